@@ -1,0 +1,1 @@
+"""The hospital: reads its own data, does the local work of a stage and answers orders."""

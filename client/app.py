@@ -1,0 +1,168 @@
+"""The ClientApp: answers two messages, hello and visit, with the site's installed code. Thin on purpose.
+
+A process keeps its sites between messages, one set per thread: cohort and model are there when the next order comes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.config import SiteConfig, read_config
+from client.data.cohort import load_cohort
+from client.site import Site
+from client.workbench import Workbench
+from common import wire
+from common.errors import FedgraftError
+from common.files import write_atomic
+from common.orders import PROTOCOL, Code, Greeting, Hello, Refusal, Update
+from common.study import Study, parse_study
+
+log = logging.getLogger(__name__)
+app = ClientApp()
+_kept = threading.local()
+
+
+@app.query(wire.HELLO.partition(".")[2])
+def hello(message: Message, context: Context) -> Message:
+    """Take in the study, prepare the cohort, say who is here."""
+    try:
+        answer: Greeting | Refusal = _greet(wire.unpack_hello(message.content), _config(context))
+    except wire.WireError:
+        answer = Refusal(0, Code.GARBAGE)
+    except FedgraftError as error:
+        # The site's own log may say what is wrong; the network may not.
+        log.error("site cannot take part: %s", error)
+        answer = Refusal(0, Code.BAD_DATA)
+    except Exception:  # the wall between a hospital and the network: no text may pass it
+        log.exception("site cannot take part")
+        answer = Refusal(0, Code.FAILED)
+    records = wire.pack_reply(answer) if isinstance(answer, Refusal) else wire.pack_greeting(answer)
+    return Message(records, reply_to=message)
+
+
+@app.train(wire.VISIT.partition(".")[2])
+def visit(message: Message, context: Context) -> Message:
+    """Carry out one order."""
+    answer = _visit(message, context)
+    return Message(wire.pack_reply(answer, views=bool(context.node_config.get("views"))), reply_to=message)
+
+
+def _greet(hello: Hello, config: SiteConfig) -> Greeting | Refusal:
+    if hello.protocol != PROTOCOL:
+        return Refusal(0, Code.OTHER_PROTOCOL)
+    study = parse_study(json.loads(hello.study), "the study sent by the coordinator")
+    site = _site(study, config)
+    write_atomic(_study_path(config, study.digest), study.to_json(), private=True)
+    return site.greet()
+
+
+def _visit(message: Message, context: Context) -> Update | Refusal:
+    exchange = 0
+    try:
+        order = wire.unpack_order(message.content)
+        exchange = order.exchange
+        config = _config(context)
+        path = _study_path(config, order.study)
+        if not path.is_file():
+            return Refusal(exchange, Code.UNKNOWN_STUDY)
+        site = _known(config, order.study) or _site(_read_study(path), config)
+        return site.visit(order)
+    except wire.WireError:
+        return Refusal(exchange, Code.GARBAGE)
+    except Exception:  # the wall between a hospital and the network: no text may pass it
+        log.exception("visit failed")
+        return Refusal(exchange, Code.FAILED)
+
+
+def _config(context: Context) -> SiteConfig:
+    """The site's own configuration; in a simulation through Ray, that of the node's number in the run's folder."""
+    path = context.node_config.get("site-config")
+    if path is None:
+        sites = Path(str(context.run_config["run"])) / "sites"
+        names = json.loads((sites / "index.json").read_text(encoding="utf-8"))
+        path = sites / names[int(context.node_config["partition-id"])] / "site.json"
+    known = _memory("configs")
+    if str(path) not in known:
+        known[str(path)] = config = read_config(Path(str(path)))
+        if config.threads:
+            torch.set_num_threads(config.threads)
+    found = known[str(path)]
+    assert isinstance(found, SiteConfig)
+    return found
+
+
+def _site(study: Study, config: SiteConfig) -> Site:
+    if (site := _known(config, study.digest)) is not None:
+        return site
+    cohort = load_cohort(
+        config.cohort,
+        name=config.name,
+        tasks=study.tasks,
+        input_spec=study.input,
+        split_spec=study.split,
+        seed=study.seed,
+        secret=bytes.fromhex(config.secret),
+        state=config.state,
+        cache=config.cache,
+    )
+    site = Site(study, cohort, _bench(study, _device(config)), config.state)
+    _memory("sites")[f"{config.state}/{study.digest}"] = site
+    return site
+
+
+def _known(config: SiteConfig, digest: str) -> Site | None:
+    site = _memory("sites").get(f"{config.state}/{digest}")
+    assert site is None or isinstance(site, Site)
+    return site
+
+
+def _bench(study: Study, device: torch.device) -> Workbench:
+    """The one model of this study in this thread; another study's model makes room for it."""
+    benches = _memory("benches")
+    name = f"{study.digest}/{device}"
+    if name not in benches:
+        benches.clear()
+        benches[name] = Workbench(study, device)
+    bench = benches[name]
+    assert isinstance(bench, Workbench)
+    return bench
+
+
+def _device(config: SiteConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def _read_study(path: Path) -> Study:
+    data = path.read_bytes()
+    study = parse_study(json.loads(data), str(path))
+    if hashlib.sha256(data).hexdigest() != study.digest:
+        raise FedgraftError(f"{path}: is not the study that this site took in.")
+    return study
+
+
+def _study_path(config: SiteConfig, digest: str) -> Path:
+    return config.state / "studies" / f"{Path(digest).name}.json"
+
+
+def _memory(name: str) -> dict[str, object]:
+    """What this thread keeps between messages under `name`."""
+    if not hasattr(_kept, name):
+        setattr(_kept, name, {})
+    found = getattr(_kept, name)
+    assert isinstance(found, dict)
+    return found
+
+
+def forget() -> None:
+    """Let go of all that this thread keeps, so that a second run in one process starts clean."""
+    _kept.__dict__.clear()

@@ -1,0 +1,49 @@
+"""Entries that never leave the site (local norm layers, personal heads), on its disk, one version per exchange."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from common.files import load_tensors, save_tensors
+from common.orders import Arrays
+
+_VERSIONS = 3
+"""How many versions stay on disk: an exchange may be repeated after a crash, and then needs the one before it."""
+
+
+class Kept:
+    """The site's own entries as they were after each exchange."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._latest: tuple[int, dict[str, np.ndarray]] | None = None
+
+    def before(self, exchange: int) -> dict[str, np.ndarray]:
+        """The site's own entries after the last exchange before this one; none at first.
+
+        Versions of this or a later exchange are of a course that is being repeated, and are deleted.
+        """
+        if self._latest is not None and self._latest[0] < exchange:
+            return self._latest[1]
+        earlier = None
+        for path in self._paths():
+            if int(path.stem) >= exchange:
+                path.unlink()
+            else:
+                earlier = path
+        entries = load_tensors(earlier) if earlier else {}
+        self._latest = (int(earlier.stem) if earlier else 0, entries)
+        return entries
+
+    def save(self, exchange: int, entries: Arrays) -> None:
+        """Put all of the site's own entries on disk as they are after `exchange`, all or nothing."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        save_tensors(self._folder / f"{exchange:06d}.safetensors", dict(entries), private=True)
+        self._latest = (exchange, dict(entries))
+        for path in self._paths()[:-_VERSIONS]:
+            path.unlink()
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("[0-9]*.safetensors"))

@@ -1,0 +1,1 @@
+"""The kinds of local work: gradient steps, closed-form statistics, recalibration of norm layers."""

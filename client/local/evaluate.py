@@ -1,0 +1,34 @@
+"""Metric sums of the model as it is on one split of a site's cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from client.local.feed import Feed, in_order
+from client.workbench import Workbench
+from common.metrics import ClassificationSums
+
+_BATCH = 256
+
+
+def evaluate(bench: Workbench, feed: Feed, split: str) -> dict[str, ClassificationSums]:
+    """Metric sums by task over the split's labelled cases."""
+    groups = in_order(feed.labelled(split), _BATCH)
+    outputs: dict[str, list[np.ndarray]] = {task: [] for task in bench.model.heads}
+    targets: dict[str, list[np.ndarray]] = {task: [] for task in bench.model.heads}
+    bench.model.eval()
+    with torch.inference_mode():
+        for batch in feed.batches(groups):
+            with torch.autocast("cuda", torch.bfloat16, enabled=bench.device.type == "cuda"):
+                logits = bench.model(batch.inputs)
+            for task in outputs:
+                outputs[task].append(logits[task].float().cpu().numpy())
+                targets[task].append(batch.targets[task].cpu().numpy())
+    sums = {}
+    for task, head in bench.model.heads.items():
+        if groups:
+            sums[task] = ClassificationSums.of(np.concatenate(outputs[task]), np.concatenate(targets[task]))
+        else:
+            sums[task] = ClassificationSums.zero(head.out_features)
+    return sums

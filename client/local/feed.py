@@ -1,0 +1,95 @@
+"""Batches of a cohort on the device where the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client.data.batches import to_float
+from client.data.cohort import Cohort
+from common.inputs import InputSpec
+
+_RESIDENT_SHARE = 0.4
+"""A cohort that needs at most this share of the GPU's free memory lives there; a larger one is streamed."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs, ready to use, and targets by task, both on the device; `indices` are positions in the cohort."""
+
+    inputs: Tensor
+    targets: dict[str, Tensor]
+    indices: Tensor
+
+
+class Feed:
+    """A cohort's cases by index. `inputs` stay compact in memory and become floats batch by batch."""
+
+    def __init__(self, cohort: Cohort, spec: InputSpec, device: torch.device) -> None:
+        self._spec = spec
+        self._device = device
+        self.splits = cohort.splits
+        self._targets = {task: target.to(device) for task, target in cohort.targets.items()}
+        self._inputs = cohort.inputs
+        self._resident = device.type == "cpu"
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            self._resident = cohort.inputs.nbytes <= _RESIDENT_SHARE * free
+            if self._resident:
+                self._inputs = cohort.inputs.to(device)
+
+    def labelled(self, split: str) -> Tensor:
+        """Indices of the split's cases that have at least one known label."""
+        indices = self.splits[split]
+        known = torch.zeros(len(indices), dtype=torch.bool)
+        for target in self._targets.values():
+            known |= target.cpu()[indices] >= 0
+        return indices[known]
+
+    def targets(self, task: str, indices: Tensor) -> Tensor:
+        """Targets of these cases, on the CPU."""
+        return self._targets[task].cpu()[indices]
+
+    def batches(self, groups: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch per group of indices; on a GPU the next one is on its way while this one is worked on."""
+        if self._resident:
+            for indices in groups:
+                yield self._place(self._inputs[indices.to(self._inputs.device)], indices)
+            return
+        ahead: Tensor | None = None
+        for at, indices in enumerate(groups):
+            raw = ahead if ahead is not None else self._fetch(indices)
+            batch = self._place(raw, indices)
+            ahead = self._fetch(groups[at + 1]) if at + 1 < len(groups) else None
+            yield batch
+
+    def _fetch(self, indices: Tensor) -> Tensor:
+        return self._inputs[indices].pin_memory().to(self._device, non_blocking=True)
+
+    def _place(self, raw: Tensor, indices: Tensor) -> Batch:
+        inputs = to_float(raw, self._spec)
+        if self._device.type == "cuda" and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        on_device = indices.to(self._device)
+        return Batch(inputs, {task: target[on_device] for task, target in self._targets.items()}, indices)
+
+
+def in_order(indices: Tensor, size: int) -> list[Tensor]:
+    """`indices` in groups of nearly equal size, at most `size`; none if there are no indices."""
+    count = -(-len(indices) // size)
+    return list(indices.tensor_split(count)) if count else []
+
+
+def shuffled(indices: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """One epoch: `indices` in random order in groups of `size`.
+
+    A rest of one case joins the group before it: norm layers cannot be trained on a single case.
+    """
+    groups = list(indices[torch.randperm(len(indices), generator=generator)].split(size))
+    if len(groups) > 1 and len(groups[-1]) == 1:
+        last = groups.pop()
+        groups[-1] = torch.cat([groups[-1], last])
+    return groups

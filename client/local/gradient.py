@@ -1,0 +1,171 @@
+"""The one training loop of all gradient methods."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from client.local.augment import augment
+from client.local.feed import Batch, Feed, shuffled
+from client.workbench import Workbench
+from common.plan import Gradient, Role
+from common.seeds import derive
+from common.tasks import UNKNOWN
+
+
+class TooFewCases(Exception):
+    """There are not enough labelled cases for a step."""
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a plan a visit happens: `seed` is its own, `round` of `rounds` counts from 1."""
+
+    seed: int
+    round: int
+    rounds: int
+
+
+def train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str], moment: Moment) -> dict[str, float]:
+    """Take the optimiser steps of one visit in place; `changes` are the entries that may move.
+
+    Returns the mean loss over the cases seen, the number of steps and of labelled cases. Raises TooFewCases, Diverged.
+    """
+    indices = feed.labelled("train")
+    groups = _groups(indices, spec, moment.seed)
+    if not groups or (len(groups[0]) < 2 and _trains_norm_statistics(bench, changes)):
+        raise TooFewCases
+    bench.model.freeze(changes, fixed_norm_stats=not _trains_norm_statistics(bench, changes))
+    bench.model.train()
+    optimiser = _optimiser(bench, spec, changes)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    weights = _class_weights(bench, feed, spec, indices)
+    draw = torch.Generator().manual_seed(derive(moment.seed, "augment"))
+    loss_sum, seen = torch.zeros((), device=bench.device), 0
+    with _dropout_seeded(bench, derive(moment.seed, "dropout")):
+        for step, batch in enumerate(feed.batches(groups)):
+            if spec.schedule != "constant" or spec.warmup:
+                factor = rate_factor(spec, (moment.round - 1 + step / len(groups)) / moment.rounds)
+                for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+            inputs = batch.inputs if spec.augment is None else augment(batch.inputs, spec.augment, draw)
+            loss = _step(bench, spec, optimiser, Batch(inputs, batch.targets, batch.indices), weights)
+            loss_sum += loss * len(batch.indices)
+            seen += len(batch.indices)
+    bench.model.eval()
+    mean = float(loss_sum) / seen
+    if not math.isfinite(mean):
+        raise Diverged
+    return {"loss": mean, "steps": len(groups), "examples": len(indices)}
+
+
+def rate_factor(spec: Gradient, progress: float) -> float:
+    """Factor on the learning rate when `progress` (0 to 1) of the stage is done: linear warm-up, then the schedule."""
+    if progress < spec.warmup:
+        return progress / spec.warmup
+    if spec.schedule == "constant":
+        return 1.0
+    left = (progress - spec.warmup) / (1 - spec.warmup)
+    return 0.5 * (1 + math.cos(math.pi * left))
+
+
+def supervised(outputs: dict[str, Tensor], targets: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
+    """Sum over tasks of the cross-entropy, the mean over the batch's known labels; 0 for a task without any."""
+    total = torch.zeros((), device=next(iter(outputs.values())).device)
+    for task, logits in outputs.items():
+        target = targets[task]
+        losses = F.cross_entropy(
+            logits.float(), target, weights.get(task), ignore_index=UNKNOWN, reduction="sum"
+        )
+        total = total + losses / _mass(target, weights.get(task))
+    return total
+
+
+def _mass(target: Tensor, weights: Tensor | None) -> Tensor:
+    known = target != UNKNOWN
+    if weights is None:
+        return known.sum().clamp(min=1)
+    return (weights[target.clamp(min=0)] * known).sum().clamp(min=1e-12)
+
+
+def _step(
+    bench: Workbench, spec: Gradient, optimiser: torch.optim.Optimizer, batch: Batch, weights: dict[str, Tensor]
+) -> Tensor:
+    with torch.autocast("cuda", torch.bfloat16, enabled=bench.device.type == "cuda"):
+        outputs = bench.model(batch.inputs)
+    loss = supervised(outputs, batch.targets, weights)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if spec.clip_norm is not None:
+        nn.utils.clip_grad_norm_((p for g in optimiser.param_groups for p in g["params"]), spec.clip_norm)
+    optimiser.step()
+    return loss.detach()
+
+
+def _groups(indices: Tensor, spec: Gradient, seed: int) -> list[Tensor]:
+    """Batches of one visit: whole epochs, or exactly `steps` of as many epochs as that takes."""
+    if not len(indices):
+        return []
+    generator = torch.Generator().manual_seed(derive(seed, "batches"))
+    groups: list[Tensor] = []
+    while len(groups) < (spec.steps or 1) or (spec.epochs and len(groups) < spec.epochs * _per_epoch(indices, spec)):
+        groups += shuffled(indices, spec.batch_size, generator)
+    return groups[: spec.steps] if spec.steps else groups
+
+
+def _per_epoch(indices: Tensor, spec: Gradient) -> int:
+    whole, rest = divmod(len(indices), spec.batch_size)
+    return whole + (rest > 1 or (rest == 1 and whole == 0))
+
+
+def _optimiser(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> torch.optim.Optimizer:
+    named = dict(bench.model.named_parameters())
+    heads = [named[key] for key in changes if key in named and bench.tags[key].role is Role.HEAD]
+    rest = [named[key] for key in changes if key in named and bench.tags[key].role is not Role.HEAD]
+    groups = [
+        {"params": params, "lr": rate}
+        for params, rate in ((rest, spec.lr * spec.backbone_lr_factor), (heads, spec.lr))
+        if params
+    ]
+    if spec.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    return torch.optim.AdamW(groups, lr=spec.lr, weight_decay=spec.weight_decay)
+
+
+def _trains_norm_statistics(bench: Workbench, changes: Sequence[str]) -> bool:
+    return any(bench.tags[key].role is Role.NORM_STATS for key in changes)
+
+
+def _class_weights(bench: Workbench, feed: Feed, spec: Gradient, indices: Tensor) -> dict[str, Tensor]:
+    """Weights that make every class present at the site count the same; none unless asked for."""
+    if spec.class_weights == "none":
+        return {}
+    weights = {}
+    for task, head in bench.model.heads.items():
+        known = feed.targets(task, indices)
+        counts = torch.bincount(known[known >= 0], minlength=head.out_features).float()
+        share = torch.where(counts > 0, counts.sum() / (counts.clamp(min=1) * (counts > 0).sum()), 0)
+        weights[task] = share.to(bench.device)
+    return weights
+
+
+@contextlib.contextmanager
+def _dropout_seeded(bench: Workbench, seed: int) -> Iterator[None]:
+    """Dropout knows only torch's global stream: lend it a seeded one, and give the old one back."""
+    if not bench.model.needs_dropout_rng:
+        yield
+        return
+    devices = [bench.device] if bench.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,41 @@
+"""AdaBN: the norm layers' statistics become those of the site's own images; nothing else moves."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from client.local.feed import Feed, in_order
+from client.local.gradient import TooFewCases
+from client.workbench import Workbench
+from common.plan import Recalibrate
+
+
+def recalibrate(bench: Workbench, feed: Feed, spec: Recalibrate) -> dict[str, float]:
+    """Replace running means and variances by the average over all training images, labelled or not.
+
+    Li et al. 2016. Raises TooFewCases for fewer than two images.
+    """
+    indices = feed.splits["train"]
+    if len(indices) < 2:
+        raise TooFewCases
+    layers = [layer for layer in bench.model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    bench.model.eval()
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        _reset(layer)
+    with torch.no_grad():
+        for batch in feed.batches(in_order(indices, spec.batch_size)):
+            bench.model.features(batch.inputs)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+        layer.eval()
+    return {"examples": len(indices)}
+
+
+def _reset(layer: nn.Module) -> None:
+    assert isinstance(layer, _BatchNorm)
+    layer.reset_running_stats()
+    layer.momentum = None  # torch's way to say: the plain average over all batches
+    layer.train()

@@ -1,0 +1,1 @@
+"""What coordinator and site must agree on: values and pure functions, no loops over the network."""

@@ -1,0 +1,61 @@
+"""The error tree. Commands turn it into one line and an exit code; nothing else is caught there.
+
+FedgraftError
+|-- InputError            exit 2: something a person wrote or pointed at is wrong
+|   |-- StudyError        a study, scenario or site file; carries every fault found
+|   |-- DataError         a cohort: folder, table, labels
+|   `-- WeightsError      a weights file or its manifest
+`-- RunError              exit 1: the run itself failed
+    |-- QuorumError       too few sites answered
+    `-- ResumeError       a run's folder cannot be continued
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class FedgraftError(Exception):
+    """Base of all errors a person may see: one sentence of what is wrong, and what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(f"{message} {fix}".strip())
+        self.fix = fix
+
+
+class InputError(FedgraftError):
+    """Something a person wrote or pointed at is wrong."""
+
+    exit_code = 2
+
+
+class StudyError(InputError):
+    """A study, scenario or site file has faults; all of them are listed at once."""
+
+    def __init__(self, source: str, faults: Sequence[str]) -> None:
+        self.source = source
+        self.faults = tuple(faults)
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {fault}" for fault in self.faults))
+
+
+class DataError(InputError):
+    """A cohort cannot be built from what the site pointed at."""
+
+
+class WeightsError(InputError):
+    """A weights file or its manifest is not what it should be."""
+
+
+class RunError(FedgraftError):
+    """The run failed."""
+
+
+class QuorumError(RunError):
+    """Too few sites answered for the round to count."""
+
+
+class ResumeError(RunError):
+    """A run's folder cannot be continued."""

@@ -1,0 +1,139 @@
+"""What travels between coordinator and site, as plain values. `common.wire` turns them into Flower records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+
+from common.files import digest_arrays
+
+PROTOCOL = 1
+"""Both sides must speak the same version; a site refuses another."""
+
+TRUNK = "*"
+"""The name under which a site gives its weight for what all tasks share."""
+
+Arrays = Mapping[str, np.ndarray]
+Split = Literal["train", "val", "test"]
+
+
+class Code(StrEnum):
+    """Why there is no update from a site. Constant words: no text of an exception ever leaves a site."""
+
+    OTHER_PROTOCOL = "other_protocol"
+    UNKNOWN_STUDY = "unknown_study"
+    MISSING_TENSORS = "missing_tensors"
+    BAD_TENSORS = "bad_tensors"
+    NO_LABELS = "no_labels"
+    TOO_FEW_CASES = "too_few_cases"
+    BAD_DATA = "bad_data"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    DISK = "disk"
+    FAILED = "failed"
+    # Said by the coordinator of a site, never by a site:
+    DEADLINE = "deadline"
+    UNREACHABLE = "unreachable"
+    GARBAGE = "garbage"
+    WRONG_KEYS = "wrong_keys"
+    WRONG_SHAPE = "wrong_shape"
+    NOT_FINITE = "not_finite"
+    TOO_LARGE = "too_large"
+    BAD_WEIGHT = "bad_weight"
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The coordinator's first word: the study itself, as canonical JSON."""
+
+    study: bytes
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """A site's answer to Hello: who it is and what it has, as counts.
+
+    `cases` counts cases by split, `labels` known training labels by task and class, `problems` left-out files by
+    reason.
+    """
+
+    site: str
+    cases: Mapping[str, int]
+    labels: Mapping[str, Mapping[str, int]]
+    problems: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One exchange with one site: evaluate what you receive on `evaluate`, then do the work of stage `stage`.
+
+    `stage` is an index into the study's plan and `round` counts from 1 within it. `work` False = evaluation only.
+    `tensors` are the state entries that the site lacks; `held` is the digest of all the others, "" if there are none.
+    """
+
+    study: str
+    exchange: int
+    stage: int
+    round: int
+    work: bool
+    evaluate: Split | None
+    tensors: Arrays
+    held: str = ""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A site's answer: trained entries (or sums), its public weights, training figures and metric sums by task.
+
+    `weights` counts the labelled training cases: by task for the heads, and under `TRUNK` for all other entries.
+    """
+
+    exchange: int
+    tensors: Arrays
+    weights: Mapping[str, float]
+    train: Mapping[str, float]
+    metrics: Mapping[str, Arrays]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """No update from this site in this exchange, and why."""
+
+    exchange: int
+    code: Code
+
+
+class Digests:
+    """Digests of arrays, remembered by the memory they lie in: an array that stays is not hashed again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, str], tuple[np.ndarray, bytes]] = {}
+
+    def of(self, arrays: Arrays) -> str:
+        """Digest over names and contents of `arrays`; "" for none."""
+        if not arrays:
+            return ""
+        parts = {key: np.frombuffer(self._one(array), dtype=np.uint8) for key, array in arrays.items()}
+        return digest_arrays(parts)
+
+    def keep_only(self, arrays: Arrays) -> None:
+        """Forget all but `arrays`, so that the memory of others can go."""
+        wanted = {place(array) for array in arrays.values()}
+        self._known = {key: value for key, value in self._known.items() if key in wanted}
+
+    def _one(self, array: np.ndarray) -> bytes:
+        where = place(array)
+        if where not in self._known:
+            # Holding the array keeps its address from being used again.
+            self._known[where] = (array, digest_arrays({"": array}).encode())
+        return self._known[where][1]
+
+
+def place(array: np.ndarray) -> tuple[int, int, str]:
+    """Where in memory an array lies, how long and of what type: equal places hold equal values while both live."""
+    return array.__array_interface__["data"][0], array.nbytes, array.dtype.str

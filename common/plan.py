@@ -1,0 +1,205 @@
+"""Stages of a study: who trains, what is trained, what travels and how it is merged. Values, no behaviour.
+
+A method is a composition of these values, never a branch in the trainer. `common.presets` names the usual ones;
+`common.check` refuses the combinations that cannot work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+
+class Role(StrEnum):
+    """What a state entry does in the model; decided by module type, never by name."""
+
+    STEM = "stem"
+    BODY = "body"
+    NORM_AFFINE = "norm_affine"
+    NORM_STATS = "norm_stats"
+    HEAD = "head"
+
+
+@dataclass(frozen=True)
+class Tag:
+    """Role, depth (0 = stem, 1.. = blocks in forward order, last = head) and task (heads only) of a state entry."""
+
+    role: Role
+    depth: int
+    task: str | None = None
+
+
+class Value(BaseModel):
+    """A frozen value that knows exactly its own keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+_ALL = frozenset(Role)
+_NORM = frozenset({Role.NORM_AFFINE, Role.NORM_STATS})
+_HEADS = frozenset({Role.HEAD})
+SELECTIONS: Mapping[str, frozenset[Role]] = {
+    "all": _ALL,
+    "none": frozenset(),
+    "heads": _HEADS,
+    "all_but_heads": _ALL - _HEADS,
+    "norm": _NORM,
+    "norm_stats": frozenset({Role.NORM_STATS}),
+    "norm_and_heads": _NORM | _HEADS,
+    "all_but_norm": _ALL - _NORM,
+    "all_but_norm_stats": _ALL - {Role.NORM_STATS},
+}
+"""The selections that have a name: FedBN shares `all_but_norm`, SiloBN `all_but_norm_stats`, FedPer `all_but_heads`."""
+
+
+class Select(Value):
+    """State entries chosen by role and depth. In a file: a name from `SELECTIONS`, or these keys."""
+
+    roles: frozenset[Role] = _ALL
+    min_depth: Annotated[int, Field(ge=0)] = 0
+    max_depth: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in SELECTIONS:
+            raise ValueError(f"no selection is called {value!r}; there are: {', '.join(SELECTIONS)}")
+        return {"roles": SELECTIONS[value]}
+
+    @model_serializer
+    def _to_name(self) -> Any:
+        roles = sorted(self.roles)
+        name = next((name for name, chosen in SELECTIONS.items() if chosen == self.roles), None)
+        if self.min_depth == 0 and self.max_depth is None:
+            return name or {"roles": roles}
+        return {"roles": roles, "min_depth": self.min_depth, "max_depth": self.max_depth}
+
+    def __contains__(self, tag: Tag) -> bool:
+        deep_enough = tag.depth >= self.min_depth
+        shallow_enough = self.max_depth is None or tag.depth <= self.max_depth
+        return tag.role in self.roles and deep_enough and shallow_enough
+
+    def keys(self, tags: Mapping[str, Tag]) -> tuple[str, ...]:
+        """State entries of a model that are selected, in the model's order."""
+        return tuple(key for key, tag in tags.items() if tag in self)
+
+
+def named(selection: str) -> Select:
+    """The selection of that name; KeyError for a name that is not in the table."""
+    return Select(roles=SELECTIONS[selection])
+
+
+class Augment(Value):
+    """Random changes of the training images: flip (left-right), shift and rotation, contrast and brightness."""
+
+    flip: bool = True
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Largest shift as a share of the image's width."""
+    rotate_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Gradient(Value):
+    """Optimiser steps on the supervised loss over the site's labelled training cases.
+
+    `schedule` runs over all the rounds of the stage. `backbone_lr_factor` multiplies the rate of everything that is
+    not a head. `fixed_norm_stats` leaves running statistics as received (FixBN).
+    """
+
+    kind: Literal["gradient"] = "gradient"
+    train: Select = named("all")
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    backbone_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the stage over which the rate rises linearly from 0."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    fixed_norm_stats: bool = False
+    class_weights: Literal["none", "balanced"] = "none"
+    augment: Augment | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Gradient:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps (per round)")
+        return self
+
+
+class Statistics(Value):
+    """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`."""
+
+    kind: Literal["statistics"] = "statistics"
+    of: Literal["features", "columns"] = "features"
+
+
+class Recalibrate(Value):
+    """AdaBN: norm layers take their statistics from the site's own images; needs no labels, shares nothing.
+
+    Li et al. 2016, "Revisiting batch normalization for practical domain adaptation".
+    """
+
+    kind: Literal["recalibrate"] = "recalibrate"
+    batch_size: Annotated[int, Field(ge=2)] = 64
+
+
+class Mean(Value):
+    """Weighted mean of the shared entries; weights are the sites' labelled training cases, or equal."""
+
+    kind: Literal["mean"] = "mean"
+    weight: Literal["examples", "equal"] = "examples"
+
+
+class Ridge(Value):
+    """Closed-form head: one ridge regression on standardised features, from the sites' sums, equal to the pooled one.
+
+    `strength` is relative to the number of cases. `scale` multiplies the logits, so that their softmax is about as
+    sharp as that of a trained head.
+    """
+
+    kind: Literal["ridge"] = "ridge"
+    strength: Annotated[float, Field(gt=0)] = 0.1
+    scale: Annotated[float, Field(gt=0)] = 5.0
+
+
+class Standardise(Value):
+    """Mean and deviation of a table's columns from the sites' sums, put into the model's first layer."""
+
+    kind: Literal["standardise"] = "standardise"
+
+
+class Nothing(Value):
+    """Nothing is merged: what the sites did stays with them."""
+
+    kind: Literal["nothing"] = "nothing"
+
+
+Local = Annotated[Gradient | Statistics | Recalibrate, Field(discriminator="kind")]
+Merge = Annotated[Mean | Ridge | Standardise | Nothing, Field(discriminator="kind")]
+
+
+class Stage(Value):
+    """One leg of a plan: `rounds` times the same local work at the sites `where`, then one merge.
+
+    `share` says which entries travel. `keep` says which trained entries stay at the site on purpose.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    where: Literal["all", "labelled", "unlabelled"] = "all"
+    local: Local
+    share: Select = named("none")
+    keep: Select = named("none")
+    merge: Merge = Nothing()
+    rounds: Annotated[int, Field(ge=1)] = 1

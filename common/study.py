@@ -1,0 +1,188 @@
+"""The study: what the coordinator asks. Strict, frozen, parsed once; all faults are reported together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from common.errors import StudyError
+from common.files import canonical_json
+from common.inputs import ImageInput, InputSpec, SplitSpec
+from common.plan import Stage, Value
+from common.presets import Method, expand
+from common.tasks import Task
+
+
+class Model(Value):
+    """The backbone by name, and the weights it starts from: an id, a folder, or none for random ones."""
+
+    backbone: str = "slim_resnet"
+    weights: str | None = None
+
+
+class Rounds(Value):
+    """When a round counts. `quorum` is the share of the asked sites that must answer well, at least `min_sites`.
+
+    `deadline_s` bounds a site's answer to one order, in seconds; no deadline if absent. `max_change` bounds the norm
+    of a site's change of the model relative to the model's own norm.
+    """
+
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
+    min_sites: Annotated[int, Field(ge=1)] = 1
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
+    max_change: Annotated[float, Field(gt=0)] = 10.0
+
+
+class Evaluation(Value):
+    """Sites evaluate what they receive on `split`, every so many exchanges; the last exchange uses the test split."""
+
+    every: Annotated[int, Field(ge=0)] = 1
+    """0 = only at the end."""
+    split: Literal["val", "test"] = "val"
+
+
+class Study(Value):
+    """All that the sites are asked to do. Two studies with the same digest ask the same."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
+    input: InputSpec = ImageInput()
+    split: SplitSpec = SplitSpec()
+    model: Model = Model()
+    plan: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    rounds: Rounds = Rounds()
+    evaluate: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Study:
+        for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"more than one {what} is called {', '.join(twice)}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the study's canonical form, 64 hex digits."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Number of classes by task name."""
+        return {task.name: len(task.classes) for task in self.tasks}
+
+    def to_json(self) -> bytes:
+        """The study as canonical JSON, all defaults written out."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def to_yaml(self) -> str:
+        """The study as YAML, all defaults written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | None]:
+    """The study in a YAML file and the scenario it names for simulations, if any.
+
+    `overrides` are `dotted.key=value` with YAML values. Raises StudyError with every fault.
+    """
+    data = read_mapping(path)
+    faults = [fault for item in overrides if (fault := _override(data, item))]
+    if faults:
+        raise StudyError(str(path), faults)
+    scenario = data.pop("scenario", None)
+    if scenario is not None and not isinstance(scenario, str):
+        raise StudyError(str(path), ["scenario: must be the name or path of a scenario file"])
+    return parse_study(data, str(path)), scenario
+
+
+def parse_study(data: Mapping[str, Any], source: str) -> Study:
+    """A checked study from plain values; StudyError names `source` and lists every fault with its key."""
+    plain, faults = _expand_method(dict(data))
+    try:
+        study = Study.model_validate(plain)
+    except ValidationError as error:
+        raise StudyError(source, faults + describe(error)) from None
+    if faults:
+        raise StudyError(source, faults)
+    return study
+
+
+def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Replace `method` by the stages of its plan; with faults, by a plan that hides no other fault."""
+    if "method" not in data:
+        return data, []
+    method = data.pop("method")
+    if "plan" in data:
+        return data, ["method: give either method or plan, not both"]
+    table = isinstance(data.get("input"), dict) and data["input"].get("kind") == "table"
+    faults = []
+    try:
+        chosen = Method.model_validate({"name": method} if isinstance(method, str) else method)
+        stages = expand(chosen, table=table)
+    except ValidationError as error:
+        faults = [f"method.{line}" for line in describe(error)]
+    except ValueError as error:
+        faults = [f"method: {error}"]
+    if faults:
+        stages = expand(Method(name="fedavg"), table=table)
+    return data | {"plan": [stage.model_dump() for stage in stages]}, faults
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; StudyError if it cannot be read, is no YAML, or is no mapping."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(str(path), ["there is no such file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(str(path), [f"cannot be read: {error}"]) from None
+    except yaml.YAMLError as error:
+        raise StudyError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(data, dict):
+        raise StudyError(str(path), ["must be a mapping of keys to values"])
+    return data
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One line per fault: the dotted key, what is wrong, and the value found."""
+    lines = []
+    for fault in error.errors(include_url=False, include_context=False):
+        key = ".".join(str(part) for part in fault["loc"]) or "the file as a whole"
+        message = fault["msg"].removeprefix("Value error, ")
+        shown = repr(fault["input"])
+        value = f" (found {shown})" if len(shown) <= 60 and fault["type"] != "missing" else ""
+        lines.append(f"{key}: {message}{value}")
+    return lines
+
+
+def _override(data: dict[str, Any], item: str) -> str | None:
+    """Set `dotted.key=value` in place; the fault as text, or None."""
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        return f"--set {item}: must look like key=value"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"--set {item}: the value is not valid YAML"
+    *parents, last = key.split(".")
+    here: Any = data
+    for part in parents:
+        step = int(part) if isinstance(here, list) and part.isdigit() else part
+        if isinstance(here, list) and isinstance(step, int) and step < len(here):
+            here = here[step]
+        elif isinstance(here, dict):
+            here = here.setdefault(step, {})
+        else:
+            return f"--set {item}: there is no {part!r} to set a key in"
+    if isinstance(here, list) and last.isdigit() and int(last) < len(here):
+        here[int(last)] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        return f"--set {item}: {key} cannot be set"
+    return None

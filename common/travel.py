@@ -1,0 +1,36 @@
+"""Which state entries a stage changes, sends and keeps: one rule for both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from common.plan import Gradient, Recalibrate, Role, Select, Stage, Tag
+
+Tags = Mapping[str, Tag]
+
+
+def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:
+    """Entries that a site's visit changes. Running statistics move only where their stage trains them."""
+    if isinstance(stage.local, Recalibrate):
+        return Select(roles=frozenset({Role.NORM_STATS})).keys(tags)
+    if not isinstance(stage.local, Gradient):
+        return ()
+    chosen = stage.local.train.keys(tags)
+    if stage.local.fixed_norm_stats:
+        return tuple(key for key in chosen if tags[key].role is not Role.NORM_STATS)
+    return chosen
+
+
+def sent(stage: Stage, tags: Tags) -> tuple[str, ...]:
+    """Changed entries that go back to the coordinator."""
+    return tuple(key for key in changed(stage, tags) if tags[key] in stage.share)
+
+
+def stays(stage: Stage, tags: Tags) -> tuple[str, ...]:
+    """Changed entries that stay at the site."""
+    return tuple(key for key in changed(stage, tags) if tags[key] not in stage.share)
+
+
+def own(stage: Stage, tags: Tags, key: str) -> bool:
+    """Whether a site that has its own value of `key` uses it in this stage, rather than the coordinator's."""
+    return tags[key] not in stage.share

@@ -1,0 +1,240 @@
+"""Orders, updates and refusals as Flower records: the only file that knows record keys.
+
+A hello's refusal has exchange 0. Arrays travel raw (C order, little endian) in a Flower ArrayRecord; everything else as one JSON text. Nothing is ever
+unpickled. Decoding checks all that it reads and raises WireError, never anything else, on garbage.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from common.orders import Arrays, Code, Greeting, Hello, Order, Refusal, Update
+
+HELLO = "query.hello"
+VISIT = "train.visit"
+"""Flower message types of the two things that are ever asked of a site."""
+
+_RAW = "fedgraft.raw"
+_DTYPES = ("float32", "float64", "int64", "uint32", "uint8")
+_TENSORS, _METRICS, _WORDS = "tensors", "metrics", "words"
+
+
+class WireError(ValueError):
+    """A message that is not what it should be."""
+
+
+def pack_hello(hello: Hello) -> RecordDict:
+    """Hello as records."""
+    return _pack({"protocol": hello.protocol, "study": hello.study.decode()})
+
+
+def unpack_hello(records: RecordDict) -> Hello:
+    """Hello from records; WireError on garbage."""
+    words = _words(records)
+    return Hello(study=_text(words, "study").encode(), protocol=_count(words, "protocol"))
+
+
+def pack_greeting(greeting: Greeting) -> RecordDict:
+    """A greeting as records."""
+    words = {
+        "site": greeting.site,
+        "cases": dict(greeting.cases),
+        "labels": {task: dict(counts) for task, counts in greeting.labels.items()},
+        "problems": dict(greeting.problems),
+    }
+    return _pack(words)
+
+
+def unpack_greeting(records: RecordDict) -> Greeting | Refusal:
+    """A greeting or refusal from records; WireError on garbage."""
+    words = _words(records)
+    if "refused" in words:
+        return _refusal(words)
+    labels = words.get("labels")
+    if not isinstance(labels, dict):
+        raise WireError("labels")
+    return Greeting(
+        site=_text(words, "site"),
+        cases=_counts(words.get("cases")),
+        labels={str(task): _counts(counts) for task, counts in labels.items()},
+        problems=_counts(words.get("problems")),
+    )
+
+
+def pack_tensors(arrays: Arrays, *, views: bool = False) -> ArrayRecord:
+    """Arrays as a record; one record may serve many messages.
+
+    `views` saves the copy of every array, for messages that stay in this process: then nobody may write to `arrays`
+    as long as the record lives.
+    """
+    record = ArrayRecord()
+    for key, array in arrays.items():
+        record[key] = _pack_array(array, views)
+    return record
+
+
+def pack_order(order: Order, tensors: ArrayRecord) -> RecordDict:
+    """An order as records, its tensors already packed."""
+    words = {
+        "study": order.study,
+        "exchange": order.exchange,
+        "stage": order.stage,
+        "round": order.round,
+        "work": order.work,
+        "evaluate": order.evaluate,
+        "held": order.held,
+    }
+    return RecordDict({_WORDS: ConfigRecord({"json": json.dumps(words)}), _TENSORS: tensors})
+
+
+def unpack_order(records: RecordDict) -> Order:
+    """An order from records; WireError on garbage."""
+    words = _words(records)
+    evaluate = words.get("evaluate")
+    if evaluate not in (None, "train", "val", "test") or not isinstance(words.get("work"), bool):
+        raise WireError("evaluate or work")
+    return Order(
+        study=_text(words, "study"),
+        exchange=_count(words, "exchange"),
+        stage=_count(words, "stage"),
+        round=_count(words, "round"),
+        work=words["work"],
+        evaluate=evaluate,
+        tensors=_unpack_arrays(records.get(_TENSORS)),
+        held=_text(words, "held"),
+    )
+
+
+def pack_reply(reply: Update | Refusal, *, views: bool = False) -> RecordDict:
+    """A site's answer to an order as records; `views` as for `pack_tensors`."""
+    if isinstance(reply, Refusal):
+        return _pack({"exchange": reply.exchange, "refused": reply.code.value})
+    records = _pack(
+        {"exchange": reply.exchange, "weights": dict(reply.weights), "train": dict(reply.train)}
+    )
+    metrics = {f"{task}/{key}": value for task, sums in reply.metrics.items() for key, value in sums.items()}
+    for name, arrays in ((_TENSORS, reply.tensors), (_METRICS, metrics)):
+        if arrays:
+            records[name] = pack_tensors(arrays, views=views)
+    return records
+
+
+def unpack_reply(records: RecordDict) -> Update | Refusal:
+    """A site's answer from records; WireError on garbage."""
+    words = _words(records)
+    if "refused" in words:
+        return _refusal(words)
+    metrics: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in _unpack_arrays(records.get(_METRICS)).items():
+        task, slash, key = name.partition("/")
+        if not slash:
+            raise WireError("metrics")
+        metrics.setdefault(task, {})[key] = array
+    return Update(
+        exchange=_count(words, "exchange"),
+        tensors=_unpack_arrays(records.get(_TENSORS)),
+        weights=_numbers(words.get("weights")),
+        train=_numbers(words.get("train")),
+        metrics=metrics,
+    )
+
+
+def size(records: RecordDict) -> int:
+    """Bytes of the payload that these records carry, tensors and words; what Flower adds around is not counted."""
+    words = sum(len(str(value)) for record in records.config_records.values() for value in record.values())
+    return words + sum(
+        len(array.data) for record in records.array_records.values() for array in record.values()
+    )
+
+
+def _pack(words: Mapping[str, Any]) -> RecordDict:
+    return RecordDict({_WORDS: ConfigRecord({"json": json.dumps(words)})})
+
+
+def _pack_array(array: np.ndarray, view: bool) -> Array:
+    if sys.byteorder != "little" or array.dtype.name not in _DTYPES:
+        raise TypeError(f"arrays of {array.dtype} do not travel on a {sys.byteorder}-endian machine")
+    whole = np.ascontiguousarray(array)
+    if not view or not array.size:
+        return Array(array.dtype.name, tuple(array.shape), _RAW, whole.tobytes())
+    packed = Array(array.dtype.name, tuple(array.shape), _RAW, b"")
+    # Flower insists on bytes only when it builds an Array; a read-only view serves as well within one process.
+    packed.data = memoryview(whole).toreadonly().cast("B")  # type: ignore[assignment]
+    return packed
+
+
+def _unpack_arrays(record: object) -> dict[str, np.ndarray]:
+    if record is None:
+        return {}
+    if not isinstance(record, ArrayRecord):
+        raise WireError("not an array record")
+    return {str(key): _unpack_array(array) for key, array in record.items()}
+
+
+def _unpack_array(array: Array) -> np.ndarray:
+    if array.stype != _RAW or array.dtype not in _DTYPES:
+        raise WireError("array of a kind that does not travel")
+    shape = tuple(array.shape)
+    if any(n < 0 for n in shape) or math.prod(shape) * np.dtype(array.dtype).itemsize != len(array.data):
+        raise WireError("array with a wrong number of bytes")
+    return np.frombuffer(array.data, dtype=array.dtype).reshape(shape)
+
+
+def _words(records: RecordDict) -> dict[str, Any]:
+    record = records.get(_WORDS)
+    text = record.get("json") if isinstance(record, ConfigRecord) else None
+    if not isinstance(text, str):
+        raise WireError("no words")
+    try:
+        words = json.loads(text)
+    except (ValueError, RecursionError):
+        raise WireError("words are not JSON") from None
+    if not isinstance(words, dict):
+        raise WireError("words are no mapping")
+    return words
+
+
+def _text(words: Mapping[str, Any], key: str) -> str:
+    if not isinstance(value := words.get(key), str):
+        raise WireError(key)
+    return value
+
+
+def _count(words: Mapping[str, Any], key: str) -> int:
+    value = words.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise WireError(key)
+    return value
+
+
+def _counts(value: object) -> dict[str, int]:
+    if not isinstance(value, dict):
+        raise WireError("counts")
+    return {str(key): _count(value, key) for key in value}
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise WireError("number")
+    return float(value)
+
+
+def _numbers(value: object) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise WireError("numbers")
+    return {str(key): _number(number) for key, number in value.items()}
+
+
+def _refusal(words: Mapping[str, Any]) -> Refusal:
+    try:
+        code = Code(_text(words, "refused"))
+    except ValueError:
+        raise WireError("refused") from None
+    return Refusal(exchange=_count(words, "exchange"), code=code)

@@ -1,0 +1,207 @@
+"""The front door: one command. What a subcommand needs is imported only when it runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from common.study import Study
+
+# Flower reports home and looks for updates unless told not to; a hospital's machine does neither.
+for _switch, _value in (
+    ("FLWR_TELEMETRY_ENABLED", "0"),
+    ("FLWR_DISABLE_UPDATE_CHECK", "1"),
+    ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+):
+    os.environ.setdefault(_switch, _value)
+
+app = typer.Typer(help="Federated transfer learning for medical imaging across hospitals.", no_args_is_help=True)
+data = typer.Typer(help="Phantom hospitals.", no_args_is_help=True)
+weights = typer.Typer(help="Pretrained weights: train, import, look at, verify.", no_args_is_help=True)
+study = typer.Typer(help="Look at a study before it runs.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(weights, name="weights")
+app.add_typer(study, name="study")
+
+StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
+
+
+@app.callback()
+def _common(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+    global _debug  # noqa: PLW0603 - the one switch that must reach main() past typer
+    _debug = debug
+
+
+_debug = False
+
+
+@app.command()
+def simulate(
+    study_file: Annotated[Path | None, typer.Argument(metavar="STUDY", help="The study's YAML file.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/STUDY if not given.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
+    engine: Annotated[str, typer.Option(help="inprocess, pool (worker processes) or ray.")] = "inprocess",
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes of pool and ray.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads per site.")] = 1,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study over simulated hospitals on this machine."""
+    from simulations import commands
+
+    commands.simulate(
+        commands.Request(study_file, scenario, out, resume, tuple(set_ or ())),
+        commands.engine(engine, workers, threads),
+        as_json=as_json,
+    )
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Build the HTML report of a run again."""
+    from server.report import build_report
+
+    typer.echo(build_report(run))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, device and settings, and what is wrong with them."""
+    from simulations import commands
+
+    commands.doctor(as_json=as_json)
+
+
+@data.command("make")
+def data_make(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of one that ships.")],
+    out: Annotated[Path, typer.Option(help="Where the hospitals' folders go.")],
+) -> None:
+    """Write phantom hospitals as real DICOM files and tables."""
+    from simulations import commands
+
+    commands.make_data(scenario, out)
+
+
+@weights.command("list")
+def weights_list(as_json: AsJson = False) -> None:
+    """All weights that studies can name."""
+    from simulations import commands
+
+    commands.list_weights(as_json=as_json)
+
+
+@weights.command("show")
+def weights_show(ref: str) -> None:
+    """The manifest of some weights."""
+    from common.weights import load_manifest
+
+    typer.echo(load_manifest(ref).model_dump_json(indent=1))
+
+
+@weights.command("verify")
+def weights_verify(refs: Annotated[list[str], typer.Argument(help="Ids or folders.")]) -> None:
+    """Check that weights are what their manifest says."""
+    from common.weights import verify
+
+    for ref in refs:
+        manifest = verify(ref)
+        typer.echo(f"{manifest.id}: as its manifest says ({manifest.keys} entries, sha256 {manifest.sha256})")
+
+
+@weights.command("import")
+def weights_import(
+    source: Annotated[str, typer.Argument(help="A .safetensors or state-dict .pth file, or Enum.NAME of torchvision.")],
+    backbone: Annotated[str, typer.Option(help="The backbone that the weights are for.")],
+    id_: Annotated[str, typer.Option("--id", help="The name that studies will use.")],
+    licence: Annotated[str, typer.Option(help="Under what licence the weights may be used.")],
+    file: Annotated[Path | None, typer.Option(help="With Enum.NAME: the weights file, already here.")] = None,
+    trained_on: Annotated[str, typer.Option(help="What they were trained on.")] = "not stated",
+) -> None:
+    """Take in weights from a local file; nothing is ever downloaded."""
+    from simulations import commands
+
+    commands.import_weights(source, backbone, id_, licence, file, trained_on)
+
+
+@weights.command("pretrain")
+def weights_pretrain(
+    study_file: StudyFile,
+    out: Annotated[Path, typer.Option(help="The new folder for the weights.")],
+    id_: Annotated[str, typer.Option("--id", help="The name that studies will use.")],
+    licence: Annotated[str, typer.Option(help="Under what licence the weights may be used.")] = "Apache-2.0",
+    set_: Sets = None,
+) -> None:
+    """Train a source model on one site's data and keep it with a manifest."""
+    from simulations import commands
+
+    commands.pretrain(study_file, out, id_, licence, tuple(set_ or ()))
+
+
+@study.command("check")
+def study_check(study_file: StudyFile, set_: Sets = None) -> None:
+    """All faults of a study, or its digest if there are none."""
+    _, digest = _checked(study_file, set_)
+    typer.echo(f"{study_file}: no faults; digest {digest}")
+
+
+@study.command("show")
+def study_show(study_file: StudyFile, set_: Sets = None) -> None:
+    """The study with its method expanded to stages and all defaults written out."""
+    from simulations import commands
+
+    typer.echo(commands.read(study_file, tuple(set_ or ()))[0].to_yaml(), nl=False)
+
+
+@study.command("explain")
+def study_explain(study_file: StudyFile, set_: Sets = None, as_json: AsJson = False) -> None:
+    """What will be trained, shared and moved, stage by stage."""
+    from simulations import commands
+
+    commands.explain_study(study_file, tuple(set_ or ()), as_json=as_json)
+
+
+def _checked(study_file: Path, set_: list[str] | None) -> tuple[Study, str]:
+    from server.explain import check_study
+    from simulations import commands
+
+    found, _ = commands.read(study_file, tuple(set_ or ()))
+    check_study(found, str(study_file))
+    return found, found.digest
+
+
+def main() -> None:
+    """Run the command; a known error is one message and its exit code, without a traceback."""
+    from common.errors import FedgraftError
+
+    try:
+        code = app(standalone_mode=False)
+    except FedgraftError as error:
+        if _debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("stopped", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if _debug or not hasattr(error, "exit_code"):
+            raise
+        show = getattr(error, "show", None)
+        if show is not None:
+            show()
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

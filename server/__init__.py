@@ -1,0 +1,1 @@
+"""The coordinator: sends orders, vets and merges updates, keeps the run's folder."""

@@ -1,0 +1,80 @@
+"""A study before it runs: is it possible, and what will it train, share and move, in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from common.check import check
+from common.errors import FedgraftError, StudyError
+from common.plan import Gradient, Recalibrate, Ridge, Stage, Statistics
+from common.study import Study
+from server.results import plan_table
+from server.start import Start, start
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The study's start and one row per stage, as in a run's result."""
+
+    start: Start
+    rows: list[dict[str, Any]]
+
+
+def check_study(study: Study, source: str) -> Start:
+    """Build the study's model and refuse what cannot work; StudyError with every reason."""
+    faults: list[str] = []
+    try:
+        begin = start(study)
+    except FedgraftError as error:
+        raise StudyError(source, [f"model: {error}"]) from None
+    faults += check(study, begin.model.tags())
+    if begin.manifest is not None and begin.manifest.input is not None and begin.manifest.input != study.input:
+        wanted = begin.manifest.input
+        faults += _input_faults(study, wanted.model_dump())
+    if faults:
+        raise StudyError(source, faults)
+    return begin
+
+
+def _input_faults(study: Study, wanted: dict[str, Any]) -> list[str]:
+    """How the images differ from those that the weights were trained on; size and channels are adapted, values not."""
+    own = study.input.model_dump()
+    keys = ["normalise"] if own.get("normalise") != "fixed" else ["normalise", "mean", "std"]
+    return [
+        f"input.{key}: is {own.get(key)}, but the weights {study.model.weights} were trained with {wanted.get(key)}"
+        for key in keys
+        if own.get(key) != wanted.get(key)
+    ]
+
+
+def explain(study: Study, source: str) -> Explained:
+    """What each stage will do; StudyError if the study cannot work."""
+    begin = check_study(study, source)
+    sizes = {key: int(value.numel()) for key, value in begin.model.state_dict().items()}
+    return Explained(begin, plan_table(study, begin.model.tags(), sizes))
+
+
+def sentence(stage: Stage, row: dict[str, Any]) -> str:
+    """One stage in plain words."""
+    who = {"all": "All sites", "labelled": "Sites with labels", "unlabelled": "Sites without labels"}[stage.where]
+    match stage.local:
+        case Gradient():
+            what = (
+                f"train {row['trains']} ({row['trained_parameters']:,} numbers) by {row['local']}, "
+                f"{stage.rounds} round{'s' * (stage.rounds > 1)}"
+            )
+        case Statistics(of="columns"):
+            what = "send count, sum and sum of squares of each column"
+        case Statistics():
+            what = "send sums of features and labels once"
+        case Recalibrate():
+            what = "set norm statistics from their own images, no labels needed"
+    if isinstance(stage.local, Statistics):
+        solved = "one ridge head equal to the pooled one" if isinstance(stage.merge, Ridge) else "one common scale"
+        return f"{who} {what}; the coordinator solves {solved}."
+    if row["shared_parameters"] == 0:
+        return f"{who} {what}; nothing leaves the site."
+    kept = row["trained_parameters"] - row["shared_parameters"]
+    rest = f"; {kept:,} stay at the site" if kept else ""
+    return f"{who} {what}; {row['shared_parameters']:,} numbers travel each round{rest}; merged by {row['merge']}."

@@ -1,0 +1,96 @@
+"""A run's folder on disk: the contract with whoever reads a run, and what it takes to resume one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import ResumeError
+from common.files import load_tensors, read_json, save_tensors, write_atomic, write_json
+from common.orders import Arrays
+from common.study import Study, parse_study, read_mapping
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The run after `exchange`: the merged state, and how long the history was then, in bytes.
+
+    `totals` are running sums for the result (bytes, seconds, refusals).
+    """
+
+    exchange: int
+    state: dict[str, np.ndarray]
+    history_bytes: int
+    totals: dict[str, Any]
+
+
+class RunFolder:
+    """Reads and writes one run. Every file is replaced as a whole, or appended to by whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._history = path / "history.jsonl"
+        self._events = path / "events.jsonl"
+
+    def study(self) -> Study:
+        """The study as run."""
+        source = self.path / "study.yaml"
+        if not source.is_file():
+            raise ResumeError(f"{self.path}: is no run's folder: there is no study.yaml.")
+        return parse_study(read_mapping(source), str(source))
+
+    def write_study(self, study: Study) -> None:
+        """Write the study with all defaults."""
+        write_atomic(self.path / "study.yaml", study.to_yaml().encode())
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file of the folder."""
+        write_json(self.path / name, content)
+
+    def append_history(self, row: Mapping[str, Any]) -> None:
+        """Add one exchange to the history."""
+        with self._history.open("ab") as file:
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            file.flush()
+
+    def event(self, kind: str, **facts: object) -> None:
+        """Tell whoever watches the run what just happened."""
+        with self._events.open("ab") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), "event": kind, **facts}).encode() + b"\n")
+
+    def save_checkpoint(self, exchange: int, state: Arrays, totals: Mapping[str, Any]) -> None:
+        """Make the run resumable from after `exchange`: first the tensors, then the file that names them."""
+        folder = self.path / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        name = f"{exchange:06d}.safetensors"
+        save_tensors(folder / name, dict(state))
+        size = self._history.stat().st_size if self._history.exists() else 0
+        facts = {"exchange": exchange, "tensors": name, "history_bytes": size, "totals": dict(totals)}
+        write_json(folder / "state.json", facts)
+        for old in folder.glob("*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The last checkpoint, with the history cut back to it; None if there is none."""
+        source = self.path / "checkpoint" / "state.json"
+        if not source.is_file():
+            if self._history.exists():
+                self._history.unlink()
+            return None
+        try:
+            facts = read_json(source)
+            state = load_tensors(source.parent / facts["tensors"])
+            checkpoint = Checkpoint(facts["exchange"], state, facts["history_bytes"], facts["totals"])
+        except (KeyError, TypeError) as error:
+            raise ResumeError(f"{source}: is not a checkpoint: {error}.") from None
+        if checkpoint.history_bytes:
+            with self._history.open("r+b") as file:
+                file.truncate(checkpoint.history_bytes)
+        return checkpoint

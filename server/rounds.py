@@ -1,0 +1,289 @@
+"""The round loop: order, collect, vet, merge, save; then once more to evaluate, and the run is done."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from common.errors import QuorumError
+from common.metrics import ClassificationSums
+from common.orders import Arrays, Code, Digests, Greeting, Hello, Order, Refusal, Split, Update
+from common.plan import Stage
+from common.study import Study
+from common.travel import Tags
+from server.fleet import Fleet, lacking
+from server.folder import RunFolder
+from server.merge import Merger, merger
+from server.scores import Scores
+from server.vet import Bar, expected, fault, metric_sums
+
+
+@dataclass(frozen=True)
+class Step:
+    """One exchange of the plan: the `round`-th (from 1) of a stage, or the evaluation at the end (`work` False)."""
+
+    exchange: int
+    stage: int
+    round: int
+    work: bool
+
+
+def schedule(study: Study) -> Iterator[Step]:
+    """All exchanges of a study, in order, counted from 1."""
+    exchange = 0
+    for index, stage in enumerate(study.plan):
+        for number in range(1, stage.rounds + 1):
+            exchange += 1
+            yield Step(exchange, index, number, work=True)
+    yield Step(exchange + 1, len(study.plan) - 1, study.plan[-1].rounds, work=False)
+
+
+@dataclass
+class Collected:
+    """What came back in one exchange."""
+
+    merged: list[str] = field(default_factory=list)
+    missing: dict[str, Code] = field(default_factory=dict)
+    train: dict[str, dict[str, float]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, ClassificationSums]] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass
+class Totals:
+    """Running sums over the exchanges of a run, saved with every checkpoint."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with: the merged state, who took part, the last evaluation, and the totals."""
+
+    state: Arrays
+    greetings: Mapping[str, Greeting]
+    absent: Mapping[str, Code]
+    scores: Scores
+    totals: Totals
+
+
+class Rounds:
+    """One run of a study over a fleet, from the first exchange or from a checkpoint."""
+
+    def __init__(self, study: Study, fleet: Fleet, folder: RunFolder, state: Arrays, tags: Tags) -> None:
+        self._study = study
+        self._fleet = fleet
+        self._folder = folder
+        self._state: dict[str, np.ndarray] = dict(state)
+        self._tags = tags
+        self._totals = Totals()
+        self._digests = Digests()
+        self._held: dict[str, Arrays] = {}
+        self._greetings: dict[str, Greeting] = {}
+        self._absent: dict[str, Code] = {}
+
+    def run(self) -> Outcome:
+        """Carry out what is left of the plan. QuorumError if too few sites answer in a round."""
+        done = 0
+        if (checkpoint := self._folder.load_checkpoint()) is not None:
+            done, self._state = checkpoint.exchange, checkpoint.state
+            self._totals = Totals(**checkpoint.totals)
+        self._greet()
+        scores = Scores(self._study, {})
+        for step in schedule(self._study):
+            if step.exchange <= done:
+                continue
+            scores = self._exchange(step)
+            if step.work:
+                self._folder.save_checkpoint(step.exchange, self._state, vars(self._totals))
+        return Outcome(self._state, self._greetings, self._absent, scores, self._totals)
+
+    def _greet(self) -> None:
+        started = time.monotonic()
+        self._folder.event("greeting")
+        for site, answer in self._fleet.greet(Hello(self._study.to_json())).items():
+            if isinstance(answer, Greeting):
+                self._greetings[site] = answer
+            else:
+                self._absent[site] = answer.code
+        self._spend("prepare", started)
+        self._folder.event("greeted", sites=list(self._greetings), absent=self._absent)
+        if not self._greetings:
+            reasons = ", ".join(f"{site}: {code}" for site, code in self._absent.items()) or "nobody answered"
+            raise QuorumError(f"No site can take part ({reasons}).", fix="See the log in each site's folder.")
+
+    def _exchange(self, step: Step) -> Scores:
+        started = time.monotonic()
+        stage = self._study.plan[step.stage]
+        sites = self._asked(step, stage)
+        split = self._split(step)
+        self._folder.event(
+            "exchange", exchange=step.exchange, stage=stage.name if step.work else "evaluate", sites=len(sites)
+        )
+        orders = {site: self._order(step, site, split) for site in sites}
+        merging = merger(stage, self._tags)
+        got = self._collect(orders, stage, merging)
+        again = {
+            site: self._order(step, site, split, everything=True)
+            for site, code in got.missing.items()
+            if code is Code.MISSING_TENSORS
+        }
+        if again:
+            for site in again:
+                del got.missing[site]
+            self._collect_into(got, again, stage, merging)
+        self._check_quorum(step, stage, sites, got)
+        for site in got.merged:
+            self._held[site] = self._state
+        if step.work:
+            self._state = self._state | merging.result(self._state)
+        self._digests.keep_only(self._state)
+        scores = Scores(self._study, got.metrics)
+        self._record(step, stage, sites, got, scores, started)
+        return scores
+
+    def _asked(self, step: Step, stage: Stage) -> list[str]:
+        """Sites that this exchange is for."""
+        if not step.work or stage.where == "all":
+            return sorted(self._greetings)
+        wanted = stage.where == "labelled"
+        sites = sorted(
+            site
+            for site, greeting in self._greetings.items()
+            if wanted == any(count for counts in greeting.labels.values() for count in counts.values())
+        )
+        if not sites:
+            raise QuorumError(f"Stage {stage.name!r} is for {stage.where} sites, and there are none.")
+        return sites
+
+    def _split(self, step: Step) -> Split | None:
+        if not step.work:
+            return "test"
+        every = self._study.evaluate.every
+        return self._study.evaluate.split if every and (step.exchange - 1) % every == 0 else None
+
+    def _order(self, step: Step, site: str, split: Split | None, *, everything: bool = False) -> Order:
+        tensors = lacking(self._state, {} if everything else self._held.get(site, {}))
+        held = {key: array for key, array in self._state.items() if key not in tensors}
+        return Order(
+            study=self._study.digest,
+            exchange=step.exchange,
+            stage=step.stage,
+            round=step.round,
+            work=step.work,
+            evaluate=split,
+            tensors=tensors,
+            held=self._digests.of(held),
+        )
+
+    def _collect(self, orders: Mapping[str, Order], stage: Stage, merging: Merger) -> Collected:
+        got = Collected()
+        self._collect_into(got, orders, stage, merging)
+        return got
+
+    def _collect_into(self, got: Collected, orders: Mapping[str, Order], stage: Stage, merging: Merger) -> None:
+        """Vet replies as they come; merge them in the order of the sites' names, so that sums are reproducible."""
+        shapes = expected(self._study, stage, self._tags, self._state)
+        bar = Bar(stage, self._tags, self._state, shapes, self._study.rounds.max_change)
+        waiting = sorted(orders, reverse=True)
+        ready: dict[str, Update | None] = {}
+        for reply in self._fleet.exchange(orders, self._study.rounds.deadline_s):
+            got.bytes_up += reply.bytes_up
+            got.bytes_down += reply.bytes_down
+            ready[reply.site] = self._vetted(got, reply.site, reply.answer, orders[reply.site], bar)
+            self._folder.event("reply", exchange=orders[reply.site].exchange, site=reply.site)
+            while waiting and waiting[-1] in ready:
+                update = ready.pop(waiting.pop())
+                if update is not None and orders[reply.site].work:
+                    merging.add(update)
+
+    def _vetted(self, got: Collected, site: str, answer: Update | Refusal, order: Order, bar: Bar) -> Update | None:
+        if isinstance(answer, Refusal):
+            got.missing[site] = answer.code
+            return None
+        sums = metric_sums(answer, self._study)
+        code = fault(answer, order, bar) or (Code.GARBAGE if sums is None else None)
+        if code is not None:
+            got.missing[site] = code
+            return None
+        got.merged.append(site)
+        got.train[site] = dict(answer.train)
+        if sums:
+            got.metrics[site] = sums
+        return answer
+
+    def _check_quorum(self, step: Step, stage: Stage, sites: list[str], got: Collected) -> None:
+        rounds = self._study.rounds
+        needed = max(rounds.min_sites, math.ceil(rounds.quorum * len(sites) - 1e-9))
+        if len(got.merged) >= needed or not step.work:
+            return
+        raise QuorumError(
+            f"Stage {stage.name!r}, round {step.round}: {headline(len(got.merged), len(sites), got.missing)}; "
+            f"{needed} are needed.",
+            fix="Continue with --resume once the sites are back.",
+        )
+
+    def _record(
+        self, step: Step, stage: Stage, sites: list[str], got: Collected, scores: Scores, started: float
+    ) -> None:
+        name = stage.name if step.work else "evaluate"
+        seconds = self._spend("rounds" if step.work else "evaluate", started)
+        totals = self._totals
+        totals.bytes_up += got.bytes_up
+        totals.bytes_down += got.bytes_down
+        totals.refusals += [
+            {"exchange": step.exchange, "stage": name, "round": step.round, "site": site, "code": code.value}
+            for site, code in sorted(got.missing.items())
+        ]
+        row = {
+            "exchange": step.exchange,
+            "stage": name,
+            "stage_index": step.stage,
+            "round": step.round,
+            "rounds": stage.rounds,
+            "seconds": round(seconds, 3),
+            "bytes_up": got.bytes_up,
+            "bytes_down": got.bytes_down,
+            "sites_asked": sites,
+            "sites_merged": sorted(got.merged),
+            "missing": {site: code.value for site, code in sorted(got.missing.items())},
+            "train": dict(sorted(got.train.items())),
+            "evaluated": self._evaluated(step) if got.metrics else None,
+            "split": self._split(step) if got.metrics else None,
+            "metrics": scores.values(),
+        }
+        self._folder.append_history(row)
+        self._folder.event("done", exchange=step.exchange, macro=scores.macro(), missing=row["missing"])
+
+    def _evaluated(self, step: Step) -> dict[str, Any]:
+        """Which model went out in this exchange: the one that the exchange before left behind."""
+        plan = self._study.plan
+        if not step.work:
+            return {"stage": plan[step.stage].name, "round": step.round}
+        if step.round > 1:
+            return {"stage": plan[step.stage].name, "round": step.round - 1}
+        if step.stage == 0:
+            return {"stage": "start", "round": 0}
+        return {"stage": plan[step.stage - 1].name, "round": plan[step.stage - 1].rounds}
+
+    def _spend(self, phase: str, started: float) -> float:
+        seconds = time.monotonic() - started
+        self._totals.seconds[phase] = self._totals.seconds.get(phase, 0.0) + seconds
+        return seconds
+
+
+def headline(present: int, asked: int, missing: Mapping[str, Code]) -> str:
+    """Who took part, in one line: "4 of 5 sites; missing: north, deadline"."""
+    line = f"{present} of {asked} sites"
+    if missing:
+        line += "; missing: " + "; ".join(f"{site}, {code.value}" for site, code in sorted(missing.items()))
+    return line

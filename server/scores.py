@@ -1,0 +1,62 @@
+"""Metric sums of one exchange as values: per site, pooled, macro mean and worst site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import add
+from typing import Any
+
+from common.metrics import ClassificationSums
+from common.study import Study
+
+SHOWN = ("auroc", "accuracy", "balanced_accuracy")
+"""Metrics whose macro mean over sites and worst site are reported."""
+
+
+class Scores:
+    """Sums by site and task; values are made from them only at the end."""
+
+    def __init__(self, study: Study, sums: Mapping[str, Mapping[str, ClassificationSums]]) -> None:
+        self._tasks = [task.name for task in study.tasks]
+        self._sums = {site: sums[site] for site in sorted(sums)}
+
+    def values(self) -> dict[str, Any]:
+        """By task: `sites` (by name), `pooled` over all cases, `macro` mean over sites, `worst` site by AUROC."""
+        if not self._sums:
+            return {}
+        return {task: self._task_values(task) for task in self._tasks}
+
+    def sums(self) -> dict[str, Any]:
+        """By task the sums themselves as plain lists, per site and pooled, for curves in the report."""
+        plain: dict[str, Any] = {}
+        for task in self._tasks if self._sums else []:
+            sites = {site: _plain(sums[task]) for site, sums in self._sums.items()}
+            plain[task] = {"sites": sites, "pooled": _plain(self._pooled(task))}
+        return plain
+
+    def macro(self) -> dict[str, float | None]:
+        """Macro AUROC by task, for a progress line."""
+        return {task: values["macro"]["auroc"] for task, values in self.values().items()}
+
+    def _pooled(self, task: str) -> ClassificationSums:
+        return reduce(add, (sums[task] for sums in self._sums.values()))
+
+    def _task_values(self, task: str) -> dict[str, Any]:
+        sites = {site: sums[task].values() for site, sums in self._sums.items()}
+        macro: dict[str, float | None] = {}
+        for metric in SHOWN:
+            known = [value for values in sites.values() if (value := values[metric]) is not None]
+            macro[metric] = sum(known) / len(known) if known else None
+        ranked = {site: value for site, values in sites.items() if (value := values["auroc"]) is not None}
+        worst = min(ranked, key=lambda site: ranked[site]) if ranked else None
+        return {
+            "sites": sites,
+            "pooled": self._pooled(task).values(),
+            "macro": macro,
+            "worst": None if worst is None else {"site": worst, "auroc": ranked[worst]},
+        }
+
+
+def _plain(sums: ClassificationSums) -> dict[str, Any]:
+    return {key: array.tolist() for key, array in sums.arrays().items()}

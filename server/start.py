@@ -1,0 +1,38 @@
+"""What a run starts from: the study's model, with the pretrained weights grafted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.inputs import TableInput
+from common.model import TransferModel, build_model, build_table_model, state_arrays
+from common.study import Study
+from common.weights import KeyReport, WeightsManifest, graft, load_weights
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model before the first exchange, and where its entries come from."""
+
+    model: TransferModel
+    manifest: WeightsManifest | None
+    report: KeyReport | None
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of all entries."""
+        return {key: array.copy() for key, array in state_arrays(self.model).items()}
+
+
+def start(study: Study) -> Start:
+    """Build the model, seeded by the study, and load its weights. WeightsError if they do not fit."""
+    if isinstance(study.input, TableInput):
+        model = build_table_model(study.model.backbone, study.heads, study.input.width, study.seed)
+    else:
+        size, channels = study.input.size, study.input.channels
+        model = build_model(study.model.backbone, study.heads, channels=channels, seed=study.seed, size=size)
+    if study.model.weights is None:
+        return Start(model, None, None)
+    manifest, arrays = load_weights(study.model.weights)
+    return Start(model, manifest, graft(model, arrays, manifest))

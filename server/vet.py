@@ -1,0 +1,123 @@
+"""Every reply is looked over before it counts: names, shapes, types, finite, plausible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import InputError
+from common.metrics import ClassificationSums
+from common.orders import TRUNK, Arrays, Code, Order, Update
+from common.plan import Gradient, Role, Stage, Statistics
+from common.study import Study
+from common.travel import Tags, sent
+
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+"""Shape and type that each array of an update must have."""
+
+
+_MOST_CASES = 1e12
+
+
+def expected(study: Study, stage: Stage, tags: Tags, state: Arrays) -> Shapes:
+    """What an update of this stage must hold."""
+    if isinstance(stage.local, Statistics) and stage.local.of == "columns":
+        width = state[next(key for key in tags if key.endswith(".mean"))].shape
+        return {name: (width, "float64") for name in ("count", "sum", "squares")}
+    if isinstance(stage.local, Statistics):
+        shapes = {}
+        for task, classes in study.heads.items():
+            dim = state[f"heads.{task}.weight"].shape[1] + 1
+            shapes[f"{task}/gram"] = ((dim, dim), "float64")
+            shapes[f"{task}/cross"] = ((dim, classes), "float64")
+        return shapes
+    return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What every update of one exchange is held against."""
+
+    stage: Stage
+    tags: Tags
+    state: Arrays
+    shapes: Shapes
+    limit: float
+    """Largest norm of a change, as a multiple of the norm of what travels (plus 1, for entries that start at zero)."""
+
+
+def fault(update: Update, order: Order, bar: Bar) -> Code | None:
+    """Why this update must not count, or None."""
+    if update.exchange != order.exchange:
+        return Code.GARBAGE
+    if set(update.tensors) != (set(bar.shapes) if order.work else set()):
+        return Code.WRONG_KEYS
+    if any((array.shape, array.dtype.name) != bar.shapes[key] for key, array in update.tensors.items()):
+        return Code.WRONG_SHAPE
+    if not all(math.isfinite(value) for value in update.train.values()):
+        return Code.NOT_FINITE
+    if not order.work:
+        return None
+    if isinstance(bar.stage.local, Gradient):
+        return _bad_weight(update) or _bad_change(update.tensors, bar)
+    return _bad_sums(update.tensors)
+
+
+def _bad_weight(update: Update) -> Code | None:
+    plausible = all(math.isfinite(weight) and 0 <= weight < _MOST_CASES for weight in update.weights.values())
+    return None if plausible and update.weights.get(TRUNK, 0) > 0 else Code.BAD_WEIGHT
+
+
+def _bad_change(tensors: Arrays, bar: Bar) -> Code | None:
+    """Norm statistics may move far without harm, so only their being finite is looked at."""
+    before, after = 0.0, 0.0
+    for key, array in tensors.items():
+        if array.dtype.kind != "f":
+            continue
+        if bar.tags[key].role is Role.NORM_STATS:
+            if not np.isfinite(array).all():
+                return Code.NOT_FINITE
+            continue
+        old = bar.state[key]
+        before += squares(old)
+        after += squares(array, old)
+    if not math.isfinite(after):
+        return Code.NOT_FINITE
+    return Code.TOO_LARGE if math.sqrt(after) > bar.limit * (math.sqrt(before) + 1) else None
+
+
+def _bad_sums(tensors: Arrays) -> Code | None:
+    if not all(np.isfinite(array).all() for array in tensors.values()):
+        return Code.NOT_FINITE
+    counts = [array for key, array in tensors.items() if key == "count"]
+    counts += [array[-1, -1] for key, array in tensors.items() if key.endswith("/gram")]
+    return None if all((0 <= count).all() and (count < _MOST_CASES).all() for count in counts) else Code.BAD_WEIGHT
+
+
+_CHUNK = 1 << 16
+
+
+def squares(array: np.ndarray, other: np.ndarray | None = None) -> float:
+    """Sum of squares of `array`, or of its difference from `other`, in pieces that stay in the processor's cache."""
+    flat = array.reshape(-1)
+    if other is None:
+        return float(np.dot(flat, flat))
+    total, base = 0.0, other.reshape(-1)
+    for start in range(0, len(flat), _CHUNK):
+        part = flat[start : start + _CHUNK] - base[start : start + _CHUNK]
+        total += float(np.dot(part, part))
+    return total
+
+
+def metric_sums(update: Update, study: Study) -> dict[str, ClassificationSums] | None:
+    """The metric sums by task, or None if they are not what they should be."""
+    sums = {}
+    try:
+        for task, arrays in update.metrics.items():
+            sums[task] = ClassificationSums.from_arrays(dict(arrays), study.heads[task])
+    except (InputError, KeyError):
+        return None
+    return sums

@@ -1,0 +1,198 @@
+"""What the front door's commands do: read, run, and show on the terminal or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import InputError, RunError
+from common.files import home, read_json
+from common.study import Study, describe, read_study
+from server.environment import environment
+from server.explain import check_study, explain, sentence
+from server.folder import RunFolder
+from simulations.hospitals import make_hospitals
+from simulations.progress import shown
+from simulations.run import Engine, Hospitals, prepare
+from simulations.run import resume as resume_run
+from simulations.scenario import Scenario, load_scenario
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+_out, _err = Console(), Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of `fedgraft simulate`."""
+
+    study: Path | None
+    scenario: str | None
+    out: Path | None
+    resume: Path | None
+    overrides: tuple[str, ...]
+
+
+def read(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Study, str | None]:
+    """A study by path, or by the name of one that ships, and the scenario that it names."""
+    shipped = CONFIGS / "studies" / f"{path}.yaml"
+    return read_study(shipped if not path.exists() and path.parent == Path() and shipped.exists() else path, overrides)
+
+
+def engine(name: str, workers: int, threads: int) -> Engine:
+    """The engine by name; InputError for one that does not exist."""
+    try:
+        return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
+    except ValidationError as error:
+        raise InputError("; ".join(describe(error))) from None
+
+
+def simulate(request: Request, engine: Engine, *, as_json: bool) -> None:
+    """Set up a run or continue one, show its progress, and say what came out."""
+    if request.resume is not None:
+        if request.study or request.scenario or request.out or request.overrides:
+            raise InputError("--resume takes no other study, scenario, --out or --set.")
+        run = request.resume
+        if not (run / "simulation.json").is_file():
+            raise InputError(f"{run} is no simulated run.", fix="Give the folder that `fedgraft simulate` wrote.")
+        study = RunFolder(run).study()
+    else:
+        study, run = _set_up(request)
+    console = _err if as_json else _out
+    with shown(run, study, console):
+        try:
+            resume_run(run, engine)
+        except RunError as error:
+            raise type(error)(f"{error}{_site_log(run)}") from None
+    result = read_json(run / "result.json")
+    if as_json:
+        sys.stdout.write(json.dumps(result | {"run": str(run), "sums": None}) + "\n")
+    else:
+        _show_result(run, result)
+
+
+def _set_up(request: Request) -> tuple[Study, Path]:
+    if request.study is None:
+        raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
+    study, named = read(request.study, request.overrides)
+    scenario_name = request.scenario or named
+    if scenario_name is None:
+        raise InputError(f"{request.study} names no scenario.", fix="Say which hospitals to simulate: --scenario FILE.")
+    check_study(study, str(request.study))
+    base = request.study.parent if request.scenario is None else Path()
+    relative = base / scenario_name
+    scenario = load_scenario(relative if relative.is_file() else scenario_name)
+    run = request.out or Path("runs") / study.name
+    if run.exists() and any(run.iterdir()):
+        raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
+    prepare(study, hospitals(scenario), run)
+    return study, run
+
+
+def hospitals(scenario: Scenario) -> Hospitals:
+    """The scenario's hospitals, generated if they are phantoms and not there yet."""
+    folder = home() / "phantoms" / f"{scenario.name}-{scenario.digest[:12]}"
+    cohorts = make_hospitals(scenario, folder)
+    faults = {site.name: site.faults for site in scenario.sites if site.faults is not None}
+    return Hospitals(cohorts, faults, scenario.synthetic)
+
+
+def make_data(name: str, out: Path) -> None:
+    """Write a scenario's phantom hospitals."""
+    scenario = load_scenario(name)
+    cohorts = make_hospitals(scenario, out)
+    for site, cohort in cohorts.items():
+        _out.print(f"{site}: {cohort.kind} in {cohort.root}", highlight=False)
+
+
+def explain_study(path: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
+    """Show a study stage by stage."""
+    study, _ = read(path, overrides)
+    explained = explain(study, str(path))
+    if as_json:
+        sys.stdout.write(json.dumps({"study": study.name, "digest": study.digest, "plan": explained.rows}) + "\n")
+        return
+    source = explained.start.manifest.id if explained.start.manifest else "random entries"
+    _out.print(f"Study {study.name}, digest {study.digest}", highlight=False)
+    _out.print(f"Model: {study.model.backbone} from {source}, heads {study.heads}", highlight=False)
+    for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
+        _out.print(f"{number}. {stage.name}: {sentence(stage, row)}", highlight=False)
+    _out.print("No differential privacy: updates can be inverted by whoever receives them.", highlight=False)
+
+
+def list_weights(*, as_json: bool) -> None:
+    """All weights at hand."""
+    from common.weights import list_weights as found  # noqa: PLC0415 - only this command needs it
+
+    manifests = found()
+    if as_json:
+        sys.stdout.write(json.dumps([manifest.model_dump(mode="json") for manifest in manifests]) + "\n")
+        return
+    table = Table("id", "backbone", "trained on", "licence")
+    for manifest in manifests:
+        label = " (synthetic)" if manifest.synthetic else ""
+        table.add_row(manifest.id + label, manifest.backbone, manifest.trained_on, manifest.licence)
+    _out.print(table)
+
+
+def doctor(*, as_json: bool) -> None:
+    """The environment, and what is wrong with it."""
+    facts: dict[str, Any] = environment(0, "none")
+    facts |= {"cores": os.cpu_count(), "home": str(home()), "problems": _problems()}
+    if as_json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+    else:
+        for key, value in facts.items():
+            if key != "problems":
+                _out.print(f"{key}: {value}", highlight=False)
+        for problem in facts["problems"]:
+            _out.print(f"problem: {problem}", highlight=False)
+    if facts["problems"]:
+        raise RunError(f"{len(facts['problems'])} problem(s) found.")
+
+
+def _problems() -> list[str]:
+    problems = []
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problems.append(f"{home()} cannot be written: {error.strerror}; set FEDGRAFT_HOME to a folder that can")
+    try:
+        import torchvision  # noqa: F401, PLC0415 - does it import with this torch?
+    except (ImportError, RuntimeError) as error:
+        problems.append(f"torchvision does not fit this torch ({error}); install both from the same place")
+    return problems
+
+
+def _site_log(run: Path) -> str:
+    return f" Details: {run / 'run.log'}" if (run / "run.log").exists() else ""
+
+
+def _show_result(run: Path, result: dict[str, Any]) -> None:
+    _out.print(f"{result['status']}: {result['headline']}", highlight=False)
+    for task, values in result["metrics"].items():
+        table = Table(f"{task} (test)", "cases", "AUROC", "accuracy", "balanced accuracy")
+        for site, row in values["sites"].items():
+            table.add_row(site, *_cells(row))
+        table.add_section()
+        table.add_row("macro mean", "", *(_number(values["macro"][key]) for key in ("auroc", "accuracy", "balanced_accuracy")))
+        table.add_row("all cases", *_cells(values["pooled"]))
+        _out.print(table)
+    _out.print(f"Report: {run / 'report.html'}", highlight=False)
+    if result["synthetic"]:
+        _out.print("Phantoms prove the machinery, not clinical benefit.", highlight=False)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [str(int(row["n"])), *(_number(row[key]) for key in ("auroc", "accuracy", "balanced_accuracy"))]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

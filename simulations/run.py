@@ -1,0 +1,138 @@
+"""Run a study over simulated hospitals on one machine: set up the run's folder, start an engine, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
+
+from client.config import SiteConfig
+from client.data.spec import CohortSpec
+from common.errors import InputError, ResumeError
+from common.files import home, read_json, write_json
+from common.plan import Value
+from common.seeds import derive
+from common.study import Study
+from server.app import app as server_app
+from server.folder import RunFolder
+from server.report import build_report
+from simulations.faults import Fault, FaultyGrid
+from simulations.grids import InProcessGrid, LocalGrid, PoolGrid
+
+EngineName = Literal["inprocess", "pool", "ray"]
+
+
+class Engine(Value):
+    """How a simulation is carried out; it changes how long a run takes, never what it gives.
+
+    `threads` are torch's per site; another number may change the last digits.
+    """
+
+    name: EngineName = "inprocess"
+    workers: int = 2
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Hospitals:
+    """The sites of a simulation: their cohorts and faults by name, and whether their images are phantoms."""
+
+    cohorts: Mapping[str, CohortSpec]
+    faults: Mapping[str, Fault] = field(default_factory=dict)
+    synthetic: bool = True
+
+
+def simulate(study: Study, hospitals: Hospitals, out: Path, engine: Engine | None = None) -> Path:
+    """Run `study` in the new folder `out`, and return it with result, model and report in it.
+
+    InputError if `out` is in use; RunError if the run fails, and then `resume` continues it.
+    """
+    prepare(study, hospitals, out)
+    return resume(out, engine)
+
+
+def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
+    """Set up a run's folder, so that `resume` can start it."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
+    sites = out / "sites"
+    sites.mkdir(parents=True, exist_ok=True)
+    for name, cohort in hospitals.cohorts.items():
+        (sites / name).mkdir(mode=0o700)
+        config = SiteConfig(
+            name=name,
+            cohort=cohort,
+            state=(sites / name).resolve(),
+            cache=home() / "cohorts",
+            # A deployed site draws its secret; here it follows from the seed, since splits depend on it.
+            secret=derive(study.seed, name, "secret").to_bytes(16, "big").hex(),
+        )
+        config.write(sites / name / "site.json")
+    write_json(sites / "index.json", sorted(hospitals.cohorts))
+    faults = {name: fault.model_dump(mode="json") for name, fault in hospitals.faults.items()}
+    write_json(out / "simulation.json", {"synthetic": hospitals.synthetic, "faults": faults})
+    RunFolder(out).write_study(study)
+
+
+def resume(out: Path, engine: Engine | None = None) -> Path:
+    """Start or continue the run in `out`; ends bit-identical to a run that was never interrupted."""
+    engine = engine or Engine()
+    if not (out / "simulation.json").is_file():
+        raise ResumeError(f"{out} is no simulated run.", fix="Give the folder that `fedgraft simulate` wrote.")
+    facts = read_json(out / "simulation.json")
+    out = out.resolve()
+    if engine.name == "ray":
+        from simulations.ray import run_with_ray  # noqa: PLC0415 - an extra
+
+        run_with_ray(out, engine.workers, engine.threads, bool(facts["synthetic"]))
+    else:
+        names = read_json(out / "sites" / "index.json")
+        with _threads(engine.threads), _grid(out, names, engine, facts["faults"]) as grid:
+            context = Context(1, 1, {}, RecordDict(), _run_config(out, engine.name, bool(facts["synthetic"])))
+            server_app(grid, context)
+    build_report(out)
+    return out
+
+
+def _run_config(out: Path, engine: str, synthetic: bool) -> dict[str, bool | str | int | float]:
+    return {"run": str(out), "engine": engine, "synthetic": synthetic}
+
+
+@contextmanager
+def _grid(out: Path, names: list[str], engine: Engine, faults: Mapping[str, object]) -> Iterator[Grid]:
+    study = RunFolder(out).study()
+    configs = [out / "sites" / name / "site.json" for name in names]
+    grid: LocalGrid
+    if engine.name == "pool":
+        grid = PoolGrid(configs, engine.workers, [_files(path) for path in configs])
+    else:
+        grid = InProcessGrid(configs, deadlines=study.rounds.deadline_s is not None)
+    nodes = dict(zip(names, grid.get_node_ids(), strict=True))
+    played = {nodes[name]: Fault.model_validate(fault) for name, fault in faults.items()}
+    try:
+        yield FaultyGrid(grid, played) if played else grid
+    finally:
+        grid.close()
+
+
+def _files(config: Path) -> int:
+    """How many files a site has: a guess at its share of the work."""
+    root = Path(json.loads(config.read_text(encoding="utf-8"))["cohort"]["root"])
+    return sum(1 for path in root.rglob("*") if path.is_file()) if root.is_dir() else 1
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,178 @@
+"""A scenario: the hospitals of a simulation. Strict, frozen, parsed once; all faults are reported together."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from client.data.spec import CohortSpec
+from common.errors import StudyError
+from common.files import canonical_json
+from common.plan import Value
+from common.study import describe, read_mapping
+from simulations.faults import Fault
+from simulations.phantoms import FINDINGS, Finding, Modality
+from simulations.scanners import Scanner
+
+SCENARIOS = Path(__file__).parent.parent / "configs" / "scenarios"
+CANCER_CASES = {"benign": 357, "malignant": 212}
+"""How many patients of each diagnosis scikit-learn's breast cancer table has."""
+_GENERATION = 1
+"""Part of the digest: raise it when the same scenario would give other files."""
+_LARGEST = 0.6
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class PhantomSite(Value):
+    """A hospital whose images are generated and written as DICOM."""
+
+    modality: tuple[Modality, ...] = ("xr",)
+    """One, or several that take turns from patient to patient."""
+    patients: Annotated[int, Field(ge=1, le=100_000)]
+    images_per_patient: tuple[Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=16)]] = (1, 2)
+    """Fewest and most; each patient's number is drawn evenly."""
+    prevalence: dict[Finding, Share] = dict.fromkeys(FINDINGS, 0.25)
+    """Share of the patients by finding; they add up to 1."""
+    size_mm: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (23.0, 46.0)
+    """Smallest and largest equivalent diameter of a finding."""
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """How much brighter a finding is, as a share of the modality's range; 0 leaves nothing to find."""
+    label_noise: Share = 0.0
+    """Share of the patients whose label is one of the wrong ones."""
+    missing_labels: Share = 0.0
+    """Share of the patients whose label cells are empty."""
+    unlabelled: bool = False
+    """All label cells are empty; the truth stays in images.csv."""
+    scanner: Scanner = Scanner()
+
+    @field_validator("modality", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("modality")
+    @classmethod
+    def _some(cls, value: tuple[Modality, ...]) -> tuple[Modality, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("needs one modality, or several different ones")
+        return value
+
+    @field_validator("prevalence")
+    @classmethod
+    def _adds_up(cls, value: dict[Finding, float]) -> dict[Finding, float]:
+        if abs(sum(value.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares add up to {sum(value.values()):g}, not 1")
+        return value
+
+    @field_validator("images_per_patient", "size_mm")
+    @classmethod
+    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("the first number must not be above the second")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> PhantomSite:
+        faults = [fault for modality in self.modality if (fault := self.scanner.fault(modality))]
+        if self.size_mm[1] > _LARGEST / 2 * self.scanner.field_mm:
+            limit = _LARGEST / 2 * self.scanner.field_mm
+            faults.append(f"size_mm: a finding of {self.size_mm[1]:g} mm is above {limit:g} mm, the most that fits")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class TableSite(Value):
+    """A hospital with a part of a real public table, as one CSV file; no patient is at two sites.
+
+    `patients` and `malignant` (their share with that diagnosis) are how sites are skewed: both classes are shuffled
+    once with the scenario's seed, and the sites, in the order of the file, take the next round(patients x malignant)
+    malignant and the next remaining benign patients.
+    """
+
+    dataset: Literal["breast_cancer"] = "breast_cancer"
+    patients: Annotated[int, Field(ge=1, le=569)]
+    malignant: Share = 0.37
+
+    @property
+    def cases(self) -> dict[str, int]:
+        """Number of patients by diagnosis."""
+        malignant = round(self.patients * self.malignant)
+        return {"benign": self.patients - malignant, "malignant": malignant}
+
+
+class SiteEntry(Value):
+    """One hospital: generated images, a part of a public table, or the user's own cohort."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+    phantom: PhantomSite | None = None
+    table: TableSite | None = None
+    cohort: CohortSpec | None = None
+    faults: Fault | None = None
+    """What goes wrong at this site on purpose."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SiteEntry:
+        if sum(source is not None for source in (self.phantom, self.table, self.cohort)) != 1:
+            raise ValueError("needs exactly one of phantom, table and cohort")
+        return self
+
+
+class Scenario(Value):
+    """The hospitals of a simulation, in the order of the file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    sites: Annotated[tuple[SiteEntry, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Scenario:
+        folded = [site.name.lower() for site in self.sites]
+        faults = [f"more than one site is called {name}" for name in sorted(set(folded)) if folded.count(name) > 1]
+        for diagnosis, there in CANCER_CASES.items():
+            asked = sum(site.table.cases[diagnosis] for site in self.sites if site.table)
+            if asked > there:
+                faults.append(f"the sites ask for {asked} {diagnosis} patients, but breast_cancer has {there}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides what is generated, 64 hex digits."""
+        generated = [site.model_dump(mode="json", include={"name", "phantom", "table"}) for site in self.sites]
+        content = {"generation": _GENERATION, "seed": self.seed, "sites": generated}
+        return hashlib.sha256(canonical_json(content)).hexdigest()
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any site's images are phantoms."""
+        return any(site.phantom is not None for site in self.sites)
+
+
+def load_scenario(path: Path | str) -> Scenario:
+    """The scenario in a YAML file, or the one of that name that ships; StudyError lists every fault.
+
+    Relative paths of cohorts are relative to the file. Nothing that a cohort points at needs to exist.
+    """
+    file = _find(Path(path))
+    data = read_mapping(file)
+    _anchor(data, file.parent.resolve())
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        raise StudyError(str(file), describe(error)) from None
+
+
+def _find(path: Path) -> Path:
+    if path.exists() or path.parent != Path() or path.suffix:
+        return path
+    shipped = SCENARIOS / f"{path}.yaml"
+    if not shipped.is_file():
+        names = ", ".join(sorted(file.stem for file in SCENARIOS.glob("*.yaml")))
+        raise StudyError(str(path), [f"is no file, and no scenario of that name ships; there are: {names}"])
+    return shipped

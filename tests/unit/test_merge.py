@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from common.errors import RunError
+from common.orders import Update
+from common.plan import Gradient, Mean, Ridge, Role, Stage, Statistics, Tag, named
+from server.merge import merger
+
+TAGS = {
+    "backbone.w": Tag(Role.BODY, 1),
+    "backbone.n": Tag(Role.NORM_STATS, 1),
+    "heads.cls.weight": Tag(Role.HEAD, 2, "cls"),
+    "heads.size.weight": Tag(Role.HEAD, 2, "size"),
+}
+
+
+def stage(weight: str) -> Stage:
+    return Stage(name="s", local=Gradient(epochs=1), share=named("all"), merge=Mean(weight=weight))
+
+
+def update(value: float, trunk: float, cls: float, size: float) -> Update:
+    tensors = {key: np.full((2, 2), value, dtype=np.float32) for key in TAGS if key != "backbone.n"}
+    tensors["backbone.n"] = np.array(int(value * 10), dtype=np.int64)
+    return Update(1, tensors, {"*": trunk, "cls": cls, "size": size}, {}, {})
+
+
+def state() -> dict[str, np.ndarray]:
+    return dict(update(0.0, 1, 1, 1).tensors)
+
+
+def test_the_mean_is_weighted_by_examples():
+    merging = merger(stage("examples"), TAGS)
+    for one in (update(1.0, 30, 30, 0), update(4.0, 10, 10, 0)):
+        merging.add(one)
+    merged = merging.result(state())
+    assert merged["backbone.w"] == pytest.approx(np.full((2, 2), 1.75))
+    assert merged["backbone.w"].dtype == np.float32
+
+
+def test_the_mean_may_be_equal():
+    merging = merger(stage("equal"), TAGS)
+    for one in (update(1.0, 30, 30, 30), update(4.0, 10, 10, 10)):
+        merging.add(one)
+    assert merging.result(state())["backbone.w"] == pytest.approx(np.full((2, 2), 2.5))
+
+
+def test_a_site_without_labels_of_a_task_does_not_dilute_its_head():
+    merging = merger(stage("examples"), TAGS)
+    for one in (update(1.0, 30, 30, 5), update(4.0, 10, 10, 0)):
+        merging.add(one)
+    assert merging.result(state())["heads.size.weight"] == pytest.approx(np.full((2, 2), 1.0))
+
+
+def test_a_head_that_nobody_has_labels_for_stays_as_it_was():
+    merging = merger(stage("examples"), TAGS)
+    merging.add(update(4.0, 10, 10, 0))
+    assert "heads.size.weight" not in merging.result(state())
+
+
+def test_whole_numbers_stay_whole():
+    merging = merger(stage("examples"), TAGS)
+    for one in (update(1.0, 1, 1, 1), update(1.3, 2, 1, 1)):
+        merging.add(one)
+    merged = merging.result(state())["backbone.n"]
+    assert (merged.dtype, int(merged)) == (np.dtype(np.int64), 12)
+
+
+def test_sums_are_taken_in_float64():
+    merging = merger(stage("examples"), TAGS)
+    big, small = 2.0**24, 1.0
+    for value in [big] + [small] * 64:
+        merging.add(update(value, 1, 1, 1))
+    exact = np.float32((big + 64 * small) / 65)
+    assert merging.result(state())["backbone.w"][0, 0] == exact
+
+
+def test_a_ridge_without_any_label_is_refused():
+    probe = Stage(name="p", local=Statistics(), share=named("heads"), merge=Ridge())
+    merging = merger(probe, TAGS)
+    merging.add(Update(1, {"cls/gram": np.zeros((3, 3)), "cls/cross": np.zeros((3, 2))}, {}, {}, {}))
+    with pytest.raises(RunError, match="cls"):
+        merging.result({"heads.cls.weight": np.zeros((2, 2), np.float32), "heads.cls.bias": np.zeros(2, np.float32)})

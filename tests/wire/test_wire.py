@@ -1,0 +1,124 @@
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import wire
+from common.orders import Code, Greeting, Hello, Order, Refusal, Update
+
+ARRAYS = {
+    "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "count": np.array(7, dtype=np.int64),
+    "empty": np.zeros((0, 4), dtype=np.float64),
+    "sliced": np.arange(20, dtype=np.float64)[::3],
+}
+
+
+def over_the_wire(records: RecordDict) -> RecordDict:
+    """Through Flower's own serialisation, as between two machines."""
+    return recorddict_from_proto(recorddict_to_proto(records))
+
+
+def same(left: dict, right: dict) -> bool:
+    return set(left) == set(right) and all(
+        left[k].dtype == right[k].dtype and left[k].shape == right[k].shape and (left[k] == right[k]).all() for k in left
+    )
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_an_order_arrives_as_it_was_sent(views: bool):
+    order = Order("digest", 3, 1, 2, True, "val", ARRAYS, held="abc")
+    records = wire.pack_order(order, wire.pack_tensors(ARRAYS, views=views))
+    got = wire.unpack_order(records if views else over_the_wire(records))
+    assert (got.study, got.exchange, got.stage, got.round, got.work, got.evaluate, got.held) == (
+        "digest",
+        3,
+        1,
+        2,
+        True,
+        "val",
+        "abc",
+    )
+    assert same(dict(got.tensors), ARRAYS)
+
+
+def test_an_update_arrives_as_it_was_sent():
+    metrics = {"cls": {"confusion": np.eye(2, dtype=np.int64)}}
+    update = Update(4, ARRAYS, {"*": 12.0, "cls": 10.0}, {"loss": 0.5}, metrics)
+    got = wire.unpack_reply(over_the_wire(wire.pack_reply(update)))
+    assert isinstance(got, Update)
+    assert same(dict(got.tensors), ARRAYS)
+    assert same(dict(got.metrics["cls"]), metrics["cls"])
+    assert (got.weights, got.train) == ({"*": 12.0, "cls": 10.0}, {"loss": 0.5})
+
+
+def test_hello_greeting_and_refusal_arrive_as_they_were_sent():
+    hello = Hello(b'{"name":"x"}')
+    assert wire.unpack_hello(over_the_wire(wire.pack_hello(hello))) == hello
+    greeting = Greeting("north", {"train": 3}, {"cls": {"a": 1}}, {"truncated": 2})
+    assert wire.unpack_greeting(over_the_wire(wire.pack_greeting(greeting))) == greeting
+    for code in Code:
+        assert wire.unpack_reply(over_the_wire(wire.pack_reply(Refusal(2, code)))) == Refusal(2, code)
+
+
+def test_received_arrays_cannot_be_written_to():
+    got = wire.unpack_order(wire.pack_order(Order("d", 1, 0, 1, True, None, ARRAYS), wire.pack_tensors(ARRAYS)))
+    with pytest.raises(ValueError, match="read-only"):
+        got.tensors["a.weight"][0, 0] = 1
+
+
+def test_size_counts_every_byte_of_the_tensors():
+    records = wire.pack_order(Order("d", 1, 0, 1, True, None, ARRAYS), wire.pack_tensors(ARRAYS))
+    assert 24 + 8 + 7 * 8 < wire.size(records) < 24 + 8 + 7 * 8 + 200
+
+
+def words(**changes: object) -> ConfigRecord:
+    good = {"study": "d", "exchange": 1, "stage": 0, "round": 1, "work": True, "evaluate": None, "held": ""}
+    return ConfigRecord({"json": json.dumps(good | changes)})
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        {},
+        {"words": ConfigRecord({"json": 3})},
+        {"words": ConfigRecord({"json": "{"})},
+        {"words": ConfigRecord({"json": "[]"})},
+        {"words": ConfigRecord({"json": "[" * 100_000})},
+        {"words": words(exchange=-1)},
+        {"words": words(exchange=True)},
+        {"words": words(exchange="1")},
+        {"words": words(work=1)},
+        {"words": words(evaluate="everything")},
+        {"words": words(), "tensors": ConfigRecord({})},
+        {"words": words(), "tensors": ArrayRecord({"a": Array("float32", (2,), "fedgraft.raw", b"1234")})},
+        {"words": words(), "tensors": ArrayRecord({"a": Array("object", (1,), "fedgraft.raw", b"12345678")})},
+        {"words": words(), "tensors": ArrayRecord({"a": Array("float32", (-1, -1), "fedgraft.raw", b"1234")})},
+        {"words": words(), "tensors": ArrayRecord({"a": Array(np.ones(2, dtype=np.float32))})},
+    ],
+)
+def test_garbage_is_a_wire_error_and_nothing_else(records: dict):
+    with pytest.raises(wire.WireError):
+        wire.unpack_order(RecordDict(records))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["exchange", "weights", "train", "refused", "site", "cases", "labels"]), json_values))
+@settings(max_examples=200, deadline=None)
+def test_any_json_is_an_answer_or_a_wire_error(content: dict):
+    records = RecordDict({"words": ConfigRecord({"json": json.dumps(content)})})
+    for unpack in (wire.unpack_reply, wire.unpack_greeting, wire.unpack_order, wire.unpack_hello):
+        try:
+            unpack(records)
+        except wire.WireError:
+            continue
