@@ -44,7 +44,7 @@ _debug = False
 
 
 @app.command()
-def simulate(
+def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     study_file: Annotated[Path | None, typer.Argument(metavar="STUDY", help="The study's YAML file.")] = None,
     scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/STUDY if not given.")] = None,

@@ -150,9 +150,7 @@ class Site:
         if not isinstance(stage.local, Gradient):
             return {}
         indices = self._feed.labelled("train")
-        by_task = {
-            task.name: float((self._feed.targets(task.name, indices) >= 0).sum()) for task in self._study.tasks
-        }
+        by_task = {task.name: float((self._feed.targets(task.name, indices) >= 0).sum()) for task in self._study.tasks}
         return by_task | {TRUNK: float(len(indices))}
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+from common.model import TransferModel, build_model, build_table_model
 
 from common.inputs import TableInput
-from common.model import TransferModel, build_model, build_table_model
 from common.orders import Arrays, Digests, place
 from common.plan import Tag
 from common.study import Study

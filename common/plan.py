@@ -21,6 +21,8 @@ class Role(StrEnum):
     BODY = "body"
     NORM_AFFINE = "norm_affine"
     NORM_STATS = "norm_stats"
+    SCALE = "scale"
+    """A table's standardisation: set from the sites' sums, never by gradients."""
     HEAD = "head"
 
 

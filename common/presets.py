@@ -43,7 +43,13 @@ def _rounds(method: Method, share: str, keep: str = "none", train: str = "all") 
 
 
 def _probe() -> Stage:
-    return Stage(name="probe", where="labelled", local=Statistics(), share=Select(roles=named("heads").roles), merge=Ridge())
+    return Stage(
+        name="probe",
+        where="labelled",
+        local=Statistics(),
+        share=Select(roles=named("heads").roles),
+        merge=Ridge(),
+    )
 
 
 def _adapt() -> Stage:

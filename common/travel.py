@@ -15,10 +15,8 @@ def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:
         return Select(roles=frozenset({Role.NORM_STATS})).keys(tags)
     if not isinstance(stage.local, Gradient):
         return ()
-    chosen = stage.local.train.keys(tags)
-    if stage.local.fixed_norm_stats:
-        return tuple(key for key in chosen if tags[key].role is not Role.NORM_STATS)
-    return chosen
+    still = {Role.SCALE, Role.NORM_STATS} if stage.local.fixed_norm_stats else {Role.SCALE}
+    return tuple(key for key in stage.local.train.keys(tags) if tags[key].role not in still)
 
 
 def sent(stage: Stage, tags: Tags) -> tuple[str, ...]:

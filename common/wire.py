@@ -1,7 +1,8 @@
 """Orders, updates and refusals as Flower records: the only file that knows record keys.
 
-A hello's refusal has exchange 0. Arrays travel raw (C order, little endian) in a Flower ArrayRecord; everything else as one JSON text. Nothing is ever
-unpickled. Decoding checks all that it reads and raises WireError, never anything else, on garbage.
+Arrays travel raw (C order, little endian) in a Flower ArrayRecord; everything else as one JSON text. Nothing is ever
+unpickled. Decoding checks all that it reads and raises WireError, never anything else, on garbage. The refusal of a
+hello has exchange 0.
 """
 
 from __future__ import annotations
@@ -116,9 +117,7 @@ def pack_reply(reply: Update | Refusal, *, views: bool = False) -> RecordDict:
     """A site's answer to an order as records; `views` as for `pack_tensors`."""
     if isinstance(reply, Refusal):
         return _pack({"exchange": reply.exchange, "refused": reply.code.value})
-    records = _pack(
-        {"exchange": reply.exchange, "weights": dict(reply.weights), "train": dict(reply.train)}
-    )
+    records = _pack({"exchange": reply.exchange, "weights": dict(reply.weights), "train": dict(reply.train)})
     metrics = {f"{task}/{key}": value for task, sums in reply.metrics.items() for key, value in sums.items()}
     for name, arrays in ((_TENSORS, reply.tensors), (_METRICS, metrics)):
         if arrays:
@@ -149,9 +148,7 @@ def unpack_reply(records: RecordDict) -> Update | Refusal:
 def size(records: RecordDict) -> int:
     """Bytes of the payload that these records carry, tensors and words; what Flower adds around is not counted."""
     words = sum(len(str(value)) for record in records.config_records.values() for value in record.values())
-    return words + sum(
-        len(array.data) for record in records.array_records.values() for array in record.values()
-    )
+    return words + sum(len(array.data) for record in records.array_records.values() for array in record.values())
 
 
 def _pack(words: Mapping[str, Any]) -> RecordDict:

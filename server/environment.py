@@ -10,7 +10,18 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("fedgraft", "flwr", "torch", "torchvision", "opacus", "pydicom", "numpy", "scipy", "scikit-learn", "ray")
+_PACKAGES = (
+    "fedgraft",
+    "flwr",
+    "torch",
+    "torchvision",
+    "opacus",
+    "pydicom",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "ray",
+)
 _OURS = ("common", "client", "server", "simulations")
 
 

@@ -78,7 +78,11 @@ class GridFleet:
             records = wire.pack_order(order, packed[lacking])
             node = self._nodes[site]
             messages[node] = Message(
-                records, dst_node_id=node, message_type=wire.VISIT, ttl=deadline_s, group_id=str(order.exchange)
+                records,
+                dst_node_id=node,
+                message_type=wire.VISIT,
+                ttl=deadline_s,
+                group_id=str(order.exchange),
             )
             sizes[site], names[node] = wire.size(records), site
         for node, reply in self._collect(messages, None if self._expires else deadline_s):

@@ -63,9 +63,8 @@ class MeanMerger:
         """The means; whole numbers stay whole."""
         merged = {}
         for key, total in self._sums.items():
-            total /= self._weights[key]
-            dtype = state[key].dtype
-            merged[key] = np.rint(total).astype(dtype) if dtype.kind in "iu" else total.astype(dtype)
+            mean, dtype = total / self._weights[key], state[key].dtype
+            merged[key] = np.rint(mean).astype(dtype) if dtype.kind in "iu" else mean.astype(dtype)
         return merged
 
 

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from common.weights import WeightsManifest, save_weights
+
 from common.inputs import ImageInput
 from common.orders import Code
 from common.plan import Gradient, Select, Stage, Statistics
 from common.study import Study
 from common.travel import Tags, changed, sent
-from common.weights import WeightsManifest, save_weights
 from server.folder import RunFolder
 from server.rounds import Outcome, headline
 
@@ -37,7 +38,11 @@ def write_result(folder: RunFolder, study: Study, tags: Tags, outcome: Outcome, 
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
         "sites": {
-            site: {"cases": dict(g.cases), "labels": {t: dict(c) for t, c in g.labels.items()}, "problems": dict(g.problems)}
+            site: {
+                "cases": dict(g.cases),
+                "labels": {t: dict(c) for t, c in g.labels.items()},
+                "problems": dict(g.problems),
+            }
             for site, g in outcome.greetings.items()
         },
         "bytes": {"up": totals.bytes_up, "down": totals.bytes_down},
@@ -84,7 +89,9 @@ def plan_table(
                 "trained_parameters": sum(sizes[key] for key in changed(stage, tags)),
                 "shared_parameters": sum(sizes[key] for key in sent(stage, tags)),
                 "bytes_up_per_round": round(sum(r["bytes_up"] for r in of_stage) / len(of_stage)) if of_stage else None,
-                "bytes_down_per_round": round(sum(r["bytes_down"] for r in of_stage) / len(of_stage)) if of_stage else None,
+                "bytes_down_per_round": round(sum(r["bytes_down"] for r in of_stage) / len(of_stage))
+                if of_stage
+                else None,
             }
         )
     return table
@@ -118,7 +125,9 @@ def _name(select: Select) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def write_model(folder: RunFolder, study: Study, outcome: Outcome, source: WeightsManifest | None, synthetic: bool) -> None:
+def write_model(
+    folder: RunFolder, study: Study, outcome: Outcome, source: WeightsManifest | None, synthetic: bool
+) -> None:
     """Write the merged model and its manifest, so that the run's folder serves as weights for the next study."""
     sites = ", ".join(outcome.greetings)
     save_weights(

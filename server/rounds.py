@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from common.metrics import ClassificationSums
 
 from common.errors import QuorumError
-from common.metrics import ClassificationSums
 from common.orders import Arrays, Code, Digests, Greeting, Hello, Order, Refusal, Split, Update
 from common.plan import Stage
 from common.study import Study
@@ -127,7 +127,10 @@ class Rounds:
         sites = self._asked(step, stage)
         split = self._split(step)
         self._folder.event(
-            "exchange", exchange=step.exchange, stage=stage.name if step.work else "evaluate", sites=len(sites)
+            "exchange",
+            exchange=step.exchange,
+            stage=stage.name if step.work else "evaluate",
+            sites=len(sites),
         )
         orders = {site: self._order(step, site, split) for site in sites}
         merging = merger(stage, self._tags)

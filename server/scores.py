@@ -8,6 +8,7 @@ from operator import add
 from typing import Any
 
 from common.metrics import ClassificationSums
+
 from common.study import Study
 
 SHOWN = ("auroc", "accuracy", "balanced_accuracy")

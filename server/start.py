@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from common.model import TransferModel, build_model, build_table_model, state_arrays
+from common.weights import KeyReport, WeightsManifest, graft, load_weights
 
 from common.inputs import TableInput
-from common.model import TransferModel, build_model, build_table_model, state_arrays
 from common.study import Study
-from common.weights import KeyReport, WeightsManifest, graft, load_weights
 
 
 @dataclass(frozen=True)

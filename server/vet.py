@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from common.metrics import ClassificationSums
 
 from common.errors import InputError
-from common.metrics import ClassificationSums
 from common.orders import TRUNK, Arrays, Code, Order, Update
 from common.plan import Gradient, Role, Stage, Statistics
 from common.study import Study
@@ -26,7 +26,7 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Arrays) -> Shapes:
     """What an update of this stage must hold."""
     if isinstance(stage.local, Statistics) and stage.local.of == "columns":
         width = state[next(key for key in tags if key.endswith(".mean"))].shape
-        return {name: (width, "float64") for name in ("count", "sum", "squares")}
+        return dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
     if isinstance(stage.local, Statistics):
         shapes = {}
         for task, classes in study.heads.items():
@@ -51,19 +51,22 @@ class Bar:
 
 def fault(update: Update, order: Order, bar: Bar) -> Code | None:
     """Why this update must not count, or None."""
+    code = _bad_form(update, order, bar)
+    if code is not None or not order.work:
+        return code
+    if isinstance(bar.stage.local, Gradient):
+        return _bad_weight(update) or _bad_change(update.tensors, bar)
+    return _bad_sums(update.tensors)
+
+
+def _bad_form(update: Update, order: Order, bar: Bar) -> Code | None:
     if update.exchange != order.exchange:
         return Code.GARBAGE
     if set(update.tensors) != (set(bar.shapes) if order.work else set()):
         return Code.WRONG_KEYS
     if any((array.shape, array.dtype.name) != bar.shapes[key] for key, array in update.tensors.items()):
         return Code.WRONG_SHAPE
-    if not all(math.isfinite(value) for value in update.train.values()):
-        return Code.NOT_FINITE
-    if not order.work:
-        return None
-    if isinstance(bar.stage.local, Gradient):
-        return _bad_weight(update) or _bad_change(update.tensors, bar)
-    return _bad_sums(update.tensors)
+    return None if all(math.isfinite(value) for value in update.train.values()) else Code.NOT_FINITE
 
 
 def _bad_weight(update: Update) -> Code | None:
@@ -94,7 +97,7 @@ def _bad_sums(tensors: Arrays) -> Code | None:
         return Code.NOT_FINITE
     counts = [array for key, array in tensors.items() if key == "count"]
     counts += [array[-1, -1] for key, array in tensors.items() if key.endswith("/gram")]
-    return None if all((0 <= count).all() and (count < _MOST_CASES).all() for count in counts) else Code.BAD_WEIGHT
+    return None if all((count >= 0).all() and (count < _MOST_CASES).all() for count in counts) else Code.BAD_WEIGHT
 
 
 _CHUNK = 1 << 16

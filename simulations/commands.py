@@ -129,7 +129,7 @@ def explain_study(path: Path, overrides: tuple[str, ...], *, as_json: bool) -> N
 
 def list_weights(*, as_json: bool) -> None:
     """All weights at hand."""
-    from common.weights import list_weights as found  # noqa: PLC0415 - only this command needs it
+    from common.weights import list_weights as found
 
     manifests = found()
     if as_json:
@@ -165,7 +165,7 @@ def _problems() -> list[str]:
     except OSError as error:
         problems.append(f"{home()} cannot be written: {error.strerror}; set FEDGRAFT_HOME to a folder that can")
     try:
-        import torchvision  # noqa: F401, PLC0415 - does it import with this torch?
+        import torchvision  # noqa: F401 - does it import with this torch?
     except (ImportError, RuntimeError) as error:
         problems.append(f"torchvision does not fit this torch ({error}); install both from the same place")
     return problems
@@ -182,7 +182,11 @@ def _show_result(run: Path, result: dict[str, Any]) -> None:
         for site, row in values["sites"].items():
             table.add_row(site, *_cells(row))
         table.add_section()
-        table.add_row("macro mean", "", *(_number(values["macro"][key]) for key in ("auroc", "accuracy", "balanced_accuracy")))
+        table.add_row(
+            "macro mean",
+            "",
+            *(_number(values["macro"][key]) for key in ("auroc", "accuracy", "balanced_accuracy")),
+        )
         table.add_row("all cases", *_cells(values["pooled"]))
         _out.print(table)
     _out.print(f"Report: {run / 'report.html'}", highlight=False)

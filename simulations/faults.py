@@ -45,7 +45,12 @@ class FaultyGrid(Grid):
         return self._inner.run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """As the inner grid does."""
         return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
@@ -103,7 +108,5 @@ def _spoil(reply: Message, kind: str) -> None:
     key = next(iter(update.tensors))
     array = update.tensors[key]
     bad = np.full_like(array, np.nan) if kind == "nan" else np.zeros((*array.shape, 2), dtype=array.dtype)
-    spoilt = Update(
-        update.exchange, {**update.tensors, key: bad}, update.weights, update.train, update.metrics
-    )
+    spoilt = Update(update.exchange, {**update.tensors, key: bad}, update.weights, update.train, update.metrics)
     reply.content = wire.pack_reply(spoilt)

@@ -125,4 +125,8 @@ def _join(heads: object, inline: bytes, proto: bytes) -> bytes:
 
 def _split(frame: bytes) -> tuple[dict[str, dict[str, object]], bytes, bytes]:
     words, inline = int.from_bytes(frame[:4], "big"), int.from_bytes(frame[4:8], "big")
-    return json.loads(frame[8 : 8 + words]), frame[8 + words : 8 + words + inline], frame[8 + words + inline :]
+    return (
+        json.loads(frame[8 : 8 + words]),
+        frame[8 + words : 8 + words + inline],
+        frame[8 + words + inline :],
+    )

@@ -33,13 +33,14 @@ _CRASHED = 8
 _COORDINATOR = 1
 """Flower's error codes for a ClientApp that raised and for one that died, and its node id for a ServerApp."""
 
+
 class LocalGrid(Grid):
     """What our grids share: nodes are numbered in the order of their configurations, from 1."""
 
     def __init__(self, configs: Sequence[Path]) -> None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, _COORDINATOR
         self._run = Run.create_empty(1)
-        self._configs = {node: path for node, path in enumerate(configs, start=2)}
+        self._configs = dict(enumerate(configs, start=2))
         self._numbers = count(1)
 
     def set_run(self, run: Run) -> None:
@@ -52,7 +53,12 @@ class LocalGrid(Grid):
         return self._run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """A message to a node."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
@@ -71,7 +77,8 @@ class LocalGrid(Grid):
         return ids
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push messages and wait for all replies; `timeout` is in the messages' own time to live here."""
+        """Push messages and wait for all replies."""
+        del timeout  # late nodes are answered for by the messages' own time to live
         waiting, replies = set(self.push_messages(messages)), []
         while waiting:
             for reply in self.pull_messages(waiting):
@@ -221,7 +228,7 @@ class PoolGrid(LocalGrid):
         self._workers[self._home[message.metadata.dst_node_id]].waiting.append(message)
 
     def _hire(self, waiting: deque[Message]) -> _Worker:
-        from simulations.worker import work  # noqa: PLC0415 - the worker imports this module's answer()
+        from simulations.worker import work
 
         here, there = self._start.Pipe()
         arguments = (there, str(self._folder), f"from{next(self._names)}", torch.get_num_threads())

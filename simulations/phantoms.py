@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from scipy.special import expit
 
 from common.seeds import derive
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
+"""Floats; rendered images are float32."""
 Modality = Literal["ct", "mr", "xr"]
 Finding = Literal["none", "smooth", "spiculated", "ring"]
 FINDINGS: tuple[Finding, ...] = get_args(Finding)
@@ -79,12 +80,16 @@ class Findings:
     contrast: float
 
 
-def draw_phantoms(modality: Modality, kind: Finding, findings: Findings, seed: int, images: int) -> list[Phantom]:
-    """A patient's images: same anatomy and finding, each in its own pose. Nothing but the arguments matters."""
+def draw_phantoms(modality: Modality, kind: Finding, findings: Findings, seed: int, images: int) -> tuple[Phantom, ...]:
+    """A patient's images: same anatomy and finding, each in its own pose. Nothing but the arguments matters.
+
+    Each image has its own stream, so that more images do not change the first ones.
+    """
     rng = np.random.default_rng(derive(seed, "patient"))
     anatomy = rng.uniform(-1, 1, _ANATOMY).astype(np.float32)
     lesion = _draw_lesion(modality, kind, findings, rng)
-    return [Phantom(modality, anatomy, lesion, _draw_pose(derive(seed, "pose", index))) for index in range(images)]
+    poses = (_draw_pose(derive(seed, "pose", index)) for index in range(images))
+    return tuple(Phantom(modality, anatomy, lesion, pose) for pose in poses)
 
 
 def render(phantoms: Sequence[Phantom], pixels: int) -> tuple[Array, NDArray[np.bool_]]:
@@ -161,7 +166,7 @@ def _finding(phantoms: Sequence[Phantom], x: Array, y: Array) -> tuple[Array, ND
     outline *= column([lesion.radius for lesion in lesions])
     present = column([float(lesion.kind != "none") for lesion in lesions])
     hollow = column([float(lesion.kind == "ring") for lesion in lesions])
-    depth = expit((outline - away) / _EDGE) - 1.4 * hollow * expit((outline * _RING_HOLE - away) / _EDGE)
+    depth = _step((outline - away) / _EDGE) - 1.4 * hollow * _step((outline * _RING_HOLE - away) / _EDGE)
     strength = column([lesion.strength for lesion in lesions])
     return depth * strength * present, (away < outline) & (present > 0)
 
@@ -169,7 +174,12 @@ def _finding(phantoms: Sequence[Phantom], x: Array, y: Array) -> tuple[Array, ND
 def _ellipse(x: Array, y: Array, place: tuple[Array | float, Array | float], half: tuple[Array | float, ...]) -> Array:
     """Soft indicator of an ellipse: 1 inside, 0 outside, `half` are its half axes and the softness of its edge."""
     away = np.hypot((x - place[0]) / half[0], (y - place[1]) / half[1])
-    return expit((1 - away) * (half[0] / half[2]))
+    return _step((1 - away) * (half[0] / half[2]))
+
+
+def _step(values: Array) -> Array:
+    """A soft step from 0 to 1 around 0."""
+    return np.asarray(expit(values))
 
 
 def _chest_parts(a: Array, x: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -202,7 +212,7 @@ def _draw_ct(a: Array, x: Array, y: Array) -> Array:
     image += 0.3 * _ellipse(x, y, (0.0, 0.5 + 0.03 * a[:, 3]), (0.13, 0.13, 0.03))
     around = np.hypot(x / (0.74 + 0.05 * a[:, 0]), y / (0.64 + 0.05 * a[:, 1]))
     ribs = np.exp(-np.square((around - 1) / 0.05)) * (np.sin(13 * np.arctan2(y, x) + 3 * a[:, 15]) > 0.2)
-    return image + (0.25 * ribs * body).astype(np.float32)
+    return np.asarray(image + 0.25 * ribs * body, dtype=np.float32)
 
 
 def _draw_mr(a: Array, x: Array, y: Array) -> Array:
@@ -212,11 +222,11 @@ def _draw_mr(a: Array, x: Array, y: Array) -> Array:
     skull = _ellipse(x, y, (0.0, 0.0), (wide * 0.93, tall * 0.93, 0.02))
     brain = _ellipse(x, y, (0.0, 0.0), (wide * 0.86, tall * 0.86, 0.02))
     around, angle = np.hypot(x / wide, y / tall), np.arctan2(y, x)
-    folds = np.sin(15 * angle + 3 * a[:, 2] + 4 * np.sin(3 * angle + a[:, 3])) * expit((around - 0.62) / 0.04)
+    folds = np.sin(15 * angle + 3 * a[:, 2] + 4 * np.sin(3 * angle + a[:, 3])) * _step((around - 0.62) / 0.04)
     shift, half = 0.12 + 0.02 * a[:, 4], (0.07 + 0.02 * a[:, 5], 0.24 + 0.05 * a[:, 6], 0.02)
     ventricles = _ellipse(x, y, (shift, 0.05 * a[:, 7]), half) + _ellipse(x, y, (-shift, 0.05 * a[:, 7]), half)
     tissue = 0.45 + 0.06 * folds + 0.03 * (_vessels(a, x, y) - 1)
-    return (0.75 * (head - skull) + tissue * brain - 0.32 * ventricles * brain).astype(np.float32)
+    return np.asarray(0.75 * (head - skull) + tissue * brain - 0.32 * ventricles * brain, dtype=np.float32)
 
 
 def _draw_xr(a: Array, x: Array, y: Array) -> Array:
@@ -227,7 +237,11 @@ def _draw_xr(a: Array, x: Array, y: Array) -> Array:
     spine = np.exp(-np.square(x / 0.1)) * (1 + 0.15 * np.sin(22 * y + 3 * a[:, 10]))
     water = 0.9 * body - 0.62 * lungs + 0.45 * heart + 0.5 * spine * body
     water += 0.16 * ribs * (lungs + 0.3 * body) + 0.05 * _vessels(a, x, y) * lungs
-    return (1 - np.exp(-water)).astype(np.float32)
+    return np.asarray(1 - np.exp(-water), dtype=np.float32)
 
 
-_DRAW: dict[Modality, Callable[[Array, Array, Array], Array]] = {"ct": _draw_ct, "mr": _draw_mr, "xr": _draw_xr}
+_DRAW: dict[Modality, Callable[[Array, Array, Array], Array]] = {
+    "ct": _draw_ct,
+    "mr": _draw_mr,
+    "xr": _draw_xr,
+}

@@ -102,9 +102,7 @@ def _superlink(folder: Path, port: int, environment: dict[str, str]) -> Iterator
     command = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
     with (folder / "superlink.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=empty, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=empty, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         _until_listening(process, port)
         yield

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from client.data.spec import CohortSpec
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
 from client.config import SiteConfig
-from client.data.spec import CohortSpec
 from common.errors import InputError, ResumeError
 from common.files import home, read_json, write_json
 from common.plan import Value
@@ -89,7 +89,7 @@ def resume(out: Path, engine: Engine | None = None) -> Path:
     facts = read_json(out / "simulation.json")
     out = out.resolve()
     if engine.name == "ray":
-        from simulations.ray import run_with_ray  # noqa: PLC0415 - an extra
+        from simulations.ray import run_with_ray
 
         run_with_ray(out, engine.workers, engine.threads, bool(facts["synthetic"]))
     else:

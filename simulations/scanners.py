@@ -21,11 +21,11 @@ from simulations.phantoms import Array, Modality
 
 Syntax = Literal["explicit_little", "implicit_little", "explicit_big", "deflated", "rle", "jpeg2000"]
 """The transfer syntaxes that can be written here; jpeg2000 is the lossless one."""
-Droppable = Literal["PixelSpacing", "BodyPartExamined", "PatientAge", "PatientSex", "StudyDate", "Manufacturer"]
+Tag = Literal["PixelSpacing", "BodyPartExamined", "PatientAge", "PatientSex", "StudyDate", "Manufacturer"]
+"""The tags that a scanner may leave out."""
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 _HOUNSFIELD = (-1000.0, 1000.0)
-_LUT_ENTRIES = 4096
 _LETTER = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1]], dtype=bool)
 
 
@@ -65,7 +65,7 @@ class Scanner(Value):
     window: Literal["none", "one", "several", "voi_lut_sequence"] = "one"
     """`several` adds a narrower second window; the LUT is a square root, and the stored pixels are squares."""
     syntax: Syntax = "explicit_little"
-    missing_tags: tuple[Droppable, ...] = ()
+    missing_tags: tuple[Tag, ...] = ()
 
     @model_validator(mode="after")
     def _sound(self) -> Scanner:
@@ -115,10 +115,9 @@ class Scanner(Value):
         slope, intercept = self.rescale(modality) or (1.0, 0.0)
         low, high = ((value - intercept) / slope for value in self.range(modality))
         if low < self.stored_range[0] or high > self.stored_range[1]:
-            return (
-                f"{modality} values {self.range(modality)} need pixels from {low:g} to {high:g}, but {self.bits_stored} "
-                f"{'signed' if self.signed else 'unsigned'} bits hold {self.stored_range}; change values, slope or bits_stored"
-            )
+            needed = f"scanner: {modality} values {self.range(modality)} need pixels from {low:g} to {high:g}"
+            bits = f"{self.bits_stored} {'signed' if self.signed else 'unsigned'} bits"
+            return f"{needed}, but {bits} hold {self.stored_range}; change values, slope or bits_stored"
         return None
 
 
@@ -129,14 +128,14 @@ def acquire(images: Array, scanner: Scanner, modality: Modality, seeds: Sequence
         sigma = scanner.blur_mm / scanner.spacing_mm
         grey = gaussian_filter(grey, (0, sigma, sigma))
     grey = np.power(grey, scanner.gamma) * scanner.gain + scanner.offset
-    for image, seed in zip(grey, seeds, strict=True):
+    for index, seed in enumerate(seeds):
         rng = np.random.default_rng(seed)
         if scanner.bias:
-            image *= _bias(image.shape[-1], scanner.bias, rng)
-        _collimate(image, scanner.collimation)
+            grey[index] *= _bias(grey.shape[-1], scanner.bias, rng)
+        _collimate(grey[index], scanner.collimation)
         if scanner.noise:
-            _add_noise(image, scanner.noise, modality, rng)
-    return np.clip(_look(grey, scanner), 0, 1).astype(np.float32)
+            _add_noise(grey[index], scanner.noise, modality, rng)
+    return np.asarray(np.clip(_look(grey, scanner), 0, 1), dtype=np.float32)
 
 
 def mark(images: Array, findings: NDArray[np.bool_], scanner: Scanner) -> None:
@@ -175,15 +174,15 @@ def voi_lut(scanner: Scanner, modality: Modality) -> NDArray[np.uint16] | None:
     if scanner.window != "voi_lut_sequence":
         return None
     low, high = scanner.range(modality)
-    share = np.clip((np.arange(min(2**scanner.bits_stored, _LUT_ENTRIES)) - low) / (high - low), 0, 1)
-    return np.rint(np.sqrt(share) * 65535).astype(np.uint16)
+    share = np.clip((np.arange(2**scanner.bits_stored) - low) / (high - low), 0, 1)
+    return np.asarray(np.rint(np.sqrt(share) * 65535), dtype=np.uint16)
 
 
 def _bias(pixels: int, amplitude: float, rng: np.random.Generator) -> Array:
     axis = np.linspace(-1, 1, pixels, dtype=np.float32)
     across, down, both = rng.uniform(-1, 1, 3)
     field = across * axis[None, :] + down * axis[:, None] + both * axis[None, :] * axis[:, None]
-    return (1 + amplitude * field).astype(np.float32)
+    return np.asarray(1 + amplitude * field, dtype=np.float32)
 
 
 def _add_noise(image: Array, sigma: float, modality: Modality, rng: np.random.Generator) -> None:

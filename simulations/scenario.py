@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from client.data.spec import CohortSpec
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from client.data.spec import CohortSpec
 from common.errors import StudyError
 from common.files import canonical_json
 from common.plan import Value

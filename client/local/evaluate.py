@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from common.metrics import ClassificationSums
 
 from client.local.feed import Feed, in_order
 from client.workbench import Workbench
-from common.metrics import ClassificationSums
 
 _BATCH = 256
 
@@ -22,8 +22,8 @@ def evaluate(bench: Workbench, feed: Feed, split: str) -> dict[str, Classificati
         for batch in feed.batches(groups):
             with torch.autocast("cuda", torch.bfloat16, enabled=bench.device.type == "cuda"):
                 logits = bench.model(batch.inputs)
-            for task in outputs:
-                outputs[task].append(logits[task].float().cpu().numpy())
+            for task, scores in logits.items():
+                outputs[task].append(scores.float().cpu().numpy())
                 targets[task].append(batch.targets[task].cpu().numpy())
     sums = {}
     for task, head in bench.model.heads.items():

@@ -84,9 +84,7 @@ def supervised(outputs: dict[str, Tensor], targets: dict[str, Tensor], weights: 
     total = torch.zeros((), device=next(iter(outputs.values())).device)
     for task, logits in outputs.items():
         target = targets[task]
-        losses = F.cross_entropy(
-            logits.float(), target, weights.get(task), ignore_index=UNKNOWN, reduction="sum"
-        )
+        losses = F.cross_entropy(logits.float(), target, weights.get(task), ignore_index=UNKNOWN, reduction="sum")
         total = total + losses / _mass(target, weights.get(task))
     return total
 
@@ -99,7 +97,11 @@ def _mass(target: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _step(
-    bench: Workbench, spec: Gradient, optimiser: torch.optim.Optimizer, batch: Batch, weights: dict[str, Tensor]
+    bench: Workbench,
+    spec: Gradient,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    weights: dict[str, Tensor],
 ) -> Tensor:
     with torch.autocast("cuda", torch.bfloat16, enabled=bench.device.type == "cuda"):
         outputs = bench.model(batch.inputs)

@@ -46,7 +46,10 @@ def test_what_works_is_let_through():
         ([PROBE | {"merge": {"kind": "mean"}}], "merged by ridge"),
         ([PROBE | {"rounds": 2}], "one is enough"),
         ([PROBE | {"share": "none"}], "must reach the sites"),
-        ([PROBE | {"local": {"kind": "statistics", "of": "columns"}, "merge": {"kind": "standardise"}}], "those of a table"),
+        (
+            [PROBE | {"local": {"kind": "statistics", "of": "columns"}, "merge": {"kind": "standardise"}}],
+            "those of a table",
+        ),
         ([FEDBN, PROBE], "same backbone at all sites"),
         ([ADAPT | {"share": "all"}], "the site's own"),
         ([ADAPT | {"keep": "none"}], "keeps its norm statistics"),

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,7 @@ def test_the_federated_solution_is_the_pooled_one():
     features = rng.normal(5, 3, (400, 24)) * rng.uniform(0.01, 20, 24)
     labels = rng.integers(0, 3, 400)
     cuts = [0, 7, 40, 41, 290, 400]
-    parts = [sums(features[a:b], labels[a:b], 3) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [sums(features[a:b], labels[a:b], 3) for a, b in pairwise(cuts)]
     gram, cross = sum(g for g, _ in parts), sum(c for _, c in parts)
     federated = ridge_head(gram, cross, 0.1)
     pooled = ridge_head(*sums(features, labels, 3), 0.1)

@@ -34,7 +34,15 @@ def test_every_fault_is_reported_at_once_with_its_key():
         parse_study(bad, "bad.yaml")
     text = str(caught.value)
     assert text.startswith("bad.yaml: ")
-    for key in ("name:", "tasks.0.classes:", "method.round:", "input.image.size:", "split:", "rounds.quorum:", "lr:"):
+    for key in (
+        "name:",
+        "tasks.0.classes:",
+        "method.round:",
+        "input.image.size:",
+        "split:",
+        "rounds.quorum:",
+        "lr:",
+    ):
         assert key in text, key
 
 
@@ -51,7 +59,12 @@ def test_method_and_plan_together_are_refused():
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("", "must be a mapping"), ("a: [", "not valid YAML"), ("- 1", "must be a mapping"), ("\x00", "not valid YAML")],
+    [
+        ("", "must be a mapping"),
+        ("a: [", "not valid YAML"),
+        ("- 1", "must be a mapping"),
+        ("\x00", "not valid YAML"),
+    ],
 )
 def test_a_file_that_is_no_study_is_named(tmp_path: Path, content: str, words: str):
     path = tmp_path / "study.yaml"

@@ -5,7 +5,11 @@ from common.orders import Code, Order, Update
 from common.plan import Gradient, Mean, Ridge, Role, Stage, Statistics, Tag, named
 from server.vet import Bar, fault, squares
 
-TAGS = {"backbone.w": Tag(Role.BODY, 1), "backbone.v": Tag(Role.NORM_STATS, 1), "heads.cls.bias": Tag(Role.HEAD, 2, "cls")}
+TAGS = {
+    "backbone.w": Tag(Role.BODY, 1),
+    "backbone.v": Tag(Role.NORM_STATS, 1),
+    "heads.cls.bias": Tag(Role.HEAD, 2, "cls"),
+}
 STATE = {
     "backbone.w": np.ones((3, 3), np.float32),
     "backbone.v": np.ones(3, np.float32),

@@ -25,7 +25,8 @@ def over_the_wire(records: RecordDict) -> RecordDict:
 
 def same(left: dict, right: dict) -> bool:
     return set(left) == set(right) and all(
-        left[k].dtype == right[k].dtype and left[k].shape == right[k].shape and (left[k] == right[k]).all() for k in left
+        left[k].dtype == right[k].dtype and left[k].shape == right[k].shape and (left[k] == right[k]).all()
+        for k in left
     )
 
 
@@ -97,7 +98,10 @@ def words(**changes: object) -> ConfigRecord:
         {"words": words(), "tensors": ConfigRecord({})},
         {"words": words(), "tensors": ArrayRecord({"a": Array("float32", (2,), "fedgraft.raw", b"1234")})},
         {"words": words(), "tensors": ArrayRecord({"a": Array("object", (1,), "fedgraft.raw", b"12345678")})},
-        {"words": words(), "tensors": ArrayRecord({"a": Array("float32", (-1, -1), "fedgraft.raw", b"1234")})},
+        {
+            "words": words(),
+            "tensors": ArrayRecord({"a": Array("float32", (-1, -1), "fedgraft.raw", b"1234")}),
+        },
         {"words": words(), "tensors": ArrayRecord({"a": Array(np.ones(2, dtype=np.float32))})},
     ],
 )
@@ -113,7 +117,11 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["exchange", "weights", "train", "refused", "site", "cases", "labels"]), json_values))
+@given(
+    st.dictionaries(
+        st.sampled_from(["exchange", "weights", "train", "refused", "site", "cases", "labels"]), json_values
+    )
+)
 @settings(max_examples=200, deadline=None)
 def test_any_json_is_an_answer_or_a_wire_error(content: dict):
     records = RecordDict({"words": ConfigRecord({"json": json.dumps(content)})})

@@ -1,0 +1,146 @@
+"""Backbones by name: torchvision's classifiers without their last layer, and our own. Nothing is ever downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torchvision
+from torch import nn
+
+from common.errors import InputError
+from common.slim import SlimResNet, TableLinear, TableMLP
+
+_FAMILIES = (
+    ("alexnet", 64),
+    ("vgg", 32),
+    ("googlenet", 32),
+    ("resnet", 32),
+    ("resnext", 32),
+    ("wide_resnet", 32),
+    ("densenet", 32),
+    ("efficientnet", 32),
+    ("mobilenet", 32),
+    ("mnasnet", 32),
+    ("shufflenet", 32),
+    ("regnet", 32),
+    ("convnext", 32),
+    ("vit", 32),
+)
+"""torchvision's families and the smallest image that each can take, in pixels."""
+
+_OPTIONS: dict[str, dict[str, bool]] = {"googlenet": {"aux_logits": False, "init_weights": True}}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without head, the width of its features, and the width of its input."""
+
+    module: nn.Module
+    feature_dim: int
+
+
+Builder = Callable[[int, int], nn.Module]
+"""From channels and image size to a network with an attribute `feature_dim`."""
+
+_OWN: dict[str, Builder] = {"slim_resnet": lambda channels, _: SlimResNet(channels)}
+_TABLE: dict[str, Callable[[int], nn.Module]] = {"table_linear": TableLinear, "table_mlp": TableMLP}
+
+
+def register(name: str, builder: Builder) -> None:
+    """Add an image backbone of one's own; it must have an attribute `feature_dim`."""
+    _OWN[name] = builder
+
+
+@cache
+def _torchvision_names() -> tuple[str, ...]:
+    prefixes = tuple(family for family, _ in _FAMILIES)
+    return tuple(name for name in torchvision.models.list_models(torchvision.models) if name.startswith(prefixes))
+
+
+def image_backbones() -> tuple[str, ...]:
+    """All names for images."""
+    return (*_OWN, *_torchvision_names())
+
+
+def table_backbones() -> tuple[str, ...]:
+    """All names for tables."""
+    return tuple(_TABLE)
+
+
+def build_image_backbone(name: str, channels: int, size: int) -> Backbone:
+    """A backbone for images of `size` pixels with random entries from torch's global stream.
+
+    InputError for a name that does not exist, is for tables, or cannot take so small an image.
+    """
+    if name in _OWN:
+        module = _OWN[name](channels, size)
+        return Backbone(module, _feature_dim(module))
+    if name in _TABLE:
+        raise InputError(f"The backbone {name!r} is for tables.", fix=f"For images: {', '.join(_OWN)}, resnet18, ...")
+    if name not in _torchvision_names():
+        raise InputError(f"No backbone is called {name!r}.", fix=f"There are: {', '.join(image_backbones())}.")
+    smallest = next(least for family, least in _FAMILIES if name.startswith(family))
+    if size < smallest:
+        raise InputError(f"{name} needs images of at least {smallest} pixels, not {size}.")
+    options: dict[str, bool | int] = dict(_OPTIONS.get(name, {}))
+    if name.startswith("vit"):
+        patch = int(name.rsplit("_", 1)[1])
+        if size % patch:
+            raise InputError(f"{name} needs an image size that is a multiple of {patch}, not {size}.")
+        options["image_size"] = size
+    module = torchvision.models.get_model(name, weights=None, **options)
+    dim = _cut_head(module)
+    if channels != 3:
+        _change_stem(module, channels)
+    return Backbone(module, dim)
+
+
+def build_table_backbone(name: str, columns: int) -> Backbone:
+    """A backbone for tables. InputError for a name that is not for tables."""
+    if name not in _TABLE:
+        raise InputError(f"{name!r} is no backbone for tables.", fix=f"For tables: {', '.join(_TABLE)}.")
+    module = _TABLE[name](columns)
+    return Backbone(module, _feature_dim(module))
+
+
+def stem_name(module: nn.Module) -> str:
+    """The first convolution or linear layer's name: where the input comes in."""
+    return next(name for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear))
+
+
+def head_name(module: nn.Module) -> str:
+    """The last linear layer's name: torchvision registers the classifier last."""
+    return [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
+
+
+def _feature_dim(module: nn.Module) -> int:
+    dim = module.feature_dim
+    assert isinstance(dim, int)
+    return dim
+
+
+def _cut_head(module: nn.Module) -> int:
+    """Put nothing in the place of the classifier's last layer; the width of what reached it."""
+    name = head_name(module)
+    head = module.get_submodule(name)
+    assert isinstance(head, nn.Linear)
+    module.set_submodule(name, nn.Identity())
+    return head.in_features
+
+
+def _change_stem(module: nn.Module, channels: int) -> None:
+    """Give the first convolution another number of input channels."""
+    name = stem_name(module)
+    old = module.get_submodule(name)
+    assert isinstance(old, nn.Conv2d)
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        kernel_size=(old.kernel_size[0], old.kernel_size[1]),
+        stride=(old.stride[0], old.stride[1]),
+        padding=old.padding if isinstance(old.padding, str) else (old.padding[0], old.padding[1]),
+        bias=old.bias is not None,
+    )
+    module.set_submodule(name, new)

@@ -1,0 +1,173 @@
+"""The model of a study: a backbone that turns cases into features, and a named linear head per task."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
+
+from common.backbones import Backbone, build_image_backbone, build_table_backbone, stem_name
+from common.errors import InputError
+from common.plan import Role, Tag
+from common.slim import Standardise
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, FrozenBatchNorm2d)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class TransferModel(nn.Module):
+    """Features and heads. State keys are `backbone.` plus the backbone's own, and `heads.TASK.weight` and `.bias`."""
+
+    def __init__(self, backbone: Backbone, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.backbone = backbone.module
+        self.feature_dim = backbone.feature_dim
+        self.heads = nn.ModuleDict({task: nn.Linear(self.feature_dim, count) for task, count in heads.items()})
+        self._units = [
+            (name, unit, [f"{name}.{key}" for key in unit.state_dict()])
+            for name, unit in _units(self.backbone, "backbone")
+        ]
+        self._tags = self._tag_all()
+        self._resting: list[nn.Module] = []
+        self._frozen_as: tuple[frozenset[str], bool] | None = None
+        dropouts = (nn.modules.dropout._DropoutNd, StochasticDepth)
+        self.needs_dropout_rng = any(
+            isinstance(part, dropouts) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)
+            for part in self.modules()
+        )
+        """Whether a training pass draws from torch's global random stream."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) or (N, columns) to (N, feature_dim)."""
+        return torch.as_tensor(self.backbone(x))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Logits (N, classes) by task."""
+        z = self.features(x)
+        return {task: head(z) for task, head in self.heads.items()}
+
+    def tags(self) -> dict[str, Tag]:
+        """Role, depth and task of every state entry, in the order of the state."""
+        return self._tags
+
+    def freeze(self, trainable: Collection[str], *, fixed_norm_stats: bool = False) -> None:
+        """Let only `trainable` entries move, until the next call, whatever `train()` is called in between.
+
+        Frozen means no gradient, norm layers in eval so that running statistics stay, and no dropout in blocks of which
+        nothing is trained. `fixed_norm_stats` keeps all running statistics, also of norm layers whose affine is trained.
+        """
+        chosen = frozenset(trainable)
+        if self._frozen_as == (chosen, fixed_norm_stats):
+            return
+        self._frozen_as = (chosen, fixed_norm_stats)
+        for key, parameter in self.named_parameters():
+            parameter.requires_grad_(key in chosen)
+        self._resting = []
+        awake = False
+        for _, unit, keys in self._units:
+            awake = any(key in chosen for key in keys) if keys else awake
+            if not awake:
+                self._resting.append(unit)
+        for name, part in self.backbone.named_modules(prefix="backbone"):
+            own = {f"{name}.{key}" for key in _own_entries(part)}
+            if isinstance(part, _NormBase) and (fixed_norm_stats or not own & chosen):
+                self._resting.append(part)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but what `freeze` put to rest stays in eval."""
+        super().train(mode)
+        for part in self._resting if mode else ():
+            part.eval()
+        return self
+
+    def _tag_all(self) -> dict[str, Tag]:
+        depths, roles = self._depths(), {}
+        stem = f"backbone.{stem_name(self.backbone)}" if any(True for _ in self.backbone.parameters()) else ""
+        for name, part in self.backbone.named_modules(prefix="backbone"):
+            for key in _own_entries(part):
+                roles[f"{name}.{key}"] = _role(part, key, is_stem=name == stem)
+        last = max(depths.values(), default=0) + 1
+        tags = {}
+        for key in self.state_dict():
+            if key.startswith("heads."):
+                tags[key] = Tag(Role.HEAD, last, key.split(".")[1])
+            else:
+                tags[key] = Tag(roles[key], depths.get(key, 0))
+        return tags
+
+    def _depths(self) -> dict[str, int]:
+        """0 up to the stem; then one more for every block in the order of registration; a norm layer joins its block."""
+        depths: dict[str, int] = {}
+        depth = -1
+        for _, unit, keys in self._units:
+            if keys and not (isinstance(unit, _NORMS) and depth >= 0):
+                depth += 1
+            depths.update(dict.fromkeys(keys, max(depth, 0)))
+        return depths
+
+
+def _units(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The blocks of a backbone: containers, the root and transformer encoders are opened, all else is one block."""
+    for child_name, child in module.named_children():
+        path = f"{name}.{child_name}"
+        if type(child) in _CONTAINERS or type(child).__name__ in ("Encoder", "_DenseBlock"):
+            yield from _units(child, path)
+        else:
+            yield path, child
+
+
+def _own_entries(part: nn.Module) -> list[str]:
+    """State entries that are the module's own, not those of its parts."""
+    persistent = [key for key in part._buffers if key not in part._non_persistent_buffers_set]
+    own = [key for key, value in part._parameters.items() if value is not None]
+    return own + [key for key in persistent if part._buffers[key] is not None]
+
+
+def _role(part: nn.Module, key: str, *, is_stem: bool) -> Role:
+    if isinstance(part, _NORMS):
+        return Role.NORM_STATS if key in _STATISTICS else Role.NORM_AFFINE
+    if isinstance(part, Standardise):
+        return Role.SCALE
+    return Role.STEM if is_stem else Role.BODY
+
+
+def build_model(backbone: str, heads: Mapping[str, int], *, channels: int, seed: int, size: int = 64) -> TransferModel:
+    """A model for images, with entries drawn from `seed` alone. InputError as `build_image_backbone`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TransferModel(build_image_backbone(backbone, channels, size), heads)
+
+
+def build_table_model(backbone: str, heads: Mapping[str, int], columns: int, seed: int) -> TransferModel:
+    """A model for tables of `columns` columns, with entries drawn from `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TransferModel(build_table_backbone(backbone, columns), heads)
+
+
+def state_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """All state entries as arrays; on the CPU they share the model's memory."""
+    return {key: value.detach().cpu().numpy() for key, value in model.state_dict().items()}
+
+
+def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Put arrays into a model in place. InputError lists every entry that is missing, extra or of another shape."""
+    state = model.state_dict()
+    faults = [f"{key}: missing" for key in state if key not in arrays]
+    faults += [f"{key}: not in the model" for key in arrays if key not in state]
+    faults += [
+        f"{key}: is {arrays[key].shape}, must be {tuple(value.shape)}"
+        for key, value in state.items()
+        if key in arrays and arrays[key].shape != tuple(value.shape)
+    ]
+    if faults:
+        raise InputError("The entries do not fit the model: " + "; ".join(faults) + ".")
+    with torch.no_grad():
+        for key, value in state.items():
+            value.copy_(torch.from_numpy(np.array(arrays[key])))

@@ -1,0 +1,87 @@
+"""Small networks of our own: a slim ResNet for images, and the backbones for tables."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with batch norm and a skip connection; nothing in place, so that it can be trained privately."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.skip = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return torch.relu(y + self.skip(x))
+
+
+class SlimResNet(nn.Module):
+    """A ResNet of about 0.3 M parameters: four blocks of 16 to 128 channels; features are the mean over positions."""
+
+    feature_dim = 128
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.blocks = nn.Sequential(Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2), Block(64, 128, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) to (N, 128)."""
+        y = self.blocks(torch.relu(self.bn1(self.conv1(x))))
+        return torch.as_tensor(y.mean((2, 3)))
+
+
+class Standardise(nn.Module):
+    """Brings a table's columns to one scale. `mean` and `std` come from sums over all sites; a missing value becomes 0."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(columns))
+        self.register_buffer("std", torch.ones(columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, columns) to (N, columns), without NaN."""
+        return torch.nan_to_num((x - self.mean) / self.std, nan=0.0)
+
+
+class TableLinear(nn.Module):
+    """The standardised columns themselves: with a linear head, a logistic regression."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.feature_dim = columns
+        self.standardise = Standardise(columns)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, columns) to (N, columns)."""
+        return torch.as_tensor(self.standardise(x))
+
+
+class TableMLP(nn.Module):
+    """Two hidden layers on standardised columns; no norm layers, so that every method applies."""
+
+    feature_dim = 32
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.standardise = Standardise(columns)
+        self.layers = nn.Sequential(nn.Linear(columns, 64), nn.ReLU(), nn.Linear(64, self.feature_dim), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, columns) to (N, 32)."""
+        return torch.as_tensor(self.layers(self.standardise(x)))

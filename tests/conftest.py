@@ -1,0 +1,80 @@
+"""Small real inputs for all tests: folders of PNG images that can be learnt in seconds, and studies over them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from client.data.spec import CohortSpec
+from PIL import Image
+
+from common.study import Study, parse_study
+from simulations.run import Hospitals
+
+CLASSES = ("left", "right", "middle")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the developer's own ~/.fedgraft, and none takes more than its share of the cores."""
+    before = os.environ.get("FEDGRAFT_HOME")
+    os.environ["FEDGRAFT_HOME"] = str(tmp_path_factory.mktemp("home"))
+    torch.set_num_threads(1)
+    yield
+    if before is None:
+        del os.environ["FEDGRAFT_HOME"]
+    else:
+        os.environ["FEDGRAFT_HOME"] = before
+
+
+def write_images(root: Path, seed: int, cases: int, size: int = 32) -> None:
+    """A folder per class; the class is where a bright bar stands in a noisy image."""
+    rng = np.random.default_rng(seed)
+    for number in range(cases):
+        label = CLASSES[number % len(CLASSES)]
+        image = rng.normal(100, 25, (size, size))
+        at = {"left": 2, "right": size - 10, "middle": size // 2 - 4}[label]
+        image[:, at : at + 8] += 40
+        folder = root / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(folder / f"{number:04d}.png")
+
+
+@pytest.fixture(scope="session")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
+    """Four sites of 24 to 60 images."""
+    root = tmp_path_factory.mktemp("images")
+    cohorts = {}
+    for number, (name, cases) in enumerate({"east": 48, "north": 24, "south": 60, "west": 36}.items()):
+        write_images(root / name, number, cases)
+        cohorts[name] = CohortSpec(kind="images", root=root / name)
+    return Hospitals(cohorts)
+
+
+MakeStudy = Callable[..., Study]
+
+
+@pytest.fixture
+def make_study() -> MakeStudy:
+    """A study over those sites; keyword arguments replace its keys."""
+
+    def make(**changes: Any) -> Study:
+        base: dict[str, Any] = {
+            "name": "test",
+            "seed": 3,
+            "tasks": [{"name": "cls", "classes": list(CLASSES)}],
+            "input": {"kind": "image", "size": 32},
+            "split": {"train": 0.5, "val": 0.25, "test": 0.25},
+            "model": {"backbone": "slim_resnet", "weights": None},
+            "method": {"name": "silobn", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}},
+        }
+        if "plan" in changes:
+            del base["method"]
+        return parse_study(base | changes, "test")
+
+    return make

@@ -1,0 +1,22 @@
+"""The same study through Flower's own simulation engine gives the same weights."""
+
+import subprocess
+import sys
+
+import pytest
+
+from common.files import load_tensors, read_json
+from simulations.run import Engine, simulate
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_gives_identical_weights_and_leaves_nothing_running(hospitals, make_study, tmp_path):
+    study = make_study(method={"name": "fedbn", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}})
+    here = simulate(study, hospitals, tmp_path / "here")
+    there = simulate(study, hospitals, tmp_path / "there", Engine(name="ray", workers=2))
+    ours, theirs = (load_tensors(run / "model.safetensors") for run in (here, there))
+    assert all((ours[key] == theirs[key]).all() for key in ours)
+    assert read_json(here / "result.json")["metrics"] == read_json(there / "result.json")["metrics"]
+    left = subprocess.run(["pgrep", "-f", "fedgraft-ray-"], capture_output=True, text=True, check=False)
+    assert left.stdout == "", f"processes left behind by {sys.executable}"
