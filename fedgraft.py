@@ -128,9 +128,16 @@ def weights_import(
     trained_on: Annotated[str, typer.Option(help="What they were trained on.")] = "not stated",
 ) -> None:
     """Take in weights from a local file; nothing is ever downloaded."""
+    from common.errors import InputError
+    from common.weights_import import Source
     from simulations import commands
 
-    commands.import_weights(source, backbone, id_, licence, file, trained_on)
+    by_name = not Path(source).exists() and "." in source and file is not None
+    if not by_name and file is not None:
+        raise InputError("--file goes with the name of torchvision's weights, such as ResNet18_Weights.IMAGENET1K_V1.")
+    path, enum = (file, source) if by_name else (Path(source), None)
+    assert path is not None
+    commands.import_weights(Source(path, backbone, licence, trained_on, enum), id_)
 
 
 @weights.command("pretrain")

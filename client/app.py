@@ -70,10 +70,12 @@ def _visit(message: Message, context: Context) -> Update | Refusal:
         order = wire.unpack_order(message.content)
         exchange = order.exchange
         config = _config(context)
-        path = _study_path(config, order.study)
-        if not path.is_file():
-            return Refusal(exchange, Code.UNKNOWN_STUDY)
-        site = _known(config, order.study) or _site(_read_study(path), config)
+        site = _known(config, order.study)
+        if site is None:
+            path = _study_path(config, order.study)
+            if not path.is_file():
+                return Refusal(exchange, Code.UNKNOWN_STUDY)
+            site = _site(_read_study(path), config)
         return site.visit(order)
     except wire.WireError:
         return Refusal(exchange, Code.GARBAGE)
@@ -113,7 +115,7 @@ def _site(study: Study, config: SiteConfig) -> Site:
         state=config.state,
         cache=config.cache,
     )
-    site = Site(study, cohort, _bench(study, _device(config)), config.state)
+    site = Site(study, cohort, _bench(study, _device(config)), config.state, observer=config.observer)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
     return site
 

@@ -28,6 +28,8 @@ class SiteConfig(BaseModel):
     state: Path
     cache: Path
     secret: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){16,}$", repr=False)]
+    observer: bool = False
+    """Hold public data for evaluation only, and take no part in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
 

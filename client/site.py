@@ -41,9 +41,12 @@ class Work:
 class Site:
     """One hospital in one study. The workbench may be shared with other sites of the same process."""
 
-    def __init__(self, study: Study, cohort: Cohort, bench: Workbench, folder: Path) -> None:
+    def __init__(
+        self, study: Study, cohort: Cohort, bench: Workbench, folder: Path, *, observer: bool = False
+    ) -> None:
         self.name = cohort.name
         self._study = study
+        self._observer = observer
         self._bench = bench
         self._cohort = cohort
         self._feed = Feed(cohort, study.input, bench.device)
@@ -61,7 +64,7 @@ class Site:
         for problem in self._cohort.problems:
             problems[problem.reason] += problem.count
         cases = {split: len(indices) for split, indices in self._cohort.splits.items()}
-        return Greeting(self.name, cases, labels, dict(problems))
+        return Greeting(self.name, cases, labels, dict(problems), self._observer)
 
     def visit(self, order: Order) -> Update | Refusal:
         """Evaluate what the order brings, do its stage's work, and answer. Never raises: trouble is a constant code."""

@@ -6,7 +6,7 @@ The value of the sum of all sites is the value of the pooled predictions; an ave
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ Values = dict[str, float | None]
 
 CALIBRATION_BINS = 15
 _MOST_CASES = 1 << 40
+_LARGEST_SUM = 1e60
+"""No loss of float32 logits gets near, and no number of such sums overflows."""
 _SHAPES: dict[str, Callable[[int], tuple[int, ...]]] = {
     "confusion": lambda classes: (classes, classes),
     "calibration_cases": lambda _: (CALIBRATION_BINS,),
@@ -85,7 +87,7 @@ class ClassificationSums:
 
         InputError for logits that are not finite, or targets that are no class.
         """
-        if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        if logits.ndim != 2 or logits.shape[1] < 2 or targets.shape != logits.shape[:1]:
             raise InputError(f"Metrics of logits {logits.shape} and targets {targets.shape}: shapes do not fit.")
         classes = logits.shape[1]
         known = targets != UNKNOWN
@@ -122,7 +124,7 @@ class ClassificationSums:
             brier_sum=float(np.vdot(chance, chance)),
             calibration_cases=np.bincount(cell, minlength=CALIBRATION_BINS),
             calibration_correct=np.bincount(cell[guess == truth], minlength=CALIBRATION_BINS),
-            calibration_confidence=np.bincount(cell, confidence, minlength=CALIBRATION_BINS),
+            calibration_confidence=np.bincount(cell, confidence, CALIBRATION_BINS).astype(np.float64),
             scores=ScoreHistogram.of(log_odds, one),
         )
 
@@ -141,15 +143,7 @@ class ClassificationSums:
 
     def coarsen(self, bins: int) -> ClassificationSums:
         """The same sums with scores known to `bins` steps only, for a site that lets no finer ones leave."""
-        return ClassificationSums(
-            self.confusion,
-            self.loss_sum,
-            self.brier_sum,
-            self.calibration_cases,
-            self.calibration_correct,
-            self.calibration_confidence,
-            self.scores.coarsen(bins),
-        )
+        return replace(self, scores=self.scores.coarsen(bins))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The sums for the wire: counts in the smallest of uint8, uint32 and int64 that holds them, sums float64."""
@@ -277,7 +271,11 @@ def _read(arrays: Mapping[str, Any], key: str, classes: int) -> NDArray[Any]:
         return np.zeros(wanted, np.int64)
     if array.dtype.kind not in ("iuf" if key in _FLOATS else "iu"):
         raise InputError(f"Metric sums: {key} holds {array.dtype}.")
-    if not np.isfinite(array).all() or array.min() < 0 or array.max() > _MOST_CASES:
+    if (
+        not np.isfinite(array).all()
+        or array.min() < 0
+        or array.max() > (_LARGEST_SUM if key in _FLOATS else _MOST_CASES)
+    ):
         raise InputError(f"Metric sums: {key} holds a value out of range.")
     return array.astype(np.float64 if key in _FLOATS else np.int64)
 

@@ -36,6 +36,7 @@ class TransferModel(nn.Module):
         self._tags = self._tag_all()
         self._resting: list[nn.Module] = []
         self._frozen_as: tuple[frozenset[str], bool] | None = None
+        self._mode: tuple[bool, object] | None = None
         dropouts = (nn.modules.dropout._DropoutNd, StochasticDepth)
         self.needs_dropout_rng = any(
             isinstance(part, dropouts) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)
@@ -60,7 +61,7 @@ class TransferModel(nn.Module):
         """Let only `trainable` entries move, until the next call, whatever `train()` is called in between.
 
         Frozen means no gradient, norm layers in eval so that running statistics stay, and no dropout in blocks of which
-        nothing is trained. `fixed_norm_stats` keeps all running statistics, also of norm layers whose affine is trained.
+        nothing is trained. `fixed_norm_stats` keeps all running statistics, even where the affine is trained.
         """
         chosen = frozenset(trainable)
         if self._frozen_as == (chosen, fixed_norm_stats):
@@ -81,9 +82,11 @@ class TransferModel(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """As in torch, but what `freeze` put to rest stays in eval."""
-        super().train(mode)
-        for part in self._resting if mode else ():
-            part.eval()
+        if self._mode != (mode, self._frozen_as):
+            super().train(mode)
+            for part in self._resting if mode else ():
+                part.eval()
+            self._mode = (mode, self._frozen_as)
         return self
 
     def _tag_all(self) -> dict[str, Tag]:
@@ -102,7 +105,7 @@ class TransferModel(nn.Module):
         return tags
 
     def _depths(self) -> dict[str, int]:
-        """0 up to the stem; then one more for every block in the order of registration; a norm layer joins its block."""
+        """0 up to the stem, then one more for every block as registered; a norm layer joins the block before it."""
         depths: dict[str, int] = {}
         depth = -1
         for _, unit, keys in self._units:

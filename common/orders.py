@@ -18,7 +18,7 @@ TRUNK = "*"
 """The name under which a site gives its weight for what all tasks share."""
 
 Arrays = Mapping[str, np.ndarray]
-Split = Literal["train", "val", "test"]
+Split = Literal["train", "val", "test", "all"]
 
 
 class Code(StrEnum):
@@ -66,6 +66,8 @@ class Greeting:
     cases: Mapping[str, int]
     labels: Mapping[str, Mapping[str, int]]
     problems: Mapping[str, int] = field(default_factory=dict)
+    observer: bool = False
+    """Evaluates the merged model on public data, and is never asked to train."""
 
 
 @dataclass(frozen=True)

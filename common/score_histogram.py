@@ -18,7 +18,7 @@ _ROW_SHIFT = 32
 _KEY_MASK = (1 << _ROW_SHIFT) - 1
 _LARGEST = 3e38
 _COARSE_SCALE = 4.0
-"""Log-odds per step of the logistic grid of `coarsen`: wide enough to tell .999 from .9999 with 64 bins."""
+"""Log-odds per step of the logistic grid of `coarsen`: wide enough that 64 bins tell .999 from .9999."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class ScoreHistogram:
         """The same cases on a grid of `bins` scores, the same for all sites, so that what is coarse still adds up."""
         if bins < 1:
             raise InputError(f"{bins} score bins are too few.", fix="Keep at least one.")
-        share = 1 / (1 + np.exp(-_scores((self.keys & _KEY_MASK) >> 1) / _COARSE_SCALE))
+        share = 0.5 + 0.5 * np.tanh(0.5 * _scores((self.keys & _KEY_MASK) >> 1) / _COARSE_SCALE)
         place = np.minimum(np.floor(share * bins), bins - 1)
         centre = (place + 0.5) / bins
         keys = _bins(_COARSE_SCALE * np.log(centre / (1 - centre))) << 1 | (self.keys & 1)

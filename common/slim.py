@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm and a skip connection; nothing in place, so that it can be trained privately."""
+    """Two 3x3 convolutions with batch norm and a skip connection; nothing in place, as private training needs."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class SlimResNet(nn.Module):
 
 
 class Standardise(nn.Module):
-    """Brings a table's columns to one scale. `mean` and `std` come from sums over all sites; a missing value becomes 0."""
+    """Brings a table's columns to one scale, from sums over all sites; a missing value becomes 0."""
 
     mean: Tensor
     std: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,10 +40,13 @@ class Rounds(Value):
 
 
 class Evaluation(Value):
-    """Sites evaluate what they receive on `split`, every so many exchanges; the last exchange uses the test split."""
+    """Sites evaluate what they receive on `split`, every so many exchanges; the last exchange uses the test split.
+
+    Observers, sites that hold public data and take no part in training, use all their cases every time.
+    """
 
     every: Annotated[int, Field(ge=0)] = 1
-    """0 = only at the end."""
+    """0 = sites only at the end."""
     split: Literal["val", "test"] = "val"
 
 
@@ -66,7 +70,7 @@ class Study(Value):
                 raise ValueError(f"more than one {what} is called {', '.join(twice)}")
         return self
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the study's canonical form, 64 hex digits."""
         return hashlib.sha256(self.to_json()).hexdigest()

@@ -23,7 +23,11 @@ VISIT = "train.visit"
 """Flower message types of the two things that are ever asked of a site."""
 
 _RAW = "fedgraft.raw"
-_DTYPES = ("float32", "float64", "int64", "uint32", "uint8")
+_DTYPES = {
+    np.dtype(name): name
+    for name in ("float32", "float64", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+}
+_NAMES = {name: dtype for dtype, name in _DTYPES.items()}
 _TENSORS, _METRICS, _WORDS = "tensors", "metrics", "words"
 
 
@@ -49,6 +53,7 @@ def pack_greeting(greeting: Greeting) -> RecordDict:
         "cases": dict(greeting.cases),
         "labels": {task: dict(counts) for task, counts in greeting.labels.items()},
         "problems": dict(greeting.problems),
+        "observer": greeting.observer,
     }
     return _pack(words)
 
@@ -66,6 +71,7 @@ def unpack_greeting(records: RecordDict) -> Greeting | Refusal:
         cases=_counts(words.get("cases")),
         labels={str(task): _counts(counts) for task, counts in labels.items()},
         problems=_counts(words.get("problems")),
+        observer=words.get("observer") is True,
     )
 
 
@@ -99,7 +105,7 @@ def unpack_order(records: RecordDict) -> Order:
     """An order from records; WireError on garbage."""
     words = _words(records)
     evaluate = words.get("evaluate")
-    if evaluate not in (None, "train", "val", "test") or not isinstance(words.get("work"), bool):
+    if evaluate not in (None, "train", "val", "test", "all") or not isinstance(words.get("work"), bool):
         raise WireError("evaluate or work")
     return Order(
         study=_text(words, "study"),
@@ -156,14 +162,14 @@ def _pack(words: Mapping[str, Any]) -> RecordDict:
 
 
 def _pack_array(array: np.ndarray, view: bool) -> Array:
-    if sys.byteorder != "little" or array.dtype.name not in _DTYPES:
+    name = _DTYPES.get(array.dtype)
+    if name is None or sys.byteorder != "little":
         raise TypeError(f"arrays of {array.dtype} do not travel on a {sys.byteorder}-endian machine")
-    whole = np.ascontiguousarray(array)
     if not view or not array.size:
-        return Array(array.dtype.name, tuple(array.shape), _RAW, whole.tobytes())
-    packed = Array(array.dtype.name, tuple(array.shape), _RAW, b"")
+        return Array(name, array.shape, _RAW, array.tobytes())
+    packed = Array(name, array.shape, _RAW, b"")
     # Flower insists on bytes only when it builds an Array; a read-only view serves as well within one process.
-    packed.data = memoryview(whole).toreadonly().cast("B")  # type: ignore[assignment]
+    packed.data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data.toreadonly()  # type: ignore[assignment]
     return packed
 
 
@@ -176,12 +182,13 @@ def _unpack_arrays(record: object) -> dict[str, np.ndarray]:
 
 
 def _unpack_array(array: Array) -> np.ndarray:
-    if array.stype != _RAW or array.dtype not in _DTYPES:
+    dtype = _NAMES.get(array.dtype)
+    if array.stype != _RAW or dtype is None:
         raise WireError("array of a kind that does not travel")
     shape = tuple(array.shape)
-    if any(n < 0 for n in shape) or math.prod(shape) * np.dtype(array.dtype).itemsize != len(array.data):
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(array.data):
         raise WireError("array with a wrong number of bytes")
-    return np.frombuffer(array.data, dtype=array.dtype).reshape(shape)
+    return np.frombuffer(array.data, dtype=dtype).reshape(shape)
 
 
 def _words(records: RecordDict) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from common.weights import WeightsManifest, save_weights
-
 from common.inputs import ImageInput
 from common.orders import Code
 from common.plan import Gradient, Select, Stage, Statistics
 from common.study import Study
 from common.travel import Tags, changed, sent
+from common.weights import WeightsManifest, save_weights
 from server.folder import RunFolder
 from server.rounds import Outcome, headline
 
@@ -129,19 +128,17 @@ def write_model(
     folder: RunFolder, study: Study, outcome: Outcome, source: WeightsManifest | None, synthetic: bool
 ) -> None:
     """Write the merged model and its manifest, so that the run's folder serves as weights for the next study."""
-    sites = ", ".join(outcome.greetings)
-    save_weights(
-        folder.path,
-        dict(outcome.state),
-        id=study.name,
-        backbone=study.model.backbone,
-        input=study.input if isinstance(study.input, ImageInput) else None,
-        classes={task.name: list(task.classes) for task in study.tasks},
-        trained_on=f"study {study.name} over {len(outcome.greetings)} sites ({sites})",
-        licence=source.licence if source else "not stated",
-        synthetic=synthetic,
-        how=f"study digest {study.digest}, starting from {source.id if source else 'random entries'}",
-    )
+    facts = {
+        "id": study.name,
+        "backbone": study.model.backbone,
+        "input": study.input if isinstance(study.input, ImageInput) else None,
+        "classes": {task.name: task.classes for task in study.tasks},
+        "trained_on": f"study {study.name} over {len(outcome.greetings)} sites",
+        "licence": source.licence if source else "not stated",
+        "synthetic": synthetic,
+        "how": f"study digest {study.digest}, starting from {source.id if source else 'random entries'}",
+    }
+    save_weights(folder.path, outcome.state, facts)
 
 
 def fedgraft_version() -> str:

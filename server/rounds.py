@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class Collected:
     missing: dict[str, Code] = field(default_factory=dict)
     train: dict[str, dict[str, float]] = field(default_factory=dict)
     metrics: dict[str, dict[str, ClassificationSums]] = field(default_factory=dict)
+    observed: dict[str, dict[str, ClassificationSums]] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -133,10 +134,11 @@ class Rounds:
             sites=len(sites),
         )
         orders = {site: self._order(step, site, split) for site in sites}
+        orders |= {site: replace(self._order(step, site, "all"), work=False) for site in self._observers()}
         merging = merger(stage, self._tags)
         got = self._collect(orders, stage, merging)
         again = {
-            site: self._order(step, site, split, everything=True)
+            site: replace(orders[site], tensors=self._state, held="")
             for site, code in got.missing.items()
             if code is Code.MISSING_TENSORS
         }
@@ -145,7 +147,7 @@ class Rounds:
                 del got.missing[site]
             self._collect_into(got, again, stage, merging)
         self._check_quorum(step, stage, sites, got)
-        for site in got.merged:
+        for site in (*got.merged, *got.observed):
             self._held[site] = self._state
         if step.work:
             self._state = self._state | merging.result(self._state)
@@ -156,17 +158,21 @@ class Rounds:
 
     def _asked(self, step: Step, stage: Stage) -> list[str]:
         """Sites that this exchange is for."""
+        trainers = {site: greeting for site, greeting in self._greetings.items() if not greeting.observer}
         if not step.work or stage.where == "all":
-            return sorted(self._greetings)
+            return sorted(trainers)
         wanted = stage.where == "labelled"
         sites = sorted(
             site
-            for site, greeting in self._greetings.items()
+            for site, greeting in trainers.items()
             if wanted == any(count for counts in greeting.labels.values() for count in counts.values())
         )
         if not sites:
             raise QuorumError(f"Stage {stage.name!r} is for {stage.where} sites, and there are none.")
         return sites
+
+    def _observers(self) -> list[str]:
+        return sorted(site for site, greeting in self._greetings.items() if greeting.observer)
 
     def _split(self, step: Step) -> Split | None:
         if not step.work:
@@ -174,8 +180,8 @@ class Rounds:
         every = self._study.evaluate.every
         return self._study.evaluate.split if every and (step.exchange - 1) % every == 0 else None
 
-    def _order(self, step: Step, site: str, split: Split | None, *, everything: bool = False) -> Order:
-        tensors = lacking(self._state, {} if everything else self._held.get(site, {}))
+    def _order(self, step: Step, site: str, split: Split | None) -> Order:
+        tensors = lacking(self._state, self._held.get(site, {}))
         held = {key: array for key, array in self._state.items() if key not in tensors}
         return Order(
             study=self._study.digest,
@@ -217,6 +223,9 @@ class Rounds:
         code = fault(answer, order, bar) or (Code.GARBAGE if sums is None else None)
         if code is not None:
             got.missing[site] = code
+            return None
+        if self._greetings[site].observer:
+            got.observed[site] = sums or {}
             return None
         got.merged.append(site)
         got.train[site] = dict(answer.train)
@@ -260,9 +269,10 @@ class Rounds:
             "sites_merged": sorted(got.merged),
             "missing": {site: code.value for site, code in sorted(got.missing.items())},
             "train": dict(sorted(got.train.items())),
-            "evaluated": self._evaluated(step) if got.metrics else None,
+            "evaluated": self._evaluated(step) if got.metrics or got.observed else None,
             "split": self._split(step) if got.metrics else None,
             "metrics": scores.values(),
+            "observers": Scores(self._study, got.observed).values(),
         }
         self._folder.append_history(row)
         self._folder.event("done", exchange=step.exchange, macro=scores.macro(), missing=row["missing"])

@@ -7,8 +7,7 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from common.metrics import ClassificationSums
-
+from common.metrics import ClassificationSums, macro_mean, worst
 from common.study import Study
 
 SHOWN = ("auroc", "accuracy", "balanced_accuracy")
@@ -45,17 +44,12 @@ class Scores:
 
     def _task_values(self, task: str) -> dict[str, Any]:
         sites = {site: sums[task].values() for site, sums in self._sums.items()}
-        macro: dict[str, float | None] = {}
-        for metric in SHOWN:
-            known = [value for values in sites.values() if (value := values[metric]) is not None]
-            macro[metric] = sum(known) / len(known) if known else None
-        ranked = {site: value for site, values in sites.items() if (value := values["auroc"]) is not None}
-        worst = min(ranked, key=lambda site: ranked[site]) if ranked else None
+        lowest = worst(sites, "auroc")
         return {
             "sites": sites,
             "pooled": self._pooled(task).values(),
-            "macro": macro,
-            "worst": None if worst is None else {"site": worst, "auroc": ranked[worst]},
+            "macro": {metric: macro_mean(list(sites.values()), metric) for metric in SHOWN},
+            "worst": None if lowest is None else {"site": lowest[0], "auroc": lowest[1]},
         }
 
 

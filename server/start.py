@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from common.model import TransferModel, build_model, build_table_model, state_arrays
-from common.weights import KeyReport, WeightsManifest, graft, load_weights
 
+from common.errors import WeightsError
 from common.inputs import TableInput
+from common.model import TransferModel, build_model, build_table_model, state_arrays
 from common.study import Study
+from common.weights import KeyReport, WeightsManifest, graft, load_weights
 
 
 @dataclass(frozen=True)
@@ -35,4 +36,8 @@ def start(study: Study) -> Start:
     if study.model.weights is None:
         return Start(model, None, None)
     manifest, arrays = load_weights(study.model.weights)
-    return Start(model, manifest, graft(model, arrays, manifest))
+    if manifest.backbone != study.model.backbone:
+        raise WeightsError(
+            f"{study.model.weights}: are for the backbone {manifest.backbone}, not {study.model.backbone}."
+        )
+    return Start(model, manifest, graft(model, arrays, study.model.weights))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from rich.table import Table
 from common.errors import InputError, RunError
 from common.files import home, read_json
 from common.study import Study, describe, read_study
+from common.weights import load_weights, save_weights
+from common.weights_import import Source
+from common.weights_import import import_weights as take_in
 from server.environment import environment
 from server.explain import check_study, explain, sentence
 from server.folder import RunFolder
@@ -140,6 +144,39 @@ def list_weights(*, as_json: bool) -> None:
         label = " (synthetic)" if manifest.synthetic else ""
         table.add_row(manifest.id + label, manifest.backbone, manifest.trained_on, manifest.licence)
     _out.print(table)
+
+
+def import_weights(source: Source, name: str) -> None:
+    """Take in weights, and say what became of every entry."""
+    manifest, report = take_in(source, name)
+    _out.print(
+        f"{manifest.id}: {len(report.loaded)} entries of {manifest.backbone} taken in, {len(report.ignored)} left out "
+        f"({', '.join(report.ignored) or 'none'})",
+        highlight=False,
+    )
+
+
+def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[str, ...]) -> None:
+    """Run a study and keep its model as weights of their own, with the figures that it reached."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty.", fix="Choose another --out.")
+    with tempfile.TemporaryDirectory(prefix="fedgraft-") as temporary:
+        run = Path(temporary) / "run"
+        simulate(Request(path, None, run, None, overrides), Engine(), as_json=False)
+        result = read_json(run / "result.json")
+        manifest, arrays = load_weights(str(run))
+        figures = ", ".join(
+            f"{task} test AUROC {values['macro']['auroc']:.3f}, accuracy {values['macro']['accuracy']:.3f}"
+            for task, values in result["metrics"].items()
+        )
+        facts = manifest.model_dump(exclude={"sha256", "keys", "format"}) | {
+            "id": name,
+            "licence": licence,
+            "how": f"fedgraft weights pretrain {path.name}; {manifest.how}; {figures}",
+        }
+        backbone = {key: array for key, array in arrays.items() if key.startswith("backbone.")}
+        save_weights(out, backbone, facts | {"classes": {}})
+    _out.print(f"Weights {name} are in {out}", highlight=False)
 
 
 def doctor(*, as_json: bool) -> None:

@@ -18,9 +18,9 @@ from common.files import read_json, write_json
 from common.seeds import derive
 from simulations.dicom import DicomWriter, Shot
 from simulations.patients import ROW, CancerPart, Patient, cancer_parts, draw_patient
-from simulations.phantoms import Modality, Phantom, render
+from simulations.phantoms import Array, Modality, Phantom, render
 from simulations.scanners import acquire, mark, store
-from simulations.scenario import PhantomSite, Scenario
+from simulations.scenario import PhantomSite, Scenario, SiteEntry
 
 IMAGE_ROW = ("sop_uid", "study_uid", "series_uid", "PatientID", "file", "finding", "diameter_mm", "mask")
 """Columns of images.csv, which holds the truth: `finding` is never noisy and never missing."""
@@ -28,6 +28,7 @@ _MARK = "scenario.json"
 _BATCH_PIXELS = 64 * 64 * 64
 
 Shots = list[tuple[Patient, int, Phantom]]
+Masks = NDArray[np.bool_]
 
 
 def make_hospitals(scenario: Scenario, out: Path) -> dict[str, CohortSpec]:
@@ -91,8 +92,8 @@ def _write_phantoms(spec: PhantomSite, name: str, seed: int, folder: Path) -> No
     rows: list[tuple[str | int | float, ...]] = []
     for modality in spec.modality:
         writer = DicomWriter(spec.scanner, modality, name)
-        for shots in _batches(patients, modality, spec.scanner.matrix):
-            pixels, masks = _take(spec, modality, shots)
+        for shots, grey, masks in grey_images(spec, modality, patients):
+            pixels = store(grey, spec.scanner, modality)
             for (patient, number, phantom), image, mask in zip(shots, pixels, masks, strict=True):
                 shot = Shot(patient.id, patient.age, patient.sex, number, str(seed))
                 stem = f"{patient.id}_{number}"
@@ -102,26 +103,27 @@ def _write_phantoms(spec: PhantomSite, name: str, seed: int, folder: Path) -> No
     _write_csv(site / "images.csv", IMAGE_ROW, sorted(rows, key=lambda row: row[4]))
 
 
-def _batches(patients: Sequence[Patient], modality: Modality, matrix: int) -> Iterator[Shots]:
-    """All images of a modality, so many at a time as stay in the processor's cache."""
+def grey_images(
+    spec: PhantomSite, modality: Modality, patients: Sequence[Patient]
+) -> Iterator[tuple[Shots, Array, Masks]]:
+    """The images (N, matrix, matrix) of some patients as the scanner sees them, before they are stored; and masks.
+
+    So many at a time as stay in the processor's cache. Each image depends on nothing but its patient and number.
+    """
     shots = [
         (patient, number, phantom)
         for patient in patients
         if patient.modality == modality
         for number, phantom in enumerate(patient.phantoms, start=1)
     ]
-    size = max(1, _BATCH_PIXELS // matrix**2)
+    size = max(1, _BATCH_PIXELS // spec.scanner.matrix**2)
     for start in range(0, len(shots), size):
-        yield shots[start : start + size]
-
-
-def _take(spec: PhantomSite, modality: Modality, shots: Shots) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-    """Stored pixels and masks of some images."""
-    images, masks = render([phantom for _, _, phantom in shots], spec.scanner.matrix)
-    seeds = [derive(patient.seed, "scan", number) for patient, number, _ in shots]
-    grey = acquire(images, spec.scanner, modality, seeds)
-    mark(grey, np.array([patient.finding != "none" for patient, _, _ in shots]), spec.scanner)
-    return store(grey, spec.scanner, modality), masks
+        some = shots[start : start + size]
+        images, masks = render([phantom for _, _, phantom in some], spec.scanner.matrix)
+        seeds = [derive(patient.seed, "scan", number) for patient, number, _ in some]
+        grey = acquire(images, spec.scanner, modality, seeds)
+        mark(grey, np.array([patient.finding != "none" for patient, _, _ in some]), spec.scanner)
+        yield some, grey, masks
 
 
 def _image_row(shot: Shot, patient: Patient, phantom: Phantom, spec: PhantomSite) -> tuple[str, ...]:
@@ -145,3 +147,11 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def _cohort(site: SiteEntry, folder: Path) -> CohortSpec:
+    if site.cohort is not None:
+        return site.cohort
+    if site.table is not None:
+        return CohortSpec(kind="table", root=folder, labels=folder / "table.csv")
+    return CohortSpec(kind="dicom", root=folder / "dicom", labels=folder / "patients.csv")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,8 @@ class Hospitals:
 
     cohorts: Mapping[str, CohortSpec]
     faults: Mapping[str, Fault] = field(default_factory=dict)
+    observers: Collection[str] = ()
+    """Sites that only evaluate, on public data."""
     synthetic: bool = True
 
 
@@ -69,6 +71,7 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
         config = SiteConfig(
             name=name,
             cohort=cohort,
+            observer=name in hospitals.observers,
             state=(sites / name).resolve(),
             cache=home() / "cohorts",
             # A deployed site draws its secret; here it follows from the seed, since splits depend on it.

@@ -168,6 +168,17 @@ def load_scenario(path: Path | str) -> Scenario:
         raise StudyError(str(file), describe(error)) from None
 
 
+def _anchor(data: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths of all cohorts absolute, in place; what is no path is left for the check."""
+    paths = [key for key, field in CohortSpec.model_fields.items() if field.annotation in (Path, Path | None)]
+    sites = data.get("sites")
+    for site in sites if isinstance(sites, list) else []:
+        cohort = site.get("cohort") if isinstance(site, dict) else None
+        for key in paths:
+            if isinstance(cohort, dict) and isinstance(cohort.get(key), str):
+                cohort[key] = str(folder / Path(cohort[key]).expanduser())
+
+
 def _find(path: Path) -> Path:
     if path.exists() or path.parent != Path() or path.suffix:
         return path

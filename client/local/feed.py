@@ -31,9 +31,10 @@ class Feed:
     def __init__(self, cohort: Cohort, spec: InputSpec, device: torch.device) -> None:
         self._spec = spec
         self._device = device
-        self.splits = cohort.splits
+        self.splits = {**cohort.splits, "all": torch.arange(len(cohort.inputs))}
         self._targets = {task: target.to(device) for task, target in cohort.targets.items()}
         self._inputs = cohort.inputs
+        self._labelled: dict[str, Tensor] = {}
         self._resident = device.type == "cpu"
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -43,11 +44,13 @@ class Feed:
 
     def labelled(self, split: str) -> Tensor:
         """Indices of the split's cases that have at least one known label."""
-        indices = self.splits[split]
-        known = torch.zeros(len(indices), dtype=torch.bool)
-        for target in self._targets.values():
-            known |= target.cpu()[indices] >= 0
-        return indices[known]
+        if split not in self._labelled:
+            indices = self.splits[split]
+            known = torch.zeros(len(indices), dtype=torch.bool)
+            for target in self._targets.values():
+                known |= target.cpu()[indices] >= 0
+            self._labelled[split] = indices[known]
+        return self._labelled[split]
 
     def targets(self, task: str, indices: Tensor) -> Tensor:
         """Targets of these cases, on the CPU."""
@@ -88,7 +91,7 @@ def shuffled(indices: Tensor, size: int, generator: torch.Generator) -> list[Ten
 
     A rest of one case joins the group before it: norm layers cannot be trained on a single case.
     """
-    groups = list(indices[torch.randperm(len(indices), generator=generator)].split(size))
+    groups = list(torch.split(indices[torch.randperm(len(indices), generator=generator)], size))
     if len(groups) > 1 and len(groups[-1]) == 1:
         last = groups.pop()
         groups[-1] = torch.cat([groups[-1], last])

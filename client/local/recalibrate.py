@@ -30,7 +30,7 @@ def recalibrate(bench: Workbench, feed: Feed, spec: Recalibrate) -> dict[str, fl
             bench.model.features(batch.inputs)
     for layer, momentum in zip(layers, before, strict=True):
         layer.momentum = momentum
-        layer.eval()
+        layer.eval()  # as the model, which is in eval, left it
     return {"examples": len(indices)}
 
 
