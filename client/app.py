@@ -16,7 +16,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.config import SiteConfig, read_config
-from client.data.cohort import load_cohort
+from client.data.cohort import Place, Wanted, load_cohort
 from client.site import Site
 from client.workbench import Workbench
 from common import wire
@@ -104,17 +104,9 @@ def _config(context: Context) -> SiteConfig:
 def _site(study: Study, config: SiteConfig) -> Site:
     if (site := _known(config, study.digest)) is not None:
         return site
-    cohort = load_cohort(
-        config.cohort,
-        name=config.name,
-        tasks=study.tasks,
-        input_spec=study.input,
-        split_spec=study.split,
-        seed=study.seed,
-        secret=bytes.fromhex(config.secret),
-        state=config.state,
-        cache=config.cache,
-    )
+    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+    place = Place(config.state, config.cache, bytes.fromhex(config.secret))
+    cohort = load_cohort(config.name, config.cohort, wanted, place)
     site = Site(study, cohort, _bench(study, _device(config)), config.state, observer=config.observer)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
     return site

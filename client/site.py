@@ -41,9 +41,7 @@ class Work:
 class Site:
     """One hospital in one study. The workbench may be shared with other sites of the same process."""
 
-    def __init__(
-        self, study: Study, cohort: Cohort, bench: Workbench, folder: Path, *, observer: bool = False
-    ) -> None:
+    def __init__(self, study: Study, cohort: Cohort, bench: Workbench, folder: Path, *, observer: bool = False) -> None:
         self.name = cohort.name
         self._study = study
         self._observer = observer

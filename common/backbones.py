@@ -107,12 +107,12 @@ def build_table_backbone(name: str, columns: int) -> Backbone:
 
 def stem_name(module: nn.Module) -> str:
     """The first convolution or linear layer's name: where the input comes in."""
-    return next(name for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear))
+    return next(str(name) for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear))
 
 
 def head_name(module: nn.Module) -> str:
     """The last linear layer's name: torchvision registers the classifier last."""
-    return [name for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
+    return [str(name) for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
 
 
 def _feature_dim(module: nn.Module) -> int:

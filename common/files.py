@@ -76,7 +76,7 @@ def read_json(path: Path) -> Any:
 
 def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = False) -> None:
     """Write arrays as a safetensors file, all or nothing."""
-    write_atomic(path, format_safetensors({k: np.ascontiguousarray(a) for k, a in arrays.items()}), private=private)
+    write_atomic(path, format_safetensors({k: np.asarray(a, order="C") for k, a in arrays.items()}), private=private)
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -106,7 +106,7 @@ def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over names, types, shapes and contents, whatever the order of the mapping."""
     digest = hashlib.sha256()
     for key in sorted(arrays):
-        array = np.ascontiguousarray(arrays[key])
-        digest.update(json.dumps([key, array.dtype.str, list(arrays[key].shape)]).encode())
-        digest.update(memoryview(array).cast("B") if array.size else b"")
+        array = np.asarray(arrays[key], order="C")
+        digest.update(json.dumps([key, array.dtype.str, list(array.shape)]).encode())
+        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
     return digest.hexdigest()

@@ -38,6 +38,7 @@ class TransferModel(nn.Module):
         self._frozen_as: tuple[frozenset[str], bool] | None = None
         self._mode: tuple[bool, object] | None = None
         dropouts = (nn.modules.dropout._DropoutNd, StochasticDepth)
+        self.classes = dict(heads)
         self.needs_dropout_rng = any(
             isinstance(part, dropouts) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)
             for part in self.modules()

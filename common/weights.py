@@ -111,7 +111,7 @@ def verify(ref: str) -> WeightsManifest:
 
 def save_weights(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> WeightsManifest:
     """Write a weights folder: the tensors first, then the manifest with their digest. `facts` are its other fields."""
-    data = format_safetensors({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+    data = format_safetensors({key: np.asarray(array, order="C") for key, array in arrays.items()})
     try:
         manifest = WeightsManifest(sha256=hashlib.sha256(data).hexdigest(), keys=len(arrays), **facts)
     except ValidationError as error:

@@ -24,8 +24,7 @@ VISIT = "train.visit"
 
 _RAW = "fedgraft.raw"
 _DTYPES = {
-    np.dtype(name): name
-    for name in ("float32", "float64", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    np.dtype(name): name for name in ("float32", "float64", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
 _NAMES = {name: dtype for dtype, name in _DTYPES.items()}
 _TENSORS, _METRICS, _WORDS = "tensors", "metrics", "words"

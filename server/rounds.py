@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from common.metrics import ClassificationSums
 
 from common.errors import QuorumError
+from common.metrics import ClassificationSums
 from common.orders import Arrays, Code, Digests, Greeting, Hello, Order, Refusal, Split, Update
 from common.plan import Stage
 from common.study import Study

@@ -105,7 +105,7 @@ def hospitals(scenario: Scenario) -> Hospitals:
     folder = home() / "phantoms" / f"{scenario.name}-{scenario.digest[:12]}"
     cohorts = make_hospitals(scenario, folder)
     faults = {site.name: site.faults for site in scenario.sites if site.faults is not None}
-    return Hospitals(cohorts, faults, scenario.synthetic)
+    return Hospitals(cohorts, faults, synthetic=scenario.synthetic)
 
 
 def make_data(name: str, out: Path) -> None:

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from itertools import count
 from pathlib import Path
+from typing import TypedDict
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -21,6 +22,17 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 _INLINE_BYTES = 1 << 16
 _ROOM_BYTES = 2 << 30
 _MEMORY = Path("/dev/shm")
+
+Entry = tuple[str, str, list[int], str, int]
+"""Key, type, shape, kind and bytes of an array."""
+
+
+class Head(TypedDict):
+    """Where the arrays of a record are: in a file, or inline from `at` on."""
+
+    file: str | None
+    at: int
+    arrays: list[Entry]
 
 
 def exchange_folder() -> Path:
@@ -43,13 +55,14 @@ class Frames:
         """The message as one frame; its large records go to files, each record object once."""
         if not message.has_content():
             return _join({}, b"", message_to_proto(message).SerializeToString())
-        heads, inline = {}, bytearray()
+        heads: dict[str, Head] = {}
+        inline = bytearray()
         for name, record in message.content.array_records.items():
             total = sum(len(array.data) for array in record.values())
             heads[name] = {
                 "file": self._write(record) if total > _INLINE_BYTES else None,
                 "at": len(inline),
-                "arrays": [[key, a.dtype, list(a.shape), a.stype, len(a.data)] for key, a in record.items()],
+                "arrays": [(key, a.dtype, list(a.shape), a.stype, len(a.data)) for key, a in record.items()],
             }
             if heads[name]["file"] is None:
                 for array in record.values():
@@ -86,8 +99,9 @@ class Frames:
             self._written[id(record)] = (record, file)
         return self._written[id(record)][1]
 
-    def _map(self, head: dict[str, object], once: bool) -> ArrayRecord:
-        file = str(head["file"])
+    def _map(self, head: Head, once: bool) -> ArrayRecord:
+        file = head["file"]
+        assert file is not None
         if file in self._read:
             return self._read[file]
         path = self._folder / file
@@ -107,9 +121,8 @@ class Frames:
         self._written.clear()
 
 
-def _record(arrays: object, view: memoryview) -> ArrayRecord:
+def _record(arrays: list[Entry], view: memoryview) -> ArrayRecord:
     record, at = ArrayRecord(), 0
-    assert isinstance(arrays, list)
     for key, dtype, shape, stype, size in arrays:
         array = Array(dtype, tuple(shape), stype, b"")
         array.data = view[at : at + size]  # type: ignore[assignment] # a view, as in common.wire
@@ -123,7 +136,7 @@ def _join(heads: object, inline: bytes, proto: bytes) -> bytes:
     return b"".join([len(words).to_bytes(4, "big"), len(inline).to_bytes(4, "big"), words, inline, proto])
 
 
-def _split(frame: bytes) -> tuple[dict[str, dict[str, object]], bytes, bytes]:
+def _split(frame: bytes) -> tuple[dict[str, Head], bytes, bytes]:
     words, inline = int.from_bytes(frame[:4], "big"), int.from_bytes(frame[4:8], "big")
     return (
         json.loads(frame[8 : 8 + words]),

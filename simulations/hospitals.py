@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from client.data.spec import CohortSpec
 from numpy.typing import NDArray
 from PIL import Image
 
+from client.data.spec import CohortSpec
 from common.errors import InputError
 from common.files import read_json, write_json
 from common.seeds import derive
@@ -153,5 +153,5 @@ def _cohort(site: SiteEntry, folder: Path) -> CohortSpec:
     if site.cohort is not None:
         return site.cohort
     if site.table is not None:
-        return CohortSpec(kind="table", root=folder, labels=folder / "table.csv")
-    return CohortSpec(kind="dicom", root=folder / "dicom", labels=folder / "patients.csv")
+        return CohortSpec(kind="table", root=folder / "table.csv", patient_column="PatientID")
+    return CohortSpec(kind="dicom", root=folder / "dicom", labels=folder / "patients.csv", key_column="PatientID")

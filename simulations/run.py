@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from client.data.spec import CohortSpec
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
 from client.config import SiteConfig
+from client.data.spec import CohortSpec
 from common.errors import InputError, ResumeError
 from common.files import home, read_json, write_json
 from common.plan import Value

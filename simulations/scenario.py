@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from client.data.spec import CohortSpec
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from client.data.spec import CohortSpec
 from common.errors import StudyError
 from common.files import canonical_json
 from common.plan import Value
@@ -131,8 +131,7 @@ class Scenario(Value):
 
     @model_validator(mode="after")
     def _possible(self) -> Scenario:
-        folded = [site.name.lower() for site in self.sites]
-        faults = [f"more than one site is called {name}" for name in sorted(set(folded)) if folded.count(name) > 1]
+        faults = _twice([site.name for site in self.sites])
         for diagnosis, there in CANCER_CASES.items():
             asked = sum(site.table.cases[diagnosis] for site in self.sites if site.table)
             if asked > there:
@@ -165,7 +164,21 @@ def load_scenario(path: Path | str) -> Scenario:
     try:
         return Scenario.model_validate(data)
     except ValidationError as error:
-        raise StudyError(str(file), describe(error)) from None
+        faults = describe(error)
+        # pydantic does not come to this check while any site has faults of its own.
+        hidden = [fault for fault in _twice(_names(data)) if not any(fault in line for line in faults)]
+        raise StudyError(str(file), faults + hidden) from None
+
+
+def _twice(names: list[str]) -> list[str]:
+    """A fault for every name that more than one site has; case does not count, since some file systems ignore it."""
+    folded = [name.lower() for name in names]
+    return [f"more than one site is called {name}" for name in sorted(set(folded)) if folded.count(name) > 1]
+
+
+def _names(data: dict[str, Any]) -> list[str]:
+    sites = data.get("sites")
+    return [str(site.get("name")) for site in sites if isinstance(site, dict)] if isinstance(sites, list) else []
 
 
 def _anchor(data: dict[str, Any], folder: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from common.metrics import ClassificationSums
 
 from client.local.feed import Feed, in_order
 from client.workbench import Workbench
+from common.metrics import ClassificationSums
 
 _BATCH = 256
 
@@ -26,9 +26,9 @@ def evaluate(bench: Workbench, feed: Feed, split: str) -> dict[str, Classificati
                 outputs[task].append(scores.float().cpu().numpy())
                 targets[task].append(batch.targets[task].cpu().numpy())
     sums = {}
-    for task, head in bench.model.heads.items():
+    for task, classes in bench.model.classes.items():
         if groups:
             sums[task] = ClassificationSums.of(np.concatenate(outputs[task]), np.concatenate(targets[task]))
         else:
-            sums[task] = ClassificationSums.zero(head.out_features)
+            sums[task] = ClassificationSums.zero(classes)
     return sums

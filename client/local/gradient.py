@@ -107,7 +107,7 @@ def _step(
         outputs = bench.model(batch.inputs)
     loss = supervised(outputs, batch.targets, weights)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     if spec.clip_norm is not None:
         nn.utils.clip_grad_norm_((p for g in optimiser.param_groups for p in g["params"]), spec.clip_norm)
     optimiser.step()
@@ -153,9 +153,9 @@ def _class_weights(bench: Workbench, feed: Feed, spec: Gradient, indices: Tensor
     if spec.class_weights == "none":
         return {}
     weights = {}
-    for task, head in bench.model.heads.items():
+    for task, classes in bench.model.classes.items():
         known = feed.targets(task, indices)
-        counts = torch.bincount(known[known >= 0], minlength=head.out_features).float()
+        counts = torch.bincount(known[known >= 0], minlength=classes).float()
         share = torch.where(counts > 0, counts.sum() / (counts.clamp(min=1) * (counts > 0).sum()), 0)
         weights[task] = share.to(bench.device)
     return weights

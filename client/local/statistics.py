@@ -20,15 +20,15 @@ def feature_sums(bench: Workbench, feed: Feed) -> dict[str, np.ndarray]:
     """
     width = bench.model.feature_dim + 1
     sums = {}
-    for task, head in bench.model.heads.items():
+    for task, classes in bench.model.classes.items():
         sums[f"{task}/gram"] = np.zeros((width, width))
-        sums[f"{task}/cross"] = np.zeros((width, head.out_features))
+        sums[f"{task}/cross"] = np.zeros((width, classes))
     bench.model.eval()
     with torch.inference_mode():
         for batch in feed.batches(in_order(feed.labelled("train"), _BATCH)):
             features = bench.model.features(batch.inputs).double().cpu().numpy()
             z = np.hstack([features, np.ones((len(features), 1))])
-            for task in bench.model.heads:
+            for task in bench.model.classes:
                 target = batch.targets[task].cpu().numpy()
                 known = target >= 0
                 one_hot = np.eye(sums[f"{task}/cross"].shape[1])[target[known]]

@@ -1,1 +1,16 @@
 """From a run's folder to tables, plots and one self-contained HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def build_report(run: Path) -> Path:
+    """Write `report.html` into a run's folder and return its path.
+
+    InputError if the folder is no run's, or a file in it is damaged; what is merely absent is left out of the page.
+    """
+    # Plotting takes half a second to load, and whoever runs a study imports this module long before it is over.
+    from server.report.page import write_page
+
+    return write_page(run)

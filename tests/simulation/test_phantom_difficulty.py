@@ -85,21 +85,21 @@ def source() -> TransferModel:
     """Trained on the CT and MR phantoms that the shipped source model is trained on, but fewer and for less long."""
     spec = load_scenario("source_ctmr").sites[0].phantom
     assert spec is not None
-    return fit(fresh(0), cases(spec.model_copy(update={"patients": 2000}), 11), steps=500, lr=3e-3, batch=48)
+    return fit(fresh(0), cases(spec.model_copy(update={"patients": 2000}), 11), steps=400, lr=3e-3, batch=48)
 
 
 def test_the_source_task_is_learnable_but_not_trivial(source):
     accuracy, auroc = score(source, cases(balanced(400, "ct", "mr"), 12))
-    assert 0.6 < accuracy < 0.97
-    assert auroc > 0.88
+    assert 0.55 < accuracy < 0.97
+    assert auroc > 0.85
 
 
-@pytest.mark.parametrize(("images", "gain"), [(40, 0.12), (200, 0.10)])
+@pytest.mark.parametrize(("images", "gain"), [(40, 0.08), (200, 0.06)])
 def test_what_is_learnt_on_ct_and_mr_helps_on_x_ray(source, images, gain):
     x, y = cases(balanced(images, "xr"), 13)
-    held_out = cases(balanced(600, "xr"), 14)
-    grafted, _ = score(fit(source, (x, y), 150, 1e-3), held_out)
-    scratch, _ = score(fit(fresh(1), (x, y), 150, 3e-3), held_out)
+    held_out = cases(balanced(500, "xr"), 14)
+    grafted, _ = score(fit(source, (x, y), 120, 1e-3), held_out)
+    scratch, _ = score(fit(fresh(1), (x, y), 120, 3e-3), held_out)
     assert grafted > scratch + gain
     assert scratch > 0.25
 
@@ -108,11 +108,11 @@ def test_pooled_training_on_the_five_hospitals_leaves_room_above_and_below():
     sites = [site.phantom for site in load_scenario("xray5").sites if site.phantom]
     parts = [cases(spec, derive(15, index)) for index, spec in enumerate(sites)]
     pooled = torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
-    model = fit(fresh(2), pooled, steps=500, lr=3e-3, batch=24)
+    model = fit(fresh(2), pooled, steps=400, lr=3e-3, batch=24)
     even = {"prevalence": dict.fromkeys(FINDINGS, 0.25), "patients": 120}
     held_out = [cases(spec.model_copy(update=even), derive(16, index)) for index, spec in enumerate(sites)]
     aurocs = [score(model, data)[1] for data in held_out]
-    assert 0.82 < np.mean(aurocs) < 0.97
+    assert 0.8 < np.mean(aurocs) < 0.97
 
 
 def test_a_change_of_style_hurts_and_the_site_itself_could_do_better(source):
@@ -120,12 +120,12 @@ def test_a_change_of_style_hurts_and_the_site_itself_could_do_better(source):
         assert site.phantom is not None
         before, _ = score(source, cases(site.phantom, 17))
         if site.name in ("same", "negative"):  # nothing shifts, or only what a DICOM reader undoes
-            assert before > 0.6
+            assert before > 0.55
             continue
-        assert before < 0.65, site.name
+        assert before < 0.6, site.name
         if site.name in ("dark", "inverted"):
-            oracle, _ = score(fit(source, cases(site.phantom, 18), 150, 1e-3), cases(site.phantom, 17))
-            assert oracle > before + 0.1, site.name
+            oracle, _ = score(fit(source, cases(site.phantom, 18), 100, 1e-3), cases(site.phantom, 17))
+            assert oracle > before + 0.08, site.name
 
 
 def test_without_contrast_there_is_nothing_to_learn(source):

@@ -1,0 +1,49 @@
+"""Images between disk and model: one size, compact storage, and back to floats batch by batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.inputs import ImageInput, InputSpec, TableInput
+
+_STEPS = 65535
+_OFFSET = 32768
+_EPS = 1e-6
+
+
+def fit(image: NDArray[np.float32], pixel_aspect: float, spec: ImageInput) -> NDArray[np.int16]:
+    """An image in [0, 1], (H, W) or (H, W, 3), as stored: (channels, size, size) int16.
+
+    Pixels become square, the longer side gets `size` (with anti-aliasing), the rest is black. Colour becomes grey by
+    luminance (ITU-R 601) where one channel is asked for; grey is repeated where three are.
+    """
+    planes = torch.from_numpy(np.array(image, dtype=np.float32))
+    planes = planes[None] if planes.ndim == 2 else planes.permute(2, 0, 1)
+    if len(planes) != spec.channels:
+        luminance = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+        planes = (planes * luminance).sum(0, keepdim=True) if len(planes) == 3 else planes.expand(3, -1, -1)
+    height, width = planes.shape[1] * pixel_aspect, float(planes.shape[2])
+    scale = spec.size / max(height, width)
+    target = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if tuple(planes.shape[1:]) != target:
+        planes = F.interpolate(planes[None], target, mode="bilinear", antialias=True, align_corners=False)[0]
+    down, across = spec.size - target[0], spec.size - target[1]
+    planes = F.pad(planes, (across // 2, across - across // 2, down // 2, down - down // 2))
+    return np.asarray((planes.clamp(0, 1) * _STEPS).round().sub(_OFFSET).to(torch.int16).numpy())
+
+
+def to_float(stored: Tensor, spec: InputSpec) -> Tensor:
+    """Stored inputs as the model sees them: images normalised as `spec` says, tables as they are (NaN = missing)."""
+    if isinstance(spec, TableInput):
+        return stored
+    images = (stored.to(torch.float32) + _OFFSET) / _STEPS
+    if spec.normalise == "zscore":
+        deviation, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True, correction=0)
+        return (images - mean) / (deviation + _EPS)
+    shape = (1, -1, 1, 1)
+    mean, std = (torch.tensor(values, device=images.device).view(shape) for values in (spec.mean, spec.std))
+    return (images - mean) / std

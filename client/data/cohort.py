@@ -1,0 +1,178 @@
+"""A site's cohort: tensors, targets, keyed patients and splits; decoded once, then taken from a private cache."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.data import splits
+from client.data.cache import Decoded, load, store
+from client.data.scan import Scan, files, scan_dicom, scan_images, stamps
+from client.data.spec import CohortSpec
+from client.data.table import read_table
+from common.errors import DataError
+from common.files import canonical_json, sha256_file, write_atomic
+from common.inputs import ImageInput, InputSpec, SplitSpec, TableInput
+from common.tasks import UNKNOWN, Task
+
+_VERSION = 1
+"""Part of the cache's key; to be raised when decoding changes what it gives."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something was left out or is odd, and how often. The reason is a constant word."""
+
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a site keeps what lasts (`state`), where decoded images go (`cache`), and the key of its patient hashes."""
+
+    state: Path
+    cache: Path
+    secret: bytes
+
+    def patient(self, key: str) -> str:
+        """A patient's name in fedgraft: HMAC-SHA256 of the hospital's own identifier, 32 hex digits."""
+        return hmac.new(self.secret, key.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a study wants of a cohort."""
+
+    tasks: Sequence[Task]
+    input: InputSpec
+    split: SplitSpec
+    seed: int
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A site's cases. `inputs` as stored (see `client.data.batches`), `targets` by task with -1 for not known.
+
+    `patients` are keyed hashes; `splits` are positions of cases; `facts` counts what the files say of themselves.
+    """
+
+    name: str
+    inputs: Tensor
+    targets: Mapping[str, Tensor]
+    patients: tuple[str, ...]
+    splits: Mapping[str, Tensor]
+    problems: tuple[Problem, ...]
+    facts: Mapping[str, int]
+
+    def __repr__(self) -> str:
+        return f"Cohort({self.name!r}, {len(self.inputs)} cases)"
+
+    def summary(self) -> dict[str, Any]:
+        """Counts that name nobody: cases and patients by split, labels, problems, facts."""
+        patients = {split: len({self.patients[i] for i in at.tolist()}) for split, at in self.splits.items()}
+        return {
+            "cases": {split: len(at) for split, at in self.splits.items()},
+            "patients": patients,
+            "labels": {task: dict(Counter(target.tolist())) for task, target in self.targets.items()},
+            "problems": {problem.reason: problem.count for problem in self.problems},
+            "facts": dict(self.facts),
+        }
+
+
+def load_cohort(name: str, spec: CohortSpec, wanted: Wanted, place: Place) -> Cohort:
+    """A site's cohort, decoded or from the cache. DataError if nothing in it can be used.
+
+    Writes to `place.state`: `splits.csv`, and `left_out.csv` with the files that were not used and why.
+    """
+    if isinstance(wanted.input, TableInput) != (spec.kind == "table"):
+        raise DataError(f"Site {name}: its data are of kind {spec.kind}, but the study's input is {wanted.input.kind}.")
+    if isinstance(wanted.input, TableInput):
+        decoded, facts = _table(spec, wanted, wanted.input, place), Counter[str]()
+    else:
+        decoded, facts = _images(spec, wanted, wanted.input, place)
+    _check_usable(name, spec, decoded, wanted)
+    by_patient: dict[str, list[int]] = {}
+    for patient, label in zip(decoded.patients, decoded.targets[wanted.tasks[0].name].tolist(), strict=True):
+        by_patient.setdefault(patient, []).append(label)
+    strata = {patient: splits.stratum(labels) for patient, labels in by_patient.items()}
+    chosen = splits.keep(place.state / "splits.csv", strata, wanted.split, wanted.seed)
+    return Cohort(
+        name=name,
+        inputs=torch.from_numpy(decoded.inputs),
+        targets={task: torch.from_numpy(target) for task, target in decoded.targets.items()},
+        patients=decoded.patients,
+        splits={split: torch.from_numpy(at) for split, at in splits.indices(decoded.patients, chosen).items()},
+        problems=tuple(Problem(reason, count) for reason, count in sorted(decoded.problems.items())),
+        facts=facts,
+    )
+
+
+def _table(spec: CohortSpec, wanted: Wanted, columns: TableInput, place: Place) -> Decoded:
+    inputs, targets, patients, problems = read_table(spec, wanted.tasks, columns)
+    return Decoded(inputs, targets, tuple(map(place.patient, patients)), dict(problems), {})
+
+
+def _images(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) -> tuple[Decoded, Counter[str]]:
+    key = _cache_key(spec, wanted, size, place)
+    decoded = load(place.cache, key)
+    if decoded is None:
+        scan = (scan_dicom if spec.kind == "dicom" else scan_images)(spec, wanted.tasks, size)
+        decoded = _decoded(scan, wanted, size, place)
+        _list_left_out(scan, place.state)
+        if len(decoded.inputs):
+            store(place.cache, key, decoded)
+            decoded = load(place.cache, key) or decoded
+    return decoded, Counter(decoded.facts)
+
+
+def _decoded(scan: Scan, wanted: Wanted, size: ImageInput, place: Place) -> Decoded:
+    shape = (0, size.channels, size.size, size.size)
+    inputs = np.stack(scan.images) if scan.images else np.zeros(shape, dtype=np.int16)
+    targets = {task.name: np.array(scan.targets[task.name], dtype=np.int64) for task in wanted.tasks}
+    patients = tuple(map(place.patient, scan.patients))
+    return Decoded(inputs, targets, patients, dict(scan.problems), dict(scan.facts))
+
+
+def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) -> str:
+    """A digest of everything that decoded images depend on.
+
+    Files count by name, size and time of change, as in build tools: reading all of them would take as long as it
+    saves. Labels count by content, since they are small and corrected often.
+    """
+    content = {
+        "version": _VERSION,
+        "spec": spec.model_dump(mode="json"),
+        "tasks": [task.model_dump(mode="json") for task in wanted.tasks],
+        "size": [size.size, size.channels],
+        "labels": sha256_file(spec.labels) if spec.labels is not None and spec.labels.is_file() else None,
+        "files": list(stamps(files(spec.root), spec.root)),
+    }
+    return hmac.new(place.secret, canonical_json(content), hashlib.sha256).hexdigest()
+
+
+def _list_left_out(scan: Scan, state: Path) -> None:
+    """The files that were not used, for the people at the site; it names files, so it is private."""
+    lines = ["file,reason"] + [f"{json.dumps(name)},{reason}" for name, reason in scan.left_out]
+    write_atomic(state / "left_out.csv", ("\n".join(lines) + "\n").encode(), private=True)
+
+
+def _check_usable(name: str, spec: CohortSpec, decoded: Decoded, wanted: Wanted) -> None:
+    if not len(decoded.inputs):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(decoded.problems.items())) or "no files"
+        raise DataError(f"Site {name}: nothing in {spec.root} can be used ({reasons}).", fix="See left_out.csv.")
+    for task in wanted.tasks:
+        target: NDArray[np.int64] = decoded.targets[task.name]
+        if target.max(initial=UNKNOWN) >= len(task.classes):
+            raise DataError(f"Site {name}: labels of task {task.name!r} do not fit its classes.")

@@ -1,0 +1,178 @@
+"""From a site's folder to decoded images with their labels: every file is used, or counted with the reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.data.batches import fit
+from client.data.dicom import UnusableError, read_dicom
+from client.data.images import SUFFIXES, read_image
+from client.data.spec import CohortSpec
+from client.data.table import column, label_columns, read_csv, target
+from common.errors import DataError
+from common.inputs import ImageInput
+from common.tasks import UNKNOWN, Task
+
+_KEYS = {
+    "patient": ("PatientID", "patient_id", "patient", "subject"),
+    "study": ("StudyInstanceUID", "study_uid", "study"),
+    "series": ("SeriesInstanceUID", "series_uid", "series"),
+    "sop": ("SOPInstanceUID", "sop_uid", "sop"),
+    "path": ("path", "file", "filename", "image"),
+}
+"""Usual names of the column that a labels table is joined by."""
+
+
+@dataclass
+class Scan:
+    """What a folder gave: images as stored, targets by task, raw patient keys, and all that was left out or odd.
+
+    `left_out` lists files by reason; it stays at the site. `facts` counts what the files say of themselves.
+    """
+
+    images: list[NDArray[np.int16]] = field(default_factory=list)
+    targets: dict[str, list[int]] = field(default_factory=dict)
+    patients: list[str] = field(default_factory=list, repr=False)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    problems: Counter[str] = field(default_factory=Counter)
+    facts: Counter[str] = field(default_factory=Counter)
+
+
+Labels = Mapping[str, Mapping[str, int]]
+"""Targets by task, by key of the join."""
+
+
+def files(root: Path) -> list[Path]:
+    """All files below a folder, in a fixed order; hidden ones are left out. DataError if it is no folder."""
+    if not root.is_dir():
+        raise DataError(f"{root}: is no folder.", fix="Check `root` of the site's cohort.")
+    return sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def read_labels(spec: CohortSpec, tasks: Sequence[Task]) -> Labels | None:
+    """The labels table, by key; None if there is none. DataError if two rows of one key disagree."""
+    if spec.labels is None:
+        return None
+    join = "path" if spec.kind == "images" else spec.join
+    rows = read_csv(spec.labels)
+    key_column = column(spec.labels, rows[0], spec.key_column, _KEYS[join], f"the {join}")
+    columns = label_columns(spec.labels, rows[0], tasks, spec)
+    labels: dict[str, dict[str, int]] = {}
+    for number, row in enumerate(rows, start=2):
+        where = f"{spec.labels}, line {number}"
+        found = {task.name: target(task, row[columns[task.name]], spec, where) for task in tasks}
+        key = Path(row[key_column]).as_posix() if join == "path" else row[key_column]
+        if labels.setdefault(key, found) != found:
+            raise DataError(f"{where}: an earlier line has the same {join} with another label.")
+    return labels
+
+
+def scan_dicom(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Scan:
+    """Read a folder of DICOM files."""
+    labels, scan, seen = read_labels(spec, tasks), _empty(tasks), set()
+    used: set[str] = set()
+    for path in files(spec.root):
+        if spec.labels is not None and path.resolve() == spec.labels.resolve():
+            continue
+        name = path.relative_to(spec.root).as_posix()
+        try:
+            image = read_dicom(path, spec.window, spec.frames)
+        except UnusableError as unusable:
+            _leave_out(scan, name, unusable.reason)
+            continue
+        sop = image.keys["sop"]
+        if sop and sop in seen:
+            _leave_out(scan, name, "duplicate")
+            continue
+        seen.add(sop)
+        key = name if spec.join == "path" else image.keys[spec.join]
+        found = _labels_for(labels, key, tasks, scan, used)
+        for frame in image.frames:
+            scan.images.append(fit(frame, image.pixel_aspect, size))
+            # Files without a patient id cannot be told apart, so they count as one patient: never two splits of one.
+            scan.patients.append(image.keys["patient"] or "without a patient id")
+            for task in tasks:
+                scan.targets[task.name].append(found[task.name])
+        scan.facts.update(f"{key} {value}" for key, value in image.facts.items())
+        if not image.keys["patient"]:
+            scan.problems["no_patient_id"] += 1
+    _unused(labels, used, scan)
+    return scan
+
+
+def scan_images(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Scan:
+    """Read a folder of ordinary images: labels from the table, or from the name of the sub-folder."""
+    labels, scan = read_labels(spec, tasks), _empty(tasks)
+    if labels is None and len(tasks) > 1:
+        raise DataError(f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table.")
+    patients, used = _patients(spec), set[str]()
+    for path in files(spec.root):
+        name = path.relative_to(spec.root).as_posix()
+        if path.suffix.lower() not in SUFFIXES:
+            if path.suffix.lower() != ".csv":
+                _leave_out(scan, name, "not_an_image")
+            continue
+        try:
+            image = read_image(path)
+        except UnusableError as unusable:
+            _leave_out(scan, name, unusable.reason)
+            continue
+        if labels is None:
+            folder = name.split("/")[0] if "/" in name else ""
+            found: Mapping[str, int] = {tasks[0].name: target(tasks[0], folder, spec, str(path))}
+        else:
+            found = _labels_for(labels, name, tasks, scan, used)
+        scan.images.append(fit(image, 1.0, size))
+        scan.patients.append(patients.get(name, name))
+        for task in tasks:
+            scan.targets[task.name].append(found[task.name])
+    _unused(labels, used, scan)
+    return scan
+
+
+def _patients(spec: CohortSpec) -> Mapping[str, str]:
+    """The patient of every file, if the labels table says."""
+    if spec.patient_column is None or spec.labels is None:
+        return {}
+    rows = read_csv(spec.labels)
+    key = column(spec.labels, rows[0], spec.key_column, _KEYS["path"], "the path")
+    patient = column(spec.labels, rows[0], spec.patient_column, (), "the patients")
+    return {Path(row[key]).as_posix(): row[patient] for row in rows}
+
+
+def _empty(tasks: Sequence[Task]) -> Scan:
+    return Scan(targets={task.name: [] for task in tasks})
+
+
+def _leave_out(scan: Scan, name: str, reason: str) -> None:
+    scan.left_out.append((name, reason))
+    scan.problems[reason] += 1
+
+
+def _labels_for(
+    labels: Labels | None, key: str, tasks: Sequence[Task], scan: Scan, used: set[str]
+) -> Mapping[str, int]:
+    if labels is not None and key in labels:
+        used.add(key)
+        return labels[key]
+    if labels is not None:
+        scan.problems["no_label_row"] += 1
+    return {task.name: UNKNOWN for task in tasks}
+
+
+def _unused(labels: Labels | None, used: set[str], scan: Scan) -> None:
+    if labels is not None and (rest := len(labels) - len(used)):
+        scan.problems["label_without_file"] += rest
+
+
+def stamps(paths: Sequence[Path], root: Path) -> Iterator[tuple[str, int, int]]:
+    """Relative name, size and time of change of every file: what tells a cache that something changed."""
+    for path in paths:
+        stat = path.stat()
+        yield path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns

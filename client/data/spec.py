@@ -1,0 +1,46 @@
+"""What a site says about its own data: where they are, and how labels and patients are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Join = Literal["patient", "study", "series", "sop", "path"]
+
+
+class Window(BaseModel):
+    """A display window in the images' own units (Hounsfield units for CT), used in place of what the files say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    center: float
+    width: Annotated[float, Field(gt=0)]
+
+
+class CohortSpec(BaseModel):
+    """One site's data. `root` is a folder, or for a table the CSV file itself.
+
+    DICOM: `labels` is a CSV with a row per patient, study, series, image or file; `join` says which, and `key_column`
+    where the key stands. Images: without `labels` the class is the name of the sub-folder; with it the CSV is joined by
+    path, relative to `root`. Labels not listed in `label_map` must be class names; empty cells are "not known".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["dicom", "images", "table"]
+    root: Path
+    labels: Path | None = None
+    join: Join = "patient"
+    key_column: str | None = None
+    """Column of `labels` with the key; by default the first of the usual names that is there."""
+    label_columns: dict[str, str] = {}
+    """Task to column; by default the task's own name, `diagnosis` or `label`."""
+    label_map: dict[str, dict[str, str]] = {}
+    """Task to {value in the table: class name}."""
+    patient_column: str | None = None
+    """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""
+    window: Window | None = None
+    frames: Literal["all", "middle", "first"] = "middle"
+    """Which frames of a multi-frame file become images."""

@@ -1,0 +1,89 @@
+"""Which patients train, validate and test: by patient, stratified, fixed by a seed, written down and kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import DataError
+from common.files import write_atomic
+from common.inputs import SplitSpec
+from common.seeds import derive
+from common.tasks import UNKNOWN
+
+SPLITS = ("train", "val", "test")
+
+
+def assign(labels: Mapping[str, int], shares: SplitSpec, seed: int) -> dict[str, str]:
+    """The split of every patient, from the patient's stratum (a class, or UNKNOWN).
+
+    Depends on names, strata and seed, not on their order. Within a stratum patients are shuffled and dealt out so that
+    the shares hold over all strata together as closely as whole patients allow; a stratum's first patient trains.
+    """
+    wanted = {split: getattr(shares, split) for split in SPLITS}
+    dealt = dict.fromkeys(SPLITS, 0)
+    splits: dict[str, str] = {}
+    for stratum in sorted(set(labels.values())):
+        members = sorted(patient for patient, label in labels.items() if label == stratum)
+        members.sort(key=lambda patient: derive(seed, "split", patient))
+        here = dict.fromkeys(SPLITS, 0)
+        for count, patient in enumerate(members, start=1):
+            # What each split lacks of its share, in this stratum first and over all of them second.
+            total = len(splits) + 1
+            lack = {
+                split: (wanted[split] * count - here[split], wanted[split] * total - dealt[split])
+                for split in SPLITS
+                if wanted[split] > 0
+            }
+            split = "train" if count == 1 else max(lack, key=lambda name: (round(lack[name][0], 9), lack[name][1]))
+            splits[patient] = split
+            here[split] += 1
+            dealt[split] += 1
+    return splits
+
+
+def keep(path: Path, labels: Mapping[str, int], shares: SplitSpec, seed: int) -> dict[str, str]:
+    """The splits in the file `path`, with new patients added; patients that are in it never move.
+
+    The file is private. DataError if it is damaged or was made with other shares or another seed.
+    """
+    header = f"# shares {shares.train:g} {shares.val:g} {shares.test:g}, seed {seed}"
+    known = _read(path, header) if path.exists() else {}
+    new = {patient: label for patient, label in labels.items() if patient not in known}
+    splits = known | assign(new, shares, seed)
+    if new:
+        text = io.StringIO()
+        text.write(header + "\n")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("patient", "split"))
+        writer.writerows(sorted(splits.items()))
+        write_atomic(path, text.getvalue().encode(), private=True)
+    return {patient: splits[patient] for patient in labels}
+
+
+def stratum(targets: Sequence[int]) -> int:
+    """A patient's stratum from the targets of all its cases: the highest known class, else UNKNOWN."""
+    return max(targets, default=UNKNOWN)
+
+
+def indices(patients: Sequence[str], splits: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Positions of each split's cases, in order."""
+    names = np.array([splits[patient] for patient in patients])
+    return {split: np.flatnonzero(names == split) for split in SPLITS}
+
+
+def _read(path: Path, header: str) -> dict[str, str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if not lines or lines[0] != header:
+        raise DataError(
+            f"{path}: the patients were split with other shares or another seed.",
+            fix="Remove the file to split them anew; models that saw the old split must not be tested on the new one.",
+        )
+    rows = list(csv.reader(lines[2:]))
+    if lines[1:2] != ["patient,split"] or any(len(row) != 2 or row[1] not in SPLITS for row in rows):
+        raise DataError(f"{path}: is damaged.", fix="Restore it, or remove it to split the patients anew.")
+    return {row[0]: row[1] for row in rows}

@@ -1,0 +1,129 @@
+"""CSV tables: as a site's data, and as the list of labels that goes with its images."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.data.spec import CohortSpec
+from common.errors import DataError
+from common.inputs import TableInput
+from common.tasks import UNKNOWN, Task
+
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
+"""What stands for a missing value, in lower case. A class or category may be called so, and then is meant."""
+
+Row = Mapping[str, str]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header, comma or semicolon. DataError if it cannot be read or rows do not fit."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text.", fix="Save the table as CSV in UTF-8.") from None
+    first = text.partition("\n")[0]
+    delimiter = ";" if first.count(";") > first.count(",") else ","
+    rows = list(csv.DictReader(text.splitlines(), delimiter=delimiter))
+    if not rows:
+        raise DataError(f"{path}: has no rows.")
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise DataError(f"{path}: line {number} has more or fewer cells than the header.")
+    return [{key.strip(): value.strip() for key, value in row.items()} for row in rows]
+
+
+def column(path: Path, row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
+    """The column that was named, or the first usual one there is. DataError lists those that exist."""
+    for candidate in (name,) if name else usual:
+        if candidate in row:
+            return candidate
+    wanted = repr(name) if name else f"any of {', '.join(usual)}"
+    raise DataError(f"{path}: has no column for {what} ({wanted}).", fix=f"It has: {', '.join(row)}.")
+
+
+def label_columns(path: Path, row: Row, tasks: Sequence[Task], spec: CohortSpec) -> dict[str, str]:
+    """The label column of every task."""
+    usual = ("diagnosis", "label") if len(tasks) == 1 else ()
+    return {
+        task.name: column(
+            path, row, spec.label_columns.get(task.name), (task.name, *usual), f"the labels of task {task.name!r}"
+        )
+        for task in tasks
+    }
+
+
+def target(task: Task, value: str, spec: CohortSpec, where: str) -> int:
+    """Class index of a cell, or UNKNOWN if it is empty. DataError for a value that is no class."""
+    mapped = spec.label_map.get(task.name, {}).get(value, value)
+    if mapped in task.classes:
+        return task.classes.index(mapped)
+    if mapped.lower() in MISSING:
+        return UNKNOWN
+    raise DataError(
+        f"{where}: {mapped!r} is no class of task {task.name!r}.",
+        fix=f"Classes are {', '.join(task.classes)}; others can be renamed by label_map.",
+    )
+
+
+def read_table(
+    spec: CohortSpec, tasks: Sequence[Task], columns: TableInput
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.int64]], list[str], Counter[str]]:
+    """Inputs (N, width) not yet standardised, targets by task, raw patient keys, and problems by reason.
+
+    DataError names file, line and column of a number that is none, and all missing columns.
+    """
+    rows = read_csv(spec.root)
+    if absent := [name for name in (*columns.numeric, *columns.categorical) if name not in rows[0]]:
+        raise DataError(
+            f"{spec.root}: has no column {', '.join(map(repr, absent))}.", fix=f"It has: {', '.join(rows[0])}."
+        )
+    labels = label_columns(spec.root, rows[0], tasks, spec)
+    if spec.patient_column is not None:
+        column(spec.root, rows[0], spec.patient_column, (), "the patients")
+    problems: Counter[str] = Counter()
+    inputs = np.full((len(rows), columns.width), np.nan, dtype=np.float32)
+    for at, row in enumerate(rows):
+        inputs[at] = _encode(row, columns, f"{spec.root}, line {at + 2}", problems)
+    targets = {
+        task.name: np.array(
+            [
+                target(task, row[labels[task.name]], spec, f"{spec.root}, line {n}")
+                for n, row in enumerate(rows, start=2)
+            ]
+        )
+        for task in tasks
+    }
+    patients = [row[spec.patient_column] if spec.patient_column else f"row {at}" for at, row in enumerate(rows)]
+    return inputs, targets, patients, problems
+
+
+def _encode(row: Row, columns: TableInput, where: str, problems: Counter[str]) -> list[float]:
+    values = [_number(row[name], f"{where}, column {name!r}", problems) for name in columns.numeric]
+    for name, categories in columns.categorical.items():
+        value = row[name]
+        if value not in categories:
+            problems["missing_category" if value.lower() in MISSING else "unknown_category"] += 1
+        values += [float(value == category) for category in categories]
+    return values
+
+
+def _number(text: str, where: str, problems: Counter[str]) -> float:
+    if text.lower() in MISSING:
+        problems["missing_value"] += 1
+        return math.nan
+    try:
+        number = float(text)
+    except ValueError:
+        raise DataError(f"{where}: {text!r} is no number.", fix="Correct it, or leave the cell empty.") from None
+    if not math.isfinite(number) or abs(number) > np.finfo(np.float32).max:
+        raise DataError(f"{where}: {text!r} is no finite number.", fix="Correct it, or leave the cell empty.")
+    return number

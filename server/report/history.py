@@ -1,0 +1,196 @@
+"""Read a run's folder: damaged files are errors with a place, absent fields are just absent."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.files import read_json
+from common.metrics import ClassificationSums, macro_mean
+
+Row = dict[str, Any]
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TaskSums:
+    """The final model's sums on the test split, by site and over all cases."""
+
+    sites: dict[str, ClassificationSums]
+    pooled: ClassificationSums
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run left behind. `result` and `environment` are empty if the run has not got that far."""
+
+    name: str
+    exchanges: tuple[Row, ...]
+    result: Row
+    environment: Row
+    study_text: str
+    sums: dict[str, TaskSums]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks for which anything was measured."""
+        seen = [mapping(row.get("metrics")) for row in self.exchanges] + [mapping(self.result.get("metrics"))]
+        return tuple(dict.fromkeys(task for metrics in seen for task in metrics))
+
+    def final(self, task: str) -> Row:
+        """The final model's metrics on the test split: sites, pooled, macro, worst."""
+        return mapping(mapping(self.result.get("metrics")).get(task))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One metric by rounds trained: (rounds, value) per site and as macro mean; lines on `val`, points on `test`."""
+
+    sites: dict[str, list[Point]]
+    macro: list[Point]
+    test_sites: dict[str, list[Point]]
+    test_macro: list[Point]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stage, from `first` rounds trained when it began to `last` when it ended."""
+
+    name: str
+    first: int
+    last: int
+
+
+def read_run(run: Path) -> RunRecord:
+    """Everything in a run's folder that the report shows; InputError names the file, and the line, that is damaged."""
+    if not (run / "history.jsonl").is_file():
+        raise InputError(
+            f"{run}: is no run's folder: there is no history.jsonl.", fix="Give the folder a run was written to."
+        )
+    result = _optional(run / "result.json")
+    study = run / "study.yaml"
+    return RunRecord(
+        name=run.resolve().name,
+        exchanges=_exchanges(run / "history.jsonl"),
+        result=result,
+        environment=_optional(run / "environment.json"),
+        study_text=study.read_text(encoding="utf-8", errors="replace") if study.is_file() else "",
+        sums=_sums(mapping(result.get("sums")), run / "result.json"),
+    )
+
+
+def curves(record: RunRecord, task: str, metric: str) -> Curves:
+    """One metric over the exchanges. An exchange measures the model that went out, so before its own training."""
+    found = Curves({}, [], {}, [])
+    for place, row in enumerate(record.exchanges):
+        sites = mapping(mapping(mapping(row.get("metrics")).get(task)).get("sites"))
+        values = {site: {metric: number(mapping(own).get(metric))} for site, own in sites.items()}
+        test = row.get("split") == "test"
+        rounds = (number(row.get("exchange")) or place + 1) - 1
+        by_site, mean = (found.test_sites, found.test_macro) if test else (found.sites, found.macro)
+        for site, own in values.items():
+            if (value := own[metric]) is not None:
+                by_site.setdefault(site, []).append((rounds, value))
+        if (value := macro_mean(list(values.values()), metric)) is not None:
+            mean.append((rounds, value))
+    return found
+
+
+def training_loss(record: RunRecord) -> Curves:
+    """The loss each site reported of its own training, at the end of the round; its terms may differ by stage."""
+    found = Curves({}, [], {}, [])
+    for place, row in enumerate(record.exchanges):
+        end = number(row.get("exchange")) or place + 1
+        losses = {site: number(mapping(own).get("loss")) for site, own in mapping(row.get("train")).items()}
+        for site, loss in losses.items():
+            if loss is not None:
+                found.sites.setdefault(site, []).append((end, loss))
+        if (mean := macro_mean([{"loss": loss} for loss in losses.values()], "loss")) is not None:
+            found.macro.append((end, mean))
+    return found
+
+
+def spans(record: RunRecord) -> tuple[Span, ...]:
+    """The stages in the order in which they were trained."""
+    found: dict[tuple[Any, str], Span] = {}
+    for place, row in enumerate(record.exchanges):
+        name, end = text(row.get("stage")), int(number(row.get("exchange")) or place + 1)
+        if name == "evaluate":
+            continue
+        key = (row.get("stage_index"), name)
+        first = found[key].first if key in found else end - 1
+        found[key] = Span(name, first, end)
+    return tuple(found.values())
+
+
+def mapping(value: Any) -> Row:
+    """`value` if it is a mapping with text keys, else an empty one."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def sequence(value: Any) -> list[Any]:
+    """`value` if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def number(value: Any) -> float | None:
+    """`value` if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < 1e300 and math.isfinite(value) else None
+
+
+def text(value: Any) -> str:
+    """`value` as text; nothing for None and for what is no word or number."""
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
+def _exchanges(path: Path) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    for count, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{path}, line {count}: is not valid JSON: {error}.",
+                fix="Restore it, or continue the run with --resume.",
+            ) from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {count}: is not an exchange.", fix="Restore the line.")
+        rows.append(row)
+    return tuple(rows)
+
+
+def _optional(path: Path) -> Row:
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold one JSON object.")
+    return content
+
+
+def _sums(content: Row, path: Path) -> dict[str, TaskSums]:
+    found = {}
+    for task, parts in content.items():
+        pooled = mapping(mapping(parts).get("pooled"))
+        sites = mapping(mapping(parts).get("sites"))
+        if pooled:
+            every = {site: _one(own, f"{path}: sums of {task}, {site}") for site, own in sites.items()}
+            found[task] = TaskSums(every, _one(pooled, f"{path}: sums of {task}, pooled"))
+    return found
+
+
+def _one(arrays: Any, place: str) -> ClassificationSums:
+    known = mapping(arrays)
+    try:
+        return ClassificationSums.from_arrays(known, len(sequence(known.get("confusion"))))
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None

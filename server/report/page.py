@@ -1,0 +1,182 @@
+"""The report's page: one HTML file that needs no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from common.files import write_atomic
+from server.report import plots, tables
+from server.report.history import (
+    RunRecord,
+    TaskSums,
+    curves,
+    mapping,
+    number,
+    read_run,
+    sequence,
+    spans,
+    text,
+    training_loss,
+)
+
+_MOST_ROC_CLASSES = 6
+_CURVES = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "loss": "loss"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend: how a line is drawn and what it stands for."""
+
+    ink: plots.Ink
+    name: str
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """All that the page shows of one task."""
+
+    name: str
+    tiles: tuple[tables.Tile, ...]
+    legend: tuple[Key, ...]
+    learning: tuple[Markup, ...]
+    metrics: tables.Table
+    final: tuple[Markup, ...]
+    remark: str
+
+
+def write_page(run: Path) -> Path:
+    """Write `report.html` into the run's folder; InputError if a file there is damaged."""
+    page = run / "report.html"
+    write_atomic(page, render(read_run(run)).encode("utf-8", "replace"))
+    return page
+
+
+def render(record: RunRecord) -> str:
+    """The page as text. Names from sites and studies are text, never markup."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("page.html.jinja")
+    result = record.result
+    missing, more = tables.refusals(record)
+    return template.render(
+        study=text(result.get("study")) or record.name,
+        status=text(result.get("status")) or "unfinished",
+        headline=text(result.get("headline")) or "The run has not finished; this page shows how far it got.",
+        synthetic=result.get("synthetic") is True,
+        facts=_facts(record),
+        tasks=[_task_view(record, task) for task in record.tasks],
+        stages=tables.stages(record),
+        cohorts=tables.cohorts(record),
+        missing=missing,
+        more_missing=more,
+        cost=_cost(record),
+        environment=tables.environment(record),
+        command=_command(record),
+        study_text=record.study_text,
+    )
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    moved, spent = mapping(record.result.get("bytes")), mapping(record.result.get("seconds")).values()
+    seconds = [value for part in spent if (value := number(part)) is not None]
+    facts = {
+        "exchanges": tables.whole(len(record.exchanges)),
+        "sent by sites": tables.size(moved.get("up")),
+        "sent to sites": tables.size(moved.get("down")),
+        "time": tables.duration(sum(seconds)) if seconds else tables.NONE,
+        "engine": text(record.result.get("engine")) or tables.NONE,
+    }
+    return list(facts.items())
+
+
+def _task_view(record: RunRecord, task: str) -> TaskView:
+    ranking = _ranking(record, task)
+    ink = plots.inks(ranking)
+    stages = spans(record)
+    drawn = {name: curves(record, task, key) for key, name in _CURVES.items()}
+    if task == record.tasks[0]:  # a site reports one loss for all tasks
+        drawn["training loss"] = training_loss(record)
+    learning = [plots.curve_plot(name, of, ink, stages) for name, of in drawn.items() if of.macro or of.test_macro]
+    final, remark = _final_plots(record, task, ink)
+    return TaskView(
+        name=task,
+        tiles=tables.tiles(record, task),
+        legend=_legend(ink, ranking),
+        learning=tuple(map(Markup, learning)),
+        metrics=tables.site_metrics(record, task),
+        final=tuple(map(Markup, final)),
+        remark=remark,
+    )
+
+
+def _ranking(record: RunRecord, task: str) -> dict[str, float | None]:
+    """All sites ever measured, with their final AUROC if known, else the latest."""
+    drawn = curves(record, task, "auroc")
+    found: dict[str, float | None] = {}
+    for row in record.exchanges:
+        found |= dict.fromkeys(mapping(mapping(mapping(row.get("metrics")).get(task)).get("sites")))
+        found |= dict.fromkeys(mapping(row.get("train")))
+    for points in (drawn.sites, drawn.test_sites):
+        found |= {site: own[-1][1] for site, own in points.items()}
+    for site, values in mapping(record.final(task).get("sites")).items():
+        found[site] = number(mapping(values).get("auroc"))
+    return found
+
+
+def _legend(ink: Mapping[str, plots.Ink], ranking: Mapping[str, float | None]) -> tuple[Key, ...]:
+    keys = [Key(plots.MEAN, "macro mean of sites; in ROC, all cases pooled")]
+    if len(ink) <= plots.MANY_SITES:
+        return (*keys, *(Key(of_site, site) for site, of_site in ink.items()))
+    special = sorted((site for site in ink if ink[site].layer > 2), key=lambda site: -(ranking[site] or 0))
+    keys += [Key(ink[site], f"{word} site: {site}") for word, site in zip(("best", "worst"), special, strict=False)]
+    grey = next(of_site for of_site in ink.values() if of_site.layer == 2)
+    return (*keys, Key(grey, f"the other {len(ink) - len(special)} sites"))
+
+
+def _final_plots(record: RunRecord, task: str, ink: Mapping[str, plots.Ink]) -> tuple[list[str], str]:
+    sums: TaskSums | None = record.sums.get(task)
+    if sums is None or not sums.pooled.n:
+        return [], ""
+    count = sums.pooled.classes
+    named = [text(name) for name in sequence(mapping(record.result.get("task_classes")).get(task))]
+    names = named if len(named) == count else [f"class {index}" for index in range(count)]
+    occurs = sums.pooled.confusion.sum(axis=1)
+    asked = [index for index in range(count) if 0 < occurs[index] < sums.pooled.n] if count > 2 else [1]
+    shown = asked[:_MOST_ROC_CLASSES]
+    drawn = [plots.confusion_plot(sums.pooled, names), plots.reliability_plot(sums.pooled)]
+    for index in shown:
+        title = f"ROC, {names[index]}" + (" against the rest" if count > 2 else "")
+        drawn.append(plots.roc_plot(title, sums.sites, sums.pooled, index, ink))
+    if len(shown) == len(asked):
+        return drawn, ""
+    return drawn, f"ROC curves are drawn for the first {len(shown)} of {len(asked)} classes."
+
+
+def _cost(record: RunRecord) -> list[Markup]:
+    drawn = []
+    traffic: dict[str, list[tuple[float, float]]] = {"bytes_up": [], "bytes_down": []}
+    for place, row in enumerate(record.exchanges, start=1):
+        for key, points in traffic.items():
+            if (value := number(row.get(key))) is not None:
+                points.append((number(row.get("exchange")) or place, value))
+    if any(traffic.values()):
+        drawn.append(plots.bytes_plot(traffic["bytes_up"], traffic["bytes_down"]))
+    phases = mapping(record.result.get("seconds"))
+    seconds = {phase: value for phase, spent in phases.items() if (value := number(spent)) is not None}
+    if seconds:
+        drawn.append(plots.seconds_plot(seconds))
+    return [Markup(svg) for svg in drawn]
+
+
+def _command(record: RunRecord) -> str:
+    engine: Any = record.result.get("engine")
+    words = ["fedgraft", "simulate", f"{record.name}/study.yaml", "--scenario", "SCENARIO"]
+    words += ["--engine", engine] if isinstance(engine, str) and engine else []
+    return " ".join([*words, "--out", f"{record.name}-again"])

@@ -1,0 +1,250 @@
+"""Plots as inline SVG. Sites are told apart by the page's own legend, so no site's name is ever drawn."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from common.metrics import ClassificationSums
+from server.report.history import Curves, Point, Span
+
+MANY_SITES = 10
+# Okabe and Ito's colours, told apart by all common kinds of colour vision, less the yellow that white swallows.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_BEST, _WORST, _OTHER, _INK, _FAINT = "#0072b2", "#d55e00", "#b9bec6", "#1b1f24", "#667080"
+_MOST_POINTS = 160
+_MOST_NUMBERS = 12
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.grid": True,
+    "grid.color": "#e7eaee",
+    "axes.axisbelow": True,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedgraft",
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class Ink:
+    """How a line is drawn: `dash` in SVG's words, "" for a full line."""
+
+    colour: str
+    dash: str = ""
+    width: float = 1.3
+    layer: int = 3
+
+
+MEAN = Ink(_INK, width=2.6, layer=5)
+
+
+def inks(ranking: Mapping[str, float | None]) -> dict[str, Ink]:
+    """An ink per site: each its own up to ten sites; beyond, the best and the worst stand out of grey."""
+    sites = sorted(ranking)
+    if len(sites) <= MANY_SITES:
+        dashes = ("", "5 2")
+        return {site: Ink(_COLOURS[i % len(_COLOURS)], dashes[i // len(_COLOURS) % 2]) for i, site in enumerate(sites)}
+    chosen = {site: Ink(_OTHER, width=0.8, layer=2) for site in sites}
+    known = sorted((value, site) for site, value in ranking.items() if value is not None)
+    if known:
+        chosen[known[-1][1]] = Ink(_BEST, width=1.8, layer=4)
+        chosen[known[0][1]] = Ink(_WORST, "5 2", width=1.8, layer=4)
+    return chosen
+
+
+@mpl.rc_context(_STYLE)
+def curve_plot(name: str, drawn: Curves, ink: Mapping[str, Ink], stages: Sequence[Span]) -> str:
+    """One metric over the rounds: lines on the validation split, diamonds for the final model on the test split."""
+    figure, axes = _panel(4.7, 3.1)
+    for site, points in drawn.sites.items():
+        _line(axes, points, ink.get(site, Ink(_OTHER)))
+    _line(axes, drawn.macro, MEAN)
+    for site, points in drawn.test_sites.items():
+        of_site = ink.get(site, Ink(_OTHER))
+        axes.plot(*zip(*points, strict=True), "D", color=of_site.colour, markersize=3.5, zorder=of_site.layer)
+    if drawn.test_macro:
+        axes.plot(*zip(*drawn.test_macro, strict=True), "D", color=_INK, markersize=6, zorder=6)
+    _show_stages(axes, stages)
+    axes.set(xlabel="rounds trained", ylabel=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.03)
+    return _svg(figure, f"{name} by rounds trained", name)
+
+
+@mpl.rc_context(_STYLE)
+def roc_plot(title: str, sums: Mapping[str, ClassificationSums], pooled: ClassificationSums, row: int, ink: Any) -> str:
+    """ROC curves of class `row` against the rest, thin per site and bold over all cases."""
+    figure, axes = _panel(3.4, 3.3)
+    axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=0.8, linestyle=":")
+    for site, own in sums.items():
+        _line(axes, _thinned(own.roc(row)), ink.get(site, Ink(_OTHER)), markers=False)
+    _line(axes, _thinned(pooled.roc(row)), MEAN, markers=False)
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set_title(_label(title, 34))
+    axes.set_aspect("equal")
+    return _svg(figure, f"ROC curves, {title}", f"roc{row}")
+
+
+@mpl.rc_context(_STYLE)
+def confusion_plot(pooled: ClassificationSums, classes: Sequence[str]) -> str:
+    """Cases by true and predicted class over all sites; shades are shares of the true class."""
+    confusion = pooled.confusion
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    figure, axes = _panel(3.4, 3.3)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1.15)
+    axes.grid(False)
+    names = [_label(name, 14) for name in classes]
+    few = len(names) <= _MOST_NUMBERS
+    turned = sum(map(len, names)) > 30
+    axes.set_xticks(
+        range(len(names)) if few else [], names if few else [], rotation=40 * turned, ha="right" if turned else "center"
+    )
+    axes.set_yticks(range(len(names)) if few else [], names if few else [])
+    for (true, guess), count in np.ndenumerate(confusion) if few else ():
+        colour = "white" if share[true, guess] > 0.6 else _INK
+        small = 8.5 if len(names) <= 6 else 6
+        axes.text(guess, true, f"{count}", ha="center", va="center", color=colour, fontsize=small)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title("Confusion, all cases")
+    return _svg(figure, "Confusion matrix", "confusion")
+
+
+@mpl.rc_context(_STYLE)
+def reliability_plot(pooled: ClassificationSums) -> str:
+    """How often predictions were right by how sure the model was; bars show how many cases were that sure."""
+    bins = pooled.reliability()
+    figure, axes = _panel(3.4, 3.3)
+    axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=0.8, linestyle=":")
+    axes.bar(bins.confidence, bins.cases / max(1, pooled.n), width=0.05, color="#d5e3ef", zorder=2)
+    axes.plot(bins.confidence, bins.accuracy, "-o", color=_BEST, linewidth=1.6, markersize=4, zorder=4)
+    axes.set(xlabel="confidence", ylabel="share correct", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.set_title("Reliability, all cases")
+    return _svg(figure, "Reliability diagram", "reliability")
+
+
+@mpl.rc_context(_STYLE)
+def bytes_plot(up: Sequence[Point], down: Sequence[Point]) -> str:
+    """Bytes to and from all sites by exchange."""
+    figure, axes = _panel(4.7, 2.7)
+    largest = max((value for _, value in (*up, *down)), default=0)
+    unit, name = next(
+        (u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes")) if largest >= u or u == 1
+    )
+    for points, shift, colour, label in ((up, -0.2, _BEST, "up"), (down, 0.2, "#e69f00", "down")):
+        places = [x + shift for x, _ in points]
+        axes.bar(places, [value / unit for _, value in points], width=0.4, color=colour, label=label, zorder=3)
+    axes.set(xlabel="exchange", ylabel=name)
+    axes.set_title("Traffic, all sites")
+    axes.grid(axis="x", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
+    return _svg(figure, "Bytes up and down by exchange", "bytes")
+
+
+@mpl.rc_context(_STYLE)
+def seconds_plot(seconds: Mapping[str, float]) -> str:
+    """Seconds by phase of the run."""
+    figure, axes = _panel(4.7, 2.7)
+    names = list(seconds)[::-1]
+    axes.barh(
+        [_label(name, 16) for name in names], [seconds[name] for name in names], color="#009e73", height=0.5, zorder=3
+    )
+    for place, name in enumerate(names):
+        axes.annotate(f"{seconds[name]:.1f}", (seconds[name], place), (4, 0), textcoords="offset points", va="center")
+    axes.margins(x=0.15)
+    axes.set_ylim(-0.8, len(names) - 0.2)
+    axes.set(xlabel="seconds")
+    axes.set_title("Time by phase")
+    axes.grid(axis="y", visible=False)
+    return _svg(figure, "Seconds by phase", "seconds")
+
+
+def _panel(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_subplot()
+
+
+def _line(axes: Axes, points: Iterable[Point], ink: Ink, *, markers: bool = True) -> None:
+    x, y = np.array(list(points), np.float64).reshape(-1, 2).T
+    style = (0, tuple(float(part) for part in ink.dash.split())) if ink.dash else "-"
+    mark = "o" if markers and len(x) <= 15 else ""
+    axes.plot(
+        x,
+        y,
+        linestyle=style,
+        color=ink.colour,
+        linewidth=ink.width,
+        marker=mark,
+        markersize=ink.width + 1.2,
+        zorder=ink.layer,
+    )
+
+
+def _show_stages(axes: Axes, stages: Sequence[Span]) -> None:
+    if not 1 < len(stages) <= 8:
+        return
+    for place, stage in enumerate(stages):
+        if place:
+            axes.axvline(stage.first, color=_FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        height = 1.01 + 0.075 * (place % 2)
+        axes.text(stage.first, height, _label(stage.name, 18), transform=axes.get_xaxis_transform(), color=_FAINT)
+
+
+def _thinned(curve: tuple[np.ndarray, np.ndarray]) -> list[Point]:
+    """Points of a step curve, without those inside straight runs, and not more than an eye can tell apart."""
+    x, y = curve
+    if len(x) > 2:
+        corner = np.diff(x)[:-1] * np.diff(y)[1:] != np.diff(y)[:-1] * np.diff(x)[1:]
+        kept = np.flatnonzero(np.concatenate([[True], corner, [True]]))
+        if len(kept) > _MOST_POINTS:
+            kept = kept[np.unique(np.linspace(0, len(kept) - 1, _MOST_POINTS).round().astype(int))]
+        x, y = x[kept], y[kept]
+    return list(zip(x.tolist(), y.tolist(), strict=True))
+
+
+def _label(name: str, longest: int) -> str:
+    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def _svg(figure: Figure, alt: str, prefix: str) -> str:
+    """The figure as an element of a page, as wide as its place, with ids of its own."""
+    target = io.StringIO()
+    metadata: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with warnings.catch_warnings():
+        # The browser has fonts for letters that the plotting library's own font lacks.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(target, format="svg", metadata=metadata)
+    drawn = target.getvalue()
+    head, body = drawn[drawn.index("<svg") :].split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head).replace(
+        "<svg", f'<svg role="img" aria-label="{_attribute(alt)}"'
+    )
+    key = re.sub(r"\W", "", prefix)
+    return head + ">" + re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{key}-", body)
+
+
+def _attribute(value: str) -> str:
+    return re.sub(r"[<>&\"']", " ", _label(value, 80))

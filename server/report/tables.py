@@ -1,0 +1,267 @@
+"""A run's record as tables of text, ready to be shown; nothing here knows HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from common.metrics import macro_mean, worst
+from common.orders import Code
+from server.report.history import Row, RunRecord, mapping, number, sequence, text
+
+NONE = "–"
+METRICS = {
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "recall": "recall",
+    "specificity": "specificity",
+    "f1": "F1",
+    "brier": "Brier",
+    "ece": "ECE",
+    "loss": "loss",
+}
+_LOWER_IS_BETTER = ("brier", "ece", "loss")
+_MOST_REFUSALS = 60
+MEANINGS = {
+    Code.OTHER_PROTOCOL: "runs another version of fedgraft",
+    Code.UNKNOWN_STUDY: "does not know this study",
+    Code.MISSING_TENSORS: "lacks entries of the model that it should hold",
+    Code.BAD_TENSORS: "was sent entries that do not fit its model",
+    Code.NO_LABELS: "has no labels",
+    Code.TOO_FEW_CASES: "has too few cases",
+    Code.BAD_DATA: "could not read its data",
+    Code.DIVERGED: "its training diverged",
+    Code.OUT_OF_MEMORY: "ran out of memory",
+    Code.DISK: "could not write to its disk",
+    Code.FAILED: "failed; its own log says why",
+    Code.DEADLINE: "did not answer in time",
+    Code.UNREACHABLE: "could not be reached",
+    Code.GARBAGE: "sent an answer that could not be read",
+    Code.WRONG_KEYS: "sent other entries than asked for",
+    Code.WRONG_SHAPE: "sent entries of another shape",
+    Code.NOT_FINITE: "sent values that are not finite",
+    Code.TOO_LARGE: "sent an update that is far too large",
+    Code.BAD_WEIGHT: "gave an impossible number of cases",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A table's row; `kind` is "", "summary" or "worst"."""
+
+    cells: tuple[str, ...]
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows of text; the first `words` columns hold words, the others numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Line, ...]
+    words: int = 1
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One large figure with its label and a remark."""
+
+    value: str
+    label: str
+    remark: str = ""
+
+
+def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
+    """The figures that answer "did it work": the final model on the test split."""
+    final = record.final(task)
+    sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
+    lowest = lowest_site(final)
+    return (
+        Tile(decimal(_macro(final, "auroc")), "macro AUROC", f"mean of {_plural(len(sites), 'site')}, each alike"),
+        Tile(decimal(lowest[1]) if lowest else NONE, "worst site’s AUROC", lowest[0] if lowest else ""),
+        Tile(decimal(_macro(final, "accuracy")), "macro accuracy", "of the likeliest class"),
+        Tile(decimal(number(pooled.get("auroc"))), "pooled AUROC", f"{whole(pooled.get('n'))} test cases together"),
+    )
+
+
+def lowest_site(final: Row) -> tuple[str, float] | None:
+    """The site with the lowest AUROC."""
+    sites = mapping(final.get("sites"))
+    return worst({site: {"auroc": number(mapping(own).get("auroc"))} for site, own in sites.items()}, "auroc")
+
+
+def site_metrics(record: RunRecord, task: str) -> Table:
+    """Sites by metrics, below the macro mean, the worst value of any site, and all cases pooled."""
+    final = record.final(task)
+    sites = {site: mapping(own) for site, own in sorted(mapping(final.get("sites")).items())}
+    pooled, lowest = mapping(final.get("pooled")), lowest_site(final)
+    rows = [
+        Line(("macro mean of sites", "", *(decimal(_macro(final, key)) for key in METRICS)), "summary"),
+        Line(("worst value of any site", "", *(decimal(_worst_value(sites, key)) for key in METRICS)), "summary"),
+        Line(("all cases pooled", *_metric_cells(pooled)), "summary"),
+    ]
+    for site, own in sites.items():
+        rows.append(Line((site, *_metric_cells(own)), "worst" if lowest and site == lowest[0] else ""))
+    return Table(("site", "cases", *METRICS.values()), tuple(rows) if sites else ())
+
+
+def stages(record: RunRecord) -> Table:
+    """What each stage did, trained, shared and cost."""
+    columns = {
+        "name": "stage",
+        "where": "sites",
+        "local": "work at a site",
+        "trains": "trains",
+        "shares": "shares",
+        "keeps": "keeps",
+        "merge": "merge",
+    }
+    rows = [mapping(row) for row in sequence(record.result.get("plan"))]
+    shown = {key: name for key, name in columns.items() if any(text(row.get(key)) for row in rows)}
+    numbers = ("rounds", "entries trained", "entries shared", "up per round", "down per round")
+    lines = [
+        Line(
+            (
+                *(text(row.get(key)) or NONE for key in shown),
+                whole(row.get("rounds")),
+                whole(row.get("trained_parameters")),
+                whole(row.get("shared_parameters")),
+                size(row.get("bytes_up_per_round")),
+                size(row.get("bytes_down_per_round")),
+            )
+        )
+        for row in rows
+    ]
+    return Table((*shown.values(), *numbers), tuple(lines), words=len(shown))
+
+
+def cohorts(record: RunRecord) -> Table:
+    """What each site brought: cases by split, labels, files left out, privacy."""
+    sites = {site: mapping(own) for site, own in sorted(mapping(record.result.get("sites")).items())}
+    privacy = mapping(record.result.get("privacy"))
+    lines = []
+    for site, own in sites.items():
+        cases = mapping(own.get("cases"))
+        labels = "; ".join(
+            (f"{task}: " if len(mapping(own.get("labels"))) > 1 else "") + _pairs(mapping(counts))
+            for task, counts in mapping(own.get("labels")).items()
+        )
+        lines.append(
+            Line(
+                (
+                    site,
+                    labels or NONE,
+                    _pairs(mapping(own.get("problems"))) or "none",
+                    _privacy(mapping(privacy.get(site))),
+                    *(whole(cases.get(split)) for split in ("train", "val", "test")),
+                )
+            )
+        )
+    columns = ("site", "training labels", "left out", "differential privacy", "train", "val", "test")
+    return Table(columns, tuple(lines), words=4)
+
+
+def refusals(record: RunRecord) -> tuple[Table, int]:
+    """Who was missing when, and why; and how many rows there are beyond those shown."""
+    rows = [mapping(row) for row in sequence(record.result.get("refusals"))]
+    if not rows and "refusals" not in record.result:
+        rows = [
+            {**{key: row.get(key) for key in ("exchange", "stage", "round")}, "site": site, "code": code}
+            for row in record.exchanges
+            for site, code in mapping(row.get("missing")).items()
+        ]
+    lines = [
+        Line(
+            (
+                text(row.get("site")),
+                text(row.get("stage")) or NONE,
+                text(row.get("code")),
+                MEANINGS.get(row["code"], NONE) if isinstance(row.get("code"), str) else NONE,
+                whole(row.get("round")),
+                whole(row.get("exchange")),
+            )
+        )
+        for row in rows
+    ]
+    columns = ("site", "stage", "code", "the site", "round", "exchange")
+    return Table(columns, tuple(lines[:_MOST_REFUSALS]), words=4), max(0, len(lines) - _MOST_REFUSALS)
+
+
+def environment(record: RunRecord) -> Table:
+    """What the run was made with."""
+    facts = {
+        "fedgraft": record.result.get("fedgraft"),
+        "study digest": record.result.get("study_digest"),
+        **{key.replace("_", " "): value for key, value in record.environment.items() if key != "packages"},
+        **mapping(record.environment.get("packages")),
+    }
+    return Table(("what", "value"), tuple(Line((key, text(value))) for key, value in facts.items() if text(value)), 2)
+
+
+def decimal(value: float | None) -> str:
+    """Three decimals."""
+    return NONE if value is None else f"{value:.3f}"
+
+
+def whole(value: Any) -> str:
+    """A count with thin spaces between thousands."""
+    found = number(value)
+    return NONE if found is None else f"{found:,.0f}".replace(",", "\u202f")
+
+
+def size(value: Any) -> str:
+    """Bytes in a readable unit."""
+    found = number(value)
+    if found is None:
+        return NONE
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(found) < 1000 or unit == "GB":
+            break
+        found /= 1000
+    return f"{found:.0f} {unit}" if unit == "B" else f"{found:.1f} {unit}"
+
+
+def duration(value: Any) -> str:
+    """Seconds as seconds, minutes or hours."""
+    found = number(value)
+    if found is None:
+        return NONE
+    if found < 120:
+        return f"{found:.1f} s"
+    return f"{found / 60:.0f} min" if found < 7200 else f"{found / 3600:.1f} h"
+
+
+def _macro(final: Row, key: str) -> float | None:
+    stated = number(mapping(final.get("macro")).get(key))
+    if stated is not None:
+        return stated
+    sites = mapping(final.get("sites")).values()
+    return macro_mean([{key: number(mapping(own).get(key))} for own in sites], key)
+
+
+def _worst_value(sites: Mapping[str, Row], key: str) -> float | None:
+    known = [value for own in sites.values() if (value := number(own.get(key))) is not None]
+    if not known:
+        return None
+    return max(known) if key in _LOWER_IS_BETTER else min(known)
+
+
+def _metric_cells(values: Row) -> tuple[str, ...]:
+    return whole(values.get("n")), *(decimal(number(values.get(key))) for key in METRICS)
+
+
+def _pairs(values: Row) -> str:
+    return ", ".join(f"{key} {text(value)}" for key, value in values.items() if text(value))
+
+
+def _privacy(values: Row) -> str:
+    if not values:
+        return NONE
+    return _pairs({key: value for key, value in values.items() if key != "dp"}) or ("yes" if values.get("dp") else "no")
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -1,0 +1,386 @@
+"""The report shows what a run left behind, survives what is absent, and names what is damaged."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import reduce
+from html.parser import HTMLParser
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import InputError
+from common.metrics import ClassificationSums, macro_mean, worst
+from common.orders import Code
+from server.report import build_report
+from server.report.history import curves, read_run, spans
+from server.report.plots import inks
+from server.report.tables import MEANINGS, site_metrics
+
+SITES = ("east", "north", "south", "west")
+CLASSES = ("none", "smooth", "ring")
+Row = dict[str, Any]
+
+
+def predictions(rng: np.random.Generator, skill: float, cases: int, classes: int) -> ClassificationSums:
+    truth = rng.integers(0, classes, cases)
+    return ClassificationSums.of(rng.normal(size=(cases, classes)) + skill * np.eye(classes)[truth], truth)
+
+
+def metrics(sums: dict[str, ClassificationSums]) -> Row:
+    sites = {site: own.values() for site, own in sums.items()}
+    lowest = worst(sites, "auroc")
+    return {
+        "sites": sites,
+        "pooled": reduce(add, sums.values()).values(),
+        "macro": {key: macro_mean(list(sites.values()), key) for key in ("auroc", "accuracy", "balanced_accuracy")},
+        "worst": {"site": lowest[0], "auroc": lowest[1]} if lowest else None,
+    }
+
+
+def plain(sums: ClassificationSums) -> Row:
+    return {key: array.tolist() for key, array in sums.arrays().items()}
+
+
+def write_run(
+    run: Path,
+    sites: tuple[str, ...] = SITES,
+    classes: tuple[str, ...] = CLASSES,
+    stages: tuple[tuple[str, int], ...] = (("probe", 1), ("finetune", 5)),
+) -> Path:
+    """A run's folder as the coordinator writes it; sites get better with the rounds, each from another start."""
+    rng = np.random.default_rng(7)
+    run.mkdir(parents=True)
+    steps = [(index, name, r + 1, of) for index, (name, of) in enumerate(stages) for r in range(of)]
+    skill = {site: rng.uniform(0.2, 1.2) for site in sites}
+    count = len(classes)
+    rows, refusals = [], []
+    for exchange, (index, name, number, of) in enumerate([*steps, (len(stages) - 1, "evaluate", 1, 1)], start=1):
+        final = name == "evaluate"
+        missing = {sites[-1]: "deadline"} if exchange == 3 and len(sites) > 1 else {}
+        present = [site for site in sites if site not in missing]
+        grown = 1.6 * (1 - np.exp(-exchange / 3))
+        sums = {site: predictions(rng, skill[site] + grown, 60, count) for site in present}
+        refusals += [
+            {"exchange": exchange, "stage": name, "round": number, "site": s, "code": c} for s, c in missing.items()
+        ]
+        rows.append(
+            {
+                "exchange": exchange,
+                "stage": name,
+                "stage_index": index,
+                "round": number,
+                "rounds": of,
+                "seconds": 1.9,
+                "bytes_up": 0 if final else 1_240_000 * len(present),
+                "bytes_down": 1_244_000 * len(sites),
+                "sites_asked": list(sites),
+                "sites_merged": present,
+                "missing": missing,
+                "train": {}
+                if final
+                else {site: {"loss": 1.1 - 0.3 * grown * skill[site], "examples": 120, "steps": 8} for site in present},
+                "evaluated": {"stage": name, "round": number - 1} if exchange > 1 else None,
+                "split": "test" if final else "val",
+                "metrics": {"cls": metrics(sums)},
+            }
+        )
+    (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pooled = reduce(add, sums.values())
+    result = {
+        "schema": 1,
+        "fedgraft": "0.1.0",
+        "status": "completed" if not refusals else "incomplete",
+        "study": "quickstart",
+        "study_digest": "9f" * 32,
+        "synthetic": True,
+        "headline": f"{len(sites)} of {len(sites)} sites at the end; missing on the way: "
+        + "; ".join(f"{r['site']}, {r['code']} ({r['stage']}, round {r['round']})" for r in refusals),
+        "plan": [
+            {
+                "name": name,
+                "where": "labelled",
+                "local": "sums of features" if index == 0 else "gradient: adam, lr 0.001, 2 epochs of 16",
+                "trains": "heads" if index == 0 else "all",
+                "shares": "heads" if index == 0 else "all",
+                "merge": "ridge (strength 0.1)" if index == 0 else "mean",
+                "rounds": of,
+                "trained_parameters": 516 if index == 0 else 311_044,
+                "shared_parameters": 516 if index == 0 else 311_044,
+                "bytes_up_per_round": 2064 if index == 0 else 1_244_176,
+            }
+            for index, (name, of) in enumerate(stages)
+        ],
+        "metrics": {"cls": rows[-1]["metrics"]["cls"]},
+        "sums": {"cls": {"sites": {site: plain(own) for site, own in sums.items()}, "pooled": plain(pooled)}},
+        "sites": {
+            site: {
+                "cases": {"train": 140, "val": 35, "test": 60},
+                "labels": {"cls": dict.fromkeys(classes, 140 // count)},
+                "problems": {"truncated": 2} if place == 0 else {},
+            }
+            for place, site in enumerate(sites)
+        },
+        "bytes": {"up": sum(row["bytes_up"] for row in rows), "down": sum(row["bytes_down"] for row in rows)},
+        "seconds": {"prepare": 4.2, "rounds": 11.4, "evaluate": 1.9},
+        "refusals": refusals,
+        "privacy": {site: {"dp": False} for site in sites},
+        "baselines": None,
+        "task_classes": {"cls": list(classes)},
+        "engine": "inprocess",
+    }
+    (run / "result.json").write_text(json.dumps(result))
+    packages = {"torch": "2.15.0", "numpy": "2.4.6"}
+    environment = {
+        "python": "3.11.9",
+        "packages": packages,
+        "device": "cpu",
+        "threads": 1,
+        "seed": 0,
+        "code_digest": "ab12",
+    }
+    (run / "environment.json").write_text(json.dumps(environment))
+    (run / "study.yaml").write_text("name: quickstart\nseed: 0\n")
+    return run
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text of a page."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.cells: list[str] = []
+        self._open: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(key, value or "") for key, value in attrs]
+        self._open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._open:
+            return
+        self.text += data
+        if "td" in self._open:
+            self.cells[-1] += data
+
+
+def page_of(run: Path) -> Page:
+    return Page(build_report(run).read_text(encoding="utf-8"))
+
+
+def change(run: Path, name: str, edit: Callable[[Row], object]) -> None:
+    content = json.loads((run / name).read_text())
+    edit(content)
+    (run / name).write_text(json.dumps(content))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+def test_the_page_states_the_final_figures(run: Path) -> None:
+    final = json.loads((run / "result.json").read_text())["metrics"]["cls"]
+    page = page_of(run)
+    for value in (
+        final["macro"]["auroc"],
+        final["macro"]["accuracy"],
+        final["worst"]["auroc"],
+        final["pooled"]["auroc"],
+    ):
+        assert f"{value:.3f}" in page.text
+    assert "4 of 4 sites at the end" in page.text
+    assert "did not answer in time" in page.text
+    assert "not clinical benefit" in page.text
+    assert page.text.count("1.2 MB") >= 1
+    for words in ("truncated 2", "311\u202f044", "gradient: adam", "name: quickstart", "torch", "--engine inprocess"):
+        assert words in page.text
+    # Four curves, confusion, reliability, a ROC per class, traffic and time.
+    assert sum(value == "img" for key, value in page.attributes if key == "role") == 4 + 2 + 3 + 2
+
+
+def test_the_table_holds_every_site_and_marks_the_worst(run: Path) -> None:
+    table = site_metrics(read_run(run), "cls")
+    final = json.loads((run / "result.json").read_text())["metrics"]["cls"]
+    by_name = {row.cells[0]: row for row in table.rows}
+    assert set(SITES) < set(by_name)
+    assert [row.cells[0] for row in table.rows if row.kind == "worst"] == [final["worst"]["site"]]
+    auroc, loss = table.columns.index("AUROC"), table.columns.index("loss")
+    for site in SITES:
+        assert by_name[site].cells[auroc] == f"{final['sites'][site]['auroc']:.3f}"
+    lowest = by_name["worst value of any site"].cells
+    assert lowest[auroc] == f"{min(own['auroc'] for own in final['sites'].values()):.3f}"
+    assert lowest[loss] == f"{max(own['loss'] for own in final['sites'].values()):.3f}"
+    assert by_name["all cases pooled"].cells[1] == "240"
+
+
+def test_curves_place_the_model_that_went_out_and_keep_test_apart(run: Path) -> None:
+    record = read_run(run)
+    drawn = curves(record, "cls", "auroc")
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [x for x, _ in drawn.macro] == [0, 1, 2, 3, 4, 5]
+    assert drawn.macro[4][1] == pytest.approx(rows[4]["metrics"]["cls"]["macro"]["auroc"])
+    assert drawn.test_macro == [(6, pytest.approx(rows[6]["metrics"]["cls"]["macro"]["auroc"]))]
+    assert [x for x, _ in drawn.sites["west"]] == [0, 1, 3, 4, 5]
+    assert [(span.name, span.first, span.last) for span in spans(record)] == [("probe", 0, 1), ("finetune", 1, 6)]
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+def test_names_from_sites_and_studies_are_text(tmp_path: Path) -> None:
+    evil = (EVIL, '"><img src=x onerror=alert(1)>', "$\\frac{$", "_hidden", "{{ 7 * 7 }}")
+    run = write_run(tmp_path / "run", sites=evil, classes=(EVIL, "$x^", "</svg><b>"))
+    change(run, "result.json", lambda r: r.update(study=EVIL, headline=EVIL, status=EVIL, engine=EVIL))
+    (run / "study.yaml").write_text(f"name: {EVIL}\n</details>{EVIL}")
+    page = page_of(run)
+    assert not {"script", "img", "iframe", "object", "embed", "link", "b"} & set(page.tags) - {"b"}
+    assert "script" not in page.tags
+    assert not [key for key, _ in page.attributes if key.startswith("on")]
+    for name in evil:
+        assert name in page.cells
+    assert page.text.count(EVIL) >= 6
+
+
+def test_nothing_is_loaded_from_elsewhere(run: Path) -> None:
+    page = page_of(run)
+    source = (run / "report.html").read_text(encoding="utf-8")
+    links = [value for key, value in page.attributes if key in ("src", "href", "xlink:href", "data", "action")]
+    assert all(value.startswith(("#", "data:image/png;base64,")) for value in links)
+    assert not re.search(r"@import|url\((?!#)", source)
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in page.attributes
+
+
+def test_ids_are_unique_among_figures_that_refer_to_them(run: Path) -> None:
+    source = build_report(run).read_text(encoding="utf-8")
+    ids = re.findall(r'\sid="([^"]+)"', source)
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', source))
+    assert used
+    assert used <= set(ids)
+
+
+def test_the_same_run_gives_the_same_page(run: Path) -> None:
+    assert build_report(run).read_bytes() == build_report(run).read_bytes()
+
+
+OPTIONAL = ("plan", "metrics", "sums", "sites", "bytes", "seconds", "refusals", "task_classes", "headline")
+ODD: dict[str, Any] = {
+    "null": None,
+    "text": "?",
+    "list": [1, None, {"a": []}],
+    "nested": {"cls": {"a": [], "sites": 3}},
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", ("east", "north"), ("no", "yes"), (("train", 2),))
+
+
+@pytest.mark.parametrize("keys", [*((key,) for key in OPTIONAL), (*OPTIONAL, "study", "status", "engine", "privacy")])
+def test_absent_fields_are_left_out(small: Path, keys: tuple[str, ...]) -> None:
+    change(small, "result.json", lambda r: [r.pop(key) for key in keys])
+    page = page_of(small)
+    assert ("quickstart" if "study" not in keys else "run") in page.text
+    assert "How to repeat it" in page.text
+
+
+@pytest.mark.parametrize("how", ODD)
+def test_odd_fields_are_left_out(small: Path, how: str) -> None:
+    change(small, "result.json", lambda r: r.update(dict.fromkeys(set(OPTIONAL) - {"sums"}, ODD[how])))
+    page = page_of(small)
+    assert "quickstart" in page.text
+    assert "share correct" in page.text
+    change(small, "result.json", lambda r: r.update(dict.fromkeys(r.keys() - {"study"}, ODD[how])))
+    assert "quickstart" in page_of(small).text
+
+
+def test_absent_and_unknown_fields_of_the_history_are_left_out(small: Path) -> None:
+    rows = [json.loads(line) for line in (small / "history.jsonl").read_text().splitlines()]
+    for key in ("exchange", "stage", "split", "bytes_up", "stage_index", "missing", "train", "metrics"):
+        for row in rows:
+            del row[key]
+            row["later"] = {"new": 1}
+        (small / "history.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert "quickstart" in page_of(small).text
+
+
+def test_a_run_that_has_not_finished_shows_how_far_it_got(run: Path) -> None:
+    for name in ("result.json", "environment.json", "study.yaml"):
+        (run / name).unlink()
+    lines = (run / "history.jsonl").read_text().splitlines()
+    (run / "history.jsonl").write_text("\n".join(lines[:4]) + "\n")
+    page = page_of(run)
+    assert "Unfinished" in page.text
+    assert "did not answer in time" in page.text
+    assert "img" in [value for key, value in page.attributes if key == "role"]
+    (run / "history.jsonl").write_text("")
+    assert "Unfinished" in page_of(run).text
+
+
+@pytest.mark.parametrize("line", ['{"exchange": 3', "[1]", "\x00\xff", "[" * 100_000])
+def test_a_damaged_history_is_named_by_file_and_line(run: Path, line: str) -> None:
+    lines = (run / "history.jsonl").read_text().splitlines()
+    lines[2] = line
+    (run / "history.jsonl").write_text("\n".join(lines), encoding="latin-1")
+    with pytest.raises(InputError, match=r"history\.jsonl, line 3: "):
+        build_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_damaged_results_are_named(run: Path) -> None:
+    change(run, "result.json", lambda r: r["sums"]["cls"]["sites"]["north"].update(loss=[-1]))
+    with pytest.raises(InputError, match=r"result\.json: sums of cls, north: "):
+        build_report(run)
+    (run / "result.json").write_text("{")
+    with pytest.raises(InputError, match=r"result\.json: is not valid JSON"):
+        build_report(run)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run's folder"):
+        build_report(tmp_path)
+
+
+@pytest.mark.parametrize(("sites", "classes"), [(1, 2), (64, 2), (12, 16)])
+def test_few_and_many_sites(tmp_path: Path, sites: int, classes: int) -> None:
+    names = tuple(f"site-{number:02d}" for number in range(sites))
+    run = write_run(tmp_path / "run", names, tuple(f"class {k}" for k in range(classes)), (("train", 2),))
+    page = page_of(run)
+    assert all(name in page.cells for name in names)
+    legend = Page((run / "report.html").read_text(encoding="utf-8").split('<ul class="legend">')[1].split("</ul>")[0])
+    assert legend.tags.count("li") == min(sites, 3) + 1
+    assert ("the other" in legend.text) == (sites > 10)
+    assert ("first 6 of 16 classes" in page.text) == (classes == 16)
+    assert (run / "report.html").stat().st_size < 1_500_000
+
+
+def test_among_many_sites_only_the_best_and_the_worst_have_a_colour() -> None:
+    ink = inks({f"s{n:02d}": None if n == 5 else n / 20 for n in range(20)})
+    colours = [own.colour for own in ink.values()]
+    assert ink["s00"].colour != ink["s19"].colour
+    assert all(colours.count(ink[site].colour) == 1 for site in ("s00", "s19"))
+    assert len(set(colours)) == 3
+    few = inks({f"s{n}": None for n in range(10)})
+    assert len({(own.colour, own.dash) for own in few.values()}) == 10
+
+
+def test_every_code_has_words() -> None:
+    assert set(MEANINGS) == set(Code)
