@@ -15,24 +15,24 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmarks.bench_cnn import register
 from torch import Tensor
 
-from benchmarks.workloads import Workload, study, undump
+from benchmarks.bench_cnn import register
+from benchmarks.workloads import CENTRAL, Workload, names, study, undump
 from common.seeds import derive
 from common.study import Study
 
 State = dict[str, Tensor]
+register()  # here, so that worker processes, which import this module, know it too
 
 
 class Data:
-    """A site's images as float tensors in memory, split as the engine splits them."""
+    """A site's training images as float tensors in memory."""
 
     def __init__(self, load: Workload, folder: Path, name: str) -> None:
         kept = np.load(folder / f"{load.name}-arrays" / f"{name}.npz")
         self.name = name
-        self.train = torch.from_numpy(kept["train_x"]), torch.from_numpy(kept["train_y"])
-        self.test = torch.from_numpy(kept["test_x"]), torch.from_numpy(kept["test_y"])
+        self.images, self.labels = torch.from_numpy(kept["x"]), torch.from_numpy(kept["y"])
 
 
 def make(asked: Study) -> torch.nn.Module:
@@ -48,14 +48,13 @@ def local(model: torch.nn.Module, state: State, data: Data, asked: Study, number
     model.train()
     spec = asked.plan[0].local
     optimiser = torch.optim.SGD(model.parameters(), lr=spec.lr, momentum=spec.momentum)
-    images, labels = data.train
     seed = derive(derive(asked.seed, data.name, asked.plan[0].name, number), "batches")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(seed))
     for indices in order.split(spec.batch_size):
         optimiser.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images[indices])["cls"], labels[indices]).backward()
+        F.cross_entropy(model(data.images[indices])["cls"], data.labels[indices]).backward()
         optimiser.step()
-    return {key: value.clone() for key, value in model.state_dict().items()}, len(images)
+    return {key: value.clone() for key, value in model.state_dict().items()}, len(data.images)
 
 
 def evaluate(model: torch.nn.Module, state: State, images: Tensor, labels: Tensor) -> float:
@@ -91,25 +90,20 @@ class Average:
         }
 
 
-def central(sites: list[Data]) -> tuple[Tensor, Tensor]:
-    """All test images in one."""
-    return torch.cat([site.test[0] for site in sites]), torch.cat([site.test[1] for site in sites])
-
-
 def loop(load: Workload, folder: Path) -> list[float]:
     """One process, one model, one site after the other."""
     asked = study(load)
     model = make(asked)
-    sites = [Data(load, folder, f"site{number:03d}") for number in range(load.sites)]
-    images, labels = central(sites)
+    sites = [Data(load, folder, name) for name in names(load)]
+    central = Data(load, folder, CENTRAL)
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    losses = [evaluate(model, state, images, labels)]
+    losses = [evaluate(model, state, central.images, central.labels)]
     for number in range(1, load.rounds + 1):
         average = Average()
         for site in sites:
             average.add(*local(model, state, site, asked, number))
         state = average.result(state)
-        losses.append(evaluate(model, state, images, labels))
+        losses.append(evaluate(model, state, central.images, central.labels))
     return losses
 
 
@@ -117,13 +111,12 @@ def loop2(load: Workload, folder: Path) -> list[float]:
     """Two worker processes; states travel through shared memory, the mean is taken here."""
     asked = study(load)
     model = make(asked)
-    names = [f"site{number:03d}" for number in range(load.sites)]
-    images, labels = central([Data(load, folder, name) for name in names])
+    central = Data(load, folder, CENTRAL)
     state = {key: value.clone().share_memory_() for key, value in model.state_dict().items()}
-    losses = [evaluate(model, state, images, labels)]
+    losses = [evaluate(model, state, central.images, central.labels)]
     start = torch.multiprocessing.get_context("spawn")
     lines = []
-    for half in (names[::2], names[1::2]):
+    for half in (names(load)[::2], names(load)[1::2]):
         here, there = start.Pipe()
         mine = {key: torch.empty_like(value).share_memory_() for key, value in state.items()}
         start.Process(target=_half, args=(there, load, folder, half, state, mine), daemon=True).start()
@@ -143,18 +136,17 @@ def loop2(load: Workload, folder: Path) -> list[float]:
                     del left[here]
         for key, value in average.result(state).items():
             state[key].copy_(value)
-        losses.append(evaluate(model, state, images, labels))
+        losses.append(evaluate(model, state, central.images, central.labels))
     for here, _, _ in lines:
         here.send(0)
     return losses
 
 
-def _half(line: Connection, load: Workload, folder: Path, names: list[str], state: State, mine: State) -> None:
+def _half(line: Connection, load: Workload, folder: Path, half: list[str], state: State, mine: State) -> None:
     torch.set_num_threads(1)
-    register()
     asked = study(load)
     model = make(asked)
-    sites = [Data(load, folder, name) for name in names]
+    sites = [Data(load, folder, name) for name in half]
     while number := line.recv():
         for site in sites:
             trained, weight = local(model, state, site, asked, number)
@@ -176,14 +168,13 @@ def fedgraft(load: Workload, folder: Path, engine: str) -> list[float]:
     simulate(study(load), write(load, folder), out, Engine(name=engine, workers=2, threads=1))
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     shutil.rmtree(out.parent)
-    return [row["metrics"]["cls"]["pooled"]["loss"] for row in rows]
+    return [row["observers"]["cls"]["pooled"]["loss"] for row in rows]
 
 
 def main() -> None:
     """Run one contestant."""
     name, load, folder = sys.argv[1], undump(Path(sys.argv[2])), Path(sys.argv[3])
     torch.set_num_threads(1)
-    register()
     run = {"loop": loop, "loop2": loop2}.get(name)
     losses = run(load, folder) if run else fedgraft(load, folder, name)
     print(json.dumps(losses))

@@ -7,23 +7,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from client.data.spec import CohortSpec
 from PIL import Image
 
+from client.data.batches import to_float
+from client.data.cohort import Place, Wanted, load_cohort
+from client.data.spec import CohortSpec
+from common.seeds import derive
 from common.study import Study, parse_study
 from simulations.run import Hospitals
 
 CLASSES = ("dark", "light")
+CENTRAL = "zz-central"
+"""The site with the central images; last by name."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """`train` images a site for training and `test` for evaluation each round, of `size` pixels, 3 channels."""
+    """Sites with `train` images each, of `size` pixels and 3 channels, and 400 central ones, evaluated each round.
+
+    A site has a quarter more images than it trains on, as its test split; the engines evaluate them once, at the end,
+    the loops never.
+    """
 
     name: str
     sites: int
     train: int
-    test: int
     size: int
     backbone: str
     rounds: int = 5
@@ -31,9 +39,9 @@ class Workload:
 
 
 WORKLOADS = {
-    "heavy": Workload("heavy", sites=8, train=200, test=50, size=64, backbone="resnet18"),
-    "light": Workload("light", sites=64, train=8, test=6, size=32, backbone="bench_cnn"),
-    "payload": Workload("payload", sites=16, train=8, test=25, size=64, backbone="resnet18"),
+    "heavy": Workload("heavy", sites=8, train=200, size=64, backbone="resnet18"),
+    "light": Workload("light", sites=64, train=8, size=32, backbone="bench_cnn"),
+    "payload": Workload("payload", sites=16, train=8, size=64, backbone="resnet18"),
 }
 
 
@@ -45,13 +53,12 @@ def workload(name: str, rounds: int | None, sites: int | None) -> Workload:
 
 def study(load: Workload) -> Study:
     """The workload as a study: example-weighted FedAvg over the full state, everything evaluated every round."""
-    test = load.test / (load.train + load.test)
     return parse_study(
         {
             "name": f"bench-{load.name}",
             "tasks": [{"name": "cls", "classes": list(CLASSES)}],
             "input": {"kind": "image", "size": load.size, "channels": 3, "normalise": "fixed"},
-            "split": {"train": 1 - test, "val": 0, "test": test},
+            "split": {"train": 0.8, "val": 0, "test": 0.2},
             "model": {"backbone": load.backbone, "weights": None},
             "method": {
                 "name": "fedavg",
@@ -64,27 +71,45 @@ def study(load: Workload) -> Study:
                     "momentum": 0.9,
                 },
             },
-            "evaluate": {"every": 1, "split": "test"},
+            "evaluate": {"every": 0},
         },
         load.name,
     )
 
 
 def write(load: Workload, folder: Path) -> Hospitals:
-    """The workload's images as PNG files, a folder per site; written once."""
+    """The workload's images as PNG files, a folder per site and one for the central images; written once."""
     cohorts = {}
-    for number in range(load.sites):
-        name = f"site{number:03d}"
+    for number, name in enumerate([*names(load), CENTRAL]):
         root = folder / load.name / name
         if not root.exists():
-            _write_site(load, root, number)
+            _write_site(load, root, number, 400 if name == CENTRAL else load.train + load.train // 4)
         cohorts[name] = CohortSpec(kind="images", root=root)
-    return Hospitals(cohorts)
+    return Hospitals(cohorts, observers=(CENTRAL,))
 
 
-def _write_site(load: Workload, root: Path, seed: int) -> None:
+def names(load: Workload) -> list[str]:
+    """The sites' names, in the order in which they are merged."""
+    return [f"site{number:03d}" for number in range(load.sites)]
+
+
+def arrays(load: Workload, folder: Path) -> None:
+    """The same images as the engines decode and split them, as float arrays for the loops; written once."""
+    asked, target = study(load), folder / f"{load.name}-arrays"
+    wanted = Wanted(asked.tasks, asked.input, asked.split, asked.seed)
+    for name, spec in write(load, folder).cohorts.items():
+        if (target / f"{name}.npz").exists():
+            continue
+        secret = derive(asked.seed, name, "secret").to_bytes(16, "big")
+        cohort = load_cohort(name, spec, wanted, Place(target / name, target / "cache", secret))
+        images, labels = to_float(cohort.inputs, asked.input).numpy(), cohort.targets["cls"].numpy()
+        used = np.arange(len(images)) if name == CENTRAL else cohort.splits["train"].numpy()
+        np.savez(target / f"{name}.npz", x=images[used], y=labels[used])
+
+
+def _write_site(load: Workload, root: Path, seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
-    for number in range(load.train + load.test):
+    for number in range(count):
         label = number % 2
         image = rng.normal(110 + 20 * label, 40, (load.size, load.size, 3))
         path = root / CLASSES[label]

@@ -74,7 +74,7 @@ def _finding(spec: PhantomSite, site_seed: int, index: int) -> Finding:
     """
     turn, which = divmod(index, len(spec.modality))
     start = np.random.default_rng(derive(site_seed, "prevalence", which)).random()
-    at = (start + turn / spec.patients) % 1
+    at = (start + turn * _GOLDEN) % 1
     total = 0.0
     for finding in FINDINGS:
         total += spec.prevalence.get(finding, 0.0)

@@ -152,11 +152,11 @@ def _final_plots(record: RunRecord, task: str, ink: Mapping[str, plots.Ink]) -> 
     shown = asked[:_MOST_ROC_CLASSES]
     drawn = [plots.confusion_plot(sums.pooled, names), plots.reliability_plot(sums.pooled)]
     for index in shown:
-        title = f"ROC, {names[index]}" + (" against the rest" if count > 2 else "")
-        drawn.append(plots.roc_plot(title, sums.sites, sums.pooled, index, ink))
-    if len(shown) == len(asked):
-        return drawn, ""
-    return drawn, f"ROC curves are drawn for the first {len(shown)} of {len(asked)} classes."
+        drawn.append(plots.roc_plot(f"ROC, {names[index]}", sums.sites, sums.pooled, index, ink))
+    remark = "Each ROC curve is of one class against the rest." if count > 2 else ""
+    if len(shown) < len(asked):
+        remark += f" They are drawn for the first {len(shown)} of {len(asked)} classes."
+    return drawn, remark
 
 
 def _cost(record: RunRecord) -> list[Markup]:

@@ -89,7 +89,8 @@ def curve_plot(name: str, drawn: Curves, ink: Mapping[str, Ink], stages: Sequenc
     _show_stages(axes, stages)
     axes.set(xlabel="rounds trained", ylabel=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(x=0.03)
+    last = max((x for x, _ in (*drawn.macro, *drawn.test_macro)), default=1)
+    axes.set_xlim(-0.03 * last, 1.03 * last)
     return _svg(figure, f"{name} by rounds trained", name)
 
 
@@ -225,8 +226,11 @@ def _thinned(curve: tuple[np.ndarray, np.ndarray]) -> list[Point]:
 
 
 def _label(name: str, longest: int) -> str:
+    """A name that can be drawn; a long one loses its middle, since names in a row often start alike."""
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
-    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+    if len(shown) <= longest:
+        return shown
+    return shown[: longest - longest // 2 - 1] + "…" + shown[-(longest // 2) :]
 
 
 def _svg(figure: Figure, alt: str, prefix: str) -> str:

@@ -100,7 +100,7 @@ def site_metrics(record: RunRecord, task: str) -> Table:
     pooled, lowest = mapping(final.get("pooled")), lowest_site(final)
     rows = [
         Line(("macro mean of sites", "", *(decimal(_macro(final, key)) for key in METRICS)), "summary"),
-        Line(("worst value of any site", "", *(decimal(_worst_value(sites, key)) for key in METRICS)), "summary"),
+        Line(("worst of the sites", "", *(decimal(_worst_value(sites, key)) for key in METRICS)), "summary"),
         Line(("all cases pooled", *_metric_cells(pooled)), "summary"),
     ]
     for site, own in sites.items():

@@ -195,9 +195,17 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 
 
-def test_the_page_states_the_final_figures(run: Path) -> None:
-    final = json.loads((run / "result.json").read_text())["metrics"]["cls"]
-    page = page_of(run)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its report, for tests that only look."""
+    run = write_run(tmp_path_factory.mktemp("built") / "run")
+    build_report(run)
+    return run
+
+
+def test_the_page_states_the_final_figures(built: Path) -> None:
+    final = json.loads((built / "result.json").read_text())["metrics"]["cls"]
+    page = Page((built / "report.html").read_text(encoding="utf-8"))
     for value in (
         final["macro"]["auroc"],
         final["macro"]["accuracy"],
@@ -224,7 +232,7 @@ def test_the_table_holds_every_site_and_marks_the_worst(run: Path) -> None:
     auroc, loss = table.columns.index("AUROC"), table.columns.index("loss")
     for site in SITES:
         assert by_name[site].cells[auroc] == f"{final['sites'][site]['auroc']:.3f}"
-    lowest = by_name["worst value of any site"].cells
+    lowest = by_name["worst of the sites"].cells
     assert lowest[auroc] == f"{min(own['auroc'] for own in final['sites'].values()):.3f}"
     assert lowest[loss] == f"{max(own['loss'] for own in final['sites'].values()):.3f}"
     assert by_name["all cases pooled"].cells[1] == "240"
@@ -246,29 +254,28 @@ EVIL = "<script>alert(1)</script>"
 
 def test_names_from_sites_and_studies_are_text(tmp_path: Path) -> None:
     evil = (EVIL, '"><img src=x onerror=alert(1)>', "$\\frac{$", "_hidden", "{{ 7 * 7 }}")
-    run = write_run(tmp_path / "run", sites=evil, classes=(EVIL, "$x^", "</svg><b>"))
+    run = write_run(tmp_path / "run", sites=evil, classes=(EVIL, "$x^$", "</svg><b>"))
     change(run, "result.json", lambda r: r.update(study=EVIL, headline=EVIL, status=EVIL, engine=EVIL))
     (run / "study.yaml").write_text(f"name: {EVIL}\n</details>{EVIL}")
     page = page_of(run)
-    assert not {"script", "img", "iframe", "object", "embed", "link", "b"} & set(page.tags) - {"b"}
-    assert "script" not in page.tags
+    assert not {"script", "img", "iframe", "object", "embed", "link"} & set(page.tags)
     assert not [key for key, _ in page.attributes if key.startswith("on")]
     for name in evil:
         assert name in page.cells
     assert page.text.count(EVIL) >= 6
 
 
-def test_nothing_is_loaded_from_elsewhere(run: Path) -> None:
-    page = page_of(run)
-    source = (run / "report.html").read_text(encoding="utf-8")
+def test_nothing_is_loaded_from_elsewhere(built: Path) -> None:
+    source = (built / "report.html").read_text(encoding="utf-8")
+    page = Page(source)
     links = [value for key, value in page.attributes if key in ("src", "href", "xlink:href", "data", "action")]
     assert all(value.startswith(("#", "data:image/png;base64,")) for value in links)
     assert not re.search(r"@import|url\((?!#)", source)
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in page.attributes
 
 
-def test_ids_are_unique_among_figures_that_refer_to_them(run: Path) -> None:
-    source = build_report(run).read_text(encoding="utf-8")
+def test_ids_are_unique_among_figures_that_refer_to_them(built: Path) -> None:
+    source = (built / "report.html").read_text(encoding="utf-8")
     ids = re.findall(r'\sid="([^"]+)"', source)
     assert len(ids) == len(set(ids))
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', source))
@@ -276,8 +283,8 @@ def test_ids_are_unique_among_figures_that_refer_to_them(run: Path) -> None:
     assert used <= set(ids)
 
 
-def test_the_same_run_gives_the_same_page(run: Path) -> None:
-    assert build_report(run).read_bytes() == build_report(run).read_bytes()
+def test_the_same_run_gives_the_same_page(small: Path) -> None:
+    assert build_report(small).read_bytes() == build_report(small).read_bytes()
 
 
 OPTIONAL = ("plan", "metrics", "sums", "sites", "bytes", "seconds", "refusals", "task_classes", "headline")
@@ -294,7 +301,17 @@ def small(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", ("east", "north"), ("no", "yes"), (("train", 2),))
 
 
-@pytest.mark.parametrize("keys", [*((key,) for key in OPTIONAL), (*OPTIONAL, "study", "status", "engine", "privacy")])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("sums",),
+        ("metrics",),
+        ("plan", "task_classes"),
+        ("sites", "bytes", "refusals"),
+        ("seconds", "headline"),
+        (*OPTIONAL, "study", "status", "engine", "privacy"),
+    ],
+)
 def test_absent_fields_are_left_out(small: Path, keys: tuple[str, ...]) -> None:
     change(small, "result.json", lambda r: [r.pop(key) for key in keys])
     page = page_of(small)
@@ -314,10 +331,8 @@ def test_odd_fields_are_left_out(small: Path, how: str) -> None:
 
 def test_absent_and_unknown_fields_of_the_history_are_left_out(small: Path) -> None:
     rows = [json.loads(line) for line in (small / "history.jsonl").read_text().splitlines()]
-    for key in ("exchange", "stage", "split", "bytes_up", "stage_index", "missing", "train", "metrics"):
-        for row in rows:
-            del row[key]
-            row["later"] = {"new": 1}
+    for keys in (("exchange", "split"), ("stage", "stage_index", "missing"), ("bytes_up", "train", "metrics")):
+        rows = [{"later": {"new": 1}} | {key: row[key] for key in row if key not in keys} for row in rows]
         (small / "history.jsonl").write_text("\n".join(map(json.dumps, rows)))
         assert "quickstart" in page_of(small).text
 
