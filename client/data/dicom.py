@@ -221,7 +221,8 @@ def _stored_bits(dataset: Dataset, stored: NDArray[Any]) -> NDArray[Any]:
     low = int(dataset.get("HighBit", bits - 1)) + 1 - bits
     if bits >= allocated or bits < 1 or low < 0 or low + bits > allocated:
         return stored
-    plain = stored.view(f"u{stored.dtype.itemsize}").astype(np.int64) >> low
+    native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    plain = native.view(f"u{native.dtype.itemsize}").astype(np.int64) >> low
     plain &= (1 << bits) - 1
     if int(dataset.get("PixelRepresentation", 0)) == 1:
         plain = np.where(plain >= 1 << (bits - 1), plain - (1 << bits), plain)
@@ -263,7 +264,7 @@ def _display(
     if window is not None:
         return _linear(values, window.center, window.width)
     if luts := dataset.get("VOILUTSequence"):
-        return _voi_lut(values, luts[0])
+        return _voi_lut(values, luts[0], little=dataset.file_meta.TransferSyntaxUID.is_little_endian)
     source = dataset if "WindowWidth" in dataset else _functional_group(dataset, "FrameVOILUTSequence")
     center, width = (_first(source, name) if source is not None else None for name in ("WindowCenter", "WindowWidth"))
     if center is not None and width is not None and width > 0:
@@ -288,7 +289,7 @@ def _linear(values: NDArray[np.float64], center: float, width: float) -> NDArray
     return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
-def _voi_lut(values: NDArray[np.float64], item: Dataset) -> NDArray[np.float64]:
+def _voi_lut(values: NDArray[np.float64], item: Dataset, *, little: bool) -> NDArray[np.float64]:
     """Look up rounded values; below and above the table stand its first and last entries (PS3.3 C.11.2.1.1)."""
     entries, first, bits = (int(value) for value in item.LUTDescriptor)
     entries = entries or 65536
@@ -297,7 +298,7 @@ def _voi_lut(values: NDArray[np.float64], item: Dataset) -> NDArray[np.float64]:
         first -= 65536
     data = item.LUTData
     if isinstance(data, bytes):
-        data = np.frombuffer(data, dtype="<u1" if len(data) == entries else "<u2")
+        data = np.frombuffer(data, dtype="u1" if len(data) == entries else "<u2" if little else ">u2")
     table = np.asarray(data, dtype=np.float64)[:entries]
     index = np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.int64)
     return np.asarray(np.clip(table[index] / (2.0**bits - 1), 0, 1))

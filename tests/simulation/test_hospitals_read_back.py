@@ -11,8 +11,9 @@ from simulations.hospitals import grey_images, make_hospitals
 from simulations.patients import draw_patient
 from simulations.scenario import Scenario, load_scenario
 
-STEP = {"harbour": 1 / 3400, "hilltop": 0.02, "valley": 1 / 1023}
-"""Largest rounding error of a site's pixels; a square-root LUT is steep near black."""
+STEP = {"harbour": 1 / 3400, "hilltop": 2 * (0.5 / 4095) ** 0.5, "valley": 1 / 1023}
+"""Twice the largest rounding error of a site's pixels. Hilltop stores the square of the grey value in 12 bits, which its
+LUT undoes: whatever is below half a step is 0, and half a step is the root of it."""
 
 
 def few(scenario: Scenario) -> Scenario:
