@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from common.model import TransferModel, build_model, build_table_model
 
 from common.inputs import TableInput
+from common.model import TransferModel, build_model, build_table_model
 from common.orders import Arrays, Digests, place
 from common.plan import Tag
 from common.study import Study
@@ -57,6 +57,10 @@ class Workbench:
     def read(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Copies of the model's entries."""
         return {key: self._live[key].cpu().numpy().copy() for key in keys}
+
+    def finite(self, keys: Iterable[str]) -> bool:
+        """Whether the model's entries `keys` hold neither NaN nor infinity."""
+        return bool(torch.stack([self._live[key].isfinite().all() for key in keys]).all())
 
     def touched(self, keys: Iterable[str]) -> None:
         """Say that the model's entries `keys` no longer hold what was loaded."""

@@ -35,10 +35,11 @@ _OPTIONS: dict[str, dict[str, bool]] = {"googlenet": {"aux_logits": False, "init
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network without head, the width of its features, and the width of its input."""
+    """A network without head, the width of its features, and the name that its own last layer had, "" if none."""
 
     module: nn.Module
     feature_dim: int
+    head: str = ""
 
 
 Builder = Callable[[int, int], nn.Module]
@@ -91,10 +92,10 @@ def build_image_backbone(name: str, channels: int, size: int) -> Backbone:
             raise InputError(f"{name} needs an image size that is a multiple of {patch}, not {size}.")
         options["image_size"] = size
     module = torchvision.models.get_model(name, weights=None, **options)
-    dim = _cut_head(module)
+    head, dim = _cut_head(module)
     if channels != 3:
         _change_stem(module, channels)
-    return Backbone(module, dim)
+    return Backbone(module, dim, head)
 
 
 def build_table_backbone(name: str, columns: int) -> Backbone:
@@ -110,24 +111,19 @@ def stem_name(module: nn.Module) -> str:
     return next(str(name) for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear))
 
 
-def head_name(module: nn.Module) -> str:
-    """The last linear layer's name: torchvision registers the classifier last."""
-    return [str(name) for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
-
-
 def _feature_dim(module: nn.Module) -> int:
     dim = module.feature_dim
     assert isinstance(dim, int)
     return dim
 
 
-def _cut_head(module: nn.Module) -> int:
-    """Put nothing in the place of the classifier's last layer; the width of what reached it."""
-    name = head_name(module)
+def _cut_head(module: nn.Module) -> tuple[str, int]:
+    """Put nothing in the place of the last linear layer, torchvision's classifier; its name and its input's width."""
+    name = [str(name) for name, part in module.named_modules() if isinstance(part, nn.Linear)][-1]
     head = module.get_submodule(name)
     assert isinstance(head, nn.Linear)
     module.set_submodule(name, nn.Identity())
-    return head.in_features
+    return name, head.in_features
 
 
 def _change_stem(module: nn.Module, channels: int) -> None:

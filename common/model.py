@@ -36,7 +36,6 @@ class TransferModel(nn.Module):
         self._tags = self._tag_all()
         self._resting: list[nn.Module] = []
         self._frozen_as: tuple[frozenset[str], bool] | None = None
-        self._mode: tuple[bool, object] | None = None
         dropouts = (nn.modules.dropout._DropoutNd, StochasticDepth)
         self.classes = dict(heads)
         self.needs_dropout_rng = any(
@@ -80,14 +79,13 @@ class TransferModel(nn.Module):
             own = {f"{name}.{key}" for key in _own_entries(part)}
             if isinstance(part, _NormBase) and (fixed_norm_stats or not own & chosen):
                 self._resting.append(part)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """As in torch, but what `freeze` put to rest stays in eval."""
-        if self._mode != (mode, self._frozen_as):
-            super().train(mode)
-            for part in self._resting if mode else ():
-                part.eval()
-            self._mode = (mode, self._frozen_as)
+        super().train(mode)
+        for part in self._resting if mode else ():
+            part.eval()
         return self
 
     def _tag_all(self) -> dict[str, Tag]:
@@ -117,10 +115,10 @@ class TransferModel(nn.Module):
 
 
 def _units(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The blocks of a backbone: containers, the root and transformer encoders are opened, all else is one block."""
+    """The blocks of a backbone: the root, containers and torchvision's stages are opened, all else is one block."""
     for child_name, child in module.named_children():
         path = f"{name}.{child_name}"
-        if type(child) in _CONTAINERS or type(child).__name__ in ("Encoder", "_DenseBlock"):
+        if type(child) in _CONTAINERS or type(child).__name__ in ("Encoder", "_DenseBlock", "AnyStage"):
             yield from _units(child, path)
         else:
             yield path, child

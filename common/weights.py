@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +58,9 @@ class KeyReport:
 
 def find(ref: str) -> Path:
     """The folder of some weights: a path, or an id among those that ship and those in fedgraft's home."""
-    if Path(ref).is_dir():
+    if os.path.isdir(ref):  # noqa: PTH112 - unlike Path.is_dir it has no errors, whatever the name
         return Path(ref)
-    if "/" not in ref and "\\" not in ref and ref not in (".", ".."):
+    if re.fullmatch(_ID, ref):
         for root in _roots():
             if (root / ref / _MANIFEST).is_file():
                 return root / ref
@@ -85,7 +87,9 @@ def load_manifest(ref: str) -> WeightsManifest:
         return WeightsManifest.model_validate(json.loads(path.read_bytes()))
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such manifest.") from None
-    except (ValueError, ValidationError) as error:
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: is no manifest of weights: {error}") from None
 
 
@@ -135,18 +139,26 @@ def graft(model: TransferModel, arrays: Mapping[str, np.ndarray], source: str) -
     merged, adapted = dict(state), []
     for key in sorted(wanted & given):
         array = arrays[key]
-        if array.shape != state[key].shape and tags[key].role is Role.STEM:
+        if tags[key].role is Role.STEM and _other_channels(array, state[key]):
             array = adapt_stem(array, state[key].shape[1])
             adapted.append(key)
         if array.shape != state[key].shape:
             faults.append(f"{key}: is {arrays[key].shape}, must be {state[key].shape}")
-        merged[key] = array.astype(state[key].dtype)
+        elif array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            faults.append(f"{key}: must hold finite real numbers")
+        else:
+            merged[key] = array.astype(state[key].dtype)
     if faults:
         raise WeightsError(f"{source}: does not fit the backbone:\n" + "\n".join(f"  - {line}" for line in faults))
     load_arrays(model, merged)
     loaded = tuple(sorted((wanted & given) - set(adapted)))
     fresh = tuple(key for key in state if key not in wanted)
     return KeyReport(loaded, tuple(adapted), fresh, tuple(sorted(set(arrays) - given)))
+
+
+def _other_channels(given: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether both are kernels of a first convolution, one for grey images and one for colour."""
+    return given.ndim == wanted.ndim == 4 and {given.shape[1], wanted.shape[1]} == {1, 3}
 
 
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +14,20 @@ import numpy as np
 import torch
 import torchvision
 
-from common.backbones import head_name
+from common.backbones import Backbone, build_image_backbone, stem_name
 from common.errors import InputError, WeightsError
 from common.files import home, parse_tensors
 from common.inputs import ImageInput
-from common.model import build_model
+from common.model import TransferModel
 from common.weights import KeyReport, WeightsManifest, graft, save_weights
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")
+_RENAMED = (
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
+    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
+)
+"""What torchvision has renamed since it published the files of its DenseNets and vision transformers."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,16 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
     """
     data = _read(source.file)
     described = _describe(source, data)
-    arrays = _tensors(source.file, data)
-    spec = described["input"]
-    assert isinstance(spec, ImageInput)
-    model = build_model(source.backbone, {}, channels=_channels(arrays), seed=0, size=spec.size)
-    backbone = _drop_head(_with_prefix(arrays), source.backbone)
-    report = graft(model, backbone, str(source.file))
+    given = _current_names(_with_prefix(_tensors(source.file, data)))
+    own = _backbone_for(source.backbone, described["input"].size, given)
+    aside = ("heads.", "backbone.aux1.", "backbone.aux2.", *([f"backbone.{own.head}."] if own.head else []))
+    kept = {key: array for key, array in given.items() if not key.startswith(aside)}
+    model = TransferModel(own, {})
+    # Files from before torch counted batches lack the counts; only a momentum of None would need them.
+    kept |= {key: np.array(0) for key in model.tags() if key.endswith(".num_batches_tracked") and key not in kept}
+    report = graft(model, kept, str(source.file))
+    if kept[f"backbone.{stem_name(own.module)}.weight"].shape[1] == 1:
+        described["input"] = ImageInput(size=224, channels=1, normalise="fixed", mean=(0.449,), std=(0.226,))
     facts = described | {
         "id": name,
         "backbone": source.backbone,
@@ -56,9 +65,8 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
         "synthetic": False,
         "how": f"imported from {source.file.name}, sha256 {hashlib.sha256(data).hexdigest()}",
     }
-    manifest = save_weights(home() / "weights" / name, backbone, facts)
-    left = tuple(sorted(set(_with_prefix(arrays)) - set(backbone)))
-    return manifest, KeyReport(report.loaded, report.adapted, (), left)
+    manifest = save_weights(home() / "weights" / name, kept, facts)
+    return manifest, KeyReport(report.loaded, report.adapted, (), tuple(sorted(set(given) - set(kept))))
 
 
 def _read(path: Path) -> bytes:
@@ -77,7 +85,7 @@ def _tensors(path: Path, data: bytes) -> dict[str, np.ndarray]:
             raise WeightsError(str(error)) from None
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # the bytes are a stranger's: whatever they break, they are refused
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"{path}: holds more than tensors, or is damaged ({reason}).",
@@ -87,7 +95,17 @@ def _tensors(path: Path, data: bytes) -> dict[str, np.ndarray]:
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise WeightsError(f"{path}: is no state dict of tensors.")
-    return {str(key): value.detach().numpy() for key, value in content.items()}
+    try:
+        return {str(key): _array(value) for key, value in content.items()}
+    except (TypeError, RuntimeError) as error:
+        raise WeightsError(f"{path}: holds tensors that are no plain arrays ({error}).") from None
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor for numpy, which has no bfloat16."""
+    plain = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    array: np.ndarray = plain.detach().numpy()
+    return array
 
 
 def _with_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -96,22 +114,20 @@ def _with_prefix(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key if key.startswith(("backbone.", "heads.")) else f"backbone.{key}": a for key, a in plain.items()}
 
 
-def _drop_head(arrays: Mapping[str, np.ndarray], backbone: str) -> dict[str, np.ndarray]:
-    """Without the classifier's last layer, and without auxiliary classifiers."""
-    gone = ["heads.", "backbone.aux1.", "backbone.aux2."]
-    if backbone in torchvision.models.list_models(torchvision.models):
-        with torch.device("meta"):
-            options = {"init_weights": False} if backbone == "googlenet" else {}
-            whole = torchvision.models.get_model(backbone, weights=None, **options)
-        gone.append(f"backbone.{head_name(whole)}.")
-    return {key: array for key, array in arrays.items() if not key.startswith(tuple(gone))}
+def _current_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Entries by the names that torchvision's networks have today, as its own loaders would call them."""
+    current = dict(arrays)
+    for pattern, name in _RENAMED:
+        current = {pattern.sub(name, key): array for key, array in current.items()}
+    return current
 
 
-def _channels(arrays: Mapping[str, np.ndarray]) -> int:
-    first = next((array for array in arrays.values() if array.ndim == 4), None)
-    if first is None or first.shape[1] not in (1, 3):
-        raise WeightsError("The file has no first convolution for 1 or 3 channels.")
-    return int(first.shape[1])
+def _backbone_for(name: str, size: int, arrays: Mapping[str, np.ndarray]) -> Backbone:
+    """A backbone with as many channels as the file's first convolution has: 1, or else 3."""
+    with torch.random.fork_rng(devices=[]):
+        colour = build_image_backbone(name, 3, size)
+        first = arrays.get(f"backbone.{stem_name(colour.module)}.weight")
+        return build_image_backbone(name, 1, size) if first is not None and first.shape[1:2] == (1,) else colour
 
 
 def _describe(source: Source, data: bytes) -> dict[str, Any]:
@@ -132,5 +148,8 @@ def _describe(source: Source, data: bytes) -> dict[str, Any]:
             fix=f"Its SHA-256 must start with {wanted.group(1) if wanted else 'an unknown value'}.",
         )
     seen = weights.transforms()
-    spec = ImageInput(size=seen.crop_size[0], channels=3, normalise="fixed", mean=tuple(seen.mean), std=tuple(seen.std))
+    mean, std = tuple(seen.mean), tuple(seen.std)
+    if source.backbone == "googlenet":  # torchvision's model turns its input into this before the first layer
+        mean = std = (0.5, 0.5, 0.5)
+    spec = ImageInput(size=seen.crop_size[0], channels=3, normalise="fixed", mean=mean, std=std)
     return {"input": spec, "trained_on": f"as torchvision's {source.enum}", "licence": source.licence}

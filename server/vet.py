@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from common.metrics import ClassificationSums
 
 from common.errors import InputError
+from common.metrics import ClassificationSums
 from common.orders import TRUNK, Arrays, Code, Order, Update
 from common.plan import Gradient, Role, Stage, Statistics
 from common.study import Study

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from client.data.spec import CohortSpec
 from PIL import Image
 
+from client.data.spec import CohortSpec
 from common.study import Study, parse_study
 from simulations.run import Hospitals
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import digest_arrays, write_atomic
+from common.files import canonical_json, digest_arrays, write_atomic
 
 
 @dataclass(frozen=True)
@@ -32,28 +33,33 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
     """Keep a cohort under `key`: first the images, then the file that makes them count."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _write_array(folder / f"{key}.npy", decoded.inputs)
-    facts = {
+    content = {
         "targets": {task: target.tolist() for task, target in decoded.targets.items()},
         "patients": decoded.patients,
         "problems": decoded.problems,
         "facts": decoded.facts,
-        "digest": digest_arrays({"inputs": decoded.inputs}),
+        "inputs": digest_arrays({"inputs": decoded.inputs}),
     }
-    write_atomic(folder / f"{key}.json", json.dumps(facts).encode(), private=True)
+    whole = {"content": content, "digest": _digest(content)}
+    write_atomic(folder / f"{key}.json", json.dumps(whole).encode(), private=True)
 
 
 def load(folder: Path, key: str) -> Decoded | None:
     """The cohort under `key`, its images mapped from disk; None if there is none, or it is damaged."""
     try:
-        facts = json.loads((folder / f"{key}.json").read_bytes())
+        kept = json.loads((folder / f"{key}.json").read_bytes())
+        content = kept["content"]
         inputs = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
-        targets = {task: np.array(target, dtype=np.int64) for task, target in facts["targets"].items()}
-        decoded = Decoded(inputs, targets, tuple(facts["patients"]), facts["problems"], facts["facts"])
-        whole = facts["digest"] == digest_arrays({"inputs": inputs})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        targets = {task: np.array(target, dtype=np.int64) for task, target in content["targets"].items()}
+        decoded = Decoded(inputs, targets, tuple(content["patients"]), content["problems"], content["facts"])
+        whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
+    except Exception:  # numpy and json raise what they like on damaged files, and all of it means: decode again
         return None
-    lengths = {len(inputs), len(decoded.patients), *(len(target) for target in targets.values())}
-    return decoded if whole and len(lengths) == 1 else None
+    return decoded if whole else None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content)).hexdigest()
 
 
 def _write_array(path: Path, array: NDArray[Any]) -> None:

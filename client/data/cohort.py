@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from common.files import canonical_json, sha256_file, write_atomic
 from common.inputs import ImageInput, InputSpec, SplitSpec, TableInput
 from common.tasks import UNKNOWN, Task
 
-_VERSION = 1
+_VERSION = 2
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
@@ -125,6 +124,9 @@ def _table(spec: CohortSpec, wanted: Wanted, columns: TableInput, place: Place) 
 
 
 def _images(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) -> tuple[Decoded, Counter[str]]:
+    for folder in (place.cache, place.state):
+        if folder.resolve().is_relative_to(spec.root.resolve()):
+            raise DataError(f"{folder}: is inside the cohort's own folder {spec.root}.", fix="Keep it somewhere else.")
     key = _cache_key(spec, wanted, size, place)
     decoded = load(place.cache, key)
     if decoded is None:
@@ -148,8 +150,8 @@ def _decoded(scan: Scan, wanted: Wanted, size: ImageInput, place: Place) -> Deco
 def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) -> str:
     """A digest of everything that decoded images depend on.
 
-    Files count by name, size and time of change, as in build tools: reading all of them would take as long as it
-    saves. Labels count by content, since they are small and corrected often.
+    Files count by name, size and times, as in build tools: reading all of them would take as long as it saves. Labels
+    count by content, since they are small and corrected often.
     """
     content = {
         "version": _VERSION,
@@ -164,7 +166,7 @@ def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place)
 
 def _list_left_out(scan: Scan, state: Path) -> None:
     """The files that were not used, for the people at the site; it names files, so it is private."""
-    lines = ["file,reason"] + [f"{json.dumps(name)},{reason}" for name, reason in scan.left_out]
+    lines = ["file,reason"] + ['"{}",{}'.format(name.replace('"', '""'), reason) for name, reason in scan.left_out]
     write_atomic(state / "left_out.csv", ("\n".join(lines) + "\n").encode(), private=True)
 
 

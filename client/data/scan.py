@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.batches import fit
-from client.data.dicom import UnusableError, read_dicom
+from client.data.dicom import read_dicom
 from client.data.images import SUFFIXES, read_image
 from client.data.spec import CohortSpec
-from client.data.table import column, label_columns, read_csv, target
+from client.data.table import NOBODY, column, label_columns, read_csv, target
+from client.data.unusable import UnusableError
 from common.errors import DataError
 from common.inputs import ImageInput
 from common.tasks import UNKNOWN, Task
@@ -52,7 +53,13 @@ def files(root: Path) -> list[Path]:
     """All files below a folder, in a fixed order; hidden ones are left out. DataError if it is no folder."""
     if not root.is_dir():
         raise DataError(f"{root}: is no folder.", fix="Check `root` of the site's cohort.")
-    return sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    below = (path for path in root.rglob("*") if path.is_file())
+    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
+def name_below(path: Path, root: Path) -> str:
+    """A file's name relative to `root`; bytes that are no UTF-8, as old archives have them, are spelt out."""
+    return path.relative_to(root).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_labels(spec: CohortSpec, tasks: Sequence[Task]) -> Labels | None:
@@ -80,7 +87,7 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sca
     for path in files(spec.root):
         if spec.labels is not None and path.resolve() == spec.labels.resolve():
             continue
-        name = path.relative_to(spec.root).as_posix()
+        name = name_below(path, spec.root)
         try:
             image = read_dicom(path, spec.window, spec.frames)
         except UnusableError as unusable:
@@ -95,8 +102,7 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sca
         found = _labels_for(labels, key, tasks, scan, used)
         for frame in image.frames:
             scan.images.append(fit(frame, image.pixel_aspect, size))
-            # Files without a patient id cannot be told apart, so they count as one patient: never two splits of one.
-            scan.patients.append(image.keys["patient"] or "without a patient id")
+            scan.patients.append(image.keys["patient"] or NOBODY)
             for task in tasks:
                 scan.targets[task.name].append(found[task.name])
         scan.facts.update(f"{key} {value}" for key, value in image.facts.items())
@@ -113,7 +119,7 @@ def scan_images(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sc
         raise DataError(f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table.")
     patients, used = _patients(spec), set[str]()
     for path in files(spec.root):
-        name = path.relative_to(spec.root).as_posix()
+        name = name_below(path, spec.root)
         if path.suffix.lower() not in SUFFIXES:
             if path.suffix.lower() != ".csv":
                 _leave_out(scan, name, "not_an_image")
@@ -125,25 +131,35 @@ def scan_images(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sc
             continue
         if labels is None:
             folder = name.split("/")[0] if "/" in name else ""
-            found: Mapping[str, int] = {tasks[0].name: target(tasks[0], folder, spec, str(path))}
+            found: Mapping[str, int] = {tasks[0].name: target(tasks[0], folder, spec, f"{spec.root}: sub-folders")}
         else:
             found = _labels_for(labels, name, tasks, scan, used)
         scan.images.append(fit(image, 1.0, size))
-        scan.patients.append(patients.get(name, name))
+        patient = name if patients is None else patients.get(name, "")
+        scan.patients.append(patient or NOBODY)
+        if not patient:
+            scan.problems["no_patient_id"] += 1
         for task in tasks:
             scan.targets[task.name].append(found[task.name])
     _unused(labels, used, scan)
     return scan
 
 
-def _patients(spec: CohortSpec) -> Mapping[str, str]:
-    """The patient of every file, if the labels table says."""
+def _patients(spec: CohortSpec) -> Mapping[str, str] | None:
+    """The patient of every file, if the labels table says; None if every file is its own patient.
+
+    DataError if two rows of one file disagree.
+    """
     if spec.patient_column is None or spec.labels is None:
-        return {}
+        return None
     rows = read_csv(spec.labels)
     key = column(spec.labels, rows[0], spec.key_column, _KEYS["path"], "the path")
     patient = column(spec.labels, rows[0], spec.patient_column, (), "the patients")
-    return {Path(row[key]).as_posix(): row[patient] for row in rows}
+    patients: dict[str, str] = {}
+    for number, row in enumerate(rows, start=2):
+        if patients.setdefault(Path(row[key]).as_posix(), row[patient]) != row[patient]:
+            raise DataError(f"{spec.labels}, line {number}: an earlier line has the same path with another patient.")
+    return patients
 
 
 def _empty(tasks: Sequence[Task]) -> Scan:
@@ -158,7 +174,7 @@ def _leave_out(scan: Scan, name: str, reason: str) -> None:
 def _labels_for(
     labels: Labels | None, key: str, tasks: Sequence[Task], scan: Scan, used: set[str]
 ) -> Mapping[str, int]:
-    if labels is not None and key in labels:
+    if labels is not None and key and key in labels:
         used.add(key)
         return labels[key]
     if labels is not None:
@@ -171,8 +187,11 @@ def _unused(labels: Labels | None, used: set[str], scan: Scan) -> None:
         scan.problems["label_without_file"] += rest
 
 
-def stamps(paths: Sequence[Path], root: Path) -> Iterator[tuple[str, int, int]]:
-    """Relative name, size and time of change of every file: what tells a cache that something changed."""
+def stamps(paths: Sequence[Path], root: Path) -> Iterator[tuple[str, int, int, int]]:
+    """Relative name, size and times of every file: what tells a cache that something changed.
+
+    The second time is the file system's own. Programs that copy can set the first back, but not that one.
+    """
     for path in paths:
         stat = path.stat()
-        yield path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns
+        yield name_below(path, root), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Join = Literal["patient", "study", "series", "sop", "path"]
 
@@ -27,7 +27,8 @@ class CohortSpec(BaseModel):
     path, relative to `root`. Labels not listed in `label_map` must be class names; empty cells are "not known".
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # YAML reads the 0 and 1 of a label column as numbers.
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     kind: Literal["dicom", "images", "table"]
     root: Path
@@ -44,3 +45,20 @@ class CohortSpec(BaseModel):
     window: Window | None = None
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame file become images."""
+
+    @model_validator(mode="after")
+    def _says_only_what_counts(self) -> CohortSpec:
+        """What would be passed over in silence is refused, above all a patient column that nobody reads."""
+        images, dicom = self.kind == "images", self.kind == "dicom"
+        faults = {
+            "patient_column needs `labels`, the table with that column": images and self.labels is None,
+            "patient_column does not apply: DICOM files name their patient": dicom,
+        }
+        found = [fault for fault, wrong in faults.items() if wrong and self.patient_column is not None]
+        if self.kind == "table" and self.labels is not None:
+            found.append("labels does not apply: a table holds its own")
+        if self.window is not None and not dicom:
+            found.append("window applies to DICOM only")
+        if found:
+            raise ValueError("; ".join(found))
+        return self

@@ -18,20 +18,21 @@ from common.tasks import UNKNOWN
 SPLITS = ("train", "val", "test")
 
 
-def assign(labels: Mapping[str, int], shares: SplitSpec, seed: int) -> dict[str, str]:
-    """The split of every patient, from the patient's stratum (a class, or UNKNOWN).
+def assign(labels: Mapping[str, int], known: Mapping[str, str], shares: SplitSpec, seed: int) -> dict[str, str]:
+    """The split of every patient, from the patient's stratum (a class, or UNKNOWN); `known` patients stay put.
 
     Depends on names, strata and seed, not on their order. Within a stratum patients are shuffled and dealt out so that
     the shares hold over all strata together as closely as whole patients allow; a stratum's first patient trains.
     """
     wanted = {split: getattr(shares, split) for split in SPLITS}
-    dealt = dict.fromkeys(SPLITS, 0)
-    splits: dict[str, str] = {}
+    splits = {patient: known[patient] for patient in labels if patient in known}
+    dealt = {split: list(splits.values()).count(split) for split in SPLITS}
     for stratum in sorted(set(labels.values())):
         members = sorted(patient for patient, label in labels.items() if label == stratum)
         members.sort(key=lambda patient: derive(seed, "split", patient))
-        here = dict.fromkeys(SPLITS, 0)
-        for count, patient in enumerate(members, start=1):
+        settled = [splits[patient] for patient in members if patient in splits]
+        here = {split: settled.count(split) for split in SPLITS}
+        for count, patient in enumerate((each for each in members if each not in known), start=len(settled) + 1):
             # What each split lacks of its share, in this stratum first and over all of them second.
             total = len(splits) + 1
             lack = {
@@ -39,7 +40,9 @@ def assign(labels: Mapping[str, int], shares: SplitSpec, seed: int) -> dict[str,
                 for split in SPLITS
                 if wanted[split] > 0
             }
-            split = "train" if count == 1 else max(lack, key=lambda name: (round(lack[name][0], 9), lack[name][1]))
+            split = (
+                "train" if not here["train"] else max(lack, key=lambda name: (round(lack[name][0], 9), lack[name][1]))
+            )
             splits[patient] = split
             here[split] += 1
             dealt[split] += 1
@@ -53,9 +56,8 @@ def keep(path: Path, labels: Mapping[str, int], shares: SplitSpec, seed: int) ->
     """
     header = f"# shares {shares.train:g} {shares.val:g} {shares.test:g}, seed {seed}"
     known = _read(path, header) if path.exists() else {}
-    new = {patient: label for patient, label in labels.items() if patient not in known}
-    splits = known | assign(new, shares, seed)
-    if new:
+    splits = known | assign(labels, known, shares, seed)
+    if len(splits) > len(known):
         text = io.StringIO()
         text.write(header + "\n")
         writer = csv.writer(text, lineterminator="\n")
@@ -77,7 +79,7 @@ def indices(patients: Sequence[str], splits: Mapping[str, str]) -> dict[str, np.
 
 
 def _read(path: Path, header: str) -> dict[str, str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if not lines or lines[0] != header:
         raise DataError(
             f"{path}: the patients were split with other shares or another seed.",

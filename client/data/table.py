@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ from common.tasks import UNKNOWN, Task
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 """What stands for a missing value, in lower case. A class or category may be called so, and then is meant."""
+
+NOBODY = "without a patient id"
+"""Cases whose patient is not said cannot be told apart, so they count as one patient: never two splits of one."""
 
 Row = Mapping[str, str]
 
@@ -32,7 +37,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         raise DataError(f"{path}: is not UTF-8 text.", fix="Save the table as CSV in UTF-8.") from None
     first = text.partition("\n")[0]
     delimiter = ";" if first.count(";") > first.count(",") else ","
-    rows = list(csv.DictReader(text.splitlines(), delimiter=delimiter))
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num} is no CSV: {error}.") from None
+    names = [name.strip() for name in reader.fieldnames or ()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: has two columns {', '.join(map(repr, twice))}.", fix="Rename or remove one of them.")
     if not rows:
         raise DataError(f"{path}: has no rows.")
     for number, row in enumerate(rows, start=2):
@@ -102,8 +114,20 @@ def read_table(
         )
         for task in tasks
     }
-    patients = [row[spec.patient_column] if spec.patient_column else f"row {at}" for at, row in enumerate(rows)]
+    patients = [_patient(row, spec, set(labels.values()), problems) for row in rows]
     return inputs, targets, patients, problems
+
+
+def _patient(row: Row, spec: CohortSpec, labels: Collection[str], problems: Counter[str]) -> str:
+    """Who a row is about. Without a column for it, what the row says: its number would change when rows are inserted.
+
+    Labels are left out, since they get corrected; equal rows are one patient, so that none is tested on what it saw.
+    """
+    if spec.patient_column is None:
+        return json.dumps([(name, value) for name, value in sorted(row.items()) if name not in labels])
+    if not row[spec.patient_column]:
+        problems["no_patient_id"] += 1
+    return row[spec.patient_column] or NOBODY
 
 
 def _encode(row: Row, columns: TableInput, where: str, problems: Counter[str]) -> list[float]:
@@ -121,7 +145,7 @@ def _number(text: str, where: str, problems: Counter[str]) -> float:
         problems["missing_value"] += 1
         return math.nan
     try:
-        number = float(text)
+        number = float(text if "_" not in text else "")
     except ValueError:
         raise DataError(f"{where}: {text!r} is no number.", fix="Correct it, or leave the cell empty.") from None
     if not math.isfinite(number) or abs(number) > np.finfo(np.float32).max:

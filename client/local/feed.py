@@ -92,7 +92,7 @@ def shuffled(indices: Tensor, size: int, generator: torch.Generator) -> list[Ten
     A rest of one case joins the group before it: norm layers cannot be trained on a single case.
     """
     groups = list(torch.split(indices[torch.randperm(len(indices), generator=generator)], size))
-    if len(groups) > 1 and len(groups[-1]) == 1:
+    if len(groups) > 1 and len(groups[-1]) == 1 < size:
         last = groups.pop()
         groups[-1] = torch.cat([groups[-1], last])
     return groups

@@ -24,7 +24,7 @@ class TooFewCases(Exception):
 
 
 class Diverged(Exception):
-    """The loss is no longer a finite number."""
+    """The loss, or a trained entry, is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str], 
             seen += len(batch.indices)
     bench.model.eval()
     mean = float(loss_sum) / seen
-    if not math.isfinite(mean):
+    if not math.isfinite(mean) or not bench.finite(changes):  # the last step can break what the loss has not yet seen
         raise Diverged
     return {"loss": mean, "steps": len(groups), "examples": len(indices)}
 
@@ -119,15 +119,12 @@ def _groups(indices: Tensor, spec: Gradient, seed: int) -> list[Tensor]:
     if not len(indices):
         return []
     generator = torch.Generator().manual_seed(derive(seed, "batches"))
+    if spec.epochs:
+        return [group for _ in range(spec.epochs) for group in shuffled(indices, spec.batch_size, generator)]
     groups: list[Tensor] = []
-    while len(groups) < (spec.steps or 1) or (spec.epochs and len(groups) < spec.epochs * _per_epoch(indices, spec)):
+    while len(groups) < (spec.steps or 1):
         groups += shuffled(indices, spec.batch_size, generator)
-    return groups[: spec.steps] if spec.steps else groups
-
-
-def _per_epoch(indices: Tensor, spec: Gradient) -> int:
-    whole, rest = divmod(len(indices), spec.batch_size)
-    return whole + (rest > 1 or (rest == 1 and whole == 0))
+    return groups[: spec.steps]
 
 
 def _optimiser(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> torch.optim.Optimizer:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from client.local.feed import Feed, in_order
+from client.local.feed import Feed
 from client.local.gradient import TooFewCases
 from client.workbench import Workbench
 from common.plan import Recalibrate
@@ -21,17 +21,24 @@ def recalibrate(bench: Workbench, feed: Feed, spec: Recalibrate) -> dict[str, fl
     if len(indices) < 2:
         raise TooFewCases
     layers = [layer for layer in bench.model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    bench.model.eval()
     before = [layer.momentum for layer in layers]
-    for layer in layers:
-        _reset(layer)
-    with torch.no_grad():
-        for batch in feed.batches(in_order(indices, spec.batch_size)):
-            bench.model.features(batch.inputs)
-    for layer, momentum in zip(layers, before, strict=True):
-        layer.momentum = momentum
-        layer.eval()  # as the model, which is in eval, left it
+    bench.model.eval()
+    try:
+        for layer in layers:
+            _reset(layer)
+        with torch.no_grad():
+            for batch in feed.batches(_groups(indices, spec.batch_size)):
+                bench.model.features(batch.inputs)
+    finally:  # the next visit gets the layers as they were, even after a failure
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum
+        bench.model.eval()
     return {"examples": len(indices)}
+
+
+def _groups(indices: Tensor, size: int) -> list[Tensor]:
+    """Batches of nearly equal size, none of a single image, which may have no variance: 2 or 3 where `size` is 2."""
+    return list(indices.tensor_split(min(-(-len(indices) // size), len(indices) // 2)))
 
 
 def _reset(layer: nn.Module) -> None:

@@ -12,8 +12,8 @@ from simulations.patients import draw_patient
 from simulations.scenario import Scenario, load_scenario
 
 STEP = {"harbour": 1 / 3400, "hilltop": 2 * (0.5 / 4095) ** 0.5, "valley": 1 / 1023}
-"""Twice the largest rounding error of a site's pixels. Hilltop stores the square of the grey value in 12 bits, which its
-LUT undoes: whatever is below half a step is 0, and half a step is the root of it."""
+"""Twice the largest rounding error of a site's pixels. Hilltop stores the square of the grey value in 12 bits, which
+its LUT undoes: whatever is below half a step is 0, and half a step is the root of it."""
 
 
 def few(scenario: Scenario) -> Scenario:

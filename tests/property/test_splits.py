@@ -1,0 +1,111 @@
+"""Splits by patient: nobody in two, shares as asked, the same whatever the order, and nobody ever moves."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client.data.splits import SPLITS, assign, indices, keep, stratum
+from common.errors import DataError
+from common.inputs import SplitSpec
+
+LABELS = st.dictionaries(st.text("abcdef0123456789", min_size=4, max_size=8), st.integers(-1, 3), max_size=60)
+SHARES = st.sampled_from([SplitSpec(), SplitSpec(train=0.8, val=0.1, test=0.1), SplitSpec(train=1, val=0, test=0)])
+
+
+@given(LABELS, SHARES, st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_every_patient_has_one_split_whatever_the_order(labels, shares, seed):
+    splits = assign(labels, {}, shares, seed)
+    assert splits.keys() == labels.keys()
+    assert set(splits.values()) <= {name for name in SPLITS if getattr(shares, name) > 0}
+    assert assign(dict(reversed(labels.items())), {}, shares, seed) == splits
+
+
+@given(LABELS, SHARES, st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_every_class_trains(labels, shares, seed):
+    splits = assign(labels, {}, shares, seed)
+    trained = {labels[patient] for patient, split in splits.items() if split == "train"}
+    assert trained == set(labels.values())
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=80), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_no_patient_is_in_two_splits(owners, seed):
+    """Several cases of one patient, with several labels, go together."""
+    patients = [f"p{owner}" for owner in owners]
+    cases: dict[str, list[int]] = {}
+    for at, patient in enumerate(patients):
+        cases.setdefault(patient, []).append(at % 3)
+    splits = assign({patient: stratum(labels) for patient, labels in cases.items()}, {}, SplitSpec(), seed)
+    found = indices(patients, splits)
+    assert sorted(np.concatenate(list(found.values())).tolist()) == list(range(len(patients)))
+    who = [{patients[at] for at in positions} for positions in found.values()]
+    assert sum(map(len, who)) == len(set(patients))
+
+
+@pytest.mark.parametrize("shares", [SplitSpec(), SplitSpec(train=0.7, val=0, test=0.3)])
+def test_shares_hold_overall_and_in_each_class(shares):
+    labels = {f"{n}": (0 if n % 10 else 1) for n in range(1000)}
+    splits = assign(labels, {}, shares, 5)
+    for name in SPLITS:
+        wanted = getattr(shares, name)
+        assert abs(sum(split == name for split in splits.values()) - 1000 * wanted) <= 2
+        rare = sum(splits[patient] == name for patient, label in labels.items() if label == 1)
+        assert abs(rare - 100 * wanted) <= 2
+
+
+def test_another_seed_is_another_split():
+    labels = {f"{n}": 0 for n in range(50)}
+    assert assign(labels, {}, SplitSpec(), 1) != assign(labels, {}, SplitSpec(), 2)
+
+
+@given(st.lists(LABELS, min_size=1, max_size=4), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_nobody_moves_when_others_come_or_labels_change(arrivals, seed):
+    with tempfile.TemporaryDirectory() as folder:
+        path, before = Path(folder) / "splits.csv", {}
+        for labels in arrivals:
+            found = keep(path, labels, SplitSpec(), seed)
+            assert found.keys() == labels.keys()
+            assert all(found[patient] == before[patient] for patient in found.keys() & before.keys())
+            before |= found
+
+
+def test_patients_who_come_one_by_one_are_shared_out_too(tmp_path):
+    """Each new patient alone must not always train: in the end the shares hold as if all had come at once."""
+    labels = {}
+    for number in range(40):
+        labels[f"{number:03d}"] = number % 2
+        splits = keep(tmp_path / "splits.csv", labels, SplitSpec(), 0)
+    counts = Counter(splits.values())
+    assert abs(counts["train"] - 24) <= 2
+    assert abs(counts["val"] - 6) <= 2
+    assert abs(counts["test"] - 10) <= 2
+
+
+def test_the_file_is_private_and_tied_to_shares_and_seed(tmp_path):
+    path, labels = tmp_path / "splits.csv", {"a": 0, "b": 1, "c": 1}
+    first = keep(path, labels, SplitSpec(), 1)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert keep(path, labels, SplitSpec(), 1) == first
+    for shares, seed in ((SplitSpec(), 2), (SplitSpec(train=0.5, val=0.25, test=0.25), 1)):
+        with pytest.raises(DataError, match="other shares or another seed"):
+            keep(path, labels, shares, seed)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe\x00", b"a,train\nb,somewhere\n", b"a,train,x\n"])
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    path = tmp_path / "splits.csv"
+    keep(path, {"a": 0}, SplitSpec(), 1)
+    header = path.read_bytes().split(b"\na,")[0] + b"\n" if damage.startswith(b"a") else b""
+    path.write_bytes(header + damage)
+    with pytest.raises(DataError, match=str(path)):
+        keep(path, {"a": 0}, SplitSpec(), 1)

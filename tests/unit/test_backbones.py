@@ -1,0 +1,136 @@
+"""Backbones: what they take, what they give, and what is said when they cannot."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+from torch import nn
+
+from common.backbones import build_image_backbone, build_table_backbone, image_backbones, register, table_backbones
+from common.errors import InputError
+from common.model import TransferModel, build_model
+
+SMALL = (
+    "slim_resnet",
+    "googlenet",
+    "resnet18",
+    "densenet121",
+    "efficientnet_b0",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mnasnet0_5",
+    "shufflenet_v2_x0_5",
+    "regnet_x_400mf",
+    "convnext_tiny",
+)
+"""The lightest of every family but the next ones."""
+
+LARGE = ("alexnet", "vgg11_bn", "vit_b_32")
+"""Families of which every member has some 60 million entries or more: here without memory for them."""
+
+
+def test_every_family_is_there() -> None:
+    assert {*SMALL, *LARGE} <= set(image_backbones())
+    families = ("resnext", "wide_resnet", "regnet_y", "efficientnet_v2", "vit_l", "vgg19_bn", "densenet201")
+    for family in families:
+        assert any(name.startswith(family) for name in image_backbones()), family
+    assert table_backbones() == ("table_linear", "table_mlp")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [(name, 1) for name in SMALL] + [("slim_resnet", 3), ("resnet18", 3), ("densenet121", 3)]
+)
+def test_features_of_small_images(name: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("a backbone reached for the network")
+
+    monkeypatch.setattr(socket, "socket", no_network)
+    model = build_model(name, {"cls": 3, "side": 2}, channels=channels, seed=0, size=64).eval()
+    x = torch.randn(2, channels, 64, 64)
+    with torch.no_grad():
+        features = model.features(x)
+        logits = model(x)
+    assert features.shape == (2, model.feature_dim)
+    assert torch.isfinite(features).all()
+    assert not torch.equal(features[0], features[1])
+    assert {task: tuple(scores.shape) for task, scores in logits.items()} == {"cls": (2, 3), "side": (2, 2)}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", LARGE)
+def test_shapes_of_large_networks(name: str, channels: int) -> None:
+    with torch.device("meta"):
+        model = TransferModel(build_image_backbone(name, channels, 64), {"cls": 3}).eval()
+        x = torch.zeros(2, channels, 64, 64)
+        assert model.features(x).shape == (2, model.feature_dim)
+        assert model(x)["cls"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["slim_resnet", "resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"])
+def test_the_smallest_images_can_be_trained_on(name: str) -> None:
+    model = build_model(name, {"cls": 3}, channels=1, seed=0, size=32).train()
+    model(torch.randn(2, 1, 32, 32))["cls"].sum().backward()
+    grads = [value.grad for value in model.parameters()]
+    assert all(grad is not None and torch.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "says"),
+    [
+        ("alexnet", 63, "at least 64 pixels, not 63"),
+        ("resnet18", 31, "at least 32 pixels, not 31"),
+        ("densenet121", 16, "at least 32"),
+        ("vit_b_16", 40, "multiple of 16, not 40"),
+        ("vit_h_14", 64, "multiple of 14"),
+        ("table_mlp", 64, "is for tables"),
+    ],
+)
+def test_what_a_backbone_cannot_take(name: str, size: int, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        build_image_backbone(name, 3, size)
+
+
+@pytest.mark.parametrize("name", ["resnet19", "", "resnet18_quantized", "inception_v3", "ssd300_vgg16", "Resnet18"])
+def test_an_unknown_name_is_answered_with_those_that_exist(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build_image_backbone(name, 3, 64)
+    assert repr(name) in str(caught.value)
+    assert all(known in str(caught.value) for known in image_backbones())
+
+
+def test_an_unknown_table_backbone_is_answered_with_those_that_exist() -> None:
+    with pytest.raises(InputError, match=r"'slim_resnet' is no backbone for tables\. .*table_linear, table_mlp"):
+        build_table_backbone("slim_resnet", 3)
+
+
+def test_a_vision_transformer_for_the_studys_image_size() -> None:
+    with torch.device("meta"):
+        model = TransferModel(build_image_backbone("vit_b_32", 1, 96), {"cls": 2}).eval()
+        assert model.features(torch.zeros(1, 1, 96, 96)).shape == (1, 768)
+    assert model.state_dict()["backbone.encoder.pos_embedding"].shape == (1, 1 + 9, 768)
+
+
+def test_a_backbone_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tiny(nn.Module):
+        feature_dim = 4
+
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(channels, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x).mean((2, 3))
+
+    monkeypatch.setattr("common.backbones._OWN", {})
+    register("tiny", lambda channels, size: Tiny(channels))
+    assert "tiny" in image_backbones()
+    model = build_model("tiny", {"cls": 2}, channels=1, seed=0)
+    assert model(torch.zeros(3, 1, 8, 8))["cls"].shape == (3, 2)
+    assert [tag.role.value for tag in model.tags().values()] == ["stem", "stem", "head", "head"]
+
+
+def test_the_slim_resnet_is_slim() -> None:
+    model = build_model("slim_resnet", {}, channels=1, seed=0)
+    assert 0.28e6 < sum(value.numel() for value in model.parameters()) < 0.34e6
