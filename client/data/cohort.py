@@ -25,7 +25,7 @@ from common.files import canonical_json, sha256_file, write_atomic
 from common.inputs import ImageInput, InputSpec, SplitSpec, TableInput
 from common.tasks import UNKNOWN, Task
 
-_VERSION = 2
+_VERSION = 3
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
@@ -132,10 +132,10 @@ def _images(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) ->
     if decoded is None:
         scan = (scan_dicom if spec.kind == "dicom" else scan_images)(spec, wanted.tasks, size)
         decoded = _decoded(scan, wanted, size, place)
-        _list_left_out(scan, place.state)
         if len(decoded.inputs):
             store(place.cache, key, decoded)
             decoded = load(place.cache, key) or decoded
+    _list_left_out(decoded, place.state)
     return decoded, Counter(decoded.facts)
 
 
@@ -144,7 +144,7 @@ def _decoded(scan: Scan, wanted: Wanted, size: ImageInput, place: Place) -> Deco
     inputs = np.stack(scan.images) if scan.images else np.zeros(shape, dtype=np.int16)
     targets = {task.name: np.array(scan.targets[task.name], dtype=np.int64) for task in wanted.tasks}
     patients = tuple(map(place.patient, scan.patients))
-    return Decoded(inputs, targets, patients, dict(scan.problems), dict(scan.facts))
+    return Decoded(inputs, targets, patients, dict(scan.problems), dict(scan.facts), tuple(scan.left_out))
 
 
 def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) -> str:
@@ -164,9 +164,9 @@ def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place)
     return hmac.new(place.secret, canonical_json(content), hashlib.sha256).hexdigest()
 
 
-def _list_left_out(scan: Scan, state: Path) -> None:
+def _list_left_out(decoded: Decoded, state: Path) -> None:
     """The files that were not used, for the people at the site; it names files, so it is private."""
-    lines = ["file,reason"] + ['"{}",{}'.format(name.replace('"', '""'), reason) for name, reason in scan.left_out]
+    lines = ["file,reason"] + ['"{}",{}'.format(name.replace('"', '""'), reason) for name, reason in decoded.left_out]
     write_atomic(state / "left_out.csv", ("\n".join(lines) + "\n").encode(), private=True)
 
 

@@ -14,7 +14,7 @@ from client.data.batches import fit
 from client.data.dicom import read_dicom
 from client.data.images import SUFFIXES, read_image
 from client.data.spec import CohortSpec
-from client.data.table import NOBODY, column, label_columns, read_csv, target
+from client.data.table import NOBODY, column, read_csv, row_targets, target
 from client.data.unusable import UnusableError
 from common.errors import DataError
 from common.inputs import ImageInput
@@ -67,16 +67,14 @@ def read_labels(spec: CohortSpec, tasks: Sequence[Task]) -> Labels | None:
     if spec.labels is None:
         return None
     join = "path" if spec.kind == "images" else spec.join
-    rows = read_csv(spec.labels)
-    key_column = column(spec.labels, rows[0], spec.key_column, _KEYS[join], f"the {join}")
-    columns = label_columns(spec.labels, rows[0], tasks, spec)
+    table = read_csv(spec.labels)
+    key_column = column(table, spec.key_column, _KEYS[join], f"the {join}")
     labels: dict[str, dict[str, int]] = {}
-    for number, row in enumerate(rows, start=2):
-        where = f"{spec.labels}, line {number}"
-        found = {task.name: target(task, row[columns[task.name]], spec, where) for task in tasks}
-        key = Path(row[key_column]).as_posix() if join == "path" else row[key_column]
+    for at, found in enumerate(row_targets(table, tasks, spec)):
+        cell = table.rows[at][key_column]
+        key = Path(cell).as_posix() if join == "path" else cell
         if labels.setdefault(key, found) != found:
-            raise DataError(f"{where}: an earlier line has the same {join} with another label.")
+            raise DataError(f"{table.where(at)}: an earlier line has the same {join} with another label.")
     return labels
 
 
@@ -131,7 +129,9 @@ def scan_images(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sc
             continue
         if labels is None:
             folder = name.split("/")[0] if "/" in name else ""
-            found: Mapping[str, int] = {tasks[0].name: target(tasks[0], folder, spec, f"{spec.root}: sub-folders")}
+            found: Mapping[str, int] = {
+                tasks[0].name: target(tasks[0], folder, spec, f"the name of a sub-folder of {spec.root}")
+            }
         else:
             found = _labels_for(labels, name, tasks, scan, used)
         scan.images.append(fit(image, 1.0, size))
@@ -152,13 +152,13 @@ def _patients(spec: CohortSpec) -> Mapping[str, str] | None:
     """
     if spec.patient_column is None or spec.labels is None:
         return None
-    rows = read_csv(spec.labels)
-    key = column(spec.labels, rows[0], spec.key_column, _KEYS["path"], "the path")
-    patient = column(spec.labels, rows[0], spec.patient_column, (), "the patients")
+    table = read_csv(spec.labels)
+    key = column(table, spec.key_column, _KEYS["path"], "the path")
+    patient = column(table, spec.patient_column, (), "the patients")
     patients: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
+    for at, row in enumerate(table.rows):
         if patients.setdefault(Path(row[key]).as_posix(), row[patient]) != row[patient]:
-            raise DataError(f"{spec.labels}, line {number}: an earlier line has the same path with another patient.")
+            raise DataError(f"{table.where(at)}: an earlier line has the same path with another patient.")
     return patients
 
 

@@ -8,6 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,29 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 NOBODY = "without a patient id"
 """Cases whose patient is not said cannot be told apart, so they count as one patient: never two splits of one."""
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 Row = Mapping[str, str]
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header, comma or semicolon. DataError if it cannot be read or rows do not fit."""
+@dataclass(frozen=True)
+class Table:
+    """Rows of a CSV file by column name, and the line of the file that each ends on.
+
+    Errors name file, line and column, and never show a cell: a wrong column may hold names of patients.
+    """
+
+    path: Path
+    rows: list[dict[str, str]] = field(repr=False)
+    lines: list[int] = field(repr=False)
+
+    def where(self, index: int) -> str:
+        """File and line of a row."""
+        return f"{self.path}, line {self.lines[index]}"
+
+
+def read_csv(path: Path) -> Table:
+    """A CSV file with a header, comma or semicolon. DataError if it cannot be read or rows do not fit."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -38,8 +57,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     first = text.partition("\n")[0]
     delimiter = ";" if first.count(";") > first.count(",") else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows, lines = [], []
     try:
-        rows = list(reader)
+        for row in reader:
+            rows.append(row)
+            lines.append(reader.line_num)
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is no CSV: {error}.") from None
     names = [name.strip() for name in reader.fieldnames or ()]
@@ -47,30 +69,43 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         raise DataError(f"{path}: has two columns {', '.join(map(repr, twice))}.", fix="Rename or remove one of them.")
     if not rows:
         raise DataError(f"{path}: has no rows.")
-    for number, row in enumerate(rows, start=2):
+    for line, row in zip(lines, rows, strict=True):
         if None in row or None in row.values():
-            raise DataError(f"{path}: line {number} has more or fewer cells than the header.")
-    return [{key.strip(): value.strip() for key, value in row.items()} for row in rows]
+            raise DataError(f"{path}: line {line} has more or fewer cells than the header.")
+    return Table(path, [{key.strip(): value.strip() for key, value in row.items()} for row in rows], lines)
 
 
-def column(path: Path, row: Row, name: str | None, usual: Sequence[str], what: str) -> str:
+def column(table: Table, name: str | None, usual: Sequence[str], what: str) -> str:
     """The column that was named, or the first usual one there is. DataError lists those that exist."""
+    header = table.rows[0]
     for candidate in (name,) if name else usual:
-        if candidate in row:
+        if candidate in header:
             return candidate
     wanted = repr(name) if name else f"any of {', '.join(usual)}"
-    raise DataError(f"{path}: has no column for {what} ({wanted}).", fix=f"It has: {', '.join(row)}.")
+    raise DataError(f"{table.path}: has no column for {what} ({wanted}).", fix=f"It has: {', '.join(header)}.")
 
 
-def label_columns(path: Path, row: Row, tasks: Sequence[Task], spec: CohortSpec) -> dict[str, str]:
+def label_columns(table: Table, tasks: Sequence[Task], spec: CohortSpec) -> dict[str, str]:
     """The label column of every task."""
     usual = ("diagnosis", "label") if len(tasks) == 1 else ()
     return {
         task.name: column(
-            path, row, spec.label_columns.get(task.name), (task.name, *usual), f"the labels of task {task.name!r}"
+            table, spec.label_columns.get(task.name), (task.name, *usual), f"the labels of task {task.name!r}"
         )
         for task in tasks
     }
+
+
+def row_targets(table: Table, tasks: Sequence[Task], spec: CohortSpec) -> list[dict[str, int]]:
+    """By row, the class index or UNKNOWN by task. DataError names line and column of a value that is no class."""
+    columns = label_columns(table, tasks, spec)
+    return [
+        {
+            task.name: target(task, row[columns[task.name]], spec, f"{table.where(at)}, column {columns[task.name]!r}")
+            for task in tasks
+        }
+        for at, row in enumerate(table.rows)
+    ]
 
 
 def target(task: Task, value: str, spec: CohortSpec, where: str) -> int:
@@ -81,7 +116,7 @@ def target(task: Task, value: str, spec: CohortSpec, where: str) -> int:
     if mapped.lower() in MISSING:
         return UNKNOWN
     raise DataError(
-        f"{where}: {mapped!r} is no class of task {task.name!r}.",
+        f"{where} is no class of task {task.name!r}.",
         fix=f"Classes are {', '.join(task.classes)}; others can be renamed by label_map.",
     )
 
@@ -93,28 +128,22 @@ def read_table(
 
     DataError names file, line and column of a number that is none, and all missing columns.
     """
-    rows = read_csv(spec.root)
-    if absent := [name for name in (*columns.numeric, *columns.categorical) if name not in rows[0]]:
+    table = read_csv(spec.root)
+    header = table.rows[0]
+    if absent := [name for name in (*columns.numeric, *columns.categorical) if name not in header]:
         raise DataError(
-            f"{spec.root}: has no column {', '.join(map(repr, absent))}.", fix=f"It has: {', '.join(rows[0])}."
+            f"{spec.root}: has no column {', '.join(map(repr, absent))}.", fix=f"It has: {', '.join(header)}."
         )
-    labels = label_columns(spec.root, rows[0], tasks, spec)
     if spec.patient_column is not None:
-        column(spec.root, rows[0], spec.patient_column, (), "the patients")
+        column(table, spec.patient_column, (), "the patients")
+    by_row = row_targets(table, tasks, spec)
+    targets = {task.name: np.array([found[task.name] for found in by_row]) for task in tasks}
     problems: Counter[str] = Counter()
-    inputs = np.full((len(rows), columns.width), np.nan, dtype=np.float32)
-    for at, row in enumerate(rows):
-        inputs[at] = _encode(row, columns, f"{spec.root}, line {at + 2}", problems)
-    targets = {
-        task.name: np.array(
-            [
-                target(task, row[labels[task.name]], spec, f"{spec.root}, line {n}")
-                for n, row in enumerate(rows, start=2)
-            ]
-        )
-        for task in tasks
-    }
-    patients = [_patient(row, spec, set(labels.values()), problems) for row in rows]
+    inputs = np.full((len(table.rows), columns.width), np.nan, dtype=np.float32)
+    for at, row in enumerate(table.rows):
+        inputs[at] = _encode(row, columns, table.where(at), problems)
+    labels = set(label_columns(table, tasks, spec).values())
+    patients = [_patient(row, spec, labels, problems) for row in table.rows]
     return inputs, targets, patients, problems
 
 
@@ -147,7 +176,7 @@ def _number(text: str, where: str, problems: Counter[str]) -> float:
     try:
         number = float(text if "_" not in text else "")
     except ValueError:
-        raise DataError(f"{where}: {text!r} is no number.", fix="Correct it, or leave the cell empty.") from None
-    if not math.isfinite(number) or abs(number) > np.finfo(np.float32).max:
-        raise DataError(f"{where}: {text!r} is no finite number.", fix="Correct it, or leave the cell empty.")
+        raise DataError(f"{where} is no number.", fix="Correct it, or leave the cell empty.") from None
+    if not math.isfinite(number) or abs(number) > _LARGEST:
+        raise DataError(f"{where} is no finite number.", fix="Correct it, or leave the cell empty.")
     return number

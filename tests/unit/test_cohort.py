@@ -142,12 +142,17 @@ def same(one: Cohort, other: Cohort) -> bool:
 
 
 def test_the_second_time_nothing_is_decoded(clinic, tmp_path, wanted, place, decoded):
+    (clinic / "broken.dcm").write_bytes(b"")
     spec = CohortSpec(kind="dicom", root=clinic, labels=write_labels(tmp_path, JOINS["patient"]))
     first = load_cohort("north", spec, wanted, place)
     assert len(decoded) == 8
+    listed = (place.state / "left_out.csv").read_text()
+    (place.state / "left_out.csv").unlink()
     second = load_cohort("north", spec, wanted, place)
     assert len(decoded) == 8
     assert same(first, second)
+    assert (place.state / "left_out.csv").read_text() == listed
+    assert "broken.dcm" in listed
     assert place.cache.stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in place.cache.iterdir()} == {0o600}
 
@@ -258,7 +263,7 @@ def test_folders_are_classes(tmp_path, wanted, place):
     assert Counter(cohort.targets["cls"].tolist()) == {0: 2, 1: 1}
     assert {p.reason: p.count for p in cohort.problems} == {"unreadable": 1, "not_an_image": 1}
     write_image(tmp_path / "images" / "maybe" / "9.png", 3)
-    with pytest.raises(DataError, match="'maybe' is no class"):
+    with pytest.raises(DataError, match=r"sub-folder .* is no class of task 'cls'"):
         load_cohort("n", CohortSpec(kind="images", root=tmp_path / "images"), wanted, place)
 
 

@@ -57,7 +57,7 @@ def test_odd_characters_do_not_cut_rows(tmp_path):
     """Only line ends outside quotes end a row, though Unicode knows more of them."""
     path = tmp_path / "odd.csv"
     path.write_text('a,b\n"x\ny",1\nu\u2028v\x85w,2\n', encoding="utf-8")
-    assert read_csv(path) == [{"a": "x\ny", "b": "1"}, {"a": "u\u2028v\x85w", "b": "2"}]
+    assert read_csv(path).rows == [{"a": "x\ny", "b": "1"}, {"a": "u\u2028v\x85w", "b": "2"}]
 
 
 def test_missing_columns_are_all_named(tmp_path):
@@ -72,6 +72,21 @@ def test_missing_columns_are_all_named(tmp_path):
 def test_a_wrong_number_is_named_by_line_and_column(tmp_path, garbage):
     with pytest.raises(DataError, match=r"cases\.csv, line 3, column 'radius_mean'"):
         table(tmp_path, CANCER.replace("20.57", garbage).replace(garbage, f'"{garbage}"'))
+
+
+def test_lines_are_counted_as_in_the_file(tmp_path):
+    lines = CANCER.replace("20.57", "abc").splitlines()
+    with pytest.raises(DataError, match=r"line 5, column 'radius_mean'"):
+        table(tmp_path, "\n".join([lines[0], "", "", *lines[1:]]))
+
+
+def test_errors_show_no_cell(tmp_path):
+    """A column named by mistake may hold names of patients, and errors go to logs."""
+    names = "diagnosis,radius_mean,side\nSecretName,1,left\n"
+    for text in (names, names.replace("SecretName,1", "B,SecretName")):
+        with pytest.raises(DataError) as error:
+            table(tmp_path, text)
+        assert "SecretName" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +108,7 @@ def test_tables_that_are_none(tmp_path, text, message):
 
 def test_an_unknown_label_is_refused_and_can_be_mapped(tmp_path):
     text = CANCER.replace(",B,", ",benign,")
-    with pytest.raises(DataError, match="line 3: 'benign' is no class of task 'cls'"):
+    with pytest.raises(DataError, match="line 3, column 'diagnosis' is no class of task 'cls'"):
         table(tmp_path, text)
     assert table(tmp_path, text, label_map={"cls": {"benign": "B"}})[1]["cls"].tolist() == [1, 0, 1, -1]
 
