@@ -9,10 +9,10 @@ simulate: $(VENV)/installed
 	$(BIN)/fedgraft simulate configs/studies/quickstart.yaml --out runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not slow and not learning and not ray and not gpu"
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not learning and not ray and not gpu"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

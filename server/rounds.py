@@ -16,7 +16,7 @@ from common.orders import Arrays, Code, Digests, Greeting, Hello, Order, Refusal
 from common.plan import Stage
 from common.study import Study
 from common.travel import Tags
-from server.fleet import Fleet, lacking
+from server.fleet import Fleet, Reply, lacking
 from server.folder import RunFolder
 from server.merge import Merger, merger
 from server.scores import Scores
@@ -137,15 +137,6 @@ class Rounds:
         orders |= {site: replace(self._order(step, site, "all"), work=False) for site in self._observers()}
         merging = merger(stage, self._tags)
         got = self._collect(orders, stage, merging)
-        again = {
-            site: replace(orders[site], tensors=self._state, held="")
-            for site, code in got.missing.items()
-            if code is Code.MISSING_TENSORS
-        }
-        if again:
-            for site in again:
-                del got.missing[site]
-            self._collect_into(got, again, stage, merging)
         self._check_quorum(step, stage, sites, got)
         for site in (*got.merged, *got.observed):
             self._held[site] = self._state
@@ -195,25 +186,36 @@ class Rounds:
         )
 
     def _collect(self, orders: Mapping[str, Order], stage: Stage, merging: Merger) -> Collected:
-        got = Collected()
-        self._collect_into(got, orders, stage, merging)
-        return got
+        """Vet replies as they come; merge them in the order of the sites' names, so that sums are reproducible.
 
-    def _collect_into(self, got: Collected, orders: Mapping[str, Order], stage: Stage, merging: Merger) -> None:
-        """Vet replies as they come; merge them in the order of the sites' names, so that sums are reproducible."""
+        A site that has lost what it held is asked once more, with everything.
+        """
         shapes = expected(self._study, stage, self._tags, self._state)
         bar = Bar(stage, self._tags, self._state, shapes, self._study.rounds.max_change)
-        waiting = sorted(orders, reverse=True)
+        got, waiting = Collected(), sorted(orders, reverse=True)
         ready: dict[str, Update | None] = {}
-        for reply in self._fleet.exchange(orders, self._study.rounds.deadline_s):
+        again: dict[str, Order] = {}
+        for reply in self._replies(orders, again):
             got.bytes_up += reply.bytes_up
             got.bytes_down += reply.bytes_down
-            ready[reply.site] = self._vetted(got, reply.site, reply.answer, orders[reply.site], bar)
-            self._folder.event("reply", exchange=orders[reply.site].exchange, site=reply.site)
+            order = orders[reply.site]
+            lost = isinstance(reply.answer, Refusal) and reply.answer.code is Code.MISSING_TENSORS
+            if lost and reply.site not in again:
+                again[reply.site] = replace(order, tensors=self._state, held="")
+                continue
+            ready[reply.site] = self._vetted(got, reply.site, reply.answer, order, bar)
+            self._folder.event("reply", exchange=order.exchange, site=reply.site)
             while waiting and waiting[-1] in ready:
                 update = ready.pop(waiting.pop())
-                if update is not None and orders[reply.site].work:
+                if update is not None and order.work:
                     merging.add(update)
+        return got
+
+    def _replies(self, orders: Mapping[str, Order], again: Mapping[str, Order]) -> Iterator[Reply]:
+        """The replies to `orders`, then those to the orders that were put into `again` meanwhile."""
+        yield from self._fleet.exchange(orders, self._study.rounds.deadline_s)
+        if again:
+            yield from self._fleet.exchange(dict(again), self._study.rounds.deadline_s)
 
     def _vetted(self, got: Collected, site: str, answer: Update | Refusal, order: Order, bar: Bar) -> Update | None:
         if isinstance(answer, Refusal):

@@ -1,4 +1,4 @@
-"""Decoded cohorts on the site's disk: private, whole or not at all, without anything read that names a patient."""
+"""Decoded cohorts on the site's disk: private, whole or not at all, without anything that names a patient."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from common.files import canonical_json, digest_arrays, write_atomic
 
 @dataclass(frozen=True)
 class Decoded:
-    """Stored inputs, targets by task, keyed patients, problems by reason, counts of what files say, files left out."""
+    """Stored inputs, targets by task, keyed patients, problems by reason, counts of what files say.
+
+    `left_out` has the positions of files that were not used, in `client.data.scan.files`, and why.
+    """
 
     inputs: NDArray[Any]
     targets: Mapping[str, NDArray[np.int64]]
     patients: tuple[str, ...]
     problems: Mapping[str, int]
     facts: Mapping[str, int]
-    left_out: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[tuple[int, str], ...] = ()
 
 
 def store(folder: Path, key: str, decoded: Decoded) -> None:
@@ -53,7 +56,7 @@ def load(folder: Path, key: str) -> Decoded | None:
         content = kept["content"]
         inputs = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
         targets = {task: np.array(target, dtype=np.int64) for task, target in content["targets"].items()}
-        left_out = tuple((str(name), str(reason)) for name, reason in content["left_out"])
+        left_out = tuple((int(at), str(reason)) for at, reason in content["left_out"])
         patients = tuple(content["patients"])
         decoded = Decoded(inputs, targets, patients, content["problems"], content["facts"], left_out)
         whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from client.data import splits
 from client.data.cache import Decoded, load, store
-from client.data.scan import Scan, files, scan_dicom, scan_images, stamps
+from client.data.scan import Scan, files, name_below, scan_dicom, scan_images, stamps
 from client.data.spec import CohortSpec
 from client.data.table import read_table
 from common.errors import DataError
@@ -127,7 +127,8 @@ def _images(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) ->
     for folder in (place.cache, place.state):
         if folder.resolve().is_relative_to(spec.root.resolve()):
             raise DataError(f"{folder}: is inside the cohort's own folder {spec.root}.", fix="Keep it somewhere else.")
-    key = _cache_key(spec, wanted, size, place)
+    found = files(spec.root)
+    key = _cache_key(spec, wanted, size, place, found)
     decoded = load(place.cache, key)
     if decoded is None:
         scan = (scan_dicom if spec.kind == "dicom" else scan_images)(spec, wanted.tasks, size)
@@ -135,7 +136,7 @@ def _images(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) ->
         if len(decoded.inputs):
             store(place.cache, key, decoded)
             decoded = load(place.cache, key) or decoded
-    _list_left_out(decoded, place.state)
+    _list_left_out(decoded, [name_below(path, spec.root) for path in found], place.state)
     return decoded, Counter(decoded.facts)
 
 
@@ -147,7 +148,7 @@ def _decoded(scan: Scan, wanted: Wanted, size: ImageInput, place: Place) -> Deco
     return Decoded(inputs, targets, patients, dict(scan.problems), dict(scan.facts), tuple(scan.left_out))
 
 
-def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) -> str:
+def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place, found: Sequence[Path]) -> str:
     """A digest of everything that decoded images depend on.
 
     Files count by name, size and times, as in build tools: reading all of them would take as long as it saves. Labels
@@ -159,14 +160,15 @@ def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place)
         "tasks": [task.model_dump(mode="json") for task in wanted.tasks],
         "size": [size.size, size.channels],
         "labels": sha256_file(spec.labels) if spec.labels is not None and spec.labels.is_file() else None,
-        "files": list(stamps(files(spec.root), spec.root)),
+        "files": list(stamps(found, spec.root)),
     }
     return hmac.new(place.secret, canonical_json(content), hashlib.sha256).hexdigest()
 
 
-def _list_left_out(decoded: Decoded, state: Path) -> None:
+def _list_left_out(decoded: Decoded, names: Sequence[str], state: Path) -> None:
     """The files that were not used, for the people at the site; it names files, so it is private."""
-    lines = ["file,reason"] + ['"{}",{}'.format(name.replace('"', '""'), reason) for name, reason in decoded.left_out]
+    rows = [(names[at], reason) for at, reason in decoded.left_out]
+    lines = ["file,reason"] + ['"{}",{}'.format(name.replace('"', '""'), reason) for name, reason in rows]
     write_atomic(state / "left_out.csv", ("\n".join(lines) + "\n").encode(), private=True)
 
 

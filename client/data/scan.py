@@ -34,13 +34,14 @@ _KEYS = {
 class Scan:
     """What a folder gave: images as stored, targets by task, raw patient keys, and all that was left out or odd.
 
-    `left_out` lists files by reason; it stays at the site. `facts` counts what the files say of themselves.
+    `left_out` gives positions in `files` with the reason, since names of files may name people. `facts` counts what
+    the files say of themselves.
     """
 
     images: list[NDArray[np.int16]] = field(default_factory=list)
     targets: dict[str, list[int]] = field(default_factory=dict)
     patients: list[str] = field(default_factory=list, repr=False)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[tuple[int, str]] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
 
@@ -82,18 +83,18 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sca
     """Read a folder of DICOM files."""
     labels, scan, seen = read_labels(spec, tasks), _empty(tasks), set()
     used: set[str] = set()
-    for path in files(spec.root):
+    for at, path in enumerate(files(spec.root)):
         if spec.labels is not None and path.resolve() == spec.labels.resolve():
             continue
         name = name_below(path, spec.root)
         try:
             image = read_dicom(path, spec.window, spec.frames)
         except UnusableError as unusable:
-            _leave_out(scan, name, unusable.reason)
+            _leave_out(scan, at, unusable.reason)
             continue
         sop = image.keys["sop"]
         if sop and sop in seen:
-            _leave_out(scan, name, "duplicate")
+            _leave_out(scan, at, "duplicate")
             continue
         seen.add(sop)
         key = name if spec.join == "path" else image.keys[spec.join]
@@ -116,16 +117,16 @@ def scan_images(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sc
     if labels is None and len(tasks) > 1:
         raise DataError(f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table.")
     patients, used = _patients(spec), set[str]()
-    for path in files(spec.root):
+    for at, path in enumerate(files(spec.root)):
         name = name_below(path, spec.root)
         if path.suffix.lower() not in SUFFIXES:
             if path.suffix.lower() != ".csv":
-                _leave_out(scan, name, "not_an_image")
+                _leave_out(scan, at, "not_an_image")
             continue
         try:
             image = read_image(path)
         except UnusableError as unusable:
-            _leave_out(scan, name, unusable.reason)
+            _leave_out(scan, at, unusable.reason)
             continue
         if labels is None:
             folder = name.split("/")[0] if "/" in name else ""
@@ -166,8 +167,8 @@ def _empty(tasks: Sequence[Task]) -> Scan:
     return Scan(targets={task.name: [] for task in tasks})
 
 
-def _leave_out(scan: Scan, name: str, reason: str) -> None:
-    scan.left_out.append((name, reason))
+def _leave_out(scan: Scan, at: int, reason: str) -> None:
+    scan.left_out.append((at, reason))
     scan.problems[reason] += 1
 
 

@@ -157,6 +157,7 @@ def test_too_few_sites_stop_the_run_and_it_resumes(hospitals, make_study, tmp_pa
     assert identical(weights(run), weights(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["inprocess", "pool"])
 def test_a_site_that_hangs_costs_its_round_only(hospitals, make_study, tmp_path, engine: str):
     study = make_study(method="fedavg", rounds={"deadline_s": 4.0})
@@ -185,6 +186,7 @@ if __name__ == "__main__":
     assert "north" in rows[2]["sites_merged"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_site_one_round(hospitals, make_study, tmp_path):
     study = make_study(method="fedavg")
     run = tmp_path / "run"

@@ -11,8 +11,12 @@ import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from torch import Tensor
 
 from client.data.dicom import DicomImage, read_dicom
+from client.local.feed import Feed
+from client.workbench import Workbench
+from helpers.work import CPU, MakeStudy, cohort, images
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MakeDicom = Callable[..., Path]
@@ -107,3 +111,17 @@ def read() -> Callable[..., np.ndarray]:
         return image.frames[0]
 
     return one
+
+
+@pytest.fixture
+def desk(make_study: MakeStudy) -> Callable[..., tuple[Workbench, Feed]]:
+    """A workbench and a site's feed of 21 training images, 6 held out."""
+
+    def make(backbone: str = "slim_resnet", labels: Tensor | None = None, **changes: Any) -> tuple[Workbench, Feed]:
+        study = make_study(model={"backbone": backbone}, **changes)
+        inputs, known = images(27)
+        targets = {task.name: known if labels is None else labels for task in study.tasks}
+        bench = Workbench(study, CPU)
+        return bench, Feed(cohort(inputs, targets, held_out=6), study.input, CPU)
+
+    return make

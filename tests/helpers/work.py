@@ -1,0 +1,65 @@
+"""Images that can be learnt in seconds, and cohorts of them, for tests of what sites do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.data.cohort import Cohort
+from client.local.gradient import Moment
+from client.workbench import Workbench
+from common.inputs import TableInput
+from common.plan import Gradient
+from common.study import Study
+
+MakeStudy = Callable[..., Study]
+CPU = torch.device("cpu")
+NOW = Moment(seed=7, round=1, rounds=1)
+
+
+def images(count: int, seed: int = 0, size: int = 32) -> tuple[Tensor, Tensor]:
+    """Noise with a bright bar whose place is the class, as stored, and the classes."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    values = rng.uniform(0.2, 0.6, (count, 1, size, size))
+    for image, label in zip(values, labels, strict=True):
+        image[:, :, 2 + 10 * label : 8 + 10 * label] += 0.3
+    return torch.from_numpy((values * 65535 - 32768).round().astype(np.int16)), torch.from_numpy(labels)
+
+
+def cohort(inputs: Tensor, targets: dict[str, Tensor], held_out: int = 0, name: str = "north") -> Cohort:
+    """The last `held_out` cases are for validation, all others for training."""
+    cut = len(inputs) - held_out
+    splits = {"train": torch.arange(cut), "val": torch.arange(cut, len(inputs)), "test": torch.arange(0)}
+    return Cohort(name, inputs, targets, tuple(map(str, range(len(inputs)))), splits, (), {})
+
+
+def snapshot(bench: Workbench) -> dict[str, np.ndarray]:
+    return bench.read(bench.tags)
+
+
+def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[str]:
+    """Entries of which any bit differs."""
+    return {key for key in before if before[key].tobytes() != after[key].tobytes()}
+
+
+def steps(count: int = 3, **changes: Any) -> Gradient:
+    return Gradient(**({"steps": count, "batch_size": 8, "optimiser": "sgd", "lr": 0.05} | changes))
+
+
+TABLE_PLAN = [
+    {
+        "name": "columns",
+        "local": {"kind": "statistics", "of": "columns"},
+        "share": {"roles": ["scale"]},
+        "merge": {"kind": "standardise"},
+    }
+]
+
+
+def bench_input(*columns: str) -> TableInput:
+    return TableInput(numeric=columns)

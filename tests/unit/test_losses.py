@@ -1,0 +1,159 @@
+"""The loss leaves out what is not known and weighs as asked; augmentation does what it says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from client.local.augment import augment
+from client.local.feed import Feed
+from client.local.gradient import Diverged, TooFewCases, supervised, train
+from client.local.recalibrate import recalibrate
+from common.plan import Augment, Recalibrate, Role, named
+from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot, steps
+
+
+def test_cases_without_a_label_contribute_nothing() -> None:
+    logits = torch.randn(6, 3, requires_grad=True)
+    target = torch.tensor([0, -1, 2, -1, 1, -1])
+    known = target >= 0
+    loss = supervised({"cls": logits}, {"cls": target}, {})
+    assert loss.item() == pytest.approx(F.cross_entropy(logits[known], target[known]).item(), rel=1e-6)
+    loss.backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad[~known], torch.zeros(3, 3))
+    assert (logits.grad[known] != 0).all()
+
+
+def test_a_task_without_labels_moves_nothing_and_is_no_nan() -> None:
+    logits = torch.randn(4, 3, requires_grad=True)
+    for weights in ({}, {"cls": torch.zeros(3)}):
+        loss = supervised({"cls": logits}, {"cls": torch.full((4,), -1)}, weights)
+        loss.backward()
+        assert loss.item() == 0
+        assert torch.equal(logits.grad, torch.zeros(4, 3))
+
+
+def test_unlabelled_cases_do_not_change_what_is_trained(desk, make_study: MakeStudy) -> None:
+    inputs, known = images(27)
+    some = known.clone()
+    some[10:21] = -1
+    (whole, feed) = desk(labels=some)
+    part, study = desk()[0], make_study(model={"backbone": "slim_resnet"})
+    alone = Feed(cohort(inputs[:10], {"cls": known[:10]}), study.input, CPU)
+    facts = train(whole, feed, steps(), tuple(whole.tags), NOW)
+    train(part, alone, steps(), tuple(part.tags), NOW)
+    assert facts["examples"] == 10
+    assert not moved(snapshot(whole), snapshot(part))
+
+
+def test_the_loss_of_several_tasks_is_their_sum() -> None:
+    outputs = {"a": torch.randn(5, 3), "b": torch.randn(5, 2)}
+    targets = {"a": torch.tensor([0, 1, 2, -1, 0]), "b": torch.tensor([-1, -1, 1, 0, 1])}
+    weights = {"b": torch.tensor([0.5, 2.0])}
+    want = F.cross_entropy(outputs["a"][:3], targets["a"][:3], reduction="sum")
+    want = (want + F.cross_entropy(outputs["a"][4:], targets["a"][4:])) / 4
+    want = want + F.cross_entropy(outputs["b"][2:], targets["b"][2:], weights["b"])
+    assert float(supervised(outputs, targets, weights)) == pytest.approx(float(want), rel=1e-6)
+
+
+def test_every_head_learns_from_its_own_labels(desk) -> None:
+    tasks = [{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes": ["l", "r", "m"]}]
+    bench, feed = desk(tasks=tasks)
+    feed._targets["side"] = torch.full((27,), -1)
+    before = snapshot(bench)
+    train(bench, feed, steps(weight_decay=0), tuple(bench.tags), NOW)
+    gone = moved(before, snapshot(bench))
+    assert "heads.cls.weight" in gone
+    assert not {"heads.side.weight", "heads.side.bias"} & gone
+
+
+def test_balanced_classes_count_the_same(desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.tensor([0] * 12 + [1] * 6 + [-1] * 3 + [2] * 6)  # class 2 is not among the training cases
+    bench, feed = desk(labels=labels)
+    seen: list[Tensor] = []
+    real = supervised
+    monkeypatch.setattr(
+        "client.local.gradient.supervised", lambda o, t, weights: seen.append(weights["cls"]) or real(o, t, weights)
+    )
+    train(bench, feed, steps(1, class_weights="balanced"), named("heads").keys(bench.tags), NOW)
+    assert seen[0].tolist() == [0.75, 1.5, 0.0]
+
+
+def test_clipping_bounds_the_step(desk) -> None:
+    bench, feed = desk()
+    before = snapshot(bench)
+    keys = [key for key, tag in bench.tags.items() if tag.role is not Role.NORM_STATS]
+    train(bench, feed, steps(1, lr=1.0, momentum=0, clip_norm=0.01), keys, NOW)
+    after = snapshot(bench)
+    assert math.sqrt(sum(float(np.square(after[k] - before[k]).sum()) for k in keys)) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_diverging_run_says_so(desk, count: int) -> None:
+    bench, feed = desk()
+    with pytest.raises(Diverged):
+        train(bench, feed, steps(count, lr=1e38, weight_decay=1000), tuple(bench.tags), NOW)
+
+
+def test_too_few_cases(desk, make_study: MakeStudy) -> None:
+    bench, _ = desk()
+    inputs, known = images(1)
+    one = Feed(cohort(inputs, {"cls": known}), make_study().input, CPU)
+    none = Feed(cohort(inputs, {"cls": torch.tensor([-1])}), make_study().input, CPU)
+    train(bench, one, steps(1), named("heads").keys(bench.tags), NOW)
+    for feed, keys in ((one, tuple(bench.tags)), (none, named("heads").keys(bench.tags))):
+        with pytest.raises(TooFewCases):
+            train(bench, feed, steps(1), keys, NOW)
+    with pytest.raises(TooFewCases):
+        recalibrate(bench, one, Recalibrate())
+
+
+# Augmentation.
+
+
+def test_augmentation_is_seeded_and_changes_every_image() -> None:
+    x = torch.randn(16, 1, 32, 32)
+    first, again, other = (augment(x, Augment(), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert all(not torch.allclose(a, b, atol=1e-3) for a, b in zip(first, x, strict=True))
+    change = [tuple((a - b).flatten()[:3].tolist()) for a, b in zip(first, x, strict=True)]
+    assert len(set(change)) == 16
+
+
+def test_each_augmentation_does_what_it_says() -> None:
+    still = {"flip": False, "shift": 0, "rotate_deg": 0, "contrast": 0, "brightness": 0}
+    x = torch.rand(32, 3, 16, 16)
+
+    def changed(**one: Any) -> Tensor:
+        return augment(x, Augment(**(still | one)), torch.Generator().manual_seed(0))
+
+    assert torch.equal(changed(), x)
+    flipped = changed(flip=True)
+    mirrored = [torch.allclose(a, b.flip(-1), atol=1e-4) for a, b in zip(flipped, x, strict=True)]
+    kept = [torch.allclose(a, b, atol=1e-4) for a, b in zip(flipped, x, strict=True)]
+    assert all(m != k for m, k in zip(mirrored, kept, strict=True))
+    assert 5 < sum(mirrored) < 27
+    offset = changed(brightness=0.5) - x
+    assert torch.allclose(offset, offset[:, :1, :1, :1].expand_as(x), atol=1e-5)
+    assert 0.2 < offset.abs().max() <= 0.5
+    ratio = changed(contrast=0.5) / x
+    assert torch.allclose(ratio, ratio[:, :1, :1, :1].expand_as(x), rtol=1e-3)
+    assert 0.5 <= ratio.min() < 0.8
+    assert 1.2 < ratio.max() <= 1.5
+
+
+def test_a_shift_is_a_share_of_the_width() -> None:
+    x = torch.zeros(64, 1, 32, 32)
+    x[:, :, 16, 16] = 1
+    spec = Augment(flip=False, shift=0.25, rotate_deg=0, contrast=0, brightness=0)
+    y = augment(x, spec, torch.Generator().manual_seed(0))
+    place = (y * torch.arange(32.0)).sum((1, 2, 3)) / y.sum((1, 2, 3))
+    assert 6 < (place - 16).abs().max() <= 8.01
