@@ -50,6 +50,9 @@ class Site:
         self._feed = Feed(cohort, study.input, bench.device)
         self._kept = Kept(folder / "kept")
         self._received: dict[str, np.ndarray] = {}
+        indices = self._feed.labelled("train")
+        known = {task.name: self._feed.targets(task.name, indices) >= 0 for task in study.tasks}
+        self._labelled = {task: float(cases.sum()) for task, cases in known.items()} | {TRUNK: float(len(indices))}
 
     def greet(self) -> Greeting:
         """Who this site is and what it has, as counts."""
@@ -150,9 +153,7 @@ class Site:
     def _weights(self, stage: Stage) -> dict[str, float]:
         if not isinstance(stage.local, Gradient):
             return {}
-        indices = self._feed.labelled("train")
-        by_task = {task.name: float((self._feed.targets(task.name, indices) >= 0).sum()) for task in self._study.tasks}
-        return by_task | {TRUNK: float(len(indices))}
+        return self._labelled
 
 
 class _Refused(Exception):

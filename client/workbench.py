@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from common.inputs import TableInput
 from common.model import TransferModel, build_model, build_table_model
-from common.orders import Arrays, Digests, place
+from common.orders import Arrays, Digests, place, type_name
 from common.plan import Tag
 from common.study import Study
 
@@ -34,33 +35,38 @@ class Workbench:
         self.tags: Mapping[str, Tag] = self.model.tags()
         self.digests = Digests()
         self._live = {key: value.detach() for key, value in self.model.state_dict(keep_vars=True).items()}
+        # On the CPU the entries as arrays over the same memory: NumPy moves small ones faster than torch does.
+        self._memory = {key: value.numpy() for key, value in self._live.items()} if device.type == "cpu" else {}
+        self._forms = {key: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for key, v in self._live.items()}
         self._loaded: dict[str, np.ndarray] = {}
 
     def load(self, arrays: Arrays) -> None:
         """Put `arrays` (all entries of the model, right shapes) into the model."""
-        stale = [key for key, array in arrays.items() if not self._lies_here(key, array)]
-        targets = [self._live[key] for key in stale]
-        with torch.no_grad():
-            for target, key in zip(targets, stale, strict=True):
-                target.copy_(torch.from_numpy(_writable(arrays[key])))
-        self._loaded.update({key: arrays[key] for key in stale})
+        for key, array in arrays.items():
+            if self._lies_here(key, array):
+                continue
+            if self._memory:
+                np.copyto(self._memory[key], array)
+            else:
+                self._live[key].copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
+            self._loaded[key] = array
 
     def fits(self, arrays: Arrays) -> bool:
         """Whether every array has a place in the model, of the same shape and type."""
-        return all(
-            key in self._live
-            and tuple(self._live[key].shape) == array.shape
-            and str(self._live[key].dtype) == f"torch.{array.dtype.name}"
-            for key, array in arrays.items()
-        )
+        return all(self._forms.get(key) == (array.shape, type_name(array)) for key, array in arrays.items())
 
     def read(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Copies of the model's entries."""
-        return {key: self._live[key].cpu().numpy().copy() for key in keys}
+        if self._memory:
+            return {key: self._memory[key].copy() for key in keys}
+        return {key: np.array(self._live[key].cpu().numpy(), order="C") for key in keys}
 
     def finite(self, keys: Iterable[str]) -> bool:
-        """Whether the model's entries `keys` hold neither NaN nor infinity."""
-        return bool(torch.stack([self._live[key].isfinite().all() for key in keys]).all())
+        """Whether each of the model's entries `keys` has a finite norm, and so neither NaN nor infinity."""
+        if self._memory:
+            return all(np.isfinite(np.dot(flat, flat)) for key in keys if (flat := self._memory[key].reshape(-1)).size)
+        floats = [self._live[key] for key in keys if self._live[key].is_floating_point()]
+        return not floats or math.isfinite(torch.nn.utils.get_total_norm(floats))
 
     def touched(self, keys: Iterable[str]) -> None:
         """Say that the model's entries `keys` no longer hold what was loaded."""
@@ -70,18 +76,3 @@ class Workbench:
     def _lies_here(self, key: str, array: np.ndarray) -> bool:
         loaded = self._loaded.get(key)
         return loaded is not None and place(loaded) == place(array)
-
-
-def _writable(array: np.ndarray) -> np.ndarray:
-    """The same memory, without the read-only mark that torch warns of; it is only read here."""
-    if array.flags.writeable:
-        return array
-    interface = dict(array.__array_interface__)
-    interface["data"] = (interface["data"][0], False)
-    return np.asarray(_Memory(interface, array))
-
-
-class _Memory:
-    def __init__(self, interface: dict[str, object], owner: np.ndarray) -> None:
-        self.__array_interface__ = interface
-        self.owner = owner

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -134,6 +135,16 @@ class Digests:
             # Holding the array keeps its address from being used again.
             self._known[where] = (array, digest_arrays({"": array}).encode())
         return self._known[where][1]
+
+
+@lru_cache
+def _name(dtype: np.dtype) -> str:
+    return dtype.name
+
+
+def type_name(array: np.ndarray) -> str:
+    """The name of an array's type, "float32" and so on; NumPy builds it anew every time it is asked."""
+    return _name(array.dtype)
 
 
 def place(array: np.ndarray) -> tuple[int, int, str]:

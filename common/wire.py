@@ -1,8 +1,8 @@
 """Orders, updates and refusals as Flower records: the only file that knows record keys.
 
-Arrays travel raw (C order, little endian) in a Flower ArrayRecord; everything else as one JSON text. Nothing is ever
-unpickled. Decoding checks all that it reads and raises WireError, never anything else, on garbage. The refusal of a
-hello has exchange 0.
+Arrays travel raw (C order, little endian) in a Flower ArrayRecord, small ones together as one Array, since Flower's
+work is per Array; everything else travels as one JSON text. Nothing is ever unpickled. Decoding checks all that it
+reads and raises WireError, never anything else, on garbage. The refusal of a hello has exchange 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ HELLO = "query.hello"
 VISIT = "train.visit"
 """Flower message types of the two things that are ever asked of a site."""
 
-_RAW = "fedgraft.raw"
+_RAW, _BUNDLE = "fedgraft.raw", "fedgraft.bundle"
+_SMALL_BYTES = 1 << 14
+_ALIGN = 8
 _DTYPES = {
     np.dtype(name): name for name in ("float32", "float64", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
@@ -80,9 +82,14 @@ def pack_tensors(arrays: Arrays, *, views: bool = False) -> ArrayRecord:
     `views` saves the copy of every array, for messages that stay in this process: then nobody may write to `arrays`
     as long as the record lives.
     """
-    record = ArrayRecord()
+    record, small = ArrayRecord(), {}
     for key, array in arrays.items():
-        record[key] = _pack_array(array, views)
+        if array.nbytes <= _SMALL_BYTES:
+            small[key] = array
+        else:
+            record[key] = _pack_array(array, views)
+    if small:
+        record[_BUNDLE] = _pack_bundle(small)
     return record
 
 
@@ -160,11 +167,16 @@ def _pack(words: Mapping[str, Any]) -> RecordDict:
     return RecordDict({_WORDS: ConfigRecord({"json": json.dumps(words)})})
 
 
-def _pack_array(array: np.ndarray, view: bool) -> Array:
+def _type_that_travels(array: np.ndarray) -> str:
     name = _DTYPES.get(array.dtype)
     if name is None or sys.byteorder != "little":
         raise TypeError(f"arrays of {array.dtype} do not travel on a {sys.byteorder}-endian machine")
-    if not view or not array.size:
+    return name
+
+
+def _pack_array(array: np.ndarray, view: bool) -> Array:
+    name = _type_that_travels(array)
+    if not view:
         return Array(name, array.shape, _RAW, array.tobytes())
     packed = Array(name, array.shape, _RAW, b"")
     # Flower insists on bytes only when it builds an Array; a read-only view serves as well within one process.
@@ -177,7 +189,45 @@ def _unpack_arrays(record: object) -> dict[str, np.ndarray]:
         return {}
     if not isinstance(record, ArrayRecord):
         raise WireError("not an array record")
-    return {str(key): _unpack_array(array) for key, array in record.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for key, array in record.items():
+        found = _unpack_bundle(array) if array.stype == _BUNDLE else {str(key): _unpack_array(array)}
+        if not arrays.keys().isdisjoint(found):
+            raise WireError("two arrays of one name")
+        arrays |= found
+    return arrays
+
+
+def _pack_bundle(arrays: Arrays) -> Array:
+    """Many arrays as one: 4 bytes with the length of a JSON list of name, type and shape, the list, the arrays."""
+    index = [(key, _type_that_travels(array), array.shape) for key, array in arrays.items()]
+    text = json.dumps(index).encode()
+    parts = [len(text).to_bytes(4, "little"), text, bytes(-(4 + len(text)) % _ALIGN)]
+    for array in arrays.values():
+        parts += [array.tobytes(), bytes(-array.nbytes % _ALIGN)]
+    data = b"".join(parts)
+    return Array("uint8", (len(data),), _BUNDLE, data)
+
+
+def _unpack_bundle(bundle: Array) -> dict[str, np.ndarray]:
+    data, arrays = memoryview(bundle.data), {}
+    length = int.from_bytes(data[:4], "little")
+    at = 4 + length + -(4 + length) % _ALIGN
+    try:
+        for key, name, shape in json.loads(bytes(data[4 : 4 + length])):
+            dtype = _NAMES[name]
+            if not isinstance(key, str) or key in arrays or any(type(n) is not int or n < 0 for n in shape):
+                raise WireError("bundle")
+            count = math.prod(shape)
+            if count * dtype.itemsize > len(data) - at:
+                raise WireError("bundle with too few bytes")
+            arrays[key] = np.frombuffer(data, dtype, count, at).reshape(shape) if count else np.zeros(shape, dtype)
+            at += count * dtype.itemsize + -(count * dtype.itemsize) % _ALIGN
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        raise WireError("bundle") from None
+    if at != len(data):
+        raise WireError("bundle with too many bytes")
+    return arrays
 
 
 def _unpack_array(array: Array) -> np.ndarray:

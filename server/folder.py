@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class RunFolder:
         self.path = path
         self._history = path / "history.jsonl"
         self._events = path / "events.jsonl"
+        self._watched: FileIO | None = None
 
     def study(self) -> Study:
         """The study as run."""
@@ -61,8 +63,9 @@ class RunFolder:
 
     def event(self, kind: str, **facts: object) -> None:
         """Tell whoever watches the run what just happened."""
-        with self._events.open("ab") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), "event": kind, **facts}).encode() + b"\n")
+        if self._watched is None:
+            self._watched = self._events.open("ab", buffering=0)
+        self._watched.write(json.dumps({"time": round(time.time(), 3), "event": kind, **facts}).encode() + b"\n")
 
     def save_checkpoint(self, exchange: int, state: Arrays, totals: Mapping[str, Any]) -> None:
         """Make the run resumable from after `exchange`: first the tensors, then the file that names them."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from common.errors import InputError
 from common.metrics import ClassificationSums
-from common.orders import TRUNK, Arrays, Code, Order, Update
+from common.orders import TRUNK, Arrays, Code, Order, Update, type_name
 from common.plan import Gradient, Role, Stage, Statistics
 from common.study import Study
 from common.travel import Tags, sent
@@ -48,6 +49,12 @@ class Bar:
     limit: float
     """Largest norm of a change, as a multiple of the norm of what travels (plus 1, for entries that start at zero)."""
 
+    @cached_property
+    def norm(self) -> float:
+        """Norm of what travels, as it was before: floats that are no norm statistics."""
+        before = [key for key in self.shapes if key in self.state and self.state[key].dtype.kind == "f"]
+        return math.sqrt(sum(squares(self.state[k]) for k in before if self.tags[k].role is not Role.NORM_STATS))
+
 
 def fault(update: Update, order: Order, bar: Bar) -> Code | None:
     """Why this update must not count, or None."""
@@ -64,7 +71,7 @@ def _bad_form(update: Update, order: Order, bar: Bar) -> Code | None:
         return Code.GARBAGE
     if set(update.tensors) != (set(bar.shapes) if order.work else set()):
         return Code.WRONG_KEYS
-    if any((array.shape, array.dtype.name) != bar.shapes[key] for key, array in update.tensors.items()):
+    if any((array.shape, type_name(array)) != bar.shapes[key] for key, array in update.tensors.items()):
         return Code.WRONG_SHAPE
     return None if all(math.isfinite(value) for value in update.train.values()) else Code.NOT_FINITE
 
@@ -76,7 +83,7 @@ def _bad_weight(update: Update) -> Code | None:
 
 def _bad_change(tensors: Arrays, bar: Bar) -> Code | None:
     """Norm statistics may move far without harm, so only their being finite is looked at."""
-    before, after = 0.0, 0.0
+    after = 0.0
     for key, array in tensors.items():
         if array.dtype.kind != "f":
             continue
@@ -84,12 +91,10 @@ def _bad_change(tensors: Arrays, bar: Bar) -> Code | None:
             if not np.isfinite(array).all():
                 return Code.NOT_FINITE
             continue
-        old = bar.state[key]
-        before += squares(old)
-        after += squares(array, old)
+        after += squares(array, bar.state[key])
     if not math.isfinite(after):
         return Code.NOT_FINITE
-    return Code.TOO_LARGE if math.sqrt(after) > bar.limit * (math.sqrt(before) + 1) else None
+    return Code.TOO_LARGE if math.sqrt(after) > bar.limit * (bar.norm + 1) else None
 
 
 def _bad_sums(tensors: Arrays) -> Code | None:

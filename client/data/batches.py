@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,10 +42,15 @@ def to_float(stored: Tensor, spec: InputSpec) -> Tensor:
     """Stored inputs as the model sees them: images normalised as `spec` says, tables as they are (NaN = missing)."""
     if isinstance(spec, TableInput):
         return stored
-    images = (stored.to(torch.float32) + _OFFSET) / _STEPS
+    images = stored.to(torch.float32).add_(_OFFSET).div_(_STEPS)
     if spec.normalise == "zscore":
         deviation, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True, correction=0)
-        return (images - mean) / (deviation + _EPS)
-    shape = (1, -1, 1, 1)
-    mean, std = (torch.tensor(values, device=images.device).view(shape) for values in (spec.mean, spec.std))
-    return (images - mean) / std
+        return images.sub_(mean).div_(deviation + _EPS)
+    mean, std = _constants(spec.mean, images.device), _constants(spec.std, images.device)
+    return images.sub_(mean).div_(std)
+
+
+@lru_cache
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number per channel, (1, C, 1, 1); kept, since every batch needs them."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)

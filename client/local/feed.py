@@ -12,6 +12,9 @@ from client.data.batches import to_float
 from client.data.cohort import Cohort
 from common.inputs import InputSpec
 
+_FEW_NUMBERS = 4 << 20
+"""Inputs of at most this many numbers (16 MB as floats) are kept as floats: they need not be normalised every epoch."""
+
 _RESIDENT_SHARE = 0.4
 """A cohort that needs at most this share of the GPU's free memory lives there; a larger one is streamed."""
 
@@ -26,7 +29,7 @@ class Batch:
 
 
 class Feed:
-    """A cohort's cases by index. `inputs` stay compact in memory and become floats batch by batch."""
+    """A cohort's cases by index. Inputs of a large cohort stay compact in memory and become floats batch by batch."""
 
     def __init__(self, cohort: Cohort, spec: InputSpec, device: torch.device) -> None:
         self._spec = spec
@@ -34,13 +37,16 @@ class Feed:
         self.splits = {**cohort.splits, "all": torch.arange(len(cohort.inputs))}
         self._targets = {task: target.to(device) for task, target in cohort.targets.items()}
         self._inputs = cohort.inputs
+        if cohort.inputs.numel() <= _FEW_NUMBERS:
+            self._inputs = to_float(cohort.inputs, spec)
+        self._ready = self._inputs is not cohort.inputs
         self._labelled: dict[str, Tensor] = {}
         self._resident = device.type == "cpu"
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            self._resident = cohort.inputs.nbytes <= _RESIDENT_SHARE * free
+            self._resident = self._inputs.nbytes <= _RESIDENT_SHARE * free
             if self._resident:
-                self._inputs = cohort.inputs.to(device)
+                self._inputs = self._inputs.to(device)
 
     def labelled(self, split: str) -> Tensor:
         """Indices of the split's cases that have at least one known label."""
@@ -73,7 +79,7 @@ class Feed:
         return self._inputs[indices].pin_memory().to(self._device, non_blocking=True)
 
     def _place(self, raw: Tensor, indices: Tensor) -> Batch:
-        inputs = to_float(raw, self._spec)
+        inputs = raw if self._ready else to_float(raw, self._spec)
         if self._device.type == "cuda" and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         on_device = indices.to(self._device)

@@ -18,7 +18,7 @@ from client.local.recalibrate import recalibrate
 from client.workbench import Workbench
 from common.plan import Augment, Gradient, Recalibrate, Role, Select, named
 from common.seeds import derive
-from helpers.work import CPU, NOW, TABLE_PLAN, bench_input, cohort, moved, snapshot, steps
+from helpers.work import CPU, NOW, TABLE_PLAN, bench_input, cohort, images, moved, snapshot, steps
 
 
 @pytest.mark.parametrize("backbone", ["slim_resnet", "mobilenet_v3_small", "regnet_x_400mf", "shufflenet_v2_x0_5"])
@@ -81,7 +81,7 @@ def naive(bench: Workbench, feed: Feed, epochs: int, lr: float, seed: int) -> No
     indices = feed.splits["train"]
     for _ in range(epochs):
         for group in indices[torch.randperm(len(indices), generator=generator)].split(8):
-            x = to_float(feed._inputs[group], feed._spec)
+            x = to_float(images(27)[0], feed._spec)[group]
             model.zero_grad()
             F.cross_entropy(model(x)["cls"], feed.targets("cls", group)).backward()
             with torch.no_grad():

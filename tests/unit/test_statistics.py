@@ -12,7 +12,7 @@ from client.local.feed import Feed
 from client.local.statistics import column_sums, feature_sums
 from client.workbench import Workbench
 from common.closed_form import ridge_head
-from helpers.work import CPU, TABLE_PLAN, MakeStudy, bench_input, cohort
+from helpers.work import CPU, TABLE_PLAN, MakeStudy, bench_input, cohort, images
 
 
 def test_feature_sums_are_those_of_numpy(desk) -> None:
@@ -22,7 +22,7 @@ def test_feature_sums_are_those_of_numpy(desk) -> None:
     sums = feature_sums(bench, feed)
     known = (labels[:21] >= 0).nonzero().flatten()
     with torch.no_grad():
-        features = bench.model.eval().features(to_float(feed._inputs[known], feed._spec)).double().numpy()
+        features = bench.model.eval().features(to_float(images(27)[0][known], feed._spec)).double().numpy()
     z = np.hstack([features, np.ones((len(known), 1))])
     y = np.eye(3)[labels[known].numpy()]
     np.testing.assert_allclose(sums["cls/gram"], z.T @ z, rtol=1e-4, atol=1e-4)

@@ -74,7 +74,7 @@ def test_received_arrays_cannot_be_written_to():
 
 def test_size_counts_every_byte_of_the_tensors():
     records = wire.pack_order(Order("d", 1, 0, 1, True, None, ARRAYS), wire.pack_tensors(ARRAYS))
-    assert 24 + 8 + 7 * 8 < wire.size(records) < 24 + 8 + 7 * 8 + 200
+    assert 24 + 8 + 7 * 8 < wire.size(records) < 24 + 8 + 7 * 8 + 300
 
 
 def words(**changes: object) -> ConfigRecord:
@@ -108,6 +108,79 @@ def words(**changes: object) -> ConfigRecord:
 def test_garbage_is_a_wire_error_and_nothing_else(records: dict):
     with pytest.raises(wire.WireError):
         wire.unpack_order(RecordDict(records))
+
+
+BUNDLE = "fedgraft.bundle"
+
+
+def bundle(index: object, data: bytes = b"", tail: bytes = b"") -> RecordDict:
+    text = json.dumps(index).encode()
+    head = len(text).to_bytes(4, "little") + text
+    whole = head + bytes(-len(head) % 8) + data + tail
+    return RecordDict({"words": words(), "tensors": ArrayRecord({"x": Array("uint8", (1,), BUNDLE, whole)})})
+
+
+def test_a_bundle_holds_what_its_index_says():
+    data = np.arange(2, dtype=np.float32).tobytes()
+    got = wire.unpack_order(bundle([["a", "float32", [2]], ["b", "int64", []]], data + (5).to_bytes(8, "little")))
+    assert same(dict(got.tensors), {"a": np.arange(2, dtype=np.float32), "b": np.array(5)})
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        bundle([["a", "float32", [3]]], b"12345678"),
+        bundle([["a", "float32", [2]]], b"12345678", b"more....."),
+        bundle([["a", "float32", [-1]]], b"12345678"),
+        bundle([["a", "float32", [2.0]]], b"12345678"),
+        bundle([["a", "float32", [True]]], b"12345678"),
+        bundle([["a", "float32", [1 << 40, 1 << 40]]], b"12345678"),
+        bundle([["a", "object", [1]]], b"12345678"),
+        bundle([["a", ["float32"], [2]]], b"12345678"),
+        bundle([[1, "float32", [2]]], b"12345678"),
+        bundle([["a", "float32", [2]], ["a", "float32", [2]]], b"1234567812345678"),
+        bundle([["a", "float32"]], b"12345678"),
+        bundle({"a": 1}),
+        bundle(3),
+        bundle([["a", "float32", "2"]], b"12345678"),
+        RecordDict({"words": words(), "tensors": ArrayRecord({"x": Array("uint8", (1,), BUNDLE, b"")})}),
+        RecordDict({"words": words(), "tensors": ArrayRecord({"x": Array("uint8", (1,), BUNDLE, b"\xff" * 9)})}),
+        RecordDict(
+            {
+                "words": words(),
+                "tensors": ArrayRecord(
+                    {
+                        "a": Array("float32", (1,), "fedgraft.raw", b"1234"),
+                        "x": bundle([["a", "float32", [2]]], b"12345678")["tensors"]["x"],
+                    }
+                ),
+            }
+        ),
+    ],
+)
+def test_a_damaged_bundle_is_a_wire_error_and_nothing_else(records: RecordDict):
+    with pytest.raises(wire.WireError):
+        wire.unpack_order(records)
+
+
+@given(st.binary(max_size=60), st.integers(0, 80))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_a_bundle_or_a_wire_error(noise: bytes, at: int):
+    good = wire.pack_tensors(ARRAYS)[BUNDLE].data
+    for data in (noise, good[:at] + noise + good[at + len(noise) :], good[: len(good) - at]):
+        record = ArrayRecord({"x": Array("uint8", (1,), BUNDLE, data)})
+        try:
+            wire.unpack_order(RecordDict({"words": words(), "tensors": record}))
+        except wire.WireError:
+            continue
+
+
+def test_large_arrays_travel_alone_and_small_ones_together():
+    arrays = ARRAYS | {"large": np.arange(9000, dtype=np.float32)}
+    record = wire.pack_tensors(arrays)
+    assert len(record) == 2
+    got = wire.unpack_order(over_the_wire(RecordDict({"words": words(), "tensors": record})))
+    assert same(dict(got.tensors), arrays)
 
 
 json_values = st.recursive(
