@@ -33,6 +33,7 @@ class Workbench:
         if device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
         self.tags: Mapping[str, Tag] = self.model.tags()
+        self.parameters = dict(self.model.named_parameters())
         self.digests = Digests()
         self._live = {key: value.detach() for key, value in self.model.state_dict(keep_vars=True).items()}
         # On the CPU the entries as arrays over the same memory: NumPy moves small ones faster than torch does.

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -159,8 +160,13 @@ def unpack_reply(records: RecordDict) -> Update | Refusal:
 
 def size(records: RecordDict) -> int:
     """Bytes of the payload that these records carry, tensors and words; what Flower adds around is not counted."""
-    words = sum(len(str(value)) for record in records.config_records.values() for value in record.values())
-    return words + sum(len(array.data) for record in records.array_records.values() for array in record.values())
+    total = 0
+    for record in records.values():
+        if isinstance(record, ArrayRecord):
+            total += sum(len(array.data) for array in record.values())
+        else:
+            total += sum(len(str(value)) for value in record.values())
+    return total
 
 
 def _pack(words: Mapping[str, Any]) -> RecordDict:
@@ -213,21 +219,27 @@ def _unpack_bundle(bundle: Array) -> dict[str, np.ndarray]:
     data, arrays = memoryview(bundle.data), {}
     length = int.from_bytes(data[:4], "little")
     at = 4 + length + -(4 + length) % _ALIGN
-    try:
-        for key, name, shape in json.loads(bytes(data[4 : 4 + length])):
-            dtype = _NAMES[name]
-            if not isinstance(key, str) or key in arrays or any(type(n) is not int or n < 0 for n in shape):
-                raise WireError("bundle")
-            count = math.prod(shape)
-            if count * dtype.itemsize > len(data) - at:
-                raise WireError("bundle with too few bytes")
-            arrays[key] = np.frombuffer(data, dtype, count, at).reshape(shape) if count else np.zeros(shape, dtype)
-            at += count * dtype.itemsize + -(count * dtype.itemsize) % _ALIGN
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
-        raise WireError("bundle") from None
+    for key, dtype, shape in _index(bytes(data[4 : 4 + length])):
+        count = math.prod(shape)
+        if key in arrays or count * dtype.itemsize > len(data) - at:
+            raise WireError("bundle with too few bytes, or two arrays of one name")
+        arrays[key] = np.frombuffer(data, dtype, count, at).reshape(shape) if count else np.zeros(shape, dtype)
+        at += count * dtype.itemsize + -(count * dtype.itemsize) % _ALIGN
     if at != len(data):
         raise WireError("bundle with too many bytes")
     return arrays
+
+
+@lru_cache(maxsize=64)
+def _index(text: bytes) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
+    """Names, types and shapes from a bundle's list; kept, since it is the same in every message of a stage."""
+    try:
+        index = [(key, _NAMES[name], tuple(shape)) for key, name, shape in json.loads(text)]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise WireError("bundle") from None
+    if any(not isinstance(key, str) or any(type(n) is not int or n < 0 for n in shape) for key, _, shape in index):
+        raise WireError("bundle")
+    return index
 
 
 def _unpack_array(array: Array) -> np.ndarray:

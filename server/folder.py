@@ -6,9 +6,8 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -16,6 +15,9 @@ from common.errors import ResumeError
 from common.files import load_tensors, read_json, save_tensors, write_atomic, write_json
 from common.orders import Arrays
 from common.study import Study, parse_study, read_mapping
+
+_TELL_S = 0.1
+"""Whoever watches a run learns of a reply this much later, at most, if another one follows."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class RunFolder:
         self.path = path
         self._history = path / "history.jsonl"
         self._events = path / "events.jsonl"
-        self._watched: FileIO | None = None
+        self._watched: IO[bytes] | None = None
+        self._told = 0.0
 
     def study(self) -> Study:
         """The study as run."""
@@ -64,8 +67,12 @@ class RunFolder:
     def event(self, kind: str, **facts: object) -> None:
         """Tell whoever watches the run what just happened."""
         if self._watched is None:
-            self._watched = self._events.open("ab", buffering=0)
-        self._watched.write(json.dumps({"time": round(time.time(), 3), "event": kind, **facts}).encode() + b"\n")
+            self._watched = self._events.open("ab")
+        now = time.time()
+        self._watched.write(json.dumps({"time": round(now, 3), "event": kind, **facts}).encode() + b"\n")
+        if kind != "reply" or now - self._told > _TELL_S:
+            self._watched.flush()
+            self._told = now
 
     def save_checkpoint(self, exchange: int, state: Arrays, totals: Mapping[str, Any]) -> None:
         """Make the run resumable from after `exchange`: first the tensors, then the file that names them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from client.data.batches import to_float
 from client.data.cohort import Cohort
 from common.inputs import InputSpec
+from common.tasks import UNKNOWN
 
 _FEW_NUMBERS = 4 << 20
 """Inputs of at most this many numbers (16 MB as floats) are kept as floats: they need not be normalised every epoch."""
@@ -21,11 +22,15 @@ _RESIDENT_SHARE = 0.4
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs, ready to use, and targets by task, both on the device; `indices` are positions in the cohort."""
+    """Model inputs, ready to use, and targets by task, both on the device; `indices` are positions in the cohort.
+
+    `known` names tasks of which the whole cohort has labels, so that none needs to be looked for in a batch.
+    """
 
     inputs: Tensor
-    targets: dict[str, Tensor]
+    targets: Mapping[str, Tensor]
     indices: Tensor
+    known: Collection[str] = ()
 
 
 class Feed:
@@ -36,6 +41,7 @@ class Feed:
         self._device = device
         self.splits = {**cohort.splits, "all": torch.arange(len(cohort.inputs))}
         self._targets = {task: target.to(device) for task, target in cohort.targets.items()}
+        self._known = frozenset(task for task, target in cohort.targets.items() if bool((target != UNKNOWN).all()))
         self._inputs = cohort.inputs
         if cohort.inputs.numel() <= _FEW_NUMBERS:
             self._inputs = to_float(cohort.inputs, spec)
@@ -83,7 +89,8 @@ class Feed:
         if self._device.type == "cuda" and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         on_device = indices.to(self._device)
-        return Batch(inputs, {task: target[on_device] for task, target in self._targets.items()}, indices)
+        targets = {task: target[on_device] for task, target in self._targets.items()}
+        return Batch(inputs, targets, indices, self._known)
 
 
 def in_order(indices: Tensor, size: int) -> list[Tensor]:

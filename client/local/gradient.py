@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +58,9 @@ def train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str], 
                 factor = rate_factor(spec, (moment.round - 1 + step / len(groups)) / moment.rounds)
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
-            inputs = batch.inputs if spec.augment is None else augment(batch.inputs, spec.augment, draw)
-            loss = _step(bench, spec, optimiser, Batch(inputs, batch.targets, batch.indices), weights)
+            if spec.augment is not None:
+                batch = replace(batch, inputs=augment(batch.inputs, spec.augment, draw))  # noqa: PLW2901
+            loss = _step(bench, spec, optimiser, batch, weights)
             loss_sum += loss * len(batch.indices)
             seen += len(batch.indices)
     bench.model.eval()
@@ -79,14 +80,29 @@ def rate_factor(spec: Gradient, progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * left))
 
 
-def supervised(outputs: dict[str, Tensor], targets: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
-    """Sum over tasks of the cross-entropy, the mean over the batch's known labels; 0 for a task without any."""
-    total = torch.zeros((), device=next(iter(outputs.values())).device)
-    for task, logits in outputs.items():
-        target = targets[task]
-        losses = F.cross_entropy(logits.float(), target, weights.get(task), ignore_index=UNKNOWN, reduction="sum")
-        total = total + losses / _mass(target, weights.get(task))
-    return total
+def supervised(
+    outputs: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    known: Collection[str] = (),
+) -> Tensor:
+    """Sum over tasks of the cross-entropy, the mean over the batch's known labels; 0 for a task without any.
+
+    In tasks named `known` no label is missing.
+    """
+    losses = [
+        _cross_entropy(logits.float(), targets[task], weights.get(task), known=task in known)
+        for task, logits in outputs.items()
+    ]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None, *, known: bool) -> Tensor:
+    """The mean over known labels; where all are `known`, in one step."""
+    if known:
+        return F.cross_entropy(logits, target, weights)
+    total = F.cross_entropy(logits, target, weights, ignore_index=UNKNOWN, reduction="sum")
+    return total / _mass(target, weights)
 
 
 def _mass(target: Tensor, weights: Tensor | None) -> Tensor:
@@ -105,7 +121,7 @@ def _step(
 ) -> Tensor:
     with torch.autocast("cuda", torch.bfloat16, enabled=bench.device.type == "cuda"):
         outputs = bench.model(batch.inputs)
-    loss = supervised(outputs, batch.targets, weights)
+    loss = supervised(outputs, batch.targets, weights, batch.known)
     optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     if spec.clip_norm is not None:
@@ -128,7 +144,7 @@ def _groups(indices: Tensor, spec: Gradient, seed: int) -> list[Tensor]:
 
 
 def _optimiser(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> torch.optim.Optimizer:
-    named = dict(bench.model.named_parameters())
+    named = bench.parameters
     heads = [named[key] for key in changes if key in named and bench.tags[key].role is Role.HEAD]
     rest = [named[key] for key in changes if key in named and bench.tags[key].role is not Role.HEAD]
     groups = [

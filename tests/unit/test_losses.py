@@ -31,6 +31,13 @@ def test_cases_without_a_label_contribute_nothing() -> None:
     assert (logits.grad[known] != 0).all()
 
 
+def test_labels_that_are_all_known_need_no_looking_for() -> None:
+    logits, target, weights = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 1]), torch.tensor([1.0, 2.0, 0.5])
+    for by_class in ({}, {"cls": weights}):
+        looked_for = supervised({"cls": logits}, {"cls": target}, by_class)
+        torch.testing.assert_close(supervised({"cls": logits}, {"cls": target}, by_class, {"cls"}), looked_for)
+
+
 def test_a_task_without_labels_moves_nothing_and_is_no_nan() -> None:
     logits = torch.randn(4, 3, requires_grad=True)
     for weights in ({}, {"cls": torch.zeros(3)}):
@@ -66,7 +73,8 @@ def test_the_loss_of_several_tasks_is_their_sum() -> None:
 def test_every_head_learns_from_its_own_labels(desk) -> None:
     tasks = [{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes": ["l", "r", "m"]}]
     bench, feed = desk(tasks=tasks)
-    feed._targets["side"] = torch.full((27,), -1)
+    inputs, known = images(27)
+    feed = Feed(cohort(inputs, {"cls": known, "side": torch.full((27,), -1)}), feed._spec, CPU)
     before = snapshot(bench)
     train(bench, feed, steps(weight_decay=0), tuple(bench.tags), NOW)
     gone = moved(before, snapshot(bench))
@@ -80,7 +88,7 @@ def test_balanced_classes_count_the_same(desk, monkeypatch: pytest.MonkeyPatch) 
     seen: list[Tensor] = []
     real = supervised
     monkeypatch.setattr(
-        "client.local.gradient.supervised", lambda o, t, weights: seen.append(weights["cls"]) or real(o, t, weights)
+        "client.local.gradient.supervised", lambda o, t, w, known: seen.append(w["cls"]) or real(o, t, w, known)
     )
     train(bench, feed, steps(1, class_weights="balanced"), named("heads").keys(bench.tags), NOW)
     assert seen[0].tolist() == [0.75, 1.5, 0.0]
