@@ -17,6 +17,8 @@ from flwr.clientapp import ClientApp
 
 from client.config import SiteConfig, read_config
 from client.data.cohort import Place, Wanted, load_cohort
+from client.log import close as close_log
+from client.log import site_log
 from client.site import Site
 from client.workbench import Workbench
 from common import wire
@@ -25,7 +27,6 @@ from common.files import write_atomic
 from common.orders import PROTOCOL, Code, Greeting, Hello, Refusal, Update
 from common.study import Study, parse_study
 
-log = logging.getLogger(__name__)
 app = ClientApp()
 _kept = threading.local()
 
@@ -33,17 +34,7 @@ _kept = threading.local()
 @app.query(wire.HELLO.partition(".")[2])
 def hello(message: Message, context: Context) -> Message:
     """Take in the study, prepare the cohort, say who is here."""
-    try:
-        answer: Greeting | Refusal = _greet(wire.unpack_hello(message.content), _config(context))
-    except wire.WireError:
-        answer = Refusal(0, Code.GARBAGE)
-    except FedgraftError as error:
-        # The site's own log may say what is wrong; the network may not.
-        log.error("site cannot take part: %s", error)
-        answer = Refusal(0, Code.BAD_DATA)
-    except Exception:  # the wall between a hospital and the network: no text may pass it
-        log.exception("site cannot take part")
-        answer = Refusal(0, Code.FAILED)
+    answer = _answer_hello(message, context)
     records = wire.pack_reply(answer) if isinstance(answer, Refusal) else wire.pack_greeting(answer)
     return Message(records, reply_to=message)
 
@@ -53,6 +44,24 @@ def visit(message: Message, context: Context) -> Message:
     """Carry out one order."""
     answer = _visit(message, context)
     return Message(wire.pack_reply(answer, views=bool(context.node_config.get("views"))), reply_to=message)
+
+
+def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
+    # The site's own log may say what is wrong; the network may not.
+    log = logging.getLogger(__name__)
+    try:
+        config = _config(context)
+        log = site_log(config.state)
+        answer = _greet(wire.unpack_hello(message.content), config)
+    except wire.WireError:
+        return Refusal(0, Code.GARBAGE)
+    except FedgraftError as error:
+        log.error("cannot take part: %s", error)
+        return Refusal(0, Code.BAD_DATA)
+    except Exception:  # the wall between a hospital and the network: no text may pass it
+        log.exception("cannot take part")
+        return Refusal(0, Code.FAILED)
+    return answer
 
 
 def _greet(hello: Hello, config: SiteConfig) -> Greeting | Refusal:
@@ -80,7 +89,7 @@ def _visit(message: Message, context: Context) -> Update | Refusal:
     except wire.WireError:
         return Refusal(exchange, Code.GARBAGE)
     except Exception:  # the wall between a hospital and the network: no text may pass it
-        log.exception("visit failed")
+        logging.getLogger(__name__).exception("visit failed")
         return Refusal(exchange, Code.FAILED)
 
 
@@ -159,4 +168,7 @@ def _memory(name: str) -> dict[str, object]:
 
 def forget() -> None:
     """Let go of all that this thread keeps, so that a second run in one process starts clean."""
+    for config in _memory("configs").values():
+        assert isinstance(config, SiteConfig)
+        close_log(config.state)
     _kept.__dict__.clear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from client.local.feed import Feed
 from client.local.gradient import Diverged, Moment, TooFewCases, train
 from client.local.recalibrate import recalibrate
 from client.local.statistics import column_sums, feature_sums
+from client.log import site_log
 from client.workbench import Workbench
 from common.errors import FedgraftError
 from common.orders import TRUNK, Arrays, Code, Greeting, Order, Refusal, Split, Update
@@ -25,8 +25,6 @@ from common.plan import Gradient, Recalibrate, Stage
 from common.seeds import derive
 from common.study import Study
 from common.travel import changed, own, sent, stays
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class Site:
         self._cohort = cohort
         self._feed = Feed(cohort, study.input, bench.device)
         self._kept = Kept(folder / "kept")
+        self._log = site_log(folder)
         self._received: dict[str, np.ndarray] = {}
         indices = self._feed.labelled("train")
         known = {task.name: self._feed.targets(task.name, indices) >= 0 for task in study.tasks}
@@ -81,13 +80,14 @@ class Site:
             code = Code.DIVERGED
         except OSError as error:
             code = Code.DISK if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else Code.FAILED
-            log.exception("site %s: exchange %d failed", self.name, order.exchange)
+            self._log.exception("exchange %d failed", order.exchange)
         except FedgraftError:
             code = Code.BAD_DATA
-            log.exception("site %s: exchange %d failed", self.name, order.exchange)
+            self._log.exception("exchange %d failed", order.exchange)
         except Exception:  # the wall between a hospital and the network: no text may pass it
             code = Code.FAILED
-            log.exception("site %s: exchange %d failed", self.name, order.exchange)
+            self._log.exception("exchange %d failed", order.exchange)
+        self._log.warning("exchange %d: refused, %s", order.exchange, code)
         # What the model holds is not known after a failure.
         self._bench.touched(self._bench.tags)
         return Refusal(order.exchange, code)

@@ -155,13 +155,21 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def describe(error: ValidationError) -> list[str]:
     """One line per fault: the dotted key, what is wrong, and the value found."""
     lines = []
-    for fault in error.errors(include_url=False, include_context=False):
+    faults = error.errors(include_url=False, include_context=False)
+    for fault in faults:
+        # A list whose items are all faulty also counts as too short, which says nothing new.
+        if fault["type"] == "too_short" and any(_within(other["loc"], fault["loc"]) for other in faults):
+            continue
         key = ".".join(str(part) for part in fault["loc"]) or "the file as a whole"
         message = fault["msg"].removeprefix("Value error, ")
         shown = repr(fault["input"])
         value = f" (found {shown})" if len(shown) <= 60 and fault["type"] != "missing" else ""
         lines.append(f"{key}: {message}{value}")
     return lines
+
+
+def _within(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _override(data: dict[str, Any], item: str) -> str | None:

@@ -120,7 +120,7 @@ class Rounds:
         self._folder.event("greeted", sites=list(self._greetings), absent=self._absent)
         if not self._greetings:
             reasons = ", ".join(f"{site}: {code}" for site, code in self._absent.items()) or "nobody answered"
-            raise QuorumError(f"No site can take part ({reasons}).", fix="See the log in each site's folder.")
+            raise QuorumError(f"No site can take part ({reasons}).", fix="See site.log in each site's folder.")
 
     def _exchange(self, step: Step) -> Scores:
         started = time.monotonic()

@@ -113,7 +113,7 @@ def make_data(name: str, out: Path) -> None:
     scenario = load_scenario(name)
     cohorts = make_hospitals(scenario, out)
     for site, cohort in cohorts.items():
-        _out.print(f"{site}: {cohort.kind} in {cohort.root}", highlight=False)
+        _say(f"{site}: {cohort.kind} in {cohort.root}")
 
 
 def explain_study(path: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
@@ -124,11 +124,11 @@ def explain_study(path: Path, overrides: tuple[str, ...], *, as_json: bool) -> N
         sys.stdout.write(json.dumps({"study": study.name, "digest": study.digest, "plan": explained.rows}) + "\n")
         return
     source = explained.start.manifest.id if explained.start.manifest else "random entries"
-    _out.print(f"Study {study.name}, digest {study.digest}", highlight=False)
-    _out.print(f"Model: {study.model.backbone} from {source}, heads {study.heads}", highlight=False)
+    _say(f"Study {study.name}, digest {study.digest}")
+    _say(f"Model: {study.model.backbone} from {source}, heads {study.heads}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
-        _out.print(f"{number}. {stage.name}: {sentence(stage, row)}", highlight=False)
-    _out.print("No differential privacy: updates can be inverted by whoever receives them.", highlight=False)
+        _say(f"{number}. {stage.name}: {sentence(stage, row)}")
+    _say("No differential privacy: updates can be inverted by whoever receives them.")
 
 
 def list_weights(*, as_json: bool) -> None:
@@ -149,10 +149,9 @@ def list_weights(*, as_json: bool) -> None:
 def import_weights(source: Source, name: str) -> None:
     """Take in weights, and say what became of every entry."""
     manifest, report = take_in(source, name)
-    _out.print(
+    _say(
         f"{manifest.id}: {len(report.loaded)} entries of {manifest.backbone} taken in, {len(report.ignored)} left out "
-        f"({', '.join(report.ignored) or 'none'})",
-        highlight=False,
+        f"({', '.join(report.ignored) or 'none'})"
     )
 
 
@@ -176,7 +175,7 @@ def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[st
         }
         backbone = {key: array for key, array in arrays.items() if key.startswith("backbone.")}
         save_weights(out, backbone, facts | {"classes": {}})
-    _out.print(f"Weights {name} are in {out}", highlight=False)
+    _say(f"Weights {name} are in {out}")
 
 
 def doctor(*, as_json: bool) -> None:
@@ -188,9 +187,9 @@ def doctor(*, as_json: bool) -> None:
     else:
         for key, value in facts.items():
             if key != "problems":
-                _out.print(f"{key}: {value}", highlight=False)
+                _say(f"{key}: {value}")
         for problem in facts["problems"]:
-            _out.print(f"problem: {problem}", highlight=False)
+            _say(f"problem: {problem}")
     if facts["problems"]:
         raise RunError(f"{len(facts['problems'])} problem(s) found.")
 
@@ -213,7 +212,7 @@ def _site_log(run: Path) -> str:
 
 
 def _show_result(run: Path, result: dict[str, Any]) -> None:
-    _out.print(f"{result['status']}: {result['headline']}", highlight=False)
+    _say(f"{result['status']}: {result['headline']}")
     for task, values in result["metrics"].items():
         table = Table(f"{task} (test)", "cases", "AUROC", "accuracy", "balanced accuracy")
         for site, row in values["sites"].items():
@@ -226,13 +225,18 @@ def _show_result(run: Path, result: dict[str, Any]) -> None:
         )
         table.add_row("all cases", *_cells(values["pooled"]))
         _out.print(table)
-    _out.print(f"Report: {run / 'report.html'}", highlight=False)
+    _say(f"Report: {run / 'report.html'}")
     if result["synthetic"]:
-        _out.print("Phantoms prove the machinery, not clinical benefit.", highlight=False)
+        _say("Phantoms prove the machinery, not clinical benefit.")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     return [str(int(row["n"])), *(_number(row[key]) for key in ("auroc", "accuracy", "balanced_accuracy"))]
+
+
+def _say(text: str) -> None:
+    """One line as it is: paths can be copied, and brackets in names mean nothing."""
+    _out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

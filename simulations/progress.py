@@ -54,12 +54,12 @@ class _Lines:
     def take(self, event: dict[str, Any]) -> None:
         """Show one event."""
         if event["event"] == "greeted":
-            self._console.print(f"{len(event['sites'])} sites ready", highlight=False)
+            self._console.print(f"{len(event['sites'])} sites ready", highlight=False, markup=False, soft_wrap=True)
         elif event["event"] == "exchange":
             self._stage = event["stage"]
         elif event["event"] == "done":
             text = f"{event['exchange']}/{self._total} {self._stage}{_macro(event)}{_missing(event)}"
-            self._console.print(text, highlight=False)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Bar:
@@ -101,7 +101,9 @@ class _Bar:
             case "done":
                 self._progress.update(self._task, completed=event["exchange"], metric=_macro(event))
                 if event["missing"]:
-                    self._progress.console.print(f"exchange {event['exchange']}{_missing(event)}", highlight=False)
+                    self._progress.console.print(
+                        f"exchange {event['exchange']}{_missing(event)}", highlight=False, markup=False, soft_wrap=True
+                    )
 
 
 def _macro(event: dict[str, Any]) -> str:

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from common.errors import InputError, RunError
 from common.files import read_json
 
@@ -59,7 +61,8 @@ def run_with_ray(run: Path, workers: int, threads: int, synthetic: bool) -> None
             config = f'run="{run}" synthetic={str(synthetic).lower()}'
             # Ray hands out shares of the machine's cores; so many of them make `workers` sites run at a time.
             share = max(1, (os.cpu_count() or 1) // workers)
-            federation = f"num-supernodes={sites} client-resources-num-cpus={share} client-resources-num-gpus=0.0"
+            gpu = 0.99 / workers if torch.cuda.is_available() else 0.0
+            federation = f"num-supernodes={sites} client-resources-num-cpus={share} client-resources-num-gpus={gpu:.3f}"
             call = ["run", str(app), "local", "--run-config", config, "--federation-config", federation]
             started = _flwr([*call, "--format", "json"], environment, folder)
             _wait(str(started["run-id"]), environment, folder, run)

@@ -94,6 +94,8 @@ def resume(out: Path, engine: Engine | None = None) -> Path:
     if engine.name == "ray":
         from simulations.ray import run_with_ray
 
+        if facts["faults"]:
+            raise InputError("The ray engine plays no faults.", fix="Use --engine inprocess or pool.")
         run_with_ray(out, engine.workers, engine.threads, bool(facts["synthetic"]))
     else:
         names = read_json(out / "sites" / "index.json")

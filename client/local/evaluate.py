@@ -10,7 +10,7 @@ from client.local.gradient import Diverged
 from client.workbench import Workbench
 from common.metrics import ClassificationSums
 
-_BATCH = 256
+_BATCH = 128
 
 
 def evaluate(bench: Workbench, feed: Feed, split: str) -> dict[str, ClassificationSums]:

@@ -191,7 +191,7 @@ def test_table_sites_hold_the_real_patients_with_their_diagnoses(tmp_path):
     cohorts = make_hospitals(load_scenario("breast_cancer"), tmp_path / "out")
     table = rows(tmp_path / "out" / "clinic" / "table.csv")
     assert (cohorts["clinic"].kind, cohorts["clinic"].root) == ("table", tmp_path / "out" / "clinic" / "table.csv")
-    assert [row["diagnosis"] for row in table].count("malignant") == 20
+    assert [row["diagnosis"] for row in table].count("malignant") == 23
     assert len(table[0]) == 32
     by_id = {row["PatientID"]: row for name in cohorts for row in rows(tmp_path / "out" / name / "table.csv")}
     # the first two patients of the table that are used, as scikit-learn's documentation has them

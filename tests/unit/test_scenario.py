@@ -148,9 +148,9 @@ def test_table_sites_share_no_patient_and_have_the_sizes_and_shares_of_the_file(
     scenario = load_scenario("breast_cancer")
     parts = cancer_parts(scenario)
     counts = {name: (part.diagnoses.count("benign"), part.diagnoses.count("malignant")) for name, part in parts.items()}
-    assert counts == {"screening": (180, 60), "referral": (42, 98), "practice": (76, 14), "clinic": (20, 20)}
+    assert counts == {"screening": (202, 68), "referral": (45, 105), "practice": (89, 16), "clinic": (21, 23)}
     ids = [number for part in parts.values() for number in part.ids]
-    assert len(ids) == len(set(ids)) == 510
+    assert len(ids) == len(set(ids)) == 569
 
 
 def test_more_patients_than_the_table_has_are_refused(tmp_path):

@@ -1,0 +1,64 @@
+"""On a CUDA device: the same study, the same learning, and no more memory than there is."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from client.local.feed import Feed
+from client.local.gradient import train
+from client.workbench import Workbench
+from common.files import load_tensors, read_json
+from helpers.work import NOW, cohort, images, steps
+from simulations.run import Engine, simulate
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize("engine", ["inprocess", "pool"])
+def test_a_study_runs_on_the_gpu_without_a_change(hospitals, make_study, tmp_path, engine: str):
+    study = make_study(method={"name": "graft", "rounds": 4, "local": {"epochs": 2, "batch_size": 8, "lr": 0.003}})
+    run = simulate(study, hospitals, tmp_path / "run", Engine(name=engine))
+    assert read_json(run / "environment.json")["device"] == torch.cuda.get_device_name(0)
+    assert read_json(run / "result.json")["metrics"]["cls"]["macro"]["auroc"] > 0.9
+    assert all(np.isfinite(array).all() for array in load_tensors(run / "model.safetensors").values())
+
+
+def test_recalibrated_entries_stay_at_the_sites(hospitals, make_study, tmp_path):
+    run = simulate(make_study(method="graft"), hospitals, tmp_path / "run")
+    last = json.loads((run / "history.jsonl").read_text().splitlines()[-2])
+    assert (last["stage"], last["bytes_up"] < 10_000) == ("adapt", True)
+    assert list((run / "sites" / "north" / "kept").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_resident_and_streamed_cohorts_train_alike(make_study, monkeypatch, few: bool):
+    """A cohort that does not fit is streamed through pinned memory; the batches are the same."""
+    monkeypatch.setattr("client.local.feed._FEW_NUMBERS", 1 << 22 if few else 0)
+    inputs, labels = images(27)
+    study, losses = make_study(), []
+    for share in (0.4, 0.0):
+        monkeypatch.setattr("client.local.feed._RESIDENT_SHARE", share)
+        bench, feed = Workbench(study, GPU), Feed(cohort(inputs, {"cls": labels}), study.input, GPU)
+        losses.append(train(bench, feed, steps(6), tuple(bench.tags), NOW)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_what_goes_in_comes_out(make_study):
+    bench = Workbench(make_study(model={"backbone": "resnet18", "weights": None}), GPU)
+    rng = np.random.default_rng(0)
+    before = bench.read(bench.tags)
+    arrays = {key: rng.normal(size=a.shape).astype(a.dtype) for key, a in before.items()}
+    bench.load(arrays)
+    after = bench.read(bench.tags)
+    assert all((after[key] == arrays[key]).all() for key in arrays)
+    assert bench.finite(bench.tags)
+    bench.load({key: np.full_like(a, np.nan) if a.dtype.kind == "f" else a for key, a in arrays.items()})
+    assert not bench.finite(bench.tags)

@@ -1,0 +1,68 @@
+"""Every file that ships loads, and explains itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.study import parse_study, read_study
+from server.explain import check_study, explain, sentence
+from simulations.commands import CONFIGS
+from simulations.scenario import load_scenario
+
+STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))
+SCENARIOS = sorted((CONFIGS / "scenarios").glob("*.yaml"))
+
+
+def test_there_are_studies_and_scenarios():
+    assert {path.stem for path in STUDIES} >= {"quickstart", "breast_cancer", "source_ctmr"}
+    assert {path.stem for path in SCENARIOS} >= {"xray5", "breast_cancer", "folders"}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_that_ships_has_no_fault_and_names_a_scenario_that_ships(path: Path):
+    study, scenario = read_study(path)
+    check_study(study, path.name)
+    assert study.name == path.stem
+    assert scenario is not None
+    assert load_scenario(scenario).sites
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_written_out_is_the_same_study(path: Path):
+    study, _ = read_study(path)
+    again = parse_study(yaml.safe_load(study.to_yaml()), "shown")
+    assert again == study
+    assert again.digest == study.digest
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_stage_is_explained_in_words(path: Path):
+    study, _ = read_study(path)
+    explained = explain(study, path.name)
+    for stage, row in zip(study.plan, explained.rows, strict=True):
+        words = sentence(stage, row)
+        assert words.endswith(".")
+        assert words[0].isupper()
+        if row["shared_parameters"]:
+            assert f"{row['shared_parameters']:,}" in words
+
+
+@pytest.mark.parametrize("name", ["quickstart", "xray5", "folders"])
+def test_the_files_people_copy_explain_every_key(name: str):
+    """A key is explained in its own line, or by a comment line above it."""
+    path = next(path for path in STUDIES + SCENARIOS if path.stem == name)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    seen: set[str] = set()
+    for number, line in enumerate(lines):
+        found = re.match(r"\s*(?:- )?([a-z_]+):", line)
+        if found is None or found[1] in seen:
+            continue
+        above = lines[number - 1].lstrip() if number else ""
+        if "#" in line or above.startswith("#"):
+            seen.add(found[1])
+    keys = {found[1] for line in lines if (found := re.match(r"\s*(?:- )?([a-z_]+):", line))}
+    assert keys - seen <= {"model", "weight_decay", "sites", "cohort", "cls"}, keys - seen

@@ -1,0 +1,55 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from simulations.progress import shown
+
+EVENTS = [
+    {"event": "greeted", "sites": ["east", "north"], "absent": {}},
+    {"event": "exchange", "exchange": 1, "stage": "finetune", "sites": 2},
+    {"event": "reply", "exchange": 1, "site": "east"},
+    {"event": "done", "exchange": 1, "macro": {"cls": 0.8125}, "missing": {"north": "deadline"}},
+    {"event": "exchange", "exchange": 2, "stage": "finetune", "sites": 2},
+    {"event": "done", "exchange": 2, "macro": {"cls": None}, "missing": {}},
+]
+
+
+def watch(run: Path, study, *, terminal: bool) -> str:
+    """What is shown for EVENTS; an event of an earlier run in the same folder is not shown again."""
+    run.mkdir()
+    old = {"event": "done", "exchange": 1, "macro": {"cls": 0.123}, "missing": {}}
+    (run / "events.jsonl").write_text(json.dumps(old) + "\n")
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=140)
+    with shown(run, study, console), (run / "events.jsonl").open("a") as file:
+        for event in EVENTS:
+            whole = json.dumps(event) + "\n"
+            file.write(whole[:9])  # half a line must wait for its other half
+            file.flush()
+            time.sleep(0.15)
+            file.write(whole[9:])
+            file.flush()
+    assert "0.123" not in screen.getvalue()
+    return screen.getvalue()
+
+
+def test_plain_lines_where_there_is_no_terminal(make_study, tmp_path):
+    lines = watch(tmp_path / "run", make_study(), terminal=False).splitlines()
+    assert lines == [
+        "2 sites ready",
+        "1/3 finetune  cls AUROC 0.812; missing: north, deadline",
+        "2/3 finetune",
+    ]
+
+
+def test_a_bar_with_stage_sites_metric_and_time_on_a_terminal(make_study, tmp_path):
+    text = watch(tmp_path / "run", make_study(), terminal=True)
+    for part in ("finetune", "1/3", "2/3", "1/2 sites", "cls AUROC 0.812", "missing: north, deadline", "0:00:0"):
+        assert part in text, part
