@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,7 @@ app.add_typer(study, name="study")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]
+Prepared = Literal["imagenet", "zscore", "unknown"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
 
 
@@ -119,13 +120,14 @@ def weights_verify(refs: Annotated[list[str], typer.Argument(help="Ids or folder
 
 
 @weights.command("import")
-def weights_import(
+def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     source: Annotated[str, typer.Argument(help="A .safetensors or state-dict .pth file, or Enum.NAME of torchvision.")],
     backbone: Annotated[str, typer.Option(help="The backbone that the weights are for.")],
     id_: Annotated[str, typer.Option("--id", help="The name that studies will use.")],
     licence: Annotated[str, typer.Option(help="Under what licence the weights may be used.")],
     file: Annotated[Path | None, typer.Option(help="With Enum.NAME: the weights file, already here.")] = None,
     trained_on: Annotated[str, typer.Option(help="What they were trained on.")] = "not stated",
+    normalise: Annotated[Prepared, typer.Option(help="How images were prepared for them.")] = "unknown",
 ) -> None:
     """Take in weights from a local file; nothing is ever downloaded."""
     from common.errors import InputError
@@ -137,7 +139,7 @@ def weights_import(
         raise InputError("--file goes with the name of torchvision's weights, such as ResNet18_Weights.IMAGENET1K_V1.")
     path, enum = (file, source) if by_name else (Path(source), None)
     assert path is not None
-    commands.import_weights(Source(path, backbone, licence, trained_on, enum), id_)
+    commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum), id_)
 
 
 @weights.command("pretrain")

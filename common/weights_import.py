@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,15 +29,28 @@ _RENAMED = (
 )
 """What torchvision has renamed since it published the files of its DenseNets and vision transformers."""
 
+_SIZE = 224
+_INPUTS = {
+    "imagenet": ImageInput(
+        size=_SIZE, channels=3, normalise="fixed", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    ),
+    "zscore": ImageInput(size=_SIZE, channels=3, normalise="zscore"),
+    "unknown": None,
+}
+
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from: a file, and what a person says of it. `enum` names a member of torchvision's weights."""
+    """Where weights come from: a file, and what a person says of it. `enum` names a member of torchvision's weights.
+
+    `normalise` is how images were prepared for them: `imagenet` for the usual constants, `zscore`, or not known.
+    """
 
     file: Path
     backbone: str
     licence: str
     trained_on: str = "not stated"
+    normalise: Literal["imagenet", "zscore", "unknown"] = "unknown"
     enum: str | None = None
 
 
@@ -46,18 +59,21 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
 
     WeightsError for a pickle with anything but tensors, a wrong digest, or entries that do not fit, all listed.
     """
+    target = home() / "weights" / name
+    if target.exists():
+        raise WeightsError(f"There are weights called {name!r} already.", fix=f"Choose another id, or remove {target}.")
     data = _read(source.file)
     described = _describe(source, data)
     given = _current_names(_with_prefix(_tensors(source.file, data)))
-    own = _backbone_for(source.backbone, described["input"].size, given)
+    own = _backbone_for(source.backbone, described["input"].size if described["input"] else _SIZE, given)
     aside = ("heads.", "backbone.aux1.", "backbone.aux2.", *([f"backbone.{own.head}."] if own.head else []))
     kept = {key: array for key, array in given.items() if not key.startswith(aside)}
     model = TransferModel(own, {})
     # Files from before torch counted batches lack the counts; only a momentum of None would need them.
     kept |= {key: np.array(0) for key in model.tags() if key.endswith(".num_batches_tracked") and key not in kept}
     report = graft(model, kept, str(source.file))
-    if kept[f"backbone.{stem_name(own.module)}.weight"].shape[1] == 1:
-        described["input"] = ImageInput(size=224, channels=1, normalise="fixed", mean=(0.449,), std=(0.226,))
+    if source.normalise == "imagenet" and kept[f"backbone.{stem_name(own.module)}.weight"].shape[1] == 1:
+        described["input"] = ImageInput(size=_SIZE, channels=1, normalise="fixed", mean=(0.449,), std=(0.226,))
     facts = described | {
         "id": name,
         "backbone": source.backbone,
@@ -65,7 +81,7 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
         "synthetic": False,
         "how": f"imported from {source.file.name}, sha256 {hashlib.sha256(data).hexdigest()}",
     }
-    manifest = save_weights(home() / "weights" / name, kept, facts)
+    manifest = save_weights(target, kept, facts)
     return manifest, KeyReport(report.loaded, report.adapted, (), tuple(sorted(set(given) - set(kept))))
 
 
@@ -133,10 +149,7 @@ def _backbone_for(name: str, size: int, arrays: Mapping[str, np.ndarray]) -> Bac
 def _describe(source: Source, data: bytes) -> dict[str, Any]:
     """Input, origin and licence: what torchvision says of its own weights, or what the person says."""
     if source.enum is None:
-        spec = ImageInput(
-            size=224, channels=3, normalise="fixed", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-        )
-        return {"input": spec, "trained_on": source.trained_on, "licence": source.licence}
+        return {"input": _INPUTS[source.normalise], "trained_on": source.trained_on, "licence": source.licence}
     try:
         weights = torchvision.models.get_weight(source.enum)
     except (ValueError, AttributeError, KeyError):

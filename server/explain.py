@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from common.check import check
 from common.errors import FedgraftError, StudyError
+from common.inputs import ImageInput
 from common.plan import Gradient, Recalibrate, Ridge, Stage, Statistics
 from common.study import Study
 from server.results import plan_table
@@ -31,21 +34,35 @@ def check_study(study: Study, source: str) -> Start:
     faults += check(study, begin.model.tags())
     if begin.manifest is not None and begin.manifest.input is not None and begin.manifest.input != study.input:
         wanted = begin.manifest.input
-        faults += _input_faults(study, wanted.model_dump())
+        faults += _input_faults(study, wanted)
     if faults:
         raise StudyError(source, faults)
     return begin
 
 
-def _input_faults(study: Study, wanted: dict[str, Any]) -> list[str]:
+def _input_faults(study: Study, wanted: ImageInput) -> list[str]:
     """How the images differ from those that the weights were trained on; size and channels are adapted, values not."""
-    own = study.input.model_dump()
-    keys = ["normalise"] if own.get("normalise") != "fixed" else ["normalise", "mean", "std"]
-    return [
-        f"input.{key}: is {own.get(key)}, but the weights {study.model.weights} were trained with {wanted.get(key)}"
-        for key in keys
-        if own.get(key) != wanted.get(key)
-    ]
+    if not isinstance(study.input, ImageInput):
+        return [f"input.kind: is table, but the weights {study.model.weights} are for images"]
+    own, channels = study.input, study.input.channels
+    if own.normalise != wanted.normalise:
+        found, trained = own.normalise, wanted.normalise
+        return [f"input.normalise: is {found}, but the weights {study.model.weights} were trained with {trained}"]
+    if own.normalise != "fixed":
+        return []
+    faults = []
+    for key, values, needed in (("mean", own.mean, wanted.mean), ("std", own.std, wanted.std)):
+        asked = _for_channels(needed, channels)
+        if not np.allclose(np.broadcast_to(values, channels), asked, atol=1e-3):
+            faults.append(
+                f"input.{key}: is {list(values)}, but the weights {study.model.weights} need {asked.tolist()}"
+            )
+    return faults
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> np.ndarray:
+    """Constants for another number of channels: grey images take the mean over colours, as the stem does."""
+    return np.round(np.mean(values), 3) * np.ones(1) if channels == 1 else np.broadcast_to(values, channels)
 
 
 def explain(study: Study, source: str) -> Explained:

@@ -223,6 +223,8 @@ class Rounds:
             return None
         sums = metric_sums(answer, self._study)
         code = fault(answer, order, bar) or (Code.GARBAGE if sums is None else None)
+        if code is None and max(answer.weights.values(), default=0) > self._greetings[site].cases.get("train", 0):
+            code = Code.BAD_WEIGHT  # more cases than the site said it has
         if code is not None:
             got.missing[site] = code
             return None

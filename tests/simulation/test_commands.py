@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import fedgraft
 from common.files import load_tensors, read_json
+from common.model import build_model
 from simulations.run import Hospitals
 
 Command = Callable[..., tuple[int, str, str]]
@@ -246,6 +248,36 @@ def test_the_weights_that_ship_are_listed_shown_and_verified(command):
     code, out, _ = command("weights", "verify", "slim-ctmr-synthetic")
     assert code == 0
     assert "as its manifest says" in out
+
+
+def test_weights_come_in_from_a_file_and_start_a_study(command, study_file, tmp_path):
+    model = build_model("slim_resnet", {"cls": 3}, channels=1, seed=8, size=32)
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    words = [
+        "weights",
+        "import",
+        tmp_path / "mine.pth",
+        "--backbone",
+        "slim_resnet",
+        "--id",
+        "mine",
+        "--licence",
+        "MIT",
+    ]
+    code, out, err = command(*words)
+    assert code == 0, err
+    assert "mine: " in out
+    assert command("weights", "verify", "mine")[0] == 0
+    code, _, err = command("simulate", study_file, "--out", tmp_path / "run", "--set", "model.weights=mine")
+    assert code == 0, err
+    assert "mine" in read_json(tmp_path / "run" / "model.json")["how"]
+    code, _, err = command(*words)
+    assert code == 2  # what is there is not overwritten
+    (tmp_path / "evil.pth").write_bytes(b"cposix\nsystem\n(S'true'\ntR.")
+    words[2], words[6] = tmp_path / "evil.pth", "evil"
+    code, _, err = command(*words)
+    assert code == 2
+    assert "evil.pth" in err
 
 
 def test_phantoms_are_written_once(command, tmp_path):

@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from common.errors import StudyError
+from common.model import build_model
 from common.study import parse_study, read_study
+from common.weights_import import Source, import_weights
 from server.explain import check_study, explain, sentence
 from simulations.commands import CONFIGS
 from simulations.scenario import load_scenario
@@ -66,3 +70,32 @@ def test_the_files_people_copy_explain_every_key(name: str):
             seen.add(found[1])
     keys = {found[1] for line in lines if (found := re.match(r"\s*(?:- )?([a-z_]+):", line))}
     assert keys - seen <= {"model", "weight_decay", "sites", "cohort", "cls"}, keys - seen
+
+
+IMAGENET = {"normalise": "fixed", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+COLOUR, GREY = {"channels": 3, **IMAGENET}, {"channels": 1, "normalise": "fixed", "mean": [0.449], "std": [0.226]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "faults"),
+    [
+        (COLOUR, []),
+        (GREY, []),
+        ({"channels": 3}, ["input.normalise"]),
+        ({**COLOUR, "mean": [0.5]}, ["input.mean"]),
+        ({**GREY, "mean": [0.5], "std": [0.5]}, ["input.mean", "input.std"]),
+    ],
+)
+def test_images_must_be_prepared_as_the_weights_need_them(make_study, tmp_path, monkeypatch, changes, faults):
+    monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path))
+    state = build_model("slim_resnet", {}, channels=3, seed=0).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    import_weights(Source(tmp_path / "w.pth", "slim_resnet", "CC0-1.0", normalise="imagenet"), "theirs")
+    wanted = {"kind": "image", "size": 32, **changes}
+    study = make_study(input=wanted, model={"backbone": "slim_resnet", "weights": "theirs"})
+    if not faults:
+        check_study(study, "test")
+        return
+    with pytest.raises(StudyError) as caught:
+        check_study(study, "test")
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == faults

@@ -255,7 +255,7 @@ def test_our_own_backbone_for_grey_images(tmp_path: Path, suffix: str) -> None:
         torch.save(model.state_dict(), path)
     else:
         save_file(model.state_dict(), path)
-    manifest, report = import_weights(Source(path, "slim_resnet", "CC0-1.0"), "ours")
+    manifest, report = import_weights(Source(path, "slim_resnet", "CC0-1.0", normalise="imagenet"), "ours")
     assert report.ignored == ("heads.cls.bias", "heads.cls.weight")
     assert manifest.input is not None
     assert manifest.input.channels == 1
@@ -284,4 +284,7 @@ def test_the_manifest_says_where_the_file_came_from(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "home" / "weights" / "ours" / "model.json").read_text())
     assert manifest["trained_on"] == "a thousand knees"
     assert re.search(r"imported from w\.pth, sha256 [0-9a-f]{64}", manifest["how"])
+    assert manifest["input"] is None  # nobody said how the images were prepared
+    import_weights(Source(tmp_path / "w.pth", "slim_resnet", "CC0-1.0", normalise="imagenet"), "imagenet")
+    manifest = json.loads((tmp_path / "home" / "weights" / "imagenet" / "model.json").read_text())
     assert manifest["input"]["mean"] == [0.485, 0.456, 0.406]
