@@ -25,17 +25,17 @@ class Kept:
 
         Versions of this or a later exchange are of a course that is being repeated, and are deleted.
         """
-        if self._latest is not None and self._latest[0] < exchange:
-            return self._latest[1]
         earlier = None
         for path in self._paths():
             if int(path.stem) >= exchange:
                 path.unlink()
             else:
                 earlier = path
-        entries = load_tensors(earlier) if earlier else {}
-        self._latest = (int(earlier.stem) if earlier else 0, entries)
-        return entries
+        number = int(earlier.stem) if earlier else 0
+        # Another process may have answered the exchanges in between: what counts is on the disk.
+        if self._latest is None or self._latest[0] != number:
+            self._latest = (number, load_tensors(earlier) if earlier else {})
+        return self._latest[1]
 
     def save(self, exchange: int, entries: Arrays) -> None:
         """Put all of the site's own entries on disk as they are after `exchange`, all or nothing."""
