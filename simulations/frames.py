@@ -6,6 +6,7 @@ pickled. The files lie in memory where the system has a memory file system.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
@@ -22,6 +23,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 _INLINE_BYTES = 1 << 16
 _ROOM_BYTES = 2 << 30
 _MEMORY = Path("/dev/shm")
+_PREFIX, _LOCK = "fedgraft-exchange-", "lock"
 
 Entry = tuple[str, str, list[int], str, int]
 """Key, type, shape, kind and bytes of an array."""
@@ -35,10 +37,34 @@ class Head(TypedDict):
     arrays: list[Entry]
 
 
-def exchange_folder() -> Path:
-    """A private folder for tensors on their way: in memory if there is room, else among the temporary files."""
-    in_memory = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
-    return Path(tempfile.mkdtemp(prefix="fedgraft-", dir=_MEMORY if in_memory else None))
+class ExchangeFolder:
+    """A private folder for tensors on their way: in memory if there is room, else among the temporary files.
+
+    Folders that killed runs have left there are removed: nobody holds the lock in them any more.
+    """
+
+    def __init__(self) -> None:
+        in_memory = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
+        base = _MEMORY if in_memory else Path(tempfile.gettempdir())
+        for left in base.glob(f"{_PREFIX}*"):
+            _remove_abandoned(left)
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        self._lock = (self.path / _LOCK).open("wb")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Remove the folder with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    try:
+        with (folder / _LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return  # somebody works in it, it is somebody else's, or it is being made
 
 
 class Frames:

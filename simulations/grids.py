@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import queue
-import shutil
 import threading
 import time
 from abc import abstractmethod
@@ -27,7 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import app as client_app
 from client.app import forget
 from server.fleet import NODE_EXPIRED
-from simulations.frames import Frames, exchange_folder
+from simulations.frames import ExchangeFolder, Frames
 
 _RAISED = 2
 _CRASHED = 8
@@ -198,8 +197,8 @@ class PoolGrid(LocalGrid):
 
     def __init__(self, configs: Sequence[Path], workers: int, sizes: Sequence[int] | None = None) -> None:
         super().__init__(configs)
-        self._folder = exchange_folder()
-        self._frames = Frames(self._folder, "to")
+        self._folder = ExchangeFolder()
+        self._frames = Frames(self._folder.path, "to")
         self._names = count()
         self._start = multiprocessing.get_context("forkserver")
         self._start.set_forkserver_preload(["simulations.worker"])
@@ -235,7 +234,7 @@ class PoolGrid(LocalGrid):
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
     def _queue(self, message: Message) -> None:
         self._workers[self._home[message.metadata.dst_node_id]].waiting.append(message)
@@ -244,7 +243,7 @@ class PoolGrid(LocalGrid):
         from simulations.worker import work
 
         here, there = self._start.Pipe()
-        arguments = (there, str(self._folder), f"from{next(self._names)}", torch.get_num_threads())
+        arguments = (there, str(self._folder.path), f"from{next(self._names)}", torch.get_num_threads())
         process = self._start.Process(target=work, args=arguments, daemon=True)
         process.start()
         there.close()
