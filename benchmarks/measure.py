@@ -29,7 +29,7 @@ def measure(command: list[str], environment: dict[str, str]) -> Measured:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     before = _children_cpu()
     started = time.monotonic()
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     peak = _Peak(process.pid)
     peak.start()
     code = process.wait()
