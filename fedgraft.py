@@ -25,11 +25,16 @@ app = typer.Typer(help="Federated transfer learning for medical imaging across h
 data = typer.Typer(help="Phantom hospitals.", no_args_is_help=True)
 weights = typer.Typer(help="Pretrained weights: train, import, look at, verify.", no_args_is_help=True)
 study = typer.Typer(help="Look at a study before it runs.", no_args_is_help=True)
+privacy = typer.Typer(help="Price and attack a study.", no_args_is_help=True)
+site = typer.Typer(help="What a hospital can see and decide.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 app.add_typer(study, name="study")
+app.add_typer(privacy, name="privacy")
+app.add_typer(site, name="site")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]
+SiteFolder = Annotated[Path, typer.Argument(help="The site's folder; in a simulation sites/NAME of the run.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]
 Prepared = Literal["imagenet", "zscore", "unknown"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
@@ -172,11 +177,57 @@ def study_show(study_file: StudyFile, set_: Sets = None) -> None:
 
 
 @study.command("explain")
-def study_explain(study_file: StudyFile, set_: Sets = None, as_json: AsJson = False) -> None:
-    """What will be trained, shared and moved, stage by stage."""
+def study_explain(
+    study_file: StudyFile,
+    patients: Annotated[list[int] | None, typer.Option(min=1, help="Price privacy for sites of this size.")] = None,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What will be trained, shared and moved, stage by stage, and what privacy it costs sites of some sizes."""
     from simulations import commands
 
-    commands.explain_study(study_file, tuple(set_ or ()), as_json=as_json)
+    sizes = tuple(patients or (100, 300, 1000, 3000))
+    commands.explain_study(study_file, tuple(set_ or ()), sizes, as_json=as_json)
+
+
+@privacy.command("plan")
+def privacy_plan(
+    study_file: StudyFile,
+    patients: Annotated[int, typer.Option(min=1, help="Patients with training cases at the site.")] = 1000,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a study would cost a site if it were longer, or if its steps saw more patients."""
+    from simulations import commands
+
+    commands.plan_privacy(study_file, tuple(set_ or ()), patients, as_json=as_json)
+
+
+@site.command("budget")
+def site_budget(
+    folder: SiteFolder,
+    study_file: Annotated[Path | None, typer.Option("--study", help="What would this study cost?")] = None,
+    patients: Annotated[int | None, typer.Option(min=1, help="Patients in training, if nothing was spent yet.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the account into this PNG file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Privacy spent and left, study by study, and what a proposed study would cost."""
+    from client.commands import show_budget
+
+    proposed = _checked(study_file, None)[0] if study_file else None
+    show_budget(folder, proposed, patients, plot, as_json=as_json)
+
+
+@site.command("egress")
+def site_egress(
+    folder: SiteFolder,
+    show: Annotated[int | None, typer.Option(min=1, help="Show this message in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """All that has left the site, checked line by line."""
+    from client.commands import show_egress
+
+    show_egress(folder, show, as_json=as_json)
 
 
 def _checked(study_file: Path, set_: list[str] | None) -> tuple[Study, str]:

@@ -17,9 +17,11 @@ from flwr.clientapp import ClientApp
 
 from client.config import SiteConfig, read_config
 from client.data.cohort import Place, Wanted, load_cohort
+from client.egress import EgressLog
 from client.log import close as close_log
 from client.log import site_log
-from client.site import Site
+from client.privacy.guard import Guard, Refused
+from client.site import Site, labelled_patients
 from client.workbench import Workbench
 from common import wire
 from common.errors import FedgraftError
@@ -48,25 +50,32 @@ def visit(message: Message, context: Context) -> Message:
 
 def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
     # The site's own log may say what is wrong; the network may not.
-    log = logging.getLogger(__name__)
+    log, config, study = logging.getLogger(__name__), None, ""
+    name = ""
     try:
         config = _config(context)
-        log = site_log(config.state)
-        answer = _greet(wire.unpack_hello(message.content), config)
+        name, log = config.name, site_log(config.state)
+        hello = wire.unpack_hello(message.content)
+        study = hashlib.sha256(hello.study).hexdigest()
+        answer = _greet(hello, config)
     except wire.WireError:
-        return Refusal(0, Code.GARBAGE)
+        answer = Refusal(0, Code.GARBAGE, name)
+    except Refused as refused:
+        log.warning("does not take part: %s (%s)", refused.code, refused.why)
+        answer = Refusal(0, refused.code, name)
     except FedgraftError as error:
         log.error("cannot take part: %s", error)
-        return Refusal(0, Code.BAD_DATA)
+        answer = Refusal(0, Code.BAD_DATA, name)
     except Exception:  # the wall between a hospital and the network: no text may pass it
         log.exception("cannot take part")
-        return Refusal(0, Code.FAILED)
-    return answer
+        answer = Refusal(0, Code.FAILED, name)
+    why = "counts of cases and labels, exact or rounded as metrics of the policy says"
+    return answer if _recorded(config, study, answer, why) else Refusal(0, Code.DISK, name)
 
 
 def _greet(hello: Hello, config: SiteConfig) -> Greeting | Refusal:
     if hello.protocol != PROTOCOL:
-        return Refusal(0, Code.OTHER_PROTOCOL)
+        return Refusal(0, Code.OTHER_PROTOCOL, config.name)
     study = parse_study(json.loads(hello.study), "the study sent by the coordinator")
     site = _site(study, config)
     write_atomic(_study_path(config, study.digest), study.to_json(), private=True)
@@ -74,23 +83,47 @@ def _greet(hello: Hello, config: SiteConfig) -> Greeting | Refusal:
 
 
 def _visit(message: Message, context: Context) -> Update | Refusal:
-    exchange = 0
+    exchange, study, why, config = 0, "", "a constant word", None
+    answer: Update | Refusal
     try:
-        order = wire.unpack_order(message.content)
-        exchange = order.exchange
         config = _config(context)
-        site = _known(config, order.study)
-        if site is None:
-            path = _study_path(config, order.study)
-            if not path.is_file():
-                return Refusal(exchange, Code.UNKNOWN_STUDY)
-            site = _site(_read_study(path), config)
-        return site.visit(order)
+        order = wire.unpack_order(message.content)
+        exchange, study = order.exchange, order.study
+        site = _known(config, study) or _again(config, study)
+        answer = site.visit(order) if site else Refusal(exchange, Code.UNKNOWN_STUDY)
+        if site is not None and isinstance(answer, Update):
+            why = site.grounds(order)
     except wire.WireError:
-        return Refusal(exchange, Code.GARBAGE)
+        answer = Refusal(exchange, Code.GARBAGE)
     except Exception:  # the wall between a hospital and the network: no text may pass it
         logging.getLogger(__name__).exception("visit failed")
-        return Refusal(exchange, Code.FAILED)
+        answer = Refusal(exchange, Code.FAILED)
+    return answer if _recorded(config, study, answer, why) else Refusal(exchange, Code.DISK)
+
+
+def _recorded(config: SiteConfig | None, study: str, answer: Greeting | Update | Refusal, why: str) -> bool:
+    """Whether `answer` stands in the site's egress log, without which it must not leave."""
+    if config is None:  # a site without a configuration has no data either, and this is a refusal
+        return True
+    try:
+        _egress(config).record(study, answer, why)
+    except (OSError, ValueError, FedgraftError):
+        site_log(config.state).exception("the egress log cannot be written")
+        return False
+    return True
+
+
+def _egress(config: SiteConfig) -> EgressLog:
+    kept = _memory("egress")
+    found = kept.setdefault(str(config.state), EgressLog(config.state))
+    assert isinstance(found, EgressLog)
+    return found
+
+
+def _again(config: SiteConfig, digest: str) -> Site | None:
+    """The site as it took the study in before this process began; None if it never did."""
+    path = _study_path(config, digest)
+    return _site(_read_study(path), config) if path.is_file() else None
 
 
 def _config(context: Context) -> SiteConfig:
@@ -116,7 +149,8 @@ def _site(study: Study, config: SiteConfig) -> Site:
     wanted = Wanted(study.tasks, study.input, study.split, study.seed)
     place = Place(config.state, config.cache, bytes.fromhex(config.secret))
     cohort = load_cohort(config.name, config.cohort, wanted, place)
-    site = Site(study, cohort, _bench(study, _device(config)), config.state, observer=config.observer)
+    guard = None if config.observer else Guard(study, config.policy, config.state, labelled_patients(study, cohort))
+    site = Site(study, cohort, _bench(study, _device(config)), config.state, guard)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
     return site
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.data.spec import CohortSpec
+from client.policy import SitePolicy
 from common.errors import StudyError
 from common.files import write_atomic
 from common.study import describe, read_mapping
@@ -28,6 +29,7 @@ class SiteConfig(BaseModel):
     state: Path
     cache: Path
     secret: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){16,}$", repr=False)]
+    policy: SitePolicy = SitePolicy()
     observer: bool = False
     """Hold public data for evaluation only, and take no part in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

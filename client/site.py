@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +19,15 @@ from client.local.gradient import Diverged, Moment, TooFewCases, train
 from client.local.recalibrate import recalibrate
 from client.local.statistics import column_sums, feature_sums
 from client.log import site_log
+from client.privacy.guard import Guard, Refused, Replay
 from client.workbench import Workbench
 from common.errors import FedgraftError
 from common.orders import TRUNK, Arrays, Code, Greeting, Order, Refusal, Split, Update
-from common.plan import Gradient, Recalibrate, Stage
+from common.plan import Gradient, Recalibrate, Role, Stage, Statistics, Tag
 from common.seeds import derive
 from common.study import Study
-from common.travel import changed, own, sent, stays
+from common.tasks import UNKNOWN
+from common.travel import changed, own, releases_plainly, sent, stays
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,28 @@ class Work:
     figures: dict[str, float]
 
 
-class Site:
-    """One hospital in one study. The workbench may be shared with other sites of the same process."""
+def labelled_patients(study: Study, cohort: Cohort) -> int:
+    """How many patients have a training case with a known label."""
+    cases = cohort.splits["train"].tolist()
+    known = [at for at in cases if any(int(cohort.targets[task.name][at]) != UNKNOWN for task in study.tasks)]
+    return len({cohort.patients[at] for at in known})
 
-    def __init__(self, study: Study, cohort: Cohort, bench: Workbench, folder: Path, *, observer: bool = False) -> None:
+
+class Site:
+    """One hospital in one study. The workbench may be shared with other sites of the same process.
+
+    `guard` stands for the site's policy and ledger. Without one the site is an observer: its data are public, it
+    evaluates models and is never asked to train.
+    """
+
+    def __init__(self, study: Study, cohort: Cohort, bench: Workbench, folder: Path, guard: Guard | None) -> None:
         self.name = cohort.name
         self._study = study
-        self._observer = observer
+        self._guard = guard
         self._bench = bench
         self._cohort = cohort
         self._feed = Feed(cohort, study.input, bench.device)
-        self._kept = Kept(folder / "kept")
+        self._kept = Kept(folder / "kept" / study.digest[:16])
         self._log = site_log(folder)
         self._received: dict[str, np.ndarray] = {}
         indices = self._feed.labelled("train")
@@ -54,24 +68,28 @@ class Site:
         self._labelled = {task: float(cases.sum()) for task, cases in known.items()} | {TRUNK: float(len(indices))}
 
     def greet(self) -> Greeting:
-        """Who this site is and what it has, as counts."""
+        """Who this site is and what it has, as counts. Raises Refused if its policy rules the study out."""
+        if self._guard is not None:
+            self._guard.admit(self._bench.tags)
         indices = self._cohort.splits["train"]
+        public = self._guard.public if self._guard else int
         labels = {}
         for task in self._study.tasks:
             known = Counter(self._cohort.targets[task.name][indices].tolist())
-            labels[task.name] = {name: known[index] for index, name in enumerate(task.classes)}
+            labels[task.name] = {name: public(known[index]) for index, name in enumerate(task.classes)}
         problems: Counter[str] = Counter()
         for problem in self._cohort.problems:
-            problems[problem.reason] += problem.count
-        cases = {split: len(indices) for split, indices in self._cohort.splits.items()}
-        return Greeting(self.name, cases, labels, dict(problems), self._observer)
+            problems[problem.reason] += public(problem.count)
+        cases = {split: public(len(indices)) for split, indices in self._cohort.splits.items()}
+        return Greeting(self.name, cases, labels, dict(problems), self._guard is None)
 
     def visit(self, order: Order) -> Update | Refusal:
         """Evaluate what the order brings, do its stage's work, and answer. Never raises: trouble is a constant code."""
         try:
             return self._visit(order)
-        except _Refused as refused:
+        except Refused as refused:
             code = refused.code
+            self._log.warning("exchange %d: %s", order.exchange, refused.why or code)
         except (MemoryError, torch.OutOfMemoryError):
             code = Code.OUT_OF_MEMORY
         except TooFewCases:
@@ -92,32 +110,41 @@ class Site:
         self._bench.touched(self._bench.tags)
         return Refusal(order.exchange, code)
 
+    def grounds(self, order: Order) -> str:
+        """Why the site's policy lets out what it answers to `order`, for the egress log."""
+        if self._guard is None:
+            return "public data of an observer"
+        return self._guard.grounds(self._study.plan[order.stage] if order.work else None, self._bench.tags)
+
     def _visit(self, order: Order) -> Update | Refusal:
         if order.study != self._study.digest or order.stage >= len(self._study.plan):
-            raise _Refused(Code.UNKNOWN_STUDY)
+            raise Refused(Code.UNKNOWN_STUDY)
         self._receive(order)
         before = self._kept.before(order.exchange)
         metrics: dict[str, Arrays] = {}
-        if order.evaluate is not None:
+        if order.evaluate is not None and (self._guard is None or self._guard.shows_metrics):
             self._load(self._evaluated_stage(order), before)
             metrics = self._evaluate(order.evaluate)
         if not order.work:
             return Update(order.exchange, {}, {}, {}, metrics)
+        if self._guard is None:
+            raise Refused(Code.POLICY)
         stage = self._study.plan[order.stage]
         self._load(stage, before)
-        work = self._work(stage, order)
+        work = self._work(stage, order, self._guard)
         if work.own:
             self._kept.save(order.exchange, before | dict(work.own))
-        return Update(order.exchange, work.tensors, self._weights(stage), work.figures, metrics)
+        weights = self._weights(stage, self._guard)
+        return Update(order.exchange, work.tensors, weights, work.figures, metrics, self._guard.spend())
 
     def _receive(self, order: Order) -> None:
         if not self._bench.fits(order.tensors):
-            raise _Refused(Code.BAD_TENSORS)
+            raise Refused(Code.BAD_TENSORS)
         held = {key: array for key, array in self._received.items() if key not in order.tensors}
         if set(held) | set(order.tensors) != set(self._bench.tags):
-            raise _Refused(Code.MISSING_TENSORS)
+            raise Refused(Code.MISSING_TENSORS)
         if self._bench.digests.of(held) != order.held:
-            raise _Refused(Code.MISSING_TENSORS)
+            raise Refused(Code.MISSING_TENSORS)
         self._received |= order.tensors
 
     def _evaluated_stage(self, order: Order) -> Stage | None:
@@ -135,27 +162,57 @@ class Site:
     def _evaluate(self, split: Split) -> dict[str, Arrays]:
         return {task: sums.arrays() for task, sums in evaluate(self._bench, self._feed, split).items()}
 
-    def _work(self, stage: Stage, order: Order) -> Work:
+    def _work(self, stage: Stage, order: Order, guard: Guard) -> Work:
         local, tags = stage.local, self._bench.tags
-        if not isinstance(local, Gradient | Recalibrate):
+        if isinstance(local, Gradient) and local.private is not None:
+            return self._private_work(stage, local, order, guard)
+        moves = changed(stage, tags)
+        if releases_plainly(stage, tags):
+            guard.allow_plain(_roles(tags, moves))
+        if isinstance(local, Statistics):
             columns = local.of == "columns"
             sums = column_sums(self._study, self._feed) if columns else feature_sums(self._bench, self._feed)
-            return Work(sums, {}, {"examples": len(self._feed.labelled("train"))})
-        moves = changed(stage, tags)
+            return Work(sums, {}, self._figures({"examples": len(self._feed.labelled("train"))}))
         self._bench.touched(moves)
         if isinstance(local, Recalibrate):
             figures = recalibrate(self._bench, self._feed, local)
         else:
-            seed = derive(self._study.seed, self.name, stage.name, order.round)
-            figures = train(self._bench, self._feed, local, moves, Moment(seed, order.round, stage.rounds))
-        return Work(self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags)), figures)
+            figures = train(self._bench, self._feed, local, moves, self._moment(stage, order))
+        shared, mine = self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags))
+        return Work(shared, mine, self._figures(figures))
 
-    def _weights(self, stage: Stage) -> dict[str, float]:
+    def _private_work(self, stage: Stage, local: Gradient, order: Order, guard: Guard) -> Work:
+        """Charge, then train with noise, then keep the reply; a round that was answered gets the same answer."""
+        from client.privacy.dpsgd import train_private  # slow to import, and only private work needs it
+
+        tags = self._bench.tags
+        moves = changed(stage, tags)
+        try:
+            model = self._bench.digests.of(self._received)
+            private = guard.charge(stage, order.exchange, _roles(tags, moves), model)
+        except Replay as replay:
+            return Work(replay.shared, replay.own, {})
+        spec = local.model_copy(update={"private": private})
+        self._bench.touched(moves)
+        patients = self._cohort.patients
+        figures = train_private(self._bench, self._feed, patients, spec, moves, self._moment(stage, order))
+        shared, mine = self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags))
+        guard.keep(order.exchange, shared, mine)
+        return Work(shared, mine, figures)
+
+    def _moment(self, stage: Stage, order: Order) -> Moment:
+        seed = derive(self._study.seed, self.name, stage.name, order.round)
+        return Moment(seed, order.round, stage.rounds)
+
+    def _figures(self, figures: dict[str, float]) -> dict[str, float]:
+        """Losses and counts of training, which tell of the patients as metrics do."""
+        return figures if self._guard is not None and self._guard.shows_metrics else {}
+
+    def _weights(self, stage: Stage, guard: Guard) -> dict[str, float]:
         if not isinstance(stage.local, Gradient):
             return {}
-        return self._labelled
+        return {name: float(guard.public(int(count))) for name, count in self._labelled.items()}
 
 
-class _Refused(Exception):
-    def __init__(self, code: Code) -> None:
-        self.code = code
+def _roles(tags: Mapping[str, Tag], keys: Iterable[str]) -> frozenset[Role]:
+    return frozenset(tags[key].role for key in keys)

@@ -7,7 +7,13 @@ from collections.abc import Iterator, Mapping
 from common.inputs import TableInput
 from common.plan import Gradient, Mean, Nothing, Recalibrate, Ridge, Role, Stage, Standardise, Statistics, Tag
 from common.study import Study
-from common.travel import changed
+from common.travel import changed, own, stays
+
+_NOT_PRIVATE = {
+    "convnext": "scales its blocks by parameters that belong to no layer",
+    "vit": "has attention and position parameters that belong to no layer",
+}
+"""Backbones of which per-sample gradients are not known, and why; `common.dp_safe` looks at the others' layers."""
 
 _CLOSED_FORM = {"features": Ridge, "columns": Standardise}
 
@@ -16,6 +22,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     """Every reason why this study cannot work with a model of these tags, each with its key; none if it can."""
     faults: list[str] = []
     local_backbone = False
+    bare: set[str] = set()
     for index, stage in enumerate(study.plan):
         where = f"plan.{index} ({stage.name})"
         faults += [f"{where}.{fault}" for fault in _stage(study, stage, tags)]
@@ -24,7 +31,14 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
                 f"{where}.local: sums of features need the same backbone at all sites, but an earlier stage lets "
                 "entries of it stay at the sites"
             )
-        keeps = (key for key in changed(stage, tags) if tags[key] not in stage.share)
+        private = isinstance(stage.local, Gradient) and stage.local.private is not None
+        if private and (roles := sorted({tags[key].role.value for key in bare if own(stage, tags, key)})):
+            faults.append(
+                f"{where}.share: {', '.join(roles)} would come from the site, where an earlier stage computed them "
+                "without noise, so one patient could change the gradients of all others; share them, or do this first"
+            )
+        keeps = stays(stage, tags)
+        bare |= set() if private else set(keeps)
         local_backbone |= any(tags[key].role is not Role.HEAD for key in keeps)
     if isinstance(study.input, TableInput) and not isinstance(study.plan[0].merge, Standardise):
         faults.append("plan.0: a table needs a first stage that standardises its columns (merge: standardise)")
@@ -46,6 +60,7 @@ def _stage(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]
 
 
 def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
+    yield from _private(study, stage, local, tags)
     moves = changed(stage, tags)
     if all(tags[key].role is Role.NORM_STATS for key in moves):
         yield "local.train: selects nothing that gradients could train in this model"
@@ -64,6 +79,27 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     if stray:
         roles = sorted({tags[key].role.value for key in stray})
         yield f"keep: {', '.join(roles)} is trained, but neither shared nor declared to stay at the site (keep)"
+
+
+def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
+    """What would void the guarantee, or cannot be computed, if this work is to be private."""
+    if local.private is None:
+        return
+    moves = changed(stage, tags)
+    if any(tags[key].role is Role.NORM_STATS for key in moves):
+        yield "local.fixed_norm_stats: running statistics are not noised, so they must stay; set it to true"
+    if local.class_weights != "none":
+        yield "local.class_weights: weights from the site's own label counts are released with every step; use none"
+    if local.epochs is not None:
+        yield "local.epochs: how many steps an epoch takes depends on the data; private work is counted in steps"
+    if local.clip_norm is not None:
+        yield "local.clip_norm: clips the mean of a batch, which protects nobody; private.clip clips every unit"
+    if local.private.mode == "ghost" and local.private.views > 1:
+        yield "local.private.views: ghost clipping knows single images only; use mode: hooks, or views: 1"
+    backbone = study.model.backbone
+    why = next((why for family, why in _NOT_PRIVATE.items() if backbone.startswith(family)), None)
+    if why is not None and any(tags[key].role is not Role.HEAD for key in moves):
+        yield f"local.train: {backbone} {why}, so it cannot be trained privately; train heads"
 
 
 def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:

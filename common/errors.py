@@ -4,7 +4,8 @@ FedgraftError
 |-- InputError            exit 2: something a person wrote or pointed at is wrong
 |   |-- StudyError        a study, scenario or site file; carries every fault found
 |   |-- DataError         a cohort: folder, table, labels
-|   `-- WeightsError      a weights file or its manifest
+|   |-- WeightsError      a weights file or its manifest
+|   `-- LedgerError       a site's privacy ledger is missing, damaged, or older than it was
 `-- RunError              exit 1: the run itself failed
     |-- QuorumError       too few sites answered
     `-- ResumeError       a run's folder cannot be continued
@@ -47,6 +48,10 @@ class DataError(InputError):
 
 class WeightsError(InputError):
     """A weights file or its manifest is not what it should be."""
+
+
+class LedgerError(InputError):
+    """A site's privacy ledger cannot be trusted, so nothing may be spent."""
 
 
 class RunError(FedgraftError):

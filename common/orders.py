@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from common.files import digest_arrays
+from common.privacy import Spend
 
 PROTOCOL = 1
 """Both sides must speak the same version; a site refuses another."""
@@ -36,6 +37,12 @@ class Code(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     DISK = "disk"
     FAILED = "failed"
+    POLICY = "policy"
+    """The site's policy does not allow it."""
+    BUDGET = "budget"
+    """The site's budget of privacy is spent, or was charged for this round before."""
+    LEDGER = "ledger"
+    """The site's ledger cannot be trusted, so that nothing may be released."""
     # Said by the coordinator of a site, never by a site:
     DEADLINE = "deadline"
     UNREACHABLE = "unreachable"
@@ -101,14 +108,17 @@ class Update:
     weights: Mapping[str, float]
     train: Mapping[str, float]
     metrics: Mapping[str, Arrays]
+    spent: Spend | None = None
+    """What the study has cost the site so far; None without differential privacy."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """No update from this site in this exchange, and why."""
+    """No update from this site in this exchange, and why. A site that stays out of a study says its name as well."""
 
     exchange: int
     code: Code
+    site: str = ""
 
 
 class Digests:

@@ -108,11 +108,38 @@ class Augment(Value):
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
+class Private(Value):
+    """DP-SGD: every step sees each unit with probability `sample`, clips its gradient to `clip`, adds noise to the sum.
+
+    Abadi et al. 2016, "Deep learning with differential privacy". The noise has deviation `sigma * clip`; `sigma`,
+    `sample` and the number of steps are all that the privacy spent depends on. One unit, which may be added or removed,
+    is a patient with all images, or an image. Give either `sigma` or the `epsilon` that the whole stage may cost; each
+    site then finds the least noise for its own delta. Both are requests: a site's policy may ask for more noise.
+    """
+
+    sigma: Annotated[float, Field(gt=0)] | None = None
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    sample: Annotated[float, Field(gt=0, le=1)]
+    unit: Literal["patient", "image"] = "patient"
+    mode: Literal["hooks", "ghost"] = "hooks"
+    """How gradients of single cases are found: kept all at once, or in two passes with less memory."""
+    views: Annotated[int, Field(ge=1)] = 1
+    """A unit's gradient is the mean over up to this many of its images, or augmented copies of them."""
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Private:
+        if (self.sigma is None) == (self.epsilon is None):
+            raise ValueError("give either sigma or epsilon")
+        return self
+
+
 class Gradient(Value):
     """Optimiser steps on the supervised loss over the site's labelled training cases.
 
     `schedule` runs over all the rounds of the stage. `backbone_lr_factor` multiplies the rate of everything that is
-    not a head. `fixed_norm_stats` leaves running statistics as received (FixBN).
+    not a head. `fixed_norm_stats` leaves running statistics as received (FixBN). With `private`, `batch_size` says how
+    many images are worked on at a time, for memory alone.
     """
 
     kind: Literal["gradient"] = "gradient"
@@ -132,6 +159,7 @@ class Gradient(Value):
     fixed_norm_stats: bool = False
     class_weights: Literal["none", "balanced"] = "none"
     augment: Augment | None = None
+    private: Private | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Gradient:

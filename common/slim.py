@@ -40,7 +40,8 @@ class SlimResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) to (N, 128)."""
         y = self.blocks(torch.relu(self.bn1(self.conv1(x))))
-        return torch.as_tensor(y.mean((2, 3)))
+        features: Tensor = y.mean((2, 3))
+        return features
 
 
 class Standardise(nn.Module):
@@ -69,7 +70,8 @@ class TableLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, columns) to (N, columns)."""
-        return torch.as_tensor(self.standardise(x))
+        columns: Tensor = self.standardise(x)
+        return columns
 
 
 class TableMLP(nn.Module):
@@ -84,4 +86,5 @@ class TableMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, columns) to (N, 32)."""
-        return torch.as_tensor(self.layers(self.standardise(x)))
+        features: Tensor = self.layers(self.standardise(x))
+        return features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from common.plan import Gradient, Recalibrate, Role, Select, Stage, Tag
+from common.plan import Gradient, Recalibrate, Role, Select, Stage, Statistics, Tag
 
 Tags = Mapping[str, Tag]
 
@@ -32,3 +32,11 @@ def stays(stage: Stage, tags: Tags) -> tuple[str, ...]:
 def own(stage: Stage, tags: Tags, key: str) -> bool:
     """Whether a site that has its own value of `key` uses it in this stage, rather than the coordinator's."""
     return tags[key] not in stage.share
+
+
+def releases_plainly(stage: Stage, tags: Tags) -> bool:
+    """Whether what the sites of this stage send is computed from their data without noise."""
+    if isinstance(stage.local, Statistics):
+        return True
+    private = isinstance(stage.local, Gradient) and stage.local.private is not None
+    return not private and bool(sent(stage, tags))

@@ -11,13 +11,15 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from common.orders import Arrays, Code, Greeting, Hello, Order, Refusal, Update
+from common.privacy import Spend, Unit
 
 HELLO = "query.hello"
 VISIT = "train.visit"
@@ -129,8 +131,9 @@ def unpack_order(records: RecordDict) -> Order:
 def pack_reply(reply: Update | Refusal, *, views: bool = False) -> RecordDict:
     """A site's answer to an order as records; `views` as for `pack_tensors`."""
     if isinstance(reply, Refusal):
-        return _pack({"exchange": reply.exchange, "refused": reply.code.value})
-    records = _pack({"exchange": reply.exchange, "weights": dict(reply.weights), "train": dict(reply.train)})
+        return _pack({"exchange": reply.exchange, "refused": reply.code.value, "site": reply.site})
+    words = {"exchange": reply.exchange, "weights": dict(reply.weights), "train": dict(reply.train)}
+    records = _pack(words | ({"spent": asdict(reply.spent)} if reply.spent else {}))
     metrics = {f"{task}/{key}": value for task, sums in reply.metrics.items() for key, value in sums.items()}
     for name, arrays in ((_TENSORS, reply.tensors), (_METRICS, metrics)):
         if arrays:
@@ -155,6 +158,7 @@ def unpack_reply(records: RecordDict) -> Update | Refusal:
         weights=_numbers(words.get("weights")),
         train=_numbers(words.get("train")),
         metrics=metrics,
+        spent=_spend(words.get("spent")),
     )
 
 
@@ -297,9 +301,23 @@ def _numbers(value: object) -> dict[str, float]:
     return {str(key): _number(number) for key, number in value.items()}
 
 
+def _spend(value: object) -> Spend | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or set(value) != {field.name for field in fields(Spend)}:
+        raise WireError("spent")
+    epsilon, delta = _number(value["epsilon"]), _number(value["delta"])
+    words = (value["unit"], value["relation"], value["accountant"])
+    known = (get_args(Unit), ("add/remove",), ("rdp", "prv"))
+    if not (epsilon >= 0 and 0 < delta < 1) or any(word not in all_ for word, all_ in zip(words, known, strict=True)):
+        raise WireError("spent")
+    unit, relation, accountant = words
+    return Spend(epsilon, delta, unit, relation, accountant, _count(value, "steps"))
+
+
 def _refusal(words: Mapping[str, Any]) -> Refusal:
     try:
         code = Code(_text(words, "refused"))
     except ValueError:
         raise WireError("refused") from None
-    return Refusal(exchange=_count(words, "exchange"), code=code)
+    return Refusal(exchange=_count(words, "exchange"), code=code, site=_text(words, "site"))

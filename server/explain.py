@@ -77,8 +77,9 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
     who = {"all": "All sites", "labelled": "Sites with labels", "unlabelled": "Sites without labels"}[stage.where]
     match stage.local:
         case Gradient():
+            private = " with differential privacy" if stage.local.private is not None else ""
             what = (
-                f"train {row['trains']} ({row['trained_parameters']:,} numbers) by {row['local']}, "
+                f"train {row['trains']} ({row['trained_parameters']:,} numbers){private} by {row['local']}, "
                 f"{stage.rounds} round{'s' * (stage.rounds > 1)}"
             )
         case Statistics(of="columns"):

@@ -60,7 +60,9 @@ class GridFleet:
         answers: dict[str, Greeting | Refusal] = {}
         for node, reply in self._collect(messages, None):
             answer = _read_greeting(reply)
-            name = answer.site if isinstance(answer, Greeting) else f"node {nodes.index(node)}"
+            name = answer.site or f"node {nodes.index(node)}"
+            if isinstance(answer, Refusal) and name in answers:
+                name = f"node {nodes.index(node)}"
             if name in answers:
                 raise RunError(f"Two sites are called {name!r}.", fix="Give each site a name of its own.")
             answers[name] = answer

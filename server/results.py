@@ -11,7 +11,7 @@ from common.inputs import ImageInput
 from common.orders import Code
 from common.plan import Gradient, Select, Stage, Statistics
 from common.study import Study
-from common.travel import Tags, changed, sent
+from common.travel import Tags, changed, releases_plainly, sent
 from common.weights import WeightsManifest, save_weights
 from server.folder import RunFolder
 from server.rounds import Outcome, headline
@@ -51,12 +51,24 @@ def write_result(folder: RunFolder, study: Study, tags: Tags, outcome: Outcome, 
             for site, code in outcome.absent.items()
         ]
         + totals.refusals,
-        "privacy": {site: {"dp": False} for site in outcome.greetings},
+        "privacy": {site: privacy(study, tags, rows, site) for site, g in outcome.greetings.items() if not g.observer},
         "baselines": None,
         "task_classes": {task.name: list(task.classes) for task in study.tasks},
         "engine": engine,
     }
     folder.write("result.json", content)
+
+
+def privacy(study: Study, tags: Tags, rows: list[dict[str, Any]], site: str) -> dict[str, Any]:
+    """What a site says that the study has cost it.
+
+    `without_dp` names the stages that it answered without noise: epsilon says nothing of those.
+    """
+    spent = [row["spent"][site] for row in rows if site in row.get("spent", {})]
+    plain = [stage.name for stage in study.plan if releases_plainly(stage, tags)]
+    answered = {row["stage"] for row in rows if site in row["sites_merged"]}
+    figures = spent[-1] if spent else {}
+    return {"dp": bool(spent), **figures, "without_dp": [name for name in plain if name in answered]}
 
 
 def _headline(asked: int, missing: Mapping[str, Code], refusals: list[dict[str, Any]]) -> str:

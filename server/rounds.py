@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class Collected:
     train: dict[str, dict[str, float]] = field(default_factory=dict)
     metrics: dict[str, dict[str, ClassificationSums]] = field(default_factory=dict)
     observed: dict[str, dict[str, ClassificationSums]] = field(default_factory=dict)
+    spent: dict[str, dict[str, Any]] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -231,6 +232,8 @@ class Rounds:
         if self._greetings[site].observer:
             got.observed[site] = sums or {}
             return None
+        if answer.spent is not None:
+            got.spent[site] = asdict(answer.spent)
         got.merged.append(site)
         got.train[site] = dict(answer.train)
         if sums:
@@ -273,6 +276,7 @@ class Rounds:
             "sites_merged": sorted(got.merged),
             "missing": {site: code.value for site, code in sorted(got.missing.items())},
             "train": dict(sorted(got.train.items())),
+            "spent": dict(sorted(got.spent.items())),
             "evaluated": self._evaluated(step) if got.metrics or got.observed else None,
             "split": self._split(step) if got.metrics else None,
             "metrics": scores.values(),

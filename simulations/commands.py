@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from rich.table import Table
 
 from common.errors import InputError, RunError
 from common.files import home, read_json
+from common.pricing import Price, price, private_stages
 from common.study import Study, describe, read_study
+from common.travel import releases_plainly
 from common.weights import load_weights, save_weights
 from common.weights_import import Source
 from common.weights_import import import_weights as take_in
@@ -105,7 +108,8 @@ def hospitals(scenario: Scenario) -> Hospitals:
     folder = home() / "phantoms" / f"{scenario.name}-{scenario.digest[:12]}"
     cohorts = make_hospitals(scenario, folder)
     faults = {site.name: site.faults for site in scenario.sites if site.faults is not None}
-    return Hospitals(cohorts, faults, synthetic=scenario.synthetic)
+    policies = {site.name: site.policy for site in scenario.sites if site.policy is not None}
+    return Hospitals(cohorts, faults, policies=policies, synthetic=scenario.synthetic)
 
 
 def make_data(name: str, out: Path) -> None:
@@ -116,19 +120,62 @@ def make_data(name: str, out: Path) -> None:
         _say(f"{site}: {cohort.kind} in {cohort.root}")
 
 
-def explain_study(path: Path, overrides: tuple[str, ...], *, as_json: bool) -> None:
-    """Show a study stage by stage."""
+def explain_study(path: Path, overrides: tuple[str, ...], patients: tuple[int, ...], *, as_json: bool) -> None:
+    """Show a study stage by stage, and what it would cost sites of so many `patients`."""
     study, _ = read(path, overrides)
     explained = explain(study, str(path))
+    prices = [price(study, count) for count in patients]
     if as_json:
-        sys.stdout.write(json.dumps({"study": study.name, "digest": study.digest, "plan": explained.rows}) + "\n")
+        facts = {"study": study.name, "digest": study.digest, "plan": explained.rows}
+        sys.stdout.write(json.dumps(facts | {"prices": [asdict(one) for one in prices]}) + "\n")
         return
     source = explained.start.manifest.id if explained.start.manifest else "random entries"
     _say(f"Study {study.name}, digest {study.digest}")
     _say(f"Model: {study.model.backbone} from {source}, heads {study.heads}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
         _say(f"{number}. {stage.name}: {sentence(stage, row)}")
-    _say("No differential privacy: updates can be inverted by whoever receives them.")
+    tags = explained.start.model.tags()
+    plain = [stage.name for stage in study.plan if releases_plainly(stage, tags)]
+    if plain:
+        _say(
+            f"No differential privacy in {', '.join(plain)}: whoever receives what leaves there can invert it, "
+            "up to single images."
+        )
+    if any(private_stages(study)):
+        _show_prices(prices)
+
+
+def _show_prices(prices: Sequence[Price]) -> None:
+    """One row per site size and private stage."""
+    table = Table("patients", "delta", "stage", "noise / clip", "patients a step", "steps", "epsilon")
+    for one in prices:
+        for number, line in enumerate(one.lines):
+            size = [str(one.patients), f"{one.delta:.1e}"] if number == 0 else ["", ""]
+            step = f"{line.sample * one.patients:.0f} ({line.sample:.0%})"
+            table.add_row(*size, line.stage, f"{line.sigma:.2f}", step, str(line.steps), f"{line.epsilon:.2f}")
+        if len(one.lines) > 1:
+            table.add_row("", "", "all stages", "", "", "", f"{one.epsilon:.2f}")
+    _out.print(table)
+    _say("Epsilon for adding or removing one patient (or image, where the study says so), by Renyi accounting.")
+
+
+def plan_privacy(path: Path, overrides: tuple[str, ...], patients: int, *, as_json: bool) -> None:
+    """Epsilon of a study against its length and the share of patients in each step, with the noise as it is."""
+    study, _ = read(path, overrides)
+    check_study(study, str(path))
+    if not any(private_stages(study)):
+        raise InputError(f"{path}: no stage is private, so there is nothing to price.", fix="See docs/privacy.md.")
+    steps, shares = (0.25, 0.5, 1.0, 2.0, 4.0), (0.25, 0.5, 1.0, 2.0)
+    grid = {length: [price(study, patients, longer=length, larger=share) for share in shares] for length in steps}
+    if as_json:
+        rows = [asdict(one) | {"longer": length} for length, row in grid.items() for one in row]
+        sys.stdout.write(json.dumps(rows) + "\n")
+        return
+    _show_prices([price(study, patients)])
+    table = Table("rounds x", *(f"patients a step x {share:g}" for share in shares), title="epsilon with this noise")
+    for length, row in grid.items():
+        table.add_row(f"{length:g}", *(f"{one.epsilon:.2f}" for one in row))
+    _out.print(table)
 
 
 def list_weights(*, as_json: bool) -> None:

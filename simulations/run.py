@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from client.config import SiteConfig
 from client.data.spec import CohortSpec
+from client.policy import SitePolicy
 from common.errors import InputError, ResumeError
 from common.files import home, read_json, write_json
 from common.plan import Value
@@ -25,6 +26,9 @@ from server.folder import RunFolder
 from server.report import build_report
 from simulations.faults import Fault, FaultyGrid
 from simulations.grids import InProcessGrid, LocalGrid, PoolGrid
+
+OPEN = SitePolicy(allow_non_dp=True, metrics="exact", min_patients=1, epsilon_job=100.0, epsilon_lifetime=100.0)
+"""Whoever simulates a hospital sees all its data anyway. Budgets are counted, and all but unlimited."""
 
 EngineName = Literal["inprocess", "pool", "ray"]
 
@@ -48,6 +52,8 @@ class Hospitals:
     faults: Mapping[str, Fault] = field(default_factory=dict)
     observers: Collection[str] = ()
     """Sites that only evaluate, on public data."""
+    policies: Mapping[str, SitePolicy] = field(default_factory=dict)
+    """The rules of sites that have some; all others are as open as whoever simulates them."""
     synthetic: bool = True
 
 
@@ -72,6 +78,7 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
             name=name,
             cohort=cohort,
             observer=name in hospitals.observers,
+            policy=hospitals.policies.get(name, OPEN),
             state=(sites / name).resolve(),
             cache=home() / "cohorts",
             # A deployed site draws its secret; here it follows from the seed, since splits depend on it.

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from client.data.spec import CohortSpec
+from client.policy import SitePolicy
 from common.errors import StudyError
 from common.files import canonical_json
 from common.plan import Value
@@ -113,7 +114,8 @@ class SiteEntry(Value):
     table: TableSite | None = None
     cohort: CohortSpec | None = None
     faults: Fault | None = None
-    """What goes wrong at this site on purpose."""
+    policy: SitePolicy | None = None
+    """What goes wrong at this site on purpose; `policy` (see `client.policy`) is what it allows, all if not given."""
 
     @model_validator(mode="after")
     def _one_source(self) -> SiteEntry:

@@ -47,12 +47,12 @@ def train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str], 
         raise TooFewCases
     bench.model.freeze(changes, fixed_norm_stats=not _trains_norm_statistics(bench, changes))
     bench.model.train()
-    optimiser = _optimiser(bench, spec, changes)
+    optimiser = optimiser_for(bench, spec, changes)
     rates = [group["lr"] for group in optimiser.param_groups]
     weights = _class_weights(bench, feed, spec, indices)
     draw = torch.Generator().manual_seed(derive(moment.seed, "augment"))
     loss_sum, seen = torch.zeros((), device=bench.device), 0
-    with _dropout_seeded(bench, derive(moment.seed, "dropout")):
+    with dropout_seeded(bench, derive(moment.seed, "dropout")):
         for step, batch in enumerate(feed.batches(groups)):
             if spec.schedule != "constant" or spec.warmup:
                 factor = rate_factor(spec, (moment.round - 1 + step / len(groups)) / moment.rounds)
@@ -143,7 +143,8 @@ def _groups(indices: Tensor, spec: Gradient, seed: int) -> list[Tensor]:
     return groups[: spec.steps]
 
 
-def _optimiser(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> torch.optim.Optimizer:
+def optimiser_for(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> torch.optim.Optimizer:
+    """The optimiser asked for, over the parameters among `changes`; heads and the rest have their own rates."""
     named = bench.parameters
     heads = [named[key] for key in changes if key in named and bench.tags[key].role is Role.HEAD]
     rest = [named[key] for key in changes if key in named and bench.tags[key].role is not Role.HEAD]
@@ -175,7 +176,7 @@ def _class_weights(bench: Workbench, feed: Feed, spec: Gradient, indices: Tensor
 
 
 @contextlib.contextmanager
-def _dropout_seeded(bench: Workbench, seed: int) -> Iterator[None]:
+def dropout_seeded(bench: Workbench, seed: int) -> Iterator[None]:
     """Dropout knows only torch's global stream: lend it a seeded one, and give the old one back."""
     if not bench.model.needs_dropout_rng:
         yield

@@ -37,6 +37,9 @@ MEANINGS = {
     Code.OUT_OF_MEMORY: "ran out of memory",
     Code.DISK: "could not write to its disk",
     Code.FAILED: "failed; its own log says why",
+    Code.POLICY: "does not allow it by its policy",
+    Code.BUDGET: "has not enough of its privacy budget left",
+    Code.LEDGER: "has a privacy ledger that cannot be trusted",
     Code.DEADLINE: "did not answer in time",
     Code.UNREACHABLE: "could not be reached",
     Code.GARBAGE: "sent an answer that could not be read",
@@ -258,9 +261,17 @@ def _pairs(values: Row) -> str:
 
 
 def _privacy(values: Row) -> str:
+    """Epsilon and what it is to be read with, and the stages that it says nothing of."""
     if not values:
         return NONE
-    return _pairs({key: value for key, value in values.items() if key != "dp"}) or ("yes" if values.get("dp") else "no")
+    if not values.get("dp"):
+        return "no"
+    epsilon, delta = number(values.get("epsilon")), number(values.get("delta"))
+    if epsilon is None or delta is None:
+        return NONE
+    figures = f"epsilon {epsilon:.2f} at delta {delta:.1e} per {text(values.get('unit'))}"
+    plain = [text(name) for name in sequence(values.get("without_dp"))]
+    return figures + (f"; without: {', '.join(plain)}" if plain else "")
 
 
 def _plural(count: int, word: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,14 @@ from torch import Tensor
 
 from client.data.cohort import Cohort
 from client.local.gradient import Moment
+from client.policy import SitePolicy
+from client.privacy.guard import Guard
+from client.site import Site, labelled_patients
 from client.workbench import Workbench
 from common.inputs import TableInput
 from common.plan import Gradient
 from common.study import Study
+from simulations.run import OPEN
 
 MakeStudy = Callable[..., Study]
 CPU = torch.device("cpu")
@@ -36,6 +41,12 @@ def cohort(inputs: Tensor, targets: dict[str, Tensor], held_out: int = 0, name: 
     cut = len(inputs) - held_out
     splits = {"train": torch.arange(cut), "val": torch.arange(cut, len(inputs)), "test": torch.arange(0)}
     return Cohort(name, inputs, targets, tuple(map(str, range(len(inputs)))), splits, (), {})
+
+
+def a_site(study: Study, mine: Cohort, folder: Path, policy: SitePolicy = OPEN) -> Site:
+    """A hospital with these cases, all of them labelled patients' own, under this policy."""
+    guard = Guard(study, policy, folder, labelled_patients(study, mine))
+    return Site(study, mine, Workbench(study, CPU), folder, guard)
 
 
 def snapshot(bench: Workbench) -> dict[str, np.ndarray]:

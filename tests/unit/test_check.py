@@ -1,6 +1,7 @@
 import pytest
 
 from common.check import check
+from common.errors import StudyError
 from common.plan import Role, Tag
 from common.study import Study, parse_study
 from common.travel import changed, sent, stays
@@ -98,3 +99,41 @@ def test_fixed_norm_statistics_do_not_move():
 def test_a_linear_probe_moves_and_sends_its_head_alone():
     probe = study(FEDAVG | {"local": GRADIENT | {"train": "heads"}}).plan[0]
     assert sent(probe, TAGS) == ("heads.cls.weight",)
+
+
+PRIVATE = {"kind": "gradient", "steps": 5, "fixed_norm_stats": True, "private": {"sigma": 1.0, "sample": 0.1}}
+
+
+def test_private_work_that_can_be_private_is_let_through():
+    assert check(study(FEDAVG | {"local": PRIVATE}), TAGS) == []
+    heads = PRIVATE | {"train": "heads", "fixed_norm_stats": False}
+    assert check(study(FEDAVG | {"local": heads}, model={"backbone": "vit_b_16"}), TAGS) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"fixed_norm_stats": False}, "local.fixed_norm_stats: running statistics are not noised"),
+        ({"class_weights": "balanced"}, "local.class_weights: "),
+        ({"steps": None, "epochs": 1}, "local.epochs: "),
+        ({"clip_norm": 1.0}, "local.clip_norm: "),
+        ({"private": {"sigma": 1.0, "sample": 0.1, "mode": "ghost", "views": 2}}, "local.private.views: "),
+    ],
+)
+def test_private_work_that_would_not_be_private_is_refused(changes: dict, key: str):
+    (fault,) = check(study(FEDAVG | {"local": PRIVATE | changes}), TAGS)
+    assert fault.startswith(f"plan.0 (s0).{key}")
+
+
+@pytest.mark.parametrize("backbone", ["vit_b_16", "convnext_tiny"])
+def test_a_body_without_per_sample_gradients_is_refused(backbone: str):
+    (fault,) = check(study(FEDAVG | {"local": PRIVATE}, model={"backbone": backbone}), TAGS)
+    assert f"local.train: {backbone} " in fault
+
+
+@pytest.mark.parametrize(
+    "bad", [{"sigma": 0}, {"sigma": -1}, {"clip": 0}, {"sample": 0}, {"sample": 1.1}, {"views": 0}]
+)
+def test_terms_that_promise_nothing_cannot_be_written(bad: dict):
+    with pytest.raises(StudyError, match=next(iter(bad))):
+        study(FEDAVG | {"local": PRIVATE | {"private": {"sigma": 1.0, "sample": 0.1} | bad}})

@@ -13,11 +13,10 @@ from client.local.evaluate import evaluate
 from client.local.feed import Batch, Feed
 from client.local.gradient import train
 from client.local.recalibrate import recalibrate
-from client.site import Site
 from client.workbench import Workbench
 from common.orders import Code, Order, Refusal, Update
 from common.plan import Gradient, Recalibrate, named
-from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot, steps
+from helpers.work import CPU, NOW, MakeStudy, a_site, cohort, images, moved, snapshot, steps
 
 
 def test_statistics_become_the_plain_average_over_the_batches(desk) -> None:
@@ -124,10 +123,10 @@ def test_a_visit_after_a_failed_one_is_as_if_nothing_had_happened(make_study, tm
     mine = cohort(inputs, {"cls": known}, held_out=6)
     tensors = Workbench(study, CPU).read(Workbench(study, CPU).tags)
     order = Order(study.digest, 1, 0, 1, work=True, evaluate="val", tensors=tensors)
-    calm = Site(study, mine, Workbench(study, CPU), tmp_path / "calm")
+    calm = a_site(study, mine, tmp_path / "calm")
     want = calm.visit(order)
     monkeypatch.setattr("client.site.Feed", Interrupted)
-    shaken = Site(study, mine, Workbench(study, CPU), tmp_path / "shaken")
+    shaken = a_site(study, mine, tmp_path / "shaken")
     assert shaken.visit(order) == Refusal(1, Code.FAILED)
     got = shaken.visit(order)
     assert isinstance(want, Update)

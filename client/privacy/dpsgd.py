@@ -1,0 +1,262 @@
+"""DP-SGD over patients or images: the only file that knows Opacus.
+
+Abadi et al. 2016, "Deep learning with differential privacy", with add/remove neighbours and Poisson sampling:
+
+    g = (sum over sampled units u of clip(mean over views of grad loss(u)) + sigma C z) / (q N),   z ~ N(0, I)
+
+What the optimiser makes of g is post-processing. Privacy spent depends on sigma, q and the number of steps alone, which
+all are fixed before the first step. Nothing here uses the study's seed: the coordinator knows it. That goes for dropout
+and augmentation as well, since with draws that others know, a patient left out shifts those of all others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from client.local.augment import augment
+from client.local.feed import Batch, Feed
+from client.local.gradient import Diverged, Moment, TooFewCases, dropout_seeded, optimiser_for, rate_factor
+from client.privacy import secret
+from client.privacy.layers import SAMPLERS
+from client.privacy.units import Rows, chunks, draw_rows, draw_units, units_of
+from client.workbench import Workbench
+from common.dp_safe import LAYERS, dp_twin
+from common.errors import InputError
+from common.plan import Gradient, Private
+from common.tasks import UNKNOWN
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What per-unit gradients need: the model as hooks see it, the parameters that move, and the hooks."""
+
+    model: nn.Module
+    parameters: Sequence[nn.Parameter]
+    hooks: Any
+    private: Private
+
+
+def train_private(
+    bench: Workbench, feed: Feed, patients: Sequence[str], spec: Gradient, changes: Sequence[str], moment: Moment
+) -> dict[str, float]:
+    """Take exactly `spec.steps` noised steps in place; `changes` are the parameters that may move.
+
+    `patients` names the patient of every case of the cohort. The figures returned are public: no loss, no counts.
+    Raises TooFewCases, Diverged; InputError for work that would not be private.
+    """
+    private, sigma, steps = _terms(bench, spec, changes)
+    units = units_of(feed.labelled("train"), patients, private.unit)
+    if not units:
+        raise TooFewCases
+    bench.model.freeze(changes, fixed_norm_stats=True)
+    bench.model.train()
+    _refuse_moving_statistics(bench.model)
+    optimiser = optimiser_for(bench, spec, changes)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    draw = torch.Generator().manual_seed(secret.seed())
+    with attached(bench, changes, private) as trainer, dropout_seeded(bench, secret.seed()):
+        for step in range(steps):
+            chosen = draw_units(len(units), private.sample)
+            rows = draw_rows([units[at] for at in chosen], private.views, augmented=spec.augment is not None)
+            total = clipped_sum(trainer, _batches(feed, rows, spec, draw))
+            noisy = noisy_mean(total, sigma * private.clip, private.sample * len(units))
+            for parameter, gradient in zip(trainer.parameters, noisy, strict=True):
+                parameter.grad = gradient
+            factor = rate_factor(spec, (moment.round - 1 + step / steps) / moment.rounds)
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+    bench.model.eval()
+    if not bench.finite(changes):
+        raise Diverged
+    return {"steps": steps, "sigma": sigma, "sample": private.sample}
+
+
+def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list[Tensor]:
+    """Sum over units of their clipped gradients, one tensor per parameter; zeros if there are no units."""
+    total = [torch.zeros_like(parameter) for parameter in trainer.parameters]
+    for batch, rows in batches:
+        one = _ghost if trainer.private.mode == "ghost" else _kept
+        torch._foreach_add_(total, one(trainer, batch, rows))
+    return total
+
+
+def noisy_mean(total: Sequence[Tensor], deviation: float, expected: float) -> list[Tensor]:
+    """The noised sum over the expected number of units, a public constant, not over the number that came."""
+    return [(part.double() + noise(part, deviation)).div(expected).to(part.dtype) for part in total]
+
+
+def noise(like: Tensor, deviation: float) -> Tensor:
+    """Fresh Gaussian noise in the shape of `like`, float64."""
+    drawn = torch.from_numpy(secret.normal(like.numel()) * deviation)
+    return drawn.view(like.shape).to(like.device)
+
+
+def clip_factors(norms: Tensor, clip: float) -> Tensor:
+    """What brings each norm down to `clip`; 0 for a norm that is no number."""
+    return torch.where(norms.isfinite(), (clip / norms.clamp(min=1e-12)).clamp(max=1.0), 0.0)
+
+
+def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
+    """Per-unit gradients, (units, ...) per parameter, each unit clipped over all parameters together, then summed."""
+    each = [torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64) for part in gradients]
+    norms = torch.stack(each).norm(dim=0)
+    factors = clip_factors(norms, clip)
+    if not bool(norms.isfinite().all()):  # 0 times infinity is not 0, so a unit that overflowed is emptied first
+        for part in gradients:
+            part[~norms.isfinite()] = 0
+    return [torch.einsum("n,n...->...", factors.to(part.dtype), part) for part in gradients]
+
+
+def losses(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Each case's own loss, (N,): the cross-entropy summed over the tasks whose label is known."""
+    return torch.stack(
+        [
+            F.cross_entropy(logits.float(), batch.targets[task], ignore_index=UNKNOWN, reduction="none")
+            for task, logits in outputs.items()
+        ]
+    ).sum(dim=0)
+
+
+def _kept(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
+    """The clipped sum from all cases' gradients at once: memory is cases times parameters."""
+    share = 1 / torch.bincount(rows.unit, minlength=rows.units).clamp(min=1)
+    loss = losses(trainer.model(batch.inputs), batch) * share[rows.unit].to(batch.inputs.device)
+    torch.autograd.backward(loss.sum())
+    by_unit = []
+    for parameter in trainer.parameters:
+        by_case = _taken(parameter, "grad_sample")
+        if len(by_case) == rows.units:
+            by_unit.append(by_case)
+        else:
+            empty = by_case.new_zeros((rows.units, *parameter.shape))
+            by_unit.append(empty.index_add_(0, rows.unit.to(by_case.device), by_case))
+        parameter.grad = None
+    return clip_and_sum(by_unit, trainer.private.clip)
+
+
+def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
+    """The clipped sum in two passes, the first for the norms: memory is that of one layer's gradients."""
+    loss = losses(trainer.model(batch.inputs), batch)
+    torch.autograd.backward(loss.sum(), retain_graph=True)
+    norms = torch.stack([_taken(parameter, "_norm_sample") for parameter in trainer.parameters]).double().norm(dim=0)
+    for parameter in trainer.parameters:
+        parameter.grad = None
+    sound = norms.isfinite()
+    if not bool(sound.all()):
+        places = sound.nonzero()[:, 0]
+        rest = _only(batch, rows, places)
+        return _ghost(trainer, *rest) if len(places) else [torch.zeros_like(p) for p in trainer.parameters]
+    factors = clip_factors(norms, trainer.private.clip).to(loss.dtype)
+    trainer.hooks.disable_hooks()
+    parts = torch.autograd.grad((loss * factors).sum(), list(trainer.parameters))
+    trainer.hooks.enable_hooks()
+    return list(parts)
+
+
+def _batches(
+    feed: Feed, drawn: Sequence[Tensor], spec: Gradient, draw: torch.Generator
+) -> Iterator[tuple[Batch, Rows]]:
+    """Batches without images that are not finite: one such pixel would spoil the sum, and thereby tell of itself."""
+    groups = list(chunks(drawn, spec.batch_size))
+    for read, rows in zip(feed.batches([group.indices for group in groups]), groups, strict=True):
+        batch = read
+        if batch.inputs.ndim == 4:  # in tables, NaN stands for what is missing
+            finite = batch.inputs.isfinite().flatten(1).all(dim=1).nonzero()[:, 0]
+            batch, rows = _only(batch, rows, finite)  # noqa: PLW2901
+        if not len(batch.indices):
+            continue
+        if spec.augment is not None:
+            batch = replace(batch, inputs=augment(batch.inputs, spec.augment, draw))
+        yield batch, rows
+
+
+def _only(batch: Batch, rows: Rows, places: Tensor) -> tuple[Batch, Rows]:
+    """Some of a batch's cases; a unit of which none is left has an empty gradient."""
+    if len(places) == len(batch.indices):
+        return batch, rows
+    here = places.cpu()
+    targets = {task: target[places] for task, target in batch.targets.items()}
+    kept = Batch(batch.inputs[places], targets, batch.indices[here], batch.known)
+    return kept, Rows(rows.indices[here], rows.unit[here], rows.units)
+
+
+def _terms(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> tuple[Private, float, int]:
+    """What was asked for, once more: the last place where work that is not private can be stopped."""
+    private = spec.private
+    if private is None or spec.steps is None:
+        raise InputError("Private work needs its terms and a number of steps.")
+    sigma = private.sigma
+    if sigma is None or not (sigma > 0 and private.clip > 0 and 0 < private.sample <= 1):
+        raise InputError("Private work needs noise, a bound, and a share of the units to sample.")
+    if spec.class_weights != "none" or spec.clip_norm is not None:
+        raise InputError("Class weights and the clipping of batches are not for private work.")
+    if private.mode == "ghost" and private.views > 1:
+        raise InputError("Ghost clipping knows single images only.")
+    if not changes or not set(changes) <= set(bench.parameters):
+        raise InputError("Private work trains parameters; running statistics are not noised and must stay.")
+    return private, sigma, spec.steps
+
+
+def _refuse_moving_statistics(model: nn.Module) -> None:
+    if any(isinstance(part, _NormBase) and part.training for part in model.modules()):
+        raise InputError("A norm layer that takes its statistics from the batch ties patients together.")
+
+
+@contextmanager
+def attached(bench: Workbench, changes: Sequence[str], private: Private) -> Iterator[Trainer]:
+    """The model with hooks for per-case gradients, and without any trace of them afterwards."""
+    model = dp_twin(bench.model, changes)
+    hooks: Any = (_GhostHooks if private.mode == "ghost" else _KeptHooks)(model, loss_reduction="sum", strict=False)
+    try:
+        with warnings.catch_warnings():
+            # The first layer's hook has no gradient of its input to show, and needs none.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield Trainer(model, [bench.parameters[key] for key in changes], hooks, private)
+    finally:
+        hooks.cleanup()
+        for part in model.modules():  # what a pass that failed has left
+            for left in ("activations", "max_batch_len"):
+                part.__dict__.pop(left, None)
+        for parameter in bench.parameters.values():
+            parameter.grad = None
+
+
+def _taken(parameter: nn.Parameter, name: str) -> Tensor:
+    value = getattr(parameter, name)
+    assert isinstance(value, Tensor)
+    setattr(parameter, name, None)
+    return value
+
+
+class _AlsoInEval:
+    """Opacus looks away from layers in eval; ours are there because their statistics are fixed, and may still learn."""
+
+    GRAD_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = {
+        **{layer: sampler for layer, sampler in GradSampleHooks.GRAD_SAMPLERS.items() if layer in LAYERS},
+        **SAMPLERS,
+    }
+
+    def capture_activations_hook(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        was, module.training = module.training, True
+        super().capture_activations_hook(module, inputs, output)  # type: ignore[misc]  # a mixin's parent is Opacus's
+        module.training = was
+
+
+class _KeptHooks(_AlsoInEval, GradSampleHooks):  # type: ignore[misc]  # Opacus has no types
+    pass
+
+
+class _GhostHooks(_AlsoInEval, GradSampleHooksFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
+    pass

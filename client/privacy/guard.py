@@ -1,0 +1,223 @@
+"""What stands between a study's wishes and the site's data: the site's policy, and its ledger.
+
+The order matters: policy, charge, work, reply kept, reply sent. A crash in between costs the charge, never privacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from client.policy import Reason, Request, SitePolicy, Terms, effective
+from client.privacy.chain import Facts
+from client.privacy.ledger import AlreadyCharged, ChargeRefused, Ledger
+from common.errors import LedgerError
+from common.files import load_tensors, save_tensors
+from common.orders import Arrays, Code
+from common.plan import Gradient, Private, Role, Stage
+from common.privacy import Event, Spend, epsilon
+from common.study import Study
+from common.travel import Tags, changed, releases_plainly
+
+_GRID = 10
+"""Counts that leave a site with `metrics: none` are rounded to tens: exact ones would tell who has come or gone."""
+_KEPT_REPLIES = 3
+
+
+class Refused(Exception):
+    """The site does not do what it was asked. `code` is all that leaves; `why` is for the site's own log."""
+
+    def __init__(self, code: Code, why: str = "") -> None:
+        super().__init__(code.value)
+        self.code = code
+        self.why = why
+
+
+class Replay(Exception):
+    """This round was charged and answered before: `shared` was released then, and `own` stayed."""
+
+    def __init__(self, shared: Arrays, own: Arrays) -> None:
+        super().__init__()
+        self.shared, self.own = shared, own
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where a site's ledger lies, and its witness, which should not be restored together with it."""
+
+    ledger: Path
+    witness: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Held:
+        """The places in a site's state folder."""
+        return cls(folder / "ledger" / "ledger.sqlite", folder / "witness.json")
+
+    def exists(self) -> bool:
+        """Whether there is a ledger, or was one."""
+        return self.ledger.exists() or self.witness.exists()
+
+    def open(self, epsilon_max: float) -> Ledger:
+        """The site's ledger; LedgerError if it cannot be trusted."""
+        return Ledger(self.ledger, self.witness, epsilon_max)
+
+
+class Guard:
+    """One site's policy and ledger in one study. `patients` counts those with labelled training cases."""
+
+    def __init__(self, study: Study, policy: SitePolicy, folder: Path, patients: int) -> None:
+        self._study = study
+        self._policy = policy
+        self._held = Held.of(folder)
+        self._replies = folder / "replies" / study.digest[:16]
+        self._patients = patients
+
+    @property
+    def shows_metrics(self) -> bool:
+        """Whether exact sums of metrics, losses and counts may leave."""
+        return self._policy.metrics == "exact"
+
+    def public(self, count: int) -> int:
+        """A count as it may leave: exact, or rounded to tens, but never to 0 if there is any."""
+        if self.shows_metrics or count == 0:
+            return count
+        return max(_GRID, round(count / _GRID) * _GRID)
+
+    def admit(self, tags: Tags) -> None:
+        """Look at the whole study before its first round; raises Refused if the site could not go through with it."""
+        planned = self.planned(tags)
+        if not planned:
+            return
+        delta, events = planned[0][1].delta, [_event(terms) for _, terms in planned]
+        if not epsilon(events, delta) <= self._policy.epsilon_job:
+            raise Refused(Code.BUDGET, "all stages together cost more than epsilon_job of the policy")
+        if not epsilon(events + list(self._spent_by_others()), delta) <= self._policy.epsilon_lifetime:
+            raise Refused(Code.BUDGET, "with what other studies have spent, more than epsilon_lifetime of the policy")
+
+    def planned(self, tags: Tags) -> list[tuple[Stage, Terms]]:
+        """The study's private stages and what the site makes of each. Raises Refused for what policy does not allow."""
+        planned = []
+        for stage in self._study.plan:
+            roles = frozenset(tags[key].role for key in changed(stage, tags))
+            if releases_plainly(stage, tags):
+                self.allow_plain(roles)
+            elif isinstance(stage.local, Gradient) and stage.local.private is not None:
+                planned.append((stage, self._terms(_request(self._study, stage, roles))))
+        return planned
+
+    def allow_plain(self, roles: frozenset[Role]) -> None:
+        """Let work be released without noise. Raises Refused unless the site's policy says that it may."""
+        self._terms(Request(self._study.model.backbone, roles, private=False, steps=1))
+
+    def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private:
+        """Charge one round of private work on the `model` of that digest, and give what the site makes of the request.
+
+        Raises Refused, or Replay if this round was answered before.
+        """
+        assert isinstance(stage.local, Gradient)
+        asked, steps = stage.local.private, stage.local.steps
+        assert asked is not None
+        assert steps is not None
+        terms = self._terms(_request(self._study, stage, roles))
+        facts = Facts(terms.unit, self._patients, model)
+        event = Event(terms.sigma, terms.q, steps)
+        try:
+            self._ledger(terms).charge(self._study.digest, exchange, event, facts, terms.epsilon_job)
+        except ChargeRefused as refused:
+            raise Refused(Code.BUDGET, refused.reason.value) from None
+        except AlreadyCharged:
+            raise self._answered(exchange) from None
+        except LedgerError as error:
+            raise Refused(Code.LEDGER, str(error)) from None
+        effective_terms = {"sigma": terms.sigma, "clip": terms.clip, "sample": terms.q, "unit": terms.unit}
+        return asked.model_copy(update=effective_terms | {"epsilon": None})
+
+    def grounds(self, stage: Stage | None, tags: Tags) -> str:
+        """What the policy says of an answer to this stage's order; None for an order that only evaluates."""
+        words = []
+        if stage is not None and isinstance(stage.local, Gradient) and stage.local.private is not None:
+            words.append("entries trained with differential privacy, charged to the ledger")
+        elif stage is not None and releases_plainly(stage, tags):
+            words.append("entries or sums without noise, by allow_non_dp of the policy")
+        if self.shows_metrics:
+            words.append("exact figures, by metrics of the policy")
+        return "; ".join(words) or "nothing of the site's data"
+
+    def spend(self) -> Spend | None:
+        """What this study has cost here so far; None if nothing."""
+        if not self._held.exists():
+            return None
+        try:
+            spent = self._held.open(self._policy.epsilon_lifetime).spent(self._study.digest)
+        except LedgerError as error:
+            raise Refused(Code.LEDGER, str(error)) from None
+        return spent if spent.steps else None
+
+    def keep(self, exchange: int, shared: Arrays, own: Arrays) -> None:
+        """Put what is about to be sent on disk, so that it can be sent again without being computed again."""
+        self._replies.mkdir(parents=True, exist_ok=True, mode=0o700)
+        entries = {f"shared/{key}": array for key, array in shared.items()}
+        entries |= {f"own/{key}": array for key, array in own.items()}
+        save_tensors(self._replies / f"{exchange:06d}.safetensors", entries, private=True)
+        for old in sorted(self._replies.glob("*.safetensors"))[:-_KEPT_REPLIES]:
+            old.unlink()
+
+    def _answered(self, exchange: int) -> Replay | Refused:
+        path = self._replies / f"{exchange:06d}.safetensors"
+        if not path.exists():
+            return Refused(Code.BUDGET, "this round was charged, and then the site crashed: the charge is lost")
+        entries = load_tensors(path)
+
+        def part(name: str) -> dict[str, np.ndarray]:
+            return {k.removeprefix(f"{name}/"): a for k, a in entries.items() if k.startswith(f"{name}/")}
+
+        return Replay(part("shared"), part("own"))
+
+    def _terms(self, request: Request) -> Terms:
+        terms = effective(self._policy, request, self._patients, self._delta())
+        if isinstance(terms, Reason):
+            raise Refused(Code.BUDGET if terms is Reason.BUDGET else Code.POLICY, terms.value)
+        return terms
+
+    def _delta(self) -> float | None:
+        if not self._held.exists():
+            return None
+        try:
+            return self._held.open(self._policy.epsilon_lifetime).delta
+        except LedgerError as error:
+            raise Refused(Code.LEDGER, str(error)) from None
+
+    def _spent_by_others(self) -> Iterator[Event]:
+        if self._held.exists():
+            rows = self._held.open(self._policy.epsilon_lifetime).rows()
+            yield from (row.event for row in rows if row.job != self._study.digest)
+
+    def _ledger(self, terms: Terms) -> Ledger:
+        if self._held.exists():
+            return self._held.open(self._policy.epsilon_lifetime)
+        held, limit = self._held, self._policy.epsilon_lifetime
+        return Ledger.create(held.ledger, held.witness, limit, terms.delta, terms.unit)
+
+
+def _event(terms: Terms) -> Event:
+    return Event(terms.sigma, terms.q, terms.steps)
+
+
+def _request(study: Study, stage: Stage, roles: frozenset[Role]) -> Request:
+    assert isinstance(stage.local, Gradient)
+    asked, steps = stage.local.private, stage.local.steps
+    assert asked is not None
+    assert steps is not None
+    return Request(
+        study.model.backbone,
+        roles,
+        unit=asked.unit,
+        epsilon=asked.epsilon,
+        sigma=asked.sigma,
+        clip=asked.clip,
+        q=asked.sample,
+        steps=steps * stage.rounds,
+    )

@@ -1,0 +1,55 @@
+"""Random numbers that nobody can guess or repeat: noise, sampling and all other randomness of private work.
+
+ChaCha20 under a key from the operating system, a new one for every call; there is nothing to seed. torch's own CPU
+generator will not do: it is set by 32 bits of its seed, so whoever knows a part of the noise can search for the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from numpy.typing import NDArray
+
+_CHUNK = 1 << 20
+"""Numbers drawn at a time, so that the noise of a large tensor needs little memory beside it."""
+
+
+def uniform(count: int) -> NDArray[np.float64]:
+    """`count` independent numbers, uniform on [0, 1) in steps of 2^-53."""
+    return np.concatenate([_uniform(size) for size in _sizes(count)])
+
+
+def normal(count: int) -> NDArray[np.float64]:
+    """`count` independent standard normal numbers (Box-Muller; none beyond 8.6 deviations)."""
+    return np.concatenate([_normal(size) for size in _sizes(count)])
+
+
+def seed() -> int:
+    """A 63-bit seed for a generator whose draws need only be unknown to others, such as that of augmentation."""
+    return int.from_bytes(_key()[:8], "big") >> 1
+
+
+def _sizes(count: int) -> list[int]:
+    return [min(_CHUNK, count - start) for start in range(0, count, _CHUNK)] or [0]
+
+
+def _normal(count: int) -> NDArray[np.float64]:
+    pairs = -(-count // 2)
+    draws = _uniform(2 * pairs)
+    radius = np.sqrt(-2 * np.log1p(-draws[:pairs]))
+    angle = 2 * math.pi * draws[pairs:]
+    both: NDArray[np.float64] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    return both[:count]
+
+
+def _uniform(count: int) -> NDArray[np.float64]:
+    stream = Cipher(ChaCha20(_key(), bytes(16)), mode=None).encryptor().update(bytes(8 * count))
+    return np.ldexp((np.frombuffer(stream, dtype=np.uint64) >> np.uint64(11)).astype(np.float64), -53)
+
+
+def _key() -> bytes:
+    return os.urandom(32)

@@ -1,0 +1,59 @@
+"""What a study would cost a site of so many patients, before anyone runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from common.plan import Gradient, Private, Stage
+from common.privacy import Event, default_delta, epsilon, noise_for
+from common.study import Study
+
+
+@dataclass(frozen=True)
+class Line:
+    """One private stage: its noise over the clip, the share of patients in a step, its steps, and its epsilon alone."""
+
+    stage: str
+    sigma: float
+    sample: float
+    steps: int
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a study costs a site: its private stages, and all of them together at the site's delta."""
+
+    patients: int
+    delta: float
+    lines: tuple[Line, ...]
+    epsilon: float
+
+
+def private_stages(study: Study) -> Iterator[tuple[Stage, Private, int]]:
+    """The stages that train with noise, what they ask for, and their steps over all rounds."""
+    for stage in study.plan:
+        if isinstance(stage.local, Gradient) and stage.local.private is not None:
+            yield stage, stage.local.private, (stage.local.steps or 0) * stage.rounds
+
+
+def price(study: Study, patients: int, delta: float | None = None, *, longer: float = 1, larger: float = 1) -> Price:
+    """The price for a site with `patients` in training; `delta` is the site's, min(1e-3, N^-1.1) if not given.
+
+    `longer` multiplies the steps and `larger` the share of patients in each, while the noise stays: what if?
+    """
+    delta = default_delta(patients) if delta is None else delta
+    lines = []
+    for stage, private, steps in private_stages(study):
+        sigma = private.sigma
+        if sigma is None:
+            assert private.epsilon is not None
+            sigma = noise_for(private.epsilon, delta, private.sample, steps)
+        event = Event(sigma, min(1.0, private.sample * larger), max(1, round(steps * longer)))
+        lines.append(Line(stage.name, sigma, event.q, event.steps, epsilon([event], delta)))
+    return Price(patients, delta, tuple(lines), epsilon(_events(lines), delta))
+
+
+def _events(lines: Sequence[Line]) -> list[Event]:
+    return [Event(line.sigma, line.sample, line.steps) for line in lines]

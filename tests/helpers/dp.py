@@ -1,0 +1,74 @@
+"""Private training as an outsider sees it: what the optimiser is given, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from client.local.feed import Feed
+from client.privacy.dpsgd import train_private
+from client.workbench import Workbench
+from common.plan import Gradient, Private, Role
+from helpers.work import CPU, NOW, cohort, images
+
+Desk = Callable[..., tuple[Workbench, Feed]]
+
+
+def terms(steps: int = 1, **changes: Any) -> Gradient:
+    """Private work by plain SGD; keys of `Private` are taken as such, all others are those of `Gradient`.
+
+    The rate may be 0, so that one visit tells nothing to the next.
+    """
+    rate = changes.pop("lr", 1e-3)
+    own = {key: changes.pop(key) for key in tuple(changes) if key in Private.model_fields}
+    private = Private(**({"sigma": 1.0, "clip": 1.0, "sample": 1.0} | own))
+    base = {"batch_size": 5, "optimiser": "sgd", "momentum": 0.0, "fixed_norm_stats": True}
+    return Gradient(steps=steps, private=private, **(base | changes)).model_copy(update={"lr": rate})
+
+
+def quiet(**changes: Any) -> Gradient:
+    """Noise too small to be seen, so that what it is added to can be; the model stays as it is."""
+    return terms(**({"sigma": 1e-9, "lr": 0.0} | changes))
+
+
+def trainable(bench: Workbench) -> list[str]:
+    return [key for key, tag in bench.tags.items() if tag.role is not Role.NORM_STATS]
+
+
+def feed_of(like: Feed, inputs: Tensor, labels: Tensor) -> Feed:
+    """A site of these cases, all for training; `inputs` are what the model sees."""
+    made = Feed(cohort(images(len(inputs))[0], {"cls": labels}), like._spec, CPU)
+    made._inputs = inputs
+    return made
+
+
+@contextmanager
+def watched() -> Iterator[list[Tensor]]:
+    """All gradients that SGD is given within, flat, one tensor per step."""
+    seen: list[Tensor] = []
+    real = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, *args: Any) -> Any:
+        parts = [p.grad for group in self.param_groups for p in group["params"]]
+        seen.append(torch.cat([part.detach().flatten().double() for part in parts]))
+        return real(self, *args)
+
+    torch.optim.SGD.step = step
+    try:
+        yield seen
+    finally:
+        torch.optim.SGD.step = real
+
+
+def sums(bench: Workbench, feed: Feed, patients: Sequence[str], spec: Gradient, keys: Sequence[str] = ()) -> Tensor:
+    """The noised sums of a visit's steps, (steps, coordinates), with the division by the expected batch undone."""
+    assert spec.private is not None
+    labelled = feed.labelled("train").tolist()
+    units = len(labelled) if spec.private.unit == "image" else len({patients[at] for at in labelled})
+    with watched() as seen:
+        train_private(bench, feed, patients, spec, keys or trainable(bench), NOW)
+    return torch.stack(seen) * (spec.private.sample * units)

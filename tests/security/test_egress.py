@@ -1,0 +1,129 @@
+"""Everything that leaves a site stands in its egress log first, and the log cannot be changed unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from client.egress import EgressLog
+from common import wire
+from common.errors import LedgerError
+from common.files import digest_arrays, read_json
+from common.orders import Code, Refusal, Update
+from simulations.grids import InProcessGrid
+from simulations.run import simulate
+
+UPDATE = Update(1, {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"trunk": 4.0}, {"loss": 0.5}, {})
+
+
+def lines(folder: Path) -> list[bytes]:
+    return (folder / "egress.jsonl").read_bytes().splitlines(keepends=True)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log of three messages."""
+    one = EgressLog(tmp_path)
+    one.record("ab", UPDATE, "because")
+    one.record("ab", Refusal(2, Code.BUDGET), "a constant word")
+    EgressLog(tmp_path).record("cd", UPDATE, "because")
+    return tmp_path
+
+
+def test_a_line_says_what_left_and_why(log: Path) -> None:
+    first, second, third = EgressLog(log).entries()
+    assert first.tensors == {"w": ("<f4", (2, 3), digest_arrays({"": UPDATE.tensors["w"]}))}
+    assert first.words == {"weights": {"trunk": 4.0}, "train": {"loss": 0.5}, "spent": None}
+    assert (first.kind, first.study, first.exchange, first.why) == ("update", "ab", 1, "because")
+    assert (second.kind, second.words) == ("refusal", {"code": "budget"})
+    assert (third.seq, third.study) == (3, "cd")
+    assert (log / "egress.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+TAMPERINGS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "a word changed": lambda rows: [rows[0].replace(b"because", b"becausE"), *rows[1:]],
+    "a digest changed": lambda rows: [rows[0].replace(b'"<f4"', b'"<f8"'), *rows[1:]],
+    "the first gone": lambda rows: rows[1:],
+    "one gone": lambda rows: [rows[0], rows[2]],
+    "two swapped": lambda rows: [rows[0], rows[2], rows[1]],
+    "one twice": lambda rows: [*rows, rows[2]],
+    "no JSON": lambda rows: [rows[0], b"{\n", rows[2]],
+    "another key": lambda rows: [rows[0].replace(b'"why"', b'"how"'), *rows[1:]],
+    "a number renumbered": lambda rows: [*rows[:2], rows[2].replace(b'"seq":3', b'"seq":4')],
+}
+
+
+@pytest.mark.parametrize("harm", TAMPERINGS)
+def test_a_log_that_was_changed_is_found_out(log: Path, harm: str) -> None:
+    (log / "egress.jsonl").write_bytes(b"".join(TAMPERINGS[harm](lines(log))))
+    with pytest.raises(LedgerError, match="line"):
+        list(EgressLog(log).entries())
+
+
+def test_a_line_torn_by_a_crash_never_left_and_is_no_damage(log: Path) -> None:
+    whole = (log / "egress.jsonl").read_bytes()
+    (log / "egress.jsonl").write_bytes(whole + lines(log)[0][:40])
+    assert len(list(EgressLog(log).entries())) == 3
+    EgressLog(log).record("ef", UPDATE, "because")
+    assert [entry.study for entry in EgressLog(log).entries()] == ["ab", "ab", "cd", "ef"]
+
+
+def test_all_replies_of_a_run_stand_in_the_log_before_they_leave(hospitals, make_study, tmp_path, monkeypatch) -> None:
+    """Seen at the wire: at the moment a reply is handed over, the last line of its site's log describes it."""
+    seen: list[tuple[str, Update]] = []
+    run = tmp_path / "run"
+    names = sorted(hospitals.cohorts)
+    real = InProcessGrid.pull_messages
+
+    def watched(self: InProcessGrid, ids: list[str]) -> list[Message]:
+        found = list(real(self, ids))
+        for message in found:
+            try:
+                update = wire.unpack_reply(message.content)
+            except wire.WireError:  # a greeting
+                continue
+            assert isinstance(update, Update)
+            site = names[self.get_node_ids().index(message.metadata.src_node_id)]
+            last = list(EgressLog(run / "sites" / site).entries())[-1]
+            sent = {key: digest_arrays({"": array}) for key, array in update.tensors.items()}
+            assert {key: digest for key, (_, _, digest) in last.tensors.items()} == sent
+            assert last.words["weights"] == dict(update.weights)
+            assert {f"{t}/{k}" for t, sums in update.metrics.items() for k in sums} == set(last.metrics)
+            seen.append((site, update))
+        return found
+
+    monkeypatch.setattr(InProcessGrid, "pull_messages", watched)
+    simulate(make_study(), hospitals, run)
+    assert len(seen) == 3 * 4
+    for site in names:
+        kinds = [(entry.kind, entry.exchange) for entry in EgressLog(run / "sites" / site).entries()]
+        assert kinds == [("greeting", 0), ("update", 1), ("update", 2), ("update", 3)]
+
+
+@pytest.mark.parametrize("engine", ["inprocess", "pool"])
+def test_a_site_that_cannot_write_its_log_sends_a_constant_word(
+    hospitals, make_study, tmp_path, monkeypatch, engine: str
+) -> None:
+    from server.folder import RunFolder
+    from simulations.run import Engine
+
+    save = RunFolder.save_checkpoint
+
+    def harmed(self: RunFolder, exchange: int, *rest: object) -> None:
+        save(self, exchange, *rest)
+        path = self.path / "sites" / "west" / "egress.jsonl"
+        if exchange == 1:
+            path.unlink()
+            path.mkdir()  # what a full disk does, for whoever is root
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", harmed)
+    run = simulate(make_study(), hospitals, tmp_path / "run", Engine(name=engine))
+    refusals = read_json(run / "result.json")["refusals"]
+    assert [(row["site"], row["exchange"], row["code"]) for row in refusals] == [
+        ("west", 2, "disk"),
+        ("west", 3, "disk"),
+    ]

@@ -1,0 +1,181 @@
+"""A site's policy: what a study asks for is taken at most as strictly as the site says, or refused; never wider."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client.policy import Reason, Request, SitePolicy, Terms, effective, read_policy
+from common.errors import StudyError
+from common.plan import Role
+from common.privacy import Event, epsilon
+
+POLICY = SitePolicy()
+HEADS = frozenset({Role.HEAD})
+MODEST = Request("resnet18", HEADS, sigma=3.0, q=0.1, steps=100)
+PATIENTS = 600
+
+
+def agreed(request: Request, policy: SitePolicy = POLICY) -> Terms:
+    terms = effective(policy, request, PATIENTS)
+    assert isinstance(terms, Terms)
+    return terms
+
+
+def cost(terms: Terms) -> float:
+    return epsilon([Event(terms.sigma, terms.q, terms.steps)], terms.delta)
+
+
+def test_a_modest_request_is_taken_as_it_is() -> None:
+    terms = agreed(MODEST)
+    assert (terms.sigma, terms.q, terms.steps, terms.clip) == (3.0, 0.1, 100, 1.0)
+    assert (terms.unit, terms.metrics, terms.private) == ("patient", "none", True)
+    assert terms.delta == pytest.approx(PATIENTS**-1.1)
+
+
+def test_the_stricter_side_wins() -> None:
+    assert cost(agreed(replace(MODEST, epsilon=1.0, sigma=None))) == pytest.approx(1.0, rel=5e-3)
+    assert cost(agreed(replace(MODEST, epsilon=50.0, sigma=None))) == pytest.approx(3.0, rel=5e-3)
+    assert agreed(replace(MODEST, epsilon=50.0)).epsilon_job == 3.0
+    assert agreed(replace(MODEST, clip=1e9)).clip == 10.0
+    assert agreed(replace(MODEST, q=1.0)).q == 0.5
+    assert agreed(replace(MODEST, delta=0.1)).delta == pytest.approx(PATIENTS**-1.1)
+    assert agreed(replace(MODEST, unit="image")).unit == "patient"
+    assert agreed(MODEST, SitePolicy(unit="image")).unit == "patient"
+    assert agreed(replace(MODEST, unit="image"), SitePolicy(unit="image")).unit == "image"
+
+
+@pytest.mark.parametrize("sigma", [0.01, None])
+def test_too_little_noise_is_raised_until_the_job_fits(sigma: float | None) -> None:
+    terms = agreed(replace(MODEST, sigma=sigma))
+    assert epsilon([Event(terms.sigma, terms.q, terms.steps)], terms.delta) <= 3.0
+    assert epsilon([Event(terms.sigma * 0.99, terms.q, terms.steps)], terms.delta) > 3.0
+
+
+def test_noise_never_falls_below_the_sites_least() -> None:
+    assert agreed(replace(MODEST, sigma=0.1, q=0.001, steps=1)).sigma == POLICY.sigma_min
+
+
+def test_a_site_keeps_the_delta_of_its_ledger() -> None:
+    terms = effective(POLICY, MODEST, PATIENTS, delta=1e-4)
+    assert isinstance(terms, Terms)
+    assert terms.delta == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"private": False}, Reason.NOT_PRIVATE),
+        ({"steps": 10**6}, Reason.STEPS),
+        ({"steps": 0}, Reason.BAD_REQUEST),
+        ({"delta": 1e-9}, Reason.DELTA),
+        ({"q": 1.5}, Reason.BAD_REQUEST),
+        ({"q": math.nan}, Reason.BAD_REQUEST),
+        ({"sigma": math.nan}, Reason.BAD_REQUEST),
+        ({"sigma": math.inf}, Reason.BAD_REQUEST),
+        ({"sigma": 0.0}, Reason.BAD_REQUEST),
+        ({"sigma": 1e9}, Reason.BUDGET),
+        ({"clip": math.inf}, Reason.BAD_REQUEST),
+        ({"epsilon": -1.0}, Reason.BAD_REQUEST),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_tightened_is_refused_in_one_word(changes: dict[str, Any], reason: Reason) -> None:
+    assert effective(POLICY, replace(MODEST, **changes), PATIENTS) == reason
+
+
+def test_what_the_site_does_not_allow_is_refused() -> None:
+    narrow = SitePolicy(backbones=("densenet121",), train=HEADS, min_patients=500)
+    assert effective(narrow, MODEST, PATIENTS) == Reason.BACKBONE
+    allowed = replace(MODEST, backbone="densenet121")
+    assert effective(narrow, replace(allowed, roles=HEADS | {Role.BODY}), PATIENTS) == Reason.ROLES
+    assert effective(narrow, allowed, 499) == Reason.TOO_FEW_PATIENTS
+    assert isinstance(effective(narrow, allowed, 500), Terms)
+
+
+def test_work_without_noise_needs_the_sites_word() -> None:
+    terms = agreed(replace(MODEST, private=False), SitePolicy(allow_non_dp=True, metrics="exact"))
+    assert not terms.private
+    assert terms.metrics == "exact"
+
+
+def mostly(usual: list[Any], strange: list[Any]) -> st.SearchStrategy[Any]:
+    """One field of a request. Were all of them strange, hardly a request would get past the first refusal."""
+    return st.integers(0, 11).flatmap(lambda throw: st.sampled_from(usual if throw else strange))
+
+
+REQUESTS = st.builds(
+    Request,
+    backbone=mostly(["resnet18"], ["imprint"]),
+    roles=mostly([HEADS, HEADS | {Role.NORM_AFFINE}], [frozenset(Role)]),
+    private=mostly([True], [False]),
+    unit=st.sampled_from(["patient", "image"]),
+    epsilon=mostly([None, 1.0, 1e9], [math.nan, math.inf, 0.0, -1.0]),
+    delta=mostly([None, 1e-3, 0.5], [1e-9, 2.0, math.nan]),
+    sigma=mostly([None, 1e-9, 0.01, 0.3, 0.7, 3.0], [math.nan, math.inf, -1.0, 0.0, 1e9]),
+    clip=mostly([0.1, 1.0, 1e9], [math.nan, math.inf, -1.0]),
+    q=mostly([0.05, 1.0], [1.5, 0.0, math.nan]),
+    steps=mostly([1, 2000], [2001, 10**6, 0, -5]),
+)
+
+
+def test_no_request_widens_the_policy() -> None:
+    policy = SitePolicy(backbones=("resnet18",), train=HEADS | {Role.NORM_AFFINE}, q_max=0.1)
+    agreed_to = 0
+
+    @settings(max_examples=200, deadline=None)
+    @given(REQUESTS)
+    def ask(request: Request) -> None:
+        nonlocal agreed_to
+        terms = effective(policy, request, PATIENTS)
+        if isinstance(terms, Terms):
+            agreed_to += 1
+            _within(policy, request, terms)
+
+    ask()
+    assert agreed_to > 20
+
+
+def _within(policy: SitePolicy, request: Request, terms: Terms) -> None:
+    assert terms.private
+    assert terms.unit == "patient"
+    assert terms.delta == policy.delta_for(PATIENTS)
+    assert terms.epsilon_job <= 3.0
+    assert terms.sigma >= 0.5
+    assert 0 < terms.clip <= 10.0
+    assert 0 < terms.q <= 0.1
+    assert 1 <= terms.steps <= 2000
+    assert request.backbone == "resnet18"
+    assert request.roles <= {Role.HEAD, Role.NORM_AFFINE}
+    assert epsilon([Event(terms.sigma, terms.q, terms.steps)], terms.delta) <= terms.epsilon_job
+
+
+def test_a_policy_is_read_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("epsilon_job: 1\nbackbones: [resnet18]\ntrain: [head, norm_affine]\nmetrics: exact\n")
+    policy = read_policy(path)
+    assert policy == SitePolicy(
+        epsilon_job=1.0, backbones=("resnet18",), train=frozenset({Role.HEAD, Role.NORM_AFFINE}), metrics="exact"
+    )
+
+
+def test_all_faults_of_a_policy_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("allow_non_dp: 1\nepsilon_job: .nan\nsigma_min: '0.5'\nq_max: 2\nepsilon: 3\nunit: site\n")
+    with pytest.raises(StudyError) as caught:
+        read_policy(path)
+    keys = {fault.split(":")[0] for fault in caught.value.faults}
+    assert keys == {"allow_non_dp", "epsilon_job", "sigma_min", "q_max", "epsilon", "unit"}
+
+
+def test_a_job_may_not_have_more_than_the_lifetime(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("epsilon_job: 9\n")
+    with pytest.raises(StudyError, match="larger than epsilon_lifetime"):
+        read_policy(path)

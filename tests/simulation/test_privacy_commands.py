@@ -1,0 +1,130 @@
+"""What a person sees of privacy: prices before a study, the account and the log after it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from client.privacy.guard import Held
+from common.privacy import Event, default_delta, epsilon
+from simulations.run import Hospitals, simulate
+
+PRIVATE = {"epsilon": 5.0, "sample": 0.5}
+
+
+@pytest.fixture
+def study(make_study):
+    local = {"steps": 2, "lr": 0.01, "private": PRIVATE}
+    return make_study(method={"name": "linear_probe", "rounds": 3, "local": local})
+
+
+@pytest.fixture
+def study_file(study, tmp_path: Path) -> Path:
+    path = tmp_path / "private.yaml"
+    path.write_text(study.to_yaml())
+    return path
+
+
+def test_a_study_is_priced_before_it_runs(command, study_file: Path) -> None:
+    code, out, _ = command("study", "explain", study_file, "--patients", 200, "--patients", 5000)
+    assert code == 0
+    assert "train heads (387 numbers) with differential privacy by" in out
+    assert "No differential privacy" not in out
+    code, out, _ = command("study", "explain", study_file, "--patients", 200, "--json")
+    (price,) = json.loads(out)["prices"]
+    (line,) = price["lines"]
+    assert price["delta"] == default_delta(200) == 1e-3
+    assert line["epsilon"] == price["epsilon"] == pytest.approx(5.0, rel=5e-3)
+    assert epsilon([Event(line["sigma"], 0.5, 6)], 1e-3) == line["epsilon"]
+
+
+def test_longer_studies_and_larger_steps_cost_more(command, study_file: Path) -> None:
+    code, out, _ = command("privacy", "plan", study_file, "--patients", 200, "--json")
+    assert code == 0
+    rows = json.loads(out)
+    cost = {(row["longer"], row["lines"][0]["sample"]): row["epsilon"] for row in rows}
+    assert len(cost) == len({length for length, _ in cost}) * len({share for _, share in cost})
+    assert cost[1.0, 0.5] == pytest.approx(5.0, rel=5e-3)
+    assert cost[0.5, 0.5] < cost[1.0, 0.5] < cost[2.0, 0.5]
+    assert cost[1.0, 0.25] < cost[1.0, 0.5] < cost[1.0, 1.0]
+
+
+def test_a_study_without_privacy_says_so_and_has_no_price(command, make_study, tmp_path: Path) -> None:
+    (tmp_path / "plain.yaml").write_text(make_study().to_yaml())
+    code, out, _ = command("study", "explain", "plain.yaml")
+    assert code == 0
+    assert "No differential privacy in train: whoever receives what leaves there can invert it" in out
+    code, _, err = command("privacy", "plan", "plain.yaml")
+    assert code == 2
+    assert "no stage is private" in err
+
+
+def test_a_site_sees_its_account_and_what_the_next_study_would_cost(
+    command, study, study_file: Path, hospitals: Hospitals, tmp_path: Path
+) -> None:
+    east = simulate(study, hospitals, tmp_path / "run") / "sites" / "east"
+    other = yaml.safe_load(study_file.read_text()) | {"name": "other"}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    code, out, _ = command("site", "budget", east, "--study", "other.yaml", "--plot", "spent.png", "--json")
+    assert code == 0
+    facts = json.loads(out)
+    account, proposal = facts["budget"], facts["proposal"]
+    (job,) = account["jobs"]
+    assert (job["study"], job["charges"], job["steps"]) == (study.digest, 3, 6)
+    assert account["spent"] == job["epsilon"] == account["after_each"][-1] == pytest.approx(5.0, rel=5e-3)
+    assert 0 < job["tight"] < job["epsilon"]
+    assert account["after_each"] == sorted(account["after_each"])
+    assert proposal["patients"] == 24
+    assert proposal["epsilon"] == pytest.approx(account["spent"])
+    events = [row.event for row in Held.of(east).open(100.0).rows()]
+    assert proposal["total_after"] == pytest.approx(epsilon(events * 2, account["delta"]))
+    assert proposal["refused"] is None
+    with Image.open(tmp_path / "spent.png") as picture:
+        assert picture.size[0] > 500
+    code, out, _ = command("site", "budget", east, "--study", "other.yaml")
+    assert code == 0
+    for words in (
+        "epsilon 100 for one study",
+        "adding or removing one patient",
+        "within the policy",
+        study.digest[:12],
+    ):
+        assert words in out
+
+
+def test_a_study_beyond_the_policy_is_named_as_such(command, study_file, hospitals, make_study, tmp_path) -> None:
+    run = simulate(make_study(), hospitals, tmp_path / "run")
+    folder = run / "sites" / "east"
+    config = json.loads((folder / "site.json").read_text())
+    config["policy"] |= {"epsilon_job": 100.0, "epsilon_lifetime": 100.0, "steps_max": 3}
+    (folder / "site.json").write_text(json.dumps(config))
+    code, out, err = command("site", "budget", folder, "--study", study_file)
+    assert code == 2
+    assert "--patients" in err
+    code, out, _ = command("site", "budget", folder, "--study", study_file, "--patients", 24)
+    assert code == 0
+    assert "refused (policy: steps)" in out
+    assert "Nothing is spent" in out
+
+
+def test_what_left_can_be_listed_and_looked_at(command, make_study, hospitals, tmp_path: Path) -> None:
+    folder = simulate(make_study(), hospitals, tmp_path / "run") / "sites" / "east"
+    code, out, _ = command("site", "egress", folder)
+    assert code == 0
+    assert "4 messages, each sealed to the one before" in out
+    code, out, _ = command("site", "egress", folder, "--show", 2)
+    assert "heads.cls.weight" in out
+    assert "by allow_non_dp of the policy; exact figures, by metrics of the policy" in out.replace("\n", " ")
+    code, out, _ = command("site", "egress", folder, "--json")
+    assert [entry["kind"] for entry in json.loads(out)] == ["greeting", "update", "update", "update"]
+    assert command("site", "egress", folder, "--show", 9)[0] == 2
+    path = folder / "egress.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"exchange":1', b'"exchange":7'))
+    code, _, err = command("site", "egress", folder)
+    assert code == 2
+    assert "line 2 was changed" in err
+    assert command("site", "egress", tmp_path)[0] == 2

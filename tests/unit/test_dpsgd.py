@@ -1,0 +1,237 @@
+"""Private training against naive twins: sums of gradients clipped case by case, and plain SGD if nothing is added."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from client.local.feed import Feed
+from client.local.gradient import Diverged, Moment, TooFewCases
+from client.privacy.dpsgd import train_private
+from client.workbench import Workbench
+from common.inputs import TableInput
+from common.model import TransferModel, state_arrays
+from common.orders import Code, Order, Refusal, Update
+from common.plan import Augment, Role, named
+from helpers.dp import Desk, feed_of, quiet, sums, terms, trainable, watched
+from helpers.work import CPU, NOW, TABLE_PLAN, MakeStudy, a_site, cohort, images, moved, snapshot
+
+OWN = tuple(map(str, range(27)))
+
+
+def naive_sum(
+    model: TransferModel, feed: Feed, units: Sequence[Sequence[int]], keys: Sequence[str], clip: float
+) -> Tensor:
+    """One backward pass per unit through the model as it is, in eval."""
+    model = copy.deepcopy(model).eval()
+    parameters = [dict(model.named_parameters())[key] for key in keys]
+    total = torch.zeros(sum(parameter.numel() for parameter in parameters), dtype=torch.float64)
+    for unit in units:
+        model.zero_grad()
+        for case in unit:
+            outputs = model(feed._inputs[case : case + 1])
+            for task, logits in outputs.items():
+                label = feed._targets[task][case : case + 1]
+                if int(label) >= 0:
+                    (F.cross_entropy(logits, label) / len(unit)).backward(retain_graph=True)
+        flat = torch.cat([p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters]).double()
+        total += flat * min(1.0, clip / float(flat.norm()))
+    return total
+
+
+def optimiser_order(bench: Workbench, keys: Sequence[str]) -> list[str]:
+    """The rest, then heads: the order in which the optimiser holds them."""
+    return sorted(keys, key=lambda key: bench.tags[key].role is Role.HEAD)
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize(
+    ("backbone", "keys"),
+    [
+        ("slim_resnet", "all"),
+        ("slim_resnet", "heads"),
+        ("slim_resnet", "norm_and_heads"),
+        ("resnet18", "norm_and_heads"),
+        ("mobilenet_v3_small", "all"),
+        ("densenet121", "norm_and_heads"),
+        ("shufflenet_v2_x0_5", "all"),
+    ],
+)
+def test_the_sum_is_that_of_gradients_clipped_case_by_case(desk: Desk, backbone: str, keys: str, mode: str) -> None:
+    bench, feed = desk(backbone)
+    feed = feed_of(feed, feed._inputs[:7], feed._targets["cls"][:7])
+    changes = [key for key in named(keys).keys(bench.tags) if bench.tags[key].role is not Role.NORM_STATS]
+    order = optimiser_order(bench, changes)
+    norms = [float(naive_sum(bench.model, feed, [[case]], order, 1e9).norm()) for case in range(7)]
+    clip = float(np.median(norms))  # some are clipped, some are not
+    spec = quiet(clip=clip, mode=mode, batch_size=3)
+    no_depth(bench)
+    got = sums(bench, feed, OWN, spec, changes)[0]
+    want = naive_sum(bench.model, feed, [[case] for case in range(7)], order, clip)
+    assert float((got - want).norm() / want.norm()) < 1e-5
+
+
+def no_depth(bench: Workbench) -> None:
+    """Dropout would be drawn differently by the twin."""
+    for part in bench.model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_a_patients_gradient_is_the_mean_over_views_clipped_once(desk: Desk, size: int) -> None:
+    """However many images are worked on at a time."""
+    bench, feed = desk()
+    patients = ["a", "a", "b", "c", "c", "c", *["d"] * 6, *map(str, range(15))]
+    spec = quiet(clip=0.5, views=9, batch_size=size)
+    got = sums(bench, feed, patients, spec)[0]
+    units = [[at for at, own in enumerate(patients[:21]) if own == one] for one in dict.fromkeys(patients[:21])]
+    want = naive_sum(bench.model, feed, units, optimiser_order(bench, trainable(bench)), 0.5)
+    assert float((got - want).norm() / want.norm()) < 1e-5
+
+
+def test_labels_that_are_not_known_contribute_nothing(desk: Desk) -> None:
+    tasks = [{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes": ["l", "r", "m"]}]
+    bench, feed = desk(tasks=tasks)
+    labels = torch.arange(21) % 3
+    labels[:6] = -1
+    side = labels.roll(3)
+    feed = Feed(cohort(images(21)[0], {"cls": labels, "side": side}), feed._spec, CPU)
+    for mode in ("hooks", "ghost"):
+        got = sums(bench, feed, OWN, quiet(clip=2.0, mode=mode))[0]
+        known = [[case] for case in range(21) if int(labels[case]) >= 0 or int(side[case]) >= 0]
+        assert len(known) == 18
+        want = naive_sum(bench.model, feed, known, optimiser_order(bench, trainable(bench)), 2.0)
+        assert float((got - want).norm() / want.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_without_noise_or_clip_it_is_plain_sgd_over_everybody(desk: Desk, mode: str) -> None:
+    (ours, feed), (plain, _) = desk(), desk()
+    changes = trainable(ours)
+    spec = terms(4, sigma=1e-12, clip=1e4, mode=mode, lr=0.1, momentum=0.9)
+    train_private(ours, feed, OWN, spec, changes, NOW)
+    optimiser = torch.optim.SGD(plain.model.eval().parameters(), lr=0.1, momentum=0.9)
+    for _ in range(4):
+        optimiser.zero_grad()
+        F.cross_entropy(plain.model(feed._inputs[:21])["cls"], feed._targets["cls"][:21]).backward()
+        optimiser.step()
+    ours_after, plain_after = snapshot(ours), snapshot(plain)
+    assert moved(ours_after, snapshot(desk()[0])) == set(changes)
+    for key in changes:
+        np.testing.assert_allclose(ours_after[key], plain_after[key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_takes_private_steps_and_missing_values_count_as_in_the_model(desk: Desk) -> None:
+    columns = TableInput(numeric=("a", "b"))
+    bench, _ = desk("table_mlp", input=columns.model_dump(), plan=TABLE_PLAN)
+    inputs = torch.randn(12, 2)
+    inputs[3, 1] = torch.nan
+    feed = Feed(cohort(inputs, {"cls": torch.arange(12) % 3}), columns, CPU)
+    keys = [key for key in bench.tags if bench.tags[key].role is not Role.SCALE]
+    got = sums(bench, feed, OWN, quiet(clip=0.1), keys)[0]
+    bench, _ = desk("table_mlp", input=columns.model_dump(), plan=TABLE_PLAN)
+    want = naive_sum(bench.model, feed, [[case] for case in range(12)], optimiser_order(bench, keys), 0.1)
+    assert float((got - want).norm() / want.norm()) < 1e-5
+
+
+def test_the_mean_is_over_the_expected_number_not_the_number_that_came(desk: Desk) -> None:
+    """Lots of a fixed sum: alike cases, so that the sum tells how many came."""
+    bench, feed = desk()
+    same = feed_of(feed, feed._inputs[:1].expand(20, -1, -1, -1).clone(), torch.zeros(20, dtype=torch.long))
+    keys = named("heads").keys(bench.tags)
+    spec = quiet(clip=1e-3)
+    with watched() as whole:
+        train_private(bench, same, OWN, spec, keys, NOW)
+    assert float(whole[0].norm()) == pytest.approx(1e-3, rel=1e-4)
+    with watched() as parts:
+        train_private(bench, same, OWN, quiet(steps=8, clip=1e-3, sample=0.5), keys, NOW)
+    came = torch.stack([part.norm() for part in parts]) / 1e-3 * 10
+    assert torch.allclose(came, came.round(), atol=1e-3)
+    assert len(set(came.round().tolist())) > 1
+
+
+def test_augmented_views_make_up_the_number_and_differ(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, feed = desk()
+    seen: list[Tensor] = []
+    real = Augment()
+    monkeypatch.setattr("client.privacy.dpsgd.augment", lambda x, spec, draw: seen.append(x) or x + 0.1)
+    patients = ["a"] * 5 + [*map(str, range(22))]
+    sums(bench, feed, patients, quiet(views=3, augment=real, batch_size=1000))
+    assert [len(x) for x in seen] == [17 * 3]
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_private_training_learns(desk: Desk, optimiser: str) -> None:
+    bench, feed = desk()
+    bench.model.eval()
+    with torch.no_grad():
+        before = F.cross_entropy(bench.model(feed._inputs)["cls"], feed._targets["cls"])
+    rate = {"sgd": 0.3, "adamw": 0.01}[optimiser]
+    spec = terms(30, sigma=0.05, clip=1.0, sample=0.7, lr=rate, optimiser=optimiser, batch_size=32)
+    train_private(bench, feed, OWN, spec, trainable(bench), NOW)
+    with torch.no_grad():
+        after = F.cross_entropy(bench.model(feed._inputs)["cls"], feed._targets["cls"])
+    assert float(after) < 0.6 * float(before)
+
+
+def test_the_rate_follows_the_schedule_of_the_stage(desk: Desk) -> None:
+    bench, feed = desk()
+    rates: list[float] = []
+    real = torch.optim.SGD.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or real(self))
+        spec = terms(2, schedule="cosine", lr=0.1)
+        for round_ in (1, 2):
+            train_private(bench, feed, OWN, spec, named("heads").keys(bench.tags), Moment(7, round_, 2))
+    assert rates == pytest.approx([0.05 * (1 + np.cos(np.pi * at / 4)) for at in range(4)])
+
+
+def test_nobody_to_learn_from_and_numbers_that_run_away(desk: Desk) -> None:
+    bench, feed = desk()
+    keys = named("heads").keys(bench.tags)
+    with pytest.raises(TooFewCases):
+        train_private(bench, feed_of(feed, feed._inputs[:3], torch.full((3,), -1)), OWN, terms(), keys, NOW)
+    with pytest.raises(Diverged):
+        train_private(bench, feed, OWN, terms(2, lr=1e38, sigma=100.0, sample=1e-3), keys, NOW)
+
+
+PLAN = {
+    "name": "tune",
+    "local": {"kind": "gradient", "train": "norm_and_heads", "steps": 2, "fixed_norm_stats": True},
+    "share": "norm_and_heads",
+    "merge": {"kind": "mean"},
+}
+
+
+def visit(make_study: MakeStudy, folder: Path, private: dict[str, object] | None) -> Update | Refusal:
+    study = make_study(plan=[PLAN | {"local": PLAN["local"] | {"private": private}}])
+    inputs, labels = images(27)
+    site = a_site(study, cohort(inputs, {"cls": labels}, held_out=6), folder)
+    tensors = {key: value.copy() for key, value in state_arrays(Workbench(study, CPU).model).items()}
+    return site.visit(Order(study.digest, 1, 0, 1, work=True, evaluate=None, tensors=tensors))
+
+
+def test_a_site_works_privately_where_the_stage_says_so(make_study: MakeStudy, tmp_path: Path) -> None:
+    plain = visit(make_study, tmp_path / "plain", None)
+    first, again = (visit(make_study, tmp_path / name, {"sigma": 1.0, "sample": 0.5}) for name in ("first", "again"))
+    assert isinstance(plain, Update)
+    assert isinstance(first, Update)
+    assert isinstance(again, Update)
+    assert set(first.tensors) == set(plain.tensors)
+    assert "loss" in plain.train
+    assert first.train == {"steps": 2, "sigma": 1.0, "sample": 0.5}
+    assert all((first.tensors[key] != again.tensors[key]).any() for key in first.tensors)
+
+
+def test_the_site_refuses_in_one_word(make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.privacy.dpsgd.LAYERS", ())
+    monkeypatch.setattr("common.dp_safe.LAYERS", ())
+    assert visit(make_study, tmp_path, {"sigma": 1.0, "sample": 0.5}) == Refusal(1, Code.BAD_DATA)
