@@ -184,10 +184,10 @@ def study_explain(
     as_json: AsJson = False,
 ) -> None:
     """What will be trained, shared and moved, stage by stage, and what privacy it costs sites of some sizes."""
-    from simulations import commands
+    from simulations import study_commands
 
     sizes = tuple(patients or (100, 300, 1000, 3000))
-    commands.explain_study(study_file, tuple(set_ or ()), sizes, as_json=as_json)
+    study_commands.explain_study(study_file, tuple(set_ or ()), sizes, as_json=as_json)
 
 
 @privacy.command("plan")
@@ -198,9 +198,27 @@ def privacy_plan(
     as_json: AsJson = False,
 ) -> None:
     """What a study would cost a site if it were longer, or if its steps saw more patients."""
-    from simulations import commands
+    from simulations import study_commands
 
-    commands.plan_privacy(study_file, tuple(set_ or ()), patients, as_json=as_json)
+    study_commands.plan_privacy(study_file, tuple(set_ or ()), patients, as_json=as_json)
+
+
+@privacy.command("curve")
+def privacy_curve(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    study_file: StudyFile,
+    out: Annotated[Path, typer.Option(help="Folder of the runs, the figures and the plot; continued if it exists.")],
+    train: Annotated[list[str] | None, typer.Option(help="heads, norm_and_heads, last_block or all.")] = None,
+    epsilon: Annotated[list[float] | None, typer.Option(min=0.01, help="Budgets.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy against epsilon: run a private study at several budgets, and without noise."""
+    from simulations import study_commands
+    from simulations.curve import Grid
+
+    grid = Grid(tuple(train or ("heads", "norm_and_heads")), tuple(epsilon or (8.0, 3.0, 1.0)), seeds)
+    study_commands.privacy_curve(study_file, tuple(set_ or ()), grid, out, as_json=as_json)
 
 
 @site.command("budget")

@@ -6,34 +6,30 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from common.errors import InputError, RunError
 from common.files import home, read_json
-from common.pricing import Price, price, private_stages
 from common.study import Study, describe, read_study
-from common.travel import releases_plainly
 from common.weights import load_weights, save_weights
 from common.weights_import import Source
 from common.weights_import import import_weights as take_in
 from server.environment import environment
-from server.explain import check_study, explain, sentence
+from server.explain import check_study
 from server.folder import RunFolder
 from simulations.hospitals import make_hospitals
 from simulations.progress import shown
 from simulations.run import Engine, Hospitals, prepare
 from simulations.run import resume as resume_run
 from simulations.scenario import Scenario, load_scenario
+from simulations.terminal import ERR, OUT, figure, say
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-_out, _err = Console(), Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def simulate(request: Request, engine: Engine, *, as_json: bool) -> None:
         study = RunFolder(run).study()
     else:
         study, run = _set_up(request)
-    console = _err if as_json else _out
+    console = ERR if as_json else OUT
     with shown(run, study, console):
         try:
             resume_run(run, engine)
@@ -117,65 +113,7 @@ def make_data(name: str, out: Path) -> None:
     scenario = load_scenario(name)
     cohorts = make_hospitals(scenario, out)
     for site, cohort in cohorts.items():
-        _say(f"{site}: {cohort.kind} in {cohort.root}")
-
-
-def explain_study(path: Path, overrides: tuple[str, ...], patients: tuple[int, ...], *, as_json: bool) -> None:
-    """Show a study stage by stage, and what it would cost sites of so many `patients`."""
-    study, _ = read(path, overrides)
-    explained = explain(study, str(path))
-    prices = [price(study, count) for count in patients]
-    if as_json:
-        facts = {"study": study.name, "digest": study.digest, "plan": explained.rows}
-        sys.stdout.write(json.dumps(facts | {"prices": [asdict(one) for one in prices]}) + "\n")
-        return
-    source = explained.start.manifest.id if explained.start.manifest else "random entries"
-    _say(f"Study {study.name}, digest {study.digest}")
-    _say(f"Model: {study.model.backbone} from {source}, heads {study.heads}")
-    for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
-        _say(f"{number}. {stage.name}: {sentence(stage, row)}")
-    tags = explained.start.model.tags()
-    plain = [stage.name for stage in study.plan if releases_plainly(stage, tags)]
-    if plain:
-        _say(
-            f"No differential privacy in {', '.join(plain)}: whoever receives what leaves there can invert it, "
-            "up to single images."
-        )
-    if any(private_stages(study)):
-        _show_prices(prices)
-
-
-def _show_prices(prices: Sequence[Price]) -> None:
-    """One row per site size and private stage."""
-    table = Table("patients", "delta", "stage", "noise / clip", "patients a step", "steps", "epsilon")
-    for one in prices:
-        for number, line in enumerate(one.lines):
-            size = [str(one.patients), f"{one.delta:.1e}"] if number == 0 else ["", ""]
-            step = f"{line.sample * one.patients:.0f} ({line.sample:.0%})"
-            table.add_row(*size, line.stage, f"{line.sigma:.2f}", step, str(line.steps), f"{line.epsilon:.2f}")
-        if len(one.lines) > 1:
-            table.add_row("", "", "all stages", "", "", "", f"{one.epsilon:.2f}")
-    _out.print(table)
-    _say("Epsilon for adding or removing one patient (or image, where the study says so), by Renyi accounting.")
-
-
-def plan_privacy(path: Path, overrides: tuple[str, ...], patients: int, *, as_json: bool) -> None:
-    """Epsilon of a study against its length and the share of patients in each step, with the noise as it is."""
-    study, _ = read(path, overrides)
-    check_study(study, str(path))
-    if not any(private_stages(study)):
-        raise InputError(f"{path}: no stage is private, so there is nothing to price.", fix="See docs/privacy.md.")
-    steps, shares = (0.25, 0.5, 1.0, 2.0, 4.0), (0.25, 0.5, 1.0, 2.0)
-    grid = {length: [price(study, patients, longer=length, larger=share) for share in shares] for length in steps}
-    if as_json:
-        rows = [asdict(one) | {"longer": length} for length, row in grid.items() for one in row]
-        sys.stdout.write(json.dumps(rows) + "\n")
-        return
-    _show_prices([price(study, patients)])
-    table = Table("rounds x", *(f"patients a step x {share:g}" for share in shares), title="epsilon with this noise")
-    for length, row in grid.items():
-        table.add_row(f"{length:g}", *(f"{one.epsilon:.2f}" for one in row))
-    _out.print(table)
+        say(f"{site}: {cohort.kind} in {cohort.root}")
 
 
 def list_weights(*, as_json: bool) -> None:
@@ -190,13 +128,13 @@ def list_weights(*, as_json: bool) -> None:
     for manifest in manifests:
         label = " (synthetic)" if manifest.synthetic else ""
         table.add_row(manifest.id + label, manifest.backbone, manifest.trained_on, manifest.licence)
-    _out.print(table)
+    OUT.print(table)
 
 
 def import_weights(source: Source, name: str) -> None:
     """Take in weights, and say what became of every entry."""
     manifest, report = take_in(source, name)
-    _say(
+    say(
         f"{manifest.id}: {len(report.loaded)} entries of {manifest.backbone} taken in, {len(report.ignored)} left out "
         f"({', '.join(report.ignored) or 'none'})"
     )
@@ -222,7 +160,7 @@ def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[st
         }
         backbone = {key: array for key, array in arrays.items() if key.startswith("backbone.")}
         save_weights(out, backbone, facts | {"classes": {}})
-    _say(f"Weights {name} are in {out}")
+    say(f"Weights {name} are in {out}")
 
 
 def doctor(*, as_json: bool) -> None:
@@ -234,9 +172,9 @@ def doctor(*, as_json: bool) -> None:
     else:
         for key, value in facts.items():
             if key != "problems":
-                _say(f"{key}: {value}")
+                say(f"{key}: {value}")
         for problem in facts["problems"]:
-            _say(f"problem: {problem}")
+            say(f"problem: {problem}")
     if facts["problems"]:
         raise RunError(f"{len(facts['problems'])} problem(s) found.")
 
@@ -259,7 +197,7 @@ def _site_log(run: Path) -> str:
 
 
 def _show_result(run: Path, result: dict[str, Any]) -> None:
-    _say(f"{result['status']}: {result['headline']}")
+    say(f"{result['status']}: {result['headline']}")
     for task, values in result["metrics"].items():
         table = Table(f"{task} (test)", "cases", "AUROC", "accuracy", "balanced accuracy")
         for site, row in values["sites"].items():
@@ -268,23 +206,14 @@ def _show_result(run: Path, result: dict[str, Any]) -> None:
         table.add_row(
             "macro mean",
             "",
-            *(_number(values["macro"][key]) for key in ("auroc", "accuracy", "balanced_accuracy")),
+            *(figure(values["macro"][key]) for key in ("auroc", "accuracy", "balanced_accuracy")),
         )
         table.add_row("all cases", *_cells(values["pooled"]))
-        _out.print(table)
-    _say(f"Report: {run / 'report.html'}")
+        OUT.print(table)
+    say(f"Report: {run / 'report.html'}")
     if result["synthetic"]:
-        _say("Phantoms prove the machinery, not clinical benefit.")
+        say("Phantoms prove the machinery, not clinical benefit.")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    return [str(int(row["n"])), *(_number(row[key]) for key in ("auroc", "accuracy", "balanced_accuracy"))]
-
-
-def _say(text: str) -> None:
-    """One line as it is: paths can be copied, and brackets in names mean nothing."""
-    _out.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return [str(int(row["n"])), *(figure(row[key]) for key in ("auroc", "accuracy", "balanced_accuracy"))]

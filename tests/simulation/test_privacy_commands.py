@@ -128,3 +128,34 @@ def test_what_left_can_be_listed_and_looked_at(command, make_study, hospitals, t
     assert code == 2
     assert "line 2 was changed" in err
     assert command("site", "egress", tmp_path)[0] == 2
+
+
+def test_accuracy_against_epsilon_is_measured_written_and_taken_up_again(
+    command, study_file: Path, hospitals: Hospitals, tmp_path: Path, monkeypatch
+) -> None:
+    sites = [{"name": name, "cohort": {"kind": "images", "root": str(c.root)}} for name, c in hospitals.cohorts.items()]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "sites": sites}))
+    study_file.write_text(study_file.read_text() + "\nscenario: mine.yaml\n")
+    words = ["privacy", "curve", study_file, "--out", "curve", "--seeds", 2, "--train", "heads", "--json"]
+    words += ["--epsilon", 20, "--epsilon", 0.05]
+    code, out, err = command(*words)
+    assert code == 0
+    assert err.count("AUROC") == 6
+    points = {point["epsilon"]: point for point in json.loads(out)}
+    assert set(points) == {20.0, 0.05, None}
+    assert points[None]["loss"] is None
+    for budget in (20.0, 0.05):
+        point = points[budget]
+        assert point["runs"] == 2
+        assert point["loss"] == pytest.approx(points[None]["auroc"] - point["auroc"])
+        assert point["half_width"] > 0
+    cells = json.loads((tmp_path / "curve" / "curve.json").read_text())["cells"]
+    runs = {path.name: json.loads((path / "result.json").read_text()) for path in (tmp_path / "curve/runs").iterdir()}
+    assert len(runs) == len(cells) == 6
+    spent = sorted(run["privacy"]["east"].get("epsilon", 0.0) for run in runs.values())
+    assert spent == pytest.approx([0, 0, 0.05, 0.05, 20, 20], rel=1e-2)
+    with Image.open(tmp_path / "curve" / "curve.png") as picture:
+        assert picture.size[0] > 500
+    monkeypatch.setattr("simulations.curve.simulate", None)  # nothing is run a second time
+    assert command(*words)[1] == out
+    assert (tmp_path / "curve" / "curve.csv").read_text().count("\n") == 4

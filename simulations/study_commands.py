@@ -1,0 +1,109 @@
+"""What the front door can say of a study: what it will do, what privacy it costs, and what that costs in accuracy."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from common.errors import InputError
+from common.pricing import Price, price, private_stages
+from common.travel import releases_plainly
+from server.explain import check_study, explain, sentence
+from simulations.commands import hospitals, read
+from simulations.curve import Grid, measure, points, write
+from simulations.scenario import load_scenario
+from simulations.terminal import ERR, OUT, figure, say
+
+
+def explain_study(path: Path, overrides: tuple[str, ...], patients: tuple[int, ...], *, as_json: bool) -> None:
+    """Show a study stage by stage, and what it would cost sites of so many `patients`."""
+    study, _ = read(path, overrides)
+    explained = explain(study, str(path))
+    prices = [price(study, count) for count in patients]
+    if as_json:
+        facts = {"study": study.name, "digest": study.digest, "plan": explained.rows}
+        sys.stdout.write(json.dumps(facts | {"prices": [asdict(one) for one in prices]}) + "\n")
+        return
+    source = explained.start.manifest.id if explained.start.manifest else "random entries"
+    say(f"Study {study.name}, digest {study.digest}")
+    say(f"Model: {study.model.backbone} from {source}, heads {study.heads}")
+    for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
+        say(f"{number}. {stage.name}: {sentence(stage, row)}")
+    tags = explained.start.model.tags()
+    plain = [stage.name for stage in study.plan if releases_plainly(stage, tags)]
+    if plain:
+        say(
+            f"No differential privacy in {', '.join(plain)}: whoever receives what leaves there can invert it, "
+            "up to single images."
+        )
+    if any(private_stages(study)):
+        _show_prices(prices)
+
+
+def _show_prices(prices: Sequence[Price]) -> None:
+    """One row per site size and private stage."""
+    table = Table("patients", "delta", "stage", "noise / clip", "patients a step", "steps", "epsilon")
+    for one in prices:
+        for number, line in enumerate(one.lines):
+            size = [str(one.patients), f"{one.delta:.1e}"] if number == 0 else ["", ""]
+            step = f"{line.sample * one.patients:.0f} ({line.sample:.0%})"
+            table.add_row(*size, line.stage, f"{line.sigma:.2f}", step, str(line.steps), f"{line.epsilon:.2f}")
+        if len(one.lines) > 1:
+            table.add_row("", "", "all stages", "", "", "", f"{one.epsilon:.2f}")
+    OUT.print(table)
+    say("Epsilon for adding or removing one patient (or image, where the study says so), by Renyi accounting.")
+
+
+def plan_privacy(path: Path, overrides: tuple[str, ...], patients: int, *, as_json: bool) -> None:
+    """Epsilon of a study against its length and the share of patients in each step, with the noise as it is."""
+    study, _ = read(path, overrides)
+    check_study(study, str(path))
+    if not any(private_stages(study)):
+        raise InputError(f"{path}: no stage is private, so there is nothing to price.", fix="See docs/privacy.md.")
+    steps, shares = (0.25, 0.5, 1.0, 2.0, 4.0), (0.25, 0.5, 1.0, 2.0)
+    grid = {length: [price(study, patients, longer=length, larger=share) for share in shares] for length in steps}
+    if as_json:
+        rows = [asdict(one) | {"longer": length} for length, row in grid.items() for one in row]
+        sys.stdout.write(json.dumps(rows) + "\n")
+        return
+    _show_prices([price(study, patients)])
+    table = Table("rounds x", *(f"patients a step x {share:g}" for share in shares), title="epsilon with this noise")
+    for length, row in grid.items():
+        table.add_row(f"{length:g}", *(f"{one.epsilon:.2f}" for one in row))
+    OUT.print(table)
+
+
+def privacy_curve(path: Path, overrides: tuple[str, ...], grid: Grid, out: Path, *, as_json: bool) -> None:
+    """Run a private study at several budgets, and show what each costs in accuracy."""
+    study, named = read(path, overrides)
+    begin = check_study(study, str(path))
+    if named is None:
+        raise InputError(f"{path} names no scenario.", fix="Write `scenario: NAME` into it.")
+    sites = hospitals(load_scenario(named))
+    cells = []
+    for cell in measure(study, begin.model.tags(), sites, grid, out):
+        cells.append(cell)
+        price = "no noise" if cell.epsilon is None else f"epsilon {cell.epsilon:g}"
+        ERR.print(f"{cell.train}, {price}, seed {cell.seed}: AUROC {cell.auroc:.3f}", highlight=False)
+    found = points(cells)
+    write(found, cells, out)
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(point) for point in found]) + "\n")
+        return
+    table = Table("trained", "epsilon", "runs", "AUROC", "loss against no noise")
+    for point in found:
+        price = "no noise" if point.epsilon is None else f"{point.epsilon:g}"
+        shown = (_with(point.auroc, point.half_width), _with(point.loss, point.loss_half_width))
+        table.add_row(point.train, price, str(point.runs), *shown)
+    OUT.print(table)
+    best = max((point for point in found if point.epsilon is None), key=lambda point: point.auroc)
+    say(f"Best without noise: {best.train}, {best.auroc:.3f}. Intervals are 95 %, over seeds. Written to {out}")
+
+
+def _with(value: float | None, half_width: float | None) -> str:
+    return figure(value) + (f" +- {half_width:.3f}" if half_width is not None else "")
