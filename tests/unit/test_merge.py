@@ -59,10 +59,10 @@ def test_a_head_that_nobody_has_labels_for_stays_as_it_was():
 
 def test_whole_numbers_stay_whole():
     merging = merger(stage("examples"), TAGS)
-    for one in (update(1.0, 1, 1, 1), update(1.3, 2, 1, 1)):
+    for one in (update(1.0, 1, 1, 1), update(1.4, 2, 1, 1)):
         merging.add(one)
     merged = merging.result(state())["backbone.n"]
-    assert (merged.dtype, int(merged)) == (np.dtype(np.int64), 12)
+    assert (merged.dtype, int(merged)) == (np.dtype(np.int64), 13)  # of 12.67
 
 
 def test_sums_are_taken_in_float64():
@@ -72,6 +72,26 @@ def test_sums_are_taken_in_float64():
         merging.add(update(value, 1, 1, 1))
     exact = np.float32((big + 64 * small) / 65)
     assert merging.result(state())["backbone.w"][0, 0] == exact
+
+
+@pytest.mark.parametrize(("local", "merge"), [(Gradient(epochs=1), Mean()), (Statistics(), Ridge())])
+def test_what_a_site_sent_is_taken_in_and_not_looked_at_again(local, merge):
+    """The memory that a reply lies in is given back once it is merged."""
+    start = {"heads.cls.weight": np.zeros((2, 2), np.float32), "heads.cls.bias": np.zeros(2, np.float32)}
+    if isinstance(merge, Ridge):
+        tensors = {"cls/gram": np.diag([3.0, 5.0, 4.0]), "cls/cross": np.arange(6.0).reshape(3, 2)}
+    else:
+        tensors = {key: array + 1 for key, array in start.items()}
+    results = []
+    for spoil in (False, True):
+        tags = {key: Tag(Role.HEAD, 2, "cls") for key in start}
+        merging = merger(Stage(name="p", local=local, share=named("heads"), merge=merge), tags)
+        own = {key: array.copy() for key, array in tensors.items()}
+        merging.add(Update(1, own, {"*": 1.0, "cls": 1.0}, {}, {}))
+        for array in own.values() if spoil else ():
+            array[...] = 99
+        results.append(merging.result(start))
+    assert all((results[0][key] == results[1][key]).all() for key in start)
 
 
 def test_a_ridge_without_any_label_is_refused():
