@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from common.inputs import TableInput
-from common.plan import Gradient, Mean, Nothing, Recalibrate, Ridge, Role, Stage, Standardise, Statistics, Tag
+from common.plan import Gradient, Nothing, Recalibrate, Ridge, Role, Stage, Standardise, Statistics, Tag
 from common.study import Study
 from common.travel import changed, own, stays
 
@@ -68,10 +68,10 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
         yield "where: the supervised loss needs labels, but the stage is for unlabelled sites"
     if local.augment is not None and isinstance(study.input, TableInput):
         yield "local.augment: is for images, but the study's input is a table"
-    if not isinstance(stage.merge, Mean | Nothing):
+    if isinstance(stage.merge, Ridge | Standardise):
         yield f"merge: {stage.merge.kind} merges sums, but gradient work gives entries; use mean or nothing"
     travels = [key for key in moves if tags[key] in stage.share]
-    if isinstance(stage.merge, Mean) and not travels:
+    if not isinstance(stage.merge, Nothing) and not travels:
         yield "share: nothing that is trained travels, so there is nothing to merge; share more, or merge: nothing"
     if isinstance(stage.merge, Nothing) and travels:
         yield "merge: what is shared must be merged; use merge: mean, or share: none"

@@ -192,6 +192,40 @@ class Mean(Value):
     weight: Literal["examples", "equal"] = "examples"
 
 
+class Median(Value):
+    """The median of each coordinate over the sites, all counting the same (Yin et al. 2018)."""
+
+    kind: Literal["median"] = "median"
+
+
+class TrimmedMean(Value):
+    """The mean of each coordinate without the share `trim` of the sites at either end (Yin et al. 2018).
+
+    At least one site is cut at either end, as long as one is left.
+    """
+
+    kind: Literal["trimmed_mean"] = "trimmed_mean"
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+
+
+class Krum(Value):
+    """The mean of the `keep` updates closest to most others, if at most `faulty` are wrong (Blanchard et al. 2017).
+
+    Needs 2 * faulty + 3 sites.
+    """
+
+    kind: Literal["krum"] = "krum"
+    faulty: Annotated[int, Field(ge=1)] = 1
+    keep: Annotated[int, Field(ge=1)] = 1
+
+
+class ClippedMean(Value):
+    """The mean of all changes, none larger than `bound` times the median of their norms."""
+
+    kind: Literal["clipped_mean"] = "clipped_mean"
+    bound: Annotated[float, Field(gt=0)] = 1.0
+
+
 class Ridge(Value):
     """Closed-form head: one ridge regression on standardised features, from the sites' sums, equal to the pooled one.
 
@@ -217,7 +251,9 @@ class Nothing(Value):
 
 
 Local = Annotated[Gradient | Statistics | Recalibrate, Field(discriminator="kind")]
-Merge = Annotated[Mean | Ridge | Standardise | Nothing, Field(discriminator="kind")]
+Robust = Median | TrimmedMean | Krum | ClippedMean
+"""Merges that hold when a few sites send nonsense."""
+Merge = Annotated[Mean | Robust | Ridge | Standardise | Nothing, Field(discriminator="kind")]
 
 
 class Stage(Value):

@@ -10,8 +10,9 @@ import numpy as np
 from common.closed_form import ridge_head, standard_scale
 from common.errors import RunError
 from common.orders import TRUNK, Arrays, Update
-from common.plan import Mean, Nothing, Ridge, Stage, Standardise
+from common.plan import ClippedMean, Krum, Mean, Median, Nothing, Ridge, Stage, Standardise, TrimmedMean
 from common.travel import Tags
+from server.robust import RobustMerger
 
 
 class Merger(Protocol):
@@ -29,6 +30,8 @@ def merger(stage: Stage, tags: Tags) -> Merger:
     match stage.merge:
         case Mean():
             return MeanMerger(stage.merge, tags)
+        case Median() | TrimmedMean() | Krum() | ClippedMean():
+            return RobustMerger(stage.merge, tags)
         case Ridge():
             return RidgeMerger(stage.merge)
         case Standardise():
