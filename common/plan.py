@@ -192,6 +192,24 @@ class Mean(Value):
     weight: Literal["examples", "equal"] = "examples"
 
 
+class ServerOptimiser(Value):
+    """The sites' mean change is a gradient for the coordinator's own optimiser (Reddi et al. 2021; Hsu et al. 2019).
+
+    `sgd` with momentum is FedAvgM, without it a server learning rate: below 1 it is Reptile. `adam`, `yogi` and
+    `adagrad` are FedAdam, FedYogi and FedAdagrad. Running statistics are averaged.
+    """
+
+    kind: Literal["server_optimiser"] = "server_optimiser"
+    rule: Literal["sgd", "adam", "yogi", "adagrad"]
+    lr: Annotated[float, Field(gt=0)] = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """beta1 of the adaptive rules."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Annotated[float, Field(gt=0)] = 1e-3
+    """How adaptive: entries that hardly change are not divided by less."""
+    weight: Literal["examples", "equal"] = "examples"
+
+
 class Median(Value):
     """The median of each coordinate over the sites, all counting the same (Yin et al. 2018)."""
 
@@ -253,7 +271,7 @@ class Nothing(Value):
 Local = Annotated[Gradient | Statistics | Recalibrate, Field(discriminator="kind")]
 Robust = Median | TrimmedMean | Krum | ClippedMean
 """Merges that hold when a few sites send nonsense."""
-Merge = Annotated[Mean | Robust | Ridge | Standardise | Nothing, Field(discriminator="kind")]
+Merge = Annotated[Mean | ServerOptimiser | Robust | Ridge | Standardise | Nothing, Field(discriminator="kind")]
 
 
 class Stage(Value):

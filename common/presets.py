@@ -6,13 +6,18 @@ from collections.abc import Callable, Mapping
 
 from common.plan import (
     Gradient,
+    Krum,
     Mean,
+    Median,
+    Merge,
     Recalibrate,
     Ridge,
     Select,
+    ServerOptimiser,
     Stage,
     Standardise,
     Statistics,
+    TrimmedMean,
     Value,
     named,
 )
@@ -29,7 +34,10 @@ class Method(Value):
     local: Gradient = Gradient(epochs=1)
 
 
-def _rounds(method: Method, share: str, keep: str = "none", train: str = "all") -> Stage:
+_MEAN = Mean()
+
+
+def _rounds(method: Method, share: str, keep: str = "none", train: str = "all", merge: Merge = _MEAN) -> Stage:
     local = method.local.model_copy(update={"train": named(train)}) if train != "all" else method.local
     return Stage(
         name="train",
@@ -37,7 +45,7 @@ def _rounds(method: Method, share: str, keep: str = "none", train: str = "all") 
         local=local,
         share=named(share),
         keep=named(keep),
-        merge=Mean(),
+        merge=merge,
         rounds=method.rounds,
     )
 
@@ -74,6 +82,34 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     "fedper": (
         "backbone averaged, heads stay at the site (Arivazhagan et al. 2019)",
         lambda m: (_rounds(m, "all_but_heads", keep="heads"),),
+    ),
+    "fedavgm": (
+        "FedAvg with momentum at the coordinator (Hsu et al. 2019)",
+        lambda m: (_rounds(m, "all", merge=ServerOptimiser(rule="sgd", momentum=0.9)),),
+    ),
+    "fedadam": (
+        "Adam at the coordinator over the mean change (Reddi et al. 2021)",
+        lambda m: (_rounds(m, "all", merge=ServerOptimiser(rule="adam", lr=0.01, momentum=0.9)),),
+    ),
+    "fedyogi": (
+        "Yogi at the coordinator over the mean change (Reddi et al. 2021)",
+        lambda m: (_rounds(m, "all", merge=ServerOptimiser(rule="yogi", lr=0.01, momentum=0.9)),),
+    ),
+    "fedadagrad": (
+        "Adagrad at the coordinator over the mean change (Reddi et al. 2021)",
+        lambda m: (_rounds(m, "all", merge=ServerOptimiser(rule="adagrad", lr=0.03)),),
+    ),
+    "median": (
+        "median over the sites of each number (Yin et al. 2018)",
+        lambda m: (_rounds(m, "all", merge=Median()),),
+    ),
+    "trimmed_mean": (
+        "mean without the largest and smallest values of each number (Yin et al. 2018)",
+        lambda m: (_rounds(m, "all", merge=TrimmedMean()),),
+    ),
+    "krum": (
+        "the update closest to most others (Blanchard et al. 2017)",
+        lambda m: (_rounds(m, "all", merge=Krum()),),
     ),
     "linear_probe": (
         "backbone frozen, heads trained by gradient and averaged",

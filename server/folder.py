@@ -16,6 +16,7 @@ from common.files import load_tensors, read_json, save_tensors, write_atomic, wr
 from common.orders import Arrays
 from common.study import Study, parse_study, read_mapping
 
+_MEMORY = "memory of the merge:"
 _TELL_S = 0.1
 """Whoever watches a run learns of a reply this much later, at most, if another one follows."""
 
@@ -24,11 +25,13 @@ _TELL_S = 0.1
 class Checkpoint:
     """The run after `exchange`: the merged state, and how long the history was then, in bytes.
 
-    `totals` are running sums for the result (bytes, seconds, refusals).
+    `memory` is what a stage's merge keeps from round to round; `totals` are running sums for the result (bytes,
+    seconds, refusals).
     """
 
     exchange: int
     state: dict[str, np.ndarray]
+    memory: dict[str, np.ndarray]
     history_bytes: int
     totals: dict[str, Any]
 
@@ -74,12 +77,12 @@ class RunFolder:
             self._watched.flush()
             self._told = now
 
-    def save_checkpoint(self, exchange: int, state: Arrays, totals: Mapping[str, Any]) -> None:
+    def save_checkpoint(self, exchange: int, state: Arrays, memory: Arrays, totals: Mapping[str, Any]) -> None:
         """Make the run resumable from after `exchange`: first the tensors, then the file that names them."""
         folder = self.path / "checkpoint"
         folder.mkdir(exist_ok=True)
         name = f"{exchange:06d}.safetensors"
-        save_tensors(folder / name, dict(state))
+        save_tensors(folder / name, dict(state) | {f"{_MEMORY}{key}": array for key, array in memory.items()})
         size = self._history.stat().st_size if self._history.exists() else 0
         facts = {"exchange": exchange, "tensors": name, "history_bytes": size, "totals": dict(totals)}
         write_json(folder / "state.json", facts)
@@ -96,8 +99,10 @@ class RunFolder:
             return None
         try:
             facts = read_json(source)
-            state = load_tensors(source.parent / facts["tensors"])
-            checkpoint = Checkpoint(facts["exchange"], state, facts["history_bytes"], facts["totals"])
+            found = load_tensors(source.parent / facts["tensors"])
+            state = {key: array for key, array in found.items() if not key.startswith(_MEMORY)}
+            memory = {key.removeprefix(_MEMORY): array for key, array in found.items() if key.startswith(_MEMORY)}
+            checkpoint = Checkpoint(facts["exchange"], state, memory, facts["history_bytes"], facts["totals"])
         except (KeyError, TypeError) as error:
             raise ResumeError(f"{source}: is not a checkpoint: {error}.") from None
         if checkpoint.history_bytes:

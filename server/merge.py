@@ -9,9 +9,22 @@ import numpy as np
 
 from common.closed_form import ridge_head, standard_scale
 from common.errors import RunError
-from common.orders import TRUNK, Arrays, Update
-from common.plan import ClippedMean, Krum, Mean, Median, Nothing, Ridge, Stage, Standardise, TrimmedMean
+from common.orders import Arrays, Update
+from common.plan import (
+    ClippedMean,
+    Krum,
+    Mean,
+    Median,
+    Nothing,
+    Ridge,
+    ServerOptimiser,
+    Stage,
+    Standardise,
+    TrimmedMean,
+)
 from common.travel import Tags
+from server.mean import MeanMerger
+from server.optimiser import ServerOptimiserMerger
 from server.robust import RobustMerger
 
 
@@ -25,11 +38,13 @@ class Merger(Protocol):
         """The entries that change, with the types that they have in `state`."""
 
 
-def merger(stage: Stage, tags: Tags) -> Merger:
-    """What merges the updates of this stage."""
+def merger(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None) -> Merger:
+    """What merges the updates of this stage; `memory` is what it keeps from round to round, changed in place."""
     match stage.merge:
         case Mean():
             return MeanMerger(stage.merge, tags)
+        case ServerOptimiser():
+            return ServerOptimiserMerger(stage.merge, tags, {} if memory is None else memory)
         case Median() | TrimmedMean() | Krum() | ClippedMean():
             return RobustMerger(stage.merge, tags)
         case Ridge():
@@ -38,49 +53,6 @@ def merger(stage: Stage, tags: Tags) -> Merger:
             return StandardiseMerger(tags)
         case Nothing():
             return NothingMerger()
-
-
-class MeanMerger:
-    """Weighted mean per entry; a head is weighted by its own task's labels, so that sites without do not dilute it."""
-
-    def __init__(self, merge: Mean, tags: Tags) -> None:
-        self._equal = merge.weight == "equal"
-        self._tags = tags
-        self._sums: dict[str, np.ndarray] = {}
-        self._weights: dict[str, float] = {}
-
-    def add(self, update: Update) -> None:
-        """Add weight times entries."""
-        for key, array in update.tensors.items():
-            weight = update.weights[self._tags[key].task or TRUNK]
-            if self._equal:
-                weight = float(weight > 0)
-            if weight == 0:
-                continue
-            if key not in self._sums:
-                self._sums[key] = np.zeros(array.shape)
-            self._weights[key] = self._weights.get(key, 0.0) + weight
-            _add_scaled(self._sums[key], array, weight)
-
-    def result(self, state: Arrays) -> dict[str, np.ndarray]:
-        """The means; whole numbers stay whole."""
-        merged = {}
-        for key, total in self._sums.items():
-            mean, dtype = total / self._weights[key], state[key].dtype
-            merged[key] = np.rint(mean).astype(dtype) if dtype.kind in "iu" else mean.astype(dtype)
-        return merged
-
-
-_CHUNK = 1 << 16
-
-
-def _add_scaled(total: np.ndarray, array: np.ndarray, weight: float) -> None:
-    """`total += weight * array` in float64, in pieces that stay in the processor's cache."""
-    into, flat = total.reshape(-1), array.reshape(-1)
-    for start in range(0, len(flat), _CHUNK):
-        part = flat[start : start + _CHUNK].astype(np.float64)
-        part *= weight
-        into[start : start + _CHUNK] += part
 
 
 class _SumMerger:

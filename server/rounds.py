@@ -87,6 +87,7 @@ class Rounds:
         self._folder = folder
         self._state: dict[str, np.ndarray] = dict(state)
         self._tags = tags
+        self._memory: dict[str, np.ndarray] = {}
         self._totals = Totals()
         self._digests = Digests()
         self._held: dict[str, Arrays] = {}
@@ -97,7 +98,7 @@ class Rounds:
         """Carry out what is left of the plan. QuorumError if too few sites answer in a round."""
         done = 0
         if (checkpoint := self._folder.load_checkpoint()) is not None:
-            done, self._state = checkpoint.exchange, checkpoint.state
+            done, self._state, self._memory = checkpoint.exchange, checkpoint.state, checkpoint.memory
             self._totals = Totals(**checkpoint.totals)
         self._greet()
         scores = Scores(self._study, {})
@@ -106,7 +107,7 @@ class Rounds:
                 continue
             scores = self._exchange(step)
             if step.work:
-                self._folder.save_checkpoint(step.exchange, self._state, vars(self._totals))
+                self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
         return Outcome(self._state, self._greetings, self._absent, scores, self._totals)
 
     def _greet(self) -> None:
@@ -136,7 +137,9 @@ class Rounds:
         )
         orders = {site: self._order(step, site, split) for site in sites}
         orders |= {site: replace(self._order(step, site, "all"), work=False) for site in self._observers()}
-        merging = merger(stage, self._tags)
+        if step.round == 1:
+            self._memory = {}
+        merging = merger(stage, self._tags, self._memory)
         got = self._collect(orders, stage, merging)
         self._check_quorum(step, stage, sites, got)
         for site in (*got.merged, *got.observed):

@@ -61,14 +61,14 @@ class Stopped(Exception):
     """A run that is stopped from outside."""
 
 
-@pytest.mark.parametrize("stop", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize(("method", "stop"), [*(("fedbn", stop) for stop in range(5)), ("fedadam", 1)])
 def test_a_run_stopped_anywhere_resumes_to_identical_weights(
-    reference, hospitals, make_study, tmp_path, monkeypatch, stop: int
+    hospitals, make_study, tmp_path, monkeypatch, method: str, stop: int
 ):
-    """FedBN keeps entries at the sites, so that their state must be taken up again as well."""
+    """FedBN keeps entries at the sites, FedAdam moments at the coordinator: both must be taken up again as well."""
     from server.folder import RunFolder
 
-    study = make_study(method={**GRAFT, "name": "fedbn"})
+    study = make_study(method={**GRAFT, "name": method})
     whole = simulate(study, hospitals, tmp_path / "whole")
     save, seen = RunFolder.save_checkpoint, []
 
