@@ -21,12 +21,14 @@ from client.egress import EgressLog
 from client.log import close as close_log
 from client.log import site_log
 from client.privacy.guard import Guard, Refused
+from client.privacy.sealing import Sealer
 from client.site import Site, labelled_patients
 from client.workbench import Workbench
 from common import wire
-from common.errors import FedgraftError
+from common.bundle import WireError
+from common.errors import FedgraftError, InputError
 from common.files import write_atomic
-from common.orders import PROTOCOL, Code, Greeting, Hello, Refusal, Update
+from common.orders import PROTOCOL, Answer, Code, Greeting, Hello, Refusal
 from common.study import Study, parse_study
 
 app = ClientApp()
@@ -58,7 +60,7 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
         hello = wire.unpack_hello(message.content)
         study = hashlib.sha256(hello.study).hexdigest()
         answer = _greet(hello, config)
-    except wire.WireError:
+    except WireError:
         answer = Refusal(0, Code.GARBAGE, name)
     except Refused as refused:
         log.warning("does not take part: %s (%s)", refused.code, refused.why)
@@ -82,18 +84,18 @@ def _greet(hello: Hello, config: SiteConfig) -> Greeting | Refusal:
     return site.greet()
 
 
-def _visit(message: Message, context: Context) -> Update | Refusal:
+def _visit(message: Message, context: Context) -> Answer:
     exchange, study, why, config = 0, "", "a constant word", None
-    answer: Update | Refusal
+    answer: Answer
     try:
         config = _config(context)
         order = wire.unpack_order(message.content)
         exchange, study = order.exchange, order.study
         site = _known(config, study) or _again(config, study)
         answer = site.visit(order) if site else Refusal(exchange, Code.UNKNOWN_STUDY)
-        if site is not None and isinstance(answer, Update):
+        if site is not None and not isinstance(answer, Refusal):
             why = site.grounds(order)
-    except wire.WireError:
+    except WireError:
         answer = Refusal(exchange, Code.GARBAGE)
     except Exception:  # the wall between a hospital and the network: no text may pass it
         logging.getLogger(__name__).exception("visit failed")
@@ -101,7 +103,7 @@ def _visit(message: Message, context: Context) -> Update | Refusal:
     return answer if _recorded(config, study, answer, why) else Refusal(exchange, Code.DISK)
 
 
-def _recorded(config: SiteConfig | None, study: str, answer: Greeting | Update | Refusal, why: str) -> bool:
+def _recorded(config: SiteConfig | None, study: str, answer: Greeting | Answer, why: str) -> bool:
     """Whether `answer` stands in the site's egress log, without which it must not leave."""
     if config is None:  # a site without a configuration has no data either, and this is a refusal
         return True
@@ -150,9 +152,22 @@ def _site(study: Study, config: SiteConfig) -> Site:
     place = Place(config.state, config.cache, bytes.fromhex(config.secret))
     cohort = load_cohort(config.name, config.cohort, wanted, place)
     guard = None if config.observer else Guard(study, config.policy, config.state, labelled_patients(study, cohort))
-    site = Site(study, cohort, _bench(study, _device(config)), config.state, guard)
+    sealer = _sealer(study, config)
+    site = Site(study, cohort, _bench(study, _device(config)), config.state, guard, sealer)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
     return site
+
+
+def _sealer(study: Study, config: SiteConfig) -> Sealer | None:
+    """What masks the replies to a masked study; observers answer in the open. Raises Refused if the site cannot."""
+    if not study.masked or config.observer:
+        return None
+    if config.masks is None:
+        raise Refused(Code.NO_MASKS, "the study is masked, and the site's file has no `masks`")
+    try:
+        return Sealer(study, config.masks, config.name, config.state)
+    except InputError as error:
+        raise Refused(Code.NO_MASKS, str(error)) from None
 
 
 def _known(config: SiteConfig, digest: str) -> Site | None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.data.spec import CohortSpec
 from client.policy import SitePolicy
+from client.privacy.masks import MaskSettings
 from common.errors import StudyError
 from common.files import write_atomic
 from common.study import describe, read_mapping
@@ -33,6 +34,8 @@ class SiteConfig(BaseModel):
     observer: bool = False
     """Hold public data for evaluation only, and take no part in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    masks: MaskSettings | None = None
+    """What the site needs to take part in masked studies; it refuses them without."""
     threads: Annotated[int, Field(ge=0)] = 0
 
     def write(self, path: Path) -> None:

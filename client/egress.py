@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 from common.errors import LedgerError
 from common.files import canonical_json, digest_arrays
-from common.orders import Arrays, Greeting, Refusal, Update
+from common.orders import Answer, Arrays, Greeting, Masked, Refusal, Update
 
-Kind = Literal["greeting", "update", "refusal"]
+Kind = Literal["greeting", "update", "masked", "refusal"]
 _FIRST = "0" * 64
 _FIELDS = ("seq", "at", "study", "exchange", "kind", "why", "tensors", "metrics", "words", "previous")
 
@@ -54,7 +54,7 @@ class EgressLog:
         self._path = folder / "egress.jsonl"
         self._end = (0, 0, _FIRST)
 
-    def record(self, study: str, answer: Greeting | Update | Refusal, why: str) -> None:
+    def record(self, study: str, answer: Greeting | Answer, why: str) -> None:
         """Put a message on disk as about to leave. OSError if that cannot be done, and then it must not leave."""
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -110,7 +110,7 @@ class EgressLog:
         return whole, last.seq, last.hash
 
 
-def _entry(seq: int, previous: str, study: str, answer: Greeting | Update | Refusal, why: str) -> Entry:
+def _entry(seq: int, previous: str, study: str, answer: Greeting | Answer, why: str) -> Entry:
     tensors: Arrays = {}
     metrics: Arrays = {}
     words: dict[str, Any]
@@ -121,6 +121,9 @@ def _entry(seq: int, previous: str, study: str, answer: Greeting | Update | Refu
             metrics = {f"{task}/{key}": array for task, sums in answer.metrics.items() for key, array in sums.items()}
             spent = asdict(answer.spent) if answer.spent else None
             words = {"weights": dict(answer.weights), "train": dict(answer.train), "spent": spent}
+        case Masked():
+            kind, tensors = "masked", answer.parts
+            words = {"contexts": dict(answer.contexts), "spent": asdict(answer.spent) if answer.spent else None}
         case Greeting():
             kind, words = "greeting", asdict(answer)
         case Refusal():

@@ -25,13 +25,17 @@ _Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 
 
+Metrics = Literal["none", "masked", "exact"]
+
+
 class SitePolicy(Value):
     """What a hospital allows. Every default is on the safe side.
 
     `unit` is what is protected: all images of a patient together, or each image by itself. `epsilon_job` bounds one
     study, `epsilon_lifetime` all studies together. `delta` = None is min(1e-3, N^-1.1) of the site's patients.
     `q_max` bounds the share of patients in one batch, `steps_max` the steps of a whole study. `backbones` and
-    `train` = None allow any. `metrics` is what may leave about the private data, besides what privacy pays for.
+    `train` = None allow any. `metrics` is what may leave about the private data, besides what privacy pays for:
+    nothing, sums of metrics inside masked sums over several sites only, or also in the open.
     """
 
     allow_non_dp: _Switch = False
@@ -46,7 +50,7 @@ class SitePolicy(Value):
     backbones: tuple[str, ...] | None = None
     train: frozenset[Role] | None = None
     min_patients: _Count = 50
-    metrics: Literal["none", "exact"] = "none"
+    metrics: Metrics = "none"
 
     @model_validator(mode="after")
     def _job_within_lifetime(self) -> SitePolicy:
@@ -93,7 +97,7 @@ class Terms:
     clip: float
     q: float
     steps: int
-    metrics: Literal["none", "exact"]
+    metrics: Metrics
 
 
 class Reason(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,16 @@ from client.local.recalibrate import recalibrate
 from client.local.statistics import column_sums, feature_sums
 from client.log import site_log
 from client.privacy.guard import Guard, Refused, Replay
+from client.privacy.sealing import Accepted, Sealer
 from client.workbench import Workbench
 from common.errors import FedgraftError
-from common.orders import TRUNK, Arrays, Code, Greeting, Order, Refusal, Split, Update
+from common.masking import OutOfRange
+from common.metrics import ClassificationSums
+from common.orders import TRUNK, Answer, Arrays, Code, Greeting, Order, Refusal, Update
 from common.plan import Gradient, Recalibrate, Role, Stage, Statistics, Tag
 from common.seeds import derive
 from common.study import Study
+from common.summing import METRICS, TENSORS, Terms, metric_terms, tensor_terms
 from common.tasks import UNKNOWN
 from common.travel import changed, own, releases_plainly, sent, stays
 
@@ -50,13 +54,22 @@ class Site:
     """One hospital in one study. The workbench may be shared with other sites of the same process.
 
     `guard` stands for the site's policy and ledger. Without one the site is an observer: its data are public, it
-    evaluates models and is never asked to train.
+    evaluates models and is never asked to train. `sealer` masks all answers to a masked study.
     """
 
-    def __init__(self, study: Study, cohort: Cohort, bench: Workbench, folder: Path, guard: Guard | None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        cohort: Cohort,
+        bench: Workbench,
+        folder: Path,
+        guard: Guard | None,
+        sealer: Sealer | None = None,
+    ) -> None:
         self.name = cohort.name
         self._study = study
         self._guard = guard
+        self._sealer = sealer
         self._bench = bench
         self._cohort = cohort
         self._feed = Feed(cohort, study.input, bench.device)
@@ -68,9 +81,16 @@ class Site:
         self._labelled = {task: float(cases.sum()) for task, cases in known.items()} | {TRUNK: float(len(indices))}
 
     def greet(self) -> Greeting:
-        """Who this site is and what it has, as counts. Raises Refused if its policy rules the study out."""
+        """Who this site is and what it has, as counts. Raises Refused if its policy rules the study out.
+
+        In a masked study, where weights are hidden, counts are too.
+        """
         if self._guard is not None:
             self._guard.admit(self._bench.tags)
+        labelled = self._labelled[TRUNK] > 0
+        if self._sealer is not None:
+            nonce = self._sealer.greet()
+            return Greeting(self.name, {}, {}, labelled=labelled, evaluates=self._shows_metrics, nonce=nonce)
         indices = self._cohort.splits["train"]
         public = self._guard.public if self._guard else int
         labels = {}
@@ -81,9 +101,9 @@ class Site:
         for problem in self._cohort.problems:
             problems[problem.reason] += public(problem.count)
         cases = {split: public(len(indices)) for split, indices in self._cohort.splits.items()}
-        return Greeting(self.name, cases, labels, dict(problems), self._guard is None)
+        return Greeting(self.name, cases, labels, dict(problems), self._guard is None, labelled, self._shows_metrics)
 
-    def visit(self, order: Order) -> Update | Refusal:
+    def visit(self, order: Order) -> Answer:
         """Evaluate what the order brings, do its stage's work, and answer. Never raises: trouble is a constant code."""
         try:
             return self._visit(order)
@@ -94,7 +114,7 @@ class Site:
             code = Code.OUT_OF_MEMORY
         except TooFewCases:
             code = Code.TOO_FEW_CASES
-        except Diverged:
+        except (Diverged, OutOfRange):
             code = Code.DIVERGED
         except OSError as error:
             code = Code.DISK if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else Code.FAILED
@@ -116,26 +136,48 @@ class Site:
             return "public data of an observer"
         return self._guard.grounds(self._study.plan[order.stage] if order.work else None, self._bench.tags)
 
-    def _visit(self, order: Order) -> Update | Refusal:
+    @property
+    def _shows_metrics(self) -> bool:
+        return self._guard is None or self._guard.shows_metrics
+
+    def _visit(self, order: Order) -> Answer:
         if order.study != self._study.digest or order.stage >= len(self._study.plan):
             raise Refused(Code.UNKNOWN_STUDY)
+        accepted = self._sealer.accept(order, self._study.plan[order.stage]) if self._sealer else None
         self._receive(order)
         before = self._kept.before(order.exchange)
-        metrics: dict[str, Arrays] = {}
-        if order.evaluate is not None and (self._guard is None or self._guard.shows_metrics):
+        metrics: dict[str, ClassificationSums] = {}
+        if order.evaluate is not None and self._shows_metrics:
             self._load(self._evaluated_stage(order), before)
-            metrics = self._evaluate(order.evaluate)
-        if not order.work:
-            return Update(order.exchange, {}, {}, {}, metrics)
+            metrics = evaluate(self._bench, self._feed, order.evaluate)
+        update = self._worked(order, before) if order.work else Update(order.exchange, {}, {}, {}, {})
+        if self._sealer is not None and accepted is not None:
+            terms = self._terms(order, accepted, update, metrics)
+            sealed = self._sealer.seal(order, accepted, terms, self._bench.digests.of(self._received))
+            return replace(sealed, spent=update.spent)
+        return replace(update, metrics={task: sums.arrays() for task, sums in metrics.items()})
+
+    def _worked(self, order: Order, before: Arrays) -> Update:
         if self._guard is None:
             raise Refused(Code.POLICY)
         stage = self._study.plan[order.stage]
         self._load(stage, before)
         work = self._work(stage, order, self._guard)
         if work.own:
-            self._kept.save(order.exchange, before | dict(work.own))
+            self._kept.save(order.exchange, {**before, **work.own})
         weights = self._weights(stage, self._guard)
-        return Update(order.exchange, work.tensors, weights, work.figures, metrics, self._guard.spend())
+        return Update(order.exchange, work.tensors, weights, work.figures, {}, self._guard.spend())
+
+    def _terms(
+        self, order: Order, accepted: Accepted, update: Update, metrics: Mapping[str, ClassificationSums]
+    ) -> dict[str, Terms]:
+        """What goes into the sums of a masked study."""
+        terms = {}
+        if TENSORS in accepted.parts:
+            terms[TENSORS] = tensor_terms(update, self._study.plan[order.stage], self._bench.tags)
+        if METRICS in accepted.parts and metrics:
+            terms[METRICS] = metric_terms(metrics)
+        return terms
 
     def _receive(self, order: Order) -> None:
         if not self._bench.fits(order.tensors):
@@ -158,9 +200,6 @@ class Site:
         tags = self._bench.tags
         mine = {key: array for key, array in kept.items() if stage is not None and own(stage, tags, key)}
         self._bench.load(self._received | mine)
-
-    def _evaluate(self, split: Split) -> dict[str, Arrays]:
-        return {task: sums.arrays() for task, sums in evaluate(self._bench, self._feed, split).items()}
 
     def _work(self, stage: Stage, order: Order, guard: Guard) -> Work:
         local, tags = stage.local, self._bench.tags

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from common.inputs import TableInput
-from common.plan import Gradient, Nothing, Recalibrate, Ridge, Role, Stage, Standardise, Statistics, Tag
+from common.plan import Gradient, Mean, Nothing, Recalibrate, Ridge, Role, Stage, Standardise, Statistics, Tag
 from common.study import Study
 from common.travel import changed, own, stays
 
@@ -16,6 +16,8 @@ _NOT_PRIVATE = {
 """Backbones of which per-sample gradients are not known, and why; `common.dp_safe` looks at the others' layers."""
 
 _CLOSED_FORM = {"features": Ridge, "columns": Standardise}
+_ADDS_UP = Mean | Ridge | Standardise | Nothing
+"""Merges that need no more than the sum over the sites."""
 
 
 def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
@@ -44,9 +46,24 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         faults.append("plan.0: a table needs a first stage that standardises its columns (merge: standardise)")
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
+    faults += _masked(study) if study.masked else []
     if study.split.test == 0:
         faults.append("split.test: is 0, so the run could not be evaluated at its end")
     return faults
+
+
+def _masked(study: Study) -> Iterator[str]:
+    for index, stage in enumerate(study.plan):
+        if not isinstance(stage.merge, _ADDS_UP):
+            yield (
+                f"plan.{index} ({stage.name}).merge: {stage.merge.kind} looks at the sites one by one, and masks hide "
+                "all but their sum; use mean, or masked: false"
+            )
+    if study.rounds.max_change is not None:
+        yield (
+            "rounds.max_change: bounds the change of each site, which masks hide from the coordinator; leave it out, "
+            "or masked: false"
+        )
 
 
 def _stage(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:

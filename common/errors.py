@@ -5,7 +5,8 @@ FedgraftError
 |   |-- StudyError        a study, scenario or site file; carries every fault found
 |   |-- DataError         a cohort: folder, table, labels
 |   |-- WeightsError      a weights file or its manifest
-|   `-- LedgerError       a site's privacy ledger is missing, damaged, or older than it was
+|   |-- LedgerError       a site's privacy ledger is missing, damaged, or older than it was
+|   `-- RosterError       a mask key that is not its site's
 `-- RunError              exit 1: the run itself failed
     |-- QuorumError       too few sites answered
     `-- ResumeError       a run's folder cannot be continued
@@ -52,6 +53,10 @@ class WeightsError(InputError):
 
 class LedgerError(InputError):
     """A site's privacy ledger cannot be trusted, so nothing may be spent."""
+
+
+class RosterError(InputError):
+    """A mask key is not known to be its site's, so nothing may be masked with it."""
 
 
 class RunError(FedgraftError):

@@ -19,6 +19,8 @@ from common.tasks import UNKNOWN
 Values = dict[str, float | None]
 
 CALIBRATION_BINS = 15
+SHOWN = ("auroc", "accuracy", "balanced_accuracy")
+"""Metrics whose macro mean over sites and worst site are reported."""
 _MOST_CASES = 1 << 40
 _LARGEST_SUM = 1e60
 """No loss of float32 logits gets near, and no number of such sums overflows."""

@@ -43,6 +43,12 @@ class Code(StrEnum):
     """The site's budget of privacy is spent, or was charged for this round before."""
     LEDGER = "ledger"
     """The site's ledger cannot be trusted, so that nothing may be released."""
+    NO_MASKS = "no_masks"
+    """The site has no mask key, or none that its roster knows, or the study asks for sums in the open."""
+    NOT_MASKED = "not_masked"
+    """The site does not mask with the sites that it was named."""
+    MASK_REUSED = "mask_reused"
+    """The site has masked under this number before, or has been greeted for another run since."""
     # Said by the coordinator of a site, never by a site:
     DEADLINE = "deadline"
     UNREACHABLE = "unreachable"
@@ -52,6 +58,7 @@ class Code(StrEnum):
     NOT_FINITE = "not_finite"
     TOO_LARGE = "too_large"
     BAD_WEIGHT = "bad_weight"
+    OTHER_CONTEXT = "other_context"
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,24 @@ class Greeting:
     problems: Mapping[str, int] = field(default_factory=dict)
     observer: bool = False
     """Evaluates the merged model on public data, and is never asked to train."""
+    labelled: bool = True
+    """Has training cases with a known label."""
+    evaluates: bool = True
+    """Lets sums of metrics leave, in the open or masked, as the study is."""
+    nonce: str = ""
+    """In a masked study: what all of the site's masks of this run depend on. Counts are left out of its greeting."""
+
+
+@dataclass(frozen=True)
+class Circles:
+    """Who masks with whom, for one order of a masked study.
+
+    `number` counts the masked sums of a run. `parts` names, for each part of the reply that is wanted, all sites of its
+    sum, each with the nonce that it greeted with.
+    """
+
+    number: int
+    parts: Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -94,6 +119,8 @@ class Order:
     evaluate: Split | None
     tensors: Arrays
     held: str = ""
+    circles: Circles | None = None
+    """In a masked study, with whom to mask the reply; None otherwise, and for observers."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +140,30 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Masked:
+    """A site's answer in a masked study: words that say nothing until those of all sites of the circle are added up.
+
+    `parts` holds uint64 words by part; `contexts` the digest (hex) of what each was masked for, so that a site that saw
+    something else can be found.
+    """
+
+    exchange: int
+    parts: Mapping[str, np.ndarray]
+    contexts: Mapping[str, str]
+    spent: Spend | None = None
+
+
+@dataclass(frozen=True)
 class Refusal:
     """No update from this site in this exchange, and why. A site that stays out of a study says its name as well."""
 
     exchange: int
     code: Code
     site: str = ""
+
+
+Answer = Update | Masked | Refusal
+"""What a site may reply to an order."""
 
 
 class Digests:

@@ -26,17 +26,26 @@ class Model(Value):
     weights: str | None = None
 
 
+_LARGEST_CHANGE = 10.0
+
+
 class Rounds(Value):
     """When a round counts. `quorum` is the share of the asked sites that must answer well, at least `min_sites`.
 
     `deadline_s` bounds a site's answer to one order, in seconds; no deadline if absent. `max_change` bounds the norm
-    of a site's change of the model relative to the model's own norm.
+    of a site's change of the model relative to the model's own norm; 10 if absent. In a masked study, where nobody sees
+    a site's change, it cannot be given, and the bound of 10 holds for the merged change.
     """
 
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
     min_sites: Annotated[int, Field(ge=1)] = 1
     deadline_s: Annotated[float, Field(gt=0)] | None = None
-    max_change: Annotated[float, Field(gt=0)] = 10.0
+    max_change: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def largest_change(self) -> float:
+        """The bound that holds."""
+        return _LARGEST_CHANGE if self.max_change is None else self.max_change
 
 
 class Evaluation(Value):
@@ -62,6 +71,9 @@ class Study(Value):
     plan: Annotated[tuple[Stage, ...], Field(min_length=1)]
     rounds: Rounds = Rounds()
     evaluate: Evaluation = Evaluation()
+    masked: bool = False
+    """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
+    no site's entries, weights, counts or metrics."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Study:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from functools import lru_cache
 from typing import Any, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from common.orders import Arrays, Code, Greeting, Hello, Order, Refusal, Update
+from common.bundle import NAMES, WireError, pack_bundle, type_that_travels, unpack_bundle
+from common.orders import Answer, Arrays, Circles, Code, Greeting, Hello, Masked, Order, Refusal, Update
 from common.privacy import Spend, Unit
 
 HELLO = "query.hello"
@@ -27,16 +26,7 @@ VISIT = "train.visit"
 
 _RAW, _BUNDLE = "fedgraft.raw", "fedgraft.bundle"
 _SMALL_BYTES = 1 << 14
-_ALIGN = 8
-_DTYPES = {
-    np.dtype(name): name for name in ("float32", "float64", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-}
-_NAMES = {name: dtype for dtype, name in _DTYPES.items()}
-_TENSORS, _METRICS, _WORDS = "tensors", "metrics", "words"
-
-
-class WireError(ValueError):
-    """A message that is not what it should be."""
+_TENSORS, _METRICS, _MASKED, _WORDS = "tensors", "metrics", "masked", "words"
 
 
 def pack_hello(hello: Hello) -> RecordDict:
@@ -58,6 +48,9 @@ def pack_greeting(greeting: Greeting) -> RecordDict:
         "labels": {task: dict(counts) for task, counts in greeting.labels.items()},
         "problems": dict(greeting.problems),
         "observer": greeting.observer,
+        "labelled": greeting.labelled,
+        "evaluates": greeting.evaluates,
+        "nonce": greeting.nonce,
     }
     return _pack(words)
 
@@ -76,6 +69,9 @@ def unpack_greeting(records: RecordDict) -> Greeting | Refusal:
         labels={str(task): _counts(counts) for task, counts in labels.items()},
         problems=_counts(words.get("problems")),
         observer=words.get("observer") is True,
+        labelled=words.get("labelled") is True,
+        evaluates=words.get("evaluates") is True,
+        nonce=_text(words, "nonce"),
     )
 
 
@@ -92,7 +88,8 @@ def pack_tensors(arrays: Arrays, *, views: bool = False) -> ArrayRecord:
         else:
             record[key] = _pack_array(array, views)
     if small:
-        record[_BUNDLE] = _pack_bundle(small)
+        data = pack_bundle(small)
+        record[_BUNDLE] = Array("uint8", (len(data),), _BUNDLE, data)
     return record
 
 
@@ -107,6 +104,11 @@ def pack_order(order: Order, tensors: ArrayRecord) -> RecordDict:
         "evaluate": order.evaluate,
         "held": order.held,
     }
+    if order.circles is not None:
+        words["circles"] = {
+            "number": order.circles.number,
+            "parts": {p: dict(c) for p, c in order.circles.parts.items()},
+        }
     return RecordDict({_WORDS: ConfigRecord({"json": json.dumps(words)}), _TENSORS: tensors})
 
 
@@ -125,15 +127,21 @@ def unpack_order(records: RecordDict) -> Order:
         evaluate=evaluate,
         tensors=_unpack_arrays(records.get(_TENSORS)),
         held=_text(words, "held"),
+        circles=_circles(words.get("circles")),
     )
 
 
-def pack_reply(reply: Update | Refusal, *, views: bool = False) -> RecordDict:
+def pack_reply(reply: Answer, *, views: bool = False) -> RecordDict:
     """A site's answer to an order as records; `views` as for `pack_tensors`."""
     if isinstance(reply, Refusal):
         return _pack({"exchange": reply.exchange, "refused": reply.code.value, "site": reply.site})
-    words = {"exchange": reply.exchange, "weights": dict(reply.weights), "train": dict(reply.train)}
-    records = _pack(words | ({"spent": asdict(reply.spent)} if reply.spent else {}))
+    spent = {"spent": asdict(reply.spent)} if reply.spent else {}
+    if isinstance(reply, Masked):
+        records = _pack({"exchange": reply.exchange, "contexts": dict(reply.contexts), **spent})
+        if reply.parts:
+            records[_MASKED] = pack_tensors(reply.parts, views=views)
+        return records
+    records = _pack({"exchange": reply.exchange, "weights": dict(reply.weights), "train": dict(reply.train), **spent})
     metrics = {f"{task}/{key}": value for task, sums in reply.metrics.items() for key, value in sums.items()}
     for name, arrays in ((_TENSORS, reply.tensors), (_METRICS, metrics)):
         if arrays:
@@ -141,11 +149,18 @@ def pack_reply(reply: Update | Refusal, *, views: bool = False) -> RecordDict:
     return records
 
 
-def unpack_reply(records: RecordDict) -> Update | Refusal:
+def unpack_reply(records: RecordDict) -> Answer:
     """A site's answer from records; WireError on garbage."""
     words = _words(records)
     if "refused" in words:
         return _refusal(words)
+    if "contexts" in words:
+        contexts = words["contexts"]
+        parts = _unpack_arrays(records.get(_MASKED))
+        if not isinstance(contexts, dict) or contexts.keys() != parts.keys():
+            raise WireError("contexts")
+        digests = {part: _text(contexts, part) for part in contexts}
+        return Masked(_count(words, "exchange"), parts, digests, _spend(words.get("spent")))
     metrics: dict[str, dict[str, np.ndarray]] = {}
     for name, array in _unpack_arrays(records.get(_METRICS)).items():
         task, slash, key = name.partition("/")
@@ -177,15 +192,8 @@ def _pack(words: Mapping[str, Any]) -> RecordDict:
     return RecordDict({_WORDS: ConfigRecord({"json": json.dumps(words)})})
 
 
-def _type_that_travels(array: np.ndarray) -> str:
-    name = _DTYPES.get(array.dtype)
-    if name is None or sys.byteorder != "little":
-        raise TypeError(f"arrays of {array.dtype} do not travel on a {sys.byteorder}-endian machine")
-    return name
-
-
 def _pack_array(array: np.ndarray, view: bool) -> Array:
-    name = _type_that_travels(array)
+    name = type_that_travels(array)
     if not view:
         return Array(name, array.shape, _RAW, array.tobytes())
     packed = Array(name, array.shape, _RAW, b"")
@@ -201,53 +209,15 @@ def _unpack_arrays(record: object) -> dict[str, np.ndarray]:
         raise WireError("not an array record")
     arrays: dict[str, np.ndarray] = {}
     for key, array in record.items():
-        found = _unpack_bundle(array) if array.stype == _BUNDLE else {str(key): _unpack_array(array)}
+        found = unpack_bundle(memoryview(array.data)) if array.stype == _BUNDLE else {str(key): _unpack_array(array)}
         if not arrays.keys().isdisjoint(found):
             raise WireError("two arrays of one name")
         arrays |= found
     return arrays
 
 
-def _pack_bundle(arrays: Arrays) -> Array:
-    """Many arrays as one: 4 bytes with the length of a JSON list of name, type and shape, the list, the arrays."""
-    index = [(key, _type_that_travels(array), array.shape) for key, array in arrays.items()]
-    text = json.dumps(index).encode()
-    parts = [len(text).to_bytes(4, "little"), text, bytes(-(4 + len(text)) % _ALIGN)]
-    for array in arrays.values():
-        parts += [array.tobytes(), bytes(-array.nbytes % _ALIGN)]
-    data = b"".join(parts)
-    return Array("uint8", (len(data),), _BUNDLE, data)
-
-
-def _unpack_bundle(bundle: Array) -> dict[str, np.ndarray]:
-    data, arrays = memoryview(bundle.data), {}
-    length = int.from_bytes(data[:4], "little")
-    at = 4 + length + -(4 + length) % _ALIGN
-    for key, dtype, shape in _index(bytes(data[4 : 4 + length])):
-        count = math.prod(shape)
-        if key in arrays or count * dtype.itemsize > len(data) - at:
-            raise WireError("bundle with too few bytes, or two arrays of one name")
-        arrays[key] = np.frombuffer(data, dtype, count, at).reshape(shape) if count else np.zeros(shape, dtype)
-        at += count * dtype.itemsize + -(count * dtype.itemsize) % _ALIGN
-    if at != len(data):
-        raise WireError("bundle with too many bytes")
-    return arrays
-
-
-@lru_cache(maxsize=64)
-def _index(text: bytes) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
-    """Names, types and shapes from a bundle's list; kept, since it is the same in every message of a stage."""
-    try:
-        index = [(key, _NAMES[name], tuple(shape)) for key, name, shape in json.loads(text)]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise WireError("bundle") from None
-    if any(not isinstance(key, str) or any(type(n) is not int or n < 0 for n in shape) for key, _, shape in index):
-        raise WireError("bundle")
-    return index
-
-
 def _unpack_array(array: Array) -> np.ndarray:
-    dtype = _NAMES.get(array.dtype)
+    dtype = NAMES.get(array.dtype)
     if array.stype != _RAW or dtype is None:
         raise WireError("array of a kind that does not travel")
     shape = tuple(array.shape)
@@ -287,6 +257,19 @@ def _counts(value: object) -> dict[str, int]:
     if not isinstance(value, dict):
         raise WireError("counts")
     return {str(key): _count(value, key) for key in value}
+
+
+def _circles(value: object) -> Circles | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not isinstance(parts := value.get("parts"), dict):
+        raise WireError("circles")
+    found = {}
+    for part, circle in parts.items():
+        if not isinstance(circle, dict):
+            raise WireError("circles")
+        found[str(part)] = {str(site): _text(circle, site) for site in circle}
+    return Circles(_count(value, "number"), found)
 
 
 def _number(value: object) -> float:

@@ -11,8 +11,9 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from common import wire
+from common.bundle import WireError
 from common.errors import RunError
-from common.orders import Arrays, Code, Greeting, Hello, Order, Refusal, Update
+from common.orders import Answer, Arrays, Code, Greeting, Hello, Order, Refusal
 
 _POLL_S = 0.2
 NODE_EXPIRED = 9_001
@@ -24,7 +25,7 @@ class Reply:
     """One site's answer to an order and the payload it took, in bytes."""
 
     site: str
-    answer: Update | Refusal
+    answer: Answer
     bytes_up: int
     bytes_down: int
 
@@ -116,17 +117,17 @@ def _read_greeting(reply: Message) -> Greeting | Refusal:
         return Refusal(0, _error_code(reply))
     try:
         return wire.unpack_greeting(reply.content)
-    except wire.WireError:
+    except WireError:
         return Refusal(0, Code.GARBAGE)
 
 
-def _read_reply(reply: Message, exchange: int) -> tuple[Update | Refusal, int]:
+def _read_reply(reply: Message, exchange: int) -> tuple[Answer, int]:
     if not reply.has_content():
         return Refusal(exchange, _error_code(reply)), 0
     up = wire.size(reply.content)
     try:
         return wire.unpack_reply(reply.content), up
-    except wire.WireError:
+    except WireError:
         return Refusal(exchange, Code.GARBAGE), up
 
 

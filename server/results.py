@@ -13,8 +13,9 @@ from common.plan import Gradient, Select, Stage, Statistics
 from common.study import Study
 from common.travel import Tags, changed, releases_plainly, sent
 from common.weights import WeightsManifest, save_weights
+from server.collect import headline
 from server.folder import RunFolder
-from server.rounds import Outcome, headline
+from server.rounds import Outcome
 
 SCHEMA = 1
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from common.errors import QuorumError
-from common.metrics import ClassificationSums
-from common.orders import Arrays, Code, Digests, Greeting, Hello, Order, Refusal, Split, Update
+from common.orders import Arrays, Code, Digests, Greeting, Hello, Order, Split
 from common.plan import Stage
 from common.study import Study
 from common.travel import Tags
-from server.fleet import Fleet, Reply, lacking
+from server.collect import Collected, Collector, headline
+from server.fleet import Fleet, lacking
 from server.folder import RunFolder
+from server.masked import MaskedCollector, Wanted
 from server.merge import Merger, merger
 from server.scores import Scores
-from server.vet import Bar, expected, fault, metric_sums
+from server.vet import Bar, expected
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,6 @@ def schedule(study: Study) -> Iterator[Step]:
             exchange += 1
             yield Step(exchange, index, number, work=True)
     yield Step(exchange + 1, len(study.plan) - 1, study.plan[-1].rounds, work=False)
-
-
-@dataclass
-class Collected:
-    """What came back in one exchange."""
-
-    merged: list[str] = field(default_factory=list)
-    missing: dict[str, Code] = field(default_factory=dict)
-    train: dict[str, dict[str, float]] = field(default_factory=dict)
-    metrics: dict[str, dict[str, ClassificationSums]] = field(default_factory=dict)
-    observed: dict[str, dict[str, ClassificationSums]] = field(default_factory=dict)
-    spent: dict[str, dict[str, Any]] = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
 
 
 @dataclass
@@ -93,6 +80,8 @@ class Rounds:
         self._held: dict[str, Arrays] = {}
         self._greetings: dict[str, Greeting] = {}
         self._absent: dict[str, Code] = {}
+        self._collector = Collector(study, fleet, self._greetings, folder.event)
+        self._masked = MaskedCollector(study, self._collector, self._greetings)
 
     def run(self) -> Outcome:
         """Carry out what is left of the plan. QuorumError if too few sites answer in a round."""
@@ -128,26 +117,22 @@ class Rounds:
         started = time.monotonic()
         stage = self._study.plan[step.stage]
         sites = self._asked(step, stage)
-        split = self._split(step)
         self._folder.event(
             "exchange",
             exchange=step.exchange,
             stage=stage.name if step.work else "evaluate",
             sites=len(sites),
         )
-        orders = {site: self._order(step, site, split) for site in sites}
-        orders |= {site: replace(self._order(step, site, "all"), work=False) for site in self._observers()}
         if step.round == 1:
             self._memory = {}
         merging = merger(stage, self._tags, self._memory)
-        got = self._collect(orders, stage, merging)
-        self._check_quorum(step, stage, sites, got)
+        got = self._collect(step, stage, sites, merging)
         for site in (*got.merged, *got.observed):
-            self._held[site] = self._state
+            self._hold(site)
         if step.work:
             self._state = self._state | merging.result(self._state)
         self._digests.keep_only(self._state)
-        scores = Scores(self._study, got.metrics)
+        scores = Scores(self._study, got.metrics, got.pooled)
         self._record(step, stage, sites, got, scores, started)
         return scores
 
@@ -157,11 +142,7 @@ class Rounds:
         if not step.work or stage.where == "all":
             return sorted(trainers)
         wanted = stage.where == "labelled"
-        sites = sorted(
-            site
-            for site, greeting in trainers.items()
-            if wanted == any(count for counts in greeting.labels.values() for count in counts.values())
-        )
+        sites = sorted(site for site, greeting in trainers.items() if wanted == greeting.labelled)
         if not sites:
             raise QuorumError(f"Stage {stage.name!r} is for {stage.where} sites, and there are none.")
         return sites
@@ -189,70 +170,36 @@ class Rounds:
             held=self._digests.of(held),
         )
 
-    def _collect(self, orders: Mapping[str, Order], stage: Stage, merging: Merger) -> Collected:
-        """Vet replies as they come; merge them in the order of the sites' names, so that sums are reproducible.
-
-        A site that has lost what it held is asked once more, with everything.
-        """
+    def _collect(self, step: Step, stage: Stage, sites: list[str], merging: Merger) -> Collected:
+        split = self._split(step)
         shapes = expected(self._study, stage, self._tags, self._state)
-        bar = Bar(stage, self._tags, self._state, shapes, self._study.rounds.max_change)
-        got, waiting = Collected(), sorted(orders, reverse=True)
-        ready: dict[str, Update | None] = {}
-        again: dict[str, Order] = {}
-        for reply in self._replies(orders, again):
-            got.bytes_up += reply.bytes_up
-            got.bytes_down += reply.bytes_down
-            order = orders[reply.site]
-            lost = isinstance(reply.answer, Refusal) and reply.answer.code is Code.MISSING_TENSORS
-            if lost and reply.site not in again:
-                again[reply.site] = replace(order, tensors=self._state, held="")
-                continue
-            ready[reply.site] = self._vetted(got, reply.site, reply.answer, order, bar)
-            self._folder.event("reply", exchange=order.exchange, site=reply.site)
-            while waiting and waiting[-1] in ready:
-                update = ready.pop(waiting.pop())
-                if update is not None and order.work:
-                    merging.add(update)
+        bar = Bar(stage, self._tags, self._state, shapes, self._study.rounds.largest_change)
+        observers = {site: replace(self._order(step, site, "all"), work=False) for site in self._observers()}
+        needed = self._needed(sites)
+        if self._study.masked:
+
+            def order(site: str) -> Order:
+                return self._order(step, site, split)
+
+            wanted = Wanted(sites, needed, step.work, split, order, self._hold, observers)
+            return self._masked.collect(wanted, bar, merging)
+        orders = {site: self._order(step, site, split) for site in sites} | observers
+        got = self._collector.collect(orders, bar, merging)
+        if step.work and len(got.merged) < needed:
+            raise QuorumError(
+                f"Stage {stage.name!r}, round {step.round}: {headline(len(got.merged), len(sites), got.missing)}; "
+                f"{needed} are needed.",
+                fix="Continue with --resume once the sites are back.",
+            )
         return got
 
-    def _replies(self, orders: Mapping[str, Order], again: Mapping[str, Order]) -> Iterator[Reply]:
-        """The replies to `orders`, then those to the orders that were put into `again` meanwhile."""
-        yield from self._fleet.exchange(orders, self._study.rounds.deadline_s)
-        if again:
-            yield from self._fleet.exchange(dict(again), self._study.rounds.deadline_s)
+    def _needed(self, sites: list[str]) -> int:
+        """How many of these sites must take part."""
+        return max(self._study.rounds.min_sites, math.ceil(self._study.rounds.quorum * len(sites) - 1e-9))
 
-    def _vetted(self, got: Collected, site: str, answer: Update | Refusal, order: Order, bar: Bar) -> Update | None:
-        if isinstance(answer, Refusal):
-            got.missing[site] = answer.code
-            return None
-        sums = metric_sums(answer, self._study)
-        code = fault(answer, order, bar) or (Code.GARBAGE if sums is None else None)
-        if code is None and max(answer.weights.values(), default=0) > self._greetings[site].cases.get("train", 0):
-            code = Code.BAD_WEIGHT  # more cases than the site said it has
-        if code is not None:
-            got.missing[site] = code
-            return None
-        if self._greetings[site].observer:
-            got.observed[site] = sums or {}
-            return None
-        if answer.spent is not None:
-            got.spent[site] = asdict(answer.spent)
-        got.merged.append(site)
-        got.train[site] = dict(answer.train)
-        if sums:
-            got.metrics[site] = sums
-        return answer
-
-    def _check_quorum(self, step: Step, stage: Stage, sites: list[str], got: Collected) -> None:
-        rounds = self._study.rounds
-        needed = max(rounds.min_sites, math.ceil(rounds.quorum * len(sites) - 1e-9))
-        if len(got.merged) >= needed or not step.work:
-            return
-        raise QuorumError(
-            f"Stage {stage.name!r}, round {step.round}: {headline(len(got.merged), len(sites), got.missing)}; "
-            f"{needed} are needed.",
-            fix="Continue with --resume once the sites are back.",
-        )
+    def _hold(self, site: str) -> None:
+        """Remember that a site has the model as it is."""
+        self._held[site] = self._state
 
     def _record(
         self, step: Step, stage: Stage, sites: list[str], got: Collected, scores: Scores, started: float
@@ -280,8 +227,10 @@ class Rounds:
             "missing": {site: code.value for site, code in sorted(got.missing.items())},
             "train": dict(sorted(got.train.items())),
             "spent": dict(sorted(got.spent.items())),
-            "evaluated": self._evaluated(step) if got.metrics or got.observed else None,
-            "split": self._split(step) if got.metrics else None,
+            "train_pooled": got.train_pooled,
+            "repeats": got.repeats,
+            "evaluated": self._evaluated(step) if got.metrics or got.pooled or got.observed else None,
+            "split": self._split(step) if got.metrics or got.pooled else None,
             "metrics": scores.values(),
             "observers": Scores(self._study, got.observed).values(),
         }
@@ -303,11 +252,3 @@ class Rounds:
         seconds = time.monotonic() - started
         self._totals.seconds[phase] = self._totals.seconds.get(phase, 0.0) + seconds
         return seconds
-
-
-def headline(present: int, asked: int, missing: Mapping[str, Code]) -> str:
-    """Who took part, in one line: "4 of 5 sites; missing: north, deadline"."""
-    line = f"{present} of {asked} sites"
-    if missing:
-        line += "; missing: " + "; ".join(f"{site}, {code.value}" for site, code in sorted(missing.items()))
-    return line

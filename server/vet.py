@@ -59,8 +59,11 @@ class Bar:
 def fault(update: Update, order: Order, bar: Bar) -> Code | None:
     """Why this update must not count, or None."""
     code = _bad_form(update, order, bar)
-    if code is not None or not order.work:
-        return code
+    return code if code is not None or not order.work else bad_content(update, bar)
+
+
+def bad_content(update: Update, bar: Bar) -> Code | None:
+    """Why values of the right form must not count, or None."""
     if isinstance(bar.stage.local, Gradient):
         return _bad_weight(update) or _bad_change(update.tensors, bar)
     return _bad_sums(update.tensors)

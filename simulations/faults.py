@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from flwr.supercore.run import Run
 from pydantic import Field
 
 from common import wire
-from common.orders import Refusal, Update
+from common.orders import Masked, Update
 from common.plan import Value
 from server.fleet import NODE_EXPIRED
 
@@ -102,11 +103,18 @@ class FaultyGrid(Grid):
 
 
 def _spoil(reply: Message, kind: str) -> None:
-    update = wire.unpack_reply(reply.content)
-    if isinstance(update, Refusal) or not update.tensors:
-        return
-    key = next(iter(update.tensors))
-    array = update.tensors[key]
-    bad = np.full_like(array, np.nan) if kind == "nan" else np.zeros((*array.shape, 2), dtype=array.dtype)
-    spoilt = Update(update.exchange, {**update.tensors, key: bad}, update.weights, update.train, update.metrics)
-    reply.content = wire.pack_reply(spoilt)
+    answer = wire.unpack_reply(reply.content)
+    if isinstance(answer, Masked):
+        parts = {part: _bad(words, kind) for part, words in answer.parts.items()}
+        reply.content = wire.pack_reply(replace(answer, parts=parts))
+    elif isinstance(answer, Update) and answer.tensors:
+        key = next(iter(answer.tensors))
+        tensors = {**answer.tensors, key: _bad(answer.tensors[key], kind)}
+        reply.content = wire.pack_reply(replace(answer, tensors=tensors))
+
+
+def _bad(array: np.ndarray, kind: str) -> np.ndarray:
+    """Values that are no numbers, or, where there are only whole ones, others; or another shape."""
+    if kind != "nan":
+        return np.zeros((*array.shape, 2), dtype=array.dtype)
+    return np.full_like(array, np.nan) if array.dtype.kind == "f" else array + array.dtype.type(1)

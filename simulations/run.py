@@ -26,6 +26,7 @@ from server.folder import RunFolder
 from server.report import build_report
 from simulations.faults import Fault, FaultyGrid
 from simulations.grids import InProcessGrid, LocalGrid, PoolGrid
+from simulations.keys import make_keys
 
 OPEN = SitePolicy(allow_non_dp=True, metrics="exact", min_patients=1, epsilon_job=100.0, epsilon_lifetime=100.0)
 """Whoever simulates a hospital sees all its data anyway. Budgets are counted, and all but unlimited."""
@@ -72,13 +73,17 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
     sites = out / "sites"
     sites.mkdir(parents=True, exist_ok=True)
-    for name, cohort in hospitals.cohorts.items():
+    for name in hospitals.cohorts:
         (sites / name).mkdir(mode=0o700)
+    masking = [name for name in hospitals.cohorts if name not in hospitals.observers]
+    masks = make_keys(sites, masking) if study.masked else {}
+    for name, cohort in hospitals.cohorts.items():
         config = SiteConfig(
             name=name,
             cohort=cohort,
             observer=name in hospitals.observers,
             policy=hospitals.policies.get(name, OPEN),
+            masks=masks.get(name),
             state=(sites / name).resolve(),
             cache=home() / "cohorts",
             # A deployed site draws its secret; here it follows from the seed, since splits depend on it.

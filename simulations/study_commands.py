@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from common.errors import InputError
+from common.masking import FEWEST
 from common.pricing import Price, price, private_stages
 from common.travel import releases_plainly
 from server.explain import check_study, explain, sentence
@@ -34,6 +35,11 @@ def explain_study(path: Path, overrides: tuple[str, ...], patients: tuple[int, .
     say(f"Model: {study.model.backbone} from {source}, heads {study.heads}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
         say(f"{number}. {stage.name}: {sentence(stage, row)}")
+    if study.masked:
+        say(
+            f"Masked: the coordinator reads sums over at least {FEWEST} sites, of entries, weights and metrics, and no "
+            "site's own. What it reads it can still learn from: masks take nothing away from the sum."
+        )
     tags = explained.start.model.tags()
     plain = [stage.name for stage in study.plan if releases_plainly(stage, tags)]
     if plain:

@@ -5,8 +5,9 @@ The order matters: policy, charge, work, reply kept, reply sent. A crash in betw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,8 @@ class Guard:
 
     @property
     def shows_metrics(self) -> bool:
-        """Whether exact sums of metrics, losses and counts may leave."""
-        return self._policy.metrics == "exact"
+        """Whether exact sums of metrics, losses and counts may leave, as this study asks for them: masked or not."""
+        return self._policy.metrics == "exact" or (self._study.masked and self._policy.metrics == "masked")
 
     def public(self, count: int) -> int:
         """A count as it may leave: exact, or rounded to tens, but never to 0 if there is any."""
@@ -144,14 +145,24 @@ class Guard:
             words.append("entries or sums without noise, by allow_non_dp of the policy")
         if self.shows_metrics:
             words.append("exact figures, by metrics of the policy")
+        if self._study.masked:
+            words.append("masked, so that only sums over several sites can be read")
         return "; ".join(words) or "nothing of the site's data"
 
     def spend(self) -> Spend | None:
-        """What this study has cost here so far; None if nothing."""
+        """What this study has cost here so far; None if nothing.
+
+        The delta follows from the number of patients, which a masked study keeps from the coordinator: there it is
+        rounded up to a power of ten, and epsilon is that of the rounded delta.
+        """
         if not self._held.exists():
             return None
         try:
-            spent = self._held.open(self._policy.epsilon_lifetime).spent(self._study.digest)
+            ledger = self._held.open(self._policy.epsilon_lifetime)
+            spent = ledger.spent(self._study.digest)
+            if spent.steps and self._study.masked:
+                delta = 10.0 ** math.ceil(math.log10(spent.delta) - 1e-9)
+                spent = replace(spent, delta=delta, epsilon=epsilon(ledger.events(self._study.digest), delta))
         except LedgerError as error:
             raise Refused(Code.LEDGER, str(error)) from None
         return spent if spent.steps else None

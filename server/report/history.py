@@ -88,7 +88,8 @@ def curves(record: RunRecord, task: str, metric: str) -> Curves:
     """One metric over the exchanges. An exchange measures the model that went out, so before its own training."""
     found = Curves({}, [], {}, [])
     for place, row in enumerate(record.exchanges):
-        sites = mapping(mapping(mapping(row.get("metrics")).get(task)).get("sites"))
+        own_metrics = mapping(mapping(row.get("metrics")).get(task))
+        sites = mapping(own_metrics.get("sites"))
         values = {site: {metric: number(mapping(own).get(metric))} for site, own in sites.items()}
         test = row.get("split") == "test"
         rounds = (number(row.get("exchange")) or place + 1) - 1
@@ -96,9 +97,16 @@ def curves(record: RunRecord, task: str, metric: str) -> Curves:
         for site, own in values.items():
             if (value := own[metric]) is not None:
                 by_site.setdefault(site, []).append((rounds, value))
-        if (value := macro_mean(list(values.values()), metric)) is not None:
-            mean.append((rounds, value))
+        average = macro_mean(list(values.values()), metric) if values else _of_all(own_metrics, metric)
+        if average is not None:
+            mean.append((rounds, average))
     return found
+
+
+def _of_all(metrics: Row, metric: str) -> float | None:
+    """A masked study's figure: the mean over sites, if they have worked it out, else that of all cases pooled."""
+    stated = number(mapping(metrics.get("macro")).get(metric))
+    return number(mapping(metrics.get("pooled")).get(metric)) if stated is None else stated
 
 
 def training_loss(record: RunRecord) -> Curves:
@@ -110,7 +118,10 @@ def training_loss(record: RunRecord) -> Curves:
         for site, loss in losses.items():
             if loss is not None:
                 found.sites.setdefault(site, []).append((end, loss))
-        if (mean := macro_mean([{"loss": loss} for loss in losses.values()], "loss")) is not None:
+        mean = macro_mean([{"loss": loss} for loss in losses.values()], "loss")
+        if mean is None:  # masked: only the mean over all cases is known
+            mean = number(mapping(row.get("train_pooled")).get("loss"))
+        if mean is not None:
             found.macro.append((end, mean))
     return found
 

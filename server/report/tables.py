@@ -25,6 +25,7 @@ METRICS = {
 }
 _LOWER_IS_BETTER = ("brier", "ece", "loss")
 _MOST_REFUSALS = 60
+_HIDDEN = "masks hide single sites"
 MEANINGS = {
     Code.OTHER_PROTOCOL: "runs another version of fedgraft",
     Code.UNKNOWN_STUDY: "does not know this study",
@@ -48,6 +49,10 @@ MEANINGS = {
     Code.NOT_FINITE: "sent values that are not finite",
     Code.TOO_LARGE: "sent an update that is far too large",
     Code.BAD_WEIGHT: "gave an impossible number of cases",
+    Code.OTHER_CONTEXT: "masked for something else: another model, other partners or other keys",
+    Code.NO_MASKS: "has no mask key that its roster knows",
+    Code.NOT_MASKED: "does not mask with the sites that it was named",
+    Code.MASK_REUSED: "was asked to use a mask again",
 }
 
 
@@ -82,9 +87,11 @@ def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
     final = record.final(task)
     sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
     lowest = lowest_site(final)
+    masked = bool(pooled) and not sites
+    alike = "mean of the sites, each alike" if masked else f"mean of {_plural(len(sites), 'site')}, each alike"
     return (
-        Tile(decimal(_macro(final, "auroc")), "macro AUROC", f"mean of {_plural(len(sites), 'site')}, each alike"),
-        Tile(decimal(lowest[1]) if lowest else NONE, "worst site’s AUROC", lowest[0] if lowest else ""),
+        Tile(decimal(_macro(final, "auroc")), "macro AUROC", alike),
+        Tile(decimal(lowest[1]) if lowest else NONE, "worst site’s AUROC", lowest[0] if lowest else _HIDDEN * masked),
         Tile(decimal(_macro(final, "accuracy")), "macro accuracy", "of the likeliest class"),
         Tile(decimal(number(pooled.get("auroc"))), "pooled AUROC", f"{whole(pooled.get('n'))} test cases together"),
     )
@@ -108,7 +115,9 @@ def site_metrics(record: RunRecord, task: str) -> Table:
     ]
     for site, own in sites.items():
         rows.append(Line((site, *_metric_cells(own)), "worst" if lowest and site == lowest[0] else ""))
-    return Table(("site", "cases", *METRICS.values()), tuple(rows) if sites else ())
+    if pooled and not sites:
+        del rows[1]  # masks hide the single sites, the worst too
+    return Table(("site", "cases", *METRICS.values()), tuple(rows) if pooled else ())
 
 
 def stages(record: RunRecord) -> Table:

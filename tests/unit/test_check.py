@@ -137,3 +137,18 @@ def test_a_body_without_per_sample_gradients_is_refused(backbone: str):
 def test_terms_that_promise_nothing_cannot_be_written(bad: dict):
     with pytest.raises(StudyError, match=next(iter(bad))):
         study(FEDAVG | {"local": PRIVATE | {"private": {"sigma": 1.0, "sample": 0.1} | bad}})
+
+
+def test_a_masked_study_cannot_look_at_single_sites():
+    (fault,) = check(study(FEDAVG, masked=True, rounds={"max_change": 3.0}), TAGS)
+    assert fault.startswith("rounds.max_change: bounds the change of each site, which masks hide")
+    assert check(study(PROBE, FEDAVG, ADAPT, masked=True), TAGS) == []
+    assert check(study(FEDAVG, rounds={"max_change": 3.0}), TAGS) == []
+
+
+@pytest.mark.parametrize("kind", ["median", "trimmed_mean", "krum", "clipped_mean"])
+def test_a_merge_that_compares_sites_cannot_be_masked(kind: str):
+    plan = (PROBE, FEDAVG | {"merge": {"kind": kind}})
+    (fault,) = check(study(*plan, masked=True), TAGS)
+    assert fault.startswith(f"plan.1 (s1).merge: {kind} looks at the sites one by one")
+    assert check(study(*plan), TAGS) == []

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import wire
-from common.orders import Code, Greeting, Hello, Order, Refusal, Update
+from common.orders import Circles, Code, Greeting, Hello, Masked, Order, Refusal, Update
+from common.privacy import Spend
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -64,6 +65,43 @@ def test_hello_greeting_and_refusal_arrive_as_they_were_sent():
     assert wire.unpack_greeting(over_the_wire(wire.pack_greeting(greeting))) == greeting
     for code in Code:
         assert wire.unpack_reply(over_the_wire(wire.pack_reply(Refusal(2, code)))) == Refusal(2, code)
+
+
+def test_a_masked_study_s_messages_arrive_as_they_were_sent():
+    greeting = Greeting("north", {}, {}, labelled=False, evaluates=False, nonce="ab" * 16)
+    assert wire.unpack_greeting(over_the_wire(wire.pack_greeting(greeting))) == greeting
+    circles = Circles(3, {"tensors": {"north": "aa", "south": "bb"}, "metrics": {"north": "aa"}})
+    order = Order("d", 1, 0, 1, True, None, ARRAYS, circles=circles)
+    assert wire.unpack_order(over_the_wire(wire.pack_order(order, wire.pack_tensors(ARRAYS)))).circles == circles
+    parts = {"tensors": np.arange(2**63, 2**63 + 5000, dtype=np.uint64), "metrics": np.zeros(3, np.uint64)}
+    sent = Masked(4, parts, {"tensors": "01", "metrics": "02"}, Spend(1.0, 0.01, "patient", steps=3))
+    got = wire.unpack_reply(over_the_wire(wire.pack_reply(sent)))
+    assert isinstance(got, Masked)
+    assert same(dict(got.parts), parts)
+    assert (got.exchange, got.contexts, got.spent) == (4, sent.contexts, sent.spent)
+    nothing = wire.unpack_reply(over_the_wire(wire.pack_reply(Masked(4, {}, {}))))
+    assert nothing == Masked(4, {}, {})
+
+
+@pytest.mark.parametrize(
+    "circles",
+    [
+        *(3, [], {}, {"number": 1}, {"number": -1, "parts": {}}, {"number": 1, "parts": []}),
+        {"number": 1, "parts": {"tensors": ["north"]}},
+        {"number": 1, "parts": {"tensors": {"north": 3}}},
+    ],
+)
+def test_circles_that_are_none_are_a_wire_error(circles: object):
+    with pytest.raises(wire.WireError):
+        wire.unpack_order(RecordDict({"words": words(circles=circles)}))
+
+
+@pytest.mark.parametrize("contexts", [3, [], {}, {"metrics": "ab"}, {"tensors": 3}, {"tensors": "ab", "metrics": "ab"}])
+def test_a_masked_answer_says_what_each_part_is_for(contexts: object):
+    records = wire.pack_reply(Masked(1, {"tensors": np.zeros(3, np.uint64)}, {"tensors": "ab"}))
+    records["words"] = ConfigRecord({"json": json.dumps({"exchange": 1, "contexts": contexts})})
+    with pytest.raises(wire.WireError):
+        wire.unpack_reply(records)
 
 
 def test_received_arrays_cannot_be_written_to():
@@ -190,11 +228,10 @@ json_values = st.recursive(
 )
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(["exchange", "weights", "train", "refused", "site", "cases", "labels"]), json_values
-    )
-)
+KEYS = ("exchange", "weights", "train", "refused", "site", "cases", "labels", "contexts", "circles", "nonce")
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), json_values))
 @settings(max_examples=200, deadline=None)
 def test_any_json_is_an_answer_or_a_wire_error(content: dict):
     records = RecordDict({"words": ConfigRecord({"json": json.dumps(content)})})
