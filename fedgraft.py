@@ -221,6 +221,25 @@ def privacy_curve(  # noqa: PLR0913, PLR0917 - a command's options are its param
     study_commands.privacy_curve(study_file, tuple(set_ or ()), grid, out, as_json=as_json)
 
 
+@privacy.command("audit")
+def privacy_audit(
+    study_file: StudyFile,
+    patients: Annotated[
+        int, typer.Option(min=1, help="Patients in training at the site, which decide its noise.")
+    ] = 1000,
+    out: Annotated[Path | None, typer.Option(help="A new folder, or a run of this study; runs/STUDY-audit.")] = None,
+    allow_plain: Annotated[bool, typer.Option(help="Accept stages that release without noise.")] = False,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a study: what it claims of privacy, tried on the code that sites run. Exit code 1 if a claim fails."""
+    from simulations import commands
+    from simulations.audit.command import audit
+
+    found, _ = commands.read(study_file, tuple(set_ or ()))
+    audit(found, str(study_file), out, patients, allow_plain=allow_plain, as_json=as_json)
+
+
 @site.command("budget")
 def site_budget(
     folder: SiteFolder,

@@ -14,3 +14,13 @@ def build_report(run: Path) -> Path:
     from server.report.page import write_page
 
     return write_page(run)
+
+
+def build_audit_page(folder: Path) -> Path:
+    """Write `audit.html` beside an `audit.json` that belongs to no run, and return its path.
+
+    InputError if `audit.json` is absent or damaged.
+    """
+    from server.report.page import write_audit_page
+
+    return write_audit_page(folder)

@@ -35,6 +35,7 @@ class RunRecord:
     environment: Row
     study_text: str
     sums: dict[str, TaskSums]
+    audit: Row
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -81,7 +82,13 @@ def read_run(run: Path) -> RunRecord:
         environment=_optional(run / "environment.json"),
         study_text=study.read_text(encoding="utf-8", errors="replace") if study.is_file() else "",
         sums=_sums(mapping(result.get("sums")), run / "result.json"),
+        audit=read_audit(run),
     )
+
+
+def read_audit(folder: Path) -> Row:
+    """What `fedgraft privacy audit` left in a folder; empty if it was not there."""
+    return _optional(folder / "audit.json")
 
 
 def curves(record: RunRecord, task: str, metric: str) -> Curves:

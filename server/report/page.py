@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from common.errors import InputError
 from common.files import write_atomic
 from server.report import plots, tables
+from server.report.audit import audited
 from server.report.history import (
     RunRecord,
     TaskSums,
     curves,
     mapping,
     number,
+    read_audit,
     read_run,
     sequence,
     spans,
@@ -57,15 +60,30 @@ def write_page(run: Path) -> Path:
     return page
 
 
+def write_audit_page(folder: Path) -> Path:
+    """Write `audit.html` beside a folder's `audit.json`; InputError if that is absent or damaged."""
+    found = read_audit(folder)
+    if not found:
+        raise InputError(f"{folder}: there is no audit.json.", fix="Write one with `fedgraft privacy audit`.")
+    page = folder / "audit.html"
+    study = text(found.get("study"))
+    write_atomic(page, _template("audit.html.jinja").render(study=study, audit=audited(found)).encode("utf-8"))
+    return page
+
+
+def _template(name: str) -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
+
+
 def render(record: RunRecord) -> str:
     """The page as text. Names from sites and studies are text, never markup."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    template = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("page.html.jinja")
     result = record.result
     missing, more = tables.refusals(record)
-    return template.render(
+    return _template("page.html.jinja").render(
         study=text(result.get("study")) or record.name,
         status=text(result.get("status")) or "unfinished",
         headline=text(result.get("headline")) or "The run has not finished; this page shows how far it got.",
@@ -77,6 +95,7 @@ def render(record: RunRecord) -> str:
         missing=missing,
         more_missing=more,
         cost=_cost(record),
+        audit=audited(record.audit),
         environment=tables.environment(record),
         command=_command(record),
         study_text=record.study_text,

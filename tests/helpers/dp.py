@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from client.privacy.dpsgd import train_private
 from client.workbench import Workbench
 from common.plan import Gradient, Private, Role
 from helpers.work import CPU, NOW, cohort, images
+from simulations.audit.desk import watched
 
 Desk = Callable[..., tuple[Workbench, Feed]]
 
@@ -44,24 +44,6 @@ def feed_of(like: Feed, inputs: Tensor, labels: Tensor) -> Feed:
     made = Feed(cohort(images(len(inputs))[0], {"cls": labels}), like._spec, CPU)
     made._inputs = inputs
     return made
-
-
-@contextmanager
-def watched() -> Iterator[list[Tensor]]:
-    """All gradients that SGD is given within, flat, one tensor per step."""
-    seen: list[Tensor] = []
-    real = torch.optim.SGD.step
-
-    def step(self: torch.optim.SGD, *args: Any) -> Any:
-        parts = [p.grad for group in self.param_groups for p in group["params"]]
-        seen.append(torch.cat([part.detach().flatten().double() for part in parts]))
-        return real(self, *args)
-
-    torch.optim.SGD.step = step
-    try:
-        yield seen
-    finally:
-        torch.optim.SGD.step = real
 
 
 def sums(bench: Workbench, feed: Feed, patients: Sequence[str], spec: Gradient, keys: Sequence[str] = ()) -> Tensor:

@@ -20,8 +20,9 @@ from common.inputs import TableInput
 from common.model import TransferModel, state_arrays
 from common.orders import Code, Order, Refusal, Update
 from common.plan import Augment, Role, named
-from helpers.dp import Desk, feed_of, quiet, sums, terms, trainable, watched
+from helpers.dp import Desk, feed_of, quiet, sums, terms, trainable
 from helpers.work import CPU, NOW, TABLE_PLAN, MakeStudy, a_site, cohort, images, moved, snapshot
+from simulations.audit.desk import watched
 
 OWN = tuple(map(str, range(27)))
 

@@ -1,0 +1,42 @@
+"""What attacks on a study found, as text to be shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.report.history import Row, mapping, number, sequence, text
+from server.report.tables import NONE, Line, Table, duration, whole
+
+
+@dataclass(frozen=True)
+class Audited:
+    """The findings, whether all of them hold, and what that is worth."""
+
+    table: Table
+    verdict: str
+    holds: bool
+
+
+def audited(found: Row) -> Audited:
+    """The content of an `audit.json`; without rows if there was none."""
+    rows = [mapping(row) for row in sequence(found.get("findings"))]
+    holds = found.get("holds") is True
+    lines = tuple(_line(row) for row in rows)
+    columns = ("attack", "stage", "verdict", "claim", "found", "bound", "time")
+    failed = sum(row.get("passed") not in (True, None) for row in rows)
+    words = "Every claim held" if not failed else f"{failed} of {len(rows)} claims did not hold"
+    accepted = " and all that failed was accepted beforehand" if holds and failed else ""
+    patients, seconds = whole(found.get("patients")), duration(number(found.get("seconds")) or 0.0)
+    verdict = f"{words}{accepted}: noise of a site with {patients} patients in training, {seconds} of attacks."
+    return Audited(Table(columns, lines, words=5), verdict, holds)
+
+
+def _line(row: Row) -> Line:
+    passed = row.get("passed")
+    failed = "fails, accepted" if row.get("accepted") is True else "fails"
+    verdict = "not built" if passed is None else "holds" if passed is True else failed
+    bound = number(row.get("bound"))
+    limit = NONE if bound is None else f"{text(row.get('sense'))} {bound:g}"
+    words = (text(row.get(key)) or NONE for key in ("claim", "words"))
+    cells = (text(row.get("name")), text(row.get("stage")), verdict, *words, limit)
+    return Line((*cells, duration(number(row.get("seconds")) or 0.0)), "failed" if verdict == "fails" else "")

@@ -1,0 +1,1 @@
+"""Attacks on a study's privacy, by the code that sites run: values in, findings out."""

@@ -1,0 +1,123 @@
+"""From what a site sends back to what it trained on: gradients of linear layers give their inputs away.
+
+One case: row k of a layer's gradient is the input times entry k of the bias's gradient. Many cases: a coordinator who
+sends a first layer that sorts cases by brightness finds each that is alone in its bin (Fowl et al. 2021, "Robbing the
+Fed"). Both are carried out by the site's own trainer and see nothing but the entries before and after.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from scipy.special import ndtri
+from torch import Tensor
+
+from client.local.gradient import train
+from client.privacy.dpsgd import train_private
+from client.workbench import Workbench
+from common.plan import Gradient
+from simulations.audit.desk import NOW, Cases, Desk, feed_of, light
+from simulations.audit.findings import Measured
+
+PIXELS = 1024
+_BINS = 64
+"""Width of the first layer of `table_mlp`."""
+_CASES = 32
+_RECOGNISED_DB = 25.0
+_BEST_DB = 200.0
+_PLAIN = Gradient(steps=1, batch_size=_CASES, optimiser="sgd", momentum=0.0, lr=1.0)
+
+Visit = Callable[[Workbench, Cases], None]
+"""One step of a site's trainer at rate 1, on all cases of a site."""
+
+
+def private_visit(desk: Desk) -> Visit:
+    """One step at these terms, with everybody in it: the attacker knows that the victim took part."""
+    asked = desk.asking({"steps": 1, "lr": 1.0, "batch_size": _CASES}, {"sample": 1.0})
+
+    def visit(bench: Workbench, cases: Cases) -> None:
+        train_private(bench, feed_of(desk.study, cases), cases.patients, asked.local, desk.changes, NOW)
+
+    return visit
+
+
+def plain_visit(desk: Desk) -> Visit:
+    """One step without privacy."""
+
+    def visit(bench: Workbench, cases: Cases) -> None:
+        train(bench, feed_of(desk.study, cases), _PLAIN, desk.changes, NOW)
+
+    return visit
+
+
+def one_case(desk: Desk, seed: int, *, private: bool) -> Measured:
+    """How well a case of 1,024 numbers comes out of one step of a linear layer on it alone, as PSNR in dB."""
+    small = light(desk, PIXELS)
+    bench, cases = small.bench(), _people(1, seed)
+    change = _change(bench, small, cases, private=private)
+    quality = psnr(_solved(change["heads.cls.weight"], change["heads.cls.bias"]), cases.inputs[0])
+    words = f"the one patient of a site comes back at {quality:.0f} dB ({'with' if private else 'without'} privacy)"
+    return Measured(quality, 10.0, words) if private else Measured(quality, 60.0, words, "at least")
+
+
+def imprint(desk: Desk, seed: int, *, private: bool) -> Measured:
+    """The share of 32 cases that come out of one step of a crafted model at more than 25 dB."""
+    small = light(desk, PIXELS, "table_mlp")
+    bench, cases = small.bench(), _people(_CASES, seed)
+    _craft(bench)
+    change = _change(bench, small, cases, private=private)
+    first = "backbone.layers.0"
+    found = _between(change[f"{first}.weight"], change[f"{first}.bias"])
+    known = {at for one in found for at in range(_CASES) if psnr(one, cases.inputs[at]) > _RECOGNISED_DB}
+    share = len(known) / _CASES
+    words = f"{len(known)} of {_CASES} patients come back from one sum ({'with' if private else 'without'} privacy)"
+    return Measured(share, 0.0, words) if private else Measured(share, 0.4, words, "at least")
+
+
+def psnr(found: Tensor, truth: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, at most 200. Values that cannot be are brought into range, as anybody would."""
+    low, high = float(truth.min()), float(truth.max())
+    error = float((found.nan_to_num(low, high, low).clamp(low, high).double() - truth.double()).square().mean())
+    span = high - low or 1.0
+    return min(_BEST_DB, 10 * math.log10(span**2 / error)) if error > 0 else _BEST_DB
+
+
+def _change(bench: Workbench, desk: Desk, cases: Cases, *, private: bool) -> dict[str, Tensor]:
+    """What one visit changed, entry by entry: minus the gradient, at a rate of 1."""
+    before = bench.read(desk.changes)
+    (private_visit if private else plain_visit)(desk)(bench, cases)
+    return {key: torch.from_numpy(before[key] - array) for key, array in bench.read(desk.changes).items()}
+
+
+def _solved(weight: Tensor, bias: Tensor) -> Tensor:
+    """The input of a linear layer whose gradient comes from one case."""
+    row = int(bias.abs().argmax())
+    return weight[row] / bias[row]
+
+
+def _between(weight: Tensor, bias: Tensor) -> Tensor:
+    """Per bin, the input that its gradient would come from if one case lay in it."""
+    weight, bias = weight - torch.roll(weight, -1, 0), bias - torch.roll(bias, -1)
+    weight[-1], bias[-1] = weight[-1] * 0, 1.0
+    return weight / bias[:, None]
+
+
+def _craft(bench: Workbench) -> None:
+    """Unit k of the first layer is awake for cases brighter than the k-th quantile; what follows treats all alike."""
+    quantiles = torch.from_numpy(ndtri((torch.arange(_BINS) + 0.5).numpy() / _BINS)).float()
+    with torch.no_grad():
+        entries = bench.parameters
+        entries["backbone.layers.0.weight"].fill_(1 / PIXELS)
+        entries["backbone.layers.0.bias"].copy_(-(0.5 + quantiles / math.sqrt(12 * PIXELS)))
+        entries["backbone.layers.2.weight"].fill_(0.01)
+        entries["backbone.layers.2.bias"].zero_()
+        entries["heads.cls.weight"].copy_(torch.tensor([[0.1], [-0.1]]).expand(2, 32))
+        entries["heads.cls.bias"].zero_()
+
+
+def _people(count: int, seed: int) -> Cases:
+    """Patients of 1,024 numbers, uniform in [0, 1]: nothing in them can be guessed from the rest."""
+    draw = torch.Generator().manual_seed(seed)
+    return Cases(torch.rand(count, PIXELS, generator=draw), torch.arange(count) % 2, tuple(map(str, range(count))))

@@ -1,0 +1,112 @@
+"""Ways in which private training has been broken by others, each a change of one line of the real trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from client.local.feed import Batch
+from client.privacy import dpsgd, secret
+from common.model import TransferModel
+
+Patch = pytest.MonkeyPatch
+
+
+def no_clip(patch: Patch) -> None:
+    patch.setattr(dpsgd, "clip_factors", lambda norms, clip: torch.ones_like(norms))
+
+
+def clip_of_the_mean(patch: Patch) -> None:
+    def whole(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
+        means = [part.mean(dim=0) for part in gradients]
+        norm = float(torch.cat([mean.flatten() for mean in means]).norm())
+        factor = min(1.0, clip / max(norm, 1e-12))
+        return [mean * factor * len(gradients[0]) for mean in means]
+
+    patch.setattr(dpsgd, "clip_and_sum", whole)
+
+
+def every_image_clipped_alone(patch: Patch) -> None:
+    patch.setattr(dpsgd, "units_of", lambda indices, patients, unit: list(indices.split(1)))
+
+
+def weighted_mean(patch: Patch) -> None:
+    """The mean of a loss with class weights, over a batch: its weights' sum ties all cases together."""
+    real = dpsgd.losses
+
+    def losses(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        (target,) = batch.targets.values()
+        weights = torch.tensor([1.0, 1.0, 100.0])[target]
+        return real(outputs, batch) * weights * len(target) / weights.sum()
+
+    patch.setattr(dpsgd, "losses", losses)
+
+
+def moving_statistics(patch: Patch) -> None:
+    """Norm layers in train mode."""
+    real = TransferModel.freeze
+
+    def freeze(self: TransferModel, keys: Sequence[str], *, fixed_norm_stats: bool) -> None:
+        real(self, keys, fixed_norm_stats=False)
+
+    patch.setattr(TransferModel, "freeze", freeze)
+    patch.setattr(dpsgd, "_refuse_moving_statistics", lambda model: None)
+
+
+def noise_divided_again(patch: Patch) -> None:
+    real = dpsgd.noisy_mean
+    patch.setattr(dpsgd, "noisy_mean", lambda total, deviation, expected: real(total, deviation / expected, expected))
+
+
+def half_the_noise(patch: Patch) -> None:
+    real = dpsgd.noise
+    patch.setattr(dpsgd, "noise", lambda like, deviation: real(like, deviation / 2))
+
+
+def no_noise(patch: Patch) -> None:
+    patch.setattr(dpsgd, "noise", lambda like, deviation: torch.zeros_like(like, dtype=torch.float64))
+
+
+def bare_biases(patch: Patch) -> None:
+    real = dpsgd.noise
+    patch.setattr(dpsgd, "noise", lambda like, deviation: real(like, deviation if like.ndim > 1 else 0.0))
+
+
+def one_key(patch: Patch) -> None:
+    patch.setattr(secret, "_key", lambda: bytes(32))
+
+
+def seeded_noise(patch: Patch) -> None:
+    def seeded(like: Tensor, deviation: float) -> Tensor:
+        draw = torch.Generator().manual_seed(like.numel())
+        return torch.randn(like.shape, generator=draw, dtype=torch.float64) * deviation
+
+    patch.setattr(dpsgd, "noise", seeded)
+
+
+def torch_noise(patch: Patch) -> None:
+    """As in Opacus: whoever sets torch's seed knows the noise."""
+    patch.setattr(dpsgd, "noise", lambda like, deviation: torch.randn(like.shape, dtype=torch.float64) * deviation)
+
+
+def numpy_noise(patch: Patch) -> None:
+    """As in Flower's own mechanisms."""
+    patch.setattr(secret, "normal", lambda count: np.random.normal(size=count))
+
+
+def lots_of_one_size(patch: Patch) -> None:
+    patch.setattr(dpsgd, "draw_units", lambda count, sample: torch.randperm(count)[: round(count * sample)].tolist())
+
+
+def one_always_comes(patch: Patch) -> None:
+    real = dpsgd.draw_units
+    patch.setattr(dpsgd, "draw_units", lambda count, sample: sorted({0, *real(count, sample)}))
+
+
+def a_step_too_few(patch: Patch) -> None:
+    real = dpsgd._terms
+    patch.setattr(dpsgd, "_terms", lambda *args: (*real(*args)[:2], max(1, real(*args)[2] - 1)))
