@@ -176,7 +176,7 @@ class Site:
         if TENSORS in accepted.parts:
             terms[TENSORS] = tensor_terms(update, self._study.plan[order.stage], self._bench.tags)
         if METRICS in accepted.parts and metrics:
-            terms[METRICS] = metric_terms(metrics)
+            terms[METRICS] = metric_terms(metrics, update.train)
         return terms
 
     def _receive(self, order: Order) -> None:

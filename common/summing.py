@@ -50,15 +50,13 @@ class Pooled:
 
 
 def tensor_terms(update: Update, stage: Stage, tags: Tags) -> Terms:
-    """What a site puts in for its tensors, weights and training loss."""
+    """What a site puts in for its tensors and weights."""
     if not isinstance(stage.merge, Mean):
         return Terms(update.tensors, {})
     weights = {name: _weight(stage.merge, weight) for name, weight in update.weights.items()}
     factors = {key: weights[tags[key].task or TRUNK] for key in update.tensors}
-    seen = update.train.get("examples", 0.0) if "loss" in update.train else 0.0
-    loss = np.array([update.train.get("loss", 0.0) * seen, seen])
     totals = {_WEIGHT + name: np.array(weight, np.float64) for name, weight in weights.items()}
-    return Terms({**update.tensors, **totals, _LOSS: loss}, factors)
+    return Terms({**update.tensors, **totals}, factors)
 
 
 def tensor_shapes(expected: Shapes, study: Study, stage: Stage) -> Shapes:
@@ -66,7 +64,7 @@ def tensor_shapes(expected: Shapes, study: Study, stage: Stage) -> Shapes:
     if not isinstance(stage.merge, Mean):
         return expected
     weights = {_WEIGHT + name: ((), "float64") for name in (TRUNK, *study.heads)}
-    return {**expected, **weights, _LOSS: ((2,), "float64")}
+    return {**expected, **weights}
 
 
 def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Update:
@@ -82,27 +80,37 @@ def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Upda
         weight, kind = weights[tags[key].task or TRUNK], state[key].dtype
         mean = sums[key] / weight if weight else state[key]
         tensors[key] = (np.rint(mean) if kind.kind in "iu" else mean).astype(kind)
-    loss, seen = sums[_LOSS]
-    return Update(0, tensors, weights, {"loss": float(loss / seen)} if seen else {}, {})
+    return Update(0, tensors, weights, {}, {})
 
 
-def metric_terms(sums: Mapping[str, ClassificationSums]) -> Terms:
-    """What a site puts in for its metrics: its sums, and the metrics themselves, with a count of those it has."""
-    arrays: dict[str, np.ndarray] = {}
+def metric_terms(sums: Mapping[str, ClassificationSums], train: Mapping[str, float]) -> Terms:
+    """What a site puts in for its metrics: its sums, and the metrics themselves, with a count of those it has.
+
+    The loss of training goes in here too, since only sites that let metrics out are in this sum.
+    """
+    seen = train.get("examples", 0.0) if "loss" in train else 0.0
+    arrays: dict[str, np.ndarray] = {_LOSS: np.array([train.get("loss", 0.0) * seen, seen])}
     for task, own in sums.items():
         plain = {key: array for key, array in own.arrays().items() if key not in _SCORES}
         whole = {key: array if key in _FLOATS else array.astype(np.int64) for key, array in plain.items()}
         whole["scores"] = own.scores.grid()
-        values = [own.values()[key] for key in SHOWN]
-        whole[_MEANS] = np.array([[0.0 if v is None else v, 0.0 if v is None else 1.0] for v in values])
+        values = own.values()
+        shown = [values[key] for key in SHOWN]
+        whole[_MEANS] = np.array([[0.0 if v is None else v, 0.0 if v is None else 1.0] for v in shown])
         arrays |= {f"{task}/{key}": array for key, array in whole.items()}
     return Terms(arrays, {})
 
 
 def metric_shapes(study: Study) -> Shapes:
     """The shapes of `metric_terms`."""
-    nothing = metric_terms({task: ClassificationSums.zero(classes) for task, classes in study.heads.items()})
+    nothing = metric_terms({task: ClassificationSums.zero(classes) for task, classes in study.heads.items()}, {})
     return {key: (array.shape, array.dtype.name) for key, array in nothing.arrays.items()}
+
+
+def pooled_loss(sums: Arrays) -> dict[str, float]:
+    """The mean loss of training over all cases, from the sums of `metric_terms`; nothing if none was trained on."""
+    loss, seen = sums[_LOSS]
+    return {"loss": float(loss / seen)} if seen else {}
 
 
 def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:

@@ -18,7 +18,7 @@ from common.masking import FEWEST, Layout, MaskedSum, NotOpened
 from common.orders import Answer, Circles, Code, Greeting, Masked, Order, Refusal, Split
 from common.plan import Nothing
 from common.study import Study
-from common.summing import METRICS, TENSORS, metric_shapes, pooled_metrics, pooled_update, tensor_shapes
+from common.summing import METRICS, TENSORS, metric_shapes, pooled_loss, pooled_metrics, pooled_update, tensor_shapes
 from server.collect import Collected, Collector, headline
 from server.merge import Merger
 from server.vet import Bar, bad_content
@@ -92,8 +92,9 @@ class Attempt:
                     self.missing.setdefault(site, Code.OTHER_CONTEXT)
 
     def whole(self, part: str) -> bool:
-        """Whether all sites of the circle have put in this part."""
-        return part in self.sums and self.contexts[part].keys() == self.circles.parts[part].keys()
+        """Whether all sites of the circle have put in this part, and alike."""
+        circle = self.circles.parts.get(part, {}).keys()
+        return bool(circle) and self.contexts[part].keys() == circle and not circle & self.missing.keys()
 
 
 class MaskedCollector:
@@ -120,9 +121,11 @@ class MaskedCollector:
             got.merged = [site for site in sites if site not in attempt.missing]
             for site in got.merged:
                 wanted.hold(site)
-            # Work that merges nothing is done with; measuring alone is repeated only if there is nothing else.
-            again = TENSORS in circles.parts or (not wanted.work and METRICS in circles.parts)
-            if not attempt.missing or not again or (not wanted.work and len(got.merged) < FEWEST):
+            # Work is repeated for what it merges; metrics alone are worth another exchange only if that was all.
+            part = TENSORS if wanted.work else METRICS
+            if part not in circles.parts or not attempt.missing or attempt.whole(part):
+                break
+            if not wanted.work and len(self._measured(got.merged)) < FEWEST:
                 break
             sites, got.repeats = got.merged, got.repeats + 1
         self._open(attempt, got, bar, merging)
@@ -136,10 +139,14 @@ class MaskedCollector:
             if len(sites) < max(wanted.needed, FEWEST):
                 raise _too_few(wanted, sites, got.missing)
             parts[TENSORS] = nonces
-        measured = {site: nonce for site, nonce in nonces.items() if self._greetings[site].evaluates}
+        measured = self._measured(sites)
         if wanted.split is not None and len(measured) >= FEWEST:
-            parts[METRICS] = measured
+            parts[METRICS] = {site: nonces[site] for site in measured}
         return Circles(next(self._numbers), parts)
+
+    def _measured(self, sites: list[str]) -> list[str]:
+        """Those that let sums of metrics leave."""
+        return [site for site in sites if self._greetings[site].evaluates]
 
     def _attempt(self, wanted: Wanted, sites: list[str], circles: Circles, bar: Bar, got: Collected) -> Attempt:
         orders = {site: _own(wanted, site, circles) for site in sites}
@@ -167,10 +174,10 @@ class MaskedCollector:
                 update = pooled_update(attempt.sums[TENSORS].open(), bar.stage, bar.tags, bar.state)
                 if code := bad_content(update, bar):
                     raise RunError(f"The masked sum holds what cannot be ({code}), and {_HIDDEN}.", fix=_LOOK)
-                got.train_pooled = dict(update.train)
                 merging.add(update)
             if attempt.whole(METRICS):
-                got.pooled = pooled_metrics(attempt.sums[METRICS].open(), self._study)
+                sums = attempt.sums[METRICS].open()
+                got.pooled, got.train_pooled = pooled_metrics(sums, self._study), pooled_loss(sums)
         except NotOpened:
             raise RunError(
                 f"All sites agree on what they masked, but their masks do not cancel, and {_HIDDEN}: "

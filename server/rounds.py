@@ -182,9 +182,10 @@ class Rounds:
                 return self._order(step, site, split)
 
             wanted = Wanted(sites, needed, step.work, split, order, self._hold, observers)
-            return self._masked.collect(wanted, bar, merging)
-        orders = {site: self._order(step, site, split) for site in sites} | observers
-        got = self._collector.collect(orders, bar, merging)
+            got = self._masked.collect(wanted, bar, merging)
+        else:
+            orders = {site: self._order(step, site, split) for site in sites} | observers
+            got = self._collector.collect(orders, bar, merging)
         if step.work and len(got.merged) < needed:
             raise QuorumError(
                 f"Stage {stage.name!r}, round {step.round}: {headline(len(got.merged), len(sites), got.missing)}; "

@@ -73,10 +73,14 @@ class Sealer:
             circle, own = circles.parts[part], terms[part]
             layout = Layout.of({key: (array.shape, array.dtype.name) for key, array in own.arrays.items()})
             context = Context(
-                self._study.digest,
-                *(part, order.stage, order.round, order.exchange, circles.number),
-                circle,
-                received,
+                study=self._study.digest,
+                part=part,
+                stage=order.stage,
+                round=order.round,
+                exchange=order.exchange,
+                number=circles.number,
+                sites=circle,
+                received=received,
             ).digest(layout, self._pairs)
             words[part] = encode(own.arrays, own.factors, layout, len(circle))
             contexts[part] = context

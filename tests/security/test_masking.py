@@ -100,6 +100,12 @@ def test_a_missing_site_leaves_no_partial_sum(five: Consortium) -> None:
         opened([*list(uploads.values())[:4], uploads["east"]], given["east"], 5)
 
 
+def test_a_sum_of_nothing_does_not_open(five: Consortium) -> None:
+    arrays = {"a": np.ones(3, np.float32)}
+    with pytest.raises(NotOpened):
+        opened([], arrays, 5)
+
+
 def test_what_is_left_of_a_sum_without_one_site_is_noise(five: Consortium) -> None:
     """Even somebody who does not look at the tag finds nothing in four of five uploads."""
     arrays = {"body.weight": np.full(200_000, 0.5, np.float32)}
@@ -196,6 +202,14 @@ def test_the_largest_values_of_all_sites_still_add_up() -> None:
     assert np.abs(found["a"] / (50 * arrays["a"]) - 1).max() < 1e-12
     with pytest.raises(OutOfRange):
         many.upload("site00", {"a": arrays["a"] * 1.0001})
+
+
+def test_more_words_than_one_key_has_noise_for_are_refused(five: Consortium, monkeypatch) -> None:
+    """ChaCha20 counts its blocks in 32 bits, and would begin again."""
+    monkeypatch.setattr(common.masking, "_MOST_WORDS", 10)
+    assert len(five.upload("east", {"a": np.ones(6, np.float32)})) == 10
+    with pytest.raises(OutOfRange, match="too many words"):
+        five.upload("east", {"a": np.ones(7, np.float32)})
 
 
 def test_uploads_of_another_form_are_refused(five: Consortium) -> None:

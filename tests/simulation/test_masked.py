@@ -22,6 +22,7 @@ from common.errors import QuorumError, RunError
 from common.files import load_tensors, read_json, write_json
 from common.orders import Greeting, Masked
 from common.privacy import epsilon
+from helpers.runs import page_of
 from server.folder import RunFolder
 from simulations.faults import Fault
 from simulations.grids import InProcessGrid
@@ -130,6 +131,10 @@ def test_the_coordinator_sees_no_site_by_itself(hospitals, make_study, tmp_path,
     result = read_json(run / "result.json")
     assert all(own == {"cases": {}, "labels": {}, "problems": {}} for own in result["sites"].values())
     assert all(task["sites"] == {} for task in result["sums"].values())
+    page = page_of(run)
+    assert "masks hide single sites" in page.text
+    assert "all cases pooled" in page.cells
+    assert not set(hospitals.cohorts) & set(page.cells[: page.cells.index("all cases pooled")])
 
 
 def test_an_upload_is_unlike_what_the_site_trained(hospitals, make_study, tmp_path, monkeypatch):
@@ -203,6 +208,30 @@ def test_dropping_below_three_ends_the_run_with_no_partial_sum(hospitals, make_s
         simulate(make_study(method=PLANS["fedavg"], masked=True), Hospitals(hospitals.cohorts, gone), tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert not (tmp_path / "run" / "history.jsonl").exists()
+
+
+RIDGE = {"name": "ridge_probe"}
+
+
+@pytest.mark.parametrize(("kind", "gone", "cases"), [("crash", 1, 30), ("misshapen", 1, 30), ("misshapen", 2, None)])
+def test_the_last_measurement_is_repeated_by_the_others(hospitals, make_study, tmp_path, kind, gone, cases):
+    """As long as they are three; else there is none, and the model is there all the same."""
+    faults = {name: Fault(kind=kind, rounds=(2,)) for name in ("east", "north")[:gone]}
+    run = simulate(make_study(method=RIDGE, masked=True), Hospitals(hospitals.cohorts, faults), tmp_path / "run")
+    result = read_json(run / "result.json")
+    assert (result["metrics"]["cls"]["pooled"]["n"] if result["metrics"] else None) == cases
+    assert history(run)[1]["repeats"] == (1 if cases else 0)
+    assert result["status"] == "incomplete"
+    assert weights(run)
+
+
+def test_a_stage_that_merges_nothing_needs_its_quorum_too(hospitals, make_study, tmp_path):
+    """Recalibration stays at the sites: nothing is masked, and who is missing is missing."""
+    gone = {name: Fault(kind="crash", rounds=(2,)) for name in ("north", "west")}
+    plan = [stage.model_dump(mode="json") for stage in make_study(method=PLANS["graft"]).plan]
+    study = make_study(plan=[plan[0], plan[2]], masked=True, rounds={"quorum": 0.75})
+    with pytest.raises(QuorumError, match="Stage 'adapt', round 1: 2 of 4 sites"):
+        simulate(study, Hospitals(hospitals.cohorts, gone), tmp_path / "run")
 
 
 def test_words_changed_on_the_way_open_to_nothing(hospitals, make_study, tmp_path):

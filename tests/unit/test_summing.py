@@ -12,6 +12,7 @@ from common.plan import Mean, Ridge, Role, Stage, Tag
 from common.summing import (
     metric_shapes,
     metric_terms,
+    pooled_loss,
     pooled_metrics,
     pooled_update,
     tensor_shapes,
@@ -60,7 +61,7 @@ def test_a_merger_makes_the_same_of_the_sum_as_of_all_updates(make_study, weight
     assert ours.keys() == theirs.keys()
     assert all((ours[key] == theirs[key]).all() and ours[key].dtype == STATE[key].dtype for key in theirs)
     assert {key: array.shape for key, array in whole.tensors.items()} == {k: a.shape for k, a in STATE.items()}
-    assert whole.train["loss"] == pytest.approx((12 + 60 + 27) / 51)
+    assert not whole.train
 
 
 def test_sums_of_features_stay_sums(make_study) -> None:
@@ -82,7 +83,7 @@ def predictions(seed: int, cases: int, classes: int) -> ClassificationSums:
 def test_metrics_of_the_sum_are_those_of_all_cases(make_study, classes: int) -> None:
     study = make_study(tasks=[{"name": "cls", "classes": [f"c{n}" for n in range(classes)]}])
     sites = [predictions(seed, 400, classes) for seed in range(4)]
-    terms = [metric_terms({"cls": own}) for own in sites]
+    terms = [metric_terms({"cls": own}, {}) for own in sites]
     assert {k: (a.shape, a.dtype.name) for k, a in terms[0].arrays.items()} == metric_shapes(study)
     found = pooled_metrics(summed(terms), study)["cls"]
     exact = (sites[0] + sites[1] + sites[2] + sites[3]).values()
@@ -92,23 +93,30 @@ def test_metrics_of_the_sum_are_those_of_all_cases(make_study, classes: int) -> 
         assert found.macro[key] == pytest.approx(np.mean([own.values()[key] for own in sites]))
 
 
+def test_the_loss_of_training_is_the_mean_over_all_cases() -> None:
+    nothing = ClassificationSums.zero(3)
+    figures = [{"loss": 1.0, "examples": 10.0}, {"loss": 4.0, "examples": 20.0, "steps": 3.0}, {"examples": 7.0}, {}]
+    assert pooled_loss(summed([metric_terms({"cls": nothing}, one) for one in figures])) == {"loss": 3.0}
+    assert pooled_loss(summed([metric_terms({"cls": nothing}, {})])) == {}
+
+
 def test_a_mean_over_two_sites_is_not_told(make_study) -> None:
     study = make_study()
     nothing = ClassificationSums.zero(3)
     own = [predictions(1, 50, 3), predictions(2, 50, 3), nothing, nothing]
-    found = pooled_metrics(summed([metric_terms({"cls": one}) for one in own]), study)["cls"]
+    found = pooled_metrics(summed([metric_terms({"cls": one}, {}) for one in own]), study)["cls"]
     assert found.macro == dict.fromkeys(SHOWN)
     assert found.sums.n == 100
 
 
 def test_shapes_do_not_follow_the_data() -> None:
-    few, many = (metric_terms({"cls": predictions(1, cases, 3)}).arrays for cases in (3, 5000))
+    few, many = (metric_terms({"cls": predictions(1, cases, 3)}, {}).arrays for cases in (3, 5000))
     assert {k: (a.shape, a.dtype) for k, a in few.items()} == {k: (a.shape, a.dtype) for k, a in many.items()}
 
 
 @pytest.mark.parametrize("key", ["confusion", "scores", "calibration_cases"])
 def test_sums_that_no_predictions_could_give_are_refused(make_study, key: str) -> None:
-    sums = summed([metric_terms({"cls": predictions(1, 50, 3)})])
+    sums = summed([metric_terms({"cls": predictions(1, 50, 3)}, {})])
     for change in (-200.0, 1.0):
         bent = {**sums, f"cls/{key}": sums[f"cls/{key}"].copy()}
         bent[f"cls/{key}"].reshape(-1)[0] += change
