@@ -26,7 +26,7 @@ data = typer.Typer(help="Phantom hospitals.", no_args_is_help=True)
 weights = typer.Typer(help="Pretrained weights: train, import, look at, verify.", no_args_is_help=True)
 study = typer.Typer(help="Look at a study before it runs.", no_args_is_help=True)
 privacy = typer.Typer(help="Price and attack a study.", no_args_is_help=True)
-site = typer.Typer(help="What a hospital can see and decide.", no_args_is_help=True)
+site = typer.Typer(help="What a hospital checks, sees and decides.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 app.add_typer(study, name="study")
@@ -37,6 +37,8 @@ StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the n
 SiteFolder = Annotated[Path, typer.Argument(help="The site's folder; in a simulation sites/NAME of the run.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]
 Prepared = Literal["imagenet", "zscore", "unknown"]
+SiteHome = Annotated[Path | None, typer.Option("--home", help="The site's folder; FEDGRAFT_HOME/site if not given.")]
+OfferedStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
 
 
@@ -267,8 +269,44 @@ def site_egress(
     show_egress(folder, show, as_json=as_json)
 
 
+@site.command("check")
+def site_check(
+    study_ref: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="The study to check against.")] = None,
+    home: SiteHome = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="environment, data, training, connection or policy alone.")
+    ] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also train on this site's data alone.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Check whether this site can take part; the report names nobody and may be shared."""
+    from client import decisions
+
+    return decisions.check_site(home, study_ref, part or (), baseline=baseline, as_json=as_json)
+
+
+@site.command("review")
+def site_review(study_ref: OfferedStudy, home: SiteHome = None, as_json: AsJson = False) -> None:
+    """What a study would run here, what would leave, and what it costs."""
+    from client import decisions
+
+    decisions.review_study(home, study_ref, as_json=as_json)
+
+
+@site.command("approve")
+def site_approve(
+    study_ref: OfferedStudy,
+    home: SiteHome = None,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
+) -> None:
+    """Let a study run here; the site refuses all others."""
+    from client import decisions
+
+    (decisions.withdraw_study if withdraw else decisions.approve_study)(home, study_ref)
+
+
 def _checked(study_file: Path, set_: list[str] | None) -> tuple[Study, str]:
-    from server.explain import check_study
+    from common.explain import check_study
     from simulations import commands
 
     found, _ = commands.read(study_file, tuple(set_ or ()))

@@ -16,14 +16,15 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.config import SiteConfig, read_config
-from client.data.cohort import Place, Wanted, load_cohort
+from client.data.cohort import Wanted, load_cohort
 from client.egress import EgressLog
 from client.log import close as close_log
 from client.log import site_log
 from client.privacy.guard import Guard, Refused
 from client.privacy.sealing import Sealer
+from client.pseudonyms import place_of
 from client.site import Site, labelled_patients
-from client.workbench import Workbench
+from client.workbench import Workbench, device_named
 from common import wire
 from common.bundle import WireError
 from common.errors import FedgraftError, InputError
@@ -149,11 +150,10 @@ def _site(study: Study, config: SiteConfig) -> Site:
     if (site := _known(config, study.digest)) is not None:
         return site
     wanted = Wanted(study.tasks, study.input, study.split, study.seed)
-    place = Place(config.state, config.cache, bytes.fromhex(config.secret))
-    cohort = load_cohort(config.name, config.cohort, wanted, place)
+    cohort = load_cohort(config.name, config.cohort, wanted, place_of(config))
     guard = None if config.observer else Guard(study, config.policy, config.state, labelled_patients(study, cohort))
     sealer = _sealer(study, config)
-    site = Site(study, cohort, _bench(study, _device(config)), config.state, guard, sealer)
+    site = Site(study, cohort, _bench(study, device_named(config.device)), config.state, guard, sealer)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
     return site
 
@@ -186,12 +186,6 @@ def _bench(study: Study, device: torch.device) -> Workbench:
     bench = benches[name]
     assert isinstance(bench, Workbench)
     return bench
-
-
-def _device(config: SiteConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
 
 
 def _read_study(path: Path) -> Study:

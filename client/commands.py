@@ -7,31 +7,21 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from client.budget import Budget, Proposal, budget, plot, propose
-from client.config import SiteConfig, read_config
+from client.config import read_site
 from client.egress import EgressLog, Entry
 from common.errors import InputError
 from common.study import Study
-
-_out = Console()
-
-
-def site_config(folder: Path) -> SiteConfig:
-    """The configuration in a site's folder; InputError if there is none."""
-    for name in ("site.yaml", "site.json"):
-        if (folder / name).is_file():
-            return read_config(folder / name)
-    raise InputError(f"{folder}: is no site's folder: it has neither site.yaml nor site.json.")
+from common.terminal import OUT, say
 
 
 def show_budget(
     folder: Path, study: Study | None, patients: int | None, picture: Path | None, *, as_json: bool
 ) -> None:
     """What is spent and left, and what a study would cost."""
-    config = site_config(folder)
+    config = read_site(folder)
     account = budget(config)
     proposal = propose(config, study, patients) if study is not None else None
     if picture is not None:
@@ -43,8 +33,8 @@ def show_budget(
         sys.stdout.write(json.dumps(facts) + "\n")
         return
     if account is None:
-        _say(f"Nothing is spent. Limits: epsilon {config.policy.epsilon_job:g} for one study, ")
-        _say(f"{config.policy.epsilon_lifetime:g} for all together.")
+        say(f"Nothing is spent. Limits: epsilon {config.policy.epsilon_job:g} for one study, ")
+        say(f"{config.policy.epsilon_lifetime:g} for all together.")
     else:
         _show_account(account)
     if proposal is not None:
@@ -53,7 +43,7 @@ def show_budget(
 
 def show_egress(folder: Path, number: int | None, *, as_json: bool) -> None:
     """All that left, checked line by line; or one message with its names, shapes, digests and grounds."""
-    entries = list(EgressLog(site_config(folder).state).entries())
+    entries = list(EgressLog(read_site(folder).state).entries())
     if number is not None:
         if not 1 <= number <= len(entries):
             raise InputError(f"There is no message {number}: the log has {len(entries)}.")
@@ -72,22 +62,22 @@ def _show_account(account: Budget) -> None:
         table.add_row(job.study[:12], str(job.charges), str(job.steps), *_both(job.epsilon, job.tight), job.last)
     table.add_section()
     table.add_row("all", str(len(account.after_each)), "", *_both(account.spent, account.tight), "")
-    _out.print(table)
-    _say(
+    OUT.print(table)
+    say(
         f"Limits: epsilon {account.epsilon_job:g} for one study, {account.epsilon_lifetime:g} for all together; "
         f"at delta {account.delta:.1e}, for adding or removing one {account.unit}."
     )
     for one in account.refused:
-        _say(f"Refused {one.count} times: study {one.job[:12]}, round {one.round}, {one.reason.value}")
+        say(f"Refused {one.count} times: study {one.job[:12]}, round {one.round}, {one.reason.value}")
 
 
 def _show_proposal(proposal: Proposal) -> None:
-    _say(f"Study {proposal.study[:12]} at a site of {proposal.patients} patients:")
+    say(f"Study {proposal.study[:12]} at a site of {proposal.patients} patients:")
     for stage, sigma, cost in proposal.stages:
-        _say(f"  {stage}: noise {sigma:.2f} times the clip, epsilon {cost:.2f}")
+        say(f"  {stage}: noise {sigma:.2f} times the clip, epsilon {cost:.2f}")
     if proposal.stages:
-        _say(f"  the whole study: epsilon {proposal.epsilon:.2f}; all studies after it: {proposal.total_after:.2f}")
-    _say(f"  refused ({proposal.refused})" if proposal.refused else "  within the policy")
+        say(f"  the whole study: epsilon {proposal.epsilon:.2f}; all studies after it: {proposal.total_after:.2f}")
+    say(f"  refused ({proposal.refused})" if proposal.refused else "  within the policy")
 
 
 def _show_entries(entries: list[Entry]) -> None:
@@ -96,26 +86,22 @@ def _show_entries(entries: list[Entry]) -> None:
         what = f"{entry.kind} {entry.words.get('code', '')}".strip()
         count = str(len(entry.tensors) + len(entry.metrics))
         table.add_row(str(entry.seq), entry.at, entry.study[:12], str(entry.exchange), what, count, entry.why)
-    _out.print(table)
+    OUT.print(table)
     last = entries[-1].hash if entries else "none"
-    _say(f"{len(entries)} messages, each sealed to the one before. Hash of the last: {last}")
+    say(f"{len(entries)} messages, each sealed to the one before. Hash of the last: {last}")
 
 
 def _show_entry(entry: Entry) -> None:
-    _say(f"Message {entry.seq}, {entry.at} UTC: {entry.kind} in exchange {entry.exchange} of study {entry.study}")
-    _say(f"Grounds: {entry.why}")
+    say(f"Message {entry.seq}, {entry.at} UTC: {entry.kind} in exchange {entry.exchange} of study {entry.study}")
+    say(f"Grounds: {entry.why}")
     for title, arrays in (("entries", entry.tensors), ("metric sums", entry.metrics)):
         if arrays:
             table = Table(title, "type", "shape", "SHA-256")
             for name, (kind, shape, digest) in arrays.items():
                 table.add_row(name, kind, "x".join(map(str, shape)) or "one number", digest)
-            _out.print(table)
-    _say(f"All other words: {json.dumps(entry.words, ensure_ascii=False)}")
+            OUT.print(table)
+    say(f"All other words: {json.dumps(entry.words, ensure_ascii=False)}")
 
 
 def _both(epsilon: float, tight: float | None) -> tuple[str, str]:
     return f"{epsilon:.2f}", "-" if tight is None else f"{tight:.2f}"
-
-
-def _say(text: str) -> None:
-    _out.print(text, highlight=False, markup=False, soft_wrap=True)

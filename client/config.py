@@ -1,4 +1,4 @@
-"""A site's own configuration file: where its data are, where it keeps its state, which device it uses."""
+"""A site's own configuration, as a person writes it: where its data are, which device it uses, where the server is."""
 
 from __future__ import annotations
 
@@ -6,30 +6,58 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from client.data.spec import CohortSpec
 from client.policy import SitePolicy
 from client.privacy.masks import MaskSettings
-from common.errors import StudyError
-from common.files import write_atomic
+from common.errors import InputError, StudyError
+from common.files import home, write_atomic
 from common.study import describe, read_mapping
+
+SITE_FILE, _SIMULATED = "site.yaml", "site.json"
+"""The configuration's name in a site's home folder, and in the folder of a simulated one."""
+
+
+class ServerAddress(BaseModel):
+    """Where the coordinator's server is reached: `address` is name:port, `ca` the certificate that vouches for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")]
+    ca: Path
+
+    @field_validator("address")
+    @classmethod
+    def _has_a_port(cls, value: str) -> str:
+        if not 1 <= int(value.rpartition(":")[2]) <= 65535:
+            raise ValueError("the port must be from 1 to 65535")
+        return value
+
+    @property
+    def host(self) -> str:
+        """The server's name, or its number without brackets."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The server's port."""
+        return int(self.address.rpartition(":")[2])
 
 
 class SiteConfig(BaseModel):
-    """One hospital. The file never leaves it.
+    """One hospital. The file never leaves it, and holds no secret.
 
-    `secret` keys the hashes that stand for patients (hex, at least 16 bytes). `state` holds what must last between
-    rounds, `cache` the decoded cohort. `threads` = 0 leaves torch's own choice.
+    `state` holds what must last between rounds, among it the key of the hashes that stand for patients; `cache` the
+    decoded cohort. `threads` = 0 leaves torch's own choice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$")]
     cohort: CohortSpec
-    state: Path
-    cache: Path
-    secret: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){16,}$", repr=False)]
+    state: Path = Path("state")
+    cache: Path = Path("cache")
     policy: SitePolicy = SitePolicy()
     observer: bool = False
     """Hold public data for evaluation only, and take no part in training."""
@@ -37,15 +65,49 @@ class SiteConfig(BaseModel):
     masks: MaskSettings | None = None
     """What the site needs to take part in masked studies; it refuses them without."""
     threads: Annotated[int, Field(ge=0)] = 0
+    server: ServerAddress | None = None
 
     def write(self, path: Path) -> None:
         """Write the file, readable by its owner alone."""
         write_atomic(path, json.dumps(self.model_dump(mode="json"), indent=1).encode(), private=True)
 
+    def below(self, folder: Path) -> SiteConfig:
+        """The same with relative paths counted from `folder`, and `~` meaning the person's own."""
+        server = self.server and self.server.model_copy(update={"ca": _anchored(self.server.ca, folder)})
+        keys = {name: _anchored(getattr(self.masks, name), folder) for name in ("key", "roster")} if self.masks else {}
+        changes = {
+            "state": _anchored(self.state, folder),
+            "cache": _anchored(self.cache, folder),
+            "cohort": self.cohort.below(folder),
+            "masks": self.masks and self.masks.model_copy(update=keys),
+            "server": server,
+        }
+        return self.model_copy(update=changes)
+
 
 def read_config(path: Path) -> SiteConfig:
-    """The configuration in a YAML or JSON file; StudyError lists every fault."""
+    """The configuration in a YAML or JSON file; relative paths count from its folder. StudyError lists every fault."""
     try:
-        return SiteConfig.model_validate(read_mapping(path))
+        return SiteConfig.model_validate(read_mapping(path)).below(path.parent.resolve())
     except ValidationError as error:
         raise StudyError(str(path), describe(error)) from None
+
+
+def site_home(folder: Path | None) -> Path:
+    """A site's home: the folder given, else `site` in fedgraft's own."""
+    return (folder or home() / "site").expanduser().resolve()
+
+
+def read_site(folder: Path) -> SiteConfig:
+    """The configuration in a site's folder. InputError if there is none, StudyError with every fault of it."""
+    for name in (SITE_FILE, _SIMULATED):
+        if (folder / name).is_file():
+            return read_config(folder / name)
+    raise InputError(
+        f"{folder}: is no site's folder, since it has no {SITE_FILE}.",
+        fix="Copy configs/sites/hospital.yaml to it and say where your data are, or give another folder.",
+    )
+
+
+def _anchored(path: Path, folder: Path) -> Path:
+    return folder / path.expanduser()

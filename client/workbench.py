@@ -23,6 +23,13 @@ def make_model(study: Study) -> TransferModel:
     return build_model(study.model.backbone, study.heads, channels=channels, seed=study.seed, size=size)
 
 
+def device_named(name: str) -> torch.device:
+    """The device that a site's configuration asks for; `auto` is a GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
 class Workbench:
     """The model, its tags, and which arrays lie in it now, so that entries that stay are not copied again."""
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg
 
+from common.errors import RunError
+from common.orders import Arrays
+from common.plan import Ridge
+
 _TINY = 1e-12
 
 
@@ -36,3 +40,28 @@ def standard_scale(count: np.ndarray, total: np.ndarray, squares: np.ndarray) ->
     variance = np.maximum(squares / known - mean**2, 0.0)
     flat = variance <= _TINY * np.maximum(1.0, mean**2)
     return mean, np.where(flat, 1.0, np.sqrt(np.where(flat, 1.0, variance)))
+
+
+def heads_from_sums(sums: Arrays, merge: Ridge, state: Arrays) -> dict[str, np.ndarray]:
+    """Entries of the heads that solve the problem of the sums `TASK/gram` and `TASK/cross`, typed as in `state`.
+
+    RunError if there is not a single label.
+    """
+    heads = {}
+    for task in sorted({key.partition("/")[0] for key in sums}):
+        gram, cross = sums[f"{task}/gram"], sums[f"{task}/cross"]
+        if gram[-1, -1] == 0:
+            raise RunError(f"No site has a label for task {task!r}.", fix="Check the sites' label columns.")
+        weight, bias = ridge_head(gram, cross, merge.strength)
+        for name, value in (("weight", weight), ("bias", bias)):
+            key = f"heads.{task}.{name}"
+            heads[key] = (value * merge.scale).astype(state[key].dtype)
+    return heads
+
+
+def scale_from_sums(sums: Arrays, state: Arrays) -> dict[str, np.ndarray]:
+    """Entries of the standardising layer from the sums `count`, `sum` and `squares` of columns, typed as in `state`."""
+    mean, std = standard_scale(sums["count"], sums["sum"], sums["squares"])
+    values: Arrays = {"mean": mean, "std": std}
+    keys = {name: next(key for key in state if key.endswith(f".{name}")) for name in values}
+    return {key: values[name].astype(state[key].dtype) for name, key in keys.items()}

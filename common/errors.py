@@ -7,6 +7,7 @@ FedgraftError
 |   |-- WeightsError      a weights file or its manifest
 |   |-- LedgerError       a site's privacy ledger is missing, damaged, or older than it was
 |   `-- RosterError       a mask key that is not its site's
+|-- PolicyError           exit 1: a site's own policy does not allow what was asked
 `-- RunError              exit 1: the run itself failed
     |-- QuorumError       too few sites answered
     `-- ResumeError       a run's folder cannot be continued
@@ -57,6 +58,10 @@ class LedgerError(InputError):
 
 class RosterError(InputError):
     """A mask key is not known to be its site's, so nothing may be masked with it."""
+
+
+class PolicyError(FedgraftError):
+    """A site's own policy does not allow what was asked."""
 
 
 class RunError(FedgraftError):

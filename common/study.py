@@ -18,6 +18,9 @@ from common.plan import Stage, Value
 from common.presets import Method, expand
 from common.tasks import Task
 
+CONFIGS = Path(__file__).parent.parent / "configs"
+"""The files that ship: studies, scenarios, sites, weights."""
+
 
 class Model(Value):
     """The backbone by name, and the weights it starts from: an id, a folder, or none for random ones."""
@@ -99,6 +102,12 @@ class Study(Value):
     def to_yaml(self) -> str:
         """The study as YAML, all defaults written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def locate(path: Path) -> Path:
+    """A study's file: the path itself, or the file of the study of that name that ships."""
+    shipped = CONFIGS / "studies" / f"{path}.yaml"
+    return shipped if not path.exists() and path.parent == Path() and shipped.exists() else path
 
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | None]:

@@ -20,10 +20,7 @@ from common.orders import TRUNK, Arrays, Update
 from common.plan import Mean, Stage
 from common.score_histogram import Counts, ScoreHistogram
 from common.study import Study
-from common.travel import Tags
-
-Shapes = Mapping[str, tuple[tuple[int, ...], str]]
-"""Shape and type by name."""
+from common.travel import Shapes, Tags
 
 TENSORS, METRICS = "tensors", "metrics"
 """The two parts of a masked reply; each opens by itself."""

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from common.plan import Gradient, Recalibrate, Role, Select, Stage, Statistics, Tag
+from common.study import Study
 
 Tags = Mapping[str, Tag]
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+"""Shape and type by name."""
 
 
 def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:
@@ -40,3 +45,18 @@ def releases_plainly(stage: Stage, tags: Tags) -> bool:
         return True
     private = isinstance(stage.local, Gradient) and stage.local.private is not None
     return not private and bool(sent(stage, tags))
+
+
+def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndarray]) -> Shapes:
+    """What an update of this stage must hold."""
+    if isinstance(stage.local, Statistics) and stage.local.of == "columns":
+        width = state[next(key for key in tags if key.endswith(".mean"))].shape
+        return dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
+    if isinstance(stage.local, Statistics):
+        shapes = {}
+        for task, classes in study.heads.items():
+            dim = state[f"heads.{task}.weight"].shape[1] + 1
+            shapes[f"{task}/gram"] = ((dim, dim), "float64")
+            shapes[f"{task}/cross"] = ((dim, classes), "float64")
+        return shapes
+    return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}

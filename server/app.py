@@ -7,12 +7,12 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.environment import environment
+from common.environment import environment
+from common.start import start
 from server.fleet import GridFleet
 from server.folder import RunFolder
 from server.results import write_model, write_result
 from server.rounds import Rounds
-from server.start import start
 
 app = ServerApp()
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
-from common.closed_form import ridge_head, standard_scale
-from common.errors import RunError
+from common.closed_form import heads_from_sums, scale_from_sums
 from common.orders import Arrays, Update
 from common.plan import (
     ClippedMean,
@@ -50,7 +48,7 @@ def merger(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None
         case Ridge():
             return RidgeMerger(stage.merge)
         case Standardise():
-            return StandardiseMerger(tags)
+            return StandardiseMerger()
         case Nothing():
             return NothingMerger()
 
@@ -76,30 +74,15 @@ class RidgeMerger(_SumMerger):
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Heads that solve the pooled problem. RunError if no site had a label."""
-        heads = {}
-        for task in sorted({key.partition("/")[0] for key in self._sums}):
-            gram, cross = self._sums[f"{task}/gram"], self._sums[f"{task}/cross"]
-            if gram[-1, -1] == 0:
-                raise RunError(f"No site has a label for task {task!r}.", fix="Check the sites' label columns.")
-            weight, bias = ridge_head(gram, cross, self._merge.strength)
-            for name, value in (("weight", weight), ("bias", bias)):
-                key = f"heads.{task}.{name}"
-                heads[key] = (value * self._merge.scale).astype(state[key].dtype)
-        return heads
+        return heads_from_sums(self._sums, self._merge, state)
 
 
 class StandardiseMerger(_SumMerger):
     """Sums of columns, then the mean and deviation of the model's first layer."""
 
-    def __init__(self, tags: Tags) -> None:
-        super().__init__()
-        self._keys = {name: next(key for key in tags if key.endswith(f".{name}")) for name in ("mean", "std")}
-
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """The standardising layer's entries."""
-        mean, std = standard_scale(self._sums["count"], self._sums["sum"], self._sums["squares"])
-        values: Mapping[str, np.ndarray] = {"mean": mean, "std": std}
-        return {key: values[name].astype(state[key].dtype) for name, key in self._keys.items()}
+        return scale_from_sums(self._sums, state)
 
 
 class NothingMerger:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from common.environment import fedgraft_version
+from common.explain import plan_table
 from common.inputs import ImageInput
 from common.orders import Code
-from common.plan import Gradient, Select, Stage, Statistics
 from common.study import Study
-from common.travel import Tags, changed, releases_plainly, sent
+from common.travel import Tags, releases_plainly
 from common.weights import WeightsManifest, save_weights
 from server.collect import headline
 from server.folder import RunFolder
@@ -81,62 +81,6 @@ def _headline(asked: int, missing: Mapping[str, Code], refusals: list[dict[str, 
     return f"{line} at the end; missing on the way: " + "; ".join(sorted(ways))
 
 
-def plan_table(
-    study: Study, tags: Tags, sizes: Mapping[str, int], rows: list[dict[str, Any]] | None = None
-) -> list[dict[str, Any]]:
-    """One row per stage: what is done, trained and shared, in entries counted as numbers, and bytes if known."""
-    table = []
-    for index, stage in enumerate(study.plan):
-        of_stage = [row for row in rows or [] if row["stage_index"] == index and row["stage"] == stage.name]
-        table.append(
-            {
-                "name": stage.name,
-                "where": stage.where,
-                "local": describe_local(stage),
-                "trains": _trains(stage),
-                "shares": _name(stage.share),
-                "keeps": _name(stage.keep),
-                "merge": _merge(stage),
-                "rounds": stage.rounds,
-                "trained_parameters": sum(sizes[key] for key in changed(stage, tags)),
-                "shared_parameters": sum(sizes[key] for key in sent(stage, tags)),
-                "bytes_up_per_round": round(sum(r["bytes_up"] for r in of_stage) / len(of_stage)) if of_stage else None,
-                "bytes_down_per_round": round(sum(r["bytes_down"] for r in of_stage) / len(of_stage))
-                if of_stage
-                else None,
-            }
-        )
-    return table
-
-
-def describe_local(stage: Stage) -> str:
-    """A stage's local work in a few words."""
-    local = stage.local
-    if isinstance(local, Gradient):
-        length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
-        return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}"
-    if isinstance(local, Statistics):
-        return f"sums of {local.of}"
-    return "norm statistics from the site's own images"
-
-
-def _trains(stage: Stage) -> str:
-    if isinstance(stage.local, Gradient):
-        return _name(stage.local.train)
-    return "norm_stats" if not isinstance(stage.local, Statistics) else "none"
-
-
-def _merge(stage: Stage) -> str:
-    merge = stage.merge.model_dump()
-    kind = merge.pop("kind")
-    return kind if not merge else f"{kind} ({', '.join(f'{key} {value}' for key, value in merge.items())})"
-
-
-def _name(select: Select) -> str:
-    value = select.model_dump()
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def write_model(
     folder: RunFolder, study: Study, outcome: Outcome, source: WeightsManifest | None, synthetic: bool
 ) -> None:
@@ -152,14 +96,6 @@ def write_model(
         "how": f"study digest {study.digest}, starting from {source.id if source else 'random entries'}",
     }
     save_weights(folder.path, outcome.state, facts)
-
-
-def fedgraft_version() -> str:
-    """The installed version, or "unknown" when run from a bare tree."""
-    try:
-        return version("fedgraft")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _history(folder: RunFolder) -> list[dict[str, Any]]:

@@ -14,14 +14,14 @@ from common.errors import QuorumError
 from common.orders import Arrays, Code, Digests, Greeting, Hello, Order, Split
 from common.plan import Stage
 from common.study import Study
-from common.travel import Tags
+from common.travel import Tags, expected
 from server.collect import Collected, Collector, headline
 from server.fleet import Fleet, lacking
 from server.folder import RunFolder
 from server.masked import MaskedCollector, Wanted
 from server.merge import Merger, merger
 from server.scores import Scores
-from server.vet import Bar, expected
+from server.vet import Bar
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,30 +11,11 @@ import numpy as np
 from common.errors import InputError
 from common.metrics import ClassificationSums
 from common.orders import TRUNK, Arrays, Code, Order, Update, type_name
-from common.plan import Gradient, Role, Stage, Statistics
+from common.plan import Gradient, Role, Stage
 from common.study import Study
-from common.travel import Tags, sent
-
-Shapes = Mapping[str, tuple[tuple[int, ...], str]]
-"""Shape and type that each array of an update must have."""
-
+from common.travel import Shapes, Tags
 
 _MOST_CASES = 1e12
-
-
-def expected(study: Study, stage: Stage, tags: Tags, state: Arrays) -> Shapes:
-    """What an update of this stage must hold."""
-    if isinstance(stage.local, Statistics) and stage.local.of == "columns":
-        width = state[next(key for key in tags if key.endswith(".mean"))].shape
-        return dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
-    if isinstance(stage.local, Statistics):
-        shapes = {}
-        for task, classes in study.heads.items():
-            dim = state[f"heads.{task}.weight"].shape[1] + 1
-            shapes[f"{task}/gram"] = ((dim, dim), "float64")
-            shapes[f"{task}/cross"] = ((dim, classes), "float64")
-        return shapes
-    return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}
 
 
 @dataclass(frozen=True)

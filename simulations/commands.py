@@ -13,23 +13,21 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
+from common.environment import environment
 from common.errors import InputError, RunError
+from common.explain import check_study
 from common.files import home, read_json
-from common.study import Study, describe, read_study
+from common.study import Study, describe, locate, read_study
+from common.terminal import ERR, OUT, figure, say
 from common.weights import load_weights, save_weights
 from common.weights_import import Source
 from common.weights_import import import_weights as take_in
-from server.environment import environment
-from server.explain import check_study
 from server.folder import RunFolder
 from simulations.hospitals import make_hospitals
 from simulations.progress import shown
 from simulations.run import Engine, Hospitals, prepare
 from simulations.run import resume as resume_run
 from simulations.scenario import Scenario, load_scenario
-from simulations.terminal import ERR, OUT, figure, say
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,7 @@ class Request:
 
 def read(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Study, str | None]:
     """A study by path, or by the name of one that ships, and the scenario that it names."""
-    shipped = CONFIGS / "studies" / f"{path}.yaml"
-    return read_study(shipped if not path.exists() and path.parent == Path() and shipped.exists() else path, overrides)
+    return read_study(locate(path), overrides)
 
 
 def engine(name: str, workers: int, threads: int) -> Engine:

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from client.config import SiteConfig
 from client.data.spec import CohortSpec
 from client.policy import SitePolicy
+from client.pseudonyms import keep_key
 from common.errors import InputError, ResumeError
 from common.files import home, read_json, write_json
 from common.plan import Value
@@ -80,15 +81,15 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
     for name, cohort in hospitals.cohorts.items():
         config = SiteConfig(
             name=name,
-            cohort=cohort,
+            cohort=cohort.below(Path.cwd()),
             observer=name in hospitals.observers,
             policy=hospitals.policies.get(name, OPEN),
             masks=masks.get(name),
             state=(sites / name).resolve(),
-            cache=home() / "cohorts",
-            # A deployed site draws its secret; here it follows from the seed, since splits depend on it.
-            secret=derive(study.seed, name, "secret").to_bytes(16, "big").hex(),
+            cache=home().resolve() / "cohorts",
         )
+        # A deployed site draws its key; here it follows from the seed, since splits depend on it.
+        keep_key(sites / name, derive(study.seed, name, "secret").to_bytes(16, "big"))
         config.write(sites / name / "site.json")
     write_json(sites / "index.json", sorted(hospitals.cohorts))
     faults = {name: fault.model_dump(mode="json") for name, fault in hospitals.faults.items()}

@@ -11,14 +11,14 @@ from pathlib import Path
 from rich.table import Table
 
 from common.errors import InputError
+from common.explain import check_study, explain, sentence
 from common.masking import FEWEST
 from common.pricing import Price, price, private_stages
+from common.terminal import ERR, OUT, figure, say
 from common.travel import releases_plainly
-from server.explain import check_study, explain, sentence
 from simulations.commands import hospitals, read
 from simulations.curve import Grid, measure, points, write
 from simulations.scenario import load_scenario
-from simulations.terminal import ERR, OUT, figure, say
 
 
 def explain_study(path: Path, overrides: tuple[str, ...], patients: tuple[int, ...], *, as_json: bool) -> None:

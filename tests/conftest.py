@@ -16,6 +16,7 @@ from PIL import Image
 import fedgraft
 from client.data.spec import CohortSpec
 from common.study import Study, parse_study
+from helpers.site_home import Hospital, copied, generate
 from simulations.run import Hospitals
 
 CLASSES = ("left", "right", "middle")
@@ -99,3 +100,15 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         return int(ended.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def phantom_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 32 phantom patients, two DICOM files each, and their labels; not to be changed."""
+    return generate(tmp_path_factory.mktemp("phantoms") / "small")
+
+
+@pytest.fixture
+def hospital(phantom_site: Path, tmp_path: Path) -> Hospital:
+    """A site's home and its data, for a test to spoil."""
+    return copied(phantom_site, tmp_path)

@@ -22,7 +22,8 @@ from common.files import canonical_json, digest_arrays, write_atomic
 class Decoded:
     """Stored inputs, targets by task, keyed patients, problems by reason, counts of what files say.
 
-    `left_out` has the positions of files that were not used, in `client.data.scan.files`, and why.
+    `left_out` has the positions of files that were not used, in `client.data.scan.files`, and why; `origins` those that
+    the cases are from. `studies` numbers the DICOM studies of the cases. Both are empty where there is no such thing.
     """
 
     inputs: NDArray[Any]
@@ -31,6 +32,8 @@ class Decoded:
     problems: Mapping[str, int]
     facts: Mapping[str, int]
     left_out: tuple[tuple[int, str], ...] = ()
+    origins: tuple[int, ...] = ()
+    studies: tuple[int, ...] = ()
 
 
 def store(folder: Path, key: str, decoded: Decoded) -> None:
@@ -43,6 +46,8 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
         "problems": decoded.problems,
         "facts": decoded.facts,
         "left_out": decoded.left_out,
+        "origins": decoded.origins,
+        "studies": decoded.studies,
         "inputs": digest_arrays({"inputs": decoded.inputs}),
     }
     whole = {"content": content, "digest": _digest(content)}
@@ -57,8 +62,9 @@ def load(folder: Path, key: str) -> Decoded | None:
         inputs = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
         targets = {task: np.array(target, dtype=np.int64) for task, target in content["targets"].items()}
         left_out = tuple((int(at), str(reason)) for at, reason in content["left_out"])
-        patients = tuple(content["patients"])
-        decoded = Decoded(inputs, targets, patients, content["problems"], content["facts"], left_out)
+        origins, studies = tuple(map(int, content["origins"])), tuple(map(int, content["studies"]))
+        problems, facts = content["problems"], content["facts"]
+        decoded = Decoded(inputs, targets, tuple(content["patients"]), problems, facts, left_out, origins, studies)
         whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
     except Exception:  # numpy and json raise what they like on damaged files, and all of it means: decode again
         return None

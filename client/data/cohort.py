@@ -25,7 +25,7 @@ from common.files import canonical_json, sha256_file, write_atomic
 from common.inputs import ImageInput, InputSpec, SplitSpec, TableInput
 from common.tasks import UNKNOWN, Task
 
-_VERSION = 3
+_VERSION = 4
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
@@ -65,6 +65,8 @@ class Cohort:
     """A site's cases. `inputs` as stored (see `client.data.batches`), `targets` by task with -1 for not known.
 
     `patients` are keyed hashes; `splits` are positions of cases; `facts` counts what the files say of themselves.
+    `origins` are positions in `client.data.scan.files`, `studies` numbers of DICOM studies, -1 where
+    a file names none; empty for other data.
     """
 
     name: str
@@ -74,6 +76,8 @@ class Cohort:
     splits: Mapping[str, Tensor]
     problems: tuple[Problem, ...]
     facts: Mapping[str, int]
+    origins: tuple[int, ...] = ()
+    studies: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"Cohort({self.name!r}, {len(self.inputs)} cases)"
@@ -115,6 +119,8 @@ def load_cohort(name: str, spec: CohortSpec, wanted: Wanted, place: Place) -> Co
         splits={split: torch.from_numpy(at) for split, at in splits.indices(decoded.patients, chosen).items()},
         problems=tuple(Problem(reason, count) for reason, count in sorted(decoded.problems.items())),
         facts=facts,
+        origins=decoded.origins,
+        studies=decoded.studies,
     )
 
 
@@ -145,7 +151,17 @@ def _decoded(scan: Scan, wanted: Wanted, size: ImageInput, place: Place) -> Deco
     inputs = np.stack(scan.images) if scan.images else np.zeros(shape, dtype=np.int16)
     targets = {task.name: np.array(scan.targets[task.name], dtype=np.int64) for task in wanted.tasks}
     patients = tuple(map(place.patient, scan.patients))
-    return Decoded(inputs, targets, patients, dict(scan.problems), dict(scan.facts), tuple(scan.left_out))
+    known = {key: number for number, key in enumerate(dict.fromkeys(filter(None, scan.studies)))}
+    return Decoded(
+        inputs,
+        targets,
+        patients,
+        dict(scan.problems),
+        dict(scan.facts),
+        tuple(scan.left_out),
+        tuple(scan.origins),
+        tuple(known.get(key, UNKNOWN) for key in scan.studies),
+    )
 
 
 def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place, found: Sequence[Path]) -> str:

@@ -21,6 +21,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import get_expected_length, pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
+from client.data.facts import facts
 from client.data.grey import Floats, functional_group, grey, stored_bits
 from client.data.lookup import palette
 from client.data.spec import Window
@@ -106,7 +107,7 @@ def read_dicom(path: Path, window: Window | None, frames: str) -> DicomImage:
             _check(dataset)
             indices = _chosen(dataset, frames)
             images = [_image(dataset, index, window) for index in indices]
-            return DicomImage(images, _aspect(dataset, indices[0]), _keys(dataset), _facts(dataset))
+            return DicomImage(images, _aspect(dataset, indices[0]), _keys(dataset), facts(dataset, indices[0]))
         except UnusableError:
             raise
         except MemoryError:
@@ -233,13 +234,3 @@ def _keys(dataset: Dataset) -> dict[str, str]:
         "sop": "SOPInstanceUID",
     }
     return {key: str(dataset.get(name) or "").strip("\0 ") for key, name in names.items()}
-
-
-def _facts(dataset: Dataset) -> dict[str, str]:
-    names = {
-        "modality": "Modality",
-        "manufacturer": "Manufacturer",
-        "photometric": "PhotometricInterpretation",
-        "bits": "BitsStored",
-    }
-    return {key: str(dataset.get(name) or "").strip("\0 ")[:64] or "unknown" for key, name in names.items()}

@@ -117,15 +117,27 @@ def _voi(
     """To [0, 1] by the site's window, else the file's VOI LUT, else its first window, else robust percentiles."""
     if window is not None:
         return _windowed(values, window.center, window.width, "LINEAR")
-    luts = dataset.get("VOILUTSequence")
-    if luts and "LUTData" in luts[0]:
-        table = read_table(luts[0].get("LUTDescriptor"), luts[0].LUTData, little=_little(dataset))
+    if (lut := voi_lut(dataset)) is not None:
+        table = read_table(lut.get("LUTDescriptor"), lut.LUTData, little=_little(dataset))
         return np.clip(table(values, signed=_below_zero(dataset, index)) / (2.0**table.bits - 1), 0, 1)
+    if (stated := stated_window(dataset, index)) is not None:
+        return _windowed(values, *stated)
+    return _stretched(values if padding is None else values[~padding], values)
+
+
+def voi_lut(dataset: Dataset) -> Dataset | None:
+    """The first VOI look-up table of a file, if it has one."""
+    luts = dataset.get("VOILUTSequence")
+    return luts[0] if luts and "LUTData" in luts[0] else None
+
+
+def stated_window(dataset: Dataset, index: int) -> tuple[float, float, str] | None:
+    """Center, width and function of a frame's first window, if the file states a usable one."""
     source = functional_group(dataset, index, "FrameVOILUTSequence") or dataset
     center, width = _first(source, "WindowCenter"), _first(source, "WindowWidth")
-    if center is not None and width is not None and width > 0:
-        return _windowed(values, center, width, str(source.get("VOILUTFunction") or "LINEAR").strip().upper())
-    return _stretched(values if padding is None else values[~padding], values)
+    if center is None or width is None or width <= 0:
+        return None
+    return center, width, str(source.get("VOILUTFunction") or "LINEAR").strip().upper()
 
 
 def _windowed(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:

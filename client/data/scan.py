@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,17 +35,21 @@ _KEYS = {
 class Scan:
     """What a folder gave: images as stored, targets by task, raw patient keys, and all that was left out or odd.
 
-    `left_out` gives positions in `files` with the reason, since names of files may name people. `facts` counts what
-    the files say of themselves.
+    `left_out` gives positions in `files` with the reason, since names of files may name people; `origins` those that
+    the images are from. `facts` counts what the files say of themselves. `studies` are raw keys of DICOM studies.
     """
 
     images: list[NDArray[np.int16]] = field(default_factory=list)
+    origins: list[int] = field(default_factory=list)
     targets: dict[str, list[int]] = field(default_factory=dict)
     patients: list[str] = field(default_factory=list, repr=False)
+    studies: list[str] = field(default_factory=list, repr=False)
     left_out: list[tuple[int, str]] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
 
+
+_NO_WORD, _LEADING_ZEROS = re.compile(r"[\W_]+"), re.compile(r"(?<!\d)0+(?=\d)")
 
 Labels = Mapping[str, Mapping[str, int]]
 """Targets by task, by key of the join."""
@@ -101,13 +106,17 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sca
         found = _labels_for(labels, key, tasks, scan, used)
         for frame in image.frames:
             scan.images.append(fit(frame, image.pixel_aspect, size))
+            scan.origins.append(at)
             scan.patients.append(image.keys["patient"] or NOBODY)
+            scan.studies.append(image.keys["study"])
             for task in tasks:
                 scan.targets[task.name].append(found[task.name])
         scan.facts.update(f"{key} {value}" for key, value in image.facts.items())
         if not image.keys["patient"]:
             scan.problems["no_patient_id"] += 1
     _unused(labels, used, scan)
+    if alike := _alike(scan.patients):
+        scan.problems["similar_patient_ids"] += alike
     return scan
 
 
@@ -136,6 +145,7 @@ def scan_images(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sc
         else:
             found = _labels_for(labels, name, tasks, scan, used)
         scan.images.append(fit(image, 1.0, size))
+        scan.origins.append(at)
         patient = name if patients is None else patients.get(name, "")
         scan.patients.append(patient or NOBODY)
         if not patient:
@@ -181,6 +191,12 @@ def _labels_for(
     if labels is not None:
         scan.problems["no_label_row"] += 1
     return {task.name: UNKNOWN for task in tasks}
+
+
+def _alike(patients: Sequence[str]) -> int:
+    """How many patients' ids differ from another's in case, separators and leading zeros only."""
+    plain = Counter(_LEADING_ZEROS.sub("", _NO_WORD.sub(" ", key).strip().lower()) for key in set(patients))
+    return sum(count for key, count in plain.items() if key and count > 1)
 
 
 def _unused(labels: Labels | None, used: set[str], scan: Scan) -> None:

@@ -62,3 +62,8 @@ class CohortSpec(BaseModel):
         if found:
             raise ValueError("; ".join(found))
         return self
+
+    def below(self, folder: Path) -> CohortSpec:
+        """The same with relative paths counted from `folder`, and `~` meaning the person's own."""
+        labels = None if self.labels is None else folder / self.labels.expanduser()
+        return self.model_copy(update={"root": folder / self.root.expanduser(), "labels": labels})

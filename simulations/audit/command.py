@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import InputError, RunError
+from common.explain import check_study
 from common.files import write_json
 from common.study import Study
-from server.explain import check_study
 from server.folder import RunFolder
 from server.report import build_audit_page, build_report
 from simulations.audit.attack import NO_NOISE, Audit, attack, expected_findings, finished

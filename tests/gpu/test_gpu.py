@@ -62,3 +62,11 @@ def test_what_goes_in_comes_out(make_study):
     assert bench.finite(bench.tags)
     bench.load({key: np.full_like(a, np.nan) if a.dtype.kind == "f" else a for key, a in arrays.items()})
     assert not bench.finite(bench.tags)
+
+
+def test_a_site_checks_itself_on_the_gpu(hospital):
+    lines = hospital.lines("environment", "training")
+    assert lines["gpu"].figures["name"] == torch.cuda.get_device_name(0)
+    assert lines["peak_memory"].figures["device"] == "cuda"
+    assert 1e6 < lines["peak_memory"].figures["bytes"] < 4e9
+    assert lines["stage_train"].level == "ok"

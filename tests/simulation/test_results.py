@@ -12,7 +12,8 @@ from sklearn import metrics as sk
 
 from client.config import read_config
 from client.data.batches import to_float
-from client.data.cohort import Place, Wanted, load_cohort
+from client.data.cohort import Wanted, load_cohort
+from client.pseudonyms import place_of
 from common.files import load_tensors, read_json
 from common.model import build_model, build_table_model, load_arrays
 from common.study import Study, parse_study, read_mapping
@@ -25,8 +26,8 @@ from simulations.scenario import load_scenario
 def predictions(run: Path, study: Study, site: str) -> tuple[np.ndarray, np.ndarray]:
     """Logits and targets of a site's test cases, from the files of the run alone."""
     config = read_config(run / "sites" / site / "site.json")
-    place = Place(config.state, config.cache, bytes.fromhex(config.secret))
-    cohort = load_cohort(site, config.cohort, Wanted(study.tasks, study.input, study.split, study.seed), place)
+    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+    cohort = load_cohort(site, config.cohort, wanted, place_of(config))
     if study.input.kind == "table":
         model = build_table_model(study.model.backbone, study.heads, study.input.width, 0)
     else:

@@ -10,11 +10,10 @@ import torch
 import yaml
 
 from common.errors import StudyError
+from common.explain import check_study, explain, sentence
 from common.model import build_model
-from common.study import parse_study, read_study
+from common.study import CONFIGS, parse_study, read_study
 from common.weights_import import Source, import_weights
-from server.explain import check_study, explain, sentence
-from simulations.commands import CONFIGS
 from simulations.scenario import load_scenario
 
 STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))

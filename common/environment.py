@@ -50,6 +50,11 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+def fedgraft_version() -> str:
+    """The installed version, or "unknown" when run from a bare tree."""
+    return _version("fedgraft") or "unknown"
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +13,15 @@ import numpy as np
 from common.check import check
 from common.errors import FedgraftError, StudyError
 from common.inputs import ImageInput
-from common.plan import Gradient, Recalibrate, Ridge, Stage, Statistics
+from common.masking import Layout
+from common.model import TransferModel, state_arrays
+from common.plan import Gradient, Recalibrate, Ridge, Select, Stage, Statistics
+from common.start import Start, start
 from common.study import Study
-from server.results import plan_table
-from server.start import Start, start
+from common.summing import tensor_shapes
+from common.travel import Tags, changed, expected, sent
+
+_WORD = 8
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,68 @@ def explain(study: Study, source: str) -> Explained:
     return Explained(begin, plan_table(study, begin.model.tags(), sizes))
 
 
+def plan_table(
+    study: Study, tags: Tags, sizes: Mapping[str, int], rows: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """One row per stage: what is done, trained and shared, in entries counted as numbers, and bytes if known.
+
+    `rows` is the history of a run, if there is one.
+    """
+    table = []
+    for index, stage in enumerate(study.plan):
+        of_stage = [row for row in rows or [] if row["stage_index"] == index and row["stage"] == stage.name]
+        table.append(
+            {
+                "name": stage.name,
+                "where": stage.where,
+                "local": describe_local(stage),
+                "trains": _trains(stage),
+                "shares": _name(stage.share),
+                "keeps": _name(stage.keep),
+                "merge": _merge(stage),
+                "rounds": stage.rounds,
+                "trained_parameters": sum(sizes[key] for key in changed(stage, tags)),
+                "shared_parameters": sum(sizes[key] for key in sent(stage, tags)),
+                "bytes_up_per_round": round(sum(r["bytes_up"] for r in of_stage) / len(of_stage)) if of_stage else None,
+                "bytes_down_per_round": round(sum(r["bytes_down"] for r in of_stage) / len(of_stage))
+                if of_stage
+                else None,
+            }
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What a site sends back in one round of a stage: arrays, numbers in them, and their bytes."""
+
+    entries: int
+    numbers: int
+    bytes: int
+
+
+def leaving(study: Study, stage: Stage, model: TransferModel) -> Leaving:
+    """What leaves a site in one round of this stage, besides counts and metrics; under masks a number is a word."""
+    shapes = expected(study, stage, model.tags(), state_arrays(model))
+    sizes = {name: math.prod(shape) for name, (shape, _) in shapes.items()}
+    if study.masked and shapes:
+        size = _WORD * Layout.of(tensor_shapes(shapes, study, stage)).words
+    else:
+        size = sum(sizes[name] * np.dtype(kind).itemsize for name, (_, kind) in shapes.items())
+    return Leaving(len(sizes), sum(sizes.values()), size)
+
+
+def describe_local(stage: Stage) -> str:
+    """A stage's local work in a few words."""
+    local = stage.local
+    if isinstance(local, Gradient):
+        length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
+        return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}"
+    if isinstance(local, Statistics):
+        return f"sums of {local.of}"
+    return "norm statistics from the site's own images"
+
+
 def sentence(stage: Stage, row: dict[str, Any]) -> str:
     """One stage in plain words."""
     who = {"all": "All sites", "labelled": "Sites with labels", "unlabelled": "Sites without labels"}[stage.where]
@@ -96,3 +166,20 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
     return f"{who} {what}; {row['shared_parameters']:,} numbers travel each round{rest}; merged by {row['merge']}."
+
+
+def _trains(stage: Stage) -> str:
+    if isinstance(stage.local, Gradient):
+        return _name(stage.local.train)
+    return "norm_stats" if not isinstance(stage.local, Statistics) else "none"
+
+
+def _merge(stage: Stage) -> str:
+    merge = stage.merge.model_dump()
+    kind = merge.pop("kind")
+    return kind if not merge else f"{kind} ({', '.join(f'{key} {value}' for key, value in merge.items())})"
+
+
+def _name(select: Select) -> str:
+    value = select.model_dump()
+    return value if isinstance(value, str) else json.dumps(value)

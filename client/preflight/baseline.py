@@ -1,0 +1,116 @@
+"""What a site reaches with its own data alone, by the study's own plan: the answer to "do we gain by taking part?"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from client.data.cohort import Cohort
+from client.local.evaluate import evaluate
+from client.local.feed import Feed
+from client.local.gradient import Diverged, Moment, TooFewCases, train
+from client.local.recalibrate import recalibrate
+from client.local.statistics import column_sums, feature_sums
+from client.preflight.report import Findings
+from client.workbench import Workbench
+from common.closed_form import heads_from_sums, scale_from_sums
+from common.errors import FedgraftError, WeightsError
+from common.metrics import ClassificationSums
+from common.model import state_arrays
+from common.plan import Gradient, Recalibrate, Ridge, Stage
+from common.seeds import derive
+from common.start import start
+from common.study import Study
+from common.travel import changed
+
+Say = Callable[[str], None]
+_SHOWN = ("auroc", "accuracy", "balanced_accuracy")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Metric sums by split and task, and whether training began from the study's pretrained weights."""
+
+    sums: dict[str, dict[str, ClassificationSums]]
+    pretrained: bool
+
+
+def check_baseline(study: Study, cohort: Cohort, device: torch.device, say: Say) -> Findings:
+    """Train alone and say how good that is. Nothing is kept, nothing leaves."""
+    found = Findings()
+    try:
+        baseline = train_alone(study, cohort, device, say)
+    except TooFewCases:
+        found.fails("baseline", "too few training cases", "Add cases, or labels to those that have none.")
+        return found
+    except (Diverged, FedgraftError) as error:
+        found.private.append(f"baseline: {error!r}")
+        found.fails("baseline", "training alone did not succeed", "See check-details.txt of the site's folder.")
+        return found
+    except (MemoryError, torch.OutOfMemoryError):
+        found.fails("baseline", "not enough memory", "Stop other programs, or ask for a smaller batch_size.")
+        return found
+    if not baseline.sums:
+        found.fails("baseline", "no labelled case to measure it on", "Name `labels` in site.yaml, or add patients.")
+        return found
+    for task in study.heads:
+        values = {split: sums[task].values() for split, sums in baseline.sums.items()}
+        figures = {split: {key: _rounded(row[key]) for key in ("n", *_SHOWN)} for split, row in values.items()}
+        found.fine(f"baseline_{task}", "; ".join(f"{split}: {_said(row)}" for split, row in values.items()), **figures)
+    if study.model.weights is not None and not baseline.pretrained:
+        found.note(
+            "baseline_start",
+            "the study's pretrained weights are not here, so training alone began from random entries",
+            f"Ask the coordinator for the weights {study.model.weights} (fedgraft weights import) to compare fairly.",
+        )
+    return found
+
+
+def train_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> Baseline:
+    """The study's plan with this site as the only one, without noise since nothing leaves.
+
+    Raises TooFewCases, Diverged, or what the study's weights raise.
+    """
+    bench, feed = Workbench(study, device), Feed(cohort, study.input, device)
+    pretrained = study.model.weights is not None
+    try:
+        bench.load(start(study).state())
+    except WeightsError:
+        pretrained = False
+    labelled = len(feed.labelled("train")) > 0
+    for stage in study.plan:
+        if stage.where == "all" or labelled == (stage.where == "labelled"):
+            _stage(study, cohort.name, stage, (bench, feed), say)
+    splits = [split for split in ("val", "test") if len(feed.labelled(split))]
+    return Baseline({split: evaluate(bench, feed, split) for split in splits}, pretrained)
+
+
+def _stage(study: Study, site: str, stage: Stage, desk: tuple[Workbench, Feed], say: Say) -> None:
+    bench, feed = desk
+    if isinstance(stage.local, Gradient):
+        alone = stage.local
+        for number in range(1, stage.rounds + 1):
+            say(f"{stage.name}: round {number} of {stage.rounds}")
+            seed = derive(study.seed, site, stage.name, number)
+            train(bench, feed, alone, changed(stage, bench.tags), Moment(seed, number, stage.rounds))
+    elif isinstance(stage.local, Recalibrate):
+        say(stage.name)
+        recalibrate(bench, feed, stage.local)
+    else:
+        say(stage.name)
+        state = state_arrays(bench.model)
+        if isinstance(stage.merge, Ridge):
+            bench.load(heads_from_sums(feature_sums(bench, feed), stage.merge, state))
+        else:
+            bench.load(scale_from_sums(column_sums(study, feed), state))
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _said(row: dict[str, float | None]) -> str:
+    shown = ", ".join(f"{key.replace('_', ' ')} {row[key]:.3f}" for key in _SHOWN if row[key] is not None)
+    return f"{shown} ({int(row['n'] or 0)} cases)"

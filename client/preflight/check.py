@@ -1,0 +1,140 @@
+"""The parts of `site check`, one after the other. Trouble in one is a line of the report and does not stop the rest."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from client.config import SiteConfig
+from client.data.cohort import Cohort, Wanted, load_cohort
+from client.data.scan import files, name_below
+from client.preflight.baseline import Say, check_baseline
+from client.preflight.connection import check_connection
+from client.preflight.data import check_data
+from client.preflight.environment import check_environment
+from client.preflight.policy import check_policy
+from client.preflight.report import Findings, Part, Report
+from client.preflight.training import check_training
+from client.pseudonyms import place_of
+from client.workbench import device_named
+from common.errors import DataError
+from common.inputs import ImageInput
+from common.study import Study
+
+PARTS = ("environment", "data", "training", "connection", "policy")
+DETAILS = "check-details.txt"
+"""In a site's home folder: what may not be shared, names of files and texts of errors."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site's home folder and configuration."""
+
+    home: Path
+    config: SiteConfig
+
+
+class Check:
+    """One check of one site, against a study if there is one. The cohort is read once and serves all parts."""
+
+    def __init__(self, site: Site, study: Study | None, say: Say) -> None:
+        self._site = site
+        self._study = study
+        self._say = say
+        self._cohort: Cohort | None = None
+
+    def run(self, parts: Collection[str] = PARTS, *, baseline: bool = False) -> Report:
+        """Carry out the parts, in their order."""
+        work: dict[str, Callable[[], Findings]] = {
+            "environment": self._environment,
+            "data": lambda: self._on_cohort(self._data),
+            "training": lambda: self._on_cohort(self._training),
+            "connection": lambda: check_connection(self._site.config.server),
+            "policy": lambda: self._on_cohort(self._policy),
+        }
+        chosen = {name: work[name] for name in PARTS if name in parts}
+        if baseline:
+            chosen["baseline"] = lambda: self._on_cohort(self._baseline)
+        done = []
+        for name, part in chosen.items():
+            self._say(f"{name} ...")
+            started = time.perf_counter()
+            found = _survived(part)
+            done.append(Part(name, time.perf_counter() - started, found))
+        return Report((self._study.name, self._study.digest) if self._study else None, tuple(done))
+
+    def _environment(self) -> Findings:
+        root, size = self._site.config.cohort.root, 0
+        if self._study is not None and isinstance(self._study.input, ImageInput) and root.is_dir():
+            size = 2 * self._study.input.channels * self._study.input.size**2 * len(files(root))
+        return check_environment(self._site.config, self._site.home, size)
+
+    def _data(self, study: Study, cohort: Cohort) -> Findings:
+        spec = self._site.config.cohort
+        names = [name_below(path, spec.root) for path in files(spec.root)] if spec.kind != "table" else []
+        return check_data(cohort, spec, study, names)
+
+    def _training(self, study: Study, cohort: Cohort) -> Findings:
+        return check_training(study, cohort, device_named(self._site.config.device))
+
+    def _policy(self, study: Study, cohort: Cohort) -> Findings:
+        return check_policy(self._site.config, study, cohort)
+
+    def _baseline(self, study: Study, cohort: Cohort) -> Findings:
+        return check_baseline(study, cohort, device_named(self._site.config.device), self._say)
+
+    def _on_cohort(self, look: Callable[[Study, Cohort], Findings]) -> Findings:
+        found = Findings()
+        if self._study is None:
+            found.skipped("study", "needs a study: fedgraft site check STUDY")
+            return found
+        if self._cohort is None:
+            left_out: list[str] = []
+            try:
+                self._cohort = read_cohort(self._site.config, self._study, left_out)
+            except DataError as error:
+                found.private.append(str(error))
+                fix = f"See {DETAILS} of the site's folder for what is wrong, and correct the data or site.yaml."
+                found.fails("cohort", "the data cannot be made into a cohort for this study", fix)
+                return found
+            finally:
+                found.private += [f"left out: {line}" for line in left_out]
+        seen = look(self._study, self._cohort)
+        return Findings(found.lines + seen.lines, found.private + seen.private)
+
+
+def read_cohort(config: SiteConfig, study: Study, left_out: list[str]) -> Cohort:
+    """The cohort as the study would see it. DataError as `load_cohort`. Fills `left_out`: files not used, and why.
+
+    The site's own splits are used if it has some, and not written if it has none: a study that was merely looked at
+    must not decide them. Decoded images stay in the cache.
+    """
+    place = place_of(config)
+    with tempfile.TemporaryDirectory(prefix="fedgraft-check-") as folder:
+        state = Path(folder)
+        if (place.state / "splits.csv").exists():
+            shutil.copy(place.state / "splits.csv", state)
+        wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+        try:
+            return load_cohort(config.name, config.cohort, wanted, replace(place, state=state))
+        except DataError as error:
+            raise DataError(str(error).replace(str(state), str(place.state))) from None
+        finally:
+            if (state / "left_out.csv").exists():
+                left_out += (state / "left_out.csv").read_text(encoding="utf-8").splitlines()[1:]
+
+
+def _survived(part: Callable[[], Findings]) -> Findings:
+    """What the part found; if it broke down, a line that says so, since the other parts are worth having."""
+    try:
+        return part()
+    except Exception:  # the text of an exception may name patients: it is for the site's people alone
+        found = Findings(private=[traceback.format_exc()])
+        fix = f"See {DETAILS} of the site's folder; if it is not clear, tell whoever maintains fedgraft."
+        found.fails("broken", "this part of the check did not come to its end", fix)
+        return found

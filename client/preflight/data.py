@@ -1,0 +1,313 @@
+"""Preflight: are the data fit? Readable, labelled, whole, no case twice, and shown as the study expects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from client.data.cohort import Cohort
+from client.data.facts import NOT_STATED, OTHER
+from client.data.spec import CohortSpec
+from client.preflight.report import Findings, counted, listed
+from common.study import Study
+from common.tasks import UNKNOWN
+
+_NO_IMAGES = frozenset({"not_dicom", "not_an_image", "no_pixels"})
+"""Reasons that say: this file was never meant to be an image of the cohort."""
+_SEPARATE = frozenset({"burned_in_annotation", "duplicate"})
+_ABOUT_CASES = frozenset({"no_patient_id", "similar_patient_ids", "no_label_row", "label_without_file"})
+_ABOUT_VALUES = frozenset({"missing_value", "missing_category", "unknown_category"})
+_MOST_UNREADABLE = 0.1
+"""Up to this share of unreadable files a cohort is still that of the hospital; beyond it something is wrong."""
+_LEAST_LABELLED = 0.5
+_DETAILS = "The files are listed in check-details.txt of the site's folder."
+
+Names = Sequence[str]
+"""Names of files by position in `client.data.scan.files`; for the people at the site alone."""
+
+
+def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> Findings:
+    """Look at a cohort that could be read."""
+    found = Findings()
+    problems = {problem.reason: problem.count for problem in cohort.problems}
+    if spec.kind == "table":
+        _values(found, cohort, problems)
+    else:
+        _readable(found, cohort, problems)
+    _labels(found, cohort, spec, study, problems)
+    _classes(found, cohort, study)
+    _splits(found, cohort, study)
+    _ids(found, spec, problems, len(set(cohort.patients)))
+    same = [group for group in _by_content(cohort) if len(group) > 1]
+    if spec.kind == "table":
+        _equal_rows(found, same)
+    else:
+        _duplicates(found, cohort, same, problems.get("duplicate", 0), names)
+        _torn(found, cohort, same, names)
+        _blank(found, cohort, names)
+    if spec.kind == "dicom":
+        _stated(found, cohort, spec)
+        _burned_in(found, cohort, problems)
+    return found
+
+
+def _readable(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
+    other = _NO_IMAGES | _SEPARATE | _ABOUT_CASES
+    bad = {reason: count for reason, count in problems.items() if reason not in other}
+    strangers = sum(count for reason, count in problems.items() if reason in _NO_IMAGES)
+    usable, lost = len(cohort.inputs), sum(bad.values())
+    says = f"{counted(usable, 'image')} can be used"
+    if strangers:
+        says += f"; {counted(strangers, 'other file')} passed over"
+    figures = {"images": usable, "unreadable": bad, "other_files": strangers}
+    if not lost:
+        found.fine("readable", says, **figures)
+        return
+    says += f"; {counted(lost, 'file')} cannot be read ({listed(bad)})"
+    fix = "Export those files from the archive again. They are listed in check-details.txt of the site's folder."
+    (found.fails if lost > _MOST_UNREADABLE * (usable + lost) else found.note)("readable", says, fix, **figures)
+
+
+def _values(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
+    odd = {reason: problems[reason] for reason in sorted(_ABOUT_VALUES & problems.keys())}
+    empty = int(np.isnan(cohort.inputs.numpy()).all(axis=0).sum())
+    says = f"{counted(len(cohort.inputs), 'row')}" + (f"; {listed(odd)}" if odd else "; no value is missing")
+    figures = {"rows": len(cohort.inputs), "problems": odd, "empty_columns": empty}
+    if empty:
+        fix = "Fill them, or ask the coordinator whether the study can do without them."
+        found.fails("values", f"{says}; {counted(empty, 'column')} without any value", fix, **figures)
+    elif "unknown_category" in odd:
+        fix = "Rename those values to the study's categories; unknown ones count as missing."
+        found.note("values", says, fix, **figures)
+    else:
+        found.fine("values", says, **figures)
+
+
+def _labels(found: Findings, cohort: Cohort, spec: CohortSpec, study: Study, problems: dict[str, int]) -> None:
+    cases = len(cohort.inputs)
+    for task in study.tasks:
+        known = int((cohort.targets[task.name] != UNKNOWN).sum())
+        figures = {"cases": cases, "labelled": known}
+        says = f"{known:,} of {counted(cases, 'case')} have a label"
+        name = f"labels_{task.name}"
+        if known == 0:
+            _unlabelled(found, study, name, says, figures)
+        elif known < _LEAST_LABELLED * cases:
+            fix = "Check `join`, `key_column` and `label_columns` in site.yaml, and whether the table is complete."
+            found.fails(name, says, fix, **figures)
+        elif known < cases:
+            found.note(name, says, "Cases without a label are not trained on; add labels if there are any.", **figures)
+        else:
+            found.fine(name, says, **figures)
+    if spec.labels is not None:
+        _joined(found, problems)
+
+
+def _unlabelled(found: Findings, study: Study, name: str, says: str, figures: dict[str, int]) -> None:
+    if any(stage.where != "labelled" for stage in study.plan):
+        fix = "The site takes part in stages that need no labels; name `labels` in site.yaml if it has some."
+        found.note(name, says, fix, **figures)
+    else:
+        fix = "Name the table as `labels` in site.yaml, and check `join`, `key_column` and `label_columns`."
+        found.fails(name, says, fix, **figures)
+
+
+def _joined(found: Findings, problems: dict[str, int]) -> None:
+    without_row, without_file = problems.get("no_label_row", 0), problems.get("label_without_file", 0)
+    figures = {"images_without_row": without_row, "rows_without_image": without_file}
+    says = (
+        f"{counted(without_row, 'image')} without a row of the labels table, "
+        f"{counted(without_file, 'row')} without an image"
+    )
+    if without_row or without_file:
+        fix = "Compare how the table and the files write their keys; `join` and `key_column` in site.yaml say which."
+        found.note("joined", says, fix, **figures)
+    else:
+        found.fine("joined", "every image has its row in the labels table, and every row an image", **figures)
+
+
+def _classes(found: Findings, cohort: Cohort, study: Study) -> None:
+    for task in study.tasks:
+        target = cohort.targets[task.name]
+        whole = Counter(target.tolist())
+        if not any(number != UNKNOWN for number in whole):
+            continue  # said by the line about labels
+        counts = {label: whole[number] for number, label in enumerate(task.classes)}
+        train = Counter(target[cohort.splits["train"]].tolist())
+        absent = [label for label, count in counts.items() if not count]
+        untrained = [n for number, n in enumerate(task.classes) if not train[number] and counts[n]]
+        name, says = f"classes_{task.name}", listed(counts)
+        if sum(count > 0 for count in counts.values()) < 2:
+            fix = "Check `label_map` and `label_columns` in site.yaml: with one class there is nothing to tell apart."
+            found.fails(name, f"only one class: {says}", fix, counts=counts)
+        elif absent:
+            fix = "If your patients have it, check `label_map` in site.yaml; if not, the other sites will teach it."
+            found.note(name, f"no case of {', '.join(absent)}: {says}", fix, counts=counts)
+        elif untrained:
+            fix = "There are too few cases of it for every split; more patients would help."
+            found.note(name, f"no training case of {', '.join(untrained)}: {says}", fix, counts=counts)
+        else:
+            found.fine(name, says, counts=counts)
+
+
+def _equal_rows(found: Findings, same: list[list[int]]) -> None:
+    rows = sum(len(group) for group in same)
+    if rows:
+        fix = "Where the columns are many, check that no row was copied; with few columns patients may well be equal."
+        found.note("duplicates", f"{counted(rows, 'row')} equal to another", fix, rows=rows)
+    else:
+        found.fine("duplicates", "no row equals another", rows=0)
+
+
+def _duplicates(found: Findings, cohort: Cohort, same: list[list[int]], exact: int, names: Names) -> None:
+    """Images with the same pixels, or in the same SOP instance: whoever has them, they are one case."""
+    again = sum(len(group) - 1 for group in same)
+    several = sum(len({cohort.patients[at] for at in group}) > 1 for group in same)
+    labels = sum(_disagree(cohort, group) for group in same)
+    figures = {
+        "same_instance": exact,
+        "same_pixels": again,
+        "of_several_patients": several,
+        "with_other_labels": labels,
+    }
+    if not again and not exact:
+        found.fine("duplicates", "no image is there twice", **figures)
+        return
+    found.private += [f"same pixels: {', '.join(_named(cohort, names, group))}" for group in same]
+    says = f"{counted(exact, 'file')} there twice (left out), {counted(again, 'further image')} with pixels of another"
+    if several or labels:
+        says += f"; {several:,} times under several patients, {labels:,} times with labels that disagree"
+        fix = f"Keep one of each: what is trained on must not be tested on. {_DETAILS}"
+        found.fails("duplicates", says, fix, **figures)
+    else:
+        found.note("duplicates", says, f"Keep one of each, or they count double. {_DETAILS}", **figures)
+
+
+def _by_content(cohort: Cohort) -> list[list[int]]:
+    """Positions of cases by what they hold, in order of first use."""
+    groups: dict[bytes, list[int]] = {}
+    for at, case in enumerate(cohort.inputs.numpy()):
+        flat = case.reshape(-1)
+        if flat.size and (flat == flat[0]).all():
+            continue  # blank images have a line of their own
+        groups.setdefault(hashlib.blake2b(case.tobytes(), digest_size=16).digest(), []).append(at)
+    return list(groups.values())
+
+
+def _disagree(cohort: Cohort, group: Sequence[int]) -> bool:
+    known = ({int(target[at]) for at in group} - {UNKNOWN} for target in cohort.targets.values())
+    return any(len(labels) > 1 for labels in known)
+
+
+def _splits(found: Findings, cohort: Cohort, study: Study) -> None:
+    cases = {split: len(at) for split, at in cohort.splits.items()}
+    patients = {split: len({cohort.patients[i] for i in at.tolist()}) for split, at in cohort.splits.items()}
+    says = ", ".join(f"{split} {patients[split]:,} patients with {counted(cases[split], 'case')}" for split in cases)
+    figures = {"cases": cases, "patients": patients}
+    empty = [split for split in cases if getattr(study.split, split) and not cases[split]]
+    if "train" in empty:
+        found.fails("splits", says, "There are too few patients to split; add more.", **figures)
+    elif empty:
+        fix = "The site trains, but cannot be evaluated on that split; more patients would help."
+        found.note("splits", f"nobody in {', '.join(empty)}: {says}", fix, **figures)
+    else:
+        found.fine("splits", says, **figures)
+
+
+def _torn(found: Findings, cohort: Cohort, same: list[list[int]], names: Names) -> None:
+    """Is one patient in two splits? Splits go by patient id, so it takes two ids; studies and pixels show them."""
+    split_of = {at: split for split, indices in cohort.splits.items() for at in indices.tolist()}
+    torn = [group for group in [*_by_study(cohort), *same] if len({split_of[at] for at in group}) > 1]
+    if torn:
+        found.private += [f"in two splits: {', '.join(_named(cohort, names, group))}" for group in torn]
+        says = f"{counted(len(torn), 'study or image', 'studies or images')} of one patient in two splits"
+        fix = f"Give the patient one id in all files: results would be too good to be true. {_DETAILS}"
+        found.fails("one_patient_two_splits", says, fix, groups=len(torn))
+    else:
+        found.fine("one_patient_two_splits", "no study and no image is in two splits", groups=0)
+
+
+def _ids(found: Findings, spec: CohortSpec, problems: dict[str, int], patients: int) -> None:
+    unknown, alike = problems.get("no_patient_id", 0), problems.get("similar_patient_ids", 0)
+    figures = {"patients": patients, "without_id": unknown, "alike": alike}
+    says = counted(patients, "patient")
+    if unknown:
+        fix = "Without an id they count as one patient; restore the ids, or pseudonyms, in the files or the table."
+        found.fails("patient_ids", f"{says}; {counted(unknown, 'case')} without a patient id", fix, **figures)
+    elif alike:
+        fix = "If they are the same person, write the id in one way; else leave them."
+        says = f"{says}; {counted(alike, 'id')} alike but for case, separators or leading zeros"
+        found.note("patient_ids", says, fix, **figures)
+    elif spec.kind != "dicom" and spec.patient_column is None:
+        what = "row" if spec.kind == "table" else "file"
+        fix = "Name the column as `patient_column` in site.yaml if a patient has several, or splits are not by patient."
+        found.note("patient_ids", f"every {what} counts as a patient of its own", fix, **figures)
+    else:
+        found.fine("patient_ids", says, **figures)
+
+
+def _by_study(cohort: Cohort) -> list[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for at, study in enumerate(cohort.studies):
+        if study != UNKNOWN:
+            groups.setdefault(study, []).append(at)
+    return list(groups.values())
+
+
+def _blank(found: Findings, cohort: Cohort, names: Names) -> None:
+    flat = cohort.inputs.numpy().reshape(len(cohort.inputs), -1)
+    blank = np.flatnonzero((flat == flat[:, :1]).all(axis=1)).tolist()
+    if blank:
+        found.private.append(f"blank: {', '.join(_named(cohort, names, blank))}")
+        fix = f"Look at them: they may be failed exposures, or their window does not fit. {_DETAILS}"
+        found.note("blank", f"{counted(len(blank), 'image')} of one single value", fix, images=len(blank))
+    else:
+        found.fine("blank", "no image is blank", images=0)
+
+
+def _stated(found: Findings, cohort: Cohort, spec: CohortSpec) -> None:
+    """What the files say of themselves, from fixed lists (see `client.data.facts`)."""
+    for name, fix in (
+        ("modality", "Check that the folder holds the images that the study is about."),
+        ("vendor", ""),
+        ("photometric", ""),
+        ("bits", ""),
+        ("spacing", "Without it pixels are taken as square; sizes cannot be told."),
+        (
+            "window",
+            "They are shown from their 0.5 to their 99.5 percentile; set `window` in site.yaml for one that fits.",
+        ),
+    ):
+        counts = _fact(cohort, name)
+        unsaid = counts.get(NOT_STATED, 0) + (counts.get(OTHER, 0) if name == "modality" else 0)
+        if unsaid and fix and not (name == "window" and spec.window is not None):
+            found.note(name, listed(counts), fix, counts=counts)
+        else:
+            found.fine(name, listed(counts), counts=counts)
+
+
+def _burned_in(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
+    flagged, unsaid = problems.get("burned_in_annotation", 0), _fact(cohort, "burned_in").get(NOT_STATED, 0)
+    figures = {"flagged": flagged, "not_stated": unsaid}
+    if flagged:
+        says = f"{counted(flagged, 'image')} flagged as having text burned into the pixels; left out"
+        fix = f"Have the text removed, or take the files away: it may name patients. {_DETAILS}"
+        found.fails("burned_in", says, fix, **figures)
+    elif unsaid:
+        fix = "Look at some of them: nothing but your eyes tells whether names are burned into the pixels."
+        found.note("burned_in", f"{counted(unsaid, 'file')} without the flag BurnedInAnnotation", fix, **figures)
+    else:
+        found.fine("burned_in", "no image is flagged as having text burned in", **figures)
+
+
+def _fact(cohort: Cohort, name: str) -> dict[str, int]:
+    start = f"{name} "
+    return {key.removeprefix(start): count for key, count in cohort.facts.items() if key.startswith(start)}
+
+
+def _named(cohort: Cohort, names: Names, group: Iterable[int]) -> list[str]:
+    """File names of cases; the line's number where they are rows of a table."""
+    return [names[cohort.origins[at]] if cohort.origins else f"row {at + 1}" for at in group]

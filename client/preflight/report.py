@@ -1,0 +1,121 @@
+"""What `site check` found: lines of constant words and numbers, and what to do about those that are not well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from common.environment import fedgraft_version
+
+SCHEMA = 1
+
+Figures = Mapping[str, Any]
+
+
+class Level(StrEnum):
+    """How a line ended. Only `FAILS` keeps a site from taking part."""
+
+    FINE = "ok"
+    NOTE = "note"
+    FAILS = "fails"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was looked at. `says`, `fix` and `figures` hold counts and words of fixed lists alone.
+
+    Whatever names a file, a patient or a machine goes to `Findings.private`.
+    """
+
+    name: str
+    level: Level
+    says: str
+    fix: str = ""
+    figures: Figures = field(default_factory=dict)
+
+
+@dataclass
+class Findings:
+    """What one part found: lines for everybody, and text for the people at the site alone."""
+
+    lines: list[Line] = field(default_factory=list)
+    private: list[str] = field(default_factory=list)
+
+    def fine(self, name: str, says: str, /, **figures: Any) -> None:
+        """All is well."""
+        self.lines.append(Line(name, Level.FINE, says, figures=figures))
+
+    def note(self, name: str, says: str, fix: str, /, **figures: Any) -> None:
+        """The site can take part, but somebody should know."""
+        self.lines.append(Line(name, Level.NOTE, says, fix, figures))
+
+    def fails(self, name: str, says: str, fix: str, /, **figures: Any) -> None:
+        """The site cannot, or must not, take part as it is."""
+        self.lines.append(Line(name, Level.FAILS, says, fix, figures))
+
+    def skipped(self, name: str, says: str) -> None:
+        """Nothing was looked at, and why."""
+        self.lines.append(Line(name, Level.SKIPPED, says))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the check and how long it took."""
+
+    name: str
+    seconds: float
+    findings: Findings
+
+
+@dataclass(frozen=True)
+class Report:
+    """All parts. `study` is name and digest of the study that was checked against, if any."""
+
+    study: tuple[str, str] | None
+    parts: tuple[Part, ...]
+
+    @property
+    def failing(self) -> int:
+        """How many lines fail."""
+        return sum(line.level is Level.FAILS for part in self.parts for line in part.findings.lines)
+
+    @property
+    def private(self) -> list[str]:
+        """What only the people at the site may read."""
+        return [text for part in self.parts for text in part.findings.private]
+
+    def content(self) -> dict[str, Any]:
+        """The report as plain values, fit to be shared."""
+        return {
+            "schema": SCHEMA,
+            "fedgraft": fedgraft_version(),
+            "study": {"name": self.study[0], "digest": self.study[1]} if self.study else None,
+            "failing": self.failing,
+            "seconds": {part.name: round(part.seconds, 2) for part in self.parts},
+            "lines": [
+                {
+                    "part": part.name,
+                    "name": line.name,
+                    "level": line.level.value,
+                    "says": line.says,
+                    "fix": line.fix,
+                    "figures": dict(line.figures),
+                }
+                for part in self.parts
+                for line in part.findings.lines
+            ],
+        }
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A count and its noun: "1 file", "3 files"."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts by word, the largest first: "CT 90, MR 10"."""
+    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{word} {count:,}" for word, count in order)

@@ -1,0 +1,147 @@
+"""Preflight: does the study's work run here? A step of every stage on the site's own cohort; nothing of it is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from client.data.cohort import Cohort
+from client.local.feed import Feed
+from client.local.gradient import Diverged, Moment, TooFewCases, train
+from client.local.recalibrate import recalibrate
+from client.local.statistics import column_sums, feature_sums
+from client.preflight.memory import PeakMemory
+from client.preflight.report import Findings, counted
+from client.workbench import Workbench
+from common.plan import Gradient, Recalibrate, Stage
+from common.study import Study
+from common.travel import changed
+
+_GB = 1e9
+_QUICK_S = 3.0
+"""A first step below this is followed by others: the first one also pays for what is set up once."""
+_MORE_STEPS = 3
+_SOME_CASES = 256
+_MOMENT = Moment(seed=0, round=1, rounds=1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of one step (or batch), and how many of them make a round at this site."""
+
+    seconds: float
+    steps: int
+    cases: int
+
+    @property
+    def round_s(self) -> float:
+        """About how long a round takes."""
+        return self.seconds * self.steps
+
+
+def check_training(study: Study, cohort: Cohort, device: torch.device) -> Findings:
+    """Try the work of every stage once, and measure time and memory."""
+    found = Findings()
+    memory = PeakMemory(device)
+    try:
+        bench, feed = Workbench(study, device), Feed(cohort, study.input, device)
+        for stage in study.plan:
+            if _takes_part(stage, feed):
+                _try(found, study, stage, bench, feed, cohort)
+            else:
+                found.skipped(f"stage_{stage.name}", f"is for {stage.where} sites")
+    except (MemoryError, torch.OutOfMemoryError):
+        _out_of_memory(found, "model", device)
+    used, kind = memory.peak(), "GPU memory" if device.type == "cuda" else "memory of the whole process"
+    found.fine("peak_memory", f"{used / _GB:.2f} GB {kind}", bytes=used, device=device.type)
+    return found
+
+
+def _takes_part(stage: Stage, feed: Feed) -> bool:
+    labelled = len(feed.labelled("train")) > 0
+    return stage.where == "all" or labelled == (stage.where == "labelled")
+
+
+def _try(found: Findings, study: Study, stage: Stage, bench: Workbench, feed: Feed, cohort: Cohort) -> None:
+    name, deadline = f"stage_{stage.name}", study.rounds.deadline_s
+    try:
+        measured = _measure(study, stage, bench, feed, cohort)
+    except (MemoryError, torch.OutOfMemoryError):
+        _out_of_memory(found, name, bench.device)
+        return
+    except TooFewCases:
+        found.fails(name, "too few training cases for a single step", "Add cases, or labels to those that have none.")
+        return
+    except Diverged:
+        found.fails(
+            name,
+            "the first steps end in numbers that are not finite",
+            "Look for values far out of range in the data; if there are none, tell the coordinator.",
+        )
+        return
+    says = (
+        f"{measured.seconds:.2f} s for {counted(measured.cases, 'case')}; "
+        f"a round is {counted(measured.steps, 'step')}, about {measured.round_s:.0f} s"
+    )
+    figures = {"step_s": round(measured.seconds, 3), "steps": measured.steps, "round_s": round(measured.round_s, 1)}
+    if deadline is not None and measured.round_s > deadline:
+        fix = "Use a GPU or more threads, or ask the coordinator for a longer deadline_s."
+        found.fails(name, f"{says}, but the study waits {deadline:g} s", fix, **figures)
+    else:
+        found.fine(name, says, **figures)
+
+
+def _out_of_memory(found: Findings, name: str, device: torch.device) -> None:
+    where = "the GPU" if device.type == "cuda" else "this machine"
+    fix = "Stop other programs on it, or ask the coordinator for a smaller batch_size or image size."
+    found.fails(name, f"{where} has not enough memory for it", fix)
+
+
+def _measure(study: Study, stage: Stage, bench: Workbench, feed: Feed, cohort: Cohort) -> Measured:
+    if isinstance(stage.local, Gradient):
+        return _measure_gradient(stage, stage.local, bench, feed, cohort.patients)
+    some = cohort.splits["train"][:_SOME_CASES]
+    few = Feed(replace(cohort, splits=dict(cohort.splits) | {"train": some}), study.input, bench.device)
+    if isinstance(stage.local, Recalibrate):
+        spec = stage.local
+        seconds = _timed(lambda: recalibrate(bench, few, spec), bench)
+    elif stage.local.of == "columns":
+        seconds = _timed(lambda: column_sums(study, few), bench)
+    else:
+        seconds = _timed(lambda: feature_sums(bench, few), bench)
+    return Measured(seconds, -(-len(cohort.splits["train"]) // max(1, len(some))), len(some))
+
+
+def _measure_gradient(stage: Stage, spec: Gradient, bench: Workbench, feed: Feed, patients: Sequence[str]) -> Measured:
+    moves = changed(stage, bench.tags)
+    cases = len(feed.labelled("train"))
+
+    def steps(count: int) -> Callable[[], object]:
+        some = spec.model_copy(update={"epochs": None, "steps": count})
+        if spec.private is None:
+            return lambda: train(bench, feed, some, moves, _MOMENT)
+        from client.privacy.dpsgd import train_private  # slow to import, and only private work needs it
+
+        # Nothing is released, so nothing is charged, and any noise will do.
+        noised = spec.private.model_copy(update={"sigma": spec.private.sigma or 1.0, "epsilon": None})
+        some = some.model_copy(update={"private": noised})
+        return lambda: train_private(bench, feed, patients, some, moves, _MOMENT)
+
+    seconds = _timed(steps(1), bench)
+    if seconds < _QUICK_S:
+        seconds = _timed(steps(_MORE_STEPS), bench) / _MORE_STEPS
+    whole = spec.steps or (spec.epochs or 1) * -(-cases // spec.batch_size)
+    if spec.private is not None:
+        return Measured(seconds, whole, max(1, round(spec.private.sample * cases)))
+    return Measured(seconds, whole, min(spec.batch_size, cases))
+
+
+def _timed(work: Callable[[], object], bench: Workbench) -> float:
+    started = time.perf_counter()
+    work()
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize(bench.device)
+    return time.perf_counter() - started

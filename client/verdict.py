@@ -1,0 +1,101 @@
+"""What a site's policy and ledger say of a study before it runs: stage by stage, and of the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from client.budget import Proposal, propose
+from client.config import SiteConfig
+from client.policy import Reason, Terms
+from client.privacy.guard import Guard, Refused
+from client.privacy.masks import read_pairs
+from common.errors import InputError, LedgerError
+from common.orders import Code
+from common.plan import Stage
+from common.privacy import Event, epsilon
+from common.study import Study
+from common.travel import Tags, releases_plainly
+
+_FIXES = {
+    Reason.NOT_PRIVATE: "Ask for a private stage, or set allow_non_dp: true if your people accept that what leaves can "
+    "be inverted.",
+    Reason.BACKBONE: "The backbone is none of `backbones` in the policy.",
+    Reason.ROLES: "The study trains entries that `train` in the policy does not list.",
+    Reason.TOO_FEW_PATIENTS: "There are fewer training patients than min_patients of the policy; add patients.",
+    Reason.BAD_REQUEST: "The study asks for privacy that makes no sense; tell the coordinator.",
+    Reason.DELTA: "The study asks for a smaller delta than that of your ledger; tell the coordinator.",
+    Reason.STEPS: "The study takes more steps than steps_max of the policy.",
+    Reason.BUDGET: "The study costs more than epsilon_job of the policy; it needs more noise, or fewer steps.",
+}
+_LEDGER_FIX = "The ledger cannot be trusted, so nothing may be released: see fedgraft site budget."
+_MASKS_FIX = "The study is masked: `masks` in site.yaml must name the site's mask key and the consortium's roster."
+_WHOLE_FIX = "Together with what was spent it costs more than the policy allows: see fedgraft site budget."
+
+
+@dataclass(frozen=True)
+class StageVerdict:
+    """One stage: its noise and cost if it is private, a constant word and what to do if it is refused."""
+
+    name: str
+    kind: str
+    """"private", "plain" (released without noise) or "silent" (nothing is released)."""
+    terms: Terms | None = None
+    epsilon: float | None = None
+    refused: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The whole study at a site of so many training patients; `refused` is a constant word, "" if it is allowed."""
+
+    patients: int
+    stages: tuple[StageVerdict, ...]
+    cost: Proposal
+    shows_metrics: bool
+    """Whether exact sums of metrics and counts may leave, as the study asks for them: masked or not."""
+    refused: str = ""
+    fix: str = ""
+
+
+def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> Verdict:
+    """What the policy in `config`, and the ledger in its state folder, say of a study."""
+    stages = tuple(_judge_stage(config, study, stage, tags, patients) for stage in study.plan)
+    shows = Guard(study, config.policy, config.state, patients).shows_metrics
+    first = next((stage for stage in stages if stage.refused), None)
+    try:
+        cost = propose(config, study, patients)
+    except LedgerError:
+        nothing = Proposal(study.digest, patients, (), 0.0, 0.0, Code.LEDGER.value)
+        return Verdict(patients, stages, nothing, shows, Code.LEDGER.value, _LEDGER_FIX)
+    if first is not None:
+        return Verdict(patients, stages, cost, shows, first.refused, first.fix)
+    if cost.refused:
+        return Verdict(patients, stages, cost, shows, Code.BUDGET.value, _WHOLE_FIX)
+    if study.masked and not _can_mask(config):
+        return Verdict(patients, stages, cost, shows, Code.NO_MASKS.value, _MASKS_FIX)
+    return Verdict(patients, stages, cost, shows)
+
+
+def _can_mask(config: SiteConfig) -> bool:
+    try:
+        return config.masks is not None and bool(read_pairs(config.name, config.masks))
+    except InputError:
+        return False
+
+
+def _judge_stage(config: SiteConfig, study: Study, stage: Stage, tags: Tags, patients: int) -> StageVerdict:
+    alone = Guard(study.model_copy(update={"plan": (stage,)}), config.policy, config.state, patients)
+    kind = "plain" if releases_plainly(stage, tags) else "silent"
+    try:
+        planned = alone.planned(tags)
+    except Refused as refused:
+        # What a ledger says names its file; all other reasons are constant words.
+        why = "" if refused.code is Code.LEDGER else refused.why
+        fix = _FIXES[Reason(why)] if why in set(Reason) else _LEDGER_FIX
+        return StageVerdict(stage.name, kind, refused=why or refused.code.value, fix=fix)
+    if not planned:
+        return StageVerdict(stage.name, kind)
+    terms = planned[0][1]
+    cost = epsilon([Event(terms.sigma, terms.q, terms.steps)], terms.delta)
+    return StageVerdict(stage.name, "private", terms, cost)
