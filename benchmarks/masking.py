@@ -36,17 +36,16 @@ def measure(sites: int, parameters: int) -> str:
     pairs = consortium(sites)
     context = Context("study", "tensors", 0, 1, 1, 1, dict.fromkeys(pairs, "nonce"), "model")
     layout = Layout.of({"entries": ((parameters,), "float32"), "weight": ((1,), "float64")})
-    wall, cpu, total, exact, weights = [], [], MaskedSum(layout, sites), np.zeros(parameters), 0.0
+    wall, total, exact, weights = [], MaskedSum(layout, sites), np.zeros(parameters), 0.0
     whole = sites <= _MEASURED
     for number, own in enumerate(pairs.values()):
         if number >= _MEASURED and not whole:
             break
         values = np.random.default_rng(number).normal(0, 0.05, parameters).astype(np.float32)
         weight = 100.0 + number
-        started, busy = time.perf_counter(), time.process_time()
+        started = time.perf_counter()
         words = encode({"entries": values, "weight": np.array([weight])}, {"entries": weight}, layout, sites)
         mask(words, context.digest(layout, own), context.sites, own)
-        cpu.append(time.process_time() - busy)
         wall.append(time.perf_counter() - started)
         total.add(words)
         exact += weight * values.astype(np.float64)
@@ -55,7 +54,7 @@ def measure(sites: int, parameters: int) -> str:
     if whole:
         sums = total.open()
         error = f"{np.abs(sums['entries'] / sums['weight'] - exact / weights).max():.1e}"
-    line = f"{sites:5d} {statistics.median(wall):10.3f} {max(wall):10.3f} {statistics.median(cpu):10.3f}"
+    line = f"{sites:5d} {statistics.median(wall):10.3f} {max(wall):10.3f}"
     return f"{line} {layout.words * 8 / 1e6:10.1f} {error:>14}"
 
 
@@ -65,7 +64,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int, nargs="+", default=[3, 5, 10, 50])
     asked = parser.parse_args()
     print(f"{asked.parameters:,} parameters; {_MEASURED} sites timed at most; seconds a site and exchange")
-    print("sites  median s   slowest s      CPU s    MB sent   error of mean")
+    print("sites   median s  slowest s    MB sent  error of mean")
     for sites in asked.sites:
         print(measure(sites, asked.parameters), flush=True)
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from common.inputs import TableInput
-from common.plan import Gradient, Mean, Nothing, Recalibrate, Ridge, Role, Stage, Standardise, Statistics, Tag
+from common.plan import (
+    Gradient,
+    Mean,
+    Nothing,
+    Recalibrate,
+    Ridge,
+    Role,
+    ServerOptimiser,
+    Stage,
+    Standardise,
+    Statistics,
+    Tag,
+)
 from common.study import Study
 from common.travel import changed, own, stays
 
@@ -16,7 +28,7 @@ _NOT_PRIVATE = {
 """Backbones of which per-sample gradients are not known, and why; `common.dp_safe` looks at the others' layers."""
 
 _CLOSED_FORM = {"features": Ridge, "columns": Standardise}
-_ADDS_UP = Mean | Ridge | Standardise | Nothing
+_ADDS_UP = Mean | ServerOptimiser | Ridge | Standardise | Nothing
 """Merges that need no more than the sum over the sites."""
 
 

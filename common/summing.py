@@ -17,7 +17,7 @@ from common.errors import InputError
 from common.masking import FEWEST
 from common.metrics import SHOWN, ClassificationSums
 from common.orders import TRUNK, Arrays, Update
-from common.plan import Mean, Stage
+from common.plan import Mean, ServerOptimiser, Stage
 from common.score_histogram import Counts, ScoreHistogram
 from common.study import Study
 from common.travel import Shapes, Tags
@@ -48,7 +48,7 @@ class Pooled:
 
 def tensor_terms(update: Update, stage: Stage, tags: Tags) -> Terms:
     """What a site puts in for its tensors and weights."""
-    if not isinstance(stage.merge, Mean):
+    if not isinstance(stage.merge, Mean | ServerOptimiser):
         return Terms(update.tensors, {})
     weights = {name: _weight(stage.merge, weight) for name, weight in update.weights.items()}
     factors = {key: weights[tags[key].task or TRUNK] for key in update.tensors}
@@ -58,7 +58,7 @@ def tensor_terms(update: Update, stage: Stage, tags: Tags) -> Terms:
 
 def tensor_shapes(expected: Shapes, study: Study, stage: Stage) -> Shapes:
     """The shapes of `tensor_terms`; `expected` are those of an update in the open."""
-    if not isinstance(stage.merge, Mean):
+    if not isinstance(stage.merge, Mean | ServerOptimiser):
         return expected
     weights = {_WEIGHT + name: ((), "float64") for name in (TRUNK, *study.heads)}
     return {**expected, **weights}
@@ -69,7 +69,7 @@ def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Upda
 
     Entries that no site gave weight stay as they are in `state`.
     """
-    if not isinstance(stage.merge, Mean):
+    if not isinstance(stage.merge, Mean | ServerOptimiser):
         return Update(0, sums, {}, {}, {})
     weights = {key.removeprefix(_WEIGHT): float(total) for key, total in sums.items() if key.startswith(_WEIGHT)}
     tensors = {}
@@ -134,7 +134,7 @@ def _counts(sums: np.ndarray) -> Counts:
     return counts
 
 
-def _weight(merge: Mean, weight: float) -> float:
+def _weight(merge: Mean | ServerOptimiser, weight: float) -> float:
     if not math.isfinite(weight) or weight < 0:
         raise ValueError("a weight must be a number from 0 on")
     return float(weight > 0) if merge.weight == "equal" else weight

@@ -8,7 +8,7 @@ import pytest
 from common.errors import InputError
 from common.metrics import SHOWN, ClassificationSums
 from common.orders import TRUNK, Update
-from common.plan import Mean, Ridge, Role, Stage, Tag
+from common.plan import Mean, Ridge, Role, ServerOptimiser, Stage, Tag
 from common.summing import (
     metric_shapes,
     metric_terms,
@@ -62,6 +62,20 @@ def test_a_merger_makes_the_same_of_the_sum_as_of_all_updates(make_study, weight
     assert all((ours[key] == theirs[key]).all() and ours[key].dtype == STATE[key].dtype for key in theirs)
     assert {key: array.shape for key, array in whole.tensors.items()} == {k: a.shape for k, a in STATE.items()}
     assert not whole.train
+
+
+def test_a_server_optimiser_takes_the_same_step(make_study) -> None:
+    rule = ServerOptimiser(rule="adam", lr=0.1, momentum=0.9)
+    stage = make_study().plan[0].model_copy(update={"merge": rule})
+    updates = [update(seed, 10.0 * seed, 5.0) for seed in (1, 2, 3)]
+    whole = pooled_update(summed([tensor_terms(one, stage, TAGS) for one in updates]), stage, TAGS, STATE)
+    one, many = merger(stage, TAGS), merger(stage, TAGS)
+    one.add(whole)
+    for each in updates:
+        many.add(each)
+    ours, theirs = one.result(STATE), many.result(STATE)
+    assert all(np.abs(ours[key] - theirs[key]).max() < 1e-6 for key in theirs)
+    assert np.abs(ours["b.w"] - STATE["b.w"]).max() > 0.01
 
 
 def test_sums_of_features_stay_sums(make_study) -> None:
