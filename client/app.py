@@ -9,10 +9,11 @@ import hashlib
 import json
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.config import SiteConfig, read_config
@@ -32,6 +33,9 @@ from common.files import write_atomic
 from common.orders import PROTOCOL, Answer, Code, Greeting, Hello, Refusal
 from common.study import Study, parse_study
 
+_RAISED = 2
+"""Flower's error code for a ClientApp that raised."""
+
 app = ClientApp()
 _kept = threading.local()
 
@@ -40,15 +44,24 @@ _kept = threading.local()
 def hello(message: Message, context: Context) -> Message:
     """Take in the study, prepare the cohort, say who is here."""
     answer = _answer_hello(message, context)
-    records = wire.pack_reply(answer) if isinstance(answer, Refusal) else wire.pack_greeting(answer)
-    return Message(records, reply_to=message)
+    return _sealed(
+        message, lambda: wire.pack_reply(answer) if isinstance(answer, Refusal) else wire.pack_greeting(answer)
+    )
 
 
 @app.train(wire.VISIT.partition(".")[2])
 def visit(message: Message, context: Context) -> Message:
     """Carry out one order."""
     answer = _visit(message, context)
-    return Message(wire.pack_reply(answer, views=bool(context.node_config.get("views"))), reply_to=message)
+    return _sealed(message, lambda: wire.pack_reply(answer, views=bool(context.node_config.get("views"))))
+
+
+def _sealed(message: Message, pack: Callable[[], RecordDict]) -> Message:
+    """The reply; or an error without words, because Flower sends the text of what a ClientApp raises."""
+    try:
+        return Message(pack(), reply_to=message)
+    except Exception:  # the wall between a hospital and the network: no text may pass it
+        return Message(Error(_RAISED), reply_to=message)
 
 
 def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
@@ -99,7 +112,8 @@ def _visit(message: Message, context: Context) -> Answer:
     except WireError:
         answer = Refusal(exchange, Code.GARBAGE)
     except Exception:  # the wall between a hospital and the network: no text may pass it
-        logging.getLogger(__name__).exception("visit failed")
+        log = site_log(config.state) if config is not None else logging.getLogger(__name__)
+        log.exception("visit failed")
         answer = Refusal(exchange, Code.FAILED)
     return answer if _recorded(config, study, answer, why) else Refusal(exchange, Code.DISK)
 

@@ -112,7 +112,7 @@ def resume(out: Path, engine: Engine | None = None) -> Path:
         run_with_ray(out, engine.workers, engine.threads, bool(facts["synthetic"]))
     else:
         names = read_json(out / "sites" / "index.json")
-        with _threads(engine.threads), _grid(out, names, engine, facts["faults"]) as grid:
+        with torch_threads(engine.threads), _grid(out, names, engine, facts["faults"]) as grid:
             context = Context(1, 1, {}, RecordDict(), _run_config(out, engine.name, bool(facts["synthetic"])))
             server_app(grid, context)
     build_report(out)
@@ -147,7 +147,8 @@ def _files(config: Path) -> int:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads within; many small steps are slower on more."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -23,8 +23,10 @@ def audited(found: Row) -> Audited:
     holds = found.get("holds") is True
     lines = tuple(_line(row) for row in rows)
     columns = ("attack", "stage", "verdict", "claim", "found", "bound", "time")
-    failed = sum(row.get("passed") not in (True, None) for row in rows)
-    words = "Every claim held" if not failed else f"{failed} of {len(rows)} claims did not hold"
+    tested = [row for row in rows if row.get("passed") is not None]
+    failed = sum(row.get("passed") is not True for row in tested)
+    words = f"{failed} of" if failed else "All"
+    words += f" {len(tested)} claims that were tested {'did not hold' if failed else 'held'}"
     accepted = " and all that failed was accepted beforehand" if holds and failed else ""
     patients, seconds = whole(found.get("patients")), duration(number(found.get("seconds")) or 0.0)
     verdict = f"{words}{accepted}: noise of a site with {patients} patients in training, {seconds} of attacks."
@@ -34,7 +36,7 @@ def audited(found: Row) -> Audited:
 def _line(row: Row) -> Line:
     passed = row.get("passed")
     failed = "fails, accepted" if row.get("accepted") is True else "fails"
-    verdict = "not built" if passed is None else "holds" if passed is True else failed
+    verdict = "not tested" if passed is None else "holds" if passed is True else failed
     bound = number(row.get("bound"))
     limit = NONE if bound is None else f"{text(row.get('sense'))} {bound:g}"
     words = (text(row.get(key)) or NONE for key in ("claim", "words"))

@@ -1,9 +1,9 @@
-"""All attacks on one study, in order: its private stages, what leaves without noise, and what metrics tell."""
+"""All attacks on one study, in order: its private stages, what leaves without noise, what metrics and masks tell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from client.workbench import Workbench
@@ -11,10 +11,10 @@ from common.plan import Gradient
 from common.pricing import price, private_stages
 from common.study import Study
 from common.travel import changed, releases_plainly
-from simulations.audit import canaries, inversion, metrics_oracle, plain
+from simulations.audit import canaries, inversion, masks, metrics_oracle, plain
 from simulations.audit.desk import CPU, Desk, seen_at
-from simulations.audit.findings import Finding, find
-from simulations.audit.mechanism import CHECKS, mechanism
+from simulations.audit.findings import Attempt, Finding
+from simulations.audit.mechanism import mechanism
 
 NO_NOISE = "no noise"
 """The name of findings about stages that release without any."""
@@ -39,31 +39,30 @@ class Audit:
         return not any(finding.fails for finding in self.findings)
 
 
-def attack(study: Study, patients: int, *, allow_plain: bool = False, seed: int = 0) -> Iterator[Finding]:
-    """One finding after the other. Noise is what a site with so many `patients` in training would add.
+def finished(study: Study, patients: int, findings: Sequence[Finding]) -> Audit:
+    """The audit of these findings."""
+    seconds = round(sum(finding.seconds for finding in findings), 1)
+    return Audit(study.name, study.digest, patients, seconds, tuple(findings))
 
-    `seed` decides which canaries take part and what made-up patients look like; noise is never seeded.
-    With `allow_plain`, stages that release without noise are found invertible and accepted.
+
+def attack(study: Study, patients: int, *, allow_plain: bool = False, seed: int = 0) -> list[Attempt]:
+    """All attacks on a study, yet to be carried out.
+
+    Noise is what a site with so many `patients` in training would add. `seed` decides which canaries take part and what
+    made-up patients look like; noise is never seeded. With `allow_plain`, stages that release without noise are shown
+    to be invertible all the same, and accepted.
     """
-    at_most = seen_at(study)
-    desks = private_desks(at_most, patients)
+    shown = seen_at(study)
+    desks = private_desks(shown, patients)
+    attempts = []
     for desk in desks:
-        yield from mechanism(desk)
-        yield from _guesses(desk, seed)
-    tags = Workbench(at_most, CPU).tags
+        attempts += mechanism(desk) + _guesses(desk, seed)
+    tags = Workbench(shown, CPU).tags
     for stage in study.plan:
         if releases_plainly(stage, tags):
-            claim = "what leaves cannot be inverted"
-            found = find(stage.name, NO_NOISE, claim, partial(plain.invert, at_most, stage))
-            yield replace(found, accepted=allow_plain)
-    claim = "with metrics: none, a site's figures tell no labels"
-    yield find(_ALL, "labels from metrics", claim, partial(metrics_oracle.recovered, "none", seed))
-    claim = "an upload under a mask looks like uniform noise"
-    words = "masked sums are not built in this version, so there is nothing to test"
-    yield Finding(_ALL, "masked uploads", claim, None, None, "at most", None, 0.0, words)
-    yield find(_CONTROL, "labels from exact metrics", _CONTROL_CLAIM, partial(metrics_oracle.recovered, "exact", seed))
-    if desks:
-        yield from _controls(desks[0], seed)
+            words, measure = "what leaves cannot be inverted", partial(plain.invert, shown, stage)
+            attempts.append(Attempt(stage.name, NO_NOISE, words, measure, accepted=allow_plain))
+    return [*attempts, *_masks(study, seed), *_metrics(seed), *(_controls(desks[0], seed) if desks else ())]
 
 
 def private_desks(study: Study, patients: int) -> list[Desk]:
@@ -78,33 +77,44 @@ def private_desks(study: Study, patients: int) -> list[Desk]:
     return desks
 
 
-def expected_findings(study: Study) -> int:
-    """How many findings `attack` will give."""
-    tags = Workbench(seen_at(study), CPU).tags
-    private = len(tuple(private_stages(study)))
-    plainly = sum(releases_plainly(stage, tags) for stage in study.plan)
-    return private * (len(CHECKS) + len(canaries.CLAIMS) + 2) + (3 if private else 0) + plainly + 3
-
-
-def _guesses(desk: Desk, seed: int) -> Iterator[Finding]:
+def _guesses(desk: Desk, seed: int) -> list[Attempt]:
     """Attacks that no private stage may lose to."""
+    attempts = []
     for claim in canaries.CLAIMS:
-        words = f"2,000 canaries cannot refute an epsilon of {claim:g}"
-        yield find(desk.stage, f"canaries, epsilon {claim:g}", words, partial(canaries.claimed, desk, claim, seed))
-    words = "one patient cannot be computed from an update"
-    yield find(desk.stage, "inversion", words, partial(inversion.one_case, desk, seed, private=True))
-    words = "a crafted model gives no patient away"
-    yield find(desk.stage, "imprint", words, partial(inversion.imprint, desk, seed, private=True))
+        words, measure = f"2,000 canaries cannot refute an epsilon of {claim:g}", partial(canaries.claimed, desk, claim)
+        attempts.append(Attempt(desk.stage, f"canaries, epsilon {claim:g}", words, partial(measure, seed)))
+    one, many = (partial(how, desk, seed, private=True) for how in (inversion.one_case, inversion.imprint))
+    attempts.append(Attempt(desk.stage, "inversion", "one patient cannot be computed from an update", one))
+    attempts.append(Attempt(desk.stage, "imprint", "a crafted model gives no patient away", many))
+    return attempts
 
 
-def _controls(desk: Desk, seed: int) -> Iterator[Finding]:
+def _controls(desk: Desk, seed: int) -> list[Attempt]:
     """The same attacks as in `_guesses`, without privacy."""
-    yield find(_CONTROL, "canaries", _CONTROL_CLAIM, partial(canaries.plain, desk, seed))
-    yield find(_CONTROL, "inversion", _CONTROL_CLAIM, partial(inversion.one_case, desk, seed, private=False))
-    yield find(_CONTROL, "imprint", _CONTROL_CLAIM, partial(inversion.imprint, desk, seed, private=False))
+    one, many = (partial(how, desk, seed, private=False) for how in (inversion.one_case, inversion.imprint))
+    return [
+        Attempt(_CONTROL, "canaries", _CONTROL_CLAIM, partial(canaries.plain, desk, seed)),
+        Attempt(_CONTROL, "inversion", _CONTROL_CLAIM, one),
+        Attempt(_CONTROL, "imprint", _CONTROL_CLAIM, many),
+    ]
 
 
-def finished(study: Study, patients: int, findings: Sequence[Finding]) -> Audit:
-    """The audit of these findings."""
-    seconds = round(sum(finding.seconds for finding in findings), 1)
-    return Audit(study.name, study.digest, patients, seconds, tuple(findings))
+def _metrics(seed: int) -> list[Attempt]:
+    closed, exact = (partial(metrics_oracle.recovered, rule, seed) for rule in ("none", "exact"))
+    words = "with metrics: none, a site's figures tell no labels"
+    return [
+        Attempt(_ALL, "labels from metrics", words, closed),
+        Attempt(_CONTROL, "labels from exact metrics", _CONTROL_CLAIM, exact),
+    ]
+
+
+def _masks(study: Study, seed: int) -> list[Attempt]:
+    claim = "a masked upload looks like uniform noise"
+    if not study.masked:
+        words = "the study is not masked: the coordinator sees what each site sends"
+        return [Attempt(_ALL, "masked uploads", claim, None, words)]
+    return [
+        Attempt(_ALL, "masked uploads", claim, partial(masks.uniform, study, seed)),
+        Attempt(_ALL, "masks, compared", "it tells nothing of its update", partial(masks.unlike, study, seed)),
+        Attempt(_ALL, "masks, together", "only all uploads are the sum", partial(masks.only_together, study, seed)),
+    ]

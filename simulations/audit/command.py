@@ -21,8 +21,9 @@ from common.files import write_json
 from common.study import Study
 from server.folder import RunFolder
 from server.report import build_audit_page, build_report
-from simulations.audit.attack import NO_NOISE, Audit, attack, expected_findings, finished
+from simulations.audit.attack import NO_NOISE, Audit, attack, finished
 from simulations.audit.findings import Finding
+from simulations.run import torch_threads
 
 _out, _err = Console(), Console(stderr=True)
 
@@ -35,10 +36,10 @@ def audit(study: Study, source: str, out: Path | None, patients: int, *, allow_p
     check_study(study, source)
     folder = out or Path("runs") / f"{study.name}-audit"
     _refuse_other_runs(study, folder)
-    found = attack(study, patients, allow_plain=allow_plain)
-    total = expected_findings(study)
-    shown = track(found, "attacking", total, console=_err, transient=True, disable=not _err.is_terminal)
-    result = finished(study, patients, list(shown))
+    attempts = attack(study, patients, allow_plain=allow_plain)
+    shown = track(attempts, "attacking", console=_err, transient=True, disable=not _err.is_terminal)
+    with torch_threads(1):
+        result = finished(study, patients, [attempt.find() for attempt in shown])
     page = _keep(result, folder)
     if as_json:
         sys.stdout.write(json.dumps(_plain(result)) + "\n")
@@ -47,7 +48,8 @@ def audit(study: Study, source: str, out: Path | None, patients: int, *, allow_p
     failed = [finding for finding in result.findings if finding.fails]
     if failed:
         what = "; ".join(f"{finding.stage}: {finding.name}" for finding in failed)
-        raise RunError(f"{len(failed)} of {len(result.findings)} claims do not hold: {what}.", fix=_advice(failed))
+        tested = sum(finding.passed is not None for finding in result.findings)
+        raise RunError(f"{len(failed)} of {tested} claims do not hold: {what}.", fix=_advice(failed))
 
 
 def _refuse_other_runs(study: Study, folder: Path) -> None:
@@ -89,7 +91,7 @@ def _show(result: Audit, page: Path) -> None:
 def verdict(finding: Finding) -> str:
     """In one word."""
     if finding.passed is None:
-        return "not built"
+        return "not tested"
     if finding.passed:
         return "holds"
     return "fails, accepted" if finding.accepted else "FAILS"

@@ -29,7 +29,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Finding:
-    """One claim put to the test. `passed` is None for what this version has not got, and so could not test.
+    """One claim put to the test. `passed` is None for what the study does not ask for, and so was not tested.
 
     `accepted` marks a claim that fails, and of which the person who asked said beforehand that it may.
     """
@@ -51,10 +51,32 @@ class Finding:
         return self.passed is False and not self.accepted
 
 
-def find(stage: str, name: str, claim: str, measure: Callable[[], Measured]) -> Finding:
-    """Carry out one measurement and judge it."""
-    start = time.perf_counter()
-    found = measure()
-    seconds = time.perf_counter() - start
-    value = found.value if math.isfinite(found.value) else math.copysign(_LARGEST, found.value)
-    return Finding(stage, name, claim, value, found.bound, found.sense, found.holds, round(seconds, 3), found.words)
+@dataclass(frozen=True)
+class Attempt:
+    """An attack that is yet to be carried out. Without `measure` there is nothing to try, and `words` say why."""
+
+    stage: str
+    name: str
+    claim: str
+    measure: Callable[[], Measured] | None
+    words: str = ""
+    accepted: bool = False
+
+    def find(self) -> Finding:
+        """Carry it out and judge what was measured."""
+        if self.measure is None:
+            return Finding(self.stage, self.name, self.claim, None, None, "at most", None, 0.0, self.words)
+        start = time.perf_counter()
+        found = self.measure()
+        return Finding(
+            self.stage,
+            self.name,
+            self.claim,
+            found.value if math.isfinite(found.value) else math.copysign(_LARGEST, found.value),
+            found.bound,
+            found.sense,
+            found.holds,
+            round(time.perf_counter() - start, 3),
+            found.words,
+            self.accepted,
+        )

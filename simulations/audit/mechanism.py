@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from client.privacy.dpsgd import train_private
 from client.workbench import Workbench
 from simulations.audit.desk import NOW, Cases, Desk, feed_of, light, moved, released, shape, sizes
-from simulations.audit.findings import Finding, Measured, find
+from simulations.audit.findings import Attempt, Measured
 
 NOBODY = 1e-9
 """A share of patients so small that no step sees any."""
@@ -144,16 +145,9 @@ CHECKS: dict[str, tuple[str, Callable[[Desk], Measured]]] = {
 }
 
 
-def check(desk: Desk, name: str) -> Finding:
-    """One of `CHECKS` at these terms."""
-    claim, measure = CHECKS[name]
-    return find(desk.stage, name, claim, lambda: measure(desk))
-
-
-def mechanism(desk: Desk) -> Iterator[Finding]:
+def mechanism(desk: Desk) -> list[Attempt]:
     """All checks of one private stage."""
-    for name in CHECKS:
-        yield check(desk, name)
+    return [Attempt(desk.stage, name, claim, partial(measure, desk)) for name, (claim, measure) in CHECKS.items()]
 
 
 def _noise(desk: Desk, coordinates: int) -> Tensor:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from client.data.cohort import Cohort
-from client.policy import SitePolicy
+from client.policy import Metrics, SitePolicy
 from client.privacy.guard import Guard
 from client.site import Site
 from client.workbench import Workbench
@@ -30,7 +29,7 @@ _EVALUATIONS = 100
 _COLUMNS = 40
 
 
-def recovered(metrics: Literal["none", "exact"], seed: int) -> Measured:
+def recovered(metrics: Metrics, seed: int) -> Measured:
     """The share of 100 hidden labels that 100 evaluations give away at a site with this rule."""
     rng = np.random.default_rng(seed)
     inputs = rng.normal(size=(_LABELS, _COLUMNS)).astype(np.float32)
@@ -72,7 +71,7 @@ def _solved(says_yes: NDArray[np.bool_], answers: list[float | None]) -> NDArray
 
 
 def _site(
-    inputs: NDArray[np.float32], labels: NDArray[np.int64], metrics: Literal["none", "exact"], folder: Path
+    inputs: NDArray[np.float32], labels: NDArray[np.int64], metrics: Metrics, folder: Path
 ) -> tuple[Site, Study, Workbench]:
     study = table_study(_COLUMNS)
     cases = torch.arange(_LABELS)
