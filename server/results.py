@@ -26,6 +26,7 @@ def write_result(folder: RunFolder, study: Study, tags: Tags, outcome: Outcome, 
     totals, last = outcome.totals, rows[-1]
     missing = {site: Code(code) for site, code in last["missing"].items()} | dict(outcome.absent)
     asked = len(last["sites_asked"]) + len(outcome.absent)
+    spent = {site: privacy(study, tags, rows, site) for site, g in outcome.greetings.items() if not g.observer}
     content = {
         "schema": SCHEMA,
         "fedgraft": fedgraft_version(),
@@ -52,7 +53,8 @@ def write_result(folder: RunFolder, study: Study, tags: Tags, outcome: Outcome, 
             for site, code in outcome.absent.items()
         ]
         + totals.refusals,
-        "privacy": {site: privacy(study, tags, rows, site) for site, g in outcome.greetings.items() if not g.observer},
+        "privacy": spent,
+        "privacy_overall": overall(spent),
         "baselines": None,
         "task_classes": {task.name: list(task.classes) for task in study.tasks},
         "engine": engine,
@@ -70,6 +72,25 @@ def privacy(study: Study, tags: Tags, rows: list[dict[str, Any]], site: str) -> 
     answered = {row["stage"] for row in rows if site in row["sites_merged"]}
     figures = spent[-1] if spent else {}
     return {"dp": bool(spent), **figures, "without_dp": [name for name in plain if name in answered]}
+
+
+def overall(spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the model promises a patient, from what each site promises; None if any site worked without noise.
+
+    A patient at one site has at most the largest epsilon and delta of all sites (parallel composition over disjoint
+    patients); one at two sites has at most the sums of the two largest.
+    """
+    if not spent or not all(one.get("dp") and not one["without_dp"] for one in spent.values()):
+        return None
+    units = {str(one["unit"]) for one in spent.values()}
+    epsilons, deltas = (
+        sorted((float(one[key]) for one in spent.values()), reverse=True) for key in ("epsilon", "delta")
+    )
+    return {
+        "unit": "patient" if units == {"patient"} else "image",
+        "one_site": {"epsilon": epsilons[0], "delta": deltas[0]},
+        "two_sites": {"epsilon": sum(epsilons[:2]), "delta": sum(deltas[:2])},
+    }
 
 
 def _headline(asked: int, missing: Mapping[str, Code], refusals: list[dict[str, Any]]) -> str:

@@ -92,6 +92,7 @@ def render(record: RunRecord) -> str:
         tasks=[_task_view(record, task) for task in record.tasks],
         stages=tables.stages(record),
         cohorts=tables.cohorts(record),
+        privacy=tables.privacy(record),
         missing=missing,
         more_missing=more,
         cost=_cost(record),

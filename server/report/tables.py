@@ -151,9 +151,8 @@ def stages(record: RunRecord) -> Table:
 
 
 def cohorts(record: RunRecord) -> Table:
-    """What each site brought: cases by split, labels, files left out, privacy."""
+    """What each site brought: cases by split, labels, files left out."""
     sites = {site: mapping(own) for site, own in sorted(mapping(record.result.get("sites")).items())}
-    privacy = mapping(record.result.get("privacy"))
     lines = []
     for site, own in sites.items():
         cases = mapping(own.get("cases"))
@@ -167,13 +166,33 @@ def cohorts(record: RunRecord) -> Table:
                     site,
                     labels or NONE,
                     _pairs(mapping(own.get("problems"))) or "none",
-                    _privacy(mapping(privacy.get(site))),
                     *(whole(cases.get(split)) for split in ("train", "val", "test")),
                 )
             )
         )
-    columns = ("site", "training labels", "left out", "differential privacy", "train", "val", "test")
-    return Table(columns, tuple(lines), words=4)
+    columns = ("site", "training labels", "left out", "train", "val", "test")
+    return Table(columns, tuple(lines), words=3)
+
+
+def privacy(record: RunRecord) -> Table:
+    """What each site says that the study has cost it, and what that promises a patient."""
+    lines = []
+    for site, own in sorted(mapping(record.result.get("privacy")).items()):
+        values = mapping(own)
+        plain = ", ".join(text(name) for name in sequence(values.get("without_dp")))
+        if not values.get("dp"):
+            lines.append(Line((site, "none", plain or "nothing", NONE, NONE, NONE)))
+            continue
+        how = f"{text(values.get('relation'))} one {text(values.get('unit'))}, {text(values.get('accountant'))}"
+        figures = (_epsilon(values), _delta(values), whole(values.get("steps")))
+        lines.append(Line((site, how, plain or "nothing", *figures)))
+    promised = mapping(record.result.get("privacy_overall"))
+    for key, who in (("one_site", "a patient of one site"), ("two_sites", "a patient of two sites")):
+        if values := mapping(promised.get(key)):
+            how = f"one {text(promised.get('unit'))}"
+            lines.append(Line((who, how, "nothing", _epsilon(values), _delta(values), NONE), kind="summary"))
+    columns = ("site", "differential privacy", "left without noise", "epsilon", "delta", "steps")
+    return Table(columns, tuple(lines), words=3)
 
 
 def refusals(record: RunRecord) -> tuple[Table, int]:
@@ -269,18 +288,14 @@ def _pairs(values: Row) -> str:
     return ", ".join(f"{key} {text(value)}" for key, value in values.items() if text(value))
 
 
-def _privacy(values: Row) -> str:
-    """Epsilon and what it is to be read with, and the stages that it says nothing of."""
-    if not values:
-        return NONE
-    if not values.get("dp"):
-        return "no"
-    epsilon, delta = number(values.get("epsilon")), number(values.get("delta"))
-    if epsilon is None or delta is None:
-        return NONE
-    figures = f"epsilon {epsilon:.2f} at delta {delta:.1e} per {text(values.get('unit'))}"
-    plain = [text(name) for name in sequence(values.get("without_dp"))]
-    return figures + (f"; without: {', '.join(plain)}" if plain else "")
+def _epsilon(values: Row) -> str:
+    value = number(values.get("epsilon"))
+    return NONE if value is None else f"{value:.2f}"
+
+
+def _delta(values: Row) -> str:
+    value = number(values.get("delta"))
+    return NONE if value is None else f"{value:.1e}"
 
 
 def _plural(count: int, word: str) -> str:

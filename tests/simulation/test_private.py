@@ -68,8 +68,22 @@ def test_every_site_says_what_the_study_cost_it(hospitals: Hospitals, private_st
         assert [row[site] for row in rounds] == pytest.approx(
             [epsilon([Event(sigma, 0.5, n)], delta) for n in (2, 4, 6)]
         )
-    text = page_of(run).text
-    assert f"epsilon {figures['east']['epsilon']:.2f} at delta {default_delta(24):.1e} per patient" in text
+    overall = read_json(run / "result.json")["privacy_overall"]
+    worst = sorted((one["epsilon"] for one in figures.values()), reverse=True)
+    assert overall["one_site"] == {"epsilon": worst[0], "delta": 1e-3}
+    assert overall["two_sites"] == {"epsilon": pytest.approx(worst[0] + worst[1]), "delta": 2e-3}
+    cells = page_of(run).cells
+    at = cells.index("add/remove one patient, rdp")
+    assert cells[at - 1 : at + 5] == [
+        "east",
+        "add/remove one patient, rdp",
+        "nothing",
+        f"{figures['east']['epsilon']:.2f}",
+        "1.0e-03",
+        "6",
+    ]
+    at = cells.index("a patient of two sites")
+    assert cells[at + 3 : at + 5] == [f"{worst[0] + worst[1]:.2f}", "2.0e-03"]
 
 
 def test_the_studys_seed_does_not_give_the_noise_away(hospitals: Hospitals, private_study, tmp_path: Path) -> None:
@@ -89,6 +103,9 @@ def test_a_site_that_never_agreed_to_work_without_noise_stays_out(hospitals, mak
     assert result["headline"] == "3 of 4 sites; missing: north, policy"
     assert "north" not in result["privacy"]
     assert result["privacy"]["east"] == {"dp": False, "without_dp": ["train"]}
+    assert result["privacy_overall"] is None
+    cells = page_of(run).cells
+    assert ("east", "none", "train") in zip(cells, cells[1:], cells[2:], strict=False)
     assert "not_private" in (run / "sites" / "north" / "site.log").read_text()
     assert not Held.of(run / "sites" / "north").exists()
 
