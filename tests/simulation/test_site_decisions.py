@@ -240,6 +240,10 @@ def test_what_the_policy_refuses_is_said_and_cannot_be_approved(command, hospita
     assert lines["study"]["level"] == "fails"
     assert reason in lines["study"]["says"]
     assert lines["study"]["fix"]
+    stages = [line for name, line in lines.items() if name.startswith("policy_") and line["level"] == "fails"]
+    assert stages
+    assert {line["says"] for line in stages} == {f"refused: {reason}"}
+    assert all(line["fix"] for line in stages)
 
 
 def test_a_study_dearer_than_what_is_left_is_refused_as_a_whole(command, hospital, tmp_path) -> None:
