@@ -166,8 +166,8 @@ def _site(study: Study, config: SiteConfig) -> Site:
     wanted = Wanted(study.tasks, study.input, study.split, study.seed)
     cohort = load_cohort(config.name, config.cohort, wanted, place_of(config))
     guard = None if config.observer else Guard(study, config.policy, config.state, labelled_patients(study, cohort))
-    sealer = _sealer(study, config)
-    site = Site(study, cohort, _bench(study, device_named(config.device)), config.state, guard, sealer)
+    sealer, bench = _sealer(study, config), _bench(study, device_named(config.device))
+    site = Site(study, cohort, bench, config.state, guard, sealer)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
     return site
 

@@ -10,8 +10,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from common.errors import InputError
 from common.files import read_json, write_json
-from common.plan import Value
 from common.study import describe
+from common.value import Value
 
 _FILE = "approvals.json"
 

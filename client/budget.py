@@ -98,12 +98,11 @@ def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Pr
         guard.admit(tags)
     except Refused as error:
         refused = f"{error.code.value}: {error.why}"
-    delta = planned[0][1].delta if planned else config.policy.delta_for(patients)
-    events = [Event(terms.sigma, terms.q, terms.steps) for _, terms in planned]
-    lines = tuple(
-        (stage.name, terms.sigma, epsilon([event], delta))
-        for (stage, terms), event in zip(planned, events, strict=True)
-    )
+    delta = guard.delta
+    named = [(stage.name, Event(terms.sigma, terms.q, terms.steps)) for stage, terms in planned]
+    named += [("metrics", event) for event in guard.metrics_events()]
+    events = [event for _, event in named]
+    lines = tuple((name, event.sigma, epsilon([event], delta)) for name, event in named)
     others = [row.event for row in rows if row.job != study.digest]
     return Proposal(study.digest, patients, lines, epsilon(events, delta), epsilon(others + events, delta), refused)
 

@@ -14,9 +14,10 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from common.errors import StudyError
-from common.plan import Role, Value
+from common.plan import Role
 from common.privacy import Event, Unit, default_delta, epsilon, noise_for
 from common.study import describe, read_mapping
+from common.value import Value
 
 # Strict, because a rule that was read as something else than its author wrote is worse than none.
 _Switch = Annotated[bool, Field(strict=True)]
@@ -25,7 +26,7 @@ _Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 
 
-Metrics = Literal["none", "masked", "exact"]
+Metrics = Literal["none", "masked", "noised", "suppressed", "exact"]
 
 
 class SitePolicy(Value):
@@ -35,7 +36,11 @@ class SitePolicy(Value):
     study, `epsilon_lifetime` all studies together. `delta` = None is min(1e-3, N^-1.1) of the site's patients.
     `q_max` bounds the share of patients in one batch, `steps_max` the steps of a whole study. `backbones` and
     `train` = None allow any. `metrics` is what may leave about the private data, besides what privacy pays for:
-    nothing, sums of metrics inside masked sums over several sites only, or also in the open.
+    nothing; sums of metrics inside masked sums over several sites; noised counts of the test cases, once in a study, at
+    the price of `metrics_epsilon` and of `metrics_lifetime` for all studies; the same counts exact but for those below
+    ten, for the first `metrics_studies` studies and no more; or exact figures in every round, from which a coordinator
+    can find out every single label. `keep_features` lets what a resting backbone makes of the images lie on the site's
+    disk until the study ends.
     """
 
     allow_non_dp: _Switch = False
@@ -51,6 +56,10 @@ class SitePolicy(Value):
     train: frozenset[Role] | None = None
     min_patients: _Count = 50
     metrics: Metrics = "none"
+    metrics_epsilon: _Positive = 0.5
+    metrics_lifetime: _Positive = 1.0
+    metrics_studies: _Count = 2
+    keep_features: _Switch = True
 
     @model_validator(mode="after")
     def _job_within_lifetime(self) -> SitePolicy:
@@ -80,6 +89,8 @@ class Request:
     clip: float = 1.0
     q: float = 0.25
     steps: int = 100
+    sampled: bool = True
+    """Whether chance decides who is in a step; in sums all patients are, and `q` is 1."""
 
 
 @dataclass(frozen=True)
@@ -121,25 +132,33 @@ def read_policy(path: Path) -> SitePolicy:
         raise StudyError(str(path), describe(error)) from None
 
 
-def effective(policy: SitePolicy, request: Request, patients: int, delta: float | None = None) -> Terms | Reason:
+def effective(
+    policy: SitePolicy,
+    request: Request,
+    patients: int,
+    delta: float | None = None,
+    reserved: tuple[Event, ...] = (),
+) -> Terms | Reason:
     """The stricter of the site's policy and a study's request, or why there is none.
 
     `delta` is that of the site's ledger, if it has one: a site keeps its first delta however many patients it gets.
+    `reserved` is what else the study will cost here, for which room must be left within the bound of one study.
     """
     if refusal := _refusal(policy, request, patients):
         return refusal
     delta = policy.delta_for(patients) if delta is None else delta
-    limit = _stricter(policy.epsilon_job, request.epsilon)
-    q = min(policy.q_max, request.q)
+    own = math.inf if request.epsilon is None else request.epsilon
+    q = min(policy.q_max, request.q) if request.sampled else 1.0
     sigma = max(policy.sigma_min, request.sigma or 0.0)
     if request.private:
         # A ledger adds up at one delta. A larger one from outside is as good as the site's; a smaller one is not.
         if request.delta is not None and request.delta < delta:
             return Reason.DELTA
-        if epsilon([Event(sigma, q, request.steps)], delta) > limit:
-            sigma = max(sigma, noise_for(limit, delta, q, request.steps))
-        if not epsilon([Event(sigma, q, request.steps)], delta) <= limit:
-            return Reason.BUDGET
+        for limit, beside in ((own, ()), (policy.epsilon_job, reserved)):
+            if not epsilon([Event(sigma, q, request.steps), *beside], delta) <= limit:
+                sigma = max(sigma, noise_for(limit, delta, q, request.steps, beside))
+            if not epsilon([Event(sigma, q, request.steps), *beside], delta) <= limit:
+                return Reason.BUDGET
     unit: Unit = "image" if policy.unit == request.unit == "image" else "patient"
     clip = min(policy.clip_max, request.clip)
     return Terms(request.private, unit, policy.epsilon_job, delta, sigma, clip, q, request.steps, policy.metrics)
@@ -159,7 +178,3 @@ def _refusal(policy: SitePolicy, request: Request, patients: int) -> Reason | No
         return Reason.BAD_REQUEST
     # Fewer steps than asked for would stop a study halfway, after the site has paid for the first half.
     return Reason.STEPS if request.steps > policy.steps_max else None
-
-
-def _stricter(own: float, asked: float | None) -> float:
-    return own if asked is None else min(own, asked)

@@ -12,6 +12,7 @@ from common.metrics import CALIBRATION_BINS
 from common.model import TransferModel
 from common.plan import Gradient, Stage
 from common.study import Study
+from common.travel import privacy_asked
 
 _COUNTS = [
     "the site's name in the study",
@@ -71,8 +72,8 @@ def review(
 
 def _figures(stage: Stage, *, exact: bool) -> list[str]:
     """What is told of the training itself; private work tells what is public anyway."""
-    if isinstance(stage.local, Gradient) and stage.local.private is not None:
-        return ["steps", "sigma", "sample"]
+    if privacy_asked(stage) is not None:
+        return ["steps", "sigma", "sample"] if isinstance(stage.local, Gradient) else ["sigma"]
     if not exact:
         return []
     return ["loss", "steps", "examples"] if isinstance(stage.local, Gradient) else ["examples"]

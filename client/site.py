@@ -13,25 +13,30 @@ import torch
 
 from client.data.cohort import Cohort
 from client.kept import Kept
-from client.local.evaluate import evaluate
+from client.local.evaluate import Predictions, predictions
+from client.local.features import Features
 from client.local.feed import Feed
 from client.local.gradient import Diverged, Moment, TooFewCases, train
 from client.local.recalibrate import recalibrate
 from client.local.statistics import column_sums, feature_sums
 from client.log import site_log
 from client.privacy.guard import Guard, Refused, Replay
+from client.privacy.release import noised_sums
 from client.privacy.sealing import Accepted, Sealer
+from client.privacy.shown import release
+from client.privacy.units import units_of
 from client.workbench import Workbench
 from common.errors import FedgraftError
 from common.masking import OutOfRange
 from common.metrics import ClassificationSums
-from common.orders import TRUNK, Answer, Arrays, Code, Greeting, Order, Refusal, Update
-from common.plan import Gradient, Recalibrate, Role, Stage, Statistics, Tag
+from common.orders import TRUNK, Answer, Arrays, Code, Greeting, Order, Refusal, Split, Update
+from common.plan import Gradient, Private, Recalibrate, Role, Stage, Statistics, Tag
+from common.private_sums import PrivateSums
 from common.seeds import derive
 from common.study import Study
 from common.summing import METRICS, TENSORS, Terms, metric_terms, tensor_terms
 from common.tasks import UNKNOWN
-from common.travel import changed, own, releases_plainly, sent, stays
+from common.travel import changed, own, privacy_asked, releases_plainly, rests, sent, stays
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,9 @@ class Site:
         self._bench = bench
         self._cohort = cohort
         self._feed = Feed(cohort, study.input, bench.device)
+        keep = guard is None or guard.keeps_features
+        self._features = Features(self._feed, folder, study.digest, keep=keep)
+        self._used: dict[str, np.ndarray] = {}
         self._kept = Kept(folder / "kept" / study.digest[:16])
         self._log = site_log(folder)
         self._received: dict[str, np.ndarray] = {}
@@ -87,6 +95,7 @@ class Site:
         """
         if self._guard is not None:
             self._guard.admit(self._bench.tags)
+        self._features.forget_others()
         labelled = self._labelled[TRUNK] > 0
         if self._sealer is not None:
             nonce = self._sealer.greet()
@@ -148,14 +157,25 @@ class Site:
         before = self._kept.before(order.exchange)
         metrics: dict[str, ClassificationSums] = {}
         if order.evaluate is not None and self._shows_metrics:
-            self._load(self._evaluated_stage(order), before)
-            metrics = evaluate(self._bench, self._feed, order.evaluate)
-        update = self._worked(order, before) if order.work else Update(order.exchange, {}, {}, {}, {})
+            metrics = {task: ClassificationSums.of(*pair) for task, pair in self._predict(order, before).items()}
+        update = self._worked(order, before) if order.work else self._ended(order, before)
         if self._sealer is not None and accepted is not None:
             terms = self._terms(order, accepted, update, metrics)
             sealed = self._sealer.seal(order, accepted, terms, self._bench.digests.of(self._received))
             return replace(sealed, spent=update.spent)
+        if not self._shows_metrics:
+            return update
         return replace(update, metrics={task: sums.arrays() for task, sums in metrics.items()})
+
+    def _ended(self, order: Order, before: Arrays) -> Update:
+        """The answer to an order without work; to the last one, with what policy lets out once in a study."""
+        update = Update(order.exchange, {}, {}, {}, {})
+        if order.exchange != 1 + sum(stage.rounds for stage in self._study.plan):
+            return update
+        if self._guard is not None and self._sealer is None and order.evaluate == "test":
+            update = replace(update, metrics=self._show(order, before, self._guard), spent=self._guard.spend())
+        self._features.forget()
+        return update
 
     def _worked(self, order: Order, before: Arrays) -> Update:
         if self._guard is None:
@@ -199,31 +219,56 @@ class Site:
         """Put the model together: what the coordinator sent, and in its place what this site keeps for itself."""
         tags = self._bench.tags
         mine = {key: array for key, array in kept.items() if stage is not None and own(stage, tags, key)}
-        self._bench.load(self._received | mine)
+        self._used = self._received | mine
+        self._bench.load(self._used)
+
+    def _seen(self, split: Split) -> Feed:
+        """The cases through the backbone that is loaded."""
+        tags = self._bench.tags
+        backbone = {key: array for key, array in self._used.items() if tags[key].role is not Role.HEAD}
+        return self._features.feed(self._bench, self._bench.digests.of(backbone), split)
+
+    def _show(self, order: Order, before: Arrays, guard: Guard) -> dict[str, Arrays]:
+        """Counts of the test cases as policy lets them out; nothing, if it does not."""
+        labelled, patients = self._feed.labelled("test"), self._cohort.patients
+        units = units_of(labelled, patients, guard.unit)
+        model = self._bench.digests.of(self._received)
+        try:
+            return release(guard, order.exchange, model, lambda: self._predict(order, before), (labelled, units))
+        except Refused as refused:
+            self._log.warning("no metrics: %s", refused.why or refused.code)
+            return {}
+
+    def _predict(self, order: Order, before: Arrays) -> Predictions:
+        """What the model that came with the order says. Where the backbone rests, before or now, only heads run."""
+        assert order.evaluate is not None
+        self._load(self._evaluated_stage(order), before)
+        near = (self._study.plan[order.stage], self._evaluated_stage(order))
+        resting = any(stage is not None and rests(stage, self._bench.tags) for stage in near)
+        feed = self._seen(order.evaluate) if resting else self._feed
+        return predictions(self._bench, feed, order.evaluate)
 
     def _work(self, stage: Stage, order: Order, guard: Guard) -> Work:
         local, tags = stage.local, self._bench.tags
-        if isinstance(local, Gradient) and local.private is not None:
-            return self._private_work(stage, local, order, guard)
+        if privacy_asked(stage) is not None:
+            return self._private_work(stage, order, guard)
         moves = changed(stage, tags)
         if releases_plainly(stage, tags):
             guard.allow_plain(_roles(tags, moves))
         if isinstance(local, Statistics):
             columns = local.of == "columns"
-            sums = column_sums(self._study, self._feed) if columns else feature_sums(self._bench, self._feed)
+            sums = column_sums(self._study, self._feed) if columns else feature_sums(self._bench, self._seen("train"))
             return Work(sums, {}, self._figures({"examples": len(self._feed.labelled("train"))}))
         self._bench.touched(moves)
         if isinstance(local, Recalibrate):
             figures = recalibrate(self._bench, self._feed, local)
         else:
-            figures = train(self._bench, self._feed, local, moves, self._moment(stage, order))
+            figures = train(self._bench, self._cases(stage, local), local, moves, self._moment(stage, order))
         shared, mine = self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags))
         return Work(shared, mine, self._figures(figures))
 
-    def _private_work(self, stage: Stage, local: Gradient, order: Order, guard: Guard) -> Work:
-        """Charge, then train with noise, then keep the reply; a round that was answered gets the same answer."""
-        from client.privacy.dpsgd import train_private  # slow to import, and only private work needs it
-
+    def _private_work(self, stage: Stage, order: Order, guard: Guard) -> Work:
+        """Charge, then work with noise, then keep the reply; a round that was answered gets the same answer."""
         tags = self._bench.tags
         moves = changed(stage, tags)
         try:
@@ -231,13 +276,28 @@ class Site:
             private = guard.charge(stage, order.exchange, _roles(tags, moves), model)
         except Replay as replay:
             return Work(replay.shared, replay.own, {})
-        spec = local.model_copy(update={"private": private})
+        if isinstance(private, PrivateSums):
+            sums = noised_sums(self._bench, self._seen("train"), self._cohort.patients, private)
+            work = Work(sums, {}, {"sigma": private.sigma or 0.0})
+        else:
+            work = self._train_privately(stage, private, order, moves)
+        guard.keep(order.exchange, work.tensors, work.own)
+        return work
+
+    def _train_privately(self, stage: Stage, private: Private, order: Order, moves: tuple[str, ...]) -> Work:
+        from client.privacy.dpsgd import train_private  # slow to import, and only private training needs it
+
+        assert isinstance(stage.local, Gradient)
+        spec, tags = stage.local.model_copy(update={"private": private}), self._bench.tags
         self._bench.touched(moves)
-        patients = self._cohort.patients
-        figures = train_private(self._bench, self._feed, patients, spec, moves, self._moment(stage, order))
-        shared, mine = self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags))
-        guard.keep(order.exchange, shared, mine)
-        return Work(shared, mine, figures)
+        cases, patients = self._cases(stage, spec), self._cohort.patients
+        figures = train_private(self._bench, cases, patients, spec, moves, self._moment(stage, order))
+        return Work(self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags)), figures)
+
+    def _cases(self, stage: Stage, local: Gradient) -> Feed:
+        """The training cases: as features where the backbone rests, unless images are to be changed at random."""
+        frozen = rests(stage, self._bench.tags) and local.augment is None
+        return self._seen("train") if frozen else self._feed
 
     def _moment(self, stage: Stage, order: Order) -> Moment:
         seed = derive(self._study.seed, self.name, stage.name, order.round)

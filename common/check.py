@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from common.inputs import TableInput
 from common.plan import (
+    Discriminant,
     Gradient,
     Mean,
+    NearestMean,
     Nothing,
     Recalibrate,
     Ridge,
@@ -27,8 +29,8 @@ _NOT_PRIVATE = {
 }
 """Backbones of which per-sample gradients are not known, and why; `common.dp_safe` looks at the others' layers."""
 
-_CLOSED_FORM = {"features": Ridge, "columns": Standardise}
-_ADDS_UP = Mean | ServerOptimiser | Ridge | Standardise | Nothing
+_CLOSED_FORM = {"features": Ridge | NearestMean | Discriminant, "columns": Standardise}
+_ADDS_UP = Mean | ServerOptimiser | Ridge | NearestMean | Discriminant | Standardise | Nothing
 """Merges that need no more than the sum over the sites."""
 
 
@@ -133,10 +135,12 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
 
 def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
     if not isinstance(stage.merge, _CLOSED_FORM[local.of]):
-        kind = {"features": "ridge", "columns": "standardise"}[local.of]
+        kind = {"features": "ridge, ncm or lda", "columns": "standardise"}[local.of]
         yield f"merge: sums of {local.of} are merged by {kind}, not by {stage.merge.kind}"
     if local.of == "columns" and not isinstance(study.input, TableInput):
         yield "local.of: columns are those of a table, but the study's input is images"
+    if local.of == "columns" and local.private is not None:
+        yield "local.private: sums of columns have no bound that could be noised; standardise by public numbers"
     if stage.rounds > 1:
         yield "rounds: sums do not change from round to round; one is enough"
     if local.of == "features" and stage.where == "unlabelled":

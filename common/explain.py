@@ -15,7 +15,7 @@ from common.errors import FedgraftError, StudyError
 from common.inputs import ImageInput
 from common.masking import Layout
 from common.model import TransferModel, state_arrays
-from common.plan import Gradient, Recalibrate, Ridge, Select, Stage, Statistics
+from common.plan import Gradient, Recalibrate, Select, Stage, Statistics
 from common.start import Start, start
 from common.study import Study
 from common.summing import tensor_shapes
@@ -138,8 +138,16 @@ def describe_local(stage: Stage) -> str:
         length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
         return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}"
     if isinstance(local, Statistics):
-        return f"sums of {local.of}"
+        return f"sums of {local.of}" + (" with noise" if local.private is not None else "")
     return "norm statistics from the site's own images"
+
+
+_SOLVED = {
+    "ridge": "one ridge head equal to the pooled one",
+    "ncm": "one head of class means equal to the pooled one",
+    "lda": "one linear discriminant equal to the pooled one",
+    "standardise": "one common scale",
+}
 
 
 def sentence(stage: Stage, row: dict[str, Any]) -> str:
@@ -155,11 +163,14 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
         case Statistics(of="columns"):
             what = "send count, sum and sum of squares of each column"
         case Statistics():
-            what = "send sums of features and labels once"
+            noise = "" if stage.local.private is None else ", with noise for differential privacy"
+            what = f"send sums of features and labels once{noise}"
         case Recalibrate():
             what = "set norm statistics from their own images, no labels needed"
     if isinstance(stage.local, Statistics):
-        solved = "one ridge head equal to the pooled one" if isinstance(stage.merge, Ridge) else "one common scale"
+        solved = _SOLVED[stage.merge.kind]
+        if stage.local.private is not None:
+            solved = solved.removesuffix(" equal to the pooled one")
         return f"{who} {what}; the coordinator solves {solved}."
     if row["shared_parameters"] == 0:
         return f"{who} {what}; nothing leaves the site."

@@ -5,6 +5,7 @@ The value of the sum of all sites is the value of the pooled predictions; an ave
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -13,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from common.score_histogram import Counts, Floats, ScoreHistogram, auroc, average_precision, roc_points
+from common.score_histogram import (
+    Counts,
+    Floats,
+    ScoreHistogram,
+    against_rest,
+    auroc,
+    average_precision,
+    roc_points,
+)
 from common.tasks import UNKNOWN
 
 Values = dict[str, float | None]
@@ -34,6 +43,7 @@ _SHAPES: dict[str, Callable[[int], tuple[int, ...]]] = {
     "score_rows": lambda classes: (1 if classes == 2 else classes,),
 }
 _FLOATS = ("loss", "brier", "calibration_confidence")
+_MAY_BE_UNKNOWN = ("loss", "brier")
 _SCORES = ("score_keys", "score_counts")
 
 
@@ -53,6 +63,8 @@ class ClassificationSums:
     `loss_sum`: cross-entropy in nats. `brier_sum`: squared error of the probabilities, over all classes.
     `calibration_*` (15,): by equal bins of the predicted class's probability: cases, those correct, sum of
     probabilities. `scores`: one histogram of log-odds per class against the rest; of two classes, only of class 1.
+    Where a site tells only coarse or noised counts, loss and Brier sums are NaN, calibration is empty, and the scores
+    need not count the same cases as the confusion.
     """
 
     confusion: Counts
@@ -119,7 +131,7 @@ class ClassificationSums:
         if classes == 2:
             log_odds, one = (score[:, 1] - score[:, 0])[:, None], truth[:, None] == 1
         else:
-            log_odds, one = _against_rest(score, odds, total, guess), truth[:, None] == np.arange(classes)
+            log_odds, one = against_rest(score, odds, total, guess), truth[:, None] == np.arange(classes)
         return cls(
             confusion=np.bincount(truth * classes + guess, minlength=classes**2).reshape(classes, classes),
             loss_sum=loss,
@@ -208,7 +220,7 @@ class ClassificationSums:
             "auroc": _mean([auroc(*pair) for pair in ranked]),
             "average_precision": _mean([average_precision(*pair) for pair in ranked]),
             "brier": _ratio(self.brier_sum / (2 if self.classes == 2 else 1), n),
-            "ece": _ratio(gap, n),
+            "ece": _ratio(gap, self.calibration_cases.sum()),
             "loss": _ratio(self.loss_sum, n),
         }
 
@@ -242,28 +254,17 @@ def worst(sites: Mapping[str, Mapping[str, Any]], key: str) -> tuple[str, float]
     return site, value
 
 
-def _against_rest(score: Floats, odds: Floats, total: Floats, guess: Counts) -> Floats:
-    """Log-odds of each class against all others, from logits whose highest is 0."""
-    rows = np.arange(len(score))
-    # For the likeliest class `total - odds` would cancel to nothing: its rest is summed on its own scale.
-    rest = score.copy()
-    rest[rows, guess] = -np.inf
-    second = rest.max(axis=1)
-    odds[rows, guess] = 0
-    others = total[:, None] - odds
-    log_odds = score - np.log(others)
-    log_odds[rows, guess] = -(second + np.log(np.exp(rest - second[:, None]).sum(axis=1)))
-    return log_odds
-
-
 def _small(counts: Counts) -> NDArray[Any]:
     largest = counts.max(initial=0)
     return counts.astype(np.uint8 if largest < 1 << 8 else np.uint32 if largest < 1 << 32 else np.int64)
 
 
 def _read(arrays: Mapping[str, Any], key: str, classes: int) -> NDArray[Any]:
+    unknown = key in _MAY_BE_UNKNOWN
     try:
-        array = np.asarray(arrays[key])
+        array = np.asarray(
+            [math.nan] if unknown and isinstance(arrays[key], list) and arrays[key] == [None] else arrays[key]
+        )
     except ValueError:
         raise InputError(f"Metric sums: {key} is no array.") from None
     wanted = _SHAPES[key](classes) if key in _SHAPES else (array.size,)
@@ -273,6 +274,8 @@ def _read(arrays: Mapping[str, Any], key: str, classes: int) -> NDArray[Any]:
         return np.zeros(wanted, np.int64)
     if array.dtype.kind not in ("iuf" if key in _FLOATS else "iu"):
         raise InputError(f"Metric sums: {key} holds {array.dtype}.")
+    if unknown and np.isnan(array).all():
+        return array.astype(np.float64)
     if (
         not np.isfinite(array).all()
         or array.min() < 0
@@ -284,6 +287,10 @@ def _read(arrays: Mapping[str, Any], key: str, classes: int) -> NDArray[Any]:
 
 def _check_totals(sums: ClassificationSums) -> None:
     n, true = sums.n, sums.confusion.sum(axis=1)
+    if math.isnan(sums.loss_sum) and math.isnan(sums.brier_sum) and not sums.calibration_cases.any():
+        if n > _MOST_CASES or sums.calibration_correct.any() or sums.calibration_confidence.any():
+            raise InputError("Metric sums: what is said to be unknown is not empty.")
+        return
     cases, correct, confidence = sums.calibration_cases, sums.calibration_correct, sums.calibration_confidence
     low = np.arange(CALIBRATION_BINS) / CALIBRATION_BINS
     slack = 1e-9 * (1 + cases)
@@ -294,8 +301,8 @@ def _check_totals(sums: ClassificationSums) -> None:
         "calibration hits": correct.sum() != np.trace(sums.confusion) or (correct > cases).any(),
         "calibration confidence": (confidence < cases * low - slack).any()
         or (confidence > cases * (low + 1 / CALIBRATION_BINS) + slack).any(),
-        "the Brier sum": sums.brier_sum > 2 * n * (1 + 1e-9),
-        "the loss sum": n == 0 and sums.loss_sum > 0,
+        "the Brier sum": not sums.brier_sum <= 2 * n * (1 + 1e-9),
+        "the loss sum": math.isnan(sums.loss_sum) or (n == 0 and sums.loss_sum > 0),
         "score counts": (sums.scores.totals() != np.stack([n - asked, asked], axis=1)).any(),
     }
     for name, wrong in faults.items():
@@ -304,7 +311,7 @@ def _check_totals(sums: ClassificationSums) -> None:
 
 
 def _ratio(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole else None
+    return float(part / whole) if whole and not math.isnan(part) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

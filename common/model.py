@@ -114,6 +114,22 @@ class TransferModel(nn.Module):
         return depths
 
 
+class Heads(nn.Module):
+    """The heads of a model, for cases whose features are known. The parameters are the model's own."""
+
+    def __init__(self, model: TransferModel) -> None:
+        super().__init__()
+        self.heads = model.heads
+
+    def features(self, z: Tensor) -> Tensor:
+        """They are given: (N, feature_dim) as they are."""
+        return z
+
+    def forward(self, z: Tensor) -> dict[str, Tensor]:
+        """Logits (N, classes) by task."""
+        return {task: head(z) for task, head in self.heads.items()}
+
+
 def _units(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     """The blocks of a backbone: the root, containers and torchvision's stages are opened, all else is one block."""
     for child_name, child in module.named_children():

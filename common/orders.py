@@ -19,6 +19,9 @@ PROTOCOL = 1
 TRUNK = "*"
 """The name under which a site gives its weight for what all tasks share."""
 
+NOISE = "noise"
+"""The name under which private sums say how much noise is in them: its variance, which adds up over sites."""
+
 Arrays = Mapping[str, np.ndarray]
 Split = Literal["train", "val", "test", "all"]
 

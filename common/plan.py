@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import Field, model_serializer, model_validator
+
+from common.private_sums import PrivateSums
+from common.value import Value
 
 
 class Role(StrEnum):
@@ -33,12 +36,6 @@ class Tag:
     role: Role
     depth: int
     task: str | None = None
-
-
-class Value(BaseModel):
-    """A frozen value that knows exactly its own keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 _ALL = frozenset(Role)
@@ -173,6 +170,7 @@ class Statistics(Value):
 
     kind: Literal["statistics"] = "statistics"
     of: Literal["features", "columns"] = "features"
+    private: PrivateSums | None = None
 
 
 class Recalibrate(Value):
@@ -256,6 +254,26 @@ class Ridge(Value):
     scale: Annotated[float, Field(gt=0)] = 5.0
 
 
+class NearestMean(Value):
+    """Closed-form head: a case belongs to the class whose mean feature is nearest, from the same sums as a ridge.
+
+    `scale` multiplies the logits, which are half the squared distances, negative, over the features' mean variance.
+    """
+
+    kind: Literal["ncm"] = "ncm"
+    scale: Annotated[float, Field(gt=0)] = 0.05
+
+
+class Discriminant(Value):
+    """Closed-form head: linear discriminant analysis with a shrunken covariance, from the same sums as a ridge.
+
+    `shrink` is the share of the mean variance that is mixed into the within-class covariance.
+    """
+
+    kind: Literal["lda"] = "lda"
+    shrink: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
 class Standardise(Value):
     """Mean and deviation of a table's columns from the sites' sums, put into the model's first layer."""
 
@@ -271,7 +289,9 @@ class Nothing(Value):
 Local = Annotated[Gradient | Statistics | Recalibrate, Field(discriminator="kind")]
 Robust = Median | TrimmedMean | Krum | ClippedMean
 """Merges that hold when a few sites send nonsense."""
-Merge = Annotated[Mean | ServerOptimiser | Robust | Ridge | Standardise | Nothing, Field(discriminator="kind")]
+ClosedForm = Ridge | NearestMean | Discriminant
+"""Merges that solve heads from sums of features and labels."""
+Merge = Annotated[Mean | ServerOptimiser | Robust | ClosedForm | Standardise | Nothing, Field(discriminator="kind")]
 
 
 class Stage(Value):

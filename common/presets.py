@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from common.plan import (
+    Discriminant,
     Gradient,
     Krum,
     Mean,
     Median,
     Merge,
+    NearestMean,
     Recalibrate,
     Ridge,
     Select,
@@ -18,9 +20,12 @@ from common.plan import (
     Standardise,
     Statistics,
     TrimmedMean,
-    Value,
     named,
 )
+from common.private_sums import PrivateSums
+from common.value import Value
+
+_RIDGE = Ridge()
 
 
 class Method(Value):
@@ -32,6 +37,8 @@ class Method(Value):
     name: str
     rounds: int = 10
     local: Gradient = Gradient(epochs=1)
+    sums: PrivateSums | None = None
+    """Noise on the sums of a closed-form head."""
 
 
 _MEAN = Mean()
@@ -50,13 +57,13 @@ def _rounds(method: Method, share: str, keep: str = "none", train: str = "all", 
     )
 
 
-def _probe() -> Stage:
+def _probe(method: Method, merge: Ridge | NearestMean | Discriminant = _RIDGE) -> Stage:
     return Stage(
         name="probe",
         where="labelled",
-        local=Statistics(),
+        local=Statistics(private=method.sums),
         share=Select(roles=named("heads").roles),
-        merge=Ridge(),
+        merge=merge,
     )
 
 
@@ -117,11 +124,19 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     ),
     "ridge_probe": (
         "backbone frozen, heads solved in one exchange from the sites' sums (Fani et al. 2024)",
-        lambda _: (_probe(),),
+        lambda m: (_probe(m),),
+    ),
+    "ncm_probe": (
+        "backbone frozen, classes by the nearest mean feature, in one exchange from the sites' sums",
+        lambda m: (_probe(m, NearestMean()),),
+    ),
+    "lda_probe": (
+        "backbone frozen, linear discriminant analysis, in one exchange from the sites' sums",
+        lambda m: (_probe(m, Discriminant()),),
     ),
     "graft": (
         "ridge probe, then fine-tuning of all entries, then each site adapts its norm statistics (AdaBN)",
-        lambda m: (_probe(), _rounds(m, "all"), _adapt()),
+        lambda m: (_probe(m), _rounds(m, "all"), _adapt()),
     ),
 }
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from common.plan import Gradient, Private, Stage
 from common.privacy import Event, default_delta, epsilon, noise_for
+from common.private_sums import PrivateSums
 from common.study import Study
+from common.travel import privacy_asked
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,12 @@ class Price:
     epsilon: float
 
 
-def private_stages(study: Study) -> Iterator[tuple[Stage, Private, int]]:
-    """The stages that train with noise, what they ask for, and their steps over all rounds."""
+def private_stages(study: Study) -> Iterator[tuple[Stage, Private | PrivateSums, int]]:
+    """The stages that train or sum with noise, what they ask for, and their steps over all rounds."""
     for stage in study.plan:
-        if isinstance(stage.local, Gradient) and stage.local.private is not None:
-            yield stage, stage.local.private, (stage.local.steps or 0) * stage.rounds
+        if (asked := privacy_asked(stage)) is not None:
+            steps = (stage.local.steps or 0) if isinstance(stage.local, Gradient) else 1
+            yield stage, asked, steps * stage.rounds
 
 
 def price(study: Study, patients: int, delta: float | None = None, *, longer: float = 1, larger: float = 1) -> Price:
@@ -50,7 +53,8 @@ def price(study: Study, patients: int, delta: float | None = None, *, longer: fl
         if sigma is None:
             assert private.epsilon is not None
             sigma = noise_for(private.epsilon, delta, private.sample, steps)
-        event = Event(sigma, min(1.0, private.sample * larger), max(1, round(steps * longer)))
+        repeats = longer if isinstance(private, Private) else 1  # sums leave once, however long training is
+        event = Event(sigma, min(1.0, private.sample * larger), max(1, round(steps * repeats)))
         lines.append(Line(stage.name, sigma, event.q, event.steps, epsilon([event], delta)))
     return Price(patients, delta, tuple(lines), epsilon(_events(lines), delta))
 

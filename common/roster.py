@@ -18,7 +18,7 @@ from pydantic import Field
 
 from common.errors import RosterError
 from common.files import canonical_json
-from common.plan import Value
+from common.value import Value
 
 Identity = Ed25519PrivateKey | EllipticCurvePrivateKey
 """A site's own long-lived key: that of its Flower SuperNode (an elliptic curve), or Ed25519."""

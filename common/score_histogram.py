@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,12 @@ class ScoreHistogram:
             raise InputError("Metric sums: score keys are not in order.")
         return cls(len(sizes), keys, counts)
 
+    @classmethod
+    def stacked(cls, parts: Sequence[ScoreHistogram]) -> ScoreHistogram:
+        """One histogram of as many rows as there are `parts`, of one row each."""
+        keys = [part.keys + (row << _ROW_SHIFT) for row, part in enumerate(parts)]
+        return cls(len(parts), np.concatenate(keys), np.concatenate([part.counts for part in parts]))
+
     def arrays(self) -> tuple[Counts, Counts, Counts]:
         """Keys without their rows, counts, and the number of keys of each row."""
         sizes = np.bincount(self.keys >> _ROW_SHIFT, minlength=self.rows).astype(np.int64)
@@ -124,6 +131,20 @@ class ScoreHistogram:
         middle = _GRID_SCALE * np.sinh((2 * (place + 0.5) / GRID - 1) * reach)
         keys = _bins(middle) << 1 | truth
         return _summed(len(grid), keys + (row << _ROW_SHIFT), grid[row, place, truth])
+
+
+def against_rest(score: Floats, odds: Floats, total: Floats, guess: Counts) -> Floats:
+    """Log-odds of each class against all others, from logits whose highest is 0."""
+    rows = np.arange(len(score))
+    # For the likeliest class `total - odds` would cancel to nothing: its rest is summed on its own scale.
+    rest = score.copy()
+    rest[rows, guess] = -np.inf
+    second = rest.max(axis=1)
+    odds[rows, guess] = 0
+    others = total[:, None] - odds
+    log_odds = score - np.log(others)
+    log_odds[rows, guess] = -(second + np.log(np.exp(rest - second[:, None]).sum(axis=1)))
+    return log_odds
 
 
 def auroc(positive: Floats, negative: Floats) -> float | None:

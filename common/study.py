@@ -14,9 +14,10 @@ from pydantic import Field, ValidationError, model_validator
 from common.errors import StudyError
 from common.files import canonical_json
 from common.inputs import ImageInput, InputSpec, SplitSpec
-from common.plan import Stage, Value
+from common.plan import Stage
 from common.presets import Method, expand
 from common.tasks import Task
+from common.value import Value
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 """The files that ship: studies, scenarios, sites, weights."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.plan import Gradient, Recalibrate, Role, Select, Stage, Statistics, Tag
+from common.orders import NOISE
+from common.plan import Gradient, Private, Recalibrate, Role, Select, Stage, Statistics, Tag
+from common.private_sums import PrivateSums
 from common.study import Study
 
 Tags = Mapping[str, Tag]
@@ -39,12 +41,23 @@ def own(stage: Stage, tags: Tags, key: str) -> bool:
     return tags[key] not in stage.share
 
 
+def privacy_asked(stage: Stage) -> Private | PrivateSums | None:
+    """What the stage asks of its privacy; None if it is without noise."""
+    return stage.local.private if isinstance(stage.local, Gradient | Statistics) else None
+
+
+def rests(stage: Stage, tags: Tags) -> bool:
+    """Whether the backbone stays as it is in this stage, so that a case's features do too."""
+    if isinstance(stage.local, Statistics):
+        return stage.local.of == "features"
+    return isinstance(stage.local, Gradient) and all(tags[key].role is Role.HEAD for key in changed(stage, tags))
+
+
 def releases_plainly(stage: Stage, tags: Tags) -> bool:
     """Whether what the sites of this stage send is computed from their data without noise."""
-    if isinstance(stage.local, Statistics):
-        return True
-    private = isinstance(stage.local, Gradient) and stage.local.private is not None
-    return not private and bool(sent(stage, tags))
+    if privacy_asked(stage) is not None:
+        return False
+    return isinstance(stage.local, Statistics) or bool(sent(stage, tags))
 
 
 def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndarray]) -> Shapes:
@@ -58,5 +71,5 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
             dim = state[f"heads.{task}.weight"].shape[1] + 1
             shapes[f"{task}/gram"] = ((dim, dim), "float64")
             shapes[f"{task}/cross"] = ((dim, classes), "float64")
-        return shapes
+        return shapes | ({NOISE: ((1,), "float64")} if stage.local.private is not None else {})
     return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}

@@ -10,9 +10,11 @@ from common.closed_form import heads_from_sums, scale_from_sums
 from common.orders import Arrays, Update
 from common.plan import (
     ClippedMean,
+    Discriminant,
     Krum,
     Mean,
     Median,
+    NearestMean,
     Nothing,
     Ridge,
     ServerOptimiser,
@@ -45,8 +47,8 @@ def merger(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None
             return ServerOptimiserMerger(stage.merge, tags, {} if memory is None else memory)
         case Median() | TrimmedMean() | Krum() | ClippedMean():
             return RobustMerger(stage.merge, tags)
-        case Ridge():
-            return RidgeMerger(stage.merge)
+        case Ridge() | NearestMean() | Discriminant():
+            return HeadMerger(stage.merge)
         case Standardise():
             return StandardiseMerger()
         case Nothing():
@@ -65,10 +67,10 @@ class _SumMerger:
             self._sums[key] = self._sums[key] + array if key in self._sums else array.copy()
 
 
-class RidgeMerger(_SumMerger):
-    """Sums of features and labels, then one ridge regression per task."""
+class HeadMerger(_SumMerger):
+    """Sums of features and labels, then one head per task, solved from them."""
 
-    def __init__(self, merge: Ridge) -> None:
+    def __init__(self, merge: Ridge | NearestMean | Discriminant) -> None:
         super().__init__()
         self._merge = merge
 

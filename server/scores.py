@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import reduce
 from operator import add
@@ -63,4 +64,6 @@ class Scores:
 
 
 def _plain(sums: ClassificationSums) -> dict[str, Any]:
-    return {key: array.tolist() for key, array in sums.arrays().items()}
+    """As JSON knows it, which has no NaN."""
+    lists = {key: array.tolist() for key, array in sums.arrays().items()}
+    return lists | {key: [None] for key in ("loss", "brier") if math.isnan(lists[key][0])}

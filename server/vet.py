@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.metrics import ClassificationSums
-from common.orders import TRUNK, Arrays, Code, Order, Update, type_name
+from common.orders import NOISE, TRUNK, Arrays, Code, Order, Update, type_name
 from common.plan import Gradient, Role, Stage
 from common.study import Study
 from common.travel import Shapes, Tags
@@ -46,7 +46,7 @@ def bad_content(update: Update, bar: Bar) -> Code | None:
     """Why values of the right form must not count, or None."""
     if isinstance(bar.stage.local, Gradient):
         return _bad_weight(update) or _bad_change(update.tensors, bar)
-    return _bad_sums(update.tensors)
+    return _bad_sums(update.tensors, noised=NOISE in bar.shapes)
 
 
 def _bad_form(update: Update, order: Order, bar: Bar) -> Code | None:
@@ -80,12 +80,16 @@ def _bad_change(tensors: Arrays, bar: Bar) -> Code | None:
     return Code.TOO_LARGE if math.sqrt(after) > bar.limit * (bar.norm + 1) else None
 
 
-def _bad_sums(tensors: Arrays) -> Code | None:
+def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:
+    """Noise may make a small count negative, but its own variance never is."""
     if not all(np.isfinite(array).all() for array in tensors.values()):
         return Code.NOT_FINITE
     counts = [array for key, array in tensors.items() if key == "count"]
     counts += [array[-1, -1] for key, array in tensors.items() if key.endswith("/gram")]
-    return None if all((count >= 0).all() and (count < _MOST_CASES).all() for count in counts) else Code.BAD_WEIGHT
+    least = -_MOST_CASES if noised else 0.0
+    if noised and not (tensors[NOISE] > 0).all():
+        return Code.BAD_WEIGHT
+    return None if all((count >= least).all() and (count < _MOST_CASES).all() for count in counts) else Code.BAD_WEIGHT
 
 
 _CHUNK = 1 << 16

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from common import wire
 from common.orders import Masked, Update
-from common.plan import Value
+from common.value import Value
 from server.fleet import NODE_EXPIRED
 
 _RAISED = 2

@@ -19,9 +19,9 @@ from client.policy import SitePolicy
 from client.pseudonyms import keep_key
 from common.errors import InputError, ResumeError
 from common.files import home, read_json, write_json
-from common.plan import Value
 from common.seeds import derive
 from common.study import Study
+from common.value import Value
 from server.app import app as server_app
 from server.folder import RunFolder
 from server.report import build_report

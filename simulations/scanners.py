@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit
 
-from common.plan import Value
+from common.value import Value
 from simulations.phantoms import Array, Modality
 
 Syntax = Literal["explicit_little", "implicit_little", "explicit_big", "deflated", "rle", "jpeg2000"]

@@ -12,8 +12,8 @@ from client.data.spec import CohortSpec
 from client.policy import SitePolicy
 from common.errors import StudyError
 from common.files import canonical_json
-from common.plan import Value
 from common.study import describe, read_mapping
+from common.value import Value
 from simulations.faults import Fault
 from simulations.phantoms import FINDINGS, Finding, Modality
 from simulations.scanners import Scanner

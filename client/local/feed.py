@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from client.data.batches import to_float
 from client.data.cohort import Cohort
-from common.inputs import InputSpec
+from common.files import digest_arrays
+from common.inputs import InputSpec, TableInput
+from common.model import Heads, TransferModel
 from common.tasks import UNKNOWN
 
 _FEW_NUMBERS = 4 << 20
@@ -47,12 +52,41 @@ class Feed:
             self._inputs = to_float(cohort.inputs, spec)
         self._ready = self._inputs is not cohort.inputs
         self._labelled: dict[str, Tensor] = {}
+        self.seen = False
+        """Whether the inputs are features."""
+        self.gaps = isinstance(spec, TableInput)
+        """Whether NaN among the inputs stands for what is missing, and not for what is broken."""
         self._resident = device.type == "cpu"
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             self._resident = self._inputs.nbytes <= _RESIDENT_SHARE * free
             if self._resident:
                 self._inputs = self._inputs.to(device)
+
+    def through(self, features: Tensor) -> Feed:
+        """The same cases as a resting backbone sees them: `features` (cases, dim), on the device, are the inputs."""
+        seen = copy.copy(self)
+        seen._inputs, seen._ready, seen._resident, seen.seen, seen.gaps = features, True, True, True, False
+        return seen
+
+    @cached_property
+    def sound(self) -> bool:
+        """Whether no feature of the training cases is infinite or no number; of inputs nobody has looked."""
+        return self.seen and bool(self._inputs[self.labelled("train").to(self._device)].isfinite().all())
+
+    def lengths(self) -> Tensor:
+        """The norm of every case's features, (cases,) in float64 on the device."""
+        norms: Tensor = torch.linalg.vector_norm(self._inputs, dim=1, dtype=torch.float64)
+        return norms
+
+    def body(self, model: TransferModel) -> TransferModel | Heads:
+        """What of `model` is left to run on these inputs: all of it, or only the heads."""
+        return Heads(model) if self.seen else model
+
+    def digest(self) -> str:
+        """SHA-256 of all inputs and of how they are made ready, 64 hex digits."""
+        how = np.frombuffer(self._spec.model_dump_json().encode(), np.uint8)
+        return digest_arrays({"inputs": self._inputs.cpu().numpy(), "how": how})
 
     def labelled(self, split: str) -> Tensor:
         """Indices of the split's cases that have at least one known label."""

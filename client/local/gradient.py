@@ -52,6 +52,7 @@ def train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str], 
     weights = _class_weights(bench, feed, spec, indices)
     draw = torch.Generator().manual_seed(derive(moment.seed, "augment"))
     loss_sum, seen = torch.zeros((), device=bench.device), 0
+    body = feed.body(bench.model)
     with dropout_seeded(bench, derive(moment.seed, "dropout")):
         for step, batch in enumerate(feed.batches(groups)):
             if spec.schedule != "constant" or spec.warmup:
@@ -60,7 +61,7 @@ def train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str], 
                     group["lr"] = rate * factor
             if spec.augment is not None:
                 batch = replace(batch, inputs=augment(batch.inputs, spec.augment, draw))  # noqa: PLW2901
-            loss = _step(bench, spec, optimiser, batch, weights)
+            loss = _step(body, spec, optimiser, batch, weights)
             loss_sum += loss * len(batch.indices)
             seen += len(batch.indices)
     bench.model.eval()
@@ -113,14 +114,14 @@ def _mass(target: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _step(
-    bench: Workbench,
+    body: nn.Module,
     spec: Gradient,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
     weights: dict[str, Tensor],
 ) -> Tensor:
-    with torch.autocast("cuda", torch.bfloat16, enabled=bench.device.type == "cuda"):
-        outputs = bench.model(batch.inputs)
+    with torch.autocast("cuda", torch.bfloat16, enabled=batch.inputs.device.type == "cuda"):
+        outputs = body(batch.inputs)
     loss = supervised(outputs, batch.targets, weights, batch.known)
     optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)

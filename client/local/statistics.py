@@ -24,9 +24,10 @@ def feature_sums(bench: Workbench, feed: Feed) -> dict[str, np.ndarray]:
         sums[f"{task}/gram"] = np.zeros((width, width))
         sums[f"{task}/cross"] = np.zeros((width, classes))
     bench.model.eval()
+    body = feed.body(bench.model)
     with torch.inference_mode():
         for batch in feed.batches(in_order(feed.labelled("train"), _BATCH)):
-            features = bench.model.features(batch.inputs).double().cpu().numpy()
+            features = body.features(batch.inputs).double().cpu().numpy()
             z = np.hstack([features, np.ones((len(features), 1))])
             for task in bench.model.classes:
                 target = batch.targets[task].cpu().numpy()

@@ -26,14 +26,21 @@ from torch.nn.modules.batchnorm import _NormBase
 from client.local.augment import augment
 from client.local.feed import Batch, Feed
 from client.local.gradient import Diverged, Moment, TooFewCases, dropout_seeded, optimiser_for, rate_factor
-from client.privacy import secret
-from client.privacy.layers import SAMPLERS
-from client.privacy.units import Rows, chunks, draw_rows, draw_units, units_of
+from client.privacy import heads, secret
+from client.privacy.layers import NORM_SAMPLERS, SAMPLERS
+from client.privacy.units import Lots, Rows, draw_units, units_of
 from client.workbench import Workbench
 from common.dp_safe import LAYERS, dp_twin
 from common.errors import InputError
+from common.model import Heads
 from common.plan import Gradient, Private
 from common.tasks import UNKNOWN
+
+_FEW_NUMBERS = 1 << 16
+"""Noise for so few entries is drawn at once: for a head, starting the generator is most of the work."""
+
+_FEATURES_AT_ONCE = 1024
+"""Features need so little memory that a step is seldom cut in pieces."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,16 @@ class Trainer:
     parameters: Sequence[nn.Parameter]
     hooks: Any
     private: Private
+    lengths: Tensor | None = None
+    """Of heads alone: the norms of all cases' features."""
+    places: Sequence[tuple[str, int]] = ()
+    """Of heads alone: the task of each parameter, and 0 for its weight or 1 for its bias."""
+
+    def sum_of(self, batch: Batch, rows: Rows) -> list[Tensor]:
+        """The sum over units of their clipped gradients, in the cheapest way there is."""
+        if isinstance(self.model, Heads):
+            return _on_features(self, self.model, batch, rows)
+        return (_ghost if self.private.mode == "ghost" else _kept)(self, batch, rows)
 
 
 def train_private(
@@ -58,16 +75,17 @@ def train_private(
     units = units_of(feed.labelled("train"), patients, private.unit)
     if not units:
         raise TooFewCases
+    lots = Lots(units)
     bench.model.freeze(changes, fixed_norm_stats=True)
     bench.model.train()
     _refuse_moving_statistics(bench.model)
     optimiser = optimiser_for(bench, spec, changes)
     rates = [group["lr"] for group in optimiser.param_groups]
     draw = torch.Generator().manual_seed(secret.seed())
-    with attached(bench, changes, private) as trainer, dropout_seeded(bench, secret.seed()):
+    with attached(bench, feed, changes, private) as trainer, dropout_seeded(bench, secret.seed()):
         for step in range(steps):
-            chosen = draw_units(len(units), private.sample)
-            rows = draw_rows([units[at] for at in chosen], private.views, augmented=spec.augment is not None)
+            drawn = draw_units(len(units), private.sample)
+            rows = lots.rows(drawn, private.views, augmented=spec.augment is not None)
             total = clipped_sum(trainer, _batches(feed, rows, spec, draw))
             noisy = noisy_mean(total, sigma * private.clip, private.sample * len(units))
             for parameter, gradient in zip(trainer.parameters, noisy, strict=True):
@@ -87,13 +105,17 @@ def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list
     """Sum over units of their clipped gradients, one tensor per parameter; zeros if there are no units."""
     total = [torch.zeros_like(parameter) for parameter in trainer.parameters]
     for batch, rows in batches:
-        one = _ghost if trainer.private.mode == "ghost" else _kept
-        torch._foreach_add_(total, one(trainer, batch, rows))
+        torch._foreach_add_(total, trainer.sum_of(batch, rows))
     return total
 
 
 def noisy_mean(total: Sequence[Tensor], deviation: float, expected: float) -> list[Tensor]:
     """The noised sum over the expected number of units, a public constant, not over the number that came."""
+    sizes = [part.numel() for part in total]
+    if sum(sizes) <= _FEW_NUMBERS:
+        flat = torch.cat([part.flatten().double() for part in total])
+        flat = (flat + noise(flat, deviation)).div_(expected).to(total[0].dtype)
+        return [own.view(part.shape) for own, part in zip(flat.split_with_sizes(sizes), total, strict=True)]
     return [(part.double() + noise(part, deviation)).div(expected).to(part.dtype) for part in total]
 
 
@@ -131,19 +153,37 @@ def losses(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
 
 def _kept(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     """The clipped sum from all cases' gradients at once: memory is cases times parameters."""
-    share = 1 / torch.bincount(rows.unit, minlength=rows.units).clamp(min=1)
-    loss = losses(trainer.model(batch.inputs), batch) * share[rows.unit].to(batch.inputs.device)
+    loss = losses(trainer.model(batch.inputs), batch)
+    if (share := rows.share()) is not None:
+        loss = loss * share.to(loss.device)
     torch.autograd.backward(loss.sum())
-    by_unit = []
+    by_case = [_taken(parameter, "grad_sample") for parameter in trainer.parameters]
     for parameter in trainer.parameters:
-        by_case = _taken(parameter, "grad_sample")
-        if len(by_case) == rows.units:
-            by_unit.append(by_case)
-        else:
-            empty = by_case.new_zeros((rows.units, *parameter.shape))
-            by_unit.append(empty.index_add_(0, rows.unit.to(by_case.device), by_case))
         parameter.grad = None
-    return clip_and_sum(by_unit, trainer.private.clip)
+    return clip_and_sum([_by_unit(part, rows) for part in by_case], trainer.private.clip)
+
+
+def _by_unit(by_case: Tensor, rows: Rows) -> Tensor:
+    if rows.alone and len(by_case) == rows.units:
+        return by_case
+    empty = by_case.new_zeros((rows.units, *by_case.shape[1:]))
+    return empty.index_add_(0, rows.unit.to(by_case.device), by_case)
+
+
+def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> list[Tensor]:
+    """The clipped sum for heads alone, in closed form."""
+    z, share = batch.inputs, rows.share()
+    assert trainer.lengths is not None
+    with torch.no_grad():
+        errors = heads.errors(model(z), batch.targets, None if share is None else share.to(z))
+        if share is None:
+            norms = heads.norms(errors, trainer.lengths[batch.indices.to(z.device)])
+            factors = clip_factors(norms, trainer.private.clip)
+            kept = {task: torch.nan_to_num(error) * factors.to(z)[:, None] for task, error in errors.items()}
+            sums = heads.gradients(kept, z)
+            return [sums[task][at] for task, at in trainer.places]
+        each = heads.by_case(errors, z)
+        return clip_and_sum([_by_unit(each[task][at], rows) for task, at in trainer.places], trainer.private.clip)
 
 
 def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
@@ -165,14 +205,12 @@ def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     return list(parts)
 
 
-def _batches(
-    feed: Feed, drawn: Sequence[Tensor], spec: Gradient, draw: torch.Generator
-) -> Iterator[tuple[Batch, Rows]]:
+def _batches(feed: Feed, drawn: Rows, spec: Gradient, draw: torch.Generator) -> Iterator[tuple[Batch, Rows]]:
     """Batches without images that are not finite: one such pixel would spoil the sum, and thereby tell of itself."""
-    groups = list(chunks(drawn, spec.batch_size))
+    groups = list(drawn.chunks(max(spec.batch_size, _FEATURES_AT_ONCE) if feed.seen else spec.batch_size))
     for read, rows in zip(feed.batches([group.indices for group in groups]), groups, strict=True):
         batch = read
-        if batch.inputs.ndim == 4:  # in tables, NaN stands for what is missing
+        if not (feed.gaps or feed.sound):
             finite = batch.inputs.isfinite().flatten(1).all(dim=1).nonzero()[:, 0]
             batch, rows = _only(batch, rows, finite)  # noqa: PLW2901
         if not len(batch.indices):
@@ -215,15 +253,20 @@ def _refuse_moving_statistics(model: nn.Module) -> None:
 
 
 @contextmanager
-def attached(bench: Workbench, changes: Sequence[str], private: Private) -> Iterator[Trainer]:
+def attached(bench: Workbench, feed: Feed, changes: Sequence[str], private: Private) -> Iterator[Trainer]:
     """The model with hooks for per-case gradients, and without any trace of them afterwards."""
+    parameters = [bench.parameters[key] for key in changes]
+    if feed.seen:
+        places = [(bench.tags[key].task or "", int(key.endswith(".bias"))) for key in changes]
+        yield Trainer(feed.body(bench.model), parameters, None, private, feed.lengths(), places)
+        return
     model = dp_twin(bench.model, changes)
     hooks: Any = (_GhostHooks if private.mode == "ghost" else _KeptHooks)(model, loss_reduction="sum", strict=False)
     try:
         with warnings.catch_warnings():
             # The first layer's hook has no gradient of its input to show, and needs none.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield Trainer(model, [bench.parameters[key] for key in changes], hooks, private)
+            yield Trainer(model, parameters, hooks, private)
     finally:
         hooks.cleanup()
         for part in model.modules():  # what a pass that failed has left
@@ -259,4 +302,7 @@ class _KeptHooks(_AlsoInEval, GradSampleHooks):  # type: ignore[misc]  # Opacus 
 
 
 class _GhostHooks(_AlsoInEval, GradSampleHooksFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
-    pass
+    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = {
+        **GradSampleHooksFastGradientClipping.NORM_SAMPLERS,
+        **NORM_SAMPLERS,
+    }

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from client.policy import Reason, Request, SitePolicy, Terms, effective
-from client.privacy.chain import Facts
+from client.policy import Metrics, Reason, Request, SitePolicy, Terms, effective
+from client.privacy.chain import Facts, Release
 from client.privacy.ledger import AlreadyCharged, ChargeRefused, Ledger
 from common.errors import LedgerError
-from common.files import load_tensors, save_tensors
+from common.files import load_tensors, read_json, save_tensors, write_json
 from common.orders import Arrays, Code
 from common.plan import Gradient, Private, Role, Stage
-from common.privacy import Event, Spend, epsilon
+from common.privacy import Event, Spend, Unit, epsilon, noise_for
+from common.private_sums import PrivateSums
 from common.study import Study
-from common.travel import Tags, changed, releases_plainly
+from common.travel import Tags, changed, privacy_asked, releases_plainly
 
 _GRID = 10
 """Counts that leave a site with `metrics: none` are rounded to tens: exact ones would tell who has come or gone."""
@@ -73,8 +74,30 @@ class Guard:
         self._study = study
         self._policy = policy
         self._held = Held.of(folder)
+        self._shown = folder / "shown.json"
         self._replies = folder / "replies" / study.digest[:16]
         self._patients = patients
+
+    @property
+    def delta(self) -> float:
+        """That of the site's ledger, or the one with which it would begin."""
+        known = self._delta()
+        return self._policy.delta_for(self._patients) if known is None else known
+
+    @property
+    def unit(self) -> Unit:
+        """Whom the policy protects."""
+        return self._policy.unit
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features may lie on the site's disk until the study ends."""
+        return self._policy.keep_features
+
+    @property
+    def metrics(self) -> Metrics:
+        """What may leave about the site's data, besides what privacy pays for."""
+        return self._policy.metrics
 
     @property
     def shows_metrics(self) -> bool:
@@ -90,9 +113,10 @@ class Guard:
     def admit(self, tags: Tags) -> None:
         """Look at the whole study before its first round; raises Refused if the site could not go through with it."""
         planned = self.planned(tags)
-        if not planned:
+        events = [_event(terms) for _, terms in planned] + list(self.metrics_events())
+        if not events:
             return
-        delta, events = planned[0][1].delta, [_event(terms) for _, terms in planned]
+        delta = self.delta
         if not epsilon(events, delta) <= self._policy.epsilon_job:
             raise Refused(Code.BUDGET, "all stages together cost more than epsilon_job of the policy")
         if not epsilon(events + list(self._spent_by_others()), delta) <= self._policy.epsilon_lifetime:
@@ -105,7 +129,7 @@ class Guard:
             roles = frozenset(tags[key].role for key in changed(stage, tags))
             if releases_plainly(stage, tags):
                 self.allow_plain(roles)
-            elif isinstance(stage.local, Gradient) and stage.local.private is not None:
+            elif privacy_asked(stage) is not None:
                 planned.append((stage, self._terms(_request(self._study, stage, roles))))
         return planned
 
@@ -113,18 +137,21 @@ class Guard:
         """Let work be released without noise. Raises Refused unless the site's policy says that it may."""
         self._terms(Request(self._study.model.backbone, roles, private=False, steps=1))
 
-    def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private:
+    def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private | PrivateSums:
         """Charge one round of private work on the `model` of that digest, and give what the site makes of the request.
 
         Raises Refused, or Replay if this round was answered before.
         """
-        assert isinstance(stage.local, Gradient)
-        asked, steps = stage.local.private, stage.local.steps
+        asked = privacy_asked(stage)
         assert asked is not None
-        assert steps is not None
         terms = self._terms(_request(self._study, stage, roles))
-        facts = Facts(terms.unit, self._patients, model)
-        event = Event(terms.sigma, terms.q, steps)
+        facts = Facts(terms.unit, self._patients, model, "train" if isinstance(asked, Private) else "sums")
+        event = Event(terms.sigma, terms.q, _steps(stage))
+        self._charge(exchange, event, facts, terms)
+        effective_terms = {"sigma": terms.sigma, "clip": terms.clip, "unit": terms.unit, "epsilon": None}
+        return asked.model_copy(update=effective_terms | ({"sample": terms.q} if isinstance(asked, Private) else {}))
+
+    def _charge(self, exchange: int, event: Event, facts: Facts, terms: Terms) -> None:
         try:
             self._ledger(terms).charge(self._study.digest, exchange, event, facts, terms.epsilon_job)
         except ChargeRefused as refused:
@@ -133,20 +160,64 @@ class Guard:
             raise self._answered(exchange) from None
         except LedgerError as error:
             raise Refused(Code.LEDGER, str(error)) from None
-        effective_terms = {"sigma": terms.sigma, "clip": terms.clip, "sample": terms.q, "unit": terms.unit}
-        return asked.model_copy(update=effective_terms | {"epsilon": None})
+
+    def charge_metrics(self, exchange: int, model: str) -> float:
+        """Charge the study's only release of noised counts, and give its noise over what one unit can change.
+
+        Raises Refused, or Replay if it was released before, whatever model it was asked of.
+        """
+        self._answered_once(exchange)
+        event = next(self.metrics_events(), None)
+        if event is None:
+            raise Refused(Code.BUDGET, "metrics of other studies have cost metrics_lifetime of the policy")
+        facts = Facts(self._policy.unit, self._patients, model, "metrics")
+        terms = Terms(True, facts.unit, self._policy.epsilon_job, self.delta, event.sigma, 1.0, 1.0, 1, self.metrics)
+        self._charge(exchange, event, facts, terms)
+        return event.sigma
+
+    def admit_metrics(self, exchange: int) -> None:
+        """Let exact but coarse counts out, once in a study and for few studies in all. Raises Refused, or Replay.
+
+        There is no budget for what is exact: many such counts together give single labels away.
+        """
+        self._answered_once(exchange)
+        known = read_json(self._shown) if self._shown.exists() else []
+        if self._study.digest not in known:
+            if len(known) >= self._policy.metrics_studies:
+                raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
+            write_json(self._shown, [*known, self._study.digest], private=True)
+
+    def _answered_once(self, exchange: int) -> None:
+        if self._reply(exchange).exists():
+            answered = self._answered(exchange)
+            raise answered
+
+    def metrics_events(self) -> Iterator[Event]:
+        """What the release of noised counts costs, if there will be one.
+
+        All of them together may cost much less than all work together: each is a question about the same few cases.
+        """
+        if self.metrics != "noised" or self._study.masked:
+            return
+        sigma = noise_for(self._policy.metrics_epsilon, self.delta, 1.0, 1)
+        event = Event(max(self._policy.sigma_min, sigma), 1.0, 1)
+        if epsilon([*self._spent_by_others("metrics"), event], self.delta) <= self._policy.metrics_lifetime:
+            yield event
 
     def grounds(self, stage: Stage | None, tags: Tags) -> str:
         """What the policy says of an answer to this stage's order; None for an order that only evaluates."""
         words = []
-        if stage is not None and isinstance(stage.local, Gradient) and stage.local.private is not None:
-            words.append("entries trained with differential privacy, charged to the ledger")
+        if stage is not None and (asked := privacy_asked(stage)) is not None:
+            what = "entries trained" if isinstance(asked, Private) else "sums noised"
+            words.append(f"{what} with differential privacy, charged to the ledger")
         elif stage is not None and releases_plainly(stage, tags):
             words.append("entries or sums without noise, by allow_non_dp of the policy")
         if self.shows_metrics:
             words.append("exact figures, by metrics of the policy")
         if self._study.masked:
             words.append("masked, so that only sums over several sites can be read")
+        if stage is None and self.metrics in ("noised", "suppressed"):
+            words.append(f"counts of test cases, {self.metrics}, by metrics of the policy")
         return "; ".join(words) or "nothing of the site's data"
 
     def spend(self) -> Spend | None:
@@ -172,12 +243,12 @@ class Guard:
         self._replies.mkdir(parents=True, exist_ok=True, mode=0o700)
         entries = {f"shared/{key}": array for key, array in shared.items()}
         entries |= {f"own/{key}": array for key, array in own.items()}
-        save_tensors(self._replies / f"{exchange:06d}.safetensors", entries, private=True)
+        save_tensors(self._reply(exchange), entries, private=True)
         for old in sorted(self._replies.glob("*.safetensors"))[:-_KEPT_REPLIES]:
             old.unlink()
 
     def _answered(self, exchange: int) -> Replay | Refused:
-        path = self._replies / f"{exchange:06d}.safetensors"
+        path = self._reply(exchange)
         if not path.exists():
             return Refused(Code.BUDGET, "this round was charged, and then the site crashed: the charge is lost")
         entries = load_tensors(path)
@@ -187,8 +258,12 @@ class Guard:
 
         return Replay(part("shared"), part("own"))
 
+    def _reply(self, exchange: int) -> Path:
+        return self._replies / f"{exchange:06d}.safetensors"
+
     def _terms(self, request: Request) -> Terms:
-        terms = effective(self._policy, request, self._patients, self._delta())
+        reserved = tuple(self.metrics_events()) if request.private else ()
+        terms = effective(self._policy, request, self._patients, self._delta(), reserved)
         if isinstance(terms, Reason):
             raise Refused(Code.BUDGET if terms is Reason.BUDGET else Code.POLICY, terms.value)
         return terms
@@ -201,10 +276,12 @@ class Guard:
         except LedgerError as error:
             raise Refused(Code.LEDGER, str(error)) from None
 
-    def _spent_by_others(self) -> Iterator[Event]:
+    def _spent_by_others(self, *releases: Release) -> Iterator[Event]:
+        """Events of other studies: all, or those of some kinds of release."""
         if self._held.exists():
             rows = self._held.open(self._policy.epsilon_lifetime).rows()
-            yield from (row.event for row in rows if row.job != self._study.digest)
+            others = (row for row in rows if row.job != self._study.digest)
+            yield from (row.event for row in others if not releases or row.facts.release in releases)
 
     def _ledger(self, terms: Terms) -> Ledger:
         if self._held.exists():
@@ -218,10 +295,8 @@ def _event(terms: Terms) -> Event:
 
 
 def _request(study: Study, stage: Stage, roles: frozenset[Role]) -> Request:
-    assert isinstance(stage.local, Gradient)
-    asked, steps = stage.local.private, stage.local.steps
+    asked = privacy_asked(stage)
     assert asked is not None
-    assert steps is not None
     return Request(
         study.model.backbone,
         roles,
@@ -230,5 +305,14 @@ def _request(study: Study, stage: Stage, roles: frozenset[Role]) -> Request:
         sigma=asked.sigma,
         clip=asked.clip,
         q=asked.sample,
-        steps=steps * stage.rounds,
+        steps=_steps(stage) * stage.rounds,
+        sampled=isinstance(asked, Private),
     )
+
+
+def _steps(stage: Stage) -> int:
+    """Steps of one round; sums are one."""
+    if not isinstance(stage.local, Gradient):
+        return 1
+    assert stage.local.steps is not None
+    return stage.local.steps

@@ -10,9 +10,10 @@ from client.privacy.guard import Refused
 from client.privacy.masks import MaskBook, MaskSettings, Occasion, read_pairs
 from common.masking import Context, Layout, encode, mask
 from common.orders import Circles, Code, Masked, Order
-from common.plan import Gradient, Stage
+from common.plan import Stage
 from common.study import Study
 from common.summing import METRICS, TENSORS, Terms
+from common.travel import privacy_asked
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Sealer:
         parts = set(circles.parts)
         if METRICS in parts and not self._may(order, circles, METRICS, private=False):
             parts.discard(METRICS)
-        private = isinstance(stage.local, Gradient) and stage.local.private is not None
+        private = privacy_asked(stage) is not None
         if TENSORS in parts and not self._may(order, circles, TENSORS, private=private):
             raise _not_masked("this work was masked in another circle before, and `regroup` does not allow it again")
         return Accepted(frozenset(parts), nonce)

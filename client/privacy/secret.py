@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -20,12 +21,12 @@ _CHUNK = 1 << 20
 
 def uniform(count: int) -> NDArray[np.float64]:
     """`count` independent numbers, uniform on [0, 1) in steps of 2^-53."""
-    return np.concatenate([_uniform(size) for size in _sizes(count)])
+    return _in_chunks(_uniform, count)
 
 
 def normal(count: int) -> NDArray[np.float64]:
     """`count` independent standard normal numbers (Box-Muller; none beyond 8.6 deviations)."""
-    return np.concatenate([_normal(size) for size in _sizes(count)])
+    return _in_chunks(_normal, count)
 
 
 def seed() -> int:
@@ -33,8 +34,10 @@ def seed() -> int:
     return int.from_bytes(_key()[:8], "big") >> 1
 
 
-def _sizes(count: int) -> list[int]:
-    return [min(_CHUNK, count - start) for start in range(0, count, _CHUNK)] or [0]
+def _in_chunks(draw: Callable[[int], NDArray[np.float64]], count: int) -> NDArray[np.float64]:
+    if count <= _CHUNK:
+        return draw(count)
+    return np.concatenate([draw(min(_CHUNK, count - start)) for start in range(0, count, _CHUNK)])
 
 
 def _normal(count: int) -> NDArray[np.float64]:

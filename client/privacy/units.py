@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.privacy import secret
+
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -19,40 +24,75 @@ class Rows:
     unit: Tensor
     units: int
 
+    @cached_property
+    def alone(self) -> bool:
+        """Whether no unit has two cases here."""
+        return bool((self.unit[1:] > self.unit[:-1]).all())
+
+    def share(self) -> Tensor | None:
+        """What each case counts in its unit's mean, (cases,); None where each is its unit's only one."""
+        if self.alone:
+            return None
+        return (1 / torch.bincount(self.unit, minlength=self.units).clamp(min=1))[self.unit]
+
+    def chunks(self, size: int) -> Iterator[Rows]:
+        """Whole units in groups of at most `size` cases, or one unit with more; none if there are no units."""
+        if len(self.indices) <= size:
+            if self.units:
+                yield self
+            return
+        ends = torch.bincount(self.unit, minlength=self.units).cumsum(0).numpy()
+        start = first = 0
+        while start < self.units:
+            stop = max(start + 1, int(np.searchsorted(ends, first + size, side="right")))
+            last = int(ends[stop - 1])
+            yield Rows(self.indices[first:last], self.unit[first:last] - start, stop - start)
+            start, first = stop, last
+
 
 def units_of(indices: Tensor, patients: Sequence[str], unit: str) -> list[Tensor]:
     """The cases `indices` by unit: all of a patient together, or each alone."""
     if unit == "image":
-        return [torch.tensor([index]) for index in indices.tolist()]
+        return list(indices.split_with_sizes([1] * len(indices)))
     cases: dict[str, list[int]] = {}
     for index in indices.tolist():
         cases.setdefault(patients[index], []).append(index)
-    return [torch.tensor(own) for own in cases.values()]
+    together = torch.tensor([index for own in cases.values() for index in own], dtype=torch.int64)
+    return list(together.split_with_sizes([len(own) for own in cases.values()]))
 
 
 def draw_units(count: int, sample: float) -> list[int]:
     """A Poisson sample: each of `count` units is in it with probability `sample`, whatever the others do."""
-    return [int(at) for at in (secret.uniform(count) < sample).nonzero()[0]]
+    drawn: list[int] = (secret.uniform(count) < sample).nonzero()[0].tolist()
+    return drawn
 
 
-def draw_rows(units: Sequence[Tensor], views: int, *, augmented: bool) -> list[Tensor]:
-    """For each unit, at most `views` of its cases at random; `augmented` ones may come again to make up the number."""
-    rows = []
-    for cases in units:
-        order = cases[torch.from_numpy(secret.uniform(len(cases)).argsort())]
-        rows.append(order.repeat(-(-views // len(cases)))[:views] if augmented else order[:views])
-    return rows
+class Lots:
+    """Makes the rows of a step from the units that were drawn for it."""
 
+    def __init__(self, units: Sequence[Tensor]) -> None:
+        self._cases: Places = torch.cat(list(units)).numpy() if units else np.zeros(0, np.int64)
+        self._sizes: Places = np.array([len(own) for own in units], dtype=np.int64)
+        self._starts: Places = np.cumsum(self._sizes) - self._sizes
+        self._alone = bool((self._sizes == 1).all())
 
-def chunks(rows: Sequence[Tensor], size: int) -> Iterator[Rows]:
-    """Whole units in groups of at most `size` cases, or one unit with more."""
-    start = 0
-    while start < len(rows):
-        stop, cases = start + 1, len(rows[start])
-        while stop < len(rows) and cases + len(rows[stop]) <= size:
-            cases += len(rows[stop])
-            stop += 1
-        lengths = torch.tensor([len(own) for own in rows[start:stop]])
-        unit = torch.repeat_interleave(torch.arange(stop - start), lengths)
-        yield Rows(torch.cat(list(rows[start:stop])), unit, stop - start)
-        start = stop
+    def rows(self, drawn: Sequence[int], views: int, *, augmented: bool) -> Rows:
+        """For each unit `drawn`, at most `views` of its cases at random; `augmented` ones may come again to fill up."""
+        chosen: Places = np.array(drawn, dtype=np.int64)
+        if self._alone and (views == 1 or not augmented):
+            places, unit = self._starts[chosen], np.arange(len(chosen))
+        else:
+            places, unit = self._some(chosen, views, augmented=augmented)
+        return Rows(torch.from_numpy(self._cases[places]), torch.from_numpy(unit), len(chosen))
+
+    def _some(self, chosen: Places, views: int, *, augmented: bool) -> tuple[Places, Places]:
+        """Places in `_cases`, and for each the number of its unit among those `chosen`."""
+        sizes = self._sizes[chosen]
+        every = np.repeat(np.arange(len(chosen)), sizes)
+        shuffled = np.lexsort((secret.uniform(len(every)), every))
+        own = np.cumsum(sizes) - sizes  # where each unit begins among `every`
+        counts = np.full_like(sizes, views) if augmented else np.minimum(sizes, views)
+        unit = np.repeat(np.arange(len(chosen)), counts)
+        nth = np.arange(len(unit)) - np.repeat(np.cumsum(counts) - counts, counts)
+        at = shuffled[own[unit] + nth % sizes[unit]]
+        return self._starts[chosen][unit] + (at - own[unit]), unit

@@ -1,0 +1,136 @@
+"""Private heads on kept features: the sum in closed form is that of gradients clipped one by one, and stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from client.local.feed import Feed
+from client.privacy.dpsgd import train_private
+from client.privacy.layers import convolution, convolution_norm
+from client.workbench import Workbench
+from helpers.dp import quiet, sums, terms
+from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot
+
+OWN = tuple(map(str, range(30)))
+TASKS = [{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes": ["l", "r"]}]
+
+
+class Desk:
+    """A workbench with two heads and a site of 30 cases whose features are given."""
+
+    def __init__(self, make_study: MakeStudy, features: Tensor | None = None) -> None:
+        study = make_study(tasks=TASKS)
+        inputs, known = images(30)
+        side = torch.arange(30) // 7 % 3 - 1  # some are not known
+        self.bench = Workbench(study, CPU)
+        self.targets = {"cls": known, "side": side}
+        self.features = (
+            torch.randn(30, 128, generator=torch.Generator().manual_seed(1)) if features is None else features
+        )
+        self.feed = Feed(cohort(inputs, self.targets), study.input, CPU).through(self.features)
+        self.heads = [key for key, tag in self.bench.tags.items() if tag.task]
+
+    def naive(self, units: Sequence[Sequence[int]], clip: float) -> Tensor:
+        """One backward pass per unit."""
+        heads = self.bench.model.heads
+        total = torch.zeros(sum(self.bench.parameters[key].numel() for key in self.heads), dtype=torch.float64)
+        for unit in units:
+            self.bench.model.zero_grad()
+            for case in unit:
+                z = self.features[case : case + 1]
+                for task, head in heads.items():
+                    label = self.targets[task][case : case + 1]
+                    if int(label) >= 0:
+                        (F.cross_entropy(head(z), label) / len(unit)).backward()
+            parts = [self.bench.parameters[key] for key in self.heads]
+            flat = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parts]).double()
+            total += flat * min(1.0, clip / float(flat.norm()))
+        self.bench.model.zero_grad()
+        return total
+
+    def sum(self, patients: Sequence[str] = OWN, **changes: object) -> Tensor:
+        return sums(self.bench, self.feed, patients, quiet(**changes), self.heads)[0]
+
+
+def close(got: Tensor, want: Tensor) -> bool:
+    return float((got - want).norm() / want.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_the_sum_is_that_of_gradients_clipped_case_by_case(make_study: MakeStudy, mode: str) -> None:
+    desk = Desk(make_study)
+    clip = float(np.median([float(desk.naive([[case]], 1e9).norm()) for case in range(30)]))
+    assert close(desk.sum(clip=clip, mode=mode), desk.naive([[case] for case in range(30)], clip))
+
+
+def test_a_patient_with_several_cases_is_clipped_once(make_study: MakeStudy) -> None:
+    desk = Desk(make_study)
+    patients = ["a", "b", "a", "c", *["d"] * 6, *map(str, range(20))]
+    units = [[at for at, own in enumerate(patients) if own == one] for one in dict.fromkeys(patients)]
+    assert close(desk.sum(patients, clip=2.0, views=9), desk.naive(units, 2.0))
+
+
+def test_without_a_patient_the_sum_changes_by_at_most_the_clip(make_study: MakeStudy) -> None:
+    """In ordinary lots, and where all features are large and pull one way."""
+    for lot in range(12):
+        draw = torch.Generator().manual_seed(lot)
+        features = torch.randn(30, 128, generator=draw) * (1.0, 1e3, 1e-3)[lot % 3]
+        if lot >= 9:
+            features = features.abs() * 1e4
+        desk, clip = Desk(make_study, features), (0.01, 1.0, 100.0)[lot % 3]
+        patients = [str(case // (1 + lot % 2)) for case in range(30)]
+        whole = desk.sum(patients, clip=clip, views=1 + lot % 2)
+        kept = [case for case in range(30) if patients[case] != "4"]
+        without = Desk(make_study, features)
+        without.feed._labelled["train"] = torch.tensor(kept)
+        rest = without.sum(patients, clip=clip, views=1 + lot % 2)
+        change = float((whole - rest).norm()) / clip
+        assert change <= 1.001
+        if lot in {1, 4, 7, 10}:  # those whose gradients are far above the clip come close to it
+            assert change > 0.9
+
+
+def test_the_noise_is_that_of_sigma_times_the_clip(make_study: MakeStudy) -> None:
+    desk = Desk(make_study)
+    drawn = sums(desk.bench, desk.feed, OWN, terms(120, sigma=1.5, clip=0.2, sample=1e-9), desk.heads)
+    assert drawn.numel() > 60_000
+    assert float(drawn.std()) == pytest.approx(0.3, rel=0.02)
+    assert abs(float(torch.corrcoef(drawn[:2])[0, 1])) < 6 / drawn.shape[1] ** 0.5
+    for part in (drawn[:, :384], drawn[:, 387:643], drawn[:, 384:387], drawn[:, 643:]):  # weights and biases alike
+        assert float(part.std()) == pytest.approx(0.3, rel=0.2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+def test_a_case_that_is_not_finite_counts_nothing(make_study: MakeStudy, bad: float) -> None:
+    desk = Desk(make_study)
+    want = desk.naive([[case] for case in range(30) if case != 7], 1.0)
+    desk.features[7] = bad
+    assert close(desk.sum(clip=1.0), want) or (bad == 1e38 and float((desk.sum(clip=1.0) - want).norm()) <= 1.001)
+
+
+def test_nothing_but_the_heads_moves(make_study: MakeStudy) -> None:
+    desk = Desk(make_study)
+    before = snapshot(desk.bench)
+    train_private(desk.bench, desk.feed, OWN, terms(2), desk.heads, NOW)
+    assert moved(before, snapshot(desk.bench)) == set(desk.heads)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("size", [2, 4, 12])
+def test_norms_of_convolutions_are_those_of_their_gradients(size: int, groups: int) -> None:
+    """Also where positions nearly cancel: a norm that is too small would leave a gradient unclipped."""
+    torch.manual_seed(size)
+    layer = nn.Conv2d(64, 64, 3, padding=1, groups=groups)
+    inputs, outputs = torch.randn(5, 64, size, size), torch.randn(5, 64, size, size)
+    inputs[4], outputs[4] = 1e3, outputs[4] - outputs[4].mean((1, 2), keepdim=True)
+    gradients = convolution(layer, [inputs], outputs)
+    norms = convolution_norm(layer, [inputs], outputs)
+    for parameter, gradient in gradients.items():
+        exact = gradient.flatten(1).norm(dim=1)
+        assert torch.allclose(norms[parameter].float(), exact, rtol=1e-4), (norms[parameter], exact)

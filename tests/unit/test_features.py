@@ -1,0 +1,206 @@
+"""Features under a resting backbone: computed once, kept on disk for their owner alone, and without any effect."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.data.cohort import Cohort
+from client.local.features import Features
+from client.local.feed import Feed
+from client.policy import SitePolicy
+from client.privacy.guard import Guard
+from client.site import Site, labelled_patients
+from client.workbench import Workbench
+from common.model import TransferModel, state_arrays
+from common.orders import Arrays, Order, Update
+from common.study import Study
+from helpers.work import CPU, MakeStudy, images
+from simulations.run import OPEN
+
+PROBE = {"name": "linear_probe", "rounds": 3, "local": {"epochs": 2, "batch_size": 8, "lr": 0.01}}
+
+
+def the_cohort(seed: int = 0) -> Cohort:
+    inputs, known = images(150, seed)
+    splits = {"train": torch.arange(140), "val": torch.arange(140, 145), "test": torch.arange(145, 150)}
+    known[3] = -1
+    return Cohort("north", inputs, {"cls": known}, tuple(map(str, range(150))), splits, (), {})
+
+
+def a_site(study: Study, folder: Path, policy: SitePolicy = OPEN, seed: int = 0, *, keep: bool = True) -> Site:
+    mine = the_cohort(seed)
+    policy = policy.model_copy(update={"keep_features": keep})
+    return Site(
+        study, mine, Workbench(study, CPU), folder, Guard(study, policy, folder, labelled_patients(study, mine))
+    )
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """How many cases each call of a backbone was given."""
+    calls: list[int] = []
+    real = TransferModel.features
+
+    def features(self: TransferModel, x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return real(self, x)
+
+    TransferModel.features = features  # type: ignore[method-assign]
+    try:
+        yield calls
+    finally:
+        TransferModel.features = real  # type: ignore[method-assign]
+
+
+def start(study: Study, seed: int = 0) -> dict[str, np.ndarray]:
+    model = Workbench(study, CPU).model
+    torch.manual_seed(seed)
+    return {key: array.copy() for key, array in state_arrays(model).items()}
+
+
+def course(site: Site, study: Study, state: Arrays, *, end: bool = True) -> list[Update]:
+    """All exchanges of a study at its only site, whose update is the next state."""
+    answers, exchange = [], 0
+    for number, stage in enumerate(study.plan):
+        for round_ in range(1, stage.rounds + 1):
+            exchange += 1
+            order = Order(study.digest, exchange, number, round_, True, "val", dict(state))
+            answers.append(answer(site, order))
+            state = dict(state) | {key: a for key, a in answers[-1].tensors.items() if key in state}
+    if end:
+        last = len(study.plan) - 1
+        answers.append(answer(site, Order(study.digest, exchange + 1, last, 1, False, "test", dict(state))))
+    return answers
+
+
+def answer(site: Site, order: Order) -> Update:
+    got = site.visit(order)
+    assert isinstance(got, Update), got
+    return got
+
+
+def bits(answers: list[Update]) -> list[dict[str, bytes]]:
+    return [
+        {key: array.tobytes() for key, array in one.tensors.items()}
+        | {f"{task}/{key}": array.tobytes() for task, own in one.metrics.items() for key, array in own.items()}
+        for one in answers
+    ]
+
+
+def test_the_backbone_runs_once_per_split_in_a_whole_study(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(method=PROBE)
+    state = start(study)
+    with counted() as calls:
+        course(a_site(study, tmp_path / "kept"), study, state)
+    assert sum(calls) == 139 + 5 + 5
+    with counted() as calls:
+        course(a_site(study, tmp_path / "not", keep=False), study, state)
+    assert sum(calls) == 3 * (139 + 5) + 5
+
+
+@pytest.mark.parametrize("preset", ["linear_probe", "graft"])
+def test_what_is_kept_changes_no_bit(make_study: MakeStudy, tmp_path: Path, preset: str) -> None:
+    """Kept, not kept, and with a new process in every round that finds them on the disk."""
+    study = make_study(method=PROBE | {"name": preset})
+    state = start(study)
+    kept = course(a_site(study, tmp_path / "kept"), study, state)
+    plain = course(a_site(study, tmp_path / "not", keep=False), study, state)
+    assert bits(kept) == bits(plain)
+
+    class Restarted:
+        def visit(self, order: Order) -> object:
+            return a_site(study, tmp_path / "new").visit(order)
+
+    with counted() as calls:
+        again = course(Restarted(), study, state)  # type: ignore[arg-type]
+    assert bits(again) == bits(kept)
+    if preset == "linear_probe":
+        assert sum(calls) == 139 + 5 + 5
+
+
+def test_an_observer_keeps_them_too(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(method=PROBE)
+    site, state = Site(study, the_cohort(), Workbench(study, CPU), tmp_path, None), start(study)
+    with counted() as calls:
+        for exchange in (1, 2, 3, 4):
+            answer(site, Order(study.digest, exchange, 0, min(exchange, 3), False, "all", state))
+    assert sum(calls) == 149
+    assert not list((tmp_path / "features").iterdir())
+
+
+def test_features_of_another_backbone_are_not_used(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(method=PROBE)
+    bench, feed = Workbench(study, CPU), Feed(the_cohort(), study.input, CPU)
+    features = Features(feed, tmp_path, study.digest)
+    old = features.feed(bench, "old", "train")._inputs.clone()
+    assert torch.equal(features.feed(bench, "old", "train")._inputs.nan_to_num(), old.nan_to_num())
+    with torch.no_grad():
+        for parameter in bench.model.parameters():
+            parameter.mul_(1.1)
+    new = features.feed(bench, "new", "train")._inputs
+    assert not torch.equal(new[:3], old[:3])
+    fresh = Features(feed, tmp_path, study.digest).feed(bench, "new", "train")._inputs
+    assert torch.equal(fresh.nan_to_num(), new.nan_to_num())
+    other = Features(Feed(the_cohort(1), study.input, CPU), tmp_path, study.digest)
+    assert not torch.equal(other.feed(bench, "new", "train")._inputs[:3], new[:3])
+
+
+def test_they_lie_on_disk_for_their_owner_alone_until_the_study_ends(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(method=PROBE)
+    site, state = a_site(study, tmp_path), start(study)
+    course(site, study, state, end=False)
+    found = sorted((tmp_path / "features").rglob("*.safetensors"))
+    assert [path.name for path in found] == ["train.safetensors", "val.safetensors"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
+    assert stat.S_IMODE((tmp_path / "features" / study.digest[:16]).stat().st_mode) == 0o700
+    course(site, study, state)
+    assert not list((tmp_path / "features").iterdir())
+
+
+def test_a_new_study_deletes_what_an_earlier_one_has_left(make_study: MakeStudy, tmp_path: Path) -> None:
+    first, second = make_study(method=PROBE), make_study(method=PROBE, seed=4)
+    course(a_site(first, tmp_path), first, start(first), end=False)
+    left = tmp_path / "features" / first.digest[:16]
+    assert left.exists()
+    a_site(second, tmp_path).greet()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_file_is_computed_again(make_study: MakeStudy, tmp_path: Path, damage: str) -> None:
+    study = make_study(method=PROBE)
+    bench, feed = Workbench(study, CPU), Feed(the_cohort(), study.input, CPU)
+    want = Features(feed, tmp_path, study.digest).feed(bench, "one", "train")._inputs
+    (path,) = (tmp_path / "features").rglob("train.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 64
+    path.write_bytes(data[:1000] if damage == "cut" else data)
+    with counted() as calls:
+        got = Features(feed, tmp_path, study.digest).feed(bench, "one", "train")._inputs
+    assert sum(calls) == 139
+    assert torch.equal(got.nan_to_num(), want.nan_to_num())
+
+
+def test_a_folder_that_cannot_be_written_costs_time_and_nothing_else(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(method=PROBE)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "features").write_text("in the way")
+    state = start(study)
+    got = course(a_site(study, tmp_path / "site"), study, state)
+    shutil.rmtree(tmp_path / "site")
+    assert bits(got) == bits(course(a_site(study, tmp_path / "site"), study, state))
+
+
+def test_augmented_heads_see_their_images(make_study: MakeStudy, tmp_path: Path) -> None:
+    study = make_study(method=PROBE | {"local": PROBE["local"] | {"augment": {}}})  # type: ignore[operator]
+    with counted() as calls:
+        course(a_site(study, tmp_path), study, start(study))
+    assert sum(calls) == 3 * 2 * 139 + 5 + 5
