@@ -155,16 +155,17 @@ def test_images_are_not_charged_where_patients_are_promised(files: Files) -> Non
 def test_random_requests_never_pass_the_caps(files: Files, seed: int) -> None:
     ledger, chance = files.create(cap=2.0), random.Random(seed)
     sigmas = (0.01, 0.8, 1.5, 4.0, 8.0, 1e9, math.nan)
-    for number in range(100):
+    for number in range(200):
         event = Event(chance.choice(sigmas), chance.choice((0.01, 0.1, 1.0)), chance.choice((1, 5, 50, 10**6)))
         try:
-            ledger.charge(f"job{chance.randrange(4)}", number, event, FACTS, chance.choice((0.5, 1.5)))
+            ledger.charge(f"job{chance.randrange(12)}", number, event, FACTS, chance.choice((0.5, 1.5)))
         except ChargeRefused:
             continue
     assert ledger.rows()
     assert ledger.refusals()
     assert epsilon([row.event for row in ledger.rows()], DELTA) <= 2.0
-    for job in range(4):
+    assert {row.reason for row in ledger.refusals()} >= {Denial.JOB_BUDGET, Denial.LIFETIME_BUDGET}
+    for job in range(12):
         assert ledger.spent(f"job{job}").epsilon <= 1.5
     ledger.verify()
 
