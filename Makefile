@@ -12,7 +12,7 @@ test: $(VENV)/installed-dev lint
 	$(BIN)/python -m pytest --numprocesses 2
 
 fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not learning and not ray and not gpu"
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not learning and not ray and not gpu and not deployment"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

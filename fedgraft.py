@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from client.cli import app as site
+from server.cli import app as server
+
 if TYPE_CHECKING:
     from common.study import Study
 
@@ -26,11 +29,11 @@ data = typer.Typer(help="Phantom hospitals.", no_args_is_help=True)
 weights = typer.Typer(help="Pretrained weights: train, import, look at, verify.", no_args_is_help=True)
 study = typer.Typer(help="Look at a study before it runs.", no_args_is_help=True)
 privacy = typer.Typer(help="Price and attack a study.", no_args_is_help=True)
-site = typer.Typer(help="What a hospital checks, sees and decides.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 app.add_typer(study, name="study")
 app.add_typer(privacy, name="privacy")
+app.add_typer(server, name="server")
 app.add_typer(site, name="site")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]

@@ -16,21 +16,22 @@ import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.approval import is_approved
 from client.config import SiteConfig, read_config
-from client.data.cohort import Wanted, load_cohort
+from client.data.cohort import Place, Wanted, load_cohort
 from client.egress import EgressLog
 from client.log import close as close_log
 from client.log import site_log
 from client.privacy.guard import Guard, Refused
 from client.privacy.sealing import Sealer
-from client.pseudonyms import place_of
-from client.site import Site, labelled_patients
+from client.pseudonyms import patient_key
+from client.site import FULL, Site, labelled_patients
 from client.workbench import Workbench, device_named
 from common import wire
 from common.bundle import WireError
 from common.errors import FedgraftError, InputError
 from common.files import write_atomic
-from common.orders import PROTOCOL, Answer, Code, Greeting, Hello, Refusal
+from common.orders import PROTOCOL, Answer, Code, Greeting, Hello, Order, Refusal
 from common.study import Study, parse_study
 
 _RAISED = 2
@@ -56,6 +57,12 @@ def visit(message: Message, context: Context) -> Message:
     return _sealed(message, lambda: wire.pack_reply(answer, views=bool(context.node_config.get("views"))))
 
 
+@app.query(wire.PING.partition(".")[2])
+def ping(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower calls it with both
+    """Say that all that was asked before is answered."""
+    return Message(RecordDict(), reply_to=message)
+
+
 def _sealed(message: Message, pack: Callable[[], RecordDict]) -> Message:
     """The reply; or an error without words, because Flower sends the text of what a ClientApp raises."""
     try:
@@ -73,7 +80,7 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
         name, log = config.name, site_log(config.state)
         hello = wire.unpack_hello(message.content)
         study = hashlib.sha256(hello.study).hexdigest()
-        answer = _greet(hello, config)
+        answer = _greet(hello, config, context)
     except WireError:
         answer = Refusal(0, Code.GARBAGE, name)
     except Refused as refused:
@@ -82,17 +89,20 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
     except FedgraftError as error:
         log.error("cannot take part: %s", error)
         answer = Refusal(0, Code.BAD_DATA, name)
-    except Exception:  # the wall between a hospital and the network: no text may pass it
+    except Exception as error:  # the wall between a hospital and the network: no text may pass it
         log.exception("cannot take part")
-        answer = Refusal(0, Code.FAILED, name)
+        full = isinstance(error, OSError) and error.errno in FULL
+        answer = Refusal(0, Code.DISK if full else Code.FAILED, name)
     why = "counts of cases and labels, exact or rounded as metrics of the policy says"
     return answer if _recorded(config, study, answer, why) else Refusal(0, Code.DISK, name)
 
 
-def _greet(hello: Hello, config: SiteConfig) -> Greeting | Refusal:
+def _greet(hello: Hello, config: SiteConfig, context: Context) -> Greeting | Refusal:
     if hello.protocol != PROTOCOL:
         return Refusal(0, Code.OTHER_PROTOCOL, config.name)
     study = parse_study(json.loads(hello.study), "the study sent by the coordinator")
+    if not is_approved(_config_path(context).parent, study.digest):
+        raise Refused(Code.NOT_APPROVED, f"study {study.digest}")
     site = _site(study, config)
     write_atomic(_study_path(config, study.digest), study.to_json(), private=True)
     return site.greet()
@@ -105,9 +115,8 @@ def _visit(message: Message, context: Context) -> Answer:
         config = _config(context)
         order = wire.unpack_order(message.content)
         exchange, study = order.exchange, order.study
-        site = _known(config, study) or _again(config, study)
-        answer = site.visit(order) if site else Refusal(exchange, Code.UNKNOWN_STUDY)
-        if site is not None and not isinstance(answer, Refusal):
+        answer = _carry_out(order, config, context)
+        if not isinstance(answer, Refusal) and (site := _known(config, study)) is not None:
             why = site.grounds(order)
     except WireError:
         answer = Refusal(exchange, Code.GARBAGE)
@@ -116,6 +125,14 @@ def _visit(message: Message, context: Context) -> Answer:
         log.exception("visit failed")
         answer = Refusal(exchange, Code.FAILED)
     return answer if _recorded(config, study, answer, why) else Refusal(exchange, Code.DISK)
+
+
+def _carry_out(order: Order, config: SiteConfig, context: Context) -> Answer:
+    # Asked every time: a site may take an approval back.
+    if not is_approved(_config_path(context).parent, order.study):
+        return Refusal(order.exchange, Code.NOT_APPROVED)
+    site = _known(config, order.study) or _again(config, order.study)
+    return site.visit(order) if site is not None else Refusal(order.exchange, Code.UNKNOWN_STUDY)
 
 
 def _recorded(config: SiteConfig | None, study: str, answer: Greeting | Answer, why: str) -> bool:
@@ -143,16 +160,23 @@ def _again(config: SiteConfig, digest: str) -> Site | None:
     return _site(_read_study(path), config) if path.is_file() else None
 
 
-def _config(context: Context) -> SiteConfig:
-    """The site's own configuration; in a simulation through Ray, that of the node's number in the run's folder."""
+def _config_path(context: Context) -> Path:
+    """Where the site's own configuration is; approvals lie beside it.
+
+    In a simulation through Ray it is that of the node's number in the run's folder.
+    """
     path = context.node_config.get("site-config")
-    if path is None:
-        sites = Path(str(context.run_config["run"])) / "sites"
-        names = json.loads((sites / "index.json").read_text(encoding="utf-8"))
-        path = sites / names[int(context.node_config["partition-id"])] / "site.json"
-    known = _memory("configs")
+    if path is not None:
+        return Path(str(path))
+    sites = Path(str(context.run_config["run"])) / "sites"
+    names = json.loads((sites / "index.json").read_text(encoding="utf-8"))
+    return sites / str(names[int(context.node_config["partition-id"])]) / "site.json"
+
+
+def _config(context: Context) -> SiteConfig:
+    path, known = _config_path(context), _memory("configs")
     if str(path) not in known:
-        known[str(path)] = config = read_config(Path(str(path)))
+        known[str(path)] = config = read_config(path)
         if config.threads:
             torch.set_num_threads(config.threads)
     found = known[str(path)]
@@ -164,10 +188,12 @@ def _site(study: Study, config: SiteConfig) -> Site:
     if (site := _known(config, study.digest)) is not None:
         return site
     wanted = Wanted(study.tasks, study.input, study.split, study.seed)
-    cohort = load_cohort(config.name, config.cohort, wanted, place_of(config))
+    folder = config.folder(study.digest)
+    place = Place(folder, config.cache, patient_key(config.state))
+    cohort = load_cohort(config.name, config.cohort, wanted, place)
     guard = None if config.observer else Guard(study, config.policy, config.state, labelled_patients(study, cohort))
     sealer, bench = _sealer(study, config), _bench(study, device_named(config.device))
-    site = Site(study, cohort, bench, config.state, guard, sealer)
+    site = Site(study, cohort, bench, folder, guard, sealer)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
     return site
 

@@ -49,7 +49,8 @@ class SiteConfig(BaseModel):
     """One hospital. The file never leaves it, and holds no secret.
 
     `state` holds what must last between rounds, among it the key of the hashes that stand for patients; `cache` the
-    decoded cohort. `threads` = 0 leaves torch's own choice.
+    decoded cohort. `threads` = 0 leaves torch's own choice. `many_studies` gives each study its own
+    splits and entries, in a folder below `state`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +67,11 @@ class SiteConfig(BaseModel):
     """What the site needs to take part in masked studies; it refuses them without."""
     threads: Annotated[int, Field(ge=0)] = 0
     server: ServerAddress | None = None
+    many_studies: bool = False
+
+    def folder(self, digest: str) -> Path:
+        """Where what lasts of the study with this digest is kept."""
+        return self.state / digest[:16] if self.many_studies else self.state
 
     def write(self, path: Path) -> None:
         """Write the file, readable by its owner alone."""

@@ -38,6 +38,9 @@ from common.summing import METRICS, TENSORS, Terms, metric_terms, tensor_terms
 from common.tasks import UNKNOWN
 from common.travel import changed, own, privacy_asked, releases_plainly, rests, sent, stays
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the operating system says when a disk takes no more."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -126,7 +129,7 @@ class Site:
         except (Diverged, OutOfRange):
             code = Code.DIVERGED
         except OSError as error:
-            code = Code.DISK if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else Code.FAILED
+            code = Code.DISK if error.errno in FULL else Code.FAILED
             self._log.exception("exchange %d failed", order.exchange)
         except FedgraftError:
             code = Code.BAD_DATA

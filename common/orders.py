@@ -39,6 +39,7 @@ class Code(StrEnum):
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
     DISK = "disk"
+    NOT_APPROVED = "not_approved"
     FAILED = "failed"
     POLICY = "policy"
     """The site's policy does not allow it."""
@@ -62,6 +63,7 @@ class Code(StrEnum):
     TOO_LARGE = "too_large"
     BAD_WEIGHT = "bad_weight"
     OTHER_CONTEXT = "other_context"
+    WRONG_NAME = "wrong_name"
 
 
 @dataclass(frozen=True)

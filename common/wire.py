@@ -1,8 +1,9 @@
 """Orders, updates and refusals as Flower records: the only file that knows record keys.
 
-Arrays travel raw (C order, little endian) in a Flower ArrayRecord, small ones together as one Array, since Flower's
-work is per Array; everything else travels as one JSON text. Nothing is ever unpickled. Decoding checks all that it
-reads and raises WireError, never anything else, on garbage. The refusal of a hello has exchange 0.
+Arrays travel raw (C order, little endian) in a Flower ArrayRecord, together as one Array, since Flower's work is per
+Array; large ones that stay in this process travel as views of their own. All else travels as one JSON text. Nothing is
+ever unpickled. Decoding checks all that it reads and raises WireError, never anything else, on garbage. The refusal of
+a hello has exchange 0.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from common.privacy import Spend, Unit
 
 HELLO = "query.hello"
 VISIT = "train.visit"
-"""Flower message types of the two things that are ever asked of a site."""
+PING = "query.ping"
+"""Flower message types of all that is ever asked of a site; a ping is empty, and so is its answer."""
 
 _RAW, _BUNDLE = "fedgraft.raw", "fedgraft.bundle"
 _SMALL_BYTES = 1 << 14
@@ -83,10 +85,11 @@ def pack_tensors(arrays: Arrays, *, views: bool = False) -> ArrayRecord:
     """
     record, small = ArrayRecord(), {}
     for key, array in arrays.items():
-        if array.nbytes <= _SMALL_BYTES:
+        # What goes over a network is copied anyway, and there every Array costs a request or two.
+        if not views or array.nbytes <= _SMALL_BYTES:
             small[key] = array
         else:
-            record[key] = _pack_array(array, views)
+            record[key] = _view(array)
     if small:
         data = pack_bundle(small)
         record[_BUNDLE] = Array("uint8", (len(data),), _BUNDLE, data)
@@ -192,11 +195,8 @@ def _pack(words: Mapping[str, Any]) -> RecordDict:
     return RecordDict({_WORDS: ConfigRecord({"json": json.dumps(words)})})
 
 
-def _pack_array(array: np.ndarray, view: bool) -> Array:
-    name = type_that_travels(array)
-    if not view:
-        return Array(name, array.shape, _RAW, array.tobytes())
-    packed = Array(name, array.shape, _RAW, b"")
+def _view(array: np.ndarray) -> Array:
+    packed = Array(type_that_travels(array), array.shape, _RAW, b"")
     # Flower insists on bytes only when it builds an Array; a read-only view serves as well within one process.
     packed.data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data.toreadonly()  # type: ignore[assignment]
     return packed

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.environment import environment
+from common.errors import FedgraftError, RunError
 from common.start import start
 from server.fleet import GridFleet
-from server.folder import RunFolder
+from server.folder import REASON, RunFolder
 from server.results import write_model, write_result
 from server.rounds import Rounds
+
+DEPLOYED = "deployed"
+"""The engine of a run over real sites."""
 
 app = ServerApp()
 
@@ -25,14 +32,35 @@ def main(grid: Grid, context: Context) -> None:
     """
     config = context.run_config
     folder, engine = RunFolder(Path(str(config["run"]))), str(config["engine"])
-    synthetic = bool(config["synthetic"])
+    if engine != DEPLOYED:
+        _run(grid, folder, engine, synthetic=bool(config["synthetic"]))
+        return
+    try:
+        folder.take()
+        _run(grid, folder, engine, synthetic=bool(config["synthetic"]))
+    except FedgraftError as error:
+        raise RunError(f"{REASON}{error}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        fix = "Free some space, then continue with --resume."
+        raise RunError(f"{REASON}{folder.path} cannot be written: {error.strerror}. {fix}") from error
+
+
+def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None:
     study = folder.study()
     folder.write("environment.json", environment(study.seed, engine))
     begin = start(study)
     tags = begin.model.tags()
     ours = engine in ("inprocess", "pool")
-    fleet = GridFleet(grid, expires=ours, views=ours)
+    enrolled = partial(_enrolled, grid) if engine == DEPLOYED else None
+    fleet = GridFleet(grid, expires=ours, views=ours, enrolled=enrolled)
     outcome = Rounds(study, fleet, folder, begin.state(), tags).run()
     write_model(folder, study, outcome, begin.manifest, synthetic)
     write_result(folder, study, tags, outcome, engine, synthetic)
     folder.event("finished")
+
+
+def _enrolled(grid: Grid) -> Mapping[int, str]:
+    """The sites that are online, under the names that they were provisioned with."""
+    return {node.node_id: node.name for node in grid.get_nodes()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Mapping
@@ -11,10 +12,19 @@ from typing import IO, Any
 
 import numpy as np
 
-from common.errors import ResumeError
+from common.errors import ResumeError, RunError
 from common.files import load_tensors, read_json, save_tensors, write_atomic, write_json
 from common.orders import Arrays
 from common.study import Study, parse_study, read_mapping
+
+REASON = "fedgraft: "
+"""How a deployed run's own reason for its end begins in Flower's words: a run that was killed has none."""
+
+_TAKE_S = 3.0
+"""Whoever only looks whether a folder is taken holds it for a moment."""
+
+_TAKEN: list[IO[str]] = []
+"""Locks that are held as long as the process lives."""
 
 _MEMORY = "memory of the merge:"
 _TELL_S = 0.1
@@ -45,6 +55,21 @@ class RunFolder:
         self._events = path / "events.jsonl"
         self._watched: IO[bytes] | None = None
         self._told = 0.0
+
+    def take(self) -> None:
+        """Keep the folder to this process for the rest of its life; RunError if another one has it."""
+        lock = (self.path / "lock").open("a")
+        ends = time.monotonic() + _TAKE_S
+        while not _locked(lock, fcntl.LOCK_EX):
+            if time.monotonic() > ends:
+                raise RunError(f"{self.path}: another process is at work on this run.")
+            time.sleep(0.1)
+        _TAKEN.append(lock)
+
+    def is_taken(self) -> bool:
+        """Whether a process is at work on the run."""
+        with (self.path / "lock").open("a") as lock:
+            return not _locked(lock, fcntl.LOCK_SH)
 
     def study(self) -> Study:
         """The study as run."""
@@ -109,3 +134,11 @@ class RunFolder:
             with self._history.open("r+b") as file:
                 file.truncate(checkpoint.history_bytes)
         return checkpoint
+
+
+def _locked(file: IO[str], how: int) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

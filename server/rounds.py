@@ -82,6 +82,7 @@ class Rounds:
         self._absent: dict[str, Code] = {}
         self._collector = Collector(study, fleet, self._greetings, folder.event)
         self._masked = MaskedCollector(study, self._collector, self._greetings)
+        self._first = 0
 
     def run(self) -> Outcome:
         """Carry out what is left of the plan. QuorumError if too few sites answer in a round."""
@@ -94,6 +95,7 @@ class Rounds:
         for step in schedule(self._study):
             if step.exchange <= done:
                 continue
+            self._first = self._first or step.exchange
             scores = self._exchange(step)
             if step.work:
                 self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
@@ -102,19 +104,27 @@ class Rounds:
     def _greet(self) -> None:
         started = time.monotonic()
         self._folder.event("greeting")
-        for site, answer in self._fleet.greet(Hello(self._study.to_json())).items():
-            if isinstance(answer, Greeting):
-                self._greetings[site] = answer
-            else:
-                self._absent[site] = answer.code
+        self._welcome()
         self._spend("prepare", started)
         self._folder.event("greeted", sites=list(self._greetings), absent=self._absent)
         if not self._greetings:
             reasons = ", ".join(f"{site}: {code}" for site, code in self._absent.items()) or "nobody answered"
             raise QuorumError(f"No site can take part ({reasons}).", fix="See site.log in each site's folder.")
 
+    def _welcome(self) -> None:
+        """Take in sites that are there and have not greeted yet: at the start, and those that come later."""
+        for site, answer in self._fleet.greet(Hello(self._study.to_json())).items():
+            if isinstance(answer, Greeting):
+                self._greetings[site] = answer
+                self._absent.pop(site, None)
+            else:
+                self._absent[site] = answer.code
+
     def _exchange(self, step: Step) -> Scores:
         started = time.monotonic()
+        # A masked study keeps the circle that it began with: its masks were agreed on at the greeting.
+        if step.exchange > self._first and not self._study.masked:
+            self._welcome()
         stage = self._study.plan[step.stage]
         sites = self._asked(step, stage)
         self._folder.event(

@@ -13,6 +13,7 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
+from client.approval import approve
 from client.config import SiteConfig
 from client.data.spec import CohortSpec
 from client.policy import SitePolicy
@@ -91,6 +92,7 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
         # A deployed site draws its key; here it follows from the seed, since splits depend on it.
         keep_key(sites / name, derive(study.seed, name, "secret").to_bytes(16, "big"))
         config.write(sites / name / "site.json")
+        approve(sites / name, study.digest, study.name)
     write_json(sites / "index.json", sorted(hospitals.cohorts))
     faults = {name: fault.model_dump(mode="json") for name, fault in hospitals.faults.items()}
     write_json(out / "simulation.json", {"synthetic": hospitals.synthetic, "faults": faults})

@@ -62,7 +62,7 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
 MakeStudy = Callable[..., Study]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_study() -> MakeStudy:
     """A study over those sites; keyword arguments replace its keys."""
 

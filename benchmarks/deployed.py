@@ -1,0 +1,78 @@
+"""What a round costs beyond the sites' own work, over TLS on loopback: a 45 MB model (resnet18) and three sites.
+
+    python -m benchmarks.deployed
+
+Prints, for every round but the first, its seconds and those of the slowest site's visit; the rest is overhead.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from client.data.spec import CohortSpec  # noqa: E402
+from common.study import parse_study  # noqa: E402
+from helpers.federation import Federation  # noqa: E402 - the test suite's own way to found a federation
+from simulations.run import Hospitals  # noqa: E402
+
+SITES, ROUNDS = ("east", "north", "south"), 6
+STUDY = {
+    "name": "overhead",
+    "tasks": [{"name": "cls", "classes": ["dark", "light"]}],
+    "input": {"kind": "image", "size": 32},
+    "model": {"backbone": "resnet18", "weights": None},
+    "evaluate": {"every": 0},
+    "method": {"name": "fedavg", "rounds": ROUNDS, "local": {"steps": 1, "batch_size": 4, "lr": 0.001}},
+}
+
+
+def main() -> None:
+    """Found a federation, run the study, print the figures."""
+    with tempfile.TemporaryDirectory(prefix="fedgraft-deployed-") as temporary:
+        root = Path(temporary)
+        study = parse_study(STUDY, "the benchmark")
+        federation = Federation(root / "federation", _hospitals(root / "images"), SITES)
+        try:
+            federation.start_server()
+            for name in SITES:
+                federation.join(name, study)
+                federation.start_site(name, study)
+            federation.run(study)
+        finally:
+            federation.end()
+        rounds = [row["seconds"] for row in federation.history()][1:ROUNDS]
+        visits = [_visits(federation.output(name)) for name in SITES]
+        works = [max(times) for times in zip(*visits, strict=True)][1:ROUNDS]
+        overhead = [round(total - work, 2) for total, work in zip(rounds, works, strict=True)]
+        mb = federation.history()[1]["bytes_up"] / 3e6
+        facts = {"mb_per_site": round(mb, 1), "rounds_s": rounds, "work_s": works, "overhead_s": overhead}
+        print(json.dumps(facts | {"median_s": float(np.median(overhead))}))
+
+
+def _hospitals(root: Path) -> Hospitals:
+    rng = np.random.default_rng(0)
+    for site in SITES:
+        for place, (name, level) in enumerate((("dark", 60), ("light", 160))):
+            folder = root / site / name
+            folder.mkdir(parents=True)
+            for number in range(8):
+                image = rng.normal(level, 20, (32, 32)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(image).save(folder / f"{place}{number}.png")
+    return Hospitals({site: CohortSpec(kind="images", root=root / site) for site in SITES})
+
+
+def _visits(log: str) -> list[float]:
+    return [float(found) for found in re.findall(r"train\.visit answered after ([0-9.]+) s", log)]
+
+
+if __name__ == "__main__":
+    main()

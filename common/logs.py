@@ -1,0 +1,54 @@
+"""Logs of what runs for long: plain lines or JSON, on stderr and in files that do not grow for ever."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+_PLAIN = "%(asctime)s %(levelname)s %(name)s %(message)s"
+_FILE_BYTES, _FILES = 5 << 20, 3
+_NOISY = ("httpx", "httpcore", "uvicorn")
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        facts = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            facts["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(facts)
+
+
+def start_logs(file: Path, *, as_json: bool) -> None:
+    """Send all logs of this process to stderr and to `file`, which is rotated and readable by its owner alone."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), _Private(file, "a", _FILE_BYTES, _FILES)]
+    for handler in handlers:
+        handler.setFormatter(_Json() if as_json else logging.Formatter(_PLAIN))
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def file_log(path: Path) -> logging.Logger:
+    """A log of plain lines in a file of its own, rotated and private; for what other programs say."""
+    logger = logging.getLogger(f"fedgraft.file.{path}")
+    if not logger.handlers:
+        logger.addHandler(_Private(path, "a", _FILE_BYTES, _FILES))
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger
+
+
+class _Private(RotatingFileHandler):
+    def _open(self):  # type: ignore[no-untyped-def]  # as in the base class
+        file = super()._open()
+        Path(self.baseFilename).chmod(0o600)
+        return file

@@ -1,0 +1,113 @@
+"""Networks that are slow or cut, and disks that are full: the study ends as it should, or stops with a clear word."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from client.approval import approve
+from common.study import Study
+from helpers.federation import Federation, command, same_weights
+from helpers.line import Line
+from simulations.run import simulate
+
+pytestmark = pytest.mark.deployment
+SITES = ("east", "north", "south")
+METHOD = {"name": "silobn", "rounds": 3, "local": {"epochs": 4, "batch_size": 4, "lr": 0.003}}
+MBIT = 1e6 / 8
+_ALONE = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+@pytest.fixture(scope="module")
+def study(make_study) -> Study:
+    return make_study(method=METHOD)
+
+
+@pytest.fixture(scope="module")
+def federation(found, study) -> Federation:
+    """A federation whose sites do not run yet."""
+    made = found(study, running=())
+    for name in SITES:
+        made.join(name, study)
+        approve(made.site(name), study.digest)
+    return made
+
+
+@pytest.fixture
+def slow_line(federation: Federation) -> Iterator[Line]:
+    """The sites reach the server over 30 Mbit/s, 100 ms each way."""
+    line = Line(federation.port, 30 * MBIT, 0.1)
+    lead_over(federation, line.port)
+    yield line
+    for name in SITES:
+        federation.processes[name].terminate()
+    for name in SITES:
+        federation.processes[name].wait(60)
+    lead_over(federation, federation.port)
+    line.close()
+
+
+def lead_over(federation: Federation, port: int) -> None:
+    for name in SITES:
+        path = federation.site(name) / "joined.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"port": port}))
+
+
+def test_a_line_that_is_far_slow_and_cut_twice_changes_nothing(federation, study, three, slow_line, tmp_path):
+    for name in SITES:
+        federation.start_site(name)
+    process = federation.start_run(study, "line")
+    for exchange in (1, 2):
+        federation.await_event("exchange", "line", exchange=exchange)
+        slow_line.cut(4)
+    assert process.wait(300) == 0, federation.output("line")
+    assert slow_line.carried > 5_000_000, "the study went over the line"
+    rows = federation.history("line")
+    assert [row["missing"] for row in rows] == [{}] * len(rows)
+    assert same_weights(federation.root / "line", simulate(study, three, tmp_path / "reference"))
+    assert "the server does not answer; trying again" in federation.output("east")
+
+
+def small_disk(folder: Path, free_kb: int, words: list[str], federation: Federation) -> subprocess.Popen[bytes]:
+    """Run a command for which `folder` lies on a disk with that little space; for no other process does it."""
+    moved = folder.with_name(f"{folder.name}.before")
+    shutil.copytree(folder, moved)
+    script = 'mount -t tmpfs -o size="$3"k tmpfs "$1" && cp -a "$2"/. "$1" && shift 3 && exec "$@"'
+    used_kb = sum(path.stat().st_size // 4096 * 4 + 4 for path in folder.rglob("*"))
+    with (federation.root / "small.out").open("ab") as log:
+        return subprocess.Popen(
+            [*_ALONE, "sh", "-c", script, "sh", str(folder), str(moved), str(used_kb + free_kb), *words],
+            env=federation.environment(),
+            cwd=federation.root,
+            stdout=log,
+            stderr=log,
+        )
+
+
+@pytest.fixture
+def _namespaces() -> None:
+    tried = subprocess.run([*_ALONE, "true"], check=False)
+    if tried.returncode:
+        pytest.skip("this machine gives no namespaces to make a small disk in")
+
+
+@pytest.mark.usefixtures("_namespaces")
+def test_a_site_whose_disk_is_full_says_so_and_the_others_go_on(federation, make_study):
+    study = make_study(method=METHOD, seed=55)
+    for name in SITES:
+        approve(federation.site(name), study.digest)
+    for name in ("east", "north"):
+        federation.start_site(name)
+    home = federation.site("south")
+    start = command(["site", "start", "--home", home])
+    federation.processes["small"] = small_disk(home / "state", 8, start, federation)
+    federation.run(study, "full")
+    result = json.loads((federation.root / "full" / "result.json").read_text())
+    assert "south, disk" in result["headline"], result["headline"]
+    assert set(result["sites"]) >= {"east", "north"}
+    federation.processes["small"].terminate()

@@ -1,0 +1,235 @@
+"""A hostile world: 200 requests at the gate while a study runs, and a bundle with code for the sites."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import socket
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.fab import Fab
+
+from client.home import SiteHome
+from common.keys import NodeKey, new_node_key, public_pem
+from common.study import Study
+from helpers.federation import Federation, same_weights, until
+from server.control import Control
+from server.home import ServerHome
+from simulations.run import simulate
+
+pytestmark = pytest.mark.deployment
+METHOD = {"name": "fedavg", "rounds": 3, "local": {"epochs": 8, "batch_size": 4, "lr": 0.003}}
+PULL = "/v1/fleet/pull-messages"
+
+
+@pytest.fixture(scope="module")
+def study(make_study) -> Study:
+    return make_study(method=METHOD)
+
+
+@pytest.fixture(scope="module")
+def federation(found, study) -> Federation:
+    return found(study)
+
+
+@pytest.fixture
+def outside(federation: Federation) -> Iterator[httpx.Client]:
+    trusted = ssl.create_default_context(cafile=str(federation.home / "ca.crt"))
+    with httpx.Client(base_url=f"https://localhost:{federation.port}", verify=trusted, timeout=30) as client:
+        yield client
+
+
+def signed(key: NodeKey, at: datetime | None = None) -> dict[str, str]:
+    """The headers of Flower's node authentication."""
+    stamp = (at or datetime.now(UTC)).isoformat()
+    signature = key.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))
+    return {
+        "flwr-public-key": base64.b64encode(public_pem(key)).decode(),
+        "flwr-timestamp": stamp,
+        "flwr-signature": base64.b64encode(signature).decode(),
+        "content-type": "application/x-protobuf",
+    }
+
+
+def attacks(federation: Federation) -> dict[str, Callable[[httpx.Client], int]]:
+    """Ten kinds of requests; each gives the status that it was answered with."""
+    site, stranger = SiteHome(federation.site("east")).node_key(), new_node_key()
+    once = signed(site)
+
+    def raw(request: bytes) -> Callable[[httpx.Client], int]:
+        def send(_: httpx.Client) -> int:
+            trusted = ssl.create_default_context(cafile=str(federation.home / "ca.crt"))
+            plain = socket.create_connection(("localhost", federation.port), timeout=10)
+            with trusted.wrap_socket(plain, server_hostname="localhost") as line:
+                line.sendall(request)
+                answer = line.recv(4096)
+            return int(answer.split()[1]) if answer else 0
+
+        return send
+
+    def post(path: str, **more: Any) -> Callable[[httpx.Client], int]:
+        return lambda client: client.post(path, **more).status_code
+
+    def oversized(client: httpx.Client) -> int:
+        return client.post(PULL, content=bytes(9 << 20), headers=signed(site)).status_code
+
+    head = f"POST {PULL} HTTP/1.1\r\nHost: localhost\r\n"
+    smuggled = head + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    smuggled += "POST /v1/control/start-run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    return {
+        "control": post("/v1/control/start-run", content=b""),
+        "runtime": post("/v1/runtime/acquire-task", content=b""),
+        "detour": raw(b"POST /v1/fleet/../control/list-runs HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"),
+        "encoded": raw(b"POST /v1/fleet/%2e%2e/control/list-runs HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"),
+        "smuggled": raw(smuggled.encode()),
+        "unsigned": post(PULL, content=PullMessagesRequest(node=Node(node_id=1)).SerializeToString()),
+        "stranger": lambda client: client.post(PULL, content=b"", headers=signed(stranger)).status_code,
+        "replayed": post(PULL, content=b"", headers=once),
+        "stale": post(PULL, content=b"", headers=signed(site, datetime.now(UTC) - timedelta(minutes=6))),
+        "oversized": oversized,
+    }
+
+
+def test_two_hundred_hostile_requests_reach_nothing_and_stop_nothing(federation, study, three, outside, tmp_path):
+    process = federation.start_run(study, "run")
+    federation.await_event("exchange", exchange=1)
+    answers: dict[str, Counter[int]] = {}
+    for _ in range(20):
+        for kind, attack in attacks(federation).items():
+            try:
+                status = attack(outside)
+            except (httpx.TransportError, OSError):  # the gate hung up
+                status = 0
+            answers.setdefault(kind, Counter())[status] += 1
+    assert sum(sum(counts.values()) for counts in answers.values()) == 200
+    # The first of the replayed requests is the honest one.
+    assert answers["replayed"].pop(200, 0) + answers["replayed"].pop(400, 0) <= 20
+    for kind, counts in answers.items():
+        assert not any(200 <= status < 300 for status in counts), (kind, counts)
+    assert process.wait(200) == 0, federation.output("run")
+    assert same_weights(federation.root / "run", simulate(study, three, tmp_path / "reference"))
+    # Flower's own record of who asked for what: on loopback, Control was used by our commands alone.
+    asked = [line for line in federation.log("superlink").splitlines() if "uvicorn.access" in line]
+    assert asked, "Flower keeps a record"
+    assert not any("/.." in line or "%2e" in line for line in asked)
+    refused = [line for line in asked if "/v1/control/" in line and not line.endswith(" 200")]
+    assert refused == []
+    assert [line for line in asked if "acquire-task" in line and " 401" in line] == []
+
+
+def test_the_gate_answers_health_alone_besides_the_fleet(outside):
+    time.sleep(31)  # until strangers at this address may ask again
+    assert outside.get("/health").status_code == 200
+    for path in ("/", "/docs", "/openapi.json", "/v1/fleet/register-node", "/v1/fleet/", "/metrics"):
+        assert outside.get(path).status_code == 404
+        assert outside.post(path).status_code == 404
+
+
+def test_old_tls_is_refused(federation):
+    for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.load_verify_locations(federation.home / "ca.crt")
+        old.set_ciphers("ALL:@SECLEVEL=0")
+        old.minimum_version = old.maximum_version = version
+        with socket.create_connection(("localhost", federation.port), timeout=10) as plain, pytest.raises(OSError):
+            old.wrap_socket(plain, server_hostname="localhost")
+    with (
+        socket.create_connection(("localhost", federation.port), timeout=10) as plain,
+        ssl.create_default_context(cafile=str(federation.home / "ca.crt")).wrap_socket(
+            plain, server_hostname="localhost"
+        ) as line,
+    ):
+        assert line.version() in ("TLSv1.2", "TLSv1.3")
+
+
+def test_a_connection_that_says_nothing_is_closed(federation):
+    trusted = ssl.create_default_context(cafile=str(federation.home / "ca.crt"))
+    plain = socket.create_connection(("localhost", federation.port), timeout=60)
+    with trusted.wrap_socket(plain, server_hostname="localhost") as line:
+        line.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nX-Slow: ")
+        started = time.monotonic()
+        assert line.recv(1) == b""
+        assert time.monotonic() - started < 50
+
+
+HOSTILE_SERVER = """
+import json, time
+from pathlib import Path
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    study = Path("{study}").read_text()
+    answers = []
+    for kind in ("query.hello", "train.visit", "train", "query.shell"):
+        words = {{"json": json.dumps({{"protocol": 1, "study": study}})}}
+        records = RecordDict({{"words": ConfigRecord(words)}})
+        messages = [Message(records, dst_node_id=node, message_type=kind) for node in grid.get_node_ids()]
+        for reply in grid.send_and_receive(messages, timeout=60):
+            answers.append(str(reply.content) if reply.has_content() else reply.error.reason)
+    Path("{answers}").write_text(json.dumps(answers))
+"""
+HOSTILE_CLIENT = """
+from pathlib import Path
+Path("{marker}").write_text("the server's code ran at a site")
+from flwr.clientapp import ClientApp
+app = ClientApp()
+@app.query("hello")
+def hello(message, context):
+    Path("{marker}").write_text("the server's code ran at a site")
+    raise SystemExit
+"""
+
+
+def hostile_bundle(folder: Path, marker: Path, answers: Path, study: Path) -> bytes:
+    """A bundle whose ClientApp shadows the installed one, as a coordinator who was broken into might send it."""
+    app = folder / "fedgraft"
+    for package in ("client", "hostile"):
+        (app / package).mkdir(parents=True)
+        (app / package / "__init__.py").write_text("")
+    (app / "client" / "app.py").write_text(HOSTILE_CLIENT.format(marker=marker))
+    (app / "hostile" / "server.py").write_text(HOSTILE_SERVER.format(answers=answers, study=study))
+    (app / "pyproject.toml").write_text(
+        '[project]\nname = "fedgraft"\nversion = "0.1.0"\ndependencies = []\n[tool.flwr.app]\npublisher = "fedgraft"\n'
+        'fab-include = ["**/*.py"]\n[tool.flwr.app.components]\nserverapp = "hostile.server:app"\n'
+        'clientapp = "client.app:app"\n[tool.flwr.app.config]\nrun = ""\n'
+    )
+    return build_fab_from_disk(app)
+
+
+def test_a_bundle_with_code_changes_nothing_at_a_site(federation, make_study, tmp_path):
+    marker, answers, study = tmp_path / "marker", tmp_path / "answers.json", tmp_path / "study.json"
+    study.write_bytes(make_study(seed=666).to_json())
+    content = hostile_bundle(tmp_path, marker, answers, study)
+    with Control(ServerHome(federation.home)) as control:
+        fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
+        config = user_config_to_proto({})
+        control._client.StartRun(StartRunRequest(fab=fab_to_proto(fab), override_config=config))
+    until(answers.exists, 120, "the hostile run")
+    assert not marker.exists()
+    found = json.loads(answers.read_text())
+    assert len(found) == 12, "every site answered every message"
+    assert sum("not_approved" in answer for answer in found) == 3
+    assert not any("Traceback" in answer or str(federation.root) in answer for answer in found)
+    assert "get-fab" not in federation.log("superlink"), "no site ever asked for the bundle"
+    for name in ("east", "north", "south"):
+        assert federation.processes[name].poll() is None

@@ -1,0 +1,107 @@
+"""kill -9 in the middle of a round: the study ends as if nothing had happened, or without the round that was lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from client.approval import approve
+from common.study import Study
+from helpers.federation import Federation, same_weights, until
+from simulations.run import simulate
+
+pytestmark = pytest.mark.deployment
+SITES = ("east", "north", "south")
+# Long enough visits for a kill to hit one.
+METHOD = {"name": "silobn", "rounds": 3, "local": {"epochs": 8, "batch_size": 4, "lr": 0.003}}
+
+
+@pytest.fixture(scope="module")
+def study(make_study) -> Study:
+    return make_study(method=METHOD)
+
+
+@pytest.fixture(scope="module")
+def reference(study, three, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return simulate(study, three, tmp_path_factory.mktemp("reference") / "run")
+
+
+@pytest.fixture(scope="module")
+def federation(found, study) -> Federation:
+    return found(study)
+
+
+@pytest.mark.parametrize("program", ["flower-superlink", "flwr-serverapp", "flower-superexec"])
+def test_a_killed_part_of_the_server_changes_nothing(federation, study, reference, program):
+    out = f"killed-{program}"
+    process = federation.start_run(study, out)
+    federation.await_event("exchange", out, exchange=2)
+    os.kill(federation.child(program), signal.SIGKILL)
+    assert process.wait(300) == 0, federation.output(out)
+    assert same_weights(federation.root / out, reference)
+    result = json.loads((federation.root / out / "result.json").read_text())
+    assert result["refusals"] == []
+
+
+def test_kills_at_random_moments_change_nothing(federation, study, reference):
+    seed = random.SystemRandom().randrange(10**6)
+    chance = random.Random(seed)
+    process = federation.start_run(study, "random")
+    federation.await_event("greeting", "random")
+    for _ in range(3):
+        program = chance.choice(["flower-superlink", "flwr-serverapp", "flower-superexec"])
+        if process.poll() is None and (found := federation.children(program)):
+            os.kill(chance.choice(found), signal.SIGKILL)
+        time.sleep(chance.uniform(0.5, 8))
+    assert process.wait(300) == 0, f"seed {seed}: {federation.output('random')}"
+    assert same_weights(federation.root / "random", reference), f"seed {seed}"
+
+
+def test_a_killed_site_misses_a_round_and_comes_back(federation, make_study):
+    study = make_study(method={**METHOD, "rounds": 4, "local": {"epochs": 20, "batch_size": 4, "lr": 0.003}})
+    for name in SITES:
+        approve(federation.site(name), study.digest)
+    process = federation.start_run(study, "site")
+    federation.await_event("exchange", "site", exchange=2)
+    federation.processes["south"].kill()
+    federation.processes["south"].wait()
+    federation.start_site("south")
+    assert process.wait(300) == 0, federation.output("site")
+    rows = federation.history("site")
+    assert "south" in rows[-1]["sites_merged"], "the site took part at the end"
+    lost = [row["exchange"] for row in rows if "south" in row["missing"]]
+    assert lost, "the killed round is lost"
+    assert all({"east", "north"} <= set(row["sites_merged"]) for row in rows)
+
+
+def test_a_straggler_past_its_deadline_catches_up_to_the_newest_round(federation, make_study):
+    study = make_study(method={**METHOD, "rounds": 5}, rounds={"deadline_s": 6})
+    for name in SITES:
+        approve(federation.site(name), study.digest)
+    process = federation.start_run(study, "straggler")
+    federation.await_event("exchange", "straggler", exchange=2)
+    federation.processes["north"].send_signal(signal.SIGSTOP)
+    federation.await_event("done", "straggler", exchange=2)
+    federation.processes["north"].send_signal(signal.SIGCONT)
+    assert process.wait(300) == 0, federation.output("straggler")
+    rows = federation.history("straggler")
+    assert rows[1]["missing"].get("north") in ("deadline", "unreachable")
+    assert "north" in rows[-1]["sites_merged"]
+    assert max(row["seconds"] for row in rows) < 20
+
+
+def test_a_killed_server_takes_its_processes_with_it_and_starts_again(federation, study, reference):
+    process = federation.start_run(study, "server")
+    federation.await_event("exchange", "server", exchange=2)
+    inner = federation.child("flower-superlink")
+    federation.processes["server"].kill()
+    until(lambda: not Path(f"/proc/{inner}").exists(), 20, "the SuperLink to end with its server")
+    federation.start_server()
+    assert process.wait(300) == 0, federation.output("server")
+    assert same_weights(federation.root / "server", reference)

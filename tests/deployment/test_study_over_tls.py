@@ -1,0 +1,124 @@
+"""A study over three real sites gives what the simulation gives, and its exit code tells the truth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from client.approval import approve
+from helpers.federation import Federation, same_weights, until
+from simulations.run import simulate
+
+pytestmark = pytest.mark.deployment
+SITES = ("east", "north", "south")
+METHOD = {"name": "silobn", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}
+
+
+@pytest.fixture(scope="module")
+def federation(found, make_study) -> Federation:
+    """A server and three sites that approved the study."""
+    return found(make_study(method=METHOD))
+
+
+def test_weights_and_metrics_are_those_of_the_simulation(federation, three, make_study, tmp_path):
+    study = make_study(method=METHOD)
+    federation.run(study)
+    reference = simulate(study, three, tmp_path / "reference")
+    assert same_weights(federation.root / "run", reference)
+    ours, theirs = (json.loads((run / "result.json").read_text()) for run in (federation.root / "run", reference))
+    assert ours["metrics"] == theirs["metrics"]
+    assert ours["status"] == "completed"
+    assert ours["engine"] == "deployed"
+    assert (federation.root / "run" / "report.html").is_file()
+
+
+def test_a_study_that_nobody_approved_fails_and_says_why_on_both_sides(federation, make_study):
+    study = make_study(method=METHOD, seed=77)
+    done = federation.run(study, "unapproved", fails=True)
+    assert done.returncode == 1
+    for name in SITES:
+        assert f"{name}: not_approved" in done.stderr
+        assert study.digest in (federation.site(name) / "state" / "site.log").read_text()
+    assert not (federation.root / "unapproved" / "result.json").exists()
+
+
+def test_a_study_that_one_site_refuses_goes_on_without_it(federation, make_study):
+    study = make_study(method=METHOD, seed=78)
+    for name in ("east", "north"):
+        approve(federation.site(name), study.digest)
+    federation.run(study, "partly")
+    result = json.loads((federation.root / "partly" / "result.json").read_text())
+    assert result["status"] == "incomplete"
+    assert "south, not_approved" in result["headline"]
+    assert set(result["sites"]) == {"east", "north"}
+
+
+def test_a_quorum_that_is_missed_is_exit_code_1_with_its_reason(federation, make_study):
+    study = make_study(method=METHOD, seed=79, rounds={"min_sites": 3})
+    approve(federation.site("east"), study.digest)
+    done = federation.run(study, "alone", fails=True)
+    assert done.returncode == 1
+    assert "3 are needed" in done.stderr
+
+
+def test_commands_show_sites_and_runs(federation, make_study):
+    federation.run(make_study(method=METHOD), "shown")
+    rows = json.loads(federation.fedgraft("server", "sites", "--home", federation.home, "--json").stdout)
+    assert {row["name"]: row["state"] for row in rows} == dict.fromkeys(SITES, "online")
+    assert all(row["heard_s"] < 20 for row in rows)
+    shown = json.loads(federation.fedgraft("server", "status", "--home", federation.home, "--json").stdout)
+    run = next(row for row in shown["runs"] if row["folder"].endswith("shown"))
+    assert (run["state"], run["exchange"], run["exchanges"], run["stage"]) == ("finished:completed", 3, 3, "evaluate")
+    assert "trial" in federation.fedgraft("server", "status", "--home", federation.home).stdout
+    assert "superlink" not in federation.fedgraft("server", "logs", "--home", federation.home).stderr
+
+
+def test_a_stopped_run_continues_to_the_same_weights(federation, three, make_study, tmp_path):
+    study = make_study(method={**METHOD, "rounds": 4})
+    for name in SITES:
+        approve(federation.site(name), study.digest)
+    process = federation.start_run(study, "stopped")
+    federation.await_event("done", "stopped", exchange=1)
+    federation.fedgraft("server", "stop", "--home", federation.home)
+    assert process.wait(60) == 1
+    assert "--resume" in federation.output("stopped")
+    federation.fedgraft("server", "run", "--resume", "stopped", "--home", federation.home)
+    assert same_weights(federation.root / "stopped", simulate(study, three, tmp_path / "reference"))
+
+
+def test_what_stays_at_the_site_stays_there(federation):
+    kept = {"node.key", "masking.key", "site.yaml"}
+    for name in SITES:
+        for file in kept:
+            path = federation.site(name) / file
+            assert path.stat().st_mode & 0o077 == 0
+    log = federation.log("superlink") + federation.log("superexec") + federation.log("server")
+    secret = (federation.site("east") / "state" / "patients.key").read_text().strip()
+    assert secret not in log
+    assert str(federation.hospitals.cohorts["east"].root) not in log
+
+
+def test_a_second_server_in_the_folder_is_refused(federation):
+    done = federation.fedgraft("server", "start", "--home", federation.home, fails=True)
+    assert done.returncode == 2
+    assert "runs already" in done.stderr
+
+
+def test_a_site_that_ends_leaves_at_once(federation):
+    federation.processes["south"].terminate()
+    assert federation.processes["south"].wait(30) == 0
+
+    def states() -> dict[str, str]:
+        rows = json.loads(federation.fedgraft("server", "sites", "--home", federation.home, "--json").stdout)
+        return {row["name"]: row["state"] for row in rows}
+
+    until(lambda: states()["south"] == "offline", 10, "the site to be gone")
+
+
+def test_the_server_stops_with_all_its_processes(federation: Federation):
+    inner = federation.child("flower-superlink")
+    federation.fedgraft("server", "stop", "--server", "--home", federation.home)
+    assert federation.processes["server"].wait(40) == 0
+    assert not Path(f"/proc/{inner}").exists()

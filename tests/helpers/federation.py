@@ -1,0 +1,198 @@
+"""A real consortium on loopback: the commands a coordinator and hospitals type, as processes of their own, over TLS."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from client.approval import approve
+from client.pseudonyms import keep_key
+from common.files import load_tensors
+from common.seeds import derive
+from common.study import Study
+from simulations.run import OPEN, Hospitals
+
+ROOT = Path(__file__).parents[2]
+Started = subprocess.Popen[bytes]
+Done = subprocess.CompletedProcess[str]
+
+
+class Federation:
+    """Folders under `root`: kits, sites/NAME, runs. `end` ends all processes that were started."""
+
+    def __init__(self, root: Path, hospitals: Hospitals, sites: Sequence[str], **server: Any) -> None:
+        self.root = root
+        self.hospitals = hospitals
+        self.kits, self.home = root / "kits", root / "kits" / "server"
+        self.port, self.inner = free_port(), free_port()
+        self.processes: dict[str, Started] = {}
+        self.server = {"host": "localhost", "port": self.port, "listen": "127.0.0.1", "inner_port": self.inner} | server
+        root.mkdir(parents=True, exist_ok=True)
+        self.provision(sites)
+
+    def provision(self, sites: Sequence[str | dict[str, str]]) -> None:
+        content = {"name": "trial", "server": self.server, "sites": list(sites)}
+        (self.root / "consortium.yaml").write_text(yaml.safe_dump(content))
+        self.fedgraft("server", "provision", "consortium.yaml", "--out", "kits")
+
+    def fedgraft(self, *arguments: object, fails: bool = False) -> Done:
+        done = subprocess.run(
+            command(arguments), cwd=self.root, env=self.environment(), capture_output=True, text=True, check=False
+        )
+        if not fails:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def start(self, name: str, *arguments: object) -> Started:
+        with (self.root / f"{name}.out").open("ab") as log:
+            process = subprocess.Popen(
+                command(arguments), cwd=self.root, env=self.environment(), stdout=log, stderr=log
+            )
+        self.processes[name] = process
+        return process
+
+    def environment(self) -> dict[str, str]:
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+    def start_server(self) -> None:
+        before = self.output("server").count("listens")
+        self.start("server", "server", "start", "--home", self.home)
+        until(lambda: self.output("server").count("listens") > before, 120, "the server's start")
+
+    def join(self, name: str, study: Study | None = None, kit: Path | None = None) -> None:
+        """Join with the site's data; given a study, with the key that a simulation of it has, since it splits."""
+        kit = kit or self.kits / f"{name}.zip"
+        cohort = self.hospitals.cohorts[name]
+        passphrase = self.kits / f"{name}.passphrase"
+        place = ("--data", cohort.root, "--kind", cohort.kind, "--home", self.site(name))
+        self.fedgraft("site", "join", kit, "--passphrase-file", passphrase, *place)
+        config = json.loads((self.site(name) / "site.yaml").read_text())
+        if study is not None:
+            keep_key(self.site(name) / "state", derive(study.seed, name, "secret").to_bytes(16, "big"))
+        (self.site(name) / "site.yaml").write_text(
+            json.dumps(config | {"threads": 1, "device": "cpu", "policy": OPEN.model_dump(mode="json")})
+        )
+
+    def start_site(self, name: str, *studies: Study) -> Started:
+        for study in studies:
+            approve(self.site(name), study.digest)
+        return self.start(name, "site", "start", "--home", self.site(name))
+
+    def site(self, name: str) -> Path:
+        return self.root / "sites" / name
+
+    def write(self, study: Study, name: str = "study.yaml") -> Path:
+        (self.root / name).write_text(study.to_yaml())
+        return self.root / name
+
+    def start_run(self, study: Study, out: str = "run", *more: object) -> Started:
+        path = self.write(study, f"{out}.yaml")
+        return self.start(out, "server", "run", path, "--home", self.home, "--out", out, *more)
+
+    def run(self, study: Study, out: str = "run", *more: object, fails: bool = False) -> Done:
+        path = self.write(study, f"{out}.yaml")
+        return self.fedgraft("server", "run", path, "--home", self.home, "--out", out, *more, fails=fails)
+
+    def output(self, name: str) -> str:
+        path = self.root / f"{name}.out"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def log(self, part: str) -> str:
+        return (self.home / "logs" / f"{part}.log").read_text(errors="replace")
+
+    def events(self, out: str = "run") -> list[dict[str, Any]]:
+        return lines(self.root / out / "events.jsonl")
+
+    def history(self, out: str = "run") -> list[dict[str, Any]]:
+        return lines(self.root / out / "history.jsonl")
+
+    def await_event(self, kind: str, out: str = "run", seconds: float = 180, **facts: object) -> None:
+        def seen() -> bool:
+            events = self.events(out) if (self.root / out).exists() else []
+            return any(e["event"] == kind and facts.items() <= e.items() for e in events)
+
+        until(seen, seconds, f"{kind} {facts}")
+
+    def child(self, name: str) -> int:
+        """The number of a process of the server by the name of its program."""
+        found = self.children(name)
+        assert found, f"no {name} runs"
+        return found[0]
+
+    def children(self, name: str) -> list[int]:
+        return children(self.processes["server"].pid, name)
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def command(arguments: Sequence[object]) -> list[str]:
+    return [sys.executable, "-m", "fedgraft", *map(str, arguments)]
+
+
+def children(parent: int, name: str) -> list[int]:
+    """All descendants of a process whose command line contains `name`."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, waiting = [], [parent]
+    while waiting:
+        for child in parents.get(waiting.pop(), []):
+            waiting.append(child)
+            try:
+                line = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if name in line:
+                found.append(child)
+    return found
+
+
+def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.1)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def same_weights(left: Path, right: Path) -> bool:
+    """Whether two runs ended with the same model, bit for bit."""
+    one, other = (load_tensors(run / "model.safetensors") for run in (left, right))
+    return one.keys() == other.keys() and all(one[key].tobytes() == other[key].tobytes() for key in one)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
