@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from common.study import Study
+
 app = typer.Typer(help="A hospital's site: join, check, approve, start.", no_args_is_help=True)
 
-# The default needs no import of what the site needs.
-HOME = Path(os.environ.get("FEDGRAFT_HOME") or Path.home() / ".fedgraft") / "site"
-Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SITE", help="The site's folder.")]
+
+def _home() -> Path:
+    # As common.files has it, without what that imports.
+    return Path(os.environ.get("FEDGRAFT_HOME") or Path.home() / ".fedgraft") / "site"
+
+
+SiteFolder = Annotated[
+    Path, typer.Argument(help="The site's folder; in a simulation sites/NAME of the run.", default_factory=_home)
+]
+OfferedStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
+Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SITE", help="The site's folder.", default_factory=_home)]
 
 
 @app.command()
 def join(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    home: Home,
     kit: Annotated[Path, typer.Argument(help="The kit: a zip file, or the folder it was unpacked to.")],
     data: Annotated[Path, typer.Option(help="The folder with the images, or for --kind table the CSV file.")],
     labels: Annotated[Path | None, typer.Option(help="The CSV file with the labels.")] = None,
@@ -24,7 +37,6 @@ def join(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     key_column: Annotated[str | None, typer.Option(help="The column of the labels that names a patient.")] = None,
     passphrase_file: Annotated[Path | None, typer.Option(help="Read the passphrase here instead of asking.")] = None,
     policy: Annotated[Path | None, typer.Option(help="A YAML file with what the site allows.")] = None,
-    home: Home = HOME,
 ) -> None:
     """Unpack a kit into the site's folder."""
     from client import deployed
@@ -35,9 +47,9 @@ def join(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 
 @app.command()
 def rejoin(
+    home: Home,
     kit: Annotated[Path, typer.Argument(help="The renewed kit.")],
     passphrase_file: Annotated[Path | None, typer.Option(help="Read the passphrase here instead of asking.")] = None,
-    home: Home = HOME,
 ) -> None:
     """Take over a renewed kit; data, state and approvals stay as they are."""
     from client import deployed
@@ -47,9 +59,9 @@ def rejoin(
 
 @app.command()
 def roster(
+    home: Home,
     file: Annotated[Path, typer.Argument(help="The roster.json that the coordinator sent.")],
     accept: Annotated[list[str] | None, typer.Option(help="A site whose new identity you compared with it.")] = None,
-    home: Home = HOME,
 ) -> None:
     """Take over a newer list of members, signed by the consortium's authority."""
     from client import deployed
@@ -59,12 +71,89 @@ def roster(
 
 @app.command()
 def start(
-    home: Home = HOME, json_logs: Annotated[bool, typer.Option(help="Logs as JSON, a line per event.")] = False
+    home: Home,
+    json_logs: Annotated[bool, typer.Option(help="Logs as JSON, a line per event.")] = False,
 ) -> None:
     """Take part, until stopped by Ctrl-C or SIGTERM; the order at hand is finished first."""
     from client import deployed
 
     deployed.start(home, as_json=json_logs)
+
+
+@app.command("budget")
+def budget(
+    folder: SiteFolder,
+    study_file: Annotated[Path | None, typer.Option("--study", help="What would this study cost?")] = None,
+    patients: Annotated[int | None, typer.Option(min=1, help="Patients in training, if nothing was spent yet.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the account into this PNG file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Privacy spent and left, study by study, and what a proposed study would cost."""
+    from client.commands import show_budget
+
+    proposed = _checked(study_file) if study_file else None
+    show_budget(folder, proposed, patients, plot, as_json=as_json)
+
+
+@app.command("egress")
+def egress(
+    folder: SiteFolder,
+    show: Annotated[int | None, typer.Option(min=1, help="Show this message in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """All that has left the site, checked line by line."""
+    from client.commands import show_egress
+
+    show_egress(folder, show, as_json=as_json)
+
+
+@app.command("check")
+def check(
+    home: Home,
+    study_ref: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="The study to check against.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="environment, data, training, connection or policy alone.")
+    ] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also train on this site's data alone.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Check whether this site can take part; the report names nobody and may be shared."""
+    from client import decisions
+
+    return decisions.check_site(home, study_ref, part or (), baseline=baseline, as_json=as_json)
+
+
+@app.command("review")
+def review(
+    home: Home,
+    study_ref: OfferedStudy,
+    as_json: AsJson = False,
+) -> None:
+    """What a study would run here, what would leave, and what it costs."""
+    from client import decisions
+
+    decisions.review_study(home, study_ref, as_json=as_json)
+
+
+@app.command("approve")
+def approve(
+    home: Home,
+    study_ref: OfferedStudy,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
+) -> None:
+    """Let a study run here; the site refuses all others."""
+    from client import decisions
+
+    (decisions.withdraw_study if withdraw else decisions.approve_study)(home, study_ref)
+
+
+def _checked(path: Path) -> Study:
+    from common.explain import check_study
+    from common.study import locate, read_study
+
+    found, _ = read_study(locate(path))
+    check_study(found, str(path))
+    return found
 
 
 def _passphrase(path: Path | None) -> str:

@@ -11,7 +11,7 @@ from common.errors import StudyError
 from simulations.patients import cancer_parts
 from simulations.scenario import SCENARIOS, PhantomSite, Scenario, load_scenario
 
-SHIPPED = ("breast_cancer", "folders", "shift", "source_ctmr", "xray5")
+SHIPPED = ("breast_cancer", "folders", "shift", "source_ctmr", "xray5", "xray_large")
 
 
 def load(folder: Path, content: object) -> Scenario:
