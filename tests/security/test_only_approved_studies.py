@@ -1,0 +1,62 @@
+"""A site acts on what its people approved, by digest, in a simulation as in a deployment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import app, forget
+from client.approval import approve, withdraw
+from common import wire
+from common.errors import QuorumError
+from common.orders import Code, Greeting, Hello, Order, Refusal
+from simulations.run import prepare, resume
+
+
+@pytest.fixture
+def run(make_study, hospitals, tmp_path: Path) -> Path:
+    prepare(make_study(), hospitals, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_nobody_acts_on_a_study_that_nobody_approved(run):
+    for file in (run / "sites").glob("*/approvals.json"):
+        file.unlink()
+    with pytest.raises(QuorumError, match="east: not_approved"):
+        resume(run)
+    assert not list((run / "sites").rglob("splits.csv")), "the data were not even looked at"
+
+
+def test_an_approval_of_another_study_is_none(run, make_study):
+    site = run / "sites" / "east"
+    (site / "approvals.json").unlink()
+    approve(site, make_study(seed=4).digest)
+    resume(run)
+    result = json.loads((run / "result.json").read_text())
+    assert "east, not_approved" in result["headline"]
+    assert "east" not in result["sites"]
+
+
+def test_an_approval_that_is_taken_back_stops_the_next_visit(run, make_study):
+    site, study = run / "sites" / "east", make_study()
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    context = Context(1, 1, {"site-config": str(site / "site.json")}, RecordDict(), {})
+
+    def ask(kind: str, records: RecordDict) -> RecordDict:
+        message = Message(records, dst_node_id=1, message_type=kind)
+        message.metadata.__dict__["_message_id"] = "m"
+        return app(message, context).content
+
+    try:
+        assert isinstance(wire.unpack_greeting(ask(wire.HELLO, wire.pack_hello(Hello(study.to_json())))), Greeting)
+        withdraw(site, study.digest)
+        order = Order(study.digest, 1, 0, 1, work=True, evaluate=None, tensors={})
+        answer = wire.unpack_reply(ask(wire.VISIT, wire.pack_order(order, wire.pack_tensors({}))))
+    finally:
+        forget()
+    assert isinstance(answer, Refusal)
+    assert answer.code is Code.NOT_APPROVED
