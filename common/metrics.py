@@ -43,7 +43,6 @@ _SHAPES: dict[str, Callable[[int], tuple[int, ...]]] = {
     "score_rows": lambda classes: (1 if classes == 2 else classes,),
 }
 _FLOATS = ("loss", "brier", "calibration_confidence")
-_MAY_BE_UNKNOWN = ("loss", "brier")
 _SCORES = ("score_keys", "score_counts")
 
 
@@ -63,8 +62,7 @@ class ClassificationSums:
     `loss_sum`: cross-entropy in nats. `brier_sum`: squared error of the probabilities, over all classes.
     `calibration_*` (15,): by equal bins of the predicted class's probability: cases, those correct, sum of
     probabilities. `scores`: one histogram of log-odds per class against the rest; of two classes, only of class 1.
-    Where a site tells only coarse or noised counts, loss and Brier sums are NaN, calibration is empty, and the scores
-    need not count the same cases as the confusion.
+    Of coarse or noised counts, loss and Brier sums are NaN, calibration is empty, and scores may count other cases.
     """
 
     confusion: Counts
@@ -260,11 +258,10 @@ def _small(counts: Counts) -> NDArray[Any]:
 
 
 def _read(arrays: Mapping[str, Any], key: str, classes: int) -> NDArray[Any]:
-    unknown = key in _MAY_BE_UNKNOWN
+    unknown = key in ("loss", "brier")
     try:
-        array = np.asarray(
-            [math.nan] if unknown and isinstance(arrays[key], list) and arrays[key] == [None] else arrays[key]
-        )
+        given = arrays[key]
+        array = np.asarray([math.nan] if unknown and isinstance(given, list) and given == [None] else given)
     except ValueError:
         raise InputError(f"Metric sums: {key} is no array.") from None
     wanted = _SHAPES[key](classes) if key in _SHAPES else (array.size,)

@@ -69,11 +69,12 @@ def test_the_sum_is_that_of_gradients_clipped_case_by_case(make_study: MakeStudy
     assert close(desk.sum(clip=clip, mode=mode), desk.naive([[case] for case in range(30)], clip))
 
 
-def test_a_patient_with_several_cases_is_clipped_once(make_study: MakeStudy) -> None:
+@pytest.mark.parametrize("clip", [2.0, 1e3])  # where most are clipped, and where none is
+def test_a_patient_with_several_cases_is_clipped_once(make_study: MakeStudy, clip: float) -> None:
     desk = Desk(make_study)
     patients = ["a", "b", "a", "c", *["d"] * 6, *map(str, range(20))]
     units = [[at for at, own in enumerate(patients) if own == one] for one in dict.fromkeys(patients)]
-    assert close(desk.sum(patients, clip=2.0, views=9), desk.naive(units, 2.0))
+    assert close(desk.sum(patients, clip=clip, views=9), desk.naive(units, clip))
 
 
 def test_without_a_patient_the_sum_changes_by_at_most_the_clip(make_study: MakeStudy) -> None:
@@ -126,11 +127,13 @@ def test_nothing_but_the_heads_moves(make_study: MakeStudy) -> None:
 def test_norms_of_convolutions_are_those_of_their_gradients(size: int, groups: int) -> None:
     """Also where positions nearly cancel: a norm that is too small would leave a gradient unclipped."""
     torch.manual_seed(size)
-    layer = nn.Conv2d(64, 64, 3, padding=1, groups=groups)
-    inputs, outputs = torch.randn(5, 64, size, size), torch.randn(5, 64, size, size)
-    inputs[4], outputs[4] = 1e3, outputs[4] - outputs[4].mean((1, 2), keepdim=True)
-    gradients = convolution(layer, [inputs], outputs)
+    layer = nn.Conv2d(64, 64, 3, groups=groups)
+    inputs, outputs = torch.randn(5, 64, size + 2, size + 2), torch.randn(5, 64, size, size)
+    inputs[4] += 3e3
+    outputs[4] -= outputs[4].mean((1, 2), keepdim=True)
     norms = convolution_norm(layer, [inputs], outputs)
+    gradients = convolution(layer, [inputs.double()], outputs.double())
     for parameter, gradient in gradients.items():
+        kept = slice(0, 5) if parameter is layer.weight else slice(0, 4)  # the last bias has no gradient at all
         exact = gradient.flatten(1).norm(dim=1)
-        assert torch.allclose(norms[parameter].float(), exact, rtol=1e-4), (norms[parameter], exact)
+        assert torch.allclose(norms[parameter].double()[kept], exact[kept], rtol=1e-2), (norms[parameter], exact)

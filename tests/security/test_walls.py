@@ -61,7 +61,7 @@ BROKEN: dict[str, tuple[object, str, Exception]] = {
     "policy": (Guard, "admit", OSError(5, "Input/output error", f"/patients/{SECRET}")),
     "training": (client.site, "train", ValueError(f"bad case {SECRET}")),
     "training, memory": (client.site, "train", MemoryError(SECRET)),
-    "evaluating": (client.site, "evaluate", FileNotFoundError(2, "No such file", f"/patients/{SECRET}/1.dcm")),
+    "evaluating": (client.site, "predictions", FileNotFoundError(2, "No such file", f"/patients/{SECRET}/1.dcm")),
     "a visit": (client.site.Site, "visit", RuntimeError(SECRET)),
     "what a visit is for": (client.site.Site, "grounds", RuntimeError(SECRET)),
     "the egress log": (EgressLog, "record", OSError(28, "No space left", f"/patients/{SECRET}")),
