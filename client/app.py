@@ -18,13 +18,14 @@ from flwr.clientapp import ClientApp
 
 from client.approval import is_approved
 from client.config import SiteConfig, read_config
-from client.data.cohort import Place, Wanted, load_cohort
+from client.data.cohort import Wanted, load_cohort
 from client.egress import EgressLog
 from client.log import close as close_log
 from client.log import site_log
+from client.offers import keep_offer
 from client.privacy.guard import Guard, Refused
 from client.privacy.sealing import Sealer
-from client.pseudonyms import patient_key
+from client.pseudonyms import place_of
 from client.site import FULL, Site, labelled_patients
 from client.workbench import Workbench, device_named
 from common import wire
@@ -101,7 +102,9 @@ def _greet(hello: Hello, config: SiteConfig, context: Context) -> Greeting | Ref
     if hello.protocol != PROTOCOL:
         return Refusal(0, Code.OTHER_PROTOCOL, config.name)
     study = parse_study(json.loads(hello.study), "the study sent by the coordinator")
-    if not is_approved(_config_path(context).parent, study.digest):
+    home = _config_path(context).parent
+    if not is_approved(home, study.digest):
+        keep_offer(home, study)
         raise Refused(Code.NOT_APPROVED, f"study {study.digest}")
     site = _site(study, config)
     write_atomic(_study_path(config, study.digest), study.to_json(), private=True)
@@ -188,12 +191,11 @@ def _site(study: Study, config: SiteConfig) -> Site:
     if (site := _known(config, study.digest)) is not None:
         return site
     wanted = Wanted(study.tasks, study.input, study.split, study.seed)
-    folder = config.folder(study.digest)
-    place = Place(folder, config.cache, patient_key(config.state))
+    place = place_of(config, study.digest)
     cohort = load_cohort(config.name, config.cohort, wanted, place)
     guard = None if config.observer else Guard(study, config.policy, config.state, labelled_patients(study, cohort))
     sealer, bench = _sealer(study, config), _bench(study, device_named(config.device))
-    site = Site(study, cohort, bench, folder, guard, sealer)
+    site = Site(study, cohort, bench, place.state, guard, sealer)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
     return site
 

@@ -20,9 +20,9 @@ _BYTES = 32
 _SPLITS = "splits.csv"
 
 
-def place_of(config: SiteConfig) -> Place:
-    """Where a site keeps its data, with the key of its patients' hashes, which is drawn if there is none yet."""
-    return Place(config.state, config.cache, patient_key(config.state))
+def place_of(config: SiteConfig, study: str) -> Place:
+    """Where a site keeps what it has of the study with that digest, and its key, drawn if there is none yet."""
+    return Place(config.folder(study), config.cache, patient_key(config.state))
 
 
 def patient_key(state: Path) -> bytes:

@@ -22,6 +22,11 @@ _COUNTS = [
     "labelled training cases of each task, every round",
 ]
 _MASKED_COUNTS = ["the site's name in the study", "whether it has labels, and whether it evaluates"]
+_ONCE = {
+    "noised": "counts of the test cases by class and score, once at the end, noised at the price of metrics_epsilon",
+    "suppressed": "counts of the test cases by class and score, once at the end, exact but for those below ten",
+}
+"""What leaves of metrics where the policy shows them once in a study."""
 _SUMS = [
     "confusion matrix",
     "sums of losses and of Brier scores",
@@ -63,7 +68,12 @@ def review(
         "bytes_up": bytes_up,
         "masked": config.masks.fewest if masked and config.masks else FEWEST if masked else None,
         "counts": {"what": _MASKED_COUNTS if masked else _COUNTS, "exact": exact},
-        "metrics": {"split": study.evaluate.split, "every": study.evaluate.every, "sums": _SUMS if exact else []},
+        "metrics": {
+            "split": study.evaluate.split,
+            "every": study.evaluate.every,
+            "sums": _SUMS if exact else [],
+            "once": "" if exact or masked else _ONCE.get(config.policy.metrics, ""),
+        },
         "cost": _cost(config, verdict),
         "refused": verdict.refused if verdict else "",
         "fix": verdict.fix if verdict else "",
@@ -150,7 +160,7 @@ def _stage_leaves(stage: dict[str, Any]) -> str:
 
 def _metrics(metrics: dict[str, Any]) -> str:
     if not metrics["sums"]:
-        return "none, by metrics of the policy"
+        return metrics["once"] or "none, by metrics of the policy"
     every = metrics["every"]
     often = "at the end alone" if not every else f"every {every} exchanges" if every > 1 else "in every exchange"
     sums = ", ".join(metrics["sums"])

@@ -19,7 +19,7 @@ from common.closed_form import heads_from_sums, scale_from_sums
 from common.errors import FedgraftError, WeightsError
 from common.metrics import ClassificationSums
 from common.model import state_arrays
-from common.plan import Gradient, Recalibrate, Ridge, Stage
+from common.plan import ClosedForm, Gradient, Recalibrate, Stage
 from common.seeds import derive
 from common.start import start
 from common.study import Study
@@ -101,7 +101,7 @@ def _stage(study: Study, site: str, stage: Stage, desk: tuple[Workbench, Feed], 
     else:
         say(stage.name)
         state = state_arrays(bench.model)
-        if isinstance(stage.merge, Ridge):
+        if isinstance(stage.merge, ClosedForm):
             bench.load(heads_from_sums(feature_sums(bench, feed), stage.merge, state))
         else:
             bench.load(scale_from_sums(column_sums(study, feed), state))

@@ -114,7 +114,7 @@ def read_cohort(config: SiteConfig, study: Study, left_out: list[str]) -> Cohort
     The site's own splits are used if it has some, and not written if it has none: a study that was merely looked at
     must not decide them. Decoded images stay in the cache.
     """
-    place = place_of(config)
+    place = place_of(config, study.digest)
     with tempfile.TemporaryDirectory(prefix="fedgraft-check-") as folder:
         state = Path(folder)
         if (place.state / "splits.csv").exists():

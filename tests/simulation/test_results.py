@@ -27,7 +27,7 @@ def predictions(run: Path, study: Study, site: str) -> tuple[np.ndarray, np.ndar
     """Logits and targets of a site's test cases, from the files of the run alone."""
     config = read_config(run / "sites" / site / "site.json")
     wanted = Wanted(study.tasks, study.input, study.split, study.seed)
-    cohort = load_cohort(site, config.cohort, wanted, place_of(config))
+    cohort = load_cohort(site, config.cohort, wanted, place_of(config, study.digest))
     if study.input.kind == "table":
         model = build_table_model(study.model.backbone, study.heads, study.input.width, 0)
     else:

@@ -190,6 +190,19 @@ def test_review_prices_a_private_study_at_this_site(command, hospital: Hospital,
     assert "metrics: none, by metrics of the policy" in out
 
 
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [("none", "none, by metrics"), ("noised", "noised at the price"), ("suppressed", "exact but for those below ten")],
+)
+def test_review_says_how_metrics_leave(command, hospital: Hospital, study_file: Path, metrics: str, words: str) -> None:
+    hospital.write_config(policy={"allow_non_dp": True, "min_patients": 1, "metrics": metrics})
+    code, out, _ = command("site", "review", study_file, "--home", hospital.home)
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("  metrics: ")]
+    assert words in line
+    assert "confusion" not in line
+
+
 def test_approval_is_kept_and_withdrawn(command, hospital: Hospital, study_file: Path) -> None:
     digest = study().digest
     assert not is_approved(hospital.home, digest)
@@ -292,6 +305,8 @@ def test_an_observer_has_no_policy_to_ask(command, hospital: Hospital, study_fil
     code, out, _ = command("site", "review", study_file, "--home", hospital.home)
     assert "never trains" in out
     assert "MB" not in out
+    content = json.loads(command("site", "review", study_file, "--home", hospital.home, "--json")[1])
+    assert (content["observer"], content["bytes_up"]) == (True, 0)
 
 
 NAMES = ("DOE^JANE", "MRN-4711", "scan_of_DOE", "1.2.840.4711")

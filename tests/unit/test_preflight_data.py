@@ -227,7 +227,7 @@ def test_a_class_that_no_patient_has_is_noted_and_a_single_class_fails(hospital:
 def test_a_class_without_a_training_case_is_noted(hospital: Hospital) -> None:
     """The site's patients were split before their labels were corrected."""
     config, asked = read_site(hospital.home), study()
-    place = place_of(config)
+    place = place_of(config, asked.digest)
     cohort = load_cohort("north", config.cohort, Wanted(asked.tasks, asked.input, asked.split, asked.seed), place)
     trained = {cohort.patients[at] for at in cohort.splits["train"].tolist()}
     rows = hospital.rows()
@@ -317,6 +317,8 @@ def test_splits_of_another_study_are_found_before_the_study_starts(hospital: Hos
     assert [line.name for line in report.parts[0].findings.lines] == ["cohort"]
     assert "another seed" in report.private[0]
     assert str(state / "splits.csv") in report.private[0]
+    hospital.write_config(many_studies=True)  # another study has a folder of its own
+    assert failing(hospital.lines("data")) == set()
 
 
 TABLE = {

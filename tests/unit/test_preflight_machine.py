@@ -80,6 +80,7 @@ def test_a_folder_that_cannot_be_written_fails(hospital: Hospital) -> None:
     assert levels["disk_cache"] is Level.FAILS
     assert levels["disk_state"] is Level.FINE
     assert str(hospital.home) in report.private[0]
+    assert str(hospital.home) not in str(report.content())
 
 
 def test_files_that_others_may_read_fail(hospital: Hospital) -> None:

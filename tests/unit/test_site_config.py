@@ -131,6 +131,14 @@ def test_a_damaged_key_is_refused(tmp_path, text):
 
 def test_the_place_of_a_site_is_its_folders_and_its_key(tmp_path):
     config = read_config(write(tmp_path))
-    place = place_of(config)
+    place = place_of(config, "d" * 64)
     assert (place.state, place.cache) == (tmp_path / "state", tmp_path / "cache")
     assert place.secret == patient_key(tmp_path / "state")
+
+
+def test_every_study_may_have_a_place_of_its_own_under_one_key(tmp_path):
+    config = read_config(write(tmp_path, many_studies=True))
+    one, other = place_of(config, "a" * 64), place_of(config, "b" * 64)
+    assert one.state != other.state
+    assert one.secret == other.secret == patient_key(tmp_path / "state")
+    assert one.state.parent == tmp_path / "state"

@@ -213,11 +213,13 @@ def test_any_bytes_are_a_bundle_or_a_wire_error(noise: bytes, at: int):
             continue
 
 
-def test_large_arrays_travel_alone_and_small_ones_together():
+@pytest.mark.parametrize(("views", "parts"), [(True, 2), (False, 1)])
+def test_large_arrays_stay_where_they_are_within_a_process_and_all_travel_together_over_a_network(views, parts):
     arrays = ARRAYS | {"large": np.arange(9000, dtype=np.float32)}
-    record = wire.pack_tensors(arrays)
-    assert len(record) == 2
-    got = wire.unpack_order(over_the_wire(RecordDict({"words": words(), "tensors": record})))
+    record = wire.pack_tensors(arrays, views=views)
+    assert len(record) == parts
+    records = RecordDict({"words": words(), "tensors": record})
+    got = wire.unpack_order(records if views else over_the_wire(records))
     assert same(dict(got.tensors), arrays)
 
 
