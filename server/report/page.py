@@ -93,6 +93,7 @@ def render(record: RunRecord) -> str:
         stages=tables.stages(record),
         cohorts=tables.cohorts(record),
         privacy=tables.privacy(record),
+        private=any(mapping(own).get("dp") for own in mapping(record.result.get("privacy")).values()),
         missing=missing,
         more_missing=more,
         cost=_cost(record),

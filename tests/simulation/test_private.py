@@ -72,6 +72,7 @@ def test_every_site_says_what_the_study_cost_it(hospitals: Hospitals, private_st
     worst = sorted((one["epsilon"] for one in figures.values()), reverse=True)
     assert overall["one_site"] == {"epsilon": worst[0], "delta": 1e-3}
     assert overall["two_sites"] == {"epsilon": pytest.approx(worst[0] + worst[1]), "delta": 2e-3}
+    assert "a repetition gives another model" in page_of(run).text
     cells = page_of(run).cells
     at = cells.index("add/remove one patient, rdp")
     assert cells[at - 1 : at + 5] == [
@@ -104,6 +105,7 @@ def test_a_site_that_never_agreed_to_work_without_noise_stays_out(hospitals, mak
     assert "north" not in result["privacy"]
     assert result["privacy"]["east"] == {"dp": False, "without_dp": ["train"]}
     assert result["privacy_overall"] is None
+    assert "a repetition gives another model" not in page_of(run).text
     cells = page_of(run).cells
     assert ("east", "none", "train") in zip(cells, cells[1:], cells[2:], strict=False)
     assert "not_private" in (run / "sites" / "north" / "site.log").read_text()
