@@ -97,11 +97,11 @@ def test_a_straggler_past_its_deadline_catches_up_to_the_newest_round(federation
 
 
 def test_a_killed_server_takes_its_processes_with_it_and_starts_again(federation, study, reference):
-    process = federation.start_run(study, "server")
-    federation.await_event("exchange", "server", exchange=2)
+    process = federation.start_run(study, "outlived")
+    federation.await_event("exchange", "outlived", exchange=2)
     inner = federation.child("flower-superlink")
     federation.processes["server"].kill()
     until(lambda: not Path(f"/proc/{inner}").exists(), 20, "the SuperLink to end with its server")
     federation.start_server()
-    assert process.wait(300) == 0, federation.output("server")
-    assert same_weights(federation.root / "server", reference)
+    assert process.wait(300) == 0, federation.output("outlived")
+    assert same_weights(federation.root / "outlived", reference)
