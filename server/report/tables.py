@@ -38,6 +38,8 @@ MEANINGS = {
     Code.OUT_OF_MEMORY: "ran out of memory",
     Code.DISK: "could not write to its disk",
     Code.FAILED: "failed; its own log says why",
+    Code.NOT_APPROVED: "has not approved this study",
+    Code.WRONG_NAME: "gave a name that is not that of its key",
     Code.POLICY: "does not allow it by its policy",
     Code.BUDGET: "has not enough of its privacy budget left",
     Code.LEDGER: "has a privacy ledger that cannot be trusted",

@@ -64,7 +64,8 @@ def test_kills_at_random_moments_change_nothing(federation, study, reference):
 
 
 def test_a_killed_site_misses_a_round_and_comes_back(federation, make_study):
-    study = make_study(method={**METHOD, "rounds": 4, "local": {"epochs": 20, "batch_size": 4, "lr": 0.003}})
+    """The rounds that are left take longer than a site needs to start and be let in again, half a minute or so."""
+    study = make_study(method={**METHOD, "rounds": 14, "local": {"epochs": 20, "batch_size": 4, "lr": 0.003}})
     for name in SITES:
         approve(federation.site(name), study.digest)
     process = federation.start_run(study, "site")
