@@ -16,8 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from common.errors import LedgerError
-from common.files import canonical_json, digest_arrays
+from common.files import canonical_json
 from common.orders import Answer, Arrays, Greeting, Masked, Refusal, Update
 
 Kind = Literal["greeting", "update", "masked", "refusal"]
@@ -43,7 +45,11 @@ class Entry:
 
     def seal(self) -> str:
         """SHA-256 of all that the line says and of the line before it, 64 hex digits."""
-        return hashlib.sha256(canonical_json([getattr(self, name) for name in _FIELDS])).hexdigest()
+        return hashlib.sha256(self.content()).hexdigest()
+
+    def content(self) -> bytes:
+        """All that the line says but its own hash, as canonical JSON."""
+        return canonical_json({name: getattr(self, name) for name in _FIELDS})
 
 
 class EgressLog:
@@ -61,14 +67,15 @@ class EgressLog:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             size, seq, previous = self._last(descriptor)
-            entry = _entry(seq + 1, previous, study, answer, why)
-            line = canonical_json(asdict(entry)) + b"\n"
+            content = _entry(seq + 1, previous, study, answer, why).content()
+            seal = hashlib.sha256(content).hexdigest()
+            line = content[:-1] + f',"hash":"{seal}"}}\n'.encode()
             written = os.write(descriptor, line)
             if written != len(line):
                 os.ftruncate(descriptor, size)
                 raise OSError(f"only {written} of {len(line)} bytes could be written")
             os.fdatasync(descriptor)
-            self._end = (size + len(line), entry.seq, entry.hash)
+            self._end = (size + len(line), seq + 1, seal)
         finally:
             os.close(descriptor)
 
@@ -130,12 +137,16 @@ def _entry(seq: int, previous: str, study: str, answer: Greeting | Answer, why: 
             kind, words = "refusal", {"code": answer.code.value}
     exchange = 0 if isinstance(answer, Greeting) else answer.exchange
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = Entry(seq, at, study, exchange, kind, why, _described(tensors), _described(metrics), words, previous)
-    return Entry(**{name: getattr(entry, name) for name in _FIELDS}, hash=entry.seal())
+    return Entry(seq, at, study, exchange, kind, why, _described(tensors), _described(metrics), words, previous)
 
 
 def _described(arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...], str]]:
-    return {key: (a.dtype.str, a.shape, digest_arrays({"": a})) for key, a in arrays.items()}
+    return {key: (a.dtype.str, a.shape, hashlib.sha256(_bytes(a)).hexdigest()) for key, a in arrays.items()}
+
+
+def _bytes(array: np.ndarray) -> memoryview | bytes:
+    """An array's values in memory order; its type and shape stand beside the digest."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b""
 
 
 def _frozen(content: dict[str, Any]) -> dict[str, Any]:
