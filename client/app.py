@@ -152,7 +152,7 @@ def _recorded(config: SiteConfig | None, study: str, answer: Greeting | Answer, 
 
 def _egress(config: SiteConfig) -> EgressLog:
     kept = _memory("egress")
-    found = kept.setdefault(str(config.state), EgressLog(config.state))
+    found = kept.setdefault(str(config.state), EgressLog(config.state, sync=config.sync))
     assert isinstance(found, EgressLog)
     return found
 

@@ -67,6 +67,8 @@ class SiteConfig(BaseModel):
     """What the site needs to take part in masked studies; it refuses them without."""
     threads: Annotated[int, Field(ge=0)] = 0
     server: ServerAddress | None = None
+    sync: bool = True
+    """Wait for the disk before a message leaves, so that the egress log outlives a loss of power as well."""
     many_studies: bool = False
 
     def folder(self, digest: str) -> Path:

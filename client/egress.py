@@ -55,9 +55,13 @@ class Entry:
 class EgressLog:
     """The file of one site. Safe for several processes at once."""
 
-    def __init__(self, folder: Path) -> None:
-        """The log in a site's state folder; the file is made with the first line."""
+    def __init__(self, folder: Path, *, sync: bool = True) -> None:
+        """The log in a site's state folder; the file is made with the first line.
+
+        Without `sync` a line survives the kill of the process, but not a loss of power: enough for a simulation.
+        """
         self._path = folder / "egress.jsonl"
+        self._sync = sync
         self._end = (0, 0, _FIRST)
 
     def record(self, study: str, answer: Greeting | Answer, why: str) -> None:
@@ -74,7 +78,8 @@ class EgressLog:
             if written != len(line):
                 os.ftruncate(descriptor, size)
                 raise OSError(f"only {written} of {len(line)} bytes could be written")
-            os.fdatasync(descriptor)
+            if self._sync:
+                os.fdatasync(descriptor)
             self._end = (size + len(line), seq + 1, seal)
         finally:
             os.close(descriptor)

@@ -84,6 +84,7 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
             name=name,
             cohort=cohort.below(Path.cwd()),
             observer=name in hospitals.observers,
+            sync=False,
             policy=hospitals.policies.get(name, OPEN),
             masks=masks.get(name),
             state=(sites / name).resolve(),

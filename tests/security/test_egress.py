@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,3 +129,16 @@ def test_a_site_that_cannot_write_its_log_sends_a_constant_word(
         ("west", 2, "disk"),
         ("west", 3, "disk"),
     ]
+
+
+def test_a_line_is_on_the_disk_before_the_message_leaves_unless_a_simulation_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("client.egress.os.fdatasync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    log = EgressLog(tmp_path / "real")
+    log.record("ab", UPDATE, "because")
+    assert synced == [(tmp_path / "real" / "egress.jsonl").stat().st_size]
+    EgressLog(tmp_path / "played", sync=False).record("ab", UPDATE, "because")
+    assert len(synced) == 1
+    assert len(list(EgressLog(tmp_path / "played").entries())) == 1
