@@ -27,30 +27,11 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from common.errors import RunError
+from server.bundle import manifest
 from server.home import ServerHome
 
 HEARTBEATS = 2
 """How many heartbeats a site may miss before Flower calls it offline."""
-
-_MANIFEST = """\
-[project]
-name = "fedgraft"
-version = "0.1.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedgraft"
-fab-include = ["manifest.yaml"]
-
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-
-[tool.flwr.app.config]
-run = ""
-engine = ""
-synthetic = false
-"""
 
 
 @dataclass(frozen=True)
@@ -143,7 +124,7 @@ def bundle() -> bytes:
     with tempfile.TemporaryDirectory(prefix="fedgraft-") as temporary:
         app = Path(temporary) / "fedgraft"
         app.mkdir()
-        (app / "pyproject.toml").write_text(_MANIFEST, encoding="utf-8")
+        (app / "pyproject.toml").write_text(manifest(), encoding="utf-8")
         # A bundle may not be empty.
         (app / "manifest.yaml").write_text("code: installed\n", encoding="utf-8")
         return bytes(build_fab_from_disk(app))

@@ -23,28 +23,10 @@ import torch
 
 from common.errors import InputError, RunError
 from common.files import read_json
+from server.bundle import manifest
 
 _POLL_S = 2.0
 _START_S = 60.0
-_MANIFEST = """\
-[project]
-name = "fedgraft"
-version = "0.1.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedgraft"
-fab-include = ["manifest.yaml"]
-
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-
-[tool.flwr.app.config]
-run = ""
-engine = "ray"
-synthetic = false
-"""
 
 
 def run_with_ray(run: Path, workers: int, threads: int, synthetic: bool) -> None:
@@ -74,7 +56,7 @@ def _app(folder: Path) -> Path:
     """The bundle's folder: a manifest, and one line of YAML since a bundle may not be empty."""
     app = folder / "fedgraft"
     app.mkdir()
-    (app / "pyproject.toml").write_text(_MANIFEST, encoding="utf-8")
+    (app / "pyproject.toml").write_text(manifest("ray"), encoding="utf-8")
     (app / "manifest.yaml").write_text("code: installed\n", encoding="utf-8")
     return app
 
