@@ -19,7 +19,7 @@ _OFFSET = 1 << 31
 _ROW_SHIFT = 32
 _KEY_MASK = (1 << _ROW_SHIFT) - 1
 _LARGEST = 3e38
-_COARSE_SCALE = 4.0
+COARSE_SPREAD = 4.0
 """Log-odds per step of the logistic grid of `coarsen`: wide enough that 64 bins tell .999 from .9999."""
 GRID = 8192
 """Steps of score in `grid`: 128 KB a row."""
@@ -101,14 +101,17 @@ class ScoreHistogram:
         negative = np.bincount(place, counts * (1 - (keys & 1)), minlength=len(bins))
         return positive[::-1].astype(np.float64), negative[::-1].astype(np.float64)
 
-    def coarsen(self, bins: int) -> ScoreHistogram:
-        """The same cases on a grid of `bins` scores, the same for all sites, so that what is coarse still adds up."""
+    def coarsen(self, bins: int, spread: float = COARSE_SPREAD) -> ScoreHistogram:
+        """The same cases on a grid of `bins` scores, the same for all sites, so that what is coarse still adds up.
+
+        Bins are equal steps of sigmoid(log-odds / `spread`).
+        """
         if bins < 1:
             raise InputError(f"{bins} score bins are too few.", fix="Keep at least one.")
-        share = 0.5 + 0.5 * np.tanh(0.5 * _scores((self.keys & _KEY_MASK) >> 1) / _COARSE_SCALE)
+        share = 0.5 + 0.5 * np.tanh(0.5 * _scores((self.keys & _KEY_MASK) >> 1) / spread)
         place = np.minimum(np.floor(share * bins), bins - 1)
         centre = (place + 0.5) / bins
-        keys = _bins(_COARSE_SCALE * np.log(centre / (1 - centre))) << 1 | (self.keys & 1)
+        keys = _bins(spread * np.log(centre / (1 - centre))) << 1 | (self.keys & 1)
         return _summed(self.rows, keys + (self.keys & ~_KEY_MASK), self.counts)
 
     def grid(self) -> Counts:

@@ -13,23 +13,37 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 class PeakMemory:
-    """Counts from its construction on: memory of the GPU, or that of this whole process on the CPU."""
+    """Counts from its construction on: memory of the GPU, or that of this whole process on the CPU.
+
+    Where the system cannot start such a count anew (other systems than Linux, some sandboxes), it is that since the
+    process began, and `whole_life` says so.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.whole_life = False
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is that since the process began
+            with contextlib.suppress(OSError):
                 _CLEAR.write_text("5", encoding="ascii")  # proc(5): sets the peak back to what is used now
+            peak, used = _status("VmHWM"), _status("VmRSS")
+            self.whole_life = peak is None or used is None or peak > 1.05 * used
 
     def peak(self) -> int:
         """Bytes at most so far."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        try:
-            lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-        except (OSError, StopIteration, ValueError):
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            return peak if sys.platform == "darwin" else 1024 * peak
+        peak = _status("VmHWM")
+        if peak is None:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return peak
+
+
+def _status(key: str) -> int | None:
+    """Bytes that Linux tells under this key."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+    except (OSError, StopIteration, ValueError):
+        return None

@@ -56,6 +56,7 @@ def check_training(study: Study, cohort: Cohort, device: torch.device) -> Findin
     except (MemoryError, torch.OutOfMemoryError):
         _out_of_memory(found, "model", device)
     used, kind = memory.peak(), "GPU memory" if device.type == "cuda" else "memory of the whole process"
+    kind += " since it began" if memory.whole_life else ""
     found.fine("peak_memory", f"{used / _GB:.2f} GB {kind}", bytes=used, device=device.type)
     return found
 

@@ -22,13 +22,17 @@ from common.orders import Arrays
 from common.score_histogram import Counts, Floats, ScoreHistogram
 
 BINS = 16
-"""Of the scores: enough for AUROC to .01, few enough for noise."""
+"""Of the scores, few enough for noise. Ties within a bin lower AUROC, of calibrated scores by about .005."""
 
 LEAST = 10
 """Smaller cells are not shown."""
 
-_SPREAD = 4.0
-"""Log-odds per step of the grid of scores, as of `ScoreHistogram.coarsen`."""
+_SPREAD = 2.0
+"""Log-odds per step of the logistic grid of scores.
+
+Of 1, 1.5, 2, 3 and 4 it lowers AUROC least at the median of 54 made cases of different separation, prevalence and
+temperature: by .007. The worst is by .1, of rare cases whose scores hardly differ.
+"""
 
 
 Answers = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
@@ -96,7 +100,7 @@ def suppressed(sums: ClassificationSums) -> ClassificationSums:
 
     A class with fewer than ten cases, or with all but so few, has no scores, and so no AUROC.
     """
-    coarse = sums.scores.coarsen(BINS)
+    coarse = sums.scores.coarsen(BINS, _SPREAD)
     rows = [_merged(*coarse.ranked(row)) for row in range(coarse.rows)]
     return _partial(np.where(sums.confusion >= LEAST, sums.confusion, 0), rows)
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,6 +180,8 @@ def test_no_memory_for_the_model_fails(hospital: Hospital, monkeypatch) -> None:
 
 def test_peak_memory_counts_what_was_given_back() -> None:
     memory = PeakMemory(torch.device("cpu"))
+    if memory.whole_life:
+        pytest.skip("this system does not count peak memory anew")
     before = memory.peak()
     block = np.ones(40_000_000)
     del block
@@ -186,6 +189,21 @@ def test_peak_memory_counts_what_was_given_back() -> None:
     assert 250e6 < grown < 450e6
     again = PeakMemory(torch.device("cpu"))
     assert again.peak() < before + 150e6
+
+
+def test_peak_memory_says_when_it_is_that_since_the_process_began(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    block = np.ones(40_000_000)
+    del block
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (tmp_path / "sandbox").write_text("\n".join(line for line in status.splitlines() if "VmHWM" not in line))
+    for name, path in (("_CLEAR", tmp_path / "none" / "clear"), ("_STATUS", tmp_path / "sandbox")):
+        monkeypatch.setattr(f"client.preflight.memory.{name}", path)
+    memory = PeakMemory(torch.device("cpu"))
+    assert memory.whole_life
+    assert memory.peak() > 320e6
+    assert "since it began" in hospital.lines("training")["peak_memory"].says
 
 
 def test_a_part_that_breaks_down_is_a_line_and_the_others_go_on(hospital: Hospital, monkeypatch) -> None:
