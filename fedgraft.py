@@ -70,6 +70,39 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 
 
 @app.command()
+def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    study_file: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="Folder; continued if it exists. runs/STUDY-compare.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="study, scratch, local, pooled, source_only, ...")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Ask only this question of the study's file.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds; 3, or as the file says.")] = None,
+    quick: Annotated[bool, typer.Option(help="A first look: few seeds, wide intervals.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads per run.")] = 1,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study and its alternatives on the same splits and seeds, and say what the difference is worth."""
+    from simulations.compare.command import Request
+    from simulations.compare.command import compare as carry_out
+
+    asked = Request(
+        study_file,
+        out,
+        scenario,
+        tuple(set_ or ()),
+        seeds,
+        tuple(arm or ()),
+        tuple(only or ()),
+        quick,
+        workers,
+        threads,
+    )
+    carry_out(asked, as_json=as_json)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
     """Build the HTML report of a run again."""
     from server.report import build_report

@@ -40,4 +40,12 @@ def start(study: Study) -> Start:
         raise WeightsError(
             f"{study.model.weights}: are for the backbone {manifest.backbone}, not {study.model.backbone}."
         )
-    return Start(model, manifest, graft(model, arrays, study.model.weights))
+    heads = {task.name: task.classes for task in study.tasks} if study.model.heads == "weights" else {}
+    for task, classes in heads.items():
+        if manifest.classes.get(task) != classes:
+            found = ", ".join(manifest.classes.get(task, ())) or "none"
+            raise WeightsError(
+                f"{study.model.weights}: have no head for task {task!r} with its classes (found: {found}).",
+                fix="Set model.heads: fresh, or name weights that were trained for these classes.",
+            )
+    return Start(model, manifest, graft(model, arrays, study.model.weights, frozenset(heads)))

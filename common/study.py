@@ -24,10 +24,20 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 class Model(Value):
-    """The backbone by name, and the weights it starts from: an id, a folder, or none for random ones."""
+    """The backbone by name, and the weights it starts from: an id, a folder, or none for random ones.
+
+    `heads` are `fresh`, or those of the `weights`, which must then be for the same tasks and classes.
+    """
 
     backbone: str = "slim_resnet"
     weights: str | None = None
+    heads: Literal["fresh", "weights"] = "fresh"
+
+    @model_validator(mode="after")
+    def _heads_from_somewhere(self) -> Model:
+        if self.heads == "weights" and self.weights is None:
+            raise ValueError("heads: weights needs `weights`, an id or a folder")
+        return self
 
 
 _LARGEST_CHANGE = 10.0
@@ -112,14 +122,15 @@ def locate(path: Path) -> Path:
 
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | None]:
-    """The study in a YAML file and the scenario it names for simulations, if any.
+    """The study in a YAML file and the scenario it names for simulations, if any; what it is compared with is left out.
 
     `overrides` are `dotted.key=value` with YAML values. Raises StudyError with every fault.
     """
     data = read_mapping(path)
-    faults = [fault for item in overrides if (fault := _override(data, item))]
+    faults = [fault for item in overrides if (fault := override(data, item))]
     if faults:
         raise StudyError(str(path), faults)
+    data.pop("compare", None)
     scenario = data.pop("scenario", None)
     if scenario is not None and not isinstance(scenario, str):
         raise StudyError(str(path), ["scenario: must be the name or path of a scenario file"])
@@ -194,7 +205,7 @@ def _within(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
     return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
-def _override(data: dict[str, Any], item: str) -> str | None:
+def override(data: dict[str, Any], item: str) -> str | None:
     """Set `dotted.key=value` in place; the fault as text, or None."""
     key, equals, text = item.partition("=")
     if not equals or not key:
@@ -203,6 +214,12 @@ def _override(data: dict[str, Any], item: str) -> str | None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return f"--set {item}: the value is not valid YAML"
+    fault = put(data, key, value)
+    return fault and f"--set {item}: {fault}"
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> str | None:
+    """Set a dotted key in place, numbers being places in a list; the fault as text, or None."""
     *parents, last = key.split(".")
     here: Any = data
     for part in parents:
@@ -212,11 +229,11 @@ def _override(data: dict[str, Any], item: str) -> str | None:
         elif isinstance(here, dict):
             here = here.setdefault(step, {})
         else:
-            return f"--set {item}: there is no {part!r} to set a key in"
+            return f"there is no {part!r} to set a key in"
     if isinstance(here, list) and last.isdigit() and int(last) < len(here):
         here[int(last)] = value
     elif isinstance(here, dict):
         here[last] = value
     else:
-        return f"--set {item}: {key} cannot be set"
+        return f"{key} cannot be set"
     return None

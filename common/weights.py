@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -125,15 +125,18 @@ def save_weights(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[
     return manifest
 
 
-def graft(model: TransferModel, arrays: Mapping[str, np.ndarray], source: str) -> KeyReport:
-    """Put pretrained backbone entries into a model; heads stay fresh. A stem for 3 channels is adapted to 1, or 1 to 3.
+def graft(
+    model: TransferModel, arrays: Mapping[str, np.ndarray], source: str, heads: Collection[str] = ()
+) -> KeyReport:
+    """Put pretrained backbone entries into a model, and the `heads` of these tasks; all other heads stay fresh.
 
-    WeightsError lists all backbone entries that are missing, extra or misshapen.
+    A stem for 3 channels is adapted to 1, or 1 to 3. WeightsError lists all entries that are missing, extra or
+    misshapen.
     """
     state = state_arrays(model)
     tags = model.tags()
-    wanted = {key for key, tag in tags.items() if tag.role is not Role.HEAD}
-    given = {key for key in arrays if key.startswith("backbone.")}
+    wanted = {key for key, tag in tags.items() if tag.role is not Role.HEAD or tag.task in heads}
+    given = {key for key in arrays if key.startswith("backbone.") or key in wanted}
     faults = [f"{key}: missing" for key in sorted(wanted - given)]
     faults += [f"{key}: not in this backbone" for key in sorted(given - wanted)]
     merged, adapted = dict(state), []

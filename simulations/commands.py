@@ -155,8 +155,7 @@ def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[st
             "licence": licence,
             "how": f"fedgraft weights pretrain {path.name}; {manifest.how}; {figures}",
         }
-        backbone = {key: array for key, array in arrays.items() if key.startswith("backbone.")}
-        save_weights(out, backbone, facts | {"classes": {}})
+        save_weights(out, arrays, facts)
     say(f"Weights {name} are in {out}")
 
 

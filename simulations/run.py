@@ -100,7 +100,7 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
     RunFolder(out).write_study(study)
 
 
-def resume(out: Path, engine: Engine | None = None) -> Path:
+def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> Path:
     """Start or continue the run in `out`; ends bit-identical to a run that was never interrupted."""
     engine = engine or Engine()
     if not (out / "simulation.json").is_file():
@@ -118,7 +118,8 @@ def resume(out: Path, engine: Engine | None = None) -> Path:
         with torch_threads(engine.threads), _grid(out, names, engine, facts["faults"]) as grid:
             context = Context(1, 1, {}, RecordDict(), _run_config(out, engine.name, bool(facts["synthetic"])))
             server_app(grid, context)
-    build_report(out)
+    if report:
+        build_report(out)
     return out
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.data import splits
+from client.data import experiment, splits
 from client.data.cache import Decoded, load, store
 from client.data.scan import Scan, files, name_below, scan_dicom, scan_images, stamps
 from client.data.spec import CohortSpec
@@ -111,12 +111,16 @@ def load_cohort(name: str, spec: CohortSpec, wanted: Wanted, place: Place) -> Co
         by_patient.setdefault(patient, []).append(label)
     strata = {patient: splits.stratum(labels) for patient, labels in by_patient.items()}
     chosen = splits.keep(place.state / "splits.csv", strata, wanted.split, wanted.seed)
+    cases = splits.indices(decoded.patients, chosen)
+    targets = experiment.labels(decoded.targets, decoded.patients, cases, spec.train_labels, wanted.seed)
+    if spec.train_cases is not None:
+        cases["train"] = experiment.fewer(cases["train"], decoded.patients, strata, spec.train_cases, wanted.seed)
     return Cohort(
         name=name,
         inputs=torch.from_numpy(decoded.inputs),
-        targets={task: torch.from_numpy(target) for task, target in decoded.targets.items()},
+        targets={task: torch.from_numpy(target) for task, target in targets.items()},
         patients=decoded.patients,
-        splits={split: torch.from_numpy(at) for split, at in splits.indices(decoded.patients, chosen).items()},
+        splits={split: torch.from_numpy(at) for split, at in cases.items()},
         problems=tuple(Problem(reason, count) for reason, count in sorted(decoded.problems.items())),
         facts=facts,
         origins=decoded.origins,
@@ -172,7 +176,7 @@ def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place,
     """
     content = {
         "version": _VERSION,
-        "spec": spec.model_dump(mode="json"),
+        "spec": spec.model_dump(mode="json", exclude=set(experiment.KEYS)),
         "tasks": [task.model_dump(mode="json") for task in wanted.tasks],
         "size": [size.size, size.channels],
         "labels": sha256_file(spec.labels) if spec.labels is not None and spec.labels.is_file() else None,

@@ -45,6 +45,10 @@ class CohortSpec(BaseModel):
     window: Window | None = None
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame file become images."""
+    train_cases: Annotated[int, Field(ge=1)] | None = None
+    """For experiments: of the patients who train, only so many that they have about this many cases."""
+    train_labels: Literal["known", "hidden", "shuffled"] = "known"
+    """For experiments: all labels but those of the test split are hidden, or dealt out anew among the patients."""
 
     @model_validator(mode="after")
     def _says_only_what_counts(self) -> CohortSpec:

@@ -54,17 +54,25 @@ def keep(path: Path, labels: Mapping[str, int], shares: SplitSpec, seed: int) ->
 
     The file is private. DataError if it is damaged or was made with other shares or another seed.
     """
-    header = f"# shares {shares.train:g} {shares.val:g} {shares.test:g}, seed {seed}"
-    known = _read(path, header) if path.exists() else {}
+    known = _read(path, _header(shares, seed)) if path.exists() else {}
     splits = known | assign(labels, known, shares, seed)
     if len(splits) > len(known):
-        text = io.StringIO()
-        text.write(header + "\n")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("patient", "split"))
-        writer.writerows(sorted(splits.items()))
-        write_atomic(path, text.getvalue().encode(), private=True)
+        write(path, splits, shares, seed)
     return {patient: splits[patient] for patient in labels}
+
+
+def write(path: Path, splits: Mapping[str, str], shares: SplitSpec, seed: int) -> None:
+    """Put the split of every patient into the private file `path`, where `keep` finds it."""
+    text = io.StringIO()
+    text.write(_header(shares, seed) + "\n")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("patient", "split"))
+    writer.writerows(sorted(splits.items()))
+    write_atomic(path, text.getvalue().encode(), private=True)
+
+
+def _header(shares: SplitSpec, seed: int) -> str:
+    return f"# shares {shares.train:g} {shares.val:g} {shares.test:g}, seed {seed}"
 
 
 def stratum(targets: Sequence[int]) -> int:

@@ -69,9 +69,17 @@ def check_baseline(study: Study, cohort: Cohort, device: torch.device, say: Say)
 
 
 def train_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> Baseline:
-    """The study's plan with this site as the only one, without noise since nothing leaves.
+    """The study's plan with this site as the only one, and how good the model is that it ends with."""
+    bench, feed, pretrained = fit_alone(study, cohort, device, say)
+    splits = [split for split in ("val", "test") if len(feed.labelled(split))]
+    return Baseline({split: evaluate(bench, feed, split) for split in splits}, pretrained)
 
-    Raises TooFewCases, Diverged, or what the study's weights raise.
+
+def fit_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> tuple[Workbench, Feed, bool]:
+    """Carry out the study's plan on this cohort alone, without noise since nothing leaves.
+
+    The model as it ends, the cohort's cases, and whether it began from the study's weights. Raises TooFewCases,
+    Diverged, or what the study's weights raise.
     """
     bench, feed = Workbench(study, device), Feed(cohort, study.input, device)
     pretrained = study.model.weights is not None
@@ -83,8 +91,7 @@ def train_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) ->
     for stage in study.plan:
         if stage.where == "all" or labelled == (stage.where == "labelled"):
             _stage(study, cohort.name, stage, (bench, feed), say)
-    splits = [split for split in ("val", "test") if len(feed.labelled(split))]
-    return Baseline({split: evaluate(bench, feed, split) for split in splits}, pretrained)
+    return bench, feed, pretrained
 
 
 def _stage(study: Study, site: str, stage: Stage, desk: tuple[Workbench, Feed], say: Say) -> None:

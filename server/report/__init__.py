@@ -24,3 +24,13 @@ def build_audit_page(folder: Path) -> Path:
     from server.report.page import write_audit_page
 
     return write_audit_page(folder)
+
+
+def build_comparison_page(folder: Path) -> Path:
+    """Write `compare.html` beside a `compare.json`, and return its path.
+
+    InputError if `compare.json` is absent or damaged.
+    """
+    from server.report.comparison import write_comparison_page
+
+    return write_comparison_page(folder)

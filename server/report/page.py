@@ -67,11 +67,12 @@ def write_audit_page(folder: Path) -> Path:
         raise InputError(f"{folder}: there is no audit.json.", fix="Write one with `fedgraft privacy audit`.")
     page = folder / "audit.html"
     study = text(found.get("study"))
-    write_atomic(page, _template("audit.html.jinja").render(study=study, audit=audited(found)).encode("utf-8"))
+    write_atomic(page, template("audit.html.jinja").render(study=study, audit=audited(found)).encode("utf-8"))
     return page
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """A template of this folder; whatever is put into it is text, never markup."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -83,7 +84,7 @@ def render(record: RunRecord) -> str:
     """The page as text. Names from sites and studies are text, never markup."""
     result = record.result
     missing, more = tables.refusals(record)
-    return _template("page.html.jinja").render(
+    return template("page.html.jinja").render(
         study=text(result.get("study")) or record.name,
         status=text(result.get("status")) or "unfinished",
         headline=text(result.get("headline")) or "The run has not finished; this page shows how far it got.",

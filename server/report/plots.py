@@ -20,11 +20,11 @@ from server.report.history import Curves, Point, Span
 
 MANY_SITES = 10
 # Okabe and Ito's colours, told apart by all common kinds of colour vision, less the yellow that white swallows.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_BEST, _WORST, _OTHER, _INK, _FAINT = "#0072b2", "#d55e00", "#b9bec6", "#1b1f24", "#667080"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_BEST, _WORST, _OTHER, INK, FAINT = "#0072b2", "#d55e00", "#b9bec6", "#1b1f24", "#667080"
 _MOST_POINTS = 160
 _MOST_NUMBERS = 12
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 8.5,
     "axes.titlesize": 9.5,
@@ -32,15 +32,15 @@ _STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
     "axes.grid": True,
     "grid.color": "#e7eaee",
     "axes.axisbelow": True,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
     "svg.fonttype": "none",
     "svg.hashsalt": "fedgraft",
     "figure.constrained_layout.use": True,
@@ -57,7 +57,7 @@ class Ink:
     layer: int = 3
 
 
-MEAN = Ink(_INK, width=2.6, layer=5)
+MEAN = Ink(INK, width=2.6, layer=5)
 
 
 def inks(ranking: Mapping[str, float | None]) -> dict[str, Ink]:
@@ -65,7 +65,7 @@ def inks(ranking: Mapping[str, float | None]) -> dict[str, Ink]:
     sites = sorted(ranking)
     if len(sites) <= MANY_SITES:
         dashes = ("", "5 2")
-        return {site: Ink(_COLOURS[i % len(_COLOURS)], dashes[i // len(_COLOURS) % 2]) for i, site in enumerate(sites)}
+        return {site: Ink(COLOURS[i % len(COLOURS)], dashes[i // len(COLOURS) % 2]) for i, site in enumerate(sites)}
     chosen = {site: Ink(_OTHER, width=0.8, layer=2) for site in sites}
     known = sorted((value, site) for site, value in ranking.items() if value is not None)
     if known:
@@ -74,10 +74,10 @@ def inks(ranking: Mapping[str, float | None]) -> dict[str, Ink]:
     return chosen
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def curve_plot(name: str, drawn: Curves, ink: Mapping[str, Ink], stages: Sequence[Span]) -> str:
     """One metric over the rounds: lines on the validation split, diamonds for the final model on the test split."""
-    figure, axes = _panel(4.7, 3.1)
+    figure, axes = panel(4.7, 3.1)
     for site, points in drawn.sites.items():
         _line(axes, points, ink.get(site, Ink(_OTHER)))
     _line(axes, drawn.macro, MEAN)
@@ -85,38 +85,38 @@ def curve_plot(name: str, drawn: Curves, ink: Mapping[str, Ink], stages: Sequenc
         of_site = ink.get(site, Ink(_OTHER))
         axes.plot(*zip(*points, strict=True), "D", color=of_site.colour, markersize=3.5, zorder=of_site.layer)
     if drawn.test_macro:
-        axes.plot(*zip(*drawn.test_macro, strict=True), "D", color=_INK, markersize=6, zorder=6)
+        axes.plot(*zip(*drawn.test_macro, strict=True), "D", color=INK, markersize=6, zorder=6)
     _show_stages(axes, stages)
     axes.set(xlabel="rounds trained", ylabel=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     last = max((x for x, _ in (*drawn.macro, *drawn.test_macro)), default=1)
     axes.set_xlim(-0.03 * last, 1.03 * last)
-    return _svg(figure, f"{name} by rounds trained", name)
+    return svg(figure, f"{name} by rounds trained", name)
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def roc_plot(title: str, sums: Mapping[str, ClassificationSums], pooled: ClassificationSums, row: int, ink: Any) -> str:
     """ROC curves of class `row` against the rest, thin per site and bold over all cases."""
-    figure, axes = _panel(3.4, 3.3)
-    axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=0.8, linestyle=":")
+    figure, axes = panel(3.4, 3.3)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
     for site, own in sums.items():
         _line(axes, _thinned(own.roc(row)), ink.get(site, Ink(_OTHER)), markers=False)
     _line(axes, _thinned(pooled.roc(row)), MEAN, markers=False)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axes.set_title(_label(title, 34))
+    axes.set_title(label(title, 34))
     axes.set_aspect("equal")
-    return _svg(figure, f"ROC curves, {title}", f"roc{row}")
+    return svg(figure, f"ROC curves, {title}", f"roc{row}")
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def confusion_plot(pooled: ClassificationSums, classes: Sequence[str]) -> str:
     """Cases by true and predicted class over all sites; shades are shares of the true class."""
     confusion = pooled.confusion
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    figure, axes = _panel(3.4, 3.3)
+    figure, axes = panel(3.4, 3.3)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1.15)
     axes.grid(False)
-    names = [_label(name, 14) for name in classes]
+    names = [label(name, 14) for name in classes]
     few = len(names) <= _MOST_NUMBERS
     turned = sum(map(len, names)) > 30
     axes.set_xticks(
@@ -124,31 +124,31 @@ def confusion_plot(pooled: ClassificationSums, classes: Sequence[str]) -> str:
     )
     axes.set_yticks(range(len(names)) if few else [], names if few else [])
     for (true, guess), count in np.ndenumerate(confusion) if few else ():
-        colour = "white" if share[true, guess] > 0.6 else _INK
+        colour = "white" if share[true, guess] > 0.6 else INK
         small = 8.5 if len(names) <= 6 else 6
         axes.text(guess, true, f"{count}", ha="center", va="center", color=colour, fontsize=small)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title("Confusion, all cases")
-    return _svg(figure, "Confusion matrix", "confusion")
+    return svg(figure, "Confusion matrix", "confusion")
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def reliability_plot(pooled: ClassificationSums) -> str:
     """How often predictions were right by how sure the model was; bars show how many cases were that sure."""
     bins = pooled.reliability()
-    figure, axes = _panel(3.4, 3.3)
-    axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=0.8, linestyle=":")
+    figure, axes = panel(3.4, 3.3)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
     axes.bar(bins.confidence, bins.cases / max(1, pooled.n), width=0.05, color="#d5e3ef", zorder=2)
     axes.plot(bins.confidence, bins.accuracy, "-o", color=_BEST, linewidth=1.6, markersize=4, zorder=4)
     axes.set(xlabel="confidence", ylabel="share correct", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_title("Reliability, all cases")
-    return _svg(figure, "Reliability diagram", "reliability")
+    return svg(figure, "Reliability diagram", "reliability")
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def bytes_plot(up: Sequence[Point], down: Sequence[Point]) -> str:
     """Bytes to and from all sites by exchange."""
-    figure, axes = _panel(4.7, 2.7)
+    figure, axes = panel(4.7, 2.7)
     largest = max((value for _, value in (*up, *down)), default=0)
     unit, name = next(
         (u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes")) if largest >= u or u == 1
@@ -161,16 +161,16 @@ def bytes_plot(up: Sequence[Point], down: Sequence[Point]) -> str:
     axes.grid(axis="x", visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
-    return _svg(figure, "Bytes up and down by exchange", "bytes")
+    return svg(figure, "Bytes up and down by exchange", "bytes")
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def seconds_plot(seconds: Mapping[str, float]) -> str:
     """Seconds by phase of the run."""
-    figure, axes = _panel(4.7, 2.7)
+    figure, axes = panel(4.7, 2.7)
     names = list(seconds)[::-1]
     axes.barh(
-        [_label(name, 16) for name in names], [seconds[name] for name in names], color="#009e73", height=0.5, zorder=3
+        [label(name, 16) for name in names], [seconds[name] for name in names], color="#009e73", height=0.5, zorder=3
     )
     for place, name in enumerate(names):
         axes.annotate(f"{seconds[name]:.1f}", (seconds[name], place), (4, 0), textcoords="offset points", va="center")
@@ -179,10 +179,11 @@ def seconds_plot(seconds: Mapping[str, float]) -> str:
     axes.set(xlabel="seconds")
     axes.set_title("Time by phase")
     axes.grid(axis="y", visible=False)
-    return _svg(figure, "Seconds by phase", "seconds")
+    return svg(figure, "Seconds by phase", "seconds")
 
 
-def _panel(width: float, height: float) -> tuple[Figure, Axes]:
+def panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of that size in inches."""
     figure = Figure(figsize=(width, height))
     return figure, figure.add_subplot()
 
@@ -208,9 +209,9 @@ def _show_stages(axes: Axes, stages: Sequence[Span]) -> None:
         return
     for place, stage in enumerate(stages):
         if place:
-            axes.axvline(stage.first, color=_FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+            axes.axvline(stage.first, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         height = 1.01 + 0.075 * (place % 2)
-        axes.text(stage.first, height, _label(stage.name, 18), transform=axes.get_xaxis_transform(), color=_FAINT)
+        axes.text(stage.first, height, label(stage.name, 18), transform=axes.get_xaxis_transform(), color=FAINT)
 
 
 def _thinned(curve: tuple[np.ndarray, np.ndarray]) -> list[Point]:
@@ -225,7 +226,7 @@ def _thinned(curve: tuple[np.ndarray, np.ndarray]) -> list[Point]:
     return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
-def _label(name: str, longest: int) -> str:
+def label(name: str, longest: int) -> str:
     """A name that can be drawn; a long one loses its middle, since names in a row often start alike."""
     shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
     if len(shown) <= longest:
@@ -233,7 +234,7 @@ def _label(name: str, longest: int) -> str:
     return shown[: longest - longest // 2 - 1] + "…" + shown[-(longest // 2) :]
 
 
-def _svg(figure: Figure, alt: str, prefix: str) -> str:
+def svg(figure: Figure, alt: str, prefix: str) -> str:
     """The figure as an element of a page, as wide as its place, with ids of its own."""
     target = io.StringIO()
     metadata: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -251,4 +252,4 @@ def _svg(figure: Figure, alt: str, prefix: str) -> str:
 
 
 def _attribute(value: str) -> str:
-    return re.sub(r"[<>&\"']", " ", _label(value, 80))
+    return re.sub(r"[<>&\"']", " ", label(value, 80))

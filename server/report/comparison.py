@@ -1,0 +1,132 @@
+"""The page of a comparison: every question with its table, its expectations and its plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from common.errors import InputError
+from common.files import read_json, write_atomic
+from server.report import comparison_plots as plots
+from server.report.history import Row, mapping, number, sequence, text
+from server.report.page import template
+from server.report.tables import NONE, Line, Table, duration
+
+_WORDS = {"auroc": "AUROC", "brier": "Brier score"}
+
+
+@dataclass(frozen=True)
+class QuestionView:
+    """One question as the page shows it."""
+
+    name: str
+    asks: str
+    how: str
+    table: Table
+    expected: Table
+    sites: Table
+    drawn: tuple[Markup, ...]
+    troubles: tuple[str, ...]
+
+
+def write_comparison_page(folder: Path) -> Path:
+    """Write `compare.html` beside a folder's `compare.json`; InputError if that is absent or damaged."""
+    if not (folder / "compare.json").is_file():
+        raise InputError(f"{folder}: there is no compare.json.", fix="Write one with `fedgraft compare`.")
+    found = mapping(read_json(folder / "compare.json"))
+    questions = [_view(mapping(row)) for row in sequence(found.get("questions"))]
+    expected = [
+        mapping(one) for row in sequence(found.get("questions")) for one in sequence(mapping(row).get("expectations"))
+    ]
+    reached = sum(one.get("reached") is True for one in expected)
+    page = template("compare.html.jinja").render(
+        study=text(found.get("study")),
+        synthetic=found.get("synthetic") is True,
+        seeds=int(number(found.get("seeds")) or 0),
+        seconds=duration(number(found.get("seconds")) or 0.0),
+        quick=found.get("quick") is True,
+        expected=len(expected),
+        reached=reached,
+        questions=questions,
+    )
+    write_atomic(folder / "compare.html", page.encode("utf-8"))
+    return folder / "compare.html"
+
+
+def _view(question: Row) -> QuestionView:
+    rows = [mapping(row) for row in sequence(question.get("rows"))]
+    metric = _metric(text(question.get("metric")))
+    against, margin = text(question.get("against")), number(question.get("margin")) or 0.0
+    troubles = tuple(f"{text(row.get('arm'))}: {text(one)}" for row in rows for one in sequence(row.get("troubles")))
+    return QuestionView(
+        text(question.get("name")),
+        text(question.get("asks")),
+        f"{metric} on {text(question.get('scenario')) or 'the hospitals given'}, task {text(question.get('task'))}; "
+        f"{int(number(question.get('replicates')) or 0)} paired replicates per arm; differences of up to {margin:g} "
+        "would not matter.",
+        Table(
+            ("arm", "verdict", f"macro {metric}", "95 %", "worst site", f"minus {against}", "95 %", "p (Holm)", "time"),
+            tuple(_line(row) for row in rows),
+            words=2,
+        ),
+        Table(
+            ("expected", "wanted", "verdict", "found", "95 %"),
+            tuple(_expected(mapping(one)) for one in sequence(question.get("expectations"))),
+            words=3,
+        ),
+        _sites(rows),
+        tuple(Markup(svg) for svg in plots.drawn(question, metric, against, margin)),
+        troubles,
+    )
+
+
+def _line(row: Row) -> Line:
+    macro, worst, difference = (mapping(row.get(key)) for key in ("macro", "worst", "difference"))
+    cells = (
+        _name(row),
+        text(difference.get("verdict")) or NONE,
+        _figure(macro.get("value")),
+        _range(macro),
+        _figure(worst.get("value")),
+        _figure(difference.get("value"), signed=True),
+        _range(difference, signed=True),
+        _figure(difference.get("holm")),
+        duration(number(row.get("seconds")) or 0.0),
+    )
+    return Line(cells, "")
+
+
+def _expected(one: Row) -> Line:
+    cases = number(one.get("cases"))
+    name = f"{text(one.get('arm'))} over {text(one.get('over'))}" + (f", {int(cases)} cases" if cases else "")
+    reached = one.get("reached") is True
+    cells = (name, text(one.get("wanted")), "reached" if reached else "missed", _figure(one.get("value"), signed=True))
+    return Line((*cells, _range(one, signed=True)), "" if reached else "failed")
+
+
+def _sites(rows: Sequence[Row]) -> Table:
+    names = sorted({site for row in rows for site in mapping(row.get("sites"))})
+    lines = (Line((_name(row), *(_figure(mapping(row.get("sites")).get(site)) for site in names)), "") for row in rows)
+    return Table(("arm", *names), tuple(lines), words=1)
+
+
+def _name(row: Row) -> str:
+    cases = number(row.get("cases"))
+    return text(row.get("arm")) + (f", {int(cases)} cases" if cases else "")
+
+
+def _metric(name: str) -> str:
+    return _WORDS.get(name, name.replace("_", " "))
+
+
+def _figure(value: object, *, signed: bool = False) -> str:
+    known = number(value)
+    return NONE if known is None else f"{known:+.3f}" if signed else f"{known:.3f}"
+
+
+def _range(interval: Row, *, signed: bool = False) -> str:
+    low, high = (_figure(interval.get(key), signed=signed) for key in ("low", "high"))
+    return NONE if low == NONE else f"{low} to {high}"

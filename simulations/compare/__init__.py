@@ -1,0 +1,1 @@
+"""Methods side by side: the same data, the same splits, the same budget, and what may be concluded from it."""

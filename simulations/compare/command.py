@@ -1,0 +1,200 @@
+"""`fedgraft compare`: run every arm on every seed, and say what may be concluded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.table import Table
+
+from common.environment import environment
+from common.errors import InputError
+from common.files import read_json, write_atomic, write_json
+from common.study import Study, describe, locate
+from common.terminal import ERR, OUT, figure, say
+from server.report import build_comparison_page
+from simulations.commands import hospitals, read
+from simulations.compare.cells import Cell, cells, run
+from simulations.compare.question import Comparison, Question, read_comparison
+from simulations.compare.result import answered, groups, lines
+from simulations.scenario import load_scenario
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of `fedgraft compare`."""
+
+    study: Path
+    out: Path | None
+    scenario: str | None
+    overrides: tuple[str, ...]
+    seeds: int | None
+    arms: tuple[str, ...]
+    only: tuple[str, ...]
+    quick: bool
+    workers: int
+    threads: int
+
+
+def compare(asked: Request, *, as_json: bool) -> None:
+    """Carry out a comparison, or what is left of it, and show it."""
+    started = time.monotonic()
+    study, shipped = read(asked.study, asked.overrides)
+    comparison = _chosen(read_comparison(locate(asked.study)), asked)
+    seeds = asked.seeds or (comparison.quick if asked.quick else comparison.seeds)
+    out = asked.out or Path("runs") / f"{study.name}-compare"
+    todo, synthetic = _cells(study, comparison, asked, shipped, seeds)
+    _take(out, study)
+    for cell, done, of in run(
+        [cell for own in todo.values() for cell in own], out / "cells", asked.workers, asked.threads
+    ):
+        (ERR if as_json else OUT).print(f"{done}/{of} {cell.words()}", highlight=False, markup=False)
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "study": study.name,
+        "study_digest": study.digest,
+        "synthetic": synthetic,
+        "seeds": seeds,
+        "quick": asked.quick,
+        "environment": environment(study.seed, "compare"),
+        "questions": [],
+    }
+    rows: list[dict[str, Any]] = []
+    for question in comparison.questions:
+        found = groups(todo[question.name], out / "cells")
+        result["questions"].append(answered(question, study, found))
+        rows += lines(question, found)
+    result["seconds"] = round(time.monotonic() - started, 1)
+    write_json(out / "compare.json", result)
+    write_atomic(out / "compare.csv", _csv(rows))
+    page = build_comparison_page(out)
+    if as_json:
+        sys.stdout.write(json.dumps(result | {"run": str(out)}) + "\n")
+    else:
+        _show(result, page)
+
+
+def _chosen(comparison: Comparison, asked: Request) -> Comparison:
+    """The questions that are asked for; with other arms, if some are named."""
+    unknown = sorted(set(asked.only) - {question.name for question in comparison.questions})
+    if unknown:
+        known = ", ".join(question.name for question in comparison.questions)
+        raise InputError(f"No question is called {', '.join(unknown)}; there are: {known}.")
+    questions = [one for one in comparison.questions if not asked.only or one.name in asked.only]
+    if asked.arms:
+        against = asked.arms[0]
+        fields = questions[0].model_dump(exclude={"arms", "against", "expect"}, by_alias=True)
+        try:
+            questions = [Question.model_validate(fields | {"arms": list(asked.arms), "against": against})]
+        except ValidationError as error:
+            raise InputError("--arm: " + "; ".join(describe(error))) from None
+    return comparison.model_copy(update={"questions": tuple(questions)})
+
+
+def _cells(
+    study: Study, comparison: Comparison, asked: Request, shipped: str | None, seeds: int
+) -> tuple[dict[str, list[Cell]], bool]:
+    """The cells by question, all of them checked, and whether any hospital is made up."""
+    found, synthetic = {}, False
+    for question in comparison.questions:
+        name = asked.scenario or question.scenario or shipped
+        if name is None:
+            raise InputError(f"{asked.study} names no scenario.", fix="Say which hospitals to use: --scenario FILE.")
+        base = locate(asked.study).parent if asked.scenario is None else Path()
+        scenario = load_scenario(base / name if (base / name).is_file() else name)
+        synthetic |= scenario.synthetic
+        cohorts = hospitals(scenario).cohorts
+        found[question.name] = cells(study, question, cohorts, seeds, str(asked.study))
+    return found, synthetic
+
+
+def _take(out: Path, study: Study) -> None:
+    """Make the folder this study's, or see that it is; cells of another study would only lie about in it."""
+    mark = out / "study.yaml"
+    if out.exists() and any(out.iterdir()) and not mark.is_file():
+        raise InputError(f"{out} is not empty, and holds no comparison.", fix="Choose another --out.")
+    if mark.is_file() and (out / "history.jsonl").exists():
+        raise InputError(f"{out} holds a run.", fix="Choose another --out.")
+    write_atomic(mark, study.to_yaml().encode())
+
+
+def show(folder: Path) -> None:
+    """A comparison that was carried out, once more."""
+    _show(read_json(folder / "compare.json"), folder / "compare.html")
+
+
+def _show(result: dict[str, Any], page: Path) -> None:
+    for question in result["questions"]:
+        metric = question["metric"].upper() if question["metric"] == "auroc" else question["metric"].replace("_", " ")
+        table = Table(
+            "arm",
+            f"macro {metric}",
+            "95 %",
+            "worst site",
+            f"minus {question['against']}",
+            "95 %",
+            "p (Holm)",
+            "verdict",
+            title=f"{question['name']}: {question['asks']}" if question["asks"] else question["name"],
+        )
+        for row in question["rows"]:
+            table.add_row(*_cells_of(row))
+        OUT.print(table)
+        for one in question["expectations"]:
+            word = "reached" if one["reached"] else "MISSED"
+            cases = f" at {one['cases']} cases" if one["cases"] else ""
+            say(
+                f"  {word}: {one['arm']} - {one['over']}{cases} {one['value']:+.3f} "
+                f"[{_signed(one['low'])}, {_signed(one['high'])}], wanted {one['wanted']}"
+            )
+        for row in question["rows"]:
+            for trouble in row["troubles"]:
+                say(f"  {row['arm']}: {trouble}")
+    seeds = result["seeds"]
+    say(f"{seeds} seed(s), {result['seconds']:.0f} s. Intervals: bootstrap over patients and seeds; p: Holm.")
+    if seeds < 3:
+        say("With fewer than three seeds the intervals say little of other seeds.")
+    say(f"Report: {page}")
+    if result["synthetic"]:
+        say("Phantoms prove the machinery, not clinical benefit.")
+
+
+def _cells_of(row: dict[str, Any]) -> Sequence[str]:
+    name = f"{row['arm']}, {row['cases']} cases" if row["cases"] else row["arm"]
+    macro, worst, difference = row["macro"] or {}, row["worst"] or {}, row["difference"]
+    cells = [name, figure(macro.get("value")), _range(macro), figure(worst.get("value"))]
+    if difference is None:
+        return (*cells, "", "", "", "")
+    return (
+        *cells,
+        _signed(difference["value"]),
+        f"{_signed(difference['low'])}, {_signed(difference['high'])}",
+        figure(difference["holm"]),
+        difference["verdict"],
+    )
+
+
+def _range(interval: dict[str, Any]) -> str:
+    return f"{figure(interval.get('low'))}, {figure(interval.get('high'))}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,54 @@
+"""Patients of a site in folds: over all folds of a seed, each patient is tested exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from client.config import read_site
+from client.data import splits
+from client.data.cohort import Wanted, load_cohort
+from client.pseudonyms import place_of
+from common.inputs import SplitSpec
+from common.seeds import derive
+from common.study import Study
+
+
+class Fold(NamedTuple):
+    """The `number`-th (from 0) of so many folds."""
+
+    number: int
+    of: int
+
+
+def deal(study: Study, site: Path, fold: Fold) -> None:
+    """Write the site's splits for this fold; the share of validation is that of the study among those who train."""
+    config = read_site(site)
+    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+    spec = config.cohort.model_copy(update={"train_cases": None, "train_labels": "known"})
+    cohort = load_cohort(config.name, spec, wanted, place_of(config, study.digest))
+    targets = cohort.targets[study.tasks[0].name].tolist()
+    own: dict[str, list[int]] = {}
+    for patient, target in zip(cohort.patients, targets, strict=True):
+        own.setdefault(patient, []).append(target)
+    strata = {patient: splits.stratum(labels) for patient, labels in own.items()}
+    chosen = folded(strata, fold, study.split.val / (study.split.train + study.split.val), study.seed)
+    splits.write(site / "splits.csv", chosen, study.split, study.seed)
+
+
+def folded(strata: Mapping[str, int], fold: Fold, val: float, seed: int) -> dict[str, str]:
+    """The split of every patient: the fold is the test split, a share `val` of all others validates.
+
+    Patients of a stratum are shuffled and dealt to the folds in turn, each stratum going on where the last one ended.
+    """
+    dealt = [patient for stratum in sorted(set(strata.values())) for patient in _shuffled(strata, stratum, seed)]
+    tested = {patient for place, patient in enumerate(dealt) if place % fold.of == fold.number}
+    rest = {patient: strata[patient] for patient in dealt if patient not in tested}
+    shares = SplitSpec(train=1 - val, val=val, test=0.0)
+    return splits.assign(rest, {}, shares, derive(seed, "fold", fold.number)) | dict.fromkeys(tested, "test")
+
+
+def _shuffled(strata: Mapping[str, int], stratum: int, seed: int) -> Sequence[str]:
+    members = sorted(patient for patient, own in strata.items() if own == stratum)
+    return sorted(members, key=lambda patient: derive(seed, "folds", patient))

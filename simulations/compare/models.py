@@ -1,0 +1,192 @@
+"""Carry out one arm, and ask the models that it ends with about every site's test cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.config import read_site
+from client.data.cohort import Cohort, Wanted, load_cohort
+from client.data.spec import CohortSpec
+from client.kept import Kept
+from client.local.evaluate import predictions
+from client.local.feed import Feed
+from client.local.gradient import Diverged, TooFewCases
+from client.local.recalibrate import recalibrate
+from client.preflight.baseline import fit_alone
+from client.pseudonyms import place_of
+from client.workbench import Workbench, device_named
+from common.files import load_tensors, read_json
+from common.orders import Arrays
+from common.plan import Recalibrate
+from common.start import start
+from common.study import Study
+from common.travel import own
+from simulations.compare.folds import Fold, deal
+from simulations.compare.question import Who
+from simulations.run import Hospitals, prepare, resume
+
+MERGED = "*"
+"""The name of the one model that all sites share; a site's own model has the site's name, which is never this."""
+
+_LATEST = 1 << 40
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of a site's labelled test cases: logits (N, classes), targets (N,), patients 0.. (N,)."""
+
+    logits: np.ndarray
+    targets: np.ndarray
+    patients: np.ndarray
+
+
+Found = dict[str, dict[str, dict[str, Answers]]]
+"""By model, site and task."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm on some hospitals: who trains together, on which fold, and which sites count."""
+
+    study: Study
+    who: Who
+    cohorts: Mapping[str, CohortSpec]
+    fold: Fold | None = None
+    measure: tuple[str, ...] = ()
+
+
+def carry_out(job: Job, folder: Path) -> tuple[Found, list[str]]:
+    """The answers of all models of a job, and what went wrong on the way, in words. Continues what was begun."""
+    device = device_named("auto")
+    home = _prepared(job.study, job.cohorts, job.fold, folder / "all")
+    cohorts = {site: _cohort(job.study, home, site) for site in job.cohorts}
+    counted = {site: cohorts[site] for site in job.measure or cohorts}
+    if job.who == "together":
+        troubles = _federate(home)
+        bench, state = Workbench(job.study, device), load_tensors(home / "model.safetensors")
+        of: Callable[[str], Arrays] = lambda site: state | _kept(job.study, home, site, bench)  # noqa: E731
+        return {MERGED: {site: _ask(bench, of(site), job.study, cohort) for site, cohort in counted.items()}}, troubles
+    if job.who == "new_site":
+        return _newcomers(job, folder, counted, device)
+    if job.who == "nobody":
+        bench, state = Workbench(job.study, device), start(job.study).state()
+        return {MERGED: {site: _ask(bench, state, job.study, cohort) for site, cohort in counted.items()}}, []
+    trainers = {MERGED: pool(list(cohorts.values()))} if job.who == "pooled" else cohorts
+    found: Found = {}
+    troubles = []
+    for name, trainer in trainers.items():
+        try:
+            bench, _, _ = fit_alone(job.study, trainer, device, lambda _: None)
+        except (TooFewCases, Diverged) as error:
+            troubles.append(f"{name}: {'too few cases' if isinstance(error, TooFewCases) else 'diverged'}")
+            continue
+        found[name] = {site: _answers(bench, job.study, cohort) for site, cohort in counted.items()}
+    return found, troubles
+
+
+def pool(cohorts: list[Cohort]) -> Cohort:
+    """All sites' cases as one cohort; each patient stays in the split that it has at its site."""
+    offsets = np.cumsum([0, *(len(cohort.inputs) for cohort in cohorts)]).tolist()
+    first = cohorts[0]
+    return replace(
+        first,
+        name="pooled",
+        inputs=torch.cat([cohort.inputs for cohort in cohorts]),
+        targets={task: torch.cat([cohort.targets[task] for cohort in cohorts]) for task in first.targets},
+        patients=tuple(f"{cohort.name}/{patient}" for cohort in cohorts for patient in cohort.patients),
+        splits={
+            split: torch.cat([cohort.splits[split] + offset for cohort, offset in zip(cohorts, offsets, strict=False)])
+            for split in first.splits
+        },
+        problems=(),
+        facts={},
+        origins=(),
+        studies=(),
+    )
+
+
+def _newcomers(job: Job, folder: Path, counted: Mapping[str, Cohort], device: torch.device) -> tuple[Found, list[str]]:
+    """Each site in turn stays away from training; it then adapts without labels, if the study's plan does, and asks."""
+    found: Found = {}
+    troubles = []
+    for site, cohort in counted.items():
+        others = {name: spec for name, spec in job.cohorts.items() if name != site}
+        home = _prepared(job.study, others, job.fold, folder / f"without-{site}")
+        troubles += [f"without {site}: {trouble}" for trouble in _federate(home)]
+        bench = Workbench(job.study, device)
+        bench.load(load_tensors(home / "model.safetensors"))
+        for stage in job.study.plan:
+            if isinstance(stage.local, Recalibrate):
+                recalibrate(bench, Feed(cohort, job.study.input, device), stage.local)
+        found[site] = {site: _answers(bench, job.study, cohort)}
+    return found, troubles
+
+
+def _prepared(study: Study, cohorts: Mapping[str, CohortSpec], fold: Fold | None, home: Path) -> Path:
+    if not (home / "study.yaml").is_file():
+        prepare(study, Hospitals(cohorts), home)
+    if fold is not None:
+        for site in cohorts:
+            deal(study, home / "sites" / site, fold)
+    return home
+
+
+def _federate(home: Path) -> list[str]:
+    """Run or continue the federated run in `home`; what its result says was missing."""
+    resume(home, report=False)
+    result = read_json(home / "result.json")
+    return [] if result["status"] == "completed" else [str(result["headline"])]
+
+
+def _cohort(study: Study, home: Path, site: str) -> Cohort:
+    config = read_site(home / "sites" / site)
+    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+    return load_cohort(config.name, config.cohort, wanted, place_of(config, study.digest))
+
+
+def _kept(study: Study, home: Path, site: str, bench: Workbench) -> dict[str, np.ndarray]:
+    """What the site keeps in place of the merged entries at the end."""
+    kept = Kept(home / "sites" / site / "kept" / study.digest[:16]).before(_LATEST)
+    return {key: array for key, array in kept.items() if own(study.plan[-1], bench.tags, key)}
+
+
+def _ask(bench: Workbench, state: Arrays, study: Study, cohort: Cohort) -> dict[str, Answers]:
+    bench.load(state)
+    return _answers(bench, study, cohort)
+
+
+def _answers(bench: Workbench, study: Study, cohort: Cohort) -> dict[str, Answers]:
+    feed = Feed(cohort, study.input, bench.device)
+    names = [cohort.patients[case] for case in feed.labelled("test").tolist()]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    patients = np.array([numbers[name] for name in names], np.int64)
+    found = {}
+    for task, (logits, targets) in predictions(bench, feed, "test").items():
+        known = targets >= 0
+        found[task] = Answers(logits[known], targets[known], patients[known])
+    return found
+
+
+def flat(found: Found) -> Iterator[tuple[str, np.ndarray]]:
+    """All arrays by `model/site/task/kind`, for one file of tensors."""
+    for model, sites in found.items():
+        for site, tasks in sites.items():
+            for task, answers in tasks.items():
+                for kind in ("logits", "targets", "patients"):
+                    yield f"{model}/{site}/{task}/{kind}", getattr(answers, kind)
+
+
+def unflat(arrays: Mapping[str, np.ndarray]) -> Found:
+    """What `flat` was made of."""
+    found: Found = {}
+    for key in arrays:
+        model, site, task, kind = key.split("/")
+        if kind == "logits":
+            parts = (arrays[f"{model}/{site}/{task}/{one}"] for one in ("logits", "targets", "patients"))
+            found.setdefault(model, {}).setdefault(site, {})[task] = Answers(*parts)
+    return found

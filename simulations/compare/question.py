@@ -1,0 +1,177 @@
+"""What is compared: questions, each with arms that differ in one thing. Strict, frozen, parsed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from common.errors import StudyError
+from common.plan import Gradient
+from common.presets import PRESETS, Method, expand
+from common.study import Study, describe, parse_study, put, read_mapping
+from common.value import Value
+
+Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
+Metric = Literal["auroc", "accuracy", "balanced_accuracy", "brier"]
+_NAME = r"^[a-z][a-z0-9_]{0,31}$"
+_FIRST = ("study", "scratch", "local", "pooled", "fedavg")
+
+
+class Arm(Value):
+    """One way to get a model: who trains together, and what differs from the study.
+
+    `together`: the sites federate. `alone`: each site has a model of its own. `pooled`: all cases at one place, as if
+    there were no walls. `nobody`: the weights as they come. `new_site`: the sites but one federate, and that one, which
+    brought no labels, is measured; once for each. `method` replaces the study's plan by a preset with the same
+    gradient work, `set` changes keys. Test labels are never changed.
+    """
+
+    name: Annotated[str, Field(pattern=_NAME)]
+    who: Who = "together"
+    method: str | None = None
+    keys: dict[str, Any] = Field(default={}, alias="set")
+    labels: Literal["known", "shuffled"] = "known"
+
+    def apply(self, study: Study, source: str) -> Study:
+        """The study as this arm changes it. StudyError with every fault."""
+        data = study.model_dump(mode="json")
+        if self.method is not None:
+            data["plan"] = [stage.model_dump(mode="json") for stage in _stages(study, self.method)]
+        return changed(data, self.keys, f"{source}, arm {self.name}")
+
+
+BUILT_IN: Mapping[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm(name="study"),
+        Arm(name="scratch", set={"model.weights": None, "model.heads": "fresh"}),
+        Arm(name="local", who="alone"),
+        Arm(name="pooled", who="pooled"),
+        Arm(name="source_only", who="nobody", set={"model.heads": "weights"}),
+        Arm(name="shuffled", labels="shuffled"),
+        Arm(name="new_site", who="new_site"),
+        *(Arm(name=name, method=name) for name in PRESETS),
+    )
+}
+
+
+class Expectation(Value):
+    """What the difference of `arm` and `over` should be: at least, at most, or within so much of 0 either way.
+
+    `surely` asks it of the whole 95 % interval, and not of the estimate alone.
+    """
+
+    arm: str
+    over: str
+    cases: int | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    within: Annotated[float, Field(gt=0)] | None = None
+    surely: bool = False
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Expectation:
+        if self.at_least is self.at_most is self.within is None:
+            raise ValueError("needs at_least, at_most or within")
+        return self
+
+
+class Question(Value):
+    """Some arms on the hospitals of one scenario. Every arm is compared with the one named in `against`.
+
+    `cases` repeats it with at most so many training cases per site. `hide` names sites whose labels are for testing
+    alone; `measure` names those that count, all if empty. With `folds`, each patient is tested once per seed.
+    `margin` is the difference that would not matter.
+    """
+
+    name: Annotated[str, Field(pattern=_NAME)] = "study"
+    asks: str = ""
+    scenario: str | None = None
+    keys: dict[str, Any] = Field(default={}, alias="set")
+    arms: Annotated[tuple[Arm, ...], Field(min_length=2)]
+    against: str = "study"
+    task: str | None = None
+    metric: Metric = "auroc"
+    cases: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    seeds: Annotated[int, Field(ge=1)] | None = None
+    folds: Annotated[int, Field(ge=2)] | None = None
+    hide: tuple[str, ...] = ()
+    measure: tuple[str, ...] = ()
+    margin: Annotated[float, Field(gt=0)] = 0.02
+    expect: tuple[Expectation, ...] = ()
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [_arm(one) for one in value]
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Question:
+        names = [arm.name for arm in self.arms]
+        faults = [f"more than one arm is called {name}" for name in sorted({n for n in names if names.count(n) > 1})]
+        asked = [self.against, *(name for one in self.expect for name in (one.arm, one.over))]
+        faults += [
+            f"{name} is none of the arms {', '.join(names)}" for name in dict.fromkeys(asked) if name not in names
+        ]
+        for one in self.expect:
+            if one.cases is not None and one.cases not in self.cases:
+                faults.append(f"expect: {one.cases} is not among the cases")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class Comparison(Value):
+    """Questions, and over how many seeds each is asked. `quick` is the number of seeds of a first look."""
+
+    seeds: Annotated[int, Field(ge=1)] = 3
+    quick: Annotated[int, Field(ge=1)] = 1
+    questions: Annotated[tuple[Question, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Comparison:
+        names = [question.name for question in self.questions]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"more than one question is called {', '.join(twice)}")
+        return self
+
+
+def read_comparison(path: Path) -> Comparison:
+    """What a study's file says under `compare`, or the usual arms. StudyError with every fault."""
+    asked = read_mapping(path).get("compare")
+    if asked is None:
+        return Comparison(questions=(Question(arms=tuple(BUILT_IN[name] for name in _FIRST)),))
+    try:
+        return Comparison.model_validate(asked)
+    except ValidationError as error:
+        raise StudyError(str(path), [f"compare.{fault}" for fault in describe(error)]) from None
+
+
+def changed(data: dict[str, Any], keys: Mapping[str, Any], source: str) -> Study:
+    """A study from its plain values, with some keys set. StudyError with every fault."""
+    faults = [f"set {key}: {fault}" for key, value in keys.items() if (fault := put(data, key, value))]
+    if faults:
+        raise StudyError(source, faults)
+    return parse_study(data, source)
+
+
+def _arm(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in BUILT_IN:
+        raise ValueError(f"no arm is called {value!r}; there are: {', '.join(BUILT_IN)}")
+    return BUILT_IN[value]
+
+
+def _stages(study: Study, method: str) -> Any:
+    """The preset's stages with as much gradient work as the study's own plan."""
+    work = [(stage.local, stage.rounds) for stage in study.plan if isinstance(stage.local, Gradient)]
+    settings: dict[str, Any] = {"name": method}
+    if work:
+        settings |= {"rounds": sum(rounds for _, rounds in work), "local": work[0][0]}
+    return expand(Method(**settings), table=study.input.kind == "table")

@@ -1,0 +1,236 @@
+"""From answers to what is said: values per site, macro mean, worst site, differences with intervals, expectations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import RunError
+from common.study import Study
+from simulations.compare.bootstrap import (
+    LOWER_IS_BETTER,
+    Floats,
+    Interval,
+    Replicate,
+    across,
+    draw_patients,
+    holm,
+    metric,
+    over_replicates,
+    verdict,
+)
+from simulations.compare.cells import Cell, Outcome, outcome
+from simulations.compare.models import MERGED, Answers, Found
+from simulations.compare.question import Expectation, Question
+
+METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
+Drawn = dict[Replicate, dict[str, Floats]]
+"""By replicate and site the metric: the estimate first, then its bootstrap draws."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One arm at one number of cases: its cells and what they ended with, paired by replicate."""
+
+    arm: str
+    cases: int | None
+    outcomes: dict[Replicate, Outcome]
+
+
+def groups(own: Sequence[Cell], out: Path) -> list[Group]:
+    """The cells of a question, all of which were run, by arm and number of cases."""
+    found: dict[tuple[str, int | None], dict[Replicate, Outcome]] = {}
+    for cell in own:
+        found.setdefault((cell.arm, cell.cases), {})[cell.replicate] = outcome(cell, out)
+    return [Group(arm, cases, outcomes) for (arm, cases), outcomes in found.items()]
+
+
+def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str, Any]:
+    """A question's result as plain values. RunError if arms were not tested on the same patients."""
+    task = question.task or study.tasks[0].name
+    drawn = {(group.arm, group.cases): _draw(group, task, question.metric) for group in own}
+    rows = []
+    for cases in question.cases or (None,):
+        here = [group for group in own if group.cases == cases]
+        reference = drawn[question.against, cases]
+        others = {
+            group.arm: over_replicates(_differences(drawn[group.arm, cases], reference))
+            for group in here
+            if group.arm != question.against
+        }
+        adjusted = holm({arm: interval.p for arm, interval in others.items()})
+        for group in here:
+            row = _row(group, task, drawn[group.arm, cases], question)
+            difference = others.get(group.arm)
+            if difference is not None:
+                row["difference"] = _plain(difference) | {
+                    "holm": adjusted[group.arm],
+                    "verdict": verdict(
+                        difference,
+                        adjusted[group.arm],
+                        question.margin,
+                        lower_is_better=question.metric in LOWER_IS_BETTER,
+                    ),
+                }
+            rows.append(row)
+    return {
+        "name": question.name,
+        "asks": question.asks,
+        "scenario": question.scenario,
+        "task": task,
+        "metric": question.metric,
+        "against": question.against,
+        "margin": question.margin,
+        "replicates": max(len(group.outcomes) for group in own),
+        "folds": question.folds,
+        "rows": rows,
+        "matrices": [_matrix(group, task, question.metric) for group in own if _has_matrix(group)],
+        "expectations": [one for each in question.expect for one in _expected(each, question, drawn)],
+    }
+
+
+def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
+    """One line per arm, replicate, model and site, with all metrics: everything that the result is made of."""
+    for group in own:
+        for (seed, fold), ended in sorted(group.outcomes.items()):
+            for model, sites in ended.found.items():
+                for site, tasks in sites.items():
+                    for task, answers in tasks.items():
+                        values = {name: _value(name, answers) for name in METRICS}
+                        yield {
+                            "question": question.name,
+                            "arm": group.arm,
+                            "cases": group.cases,
+                            "seed": seed,
+                            "fold": fold if question.folds else None,
+                            "model": "merged" if model == MERGED else model,
+                            "site": site,
+                            "task": task,
+                            "n": len(answers.targets),
+                            **values,
+                        }
+
+
+def _row(group: Group, task: str, drawn: Drawn, question: Question) -> dict[str, Any]:
+    macro = {replicate: across(list(sites.values()), "macro") for replicate, sites in drawn.items() if sites}
+    # What is worst of a metric that should be low is not shown: sites with few cases would decide it.
+    lowest = {} if question.metric in LOWER_IS_BETTER else drawn
+    worst = {replicate: across(list(sites.values()), "worst") for replicate, sites in lowest.items() if sites}
+    sites = sorted({site for own in drawn.values() for site in own})
+    troubles = [f"seed {seed}: {text}" for (seed, _), one in sorted(group.outcomes.items()) for text in one.troubles]
+    return {
+        "arm": group.arm,
+        "cases": group.cases,
+        "macro": _plain(over_replicates(macro)) if macro else None,
+        "worst": _plain(over_replicates(worst)) if worst else None,
+        "metrics": {name: _macro(group, task, name) for name in METRICS},
+        "sites": {site: _mean([float(own[site][0]) for own in drawn.values() if site in own]) for site in sites},
+        "by_replicate": [_number(float(macro[replicate][0])) for replicate in sorted(macro)],
+        "difference": None,
+        "seconds": round(float(np.median([one.seconds for one in group.outcomes.values()])), 1),
+        "troubles": troubles,
+    }
+
+
+def _draw(group: Group, task: str, name: str) -> Drawn:
+    return {
+        replicate: {
+            site: metric(name, answers, draw_patients(answers, replicate, site))
+            for site, answers in _counted(ended.found, task).items()
+        }
+        for replicate, ended in group.outcomes.items()
+    }
+
+
+def _counted(found: Found, task: str) -> dict[str, Answers]:
+    """Each site's answers from the model that is meant for it: its own, or else the one that all share."""
+    sites = {site for own in found.values() for site in own}
+    best = {site: found.get(site, found.get(MERGED, {})).get(site) for site in sorted(sites)}
+    return {site: own[task] for site, own in best.items() if own is not None}
+
+
+def _differences(one: Drawn, other: Drawn) -> dict[Replicate, Floats]:
+    """By replicate the difference of macro means, over the sites that both arms have a model for."""
+    found = {}
+    for replicate in one.keys() & other.keys():
+        both = one[replicate].keys() & other[replicate].keys()
+        if both:
+            mine, theirs = ([own[replicate][site] for site in sorted(both)] for own in (one, other))
+            found[replicate] = across(mine, "macro") - across(theirs, "macro")
+    if not found:
+        raise RunError("Two arms have no site in common.", fix="See which sites failed in compare.csv.")
+    return found
+
+
+def _expected(
+    one: Expectation, question: Question, drawn: Mapping[tuple[str, int | None], Drawn]
+) -> Iterator[dict[str, Any]]:
+    for cases in (one.cases,) if one.cases is not None else question.cases or (None,):
+        found = over_replicates(_differences(drawn[one.arm, cases], drawn[one.over, cases]))
+        low, high = (found.low, found.high) if one.surely else (found.value, found.value)
+        bounds = {
+            f"at least {one.at_least}": one.at_least is None or low >= one.at_least,
+            f"at most {one.at_most}": one.at_most is None or high <= one.at_most,
+            f"within {one.within}": one.within is None or (low >= -one.within and high <= one.within),
+        }
+        wanted = [words for words in bounds if not words.endswith("None")]
+        yield {
+            "arm": one.arm,
+            "over": one.over,
+            "cases": cases,
+            "wanted": " and ".join(wanted) + (", with its interval" if one.surely else ""),
+            "reached": all(bounds.values()),
+            **_plain(found),
+        }
+
+
+def _has_matrix(group: Group) -> bool:
+    return any(len(ended.found) > 1 and len(next(iter(ended.found.values()))) > 1 for ended in group.outcomes.values())
+
+
+def _matrix(group: Group, task: str, name: str) -> dict[str, Any]:
+    """Each site's own model at every site, the mean over replicates."""
+    models = sorted({model for ended in group.outcomes.values() for model in ended.found})
+    values = {
+        model: {
+            site: _mean(
+                [
+                    _value(name, ended.found[model][site][task])
+                    for ended in group.outcomes.values()
+                    if site in ended.found.get(model, {})
+                ]
+            )
+            for site in models
+        }
+        for model in models
+    }
+    return {"arm": group.arm, "cases": group.cases, "values": values}
+
+
+def _macro(group: Group, task: str, name: str) -> float | None:
+    means = [
+        _mean([_value(name, answers) for answers in _counted(ended.found, task).values()])
+        for ended in group.outcomes.values()
+    ]
+    return _mean(means)
+
+
+def _value(name: str, answers: Answers) -> float | None:
+    return _number(float(metric(name, answers, np.ones((1, len(answers.targets))))[0]))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(known)) if known else None
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _plain(interval: Interval) -> dict[str, float | None]:
+    return {key: _number(value) for key, value in vars(interval).items()}
