@@ -31,6 +31,7 @@ def augment(images: Tensor, spec: Augment, generator: torch.Generator) -> Tensor
         rows = [torch.stack([cos * mirror, -sin, across], 1), torch.stack([sin * mirror, cos, down], 1)]
         theta = torch.stack(rows, 1).to(images)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-        images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        # Bilinear weights would smooth the noise away: norm layers then learn statistics that no real image has.
+        images = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
     shape = (count, 1, 1, 1)
     return images * contrast.view(shape).to(images) + brightness.view(shape).to(images)

@@ -154,6 +154,8 @@ def read_comparison(path: Path) -> Comparison:
 
 def changed(data: dict[str, Any], keys: Mapping[str, Any], source: str) -> Study:
     """A study from its plain values, with some keys set. StudyError with every fault."""
+    if "method" in keys:
+        data = {key: value for key, value in data.items() if key != "plan"}
     faults = [f"set {key}: {fault}" for key, value in keys.items() if (fault := put(data, key, value))]
     if faults:
         raise StudyError(source, faults)

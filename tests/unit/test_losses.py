@@ -165,3 +165,14 @@ def test_a_shift_is_a_share_of_the_width() -> None:
     y = augment(x, spec, torch.Generator().manual_seed(0))
     place = (y * torch.arange(32.0)).sum((1, 2, 3)) / y.sum((1, 2, 3))
     assert 6 < (place - 16).abs().max() <= 8.01
+
+
+def test_augmentation_keeps_the_grain_of_the_images() -> None:
+    """Smoothed training images give norm layers statistics that no image has when the model is used."""
+    noise = torch.randn(64, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain = Augment(contrast=0.0, brightness=0.0)
+    changed = augment(noise, plain, torch.Generator().manual_seed(1))
+    middle = (slice(None), slice(None), slice(12, 52), slice(12, 52))
+    kept = changed[middle].var() / noise[middle].var()
+    print(f"share of the variance of white noise that is kept: {kept:.2f}")
+    assert 0.6 < kept < 1.1

@@ -1,0 +1,202 @@
+"""A comparison run for real: every arm on the same patients, resumable, and what it says is what the runs say."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from common.errors import InputError, StudyError
+from common.files import read_json
+from conftest import Command
+from helpers.work import MakeStudy
+from simulations.compare.cells import Cell, cells, outcome, run
+from simulations.compare.models import MERGED, Job, carry_out
+from simulations.compare.question import BUILT_IN, Question
+from simulations.run import Hospitals, simulate
+
+ARMS = ("study", "local", "pooled", "new_site")
+
+
+@pytest.fixture(scope="module")
+def asked(make_study: MakeStudy, hospitals: Hospitals) -> list[Cell]:
+    question = Question(arms=tuple(BUILT_IN[name] for name in ARMS))
+    study = make_study(evaluate={"every": 0})
+    return cells(study, question, hospitals.cohorts, 1, "test")
+
+
+@pytest.fixture(scope="module")
+def done(asked: list[Cell], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compared")
+    assert [(done, of) for _, done, of in run(asked, out, 2, 1)] == [(n, 4) for n in range(1, 5)]
+    return out
+
+
+def accuracy(answers) -> float:
+    return float((answers.logits.argmax(axis=1) == answers.targets).mean())
+
+
+def test_the_study_s_arm_is_the_study_s_run(
+    asked: list[Cell], done: Path, hospitals: Hospitals, tmp_path: Path
+) -> None:
+    """With norm statistics that stay at the sites: what they keep counts."""
+    job = asked[0].job
+    result = read_json(simulate(job.study, Hospitals(job.cohorts), tmp_path / "run") / "result.json")
+    found = outcome(asked[0], done).found[MERGED]
+    for site, values in result["metrics"]["cls"]["sites"].items():
+        assert len(found[site]["cls"].targets) == values["n"]
+        assert accuracy(found[site]["cls"]) == pytest.approx(values["accuracy"])
+
+
+def test_alone_is_a_federation_of_one(asked: list[Cell], done: Path, hospitals: Hospitals, tmp_path: Path) -> None:
+    job = asked[1].job
+    found = outcome(asked[1], done).found
+    assert set(found) == set(hospitals.cohorts)
+    for site in ("east", "north"):
+        alone, _ = carry_out(Job(job.study, "together", {site: job.cohorts[site]}), tmp_path / site)
+        one, other = alone[MERGED][site]["cls"], found[site][site]["cls"]
+        assert one.logits.tobytes() == other.logits.tobytes()
+        assert one.patients.tolist() == other.patients.tolist()
+    assert set(found["east"]) == set(hospitals.cohorts)  # its model is tried at all sites
+
+
+def test_all_arms_are_tested_on_the_same_cases(asked: list[Cell], done: Path) -> None:
+    targets = {}
+    for cell in asked:
+        found = outcome(cell, done).found
+        for site in ("east", "north", "south", "west"):
+            own = found.get(site, found.get(MERGED, {}))[site]["cls"]
+            targets.setdefault(site, []).append((own.targets.tolist(), own.patients.tolist()))
+    for seen in targets.values():
+        assert len(seen) == 4
+        assert all(one == seen[0] for one in seen)
+
+
+def test_a_new_site_has_not_been_trained_on(asked: list[Cell], done: Path, tmp_path: Path) -> None:
+    """Its model is that of a federation without it, byte for byte."""
+    job = asked[3].job
+    others = {site: spec for site, spec in job.cohorts.items() if site != "west"}
+    without, _ = carry_out(Job(job.study, "together", others), tmp_path / "run")
+    assert without[MERGED].keys() == others.keys()
+    assert outcome(asked[3], done).found.keys() == job.cohorts.keys()
+    assert list(outcome(asked[3], done).found["west"]) == ["west"]
+
+
+def test_pooled_training_saw_all_sites_and_no_test_case(asked: list[Cell], done: Path) -> None:
+    found = outcome(asked[2], done).found
+    assert list(found) == [MERGED]
+    assert len(found[MERGED]) == 4
+
+
+def test_what_is_done_is_not_done_again(asked: list[Cell], done: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
+    assert list(run(asked, done, 2, 1)) == []
+    assert before == {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_was_cut_off_goes_on(asked: list[Cell], done: Path, tmp_path: Path) -> None:
+    """The cell's run is there, half done, as a kill would leave it; its outcome is the same."""
+    from simulations.run import prepare
+
+    cell = asked[0]
+    half = tmp_path / cell.digest[:16] / "runs" / "all"
+    prepare(cell.job.study, Hospitals(cell.job.cohorts), half)
+    list(run([cell], tmp_path, 1, 1))
+    again, first = outcome(cell, tmp_path).found, outcome(cell, done).found
+    for site, tasks in first[MERGED].items():
+        assert np.array_equal(tasks["cls"].logits, again[MERGED][site]["cls"].logits)
+
+
+@pytest.fixture
+def files(hospitals: Hospitals, tmp_path: Path) -> Path:
+    sites = [{"name": name, "cohort": spec.model_dump(mode="json")} for name, spec in hospitals.cohorts.items()]
+    (tmp_path / "sites.yaml").write_text(yaml.safe_dump({"name": "four", "sites": sites}))
+    study = {
+        "name": "bars",
+        "scenario": "sites.yaml",
+        "tasks": [{"name": "cls", "classes": ["left", "right", "middle"]}],
+        "input": {"kind": "image", "size": 32},
+        "split": {"train": 0.5, "val": 0.0, "test": 0.5},
+        "evaluate": {"every": 0},
+        "method": {"name": "fedavg", "rounds": 2, "local": {"epochs": 2, "batch_size": 8, "lr": 0.003}},
+        "compare": {
+            "seeds": 2,
+            "quick": 1,
+            "questions": [
+                {
+                    "name": "labels",
+                    "asks": "Do <labels> matter?",
+                    "arms": ["study", "shuffled"],
+                    "metric": "accuracy",
+                    "cases": [8, 24],
+                    "expect": [{"arm": "study", "over": "shuffled", "cases": 24, "at_least": 0.9}],
+                },
+                {"name": "folds", "arms": ["study", "local"], "folds": 2, "seeds": 1, "measure": ["east", "west"]},
+            ],
+        },
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    return tmp_path / "study.yaml"
+
+
+def test_the_command_says_what_the_files_say(command: Command, files: Path) -> None:
+    code, out, err = command("compare", files, "--quick", "--out", "c", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    labels, folds = result["questions"]
+    assert [(row["arm"], row["cases"]) for row in labels["rows"]] == [
+        ("study", 8),
+        ("shuffled", 8),
+        ("study", 24),
+        ("shuffled", 24),
+    ]
+    assert labels["replicates"] == 1
+    assert folds["replicates"] == 2
+    assert set(folds["rows"][0]["sites"]) == {"east", "west"}
+    (expected,) = labels["expectations"]
+    assert not expected["reached"]  # nobody gains .9
+    with Path("c/compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in labels["rows"]:
+        own = [r for r in rows if (r["question"], r["arm"], r["cases"]) == ("labels", row["arm"], str(row["cases"]))]
+        assert row["macro"]["value"] == pytest.approx(np.mean([float(r["accuracy"]) for r in own]))
+    tested = [int(row["n"]) for row in rows if row["question"] == "folds" and row["arm"] == "study"]
+    assert sum(tested) == 48 + 36  # each patient of east and west once
+    page = Path("c/compare.html").read_text(encoding="utf-8")
+    assert "Do &lt;labels&gt; matter?" in page
+    assert "<labels>" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    code, out, _ = command("compare", files, "--quick", "--out", "c")
+    assert code == 0
+    assert "MISSED: study - shuffled at 24 cases" in out
+    assert "1/6" not in out  # nothing was run again
+
+
+def test_what_cannot_be_asked_is_refused_before_anything_runs(command: Command, files: Path) -> None:
+    for words, fault in (
+        (("--arm", "study", "--arm", "fedwhat"), "no arm is called 'fedwhat'"),
+        (("--only", "nothing"), "No question is called nothing"),
+        (("--arm", "study", "--arm", "source_only"), "needs `weights`"),
+        (("--arm", "study", "--arm", "scratch", "--set", "plan.0.rounds=0"), "plan"),
+    ):
+        code, _, err = command("compare", files, "--out", "none", *words)
+        assert code == 2
+        assert fault in " ".join(err.split())
+        assert not Path("none").exists()
+
+
+def test_sites_that_do_not_exist_are_named(make_study: MakeStudy, hospitals: Hospitals) -> None:
+    question = Question(arms=(BUILT_IN["study"], BUILT_IN["local"]), measure=("nowhere",))
+    with pytest.raises(InputError, match="no site is called nowhere"):
+        cells(make_study(), question, hospitals.cohorts, 1, "test")
+
+
+def test_a_source_without_a_head_cannot_be_asked(make_study: MakeStudy, hospitals: Hospitals) -> None:
+    study = make_study(model={"backbone": "slim_resnet", "weights": "slim-ctmr-synthetic"})
+    question = Question(arms=(BUILT_IN["study"], BUILT_IN["source_only"]))
+    with pytest.raises(StudyError, match="have no head for task 'cls' with its classes"):
+        cells(study, question, hospitals.cohorts, 1, "test")

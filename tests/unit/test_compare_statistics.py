@@ -1,0 +1,132 @@
+"""What a comparison concludes: metrics under weights, intervals that cover, and words that do not say too much."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from common.metrics import ClassificationSums
+from simulations.compare.bootstrap import (
+    Interval,
+    across,
+    draw_patients,
+    holm,
+    metric,
+    over_replicates,
+    verdict,
+)
+from simulations.compare.models import Answers
+
+METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
+
+
+def answers(cases: int = 60, classes: int = 4, seed: int = 0, patients: int | None = None) -> Answers:
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, classes, cases)
+    logits = (rng.normal(size=(cases, classes)) + np.eye(classes)[targets]).round(1).astype(np.float32)  # some ties
+    owners = np.sort(rng.integers(0, patients, cases)) if patients else np.arange(cases)
+    return Answers(logits, targets, np.unique(owners, return_inverse=True)[1])
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("name", METRICS)
+def test_unweighted_metrics_are_those_of_a_run(name: str, classes: int) -> None:
+    some = answers(classes=classes)
+    exact = ClassificationSums.of(some.logits, some.targets).values()[name]
+    assert metric(name, some, np.ones((1, 60)))[0] == pytest.approx(exact, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_weight_is_as_good_as_so_many_copies(name: str) -> None:
+    some = answers()
+    weights = np.random.default_rng(1).integers(0, 4, (3, 60)).astype(float)
+    for row, found in zip(weights, metric(name, some, weights), strict=True):
+        at = np.repeat(np.arange(60), row.astype(int))
+        copies = ClassificationSums.of(some.logits[at], some.targets[at]).values()[name]
+        assert found == pytest.approx(copies, abs=1e-9)
+
+
+def test_what_is_undefined_is_not_a_number() -> None:
+    some = Answers(np.zeros((3, 2), np.float32), np.ones(3, np.int64), np.arange(3))
+    assert math.isnan(metric("auroc", some, np.ones((1, 3)))[0])
+    none = Answers(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    assert np.isnan(metric("accuracy", none, np.ones((2, 0)))).all()
+
+
+def test_patients_are_drawn_whole_and_alike_for_all_arms() -> None:
+    some = answers(patients=20)
+    drawn = draw_patients(some, (3, 0), "north", 200)
+    assert drawn.shape == (201, 60)
+    assert (drawn[0] == 1).all()
+    for patient in range(some.patients.max() + 1):
+        assert (np.ptp(drawn[:, some.patients == patient], axis=1) == 0).all()
+    firsts = np.unique(some.patients, return_index=True)[1]
+    assert (drawn[:, firsts].sum(axis=1) == len(firsts)).all()
+    other = Answers(some.logits[:, ::-1], some.targets, some.patients)
+    assert (draw_patients(other, (3, 0), "north", 200) == drawn).all()
+    assert (draw_patients(some, (4, 0), "north", 200) != drawn).any()
+    assert (draw_patients(some, (3, 0), "south", 200) != drawn).any()
+
+
+@pytest.mark.parametrize("replicates", [3, 10])
+def test_intervals_cover_what_they_should(replicates: int) -> None:
+    """Replicates that differ by a unit deviation: over many experiments the interval's width is that of the mean."""
+    rng = np.random.default_rng(0)
+    widths, covered = [], 0
+    for _ in range(200):
+        values = rng.normal(size=replicates)
+        found = over_replicates({(seed, 0): np.full(1001, value) for seed, value in enumerate(values)})
+        assert found.value == pytest.approx(values.mean())
+        widths.append((found.high - found.low) / 2)
+        covered += found.low <= 0 <= found.high
+    wanted = 1.96 / math.sqrt(replicates)
+    assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(wanted, rel=0.25)
+    assert covered / 200 > (0.75 if replicates == 3 else 0.85)
+
+
+def test_p_is_small_only_where_the_interval_leaves_out_zero() -> None:
+    rng = np.random.default_rng(0)
+    for shift in (0.0, 0.5, 1.0, 3.0):
+        found = over_replicates({(seed, 0): rng.normal(shift, 0.5, 2001) for seed in range(5)})
+        assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+    certain = over_replicates({(seed, 0): np.full(2001, 1.0) for seed in range(5)})
+    assert 0 < certain.p < 0.01
+
+
+def test_holm_by_hand() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+def interval(value: float, low: float, high: float, low90: float, high90: float) -> Interval:
+    return Interval(value, low, high, low90, high90, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("found", "adjusted", "words"),
+    [
+        (interval(0.1, 0.05, 0.15, 0.06, 0.14), 0.01, "better"),
+        (interval(-0.1, -0.15, -0.05, -0.14, -0.06), 0.01, "worse"),
+        (interval(0.01, 0.005, 0.015, 0.006, 0.014), 0.01, "better, within 0.02"),
+        (interval(0.0, -0.015, 0.015, -0.01, 0.01), 0.9, "as good within 0.02"),
+        (interval(0.0, -0.05, 0.05, -0.04, 0.04), 0.9, "not decided"),
+        (interval(0.1, 0.001, 0.2, 0.01, 0.19), 0.06, "not decided"),
+    ],
+)
+def test_verdicts_say_no_more_than_is_known(found: Interval, adjusted: float, words: str) -> None:
+    assert verdict(found, adjusted, 0.02) == words
+
+
+def test_of_a_score_that_should_be_low_less_is_better() -> None:
+    found = interval(-0.1, -0.15, -0.05, -0.14, -0.06)
+    assert verdict(found, 0.01, 0.02, lower_is_better=True) == "better"
+
+
+def test_sites_count_the_same_and_undefined_ones_not_at_all() -> None:
+    sites = [np.array([0.5, 0.9]), np.array([0.7, np.nan]), np.array([np.nan, np.nan])]
+    assert across(sites, "macro") == pytest.approx([0.6, 0.9])
+    assert across(sites, "worst") == pytest.approx([0.5, 0.9])
+    assert np.isnan(across(sites[2:], "worst")[0])
