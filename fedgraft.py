@@ -103,6 +103,24 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 
 
 @app.command()
+def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or weights with heads.")],
+    images: Annotated[Path, typer.Argument(help="A folder of DICOM files or images.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the table and the overlays.")],
+    heat: Annotated[list[str] | None, typer.Option(help="cam (LayerCAM) or occlusion: overlays.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task of the overlays; the first if not given.")] = None,
+    of: Annotated[str | None, typer.Option("--class", help="The class of the overlays; the likeliest.")] = None,
+    site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
+    adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
+) -> None:
+    """What a model says of the images in a folder, as a table, and where it looks."""
+    from client.predict.command import Request
+    from client.predict.command import predict as carry_out
+
+    carry_out(Request(model, images, out, site, tuple(heat or ()), task, of, adapt))
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
     """Build the HTML report of a run again."""
     from server.report import build_report

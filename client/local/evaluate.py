@@ -24,9 +24,9 @@ def evaluate(bench: Workbench, feed: Feed, split: str) -> dict[str, Classificati
     return {task: ClassificationSums.of(*pair) for task, pair in predictions(bench, feed, split).items()}
 
 
-def predictions(bench: Workbench, feed: Feed, split: str) -> Predictions:
-    """What the model says of the split's labelled cases, in their order. Raises Diverged if it is not finite."""
-    groups = in_order(feed.labelled(split), BATCH)
+def predictions(bench: Workbench, feed: Feed, split: str, *, labelled: bool = True) -> Predictions:
+    """What the model says of the split's cases, or its labelled ones, in order. Raises Diverged if it is not finite."""
+    groups = in_order(feed.labelled(split) if labelled else feed.splits[split], BATCH)
     outputs: dict[str, list[np.ndarray]] = {task: [] for task in bench.model.heads}
     targets: dict[str, list[np.ndarray]] = {task: [] for task in bench.model.heads}
     bench.model.eval()

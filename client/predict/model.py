@@ -1,0 +1,79 @@
+"""A finished model, ready to be asked: from a run's folder, or any weights that have heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.data.cohort import Cohort
+from client.kept import Kept
+from client.local.evaluate import predictions
+from client.local.feed import Feed
+from client.local.recalibrate import recalibrate
+from client.predict.images import Picture
+from client.workbench import Workbench, device_named
+from common.errors import InputError, WeightsError
+from common.plan import Recalibrate, Stage, named
+from common.start import start
+from common.study import Model, Study, read_study
+from common.tasks import UNKNOWN, Task
+from common.travel import own
+from common.weights import find, load_manifest
+
+_LATEST = 1 << 40
+
+
+class Reader:
+    """A model that answers for images. WeightsError if the weights have no heads, or are not for images.
+
+    `site` is a simulated or deployed site's folder of a run: its own norm layers and heads then stand in for the
+    merged ones. InputError if there is no such folder, or no run.
+    """
+
+    def __init__(self, ref: str, site: Path | None = None) -> None:
+        manifest = load_manifest(ref)
+        if manifest.input is None or not manifest.classes:
+            raise WeightsError(f"{ref}: has no head, or is not for images.", fix="Name the folder of a finished run.")
+        self.input = manifest.input
+        self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
+        adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
+        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights")
+        self._study = Study(name="predict", tasks=self.tasks, input=manifest.input, model=model, plan=(adapt,))
+        self.bench = Workbench(self._study, device_named("auto"))
+        state = start(self._study).state()
+        self.bench.load(state | (_of_site(find(ref), site, self.bench) if site is not None else {}))
+        self.bench.model.eval()
+
+    def feed(self, some: Sequence[Picture]) -> Feed:
+        """Images as the model sees them; all are given."""
+        stored = torch.from_numpy(np.stack([one.stored for one in some if one.stored is not None]))
+        everything, nothing = torch.arange(len(stored)), torch.arange(0)
+        targets = {task.name: torch.full((len(stored),), UNKNOWN) for task in self.tasks}
+        splits = {"train": everything, "val": nothing, "test": nothing}
+        patients = tuple(map(str, range(len(stored))))
+        return Feed(Cohort("here", stored, targets, patients, splits, (), {}), self.input, self.bench.device)
+
+    def adapt(self, some: Sequence[Picture]) -> None:
+        """Let norm layers take their statistics from these images (AdaBN). InputError for fewer than two."""
+        if len(some) < 2:
+            raise InputError("--adapt needs two images or more.")
+        recalibrate(self.bench, self.feed(some), Recalibrate())
+
+    def shares(self, some: Sequence[Picture]) -> dict[str, np.ndarray]:
+        """Probabilities (N, classes) by task."""
+        logits = predictions(self.bench, self.feed(some), "all", labelled=False)
+        return {task: torch.from_numpy(given).softmax(1).numpy() for task, (given, _) in logits.items()}
+
+
+def _of_site(run: Path, site: Path, bench: Workbench) -> dict[str, np.ndarray]:
+    if not (run / "study.yaml").is_file():
+        raise InputError(f"{run}: has no study.yaml, so that a site's own entries cannot be found.")
+    study, _ = read_study(run / "study.yaml")
+    folder = site / "kept" / study.digest[:16]
+    if not folder.is_dir():
+        raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
+    kept = Kept(folder).before(_LATEST)
+    return {key: array for key, array in kept.items() if own(study.plan[-1], bench.tags, key)}
