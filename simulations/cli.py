@@ -47,6 +47,20 @@ def study_explain(
     study_commands.explain_study(study_file, tuple(set_ or ()), sizes, as_json=as_json)
 
 
+@study.command("suggest")
+def study_suggest(
+    study_file: StudyFile,
+    scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
+    weights: Annotated[list[str] | None, typer.Option(help="Candidates; all that are at hand if not given.")] = None,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What to start from: candidates ranked before any training, and what the sites' differences suggest."""
+    from simulations.suggest import suggest
+
+    suggest(study_file, tuple(set_ or ()), scenario, tuple(weights or ()), as_json=as_json)
+
+
 @privacy.command("plan")
 def privacy_plan(
     study_file: StudyFile,

@@ -14,10 +14,11 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
 from client.approval import approve
-from client.config import SiteConfig
+from client.config import SiteConfig, read_site
+from client.data.cohort import Cohort, Wanted, load_cohort
 from client.data.spec import CohortSpec
 from client.policy import SitePolicy
-from client.pseudonyms import keep_key
+from client.pseudonyms import keep_key, place_of
 from common.errors import InputError, ResumeError
 from common.files import home, read_json, write_json
 from common.seeds import derive
@@ -121,6 +122,13 @@ def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> P
     if report:
         build_report(out)
     return out
+
+
+def simulated_cohort(study: Study, out: Path, site: str) -> Cohort:
+    """The cohort that a site of the run in `out` works with."""
+    config = read_site(out / "sites" / site)
+    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+    return load_cohort(config.name, config.cohort, wanted, place_of(config, study.digest))
 
 
 def _run_config(out: Path, engine: str, synthetic: bool) -> dict[str, bool | str | int | float]:

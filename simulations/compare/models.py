@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.config import read_site
-from client.data.cohort import Cohort, Wanted, load_cohort
+from client.data.cohort import Cohort
 from client.data.spec import CohortSpec
 from client.kept import Kept
 from client.local.evaluate import predictions
@@ -18,7 +17,6 @@ from client.local.feed import Feed
 from client.local.gradient import Diverged, TooFewCases
 from client.local.recalibrate import recalibrate
 from client.preflight.baseline import fit_alone
-from client.pseudonyms import place_of
 from client.workbench import Workbench, device_named
 from common.files import load_tensors, read_json
 from common.orders import Arrays
@@ -28,7 +26,7 @@ from common.study import Study
 from common.travel import own
 from simulations.compare.folds import Fold, deal
 from simulations.compare.question import Who
-from simulations.run import Hospitals, prepare, resume
+from simulations.run import Hospitals, prepare, resume, simulated_cohort
 
 MERGED = "*"
 """The name of the one model that all sites share; a site's own model has the site's name, which is never this."""
@@ -64,7 +62,7 @@ def carry_out(job: Job, folder: Path) -> tuple[Found, list[str]]:
     """The answers of all models of a job, and what went wrong on the way, in words. Continues what was begun."""
     device = device_named("auto")
     home = _prepared(job.study, job.cohorts, job.fold, folder / "all")
-    cohorts = {site: _cohort(job.study, home, site) for site in job.cohorts}
+    cohorts = {site: simulated_cohort(job.study, home, site) for site in job.cohorts}
     counted = {site: cohorts[site] for site in job.measure or cohorts}
     if job.who == "together":
         troubles = _federate(home)
@@ -141,12 +139,6 @@ def _federate(home: Path) -> list[str]:
     resume(home, report=False)
     result = read_json(home / "result.json")
     return [] if result["status"] == "completed" else [str(result["headline"])]
-
-
-def _cohort(study: Study, home: Path, site: str) -> Cohort:
-    config = read_site(home / "sites" / site)
-    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
-    return load_cohort(config.name, config.cohort, wanted, place_of(config, study.digest))
 
 
 def _kept(study: Study, home: Path, site: str, bench: Workbench) -> dict[str, np.ndarray]:

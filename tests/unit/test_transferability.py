@@ -1,0 +1,73 @@
+"""LogME and H-score from sums are those of the cases themselves, and rank features as they deserve."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
+
+from common.transferability import distance, h_score, log_me
+
+
+def sums(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    z = np.hstack([features, np.ones((len(features), 1))])
+    return z.T @ z, z.T @ np.eye(classes)[labels]
+
+
+def cases(skill: float, n: int = 60, dim: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n)
+    centres = rng.normal(size=(3, dim))
+    return rng.normal(size=(n, dim)) + skill * centres[labels], labels
+
+
+@pytest.mark.parametrize(("n", "dim"), [(60, 5), (12, 20)])
+def test_log_me_is_the_largest_evidence(n: int, dim: int) -> None:
+    """Against a direct search over the marginal likelihood of a Gaussian."""
+    features, labels = cases(1.0, n, dim)
+    best = []
+    for label in range(3):
+        y = (labels == label).astype(float)
+
+        def minus(logs: np.ndarray, y: np.ndarray = y) -> float:
+            covariance = features @ features.T / np.exp(logs[0]) + np.eye(n) / np.exp(logs[1])
+            return -float(multivariate_normal.logpdf(y, np.zeros(n), covariance)) / n
+
+        starts = [minimize(minus, start, method="Nelder-Mead") for start in ([0.0, 0.0], [3.0, 1.0], [1.0, 2.0])]
+        best.append(-min(one.fun for one in starts))
+    assert log_me(*sums(features, labels, 3)) == pytest.approx(np.mean(best), abs=1e-3)
+
+
+def test_h_score_by_hand() -> None:
+    features, labels = cases(1.0)
+    covariance = np.cov(features.T, bias=True)
+    covariance = 0.9 * covariance + 0.1 * np.trace(covariance) / 5 * np.eye(5)
+    expected = np.stack([features[labels == label].mean(0) for label in labels])
+    between = np.cov(expected.T, bias=True)
+    assert h_score(*sums(features, labels, 3)) == pytest.approx(np.trace(np.linalg.inv(covariance) @ between), rel=1e-6)
+
+
+def test_better_features_score_higher() -> None:
+    for score in (log_me, h_score):
+        values = [score(*sums(*cases(skill, 300), 3)) for skill in (0.0, 0.5, 2.0)]
+        assert values == sorted(values)
+        assert values[2] > values[0] + 0.1
+
+
+def test_sites_add_up_to_pooled_cases() -> None:
+    features, labels = cases(1.0)
+    parts = [sums(features[part], labels[part], 3) for part in (slice(0, 20), slice(20, 60))]
+    added = [one + other for one, other in zip(*parts, strict=True)]
+    for score in (log_me, h_score):
+        assert score(*added) == pytest.approx(score(*sums(features, labels, 3)), rel=1e-9)
+
+
+def test_distance_is_small_for_samples_alike_and_grows_with_the_shift() -> None:
+    rng = np.random.default_rng(0)
+    one, other, far = rng.normal(size=(200, 30)), rng.normal(size=(300, 30)), rng.normal(2.0, 1.0, size=(300, 30))
+    grams = [sums(part, np.zeros(len(part), int), 1)[0] for part in (one, other, far)]
+    assert distance(grams[0], grams[1]) == pytest.approx(np.sqrt(1 / 200 + 1 / 300), rel=0.3)
+    assert distance(grams[0], grams[2]) == pytest.approx(2.0, rel=0.1)
+    assert distance(grams[0], grams[0]) == 0
+    assert distance(np.eye(3) * 0, np.eye(3) * 0) == 0
