@@ -1,7 +1,7 @@
 """How much of a task lies ready in frozen features, from sums over cases alone, before anything is trained.
 
-The sums are those of a closed-form head: `gram` = sum z z' (d+1, d+1) and `cross` = sum z y' (d+1, C) with z = [features; 1]
-and one-hot y. They add up over sites, so what comes out is that of the pooled cases.
+The sums are those of a closed-form head: `gram` = sum z z' (d+1, d+1) and `cross` = sum z y' (d+1, C), where
+z = [features; 1] and y is one-hot. They add up over sites, so what comes out is that of the pooled cases.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _evidence(values: np.ndarray, projected: np.ndarray, outside: float, n: float, dim: int) -> float:
-    """The largest log evidence per case; `projected` is how much of y'y lies along each direction, `outside` no such."""
+    """The largest log evidence per case; `projected` is how much of y'y lies along each direction, `outside` none."""
     alpha, beta = 1.0, 1.0
     for _ in range(_STEPS):
         ratio = alpha / beta
