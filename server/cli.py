@@ -13,6 +13,7 @@ Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SERVER", help="The server's
 Out = Annotated[Path, typer.Option(help="The folder of authority, server and kits.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
 HOME = Path("kits/server")
+LOOPBACK = "127.0.0.1"
 
 
 @app.command()
@@ -99,6 +100,19 @@ def status(home: Home = HOME, as_json: AsJson = False) -> None:
     from server import commands
 
     commands.show_status(home, as_json=as_json)
+
+
+@app.command()
+def watch(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder; the server's newest run if not given.")] = None,
+    home: Home = HOME,
+    web: Annotated[int | None, typer.Option(min=0, max=65535, help="Show it on a web page on this port.")] = None,
+    address: Annotated[str, typer.Option(help="Where the page listens; anybody who reaches it can read.")] = LOOPBACK,
+) -> None:
+    """Watch a run live, until it ends or Ctrl-C: deployed or simulated, running, over or not yet begun."""
+    from server import commands
+
+    commands.watch(home, run, web, address)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,13 @@ from common.keys import fingerprint
 from server.consortium import read_consortium
 from server.home import ServerHome, expires
 from server.provision import Authority
+from server.watch.screen import ago
 
 if TYPE_CHECKING:
-    from server.overview import SiteRow
+    from server.overview import RunRow, SiteRow
 
 _out = Console(soft_wrap=True, highlight=False)
-_AGES_S = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+_POLL_S = 0.5
 
 
 def provision(path: Path, out: Path) -> None:
@@ -123,16 +124,31 @@ def show_status(home: Path, *, as_json: bool) -> None:
         return
     online = sum(row.state == "online" for row in there)
     _say(f"{server.facts().consortium}: {online} of {len(there)} sites online; certificate until {until:%Y-%m-%d}")
-    _show_sites(there)
+    _show_sites(there, rows[0] if rows else None)
     table = Table("study", "state", "exchange", "stage", "round", "refusals", "folder")
     for row in rows:
-        refusals = "; ".join(
-            f"{site}: {', '.join(f'{code} x{count}' for code, count in codes.items())}"
-            for site, codes in row.refusals.items()
-        )
+        refusals = "; ".join(f"{site}: {_counted(codes)}" for site, codes in row.refusals.items())
         done = f"{row.exchange} of {row.exchanges}"
         table.add_row(row.study, row.state, done, row.stage, str(row.round), refusals, row.folder)
     _out.print(table)
+
+
+def watch(home: Path, run: Path | None, port: int | None, address: str) -> None:
+    """Show a run in the terminal, and on a web page if there is a port for it."""
+    from server.watch import screen
+    from server.watch.board import Board
+    from server.watch.board import watch as keep_looking
+
+    with Board(ServerHome(home), run) as board:
+        if port is None:
+            with screen.Picture(_out) if _out.is_terminal else screen.Lines(_out) as shown:
+                keep_looking(board, shown.show, _POLL_S)
+            return
+        from server.watch.web import Page
+
+        with Page(board, address, port) as page:
+            _say(f"{page.url} shows the run, until Ctrl-C")
+            page.serve_forever()
 
 
 def stop(home: Path, *, server_too: bool) -> None:
@@ -174,20 +190,20 @@ def _set_up(request: Request) -> Path:
     return folder
 
 
-def _show_sites(rows: Sequence[SiteRow]) -> None:
-    table = Table("site", "state", "last heard of")
+def _show_sites(rows: Sequence[SiteRow], run: RunRow | None = None) -> None:
+    """The sites, and what each did in the newest run."""
+    table = Table("site", "state", "last heard of", *(("took part last in", "refusals") if run else ()))
     for row in rows:
-        table.add_row(row.name, row.state, _ago(row.heard_s))
+        cells = [row.name, row.state, ago(row.heard_s)]
+        if run is not None:
+            exchange = run.last.get(row.name)
+            cells += [f"exchange {exchange}" if exchange else "-", _counted(run.refusals.get(row.name, {})) or "-"]
+        table.add_row(*cells)
     _out.print(table)
 
 
-def _ago(seconds: float | None) -> str:
-    if seconds is None:
-        return "never"
-    for size, name in _AGES_S:
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {name} ago"
-    return "now"
+def _counted(codes: Mapping[str, int]) -> str:
+    return ", ".join(f"{code} x{count}" for code, count in codes.items())
 
 
 def _json(content: Any) -> None:

@@ -27,7 +27,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run. `refusals` counts, by site, its refusals by code."""
+    """One run. `refusals` counts, by site, its refusals by code; `last` says in what exchange a site last took part."""
 
     number: int
     state: str
@@ -38,6 +38,7 @@ class RunRow:
     stage: str
     round: int
     refusals: Mapping[str, Mapping[str, int]]
+    last: Mapping[str, int]
 
 
 def sites(home: ServerHome) -> list[SiteRow]:
@@ -97,6 +98,7 @@ def _row(number: int, state: str, folder: Path) -> RunRow:
         stage=last["stage"],
         round=last["round"],
         refusals={site: dict(codes) for site, codes in sorted(refusals.items())},
+        last={site: row["exchange"] for row in history for site in row["sites_merged"]},
     )
 
 

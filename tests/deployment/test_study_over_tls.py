@@ -71,8 +71,26 @@ def test_commands_show_sites_and_runs(federation, make_study):
     shown = json.loads(federation.fedgraft("server", "status", "--home", federation.home, "--json").stdout)
     run = next(row for row in shown["runs"] if row["folder"].endswith("shown"))
     assert (run["state"], run["exchange"], run["exchanges"], run["stage"]) == ("finished:completed", 3, 3, "evaluate")
-    assert "trial" in federation.fedgraft("server", "status", "--home", federation.home).stdout
+    assert run["last"] == dict.fromkeys(SITES, 3)
+    status = federation.fedgraft("server", "status", "--home", federation.home).stdout
+    assert "trial" in status
+    assert "exchange 3" in status
     assert "superlink" not in federation.fedgraft("server", "logs", "--home", federation.home).stderr
+
+
+def test_the_newest_run_is_watched_until_its_end(federation, make_study):
+    study = make_study(method=METHOD)
+    watching = federation.start("watching", "server", "watch", "watched", "--home", federation.home)
+    until(lambda: "no run yet" in federation.output("watching"), 60, "the watch to begin")
+    until(lambda: "south is online" in federation.output("watching"), 60, "the sites to be seen")
+    federation.run(study, "watched")
+    assert watching.wait(20) == 0
+    seen = federation.output("watching")
+    assert "3/3 evaluate: 3 of 3 sites, cls AUROC" in seen
+    assert "the server answers" in seen
+    assert "completed: 3 of 3 sites" in seen
+    newest = federation.fedgraft("server", "watch", "--home", federation.home).stdout
+    assert study.digest in newest
 
 
 def test_a_stopped_run_continues_to_the_same_weights(federation, three, make_study, tmp_path):
