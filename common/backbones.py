@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-import torchvision
 from torch import nn
 
 from common.errors import InputError
@@ -56,6 +55,8 @@ def register(name: str, builder: Builder) -> None:
 
 @cache
 def _torchvision_names() -> tuple[str, ...]:
+    import torchvision  # takes seconds, and only its own backbones need it
+
     prefixes = tuple(family for family, _ in _FAMILIES)
     return tuple(name for name in torchvision.models.list_models(torchvision.models) if name.startswith(prefixes))
 
@@ -91,6 +92,8 @@ def build_image_backbone(name: str, channels: int, size: int) -> Backbone:
         if size % patch:
             raise InputError(f"{name} needs an image size that is a multiple of {patch}, not {size}.")
         options["image_size"] = size
+    import torchvision
+
     module = torchvision.models.get_model(name, weights=None, **options)
     head, dim = _cut_head(module)
     if channels != 3:

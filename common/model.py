@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Self
 
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from common.backbones import Backbone, build_image_backbone, build_table_backbone, stem_name
 from common.errors import InputError
@@ -17,7 +17,7 @@ from common.plan import Role, Tag
 from common.slim import Standardise
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, FrozenBatchNorm2d)
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -36,7 +36,7 @@ class TransferModel(nn.Module):
         self._tags = self._tag_all()
         self._resting: list[nn.Module] = []
         self._frozen_as: tuple[frozenset[str], bool] | None = None
-        dropouts = (nn.modules.dropout._DropoutNd, StochasticDepth)
+        dropouts = (nn.modules.dropout._DropoutNd, *_of_torchvision("StochasticDepth"))
         self.classes = dict(heads)
         self.needs_dropout_rng = any(
             isinstance(part, dropouts) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)
@@ -108,7 +108,7 @@ class TransferModel(nn.Module):
         depths: dict[str, int] = {}
         depth = -1
         for _, unit, keys in self._units:
-            if keys and not (isinstance(unit, _NORMS) and depth >= 0):
+            if keys and not (_is_norm(unit) and depth >= 0):
                 depth += 1
             depths.update(dict.fromkeys(keys, max(depth, 0)))
         return depths
@@ -147,8 +147,18 @@ def _own_entries(part: nn.Module) -> list[str]:
     return own + [key for key in persistent if part._buffers[key] is not None]
 
 
+def _is_norm(part: nn.Module) -> bool:
+    return isinstance(part, (*_NORMS, *_of_torchvision("FrozenBatchNorm2d")))
+
+
+def _of_torchvision(name: str) -> tuple[type[nn.Module], ...]:
+    """A class of torchvision's layers; none if torchvision, which takes seconds to import, has made no part."""
+    layers = sys.modules.get("torchvision.ops")
+    return (getattr(layers, name),) if layers is not None else ()
+
+
 def _role(part: nn.Module, key: str, *, is_stem: bool) -> Role:
-    if isinstance(part, _NORMS):
+    if _is_norm(part):
         return Role.NORM_STATS if key in _STATISTICS else Role.NORM_AFFINE
     if isinstance(part, Standardise):
         return Role.SCALE
