@@ -27,7 +27,7 @@ from client.privacy.guard import Guard, Refused
 from client.privacy.sealing import Sealer
 from client.pseudonyms import place_of
 from client.site import FULL, Site, labelled_patients
-from client.workbench import Workbench, device_named
+from client.workbench import NoGpu, Workbench, device_named
 from common import wire
 from common.bundle import WireError
 from common.errors import FedgraftError, InputError
@@ -123,6 +123,8 @@ def _visit(message: Message, context: Context) -> Answer:
             why = site.grounds(order)
     except WireError:
         answer = Refusal(exchange, Code.GARBAGE)
+    except Refused as refused:
+        answer = Refusal(exchange, refused.code)
     except Exception:  # the wall between a hospital and the network: no text may pass it
         log = site_log(config.state) if config is not None else logging.getLogger(__name__)
         log.exception("visit failed")
@@ -194,10 +196,17 @@ def _site(study: Study, config: SiteConfig) -> Site:
     place = place_of(config, study.digest)
     cohort = load_cohort(config.name, config.cohort, wanted, place)
     guard = None if config.observer else Guard(study, config.policy, config.state, labelled_patients(study, cohort))
-    sealer, bench = _sealer(study, config), _bench(study, device_named(config.device))
+    sealer, bench = _sealer(study, config), _bench(study, _device(config))
     site = Site(study, cohort, bench, place.state, guard, sealer)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
     return site
+
+
+def _device(config: SiteConfig) -> torch.device:
+    try:
+        return device_named(config.device)
+    except NoGpu:
+        raise Refused(Code.NO_GPU, f"there is no device {config.device}") from None
 
 
 def _sealer(study: Study, config: SiteConfig) -> Sealer | None:

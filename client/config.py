@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -62,7 +62,8 @@ class SiteConfig(BaseModel):
     policy: SitePolicy = SitePolicy()
     observer: bool = False
     """Hold public data for evaluation only, and take no part in training."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
+    """A GPU if there is one, or the CPU; or only the CPU, only a GPU, only the GPU with this number."""
     masks: MaskSettings | None = None
     """What the site needs to take part in masked studies; it refuses them without."""
     threads: Annotated[int, Field(ge=0)] = 0

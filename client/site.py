@@ -6,6 +6,7 @@ import errno
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from client.kept import Kept
 from client.local.evaluate import Predictions, predictions
 from client.local.features import Features
 from client.local.feed import Feed
-from client.local.gradient import Diverged, Moment, TooFewCases, train
-from client.local.recalibrate import recalibrate
+from client.local.gradient import Diverged, Moment, TooFewCases
+from client.local.room import Room
 from client.local.statistics import column_sums, feature_sums
 from client.log import site_log
 from client.privacy.guard import Guard, Refused, Replay
@@ -86,6 +87,7 @@ class Site:
         self._used: dict[str, np.ndarray] = {}
         self._kept = Kept(folder / "kept" / study.digest[:16])
         self._log = site_log(folder)
+        self._room = Room(bench, self._log)
         self._received: dict[str, np.ndarray] = {}
         indices = self._feed.labelled("train")
         known = {task.name: self._feed.targets(task.name, indices) >= 0 for task in study.tasks}
@@ -103,11 +105,10 @@ class Site:
         if self._sealer is not None:
             nonce = self._sealer.greet()
             return Greeting(self.name, {}, {}, labelled=labelled, evaluates=self._shows_metrics, nonce=nonce)
-        indices = self._cohort.splits["train"]
         public = self._guard.public if self._guard else int
         labels = {}
         for task in self._study.tasks:
-            known = Counter(self._cohort.targets[task.name][indices].tolist())
+            known = Counter(self._cohort.targets[task.name][self._cohort.splits["train"]].tolist())
             labels[task.name] = {name: public(known[index]) for index, name in enumerate(task.classes)}
         problems: Counter[str] = Counter()
         for problem in self._cohort.problems:
@@ -262,11 +263,12 @@ class Site:
             columns = local.of == "columns"
             sums = column_sums(self._study, self._feed) if columns else feature_sums(self._bench, self._seen("train"))
             return Work(sums, {}, self._figures({"examples": len(self._feed.labelled("train"))}))
-        self._bench.touched(moves)
+        begin = partial(self._bench.begin, self._used, moves)
+        begin()
         if isinstance(local, Recalibrate):
-            figures = recalibrate(self._bench, self._feed, local)
+            figures = self._room.recalibrate(self._feed, local)
         else:
-            figures = train(self._bench, self._cases(stage, local), local, moves, self._moment(stage, order))
+            figures = self._room.train(self._cases(stage, local), local, moves, self._moment(stage, order), begin)
         shared, mine = self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags))
         return Work(shared, mine, self._figures(figures))
 
@@ -303,17 +305,15 @@ class Site:
         return self._seen("train") if frozen else self._feed
 
     def _moment(self, stage: Stage, order: Order) -> Moment:
-        seed = derive(self._study.seed, self.name, stage.name, order.round)
-        return Moment(seed, order.round, stage.rounds)
+        return Moment(derive(self._study.seed, self.name, stage.name, order.round), order.round, stage.rounds)
 
     def _figures(self, figures: dict[str, float]) -> dict[str, float]:
         """Losses and counts of training, which tell of the patients as metrics do."""
         return figures if self._guard is not None and self._guard.shows_metrics else {}
 
     def _weights(self, stage: Stage, guard: Guard) -> dict[str, float]:
-        if not isinstance(stage.local, Gradient):
-            return {}
-        return {name: float(guard.public(int(count))) for name, count in self._labelled.items()}
+        counts = self._labelled if isinstance(stage.local, Gradient) else {}
+        return {name: float(guard.public(int(count))) for name, count in counts.items()}
 
 
 def _roles(tags: Mapping[str, Tag], keys: Iterable[str]) -> frozenset[Role]:

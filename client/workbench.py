@@ -24,10 +24,26 @@ def make_model(study: Study) -> TransferModel:
 
 
 def device_named(name: str) -> torch.device:
-    """The device that a site's configuration asks for; `auto` is a GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    """The device that a site's configuration asks for.
+
+    `auto` is the GPU with the most free memory, or the CPU if there is none: only this lets a site fall back to the
+    CPU. `cuda` is that GPU, and `cuda:N` the one with this number; NoGpu if it is not there.
+    """
+    count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return torch.device("cpu")
+    number = int(name.partition(":")[2] or -1)
+    if number >= count or not count:
+        raise NoGpu
+    return torch.device("cuda", number if number >= 0 else max(range(count), key=_free_bytes))
+
+
+def _free_bytes(number: int) -> int:
+    return torch.cuda.mem_get_info(number)[0]
+
+
+class NoGpu(Exception):
+    """The GPU that the site asks for is not there, and its configuration does not allow the CPU in its place."""
 
 
 class Workbench:
@@ -35,6 +51,8 @@ class Workbench:
 
     def __init__(self, study: Study, device: torch.device) -> None:
         self.device = device
+        self.parts = 1
+        """In how many parts batches are worked on: more than one since memory ran out."""
         self.model = make_model(study)
         self.model.to(device)
         if device.type == "cuda":
@@ -58,6 +76,11 @@ class Workbench:
             else:
                 self._live[key].copy_(torch.from_numpy(array if array.flags.writeable else array.copy()))
             self._loaded[key] = array
+
+    def begin(self, arrays: Arrays, changes: Iterable[str]) -> None:
+        """Put `arrays` into the model for work that changes the entries `changes`."""
+        self.load(arrays)
+        self.touched(changes)
 
     def fits(self, arrays: Arrays) -> bool:
         """Whether every array has a place in the model, of the same shape and type."""

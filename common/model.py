@@ -36,7 +36,7 @@ class TransferModel(nn.Module):
         self._tags = self._tag_all()
         self._resting: list[nn.Module] = []
         self._frozen_as: tuple[frozenset[str], bool] | None = None
-        dropouts = (nn.modules.dropout._DropoutNd, *_of_torchvision("StochasticDepth"))
+        dropouts: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, *_of_torchvision("StochasticDepth"))
         self.classes = dict(heads)
         self.needs_dropout_rng = any(
             isinstance(part, dropouts) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)

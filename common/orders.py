@@ -38,6 +38,8 @@ class Code(StrEnum):
     BAD_DATA = "bad_data"
     DIVERGED = "diverged"
     OUT_OF_MEMORY = "out_of_memory"
+    NO_GPU = "no_gpu"
+    """The site trains on a GPU only, and there is none."""
     DISK = "disk"
     NOT_APPROVED = "not_approved"
     FAILED = "failed"

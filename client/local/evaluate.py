@@ -9,6 +9,7 @@ import torch
 
 from client.local.feed import Feed, in_order
 from client.local.gradient import Diverged
+from client.local.room import in_room
 from client.workbench import Workbench
 from common.metrics import ClassificationSums
 
@@ -34,7 +35,7 @@ def predictions(bench: Workbench, feed: Feed, split: str, *, labelled: bool = Tr
     with torch.inference_mode():
         for batch in feed.batches(groups):
             with torch.autocast("cuda", torch.bfloat16, enabled=bench.device.type == "cuda"):
-                answers = body(batch.inputs)
+                answers = in_room(body, batch.inputs)
             for task, scores in answers.items():
                 outputs[task].append(scores.float().cpu().numpy())
                 targets[task].append(batch.targets[task].cpu().numpy())

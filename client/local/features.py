@@ -17,6 +17,7 @@ from torch import Tensor
 
 from client.local.evaluate import BATCH
 from client.local.feed import Feed, in_order
+from client.local.room import features_in_room
 from client.workbench import Workbench
 from common.errors import InputError
 from common.files import canonical_json, digest_arrays, load_tensors, save_tensors
@@ -91,7 +92,8 @@ class Features:
         bench.model.eval()
         groups = in_order(self._feed.labelled(split), BATCH)
         with torch.no_grad():
-            parts = [bench.model.features(batch.inputs).float() for batch in self._feed.batches(groups)]
+            seen = (features_in_room(bench.model.features, batch.inputs) for batch in self._feed.batches(groups))
+            parts = [features.float() for features in seen]
         return torch.cat(parts) if parts else torch.zeros((0, bench.model.feature_dim), device=bench.device)
 
     def _digest(self, bench: Workbench, split: str) -> bytes:

@@ -37,6 +37,17 @@ class Batch:
     indices: Tensor
     known: Collection[str] = ()
 
+    def parted(self, count: int) -> list[Batch]:
+        """The same cases in `count` batches of nearly equal size, fewer if there are not so many cases."""
+        if count == 1:
+            return [self]
+        pieces = torch.arange(len(self.indices)).tensor_split(min(count, len(self.indices)))
+        return [self._piece(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
+
+    def _piece(self, first: int, end: int) -> Batch:
+        targets = {task: target[first:end] for task, target in self.targets.items()}
+        return Batch(self.inputs[first:end], targets, self.indices[first:end], self.known)
+
 
 class Feed:
     """A cohort's cases by index. Inputs of a large cohort stay compact in memory and become floats batch by batch."""

@@ -43,9 +43,9 @@ def train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str], 
     """
     indices = feed.labelled("train")
     groups = _groups(indices, spec, moment.seed)
-    if not groups or (len(groups[0]) < 2 and _trains_norm_statistics(bench, changes)):
+    if not groups or (len(groups[0]) < 2 and trains_norm_statistics(bench, changes)):
         raise TooFewCases
-    bench.model.freeze(changes, fixed_norm_stats=not _trains_norm_statistics(bench, changes))
+    bench.model.freeze(changes, fixed_norm_stats=not trains_norm_statistics(bench, changes))
     bench.model.train()
     optimiser = optimiser_for(bench, spec, changes)
     rates = [group["lr"] for group in optimiser.param_groups]
@@ -61,7 +61,7 @@ def train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str], 
                     group["lr"] = rate * factor
             if spec.augment is not None:
                 batch = replace(batch, inputs=augment(batch.inputs, spec.augment, draw))  # noqa: PLW2901
-            loss = _step(body, spec, optimiser, batch, weights)
+            loss = _step(body, spec, optimiser, batch.parted(bench.parts), weights)
             loss_sum += loss * len(batch.indices)
             seen += len(batch.indices)
     bench.model.eval()
@@ -107,28 +107,49 @@ def _cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None, *, kn
 
 
 def _mass(target: Tensor, weights: Tensor | None) -> Tensor:
+    return _bare_mass(target, weights).clamp(min=1 if weights is None else 1e-12)
+
+
+def _bare_mass(target: Tensor, weights: Tensor | None) -> Tensor:
     known = target != UNKNOWN
-    if weights is None:
-        return known.sum().clamp(min=1)
-    return (weights[target.clamp(min=0)] * known).sum().clamp(min=1e-12)
+    return known.sum() if weights is None else (weights[target.clamp(min=0)] * known).sum()
 
 
 def _step(
     body: nn.Module,
     spec: Gradient,
     optimiser: torch.optim.Optimizer,
-    batch: Batch,
+    parts: Sequence[Batch],
     weights: dict[str, Tensor],
 ) -> Tensor:
-    with torch.autocast("cuda", torch.bfloat16, enabled=batch.inputs.device.type == "cuda"):
-        outputs = body(batch.inputs)
-    loss = supervised(outputs, batch.targets, weights, batch.known)
+    """One step on a batch that comes in parts; the gradients of the parts' shares add up to that of the whole."""
     optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    losses = []
+    for part, share in zip(parts, _shares(parts, weights), strict=True):
+        with torch.autocast("cuda", torch.bfloat16, enabled=part.inputs.device.type == "cuda"):
+            outputs = body(part.inputs)
+        if share is None:
+            loss = supervised(outputs, part.targets, weights, part.known)
+        else:
+            each = [_cross_entropy(o.float(), part.targets[t], weights.get(t), known=False) for t, o in outputs.items()]
+            loss = torch.stack([one * share[task] for task, one in zip(outputs, each, strict=True)]).sum()
+        torch.autograd.backward(loss)
+        losses.append(loss.detach())
     if spec.clip_norm is not None:
         nn.utils.clip_grad_norm_((p for g in optimiser.param_groups for p in g["params"]), spec.clip_norm)
     optimiser.step()
-    return loss.detach()
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def _shares(parts: Sequence[Batch], weights: dict[str, Tensor]) -> Sequence[dict[str, Tensor] | None]:
+    """By task how much of a batch's labels each part has; None for a batch in one part."""
+    if len(parts) == 1:
+        return [None]
+    masses = [{task: _mass(target, weights.get(task)) for task, target in part.targets.items()} for part in parts]
+    bare = [{task: _bare_mass(target, weights.get(task)) for task, target in part.targets.items()} for part in parts]
+    whole = {task: torch.stack([mass[task] for mass in bare]).sum() for task in bare[0]}
+    least = {task: 1.0 if task not in weights else 1e-12 for task in whole}
+    return [{task: mass[task] / whole[task].clamp(min=least[task]) for task in mass} for mass in masses]
 
 
 def _groups(indices: Tensor, spec: Gradient, seed: int) -> list[Tensor]:
@@ -159,7 +180,8 @@ def optimiser_for(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> t
     return torch.optim.AdamW(groups, lr=spec.lr, weight_decay=spec.weight_decay)
 
 
-def _trains_norm_statistics(bench: Workbench, changes: Sequence[str]) -> bool:
+def trains_norm_statistics(bench: Workbench, changes: Sequence[str]) -> bool:
+    """Whether norm layers learn their statistics, so that a case's loss depends on the others in its batch."""
     return any(bench.tags[key].role is Role.NORM_STATS for key in changes)
 
 

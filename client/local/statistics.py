@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from client.local.feed import Feed, in_order
+from client.local.room import features_in_room
 from client.workbench import Workbench
 from common.inputs import TableInput
 from common.study import Study
@@ -27,7 +28,7 @@ def feature_sums(bench: Workbench, feed: Feed) -> dict[str, np.ndarray]:
     body = feed.body(bench.model)
     with torch.inference_mode():
         for batch in feed.batches(in_order(feed.labelled("train"), _BATCH)):
-            features = body.features(batch.inputs).double().cpu().numpy()
+            features = features_in_room(body.features, batch.inputs).double().cpu().numpy()
             z = np.hstack([features, np.ones((len(features), 1))])
             for task in bench.model.classes:
                 target = batch.targets[task].cpu().numpy()

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from client.config import SiteConfig
 from client.data.cohort import Cohort, Wanted, load_cohort
 from client.data.scan import files, name_below
@@ -21,7 +23,7 @@ from client.preflight.policy import check_policy
 from client.preflight.report import Findings, Part, Report
 from client.preflight.training import check_training
 from client.pseudonyms import place_of
-from client.workbench import device_named
+from client.workbench import NoGpu, device_named
 from common.errors import DataError
 from common.inputs import ImageInput
 from common.study import Study
@@ -80,13 +82,21 @@ class Check:
         return check_data(cohort, spec, study, names)
 
     def _training(self, study: Study, cohort: Cohort) -> Findings:
-        return check_training(study, cohort, device_named(self._site.config.device))
+        return self._on_device(lambda device: check_training(study, cohort, device))
 
     def _policy(self, study: Study, cohort: Cohort) -> Findings:
         return check_policy(self._site.config, study, cohort)
 
     def _baseline(self, study: Study, cohort: Cohort) -> Findings:
-        return check_baseline(study, cohort, device_named(self._site.config.device), self._say)
+        return self._on_device(lambda device: check_baseline(study, cohort, device, self._say))
+
+    def _on_device(self, look: Callable[[torch.device], Findings]) -> Findings:
+        try:
+            return look(device_named(self._site.config.device))
+        except NoGpu:
+            found = Findings()
+            found.skipped("device", "the GPU that site.yaml asks for is not there")
+            return found
 
     def _on_cohort(self, look: Callable[[Study, Cohort], Findings]) -> Findings:
         found = Findings()

@@ -100,7 +100,7 @@ def _gpu(found: Findings, config: SiteConfig) -> None:
             name=name,
             free_gb=round(free / _GB, 1),
         )
-    elif config.device == "cuda":
+    elif config.device.startswith("cuda"):
         found.fails(
             "gpu",
             "site.yaml asks for a GPU, but torch finds none",

@@ -10,8 +10,8 @@ import torch
 
 from client.data.cohort import Cohort
 from client.local.feed import Feed
-from client.local.gradient import Diverged, Moment, TooFewCases, train
-from client.local.recalibrate import recalibrate
+from client.local.gradient import Diverged, Moment, TooFewCases
+from client.local.room import Room
 from client.local.statistics import column_sums, feature_sums
 from client.preflight.memory import PeakMemory
 from client.preflight.report import Findings, counted
@@ -87,6 +87,8 @@ def _try(found: Findings, study: Study, stage: Stage, bench: Workbench, feed: Fe
         f"{measured.seconds:.2f} s for {counted(measured.cases, 'case')}; "
         f"a round is {counted(measured.steps, 'step')}, about {measured.round_s:.0f} s"
     )
+    if bench.parts > 1:
+        says += f"; the GPU is small, so that batches are worked on in {bench.parts} parts"
     figures = {"step_s": round(measured.seconds, 3), "steps": measured.steps, "round_s": round(measured.round_s, 1)}
     if deadline is not None and measured.round_s > deadline:
         fix = "Use a GPU or more threads, or ask the coordinator for a longer deadline_s."
@@ -108,7 +110,7 @@ def _measure(study: Study, stage: Stage, bench: Workbench, feed: Feed, cohort: C
     few = Feed(replace(cohort, splits=dict(cohort.splits) | {"train": some}), study.input, bench.device)
     if isinstance(stage.local, Recalibrate):
         spec = stage.local
-        seconds = _timed(lambda: recalibrate(bench, few, spec), bench)
+        seconds = _timed(lambda: Room(bench).recalibrate(few, spec), bench)
     elif stage.local.of == "columns":
         seconds = _timed(lambda: column_sums(study, few), bench)
     else:
@@ -123,7 +125,7 @@ def _measure_gradient(stage: Stage, spec: Gradient, bench: Workbench, feed: Feed
     def steps(count: int) -> Callable[[], object]:
         some = spec.model_copy(update={"epochs": None, "steps": count})
         if spec.private is None:
-            return lambda: train(bench, feed, some, moves, _MOMENT)
+            return lambda: Room(bench).train(feed, some, moves, _MOMENT, lambda: None)
         from client.privacy.dpsgd import train_private  # slow to import, and only private work needs it
 
         # Nothing is released, so nothing is charged, and any noise will do.

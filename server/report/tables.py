@@ -36,6 +36,7 @@ MEANINGS = {
     Code.BAD_DATA: "could not read its data",
     Code.DIVERGED: "its training diverged",
     Code.OUT_OF_MEMORY: "ran out of memory",
+    Code.NO_GPU: "trains on a GPU only, and has none now",
     Code.DISK: "could not write to its disk",
     Code.FAILED: "failed; its own log says why",
     Code.NOT_APPROVED: "has not approved this study",

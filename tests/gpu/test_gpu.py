@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import torch
 
 from client.local.feed import Feed
 from client.local.gradient import train
+from client.local.room import Room
 from client.workbench import Workbench
 from common.files import load_tensors, read_json
+from common.plan import Role
 from helpers.work import NOW, cohort, images, steps
 from simulations.run import Engine, simulate
 
@@ -49,6 +53,33 @@ def test_resident_and_streamed_cohorts_train_alike(make_study, monkeypatch, few:
         bench, feed = Workbench(study, GPU), Feed(cohort(inputs, {"cls": labels}), study.input, GPU)
         losses.append(train(bench, feed, steps(6), tuple(bench.tags), NOW)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_gpu_that_is_too_small_works_on_parts_of_batches(make_study):
+    study = make_study(model={"backbone": "resnet18", "weights": None}, input={"kind": "image", "size": 64})
+    inputs, labels = images(256, size=64)
+    spec, losses = steps(3, batch_size=256), []
+    total = torch.cuda.get_device_properties(GPU).total_memory
+    share = 1.0
+    for small in (False, True):
+        bench = Workbench(study, GPU)
+        feed = Feed(cohort(inputs, {"cls": labels}), study.input, GPU)
+        begin = partial(bench.begin, bench.read(bench.tags), tuple(bench.tags))
+        changes = [key for key, tag in bench.tags.items() if tag.role is not Role.NORM_STATS]
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(GPU)
+        before = torch.cuda.memory_reserved(GPU)
+        torch.cuda.set_per_process_memory_fraction(share, GPU)
+        try:
+            figures = Room(bench).train(feed, spec, changes, NOW, begin)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, GPU)
+        assert (figures.get("parts", 1) > 1) == small
+        losses.append(figures["loss"])
+        share = (before + 0.5 * (torch.cuda.max_memory_reserved(GPU) - before)) / total
+        del bench, feed, begin
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_what_goes_in_comes_out(make_study):

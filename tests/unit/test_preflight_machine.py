@@ -13,7 +13,8 @@ import pytest
 import torch
 from pydicom import dcmread
 
-from client.preflight import environment, training
+from client.local import room
+from client.preflight import environment
 from client.preflight.memory import PeakMemory
 from client.preflight.report import Level
 from client.workbench import Workbench
@@ -163,7 +164,7 @@ def test_no_memory_for_a_batch_fails_and_the_rest_goes_on(hospital: Hospital, mo
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(training, "train", full)
+    monkeypatch.setattr(room, "train", full)
     lines = hospital.lines("training")
     assert lines["stage_train"].level is Level.FAILS
     assert "memory" in lines["stage_train"].says

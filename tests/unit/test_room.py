@@ -1,0 +1,178 @@
+"""When memory runs out: the same step from parts of a batch, the same visit from its beginning, and a word about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from client.local.evaluate import predictions
+from client.local.feed import Feed
+from client.local.gradient import train
+from client.local.room import PARTS, Room
+from client.local.statistics import feature_sums
+from client.workbench import NoGpu, Workbench, device_named
+from common.orders import Order
+from common.plan import Recalibrate, Role
+from helpers.work import CPU, NOW, a_site, cohort, images, snapshot, steps
+
+
+class Gpu:
+    """Lets the model see at most `cases` at once, as a GPU with little memory; counts how often it ran out."""
+
+    def __init__(self, cases: int) -> None:
+        self.cases, self.failed = cases, 0
+
+    @contextmanager
+    def of(self, bench: Workbench) -> Iterator[None]:
+        def full(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if len(inputs[0]) > self.cases:
+                self.failed += 1
+                raise torch.OutOfMemoryError
+
+        # In the middle of a pass, so that layers before it have been at work.
+        middle = list(bench.model.backbone.modules())[-3]
+        hook = middle.register_forward_pre_hook(full)
+        yield
+        hook.remove()
+
+
+def unbound(bench: Workbench) -> list[str]:
+    """All that can be trained without tying the cases of a batch together."""
+    return [key for key, tag in bench.tags.items() if tag.role is not Role.NORM_STATS]
+
+
+def worked(bench: Workbench, feed: Feed, changes: list[str], room: Room | None = None, **spec) -> dict[str, float]:
+    before = snapshot(bench)
+    room = room or Room(bench)
+    return room.train(feed, steps(5, **spec), changes, NOW, lambda: bench.begin(before, bench.tags))
+
+
+@pytest.mark.parametrize(
+    "spec", [{}, {"class_weights": "balanced", "clip_norm": 0.5}, {"optimiser": "adamw", "lr": 0.002}]
+)
+def test_a_small_gpu_trains_what_a_large_one_does(desk, spec, caplog):
+    bench, feed = desk()
+    start = snapshot(bench)
+    whole = train(bench, feed, steps(5, **spec), unbound(bench), NOW)
+    wanted = snapshot(bench)
+    bench.load(start)
+    gpu = Gpu(3)
+    with gpu.of(bench), caplog.at_level(logging.WARNING):
+        bench.begin(start, bench.tags)
+        found = worked(bench, feed, unbound(bench), Room(bench, logging.getLogger("room")), **spec)
+        assert (found[PARTS], gpu.failed) == (4, 2)
+        worked(bench, feed, unbound(bench), **spec)
+        assert gpu.failed == 2, "the next visit knows"
+    assert found["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    assert "worked on in 4 parts" in caplog.text
+    assert "norm layers" not in caplog.text
+    bench.begin(start, bench.tags)
+    again = worked(bench, feed, unbound(bench), **spec)
+    assert again["loss"] == found["loss"]
+    ours = snapshot(bench)
+    for key, array in wanted.items():
+        np.testing.assert_allclose(ours[key], array, rtol=2e-3, atol=2e-5, err_msg=key)
+
+
+def test_labels_that_are_not_known_count_in_no_part(make_study):
+    """A batch of which one part has no label, and another few: the mean is over all known labels of the batch."""
+    inputs, labels = images(16)
+    labels[[0, 1, 2, 3, 4, 9]] = -1
+    study = make_study(
+        tasks=[{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes": ["a", "b", "c"]}]
+    )
+    both = {"cls": labels, "side": images(16)[1]}
+    results = []
+    for parts in (1, 4):
+        bench = Workbench(study, CPU)
+        bench.parts = parts
+        feed = Feed(cohort(inputs, both), study.input, CPU)
+        train(bench, feed, steps(2, batch_size=16, class_weights="balanced"), unbound(bench), NOW)
+        results.append(snapshot(bench))
+    for key, array in results[0].items():
+        np.testing.assert_allclose(results[1][key], array, rtol=1e-3, atol=1e-6, err_msg=key)
+
+
+def test_a_visit_that_began_again_is_one_that_had_parts_from_the_start(desk, caplog):
+    """Norm layers moved before memory ran out; nothing of that is left."""
+    bench, feed = desk()
+    start = snapshot(bench)
+    with Gpu(4).of(bench), caplog.at_level(logging.WARNING):
+        worked(bench, feed, list(bench.tags), Room(bench, logging.getLogger("room")))
+    began_again = snapshot(bench)
+    assert "norm layers see parts" in caplog.text
+    bench.begin(start, bench.tags)
+    assert bench.parts == 2
+    train(bench, feed, steps(5), list(bench.tags), NOW)
+    ours = snapshot(bench)
+    assert all(ours[key].tobytes() == array.tobytes() for key, array in began_again.items())
+
+
+def test_norm_layers_never_see_a_single_case(desk):
+    bench, feed = desk()
+    with Gpu(1).of(bench), pytest.raises(torch.OutOfMemoryError):
+        worked(bench, feed, list(bench.tags))
+    assert bench.parts == 4
+
+
+def test_looking_at_cases_goes_on_in_halves(desk):
+    bench, feed = desk()
+    whole, sums = predictions(bench, feed, "train"), feature_sums(bench, feed)
+    gpu = Gpu(2)
+    with gpu.of(bench):
+        parts, halves = predictions(bench, feed, "train"), feature_sums(bench, feed)
+    assert gpu.failed
+    np.testing.assert_allclose(parts["cls"][0], whole["cls"][0], rtol=1e-4, atol=1e-5)
+    assert all(np.allclose(halves[key], sums[key], rtol=1e-4, atol=1e-5) for key in sums)
+    with Gpu(0).of(bench), pytest.raises(torch.OutOfMemoryError):
+        predictions(bench, feed, "train")
+
+
+def test_statistics_are_taken_over_smaller_batches(desk):
+    bench, feed = desk()
+    gpu = Gpu(5)
+    with gpu.of(bench):
+        Room(bench).recalibrate(feed, Recalibrate(batch_size=16))
+    ours = snapshot(bench)
+    Room(bench).recalibrate(feed, Recalibrate(batch_size=4))
+    assert gpu.failed
+    assert all(ours[key].tobytes() == array.tobytes() for key, array in snapshot(bench).items())
+
+
+def test_a_site_says_so_in_its_log_and_in_its_figures(make_study, tmp_path):
+    inputs, labels = images(24)
+    study = make_study(method={"name": "fedavg", "rounds": 2, "local": {"steps": 3, "batch_size": 8, "lr": 0.01}})
+    site = a_site(study, cohort(inputs, {"cls": labels}), tmp_path)
+    order = Order(study.digest, 1, 0, 1, work=True, evaluate=None, tensors=snapshot(site._bench))
+    with Gpu(4).of(site._bench):
+        update = site.visit(order)
+        assert update.train[PARTS] == 2
+    log = (tmp_path / "site.log").read_text()
+    assert "out of memory: batches are worked on in 2 parts" in log
+    with Gpu(0).of(site._bench):
+        assert site.visit(order).code == "out_of_memory"
+
+
+def test_only_auto_falls_back_to_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_named("auto") == device_named("cpu") == CPU
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(NoGpu):
+            device_named(name)
+
+
+def test_the_gpu_with_most_room_is_taken_or_the_one_that_is_named(monkeypatch):
+    free = [3 << 30, 7 << 30, 5 << 30]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (free[number], 8 << 30))
+    assert device_named("auto") == device_named("cuda") == torch.device("cuda", 1)
+    assert device_named("cuda:2") == torch.device("cuda", 2)
+    assert device_named("cpu") == CPU
+    with pytest.raises(NoGpu):
+        device_named("cuda:3")
