@@ -10,6 +10,7 @@ from cryptography import x509
 
 from client.config import ServerAddress, SiteConfig, read_config
 from client.data.spec import CohortSpec
+from client.edit import change_values
 from client.home import Joined, SiteHome
 from client.policy import SitePolicy
 from client.privacy.masks import MaskSettings
@@ -81,7 +82,7 @@ def rejoin(path: Path, passphrase: str, home: SiteHome) -> Joined:
     if kit.facts.keys_enclosed:
         _write_keys(home, *_keys(kit, passphrase, path))
     _write_authority(home, kit)
-    _take_over_masks(home)
+    _take_over(home, ServerAddress(address=f"{_bracketed(kit.facts.host)}:{kit.facts.port}", ca=home.authority))
     joined = before.model_copy(update={"host": kit.facts.host, "port": kit.facts.port})
     home.write_joined(joined)
     return joined
@@ -99,7 +100,7 @@ def update_roster(path: Path, home: SiteHome, accept: Collection[str] = ()) -> i
         raise InputError(f"{path}: is older than the roster that is here.", fix="Ask the coordinator for the newest.")
     _check_identities(old, new, accept, path)
     new.write(home.roster_file)
-    _take_over_masks(home)
+    _take_over(home)
     return new.serial
 
 
@@ -121,13 +122,15 @@ def _masks(home: SiteHome) -> MaskSettings:
     return MaskSettings(key=home.masking_file, roster=home.masks_file, identities=members.identities())
 
 
-def _take_over_masks(home: SiteHome) -> None:
-    """Pin the members of a newer roster, and leave all else of the site's configuration as it is."""
-    config = read_config(home.config)
-    fresh = _masks(home)
+def _take_over(home: SiteHome, server: ServerAddress | None = None) -> None:
+    """Pin the members of a newer roster, and leave all else of the site's file as a person wrote it."""
+    config, fresh = read_config(home.config), _masks(home)
     if config.masks is not None:
         fresh = config.masks.model_copy(update={"identities": fresh.identities})
-    config.model_copy(update={"masks": fresh}).write(home.config)
+    changes = {"masks": fresh.model_dump(mode="json")}
+    if server is not None and (config.server is None or config.server.address != server.address):
+        changes["server"] = server.model_dump(mode="json")
+    change_values(home.config, changes)
 
 
 def _keys(kit: Kit, passphrase: str, source: Path) -> tuple[NodeKey, MaskingKey]:

@@ -95,7 +95,7 @@ class RunFolder:
     def event(self, kind: str, **facts: object) -> None:
         """Tell whoever watches the run what just happened."""
         if self._watched is None:
-            self._watched = self._events.open("ab")
+            self._watched = _after_whole_lines(self._events)
         now = time.time()
         self._watched.write(json.dumps({"time": round(now, 3), "event": kind, **facts}).encode() + b"\n")
         if kind != "reply" or now - self._told > _TELL_S:
@@ -134,6 +134,15 @@ class RunFolder:
             with self._history.open("r+b") as file:
                 file.truncate(checkpoint.history_bytes)
         return checkpoint
+
+
+def _after_whole_lines(path: Path) -> IO[bytes]:
+    """The file, open for more lines, without what a full disk or a kill has left of half a line."""
+    whole = path.read_bytes().rpartition(b"\n") if path.exists() else (b"", b"", b"")
+    if whole[2]:
+        with path.open("r+b") as file:
+            file.truncate(len(whole[0]) + len(whole[1]))
+    return path.open("ab")
 
 
 def _locked(file: IO[str], how: int) -> bool:

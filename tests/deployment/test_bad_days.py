@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from client.approval import approve
 from common.study import Study
-from helpers.federation import Federation, command, same_weights
+from helpers.federation import Federation, command, lines, same_weights, until
 from helpers.line import Line
 from simulations.run import simulate
 
@@ -94,6 +95,59 @@ def _namespaces() -> None:
     tried = subprocess.run([*_ALONE, "true"], check=False)
     if tried.returncode:
         pytest.skip("this machine gives no namespaces to make a small disk in")
+
+
+@pytest.fixture
+def disk(federation: Federation, _namespaces: None) -> Iterator[tuple[Path, list[str]]]:
+    """A small disk as the outside sees it, and what runs a command for which it lies at `disk` of the root."""
+    (federation.root / "disk").mkdir()
+    script = 'mount -t tmpfs -o size=24m tmpfs "$1" && echo ready && exec sleep 600'
+    words = [*_ALONE, "sh", "-c", script, "sh", str(federation.root / "disk")]
+    holder = subprocess.Popen(words, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"ready\n"
+    inside = ["nsenter", "-t", str(holder.pid), "-U", "-m", "--preserve-credentials", "--"]
+    yield Path(f"/proc/{holder.pid}/root{federation.root / 'disk'}"), inside
+    holder.kill()
+    holder.wait()
+
+
+def fill(disk: Path) -> None:
+    """Write until no byte fits."""
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_server_whose_disk_is_full_stops_with_a_word_and_continues(federation, make_study, three, disk, tmp_path):
+    """Nothing that was merged is lost, and no round is worked on twice but the one that could not be kept."""
+    place, inside = disk
+    study = make_study(method=METHOD | {"rounds": 6}, seed=56)
+    for name in SITES:
+        approve(federation.site(name), study.digest)
+        federation.start_site(name)
+    federation.processes["server"].terminate()
+    assert federation.processes["server"].wait(40) == 0
+    federation.start_server(within=inside)
+    process = federation.start_run(study, "disk/small", within=inside)
+    until(lambda: any(row["exchange"] == 2 for row in lines(place / "small" / "history.jsonl")), 180, "two exchanges")
+    fill(place)
+    assert process.wait(120) == 1, federation.output("small")
+    assert "cannot be written: No space left on device" in federation.output("small")
+    assert "--resume" in federation.output("small")
+    (place / "filler").unlink()
+    again = federation.start(
+        "again", "server", "run", "--resume", "disk/small", "--home", federation.home, within=inside
+    )
+    assert again.wait(200) == 0, federation.output("again")
+    rows = lines(place / "small" / "history.jsonl")
+    assert [row["exchange"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert all(event["event"] for event in lines(place / "small" / "events.jsonl"))
+    assert same_weights(place / "small", simulate(study, three, tmp_path / "reference"))
+    for name in SITES:
+        federation.processes[name].terminate()
+    for name in SITES:
+        federation.processes[name].wait(60)
 
 
 @pytest.mark.usefixtures("_namespaces")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.fab import Fab
 
+from client.approval import approve
 from client.home import SiteHome
 from common.keys import NodeKey, new_node_key, public_pem
 from common.study import Study
@@ -166,6 +171,62 @@ def test_a_connection_that_says_nothing_is_closed(federation):
         started = time.monotonic()
         assert line.recv(1) == b""
         assert time.monotonic() - started < 50
+
+
+LIAR = """
+import dataclasses, numpy as np
+import client.site
+
+real = client.site.Site.visit
+
+def visit(self, order):
+    answer = real(self, order)
+    if not getattr(answer, "tensors", None):
+        return answer
+    key = next(key for key, array in answer.tensors.items() if array.dtype.kind == "f" and array.size > 9)
+    array = answer.tensors[key]
+    lies = {
+        1: answer.tensors | {key: np.full_like(array, np.nan)},
+        2: answer.tensors | {key: np.zeros((3, *array.shape), array.dtype)},
+        3: answer.tensors | {"more": array},
+        4: {k: a for k, a in answer.tensors.items() if k != key},
+        5: answer.tensors | {key: order.tensors[key] + 100 * (1 + abs(array))},
+        6: answer.tensors | {key: array.astype(np.float64)},
+    }
+    return dataclasses.replace(answer, tensors=lies[order.exchange])
+
+client.site.Site.visit = visit
+"""
+
+
+def test_a_site_that_sends_nonsense_moves_nothing(federation, make_study, hospitals, tmp_path):
+    """Every round another lie of a site that is known and let in; the others' model is as if it were not there."""
+    study = make_study(method=METHOD | {"rounds": 6, "local": METHOD["local"] | {"epochs": 1}}, seed=93)
+    for name in ("east", "north", "south"):
+        approve(federation.site(name), study.digest)
+    federation.processes["south"].terminate()
+    federation.processes["south"].wait(30)
+    (tmp_path / "lies").mkdir()
+    (tmp_path / "lies" / "liar.py").write_text(LIAR)
+    code = "import liar, sys; sys.argv = ['fedgraft', 'site', 'start', '--home', sys.argv[1]]; "
+    code += "import fedgraft; fedgraft.main()"
+    environment = federation.environment()
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "lies"), environment["PYTHONPATH"]])
+    with (federation.root / "liar.out").open("wb") as log:
+        liar = subprocess.Popen(
+            [sys.executable, "-c", code, str(federation.site("south"))], env=environment, stdout=log, stderr=log
+        )
+    federation.processes["south"] = liar
+    federation.run(study, "lies")
+    liar.terminate()
+    liar.wait(30)
+    federation.start_site("south")
+    rows = federation.history("lies")
+    codes = ["not_finite", "wrong_shape", "wrong_keys", "wrong_keys", "too_large", "wrong_shape"]
+    assert [row["missing"].get("south") for row in rows] == [*codes, None]
+    assert all(row["sites_merged"] == ["east", "north"] for row in rows[:6])
+    others = replace(hospitals, cohorts={name: hospitals.cohorts[name] for name in ("east", "north")})
+    assert same_weights(federation.root / "lies", simulate(study, others, tmp_path / "reference"))
 
 
 HOSTILE_SERVER = """

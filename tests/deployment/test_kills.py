@@ -7,13 +7,17 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from client.approval import approve
 from common.study import Study
-from helpers.federation import Federation, same_weights, until
+from helpers.federation import Federation, free_port, same_weights, until
 from simulations.run import simulate
 
 pytestmark = pytest.mark.deployment
@@ -63,6 +67,36 @@ def test_kills_at_random_moments_change_nothing(federation, study, reference):
     assert same_weights(federation.root / "random", reference), f"seed {seed}"
 
 
+@pytest.mark.slow
+def test_twenty_kills_over_one_study_change_nothing(federation, make_study, three, tmp_path):
+    """Any part of the server, or all of it, at random moments; a seed can be given to see the same kills again."""
+    seed = int(os.environ.get("FEDGRAFT_KILLS", random.SystemRandom().randrange(10**6)))
+    print(f"FEDGRAFT_KILLS={seed}")
+    chance, kills = random.Random(seed), Counter[str]()
+    study = make_study(method=METHOD | {"rounds": 45, "local": METHOD["local"] | {"epochs": 2}}, seed=57)
+    for name in SITES:
+        approve(federation.site(name), study.digest)
+    process = federation.start_run(study, "twenty")
+    federation.await_event("exchange", "twenty", exchange=1)
+    while kills.total() < 20 and process.poll() is None:
+        program = chance.choice(("flower-superlink", "flwr-serverapp", "flower-superexec", "server"))
+        if program == "server":
+            federation.processes["server"].kill()
+            federation.start_server()
+        elif found := federation.children(program):
+            os.kill(chance.choice(found), signal.SIGKILL)
+        else:
+            time.sleep(0.2)  # it is being started again
+            continue
+        kills[program] += 1
+        time.sleep(chance.uniform(0, 4))
+    assert process.wait(400) == 0, f"seed {seed}, {kills}: {federation.output('twenty')}"
+    assert kills.total() == 20, f"seed {seed}: the study was over after {kills}"
+    result = json.loads((federation.root / "twenty" / "result.json").read_text())
+    assert result["refusals"] == [], f"seed {seed}, {kills}"
+    assert same_weights(federation.root / "twenty", simulate(study, three, tmp_path / "run")), f"seed {seed}, {kills}"
+
+
 def test_a_killed_site_misses_a_round_and_comes_back(federation, make_study):
     """The rounds that are left take longer than a site needs to start and be let in again, half a minute or so."""
     study = make_study(method={**METHOD, "rounds": 14, "local": {"epochs": 20, "batch_size": 4, "lr": 0.003}})
@@ -103,6 +137,10 @@ def test_a_killed_server_takes_its_processes_with_it_and_starts_again(federation
     inner = federation.child("flower-superlink")
     federation.processes["server"].kill()
     until(lambda: not Path(f"/proc/{inner}").exists(), 20, "the SuperLink to end with its server")
-    federation.start_server()
+    port = free_port()
+    federation.start_server("--grpc-health", port)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=20)
+    assert answer.status == HealthCheckResponse.SERVING
     assert process.wait(300) == 0, federation.output("outlived")
     assert same_weights(federation.root / "outlived", reference)

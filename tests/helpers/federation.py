@@ -53,10 +53,10 @@ class Federation:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
 
-    def start(self, name: str, *arguments: object) -> Started:
+    def start(self, name: str, *arguments: object, within: Sequence[str] = ()) -> Started:
         with (self.root / f"{name}.out").open("ab") as log:
             process = subprocess.Popen(
-                command(arguments), cwd=self.root, env=self.environment(), stdout=log, stderr=log
+                [*within, *command(arguments)], cwd=self.root, env=self.environment(), stdout=log, stderr=log
             )
         self.processes[name] = process
         return process
@@ -65,9 +65,10 @@ class Federation:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
-    def start_server(self) -> None:
+    def start_server(self, *more: object, within: Sequence[str] = ()) -> None:
+        """`within` is a command that runs another one, in some place of its own."""
         before = self.output("server").count("listens")
-        self.start("server", "server", "start", "--home", self.home)
+        self.start("server", "server", "start", "--home", self.home, *more, within=within)
         until(lambda: self.output("server").count("listens") > before, 120, "the server's start")
 
     def join(self, name: str, study: Study | None = None, kit: Path | None = None) -> None:
@@ -96,9 +97,10 @@ class Federation:
         (self.root / name).write_text(study.to_yaml())
         return self.root / name
 
-    def start_run(self, study: Study, out: str = "run", *more: object) -> Started:
-        path = self.write(study, f"{out}.yaml")
-        return self.start(out, "server", "run", path, "--home", self.home, "--out", out, *more)
+    def start_run(self, study: Study, out: str = "run", *more: object, within: Sequence[str] = ()) -> Started:
+        path = self.write(study, f"{Path(out).name}.yaml")
+        words = ("server", "run", path, "--home", self.home, "--out", out, *more)
+        return self.start(Path(out).name, *words, within=within)
 
     def run(self, study: Study, out: str = "run", *more: object, fails: bool = False) -> Done:
         path = self.write(study, f"{out}.yaml")

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 
 from client.config import read_config
@@ -219,6 +220,23 @@ def test_a_renewed_kit_replaces_keys_and_nothing_else(kits):
     assert read_config(home.config).model_copy(update={"masks": None}) == config.model_copy(update={"masks": None})
     with pytest.raises(InputError, match="another site"):
         rejoin(kits / "south.zip", passphrase(kits, "south"), home)
+
+
+def test_a_persons_comments_outlive_a_newer_roster_and_a_renewed_kit(kits):
+    home = joined(kits)
+    commented = "# ours, change with care\n" + yaml.safe_dump(json.loads(home.config.read_text())) + "# the end\n"
+    home.config.write_text(commented.replace("threads: 0", "threads: 3  # it has four"))
+    Authority(kits).renew_site("south")
+    update_roster(kits / "roster.json", home, accept=["south"])
+    Authority(kits).renew_site("north")
+    rejoin(kits / "north.zip", passphrase(kits), home)
+    text = home.config.read_text()
+    assert text.startswith("# ours, change with care\n")
+    assert "threads: 3  # it has four\n" in text
+    assert "# the end\n" in text
+    config = read_config(home.config)
+    assert config.threads == 3
+    assert config.masks.identities == home.roster().identities()
 
 
 def test_an_older_roster_is_not_taken(kits):

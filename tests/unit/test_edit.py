@@ -1,0 +1,78 @@
+"""A person's own file keeps its words and its comments when a value in it is changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from client.edit import change_values
+from common.errors import InputError
+
+SHIPPED = Path(__file__).parents[2] / "configs" / "sites" / "hospital.yaml"
+MASKS = {"key": "masking.key", "roster": "masks.json", "identities": {"north": "a b: # c", "south": "d'\"e"}}
+
+
+def changed(path: Path, text: str, **changes: object) -> str:
+    path.write_text(text)
+    change_values(path, changes)
+    after = path.read_text()
+    assert yaml.safe_load(after) == yaml.safe_load(text) | changes
+    return after
+
+
+def test_the_shipped_file_keeps_every_other_line(tmp_path):
+    text = SHIPPED.read_text()
+    after = changed(tmp_path / "site.yaml", text, masks=MASKS, server={"address": "a.example:1", "ca": "ca.crt"})
+    kept = [line for line in text.splitlines() if not line.startswith(("masks:", "server:"))]
+    assert [line for line in after.splitlines() if line in kept] == kept
+    assert "# for masked studies, from the kit" in after
+    again = changed(tmp_path / "site.yaml", after, masks=MASKS | {"identities": {}})
+    assert "# for masked studies, from the kit" in again
+    assert [line for line in again.splitlines() if line in kept] == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# head\nname: a  # who\nmasks:\n  key: x\n  # within\n\n  roster: y\n# of the next\nstate: s\n",
+        "name: a\nmasks: {key: 'x # y', roster: z}   # flow\nstate: s",
+        "masks:\n# not indented\n  key: x\nstate: s # last\n",
+        "name: a\n",
+        "masks: null\n\n\n# the end\n",
+        "masks:\n- a\n- b\nname: a\n",
+        '"masks": null\nname: a\n',
+    ],
+)
+def test_other_ways_to_write_it(tmp_path, text):
+    after = changed(tmp_path / "site.yaml", text, masks=MASKS)
+    outside = [
+        line for line in text.splitlines() if "#" in line and line.startswith("#") and "not indented" not in line
+    ]
+    assert all(line in after.splitlines() for line in outside)
+    for comment in ("# who", "# flow", "# last"):
+        assert (comment in after) == (comment in text)
+
+
+def test_json_stays_json(tmp_path):
+    assert json.loads(changed(tmp_path / "site.yaml", json.dumps({"name": "a", "masks": None}), masks=MASKS))
+
+
+def test_nothing_is_written_where_nothing_changes(tmp_path):
+    path = tmp_path / "site.yaml"
+    changed(path, "name: a\n", masks=MASKS)
+    before = path.stat().st_mtime_ns
+    change_values(path, {"masks": MASKS})
+    assert path.stat().st_mtime_ns == before
+    assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("text", ["{name: a, masks: null} # flow\n", "name: |\n  x\nmasks: &a\n  b: 1\nc: *a\n"])
+def test_what_only_a_person_can_change_is_left_and_said(tmp_path, text):
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="by hand"):
+        change_values(path, {"masks": MASKS})
+    assert path.read_text() == text
