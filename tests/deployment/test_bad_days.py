@@ -122,23 +122,23 @@ def fill(disk: Path) -> None:
 def test_a_server_whose_disk_is_full_stops_with_a_word_and_continues(federation, make_study, three, disk, tmp_path):
     """Nothing that was merged is lost, and no round is worked on twice but the one that could not be kept."""
     place, inside = disk
-    study = make_study(method=METHOD | {"rounds": 6}, seed=56)
+    study = make_study(method=METHOD | {"rounds": 6})
     for name in SITES:
         approve(federation.site(name), study.digest)
         federation.start_site(name)
     federation.processes["server"].terminate()
     assert federation.processes["server"].wait(40) == 0
     federation.start_server(within=inside)
-    process = federation.start_run(study, "disk/small", within=inside)
+    # nsenter begins in another folder.
+    out = federation.root / "disk" / "small"
+    process = federation.start_run(study, str(out), within=inside)
     until(lambda: any(row["exchange"] == 2 for row in lines(place / "small" / "history.jsonl")), 180, "two exchanges")
     fill(place)
     assert process.wait(120) == 1, federation.output("small")
     assert "cannot be written: No space left on device" in federation.output("small")
     assert "--resume" in federation.output("small")
     (place / "filler").unlink()
-    again = federation.start(
-        "again", "server", "run", "--resume", "disk/small", "--home", federation.home, within=inside
-    )
+    again = federation.start("again", "server", "run", "--resume", out, "--home", federation.home, within=inside)
     assert again.wait(200) == 0, federation.output("again")
     rows = lines(place / "small" / "history.jsonl")
     assert [row["exchange"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from helpers.federation import ROOT, Federation, free_port, same_weights, until
+from helpers.federation import ROOT, Federation, same_weights, until
+from helpers.ports import free_port
 from simulations.run import simulate
 
 pytestmark = pytest.mark.deployment

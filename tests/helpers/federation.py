@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from client.pseudonyms import keep_key
 from common.files import load_tensors
 from common.seeds import derive
 from common.study import Study
+from helpers.ports import free_port
 from simulations.run import OPEN, Hospitals
 
 ROOT = Path(__file__).parents[2]
@@ -192,9 +192,3 @@ def same_weights(left: Path, right: Path) -> bool:
     """Whether two runs ended with the same model, bit for bit."""
     one, other = (load_tensors(run / "model.safetensors") for run in (left, right))
     return one.keys() == other.keys() and all(one[key].tobytes() == other[key].tobytes() for key in one)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

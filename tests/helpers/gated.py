@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.keys import NodeKey, public_pem
-from helpers.federation import free_port
+from helpers.ports import free_port
 from server.gate import Gate, gate_server
 from server.guard import Guard
 from server.home import ServerHome

@@ -1,0 +1,186 @@
+"""docs/deploy.md is followed to the letter: its very commands, from provisioning to revocation, typed by three roles.
+
+What is put in place of the guide's examples: the host and port, the paths of the data, and the browser's port.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers.federation import ROOT, command, until
+from helpers.ports import free_port
+from helpers.site_home import STUDY
+from simulations.run import OPEN
+
+pytestmark = pytest.mark.deployment
+GUIDE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+EXAMPLE = re.findall(r"```yaml\n# consortium\.yaml\n(.*?)```", GUIDE, re.DOTALL)[0]
+PROVISION, START, JOIN, ENROL, RUN, LATER = (
+    block.strip().splitlines() for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
+)
+Process = subprocess.Popen[str]
+
+
+class Person:
+    """Somebody with a folder and a fedgraft of their own, who types lines of the guide."""
+
+    def __init__(self, folder: Path, replaced: dict[str, str]) -> None:
+        self.folder, self._replaced, self._started = folder, replaced, 0
+        folder.mkdir()
+
+    def types(self, line: str, answer: str = "") -> str:
+        process = self._open(line, subprocess.PIPE)
+        words, _ = process.communicate(answer, timeout=300)
+        assert process.returncode == 0, f"{line}: {words}"
+        return words
+
+    def starts(self, line: str) -> Process:
+        """Type something that goes on; its words are in the file `NUMBER.out`."""
+        self._started += 1
+        with (self.folder / f"{self._started}.out").open("w") as log:
+            return self._open(line, log)
+
+    def heard(self, number: int) -> str:
+        return (self.folder / f"{number}.out").read_text()
+
+    def _open(self, line: str, output: object) -> Process:
+        for old, new in self._replaced.items():
+            line = line.replace(old, new)
+        words = shlex.split(line)
+        assert words.pop(0) == "fedgraft"
+        environment = os.environ | {
+            "FEDGRAFT_HOME": str(self.folder / "home"),
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "200",
+        }
+        return subprocess.Popen(
+            command(words),
+            cwd=self.folder,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=output,  # type: ignore[call-overload]
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # no terminal, so that the passphrase is asked of the standard input
+        )
+
+
+@pytest.fixture
+def ended() -> Iterator[list[Process]]:
+    """Processes that are ended whatever happens."""
+    started: list[Process] = []
+    yield started
+    for process in reversed(started):
+        process.terminate()
+    for process in started:
+        process.wait(60)
+
+
+@pytest.fixture
+def people(phantom_site: Path, tmp_path: Path) -> dict[str, Person]:
+    data = {"/data/images": str(phantom_site / "dicom"), "/data/labels.csv": str(phantom_site / "patients.csv")}
+    made = {
+        name: Person(tmp_path / name, data | {"8080": str(free_port())}) for name in ("coordinator", "north", "south")
+    }
+    example = yaml.safe_load(EXAMPLE)
+    example["server"] |= {"host": "localhost", "port": free_port(), "listen": "127.0.0.1", "inner_port": free_port()}
+    (made["coordinator"].folder / "consortium.yaml").write_text(yaml.safe_dump(example))
+    study = yaml.safe_dump(STUDY | {"method": {**STUDY["method"], "rounds": 6}})
+    for person in made.values():
+        (person.folder / "study.yaml").write_text(study)
+        (person.folder / "policy.yaml").write_text(yaml.safe_dump(OPEN.model_dump(mode="json")))
+    return made
+
+
+def test_the_guide(people: dict[str, Person], ended: list[Process]):
+    coordinator, north, south = people.values()
+    kits = coordinator.folder / "kits"
+    for line in PROVISION:
+        coordinator.types(line)
+    promised = set(re.findall(r"\| `(kits/[^`]+)` \|", GUIDE))
+    assert promised == {str(path.relative_to(kits.parent)) + "/" * path.is_dir() for path in kits.glob("*")} & promised
+    (line,) = START
+    ended.append(coordinator.starts(line))
+    until(lambda: "listens" in coordinator.heard(1), 120, "the server")
+
+    assert len(JOIN) == 3, "three commands from a kit to a site that takes part"
+    for name, person in (("north", north), ("south", south)):
+        shutil.copy(kits / f"{name}.zip", person.folder)
+        words = [line.replace("north", name) for line in JOIN]
+        person.types(words[0], (kits / f"{name}.passphrase").read_text())
+        if name == "south":
+            shutil.copy(person.folder / "home" / "site" / "south.enrolment.json", coordinator.folder)
+            for line in ENROL:
+                coordinator.types(line)
+        person.types("fedgraft site check --part connection")
+        person.types(words[1])
+        ended.append(person.starts(words[2]))
+
+    _study(coordinator, ended)
+    result = json.loads((coordinator.folder / "runs" / "trial" / "result.json").read_text())
+    assert set(result["sites"]) == {"north", "south"}
+    for name in ("result.json", "model.safetensors", "report.html"):
+        assert (coordinator.folder / "runs" / "trial" / name).is_file()
+
+    _later(coordinator, north, south, kits, ended)
+
+
+def _study(coordinator: Person, ended: list[Process]) -> None:
+    """The commands of section 4: the study is watched, looked at, stopped and continued."""
+    events = coordinator.folder / "runs" / "trial" / "events.jsonl"
+    for line in RUN:
+        if line.startswith("fedgraft server run study.yaml"):
+            running = coordinator.starts(line)
+            ended.append(running)
+            until(lambda: events.exists() and '"done"' in events.read_text(), 240, "the first round")
+        elif "--web" in line:
+            page = coordinator.starts(line)
+            number = coordinator._started
+            until(lambda n=number: "http://" in coordinator.heard(n), 60, "the page")
+            address = re.findall(r"http://\S+", coordinator.heard(number))[0]
+            with urllib.request.urlopen(f"{address}state", timeout=20) as answer:
+                assert json.load(answer)["run"]["study"] == STUDY["name"]
+            page.terminate()
+            page.wait(20)
+        elif " watch " in line:
+            ended.append(coordinator.starts(line))
+        else:
+            coordinator.types(line)
+        if " stop " in line:
+            assert running.wait(60) == 1
+
+
+def _later(coordinator: Person, north: Person, south: Person, kits: Path, ended: list[Process]) -> None:
+    """The commands of section 6, by those who type them; at the end a site that was renewed is back."""
+    site = ended[1]
+    for line in LATER:
+        if " rejoin " in line:
+            shutil.copy(kits / "north.zip", north.folder)
+            north.types(line, (kits / "north.passphrase").read_text())
+        elif " roster " in line:
+            shutil.copy(kits / "roster.json", south.folder)
+            south.types(f"{line} --accept north")
+        else:
+            coordinator.types(line)
+        if " revoke " in line:
+            until(lambda: site.poll() is not None, 90, "the revoked site to be shut out")
+            assert site.returncode == 1
+            until(lambda: _states(coordinator)["north"] == "revoked", 30, "the revocation")
+    ended.append(north.starts(JOIN[2]))
+    until(lambda: _states(coordinator)["north"] == "online", 120, "the renewed site")
+
+
+def _states(coordinator: Person) -> dict[str, str]:
+    rows = json.loads(coordinator.types("fedgraft server sites --home kits/server --json"))
+    return {row["name"]: row["state"] for row in rows}
