@@ -62,7 +62,7 @@ def review(
         "approved": approved,
         "model": study.model.backbone,
         "weights": study.model.weights,
-        "tasks": {task.name: list(task.classes) for task in study.tasks},
+        "tasks": {task.name: list(task.names) for task in study.tasks},
         "observer": verdict is None,
         "stages": stages,
         "bytes_up": bytes_up,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from client.data.cohort import Cohort
+from client.data.targets import known, label_counts
 from client.kept import Kept
-from client.local.evaluate import Predictions, predictions
+from client.local.evaluate import Predictions, predictions, summed
 from client.local.features import Features
 from client.local.feed import Feed
 from client.local.gradient import Diverged, Moment, TooFewCases
@@ -29,14 +30,13 @@ from client.privacy.units import units_of
 from client.workbench import Workbench
 from common.errors import FedgraftError
 from common.masking import OutOfRange
-from common.metrics import ClassificationSums
 from common.orders import TRUNK, Answer, Arrays, Code, Greeting, Order, Refusal, Split, Update
 from common.plan import Gradient, Private, Recalibrate, Role, Stage, Statistics, Tag
 from common.private_sums import PrivateSums
 from common.seeds import derive
 from common.study import Study
 from common.summing import METRICS, TENSORS, Terms, metric_terms, tensor_terms
-from common.tasks import UNKNOWN
+from common.task_metrics import TaskSums
 from common.travel import changed, own, privacy_asked, releases_plainly, rests, sent, stays
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -54,9 +54,9 @@ class Work:
 
 def labelled_patients(study: Study, cohort: Cohort) -> int:
     """How many patients have a training case with a known label."""
-    cases = cohort.splits["train"].tolist()
-    known = [at for at in cases if any(int(cohort.targets[task.name][at]) != UNKNOWN for task in study.tasks)]
-    return len({cohort.patients[at] for at in known})
+    cases = cohort.splits["train"]
+    labelled = torch.stack([known(cohort.targets[task.name][cases]) for task in study.tasks]).any(dim=0)
+    return len({cohort.patients[at] for at in cases[labelled].tolist()})
 
 
 class Site:
@@ -90,8 +90,8 @@ class Site:
         self._room = Room(bench, self._log)
         self._received: dict[str, np.ndarray] = {}
         indices = self._feed.labelled("train")
-        known = {task.name: self._feed.targets(task.name, indices) >= 0 for task in study.tasks}
-        self._labelled = {task: float(cases.sum()) for task, cases in known.items()} | {TRUNK: float(len(indices))}
+        labelled = {task.name: known(self._feed.targets(task.name, indices)) for task in study.tasks}
+        self._labelled = {task: float(cases.sum()) for task, cases in labelled.items()} | {TRUNK: float(len(indices))}
 
     def greet(self) -> Greeting:
         """Who this site is and what it has, as counts. Raises Refused if its policy rules the study out.
@@ -108,8 +108,8 @@ class Site:
         public = self._guard.public if self._guard else int
         labels = {}
         for task in self._study.tasks:
-            known = Counter(self._cohort.targets[task.name][self._cohort.splits["train"]].tolist())
-            labels[task.name] = {name: public(known[index]) for index, name in enumerate(task.classes)}
+            counts = label_counts(task, self._cohort.targets[task.name][self._cohort.splits["train"]])
+            labels[task.name] = {name: public(count) for name, count in counts.items()}
         problems: Counter[str] = Counter()
         for problem in self._cohort.problems:
             problems[problem.reason] += public(problem.count)
@@ -159,9 +159,8 @@ class Site:
         accepted = self._sealer.accept(order, self._study.plan[order.stage]) if self._sealer else None
         self._receive(order)
         before = self._kept.before(order.exchange)
-        metrics: dict[str, ClassificationSums] = {}
-        if order.evaluate is not None and self._shows_metrics:
-            metrics = {task: ClassificationSums.of(*pair) for task, pair in self._predict(order, before).items()}
+        asked = order.evaluate is not None and self._shows_metrics
+        metrics = summed(self._bench, self._predict(order, before)) if asked else {}
         update = self._worked(order, before) if order.work else self._ended(order, before)
         if self._sealer is not None and accepted is not None:
             terms = self._terms(order, accepted, update, metrics)
@@ -193,7 +192,7 @@ class Site:
         return Update(order.exchange, work.tensors, weights, work.figures, {}, self._guard.spend())
 
     def _terms(
-        self, order: Order, accepted: Accepted, update: Update, metrics: Mapping[str, ClassificationSums]
+        self, order: Order, accepted: Accepted, update: Update, metrics: Mapping[str, TaskSums]
     ) -> dict[str, Terms]:
         """What goes into the sums of a masked study."""
         terms = {}
@@ -234,11 +233,11 @@ class Site:
 
     def _show(self, order: Order, before: Arrays, guard: Guard) -> dict[str, Arrays]:
         """Counts of the test cases as policy lets them out; nothing, if it does not."""
-        labelled, patients = self._feed.labelled("test"), self._cohort.patients
-        units = units_of(labelled, patients, guard.unit)
+        labelled = self._feed.labelled("test")
+        cases = (labelled, units_of(labelled, self._cohort.patients, guard.unit))
         model = self._bench.digests.of(self._received)
         try:
-            return release(guard, order.exchange, model, lambda: self._predict(order, before), (labelled, units))
+            return release(guard, order.exchange, model, lambda: self._predict(order, before), cases, self._study.asked)
         except Refused as refused:
             self._log.warning("no metrics: %s", refused.why or refused.code)
             return {}
@@ -249,7 +248,7 @@ class Site:
         self._load(self._evaluated_stage(order), before)
         near = (self._study.plan[order.stage], self._evaluated_stage(order))
         resting = any(stage is not None and rests(stage, self._bench.tags) for stage in near)
-        feed = self._seen(order.evaluate) if resting else self._feed
+        feed = self._seen(order.evaluate) if resting and not self._bench.model.decodes else self._feed
         return predictions(self._bench, feed, order.evaluate)
 
     def _work(self, stage: Stage, order: Order, guard: Guard) -> Work:
@@ -301,7 +300,7 @@ class Site:
 
     def _cases(self, stage: Stage, local: Gradient) -> Feed:
         """The training cases: as features where the backbone rests, unless images are to be changed at random."""
-        frozen = rests(stage, self._bench.tags) and local.augment is None
+        frozen = rests(stage, self._bench.tags) and local.augment is None and not self._bench.model.decodes
         return self._seen("train") if frozen else self._feed
 
     def _moment(self, stage: Stage, order: Order) -> Moment:

@@ -20,7 +20,9 @@ def make_model(study: Study) -> TransferModel:
     if isinstance(study.input, TableInput):
         return build_table_model(study.model.backbone, study.heads, study.input.width, study.seed)
     size, channels = study.input.size, study.input.channels
-    return build_model(study.model.backbone, study.heads, channels=channels, seed=study.seed, size=size)
+    return build_model(
+        study.model.backbone, study.heads, channels=channels, seed=study.seed, size=size, masks=study.mask_heads
+    )
 
 
 def device_named(name: str) -> torch.device:
@@ -57,6 +59,7 @@ class Workbench:
         self.model.to(device)
         if device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
+        self.tasks = study.asked
         self.tags: Mapping[str, Tag] = self.model.tags()
         self.parameters = dict(self.model.named_parameters())
         self.digests = Digests()

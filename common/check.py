@@ -21,6 +21,7 @@ from common.plan import (
     Tag,
 )
 from common.study import Study
+from common.tasks import Segmentation, Task
 from common.travel import changed, own, stays
 
 _NOT_PRIVATE = {
@@ -61,6 +62,8 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
     faults += _masked(study) if study.masked else []
+    if study.mask_heads and isinstance(study.input, TableInput):
+        faults.append(f"tasks: {', '.join(study.mask_heads)} asks for masks, but the study's input is a table")
     if study.split.test == 0:
         faults.append("split.test: is 0, so the run could not be evaluated at its end")
     return faults
@@ -72,6 +75,11 @@ def _masked(study: Study) -> Iterator[str]:
             yield (
                 f"plan.{index} ({stage.name}).merge: {stage.merge.kind} looks at the sites one by one, and masks hide "
                 "all but their sum; use mean, or masked: false"
+            )
+        if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso":
+            yield (
+                f"plan.{index} ({stage.name}).merge.strength: loso leaves out one site after the other, and masks hide "
+                "each site's sums; give a number, or masked: false"
             )
     if study.rounds.max_change is not None:
         yield (
@@ -127,6 +135,11 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
         yield "local.clip_norm: clips the mean of a batch, which protects nobody; private.clip clips every unit"
     if local.private.mode == "ghost" and local.private.views > 1:
         yield "local.private.views: ghost clipping knows single images only; use mode: hooks, or views: 1"
+    if study.mask_heads:
+        yield (
+            f"local.private: gradients of single cases through the decoder of {', '.join(study.mask_heads)} are not "
+            "built; leave the task out"
+        )
     backbone = study.model.backbone
     why = next((why for family, why in _NOT_PRIVATE.items() if backbone.startswith(family)), None)
     if why is not None and any(tags[key].role is not Role.HEAD for key in moves):
@@ -141,12 +154,27 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "columns" and local.private is not None:
         yield "local.private: sums of columns have no bound that could be noised; standardise by public numbers"
+    if local.of == "features":
+        yield from _other_kinds(study, stage, local)
     if stage.rounds > 1:
         yield "rounds: sums do not change from round to round; one is enough"
     if local.of == "features" and stage.where == "unlabelled":
         yield "where: a closed-form head needs labels, but the stage is for unlabelled sites"
     if local.of == "features" and Role.HEAD not in stage.share.roles:
         yield "share: the solved heads must reach the sites; share: heads"
+
+
+def _other_kinds(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
+    """What sums of features cannot do for tasks that do not ask for one class."""
+    other = [task.name for task in study.tasks if not isinstance(task, Task | Segmentation)]
+    if not study.heads:
+        yield "local: masks have no head that sums of features could solve, and nothing else is asked"
+    if other and isinstance(stage.merge, NearestMean | Discriminant):
+        yield f"merge: {stage.merge.kind} is for classes, but {', '.join(other)} asks for something else; use ridge"
+    if other and local.private is not None:
+        yield f"local.private: the bound of noised sums is known for classes alone, not for {', '.join(other)}"
+    if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso" and local.private is not None:
+        yield "merge.strength: loso measures errors on sums that noise has spoilt; give a number"
 
 
 def _recalibrate(stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from scipy import linalg
 
@@ -121,21 +123,49 @@ def standard_scale(count: np.ndarray, total: np.ndarray, squares: np.ndarray) ->
     return mean, np.where(flat, 1.0, np.sqrt(np.where(flat, 1.0, variance)))
 
 
-def heads_from_sums(sums: Arrays, merge: Ridge | NearestMean | Discriminant, state: Arrays) -> dict[str, np.ndarray]:
+def tasks_in(sums: Arrays) -> list[str]:
+    """The tasks that sums are of, in order."""
+    return sorted({key.partition("/")[0] for key in sums if "/" in key})
+
+
+def heads_from_sums(
+    sums: Arrays,
+    merge: Ridge | NearestMean | Discriminant,
+    state: Arrays,
+    strengths: Mapping[str, float] | None = None,
+) -> dict[str, np.ndarray]:
     """Entries of the heads that solve the problem of the sums `TASK/gram` and `TASK/cross`, typed as in `state`.
 
-    `NOISE` among them is the variance of the noise in them. RunError if there is not a single label.
+    `TASK/value` in place of `cross` is that of a value, and a gram of three dimensions has one for each of several
+    labels. `NOISE` among them is the variance of the noise in them. `strengths` by task go before that of `merge`.
+    RunError if there is not a single label.
     """
     heads = {}
     noise = float(sums[NOISE][0]) if NOISE in sums else 0.0
-    for task in sorted({key.partition("/")[0] for key in sums if "/" in key}):
-        gram, cross = sums[f"{task}/gram"], sums[f"{task}/cross"]
-        if gram[-1, -1] == 0:
-            raise RunError(f"No site has a label for task {task!r}.", fix="Check the sites' label columns.")
-        for name, value in zip(("weight", "bias"), _solved(merge, gram, cross, noise), strict=True):
+    for task in tasks_in(sums):
+        grams, crosses, scaled = problems_of(sums, task)
+        own = merge
+        if isinstance(merge, Ridge):
+            changes = {"strength": (strengths or {}).get(task, merge.strength)} | ({} if scaled else {"scale": 1.0})
+            own = merge.model_copy(update=changes)
+        parts = []
+        for gram, cross in zip(grams, crosses, strict=True):
+            if gram[-1, -1] == 0:
+                raise RunError(f"No site has a label for task {task!r}.", fix="Check the sites' label columns.")
+            parts.append(_solved(own, gram, cross, noise))
+        for at, name in enumerate(("weight", "bias")):
             key = f"heads.{task}.{name}"
-            heads[key] = value.astype(state[key].dtype)
+            heads[key] = np.concatenate([part[at] for part in parts]).astype(state[key].dtype)
     return heads
+
+
+def problems_of(sums: Arrays, task: str) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
+    """A task's grams and crosses, one of each per problem to solve, and whether what comes out are logits."""
+    gram, value = sums[f"{task}/gram"], sums.get(f"{task}/value")
+    cross = sums[f"{task}/cross"] if value is None else value
+    if gram.ndim == 2:
+        return [gram], [cross], value is None
+    return list(gram), [cross[:, at : at + 1] for at in range(len(gram))], True
 
 
 def _solved(
@@ -143,6 +173,8 @@ def _solved(
 ) -> tuple[np.ndarray, np.ndarray]:
     match merge:
         case Ridge(strength=strength, scale=scale):
+            if isinstance(strength, str):
+                raise RunError("The strength of the ridge is not chosen yet.", fix="Give it as a number.")
             weight, bias = ridge_head(gram, cross, strength, noise)
             return weight * scale, bias * scale
         case NearestMean(scale=scale):

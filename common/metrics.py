@@ -243,13 +243,13 @@ def macro_mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return _mean([row.get(key) for row in rows])
 
 
-def worst(sites: Mapping[str, Mapping[str, Any]], key: str) -> tuple[str, float] | None:
-    """The site with the lowest value of one metric, the first by name of equals; None if no site has one."""
-    known = [(value, site) for site, row in sites.items() if (value := row.get(key)) is not None]
+def worst(sites: Mapping[str, Mapping[str, Any]], key: str, *, largest: bool = False) -> tuple[str, float] | None:
+    """The site with the lowest (or largest) value of one metric, the first by name of equals; None if none has one."""
+    known = [(-value if largest else value, site) for site, row in sites.items() if (value := row.get(key)) is not None]
     if not known:
         return None
     value, site = min(known)
-    return site, value
+    return site, -value if largest else value
 
 
 def _small(counts: Counts) -> NDArray[Any]:

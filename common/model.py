@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from common.backbones import Backbone, build_image_backbone, build_table_backbone, stem_name
+from common.decoder import Decoder
 from common.errors import InputError
 from common.plan import Role, Tag
 from common.slim import Standardise
+from common.taps import feature_maps, map_channels
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -22,13 +24,21 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class TransferModel(nn.Module):
-    """Features and heads. State keys are `backbone.` plus the backbone's own, and `heads.TASK.weight` and `.bias`."""
+    """Features and heads. State keys are `backbone.` plus the backbone's own, and `heads.TASK.weight` and `.bias`.
 
-    def __init__(self, backbone: Backbone, heads: Mapping[str, int]) -> None:
+    `decoders` are heads that answer for every pixel, by task; their keys begin with `heads.TASK.` as well.
+    """
+
+    def __init__(
+        self, backbone: Backbone, heads: Mapping[str, int], decoders: Mapping[str, nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone.module
         self.feature_dim = backbone.feature_dim
-        self.heads = nn.ModuleDict({task: nn.Linear(self.feature_dim, count) for task, count in heads.items()})
+        linear = {task: nn.Linear(self.feature_dim, count) for task, count in heads.items()}
+        self.heads = nn.ModuleDict({**linear, **(decoders or {})})
+        self.decodes = frozenset(decoders or ())
+        """Tasks whose heads need the backbone's feature maps, not its features alone."""
         self._units = [
             (name, unit, [f"{name}.{key}" for key in unit.state_dict()])
             for name, unit in _units(self.backbone, "backbone")
@@ -49,9 +59,12 @@ class TransferModel(nn.Module):
         return torch.as_tensor(self.backbone(x))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Logits (N, classes) by task."""
-        z = self.features(x)
-        return {task: head(z) for task, head in self.heads.items()}
+        """Logits (N, outputs) by task; of masks (N, H, W)."""
+        if not self.decodes:
+            z = self.features(x)
+            return {task: head(z) for task, head in self.heads.items()}
+        z, maps = feature_maps(self.backbone, x)
+        return {task: head(x, maps) if task in self.decodes else head(z) for task, head in self.heads.items()}
 
     def tags(self) -> dict[str, Tag]:
         """Role, depth and task of every state entry, in the order of the state."""
@@ -115,11 +128,11 @@ class TransferModel(nn.Module):
 
 
 class Heads(nn.Module):
-    """The heads of a model, for cases whose features are known. The parameters are the model's own."""
+    """The linear heads of a model, for cases whose features are known. The parameters are the model's own."""
 
     def __init__(self, model: TransferModel) -> None:
         super().__init__()
-        self.heads = model.heads
+        self.heads = nn.ModuleDict({task: head for task, head in model.heads.items() if task not in model.decodes})
 
     def features(self, z: Tensor) -> Tensor:
         """They are given: (N, feature_dim) as they are."""
@@ -165,11 +178,24 @@ def _role(part: nn.Module, key: str, *, is_stem: bool) -> Role:
     return Role.STEM if is_stem else Role.BODY
 
 
-def build_model(backbone: str, heads: Mapping[str, int], *, channels: int, seed: int, size: int = 64) -> TransferModel:
-    """A model for images, with entries drawn from `seed` alone. InputError as `build_image_backbone`."""
+def build_model(
+    backbone: str,
+    heads: Mapping[str, int],
+    *,
+    channels: int,
+    seed: int,
+    size: int = 64,
+    masks: Sequence[str] = (),
+) -> TransferModel:
+    """A model for images, with entries drawn from `seed` alone; `masks` are tasks with a decoder.
+
+    InputError as `build_image_backbone`, and for a decoder on a backbone without feature maps.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TransferModel(build_image_backbone(backbone, channels, size), heads)
+        built = build_image_backbone(backbone, channels, size)
+        maps = map_channels(built.module, channels, size) if masks else ()
+        return TransferModel(built, heads, {task: Decoder(maps, channels) for task in masks})
 
 
 def build_table_model(backbone: str, heads: Mapping[str, int], columns: int, seed: int) -> TransferModel:

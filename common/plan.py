@@ -245,12 +245,13 @@ class ClippedMean(Value):
 class Ridge(Value):
     """Closed-form head: one ridge regression on standardised features, from the sites' sums, equal to the pooled one.
 
-    `strength` is relative to the number of cases. `scale` multiplies the logits, so that their softmax is about as
-    sharp as that of a trained head.
+    `strength` is relative to the number of cases; `loso` takes for each task the one that does best on the sites left
+    out one after the other, which follows from the same sums. `scale` multiplies the logits, so that their softmax is
+    about as sharp as that of a trained head; a value's head is not scaled.
     """
 
     kind: Literal["ridge"] = "ridge"
-    strength: Annotated[float, Field(gt=0)] = 0.1
+    strength: Annotated[float, Field(gt=0)] | Literal["loso"] = 0.1
     scale: Annotated[float, Field(gt=0)] = 5.0
 
 

@@ -10,6 +10,7 @@ from common.errors import WeightsError
 from common.inputs import TableInput
 from common.model import TransferModel, build_model, build_table_model, state_arrays
 from common.study import Study
+from common.tasks import Task
 from common.weights import KeyReport, WeightsManifest, graft, load_weights
 
 
@@ -32,7 +33,9 @@ def start(study: Study) -> Start:
         model = build_table_model(study.model.backbone, study.heads, study.input.width, study.seed)
     else:
         size, channels = study.input.size, study.input.channels
-        model = build_model(study.model.backbone, study.heads, channels=channels, seed=study.seed, size=size)
+        model = build_model(
+            study.model.backbone, study.heads, channels=channels, seed=study.seed, size=size, masks=study.mask_heads
+        )
     if study.model.weights is None:
         return Start(model, None, None)
     manifest, arrays = load_weights(study.model.weights)
@@ -40,9 +43,11 @@ def start(study: Study) -> Start:
         raise WeightsError(
             f"{study.model.weights}: are for the backbone {manifest.backbone}, not {study.model.backbone}."
         )
-    heads = {task.name: task.classes for task in study.tasks} if study.model.heads == "weights" else {}
-    for task, classes in heads.items():
-        if manifest.classes.get(task) != classes:
+    heads = study.asked if study.model.heads == "weights" else {}
+    others = {task.name: task.model_copy(update={"weight": 1.0}) for task in manifest.tasks}
+    for task, asked in heads.items():
+        alike = others.get(task) == asked.model_copy(update={"weight": 1.0})
+        if not (manifest.classes.get(task) == asked.classes if isinstance(asked, Task) else alike):
             found = ", ".join(manifest.classes.get(task, ())) or "none"
             raise WeightsError(
                 f"{study.model.weights}: have no head for task {task!r} with its classes (found: {found}).",

@@ -16,7 +16,7 @@ from common.files import canonical_json
 from common.inputs import ImageInput, InputSpec, SplitSpec
 from common.plan import Stage
 from common.presets import Method, expand
-from common.tasks import Task
+from common.tasks import AnyTask, Segmentation
 from common.value import Value
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -78,7 +78,7 @@ class Study(Value):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0)] = 0
-    tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[AnyTask, ...], Field(min_length=1)]
     input: InputSpec = ImageInput()
     split: SplitSpec = SplitSpec()
     model: Model = Model()
@@ -103,8 +103,18 @@ class Study(Value):
 
     @property
     def heads(self) -> dict[str, int]:
-        """Number of classes by task name."""
-        return {task.name: len(task.classes) for task in self.tasks}
+        """Outputs of the linear heads by task name; for a classification its classes."""
+        return {task.name: task.outputs for task in self.tasks if not isinstance(task, Segmentation)}
+
+    @property
+    def mask_heads(self) -> tuple[str, ...]:
+        """Names of the tasks that ask for a mask."""
+        return tuple(task.name for task in self.tasks if isinstance(task, Segmentation))
+
+    @cached_property
+    def asked(self) -> dict[str, AnyTask]:
+        """The tasks by name."""
+        return {task.name: task for task in self.tasks}
 
     def to_json(self) -> bytes:
         """The study as canonical JSON, all defaults written out."""
@@ -193,12 +203,17 @@ def describe(error: ValidationError) -> list[str]:
         # A list whose items are all faulty also counts as too short, which says nothing new.
         if fault["type"] == "too_short" and any(_within(other["loc"], fault["loc"]) for other in faults):
             continue
-        key = ".".join(str(part) for part in fault["loc"]) or "the file as a whole"
+        key = ".".join(str(part) for part in _as_written(fault["loc"])) or "the file as a whole"
         message = fault["msg"].removeprefix("Value error, ")
         shown = repr(fault["input"])
         value = f" (found {shown})" if len(shown) <= 60 and fault["type"] != "missing" else ""
         lines.append(f"{key}: {message}{value}")
     return lines
+
+
+def _as_written(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A fault's key without the kind of task, which pydantic puts between."""
+    return place[:2] + place[3:] if place[:1] == ("tasks",) else place
 
 
 def _within(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:

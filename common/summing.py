@@ -14,19 +14,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InputError
+from common.label_metrics import LabelSums
 from common.masking import FEWEST
-from common.metrics import SHOWN, ClassificationSums
+from common.metrics import ClassificationSums
 from common.orders import TRUNK, Arrays, Update
 from common.plan import Mean, ServerOptimiser, Stage
 from common.score_histogram import Counts, ScoreHistogram
 from common.study import Study
+from common.task_metrics import TaskSums, shown, sums_from, zero
 from common.travel import Shapes, Tags
 
 TENSORS, METRICS = "tensors", "metrics"
 """The two parts of a masked reply; each opens by itself."""
 
 _WEIGHT, _LOSS, _MEANS = "weight:", "loss:", "means"
-_FLOATS = ("loss", "brier", "calibration_confidence")
 _SCORES = ("score_keys", "score_counts", "score_rows")
 
 
@@ -42,7 +43,7 @@ class Terms:
 class Pooled:
     """One task over all sites: sums over all cases, and the mean over sites of the metrics that each worked out."""
 
-    sums: ClassificationSums
+    sums: TaskSums
     macro: Mapping[str, float | None]
 
 
@@ -80,7 +81,7 @@ def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Upda
     return Update(0, tensors, weights, {}, {})
 
 
-def metric_terms(sums: Mapping[str, ClassificationSums], train: Mapping[str, float]) -> Terms:
+def metric_terms(sums: Mapping[str, TaskSums], train: Mapping[str, float]) -> Terms:
     """What a site puts in for its metrics: its sums, and the metrics themselves, with a count of those it has.
 
     The loss of training goes in here too, since only sites that let metrics out are in this sum.
@@ -89,18 +90,19 @@ def metric_terms(sums: Mapping[str, ClassificationSums], train: Mapping[str, flo
     arrays: dict[str, np.ndarray] = {_LOSS: np.array([train.get("loss", 0.0) * seen, seen])}
     for task, own in sums.items():
         plain = {key: array for key, array in own.arrays().items() if key not in _SCORES}
-        whole = {key: array if key in _FLOATS else array.astype(np.int64) for key, array in plain.items()}
-        whole["scores"] = own.scores.grid()
+        whole = {key: array if array.dtype.kind == "f" else array.astype(np.int64) for key, array in plain.items()}
+        if isinstance(own, ClassificationSums | LabelSums):
+            whole["scores"] = own.scores.grid()
         values = own.values()
-        shown = [values[key] for key in SHOWN]
-        whole[_MEANS] = np.array([[0.0 if v is None else v, 0.0 if v is None else 1.0] for v in shown])
+        told = [values[key] for key in shown(type(own)).metrics]
+        whole[_MEANS] = np.array([[0.0 if v is None else v, 0.0 if v is None else 1.0] for v in told])
         arrays |= {f"{task}/{key}": array for key, array in whole.items()}
     return Terms(arrays, {})
 
 
 def metric_shapes(study: Study) -> Shapes:
     """The shapes of `metric_terms`."""
-    nothing = metric_terms({task: ClassificationSums.zero(classes) for task, classes in study.heads.items()}, {})
+    nothing = metric_terms({name: zero(task) for name, task in study.asked.items()}, {})
     return {key: (array.shape, array.dtype.name) for key, array in nothing.arrays.items()}
 
 
@@ -113,17 +115,19 @@ def pooled_loss(sums: Arrays) -> dict[str, float]:
 def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
     """The sums of `metric_terms` by task. InputError if no predictions could have given them."""
     found = {}
-    for task, classes in study.heads.items():
+    for task, asked in study.asked.items():
         own = {key.partition("/")[2]: array for key, array in sums.items() if key.partition("/")[0] == task}
         total, known = own.pop(_MEANS).T
-        scores = ScoreHistogram.from_grid(_counts(own.pop("scores")))
-        keys, counts, rows = scores.arrays()
-        plain = {key: array if key in _FLOATS else _counts(array) for key, array in own.items()}
-        plain |= {"score_keys": keys, "score_counts": counts, "score_rows": rows}
+        grid = own.pop("scores", None)
+        floats = {key for key, array in zero(asked).arrays().items() if array.dtype.kind == "f"}
+        plain = {key: array if key in floats else _counts(array) for key, array in own.items()}
+        if grid is not None:
+            plain |= dict(zip(_SCORES, ScoreHistogram.from_grid(_counts(grid)).arrays(), strict=True))
         macro = {
-            key: float(t / k) if k >= FEWEST else None for key, t, k in zip(SHOWN, total, np.rint(known), strict=True)
+            key: float(t / k) if k >= FEWEST else None
+            for key, t, k in zip(shown(asked).metrics, total, np.rint(known), strict=True)
         }
-        found[task] = Pooled(ClassificationSums.from_arrays(plain, classes), macro)
+        found[task] = Pooled(sums_from(asked, plain), macro)
     return found
 
 

@@ -1,21 +1,38 @@
-"""What the heads predict. A target is a class index, or -1 for "not known"."""
+"""What the heads predict: one question asked of every case, and how "not known" is said.
+
+A target is a class index (-1 = not known), yes or no per label (1, 0; NaN = not known), a value in its unit (NaN = not
+known), or a mask (1 inside, 0 outside; -1 everywhere = not known).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_serializer
+from pydantic_core.core_schema import SerializerFunctionWrapHandler
 
 UNKNOWN = -1
-"""The target of a case whose label is not known; losses and metrics leave such cases out."""
+"""The target of a case whose class or mask is not known; losses and metrics leave such cases out."""
 
 
-class Task(BaseModel):
-    """One question asked of every case: a name and its two or more classes, in the order of the logits."""
+class _Question(BaseModel):
+    """What all kinds share: a name, which is that of the head, and how much the task's loss counts in the sum."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "cls"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is as it was before there were kinds and weights, so that digests of studies stay."""
+        return {k: v for k, v in handler(self).items() if (k, v) not in (("kind", "multiclass"), ("weight", 1.0))}
+
+
+class Task(_Question):
+    """Which one of two or more classes, in the order of the logits."""
+
+    kind: Literal["multiclass"] = "multiclass"
     classes: tuple[str, ...] = Field(min_length=2)
 
     @field_validator("classes")
@@ -24,3 +41,100 @@ class Task(BaseModel):
         if len(set(classes)) != len(classes):
             raise ValueError("class names must differ")
         return classes
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives for a case."""
+        return len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What people read of the answers: the classes."""
+        return self.classes
+
+
+class Multilabel(_Question):
+    """Several labels, each yes, no or not known; a case may have any of them together."""
+
+    kind: Literal["multilabel"]
+    labels: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_ -]{1,64}$")], ...], Field(min_length=1)]
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels):
+            raise ValueError("label names must differ")
+        return labels
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives for a case."""
+        return len(self.labels)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What people read of the answers: the labels."""
+        return self.labels
+
+
+class Regression(_Question):
+    """A value in a unit, such as a size in mm.
+
+    The head learns (value - mean) / std: `mean` and `std` are declared, in the unit, since statistics of the sites'
+    own values would be one more thing that leaves them. They need only be about right.
+    """
+
+    kind: Literal["regression"]
+    unit: Annotated[str, Field(pattern=r"^[^\s,;]{1,16}$")]
+    mean: float
+    std: Annotated[float, Field(gt=0)]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives for a case."""
+        return 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What people read of the answers: the unit."""
+        return (self.unit,)
+
+    @property
+    def largest_error(self) -> float:
+        """Errors above this count as this where a figure must be bounded to be noised, in the unit."""
+        return 4 * self.std
+
+
+class Segmentation(_Question):
+    """Which pixels lie inside a finding: a mask of the image."""
+
+    kind: Literal["segmentation"]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head gives for a pixel."""
+        return 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What people read of the answers."""
+        return ("inside",)
+
+
+def _kind(value: Any) -> str:
+    found = value.get("kind", "multiclass") if isinstance(value, dict) else getattr(value, "kind", "multiclass")
+    return str(found)
+
+
+AnyTask = Annotated[
+    Annotated[Task, Tag("multiclass")]
+    | Annotated[Multilabel, Tag("multilabel")]
+    | Annotated[Regression, Tag("regression")]
+    | Annotated[Segmentation, Tag("segmentation")],
+    Discriminator(
+        _kind,
+        custom_error_type="kind",
+        custom_error_message="kind must be multiclass, multilabel, regression or segmentation",
+    ),
+]
+"""A task of any kind; without `kind` it is multiclass."""

@@ -10,6 +10,7 @@ from common.orders import NOISE
 from common.plan import Gradient, Private, Recalibrate, Role, Select, Stage, Statistics, Tag
 from common.private_sums import PrivateSums
 from common.study import Study
+from common.tasks import AnyTask, Multilabel, Regression
 
 Tags = Mapping[str, Tag]
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
@@ -60,6 +61,11 @@ def releases_plainly(stage: Stage, tags: Tags) -> bool:
     return isinstance(stage.local, Statistics) or bool(sent(stage, tags))
 
 
+def cross_name(task: AnyTask) -> str:
+    """The name of a task's sums of features times labels; a value is no logit, so that its head is not scaled."""
+    return f"{task.name}/{'value' if isinstance(task, Regression) else 'cross'}"
+
+
 def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndarray]) -> Shapes:
     """What an update of this stage must hold."""
     if isinstance(stage.local, Statistics) and stage.local.of == "columns":
@@ -67,9 +73,10 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
         return dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
     if isinstance(stage.local, Statistics):
         shapes = {}
-        for task, classes in study.heads.items():
+        for task, count in study.heads.items():
             dim = state[f"heads.{task}.weight"].shape[1] + 1
-            shapes[f"{task}/gram"] = ((dim, dim), "float64")
-            shapes[f"{task}/cross"] = ((dim, classes), "float64")
+            several = isinstance(study.asked[task], Multilabel)
+            shapes[f"{task}/gram"] = ((count, dim, dim) if several else (dim, dim), "float64")
+            shapes[cross_name(study.asked[task])] = ((dim, count), "float64")
         return shapes | ({NOISE: ((1,), "float64")} if stage.local.private is not None else {})
     return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}

@@ -20,6 +20,7 @@ from common.files import home, parse_tensors, write_atomic
 from common.inputs import ImageInput
 from common.model import TransferModel, load_arrays, state_arrays
 from common.plan import Role
+from common.tasks import AnyTask
 
 _TENSORS, _MANIFEST = "model.safetensors", "model.json"
 _SHIPPED = Path(__file__).parent.parent / "configs" / "weights"
@@ -39,7 +40,9 @@ class WeightsManifest(BaseModel):
     input: ImageInput | None
     """What the images looked like that the weights were trained on; none for tables."""
     classes: dict[str, tuple[str, ...]]
-    """Tasks and classes of the heads in the file; empty if there are none."""
+    """Tasks that ask for classes, and the classes, of the heads in the file; empty if there are none."""
+    tasks: tuple[AnyTask, ...] = ()
+    """Tasks of other kinds with heads in the file."""
     trained_on: str
     licence: str
     synthetic: bool

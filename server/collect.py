@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from common.metrics import ClassificationSums
 from common.orders import Arrays, Code, Greeting, Masked, Order, Refusal, Update
 from common.study import Study
 from common.summing import Pooled
+from common.task_metrics import TaskSums
 from server.fleet import Fleet, Reply
 from server.merge import Merger
 from server.vet import Bar, fault, metric_sums
@@ -26,10 +26,12 @@ class Collected:
     missing: dict[str, Code] = field(default_factory=dict)
     train: dict[str, dict[str, float]] = field(default_factory=dict)
     train_pooled: dict[str, float] = field(default_factory=dict)
-    metrics: dict[str, dict[str, ClassificationSums]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, TaskSums]] = field(default_factory=dict)
     pooled: dict[str, Pooled] = field(default_factory=dict)
-    observed: dict[str, dict[str, ClassificationSums]] = field(default_factory=dict)
+    observed: dict[str, dict[str, TaskSums]] = field(default_factory=dict)
     spent: dict[str, dict[str, Any]] = field(default_factory=dict)
+    strengths: dict[str, float] = field(default_factory=dict)
+    """By task the ridge's strength, where the sums have decided it."""
     repeats: int = 0
     bytes_up: int = 0
     bytes_down: int = 0

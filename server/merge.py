@@ -22,6 +22,7 @@ from common.plan import (
     Standardise,
     TrimmedMean,
 )
+from common.strength import choose
 from common.travel import Tags
 from server.mean import MeanMerger
 from server.optimiser import ServerOptimiserMerger
@@ -73,10 +74,21 @@ class HeadMerger(_SumMerger):
     def __init__(self, merge: Ridge | NearestMean | Discriminant) -> None:
         super().__init__()
         self._merge = merge
+        self._sites: list[Arrays] = []
+        self.strengths: dict[str, float] = {}
+        """By task the ridge's strength, where it was chosen from the sums."""
+
+    def add(self, update: Update) -> None:
+        """Add the site's sums; each is kept where the strength is to be chosen on sites left out."""
+        super().add(update)
+        if isinstance(self._merge, Ridge) and self._merge.strength == "loso":
+            self._sites.append(update.tensors)
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Heads that solve the pooled problem. RunError if no site had a label."""
-        return heads_from_sums(self._sums, self._merge, state)
+        if self._sites:
+            self.strengths = choose(self._sites)
+        return heads_from_sums(self._sums, self._merge, state, self.strengths)
 
 
 class StandardiseMerger(_SumMerger):

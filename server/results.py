@@ -11,6 +11,7 @@ from common.explain import plan_table
 from common.inputs import ImageInput
 from common.orders import Code
 from common.study import Study
+from common.tasks import Task
 from common.travel import Tags, releases_plainly
 from common.weights import WeightsManifest, save_weights
 from server.collect import headline
@@ -56,7 +57,8 @@ def write_result(folder: RunFolder, study: Study, tags: Tags, outcome: Outcome, 
         "privacy": spent,
         "privacy_overall": overall(spent),
         "baselines": None,
-        "task_classes": {task.name: list(task.classes) for task in study.tasks},
+        "task_classes": {task.name: list(task.names) for task in study.tasks},
+        "task_kinds": {task.name: task.kind for task in study.tasks},
         "engine": engine,
     }
     folder.write("result.json", content)
@@ -110,7 +112,8 @@ def write_model(
         "id": study.name,
         "backbone": study.model.backbone,
         "input": study.input if isinstance(study.input, ImageInput) else None,
-        "classes": {task.name: task.classes for task in study.tasks},
+        "classes": {task.name: task.classes for task in study.tasks if isinstance(task, Task)},
+        "tasks": tuple(task for task in study.tasks if not isinstance(task, Task)),
         "trained_on": f"study {study.name} over {len(outcome.greetings)} sites",
         "licence": source.licence if source else "not stated",
         "synthetic": synthetic,

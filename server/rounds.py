@@ -19,7 +19,7 @@ from server.collect import Collected, Collector, headline
 from server.fleet import Fleet, lacking
 from server.folder import RunFolder
 from server.masked import MaskedCollector, Wanted
-from server.merge import Merger, merger
+from server.merge import HeadMerger, Merger, merger
 from server.scores import Scores
 from server.vet import Bar
 
@@ -141,6 +141,7 @@ class Rounds:
             self._hold(site)
         if step.work:
             self._state = self._state | merging.result(self._state)
+            got.strengths = merging.strengths if isinstance(merging, HeadMerger) else {}
         self._digests.keep_only(self._state)
         scores = Scores(self._study, got.metrics, got.pooled)
         self._record(step, stage, sites, got, scores, started)
@@ -240,13 +241,15 @@ class Rounds:
             "spent": dict(sorted(got.spent.items())),
             "train_pooled": got.train_pooled,
             "repeats": got.repeats,
+            "strengths": got.strengths,
             "evaluated": self._evaluated(step) if got.metrics or got.pooled or got.observed else None,
             "split": self._split(step) if got.metrics or got.pooled else None,
             "metrics": scores.values(),
             "observers": Scores(self._study, got.observed).values(),
         }
         self._folder.append_history(row)
-        self._folder.event("done", exchange=step.exchange, macro=scores.macro(), missing=row["missing"])
+        facts = {"macro": scores.macro(), "metric": scores.shown(), "missing": row["missing"]}
+        self._folder.event("done", exchange=step.exchange, **facts)
 
     def _evaluated(self, step: Step) -> dict[str, Any]:
         """Which model went out in this exchange: the one that the exchange before left behind."""

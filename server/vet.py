@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from common.errors import InputError
-from common.metrics import ClassificationSums
 from common.orders import NOISE, TRUNK, Arrays, Code, Order, Update, type_name
 from common.plan import Gradient, Role, Stage
 from common.study import Study
+from common.task_metrics import TaskSums, sums_from
 from common.travel import Shapes, Tags
 
 _MOST_CASES = 1e12
@@ -85,7 +85,7 @@ def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:
     if not all(np.isfinite(array).all() for array in tensors.values()):
         return Code.NOT_FINITE
     counts = [array for key, array in tensors.items() if key == "count"]
-    counts += [array[-1, -1] for key, array in tensors.items() if key.endswith("/gram")]
+    counts += [array[..., -1, -1] for key, array in tensors.items() if key.endswith("/gram")]
     least = -_MOST_CASES if noised else 0.0
     if noised and not (tensors[NOISE] > 0).all():
         return Code.BAD_WEIGHT
@@ -107,12 +107,12 @@ def squares(array: np.ndarray, other: np.ndarray | None = None) -> float:
     return total
 
 
-def metric_sums(update: Update, study: Study) -> dict[str, ClassificationSums] | None:
+def metric_sums(update: Update, study: Study) -> dict[str, TaskSums] | None:
     """The metric sums by task, or None if they are not what they should be."""
     sums = {}
     try:
         for task, arrays in update.metrics.items():
-            sums[task] = ClassificationSums.from_arrays(dict(arrays), study.heads[task])
+            sums[task] = sums_from(study.asked[task], dict(arrays))
     except (InputError, KeyError):
         return None
     return sums

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from common.environment import environment
 from common.errors import InputError, RunError
 from common.explain import check_study
 from common.files import home, read_json
+from common.metric_names import title
 from common.study import Study, describe, locate, read_study
 from common.terminal import ERR, OUT, figure, say
 from common.weights import load_weights, save_weights
@@ -147,7 +149,8 @@ def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[st
         result = read_json(run / "result.json")
         manifest, arrays = load_weights(str(run))
         figures = ", ".join(
-            f"{task} test AUROC {values['macro']['auroc']:.3f}, accuracy {values['macro']['accuracy']:.3f}"
+            f"{task} test "
+            + ", ".join(f"{title(key)} {figure(value)}" for key, value in list(values["macro"].items())[:2])
             for task, values in result["metrics"].items()
         )
         facts = manifest.model_dump(exclude={"sha256", "keys", "format"}) | {
@@ -195,21 +198,18 @@ def _site_log(run: Path) -> str:
 def _show_result(run: Path, result: dict[str, Any]) -> None:
     say(f"{result['status']}: {result['headline']}")
     for task, values in result["metrics"].items():
-        table = Table(f"{task} (test)", "cases", "AUROC", "accuracy", "balanced accuracy")
+        keys = list(values["macro"])
+        table = Table(f"{task} (test)", "cases", *map(title, keys))
         for site, row in values["sites"].items():
-            table.add_row(site, *_cells(row))
+            table.add_row(site, *_cells(row, keys))
         table.add_section()
-        table.add_row(
-            "macro mean",
-            "",
-            *(figure(values["macro"][key]) for key in ("auroc", "accuracy", "balanced_accuracy")),
-        )
-        table.add_row("all cases", *_cells(values["pooled"]))
+        table.add_row("macro mean", "", *(figure(values["macro"][key]) for key in keys))
+        table.add_row("all cases", *_cells(values["pooled"], keys))
         OUT.print(table)
     say(f"Report: {run / 'report.html'}")
     if result["synthetic"]:
         say("Phantoms prove the machinery, not clinical benefit.")
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    return [str(int(row["n"])), *(figure(row[key]) for key in ("auroc", "accuracy", "balanced_accuracy"))]
+def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    return [str(int(row["n"])), *(figure(row[key]) for key in keys)]

@@ -154,4 +154,6 @@ def _cohort(site: SiteEntry, folder: Path) -> CohortSpec:
         return site.cohort
     if site.table is not None:
         return CohortSpec(kind="table", root=folder / "table.csv", patient_column="PatientID")
-    return CohortSpec(kind="dicom", root=folder / "dicom", labels=folder / "patients.csv", key_column="PatientID")
+    masks = folder / "masks" if site.masks else None
+    labels = folder / "patients.csv"
+    return CohortSpec(kind="dicom", root=folder / "dicom", labels=labels, key_column="PatientID", masks=masks)

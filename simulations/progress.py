@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from common.metric_names import title
 from common.study import Study
 from server.rounds import schedule
 
@@ -108,7 +109,8 @@ class _Bar:
 
 def _macro(event: dict[str, Any]) -> str:
     known = {task: value for task, value in event["macro"].items() if value is not None}
-    return "".join(f"  {task} AUROC {value:.3f}" for task, value in known.items())
+    names = event.get("metric", {})
+    return "".join(f"  {task} {title(names.get(task, 'auroc'))} {value:.3f}" for task, value in known.items())
 
 
 def _missing(event: dict[str, Any]) -> str:

@@ -113,6 +113,8 @@ class SiteEntry(Value):
     phantom: PhantomSite | None = None
     table: TableSite | None = None
     cohort: CohortSpec | None = None
+    masks: bool = True
+    """Whether the site has the masks of its phantoms; without, it adds nothing to tasks that ask for masks."""
     faults: Fault | None = None
     policy: SitePolicy | None = None
     """What goes wrong at this site on purpose; `policy` (see `client.policy`) is what it allows, all if not given."""

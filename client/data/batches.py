@@ -28,14 +28,19 @@ def fit(image: NDArray[np.float32], pixel_aspect: float, spec: ImageInput) -> ND
     if len(planes) != spec.channels:
         luminance = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
         planes = (planes * luminance).sum(0, keepdim=True) if len(planes) == 3 else planes.expand(3, -1, -1)
-    height, width = planes.shape[1] * pixel_aspect, float(planes.shape[2])
-    scale = spec.size / max(height, width)
-    target = (max(1, round(height * scale)), max(1, round(width * scale)))
+    target = fitted_shape((planes.shape[1], planes.shape[2]), pixel_aspect, spec)
     if tuple(planes.shape[1:]) != target:
         planes = F.interpolate(planes[None], target, mode="bilinear", antialias=True, align_corners=False)[0]
     down, across = spec.size - target[0], spec.size - target[1]
     planes = F.pad(planes, (across // 2, across - across // 2, down // 2, down - down // 2))
     return np.asarray((planes.clamp(0, 1) * _STEPS).round().sub(_OFFSET).to(torch.int16).numpy())
+
+
+def fitted_shape(shape: tuple[int, ...], pixel_aspect: float, spec: ImageInput) -> tuple[int, int]:
+    """Height and width within the square that an image (H, W) gets: square pixels, the longer side `size`."""
+    height, width = shape[0] * pixel_aspect, float(shape[1])
+    scale = spec.size / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def to_float(stored: Tensor, spec: InputSpec) -> Tensor:

@@ -27,27 +27,35 @@ class Decoded:
     """
 
     inputs: NDArray[Any]
-    targets: Mapping[str, NDArray[np.int64]]
+    targets: Mapping[str, NDArray[Any]]
     patients: tuple[str, ...]
     problems: Mapping[str, int]
     facts: Mapping[str, int]
     left_out: tuple[tuple[int, str], ...] = ()
     origins: tuple[int, ...] = ()
     studies: tuple[int, ...] = ()
+    spacings: tuple[float, ...] = ()
+    """Sizes in mm of a pixel of each stored image, 0 where it is not known; empty for tables."""
 
 
 def store(folder: Path, key: str, decoded: Decoded) -> None:
     """Keep a cohort under `key`: first the images, then the file that makes them count."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _write_array(folder / f"{key}.npy", decoded.inputs)
+    classes = {task: target.tolist() for task, target in decoded.targets.items() if target.dtype == np.int64}
+    arrays = {task: target for task, target in decoded.targets.items() if task not in classes}
+    for task, target in arrays.items():
+        _write_array(folder / f"{key}-{task}.npy", target)
     content = {
-        "targets": {task: target.tolist() for task, target in decoded.targets.items()},
+        "targets": classes,
+        "arrays": {task: digest_arrays({"target": target}) for task, target in arrays.items()},
         "patients": decoded.patients,
         "problems": decoded.problems,
         "facts": decoded.facts,
         "left_out": decoded.left_out,
         "origins": decoded.origins,
         "studies": decoded.studies,
+        "spacings": decoded.spacings,
         "inputs": digest_arrays({"inputs": decoded.inputs}),
     }
     whole = {"content": content, "digest": _digest(content)}
@@ -61,11 +69,15 @@ def load(folder: Path, key: str) -> Decoded | None:
         content = kept["content"]
         inputs = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
         targets = {task: np.array(target, dtype=np.int64) for task, target in content["targets"].items()}
+        arrays = {task: np.load(folder / f"{key}-{task}.npy", allow_pickle=False) for task in content["arrays"]}
         left_out = tuple((int(at), str(reason)) for at, reason in content["left_out"])
         origins, studies = tuple(map(int, content["origins"])), tuple(map(int, content["studies"]))
         problems, facts = content["problems"], content["facts"]
-        decoded = Decoded(inputs, targets, tuple(content["patients"]), problems, facts, left_out, origins, studies)
+        spacings = tuple(map(float, content["spacings"]))
+        patients = tuple(content["patients"])
+        decoded = Decoded(inputs, targets | arrays, patients, problems, facts, left_out, origins, studies, spacings)
         whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
+        whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}
     except Exception:  # numpy and json raise what they like on damaged files, and all of it means: decode again
         return None
     return decoded if whole else None

@@ -17,15 +17,17 @@ from torch import Tensor
 
 from client.data import experiment, splits
 from client.data.cache import Decoded, load, store
+from client.data.masks import folders
 from client.data.scan import Scan, files, name_below, scan_dicom, scan_images, stamps
 from client.data.spec import CohortSpec
 from client.data.table import read_table
+from client.data.targets import known, stacked, strata
 from common.errors import DataError
 from common.files import canonical_json, sha256_file, write_atomic
 from common.inputs import ImageInput, InputSpec, SplitSpec, TableInput
-from common.tasks import UNKNOWN, Task
+from common.tasks import UNKNOWN, AnyTask, Segmentation, Task
 
-_VERSION = 4
+_VERSION = 5
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
@@ -54,7 +56,7 @@ class Place:
 class Wanted:
     """What a study wants of a cohort."""
 
-    tasks: Sequence[Task]
+    tasks: Sequence[AnyTask]
     input: InputSpec
     split: SplitSpec
     seed: int
@@ -62,7 +64,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A site's cases. `inputs` as stored (see `client.data.batches`), `targets` by task with -1 for not known.
+    """A site's cases. `inputs` as stored (see `client.data.batches`), `targets` by task (see `common.tasks`).
 
     `patients` are keyed hashes; `splits` are positions of cases; `facts` counts what the files say of themselves.
     `origins` are positions in `client.data.scan.files`, `studies` numbers of DICOM studies, -1 where
@@ -78,6 +80,8 @@ class Cohort:
     facts: Mapping[str, int]
     origins: tuple[int, ...] = ()
     studies: tuple[int, ...] = ()
+    spacings: tuple[float, ...] = ()
+    """Sizes in mm of a pixel of each image as the model sees it, 0 where it is not known; empty for other data."""
 
     def __repr__(self) -> str:
         return f"Cohort({self.name!r}, {len(self.inputs)} cases)"
@@ -88,7 +92,10 @@ class Cohort:
         return {
             "cases": {split: len(at) for split, at in self.splits.items()},
             "patients": patients,
-            "labels": {task: dict(Counter(target.tolist())) for task, target in self.targets.items()},
+            "labels": {
+                task: dict(Counter(target.tolist())) if target.dtype == torch.int64 else int(known(target).sum())
+                for task, target in self.targets.items()
+            },
             "problems": {problem.reason: problem.count for problem in self.problems},
             "facts": dict(self.facts),
         }
@@ -107,14 +114,15 @@ def load_cohort(name: str, spec: CohortSpec, wanted: Wanted, place: Place) -> Co
         decoded, facts = _images(spec, wanted, wanted.input, place)
     _check_usable(name, spec, decoded, wanted)
     by_patient: dict[str, list[int]] = {}
-    for patient, label in zip(decoded.patients, decoded.targets[wanted.tasks[0].name].tolist(), strict=True):
+    first = wanted.tasks[0]
+    for patient, label in zip(decoded.patients, strata(first, decoded.targets[first.name]), strict=True):
         by_patient.setdefault(patient, []).append(label)
-    strata = {patient: splits.stratum(labels) for patient, labels in by_patient.items()}
-    chosen = splits.keep(place.state / "splits.csv", strata, wanted.split, wanted.seed)
+    alike = {patient: splits.stratum(labels) for patient, labels in by_patient.items()}
+    chosen = splits.keep(place.state / "splits.csv", alike, wanted.split, wanted.seed)
     cases = splits.indices(decoded.patients, chosen)
     targets = experiment.labels(decoded.targets, decoded.patients, cases, spec.train_labels, wanted.seed)
     if spec.train_cases is not None:
-        cases["train"] = experiment.fewer(cases["train"], decoded.patients, strata, spec.train_cases, wanted.seed)
+        cases["train"] = experiment.fewer(cases["train"], decoded.patients, alike, spec.train_cases, wanted.seed)
     return Cohort(
         name=name,
         inputs=torch.from_numpy(decoded.inputs),
@@ -125,6 +133,7 @@ def load_cohort(name: str, spec: CohortSpec, wanted: Wanted, place: Place) -> Co
         facts=facts,
         origins=decoded.origins,
         studies=decoded.studies,
+        spacings=decoded.spacings,
     )
 
 
@@ -153,9 +162,15 @@ def _images(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) ->
 def _decoded(scan: Scan, wanted: Wanted, size: ImageInput, place: Place) -> Decoded:
     shape = (0, size.channels, size.size, size.size)
     inputs = np.stack(scan.images) if scan.images else np.zeros(shape, dtype=np.int16)
-    targets = {task.name: np.array(scan.targets[task.name], dtype=np.int64) for task in wanted.tasks}
+    nothing = np.zeros((0, size.size, size.size), dtype=np.int8)
+    targets: dict[str, NDArray[Any]] = {
+        task.name: (np.stack(scan.masks[task.name]) if scan.images else nothing)
+        if isinstance(task, Segmentation)
+        else stacked(task, scan.targets[task.name])
+        for task in wanted.tasks
+    }
     patients = tuple(map(place.patient, scan.patients))
-    known = {key: number for number, key in enumerate(dict.fromkeys(filter(None, scan.studies)))}
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(filter(None, scan.studies)))}
     return Decoded(
         inputs,
         targets,
@@ -164,7 +179,8 @@ def _decoded(scan: Scan, wanted: Wanted, size: ImageInput, place: Place) -> Deco
         dict(scan.facts),
         tuple(scan.left_out),
         tuple(scan.origins),
-        tuple(known.get(key, UNKNOWN) for key in scan.studies),
+        tuple(numbers.get(key, UNKNOWN) for key in scan.studies),
+        tuple(scan.spacings),
     )
 
 
@@ -174,7 +190,7 @@ def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place,
     Files count by name, size and times, as in build tools: reading all of them would take as long as it saves. Labels
     count by content, since they are small and corrected often.
     """
-    content = {
+    content: dict[str, Any] = {
         "version": _VERSION,
         "spec": spec.model_dump(mode="json", exclude=set(experiment.KEYS)),
         "tasks": [task.model_dump(mode="json") for task in wanted.tasks],
@@ -182,6 +198,8 @@ def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place,
         "labels": sha256_file(spec.labels) if spec.labels is not None and spec.labels.is_file() else None,
         "files": list(stamps(found, spec.root)),
     }
+    if masks := folders(spec, [task.name for task in wanted.tasks if isinstance(task, Segmentation)]):
+        content["masks"] = {task: list(stamps(files(folder), folder)) for task, folder in masks.items()}
     return hmac.new(place.secret, canonical_json(content), hashlib.sha256).hexdigest()
 
 
@@ -197,6 +215,6 @@ def _check_usable(name: str, spec: CohortSpec, decoded: Decoded, wanted: Wanted)
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(decoded.problems.items())) or "no files"
         raise DataError(f"Site {name}: nothing in {spec.root} can be used ({reasons}).", fix="See left_out.csv.")
     for task in wanted.tasks:
-        target: NDArray[np.int64] = decoded.targets[task.name]
-        if target.max(initial=UNKNOWN) >= len(task.classes):
+        target: NDArray[Any] = decoded.targets[task.name]
+        if isinstance(task, Task) and target.max(initial=UNKNOWN) >= len(task.classes):
             raise DataError(f"Site {name}: labels of task {task.name!r} do not fit its classes.")

@@ -91,12 +91,16 @@ _RGB = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 
 @dataclass(frozen=True)
 class DicomImage:
-    """Frames (H, W) or (H, W, 3) in [0, 1], height over width of a pixel, keys for joining, facts without identity."""
+    """Frames (H, W) or (H, W, 3) in [0, 1], height over width of a pixel, keys for joining, facts without identity.
+
+    `width_mm` is the width of a pixel, 0 where the file does not say it.
+    """
 
     frames: list[Floats]
     pixel_aspect: float
     keys: dict[str, str] = field(repr=False)
     facts: dict[str, str]
+    width_mm: float = 0.0
 
 
 def read_dicom(path: Path, window: Window | None, frames: str) -> DicomImage:
@@ -107,7 +111,8 @@ def read_dicom(path: Path, window: Window | None, frames: str) -> DicomImage:
             _check(dataset)
             indices = _chosen(dataset, frames)
             images = [_image(dataset, index, window) for index in indices]
-            return DicomImage(images, _aspect(dataset, indices[0]), _keys(dataset), facts(dataset, indices[0]))
+            aspect, width_mm = _pixel(dataset, indices[0])
+            return DicomImage(images, aspect, _keys(dataset), facts(dataset, indices[0]), width_mm)
         except UnusableError:
             raise
         except MemoryError:
@@ -208,8 +213,8 @@ def _unit(colours: NDArray[Any], bits: int) -> Floats:
     return np.asarray(np.clip(colours.astype(np.float32) / np.float32(2**bits - 1), 0, 1))
 
 
-def _aspect(dataset: Dataset, index: int) -> float:
-    """Height of a pixel over its width; 1 where nothing sensible is said."""
+def _pixel(dataset: Dataset, index: int) -> tuple[float, float]:
+    """Height of a pixel over its width, and its width in mm; 1 and 0 where nothing sensible is said."""
     for source, name in (
         (functional_group(dataset, index, "PixelMeasuresSequence"), "PixelSpacing"),
         (dataset, "PixelSpacing"),
@@ -222,8 +227,8 @@ def _aspect(dataset: Dataset, index: int) -> float:
         except (TypeError, ValueError):
             continue
         if down > 0 and across > 0 and 0.05 < down / across < 20:
-            return down / across
-    return 1.0
+            return down / across, across if name != "PixelAspectRatio" else 0.0
+    return 1.0, 0.0
 
 
 def _keys(dataset: Dataset) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from common.tasks import UNKNOWN
 KEYS = ("train_cases", "train_labels")
 """Keys of a cohort that change nothing of what is decoded."""
 
-Targets = Mapping[str, NDArray[np.int64]]
+Targets = Mapping[str, NDArray[Any]]
 
 
 def fewer(
@@ -58,5 +59,8 @@ def labels(
         first = {patients[case]: case for case in at[::-1].tolist()}
         giver = {patient: first[other] for patient, other in zip(own, others, strict=True)}
         for task, target in targets.items():
-            changed[task][at] = UNKNOWN if how == "hidden" else [target[giver[patients[case]]] for case in at.tolist()]
+            if how == "hidden":
+                changed[task][at] = np.nan if target.dtype.kind == "f" else UNKNOWN
+            else:
+                changed[task][at] = target[[giver[patients[case]] for case in at.tolist()]]
     return changed

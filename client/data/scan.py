@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from client.data.batches import fit
+from client.data.batches import fit, fitted_shape
 from client.data.dicom import read_dicom
 from client.data.images import SUFFIXES, read_image
+from client.data.masks import Mask, Masks, fitted_spacing
 from client.data.spec import CohortSpec
-from client.data.table import NOBODY, column, read_csv, row_targets, target
+from client.data.table import NOBODY, column, read_csv, row_targets
+from client.data.targets import Target, same, target, unknown
 from client.data.unusable import UnusableError
 from common.errors import DataError
 from common.inputs import ImageInput
-from common.tasks import UNKNOWN, Task
+from common.tasks import AnyTask, Segmentation, Task
 
 _KEYS = {
     "patient": ("PatientID", "patient_id", "patient", "subject"),
@@ -35,13 +37,16 @@ _KEYS = {
 class Scan:
     """What a folder gave: images as stored, targets by task, raw patient keys, and all that was left out or odd.
 
+    `masks` are those of tasks that ask for some. `spacings` are the sizes in mm of a stored pixel, 0 if not known.
     `left_out` gives positions in `files` with the reason, since names of files may name people; `origins` those that
     the images are from. `facts` counts what the files say of themselves. `studies` are raw keys of DICOM studies.
     """
 
     images: list[NDArray[np.int16]] = field(default_factory=list)
     origins: list[int] = field(default_factory=list)
-    targets: dict[str, list[int]] = field(default_factory=dict)
+    targets: dict[str, list[Target]] = field(default_factory=dict)
+    masks: dict[str, list[Mask]] = field(default_factory=dict)
+    spacings: list[float] = field(default_factory=list)
     patients: list[str] = field(default_factory=list, repr=False)
     studies: list[str] = field(default_factory=list, repr=False)
     left_out: list[tuple[int, str]] = field(default_factory=list)
@@ -51,7 +56,7 @@ class Scan:
 
 _NO_WORD, _LEADING_ZEROS = re.compile(r"[\W_]+"), re.compile(r"(?<!\d)0+(?=\d)")
 
-Labels = Mapping[str, Mapping[str, int]]
+Labels = Mapping[str, Mapping[str, Target]]
 """Targets by task, by key of the join."""
 
 
@@ -68,26 +73,26 @@ def name_below(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def read_labels(spec: CohortSpec, tasks: Sequence[Task]) -> Labels | None:
+def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Labels | None:
     """The labels table, by key; None if there is none. DataError if two rows of one key disagree."""
     if spec.labels is None:
         return None
     join = "path" if spec.kind == "images" else spec.join
     table = read_csv(spec.labels)
     key_column = column(table, spec.key_column, _KEYS[join], f"the {join}")
-    labels: dict[str, dict[str, int]] = {}
+    labels: dict[str, dict[str, Target]] = {}
     for at, found in enumerate(row_targets(table, tasks, spec)):
         cell = table.rows[at][key_column]
         key = Path(cell).as_posix() if join == "path" else cell
-        if labels.setdefault(key, found) != found:
+        if not all(same(labels.setdefault(key, found)[task], own) for task, own in found.items()):
             raise DataError(f"{table.where(at)}: an earlier line has the same {join} with another label.")
     return labels
 
 
-def scan_dicom(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Scan:
+def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
     """Read a folder of DICOM files."""
     labels, scan, seen = read_labels(spec, tasks), _empty(tasks), set()
-    used: set[str] = set()
+    masks, used = Masks(spec, tasks, size), set[str]()
     for at, path in enumerate(files(spec.root)):
         if spec.labels is not None and path.resolve() == spec.labels.resolve():
             continue
@@ -105,26 +110,29 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sca
         key = name if spec.join == "path" else image.keys[spec.join]
         found = _labels_for(labels, key, tasks, scan, used)
         for frame in image.frames:
+            shape = frame.shape[:2]
             scan.images.append(fit(frame, image.pixel_aspect, size))
+            scan.spacings.append(
+                fitted_spacing(image.width_mm, shape[1], fitted_shape(shape, image.pixel_aspect, size)[1])
+            )
             scan.origins.append(at)
             scan.patients.append(image.keys["patient"] or NOBODY)
             scan.studies.append(image.keys["study"])
-            for task in tasks:
-                scan.targets[task.name].append(found[task.name])
+            _label(scan, found, masks.of(name, shape, image.pixel_aspect, len(image.frames)))
         scan.facts.update(f"{key} {value}" for key, value in image.facts.items())
         if not image.keys["patient"]:
             scan.problems["no_patient_id"] += 1
     _unused(labels, used, scan)
+    scan.problems.update(masks.finish())
     if alike := _alike(scan.patients):
         scan.problems["similar_patient_ids"] += alike
     return scan
 
 
-def scan_images(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Scan:
+def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
     """Read a folder of ordinary images: labels from the table, or from the name of the sub-folder."""
-    labels, scan = read_labels(spec, tasks), _empty(tasks)
-    if labels is None and len(tasks) > 1:
-        raise DataError(f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table.")
+    labels, scan, masks = read_labels(spec, tasks), _empty(tasks), Masks(spec, tasks, size)
+    by_folder = _by_folder(spec, tasks) if labels is None else None
     patients, used = _patients(spec), set[str]()
     for at, path in enumerate(files(spec.root)):
         name = name_below(path, spec.root)
@@ -139,21 +147,40 @@ def scan_images(spec: CohortSpec, tasks: Sequence[Task], size: ImageInput) -> Sc
             continue
         if labels is None:
             folder = name.split("/")[0] if "/" in name else ""
-            found: Mapping[str, int] = {
-                tasks[0].name: target(tasks[0], folder, spec, f"the name of a sub-folder of {spec.root}")
-            }
+            where = f"the name of a sub-folder of {spec.root}"
+            found: Mapping[str, Target] = (
+                {by_folder.name: target(by_folder, folder, spec, where)} if by_folder is not None else {}
+            )
         else:
             found = _labels_for(labels, name, tasks, scan, used)
         scan.images.append(fit(image, 1.0, size))
+        scan.spacings.append(0.0)
         scan.origins.append(at)
         patient = name if patients is None else patients.get(name, "")
         scan.patients.append(patient or NOBODY)
         if not patient:
             scan.problems["no_patient_id"] += 1
-        for task in tasks:
-            scan.targets[task.name].append(found[task.name])
+        _label(scan, found, masks.of(name, image.shape[:2], 1.0, 1))
     _unused(labels, used, scan)
+    scan.problems.update(masks.finish())
     return scan
+
+
+def _by_folder(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Task | None:
+    """The only task whose answers the sub-folders can name; DataError if there is another that needs a table."""
+    asked = [task for task in tasks if not isinstance(task, Segmentation)]
+    if not asked:
+        return None
+    if len(asked) == 1 and isinstance(asked[0], Task):
+        return asked[0]
+    raise DataError(f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table.")
+
+
+def _label(scan: Scan, found: Mapping[str, Target], masks: Mapping[str, Mask]) -> None:
+    for task, value in found.items():
+        scan.targets[task].append(value)
+    for task, mask in masks.items():
+        scan.masks[task].append(mask)
 
 
 def _patients(spec: CohortSpec) -> Mapping[str, str] | None:
@@ -173,8 +200,9 @@ def _patients(spec: CohortSpec) -> Mapping[str, str] | None:
     return patients
 
 
-def _empty(tasks: Sequence[Task]) -> Scan:
-    return Scan(targets={task.name: [] for task in tasks})
+def _empty(tasks: Sequence[AnyTask]) -> Scan:
+    masks = {task.name: list[Mask]() for task in tasks if isinstance(task, Segmentation)}
+    return Scan(targets={task.name: [] for task in tasks if task.name not in masks}, masks=masks)
 
 
 def _leave_out(scan: Scan, at: int, reason: str) -> None:
@@ -183,14 +211,14 @@ def _leave_out(scan: Scan, at: int, reason: str) -> None:
 
 
 def _labels_for(
-    labels: Labels | None, key: str, tasks: Sequence[Task], scan: Scan, used: set[str]
-) -> Mapping[str, int]:
+    labels: Labels | None, key: str, tasks: Sequence[AnyTask], scan: Scan, used: set[str]
+) -> Mapping[str, Target]:
     if labels is not None and key and key in labels:
         used.add(key)
         return labels[key]
     if labels is not None:
         scan.problems["no_label_row"] += 1
-    return {task.name: UNKNOWN for task in tasks}
+    return {task.name: unknown(task) for task in tasks if not isinstance(task, Segmentation)}
 
 
 def _alike(patients: Sequence[str]) -> int:

@@ -10,17 +10,16 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.data.spec import CohortSpec
+from client.data.targets import MISSING, Target, columns_of, stacked, target_of
 from common.errors import DataError
 from common.inputs import TableInput
-from common.tasks import UNKNOWN, Task
-
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
-"""What stands for a missing value, in lower case. A class or category may be called so, and then is meant."""
+from common.tasks import AnyTask
 
 NOBODY = "without a patient id"
 """Cases whose patient is not said cannot be told apart, so they count as one patient: never two splits of one."""
@@ -85,45 +84,29 @@ def column(table: Table, name: str | None, usual: Sequence[str], what: str) -> s
     raise DataError(f"{table.path}: has no column for {what} ({wanted}).", fix=f"It has: {', '.join(header)}.")
 
 
-def label_columns(table: Table, tasks: Sequence[Task], spec: CohortSpec) -> dict[str, str]:
-    """The label column of every task."""
+def label_columns(table: Table, tasks: Sequence[AnyTask], spec: CohortSpec) -> dict[str, str]:
+    """The column of every label, by task, or by TASK.LABEL where a task has several."""
     usual = ("diagnosis", "label") if len(tasks) == 1 else ()
     return {
-        task.name: column(
-            table, spec.label_columns.get(task.name), (task.name, *usual), f"the labels of task {task.name!r}"
-        )
+        key: column(table, spec.label_columns.get(key), (name, *usual), f"the labels of task {key!r}")
         for task in tasks
+        for key, name in columns_of(task)
     }
 
 
-def row_targets(table: Table, tasks: Sequence[Task], spec: CohortSpec) -> list[dict[str, int]]:
-    """By row, the class index or UNKNOWN by task. DataError names line and column of a value that is no class."""
+def row_targets(table: Table, tasks: Sequence[AnyTask], spec: CohortSpec) -> list[dict[str, Target]]:
+    """By row, the target by task, without masks. DataError names line and column of a value that cannot be one."""
     columns = label_columns(table, tasks, spec)
-    return [
-        {
-            task.name: target(task, row[columns[task.name]], spec, f"{table.where(at)}, column {columns[task.name]!r}")
-            for task in tasks
-        }
-        for at, row in enumerate(table.rows)
-    ]
-
-
-def target(task: Task, value: str, spec: CohortSpec, where: str) -> int:
-    """Class index of a cell, or UNKNOWN if it is empty. DataError for a value that is no class."""
-    mapped = spec.label_map.get(task.name, {}).get(value, value)
-    if mapped in task.classes:
-        return task.classes.index(mapped)
-    if mapped.lower() in MISSING:
-        return UNKNOWN
-    raise DataError(
-        f"{where} is no class of task {task.name!r}.",
-        fix=f"Classes are {', '.join(task.classes)}; others can be renamed by label_map.",
-    )
+    rows = []
+    for at, row in enumerate(table.rows):
+        cells = {key: (row[name], f"{table.where(at)}, column {name!r}") for key, name in columns.items()}
+        rows.append({task.name: target_of(task, cells, spec) for task in tasks if columns_of(task)})
+    return rows
 
 
 def read_table(
-    spec: CohortSpec, tasks: Sequence[Task], columns: TableInput
-) -> tuple[NDArray[np.float32], dict[str, NDArray[np.int64]], list[str], Counter[str]]:
+    spec: CohortSpec, tasks: Sequence[AnyTask], columns: TableInput
+) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]], list[str], Counter[str]]:
     """Inputs (N, width) not yet standardised, targets by task, raw patient keys, and problems by reason.
 
     DataError names file, line and column of a number that is none, and all missing columns.
@@ -137,7 +120,7 @@ def read_table(
     if spec.patient_column is not None:
         column(table, spec.patient_column, (), "the patients")
     by_row = row_targets(table, tasks, spec)
-    targets = {task.name: np.array([found[task.name] for found in by_row]) for task in tasks}
+    targets = {task.name: stacked(task, [found[task.name] for found in by_row]) for task in tasks}
     problems: Counter[str] = Counter()
     inputs = np.full((len(table.rows), columns.width), np.nan, dtype=np.float32)
     for at, row in enumerate(table.rows):

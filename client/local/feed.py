@@ -13,10 +13,10 @@ from torch import Tensor
 
 from client.data.batches import to_float
 from client.data.cohort import Cohort
+from client.data.targets import all_known, known
 from common.files import digest_arrays
 from common.inputs import InputSpec, TableInput
 from common.model import Heads, TransferModel
-from common.tasks import UNKNOWN
 
 _FEW_NUMBERS = 4 << 20
 """Inputs of at most this many numbers (16 MB as floats) are kept as floats: they need not be normalised every epoch."""
@@ -57,7 +57,10 @@ class Feed:
         self._device = device
         self.splits = {**cohort.splits, "all": torch.arange(len(cohort.inputs))}
         self._targets = {task: target.to(device) for task, target in cohort.targets.items()}
-        self._known = frozenset(task for task, target in cohort.targets.items() if bool((target != UNKNOWN).all()))
+        self._known = frozenset(task for task, target in cohort.targets.items() if all_known(target))
+        spacings = cohort.spacings or (0.0,) * len(cohort.inputs)
+        self.spacings = torch.tensor(spacings, dtype=torch.float64)
+        """Sizes in mm of a pixel of each case, on the CPU; 0 where it is not known."""
         self._inputs = cohort.inputs
         if cohort.inputs.numel() <= _FEW_NUMBERS:
             self._inputs = to_float(cohort.inputs, spec)
@@ -103,15 +106,16 @@ class Feed:
         """Indices of the split's cases that have at least one known label."""
         if split not in self._labelled:
             indices = self.splits[split]
-            known = torch.zeros(len(indices), dtype=torch.bool)
+            found = torch.zeros(len(indices), dtype=torch.bool)
             for target in self._targets.values():
-                known |= target.cpu()[indices] >= 0
-            self._labelled[split] = indices[known]
+                found |= known(target[indices.to(target.device)]).cpu()
+            self._labelled[split] = indices[found]
         return self._labelled[split]
 
     def targets(self, task: str, indices: Tensor) -> Tensor:
         """Targets of these cases, on the CPU."""
-        return self._targets[task].cpu()[indices]
+        target = self._targets[task]
+        return target[indices.to(target.device)].cpu()
 
     def batches(self, groups: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch per group of indices; on a GPU the next one is on its way while this one is worked on."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from client.local.augment import augment
+from client.local.augment import augmented
 from client.local.feed import Batch, Feed, shuffled
+from client.local.losses import label_mass, least_mass, task_loss
 from client.workbench import Workbench
 from common.plan import Gradient, Role
 from common.seeds import derive
-from common.tasks import UNKNOWN
+from common.tasks import AnyTask, Task
 
 
 class TooFewCases(Exception):
@@ -60,8 +60,8 @@ def train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str], 
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
             if spec.augment is not None:
-                batch = replace(batch, inputs=augment(batch.inputs, spec.augment, draw))  # noqa: PLW2901
-            loss = _step(body, spec, optimiser, batch.parted(bench.parts), weights)
+                batch = augmented(batch, spec.augment, draw)  # noqa: PLW2901
+            loss = _step(body, spec, optimiser, batch.parted(bench.parts), weights, bench.tasks)
             loss_sum += loss * len(batch.indices)
             seen += len(batch.indices)
     bench.model.eval()
@@ -86,33 +86,18 @@ def supervised(
     targets: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     known: Collection[str] = (),
+    tasks: Mapping[str, AnyTask] | None = None,
 ) -> Tensor:
-    """Sum over tasks of the cross-entropy, the mean over the batch's known labels; 0 for a task without any.
+    """Sum over tasks of their losses, each the mean over the batch's known labels; 0 for a task without any.
 
-    In tasks named `known` no label is missing.
+    In tasks named `known` no label is missing. A task that is not among `tasks` asks for classes.
     """
+    asked = tasks or {}
     losses = [
-        _cross_entropy(logits.float(), targets[task], weights.get(task), known=task in known)
-        for task, logits in outputs.items()
+        task_loss(asked.get(task), answers, targets[task], weights.get(task), complete=task in known)
+        for task, answers in outputs.items()
     ]
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-
-def _cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None, *, known: bool) -> Tensor:
-    """The mean over known labels; where all are `known`, in one step."""
-    if known:
-        return F.cross_entropy(logits, target, weights)
-    total = F.cross_entropy(logits, target, weights, ignore_index=UNKNOWN, reduction="sum")
-    return total / _mass(target, weights)
-
-
-def _mass(target: Tensor, weights: Tensor | None) -> Tensor:
-    return _bare_mass(target, weights).clamp(min=1 if weights is None else 1e-12)
-
-
-def _bare_mass(target: Tensor, weights: Tensor | None) -> Tensor:
-    known = target != UNKNOWN
-    return known.sum() if weights is None else (weights[target.clamp(min=0)] * known).sum()
 
 
 def _step(
@@ -121,17 +106,18 @@ def _step(
     optimiser: torch.optim.Optimizer,
     parts: Sequence[Batch],
     weights: dict[str, Tensor],
+    tasks: Mapping[str, AnyTask],
 ) -> Tensor:
     """One step on a batch that comes in parts; the gradients of the parts' shares add up to that of the whole."""
     optimiser.zero_grad(set_to_none=True)
     losses = []
-    for part, share in zip(parts, _shares(parts, weights), strict=True):
+    for part, share in zip(parts, _shares(parts, weights, tasks), strict=True):
         with torch.autocast("cuda", torch.bfloat16, enabled=part.inputs.device.type == "cuda"):
             outputs = body(part.inputs)
         if share is None:
-            loss = supervised(outputs, part.targets, weights, part.known)
+            loss = supervised(outputs, part.targets, weights, part.known, tasks)
         else:
-            each = [_cross_entropy(o.float(), part.targets[t], weights.get(t), known=False) for t, o in outputs.items()]
+            each = [task_loss(tasks[t], o, part.targets[t], weights.get(t)) for t, o in outputs.items()]
             loss = torch.stack([one * share[task] for task, one in zip(outputs, each, strict=True)]).sum()
         torch.autograd.backward(loss)
         losses.append(loss.detach())
@@ -141,15 +127,16 @@ def _step(
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def _shares(parts: Sequence[Batch], weights: dict[str, Tensor]) -> Sequence[dict[str, Tensor] | None]:
+def _shares(
+    parts: Sequence[Batch], weights: dict[str, Tensor], tasks: Mapping[str, AnyTask]
+) -> Sequence[dict[str, Tensor] | None]:
     """By task how much of a batch's labels each part has; None for a batch in one part."""
     if len(parts) == 1:
         return [None]
-    masses = [{task: _mass(target, weights.get(task)) for task, target in part.targets.items()} for part in parts]
-    bare = [{task: _bare_mass(target, weights.get(task)) for task, target in part.targets.items()} for part in parts]
-    whole = {task: torch.stack([mass[task] for mass in bare]).sum() for task in bare[0]}
-    least = {task: 1.0 if task not in weights else 1e-12 for task in whole}
-    return [{task: mass[task] / whole[task].clamp(min=least[task]) for task in mass} for mass in masses]
+    bare = [{t: label_mass(task, part.targets[t], weights.get(t)) for t, task in tasks.items()} for part in parts]
+    whole = {task: torch.stack([mass[task] for mass in bare]).sum() for task in tasks}
+    least = {task: least_mass(weights.get(task)) for task in tasks}
+    return [{t: mass[t].clamp(min=least[t]) / whole[t].clamp(min=least[t]) for t in tasks} for mass in bare]
 
 
 def _groups(indices: Tensor, spec: Gradient, seed: int) -> list[Tensor]:
@@ -186,11 +173,12 @@ def trains_norm_statistics(bench: Workbench, changes: Sequence[str]) -> bool:
 
 
 def _class_weights(bench: Workbench, feed: Feed, spec: Gradient, indices: Tensor) -> dict[str, Tensor]:
-    """Weights that make every class present at the site count the same; none unless asked for."""
+    """Weights that make every class present at the site count the same; none unless asked for, and for classes."""
     if spec.class_weights == "none":
         return {}
     weights = {}
-    for task, classes in bench.model.classes.items():
+    asked = [task for task in bench.tasks.values() if isinstance(task, Task)]
+    for task, classes in ((task.name, len(task.classes)) for task in asked):
         known = feed.targets(task, indices)
         counts = torch.bincount(known[known >= 0], minlength=classes).float()
         share = torch.where(counts > 0, counts.sum() / (counts.clamp(min=1) * (counts > 0).sum()), 0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -10,20 +13,26 @@ from client.local.room import features_in_room
 from client.workbench import Workbench
 from common.inputs import TableInput
 from common.study import Study
+from common.tasks import AnyTask, Multilabel, Regression
+from common.travel import cross_name
 
 _BATCH = 256
+_ALL = slice(None)
 
 
 def feature_sums(bench: Workbench, feed: Feed) -> dict[str, np.ndarray]:
-    """Per task over the labelled training cases, with z = [features; 1] and y one-hot, in float64.
+    """Per task over the labelled training cases, with z = [features; 1], in float64.
 
-    `TASK/gram` = sum z z' (d+1, d+1), whose last entry is the number of cases; `TASK/cross` = sum z y' (d+1, C).
+    `TASK/gram` = sum z z' (d+1, d+1), whose last entry is the number of cases; `TASK/cross` = sum z y' (d+1, C), with y
+    one-hot. A value's is called `TASK/value`, with y = (value - mean) / std (d+1, 1). Of several labels each has a gram
+    of its own, (L, d+1, d+1), over the cases where it is known, and y is 1 or -1. Masks have no sums.
     """
     width = bench.model.feature_dim + 1
     sums = {}
-    for task, classes in bench.model.classes.items():
-        sums[f"{task}/gram"] = np.zeros((width, width))
-        sums[f"{task}/cross"] = np.zeros((width, classes))
+    for task, count in bench.model.classes.items():
+        several = isinstance(bench.tasks[task], Multilabel)
+        sums[f"{task}/gram"] = np.zeros((count, width, width) if several else (width, width))
+        sums[cross_name(bench.tasks[task])] = np.zeros((width, count))
     bench.model.eval()
     body = feed.body(bench.model)
     with torch.inference_mode():
@@ -32,11 +41,24 @@ def feature_sums(bench: Workbench, feed: Feed) -> dict[str, np.ndarray]:
             z = np.hstack([features, np.ones((len(features), 1))])
             for task in bench.model.classes:
                 target = batch.targets[task].cpu().numpy()
-                known = target >= 0
-                one_hot = np.eye(sums[f"{task}/cross"].shape[1])[target[known]]
-                sums[f"{task}/gram"] += z[known].T @ z[known]
-                sums[f"{task}/cross"] += z[known].T @ one_hot
+                for place, rows, y in _coded(bench.tasks[task], target):
+                    sums[f"{task}/gram"][place] += z[rows].T @ z[rows]
+                    sums[cross_name(bench.tasks[task])][..., place] += z[rows].T @ y
     return sums
+
+
+def _coded(task: AnyTask, target: np.ndarray) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """Where sums belong, the cases that have a label, and their labels as numbers."""
+    if isinstance(task, Multilabel):
+        for label in range(len(task.labels)):
+            known = ~np.isnan(target[:, label])
+            yield label, known, 2.0 * target[known, label].astype(np.float64) - 1
+    elif isinstance(task, Regression):
+        known = ~np.isnan(target)
+        yield _ALL, known, ((target[known].astype(np.float64) - task.mean) / task.std)[:, None]
+    else:
+        known = target >= 0
+        yield _ALL, known, np.eye(task.outputs)[target[known]]
 
 
 def column_sums(study: Study, feed: Feed) -> dict[str, np.ndarray]:

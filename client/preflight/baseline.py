@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,23 +17,22 @@ from client.preflight.report import Findings
 from client.workbench import Workbench
 from common.closed_form import heads_from_sums, scale_from_sums
 from common.errors import FedgraftError, WeightsError
-from common.metrics import ClassificationSums
 from common.model import state_arrays
-from common.plan import ClosedForm, Gradient, Recalibrate, Stage
+from common.plan import ClosedForm, Gradient, Recalibrate, Ridge, Stage
 from common.seeds import derive
 from common.start import start
 from common.study import Study
+from common.task_metrics import TaskSums, shown
 from common.travel import changed
 
 Say = Callable[[str], None]
-_SHOWN = ("auroc", "accuracy", "balanced_accuracy")
 
 
 @dataclass(frozen=True)
 class Baseline:
     """Metric sums by split and task, and whether training began from the study's pretrained weights."""
 
-    sums: dict[str, dict[str, ClassificationSums]]
+    sums: dict[str, dict[str, TaskSums]]
     pretrained: bool
 
 
@@ -55,10 +54,12 @@ def check_baseline(study: Study, cohort: Cohort, device: torch.device, say: Say)
     if not baseline.sums:
         found.fails("baseline", "no labelled case to measure it on", "Name `labels` in site.yaml, or add patients.")
         return found
-    for task in study.heads:
+    for task, asked in study.asked.items():
+        keys = shown(asked).metrics
         values = {split: sums[task].values() for split, sums in baseline.sums.items()}
-        figures = {split: {key: _rounded(row[key]) for key in ("n", *_SHOWN)} for split, row in values.items()}
-        found.fine(f"baseline_{task}", "; ".join(f"{split}: {_said(row)}" for split, row in values.items()), **figures)
+        figures = {split: {key: _rounded(row[key]) for key in ("n", *keys)} for split, row in values.items()}
+        says = "; ".join(f"{split}: {_said(row, keys)}" for split, row in values.items())
+        found.fine(f"baseline_{task}", says, **figures)
     if study.model.weights is not None and not baseline.pretrained:
         found.note(
             "baseline_start",
@@ -109,7 +110,10 @@ def _stage(study: Study, site: str, stage: Stage, desk: tuple[Workbench, Feed], 
         say(stage.name)
         state = state_arrays(bench.model)
         if isinstance(stage.merge, ClosedForm):
-            bench.load(heads_from_sums(feature_sums(bench, feed), stage.merge, state))
+            merge = stage.merge
+            if isinstance(merge, Ridge) and merge.strength == "loso":  # there is no other site to choose it on
+                merge = merge.model_copy(update={"strength": Ridge().strength})
+            bench.load(heads_from_sums(feature_sums(bench, feed), merge, state))
         else:
             bench.load(scale_from_sums(column_sums(study, feed), state))
 
@@ -118,6 +122,6 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def _said(row: dict[str, float | None]) -> str:
-    shown = ", ".join(f"{key.replace('_', ' ')} {row[key]:.3f}" for key in _SHOWN if row[key] is not None)
-    return f"{shown} ({int(row['n'] or 0)} cases)"
+def _said(row: dict[str, float | None], keys: Sequence[str]) -> str:
+    said = ", ".join(f"{key.replace('_', ' ')} {row[key]:.3f}" for key in keys if row[key] is not None)
+    return f"{said} ({int(row['n'] or 0)} cases)"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 
 from client.data.cohort import Cohort
 from client.data.facts import NOT_STATED, OTHER
 from client.data.spec import CohortSpec
+from client.data.targets import known
+from client.preflight.labels import ABOUT_MASKS, check_labels
 from client.preflight.report import Findings, counted, listed
 from common.study import Study
 from common.tasks import UNKNOWN
@@ -22,7 +24,6 @@ _ABOUT_CASES = frozenset({"no_patient_id", "similar_patient_ids", "no_label_row"
 _ABOUT_VALUES = frozenset({"missing_value", "missing_category", "unknown_category"})
 _MOST_UNREADABLE = 0.1
 """Up to this share of unreadable files a cohort is still that of the hospital; beyond it something is wrong."""
-_LEAST_LABELLED = 0.5
 _DETAILS = "The files are listed in check-details.txt of the site's folder."
 
 Names = Sequence[str]
@@ -37,8 +38,7 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
         _values(found, cohort, problems)
     else:
         _readable(found, cohort, problems)
-    _labels(found, cohort, spec, study, problems)
-    _classes(found, cohort, study)
+    check_labels(found, cohort, spec, study)
     _splits(found, cohort, study)
     _ids(found, spec, problems, len(set(cohort.patients)))
     same = [group for group in _by_content(cohort) if len(group) > 1]
@@ -55,7 +55,7 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
 
 
 def _readable(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
-    other = _NO_IMAGES | _SEPARATE | _ABOUT_CASES
+    other = _NO_IMAGES | _SEPARATE | _ABOUT_CASES | ABOUT_MASKS
     bad = {reason: count for reason, count in problems.items() if reason not in other}
     strangers = sum(count for reason, count in problems.items() if reason in _NO_IMAGES)
     usable, lost = len(cohort.inputs), sum(bad.values())
@@ -84,73 +84,6 @@ def _values(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
         found.note("values", says, fix, **figures)
     else:
         found.fine("values", says, **figures)
-
-
-def _labels(found: Findings, cohort: Cohort, spec: CohortSpec, study: Study, problems: dict[str, int]) -> None:
-    cases = len(cohort.inputs)
-    for task in study.tasks:
-        known = int((cohort.targets[task.name] != UNKNOWN).sum())
-        figures = {"cases": cases, "labelled": known}
-        says = f"{known:,} of {counted(cases, 'case')} have a label"
-        name = f"labels_{task.name}"
-        if known == 0:
-            _unlabelled(found, study, name, says, figures)
-        elif known < _LEAST_LABELLED * cases:
-            fix = "Check `join`, `key_column` and `label_columns` in site.yaml, and whether the table is complete."
-            found.fails(name, says, fix, **figures)
-        elif known < cases:
-            found.note(name, says, "Cases without a label are not trained on; add labels if there are any.", **figures)
-        else:
-            found.fine(name, says, **figures)
-    if spec.labels is not None:
-        _joined(found, problems)
-
-
-def _unlabelled(found: Findings, study: Study, name: str, says: str, figures: dict[str, int]) -> None:
-    if any(stage.where != "labelled" for stage in study.plan):
-        fix = "The site takes part in stages that need no labels; name `labels` in site.yaml if it has some."
-        found.note(name, says, fix, **figures)
-    else:
-        fix = "Name the table as `labels` in site.yaml, and check `join`, `key_column` and `label_columns`."
-        found.fails(name, says, fix, **figures)
-
-
-def _joined(found: Findings, problems: dict[str, int]) -> None:
-    without_row, without_file = problems.get("no_label_row", 0), problems.get("label_without_file", 0)
-    figures = {"images_without_row": without_row, "rows_without_image": without_file}
-    says = (
-        f"{counted(without_row, 'image')} without a row of the labels table, "
-        f"{counted(without_file, 'row')} without an image"
-    )
-    if without_row or without_file:
-        fix = "Compare how the table and the files write their keys; `join` and `key_column` in site.yaml say which."
-        found.note("joined", says, fix, **figures)
-    else:
-        found.fine("joined", "every image has its row in the labels table, and every row an image", **figures)
-
-
-def _classes(found: Findings, cohort: Cohort, study: Study) -> None:
-    for task in study.tasks:
-        target = cohort.targets[task.name]
-        whole = Counter(target.tolist())
-        if not any(number != UNKNOWN for number in whole):
-            continue  # said by the line about labels
-        counts = {label: whole[number] for number, label in enumerate(task.classes)}
-        train = Counter(target[cohort.splits["train"]].tolist())
-        absent = [label for label, count in counts.items() if not count]
-        untrained = [n for number, n in enumerate(task.classes) if not train[number] and counts[n]]
-        name, says = f"classes_{task.name}", listed(counts)
-        if sum(count > 0 for count in counts.values()) < 2:
-            fix = "Check `label_map` and `label_columns` in site.yaml: with one class there is nothing to tell apart."
-            found.fails(name, f"only one class: {says}", fix, counts=counts)
-        elif absent:
-            fix = "If your patients have it, check `label_map` in site.yaml; if not, the other sites will teach it."
-            found.note(name, f"no case of {', '.join(absent)}: {says}", fix, counts=counts)
-        elif untrained:
-            fix = "There are too few cases of it for every split; more patients would help."
-            found.note(name, f"no training case of {', '.join(untrained)}: {says}", fix, counts=counts)
-        else:
-            found.fine(name, says, counts=counts)
 
 
 def _equal_rows(found: Findings, same: list[list[int]]) -> None:
@@ -198,8 +131,9 @@ def _by_content(cohort: Cohort) -> list[list[int]]:
 
 
 def _disagree(cohort: Cohort, group: Sequence[int]) -> bool:
-    known = ({int(target[at]) for at in group} - {UNKNOWN} for target in cohort.targets.values())
-    return any(len(labels) > 1 for labels in known)
+    at = torch.tensor(group)
+    labels = (target[at][known(target[at])] for target in cohort.targets.values())
+    return any(len({case.numpy().tobytes() for case in own}) > 1 for own in labels)
 
 
 def _splits(found: Findings, cohort: Cohort, study: Study) -> None:

@@ -12,13 +12,12 @@ and augmentation as well, since with draws that others know, a patient left out 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -26,6 +25,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from client.local.augment import augment
 from client.local.feed import Batch, Feed
 from client.local.gradient import Diverged, Moment, TooFewCases, dropout_seeded, optimiser_for, rate_factor
+from client.local.losses import case_losses
 from client.privacy import heads, secret
 from client.privacy.layers import NORM_SAMPLERS, SAMPLERS
 from client.privacy.units import Lots, Rows, draw_units, units_of
@@ -34,7 +34,7 @@ from common.dp_safe import LAYERS, dp_twin
 from common.errors import InputError
 from common.model import Heads
 from common.plan import Gradient, Private
-from common.tasks import UNKNOWN
+from common.tasks import AnyTask
 
 _FEW_NUMBERS = 1 << 16
 """Noise for so few entries is drawn at once: for a head, starting the generator is most of the work."""
@@ -55,6 +55,8 @@ class Trainer:
     """Of heads alone: the norms of all cases' features."""
     places: Sequence[tuple[str, int]] = ()
     """Of heads alone: the task of each parameter, and 0 for its weight or 1 for its bias."""
+    tasks: Mapping[str, AnyTask] | None = None
+    """What is asked; without it, classes."""
 
     def sum_of(self, batch: Batch, rows: Rows) -> list[Tensor]:
         """The sum over units of their clipped gradients, in the cheapest way there is."""
@@ -141,19 +143,15 @@ def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
     return [torch.einsum("n,n...->...", factors.to(part.dtype), part) for part in gradients]
 
 
-def losses(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Each case's own loss, (N,): the cross-entropy summed over the tasks whose label is known."""
-    return torch.stack(
-        [
-            F.cross_entropy(logits.float(), batch.targets[task], ignore_index=UNKNOWN, reduction="none")
-            for task, logits in outputs.items()
-        ]
-    ).sum(dim=0)
+def losses(outputs: dict[str, Tensor], batch: Batch, tasks: Mapping[str, AnyTask] | None = None) -> Tensor:
+    """Each case's own loss, (N,), summed over the tasks whose label is known; without `tasks` all ask for classes."""
+    each = [case_losses((tasks or {}).get(task), logits, batch.targets[task]) for task, logits in outputs.items()]
+    return torch.stack(each).sum(dim=0)
 
 
 def _kept(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     """The clipped sum from all cases' gradients at once: memory is cases times parameters."""
-    loss = losses(trainer.model(batch.inputs), batch)
+    loss = losses(trainer.model(batch.inputs), batch, trainer.tasks)
     if (share := rows.share()) is not None:
         loss = loss * share.to(loss.device)
     torch.autograd.backward(loss.sum())
@@ -175,7 +173,7 @@ def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> li
     z, share = batch.inputs, rows.share()
     assert trainer.lengths is not None
     with torch.no_grad():
-        errors = heads.errors(model(z), batch.targets, None if share is None else share.to(z))
+        errors = heads.errors(model(z), batch.targets, None if share is None else share.to(z), trainer.tasks)
         if share is None:
             norms = heads.norms(errors, trainer.lengths[batch.indices.to(z.device)])
             factors = clip_factors(norms, trainer.private.clip)
@@ -188,7 +186,7 @@ def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> li
 
 def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     """The clipped sum in two passes, the first for the norms: memory is that of one layer's gradients."""
-    loss = losses(trainer.model(batch.inputs), batch)
+    loss = losses(trainer.model(batch.inputs), batch, trainer.tasks)
     torch.autograd.backward(loss.sum(), retain_graph=True)
     norms = torch.stack([_taken(parameter, "_norm_sample") for parameter in trainer.parameters]).double().norm(dim=0)
     for parameter in trainer.parameters:
@@ -258,7 +256,7 @@ def attached(bench: Workbench, feed: Feed, changes: Sequence[str], private: Priv
     parameters = [bench.parameters[key] for key in changes]
     if feed.seen:
         places = [(bench.tags[key].task or "", int(key.endswith(".bias"))) for key in changes]
-        yield Trainer(feed.body(bench.model), parameters, None, private, feed.lengths(), places)
+        yield Trainer(feed.body(bench.model), parameters, None, private, feed.lengths(), places, bench.tasks)
         return
     model = dp_twin(bench.model, changes)
     hooks: Any = (_GhostHooks if private.mode == "ghost" else _KeptHooks)(model, loss_reduction="sum", strict=False)
@@ -266,7 +264,7 @@ def attached(bench: Workbench, feed: Feed, changes: Sequence[str], private: Priv
         with warnings.catch_warnings():
             # The first layer's hook has no gradient of its input to show, and needs none.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield Trainer(model, parameters, hooks, private)
+            yield Trainer(model, parameters, hooks, private, tasks=bench.tasks)
     finally:
         hooks.cleanup()
         for part in model.modules():  # what a pass that failed has left

@@ -10,18 +10,38 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from common.tasks import UNKNOWN
+from common.tasks import UNKNOWN, AnyTask, Multilabel, Regression
 
 
-def errors(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor], share: Tensor | None) -> dict[str, Tensor]:
-    """By task p - y, (N, classes), zeros where the label is not known; times `share` (N,), if cases share a unit."""
+def errors(
+    logits: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    share: Tensor | None,
+    tasks: Mapping[str, AnyTask] | None = None,
+) -> dict[str, Tensor]:
+    """By task the loss's slope in each output, (N, outputs), 0 where the label is not known; for classes p - y.
+
+    Times `share` (N,), if cases share a unit. A task that is not among `tasks` asks for classes.
+    """
     found = {}
     for task, answers in logits.items():
-        known = (targets[task] != UNKNOWN)[:, None].to(answers.dtype)
-        error = torch.softmax(answers, dim=1).mul_(known)
-        error.scatter_add_(1, targets[task].clamp(min=0)[:, None], -known)
+        asked = (tasks or {}).get(task)
+        error = _slope(asked, answers, targets[task])
+        if asked is not None and asked.weight != 1:
+            error = error * asked.weight
         found[task] = error if share is None else error * share[:, None]
     return found
+
+
+def _slope(task: AnyTask | None, answers: Tensor, target: Tensor) -> Tensor:
+    if isinstance(task, Multilabel):
+        return torch.where(target.isnan(), 0.0, torch.sigmoid(answers) - target)
+    if isinstance(task, Regression):
+        off = answers - ((target - task.mean) / task.std)[:, None]
+        return torch.where(off.isnan(), 0.0, off.clamp(-1, 1))
+    known = (target != UNKNOWN)[:, None].to(answers.dtype)
+    error = torch.softmax(answers, dim=1).mul_(known)
+    return error.scatter_add_(1, target.clamp(min=0)[:, None], -known)
 
 
 def norms(found: Mapping[str, Tensor], lengths: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ of them give away a hundred labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,23 @@ from torch import Tensor
 
 from client.privacy import secret
 from client.privacy.guard import Guard, Replay
+from client.privacy.shown_kinds import (
+    bounded_sums,
+    counted,
+    from_bounded,
+    labels_told,
+    squared_reach,
+    suppressed_masks,
+    suppressed_values,
+)
+from common.label_metrics import LabelSums
+from common.mask_metrics import MaskSums
 from common.metrics import CALIBRATION_BINS, ClassificationSums
 from common.orders import Arrays
 from common.score_histogram import Counts, Floats, ScoreHistogram
+from common.task_metrics import TaskSums, sums_of
+from common.tasks import AnyTask, Multilabel, Regression, Segmentation
+from common.value_metrics import ValueSums
 
 BINS = 16
 """Of the scores, few enough for noise. Ties within a bin lower AUROC, of calibrated scores by about .005."""
@@ -36,11 +50,18 @@ temperature: by .007. The worst is by .1, of rare cases whose scores hardly diff
 
 
 Answers = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
-"""By task logits (N, classes) and targets (N,)."""
+"""By task answers and targets, as `client.local.evaluate` gives them."""
+
+Tasks = Mapping[str, AnyTask]
 
 
 def release(
-    guard: Guard, exchange: int, model: str, predict: Callable[[], Answers], cases: tuple[Tensor, Sequence[Tensor]]
+    guard: Guard,
+    exchange: int,
+    model: str,
+    predict: Callable[[], Answers],
+    cases: tuple[Tensor, Sequence[Tensor]],
+    tasks: Tasks,
 ) -> dict[str, Arrays]:
     """Counts of the test cases as policy lets them out, by task; none, or those that were released before.
 
@@ -51,10 +72,10 @@ def release(
     try:
         if guard.metrics == "noised":
             sigma = guard.charge_metrics(exchange, model)
-            shown = noised_counts(predict(), labelled, units, sigma)
+            shown = noised_counts(predict(), labelled, units, sigma, tasks)
         elif guard.metrics == "suppressed":
             guard.admit_metrics(exchange)
-            shown = {task: suppressed(ClassificationSums.of(*pair)) for task, pair in predict().items()}
+            shown = {task: suppressed(sums_of(tasks[task], *pair)) for task, pair in predict().items()}
         else:
             return {}
     except Replay as replay:
@@ -64,58 +85,88 @@ def release(
     return metrics
 
 
-def bound(classes: Sequence[int]) -> float:
-    """How much one unit changes all counts together, for tasks of so many classes.
+def bound(tasks: Iterable[AnyTask]) -> float:
+    """How much one unit changes all counts of these tasks together.
 
     A unit of k cases counts each as 1/k, so that it puts one in all into the confusion and one into each row of scores.
     """
-    return math.sqrt(sum(1 + _rows(count) for count in classes))
+    return math.sqrt(sum(map(squared_reach, tasks)))
 
 
 def noised_counts(
-    answers: Answers,
-    labelled: Tensor,
-    units: Sequence[Tensor],
-    sigma: float,
-) -> dict[str, ClassificationSums]:
-    """By task the confusion and coarse scores with Gaussian noise, made whole numbers again.
+    answers: Answers, labelled: Tensor, units: Sequence[Tensor], sigma: float, tasks: Tasks
+) -> dict[str, TaskSums]:
+    """By task counts with Gaussian noise, made whole numbers again: confusion and coarse scores, or bounded sums.
 
-    `answers` are logits and targets of the cases `labelled`; `units` their positions in the cohort by unit. Counts are
-    of units, not of cases.
+    `answers` are those to the cases `labelled`; `units` their positions in the cohort by unit. Counts are of units, not
+    of cases.
     """
-    deviation = sigma * bound([logits.shape[1] for logits, _ in answers.values()])
+    deviation = sigma * bound(tasks[task] for task in answers)
     place = {case: at for at, case in enumerate(labelled.tolist())}
-    shown = {}
-    for task, (logits, targets) in answers.items():
-        weights = np.zeros(len(targets))
-        for unit in units:
-            known = [at for case in unit.tolist() if targets[at := place[case]] >= 0]
-            weights[known] = 1 / max(len(known), 1)
-        shown[task] = _noised(logits, targets, weights, deviation)
-    return shown
+    places = [[place[case] for case in unit.tolist()] for unit in units]
+    return {task: _noised(tasks[task], *pair, places, deviation) for task, pair in answers.items()}
 
 
-def suppressed(sums: ClassificationSums) -> ClassificationSums:
+def suppressed(sums: TaskSums) -> TaskSums:
     """The confusion without cells below ten, and scores in bins of at least ten cases of either kind.
 
-    A class with fewer than ten cases, or with all but so few, has no scores, and so no AUROC.
+    A class with fewer than ten cases, or with all but so few, has no scores, and so no AUROC. Of values and masks the
+    mean error and the mean Dice coefficient, to two digits, if there are ten or more.
     """
+    if isinstance(sums, ValueSums):
+        return suppressed_values(sums, LEAST)
+    if isinstance(sums, MaskSums):
+        return suppressed_masks(sums, LEAST)
     coarse = sums.scores.coarsen(BINS, _SPREAD)
     rows = [_merged(*coarse.ranked(row)) for row in range(coarse.rows)]
-    return _partial(np.where(sums.confusion >= LEAST, sums.confusion, 0), rows)
+    confusion = np.where(sums.confusion >= LEAST, sums.confusion, 0)
+    return labels_told(confusion, _scores(rows)) if isinstance(sums, LabelSums) else _partial(confusion, rows)
 
 
 def _noised(
-    logits: NDArray[np.float32], targets: NDArray[np.int64], weights: Floats, deviation: float
-) -> ClassificationSums:
+    task: AnyTask,
+    answers: NDArray[Any],
+    targets: NDArray[Any],
+    places: Sequence[Sequence[int]],
+    deviation: float,
+) -> TaskSums:
+    known = counted(task, answers, targets)
+    if isinstance(task, Regression | Segmentation):
+        sums = bounded_sums(task, answers, targets, _weights(known, places))
+        return from_bounded(task, sums + deviation * secret.normal(2))
+    if not isinstance(task, Multilabel):
+        return _partial(*_noised_cells(answers, targets, _weights(known, places), deviation))
+    confusions, rows = [], []
+    for label in range(len(task.labels)):
+        there = known[:, label]
+        logits = np.stack([np.zeros(len(answers)), answers[:, label]], axis=1)
+        truth = np.where(there, targets[:, label], 0).astype(np.int64)
+        confusion, (cells,) = _noised_cells(logits, truth, _weights(there, places), deviation)
+        confusions.append(confusion)
+        rows.append(cells)
+    return labels_told(np.stack(confusions), _scores(rows))
+
+
+def _weights(known: NDArray[np.bool_], places: Sequence[Sequence[int]]) -> Floats:
+    """What each case counts: one over the number of its unit's known cases."""
+    weights = np.zeros(len(known))
+    for unit in places:
+        own = [at for at in unit if known[at]]
+        weights[own] = 1 / max(len(own), 1)
+    return weights
+
+
+def _noised_cells(
+    logits: NDArray[Any], targets: NDArray[np.int64], weights: Floats, deviation: float
+) -> tuple[Counts, list[Counts]]:
     confusion, rows = counts(logits, targets, weights)
     noisy = [part + deviation * secret.normal(part.size).reshape(part.shape) for part in (confusion, *rows)]
     whole = [np.stack([_whole(cells[:, 0]), _whole(cells[:, 1])], axis=1) for cells in noisy[1:]]
-    return _partial(_whole(noisy[0]), whole)
+    return _whole(noisy[0]), whole
 
 
 def counts(
-    logits: NDArray[np.float32], targets: NDArray[np.int64], weights: Floats
+    logits: NDArray[Any], targets: NDArray[np.int64], weights: Floats
 ) -> tuple[Floats, list[NDArray[np.float64]]]:
     """Confusion (classes, classes) and by row of scores the cells (bins, 2), by truth, each case with its weight."""
     classes, counted = logits.shape[1], weights > 0
@@ -138,10 +189,6 @@ def _by_task(flat: Arrays) -> dict[str, Arrays]:
         task, _, key = name.partition("/")
         found.setdefault(task, {})[key] = array
     return dict(found)
-
-
-def _rows(classes: int) -> int:
-    return 1 if classes == 2 else classes
 
 
 def _whole(noised: Floats) -> Counts:
@@ -178,12 +225,15 @@ def _merged(positive: Floats, negative: Floats) -> Counts:
 
 def _partial(confusion: Counts, rows: Sequence[Counts]) -> ClassificationSums:
     """Sums of which only the confusion and the scores, (bins, 2) per row from low to high, are told."""
+    none, empty = np.zeros(CALIBRATION_BINS, np.int64), np.zeros(CALIBRATION_BINS)
+    return ClassificationSums(confusion, math.nan, math.nan, none, none, empty, _scores(rows))
+
+
+def _scores(rows: Sequence[Counts]) -> ScoreHistogram:
     parts = []
     for cells in rows:
         centre = (np.arange(len(cells)) + 0.5) / max(len(cells), 1)
         score = np.repeat(_SPREAD * np.log(centre / (1 - centre)), cells.sum(axis=1))
         truth = np.concatenate([np.zeros(0, bool), *(np.repeat([False, True], pair) for pair in cells)])
         parts.append(ScoreHistogram.of(score[:, None], truth[:, None]))
-    none = np.zeros(CALIBRATION_BINS, np.int64)
-    scores, empty = ScoreHistogram.stacked(parts), np.zeros(CALIBRATION_BINS)
-    return ClassificationSums(confusion, math.nan, math.nan, none, none, empty, scores)
+    return ScoreHistogram.stacked(parts)

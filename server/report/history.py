@@ -11,18 +11,19 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import read_json
-from common.metrics import ClassificationSums, macro_mean
+from common.metrics import macro_mean
+from common.task_metrics import Shown, TaskSums, read_sums, shown_of
 
 Row = dict[str, Any]
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class TaskSums:
+class FinalSums:
     """The final model's sums on the test split, by site and over all cases."""
 
-    sites: dict[str, ClassificationSums]
-    pooled: ClassificationSums
+    sites: dict[str, TaskSums]
+    pooled: TaskSums
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RunRecord:
     result: Row
     environment: Row
     study_text: str
-    sums: dict[str, TaskSums]
+    sums: dict[str, FinalSums]
     audit: Row
 
     @property
@@ -42,6 +43,14 @@ class RunRecord:
         """Names of the tasks for which anything was measured."""
         seen = [mapping(row.get("metrics")) for row in self.exchanges] + [mapping(self.result.get("metrics"))]
         return tuple(dict.fromkeys(task for metrics in seen for task in metrics))
+
+    def shown(self, task: str) -> Shown:
+        """What is told first of a task."""
+        for row in (self.result, *self.exchanges):
+            own = mapping(mapping(row.get("metrics")).get(task))
+            if values := mapping(own.get("pooled")):
+                return shown_of(values)
+        return shown_of({})
 
     def final(self, task: str) -> Row:
         """The final model's metrics on the test split: sites, pooled, macro, worst."""
@@ -195,20 +204,19 @@ def _optional(path: Path) -> Row:
     return content
 
 
-def _sums(content: Row, path: Path) -> dict[str, TaskSums]:
+def _sums(content: Row, path: Path) -> dict[str, FinalSums]:
     found = {}
     for task, parts in content.items():
         pooled = mapping(mapping(parts).get("pooled"))
         sites = mapping(mapping(parts).get("sites"))
         if pooled:
             every = {site: _one(own, f"{path}: sums of {task}, {site}") for site, own in sites.items()}
-            found[task] = TaskSums(every, _one(pooled, f"{path}: sums of {task}, pooled"))
+            found[task] = FinalSums(every, _one(pooled, f"{path}: sums of {task}, pooled"))
     return found
 
 
-def _one(arrays: Any, place: str) -> ClassificationSums:
-    known = mapping(arrays)
+def _one(arrays: Any, place: str) -> TaskSums:
     try:
-        return ClassificationSums.from_arrays(known, len(sequence(known.get("confusion"))))
+        return read_sums(mapping(arrays))
     except InputError as error:
         raise InputError(f"{place}: {error}") from None

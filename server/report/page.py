@@ -12,11 +12,14 @@ from markupsafe import Markup
 
 from common.errors import InputError
 from common.files import write_atomic
+from common.label_metrics import LabelSums
+from common.metric_names import title
+from common.metrics import ClassificationSums
 from server.report import plots, tables
 from server.report.audit import audited
 from server.report.history import (
+    FinalSums,
     RunRecord,
-    TaskSums,
     curves,
     mapping,
     number,
@@ -29,7 +32,12 @@ from server.report.history import (
 )
 
 _MOST_ROC_CLASSES = 6
-_CURVES = {"auroc": "AUROC", "balanced_accuracy": "balanced accuracy", "loss": "loss"}
+_CURVES = {
+    "auroc": ("auroc", "balanced_accuracy", "loss"),
+    "mae": ("mae", "rmse", "r2"),
+    "dice": ("dice", "hd95_mm", "loss"),
+}
+"""What is drawn over the rounds, by the metric that is shown first."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def _task_view(record: RunRecord, task: str) -> TaskView:
     ranking = _ranking(record, task)
     ink = plots.inks(ranking)
     stages = spans(record)
-    drawn = {name: curves(record, task, key) for key, name in _CURVES.items()}
+    drawn = {title(key): curves(record, task, key) for key in _CURVES[record.shown(task).first]}
     if task == record.tasks[0]:  # a site reports one loss for all tasks
         drawn["training loss"] = training_loss(record)
     learning = [plots.curve_plot(name, of, ink, stages) for name, of in drawn.items() if of.macro or of.test_macro]
@@ -139,8 +147,9 @@ def _task_view(record: RunRecord, task: str) -> TaskView:
 
 
 def _ranking(record: RunRecord, task: str) -> dict[str, float | None]:
-    """All sites ever measured, with their final AUROC if known, else the latest."""
-    drawn = curves(record, task, "auroc")
+    """All sites ever measured, with their final figure if known, else the latest; the higher the better."""
+    told = record.shown(task)
+    drawn = curves(record, task, told.first)
     found: dict[str, float | None] = {}
     for row in record.exchanges:
         found |= dict.fromkeys(mapping(mapping(mapping(row.get("metrics")).get(task)).get("sites")))
@@ -148,7 +157,9 @@ def _ranking(record: RunRecord, task: str) -> dict[str, float | None]:
     for points in (drawn.sites, drawn.test_sites):
         found |= {site: own[-1][1] for site, own in points.items()}
     for site, values in mapping(record.final(task).get("sites")).items():
-        found[site] = number(mapping(values).get("auroc"))
+        found[site] = number(mapping(values).get(told.first))
+    if told.lower_is_better:
+        found = {site: None if value is None else -value for site, value in found.items()}
     return found
 
 
@@ -163,21 +174,27 @@ def _legend(ink: Mapping[str, plots.Ink], ranking: Mapping[str, float | None]) -
 
 
 def _final_plots(record: RunRecord, task: str, ink: Mapping[str, plots.Ink]) -> tuple[list[str], str]:
-    sums: TaskSums | None = record.sums.get(task)
-    if sums is None or not sums.pooled.n:
+    sums: FinalSums | None = record.sums.get(task)
+    if sums is None or not sums.pooled.n or not isinstance(sums.pooled, ClassificationSums | LabelSums):
         return [], ""
-    count = sums.pooled.classes
+    pooled = sums.pooled
+    count = pooled.classes if isinstance(pooled, ClassificationSums) else pooled.labels
     named = [text(name) for name in sequence(mapping(record.result.get("task_classes")).get(task))]
     names = named if len(named) == count else [f"class {index}" for index in range(count)]
-    occurs = sums.pooled.confusion.sum(axis=1)
-    asked = [index for index in range(count) if 0 < occurs[index] < sums.pooled.n] if count > 2 else [1]
+    if isinstance(pooled, ClassificationSums):
+        occurs = pooled.confusion.sum(axis=1)
+        asked = [index for index in range(count) if 0 < occurs[index] < pooled.n] if count > 2 else [1]
+        drawn = [plots.confusion_plot(pooled, names), plots.reliability_plot(pooled)]
+    else:
+        asked = [index for index in range(count) if pooled.confusion[index].sum(axis=1).all()]
+        drawn = []
     shown = asked[:_MOST_ROC_CLASSES]
-    drawn = [plots.confusion_plot(sums.pooled, names), plots.reliability_plot(sums.pooled)]
     for index in shown:
         drawn.append(plots.roc_plot(f"ROC, {names[index]}", sums.sites, sums.pooled, index, ink))
-    remark = "Each ROC curve is of one class against the rest." if count > 2 else ""
+    several = isinstance(pooled, ClassificationSums) and count > 2
+    remark = "Each ROC curve is of one class against the rest." if several else ""
     if len(shown) < len(asked):
-        remark += f" They are drawn for the first {len(shown)} of {len(asked)} classes."
+        remark += f" They are drawn for the first {len(shown)} of {len(asked)}."
     return drawn, remark
 
 

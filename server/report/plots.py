@@ -15,8 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from common.label_metrics import LabelSums
 from common.metrics import ClassificationSums
+from common.task_metrics import TaskSums
 from server.report.history import Curves, Point, Span
+
+Ranked = ClassificationSums | LabelSums
+"""Sums that know how cases rank."""
 
 MANY_SITES = 10
 # Okabe and Ito's colours, told apart by all common kinds of colour vision, less the yellow that white swallows.
@@ -95,11 +100,12 @@ def curve_plot(name: str, drawn: Curves, ink: Mapping[str, Ink], stages: Sequenc
 
 
 @mpl.rc_context(STYLE)
-def roc_plot(title: str, sums: Mapping[str, ClassificationSums], pooled: ClassificationSums, row: int, ink: Any) -> str:
-    """ROC curves of class `row` against the rest, thin per site and bold over all cases."""
+def roc_plot(title: str, sums: Mapping[str, TaskSums], pooled: Ranked, row: int, ink: Any) -> str:
+    """ROC curves of class (or label) `row` against the rest, thin per site and bold over all cases."""
     figure, axes = panel(3.4, 3.3)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
-    for site, own in sums.items():
+    ranked = {site: own for site, own in sums.items() if isinstance(own, Ranked)}
+    for site, own in ranked.items():
         _line(axes, _thinned(own.roc(row)), ink.get(site, Ink(_OTHER)), markers=False)
     _line(axes, _thinned(pooled.roc(row)), MEAN, markers=False)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.metric_names import LOWER_IS_BETTER, NEARER_0_IS_BETTER, TITLES, title
 from common.metrics import macro_mean, worst
 from common.orders import Code
 from server.report.history import Row, RunRecord, mapping, number, sequence, text
 
 NONE = "–"
-METRICS = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "recall": "recall",
-    "specificity": "specificity",
-    "f1": "F1",
-    "brier": "Brier",
-    "ece": "ECE",
-    "loss": "loss",
-}
-_LOWER_IS_BETTER = ("brier", "ece", "loss")
 _MOST_REFUSALS = 60
+_REMARKS = {"accuracy": "of the likeliest class", "hd95_mm": "between outlines, where both are there"}
 _HIDDEN = "masks hide single sites"
 MEANINGS = {
     Code.OTHER_PROTOCOL: "runs another version of fedgraft",
@@ -87,40 +76,51 @@ class Tile:
 
 def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
     """The figures that answer "did it work": the final model on the test split."""
-    final = record.final(task)
+    final, told = record.final(task), record.shown(task)
+    first, second, unit = told.first, told.metrics[1], _unit(record, task)
     sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
-    lowest = lowest_site(final)
+    lowest = lowest_site(record, task)
     masked = bool(pooled) and not sites
     alike = "mean of the sites, each alike" if masked else f"mean of {_plural(len(sites), 'site')}, each alike"
     return (
-        Tile(decimal(_macro(final, "auroc")), "macro AUROC", alike),
-        Tile(decimal(lowest[1]) if lowest else NONE, "worst site’s AUROC", lowest[0] if lowest else _HIDDEN * masked),
-        Tile(decimal(_macro(final, "accuracy")), "macro accuracy", "of the likeliest class"),
-        Tile(decimal(number(pooled.get("auroc"))), "pooled AUROC", f"{whole(pooled.get('n'))} test cases together"),
+        Tile(decimal(_macro(final, first)), f"macro {title(first)}{unit}", alike),
+        Tile(
+            decimal(lowest[1]) if lowest else NONE,
+            f"worst site’s {title(first)}{unit}",
+            lowest[0] if lowest else _HIDDEN * masked,
+        ),
+        Tile(decimal(_macro(final, second)), f"macro {title(second)}{unit}", _REMARKS.get(second, "")),
+        Tile(
+            decimal(number(pooled.get(first))),
+            f"pooled {title(first)}{unit}",
+            f"{whole(pooled.get('n'))} test cases together",
+        ),
     )
 
 
-def lowest_site(final: Row) -> tuple[str, float] | None:
-    """The site with the lowest AUROC."""
-    sites = mapping(final.get("sites"))
-    return worst({site: {"auroc": number(mapping(own).get("auroc"))} for site, own in sites.items()}, "auroc")
+def lowest_site(record: RunRecord, task: str) -> tuple[str, float] | None:
+    """The site that the metric shown first is worst at."""
+    told, sites = record.shown(task), mapping(record.final(task).get("sites"))
+    values = {site: {told.first: number(mapping(own).get(told.first))} for site, own in sites.items()}
+    return worst(values, told.first, largest=told.lower_is_better)
 
 
 def site_metrics(record: RunRecord, task: str) -> Table:
     """Sites by metrics, below the macro mean, the worst value of any site, and all cases pooled."""
     final = record.final(task)
     sites = {site: mapping(own) for site, own in sorted(mapping(final.get("sites")).items())}
-    pooled, lowest = mapping(final.get("pooled")), lowest_site(final)
+    pooled, lowest = mapping(final.get("pooled")), lowest_site(record, task)
+    keys = [key for key in TITLES if key in pooled]
     rows = [
-        Line(("macro mean of sites", "", *(decimal(_macro(final, key)) for key in METRICS)), "summary"),
-        Line(("worst of the sites", "", *(decimal(_worst_value(sites, key)) for key in METRICS)), "summary"),
-        Line(("all cases pooled", *_metric_cells(pooled)), "summary"),
+        Line(("macro mean of sites", "", *(decimal(_macro(final, key)) for key in keys)), "summary"),
+        Line(("worst of the sites", "", *(decimal(_worst_value(sites, key)) for key in keys)), "summary"),
+        Line(("all cases pooled", *_metric_cells(pooled, keys)), "summary"),
     ]
     for site, own in sites.items():
-        rows.append(Line((site, *_metric_cells(own)), "worst" if lowest and site == lowest[0] else ""))
+        rows.append(Line((site, *_metric_cells(own, keys)), "worst" if lowest and site == lowest[0] else ""))
     if pooled and not sites:
         del rows[1]  # masks hide the single sites, the worst too
-    return Table(("site", "cases", *METRICS.values()), tuple(rows) if pooled else ())
+    return Table(("site", "cases", *map(title, keys)), tuple(rows) if pooled else ())
 
 
 def stages(record: RunRecord) -> Table:
@@ -280,11 +280,20 @@ def _worst_value(sites: Mapping[str, Row], key: str) -> float | None:
     known = [value for own in sites.values() if (value := number(own.get(key))) is not None]
     if not known:
         return None
-    return max(known) if key in _LOWER_IS_BETTER else min(known)
+    if key in NEARER_0_IS_BETTER:
+        return max(known, key=abs)
+    return max(known) if key in LOWER_IS_BETTER else min(known)
 
 
-def _metric_cells(values: Row) -> tuple[str, ...]:
-    return whole(values.get("n")), *(decimal(number(values.get(key))) for key in METRICS)
+def _metric_cells(values: Row, keys: Sequence[str]) -> tuple[str, ...]:
+    return whole(values.get("n")), *(decimal(number(values.get(key))) for key in keys)
+
+
+def _unit(record: RunRecord, task: str) -> str:
+    """The unit of a task that asks for a value, in brackets."""
+    kind = mapping(record.result.get("task_kinds")).get(task)
+    names = sequence(mapping(record.result.get("task_classes")).get(task))
+    return f" ({text(names[0])})" if kind == "regression" and names else ""
 
 
 def _pairs(values: Row) -> str:

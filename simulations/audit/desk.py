@@ -152,7 +152,7 @@ def feed_of(study: Study, cases: Cases) -> Watched:
     if isinstance(spec, ImageInput):  # as images are stored, but in float64, where large values have a place too
         spec = ImageInput(size=spec.size, channels=spec.channels, normalise="fixed", mean=(0.0,), std=(1.0,))
         stored = stored.double() * 65535 - 32768
-    targets = {task.name: cases.labels % len(task.classes) for task in study.tasks}
+    targets = {task.name: cases.labels % task.outputs for task in study.tasks}
     splits = {"train": torch.arange(len(cases)), "val": torch.arange(0), "test": torch.arange(0)}
     return Watched(Cohort("audit", stored, targets, cases.patients, splits, (), {}), spec, CPU)
 

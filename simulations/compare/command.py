@@ -19,6 +19,7 @@ from common.environment import environment
 from common.errors import InputError
 from common.files import read_json, write_atomic, write_json
 from common.study import Study, describe, locate
+from common.tasks import Task
 from common.terminal import ERR, OUT, figure, say
 from server.report import build_comparison_page
 from simulations.commands import hospitals, read
@@ -107,6 +108,12 @@ def _cells(
     """The cells by question, all of them checked, and whether any hospital is made up."""
     found, synthetic = {}, False
     for question in comparison.questions:
+        task = study.asked.get(question.task or study.tasks[0].name)
+        if task is not None and not isinstance(task, Task):
+            raise InputError(
+                f"Question {question.name!r} is about task {task.name!r}, and only classes can be compared yet.",
+                fix="Name a task that asks for classes as the question's `task`.",
+            )
         name = asked.scenario or question.scenario or shipped
         if name is None:
             raise InputError(f"{asked.study} names no scenario.", fix="Say which hospitals to use: --scenario FILE.")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from client.config import read_site
 from client.data import splits
 from client.data.cohort import Wanted, load_cohort
+from client.data.targets import strata as strata_of
 from client.pseudonyms import place_of
 from common.inputs import SplitSpec
 from common.seeds import derive
@@ -28,7 +29,7 @@ def deal(study: Study, site: Path, fold: Fold) -> None:
     wanted = Wanted(study.tasks, study.input, study.split, study.seed)
     spec = config.cohort.model_copy(update={"train_cases": None, "train_labels": "known"})
     cohort = load_cohort(config.name, spec, wanted, place_of(config, study.digest))
-    targets = cohort.targets[study.tasks[0].name].tolist()
+    targets = strata_of(study.tasks[0], cohort.targets[study.tasks[0].name].numpy())
     own: dict[str, list[int]] = {}
     for patient, target in zip(cohort.patients, targets, strict=True):
         own.setdefault(patient, []).append(target)

@@ -23,6 +23,7 @@ from common.orders import Arrays
 from common.plan import Recalibrate
 from common.start import start
 from common.study import Study
+from common.tasks import Task
 from common.travel import own
 from simulations.compare.folds import Fold, deal
 from simulations.compare.question import Who
@@ -159,6 +160,8 @@ def _answers(bench: Workbench, study: Study, cohort: Cohort) -> dict[str, Answer
     patients = np.array([numbers[name] for name in names], np.int64)
     found = {}
     for task, (logits, targets) in predictions(bench, feed, "test").items():
+        if not isinstance(study.asked[task], Task):
+            continue  # what is compared is known of classes alone
         known = targets >= 0
         found[task] = Answers(logits[known], targets[known], patients[known])
     return found

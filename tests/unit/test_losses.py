@@ -88,7 +88,7 @@ def test_balanced_classes_count_the_same(desk, monkeypatch: pytest.MonkeyPatch) 
     seen: list[Tensor] = []
     real = supervised
     monkeypatch.setattr(
-        "client.local.gradient.supervised", lambda o, t, w, known: seen.append(w["cls"]) or real(o, t, w, known)
+        "client.local.gradient.supervised", lambda o, t, w, *more: seen.append(w["cls"]) or real(o, t, w, *more)
     )
     train(bench, feed, steps(1, class_weights="balanced"), named("heads").keys(bench.tags), NOW)
     assert seen[0].tolist() == [0.75, 1.5, 0.0]

@@ -1,0 +1,138 @@
+"""Preflight: are the labels fit? Enough of them, in the words and the unit of the study, joined to their images."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import Tensor
+
+from client.data.cohort import Cohort
+from client.data.masks import OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE
+from client.data.spec import CohortSpec
+from client.data.targets import known, label_counts
+from client.preflight.report import Findings, counted, listed
+from common.study import Study
+from common.tasks import UNKNOWN, Multilabel, Regression, Segmentation, Task
+
+ABOUT_MASKS = frozenset({OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE})
+_LEAST_LABELLED = 0.5
+_FAR, _MOST_FAR = 5, 0.2
+"""Values so many deviations from the study's mean are odd, and more than this share of them is another unit."""
+
+
+def check_labels(found: Findings, cohort: Cohort, spec: CohortSpec, study: Study) -> None:
+    """Lines about the labels of every task, and how the table joins."""
+    problems = {problem.reason: problem.count for problem in cohort.problems}
+    _labels(found, cohort, spec, study, problems)
+    _classes(found, cohort, study)
+
+
+def _labels(found: Findings, cohort: Cohort, spec: CohortSpec, study: Study, problems: dict[str, int]) -> None:
+    cases = len(cohort.inputs)
+    for task in study.tasks:
+        there = int(known(cohort.targets[task.name]).sum())
+        figures = {"cases": cases, "labelled": there}
+        masks = isinstance(task, Segmentation)
+        says = f"{there:,} of {counted(cases, 'case')} have a {'mask' if masks else 'label'}"
+        name = f"labels_{task.name}"
+        if masks:
+            _masks(found, name, says, figures, problems)
+        elif there == 0:
+            _unlabelled(found, study, name, says, figures)
+        elif there < _LEAST_LABELLED * cases:
+            fix = "Check `join`, `key_column` and `label_columns` in site.yaml, and whether the table is complete."
+            found.fails(name, says, fix, **figures)
+        elif there < cases:
+            found.note(name, says, "Cases without a label are not trained on; add labels if there are any.", **figures)
+        else:
+            found.fine(name, says, **figures)
+    if spec.labels is not None:
+        _joined(found, problems)
+
+
+def _masks(found: Findings, name: str, says: str, figures: dict[str, int], problems: dict[str, int]) -> None:
+    """Masks are dear: a site may have some or none, but none that does not fit its image."""
+    odd = {reason: problems[reason] for reason in sorted(ABOUT_MASKS & problems.keys())}
+    if odd:
+        fix = "Each mask is a PNG of its image's size, with its image's path and name, in the folder `masks`."
+        found.fails(name, f"{says}; {listed(odd)}", fix, **figures)
+    elif figures["labelled"] == 0:
+        fix = "The site adds nothing to this task; name the folder as `masks` in site.yaml if it has some."
+        found.note(name, says, fix, **figures)
+    else:
+        found.fine(name, says, **figures)
+
+
+def _unlabelled(found: Findings, study: Study, name: str, says: str, figures: dict[str, int]) -> None:
+    if any(stage.where != "labelled" for stage in study.plan):
+        fix = "The site takes part in stages that need no labels; name `labels` in site.yaml if it has some."
+        found.note(name, says, fix, **figures)
+    else:
+        fix = "Name the table as `labels` in site.yaml, and check `join`, `key_column` and `label_columns`."
+        found.fails(name, says, fix, **figures)
+
+
+def _joined(found: Findings, problems: dict[str, int]) -> None:
+    without_row, without_file = problems.get("no_label_row", 0), problems.get("label_without_file", 0)
+    figures = {"images_without_row": without_row, "rows_without_image": without_file}
+    says = (
+        f"{counted(without_row, 'image')} without a row of the labels table, "
+        f"{counted(without_file, 'row')} without an image"
+    )
+    if without_row or without_file:
+        fix = "Compare how the table and the files write their keys; `join` and `key_column` in site.yaml say which."
+        found.note("joined", says, fix, **figures)
+    else:
+        found.fine("joined", "every image has its row in the labels table, and every row an image", **figures)
+
+
+def _classes(found: Findings, cohort: Cohort, study: Study) -> None:
+    for task in study.tasks:
+        target = cohort.targets[task.name]
+        if not isinstance(task, Task):
+            _other_kinds(found, task, target)
+            continue
+        whole = Counter(target.tolist())
+        if not any(number != UNKNOWN for number in whole):
+            continue  # said by the line about labels
+        counts = {label: whole[number] for number, label in enumerate(task.classes)}
+        train = Counter(target[cohort.splits["train"]].tolist())
+        absent = [label for label, count in counts.items() if not count]
+        untrained = [n for number, n in enumerate(task.classes) if not train[number] and counts[n]]
+        name, says = f"classes_{task.name}", listed(counts)
+        if sum(count > 0 for count in counts.values()) < 2:
+            fix = "Check `label_map` and `label_columns` in site.yaml: with one class there is nothing to tell apart."
+            found.fails(name, f"only one class: {says}", fix, counts=counts)
+        elif absent:
+            fix = "If your patients have it, check `label_map` in site.yaml; if not, the other sites will teach it."
+            found.note(name, f"no case of {', '.join(absent)}: {says}", fix, counts=counts)
+        elif untrained:
+            fix = "There are too few cases of it for every split; more patients would help."
+            found.note(name, f"no training case of {', '.join(untrained)}: {says}", fix, counts=counts)
+        else:
+            found.fine(name, says, counts=counts)
+
+
+def _other_kinds(found: Findings, task: Multilabel | Regression | Segmentation, target: Tensor) -> None:
+    there = target[known(target)]
+    if not len(there):
+        return  # said by the line about labels
+    if isinstance(task, Regression):
+        far = int(((there - task.mean).abs() > _FAR * task.std).sum())
+        says = f"{far:,} of {counted(len(there), 'value')} are more than {_FAR} std from the study's mean"
+        if far > _MOST_FAR * len(there):
+            fix = f"Check the unit: the study means {task.unit}, about {task.mean:g} give or take {task.std:g}."
+            found.fails(f"values_{task.name}", says, fix, far=far)
+        else:
+            found.fine(f"values_{task.name}", says, far=far)
+    elif isinstance(task, Multilabel):
+        counts = label_counts(task, target)
+        absent = [label for label, count in counts.items() if not count]
+        if absent:
+            fix = "If your patients have it, check `label_map` and `label_columns` in site.yaml."
+            found.note(f"classes_{task.name}", f"no case of {', '.join(absent)}: {listed(counts)}", fix, counts=counts)
+        else:
+            found.fine(f"classes_{task.name}", listed(counts), counts=counts)
+    else:
+        empty = int((there == 1).flatten(1).any(dim=1).logical_not().sum())
+        found.fine(f"masks_{task.name}", f"{empty:,} of {counted(len(there), 'mask')} are empty", empty=empty)
