@@ -173,6 +173,8 @@ def _other_kinds(study: Study, stage: Stage, local: Statistics) -> Iterator[str]
         yield f"merge: {stage.merge.kind} is for classes, but {', '.join(other)} asks for something else; use ridge"
     if other and local.private is not None:
         yield f"local.private: the bound of noised sums is known for classes alone, not for {', '.join(other)}"
+    if study.mask_heads and local.private is not None:
+        yield f"local.private: noised sums and the masks of {', '.join(study.mask_heads)} do not go together"
     if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso" and local.private is not None:
         yield "merge.strength: loso measures errors on sums that noise has spoilt; give a number"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -26,17 +27,18 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 class TransferModel(nn.Module):
     """Features and heads. State keys are `backbone.` plus the backbone's own, and `heads.TASK.weight` and `.bias`.
 
-    `decoders` are heads that answer for every pixel, by task; their keys begin with `heads.TASK.` as well.
+    `decoders` make heads that answer for every pixel, by task; their keys begin with `heads.TASK.` as well. They are
+    made last, so that they change no entry that is drawn for another.
     """
 
     def __init__(
-        self, backbone: Backbone, heads: Mapping[str, int], decoders: Mapping[str, nn.Module] | None = None
+        self, backbone: Backbone, heads: Mapping[str, int], decoders: Mapping[str, Callable[[], Decoder]] | None = None
     ) -> None:
         super().__init__()
         self.backbone = backbone.module
         self.feature_dim = backbone.feature_dim
         linear = {task: nn.Linear(self.feature_dim, count) for task, count in heads.items()}
-        self.heads = nn.ModuleDict({**linear, **(decoders or {})})
+        self.heads = nn.ModuleDict({**linear, **{task: make() for task, make in (decoders or {}).items()}})
         self.decodes = frozenset(decoders or ())
         """Tasks whose heads need the backbone's feature maps, not its features alone."""
         self._units = [
@@ -195,7 +197,7 @@ def build_model(
         torch.manual_seed(seed)
         built = build_image_backbone(backbone, channels, size)
         maps = map_channels(built.module, channels, size) if masks else ()
-        return TransferModel(built, heads, {task: Decoder(maps, channels) for task in masks})
+        return TransferModel(built, heads, dict.fromkeys(masks, partial(Decoder, maps, channels)))
 
 
 def build_table_model(backbone: str, heads: Mapping[str, int], columns: int, seed: int) -> TransferModel:

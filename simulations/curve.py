@@ -167,7 +167,7 @@ def _batch(stage: Stage, result: dict[str, Any]) -> int:
 
 
 def _macro(result: dict[str, Any]) -> float:
-    values = [task["macro"]["auroc"] for task in result["metrics"].values()]
+    values = [task["macro"].get("auroc") for task in result["metrics"].values()]
     known = [float(value) for value in values if value is not None]
     if not known or len(known) < len(values):
         raise InputError("The sites report no AUROC.", fix="Their policies must say metrics: exact to be compared.")

@@ -45,7 +45,7 @@ class Masks:
     def of(self, name: str, shape: tuple[int, ...], pixel_aspect: float, frames: int) -> dict[str, Mask]:
         """By task the mask (size, size) of the image file `name` of this shape: 1 inside, 0 outside, -1 not known.
 
-        A file of several frames has none, since nobody can say of which frame a mask is.
+        A file of which several frames are used has none, since nobody can say of which frame a mask is.
         """
         return {
             task: self._one(task, name, shape[:2], pixel_aspect) if frames == 1 else self._none()

@@ -238,6 +238,8 @@ def _terms(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> tuple[Pr
         raise InputError("Private work needs noise, a bound, and a share of the units to sample.")
     if spec.class_weights != "none" or spec.clip_norm is not None:
         raise InputError("Class weights and the clipping of batches are not for private work.")
+    if bench.model.decodes:
+        raise InputError("Gradients of single cases through a decoder of masks are not built.")
     if private.mode == "ghost" and private.views > 1:
         raise InputError("Ghost clipping knows single images only.")
     if not changes or not set(changes) <= set(bench.parameters):

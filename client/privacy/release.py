@@ -30,6 +30,7 @@ from client.workbench import Workbench
 from common.errors import InputError
 from common.orders import NOISE
 from common.private_sums import PrivateSums
+from common.tasks import Task
 
 Floats = NDArray[np.float64]
 
@@ -50,6 +51,8 @@ def noised_sums(bench: Workbench, feed: Feed, patients: Sequence[str], private: 
     """
     if private.sigma is None or not (private.sigma > 0 and private.clip > 0):
         raise InputError("Private sums need noise and a bound.")
+    if any(not isinstance(task, Task) for task in bench.tasks.values()):
+        raise InputError("Private sums know the bound of classes alone.")
     deviation = private.sigma * bound(len(bench.model.classes))
     sums: dict[str, np.ndarray] = {}
     labelled = feed.labelled("train")

@@ -24,6 +24,7 @@ from common.model import state_arrays
 from common.orders import Arrays, Code, Order, Refusal, Update
 from common.privacy import default_delta, epsilon
 from common.study import Study
+from common.tasks import Task
 from helpers.work import CPU, MakeStudy, bench_input
 
 COLUMNS = tuple(f"c{number:03d}" for number in range(100))
@@ -36,10 +37,15 @@ def predictions(cases: int, classes: int, seed: int = 0, skill: float = 1.5) -> 
     return (rng.normal(size=(cases, classes)) + skill * np.eye(classes)[truth]).astype(np.float32), truth
 
 
+def classes(count: int) -> Task:
+    return Task(name="cls", classes=tuple(map(str, range(count))))
+
+
 def released(answers: dict, patients: list[str], sigma: float, kept: list[int] | None = None) -> dict:
     labelled = torch.tensor(kept if kept is not None else range(len(patients)))
     some = {task: (logits[labelled], targets[labelled]) for task, (logits, targets) in answers.items()}
-    return noised_counts(some, labelled, units_of(labelled, patients, "patient"), sigma)
+    tasks = {task: classes(logits.shape[1]) for task, (logits, _) in some.items()}
+    return noised_counts(some, labelled, units_of(labelled, patients, "patient"), sigma, tasks)
 
 
 @pytest.fixture
@@ -63,14 +69,14 @@ def test_one_patient_changes_the_counts_by_at_most_the_bound(seen: list[np.ndarr
             seen.clear()
             released(answers, patients, 1e-12, kept)
             parts.append(np.concatenate([part.ravel() for part in seen]))
-        change = float(np.linalg.norm(parts[0] - parts[1])) / bound([3, 2])
+        change = float(np.linalg.norm(parts[0] - parts[1])) / bound([classes(3), classes(2)])
         assert change <= 1 + 1e-6
         largest = max(largest, change)
     assert largest > 0.7
     logits, truth = predictions(1, 4)
     confusion, rows = counts(logits, truth, np.ones(1))
     alone = np.concatenate([part.ravel() for part in (confusion, *rows)])
-    assert np.linalg.norm(alone) == pytest.approx(bound([4]))
+    assert np.linalg.norm(alone) == pytest.approx(bound([classes(4)]))
 
 
 def test_the_noise_has_the_deviation_that_is_paid_for_and_is_fresh(seen: list[np.ndarray]) -> None:
