@@ -61,7 +61,7 @@ def tensor_shapes(expected: Shapes, study: Study, stage: Stage) -> Shapes:
     """The shapes of `tensor_terms`; `expected` are those of an update in the open."""
     if not isinstance(stage.merge, Mean | ServerOptimiser):
         return expected
-    weights = {_WEIGHT + name: ((), "float64") for name in (TRUNK, *study.heads)}
+    weights = {_WEIGHT + name: ((), "float64") for name in (TRUNK, *study.asked)}
     return {**expected, **weights}
 
 
