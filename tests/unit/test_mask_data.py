@@ -66,6 +66,9 @@ def test_masks_of_phantoms_are_read_beside_their_images_and_kept(spec: CohortSpe
         area = float((masks[at] == 1).sum()) * cohort.spacings[at] ** 2
         assert 2 * np.sqrt(area / np.pi) == pytest.approx(float(row["diameter_mm"]), abs=1.5 * cohort.spacings[at])
     assert not problems(cohort)
+    half = read(spec, tmp_path / "half", FOUND, MASK, size=32)
+    assert half.spacings == pytest.approx([2 * spacing for spacing in cohort.spacings])
+    assert (half.targets["lesion"] == 1).sum() == pytest.approx(int((masks == 1).sum()) / 4, rel=0.1)
     again = read(spec, tmp_path, FOUND, MASK, VALUE)
     assert len(list((tmp_path / "cache").glob("*.json"))) == 1
     assert all(torch.equal(again.targets[task].nan_to_num(-9), t.nan_to_num(-9)) for task, t in cohort.targets.items())
