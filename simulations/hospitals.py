@@ -154,6 +154,6 @@ def _cohort(site: SiteEntry, folder: Path) -> CohortSpec:
         return site.cohort
     if site.table is not None:
         return CohortSpec(kind="table", root=folder / "table.csv", patient_column="PatientID")
-    masks = folder / "masks" if site.masks else None
+    masks = folder / "masks" if site.mask_images else None
     labels = folder / "patients.csv"
-    return CohortSpec(kind="dicom", root=folder / "dicom", labels=labels, key_column="PatientID", masks=masks)
+    return CohortSpec(kind="dicom", root=folder / "dicom", labels=labels, key_column="PatientID", mask_images=masks)

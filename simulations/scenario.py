@@ -113,7 +113,7 @@ class SiteEntry(Value):
     phantom: PhantomSite | None = None
     table: TableSite | None = None
     cohort: CohortSpec | None = None
-    masks: bool = True
+    mask_images: bool = True
     """Whether the site has the masks of its phantoms; without, it adds nothing to tasks that ask for masks."""
     faults: Fault | None = None
     policy: SitePolicy | None = None

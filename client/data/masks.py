@@ -83,17 +83,17 @@ class Masks:
 
 def folders(spec: CohortSpec, tasks: Sequence[str]) -> dict[str, Path]:
     """The folder of each task that has one. DataError if the site's folder is none, or lies among the images."""
-    if spec.masks is None or not tasks:
+    if spec.mask_images is None or not tasks:
         return {}
-    if not spec.masks.is_dir():
-        raise DataError(f"{spec.masks}: is no folder.", fix="Check `masks` of the site's cohort.")
-    if spec.masks.resolve().is_relative_to(spec.root.resolve()):
+    if not spec.mask_images.is_dir():
+        raise DataError(f"{spec.mask_images}: is no folder.", fix="Check `mask_images` of the site's cohort.")
+    if spec.mask_images.resolve().is_relative_to(spec.root.resolve()):
         raise DataError(
-            f"{spec.masks}: masks lie in the folder of the images, and would be taken for images.",
+            f"{spec.mask_images}: masks lie in the folder of the images, and would be taken for images.",
             fix="Move them to a folder of their own.",
         )
-    own = {task: spec.masks / task for task in tasks if (spec.masks / task).is_dir()}
-    return own or ({tasks[0]: spec.masks} if len(tasks) == 1 else {})
+    own = {task: spec.mask_images / task for task in tasks if (spec.mask_images / task).is_dir()}
+    return own or ({tasks[0]: spec.mask_images} if len(tasks) == 1 else {})
 
 
 def fit_mask(inside: NDArray[np.bool_], pixel_aspect: float, spec: ImageInput) -> Mask:

@@ -36,7 +36,7 @@ class CohortSpec(BaseModel):
     join: Join = "patient"
     key_column: str | None = None
     """Column of `labels` with the key; by default the first of the usual names that is there."""
-    masks: Path | None = None
+    mask_images: Path | None = None
     """Folder with masks of findings as PNG, named as their images are (see `client.data.masks`)."""
     label_columns: dict[str, str] = {}
     """Task to column; by default the task's own name, `diagnosis` or `label`. Of several labels TASK.LABEL to column;
@@ -64,8 +64,8 @@ class CohortSpec(BaseModel):
         found = [fault for fault, wrong in faults.items() if wrong and self.patient_column is not None]
         if self.kind == "table" and self.labels is not None:
             found.append("labels does not apply: a table holds its own")
-        if self.masks is not None and self.kind == "table":
-            found.append("masks does not apply: a table has no images")
+        if self.mask_images is not None and self.kind == "table":
+            found.append("mask_images does not apply: a table has no images")
         if self.window is not None and not dicom:
             found.append("window applies to DICOM only")
         if found:
@@ -75,5 +75,5 @@ class CohortSpec(BaseModel):
     def below(self, folder: Path) -> CohortSpec:
         """The same with relative paths counted from `folder`, and `~` meaning the person's own."""
         labels = None if self.labels is None else folder / self.labels.expanduser()
-        masks = None if self.masks is None else folder / self.masks.expanduser()
-        return self.model_copy(update={"root": folder / self.root.expanduser(), "labels": labels, "masks": masks})
+        masks = None if self.mask_images is None else folder / self.mask_images.expanduser()
+        return self.model_copy(update={"root": folder / self.root.expanduser(), "labels": labels, "mask_images": masks})

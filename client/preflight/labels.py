@@ -54,10 +54,10 @@ def _masks(found: Findings, name: str, says: str, figures: dict[str, int], probl
     """Masks are dear: a site may have some or none, but none that does not fit its image."""
     odd = {reason: problems[reason] for reason in sorted(ABOUT_MASKS & problems.keys())}
     if odd:
-        fix = "Each mask is a PNG of its image's size, with its image's path and name, in the folder `masks`."
+        fix = "Each mask is a PNG of its image's size, with its image's path and name, in the folder `mask_images`."
         found.fails(name, f"{says}; {listed(odd)}", fix, **figures)
     elif figures["labelled"] == 0:
-        fix = "The site adds nothing to this task; name the folder as `masks` in site.yaml if it has some."
+        fix = "The site adds nothing to this task; name the folder as `mask_images` in site.yaml if it has some."
         found.note(name, says, fix, **figures)
     else:
         found.fine(name, says, **figures)

@@ -54,7 +54,7 @@ def cohorts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CohortSpec]:
     """CT, MR and X-ray; the last hospital has no masks."""
     phantom = {"patients": 24, "images_per_patient": [1, 2], "missing_labels": 0.1}
     sites = [{"name": f"site_{name}", "phantom": {**phantom, "modality": name}} for name in ("ct", "mr", "xr")]
-    sites.append({"name": "bare", "phantom": {**phantom, "modality": ["xr", "ct"]}, "masks": False})
+    sites.append({"name": "bare", "phantom": {**phantom, "modality": ["xr", "ct"]}, "mask_images": False})
     scenario = Scenario.model_validate({"name": "kinds", "seed": 2, "sites": sites})
     made = make_hospitals(scenario, tmp_path_factory.mktemp("made") / "hospitals")
     columns = dict.fromkeys(WORDS, "diagnosis")
@@ -150,7 +150,7 @@ def test_a_careful_site_tells_coarse_figures_of_all_kinds_once(cohorts, tmp_path
 def home(cohorts, tmp_path: Path) -> Hospital:
     hospital = copied(cohorts["site_ct"].root.parent, tmp_path)
     more = {
-        "masks": str(hospital.data / "masks"),
+        "mask_images": str(hospital.data / "masks"),
         "label_map": WORDS,
         "label_columns": dict.fromkeys(WORDS, "diagnosis"),
     }

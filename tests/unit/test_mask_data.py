@@ -32,10 +32,10 @@ PHANTOM = {"modality": "ct", "patients": 12, "images_per_patient": [1, 1], "miss
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> CohortSpec:
-    sites = [{"name": "north", "phantom": PHANTOM}, {"name": "south", "phantom": PHANTOM, "masks": False}]
+    sites = [{"name": "north", "phantom": PHANTOM}, {"name": "south", "phantom": PHANTOM, "mask_images": False}]
     scenario = Scenario.model_validate({"name": "masks", "seed": 1, "sites": sites})
     cohorts = make_hospitals(scenario, tmp_path_factory.mktemp("made") / "hospitals")
-    assert cohorts["south"].masks is None
+    assert cohorts["south"].mask_images is None
     return cohorts["north"]
 
 
@@ -95,20 +95,20 @@ def test_a_damaged_mask_in_the_cache_is_read_anew(spec: CohortSpec, tmp_path: Pa
 def own_masks(spec: CohortSpec, folder: Path) -> CohortSpec:
     """The same site with a folder of masks that may be spoilt."""
     (folder / "masks").mkdir()
-    for path in sorted(spec.masks.iterdir()):
+    for path in sorted(spec.mask_images.iterdir()):
         (folder / "masks" / path.name).write_bytes(path.read_bytes())
-    return spec.model_copy(update={"masks": folder / "masks"})
+    return spec.model_copy(update={"mask_images": folder / "masks"})
 
 
 def test_masks_that_cannot_be_used_are_unknown_and_counted_and_the_check_says_so(
     spec: CohortSpec, tmp_path: Path, make_study: Any
 ) -> None:
     mine = own_masks(spec, tmp_path)
-    names = sorted(mine.masks.iterdir())
+    names = sorted(mine.mask_images.iterdir())
     names[0].unlink()
     names[1].write_bytes(b"no picture")
     Image.new("L", (10, 12)).save(names[2])
-    Image.new("L", (64, 64)).save(mine.masks / "stranger.png")
+    Image.new("L", (64, 64)).save(mine.mask_images / "stranger.png")
     cohort = read(mine, tmp_path, FOUND, MASK)
     there = known(cohort.targets["lesion"])
     assert there.tolist() == [False] * 3 + [True] * (len(names) - 3)
@@ -123,7 +123,7 @@ def test_masks_that_cannot_be_used_are_unknown_and_counted_and_the_check_says_so
 
 def test_a_mask_that_comes_later_is_seen(spec: CohortSpec, tmp_path: Path) -> None:
     mine = own_masks(spec, tmp_path)
-    first = sorted(mine.masks.iterdir())[0]
+    first = sorted(mine.mask_images.iterdir())[0]
     data = first.read_bytes()
     first.unlink()
     assert not known(read(mine, tmp_path, FOUND, MASK).targets["lesion"])[0]
@@ -132,13 +132,13 @@ def test_a_mask_that_comes_later_is_seen(spec: CohortSpec, tmp_path: Path) -> No
 
 
 def test_without_a_folder_no_mask_is_known_and_masks_among_images_are_refused(spec: CohortSpec, tmp_path: Path) -> None:
-    cohort = read(spec.model_copy(update={"masks": None}), tmp_path, FOUND, MASK)
+    cohort = read(spec.model_copy(update={"mask_images": None}), tmp_path, FOUND, MASK)
     assert not known(cohort.targets["lesion"]).any()
     for folder, words in ((spec.root, "would be taken for images"), (tmp_path / "none", "is no folder")):
         with pytest.raises(DataError, match=words):
-            read(spec.model_copy(update={"masks": folder}), tmp_path, FOUND, MASK)
-    with pytest.raises(ValueError, match="masks does not apply"):
-        CohortSpec(kind="table", root=tmp_path, masks=tmp_path)
+            read(spec.model_copy(update={"mask_images": folder}), tmp_path, FOUND, MASK)
+    with pytest.raises(ValueError, match="mask_images does not apply"):
+        CohortSpec(kind="table", root=tmp_path, mask_images=tmp_path)
 
 
 def test_a_mask_is_brought_into_the_models_size_as_its_image_is() -> None:
