@@ -27,12 +27,18 @@ _ONCE = {
     "suppressed": "counts of the test cases by class and score, once at the end, exact but for those below ten",
 }
 """What leaves of metrics where the policy shows them once in a study."""
-_SUMS = [
-    "confusion matrix",
-    "sums of losses and of Brier scores",
-    f"calibration in {CALIBRATION_BINS} bins",
-    "histograms of scores by class",
-]
+_SUMS = {
+    "multiclass": [
+        "confusion matrix",
+        "sums of losses and of Brier scores",
+        f"calibration in {CALIBRATION_BINS} bins",
+        "histograms of scores by class",
+    ],
+    "multilabel": ["confusion, sums of losses and histograms of scores of each label"],
+    "regression": ["number and sums of values and of their squares, sums of errors, absolute and squared"],
+    "segmentation": ["numbers of images, findings and pixels, sums of Dice coefficients, distances and losses"],
+}
+"""What leaves of metrics, by kind of task."""
 
 
 def review(
@@ -42,6 +48,7 @@ def review(
     sizes = {key: int(value.numel()) for key, value in model.state_dict().items()}
     exact, masked = verdict is None or verdict.shows_metrics, study.masked and verdict is not None
     stages: list[dict[str, Any]] = []
+    kinds = {task.kind for task in study.tasks}
     bytes_up = 0
     for at, (stage, row) in enumerate(zip(study.plan, plan_table(study, model.tags(), sizes), strict=True)):
         out = leaving(study, stage, model)
@@ -71,7 +78,7 @@ def review(
         "metrics": {
             "split": study.evaluate.split,
             "every": study.evaluate.every,
-            "sums": _SUMS if exact else [],
+            "sums": [what for kind, own in _SUMS.items() if kind in kinds for what in own] if exact else [],
             "once": "" if exact or masked else _ONCE.get(config.policy.metrics, ""),
         },
         "cost": _cost(config, verdict),

@@ -15,10 +15,11 @@ from common.errors import FedgraftError, StudyError
 from common.inputs import ImageInput
 from common.masking import Layout
 from common.model import TransferModel, state_arrays
-from common.plan import Gradient, Recalibrate, Select, Stage, Statistics
+from common.plan import Gradient, Recalibrate, Ridge, Select, Stage, Statistics
 from common.start import Start, start
 from common.study import Study
 from common.summing import tensor_shapes
+from common.tasks import AnyTask, Multilabel, Regression, Segmentation
 from common.travel import Tags, changed, expected, sent
 
 _WORD = 8
@@ -142,6 +143,20 @@ def describe_local(stage: Stage) -> str:
     return "norm statistics from the site's own images"
 
 
+def describe_task(task: AnyTask) -> str:
+    """What a task asks for, in a few words."""
+    match task:
+        case Segmentation():
+            what = "a mask, drawn by a decoder"
+        case Regression():
+            what = f"a value in {task.unit}, about {task.mean:g} give or take {task.std:g}"
+        case Multilabel():
+            what = f"yes or no to each of {', '.join(task.labels)}"
+        case _:
+            what = f"one of {', '.join(task.classes)}"
+    return f"{task.name}: {what}" + (f", weight {task.weight:g}" if task.weight != 1 else "")
+
+
 _SOLVED = {
     "ridge": "one ridge head equal to the pooled one",
     "ncm": "one head of class means equal to the pooled one",
@@ -171,6 +186,8 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
         solved = _SOLVED[stage.merge.kind]
         if stage.local.private is not None:
             solved = solved.removesuffix(" equal to the pooled one")
+        if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso":
+            solved += ", with the strength that does best on sites left out, from the same sums"
         return f"{who} {what}; the coordinator solves {solved}."
     if row["shared_parameters"] == 0:
         return f"{who} {what}; nothing leaves the site."

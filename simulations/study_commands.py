@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from common.errors import InputError
-from common.explain import check_study, explain, sentence
+from common.explain import check_study, describe_task, explain, sentence
 from common.masking import FEWEST
 from common.pricing import Price, price, private_stages
 from common.terminal import ERR, OUT, figure, say
@@ -32,7 +32,9 @@ def explain_study(path: Path, overrides: tuple[str, ...], patients: tuple[int, .
         return
     source = explained.start.manifest.id if explained.start.manifest else "random entries"
     say(f"Study {study.name}, digest {study.digest}")
-    say(f"Model: {study.model.backbone} from {source}, heads {study.heads}")
+    say(f"Model: {study.model.backbone} from {source}")
+    for task in study.tasks:
+        say(f"Asks for {describe_task(task)}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
         say(f"{number}. {stage.name}: {sentence(stage, row)}")
     if study.masked:

@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from client.data.cohort import Place, Wanted, load_cohort
 from client.data.spec import CohortSpec
+from client.data.targets import known
 from client.policy import SitePolicy
+from common.errors import WeightsError
 from common.files import load_tensors, read_json
+from common.start import start
 from common.study import Study, parse_study
 from helpers.site_home import Hospital, MakeHospital, copied
 from simulations.commands import read
@@ -124,6 +129,43 @@ def test_masked_and_open_studies_of_all_kinds_give_the_same(cohorts, tmp_path: P
             if key not in ("auroc", "average_precision"):  # grids tie the scores of models that hardly tell cases apart
                 near = None if value is None else pytest.approx(value, rel=1e-3, abs=1e-3)
                 assert hidden[task]["pooled"][key] == near, (task, key)
+
+
+def test_the_next_study_goes_on_with_all_heads_and_predictions_name_classes(cohorts, tmp_path: Path, command) -> None:
+    run = simulate(study(plan=[TUNE]), Hospitals(cohorts), tmp_path / "run")
+    held = load_tensors(run / "model.safetensors")
+    model = {"backbone": "slim_resnet", "weights": str(run), "heads": "weights"}
+    begun = start(study(model=model)).state()
+    assert all(begun[key].tobytes() == array.tobytes() for key, array in held.items())
+    heavier = [task | {"weight": 3} for task in TASKS]
+    assert start(study(model=model, tasks=heavier)).state()["heads.lesion.last.bias"] == held["heads.lesion.last.bias"]
+    inches = [task | {"unit": "in"} if task["name"] == "size_mm" else task for task in TASKS]
+    with pytest.raises(WeightsError, match="no head for task 'size_mm'"):
+        start(study(model=model, tasks=inches))
+    code, _, err = command("predict", run, cohorts["site_ct"].root, "--out", tmp_path / "said")
+    assert code == 0, err
+    header = (tmp_path / "said" / "predictions.csv").read_text().splitlines()[0].split(",")
+    assert {"diagnosis", "diagnosis:ring", "organ", "organ:brain_mr"} < set(header)
+    assert not [name for name in header if name.startswith(("size_mm", "lesion", "signs"))]
+
+
+@pytest.mark.parametrize("how", ["shuffled", "hidden"])
+def test_experiments_change_labels_of_all_kinds_for_training_alone(cohorts, tmp_path: Path, how: str) -> None:
+    asked, found = study(), {}
+    wanted = Wanted(asked.tasks, asked.input, asked.split, asked.seed)
+    for train_labels in ("known", how):
+        spec = cohorts["site_ct"].model_copy(update={"train_labels": train_labels})
+        place = Place(tmp_path / train_labels, tmp_path / "cache", b"0" * 16)
+        found[train_labels] = load_cohort("north", spec, wanted, place)
+    before, after = found["known"], found[how]
+    train, test = before.splits["train"], before.splits["test"]
+    for name, target in after.targets.items():
+        assert torch.equal(target[test].nan_to_num(-9), before.targets[name][test].nan_to_num(-9))
+        if how == "hidden":
+            assert not known(target[train]).any()
+            assert known(before.targets[name][train]).any()
+        elif name != "organ":  # which all patients of one site share
+            assert not torch.equal(target[train].nan_to_num(-9), before.targets[name][train].nan_to_num(-9))
 
 
 @pytest.mark.parametrize("metrics", ["noised", "suppressed"])
