@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
 
 from common.errors import InputError
 from common.slim import SlimResNet
@@ -21,7 +22,7 @@ def feature_maps(backbone: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """
     if isinstance(backbone, SlimResNet):
         return _slim(backbone, x)
-    if isinstance(backbone, ResNet):
+    if _is_resnet(backbone):
         return _resnet(backbone, x)
     raise InputError(
         f"No feature maps are known of {type(backbone).__name__}, and a mask cannot be drawn without.",
@@ -41,6 +42,12 @@ def map_channels(backbone: nn.Module, channels: int, size: int) -> Sequence[int]
     return [int(each.shape[1]) for each in maps]
 
 
+def _is_resnet(backbone: nn.Module) -> bool:
+    """Without importing torchvision, which takes seconds, unless it has made the backbone."""
+    module = sys.modules.get("torchvision.models.resnet")
+    return module is not None and isinstance(backbone, module.ResNet)
+
+
 def _slim(backbone: SlimResNet, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     y = torch.relu(backbone.bn1(backbone.conv1(x)))
     maps = []
@@ -50,7 +57,7 @@ def _slim(backbone: SlimResNet, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     return y.mean((2, 3)), maps
 
 
-def _resnet(backbone: ResNet, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _resnet(backbone: Any, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     y = backbone.relu(backbone.bn1(backbone.conv1(x)))
     maps = [y]
     y = backbone.maxpool(y)

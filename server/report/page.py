@@ -194,7 +194,8 @@ def _final_plots(record: RunRecord, task: str, ink: Mapping[str, plots.Ink]) -> 
     several = isinstance(pooled, ClassificationSums) and count > 2
     remark = "Each ROC curve is of one class against the rest." if several else ""
     if len(shown) < len(asked):
-        remark += f" They are drawn for the first {len(shown)} of {len(asked)} {'classes' if isinstance(pooled, ClassificationSums) else 'labels'}."
+        what = "classes" if isinstance(pooled, ClassificationSums) else "labels"
+        remark += f" They are drawn for the first {len(shown)} of {len(asked)} {what}."
     return drawn, remark
 
 

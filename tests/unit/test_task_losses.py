@@ -12,7 +12,7 @@ from torch import Tensor
 
 from client.local.augment import augmented
 from client.local.feed import Batch
-from client.local.losses import case_losses, task_loss
+from client.local.losses import case_losses, label_mass, task_loss
 from client.privacy import heads
 from common.plan import Augment
 from common.tasks import Multilabel, Regression, Segmentation, Task
@@ -91,6 +91,17 @@ def test_a_cases_own_loss_depends_on_no_other_case(task: Any, example: Any) -> N
     torch.testing.assert_close(each, alone)
     counts = 3 if task is LABELS else 2
     assert float(each.sum()) / counts == pytest.approx(float(task_loss(task, outputs, target)), rel=1e-5)
+
+
+@pytest.mark.parametrize(("task", "example"), KINDS, ids=lambda value: getattr(value, "kind", ""))
+def test_shares_of_a_batch_in_parts_add_up_to_its_loss(task: Any, example: Any) -> None:
+    """As a GPU that is too small for the whole works on it, whatever is missing in which part."""
+    outputs, target, want = example()
+    masses = [float(label_mass(task, target[part])) for part in (slice(0, 1), slice(1, 3))]
+    losses = [float(task_loss(task, outputs[part], target[part])) for part in (slice(0, 1), slice(1, 3))]
+    assert sum(mass * loss for mass, loss in zip(masses, losses, strict=True)) / sum(masses) == pytest.approx(
+        want, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])
