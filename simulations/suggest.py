@@ -22,6 +22,7 @@ from common.errors import FedgraftError, InputError
 from common.explain import check_study
 from common.start import start
 from common.study import Study
+from common.tasks import Task
 from common.terminal import OUT, figure, say
 from common.transferability import distance, h_score, log_me
 from common.weights import list_weights
@@ -80,6 +81,11 @@ def look(study: Study, found: Hospitals, named: Sequence[str]) -> tuple[list[Can
 
     InputError if nothing fits the study, or no site has labels.
     """
+    if not isinstance(study.tasks[0], Task):
+        raise InputError(
+            f"Weights are ranked by how well they tell classes apart, which {study.tasks[0].name} does not ask for.",
+            fix="Put a task that asks for classes first.",
+        )
     with tempfile.TemporaryDirectory(prefix="fedgraft-") as folder:
         prepare(study, Hospitals(found.cohorts), Path(folder) / "run")
         cohorts = {site: simulated_cohort(study, Path(folder) / "run", site) for site in found.cohorts}

@@ -10,8 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from common.metric_names import title
 from server.watch.board import View
-from server.watch.snapshot import RoundView, SiteView, Snapshot
+from server.watch.snapshot import OTHER_METRICS, RoundView, SiteView, Snapshot
 
 _ROUNDS = 8
 """So many of the last rounds are shown."""
@@ -182,6 +183,6 @@ def _rounds(run: Snapshot) -> Table:
 
 
 def _figures(row: RoundView) -> list[str]:
-    known = {task: values.get("auroc") for task, values in row.metrics.items()}
-    figures = [f"{task} AUROC {value:.3f}" for task, value in known.items() if value is not None]
+    shown = [(task, key, values.get(key)) for task, values in row.metrics.items() for key in ("auroc", *OTHER_METRICS)]
+    figures = [f"{task} {title(key)} {value:.3f}" for task, key, value in shown if value is not None]
     return figures + ([] if row.loss is None else [f"loss {row.loss:.3f}"])

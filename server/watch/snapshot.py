@@ -24,6 +24,8 @@ Contact = Mapping[str, tuple[str, float | None]]
 """By site: online, offline or revoked, and the seconds since it was last heard of."""
 
 SITE_METRICS = ("auroc", "accuracy")
+OTHER_METRICS = ("dice", "mae")
+"""Of tasks that do not ask for classes."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,8 @@ def _site(
 
 
 def _shown(values: Row) -> dict[str, float | None]:
-    return {metric: values.get(metric) for metric in SITE_METRICS}
+    other = {metric: values[metric] for metric in OTHER_METRICS if metric in values}
+    return {metric: values.get(metric) for metric in SITE_METRICS} | other
 
 
 def _measured(row: Row, name: str) -> bool:

@@ -11,7 +11,10 @@ from common.errors import StudyError
 from simulations.patients import cancer_parts
 from simulations.scenario import SCENARIOS, PhantomSite, Scenario, load_scenario
 
-SHIPPED = ("breast_cancer", "folders", "shift", "source_ctmr", "xray5", "xray_large")
+SHIPPED = (
+    *("alike", "breast_cancer", "folders", "modalities", "shift"),
+    *("source_ctmr", "styles", "target", "xray5", "xray_large"),
+)
 
 
 def load(folder: Path, content: object) -> Scenario:
@@ -127,7 +130,7 @@ def test_what_a_scanner_cannot_write_is_refused_with_the_numbers(tmp_path):
 
 
 def test_an_unknown_name_lists_the_ones_that_ship():
-    with pytest.raises(StudyError, match="breast_cancer, folders, shift, source_ctmr, xray5"):
+    with pytest.raises(StudyError, match="breast_cancer, folders, modalities, shift, source_ctmr"):
         load_scenario("xray6")
 
 
