@@ -1,0 +1,168 @@
+"""`server run` says truly how a run ended; over TLS, with a scripted server in Flower's place."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from flwr.proto.control_pb2 import ListNodesResponse, ListRunsResponse, StartRunResponse, StopRunResponse
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.run_pb2 import Run, RunStatus
+
+from common.errors import InputError, ResumeError, RunError
+from common.study import Study, parse_study
+from helpers.ports import free_port
+from server import deploy
+from server.consortium import Consortium
+from server.deploy import Wait, prepare, run_study
+from server.folder import REASON
+from server.home import ServerHome
+from server.provision import Authority
+
+STUDY = {
+    "name": "test",
+    "tasks": [{"name": "cls", "classes": ["a", "b"]}],
+    "input": {"kind": "image", "size": 32},
+    "model": {"backbone": "slim_resnet", "weights": None},
+    "method": {"name": "fedavg", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}},
+}
+READY = Wait(2, 5.0)
+
+
+class Control:
+    """Flower's Control API from a script: the end of each run that is started, (sub status, details), in order."""
+
+    def __init__(self, home: ServerHome) -> None:
+        self.ends: list[tuple[str, str]] = []
+        self.online, self.started, self.stopped = 2, 0, 0
+        files = {"ssl_certfile": str(home.inner[0]), "ssl_keyfile": str(home.inner[1])}
+        config = uvicorn.Config(
+            self, port=home.facts().server.inner_port, log_config=None, lifespan="off", ws="none", **files
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            threading.Event().wait(0.02)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        body = self._answer(scope["path"].rpartition("/")[2]).SerializeToString()
+        headers = [(b"content-type", b"application/x-protobuf")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _answer(self, call: str) -> Any:
+        if call == "list-nodes":
+            nodes = [NodeInfo(node_id=n + 1, status="online" if n < self.online else "offline") for n in range(2)]
+            return ListNodesResponse(nodes_info=nodes)
+        if call == "start-run":
+            self.started += 1
+            return StartRunResponse(run_id=self.started)
+        if call == "stop-run":
+            self.stopped += 1
+            return StopRunResponse(success=True)
+        how, details = self.ends[min(self.started, len(self.ends)) - 1]
+        status = RunStatus(status="finished", sub_status=how, details=details)
+        return ListRunsResponse(run_dict={self.started: Run(run_id=self.started, status=status)})
+
+    def close(self) -> None:
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> ServerHome:
+    kits = tmp_path_factory.mktemp("kits") / "kits"
+    server = {"host": "localhost", "port": free_port(), "inner_port": free_port()}
+    Authority(kits).provision(
+        Consortium.model_validate({"name": "trial", "server": server, "sites": ["north", "south"]})
+    )
+    made = Authority(kits).home
+    made.studies.mkdir()
+    return made
+
+
+@pytest.fixture
+def control(home: ServerHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
+    monkeypatch.setattr(deploy, "_POLL_S", 0.02)
+    made = Control(home)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def study() -> Study:
+    return parse_study(STUDY, "test")
+
+
+@pytest.fixture
+def run(study: Study, tmp_path: Path) -> Path:
+    prepare(study, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_that_failed_for_a_reason_of_its_own_is_not_tried_again(home, control, run):
+    control.ends = [("failed", f"Exception: {REASON}no site can take part")]
+    with pytest.raises(RunError, match="no site can take part"):
+        run_study(home, run, READY, print)
+    assert control.started == 1
+
+
+def test_a_run_that_was_stopped_can_be_continued_and_is_not_by_itself(home, control, run):
+    control.ends = [("stopped", "")]
+    with pytest.raises(RunError, match="stopped"):
+        run_study(home, run, READY, print)
+    assert control.started == 1
+
+
+def test_a_run_that_was_killed_is_started_again_until_it_gets_no_further(home, control, run):
+    control.ends = [("failed", "")]
+    with pytest.raises(RunError, match="finished:failed"):
+        run_study(home, run, READY, print)
+    assert control.started == deploy._TRIES + 1
+    assert len(json.loads((run / "deployment.json").read_text())["started"]) == control.started
+
+
+def test_a_run_is_not_completed_because_flower_says_so(home, control, run):
+    """Without a result there is nothing that was completed; one of an earlier start does not count."""
+    (run / "result.json").write_text("{}")
+    control.ends = [("completed", "")]
+    with pytest.raises(RunError, match="finished:completed"):
+        run_study(home, run, READY, print)
+    assert not (run / "result.json").exists()
+
+
+def test_what_flower_calls_failed_after_a_reason_of_others_is_tried_again(home, control, run):
+    control.ends = [("failed", "killed"), ("failed", f"{REASON}the disk is full")]
+    with pytest.raises(RunError, match="the disk is full"):
+        run_study(home, run, READY, print)
+    assert control.started == 2
+
+
+def test_a_study_does_not_start_before_its_sites_are_there(home, control, run):
+    control.online = 1
+    with pytest.raises(RunError, match="1 of 2 sites are online"):
+        run_study(home, run, Wait(2, 0.3), print)
+    assert control.started == 0
+
+
+def test_a_run_has_a_folder_of_its_own(home, control, study, run, tmp_path):
+    with pytest.raises(InputError, match="not empty"):
+        prepare(study, run)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ResumeError, match="no deployed run"):
+        run_study(home, tmp_path / "other", READY, print)
+    assert control.started == 0
+
+
+def test_a_server_that_does_not_answer_is_named(home, run):
+    with pytest.raises(RunError, match="does not answer"):
+        run_study(home, run, READY, print)
