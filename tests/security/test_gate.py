@@ -13,7 +13,7 @@ import pytest
 from common.keys import NodeKey, new_node_key, public_pem
 from helpers.gated import Gated, signed
 from server.consortium import Consortium
-from server.gate import FLEET, LARGEST_BYTES
+from server.gate import FLEET, LARGEST_BYTES, Gate, gate_server
 from server.guard import Bucket, Guard
 from server.home import ServerHome
 from server.provision import Authority
@@ -246,6 +246,11 @@ def test_a_proxy_of_the_environment_sees_nothing(home, key, admitted, monkeypatc
         assert gated.client.post(PULL, headers=signed(key)).status_code == 200
     finally:
         gated.close()
+
+
+def test_tls_begins_at_1_2_whatever_the_system_allows(home):
+    server = gate_server(Gate(Guard(dict), "https://127.0.0.1:1", home.authority), ("127.0.0.1", 1), home.gate)
+    assert server.config.ssl.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 def test_old_tls_is_refused(gated):
