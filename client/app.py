@@ -20,18 +20,19 @@ from client.approval import is_approved
 from client.config import SiteConfig, read_config
 from client.data.cohort import Wanted, load_cohort
 from client.egress import EgressLog
+from client.local.features import forget_features
 from client.log import close as close_log
 from client.log import site_log
 from client.offers import keep_offer
 from client.privacy.guard import Guard, Refused
 from client.privacy.sealing import Sealer
 from client.pseudonyms import place_of
-from client.site import FULL, Site, labelled_patients
+from client.site import Site, labelled_patients
 from client.workbench import NoGpu, Workbench, device_named
 from common import wire
 from common.bundle import WireError
 from common.errors import FedgraftError, InputError
-from common.files import write_atomic
+from common.files import DISK_FULL, write_atomic
 from common.orders import PROTOCOL, Answer, Code, Greeting, Hello, Order, Refusal
 from common.study import Study, parse_study
 
@@ -92,7 +93,7 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
         answer = Refusal(0, Code.BAD_DATA, name)
     except Exception as error:  # the wall between a hospital and the network: no text may pass it
         log.exception("cannot take part")
-        full = isinstance(error, OSError) and error.errno in FULL
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
         answer = Refusal(0, Code.DISK if full else Code.FAILED, name)
     why = "counts of cases and labels, exact or rounded as metrics of the policy says"
     return answer if _recorded(config, study, answer, why) else Refusal(0, Code.DISK, name)
@@ -108,7 +109,9 @@ def _greet(hello: Hello, config: SiteConfig, context: Context) -> Greeting | Ref
         raise Refused(Code.NOT_APPROVED, f"study {study.digest}")
     site = _site(study, config)
     write_atomic(_study_path(config, study.digest), study.to_json(), private=True)
-    return site.greet()
+    greeting = site.greet()
+    forget_features(config.state, study.digest)
+    return greeting
 
 
 def _visit(message: Message, context: Context) -> Answer:

@@ -57,6 +57,9 @@ class Proposal:
     epsilon: float
     total_after: float
     refused: str | None
+    delta: float = 0.0
+    metrics: float = 0.0
+    """What the noised counts of the test cases cost, which the site's policy adds at the end; part of `epsilon`."""
 
 
 def budget(config: SiteConfig) -> Budget | None:
@@ -100,11 +103,13 @@ def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Pr
         refused = f"{error.code.value}: {error.why}"
     delta = guard.delta
     named = [(stage.name, Event(terms.sigma, terms.q, terms.steps)) for stage, terms in planned]
-    named += [("metrics", event) for event in guard.metrics_events()]
+    shown = list(guard.metrics_events())
+    named += [("metrics", event) for event in shown]
     events = [event for _, event in named]
     lines = tuple((name, event.sigma, epsilon([event], delta)) for name, event in named)
     others = [row.event for row in rows if row.job != study.digest]
-    return Proposal(study.digest, patients, lines, epsilon(events, delta), epsilon(others + events, delta), refused)
+    cost, after = epsilon(events, delta), epsilon(others + events, delta)
+    return Proposal(study.digest, patients, lines, cost, after, refused, delta, epsilon(shown, delta))
 
 
 def plot(account: Budget, path: Path) -> None:

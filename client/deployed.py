@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -12,13 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
+from client.config import read_config
 from client.data.spec import CohortSpec
 from client.home import SiteHome
 from client.join import join as join_consortium
 from client.join import rejoin as rejoin_consortium
 from client.join import update_roster
 from client.policy import SitePolicy, read_policy
-from common.errors import StudyError
+from common.errors import FedgraftError, StudyError
 from common.keys import fingerprint
 from common.study import describe
 
@@ -53,11 +55,14 @@ def roster(path: Path, home: Path, accept: Collection[str]) -> None:
 def start(home: Path, *, as_json: bool) -> None:
     """Take part until told to stop."""
     from client.executor import run_site
+    from client.local.features import forget_features
     from common.logs import start_logs
 
     site = SiteHome(home)
     site.joined()
     start_logs(site.path / "logs" / "site.log", as_json=as_json)
+    with contextlib.suppress(FedgraftError):  # what is wrong with the site's file, its answers say
+        forget_features(read_config(site.config).state)
     stop = threading.Event()
 
     def asked_to_stop(*_: object) -> None:

@@ -32,7 +32,8 @@ Metrics = Literal["none", "masked", "noised", "suppressed", "exact"]
 class SitePolicy(Value):
     """What a hospital allows. Every default is on the safe side.
 
-    `unit` is what is protected: all images of a patient together, or each image by itself. `epsilon_job` bounds one
+    `masked_only` keeps the site out of studies without masks, where the coordinator sees each site's own part. `unit`
+    is what is protected: all images of a patient together, or each image by itself. `epsilon_job` bounds one
     study, `epsilon_lifetime` all studies together. `delta` = None is min(1e-3, N^-1.1) of the site's patients.
     `q_max` bounds the share of patients in one batch, `steps_max` the steps of a whole study. `backbones` and
     `train` = None allow any. `metrics` is what may leave about the private data, besides what privacy pays for:
@@ -44,6 +45,7 @@ class SitePolicy(Value):
     """
 
     allow_non_dp: _Switch = False
+    masked_only: _Switch = False
     unit: Unit = "patient"
     epsilon_job: _Positive = 3.0
     epsilon_lifetime: _Positive = 8.0
@@ -91,6 +93,8 @@ class Request:
     steps: int = 100
     sampled: bool = True
     """Whether chance decides who is in a step; in sums all patients are, and `q` is 1."""
+    masked: bool = False
+    """Whether all that leaves is under masks."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Reason(StrEnum):
     """Why a site does not take part: constant words, which say nothing about its data."""
 
     NOT_PRIVATE = "not_private"
+    NOT_MASKED = "not_masked"
     BACKBONE = "backbone"
     ROLES = "roles"
     TOO_FEW_PATIENTS = "too_few_patients"
@@ -165,16 +170,16 @@ def effective(
 
 
 def _refusal(policy: SitePolicy, request: Request, patients: int) -> Reason | None:
-    if not request.private and not policy.allow_non_dp:
-        return Reason.NOT_PRIVATE
-    if policy.backbones is not None and request.backbone not in policy.backbones:
-        return Reason.BACKBONE
-    if policy.train is not None and not request.roles <= policy.train:
-        return Reason.ROLES
-    if patients < policy.min_patients:
-        return Reason.TOO_FEW_PATIENTS
     asked = (request.epsilon, request.delta, request.sigma, request.clip, request.q)
-    if not all(value is None or 0 < value < math.inf for value in asked) or request.q > 1 or request.steps < 1:
-        return Reason.BAD_REQUEST
-    # Fewer steps than asked for would stop a study halfway, after the site has paid for the first half.
-    return Reason.STEPS if request.steps > policy.steps_max else None
+    sound = all(value is None or 0 < value < math.inf for value in asked) and request.q <= 1 and request.steps >= 1
+    grounds = (
+        (policy.masked_only and not request.masked, Reason.NOT_MASKED),
+        (not request.private and not policy.allow_non_dp, Reason.NOT_PRIVATE),
+        (policy.backbones is not None and request.backbone not in policy.backbones, Reason.BACKBONE),
+        (policy.train is not None and not request.roles <= policy.train, Reason.ROLES),
+        (patients < policy.min_patients, Reason.TOO_FEW_PATIENTS),
+        (not sound, Reason.BAD_REQUEST),
+        # Fewer steps than asked for would stop a study halfway, after the site has paid for the first half.
+        (request.steps > policy.steps_max, Reason.STEPS),
+    )
+    return next((reason for refused, reason in grounds if refused), None)

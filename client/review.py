@@ -74,6 +74,7 @@ def review(
         "stages": stages,
         "bytes_up": bytes_up,
         "masked": config.masks.fewest if masked and config.masks else FEWEST if masked else None,
+        "masked_only": config.policy.masked_only,
         "counts": {"what": _MASKED_COUNTS if masked else _COUNTS, "exact": exact},
         "metrics": {
             "split": study.evaluate.split,
@@ -108,14 +109,15 @@ def _policy(verdict: Verdict | None, at: int) -> dict[str, Any]:
 
 
 def _cost(config: SiteConfig, verdict: Verdict | None) -> dict[str, Any] | None:
-    terms = next((stage.terms for stage in verdict.stages if stage.terms is not None), None) if verdict else None
-    if verdict is None or terms is None:
+    if verdict is None or not verdict.cost.stages:
         return None
+    terms = next((stage.terms for stage in verdict.stages if stage.terms is not None), None)
     return {
         "epsilon": verdict.cost.epsilon,
         "epsilon_after": verdict.cost.total_after,
-        "delta": terms.delta,
-        "unit": terms.unit,
+        "metrics": verdict.cost.metrics,
+        "delta": verdict.cost.delta,
+        "unit": terms.unit if terms is not None else config.policy.unit,
         "patients": verdict.patients,
         "epsilon_job": config.policy.epsilon_job,
         "epsilon_lifetime": config.policy.epsilon_lifetime,
@@ -143,6 +145,8 @@ def in_words(content: dict[str, Any]) -> list[str]:
 def _leaves(content: dict[str, Any]) -> list[str]:
     counts, metrics = content["counts"], content["metrics"]
     lines = ["What will leave this site:"]
+    if content["masked_only"]:
+        lines.append("  nothing in the open, by masked_only of the policy: the site refuses studies without masks")
     if not content["observer"]:
         lines += [f"  {stage['name']}: {_stage_leaves(stage)}" for stage in content["stages"]]
         lines.append(f"  in all {_bytes(content['bytes_up'])}, besides these counts and metrics:")
@@ -184,6 +188,8 @@ def _costs(content: dict[str, Any]) -> list[str]:
                 f"{policy['sample']:.0%} of the patients in each of {policy['steps']} steps: "
                 f"epsilon {policy['epsilon']:.2f}"
             )
+    if cost is not None and cost["metrics"]:
+        lines.append(f"  noised counts of the test cases, once: epsilon {cost['metrics']:.2f}")
     if cost is not None:
         lines.append(
             f"  the whole study: epsilon {cost['epsilon']:.2f} of {cost['epsilon_job']:g}; with all that was spent "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,13 +21,15 @@ from client.local.gradient import Diverged, Moment, TooFewCases
 from client.local.room import Room
 from client.local.statistics import column_sums, feature_sums
 from client.log import site_log
-from client.privacy.guard import Guard, Refused, Replay
+from client.privacy.guard import Guard, Refused
 from client.privacy.release import noised_sums
+from client.privacy.replies import Replay
 from client.privacy.sealing import Accepted, Sealer
 from client.privacy.shown import release
 from client.privacy.units import units_of
 from client.workbench import Workbench
 from common.errors import FedgraftError
+from common.files import DISK_FULL
 from common.masking import OutOfRange
 from common.orders import TRUNK, Answer, Arrays, Code, Greeting, Order, Refusal, Split, Update
 from common.plan import Gradient, Private, Recalibrate, Role, Stage, Statistics, Tag
@@ -38,9 +39,6 @@ from common.study import Study
 from common.summing import METRICS, TENSORS, Terms, metric_terms, tensor_terms
 from common.task_metrics import TaskSums
 from common.travel import changed, own, privacy_asked, releases_plainly, rests, sent, stays
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What the operating system says when a disk takes no more."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,6 @@ class Site:
         """
         if self._guard is not None:
             self._guard.admit(self._bench.tags)
-        self._features.forget_others()
         labelled = self._labelled[TRUNK] > 0
         if self._sealer is not None:
             nonce = self._sealer.greet()
@@ -130,7 +127,7 @@ class Site:
         except (Diverged, OutOfRange):
             code = Code.DIVERGED
         except OSError as error:
-            code = Code.DISK if error.errno in FULL else Code.FAILED
+            code = Code.DISK if error.errno in DISK_FULL else Code.FAILED
             self._log.exception("exchange %d failed", order.exchange)
         except FedgraftError:
             code = Code.BAD_DATA
@@ -156,6 +153,8 @@ class Site:
     def _visit(self, order: Order) -> Answer:
         if order.study != self._study.digest or order.stage >= len(self._study.plan):
             raise Refused(Code.UNKNOWN_STUDY)
+        if self._guard is not None:
+            self._guard.demand_masks()
         accepted = self._sealer.accept(order, self._study.plan[order.stage]) if self._sealer else None
         self._receive(order)
         before = self._kept.before(order.exchange)

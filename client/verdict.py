@@ -19,6 +19,7 @@ from common.travel import Tags, releases_plainly
 _FIXES = {
     Reason.NOT_PRIVATE: "Ask for a private stage, or set allow_non_dp: true if your people accept that what leaves can "
     "be inverted.",
+    Reason.NOT_MASKED: "The policy says masked_only, and the study has no masks: ask the coordinator for masked: true.",
     Reason.BACKBONE: "The backbone is none of `backbones` in the policy.",
     Reason.ROLES: "The study trains entries that `train` in the policy does not list.",
     Reason.TOO_FEW_PATIENTS: "There are fewer training patients than min_patients of the policy; add patients.",

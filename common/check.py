@@ -120,6 +120,11 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
         yield f"keep: {', '.join(roles)} is trained, but neither shared nor declared to stay at the site (keep)"
 
 
+def only_heads_because(backbone: str) -> str | None:
+    """Why nothing but heads can be trained privately on a backbone of this name; None if more can."""
+    return next((why for family, why in _NOT_PRIVATE.items() if backbone.startswith(family)), None)
+
+
 def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
     """What would void the guarantee, or cannot be computed, if this work is to be private."""
     if local.private is None:
@@ -141,7 +146,7 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
             "built; leave the task out"
         )
     backbone = study.model.backbone
-    why = next((why for family, why in _NOT_PRIVATE.items() if backbone.startswith(family)), None)
+    why = only_heads_because(backbone)
     if why is not None and any(tags[key].role is not Role.HEAD for key in moves):
         yield f"local.train: {backbone} {why}, so it cannot be trained privately; train heads"
 

@@ -11,6 +11,9 @@ from common.private_sums import PrivateSums
 from common.study import Study
 from common.travel import privacy_asked
 
+METRICS = "metrics"
+"""Stands for a stage's name where the price is that of metrics."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -41,12 +44,15 @@ def private_stages(study: Study) -> Iterator[tuple[Stage, Private | PrivateSums,
             yield stage, asked, steps * stage.rounds
 
 
-def price(study: Study, patients: int, delta: float | None = None, *, longer: float = 1, larger: float = 1) -> Price:
-    """The price for a site with `patients` in training; `delta` is the site's, min(1e-3, N^-1.1) if not given.
+def price(
+    study: Study, patients: int, *, longer: float = 1, larger: float = 1, metrics_epsilon: float | None = None
+) -> Price:
+    """The price for a site with `patients` in training and delta min(1e-3, N^-1.1).
 
     `longer` multiplies the steps and `larger` the share of patients in each, while the noise stays: what if?
+    `metrics_epsilon` is that of a policy with `metrics: noised`, which counts test cases once, at the end.
     """
-    delta = default_delta(patients) if delta is None else delta
+    delta = default_delta(patients)
     lines = []
     for stage, private, steps in private_stages(study):
         sigma = private.sigma
@@ -56,6 +62,9 @@ def price(study: Study, patients: int, delta: float | None = None, *, longer: fl
         repeats = longer if isinstance(private, Private) else 1  # sums leave once, however long training is
         event = Event(sigma, min(1.0, private.sample * larger), max(1, round(steps * repeats)))
         lines.append(Line(stage.name, sigma, event.q, event.steps, epsilon([event], delta)))
+    if metrics_epsilon is not None and not study.masked:
+        event = Event(noise_for(metrics_epsilon, delta, 1.0, 1), 1.0, 1)
+        lines.append(Line(METRICS, event.sigma, event.q, event.steps, epsilon([event], delta)))
     return Price(patients, delta, tuple(lines), epsilon(_events(lines), delta))
 
 

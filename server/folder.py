@@ -13,9 +13,10 @@ from typing import IO, Any
 import numpy as np
 
 from common.errors import ResumeError, RunError
-from common.files import load_tensors, read_json, save_tensors, write_atomic, write_json
+from common.files import read_json, write_atomic, write_json
 from common.orders import Arrays
 from common.study import Study, parse_study, read_mapping
+from server.snapshots import Snapshots
 
 REASON = "fedgraft: "
 """How a deployed run's own reason for its end begins in Flower's words: a run that was killed has none."""
@@ -53,6 +54,7 @@ class RunFolder:
         self.path = path
         self._history = path / "history.jsonl"
         self._events = path / "events.jsonl"
+        self._snapshots = Snapshots(path / "checkpoint")
         self._watched: IO[bytes] | None = None
         self._told = 0.0
 
@@ -106,14 +108,12 @@ class RunFolder:
         """Make the run resumable from after `exchange`: first the tensors, then the file that names them."""
         folder = self.path / "checkpoint"
         folder.mkdir(exist_ok=True)
-        name = f"{exchange:06d}.safetensors"
-        save_tensors(folder / name, dict(state) | {f"{_MEMORY}{key}": array for key, array in memory.items()})
+        arrays = dict(state) | {f"{_MEMORY}{key}": array for key, array in memory.items()}
+        names = self._snapshots.write(f"{exchange:06d}.safetensors", arrays)
         size = self._history.stat().st_size if self._history.exists() else 0
-        facts = {"exchange": exchange, "tensors": name, "history_bytes": size, "totals": dict(totals)}
+        facts = {"exchange": exchange, "tensors": names, "history_bytes": size, "totals": dict(totals)}
         write_json(folder / "state.json", facts)
-        for old in folder.glob("*.safetensors"):
-            if old.name != name:
-                old.unlink()
+        self._snapshots.forget_all_but(names)
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The last checkpoint, with the history cut back to it; None if there is none."""
@@ -124,11 +124,12 @@ class RunFolder:
             return None
         try:
             facts = read_json(source)
-            found = load_tensors(source.parent / facts["tensors"])
+            names = facts["tensors"]
+            found = self._snapshots.read([names] if isinstance(names, str) else names)  # one name: an older version's
             state = {key: array for key, array in found.items() if not key.startswith(_MEMORY)}
             memory = {key.removeprefix(_MEMORY): array for key, array in found.items() if key.startswith(_MEMORY)}
             checkpoint = Checkpoint(facts["exchange"], state, memory, facts["history_bytes"], facts["totals"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, IndexError) as error:
             raise ResumeError(f"{source}: is not a checkpoint: {error}.") from None
         if checkpoint.history_bytes:
             with self._history.open("r+b") as file:

@@ -37,6 +37,9 @@ def study_show(study_file: StudyFile, set_: Sets = None) -> None:
 def study_explain(
     study_file: StudyFile,
     patients: Annotated[list[int] | None, typer.Option(min=1, help="Price privacy for sites of this size.")] = None,
+    metrics_epsilon: Annotated[
+        float | None, typer.Option(min=1e-3, help="Price noised metrics too, at what the sites' policies say.")
+    ] = None,
     set_: Sets = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,7 +47,8 @@ def study_explain(
     from simulations import study_commands
 
     sizes = tuple(patients or (100, 300, 1000, 3000))
-    study_commands.explain_study(study_file, tuple(set_ or ()), sizes, as_json=as_json)
+    sites = study_commands.Sites(sizes, metrics_epsilon)
+    study_commands.explain_study(study_file, tuple(set_ or ()), sites, as_json=as_json)
 
 
 @study.command("suggest")

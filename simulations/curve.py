@@ -13,15 +13,14 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from common.advice import chosen
 from common.errors import InputError
 from common.files import read_json, write_atomic, write_json
-from common.plan import Gradient, Role, Select, Stage, named
+from common.plan import Gradient, Select, Stage
 from common.pricing import private_stages
 from common.study import Study
 from common.travel import Tags
 from simulations.run import Hospitals, simulate
-
-SETS = ("heads", "norm_and_heads", "last_block", "all")
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,6 @@ def measure(study: Study, tags: Tags, hospitals: Hospitals, grid: Grid, out: Pat
                 result = read_json(run / "result.json")
                 batch = batch or _batch(stage, result)
                 yield Cell(train, epsilon, asked.seed, _macro(result))
-
-
-def chosen(name: str, tags: Tags) -> Select:
-    """A set of entries to train by its name; `last_block` is the deepest block of the backbone with the heads."""
-    if name == "last_block":
-        return Select(min_depth=max(tag.depth for tag in tags.values() if tag.role is not Role.HEAD))
-    if name not in SETS:
-        raise InputError(f"No set of entries is called {name!r}; there are: {', '.join(SETS)}.")
-    return named(name)
 
 
 def points(cells: Sequence[Cell]) -> list[Point]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.table import Table
 
+from common.advice import Advice, advise
 from common.errors import InputError
 from common.explain import check_study, describe_task, explain, sentence
 from common.masking import FEWEST
 from common.pricing import Price, price, private_stages
+from common.start import Start
+from common.study import Study
 from common.terminal import ERR, OUT, figure, say
 from common.travel import releases_plainly
 from simulations.commands import hospitals, read
@@ -21,14 +24,24 @@ from simulations.curve import Grid, measure, points, write
 from simulations.scenario import load_scenario
 
 
-def explain_study(path: Path, overrides: tuple[str, ...], patients: tuple[int, ...], *, as_json: bool) -> None:
-    """Show a study stage by stage, and what it would cost sites of so many `patients`."""
+@dataclass(frozen=True)
+class Sites:
+    """What is supposed of sites: how many patients they train on, and what their noised metrics may cost, if any."""
+
+    patients: tuple[int, ...]
+    metrics_epsilon: float | None = None
+
+
+def explain_study(path: Path, overrides: tuple[str, ...], sites: Sites, *, as_json: bool) -> None:
+    """Show a study stage by stage, what it would cost such sites, and what is best trained privately at them."""
     study, _ = read(path, overrides)
     explained = explain(study, str(path))
-    prices = [price(study, count) for count in patients]
+    prices = [price(study, count, metrics_epsilon=sites.metrics_epsilon) for count in sites.patients]
+    advice = [one for count in sites.patients for one in _advice(study, explained.start, count)]
     if as_json:
         facts = {"study": study.name, "digest": study.digest, "plan": explained.rows}
-        sys.stdout.write(json.dumps(facts | {"prices": [asdict(one) for one in prices]}) + "\n")
+        facts |= {"prices": [asdict(one) for one in prices], "advice": [asdict(one) for one in advice]}
+        sys.stdout.write(json.dumps(facts) + "\n")
         return
     source = explained.start.manifest.id if explained.start.manifest else "random entries"
     say(f"Study {study.name}, digest {study.digest}")
@@ -49,8 +62,21 @@ def explain_study(path: Path, overrides: tuple[str, ...], patients: tuple[int, .
             f"No differential privacy in {', '.join(plain)}: whoever receives what leaves there can invert it, "
             "up to single images."
         )
-    if any(private_stages(study)):
+    if any(price.lines for price in prices):
         _show_prices(prices)
+    if any(private_stages(study)) and sites.metrics_epsilon is None and not study.masked:
+        say("A site whose policy says metrics: noised pays for them besides: see --metrics-epsilon.")
+    _show_advice(advice)
+
+
+def _advice(study: Study, begin: Start, patients: int) -> list[Advice]:
+    sizes = {key: int(value.numel()) for key, value in begin.model.state_dict().items()}
+    return list(advise(study, begin.model.tags(), sizes, patients))
+
+
+def _show_advice(advice: Sequence[Advice]) -> None:
+    for one in advice:
+        say(f"{one.stage}, at {one.patients:,} patients a site: train {one.train}, since {one.reason}.")
 
 
 def _show_prices(prices: Sequence[Price]) -> None:
@@ -70,7 +96,7 @@ def _show_prices(prices: Sequence[Price]) -> None:
 def plan_privacy(path: Path, overrides: tuple[str, ...], patients: int, *, as_json: bool) -> None:
     """Epsilon of a study against its length and the share of patients in each step, with the noise as it is."""
     study, _ = read(path, overrides)
-    check_study(study, str(path))
+    begin = check_study(study, str(path))
     if not any(private_stages(study)):
         raise InputError(f"{path}: no stage is private, so there is nothing to price.", fix="See docs/privacy.md.")
     steps, shares = (0.25, 0.5, 1.0, 2.0, 4.0), (0.25, 0.5, 1.0, 2.0)
@@ -84,6 +110,7 @@ def plan_privacy(path: Path, overrides: tuple[str, ...], patients: int, *, as_js
     for length, row in grid.items():
         table.add_row(f"{length:g}", *(f"{one.epsilon:.2f}" for one in row))
     OUT.print(table)
+    _show_advice(_advice(study, begin, patients))
 
 
 def privacy_curve(path: Path, overrides: tuple[str, ...], grid: Grid, out: Path, *, as_json: bool) -> None:

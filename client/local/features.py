@@ -1,7 +1,7 @@
 """Features of a site's cases under a backbone that rests: computed once, then kept in memory and on the site's disk.
 
 Features tell of patients what images tell. They lie in the site's own folder, readable by its owner alone, as one
-version per study, and are deleted when the study ends or another one begins.
+version per study, and are deleted when the study ends, another one begins, or the site is started anew.
 """
 
 from __future__ import annotations
@@ -25,6 +25,20 @@ from common.files import canonical_json, digest_arrays, load_tensors, save_tenso
 _FOLDER = "features"
 
 
+def forget_features(state: Path, but: str = "") -> None:
+    """Delete what studies have left below a site's folder `state`, all but that of the study with the digest `but`.
+
+    A study that was broken off never says that it is over. One that still runs loses time and nothing else.
+    """
+    for folder in [*state.glob(f"{_FOLDER}/*"), *state.glob(f"*/{_FOLDER}/*")]:
+        if not but or folder.name != _name(but):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name(study: str) -> str:
+    return study[:16]
+
+
 class Features:
     """One site's features in one study.
 
@@ -35,8 +49,7 @@ class Features:
     def __init__(self, feed: Feed, state: Path, study: str, *, keep: bool = True) -> None:
         """`state` is the site's folder and `study` a digest. Without `keep` they are computed anew for every use."""
         self._feed = feed
-        self._all = state / _FOLDER
-        self._folder = self._all / study[:16]
+        self._folder = state / _FOLDER / _name(study)
         self._keep = keep
         self._key = ""
         self._rows: Tensor | None = None
@@ -57,12 +70,6 @@ class Features:
             self._rows[indices] = self._found(bench, split)
             self._known.add(split)
         return self._feed.through(self._rows)
-
-    def forget_others(self) -> None:
-        """Delete what earlier studies have left at this site."""
-        for folder in self._all.glob("*"):
-            if folder != self._folder:
-                shutil.rmtree(folder, ignore_errors=True)
 
     def forget(self) -> None:
         """Delete all: the study is over."""

@@ -89,9 +89,9 @@ class Feed:
         return self.seen and bool(self._inputs[self.labelled("train").to(self._device)].isfinite().all())
 
     def lengths(self) -> Tensor:
-        """The norm of every case's features, (cases,) in float64 on the device."""
+        """The norm of every case's features with a 1 appended, (cases,) in float64 on the device."""
         norms: Tensor = torch.linalg.vector_norm(self._inputs, dim=1, dtype=torch.float64)
-        return norms
+        return torch.hypot(norms, norms.new_ones(()))
 
     def body(self, model: TransferModel) -> TransferModel | Heads:
         """What of `model` is left to run on these inputs: all of it, or only the heads."""
@@ -121,7 +121,7 @@ class Feed:
         """One batch per group of indices; on a GPU the next one is on its way while this one is worked on."""
         if self._resident:
             for indices in groups:
-                yield self._place(self._inputs[indices.to(self._inputs.device)], indices)
+                yield self._place(self._inputs.index_select(0, indices.to(self._inputs.device)), indices)
             return
         ahead: Tensor | None = None
         for at, indices in enumerate(groups):
@@ -138,7 +138,7 @@ class Feed:
         if self._device.type == "cuda" and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         on_device = indices.to(self._device)
-        targets = {task: target[on_device] for task, target in self._targets.items()}
+        targets = {task: target.index_select(0, on_device) for task, target in self._targets.items()}
         return Batch(inputs, targets, indices, self._known)
 
 

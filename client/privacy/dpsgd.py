@@ -28,7 +28,7 @@ from client.local.gradient import Diverged, Moment, TooFewCases, dropout_seeded,
 from client.local.losses import case_losses
 from client.privacy import heads, secret
 from client.privacy.layers import NORM_SAMPLERS, SAMPLERS
-from client.privacy.units import Lots, Rows, draw_units, units_of
+from client.privacy.units import Lots, Rows, draw_units, only, units_of
 from client.workbench import Workbench
 from common.dp_safe import LAYERS, dp_twin
 from common.errors import InputError
@@ -37,7 +37,7 @@ from common.plan import Gradient, Private
 from common.tasks import AnyTask
 
 _FEW_NUMBERS = 1 << 16
-"""Noise for so few entries is drawn at once: for a head, starting the generator is most of the work."""
+"""Noise for so few numbers is drawn at once: for a head, starting the generator is most of the work."""
 
 _FEATURES_AT_ONCE = 1024
 """Features need so little memory that a step is seldom cut in pieces."""
@@ -77,7 +77,7 @@ def train_private(
     units = units_of(feed.labelled("train"), patients, private.unit)
     if not units:
         raise TooFewCases
-    lots = Lots(units)
+    lots, noises = Lots(units), Noises(sigma * private.clip, steps)
     bench.model.freeze(changes, fixed_norm_stats=True)
     bench.model.train()
     _refuse_moving_statistics(bench.model)
@@ -89,14 +89,15 @@ def train_private(
             drawn = draw_units(len(units), private.sample)
             rows = lots.rows(drawn, private.views, augmented=spec.augment is not None)
             total = clipped_sum(trainer, _batches(feed, rows, spec, draw))
-            noisy = noisy_mean(total, sigma * private.clip, private.sample * len(units))
+            noisy = noisy_mean(total, noises, private.sample * len(units))
             for parameter, gradient in zip(trainer.parameters, noisy, strict=True):
                 parameter.grad = gradient
-            factor = rate_factor(spec, (moment.round - 1 + step / steps) / moment.rounds)
-            for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+            if spec.schedule != "constant" or spec.warmup:
+                factor = rate_factor(spec, (moment.round - 1 + step / steps) / moment.rounds)
+                for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+    optimiser.zero_grad(set_to_none=True)
     bench.model.eval()
     if not bench.finite(changes):
         raise Diverged
@@ -105,20 +106,41 @@ def train_private(
 
 def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list[Tensor]:
     """Sum over units of their clipped gradients, one tensor per parameter; zeros if there are no units."""
-    total = [torch.zeros_like(parameter) for parameter in trainer.parameters]
+    total: list[Tensor] | None = None
     for batch, rows in batches:
-        torch._foreach_add_(total, trainer.sum_of(batch, rows))
-    return total
+        part = trainer.sum_of(batch, rows)
+        if total is None:
+            total = part
+        else:
+            torch._foreach_add_(total, part)
+    return [torch.zeros_like(parameter) for parameter in trainer.parameters] if total is None else total
 
 
-def noisy_mean(total: Sequence[Tensor], deviation: float, expected: float) -> list[Tensor]:
+class Noises:
+    """The noise of a visit's steps. For few entries that of many steps is drawn at once; each is given once."""
+
+    def __init__(self, deviation: float, steps: int) -> None:
+        self.deviation = deviation
+        self._steps = steps
+        self._ahead: list[Tensor] = []
+
+    def next(self, like: Tensor) -> Tensor:
+        """That of the next step, for all entries in one row, (entries,) float64."""
+        if not self._ahead:
+            rows = max(1, min(self._steps, _FEW_NUMBERS // len(like)))
+            self._ahead = list(noise(like.expand(rows, -1), self.deviation).unbind())
+            self._steps -= rows
+        return self._ahead.pop()
+
+
+def noisy_mean(total: Sequence[Tensor], noises: Noises, expected: float) -> list[Tensor]:
     """The noised sum over the expected number of units, a public constant, not over the number that came."""
     sizes = [part.numel() for part in total]
     if sum(sizes) <= _FEW_NUMBERS:
-        flat = torch.cat([part.flatten().double() for part in total])
-        flat = (flat + noise(flat, deviation)).div_(expected).to(total[0].dtype)
+        flat = torch.cat([part.flatten() for part in total])
+        flat = noises.next(flat).add_(flat).div_(expected).to(total[0].dtype)
         return [own.view(part.shape) for own, part in zip(flat.split_with_sizes(sizes), total, strict=True)]
-    return [(part.double() + noise(part, deviation)).div(expected).to(part.dtype) for part in total]
+    return [(part.double() + noise(part, noises.deviation)).div(expected).to(part.dtype) for part in total]
 
 
 def noise(like: Tensor, deviation: float) -> Tensor:
@@ -128,8 +150,8 @@ def noise(like: Tensor, deviation: float) -> Tensor:
 
 
 def clip_factors(norms: Tensor, clip: float) -> Tensor:
-    """What brings each norm down to `clip`; 0 for a norm that is no number."""
-    return torch.where(norms.isfinite(), (clip / norms.clamp(min=1e-12)).clamp(max=1.0), 0.0)
+    """What brings each norm down to `clip`; 0 for a norm that is infinite or no number."""
+    return (clip / norms).clamp_(max=1.0).nan_to_num_(nan=0.0)
 
 
 def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
@@ -158,14 +180,7 @@ def _kept(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     by_case = [_taken(parameter, "grad_sample") for parameter in trainer.parameters]
     for parameter in trainer.parameters:
         parameter.grad = None
-    return clip_and_sum([_by_unit(part, rows) for part in by_case], trainer.private.clip)
-
-
-def _by_unit(by_case: Tensor, rows: Rows) -> Tensor:
-    if rows.alone and len(by_case) == rows.units:
-        return by_case
-    empty = by_case.new_zeros((rows.units, *by_case.shape[1:]))
-    return empty.index_add_(0, rows.unit.to(by_case.device), by_case)
+    return clip_and_sum([rows.by_unit(part) for part in by_case], trainer.private.clip)
 
 
 def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> list[Tensor]:
@@ -173,15 +188,15 @@ def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> li
     z, share = batch.inputs, rows.share()
     assert trainer.lengths is not None
     with torch.no_grad():
-        errors = heads.errors(model(z), batch.targets, None if share is None else share.to(z), trainer.tasks)
+        errors = heads.errors(model(z), batch, None if share is None else share.to(z), trainer.tasks)
         if share is None:
-            norms = heads.norms(errors, trainer.lengths[batch.indices.to(z.device)])
-            factors = clip_factors(norms, trainer.private.clip)
-            kept = {task: torch.nan_to_num(error) * factors.to(z)[:, None] for task, error in errors.items()}
+            norms = heads.norms(errors, trainer.lengths.index_select(0, batch.indices.to(z.device)))
+            factors = clip_factors(norms, trainer.private.clip).to(z)
+            kept = {task: error.mul_(factors).nan_to_num_() for task, error in errors.items()}
             sums = heads.gradients(kept, z)
             return [sums[task][at] for task, at in trainer.places]
         each = heads.by_case(errors, z)
-        return clip_and_sum([_by_unit(each[task][at], rows) for task, at in trainer.places], trainer.private.clip)
+        return clip_and_sum([rows.by_unit(each[task][at]) for task, at in trainer.places], trainer.private.clip)
 
 
 def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
@@ -194,7 +209,7 @@ def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     sound = norms.isfinite()
     if not bool(sound.all()):
         places = sound.nonzero()[:, 0]
-        rest = _only(batch, rows, places)
+        rest = only(batch, rows, places)
         return _ghost(trainer, *rest) if len(places) else [torch.zeros_like(p) for p in trainer.parameters]
     factors = clip_factors(norms, trainer.private.clip).to(loss.dtype)
     trainer.hooks.disable_hooks()
@@ -210,22 +225,12 @@ def _batches(feed: Feed, drawn: Rows, spec: Gradient, draw: torch.Generator) -> 
         batch = read
         if not (feed.gaps or feed.sound):
             finite = batch.inputs.isfinite().flatten(1).all(dim=1).nonzero()[:, 0]
-            batch, rows = _only(batch, rows, finite)  # noqa: PLW2901
+            batch, rows = only(batch, rows, finite)  # noqa: PLW2901
         if not len(batch.indices):
             continue
         if spec.augment is not None:
             batch = replace(batch, inputs=augment(batch.inputs, spec.augment, draw))
         yield batch, rows
-
-
-def _only(batch: Batch, rows: Rows, places: Tensor) -> tuple[Batch, Rows]:
-    """Some of a batch's cases; a unit of which none is left has an empty gradient."""
-    if len(places) == len(batch.indices):
-        return batch, rows
-    here = places.cpu()
-    targets = {task: target[places] for task, target in batch.targets.items()}
-    kept = Batch(batch.inputs[places], targets, batch.indices[here], batch.known)
-    return kept, Rows(rows.indices[here], rows.unit[here], rows.units)
 
 
 def _terms(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> tuple[Private, float, int]:

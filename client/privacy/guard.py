@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from client.policy import Metrics, Reason, Request, SitePolicy, Terms, effective
 from client.privacy.chain import Facts, Release
-from client.privacy.ledger import AlreadyCharged, ChargeRefused, Ledger
+from client.privacy.ledger import AlreadyCharged, Caps, ChargeRefused, Ledger
+from client.privacy.replies import Replies
 from common.errors import LedgerError
-from common.files import load_tensors, read_json, save_tensors, write_json
+from common.files import locked, read_json, write_json
 from common.orders import Arrays, Code
 from common.plan import Gradient, Private, Role, Stage
 from common.privacy import Event, Spend, Unit, epsilon, noise_for
@@ -24,9 +23,9 @@ from common.private_sums import PrivateSums
 from common.study import Study
 from common.travel import Tags, changed, privacy_asked, releases_plainly
 
+_LOST = "this round was charged, and then the site crashed: the charge is lost"
 _GRID = 10
 """Counts that leave a site with `metrics: none` are rounded to tens: exact ones would tell who has come or gone."""
-_KEPT_REPLIES = 3
 
 
 class Refused(Exception):
@@ -36,14 +35,6 @@ class Refused(Exception):
         super().__init__(code.value)
         self.code = code
         self.why = why
-
-
-class Replay(Exception):
-    """This round was charged and answered before: `shared` was released then, and `own` stayed."""
-
-    def __init__(self, shared: Arrays, own: Arrays) -> None:
-        super().__init__()
-        self.shared, self.own = shared, own
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ class Guard:
         self._policy = policy
         self._held = Held.of(folder)
         self._shown = folder / "shown.json"
-        self._replies = folder / "replies" / study.digest[:16]
+        self._replies = Replies(folder / "replies" / study.digest[:16])
         self._patients = patients
 
     @property
@@ -112,6 +103,7 @@ class Guard:
 
     def admit(self, tags: Tags) -> None:
         """Look at the whole study before its first round; raises Refused if the site could not go through with it."""
+        self.demand_masks()
         planned = self.planned(tags)
         events = [_event(terms) for _, terms in planned] + list(self.metrics_events())
         if not events:
@@ -122,8 +114,14 @@ class Guard:
         if not epsilon(events + list(self._spent_by_others()), delta) <= self._policy.epsilon_lifetime:
             raise Refused(Code.BUDGET, "with what other studies have spent, more than epsilon_lifetime of the policy")
 
+    def demand_masks(self) -> None:
+        """Raise Refused if the policy lets nothing leave in the open, and the study has no masks."""
+        if self._policy.masked_only and not self._study.masked:
+            raise Refused(Code.POLICY, Reason.NOT_MASKED.value)
+
     def planned(self, tags: Tags) -> list[tuple[Stage, Terms]]:
         """The study's private stages and what the site makes of each. Raises Refused for what policy does not allow."""
+        self.demand_masks()
         planned = []
         for stage in self._study.plan:
             roles = frozenset(tags[key].role for key in changed(stage, tags))
@@ -135,7 +133,7 @@ class Guard:
 
     def allow_plain(self, roles: frozenset[Role]) -> None:
         """Let work be released without noise. Raises Refused unless the site's policy says that it may."""
-        self._terms(Request(self._study.model.backbone, roles, private=False, steps=1))
+        self._terms(Request(self._study.model.backbone, roles, private=False, steps=1, masked=self._study.masked))
 
     def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private | PrivateSums:
         """Charge one round of private work on the `model` of that digest, and give what the site makes of the request.
@@ -152,12 +150,14 @@ class Guard:
         return asked.model_copy(update=effective_terms | ({"sample": terms.q} if isinstance(asked, Private) else {}))
 
     def _charge(self, exchange: int, event: Event, facts: Facts, terms: Terms) -> None:
+        # Looked at once more within the charge: another study may have been charged since the look before.
+        limit = self._policy.metrics_lifetime if facts.release == "metrics" else math.inf
         try:
-            self._ledger(terms).charge(self._study.digest, exchange, event, facts, terms.epsilon_job)
+            self._ledger(terms).charge(self._study.digest, exchange, event, facts, Caps(terms.epsilon_job, limit))
         except ChargeRefused as refused:
             raise Refused(Code.BUDGET, refused.reason.value) from None
         except AlreadyCharged:
-            raise self._answered(exchange) from None
+            raise self._replies.of(exchange) or Refused(Code.BUDGET, _LOST) from None
         except LedgerError as error:
             raise Refused(Code.LEDGER, str(error)) from None
 
@@ -181,15 +181,15 @@ class Guard:
         There is no budget for what is exact: many such counts together give single labels away.
         """
         self._answered_once(exchange)
-        known = read_json(self._shown) if self._shown.exists() else []
-        if self._study.digest not in known:
-            if len(known) >= self._policy.metrics_studies:
-                raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
-            write_json(self._shown, [*known, self._study.digest], private=True)
+        with locked(self._shown):
+            known = read_json(self._shown) if self._shown.exists() else []
+            if self._study.digest not in known:
+                if len(known) >= self._policy.metrics_studies:
+                    raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
+                write_json(self._shown, [*known, self._study.digest], private=True)
 
     def _answered_once(self, exchange: int) -> None:
-        if self._reply(exchange).exists():
-            answered = self._answered(exchange)
+        if (answered := self._replies.of(exchange)) is not None:
             raise answered
 
     def metrics_events(self) -> Iterator[Event]:
@@ -240,26 +240,7 @@ class Guard:
 
     def keep(self, exchange: int, shared: Arrays, own: Arrays) -> None:
         """Put what is about to be sent on disk, so that it can be sent again without being computed again."""
-        self._replies.mkdir(parents=True, exist_ok=True, mode=0o700)
-        entries = {f"shared/{key}": array for key, array in shared.items()}
-        entries |= {f"own/{key}": array for key, array in own.items()}
-        save_tensors(self._reply(exchange), entries, private=True)
-        for old in sorted(self._replies.glob("*.safetensors"))[:-_KEPT_REPLIES]:
-            old.unlink()
-
-    def _answered(self, exchange: int) -> Replay | Refused:
-        path = self._reply(exchange)
-        if not path.exists():
-            return Refused(Code.BUDGET, "this round was charged, and then the site crashed: the charge is lost")
-        entries = load_tensors(path)
-
-        def part(name: str) -> dict[str, np.ndarray]:
-            return {k.removeprefix(f"{name}/"): a for k, a in entries.items() if k.startswith(f"{name}/")}
-
-        return Replay(part("shared"), part("own"))
-
-    def _reply(self, exchange: int) -> Path:
-        return self._replies / f"{exchange:06d}.safetensors"
+        self._replies.keep(exchange, shared, own)
 
     def _terms(self, request: Request) -> Terms:
         reserved = tuple(self.metrics_events()) if request.private else ()
@@ -307,6 +288,7 @@ def _request(study: Study, stage: Stage, roles: frozenset[Role]) -> Request:
         q=asked.sample,
         steps=_steps(stage) * stage.rounds,
         sampled=isinstance(asked, Private),
+        masked=study.masked,
     )
 
 

@@ -6,6 +6,7 @@ restores backups of the first does not restore it too: if both go back in time t
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import sqlite3
@@ -53,6 +54,7 @@ class Denial(StrEnum):
     REPLAY = "replay"
     JOB_BUDGET = "job_budget"
     LIFETIME_BUDGET = "lifetime_budget"
+    RELEASE_BUDGET = "release_budget"
 
 
 class ChargeRefused(Exception):
@@ -69,6 +71,14 @@ class AlreadyCharged(Exception):
     def __init__(self, seq: int) -> None:
         super().__init__(seq)
         self.seq = seq
+
+
+@dataclass(frozen=True)
+class Caps:
+    """The most that one job may cost, and all releases of the charge's kind together, whatever their jobs."""
+
+    job: float
+    release: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -114,11 +124,11 @@ class Ledger:
         write_witness(witness_path, Mark(0, genesis.seal()))
         return cls(path, witness_path, epsilon_max, delta)
 
-    def charge(self, job: str, round_: int, event: Event, facts: Facts, epsilon_job: float) -> Row:
+    def charge(self, job: str, round_: int, event: Event, facts: Facts, caps: Caps) -> Row:
         """Put `event` on record, on disk before this returns; only then may it be computed.
 
-        Raises ChargeRefused if that would exceed `epsilon_job` of this job or the site's lifetime, AlreadyCharged if
-        it was charged before, LedgerError if the ledger cannot be trusted or written.
+        Raises ChargeRefused if that would exceed `caps` or the site's lifetime, AlreadyCharged if it was charged
+        before, LedgerError if the ledger cannot be trusted or written.
         """
         cost = rdp([event])
         with _connected(self._path) as db:
@@ -126,7 +136,7 @@ class Ledger:
             genesis, rows = self._trusted(db, read_witness(self._witness_path))
             earlier = [r for r in rows if (r.job, r.round, r.facts.release) == (job, round_, facts.release)]
             again = bool(earlier) and (earlier[0].event, earlier[0].facts) == (event, facts)
-            reason = Denial.REPLAY if earlier else self._denial(job, cost, facts, rows, epsilon_job)
+            reason = Denial.REPLAY if earlier else self._denial(job, cost, facts, rows, caps)
             if reason is None:
                 row = _next(genesis, rows, Row(0, job, round_, _plain(event), facts, cost.tobytes(), _now(), ""))
                 _insert(db, row)
@@ -172,9 +182,7 @@ class Ledger:
             raise LedgerError(f"{self._path}: the recorded costs are not those of its events.", fix=STUCK)
         return len(rows)
 
-    def _denial(
-        self, job: str, cost: np.ndarray, facts: Facts, rows: tuple[Row, ...], epsilon_job: float
-    ) -> Denial | None:
+    def _denial(self, job: str, cost: np.ndarray, facts: Facts, rows: tuple[Row, ...], caps: Caps) -> Denial | None:
         if not np.isfinite(epsilon_of(cost, self.delta)):
             return Denial.BAD_EVENT
         # Noise that hides a patient hides each of the patient's images too, but not the other way round.
@@ -184,7 +192,10 @@ class Ledger:
         if not epsilon_of(total(rows) + cost, self.delta) <= self._epsilon_max:
             return Denial.LIFETIME_BUDGET
         of_job = total([row for row in rows if row.job == job])
-        return None if epsilon_of(of_job + cost, self.delta) <= epsilon_job else Denial.JOB_BUDGET
+        if not epsilon_of(of_job + cost, self.delta) <= caps.job:
+            return Denial.JOB_BUDGET
+        of_kind = total([row for row in rows if row.facts.release == facts.release])
+        return None if epsilon_of(of_kind + cost, self.delta) <= caps.release else Denial.RELEASE_BUDGET
 
     def _read(self) -> tuple[Genesis, tuple[Row, ...]]:
         # The witness first: rows are added before it follows, so in this order it can never seem to be ahead.

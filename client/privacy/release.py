@@ -61,7 +61,7 @@ def noised_sums(bench: Workbench, feed: Feed, patients: Sequence[str], private: 
     (batch,) = feed.batches([labelled])
     features = batch.inputs.double().cpu().numpy()
     place = {case: at for at, case in enumerate(labelled.tolist())}
-    units = [np.array([place[case] for case in own.tolist()]) for own in units_of(labelled, patients, private.unit)]
+    units = [np.array([place[case] for case in own]) for own in units_of(labelled, patients, private.unit)]
     back = np.append(np.full(bench.model.feature_dim, private.clip), 1 / CONSTANT)
     for task, classes in bench.model.classes.items():
         target = batch.targets[task].cpu().numpy()

@@ -41,17 +41,19 @@ def _in_chunks(draw: Callable[[int], NDArray[np.float64]], count: int) -> NDArra
 
 
 def _normal(count: int) -> NDArray[np.float64]:
-    pairs = -(-count // 2)
-    draws = _uniform(2 * pairs)
-    radius = np.sqrt(-2 * np.log1p(-draws[:pairs]))
-    angle = 2 * math.pi * draws[pairs:]
-    both: NDArray[np.float64] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-    return both[:count]
+    draws = _uniform(count + count % 2)
+    one, two = draws[: len(draws) // 2], draws[len(draws) // 2 :]
+    radius = np.sqrt(-2 * np.log1p(-one))
+    angle = 2 * math.pi * two
+    np.multiply(radius, np.cos(angle), out=one)
+    np.multiply(radius, np.sin(angle, out=angle), out=two)
+    return draws[:count]
 
 
 def _uniform(count: int) -> NDArray[np.float64]:
     stream = Cipher(ChaCha20(_key(), bytes(16)), mode=None).encryptor().update(bytes(8 * count))
-    return np.ldexp((np.frombuffer(stream, dtype=np.uint64) >> np.uint64(11)).astype(np.float64), -53)
+    drawn: NDArray[np.float64] = (np.frombuffer(stream, dtype=np.uint64) >> np.uint64(11)) * np.float64(2.0**-53)
+    return drawn
 
 
 def _key() -> bytes:

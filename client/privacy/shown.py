@@ -16,7 +16,8 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from client.privacy import secret
-from client.privacy.guard import Guard, Replay
+from client.privacy.guard import Guard
+from client.privacy.replies import Replay
 from client.privacy.shown_kinds import (
     bounded_sums,
     counted,
@@ -60,7 +61,7 @@ def release(
     exchange: int,
     model: str,
     predict: Callable[[], Answers],
-    cases: tuple[Tensor, Sequence[Tensor]],
+    cases: tuple[Tensor, Sequence[Sequence[int]]],
     tasks: Tasks,
 ) -> dict[str, Arrays]:
     """Counts of the test cases as policy lets them out, by task; none, or those that were released before.
@@ -94,7 +95,7 @@ def bound(tasks: Iterable[AnyTask]) -> float:
 
 
 def noised_counts(
-    answers: Answers, labelled: Tensor, units: Sequence[Tensor], sigma: float, tasks: Tasks
+    answers: Answers, labelled: Tensor, units: Sequence[Sequence[int]], sigma: float, tasks: Tasks
 ) -> dict[str, TaskSums]:
     """By task counts with Gaussian noise, made whole numbers again: confusion and coarse scores, or bounded sums.
 
@@ -103,7 +104,7 @@ def noised_counts(
     """
     deviation = sigma * bound(tasks[task] for task in answers)
     place = {case: at for at, case in enumerate(labelled.tolist())}
-    places = [[place[case] for case in unit.tolist()] for unit in units]
+    places = [[place[case] for case in unit] for unit in units]
     return {task: _noised(tasks[task], *pair, places, deviation) for task, pair in answers.items()}
 
 

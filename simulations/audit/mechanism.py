@@ -27,6 +27,7 @@ _PATIENTS = 12
 _ERRORS = 6.0
 """Standard errors beyond which nothing is chance any more."""
 _LOTS = 20
+_STEPS = 1500
 _MOST_CLASSES = 6
 _NO_CLIP = 1e9
 
@@ -198,8 +199,8 @@ def _aligned_lot(desk: Desk, label: int) -> Cases:
 
 
 def _lots(desk: Desk) -> np.ndarray:
-    """Who came to which of 500 steps, (steps, 40)."""
-    small = light(desk, 1).asking({"steps": 500, "lr": 0.0})
+    """Who came to which of so many steps, (steps, 40)."""
+    small = light(desk, 1).asking({"steps": _STEPS, "lr": 0.0})
     bench, people = small.bench(), _people(small, 40)
     feed = feed_of(small.study, people)
     train_private(bench, feed, people.patients, small.local, small.changes, NOW)

@@ -34,6 +34,41 @@ def test_weights_and_metrics_are_those_of_the_simulation(federation, three, make
     assert (federation.root / "run" / "report.html").is_file()
 
 
+def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part(
+    federation, three, make_study, tmp_path
+):
+    """Every site has its masks from its kit; one of them refuses all that has none."""
+    study, plain = (
+        make_study(method=METHOD, masked=masked, name="masked" if masked else "open") for masked in (True, False)
+    )
+    for name in SITES:
+        for one in (study, plain):
+            approve(federation.site(name), one.digest)
+    config = federation.site("south") / "site.yaml"
+    before = json.loads(config.read_text())
+
+    def restart(**policy: bool) -> None:
+        federation.processes["south"].terminate()
+        federation.processes["south"].wait(60)
+        config.write_text(json.dumps(before | {"policy": before["policy"] | policy}))
+        federation.start_site("south")
+
+    restart(masked_only=True)
+    try:
+        federation.run(study, "masked")
+        federation.run(plain, "open")
+    finally:
+        restart()
+    assert same_weights(federation.root / "masked", simulate(study, three, tmp_path / "reference"))
+    logs = {name: (federation.site(name) / "state" / "egress.jsonl").read_text().splitlines() for name in SITES}
+    for name in SITES:
+        kinds = {line["kind"] for line in map(json.loads, logs[name]) if line["study"] == study.digest}
+        assert kinds == {"greeting", "masked"}
+    of_south = [line for line in map(json.loads, logs["south"]) if line["study"] == plain.digest]
+    assert {line["kind"] for line in of_south} == {"refusal"}
+    assert set(json.loads((federation.root / "open" / "result.json").read_text())["sites"]) == {"east", "north"}
+
+
 def test_a_study_that_nobody_approved_fails_and_says_why_on_both_sides(federation, make_study):
     study = make_study(method=METHOD, seed=77)
     done = federation.run(study, "unapproved", fails=True)

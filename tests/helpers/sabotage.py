@@ -31,17 +31,17 @@ def clip_of_the_mean(patch: Patch) -> None:
 
 
 def every_image_clipped_alone(patch: Patch) -> None:
-    patch.setattr(dpsgd, "units_of", lambda indices, patients, unit: list(indices.split(1)))
+    patch.setattr(dpsgd, "units_of", lambda indices, patients, unit: [[case] for case in indices.tolist()])
 
 
 def weighted_mean(patch: Patch) -> None:
     """The mean of a loss with class weights, over a batch: its weights' sum ties all cases together."""
     real = dpsgd.losses
 
-    def losses(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+    def losses(outputs: dict[str, Tensor], batch: Batch, tasks: Mapping[str, AnyTask] | None = None) -> Tensor:
         (target,) = batch.targets.values()
         weights = torch.tensor([1.0, 1.0, 100.0])[target]
-        return real(outputs, batch) * weights * len(target) / weights.sum()
+        return real(outputs, batch, tasks) * weights * len(target) / weights.sum()
 
     patch.setattr(dpsgd, "losses", losses)
 
@@ -59,7 +59,11 @@ def moving_statistics(patch: Patch) -> None:
 
 def noise_divided_again(patch: Patch) -> None:
     real = dpsgd.noisy_mean
-    patch.setattr(dpsgd, "noisy_mean", lambda total, deviation, expected: real(total, deviation / expected, expected))
+    patch.setattr(
+        dpsgd,
+        "noisy_mean",
+        lambda total, noises, expected: real(total, dpsgd.Noises(noises.deviation / expected, 1), expected),
+    )
 
 
 def half_the_noise(patch: Patch) -> None:

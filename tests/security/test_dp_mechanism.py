@@ -220,22 +220,20 @@ def test_work_that_ties_patients_together_is_refused(desk: Desk, changes: dict[s
 
 def test_two_images_of_a_patient_never_enter_a_step(desk: Desk) -> None:
     cases = units.units_of(torch.arange(12), [str(number // 4) for number in range(12)], "patient")
-    assert [own.tolist() for own in cases] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert cases == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     lots = units.Lots(cases)
     drawn = torch.stack([lots.rows([0, 1, 2], 1, augmented=False).indices for _ in range(400)])
     assert (drawn // 4).tolist() == [[0, 1, 2]] * 400
     counts = torch.bincount(drawn.flatten(), minlength=12)
     assert 50 < int(counts.min()) <= int(counts.max()) < 150
     for views, augmented, lengths in ((3, False, [3, 1]), (3, True, [3, 3]), (9, False, [4, 1]), (1, True, [1, 1])):
-        rows = units.Lots([torch.tensor([9]), torch.arange(4), torch.tensor([7])]).rows(
-            [1, 2], views, augmented=augmented
-        )
+        rows = units.Lots([[9], [0, 1, 2, 3], [7]]).rows([1, 2], views, augmented=augmented)
         assert torch.bincount(rows.unit).tolist() == lengths
         assert rows.indices[rows.unit == 1].unique().tolist() == [7]
         first = rows.indices[rows.unit == 0].tolist()
         assert len(set(first)) == min(views, 4)
         assert set(first) <= {0, 1, 2, 3}
-    assert [own.tolist() for own in units.units_of(torch.tensor([3, 5]), ["a"] * 6, "image")] == [[3], [5]]
+    assert units.units_of(torch.tensor([3, 5]), ["a"] * 6, "image") == [[3], [5]]
 
 
 def test_nothing_that_is_drawn_follows_the_studys_seed(desk: Desk) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from client.privacy import ledger as module
 from client.privacy.chain import Facts, Genesis, Mark, Row, write_witness
-from client.privacy.ledger import AlreadyCharged, ChargeRefused, Denial, Ledger
+from client.privacy.ledger import AlreadyCharged, Caps, ChargeRefused, Denial, Ledger
 from common.errors import LedgerError
 from common.privacy import Event, epsilon, rdp
 
@@ -56,7 +56,7 @@ def files(tmp_path: Path) -> Files:
 
 def refused(ledger: Ledger, job: str, round_: int, event: Event = SMALL, epsilon_job: float = 8.0) -> Denial:
     with pytest.raises(ChargeRefused) as caught:
-        ledger.charge(job, round_, event, FACTS, epsilon_job)
+        ledger.charge(job, round_, event, FACTS, Caps(epsilon_job))
     return caught.value.reason
 
 
@@ -64,7 +64,7 @@ def test_charges_add_up_to_what_one_run_would_cost(files: Files) -> None:
     ledger = files.create()
     for round_ in range(4):
         ledger = files.open()  # as after a restart
-        ledger.charge("a", round_, Event(1.5, 0.1, 15), FACTS, 8.0)
+        ledger.charge("a", round_, Event(1.5, 0.1, 15), FACTS, Caps(8.0))
     spent = ledger.spent()
     assert spent.epsilon == pytest.approx(epsilon([Event(1.5, 0.1, 60)], DELTA), abs=1e-9)
     assert (spent.steps, spent.delta, spent.unit, spent.relation) == (60, DELTA, "patient", "add/remove")
@@ -73,7 +73,7 @@ def test_charges_add_up_to_what_one_run_would_cost(files: Files) -> None:
 
 
 def test_a_charge_is_on_disk_when_it_returns(files: Files) -> None:
-    row = files.create().charge("a", 1, SMALL, FACTS, 8.0)
+    row = files.create().charge("a", 1, SMALL, FACTS, Caps(8.0))
     with closing(sqlite3.connect(files.ledger)) as db:
         assert db.execute("SELECT job, round, hash FROM charges").fetchall() == [("a", 1, row.hash)]
     assert json.loads(files.witness.read_text()) == {"seq": 1, "hash": row.hash}
@@ -83,27 +83,27 @@ def test_a_charge_is_on_disk_when_it_returns(files: Files) -> None:
 
 def test_whole_numbers_are_as_good_as_decimals(files: Files) -> None:
     ledger = files.create()
-    ledger.charge("a", 1, Event(4, 1, 1), FACTS, 8.0)
+    ledger.charge("a", 1, Event(4, 1, 1), FACTS, Caps(8.0))
     assert ledger.verify() == 1
     with pytest.raises(AlreadyCharged):
-        ledger.charge("a", 1, Event(4.0, 1.0, 1), FACTS, 8.0)
+        ledger.charge("a", 1, Event(4.0, 1.0, 1), FACTS, Caps(8.0))
 
 
 def test_the_job_and_the_lifetime_have_their_own_caps(files: Files) -> None:
     ledger = files.create(cap=4.0)
     big = Event(1.0, 0.1, 20)
     assert epsilon([big], DELTA) < 3.0 < epsilon([big, big], DELTA) < 4.0
-    ledger.charge("a", 1, big, FACTS, 3.0)
+    ledger.charge("a", 1, big, FACTS, Caps(3.0))
     assert refused(ledger, "a", 2, big, epsilon_job=3.0) is Denial.JOB_BUDGET
-    ledger.charge("b", 1, big, FACTS, 3.0)
+    ledger.charge("b", 1, big, FACTS, Caps(3.0))
     assert refused(ledger, "c", 1, big, epsilon_job=3.0) is Denial.LIFETIME_BUDGET
-    ledger.charge("c", 1, SMALL, FACTS, 3.0)
+    ledger.charge("c", 1, SMALL, FACTS, Caps(3.0))
     assert ledger.spent("c").epsilon < ledger.spent("b").epsilon < 3.0 < ledger.spent().epsilon <= 4.0
 
 
 def test_a_refusal_changes_nothing_but_the_list_of_refusals(files: Files) -> None:
     ledger = files.create()
-    ledger.charge("a", 1, SMALL, FACTS, 8.0)
+    ledger.charge("a", 1, SMALL, FACTS, Caps(8.0))
     before = ledger.rows(), files.witness.read_bytes()
     for _ in range(3):
         assert refused(ledger, "a", 2, Event(0.01, 1.0, 10**6)) is Denial.LIFETIME_BUDGET
@@ -132,22 +132,22 @@ def test_a_cap_that_is_no_number_lets_nothing_through(files: Files, cap: float) 
 
 def test_a_repeated_round_is_recognised_and_not_charged_again(files: Files) -> None:
     ledger = files.create()
-    row = ledger.charge("a", 1, SMALL, FACTS, 8.0)
-    ledger.charge("a", 1, SMALL, replace(FACTS, release="metrics"), 8.0)
+    row = ledger.charge("a", 1, SMALL, FACTS, Caps(8.0))
+    ledger.charge("a", 1, SMALL, replace(FACTS, release="metrics"), Caps(8.0))
     before = ledger.rows()
     with pytest.raises(AlreadyCharged) as caught:
-        files.open().charge("a", 1, SMALL, FACTS, 8.0)
+        files.open().charge("a", 1, SMALL, FACTS, Caps(8.0))
     assert caught.value.seq == row.seq
     assert refused(ledger, "a", 1, Event(9.0, 0.1, 10)) is Denial.REPLAY
     with pytest.raises(ChargeRefused):
-        ledger.charge("a", 1, SMALL, replace(FACTS, model="b" * 64), 8.0)
+        ledger.charge("a", 1, SMALL, replace(FACTS, model="b" * 64), Caps(8.0))
     assert ledger.rows() == before
 
 
 def test_images_are_not_charged_where_patients_are_promised(files: Files) -> None:
     ledger = files.create()
     with pytest.raises(ChargeRefused) as caught:
-        ledger.charge("a", 1, SMALL, replace(FACTS, unit="image"), 8.0)
+        ledger.charge("a", 1, SMALL, replace(FACTS, unit="image"), Caps(8.0))
     assert caught.value.reason is Denial.UNIT
 
 
@@ -158,7 +158,7 @@ def test_random_requests_never_pass_the_caps(files: Files, seed: int) -> None:
     for number in range(200):
         event = Event(chance.choice(sigmas), chance.choice((0.01, 0.1, 1.0)), chance.choice((1, 5, 50, 10**6)))
         try:
-            ledger.charge(f"job{chance.randrange(12)}", number, event, FACTS, chance.choice((0.5, 1.5)))
+            ledger.charge(f"job{chance.randrange(12)}", number, event, FACTS, Caps(chance.choice((0.5, 1.5))))
         except ChargeRefused:
             continue
     assert ledger.rows()
@@ -176,7 +176,7 @@ def test_random_requests_never_pass_the_caps(files: Files, seed: int) -> None:
 def filled(files: Files, charges: int = 4) -> Ledger:
     ledger = files.create()
     for round_ in range(charges):
-        ledger.charge("a", round_, SMALL, FACTS, 8.0)
+        ledger.charge("a", round_, SMALL, FACTS, Caps(8.0))
     return ledger
 
 
@@ -270,7 +270,7 @@ def test_a_ledger_that_was_tampered_with_pays_nothing(files: Files, tamper: Call
         with pytest.raises(LedgerError):
             use()
     with pytest.raises(LedgerError):
-        ledger.charge("b", 1, SMALL, FACTS, 8.0)
+        ledger.charge("b", 1, SMALL, FACTS, Caps(8.0))
     with pytest.raises(LedgerError):
         files.create()
 
@@ -278,12 +278,12 @@ def test_a_ledger_that_was_tampered_with_pays_nothing(files: Files, tamper: Call
 def test_an_older_copy_is_refused(files: Files, tmp_path: Path) -> None:
     ledger = filled(files, 2)
     shutil.copy(files.ledger, tmp_path / "backup")
-    row = ledger.charge("a", 9, SMALL, FACTS, 8.0)
+    row = ledger.charge("a", 9, SMALL, FACTS, Caps(8.0))
     shutil.copy(tmp_path / "backup", files.ledger)
     with pytest.raises(LedgerError, match="older"):
         files.open()
     with pytest.raises(LedgerError, match="older"):
-        ledger.charge("a", 9, SMALL, FACTS, 8.0)
+        ledger.charge("a", 9, SMALL, FACTS, Caps(8.0))
     assert json.loads(files.witness.read_text()) == {"seq": row.seq, "hash": row.hash}
 
 
@@ -323,10 +323,10 @@ def test_a_crash_before_the_witness_followed_costs_nothing_more(files: Files, mo
     with monkeypatch.context() as broken:
         broken.setattr(module, "write_witness", crash)
         with pytest.raises(OSError, match="space"):
-            ledger.charge("a", 5, SMALL, FACTS, 8.0)
+            ledger.charge("a", 5, SMALL, FACTS, Caps(8.0))
     assert json.loads(files.witness.read_text())["seq"] == 2
     with pytest.raises(AlreadyCharged):
-        files.open().charge("a", 5, SMALL, FACTS, 8.0)
+        files.open().charge("a", 5, SMALL, FACTS, Caps(8.0))
     assert json.loads(files.witness.read_text())["seq"] == 3
     assert ledger.verify() == 3
 
@@ -338,7 +338,7 @@ def _charge_forever(files: Files, cap: float, acknowledged: Path) -> None:
         for round_ in range(10**6):
             job = f"{os.getpid()}-{round_ % 2}"
             try:
-                ledger.charge(job, round_, chance.choice(POOL), FACTS, cap)
+                ledger.charge(job, round_, chance.choice(POOL), FACTS, Caps(cap))
             except ChargeRefused:
                 return
             out.write(f"{job} {round_}\n".encode())
@@ -425,7 +425,7 @@ def test_a_charge_after_a_thousand_others_is_quick(files: Files, capsys: pytest.
     seconds = []
     for number in range(5):
         began = time.perf_counter()
-        ledger.charge("late", number, SMALL, FACTS, 1e6)
+        ledger.charge("late", number, SMALL, FACTS, Caps(1e6))
         seconds.append(time.perf_counter() - began)
     with capsys.disabled():
         print(f"\na charge after 1,000 others: {min(seconds):.3f} to {max(seconds):.3f} s")

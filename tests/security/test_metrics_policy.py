@@ -84,12 +84,12 @@ def test_the_noise_has_the_deviation_that_is_paid_for_and_is_fresh(seen: list[np
     drawn = []
     for sigma in (1e-12, 3.0, 3.0):
         seen.clear()
-        for _ in range(8):
+        for _ in range(64):
             released(answers, patients, sigma)
         drawn.append(np.concatenate([part.ravel() for part in seen]))
     noise, again = drawn[1] - drawn[0], drawn[2] - drawn[0]
-    assert len(noise) == 8 * (16 + 4 * 32)
-    assert noise.std() == pytest.approx(3.0 * math.sqrt(5), rel=0.08)
+    assert len(noise) == 64 * (16 + 4 * 32)
+    assert noise.std() == pytest.approx(3.0 * math.sqrt(5), rel=0.05)  # 6.8 deviations
     assert abs(np.corrcoef(noise, again)[0, 1]) < 6 / math.sqrt(len(noise))
 
 
@@ -247,14 +247,17 @@ def attacked(make_study: MakeStudy, folder: Path, policy: SitePolicy, hospital: 
 
 @pytest.mark.parametrize("metrics", ["noised", "suppressed", "exact"])
 def test_nor_do_a_hundred_studies(make_study, tmp_path: Path, metrics: str) -> None:
-    """At one hospital a hundred, of which few are told anything; at ten more those few, as one guess may be lucky."""
+    """At one hospital a hundred, of which few are told anything; at thirty more those few, as one guess may be lucky.
+
+    With noise .556 of the labels are recovered on average; the mean over 31 hospitals deviates from that by .0065.
+    """
     policy = POLICIES[metrics]
     heard, share = attacked(make_study, tmp_path / "0", policy, 0, CASES)
     if metrics == "exact":
         assert (heard, share > 0.95) == (CASES, True)
         return
     assert 0 < heard <= 5
-    shares = [share] + [attacked(make_study, tmp_path / str(at), policy, at, heard)[1] for at in range(1, 11)]
+    shares = [share] + [attacked(make_study, tmp_path / str(at), policy, at, heard)[1] for at in range(1, 31)]
     print(f"{metrics}: {heard} answers, {np.mean(shares):.3f} of the labels recovered")
     assert np.mean(shares) <= 0.6
 

@@ -99,6 +99,13 @@ def test_what_the_site_does_not_allow_is_refused() -> None:
     assert isinstance(effective(narrow, allowed, 500), Terms)
 
 
+def test_a_site_that_lets_nothing_leave_in_the_open_wants_masks() -> None:
+    strict = SitePolicy(masked_only=True, allow_non_dp=True)
+    for private in (True, False):
+        assert effective(strict, replace(MODEST, private=private), PATIENTS) == Reason.NOT_MASKED
+        assert isinstance(effective(strict, replace(MODEST, private=private, masked=True), PATIENTS), Terms)
+
+
 def test_work_without_noise_needs_the_sites_word() -> None:
     terms = agreed(replace(MODEST, private=False), SitePolicy(allow_non_dp=True, metrics="exact"))
     assert not terms.private
@@ -167,11 +174,13 @@ def test_a_policy_is_read_from_its_file(tmp_path: Path) -> None:
 
 def test_all_faults_of_a_policy_are_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
-    path.write_text("allow_non_dp: 1\nepsilon_job: .nan\nsigma_min: '0.5'\nq_max: 2\nepsilon: 3\nunit: site\n")
+    path.write_text(
+        "masked_only: 'yes'\nallow_non_dp: 1\nepsilon_job: .nan\nsigma_min: '0.5'\nq_max: 2\nepsilon: 3\nunit: site\n"
+    )
     with pytest.raises(StudyError) as caught:
         read_policy(path)
     keys = {fault.split(":")[0] for fault in caught.value.faults}
-    assert keys == {"allow_non_dp", "epsilon_job", "sigma_min", "q_max", "epsilon", "unit"}
+    assert keys == {"masked_only", "allow_non_dp", "epsilon_job", "sigma_min", "q_max", "epsilon", "unit"}
 
 
 def test_a_job_may_not_have_more_than_the_lifetime(tmp_path: Path) -> None:

@@ -83,21 +83,28 @@ def test_one_patient_changes_the_sums_by_at_most_the_bound(make_study: MakeStudy
     assert largest > (0.85 if unit == "patient" else 0.99)  # ten images with different labels have a shorter mean
 
 
+def deviates(noise: np.ndarray, deviation: float) -> bool:
+    """Whether noise has this deviation, as far as so many independent numbers can tell: to six standard errors."""
+    return bool(abs(noise.std() / deviation - 1) < 6 / math.sqrt(2 * noise.size))
+
+
 def test_the_noise_is_symmetric_of_the_deviation_that_it_says_and_fresh(make_study: MakeStudy) -> None:
     features, labels = torch.zeros(12, DIM), torch.arange(12) % 3
     desk, patients, clip, sigma = Desk(make_study, features, labels), list(map(str, range(12))), 3.0, 2.0
     quiet, first, second = (desk.sums(patients, each, clip) for each in (1e-9, sigma, sigma))
+    more = [first, second, *(desk.sums(patients, sigma, clip) for _ in range(10))]
     deviation = sigma * bound(2) * clip**2
     assert first[NOISE] == pytest.approx(np.array([deviation**2]))
     for task in ("cls", "side"):
-        noise = first[f"{task}/gram"] - quiet[f"{task}/gram"]
+        noise = np.stack([one[f"{task}/gram"] - quiet[f"{task}/gram"] for one in more])
         assert np.array_equal(first[f"{task}/gram"], first[f"{task}/gram"].T)
-        inner = noise[:DIM, :DIM]
-        assert np.diag(inner).std() == pytest.approx(deviation, rel=0.25)
-        assert inner[np.triu_indices(DIM, 1)].std() == pytest.approx(deviation / math.sqrt(2), rel=0.05)
-        assert noise[:DIM, -1].std() == pytest.approx(sigma * bound(2) * clip / CONSTANT / math.sqrt(2), rel=0.25)
-        cross = (first[f"{task}/cross"] - quiet[f"{task}/cross"])[:DIM]
-        assert cross.std() == pytest.approx(sigma * bound(2) * clip, rel=0.15)
+        inner = noise[0, :DIM, :DIM]
+        rows, columns = np.triu_indices(DIM, 1)
+        assert deviates(noise[:, range(DIM), range(DIM)], deviation)
+        assert deviates(noise[:, rows, columns], deviation / math.sqrt(2))
+        assert deviates(noise[:, :DIM, -1], sigma * bound(2) * clip / CONSTANT / math.sqrt(2))
+        cross = np.stack([one[f"{task}/cross"] - quiet[f"{task}/cross"] for one in more])[:, :DIM]
+        assert deviates(cross, sigma * bound(2) * clip)
         other = (second[f"{task}/gram"] - quiet[f"{task}/gram"])[:DIM, :DIM]
         assert abs(np.corrcoef(inner.ravel(), other.ravel())[0, 1]) < 0.06
     same = np.corrcoef(
@@ -136,6 +143,15 @@ def test_without_noise_or_labels_nothing_is_released(make_study: MakeStudy) -> N
     empty = Desk(make_study, torch.randn(6, DIM), torch.full((6,), -1), torch.full((6,), -1))
     with pytest.raises(TooFewCases):
         empty.sums(list("abcdef"))
+
+
+def test_a_patient_with_copies_of_an_image_counts_as_with_one(make_study: MakeStudy) -> None:
+    draw = torch.Generator().manual_seed(3)
+    one, labels = torch.randn(8, 128, generator=draw), torch.arange(8) % 3
+    thrice = Desk(make_study, one.repeat(3, 1), labels.repeat(3)).sums(list("abcdefgh") * 3, clip=50.0)
+    once = Desk(make_study, one, labels).sums(list("abcdefgh"), clip=50.0)
+    for key, value in once.items():
+        np.testing.assert_allclose(thrice[key], value, rtol=1e-4, atol=1e-3)
 
 
 # Heads from noised sums.

@@ -10,6 +10,7 @@ from flwr.app import Context, Message
 from flwr.common.serde import message_to_proto
 
 import client.app
+import client.local.room
 import client.site
 from client.egress import EgressLog
 from client.privacy.guard import Guard
@@ -59,8 +60,8 @@ BROKEN: dict[str, tuple[object, str, Exception]] = {
     "reading, known": (client.app, "load_cohort", DataError(f"/patients/{SECRET}/1.dcm: no such file")),
     "greeting": (client.site.Site, "greet", KeyError(SECRET)),
     "policy": (Guard, "admit", OSError(5, "Input/output error", f"/patients/{SECRET}")),
-    "training": (client.site, "train", ValueError(f"bad case {SECRET}")),
-    "training, memory": (client.site, "train", MemoryError(SECRET)),
+    "training": (client.local.room, "train", ValueError(f"bad case {SECRET}")),
+    "training, memory": (client.local.room, "train", MemoryError(SECRET)),
     "evaluating": (client.site, "predictions", FileNotFoundError(2, "No such file", f"/patients/{SECRET}/1.dcm")),
     "a visit": (client.site.Site, "visit", RuntimeError(SECRET)),
     "what a visit is for": (client.site.Site, "grounds", RuntimeError(SECRET)),

@@ -122,7 +122,7 @@ def test_the_coordinator_sees_no_site_by_itself(hospitals, make_study, tmp_path,
             by_length.setdefault((part, answer.exchange), set()).add(len(words))
             if len(words) > 4000:
                 counts = np.bincount(words.view(np.uint8), minlength=256)
-                assert stats.chisquare(counts).pvalue > 1e-5, (number, part)
+                assert stats.chisquare(counts).pvalue > 1e-9, (number, part)
     assert all(len(lengths) == 1 for lengths in by_length.values()), "lengths tell of the data"
     # Nothing that was written down names a site with a figure of its own.
     for row in history(run):

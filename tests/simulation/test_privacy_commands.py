@@ -42,6 +42,50 @@ def test_a_study_is_priced_before_it_runs(command, study_file: Path) -> None:
     assert epsilon([Event(line["sigma"], 0.5, 6)], 1e-3) == line["epsilon"]
 
 
+def test_noised_metrics_are_priced_if_sites_say_what_they_cost(command, study_file: Path) -> None:
+    words = ["study", "explain", study_file, "--patients", 200]
+    (alone,) = json.loads(command(*words, "--json")[1])["prices"]
+    (both,) = json.loads(command(*words, "--metrics-epsilon", 0.5, "--json")[1])["prices"]
+    line, metrics = both["lines"]
+    assert [line] == alone["lines"]
+    assert metrics["epsilon"] == pytest.approx(0.5, rel=0.01)
+    events = [Event(one["sigma"], one["sample"], one["steps"]) for one in both["lines"]]
+    assert both["epsilon"] == epsilon(events, default_delta(200)) > alone["epsilon"]
+    assert "--metrics-epsilon" in command(*words)[1]
+    assert "--metrics-epsilon" not in command(*words, "--metrics-epsilon", 0.5)[1]
+
+
+def test_advice_follows_the_size_of_a_site(command) -> None:
+    trained = {}
+    for patients in (100, 1000, 30_000):
+        code, out, _ = command("study", "explain", "private", "--patients", patients, "--json")
+        assert code == 0
+        (advice,) = json.loads(out)["advice"]
+        trained[patients] = advice["train"]
+        noises = [option["noise"] for option in advice["options"]]
+        assert noises == sorted(noises)
+        assert [option["train"] for option in advice["options"]] == ["heads", "norm_and_heads", "last_block", "all"]
+        numbers = {option["train"]: option["numbers"] for option in advice["options"]}
+        assert (numbers["heads"], numbers["norm_and_heads"]) == (516, 1956)
+    assert trained == {100: "heads", 1000: "norm_and_heads", 30_000: "all"}
+    words = ["study", "explain", "private", "--patients", 400, "--set", "plan.0.local.private.epsilon=3"]
+    assert "train heads, since with fewer than 500 patients, at epsilon 3," in command(*words)[1]
+    code, out, _ = command("privacy", "plan", "private", "--patients", 1000)
+    assert "at 1,000 patients a site: train norm_and_heads, since a step's noise is 0.21" in out
+    assert "with last_block it would be 2.29" in out
+
+
+def test_advice_knows_what_cannot_be_trained_privately(command, make_study, tmp_path: Path) -> None:
+    probe = {"name": "linear_probe", "local": {"steps": 50, "private": {"epsilon": 8.0, "sample": 0.25}}}
+    study = make_study(
+        model={"backbone": "vit_b_16", "weights": None}, input={"kind": "image", "size": 32}, method=probe
+    )
+    (tmp_path / "vit.yaml").write_text(study.to_yaml())
+    _, out, _ = command("study", "explain", "vit.yaml", "--patients", 100_000)
+    assert "train heads, since" in out
+    assert "per-sample gradients are not known" in out
+
+
 def test_longer_studies_and_larger_steps_cost_more(command, study_file: Path) -> None:
     code, out, _ = command("privacy", "plan", study_file, "--patients", 200, "--json")
     assert code == 0

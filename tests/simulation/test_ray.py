@@ -18,5 +18,21 @@ def test_ray_gives_identical_weights_and_leaves_nothing_running(hospitals, make_
     ours, theirs = (load_tensors(run / "model.safetensors") for run in (here, there))
     assert all((ours[key] == theirs[key]).all() for key in ours)
     assert read_json(here / "result.json")["metrics"] == read_json(there / "result.json")["metrics"]
+    _nothing_is_left()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_gives_the_very_same_masked_run(hospitals, make_study, tmp_path):
+    study = make_study(method={"name": "graft", "rounds": 2, "local": {"steps": 2, "batch_size": 8}}, masked=True)
+    here = simulate(study, hospitals, tmp_path / "here")
+    there = simulate(study, hospitals, tmp_path / "there", Engine(name="ray", workers=2))
+    ours, theirs = (load_tensors(run / "model.safetensors") for run in (here, there))
+    assert all((ours[key] == theirs[key]).all() for key in ours)
+    assert read_json(here / "result.json")["metrics"] == read_json(there / "result.json")["metrics"]
+    _nothing_is_left()
+
+
+def _nothing_is_left() -> None:
     left = subprocess.run(["pgrep", "-f", "fedgraft-ray-"], capture_output=True, text=True, check=False)
     assert left.stdout == "", f"processes left behind by {sys.executable}"

@@ -17,7 +17,7 @@ from client.approval import is_approved
 from client.data.spec import CohortSpec
 from client.offers import keep_offer
 from client.preflight.report import Level
-from common.privacy import Event, default_delta, epsilon
+from common.privacy import Event, default_delta, epsilon, noise_for
 from helpers.site_home import STUDY, Hospital, study
 from simulations.run import Hospitals, simulate
 
@@ -203,6 +203,40 @@ def test_review_says_how_metrics_leave(command, hospital: Hospital, study_file: 
     assert "confusion" not in line
 
 
+def test_the_price_of_noised_metrics_is_part_of_the_studys(command, hospital: Hospital, private_file: Path) -> None:
+    policy = {"min_patients": 1, "epsilon_job": 20.0, "epsilon_lifetime": 50.0}
+    costs = {}
+    for metrics in ("none", "noised"):
+        hospital.write_config(policy=policy | {"metrics": metrics})
+        costs[metrics] = json.loads(command("site", "review", private_file, "--home", hospital.home, "--json")[1])[
+            "cost"
+        ]
+    noise = Event(noise_for(0.5, default_delta(16), 1.0, 1), 1.0, 1)
+    assert costs["none"]["metrics"] == 0.0
+    assert costs["noised"]["metrics"] == pytest.approx(epsilon([noise], default_delta(16)))
+    both = epsilon([Event(2.0, 0.25, 8), noise], default_delta(16))
+    assert costs["noised"]["epsilon"] == pytest.approx(both) != costs["none"]["epsilon"]
+    _, out, _ = command("site", "review", private_file, "--home", hospital.home)
+    assert "noised counts of the test cases, once: epsilon 0.50" in out
+    assert f"the whole study: epsilon {both:.2f} of 20" in out
+
+
+def test_noised_metrics_have_a_price_where_nothing_else_has(command, hospital: Hospital, study_file: Path) -> None:
+    hospital.write_config(policy={"allow_non_dp": True, "min_patients": 1, "metrics": "noised"})
+    _, out, _ = command("site", "review", study_file, "--home", hospital.home)
+    assert "once: epsilon 0.50" in out
+    assert "the whole study: epsilon 0.50 of 3" in out
+    assert "no differential privacy in probe, train" in out
+
+
+def test_a_site_that_sends_nothing_in_the_open_says_so(command, hospital: Hospital, study_file: Path) -> None:
+    hospital.write_config(policy={"allow_non_dp": True, "min_patients": 1, "masked_only": True})
+    code, out, _ = command("site", "review", study_file, "--home", hospital.home)
+    assert code == 0
+    assert "nothing in the open, by masked_only of the policy" in out
+    assert "ask the coordinator for masked: true" in out
+
+
 def test_approval_is_kept_and_withdrawn(command, hospital: Hospital, study_file: Path) -> None:
     digest = study().digest
     assert not is_approved(hospital.home, digest)
@@ -230,6 +264,7 @@ REFUSED = {
     "too_few_patients": ({"allow_non_dp": True, "min_patients": 17}, STUDY),
     "backbone": ({"allow_non_dp": True, "min_patients": 1, "backbones": ["resnet18"]}, STUDY),
     "roles": ({"allow_non_dp": True, "min_patients": 1, "train": ["body"]}, STUDY),
+    "not_masked": ({"allow_non_dp": True, "min_patients": 1, "masked_only": True}, STUDY),
     "steps": ({"min_patients": 1, "steps_max": 7}, PRIVATE),
 }
 

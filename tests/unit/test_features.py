@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from client.config import read_config
 from client.data.cohort import Cohort
-from client.local.features import Features
+from client.deployed import start as site_start
+from client.home import Joined, SiteHome
+from client.local.features import Features, forget_features
 from client.local.feed import Feed
 from client.policy import SitePolicy
 from client.privacy.guard import Guard
@@ -23,7 +27,7 @@ from common.model import TransferModel, state_arrays
 from common.orders import Arrays, Order, Update
 from common.study import Study
 from helpers.work import CPU, MakeStudy, images
-from simulations.run import OPEN
+from simulations.run import OPEN, Hospitals, prepare, resume
 
 PROBE = {"name": "linear_probe", "rounds": 3, "local": {"epochs": 2, "batch_size": 8, "lr": 0.01}}
 
@@ -169,9 +173,50 @@ def test_a_new_study_deletes_what_an_earlier_one_has_left(make_study: MakeStudy,
     first, second = make_study(method=PROBE), make_study(method=PROBE, seed=4)
     course(a_site(first, tmp_path), first, start(first), end=False)
     left = tmp_path / "features" / first.digest[:16]
+    own = tmp_path / second.digest[:16]
+    course(a_site(second, own), second, start(second), end=False)
     assert left.exists()
-    a_site(second, tmp_path).greet()
+    forget_features(tmp_path, second.digest)
     assert not left.exists()
+    kept = own / "features" / second.digest[:16]
+    assert kept.exists()
+    forget_features(tmp_path)
+    assert not kept.exists()
+    assert own.exists()
+
+
+def test_a_greeting_and_a_start_delete_what_a_broken_study_has_left(
+    make_study: MakeStudy, hospitals: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folder of any study of the site."""
+    run = tmp_path / "run"
+    prepare(make_study(method=PROBE), hospitals, run)
+    state = run / "sites" / "east"
+    left = [folder / "features" / "0123456789abcdef" for folder in (state, state / "0123456789abcdef")]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "train.safetensors").write_bytes(b"of patients")
+    resume(run)
+    assert not any(folder.exists() for folder in left)
+    assert (state / "approvals.json").exists()
+
+    home = SiteHome(tmp_path / "home")
+    home.write_joined(Joined(consortium="c", site="east", host="h", port=1))
+    config = read_config(state / "site.json")
+    home.config.write_text(config.model_copy(update={"state": home.state}).model_dump_json())
+    (home.state / "ledger").mkdir(parents=True)
+    old = home.state / "0123456789abcdef" / "features" / "0123456789abcdef"
+    old.mkdir(parents=True)
+    seen = []
+    monkeypatch.setattr("client.executor.run_site", lambda home, stop: seen.append(old.exists()))
+    handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        site_start(home.path, as_json=False)
+    finally:
+        for kind, handler in zip((signal.SIGTERM, signal.SIGINT), handlers, strict=True):
+            signal.signal(kind, handler)
+    assert seen == [False]
+    assert (home.state / "ledger").exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])

@@ -1,0 +1,75 @@
+"""A site that lets nothing leave in the open takes part in masked studies, and in no others, whatever it is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.policy import SitePolicy
+from client.privacy.guard import Guard, Refused
+from client.site import Site, labelled_patients
+from client.workbench import Workbench
+from common.errors import QuorumError
+from common.files import read_json
+from common.model import state_arrays
+from common.orders import Code, Order, Refusal, Update
+from common.study import Study
+from helpers.work import CPU, MakeStudy, cohort, images
+from simulations.run import OPEN, Hospitals, simulate
+
+ONLY = OPEN.model_copy(update={"masked_only": True})
+PROBE = {"name": "linear_probe", "rounds": 2, "local": {"steps": 1, "batch_size": 8, "lr": 0.01}}
+PLANS = {
+    "plain": {"method": PROBE},
+    "private": {"method": PROBE | {"local": {"steps": 1, "lr": 0.01, "private": {"sigma": 5.0, "sample": 0.5}}}},
+    "silent": {
+        "plan": [
+            {
+                "name": "adapt",
+                "where": "all",
+                "local": {"kind": "recalibrate"},
+                "share": "none",
+                "merge": {"kind": "nothing"},
+            }
+        ]
+    },
+}
+
+
+def a_site(study: Study, folder: Path, policy: SitePolicy) -> Site:
+    inputs, labels = images(27)
+    mine = cohort(inputs, {"cls": labels}, held_out=6)
+    guard = Guard(study, policy, folder, labelled_patients(study, mine))
+    return Site(study, mine, Workbench(study, CPU), folder, guard)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_nothing_is_said_nor_done_in_a_study_without_masks(make_study: MakeStudy, tmp_path: Path, plan: str) -> None:
+    """Neither at the greeting, nor by a site that greeted before its policy was changed and was started anew since."""
+    study = make_study(**PLANS[plan])
+    tensors = {key: array.copy() for key, array in state_arrays(Workbench(study, CPU).model).items()}
+    for policy, answers in ((OPEN, True), (ONLY, False)):
+        site = a_site(study, tmp_path / str(answers), policy)
+        if answers:
+            site.greet()
+        else:
+            with pytest.raises(Refused) as caught:
+                site.greet()
+            assert (caught.value.code, caught.value.why) == (Code.POLICY, "not_masked")
+        for work, evaluate in ((True, None), (True, "test"), (False, "val"), (False, None)):
+            got = site.visit(Order(study.digest, 1, 0, 1, work, evaluate, tensors))
+            assert isinstance(got, Update) if answers else got == Refusal(1, Code.POLICY)
+    assert not (tmp_path / "False" / "ledger").exists()
+    assert not list((tmp_path / "False").rglob("*.safetensors"))
+
+
+def test_a_masked_study_runs_as_ever(hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path) -> None:
+    strict = Hospitals(hospitals.cohorts, policies=dict.fromkeys(hospitals.cohorts, ONLY))
+    run = simulate(make_study(method=PROBE, masked=True), strict, tmp_path / "masked")
+    result = read_json(run / "result.json")
+    assert result["status"] == "completed", result["headline"]
+    assert np.isfinite(result["metrics"]["cls"]["pooled"]["auroc"])
+    with pytest.raises(QuorumError, match="policy"):
+        simulate(make_study(method=PROBE), strict, tmp_path / "open")
