@@ -198,6 +198,8 @@ def test_two_sites_are_refused_with_the_reason(hospitals, make_study, tmp_path):
     with pytest.raises(QuorumError, match="each could subtract its own part"):
         simulate(make_study(method=PLANS["fedavg"], masked=True), two, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
+    for name in two.cohorts:  # nobody was even asked
+        assert [entry.kind for entry in EgressLog(tmp_path / "run" / "sites" / name).entries()] == ["greeting"]
 
 
 def test_dropping_below_three_ends_the_run_with_no_partial_sum(hospitals, make_study, tmp_path):
