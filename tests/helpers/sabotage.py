@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor
 from client.local.feed import Batch
 from client.privacy import dpsgd, secret
 from common.model import TransferModel
+from common.tasks import AnyTask
 
 Patch = pytest.MonkeyPatch
 
