@@ -37,7 +37,7 @@ class Data:
 
 def make(asked: Study) -> torch.nn.Module:
     """The model, with the engine's initial entries."""
-    from client.workbench import make_model
+    from common.start import make_model
 
     return make_model(asked)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from client.data.cohort import Cohort
 from client.local.feed import Feed
-from client.local.gradient import Moment, train
+from client.local.gradient import train
+from client.terms.base import Moment
 from client.workbench import Workbench
 from common.plan import Gradient
 from common.study import Study, parse_study

@@ -29,12 +29,14 @@ from benchmarks.workloads import study as bench_study
 from benchmarks.workloads import workload, write
 from client.local.features import Features
 from client.local.feed import Feed
-from client.local.gradient import Moment, train
+from client.local.gradient import train
 from client.privacy.dpsgd import train_private
+from client.terms.base import Moment
 from client.workbench import Workbench
 from common.files import read_json, write_json
-from common.plan import Gradient, Private, named
+from common.plan import Gradient, named
 from common.study import Study, parse_study
+from common.training import Private
 from common.travel import changed, rests
 from simulations.run import Engine, prepare, resume
 

@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from flwr.clientapp import ClientApp
 
 from client.approval import is_approved
 from client.config import SiteConfig, read_config
-from client.data.cohort import Wanted, load_cohort
+from client.data.cohort import Cohort, Wanted, learning_patients, load_cohort
 from client.egress import EgressLog
 from client.local.features import forget_features
 from client.log import close as close_log
@@ -27,9 +28,10 @@ from client.offers import keep_offer
 from client.privacy.guard import Guard, Refused
 from client.privacy.sealing import Sealer
 from client.pseudonyms import place_of
-from client.site import Site, labelled_patients
+from client.site import Site
 from client.workbench import NoGpu, Workbench, device_named
 from common import wire
+from common.aside import needs_source
 from common.bundle import WireError
 from common.errors import FedgraftError, InputError
 from common.files import DISK_FULL, write_atomic
@@ -198,7 +200,10 @@ def _site(study: Study, config: SiteConfig) -> Site:
     wanted = Wanted(study.tasks, study.input, study.split, study.seed)
     place = place_of(config, study.digest)
     cohort = load_cohort(config.name, config.cohort, wanted, place)
-    guard = None if config.observer else Guard(study, config.policy, config.state, labelled_patients(study, cohort))
+    if config.source is not None and needs_source(study):
+        beside = replace(place, state=place.state / "source")
+        cohort = replace(cohort, source=load_cohort(config.name, config.source, wanted, beside))
+    guard = None if config.observer else _guard(study, config, cohort)
     sealer, bench = _sealer(study, config), _bench(study, _device(config))
     site = Site(study, cohort, bench, place.state, guard, sealer)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
@@ -210,6 +215,11 @@ def _device(config: SiteConfig) -> torch.device:
         return device_named(config.device)
     except NoGpu:
         raise Refused(Code.NO_GPU, f"there is no device {config.device}") from None
+
+
+def _guard(study: Study, config: SiteConfig, cohort: Cohort) -> Guard:
+    patients = learning_patients(study, cohort)
+    return Guard(study, config.policy, config.state, patients, is_source=config.public_source)
 
 
 def _sealer(study: Study, config: SiteConfig) -> Sealer | None:

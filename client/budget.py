@@ -12,10 +12,10 @@ from client.privacy.chain import Row, total
 from client.privacy.guard import Guard, Held, Refused
 from client.privacy.ledger import Ledger
 from client.privacy.ledger import Refused as TurnedDown
-from client.workbench import make_model
 from common.errors import InputError
 from common.files import write_atomic
 from common.privacy import Event, epsilon, epsilon_of, epsilon_prv, merge
+from common.start import make_model
 from common.study import Study
 
 

@@ -60,6 +60,10 @@ class SiteConfig(BaseModel):
     state: Path = Path("state")
     cache: Path = Path("cache")
     policy: SitePolicy = SitePolicy()
+    source: CohortSpec | None = None
+    """Labelled data of a source that lie at the site as well, for studies that learn from both."""
+    public_source: bool = False
+    """The site's own cohort is public source data: it works in stages that are for the source, and in no others."""
     observer: bool = False
     """Hold public data for evaluation only, and take no part in training."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
@@ -88,6 +92,7 @@ class SiteConfig(BaseModel):
             "state": _anchored(self.state, folder),
             "cache": _anchored(self.cache, folder),
             "cohort": self.cohort.below(folder),
+            "source": self.source and self.source.below(folder),
             "masks": self.masks and self.masks.model_copy(update=keys),
             "server": server,
         }

@@ -12,17 +12,17 @@ import torch
 
 from client.approval import approve, is_approved, withdraw
 from client.config import SiteConfig, read_site, site_home
+from client.data.cohort import learning_patients
 from client.offers import find_study
 from client.preflight.check import DETAILS, PARTS, Check, Site, read_cohort
 from client.preflight.report import Level, Report
 from client.review import in_words, review
-from client.site import labelled_patients
 from client.verdict import Verdict, judge
-from client.workbench import make_model
 from common.check import check as faults_of
 from common.errors import InputError, PolicyError, StudyError
 from common.files import write_atomic
 from common.model import TransferModel
+from common.start import make_model
 from common.study import Study
 from common.terminal import ERR, say
 
@@ -98,7 +98,7 @@ def _reviewed(home: Path, config: SiteConfig, study: Study, ref: str) -> dict[st
     if not config.observer:
         # What privacy costs, and whether the policy allows it, depends on how many patients there are.
         cohort = read_cohort(config, study, [])
-        verdict = judge(config, study, model.tags(), labelled_patients(study, cohort))
+        verdict = judge(config, study, model.tags(), learning_patients(study, cohort))
     return review(study, model, config, verdict, approved=is_approved(home, study.digest))
 
 

@@ -94,7 +94,9 @@ def _figures(stage: Stage, *, exact: bool) -> list[str]:
         return ["steps", "sigma", "sample"] if isinstance(stage.local, Gradient) else ["sigma"]
     if not exact:
         return []
-    return ["loss", "steps", "examples"] if isinstance(stage.local, Gradient) else ["examples"]
+    if not isinstance(stage.local, Gradient):
+        return ["examples"]
+    return ["loss", "steps", "examples"] + (["undone"] if stage.local.fallback is not None else [])
 
 
 def _policy(verdict: Verdict | None, at: int) -> dict[str, Any]:

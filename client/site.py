@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,14 +11,16 @@ import numpy as np
 import torch
 
 from client.data.cohort import Cohort
-from client.data.targets import known, label_counts
+from client.data.targets import known
+from client.greeting import counts_of
+from client.inbox import Inbox
 from client.kept import Kept
 from client.local.evaluate import Predictions, predictions, summed
 from client.local.features import Features
 from client.local.feed import Feed
-from client.local.gradient import Diverged, Moment, TooFewCases
 from client.local.room import Room
 from client.local.statistics import column_sums, feature_sums
+from client.local.trouble import Diverged, TooFewCases
 from client.log import site_log
 from client.privacy.guard import Guard, Refused
 from client.privacy.release import noised_sums
@@ -27,17 +28,22 @@ from client.privacy.replies import Replay
 from client.privacy.sealing import Accepted, Sealer
 from client.privacy.shown import release
 from client.privacy.units import units_of
+from client.terms.base import Around, Moment
+from client.terms.control import next_control, own_control
 from client.workbench import Workbench
+from common.aside import needs_of, needs_source
 from common.errors import FedgraftError
 from common.files import DISK_FULL
 from common.masking import OutOfRange
 from common.orders import TRUNK, Answer, Arrays, Code, Greeting, Order, Refusal, Split, Update
-from common.plan import Gradient, Private, Recalibrate, Role, Stage, Statistics, Tag
+from common.plan import Gradient, Recalibrate, Role, Stage, Statistics, Tag
 from common.private_sums import PrivateSums
 from common.seeds import derive
 from common.study import Study
 from common.summing import METRICS, TENSORS, Terms, metric_terms, tensor_terms
 from common.task_metrics import TaskSums
+from common.terms import Need, looks_further, wants_all_cases
+from common.training import Private
 from common.travel import changed, own, privacy_asked, releases_plainly, rests, sent, stays
 
 
@@ -48,13 +54,6 @@ class Work:
     tensors: Arrays
     own: Arrays
     figures: dict[str, float]
-
-
-def labelled_patients(study: Study, cohort: Cohort) -> int:
-    """How many patients have a training case with a known label."""
-    cases = cohort.splits["train"]
-    labelled = torch.stack([known(cohort.targets[task.name][cases]) for task in study.tasks]).any(dim=0)
-    return len({cohort.patients[at] for at in cases[labelled].tolist()})
 
 
 class Site:
@@ -80,13 +79,14 @@ class Site:
         self._bench = bench
         self._cohort = cohort
         self._feed = Feed(cohort, study.input, bench.device)
+        self._source = Feed(cohort.source, study.input, bench.device) if cohort.source is not None else None
         keep = guard is None or guard.keeps_features
         self._features = Features(self._feed, folder, study.digest, keep=keep)
         self._used: dict[str, np.ndarray] = {}
         self._kept = Kept(folder / "kept" / study.digest[:16])
         self._log = site_log(folder)
         self._room = Room(bench, self._log)
-        self._received: dict[str, np.ndarray] = {}
+        self._inbox = Inbox(bench)
         indices = self._feed.labelled("train")
         labelled = {task.name: known(self._feed.targets(task.name, indices)) for task in study.tasks}
         self._labelled = {task: float(cases.sum()) for task, cases in labelled.items()} | {TRUNK: float(len(indices))}
@@ -98,20 +98,16 @@ class Site:
         """
         if self._guard is not None:
             self._guard.admit(self._bench.tags)
+            if self._source is None and not self._guard.is_source and needs_source(self._study):
+                raise Refused(Code.NO_SOURCE, "the study learns from a source at the site, whose file names none")
         labelled = self._labelled[TRUNK] > 0
         if self._sealer is not None:
             nonce = self._sealer.greet()
             return Greeting(self.name, {}, {}, labelled=labelled, evaluates=self._shows_metrics, nonce=nonce)
-        public = self._guard.public if self._guard else int
-        labels = {}
-        for task in self._study.tasks:
-            counts = label_counts(task, self._cohort.targets[task.name][self._cohort.splits["train"]])
-            labels[task.name] = {name: public(count) for name, count in counts.items()}
-        problems: Counter[str] = Counter()
-        for problem in self._cohort.problems:
-            problems[problem.reason] += public(problem.count)
-        cases = {split: public(len(indices)) for split, indices in self._cohort.splits.items()}
-        return Greeting(self.name, cases, labels, dict(problems), self._guard is None, labelled, self._shows_metrics)
+        counts = counts_of(self._study, self._cohort, self._guard.public if self._guard else int)
+        source = self._guard is not None and self._guard.is_source
+        shows = self._shows_metrics
+        return replace(counts, observer=self._guard is None, labelled=labelled, evaluates=shows, source=source)
 
     def visit(self, order: Order) -> Answer:
         """Evaluate what the order brings, do its stage's work, and answer. Never raises: trouble is a constant code."""
@@ -156,14 +152,14 @@ class Site:
         if self._guard is not None:
             self._guard.demand_masks()
         accepted = self._sealer.accept(order, self._study.plan[order.stage]) if self._sealer else None
-        self._receive(order)
+        self._inbox.take(order, self._study.plan[order.stage])
         before = self._kept.before(order.exchange)
         asked = order.evaluate is not None and self._shows_metrics
         metrics = summed(self._bench, self._predict(order, before)) if asked else {}
         update = self._worked(order, before) if order.work else self._ended(order, before)
         if self._sealer is not None and accepted is not None:
             terms = self._terms(order, accepted, update, metrics)
-            sealed = self._sealer.seal(order, accepted, terms, self._bench.digests.of(self._received))
+            sealed = self._sealer.seal(order, accepted, terms, self._bench.digests.of(self._inbox.entries))
             return replace(sealed, spent=update.spent)
         if not self._shows_metrics:
             return update
@@ -184,7 +180,7 @@ class Site:
             raise Refused(Code.POLICY)
         stage = self._study.plan[order.stage]
         self._load(stage, before)
-        work = self._work(stage, order, self._guard)
+        work = self._work(stage, order, self._guard, before)
         if work.own:
             self._kept.save(order.exchange, {**before, **work.own})
         weights = self._weights(stage, self._guard)
@@ -201,16 +197,6 @@ class Site:
             terms[METRICS] = metric_terms(metrics, update.train)
         return terms
 
-    def _receive(self, order: Order) -> None:
-        if not self._bench.fits(order.tensors):
-            raise Refused(Code.BAD_TENSORS)
-        held = {key: array for key, array in self._received.items() if key not in order.tensors}
-        if set(held) | set(order.tensors) != set(self._bench.tags):
-            raise Refused(Code.MISSING_TENSORS)
-        if self._bench.digests.of(held) != order.held:
-            raise Refused(Code.MISSING_TENSORS)
-        self._received |= order.tensors
-
     def _evaluated_stage(self, order: Order) -> Stage | None:
         """The stage whose result came with this order; None before the first."""
         if order.round > 1 or not order.work:
@@ -220,8 +206,8 @@ class Site:
     def _load(self, stage: Stage | None, kept: Arrays) -> None:
         """Put the model together: what the coordinator sent, and in its place what this site keeps for itself."""
         tags = self._bench.tags
-        mine = {key: array for key, array in kept.items() if stage is not None and own(stage, tags, key)}
-        self._used = self._received | mine
+        mine = {k: array for k, array in kept.items() if stage is not None and k in tags and own(stage, tags, k)}
+        self._used = self._inbox.entries | mine
         self._bench.load(self._used)
 
     def _seen(self, split: Split) -> Feed:
@@ -234,7 +220,7 @@ class Site:
         """Counts of the test cases as policy lets them out; nothing, if it does not."""
         labelled = self._feed.labelled("test")
         cases = (labelled, units_of(labelled, self._cohort.patients, guard.unit))
-        model = self._bench.digests.of(self._received)
+        model = self._bench.digests.of(self._inbox.entries)
         try:
             return release(guard, order.exchange, model, lambda: self._predict(order, before), cases, self._study.asked)
         except Refused as refused:
@@ -250,10 +236,11 @@ class Site:
         feed = self._seen(order.evaluate) if resting and not self._bench.model.decodes else self._feed
         return predictions(self._bench, feed, order.evaluate)
 
-    def _work(self, stage: Stage, order: Order, guard: Guard) -> Work:
+    def _work(self, stage: Stage, order: Order, guard: Guard, before: Arrays) -> Work:
         local, tags = stage.local, self._bench.tags
+        moment = self._moment(stage, order, before)
         if privacy_asked(stage) is not None:
-            return self._private_work(stage, order, guard)
+            return self._private_work(stage, order, guard, moment)
         moves = changed(stage, tags)
         if releases_plainly(stage, tags):
             guard.allow_plain(_roles(tags, moves))
@@ -266,16 +253,18 @@ class Site:
         if isinstance(local, Recalibrate):
             figures = self._room.recalibrate(self._feed, local)
         else:
-            figures = self._room.train(self._cases(stage, local), local, moves, self._moment(stage, order), begin)
+            figures = self._room.train(self._cases(stage, local), local, moves, moment, begin)
         shared, mine = self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags))
+        if Need.CONTROL in needs_of(stage):
+            mine |= next_control(stage, tags, moment, shared)
         return Work(shared, mine, self._figures(figures))
 
-    def _private_work(self, stage: Stage, order: Order, guard: Guard) -> Work:
+    def _private_work(self, stage: Stage, order: Order, guard: Guard, moment: Moment) -> Work:
         """Charge, then work with noise, then keep the reply; a round that was answered gets the same answer."""
         tags = self._bench.tags
         moves = changed(stage, tags)
         try:
-            model = self._bench.digests.of(self._received)
+            model = self._bench.digests.of(self._inbox.entries)
             private = guard.charge(stage, order.exchange, _roles(tags, moves), model)
         except Replay as replay:
             return Work(replay.shared, replay.own, {})
@@ -283,34 +272,43 @@ class Site:
             sums = noised_sums(self._bench, self._seen("train"), self._cohort.patients, private)
             work = Work(sums, {}, {"sigma": private.sigma or 0.0})
         else:
-            work = self._train_privately(stage, private, order, moves)
+            work = self._train_privately(stage, private, moment, moves)
         guard.keep(order.exchange, work.tensors, work.own)
         return work
 
-    def _train_privately(self, stage: Stage, private: Private, order: Order, moves: tuple[str, ...]) -> Work:
+    def _train_privately(self, stage: Stage, private: Private, moment: Moment, moves: tuple[str, ...]) -> Work:
         from client.privacy.dpsgd import train_private  # slow to import, and only private training needs it
 
         assert isinstance(stage.local, Gradient)
         spec, tags = stage.local.model_copy(update={"private": private}), self._bench.tags
         self._bench.touched(moves)
         cases, patients = self._cases(stage, spec), self._cohort.patients
-        figures = train_private(self._bench, cases, patients, spec, moves, self._moment(stage, order))
+        figures = train_private(self._bench, cases, patients, spec, moves, moment)
         return Work(self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags)), figures)
 
     def _cases(self, stage: Stage, local: Gradient) -> Feed:
         """The training cases: as features where the backbone rests, unless images are to be changed at random."""
-        frozen = rests(stage, self._bench.tags) and local.augment is None and not self._bench.model.decodes
+        plain = local.augment is None and local.fallback is None and not looks_further(local.terms)
+        frozen = rests(stage, self._bench.tags) and plain and not self._bench.model.decodes
         return self._seen("train") if frozen else self._feed
 
-    def _moment(self, stage: Stage, order: Order) -> Moment:
-        return Moment(derive(self._study.seed, self.name, stage.name, order.round), order.round, stage.rounds)
+    def _moment(self, stage: Stage, order: Order, before: Arrays) -> Moment:
+        seed = derive(self._study.seed, self.name, stage.name, order.round)
+        around = Around(self._inbox.entries, self._inbox.aside, own_control(before, order.round), self._source)
+        return Moment(seed, order.round, stage.rounds, around)
 
     def _figures(self, figures: dict[str, float]) -> dict[str, float]:
         """Losses and counts of training, which tell of the patients as metrics do."""
         return figures if self._guard is not None and self._guard.shows_metrics else {}
 
     def _weights(self, stage: Stage, guard: Guard) -> dict[str, float]:
-        counts = self._labelled if isinstance(stage.local, Gradient) else {}
+        if not isinstance(stage.local, Gradient):
+            return {}
+        counts, terms = dict(self._labelled), stage.local.terms
+        if wants_all_cases(terms):
+            counts[TRUNK] = float(len(self._feed.splits["train"]))
+        if Need.SOURCE in needs_of(stage):  # labels of the source have taught the heads as well
+            counts = dict.fromkeys(counts, counts[TRUNK])
         return {name: float(guard.public(int(count))) for name, count in counts.items()}
 
 

@@ -8,21 +8,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
-from common.inputs import TableInput
-from common.model import TransferModel, build_model, build_table_model
-from common.orders import Arrays, Digests, place, type_name
+from common.orders import Arrays, Digests, place
 from common.plan import Tag
+from common.start import make_model
 from common.study import Study
-
-
-def make_model(study: Study) -> TransferModel:
-    """The study's model with seeded random entries."""
-    if isinstance(study.input, TableInput):
-        return build_table_model(study.model.backbone, study.heads, study.input.width, study.seed)
-    size, channels = study.input.size, study.input.channels
-    return build_model(
-        study.model.backbone, study.heads, channels=channels, seed=study.seed, size=size, masks=study.mask_heads
-    )
+from common.travel import Shapes
 
 
 def device_named(name: str) -> torch.device:
@@ -66,7 +56,9 @@ class Workbench:
         self._live = {key: value.detach() for key, value in self.model.state_dict(keep_vars=True).items()}
         # On the CPU the entries as arrays over the same memory: NumPy moves small ones faster than torch does.
         self._memory = {key: value.numpy() for key, value in self._live.items()} if device.type == "cpu" else {}
-        self._forms = {key: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for key, v in self._live.items()}
+        self.forms: Shapes = {
+            key: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for key, v in self._live.items()
+        }
         self._loaded: dict[str, np.ndarray] = {}
 
     def load(self, arrays: Arrays) -> None:
@@ -84,10 +76,6 @@ class Workbench:
         """Put `arrays` into the model for work that changes the entries `changes`."""
         self.load(arrays)
         self.touched(changes)
-
-    def fits(self, arrays: Arrays) -> bool:
-        """Whether every array has a place in the model, of the same shape and type."""
-        return all(self._forms.get(key) == (array.shape, type_name(array)) for key, array in arrays.items())
 
     def read(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Copies of the model's entries."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from common.check import only_heads_because
 from common.errors import InputError
-from common.plan import Gradient, Private, Role, Select, named
+from common.plan import Gradient, Role, Select, named
 from common.pricing import price, private_stages
 from common.study import Study
+from common.training import Private
 from common.travel import Tags
 
 SETS = ("heads", "norm_and_heads", "last_block", "all")

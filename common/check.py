@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from common.check_course import check_course
+from common.check_source import check_source
+from common.check_terms import check_terms
 from common.inputs import TableInput
 from common.plan import (
     Discriminant,
     Gradient,
     Mean,
+    Moments,
     NearestMean,
     Nothing,
     Recalibrate,
@@ -18,10 +22,12 @@ from common.plan import (
     Stage,
     Standardise,
     Statistics,
+    Sums,
     Tag,
 )
 from common.study import Study
 from common.tasks import Segmentation, Task
+from common.terms import names_classes
 from common.travel import changed, own, stays
 
 _NOT_PRIVATE = {
@@ -30,8 +36,8 @@ _NOT_PRIVATE = {
 }
 """Backbones of which per-sample gradients are not known, and why; `common.dp_safe` looks at the others' layers."""
 
-_CLOSED_FORM = {"features": Ridge | NearestMean | Discriminant, "columns": Standardise}
-_ADDS_UP = Mean | ServerOptimiser | Ridge | NearestMean | Discriminant | Standardise | Nothing
+_CLOSED_FORM = {"features": Ridge | NearestMean | Discriminant | Moments, "columns": Standardise}
+_ADDS_UP = Mean | ServerOptimiser | Ridge | NearestMean | Discriminant | Moments | Standardise | Nothing
 """Merges that need no more than the sum over the sites."""
 
 
@@ -56,11 +62,12 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
             )
         keeps = stays(stage, tags)
         bare |= set() if private else set(keeps)
-        local_backbone |= any(tags[key].role is not Role.HEAD for key in keeps)
+        local_backbone |= any(tags[key].role not in (Role.HEAD, Role.CRITIC) for key in keeps)
     if isinstance(study.input, TableInput) and not isinstance(study.plan[0].merge, Standardise):
         faults.append("plan.0: a table needs a first stage that standardises its columns (merge: standardise)")
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
+    faults += check_source(study)
     faults += _masked(study) if study.masked else []
     if study.mask_heads and isinstance(study.input, TableInput):
         faults.append(f"tasks: {', '.join(study.mask_heads)} asks for masks, but the study's input is a table")
@@ -98,16 +105,26 @@ def _stage(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]
             yield from _recalibrate(stage, tags)
 
 
+def _guessing(study: Study, local: Gradient) -> Iterator[str]:
+    """What looks at the classes that the model names is for tasks that ask for classes."""
+    others = [task.name for task in study.tasks if not isinstance(task, Task)]
+    looks = [f"local.terms.{at} ({term.kind})" for at, term in enumerate(local.terms) if names_classes(term)]
+    looks += ["local.fallback"] if local.fallback is not None else []
+    if others:
+        yield from (f"{key}: looks at the classes that the model names, and {others[0]} asks for none" for key in looks)
+
+
 def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
     yield from _private(study, stage, local, tags)
     moves = changed(stage, tags)
     if all(tags[key].role is Role.NORM_STATS for key in moves):
         yield "local.train: selects nothing that gradients could train in this model"
-    if stage.where == "unlabelled":
-        yield "where: the supervised loss needs labels, but the stage is for unlabelled sites"
+    yield from check_terms(stage, local, tags)
+    yield from _guessing(study, local)
+    yield from check_course(study, stage, local, tags)
     if local.augment is not None and isinstance(study.input, TableInput):
         yield "local.augment: is for images, but the study's input is a table"
-    if isinstance(stage.merge, Ridge | Standardise):
+    if isinstance(stage.merge, Sums):
         yield f"merge: {stage.merge.kind} merges sums, but gradient work gives entries; use mean or nothing"
     travels = [key for key in moves if tags[key] in stage.share]
     if not isinstance(stage.merge, Nothing) and not travels:
@@ -153,7 +170,7 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
 
 def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
     if not isinstance(stage.merge, _CLOSED_FORM[local.of]):
-        kind = {"features": "ridge, ncm or lda", "columns": "standardise"}[local.of]
+        kind = {"features": "ridge, ncm, lda or moments", "columns": "standardise"}[local.of]
         yield f"merge: sums of {local.of} are merged by {kind}, not by {stage.merge.kind}"
     if local.of == "columns" and not isinstance(study.input, TableInput):
         yield "local.of: columns are those of a table, but the study's input is images"
@@ -165,7 +182,9 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "rounds: sums do not change from round to round; one is enough"
     if local.of == "features" and stage.where == "unlabelled":
         yield "where: a closed-form head needs labels, but the stage is for unlabelled sites"
-    if local.of == "features" and Role.HEAD not in stage.share.roles:
+    if isinstance(stage.merge, Moments) and local.private is not None:
+        yield "local.private: noised sums clip the features, so their moments would be of something else; not built"
+    if local.of == "features" and Role.HEAD not in stage.share.roles and not isinstance(stage.merge, Moments):
         yield "share: the solved heads must reach the sites; share: heads"
 
 

@@ -20,6 +20,7 @@ from common.start import Start, start
 from common.study import Study
 from common.summing import tensor_shapes
 from common.tasks import AnyTask, Multilabel, Regression, Segmentation
+from common.terms import SUPERVISED
 from common.travel import Tags, changed, expected, sent
 
 _WORD = 8
@@ -137,7 +138,7 @@ def describe_local(stage: Stage) -> str:
     local = stage.local
     if isinstance(local, Gradient):
         length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
-        return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}"
+        return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}{_beyond(local)}"
     if isinstance(local, Statistics):
         return f"sums of {local.of}" + (" with noise" if local.private is not None else "")
     return "norm statistics from the site's own images"
@@ -157,7 +158,46 @@ def describe_task(task: AnyTask) -> str:
     return f"{task.name}: {what}" + (f", weight {task.weight:g}" if task.weight != 1 else "")
 
 
+def _beyond(local: Gradient) -> str:
+    """What is not the same for all: other kinds of steps, other rates, more to minimise than the loss over labels."""
+    words = ""
+    if local.heads_first is not None:
+        words += f" after {local.heads_first} steps on heads alone"
+    if local.lookahead is not None:
+        words += f", each gradient taken {local.lookahead.steps} steps ahead (first-order MAML)"
+    if local.layer_decay != 1:
+        words += f", the rate times {local.layer_decay:g} for each block below the heads"
+    if local.terms != SUPERVISED:
+        words += ", on " + " + ".join(f"{term.weight:g} x {term.says}" for term in local.terms)
+    if local.fallback is not None:
+        words += (
+            f", undone where the model names another class for more than {1 - local.fallback.agreement:.0%} of the "
+            "site's cases, or drifts to few classes"
+        )
+    return words
+
+
+def _ends(stage: Stage) -> str:
+    """How the stage ends, if not with its last round."""
+    if stage.until is not None:
+        return (
+            f"; ends early, with the best model so far, once the sites' mean {stage.until.metric} on validation "
+            f"has not risen for {stage.until.patience} rounds"
+        )
+    if stage.average is None:
+        return ""
+    how = {"swa": f"mean of the last {stage.average.over:.0%} of the rounds", "ema": "running mean over the rounds"}
+    return f"; ends with the {how[stage.average.rule]}"
+
+
+_WHO = {
+    "all": "All sites",
+    "labelled": "Sites with labels",
+    "unlabelled": "Sites without labels",
+    "source": "Sites that hold the source",
+}
 _SOLVED = {
+    "moments": "the mean and covariance of features, for later stages",
     "ridge": "one ridge head equal to the pooled one",
     "ncm": "one head of class means equal to the pooled one",
     "lda": "one linear discriminant equal to the pooled one",
@@ -167,7 +207,9 @@ _SOLVED = {
 
 def sentence(stage: Stage, row: dict[str, Any]) -> str:
     """One stage in plain words."""
-    who = {"all": "All sites", "labelled": "Sites with labels", "unlabelled": "Sites without labels"}[stage.where]
+    who = _WHO[stage.where]
+    if stage.joint is not None:
+        who += f" (counting {stage.joint:g}) and the source (counting 1)"
     match stage.local:
         case Gradient():
             private = " with differential privacy" if stage.local.private is not None else ""
@@ -193,7 +235,8 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
         return f"{who} {what}; nothing leaves the site."
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
-    return f"{who} {what}; {row['shared_parameters']:,} numbers travel each round{rest}; merged by {row['merge']}."
+    travels = f"{row['shared_parameters']:,} numbers travel each round{rest}"
+    return f"{who} {what}; {travels}; merged by {row['merge']}{_ends(stage)}."
 
 
 def _trains(stage: Stage) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,15 +25,23 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
+_CRITIC_WIDTH = 64
+
+
 class TransferModel(nn.Module):
     """Features and heads. State keys are `backbone.` plus the backbone's own, and `heads.TASK.weight` and `.bias`.
 
     `decoders` make heads that answer for every pixel, by task; their keys begin with `heads.TASK.` as well. They are
-    made last, so that they change no entry that is drawn for another.
+    made after all else but critics, so that they change no entry that is drawn for another. Critics, if a plan has any,
+    are `critics.NAME.`; they take no part in `forward`.
     """
 
     def __init__(
-        self, backbone: Backbone, heads: Mapping[str, int], decoders: Mapping[str, Callable[[], Decoder]] | None = None
+        self,
+        backbone: Backbone,
+        heads: Mapping[str, int],
+        decoders: Mapping[str, Callable[[], Decoder]] | None = None,
+        critics: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone.module
@@ -41,6 +50,8 @@ class TransferModel(nn.Module):
         self.heads = nn.ModuleDict({**linear, **{task: make() for task, make in (decoders or {}).items()}})
         self.decodes = frozenset(decoders or ())
         """Tasks whose heads need the backbone's feature maps, not its features alone."""
+        width = {"features": self.feature_dim, "conditional": self.feature_dim * sum(heads.values())}
+        self.critics = nn.ModuleDict({name: _critic(width[name]) for name in critics})
         self._units = [
             (name, unit, [f"{name}.{key}" for key in unit.state_dict()])
             for name, unit in _units(self.backbone, "backbone")
@@ -62,11 +73,15 @@ class TransferModel(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Logits (N, outputs) by task; of masks (N, H, W)."""
+        return self.both(x)[1]
+
+    def both(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features (N, feature_dim), and what `forward` gives."""
         if not self.decodes:
             z = self.features(x)
-            return {task: head(z) for task, head in self.heads.items()}
+            return z, {task: head(z) for task, head in self.heads.items()}
         z, maps = feature_maps(self.backbone, x)
-        return {task: head(x, maps) if task in self.decodes else head(z) for task, head in self.heads.items()}
+        return z, {task: head(x, maps) if task in self.decodes else head(z) for task, head in self.heads.items()}
 
     def tags(self) -> dict[str, Tag]:
         """Role, depth and task of every state entry, in the order of the state."""
@@ -114,9 +129,11 @@ class TransferModel(nn.Module):
         for key in self.state_dict():
             if key.startswith("heads."):
                 tags[key] = Tag(Role.HEAD, last, key.split(".")[1])
+            elif key.startswith("critics."):
+                tags[key] = Tag(Role.CRITIC, last)
             else:
                 tags[key] = Tag(roles[key], depths.get(key, 0))
-        return tags
+        return {key: replace(tag, height=last - tag.depth) for key, tag in tags.items()}
 
     def _depths(self) -> dict[str, int]:
         """0 up to the stem, then one more for every block as registered; a norm layer joins the block before it."""
@@ -140,9 +157,18 @@ class Heads(nn.Module):
         """They are given: (N, feature_dim) as they are."""
         return z
 
+    def both(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features as they are, and logits (N, classes) by task."""
+        return z, self(z)
+
     def forward(self, z: Tensor) -> dict[str, Tensor]:
         """Logits (N, classes) by task."""
         return {task: head(z) for task, head in self.heads.items()}
+
+
+def _critic(width: int) -> nn.Module:
+    """One logit per case; without norm layers, so that no case's loss depends on others."""
+    return nn.Sequential(nn.Linear(width, _CRITIC_WIDTH), nn.ReLU(), nn.Linear(_CRITIC_WIDTH, 1))
 
 
 def _units(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -180,6 +206,16 @@ def _role(part: nn.Module, key: str, *, is_stem: bool) -> Role:
     return Role.STEM if is_stem else Role.BODY
 
 
+class Extras(NamedTuple):
+    """What a model has beside linear heads: decoders for the tasks `masks`, and critics by name."""
+
+    masks: Sequence[str] = ()
+    critics: Collection[str] = ()
+
+
+NONE = Extras()
+
+
 def build_model(
     backbone: str,
     heads: Mapping[str, int],
@@ -187,24 +223,27 @@ def build_model(
     channels: int,
     seed: int,
     size: int = 64,
-    masks: Sequence[str] = (),
+    extras: Extras = NONE,
 ) -> TransferModel:
-    """A model for images, with entries drawn from `seed` alone; `masks` are tasks with a decoder.
+    """A model for images, with entries drawn from `seed` alone.
 
     InputError as `build_image_backbone`, and for a decoder on a backbone without feature maps.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built = build_image_backbone(backbone, channels, size)
-        maps = map_channels(built.module, channels, size) if masks else ()
-        return TransferModel(built, heads, dict.fromkeys(masks, partial(Decoder, maps, channels)))
+        maps = map_channels(built.module, channels, size) if extras.masks else ()
+        decoders = dict.fromkeys(extras.masks, partial(Decoder, maps, channels))
+        return TransferModel(built, heads, decoders, extras.critics)
 
 
-def build_table_model(backbone: str, heads: Mapping[str, int], columns: int, seed: int) -> TransferModel:
+def build_table_model(
+    backbone: str, heads: Mapping[str, int], columns: int, seed: int, critics: Collection[str] = ()
+) -> TransferModel:
     """A model for tables of `columns` columns, with entries drawn from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TransferModel(build_table_backbone(backbone, columns), heads)
+        return TransferModel(build_table_backbone(backbone, columns), heads, critics=critics)
 
 
 def state_arrays(model: nn.Module) -> dict[str, np.ndarray]:

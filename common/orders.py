@@ -34,6 +34,8 @@ class Code(StrEnum):
     MISSING_TENSORS = "missing_tensors"
     BAD_TENSORS = "bad_tensors"
     NO_LABELS = "no_labels"
+    NO_SOURCE = "no_source"
+    """The study learns from a source in a folder at the site, and the site has none."""
     TOO_FEW_CASES = "too_few_cases"
     BAD_DATA = "bad_data"
     DIVERGED = "diverged"
@@ -94,6 +96,8 @@ class Greeting:
     """Has training cases with a known label."""
     evaluates: bool = True
     """Lets sums of metrics leave, in the open or masked, as the study is."""
+    source: bool = False
+    """Holds public source data: works only in stages that are for the source, and is not evaluated."""
     nonce: str = ""
     """In a masked study: what all of the site's masks of this run depend on. Counts are left out of its greeting."""
 

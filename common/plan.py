@@ -13,8 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
+from common.course import Average, Stop
 from common.private_sums import PrivateSums
-from common.value import Value
+from common.terms import SUPERVISED, Term
+from common.training import Augment, Fallback, Lookahead, Private
+from common.value import Value, unless
 
 
 class Role(StrEnum):
@@ -27,15 +30,21 @@ class Role(StrEnum):
     SCALE = "scale"
     """A table's standardisation: set from the sites' sums, never by gradients."""
     HEAD = "head"
+    CRITIC = "critic"
+    """Tells source from target while a stage trains against it; no part of what the model says."""
 
 
 @dataclass(frozen=True)
 class Tag:
-    """Role, depth (0 = stem, 1.. = blocks in forward order, last = head) and task (heads only) of a state entry."""
+    """Role, depth (0 = stem, 1.. = blocks in forward order, last = head) and task (heads only) of a state entry.
+
+    `height` counts from the other end: 0 = head, 1 = the block below it, and so on.
+    """
 
     role: Role
     depth: int
     task: str | None = None
+    height: int = 0
 
 
 _ALL = frozenset(Role)
@@ -61,6 +70,8 @@ class Select(Value):
     roles: frozenset[Role] = _ALL
     min_depth: Annotated[int, Field(ge=0)] = 0
     max_depth: Annotated[int, Field(ge=0)] | None = None
+    max_height: Annotated[int, Field(ge=0)] | None = None
+    """Counted from the heads, which are 0, so that a plan need not know how deep the backbone is."""
 
     @model_validator(mode="before")
     @classmethod
@@ -75,14 +86,16 @@ class Select(Value):
     def _to_name(self) -> Any:
         roles = sorted(self.roles)
         name = next((name for name, chosen in SELECTIONS.items() if chosen == self.roles), None)
+        top = {} if self.max_height is None else {"max_height": self.max_height}
         if self.min_depth == 0 and self.max_depth is None:
-            return name or {"roles": roles}
-        return {"roles": roles, "min_depth": self.min_depth, "max_depth": self.max_depth}
+            return name if name and not top else {"roles": roles, **top}
+        return {"roles": roles, "min_depth": self.min_depth, "max_depth": self.max_depth, **top}
 
     def __contains__(self, tag: Tag) -> bool:
         deep_enough = tag.depth >= self.min_depth
         shallow_enough = self.max_depth is None or tag.depth <= self.max_depth
-        return tag.role in self.roles and deep_enough and shallow_enough
+        high_enough = self.max_height is None or tag.height <= self.max_height
+        return tag.role in self.roles and deep_enough and shallow_enough and high_enough
 
     def keys(self, tags: Mapping[str, Tag]) -> tuple[str, ...]:
         """State entries of a model that are selected, in the model's order."""
@@ -94,45 +107,8 @@ def named(selection: str) -> Select:
     return Select(roles=SELECTIONS[selection])
 
 
-class Augment(Value):
-    """Random changes of the training images: flip (left-right), shift and rotation, contrast and brightness."""
-
-    flip: bool = True
-    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """Largest shift as a share of the image's width."""
-    rotate_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
-    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-
-class Private(Value):
-    """DP-SGD: every step sees each unit with probability `sample`, clips its gradient to `clip`, adds noise to the sum.
-
-    Abadi et al. 2016, "Deep learning with differential privacy". The noise has deviation `sigma * clip`; `sigma`,
-    `sample` and the number of steps are all that the privacy spent depends on. One unit, which may be added or removed,
-    is a patient with all images, or an image. Give either `sigma` or the `epsilon` that the whole stage may cost; each
-    site then finds the least noise for its own delta. Both are requests: a site's policy may ask for more noise.
-    """
-
-    sigma: Annotated[float, Field(gt=0)] | None = None
-    epsilon: Annotated[float, Field(gt=0)] | None = None
-    clip: Annotated[float, Field(gt=0)] = 1.0
-    sample: Annotated[float, Field(gt=0, le=1)]
-    unit: Literal["patient", "image"] = "patient"
-    mode: Literal["hooks", "ghost"] = "hooks"
-    """How gradients of single cases are found: kept all at once, or in two passes with less memory."""
-    views: Annotated[int, Field(ge=1)] = 1
-    """A unit's gradient is the mean over up to this many of its images, or augmented copies of them."""
-
-    @model_validator(mode="after")
-    def _one_measure(self) -> Private:
-        if (self.sigma is None) == (self.epsilon is None):
-            raise ValueError("give either sigma or epsilon")
-        return self
-
-
 class Gradient(Value):
-    """Optimiser steps on the supervised loss over the site's labelled training cases.
+    """Optimiser steps on a weighted sum of terms, which is the loss over the site's labels unless it says otherwise.
 
     `schedule` runs over all the rounds of the stage. `backbone_lr_factor` multiplies the rate of everything that is
     not a head. `fixed_norm_stats` leaves running statistics as received (FixBN). With `private`, `batch_size` says how
@@ -157,6 +133,13 @@ class Gradient(Value):
     class_weights: Literal["none", "balanced"] = "none"
     augment: Augment | None = None
     private: Private | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1, exclude_if=unless(1.0))] = 1.0
+    """Factor on the rate for each block further from the heads."""
+    heads_first: Annotated[int | None, Field(ge=1, exclude_if=unless(None))] = None
+    """So many steps on the heads alone, before the others on all else alone (FedRep, Collins et al. 2021)."""
+    lookahead: Annotated[Lookahead | None, Field(exclude_if=unless(None))] = None
+    fallback: Annotated[Fallback | None, Field(exclude_if=unless(None))] = None
+    terms: Annotated[tuple[Term, ...], Field(min_length=1, exclude_if=unless(SUPERVISED))] = SUPERVISED
 
     @model_validator(mode="after")
     def _one_length(self) -> Gradient:
@@ -275,6 +258,12 @@ class Discriminant(Value):
     shrink: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
+class Moments(Value):
+    """Mean and covariance of features from the sites' sums, for the sites of later stages that ask for them."""
+
+    kind: Literal["moments"] = "moments"
+
+
 class Standardise(Value):
     """Mean and deviation of a table's columns from the sites' sums, put into the model's first layer."""
 
@@ -292,19 +281,26 @@ Robust = Median | TrimmedMean | Krum | ClippedMean
 """Merges that hold when a few sites send nonsense."""
 ClosedForm = Ridge | NearestMean | Discriminant
 """Merges that solve heads from sums of features and labels."""
-Merge = Annotated[Mean | ServerOptimiser | Robust | ClosedForm | Standardise | Nothing, Field(discriminator="kind")]
+Sums = ClosedForm | Moments | Standardise
+"""Merges that add up sums, not entries."""
+Merge = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]
 
 
 class Stage(Value):
     """One leg of a plan: `rounds` times the same local work at the sites `where`, then one merge.
 
-    `share` says which entries travel. `keep` says which trained entries stay at the site on purpose.
+    `share` says which entries travel. `keep` says which trained entries stay at the site on purpose. `source` is a site
+    that holds public source data: it works only in stages that are for it, or that minimise the joint loss
+    L_source + `joint` L_target with it, each L a mean over cases.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
-    where: Literal["all", "labelled", "unlabelled"] = "all"
+    where: Literal["all", "labelled", "unlabelled", "source"] = "all"
     local: Local
     share: Select = named("none")
     keep: Select = named("none")
     merge: Merge = Nothing()
     rounds: Annotated[int, Field(ge=1)] = 1
+    joint: Annotated[float | None, Field(gt=0, exclude_if=unless(None))] = None
+    until: Annotated[Stop | None, Field(exclude_if=unless(None))] = None
+    average: Annotated[Average | None, Field(exclude_if=unless(None))] = None

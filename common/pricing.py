@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from common.plan import Gradient, Private, Stage
+from common.plan import Gradient, Stage
 from common.privacy import Event, default_delta, epsilon, noise_for
 from common.private_sums import PrivateSums
 from common.study import Study
+from common.training import Private
 from common.travel import privacy_asked
 
 METRICS = "metrics"

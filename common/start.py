@@ -8,7 +8,7 @@ import numpy as np
 
 from common.errors import WeightsError
 from common.inputs import TableInput
-from common.model import TransferModel, build_model, build_table_model, state_arrays
+from common.model import Extras, TransferModel, build_model, build_table_model, state_arrays
 from common.study import Study
 from common.tasks import Task
 from common.weights import KeyReport, WeightsManifest, graft, load_weights
@@ -27,15 +27,19 @@ class Start:
         return {key: array.copy() for key, array in state_arrays(self.model).items()}
 
 
+def make_model(study: Study) -> TransferModel:
+    """The study's model with seeded random entries."""
+    name, heads, seed = study.model.backbone, study.heads, study.seed
+    if isinstance(study.input, TableInput):
+        return build_table_model(name, heads, study.input.width, seed, study.critics)
+    size, channels = study.input.size, study.input.channels
+    extras = Extras(study.mask_heads, study.critics)
+    return build_model(name, heads, channels=channels, seed=seed, size=size, extras=extras)
+
+
 def start(study: Study) -> Start:
     """Build the model, seeded by the study, and load its weights. WeightsError if they do not fit."""
-    if isinstance(study.input, TableInput):
-        model = build_table_model(study.model.backbone, study.heads, study.input.width, study.seed)
-    else:
-        size, channels = study.input.size, study.input.channels
-        model = build_model(
-            study.model.backbone, study.heads, channels=channels, seed=study.seed, size=size, masks=study.mask_heads
-        )
+    model = make_model(study)
     if study.model.weights is None:
         return Start(model, None, None)
     manifest, arrays = load_weights(study.model.weights)

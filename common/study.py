@@ -14,9 +14,11 @@ from pydantic import Field, ValidationError, model_validator
 from common.errors import StudyError
 from common.files import canonical_json
 from common.inputs import ImageInput, InputSpec, SplitSpec
-from common.plan import Stage
-from common.presets import Method, expand
+from common.plan import Gradient, Stage
+from common.presets import expand
+from common.recipes import Method
 from common.tasks import AnyTask, Segmentation
+from common.terms import Adversarial
 from common.value import Value
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -115,6 +117,12 @@ class Study(Value):
     def asked(self) -> dict[str, AnyTask]:
         """The tasks by name."""
         return {task.name: task for task in self.tasks}
+
+    @property
+    def critics(self) -> tuple[str, ...]:
+        """Names of the critics that the plan trains against."""
+        terms = [term for stage in self.plan if isinstance(stage.local, Gradient) for term in stage.local.terms]
+        return tuple(sorted({term.critic for term in terms if isinstance(term, Adversarial)}))
 
     def to_json(self) -> bytes:
         """The study as canonical JSON, all defaults written out."""

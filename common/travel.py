@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.orders import NOISE
-from common.plan import Gradient, Private, Recalibrate, Role, Select, Stage, Statistics, Tag
+from common.plan import Gradient, Recalibrate, Role, Select, Stage, Statistics, Tag
 from common.private_sums import PrivateSums
 from common.study import Study
 from common.tasks import AnyTask, Multilabel, Regression
+from common.terms import Need, needs
+from common.training import Private
 
 Tags = Mapping[str, Tag]
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
@@ -24,6 +26,8 @@ def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:
     if not isinstance(stage.local, Gradient):
         return ()
     still = {Role.SCALE, Role.NORM_STATS} if stage.local.fixed_norm_stats else {Role.SCALE}
+    if Need.CRITIC not in needs(stage.local.terms):
+        still |= {Role.CRITIC}
     return tuple(key for key in stage.local.train.keys(tags) if tags[key].role not in still)
 
 

@@ -138,7 +138,7 @@ def graft(
     """
     state = state_arrays(model)
     tags = model.tags()
-    wanted = {key for key, tag in tags.items() if tag.role is not Role.HEAD or tag.task in heads}
+    wanted = {key for key, tag in tags.items() if tag.role not in (Role.HEAD, Role.CRITIC) or tag.task in heads}
     given = {key for key in arrays if key.startswith("backbone.") or key in wanted}
     faults = [f"{key}: missing" for key in sorted(wanted - given)]
     faults += [f"{key}: not in this backbone" for key in sorted(given - wanted)]

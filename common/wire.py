@@ -52,6 +52,7 @@ def pack_greeting(greeting: Greeting) -> RecordDict:
         "observer": greeting.observer,
         "labelled": greeting.labelled,
         "evaluates": greeting.evaluates,
+        "source": greeting.source,
         "nonce": greeting.nonce,
     }
     return _pack(words)
@@ -73,6 +74,7 @@ def unpack_greeting(records: RecordDict) -> Greeting | Refusal:
         observer=words.get("observer") is True,
         labelled=words.get("labelled") is True,
         evaluates=words.get("evaluates") is True,
+        source=words.get("source") is True,
         nonce=_text(words, "nonce"),
     )
 

@@ -11,6 +11,7 @@ from common.study import Study
 from common.summing import Pooled
 from common.task_metrics import TaskSums
 from server.fleet import Fleet, Reply
+from server.joint import Joint
 from server.merge import Merger
 from server.vet import Bar, fault, metric_sums
 
@@ -49,14 +50,17 @@ class Collector:
     def collect(self, orders: Mapping[str, Order], bar: Bar, merging: Merger) -> Collected:
         """Vet replies as they come; merge them in the order of the sites' names, so that sums are reproducible."""
         got, waiting = Collected(), sorted(orders, reverse=True)
+        joint = Joint(bar.stage.joint)
         ready: dict[str, Update | None] = {}
         for reply in self.replies(orders, bar.state, got):
             order = orders[reply.site]
             ready[reply.site] = self.vetted(got, reply, order, bar)
             while waiting and waiting[-1] in ready:
-                update = ready.pop(waiting.pop())
-                if update is not None and order.work:
-                    merging.add(update)
+                site = waiting.pop()
+                update = ready.pop(site)
+                if update is not None and orders[site].work:
+                    joint.pass_on(update, merging, of_source=self._greetings[site].source)
+        joint.finish(merging)
         return got
 
     def replies(self, orders: Mapping[str, Order], state: Arrays, got: Collected) -> Iterator[Reply]:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from common.aside import moments_from_sums
 from common.closed_form import heads_from_sums, scale_from_sums
 from common.orders import Arrays, Update
 from common.plan import (
@@ -14,12 +15,14 @@ from common.plan import (
     Krum,
     Mean,
     Median,
+    Moments,
     NearestMean,
     Nothing,
     Ridge,
     ServerOptimiser,
     Stage,
     Standardise,
+    Sums,
     TrimmedMean,
 )
 from common.strength import choose
@@ -48,12 +51,20 @@ def merger(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None
             return ServerOptimiserMerger(stage.merge, tags, {} if memory is None else memory)
         case Median() | TrimmedMean() | Krum() | ClippedMean():
             return RobustMerger(stage.merge, tags)
-        case Ridge() | NearestMean() | Discriminant():
-            return HeadMerger(stage.merge)
-        case Standardise():
-            return StandardiseMerger()
         case Nothing():
             return NothingMerger()
+        case _:
+            return _of_sums(stage.merge, {} if memory is None else memory)
+
+
+def _of_sums(merge: Sums, memory: dict[str, np.ndarray]) -> Merger:
+    match merge:
+        case Standardise():
+            return StandardiseMerger()
+        case Moments():
+            return MomentsMerger(memory)
+        case _:
+            return HeadMerger(merge)
 
 
 class _SumMerger:
@@ -97,6 +108,19 @@ class StandardiseMerger(_SumMerger):
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """The standardising layer's entries."""
         return scale_from_sums(self._sums, state)
+
+
+class MomentsMerger(_SumMerger):
+    """Sums of features, then their mean and covariance, kept for later stages in what `memory` holds."""
+
+    def __init__(self, memory: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self._memory = memory
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
+        """No entry of the model changes. RunError if there were fewer than two cases."""
+        self._memory.update(moments_from_sums(self._sums))
+        return {}
 
 
 class NothingMerger:

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from common.aside import MOMENTS
 from common.errors import QuorumError
 from common.orders import Arrays, Code, Digests, Greeting, Hello, Order, Split
 from common.plan import Stage
 from common.study import Study
 from common.travel import Tags, expected
+from server.aside import Aside
 from server.collect import Collected, Collector, headline
+from server.course import averaged, best, stopped
 from server.fleet import Fleet, lacking
 from server.folder import RunFolder
 from server.masked import MaskedCollector, Wanted
@@ -52,6 +55,8 @@ class Totals:
     bytes_down: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     refusals: list[dict[str, Any]] = field(default_factory=list)
+    ended: dict[str, int] = field(default_factory=dict)
+    """Stages that ended before their last round, and the round whose model they went back to."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,13 @@ class Rounds:
         self._fleet = fleet
         self._folder = folder
         self._state: dict[str, np.ndarray] = dict(state)
+        self._aside = Aside(study, tags, state)
         self._tags = tags
         self._memory: dict[str, np.ndarray] = {}
         self._totals = Totals()
         self._digests = Digests()
         self._held: dict[str, Arrays] = {}
+        self._sent: Arrays = {}
         self._greetings: dict[str, Greeting] = {}
         self._absent: dict[str, Code] = {}
         self._collector = Collector(study, fleet, self._greetings, folder.event)
@@ -93,7 +100,7 @@ class Rounds:
         self._greet()
         scores = Scores(self._study, {})
         for step in schedule(self._study):
-            if step.exchange <= done:
+            if step.exchange <= done or (step.work and self._study.plan[step.stage].name in self._totals.ended):
                 continue
             self._first = self._first or step.exchange
             scores = self._exchange(step)
@@ -110,6 +117,10 @@ class Rounds:
         if not self._greetings:
             reasons = ", ".join(f"{site}: {code}" for site, code in self._absent.items()) or "nobody answered"
             raise QuorumError(f"No site can take part ({reasons}).", fix="See site.log in each site's folder.")
+        wanting = [s.name for s in self._study.plan if s.where == "source" or s.joint is not None]
+        if wanting and not self._sources():
+            fix = "Start a site with public_source: true, or give the scenario one."
+            raise QuorumError(f"Stage {wanting[0]!r} needs a site that holds the source, and none is there.", fix=fix)
 
     def _welcome(self) -> None:
         """Take in sites that are there and have not greeted yet: at the start, and those that come later."""
@@ -134,29 +145,48 @@ class Rounds:
             sites=len(sites),
         )
         if step.round == 1:
-            self._memory = {}
+            # What a source released lasts; all else belongs to its stage.
+            self._memory = {key: array for key, array in self._memory.items() if key.startswith(MOMENTS)}
         merging = merger(stage, self._tags, self._memory)
+        self._sent = self._state | (self._aside.beside(stage, self._memory) if step.work else {})
         got = self._collect(step, stage, sites, merging)
         for site in (*got.merged, *got.observed):
             self._hold(site)
-        if step.work:
-            self._state = self._state | merging.result(self._state)
-            got.strengths = merging.strengths if isinstance(merging, HeadMerger) else {}
-        self._digests.keep_only(self._state)
         scores = Scores(self._study, got.metrics, got.pooled)
+        if step.work:
+            self._take(step, stage, merging, scores, len(got.merged) / len(sites))
+            got.strengths = merging.strengths if isinstance(merging, HeadMerger) else {}
+        self._digests.keep_only(self._state | self._aside.kept)
         self._record(step, stage, sites, got, scores, started)
         return scores
 
+    def _take(self, step: Step, stage: Stage, merging: Merger, scores: Scores, share: float) -> None:
+        """The state after a round: merged, averaged, or the best one of a stage that ends here."""
+        memory = self._memory
+        if (number := stopped(stage, step.round, scores, self._state, memory)) is not None:
+            self._totals.ended[stage.name] = number
+            self._state = self._state | best(memory)
+            self._folder.event("stopped", stage=stage.name, round=step.round, best=number)
+            return
+        merged = merging.result(self._state)
+        self._aside.learn(stage, step.round, memory, (self._state, merged), share)
+        self._state = self._state | averaged(stage, step.round, merged, memory)
+
     def _asked(self, step: Step, stage: Stage) -> list[str]:
         """Sites that this exchange is for."""
-        trainers = {site: greeting for site, greeting in self._greetings.items() if not greeting.observer}
+        hospitals = {site: g for site, g in self._greetings.items() if not g.observer and not g.source}
         if not step.work or stage.where == "all":
-            return sorted(trainers)
-        wanted = stage.where == "labelled"
-        sites = sorted(site for site, greeting in trainers.items() if wanted == greeting.labelled)
-        if not sites:
+            chosen = set(hospitals)
+        else:
+            chosen = {site for site, g in hospitals.items() if g.labelled == (stage.where == "labelled")}
+        if step.work and stage.where == "source":
+            chosen = set(self._sources())
+        if not chosen:
             raise QuorumError(f"Stage {stage.name!r} is for {stage.where} sites, and there are none.")
-        return sites
+        return sorted(chosen | (set(self._sources()) if step.work and stage.joint is not None else set()))
+
+    def _sources(self) -> list[str]:
+        return sorted(site for site, greeting in self._greetings.items() if greeting.source)
 
     def _observers(self) -> list[str]:
         return sorted(site for site, greeting in self._greetings.items() if greeting.observer)
@@ -168,8 +198,9 @@ class Rounds:
         return self._study.evaluate.split if every and (step.exchange - 1) % every == 0 else None
 
     def _order(self, step: Step, site: str, split: Split | None) -> Order:
-        tensors = lacking(self._state, self._held.get(site, {}))
-        held = {key: array for key, array in self._state.items() if key not in tensors}
+        going = self._sent if step.work else self._state
+        tensors = lacking(going, self._held.get(site, {}))
+        held = {key: array for key, array in going.items() if key not in tensors}
         return Order(
             study=self._study.digest,
             exchange=step.exchange,
@@ -184,8 +215,9 @@ class Rounds:
     def _collect(self, step: Step, stage: Stage, sites: list[str], merging: Merger) -> Collected:
         split = self._split(step)
         shapes = expected(self._study, stage, self._tags, self._state)
-        bar = Bar(stage, self._tags, self._state, shapes, self._study.rounds.largest_change)
-        observers = {site: replace(self._order(step, site, "all"), work=False) for site in self._observers()}
+        bar = Bar(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change)
+        watch = replace(step, work=False)
+        observers = {site: self._order(watch, site, "all") for site in self._observers()}
         needed = self._needed(sites)
         if self._study.masked:
 
@@ -195,7 +227,8 @@ class Rounds:
             wanted = Wanted(sites, needed, step.work, split, order, self._hold, observers)
             got = self._masked.collect(wanted, bar, merging)
         else:
-            orders = {site: self._order(step, site, split) for site in sites} | observers
+            sources = self._sources()  # their data are not what the model is judged by
+            orders = {site: self._order(step, site, None if site in sources else split) for site in sites} | observers
             got = self._collector.collect(orders, bar, merging)
         if step.work and len(got.merged) < needed:
             raise QuorumError(
@@ -210,8 +243,8 @@ class Rounds:
         return max(self._study.rounds.min_sites, math.ceil(self._study.rounds.quorum * len(sites) - 1e-9))
 
     def _hold(self, site: str) -> None:
-        """Remember that a site has the model as it is."""
-        self._held[site] = self._state
+        """Remember that a site has what was sent in this exchange."""
+        self._held[site] = self._sent
 
     def _record(
         self, step: Step, stage: Stage, sites: list[str], got: Collected, scores: Scores, started: float
@@ -254,13 +287,12 @@ class Rounds:
     def _evaluated(self, step: Step) -> dict[str, Any]:
         """Which model went out in this exchange: the one that the exchange before left behind."""
         plan = self._study.plan
-        if not step.work:
-            return {"stage": plan[step.stage].name, "round": step.round}
-        if step.round > 1:
+        if step.work and step.round > 1:
             return {"stage": plan[step.stage].name, "round": step.round - 1}
-        if step.stage == 0:
+        if step.work and step.stage == 0:
             return {"stage": "start", "round": 0}
-        return {"stage": plan[step.stage - 1].name, "round": plan[step.stage - 1].rounds}
+        before = plan[step.stage - 1 if step.work else step.stage]
+        return {"stage": before.name, "round": self._totals.ended.get(before.name, before.rounds)}
 
     def _spend(self, phase: str, started: float) -> float:
         seconds = time.monotonic() - started

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
+from common.aside import needs_source
 from common.environment import environment
-from common.errors import InputError, RunError
+from common.errors import InputError, RunError, StudyError
 from common.explain import check_study
 from common.files import home, read_json
 from common.metric_names import title
@@ -91,6 +92,8 @@ def _set_up(request: Request) -> tuple[Study, Path]:
     base = request.study.parent if request.scenario is None else Path()
     relative = base / scenario_name
     scenario = load_scenario(relative if relative.is_file() else scenario_name)
+    if faults := source_faults(study, scenario):
+        raise StudyError(str(scenario_name), faults)
     run = request.out or Path("runs") / study.name
     if run.exists() and any(run.iterdir()):
         raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
@@ -104,7 +107,24 @@ def hospitals(scenario: Scenario) -> Hospitals:
     cohorts = make_hospitals(scenario, folder)
     faults = {site.name: site.faults for site in scenario.sites if site.faults is not None}
     policies = {site.name: site.policy for site in scenario.sites if site.policy is not None}
-    return Hospitals(cohorts, faults, policies=policies, synthetic=scenario.synthetic)
+    sources = {site.name: cohorts[site.source] for site in scenario.sites if site.source is not None}
+    public = {site.name for site in scenario.sites if site.public_source}
+    return Hospitals(
+        cohorts, faults, public_sources=public, sources=sources, policies=policies, synthetic=scenario.synthetic
+    )
+
+
+def source_faults(study: Study, scenario: Scenario) -> list[str]:
+    """What the study needs of a source, and the scenario has not."""
+    faults = []
+    if needs_source(study):
+        lacking = [site.name for site in scenario.sites if site.source is None and not site.public_source]
+        if lacking:
+            faults.append(f"the plan needs source data at each site, but {', '.join(lacking)} have no `source`")
+    wanting = [stage.name for stage in study.plan if stage.where == "source" or stage.joint is not None]
+    if wanting and not any(site.public_source for site in scenario.sites):
+        faults.append(f"stage {wanting[0]} is for a site that holds the source, but none has `public_source: true`")
+    return faults
 
 
 def make_data(name: str, out: Path) -> None:

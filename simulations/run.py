@@ -56,6 +56,10 @@ class Hospitals:
     faults: Mapping[str, Fault] = field(default_factory=dict)
     observers: Collection[str] = ()
     """Sites that only evaluate, on public data."""
+    public_sources: Collection[str] = ()
+    """Sites that hold public source data."""
+    sources: Mapping[str, CohortSpec] = field(default_factory=dict)
+    """By site the source data that lie there beside its own."""
     policies: Mapping[str, SitePolicy] = field(default_factory=dict)
     """The rules of sites that have some; all others are as open as whoever simulates them."""
     synthetic: bool = True
@@ -84,6 +88,8 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
         config = SiteConfig(
             name=name,
             cohort=cohort.below(Path.cwd()),
+            source=source.below(Path.cwd()) if (source := hospitals.sources.get(name)) else None,
+            public_source=name in hospitals.public_sources,
             observer=name in hospitals.observers,
             sync=False,
             policy=hospitals.policies.get(name, OPEN),

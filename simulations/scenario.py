@@ -116,6 +116,10 @@ class SiteEntry(Value):
     mask_images: bool = True
     """Whether the site has the masks of its phantoms; without, it adds nothing to tasks that ask for masks."""
     faults: Fault | None = None
+    source: str | None = None
+    """Another site of this scenario, whose data lie at this one as well: a source in a folder at the site."""
+    public_source: bool = False
+    """The data are public source data: the site works only in stages that are for the source, and is not evaluated."""
     policy: SitePolicy | None = None
     """What goes wrong at this site on purpose; `policy` (see `client.policy`) is what it allows, all if not given."""
 
@@ -135,7 +139,9 @@ class Scenario(Value):
 
     @model_validator(mode="after")
     def _possible(self) -> Scenario:
-        faults = _twice([site.name for site in self.sites])
+        names = [site.name for site in self.sites]
+        faults = _twice(names)
+        faults += [f"{s.name}.source: no other site is called {s.source}" for s in self.sites if not _known(s, names)]
         for diagnosis, there in CANCER_CASES.items():
             asked = sum(site.table.cases[diagnosis] for site in self.sites if site.table)
             if asked > there:
@@ -172,6 +178,10 @@ def load_scenario(path: Path | str) -> Scenario:
         # pydantic does not come to this check while any site has faults of its own.
         hidden = [fault for fault in _twice(_names(data)) if not any(fault in line for line in faults)]
         raise StudyError(str(file), faults + hidden) from None
+
+
+def _known(site: SiteEntry, names: list[str]) -> bool:
+    return site.source is None or (site.source in names and site.source != site.name)
 
 
 def _twice(names: list[str]) -> list[str]:

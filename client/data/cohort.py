@@ -25,7 +25,10 @@ from client.data.targets import known, stacked, strata
 from common.errors import DataError
 from common.files import canonical_json, sha256_file, write_atomic
 from common.inputs import ImageInput, InputSpec, SplitSpec, TableInput
+from common.plan import Gradient
+from common.study import Study
 from common.tasks import UNKNOWN, AnyTask, Segmentation, Task
+from common.terms import wants_all_cases
 
 _VERSION = 5
 """Part of the cache's key; to be raised when decoding changes what it gives."""
@@ -82,6 +85,8 @@ class Cohort:
     studies: tuple[int, ...] = ()
     spacings: tuple[float, ...] = ()
     """Sizes in mm of a pixel of each image as the model sees it, 0 where it is not known; empty for other data."""
+    source: Cohort | None = None
+    """Cases of a source that lie at the site as well."""
 
     def __repr__(self) -> str:
         return f"Cohort({self.name!r}, {len(self.inputs)} cases)"
@@ -135,6 +140,15 @@ def load_cohort(name: str, spec: CohortSpec, wanted: Wanted, place: Place) -> Co
         studies=decoded.studies,
         spacings=decoded.spacings,
     )
+
+
+def learning_patients(study: Study, cohort: Cohort) -> int:
+    """How many patients the study may learn from: those with a training case that has a label, or needs none."""
+    cases = cohort.splits["train"]
+    local = [stage.local for stage in study.plan if isinstance(stage.local, Gradient)]
+    if not any(wants_all_cases(work.terms) for work in local):
+        cases = cases[torch.stack([known(cohort.targets[task.name][cases]) for task in study.tasks]).any(dim=0)]
+    return len({cohort.patients[at] for at in cases.tolist()})
 
 
 def _table(spec: CohortSpec, wanted: Wanted, columns: TableInput, place: Place) -> Decoded:

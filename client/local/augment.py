@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from client.local.feed import Batch
-from common.plan import Augment
+from common.training import Augment
 
 
 @dataclass(frozen=True)

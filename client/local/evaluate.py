@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from client.local.feed import Feed, in_order
-from client.local.gradient import Diverged
-from client.local.room import in_room
+from client.local.halves import in_room
+from client.local.trouble import Diverged
 from client.workbench import Workbench
 from common.mask_metrics import COLUMNS, mask_rows
 from common.task_metrics import TaskSums, sums_of

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from client.local.evaluate import BATCH
 from client.local.feed import Feed, in_order
-from client.local.room import features_in_room
+from client.local.halves import features_in_room
 from client.workbench import Workbench
 from common.errors import InputError
 from common.files import canonical_json, digest_arrays, load_tensors, save_tensors

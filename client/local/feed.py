@@ -36,6 +36,8 @@ class Batch:
     targets: Mapping[str, Tensor]
     indices: Tensor
     known: Collection[str] = ()
+    share: Mapping[str, Tensor] | None = None
+    """Of a part of a batch, by task: how much its mean counts in that of the whole."""
 
     def parted(self, count: int) -> list[Batch]:
         """The same cases in `count` batches of nearly equal size, fewer if there are not so many cases."""

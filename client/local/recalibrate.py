@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from client.local.feed import Feed
-from client.local.gradient import TooFewCases
+from client.local.trouble import TooFewCases
 from client.workbench import Workbench
 from common.plan import Recalibrate
 

@@ -7,16 +7,17 @@ whole batches, up to the last digits of floating-point sums.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from client.local.feed import Feed
-from client.local.gradient import Moment, train, trains_norm_statistics
+from client.local.gradient import train, trains_norm_statistics
 from client.local.recalibrate import recalibrate
+from client.terms.base import Moment
 from client.workbench import Workbench
 from common.plan import Gradient, Recalibrate
+from common.terms import Coupling, Supervised, Term
 
 PARTS = "parts"
 """In the figures of a visit: in how many parts its batches were worked on, if not whole."""
@@ -37,15 +38,17 @@ class Room:
         """As `train`; when memory runs out, once more from `begin`, with batches in twice as many parts.
 
         A visit that began again ends as one that had so many parts from the start, and later visits have as many.
-        Raises what `train` raises; torch.OutOfMemoryError if there is no room for the smallest parts either.
+        Raises what `train` raises; torch.OutOfMemoryError if there is no room for the smallest parts either, or if a
+        term looks at whole batches, or at a source beside them.
         """
         tied = trains_norm_statistics(self._bench, changes)
+        whole = any(term.coupling is not Coupling.NONE and not _of_cases(term) for term in spec.terms)
         while True:
             begin()
             try:
                 figures = train(self._bench, feed, spec, changes, moment)
             except torch.OutOfMemoryError:
-                if 2 * self._bench.parts * (2 if tied else 1) > spec.batch_size:
+                if whole or 2 * self._bench.parts * (2 if tied else 1) > spec.batch_size:
                     raise
             else:
                 return figures if self._bench.parts == 1 else figures | {PARTS: float(self._bench.parts)}
@@ -71,17 +74,6 @@ class Room:
             self._log.warning("out of memory: %s", what)
 
 
-def in_room(work: Callable[[Tensor], Mapping[str, Tensor]], inputs: Tensor) -> Mapping[str, Tensor]:
-    """`work` on cases that have nothing to do with each other, in halves where memory runs out."""
-    try:
-        return work(inputs)
-    except torch.OutOfMemoryError:
-        if len(inputs) < 2:
-            raise
-    halves = [in_room(work, half) for half in inputs.tensor_split(2)]
-    return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
-
-
-def features_in_room(work: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """The same for `work` that gives one tensor."""
-    return in_room(lambda cases: {"": work(cases)}, inputs)[""]
+def _of_cases(term: Term) -> bool:
+    """Whether a term is a mean over the site's own cases, so that parts of a batch make up the whole."""
+    return isinstance(term, Supervised) and term.of == "target"

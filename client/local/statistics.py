@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from client.local.feed import Feed, in_order
-from client.local.room import features_in_room
+from client.local.halves import features_in_room
 from client.workbench import Workbench
 from common.inputs import TableInput
 from common.study import Study

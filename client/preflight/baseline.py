@@ -10,19 +10,22 @@ import torch
 from client.data.cohort import Cohort
 from client.local.evaluate import evaluate
 from client.local.feed import Feed
-from client.local.gradient import Diverged, Moment, TooFewCases, train
+from client.local.gradient import train
 from client.local.recalibrate import recalibrate
 from client.local.statistics import column_sums, feature_sums
+from client.local.trouble import Diverged, TooFewCases
 from client.preflight.report import Findings
+from client.terms.base import Moment
 from client.workbench import Workbench
 from common.closed_form import heads_from_sums, scale_from_sums
 from common.errors import FedgraftError, WeightsError
 from common.model import state_arrays
-from common.plan import ClosedForm, Gradient, Recalibrate, Ridge, Stage
+from common.plan import ClosedForm, Gradient, Recalibrate, Ridge, Stage, Standardise
 from common.seeds import derive
 from common.start import start
 from common.study import Study
 from common.task_metrics import TaskSums, shown
+from common.terms import SUPERVISED, Need
 from common.travel import changed
 
 Say = Callable[[str], None]
@@ -90,7 +93,7 @@ def fit_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> t
         pretrained = False
     labelled = len(feed.labelled("train")) > 0
     for stage in study.plan:
-        if stage.where == "all" or labelled == (stage.where == "labelled"):
+        if stage.where == "all" or (stage.where != "source" and labelled == (stage.where == "labelled")):
             _stage(study, cohort.name, stage, (bench, feed), say)
     return bench, feed, pretrained
 
@@ -98,7 +101,9 @@ def fit_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> t
 def _stage(study: Study, site: str, stage: Stage, desk: tuple[Workbench, Feed], say: Say) -> None:
     bench, feed = desk
     if isinstance(stage.local, Gradient):
-        alone = stage.local
+        # Nothing comes from elsewhere: what pulls to the others, or to a source, is left out.
+        own = tuple(term for term in stage.local.terms if not term.needs - {Need.LABELS})
+        alone = stage.local.model_copy(update={"terms": own or SUPERVISED})
         for number in range(1, stage.rounds + 1):
             say(f"{stage.name}: round {number} of {stage.rounds}")
             seed = derive(study.seed, site, stage.name, number)
@@ -114,7 +119,7 @@ def _stage(study: Study, site: str, stage: Stage, desk: tuple[Workbench, Feed], 
             if isinstance(merge, Ridge) and merge.strength == "loso":  # there is no other site to choose it on
                 merge = merge.model_copy(update={"strength": Ridge().strength})
             bench.load(heads_from_sums(feature_sums(bench, feed), merge, state))
-        else:
+        elif isinstance(stage.merge, Standardise):
             bench.load(scale_from_sums(column_sums(study, feed), state))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from client.config import SiteConfig
-from client.data.cohort import Cohort
+from client.data.cohort import Cohort, learning_patients
 from client.preflight.report import Findings
-from client.site import labelled_patients
 from client.verdict import StageVerdict, judge
-from client.workbench import make_model
+from common.start import make_model
 from common.study import Study
 
 
@@ -17,7 +16,7 @@ def check_policy(config: SiteConfig, study: Study, cohort: Cohort) -> Findings:
     if config.observer:
         found.skipped("study", "an observer's data are public: it is evaluated on, and never trains")
         return found
-    verdict = judge(config, study, make_model(study).tags(), labelled_patients(study, cohort))
+    verdict = judge(config, study, make_model(study).tags(), learning_patients(study, cohort))
     for stage in verdict.stages:
         _stage(found, stage)
     cost = verdict.cost

@@ -10,14 +10,18 @@ import torch
 
 from client.data.cohort import Cohort
 from client.local.feed import Feed
-from client.local.gradient import Diverged, Moment, TooFewCases
+from client.local.pairs import learnt_from
 from client.local.room import Room
 from client.local.statistics import column_sums, feature_sums
+from client.local.trouble import Diverged, TooFewCases
 from client.preflight.memory import PeakMemory
 from client.preflight.report import Findings, counted
+from client.terms.base import Moment
 from client.workbench import Workbench
+from common.aside import needs_of
 from common.plan import Gradient, Recalibrate, Stage
 from common.study import Study
+from common.terms import Need
 from common.travel import changed
 
 _GB = 1e9
@@ -49,7 +53,9 @@ def check_training(study: Study, cohort: Cohort, device: torch.device) -> Findin
     try:
         bench, feed = Workbench(study, device), Feed(cohort, study.input, device)
         for stage in study.plan:
-            if _takes_part(stage, feed):
+            if not _can_be_tried(stage):
+                found.skipped(f"stage_{stage.name}", "needs more than the site's own cases: a source, or its moments")
+            elif _takes_part(stage, feed):
                 _try(found, study, stage, bench, feed, cohort)
             else:
                 found.skipped(f"stage_{stage.name}", f"is for {stage.where} sites")
@@ -61,9 +67,14 @@ def check_training(study: Study, cohort: Cohort, device: torch.device) -> Findin
     return found
 
 
+def _can_be_tried(stage: Stage) -> bool:
+    """Whether the work needs nothing but the model and the site's own cases."""
+    return not needs_of(stage) - {Need.LABELS}
+
+
 def _takes_part(stage: Stage, feed: Feed) -> bool:
     labelled = len(feed.labelled("train")) > 0
-    return stage.where == "all" or labelled == (stage.where == "labelled")
+    return stage.where == "all" or (stage.where != "source" and labelled == (stage.where == "labelled"))
 
 
 def _try(found: Findings, study: Study, stage: Stage, bench: Workbench, feed: Feed, cohort: Cohort) -> None:
@@ -120,7 +131,7 @@ def _measure(study: Study, stage: Stage, bench: Workbench, feed: Feed, cohort: C
 
 def _measure_gradient(stage: Stage, spec: Gradient, bench: Workbench, feed: Feed, patients: Sequence[str]) -> Measured:
     moves = changed(stage, bench.tags)
-    cases = len(feed.labelled("train"))
+    cases = len(learnt_from(feed, spec))
 
     def steps(count: int) -> Callable[[], object]:
         some = spec.model_copy(update={"epochs": None, "steps": count})

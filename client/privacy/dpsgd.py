@@ -24,17 +24,23 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from client.local.augment import augment
 from client.local.feed import Batch, Feed
-from client.local.gradient import Diverged, Moment, TooFewCases, dropout_seeded, optimiser_for, rate_factor
+from client.local.gradient import dropout_seeded, optimiser_for
 from client.local.losses import case_losses
+from client.local.trouble import Diverged, TooFewCases
 from client.privacy import heads, secret
 from client.privacy.layers import NORM_SAMPLERS, SAMPLERS
 from client.privacy.units import Lots, Rows, draw_units, only, units_of
+from client.terms.base import Moment, Visit
+from client.terms.objective import Objective
 from client.workbench import Workbench
 from common.dp_safe import LAYERS, dp_twin
 from common.errors import InputError
 from common.model import Heads
-from common.plan import Gradient, Private
+from common.plan import Gradient
+from common.rates import rate_factor
 from common.tasks import AnyTask
+from common.terms import Coupling, Supervised
+from common.training import Private
 
 _FEW_NUMBERS = 1 << 16
 """Noise for so few numbers is drawn at once: for a head, starting the generator is most of the work."""
@@ -70,10 +76,12 @@ def train_private(
 ) -> dict[str, float]:
     """Take exactly `spec.steps` noised steps in place; `changes` are the parameters that may move.
 
-    `patients` names the patient of every case of the cohort. The figures returned are public: no loss, no counts.
-    Raises TooFewCases, Diverged; InputError for work that would not be private.
+    `patients` names the patient of every case of the cohort. Terms that look at the model's entries alone say nothing
+    of any patient beyond what noised steps have made of these: their gradients are added after the noise. The figures
+    returned are public: no loss, no counts. Raises TooFewCases, Diverged, and InputError for what is not private.
     """
     private, sigma, steps = _terms(bench, spec, changes)
+    objective = Objective(Visit(bench, spec, changes, moment))
     units = units_of(feed.labelled("train"), patients, private.unit)
     if not units:
         raise TooFewCases
@@ -92,6 +100,7 @@ def train_private(
             noisy = noisy_mean(total, noises, private.sample * len(units))
             for parameter, gradient in zip(trainer.parameters, noisy, strict=True):
                 parameter.grad = gradient
+            objective.pull()
             if spec.schedule != "constant" or spec.warmup:
                 factor = rate_factor(spec, (moment.round - 1 + step / steps) / moment.rounds)
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -241,12 +250,14 @@ def _terms(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> tuple[Pr
     sigma = private.sigma
     if sigma is None or not (sigma > 0 and private.clip > 0 and 0 < private.sample <= 1):
         raise InputError("Private work needs noise, a bound, and a share of the units to sample.")
-    if spec.class_weights != "none" or spec.clip_norm is not None:
-        raise InputError("Class weights and the clipping of batches are not for private work.")
+    if spec.class_weights != "none" or any((spec.clip_norm, spec.heads_first, spec.lookahead, spec.fallback)):
+        raise InputError("Class weights, clipped batches, steps of two kinds and a way back are not for private work.")
     if bench.model.decodes:
         raise InputError("Gradients of single cases through a decoder of masks are not built.")
     if private.mode == "ghost" and private.views > 1:
         raise InputError("Ghost clipping knows single images only.")
+    if any(term.coupling is not Coupling.NONE and term != Supervised() for term in spec.terms):
+        raise InputError("Private work learns from the site's own labels, and from no other term that looks at cases.")
     if not changes or not set(changes) <= set(bench.parameters):
         raise InputError("Private work trains parameters; running statistics are not noised and must stay.")
     return private, sigma, spec.steps

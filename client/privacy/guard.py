@@ -11,16 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from client.policy import Metrics, Reason, Request, SitePolicy, Terms, effective
+from client.privacy.asked import request_of, steps_of
 from client.privacy.chain import Facts, Release
 from client.privacy.ledger import AlreadyCharged, Caps, ChargeRefused, Ledger
 from client.privacy.replies import Replies
 from common.errors import LedgerError
 from common.files import locked, read_json, write_json
 from common.orders import Arrays, Code
-from common.plan import Gradient, Private, Role, Stage
+from common.plan import Role, Stage
 from common.privacy import Event, Spend, Unit, epsilon, noise_for
 from common.private_sums import PrivateSums
 from common.study import Study
+from common.training import Private
 from common.travel import Tags, changed, privacy_asked, releases_plainly
 
 _LOST = "this round was charged, and then the site crashed: the charge is lost"
@@ -59,9 +61,15 @@ class Held:
 
 
 class Guard:
-    """One site's policy and ledger in one study. `patients` counts those with labelled training cases."""
+    """One site's policy and ledger in one study. `patients` counts those that the study may learn from.
 
-    def __init__(self, study: Study, policy: SitePolicy, folder: Path, patients: int) -> None:
+    `is_source` says that they are no patients of a hospital, but public source data.
+    """
+
+    def __init__(
+        self, study: Study, policy: SitePolicy, folder: Path, patients: int, *, is_source: bool = False
+    ) -> None:
+        self.is_source = is_source
         self._study = study
         self._policy = policy
         self._held = Held.of(folder)
@@ -124,12 +132,20 @@ class Guard:
         self.demand_masks()
         planned = []
         for stage in self._study.plan:
+            if not self._asked_in(stage):
+                continue
             roles = frozenset(tags[key].role for key in changed(stage, tags))
             if releases_plainly(stage, tags):
                 self.allow_plain(roles)
             elif privacy_asked(stage) is not None:
-                planned.append((stage, self._terms(_request(self._study, stage, roles))))
+                planned.append((stage, self._terms(request_of(self._study, stage, roles))))
         return planned
+
+    def _asked_in(self, stage: Stage) -> bool:
+        """Whether the site could be asked to work in this stage: hospitals never for the source, and the other way."""
+        if self.is_source or stage.where == "source":
+            return self.is_source and (stage.where == "source" or stage.joint is not None)
+        return stage.where != "labelled" or self._patients > 0
 
     def allow_plain(self, roles: frozenset[Role]) -> None:
         """Let work be released without noise. Raises Refused unless the site's policy says that it may."""
@@ -142,9 +158,9 @@ class Guard:
         """
         asked = privacy_asked(stage)
         assert asked is not None
-        terms = self._terms(_request(self._study, stage, roles))
+        terms = self._terms(request_of(self._study, stage, roles))
         facts = Facts(terms.unit, self._patients, model, "train" if isinstance(asked, Private) else "sums")
-        event = Event(terms.sigma, terms.q, _steps(stage))
+        event = Event(terms.sigma, terms.q, steps_of(stage))
         self._charge(exchange, event, facts, terms)
         effective_terms = {"sigma": terms.sigma, "clip": terms.clip, "unit": terms.unit, "epsilon": None}
         return asked.model_copy(update=effective_terms | ({"sample": terms.q} if isinstance(asked, Private) else {}))
@@ -273,28 +289,3 @@ class Guard:
 
 def _event(terms: Terms) -> Event:
     return Event(terms.sigma, terms.q, terms.steps)
-
-
-def _request(study: Study, stage: Stage, roles: frozenset[Role]) -> Request:
-    asked = privacy_asked(stage)
-    assert asked is not None
-    return Request(
-        study.model.backbone,
-        roles,
-        unit=asked.unit,
-        epsilon=asked.epsilon,
-        sigma=asked.sigma,
-        clip=asked.clip,
-        q=asked.sample,
-        steps=_steps(stage) * stage.rounds,
-        sampled=isinstance(asked, Private),
-        masked=study.masked,
-    )
-
-
-def _steps(stage: Stage) -> int:
-    """Steps of one round; sums are one."""
-    if not isinstance(stage.local, Gradient):
-        return 1
-    assert stage.local.steps is not None
-    return stage.local.steps

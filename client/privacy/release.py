@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.local.feed import Feed
-from client.local.gradient import TooFewCases
+from client.local.trouble import TooFewCases
 from client.privacy import secret
 from client.privacy.units import units_of
 from client.workbench import Workbench

@@ -21,6 +21,7 @@ MEANINGS = {
     Code.MISSING_TENSORS: "lacks entries of the model that it should hold",
     Code.BAD_TENSORS: "was sent entries that do not fit its model",
     Code.NO_LABELS: "has no labels",
+    Code.NO_SOURCE: "has no source data, which the study needs at each site",
     Code.TOO_FEW_CASES: "has too few cases",
     Code.BAD_DATA: "could not read its data",
     Code.DIVERGED: "its training diverged",

@@ -19,14 +19,15 @@ from torchvision.ops import StochasticDepth
 
 from client.data.cohort import Cohort
 from client.local.feed import Batch, Feed
-from client.local.gradient import Moment
 from client.privacy.dpsgd import train_private
+from client.terms.base import Moment
 from client.workbench import Workbench
 from common.inputs import ImageInput, InputSpec, TableInput
-from common.plan import Gradient, Private, Role, named
-from common.presets import standardise
+from common.plan import Gradient, Role, named
+from common.recipes import standardise
 from common.study import Model, Study
 from common.tasks import Task
+from common.training import Private
 
 CPU = torch.device("cpu")
 NOW = Moment(seed=7, round=1, rounds=1)

@@ -14,8 +14,8 @@ from client.data.spec import CohortSpec
 from client.kept import Kept
 from client.local.evaluate import predictions
 from client.local.feed import Feed
-from client.local.gradient import Diverged, TooFewCases
 from client.local.recalibrate import recalibrate
+from client.local.trouble import Diverged, TooFewCases
 from client.preflight.baseline import fit_alone
 from client.workbench import Workbench, device_named
 from common.files import load_tensors, read_json

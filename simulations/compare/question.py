@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.errors import StudyError
 from common.plan import Gradient
-from common.presets import PRESETS, Method, expand
+from common.presets import PRESETS, expand
+from common.recipes import Method
 from common.study import Study, describe, parse_study, put, read_mapping
 from common.value import Value
 

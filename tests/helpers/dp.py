@@ -11,7 +11,8 @@ from torch import Tensor
 from client.local.feed import Feed
 from client.privacy.dpsgd import train_private
 from client.workbench import Workbench
-from common.plan import Gradient, Private, Role
+from common.plan import Gradient, Role
+from common.training import Private
 from helpers.work import CPU, NOW, cohort, images
 from simulations.audit.desk import watched
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.data.cohort import Cohort
-from client.local.gradient import Moment
+from client.data.cohort import Cohort, learning_patients
 from client.policy import SitePolicy
 from client.privacy.guard import Guard
-from client.site import Site, labelled_patients
+from client.site import Site
+from client.terms.base import Moment
 from client.workbench import Workbench
 from common.inputs import TableInput
 from common.plan import Gradient
@@ -45,7 +45,7 @@ def cohort(inputs: Tensor, targets: dict[str, Tensor], held_out: int = 0, name: 
 
 def a_site(study: Study, mine: Cohort, folder: Path, policy: SitePolicy = OPEN) -> Site:
     """A hospital with these cases, all of them labelled patients' own, under this policy."""
-    guard = Guard(study, policy, folder, labelled_patients(study, mine))
+    guard = Guard(study, policy, folder, learning_patients(study, mine))
     return Site(study, mine, Workbench(study, CPU), folder, guard)
 
 

@@ -19,8 +19,9 @@ from client.privacy.dpsgd import train_private
 from client.workbench import Workbench
 from common.errors import InputError
 from common.model import TransferModel
-from common.plan import Augment, Role, named
+from common.plan import Role, named
 from common.study import parse_study
+from common.training import Augment
 from helpers import sabotage
 from helpers.dp import Desk, feed_of, quiet, sums, terms, trainable
 from helpers.work import CPU, NOW, cohort, images, moved, snapshot

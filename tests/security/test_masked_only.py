@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from client.data.cohort import learning_patients
 from client.policy import SitePolicy
 from client.privacy.guard import Guard, Refused
-from client.site import Site, labelled_patients
+from client.site import Site
 from client.workbench import Workbench
 from common.errors import QuorumError
 from common.files import read_json
@@ -41,7 +42,7 @@ PLANS = {
 def a_site(study: Study, folder: Path, policy: SitePolicy) -> Site:
     inputs, labels = images(27)
     mine = cohort(inputs, {"cls": labels}, held_out=6)
-    guard = Guard(study, policy, folder, labelled_patients(study, mine))
+    guard = Guard(study, policy, folder, learning_patients(study, mine))
     return Site(study, mine, Workbench(study, CPU), folder, guard)
 
 

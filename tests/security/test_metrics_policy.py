@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from client.data.cohort import Cohort
+from client.data.cohort import Cohort, learning_patients
 from client.policy import SitePolicy
 from client.privacy import shown
 from client.privacy.guard import Guard, Held, Refused
 from client.privacy.shown import LEAST, bound, counts, noised_counts, suppressed
 from client.privacy.units import units_of
-from client.site import Site, labelled_patients
+from client.site import Site
 from client.workbench import Workbench
 from common.errors import InputError
 from common.metrics import ClassificationSums
@@ -178,7 +178,7 @@ def a_study(make_study: MakeStudy, rounds: int, seed: int = 0) -> Study:
 
 def a_site(study: Study, folder: Path, policy: SitePolicy, seed: int = 0) -> Site:
     mine, _ = a_cohort(seed)
-    guard = Guard(study, policy, folder, labelled_patients(study, mine))
+    guard = Guard(study, policy, folder, learning_patients(study, mine))
     return Site(study, mine, Workbench(study, CPU), folder, guard)
 
 

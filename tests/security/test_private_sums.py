@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.data.cohort import Cohort
+from client.data.cohort import Cohort, learning_patients
 from client.local.feed import Feed
-from client.local.gradient import TooFewCases
 from client.local.statistics import feature_sums
+from client.local.trouble import TooFewCases
 from client.policy import SitePolicy
 from client.privacy import secret
 from client.privacy.guard import Guard, Held
 from client.privacy.release import CONSTANT, bound, noised_sums
-from client.site import Site, labelled_patients
+from client.site import Site
 from client.workbench import Workbench
 from common.closed_form import discriminant_head, nearest_mean_head, ridge_head
 from common.errors import InputError
@@ -223,7 +223,7 @@ def a_cohort() -> Cohort:
 def a_site(study: Study, folder: Path, policy: SitePolicy = STRICT) -> Site:
     mine = a_cohort()
     return Site(
-        study, mine, Workbench(study, CPU), folder, Guard(study, policy, folder, labelled_patients(study, mine))
+        study, mine, Workbench(study, CPU), folder, Guard(study, policy, folder, learning_patients(study, mine))
     )
 
 

@@ -61,11 +61,13 @@ class Stopped(Exception):
     """A run that is stopped from outside."""
 
 
-@pytest.mark.parametrize(("method", "stop"), [*(("fedbn", stop) for stop in range(5)), ("fedadam", 1)])
+@pytest.mark.parametrize(
+    ("method", "stop"), [*(("fedbn", stop) for stop in range(5)), ("fedadam", 1), ("scaffold", 1), ("l2sp", 1)]
+)
 def test_a_run_stopped_anywhere_resumes_to_identical_weights(
     hospitals, make_study, tmp_path, monkeypatch, method: str, stop: int
 ):
-    """FedBN keeps entries at the sites, FedAdam moments at the coordinator: both must be taken up again as well."""
+    """FedBN keeps entries at the sites, FedAdam moments at the coordinator, SCAFFOLD both; L2-SP sends the start."""
     from server.folder import RunFolder
 
     study = make_study(method={**GRAFT, "name": method})

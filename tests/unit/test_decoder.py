@@ -9,7 +9,7 @@ import torch
 from client.local.losses import task_loss
 from common.errors import InputError
 from common.mask_metrics import dice, mask_rows
-from common.model import build_model
+from common.model import Extras, build_model
 from common.plan import Role
 from common.taps import feature_maps, map_channels
 from common.tasks import Segmentation
@@ -19,7 +19,7 @@ MASK = Segmentation(name="lesion", kind="segmentation")
 
 @pytest.mark.parametrize(("name", "size"), [("slim_resnet", 32), ("resnet18", 64), ("resnet50", 64)])
 def test_features_through_the_maps_are_those_of_the_backbone(name: str, size: int) -> None:
-    model = build_model(name, {"cls": 3}, channels=1, seed=0, size=size, masks=["lesion"]).eval()
+    model = build_model(name, {"cls": 3}, channels=1, seed=0, size=size, extras=Extras(masks=["lesion"])).eval()
     x = torch.randn(2, 1, size, size)
     with torch.no_grad():
         z, maps = feature_maps(model.backbone, x)
@@ -34,7 +34,7 @@ def test_features_through_the_maps_are_those_of_the_backbone(name: str, size: in
 def test_a_decoder_learns_outlines_finer_than_the_backbones_finest_map() -> None:
     """Discs of odd places and sizes: with its first map alone, at half the resolution, Dice stays below."""
     torch.manual_seed(0)
-    model = build_model("slim_resnet", {}, channels=1, seed=0, size=32, masks=["lesion"]).train()
+    model = build_model("slim_resnet", {}, channels=1, seed=0, size=32, extras=Extras(masks=["lesion"])).train()
     y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     places = torch.randint(6, 26, (24, 2, 1, 1))
     masks = ((y - places[:, 0]) ** 2 + (x - places[:, 1]) ** 2 <= 13).to(torch.int8)
@@ -51,12 +51,12 @@ def test_a_decoder_learns_outlines_finer_than_the_backbones_finest_map() -> None
 
 def test_a_backbone_without_maps_says_which_have_some() -> None:
     with pytest.raises(InputError, match=r"No feature maps are known of VGG.*slim_resnet and torchvision's resnet"):
-        build_model("vgg11", {}, channels=1, seed=0, size=32, masks=["lesion"])
+        build_model("vgg11", {}, channels=1, seed=0, size=32, extras=Extras(masks=["lesion"]))
 
 
 def test_a_decoder_is_a_head_of_its_task_and_changes_no_other_entry() -> None:
     plain = build_model("slim_resnet", {"cls": 3}, channels=1, seed=5, size=32)
-    both = build_model("slim_resnet", {"cls": 3}, channels=1, seed=5, size=32, masks=["lesion"])
+    both = build_model("slim_resnet", {"cls": 3}, channels=1, seed=5, size=32, extras=Extras(masks=["lesion"]))
     for key, value in plain.state_dict().items():
         assert torch.equal(both.state_dict()[key], value)
     own = {key: tag for key, tag in both.tags().items() if key not in plain.state_dict()}

@@ -13,7 +13,8 @@ from common.backbones import Backbone
 from common.dp_safe import dp_twin, out_of_place
 from common.errors import InputError
 from common.model import TransferModel, build_model
-from common.plan import Gradient, Private, Role, named
+from common.plan import Gradient, Role, named
+from common.training import Private
 from helpers.work import CPU, NOW, cohort, images, moved, snapshot
 
 BACKBONES = ["slim_resnet", "resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"]

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from client.local.feed import Feed
-from client.local.gradient import Diverged, Moment, TooFewCases
+from client.local.trouble import Diverged, TooFewCases
 from client.privacy.dpsgd import train_private
+from client.terms.base import Moment
 from client.workbench import Workbench
 from common.inputs import TableInput
 from common.model import TransferModel, state_arrays
 from common.orders import Code, Order, Refusal, Update
-from common.plan import Augment, Role, named
+from common.plan import Role, named
+from common.training import Augment
 from helpers.dp import Desk, feed_of, quiet, sums, terms, trainable
 from helpers.work import CPU, NOW, TABLE_PLAN, MakeStudy, a_site, cohort, images, moved, snapshot
 from simulations.audit.desk import watched

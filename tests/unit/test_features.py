@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from client.config import read_config
-from client.data.cohort import Cohort
+from client.data.cohort import Cohort, learning_patients
 from client.deployed import start as site_start
 from client.home import Joined, SiteHome
 from client.local.features import Features, forget_features
 from client.local.feed import Feed
 from client.policy import SitePolicy
 from client.privacy.guard import Guard
-from client.site import Site, labelled_patients
+from client.site import Site
 from client.workbench import Workbench
 from common.model import TransferModel, state_arrays
 from common.orders import Arrays, Order, Update
@@ -43,7 +43,7 @@ def a_site(study: Study, folder: Path, policy: SitePolicy = OPEN, seed: int = 0,
     mine = the_cohort(seed)
     policy = policy.model_copy(update={"keep_features": keep})
     return Site(
-        study, mine, Workbench(study, CPU), folder, Guard(study, policy, folder, labelled_patients(study, mine))
+        study, mine, Workbench(study, CPU), folder, Guard(study, policy, folder, learning_patients(study, mine))
     )
 
 

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from client.data.batches import to_float
 from client.local.evaluate import evaluate
 from client.local.feed import Feed, shuffled
-from client.local.gradient import Moment, rate_factor, train
+from client.local.gradient import train
 from client.local.recalibrate import recalibrate
+from client.terms.base import Moment
 from client.workbench import Workbench
-from common.plan import Augment, Gradient, Recalibrate, Role, Select, named
+from common.plan import Gradient, Recalibrate, Role, Select, named
+from common.rates import rate_factor
 from common.seeds import derive
+from common.training import Augment
 from helpers.work import CPU, NOW, TABLE_PLAN, bench_input, cohort, images, moved, snapshot, steps
 
 

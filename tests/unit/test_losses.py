@@ -13,9 +13,12 @@ from torch import Tensor
 
 from client.local.augment import augment
 from client.local.feed import Feed
-from client.local.gradient import Diverged, TooFewCases, supervised, train
+from client.local.gradient import train
 from client.local.recalibrate import recalibrate
-from common.plan import Augment, Recalibrate, Role, named
+from client.local.trouble import Diverged, TooFewCases
+from client.terms.supervised import supervised
+from common.plan import Recalibrate, Role, named
+from common.training import Augment
 from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot, steps
 
 
@@ -88,7 +91,7 @@ def test_balanced_classes_count_the_same(desk, monkeypatch: pytest.MonkeyPatch) 
     seen: list[Tensor] = []
     real = supervised
     monkeypatch.setattr(
-        "client.local.gradient.supervised", lambda o, t, w, *more: seen.append(w["cls"]) or real(o, t, w, *more)
+        "client.terms.supervised.supervised", lambda o, t, w, *more: seen.append(w["cls"]) or real(o, t, w, *more)
     )
     train(bench, feed, steps(1, class_weights="balanced"), named("heads").keys(bench.tags), NOW)
     assert seen[0].tolist() == [0.75, 1.5, 0.0]

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from client.config import SITE_FILE, ServerAddress, read_config, read_site, site_home
-from client.data import experiment
 from client.policy import SitePolicy
 from client.pseudonyms import keep_key, patient_key, place_of
 from common.errors import DataError, InputError, StudyError
@@ -53,7 +52,7 @@ def test_the_site_that_ships_loads_and_explains_every_key():
     lines = path.read_text(encoding="utf-8").splitlines()
     keys = {found[1]: line for line in lines if (found := re.match(r"\s*([a-z_]+):", line))}
     wanted = {field for part in (config, config.cohort, config.policy) for field in type(part).model_fields}
-    assert wanted - set(experiment.KEYS) == set(keys) - {"cls"}
+    assert wanted == set(keys) - {"cls"}
     assert config.policy == SitePolicy()
     assert [key for key, line in keys.items() if "#" not in line and key != "cls"] == []
 

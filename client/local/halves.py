@@ -1,0 +1,24 @@
+"""Looking at cases that have nothing to do with each other: in halves where memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+
+def in_room(work: Callable[[Tensor], Mapping[str, Tensor]], inputs: Tensor) -> Mapping[str, Tensor]:
+    """`work` on cases that have nothing to do with each other, in halves where memory runs out."""
+    try:
+        return work(inputs)
+    except torch.OutOfMemoryError:
+        if len(inputs) < 2:
+            raise
+    halves = [in_room(work, half) for half in inputs.tensor_split(2)]
+    return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+
+
+def features_in_room(work: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """The same for `work` that gives one tensor."""
+    return in_room(lambda cases: {"": work(cases)}, inputs)[""]

@@ -1,0 +1,123 @@
+"""Three small hospitals with tables, and what NumPy needs to repeat their training: plain features, labels, a head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.config import read_config
+from client.data.cohort import Wanted, load_cohort
+from client.data.spec import CohortSpec
+from client.pseudonyms import place_of
+from common.files import load_tensors
+from common.start import start
+from common.study import Study, parse_study
+from simulations.run import Hospitals, simulate
+
+Floats = NDArray[np.float64]
+STANDARDISE = {
+    "name": "columns",
+    "local": {"kind": "statistics", "of": "columns"},
+    "merge": {"kind": "standardise"},
+}
+CASES = {"east": 40, "north": 60, "west": 80}
+WHOLE = 1000
+"""A batch that holds all cases of a site, so that their order does not count."""
+
+
+def tables(root: Path) -> Hospitals:
+    """Hospitals whose classes lie in other places: what drives their models apart."""
+    cohorts = {}
+    for number, (name, count) in enumerate(CASES.items()):
+        rng = np.random.default_rng(number)
+        label = (rng.uniform(size=count) < 0.3 + 0.2 * number).astype(int)
+        x = rng.normal(size=(count, 2)) + np.outer(label, [1.5 * np.cos(number), 1.5 * np.sin(number)]) + number
+        rows = [f"p{i},{'ab'[label[i]]},{x[i, 0]:.6f},{x[i, 1]:.6f}" for i in range(count)]
+        (root / name).mkdir(parents=True)
+        path = root / name / "table.csv"
+        path.write_text("\n".join(["PatientID,cls,one,two", *rows]) + "\n")
+        cohorts[name] = CohortSpec(kind="table", root=path, patient_column="PatientID")
+    return Hospitals(cohorts)
+
+
+def study(*stages: dict[str, Any], **more: Any) -> Study:
+    """A study of these stages over a head alone, on standardised columns."""
+    base = {
+        "name": "twin",
+        "seed": 1,
+        "tasks": [{"name": "cls", "classes": ["a", "b"]}],
+        "input": {"kind": "table", "numeric": ["one", "two"]},
+        "model": {"backbone": "table_linear", "weights": None},
+        "split": {"train": 0.6, "val": 0.2, "test": 0.2},
+        "plan": [STANDARDISE, *stages],
+        "evaluate": {"every": 0},
+    }
+    return parse_study(base | more, "test")
+
+
+def sgd(steps: int = 3, lr: float = 0.5, **more: Any) -> dict[str, Any]:
+    """Plain gradient work on all cases at once."""
+    plain = {"kind": "gradient", "optimiser": "sgd", "momentum": 0, "batch_size": WHOLE}
+    return plain | {"steps": steps, "lr": lr} | more
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished run, with what the sites saw."""
+
+    run: Path
+    first: Floats
+    """The head before anything: (columns + 1, classes), the last row its bias."""
+    last: Floats
+    cases: dict[str, tuple[Floats, Floats]]
+    """By site features with a column of ones, and one-hot labels, of the training cases."""
+    every: dict[str, tuple[Floats, Floats]]
+    """The same of all cases."""
+
+    def kept(self, site: str) -> Floats:
+        """The head that a site keeps for itself."""
+        (folder,) = (self.run / "sites" / site / "kept").iterdir()
+        return head(load_tensors(sorted(folder.iterdir())[-1]))
+
+    @property
+    def weights(self) -> Floats:
+        """The sites' shares of all cases."""
+        counts = np.array([len(y) for _, y in self.cases.values()], float)
+        return counts / counts.sum()
+
+
+def trial(asked: Study, root: Path, **more: Any) -> Trial:
+    """Run a study over the tables; `more` says who holds a source, as `Hospitals` has it."""
+    hospitals = tables(root / "data")
+    sources = {site: hospitals.cohorts[name] for site, name in more.pop("beside", {}).items()}
+    run = simulate(asked, replace(hospitals, sources=sources, **more), root / "run")
+    state = load_tensors(run / "model.safetensors")
+    cases: list[dict[str, tuple[Floats, Floats]]] = [{}, {}]
+    for name in CASES:
+        config = read_config(run / "sites" / name / "site.json")
+        wanted = Wanted(asked.tasks, asked.input, asked.split, asked.seed)
+        cohort = load_cohort(name, config.cohort, wanted, place_of(config, asked.digest))
+        for found, split in zip(cases, ("train", "all"), strict=True):
+            at = cohort.splits["train"].numpy() if split == "train" else np.arange(len(cohort.inputs))
+            x = (cohort.inputs.numpy()[at].astype(float) - state[_scale(state, "mean")]) / state[_scale(state, "std")]
+            found[name] = (np.hstack([x, np.ones((len(x), 1))]), np.eye(2)[cohort.targets["cls"].numpy()[at]])
+    return Trial(run, head(start(asked).state()), head(state), *cases)
+
+
+def head(state: dict[str, np.ndarray]) -> Floats:
+    """The linear head in a state: (columns + 1, classes)."""
+    return np.vstack([state["heads.cls.weight"].T, state["heads.cls.bias"]]).astype(float)
+
+
+def slope(w: Floats, z: Floats, y: Floats) -> Floats:
+    """Gradient of the mean cross-entropy."""
+    scores = np.exp(z @ w - (z @ w).max(1, keepdims=True))
+    return np.asarray(z.T @ (scores / scores.sum(1, keepdims=True) - y) / len(y))
+
+
+def _scale(state: dict[str, np.ndarray], name: str) -> str:
+    return next(key for key in state if key.startswith("backbone") and key.endswith(f".{name}"))

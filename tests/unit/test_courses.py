@@ -1,0 +1,137 @@
+"""Fine-tuning controls: which entries learn when, at which rate, and which combinations are refused."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.local.gradient import train
+from client.terms.base import Moment
+from common.check import check
+from common.explain import plan_table, sentence
+from common.model import build_model
+from common.plan import Role, Select
+from common.presets import PRESETS, Method, expand
+from common.rates import rate_of
+from common.seeds import derive
+from common.study import Study, parse_study
+from helpers.work import NOW, moved, snapshot, steps
+
+MODEL = build_model("slim_resnet", {"cls": 3}, channels=1, seed=0)
+TAGS = MODEL.tags()
+
+
+def a_study(plan: list[dict[str, Any]], **more: Any) -> Study:
+    tasks = [{"name": "cls", "classes": ["a", "b", "c"]}]
+    return parse_study({"name": "x", "tasks": tasks, "plan": plan, **more}, "here")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("rounds", [1, 7])
+def test_every_preset_works_and_is_explained(name: str, rounds: int) -> None:
+    stages = expand(Method(name=name, rounds=rounds), table=False)
+    study = a_study([stage.model_dump() for stage in stages])
+    assert check(study, TAGS) == []
+    sizes = {key: int(value.numel()) for key, value in MODEL.state_dict().items()}
+    for stage, row in zip(study.plan, plan_table(study, TAGS, sizes), strict=True):
+        assert sentence(stage, row).endswith(".")
+
+
+def test_gradual_unfreezing_opens_one_block_after_the_other_and_all_at_last() -> None:
+    stages = expand(Method(name="gradual_unfreezing", rounds=10), table=False)
+    assert sum(stage.rounds for stage in stages) == 10
+    opened = [set(stage.local.train.keys(TAGS)) for stage in stages]
+    assert {TAGS[key].role for key in opened[0]} == {Role.HEAD}
+    assert all(one < two for one, two in pairwise(opened))
+    assert opened[1] == {key for key in TAGS if key.startswith(("heads", "backbone.blocks.3"))}
+    assert opened[-1] == set(TAGS)
+
+
+def test_fixbn_fixes_statistics_after_its_warm_up(desk) -> None:
+    warm, fixed = expand(Method(name="fixbn", rounds=6), table=False)
+    assert (warm.rounds, fixed.rounds) == (3, 3)
+    assert (warm.local.fixed_norm_stats, fixed.local.fixed_norm_stats) == (False, True)
+
+
+def test_lp_ft_trains_heads_alone_and_then_all() -> None:
+    probe, tune = expand(Method(name="lp_ft", rounds=5), table=False)
+    assert {TAGS[key].role for key in probe.local.train.keys(TAGS)} == {Role.HEAD}
+    assert (probe.rounds, tune.rounds) == (2, 3)
+    assert set(tune.local.train.keys(TAGS)) == set(TAGS)
+
+
+def test_rates_fall_from_block_to_block(desk) -> None:
+    (full, feed), (falling, _) = desk(), desk()
+    before = snapshot(full)
+    train(full, feed, steps(1, momentum=0), tuple(full.tags), NOW)
+    train(falling, feed, steps(1, momentum=0, layer_decay=0.5), tuple(falling.tags), NOW)
+    for key, blocks in (("heads.cls.weight", 0), ("backbone.blocks.3.bn2.bias", 1), ("backbone.conv1.weight", 5)):
+        assert falling.tags[key].height == blocks
+        whole, part = snapshot(full)[key] - before[key], snapshot(falling)[key] - before[key]
+        np.testing.assert_allclose(part, whole * 0.5**blocks, rtol=2e-2, atol=2e-7)
+        assert np.abs(whole).max() > 1e-4
+    spec = steps(1, lr=0.4, layer_decay=0.5, backbone_lr_factor=0.1)
+    assert rate_of(spec, falling.tags["backbone.blocks.3.bn2.bias"]) == pytest.approx(0.4 * 0.1 * 0.5)
+
+
+def test_heads_learn_first_and_then_all_else(desk) -> None:
+    """FedRep's visit is that of two trainings by hand, one after the other."""
+    (ours, feed), (hand, _) = desk(), desk()
+    keys = tuple(ours.tags)
+    facts = train(ours, feed, steps(2, heads_first=3), keys, NOW)
+    heads = [key for key in keys if key.startswith("heads")]
+    before = snapshot(hand)
+    train(hand, feed, steps(3), heads, Moment(derive(NOW.seed, "heads"), 1, 1))
+    assert moved(before, snapshot(hand)) == set(heads)
+    middle = snapshot(hand)
+    train(hand, feed, steps(2), [key for key in keys if key not in heads], NOW)
+    assert moved(middle, snapshot(hand)) == set(keys) - set(heads)
+    assert not moved(snapshot(ours), snapshot(hand))
+    assert facts["steps"] == 5
+
+
+FEDAVG = {"name": "one", "share": "all", "merge": {"kind": "mean"}}
+GRADIENT = {"kind": "gradient", "steps": 2}
+PRIVATE = {"fixed_norm_stats": True, "private": {"sigma": 1.0, "sample": 0.1}}
+CONTROL = {"optimiser": "sgd", "momentum": 0, "terms": [{"kind": "supervised"}, {"kind": "control"}]}
+
+
+@pytest.mark.parametrize(
+    ("local", "stage", "more", "words"),
+    [
+        ({}, {"until": {}}, {"evaluate": {"every": 0}}, "until: sites evaluate only at the end"),
+        ({}, {"until": {}}, {"evaluate": {"split": "test"}}, "until: would choose by the test split"),
+        ({}, {"until": {}, "share": "all_but_norm", "keep": "norm"}, {}, "until: what sites keep"),
+        ({}, {"until": {}, "average": {}}, {}, "has no use for an average"),
+        (
+            {},
+            {"until": {}, "share": "none", "keep": "all", "merge": {"kind": "nothing"}},
+            {},
+            "until: nothing is merged",
+        ),
+        (
+            {},
+            {"average": {}, "share": "none", "keep": "all", "merge": {"kind": "nothing"}},
+            {},
+            "average: nothing is merged",
+        ),
+        ({"heads_first": 2, "train": "heads"}, {}, {}, "heads_first: alternates"),
+        ({"heads_first": 2} | PRIVATE, {}, {}, "heads_first: is not built for private work"),
+        ({"heads_first": 2} | CONTROL, {}, {}, "heads_first: control variates"),
+        ({"lookahead": {}, "steps": None, "epochs": 1}, {}, {}, "give steps, not epochs"),
+        ({"lookahead": {}} | PRIVATE, {}, {}, "lookahead: is not built for private work"),
+        ({"lookahead": {}} | CONTROL, {}, {}, "lookahead: control variates"),
+    ],
+)
+def test_courses_that_cannot_work_are_refused(local, stage, more, words: str) -> None:
+    faults = check(a_study([FEDAVG | {"local": GRADIENT | local} | stage], **more), TAGS)
+    assert any(words in fault for fault in faults), faults
+
+
+def test_a_select_by_height_is_written_and_read() -> None:
+    top = Select(max_height=2)
+    assert Select.model_validate(top.model_dump()) == top
+    assert "max_height" not in str(Select().model_dump())

@@ -1,0 +1,147 @@
+"""Terms of a loss: what each pulls at, what is refused, and what stays as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.local.gradient import train
+from client.privacy.dpsgd import train_private
+from client.terms.base import Around
+from common.aside import PRETRAINED, aside_shapes
+from common.check import check
+from common.explain import describe_local
+from common.plan import Gradient, Role, Tag
+from common.study import Study, parse_study
+from common.terms import Anchor, Coupling, Supervised
+from helpers.dp import terms as private
+from helpers.dp import trainable
+from helpers.work import NOW, snapshot, steps
+
+TAGS = {
+    "backbone.conv.weight": Tag(Role.BODY, 1, height=1),
+    "backbone.bn.running_mean": Tag(Role.NORM_STATS, 1, height=1),
+    "heads.cls.weight": Tag(Role.HEAD, 2, "cls"),
+}
+FEDAVG = {"share": "all", "merge": {"kind": "mean"}}
+LABELS = {"kind": "supervised"}
+
+
+def study(local: dict[str, Any], **stage: Any) -> Study:
+    plan = [{"name": "one", "local": {"kind": "gradient", "steps": 2} | local} | FEDAVG | stage]
+    return parse_study({"name": "x", "tasks": [{"name": "cls", "classes": ["a", "b"]}], "plan": plan}, "here")
+
+
+def test_terms_are_written_only_where_they_say_something() -> None:
+    """A study of before has the digest it had, so that approvals and older sites still hold."""
+    plain, said = study({}), study({"terms": [LABELS]})
+    assert plain.digest == said.digest
+    assert b'"terms"' not in plain.to_json()
+    other = study({"terms": [LABELS, {"kind": "anchor", "to": "round", "weight": 0.1}]})
+    assert other.digest != plain.digest
+    assert parse_study(__import__("json").loads(other.to_json()), "again") == other
+
+
+def test_every_kind_of_term_has_its_place_in_the_objective() -> None:
+    from typing import get_args
+
+    from client.terms.objective import LOSSES, PULLS
+    from common.terms import Term
+
+    kinds = set(get_args(get_args(Term)[0]))
+    assert kinds == set(LOSSES) | set(PULLS)
+    assert set(PULLS) == {kind for kind in kinds if kind.coupling is Coupling.NONE}
+
+
+def pulled(bench: Any, feed: Any, to: str, around: Around, changes: list[str]) -> dict[str, np.ndarray]:
+    """What one step of rate 1 changes through the anchor alone: the step with it, less the step without."""
+    now, ends = replace(NOW, around=around), []
+    start = snapshot(bench)
+    for terms in ((Supervised(), Anchor(to=to, weight=0.25)), (Supervised(),)):
+        bench.touched(bench.tags)
+        bench.load(start)
+        train(bench, feed, steps(1, lr=1.0, momentum=0, terms=terms), changes, now)
+        ends.append(snapshot(bench))
+    return {key: ends[0][key] - ends[1][key] for key in changes}
+
+
+def test_l2sp_pulls_all_but_heads_to_the_start_of_the_run(desk) -> None:
+    bench, feed = desk()
+    changes = trainable(bench)
+    start = {key: value + np.float32(0.1) for key, value in snapshot(bench).items()}
+    stage = study({"terms": [LABELS, {"kind": "anchor", "to": "pretrained"}]}).plan[0]
+    forms = {key: (value.shape, value.dtype.name) for key, value in start.items()}
+    aside = {name: start[name.removeprefix(PRETRAINED)] for name in aside_shapes(stage, bench.tags, forms)}
+    found = pulled(bench, feed, "pretrained", Around(aside=aside), changes)
+    for key, change in found.items():
+        np.testing.assert_allclose(change, 0.0 if key.startswith("heads") else 0.025, atol=2e-6)
+
+
+def test_a_pull_to_the_round_is_nothing_in_its_first_step(desk) -> None:
+    bench, feed = desk()
+    assert all((change == 0).all() for change in pulled(bench, feed, "round", Around(), trainable(bench)).values())
+
+
+def test_an_anchor_is_added_after_clipping_and_noise(desk) -> None:
+    """It looks at no patient: clipped with their gradients it would vanish, noised it would be of no other value."""
+    bench, feed = desk()
+    changes = trainable(bench)
+    start = snapshot(bench)
+    around = Around(received={key: value + np.float32(1) for key, value in start.items()})
+    spec = private(3, sigma=1e-9, clip=1e-9, lr=0.5).model_copy(
+        update={"terms": (Supervised(), Anchor(to="global", weight=0.2))}
+    )
+    train_private(bench, feed, [*map(str, range(27))], spec, changes, replace(NOW, around=around))
+    after = snapshot(bench)
+    for key in changes:
+        np.testing.assert_allclose(after[key] - start[key], 1 - 0.9**3, atol=2e-6)
+
+
+ANCHOR = {"kind": "anchor", "to": "global"}
+PRIVATE = {"steps": 5, "fixed_norm_stats": True, "private": {"sigma": 1.0, "sample": 0.1}}
+PLAIN = {"optimiser": "sgd", "momentum": 0, "terms": [LABELS, {"kind": "control"}]}
+
+
+@pytest.mark.parametrize(
+    ("local", "stage", "words"),
+    [
+        ({"terms": [LABELS, ANCHOR]}, {}, "terms.1 (anchor): pulls what a site keeps"),
+        ({"terms": [ANCHOR | {"to": "round"}]}, {}, "none of them looks at a case"),
+        ({}, {"where": "unlabelled"}, "needs labels"),
+        (PLAIN | {"momentum": 0.9}, {}, "(control): steps must be plain"),
+        (PLAIN | {"optimiser": "adamw"}, {}, "(control): steps must be plain"),
+        (PLAIN | {"steps": None, "epochs": 1}, {}, "give steps, not epochs"),
+        (PLAIN | {"clip_norm": 1.0}, {}, "leave clip_norm out"),
+        (PLAIN, {"merge": {"kind": "median"}}, "needs the sites' mean"),
+        (PLAIN, {"share": "none", "keep": "all", "merge": {"kind": "nothing"}}, "no drift to correct"),
+        (PLAIN | PRIVATE, {}, "control variates are not built for private work"),
+    ],
+)
+def test_terms_that_cannot_work_are_refused_with_their_reason(local, stage, words: str) -> None:
+    faults = check(study(local, **stage), TAGS)
+    assert any(words in fault for fault in faults), faults
+
+
+def test_terms_that_can_work_are_let_through() -> None:
+    assert check(study({"terms": [LABELS, {"kind": "anchor", "to": "round"}]}), TAGS) == []
+    assert check(study(PRIVATE | {"terms": [LABELS, {"kind": "anchor", "to": "round"}]}), TAGS) == []
+    assert check(study({"terms": [LABELS, ANCHOR]}, share="heads", keep="all_but_heads"), TAGS) == []
+    assert check(study(PLAIN), TAGS) == []
+
+
+def test_explain_names_what_is_minimised() -> None:
+    assert describe_local(study({}).plan[0]) == "gradient: adamw, lr 0.001, 2 steps of 32"
+    stage = study({"terms": [LABELS, {"kind": "anchor", "to": "pretrained", "weight": 0.2}]}).plan[0]
+    assert describe_local(stage).endswith(", on 1 x labels + 0.2 x a pull to the start of the run")
+
+
+def test_heights_count_from_the_heads(desk) -> None:
+    bench, _ = desk()
+    last = max(tag.depth for tag in bench.tags.values())
+    assert all(tag.height == last - tag.depth for tag in bench.tags.values())
+    top = Gradient(steps=1, train={"max_height": 1}).train.keys(bench.tags)
+    assert {key.split(".")[0] for key in top} == {"heads", "backbone"}
+    assert {bench.tags[key].depth for key in top} == {last, last - 1}
