@@ -97,8 +97,11 @@ def raw(gated: Gated, line: str, headers: dict[str, str], body: bytes = b"") -> 
         socket.create_connection(("localhost", gated.port), timeout=10) as plain,
         gated.trusted.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
-        connection.sendall(text.encode() + body)
-        answer = connection.recv(4096)
+        try:
+            connection.sendall(text.encode() + body)
+            answer = connection.recv(4096)
+        except OSError:  # the gate hung up
+            return 0
         return int(answer.split()[1]) if answer else 0
 
 

@@ -216,6 +216,17 @@ def test_a_page_that_calls_itself_otherwise_is_refused(page, host):
     assert (answer.status, body) == (421, b"")
 
 
+@pytest.mark.parametrize("hosts", [(), ("127.0.0.1:{port}", "evil.example.org"), ("127.0.0.1:{port}",) * 2])
+def test_a_page_has_one_name(page, hosts):
+    connection = http.client.HTTPConnection("127.0.0.1", page.server_address[1], timeout=10)
+    connection.putrequest("GET", "/state", skip_host=True)
+    for host in hosts:
+        connection.putheader("Host", host.format(port=page.server_address[1]))
+    connection.endheaders()
+    assert connection.getresponse().status == 421
+    connection.close()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "LocalHost:{port}"])
 def test_its_own_names_are_taken(page, host):
     assert ask(page, "GET", "/state", Host=host.format(port=page.server_address[1]))[0].status == 200
