@@ -76,4 +76,4 @@ def _of_site(run: Path, site: Path, bench: Workbench) -> dict[str, np.ndarray]:
     if not folder.is_dir():
         raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
     kept = Kept(folder).before(_LATEST)
-    return {key: array for key, array in kept.items() if own(study.plan[-1], bench.tags, key)}
+    return {key: array for key, array in kept.items() if key in bench.tags and own(study.plan[-1], bench.tags, key)}

@@ -145,7 +145,7 @@ def _federate(home: Path) -> list[str]:
 def _kept(study: Study, home: Path, site: str, bench: Workbench) -> dict[str, np.ndarray]:
     """What the site keeps in place of the merged entries at the end."""
     kept = Kept(home / "sites" / site / "kept" / study.digest[:16]).before(_LATEST)
-    return {key: array for key, array in kept.items() if own(study.plan[-1], bench.tags, key)}
+    return {key: array for key, array in kept.items() if key in bench.tags and own(study.plan[-1], bench.tags, key)}
 
 
 def _ask(bench: Workbench, state: Arrays, study: Study, cohort: Cohort) -> dict[str, Answers]:
