@@ -318,7 +318,6 @@ class _KeptHooks(_AlsoInEval, GradSampleHooks):  # type: ignore[misc]  # Opacus 
 
 
 class _GhostHooks(_AlsoInEval, GradSampleHooksFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
-    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = {
-        **GradSampleHooksFastGradientClipping.NORM_SAMPLERS,
-        **NORM_SAMPLERS,
-    }
+    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = (
+        GradSampleHooksFastGradientClipping.NORM_SAMPLERS | NORM_SAMPLERS
+    )

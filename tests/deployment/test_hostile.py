@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -20,8 +19,6 @@ from typing import Any
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import StartRunRequest
@@ -31,9 +28,10 @@ from flwr.supercore.fab import Fab
 
 from client.approval import approve
 from client.home import SiteHome
-from common.keys import NodeKey, new_node_key, public_pem
+from common.keys import new_node_key
 from common.study import Study
 from helpers.federation import Federation, same_weights, until
+from helpers.gated import signed
 from server.control import Control
 from server.home import ServerHome
 from simulations.run import simulate
@@ -58,18 +56,6 @@ def outside(federation: Federation) -> Iterator[httpx.Client]:
     trusted = ssl.create_default_context(cafile=str(federation.home / "ca.crt"))
     with httpx.Client(base_url=f"https://localhost:{federation.port}", verify=trusted, timeout=30) as client:
         yield client
-
-
-def signed(key: NodeKey, at: datetime | None = None) -> dict[str, str]:
-    """The headers of Flower's node authentication."""
-    stamp = (at or datetime.now(UTC)).isoformat()
-    signature = key.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))
-    return {
-        "flwr-public-key": base64.b64encode(public_pem(key)).decode(),
-        "flwr-timestamp": stamp,
-        "flwr-signature": base64.b64encode(signature).decode(),
-        "content-type": "application/x-protobuf",
-    }
 
 
 def attacks(federation: Federation) -> dict[str, Callable[[httpx.Client], int]]:
