@@ -35,6 +35,14 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["FEDGRAFT_HOME"] = before
 
 
+@pytest.fixture(autouse=True)
+def _no_weights_left() -> Iterator[None]:
+    """A test that adds weights does so in a home of its own: those of one test are no candidates in another."""
+    home = os.environ["FEDGRAFT_HOME"]
+    yield
+    assert not Path(home, "weights").exists(), "this test left weights in the home that all tests share"
+
+
 def write_images(root: Path, seed: int, cases: int, size: int = 32) -> None:
     """A folder per class; the class is where a bright bar stands in a noisy image."""
     rng = np.random.default_rng(seed)

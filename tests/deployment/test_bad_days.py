@@ -78,11 +78,14 @@ def small_disk(folder: Path, free_kb: int, words: list[str], federation: Federat
     """Run a command for which `folder` lies on a disk with that little space; for no other process does it."""
     moved = folder.with_name(f"{folder.name}.before")
     shutil.copytree(folder, moved)
-    script = 'mount -t tmpfs -o size="$3"k tmpfs "$1" && cp -a "$2"/. "$1" && shift 3 && exec "$@"'
-    used_kb = sum(path.stat().st_size // 4096 * 4 + 4 for path in folder.rglob("*"))
+    # Filled, then freed: how a system counts folders and parts of pages makes no difference.
+    script = (
+        'mount -t tmpfs -o size=2m tmpfs "$1" && cp -a "$2"/. "$1" || exit 1; '
+        'cat /dev/zero > "$1/filler" 2>/dev/null; truncate -s "-$3" "$1/filler" && shift 3 && exec "$@"'
+    )
     with (federation.root / "small.out").open("ab") as log:
         return subprocess.Popen(
-            [*_ALONE, "sh", "-c", script, "sh", str(folder), str(moved), str(used_kb + free_kb), *words],
+            [*_ALONE, "sh", "-c", script, "sh", str(folder), str(moved), f"{free_kb}K", *words],
             env=federation.environment(),
             cwd=federation.root,
             stdout=log,
@@ -159,7 +162,7 @@ def test_a_site_whose_disk_is_full_says_so_and_the_others_go_on(federation, make
         federation.start_site(name)
     home = federation.site("south")
     start = command(["site", "start", "--home", home])
-    federation.processes["small"] = small_disk(home / "state", 8, start, federation)
+    federation.processes["small"] = small_disk(home / "state", 24, start, federation)
     federation.run(study, "full")
     result = json.loads((federation.root / "full" / "result.json").read_text())
     assert "south, disk" in result["headline"], result["headline"]

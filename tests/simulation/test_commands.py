@@ -230,7 +230,8 @@ def test_the_weights_that_ship_are_listed_shown_and_verified(command):
     assert "as its manifest says" in out
 
 
-def test_weights_come_in_from_a_file_and_start_a_study(command, study_file, tmp_path):
+def test_weights_come_in_from_a_file_and_start_a_study(command, study_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))
     model = build_model("slim_resnet", {"cls": 3}, channels=1, seed=8, size=32)
     torch.save(model.state_dict(), tmp_path / "mine.pth")
     words = [
