@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -158,8 +159,10 @@ def _recorded(config: SiteConfig | None, study: str, answer: Greeting | Answer, 
 
 
 def _egress(config: SiteConfig) -> EgressLog:
-    kept = _memory("egress")
-    found = kept.setdefault(str(config.state), EgressLog(config.state, sync=config.sync))
+    kept, name = _memory("egress"), str(config.state)
+    if name not in kept:
+        kept[name] = EgressLog(config.state, sync=config.sync)
+    found = kept[name]
     assert isinstance(found, EgressLog)
     return found
 
@@ -170,6 +173,10 @@ def _again(config: SiteConfig, digest: str) -> Site | None:
     return _site(_read_study(path), config) if path.is_file() else None
 
 
+_path = lru_cache(Path)
+"""Asked for every order."""
+
+
 def _config_path(context: Context) -> Path:
     """Where the site's own configuration is; approvals lie beside it.
 
@@ -177,7 +184,7 @@ def _config_path(context: Context) -> Path:
     """
     path = context.node_config.get("site-config")
     if path is not None:
-        return Path(str(path))
+        return _path(str(path))
     sites = Path(str(context.run_config["run"])) / "sites"
     names = json.loads((sites / "index.json").read_text(encoding="utf-8"))
     return sites / str(names[int(context.node_config["partition-id"])]) / "site.json"

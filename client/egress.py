@@ -66,8 +66,7 @@ class EgressLog:
 
     def record(self, study: str, answer: Greeting | Answer, why: str) -> None:
         """Put a message on disk as about to leave. OSError if that cannot be done, and then it must not leave."""
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = self._open()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             size, seq, previous = self._last(descriptor)
@@ -83,6 +82,13 @@ class EgressLog:
             self._end = (size + len(line), seq + 1, seal)
         finally:
             os.close(descriptor)
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        except FileNotFoundError:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
     def entries(self) -> Iterator[Entry]:
         """All messages in order, each checked against the one before; LedgerError names the first that is wrong."""

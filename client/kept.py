@@ -46,4 +46,7 @@ class Kept:
             path.unlink()
 
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("[0-9]*.safetensors"))
+        try:
+            return sorted(path for path in self._folder.iterdir() if path.match("[0-9]*.safetensors"))
+        except FileNotFoundError:
+            return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from common.errors import FedgraftError
 from common.files import DISK_FULL
 from common.masking import OutOfRange
 from common.orders import TRUNK, Answer, Arrays, Code, Greeting, Order, Refusal, Split, Update
-from common.plan import Gradient, Recalibrate, Role, Stage, Statistics, Tag
+from common.plan import Gradient, Recalibrate, Role, Stage, Statistics
 from common.private_sums import PrivateSums
 from common.seeds import derive
 from common.study import Study
@@ -44,7 +44,7 @@ from common.summing import METRICS, TENSORS, Terms, metric_terms, tensor_terms
 from common.task_metrics import TaskSums
 from common.terms import Need, looks_further, wants_all_cases
 from common.training import Private
-from common.travel import changed, own, privacy_asked, releases_plainly, rests, sent, stays
+from common.travel import Route, own, privacy_asked
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Site:
         self._guard = guard
         self._sealer = sealer
         self._bench = bench
+        self._routes = {stage.name: Route.of(stage, bench.tags) for stage in study.plan}
         self._cohort = cohort
         self._feed = Feed(cohort, study.input, bench.device)
         self._source = Feed(cohort.source, study.input, bench.device) if cohort.source is not None else None
@@ -232,7 +233,7 @@ class Site:
         assert order.evaluate is not None
         self._load(self._evaluated_stage(order), before)
         near = (self._study.plan[order.stage], self._evaluated_stage(order))
-        resting = any(stage is not None and rests(stage, self._bench.tags) for stage in near)
+        resting = any(stage is not None and self._routes[stage.name].rests for stage in near)
         feed = self._seen(order.evaluate) if resting and not self._bench.model.decodes else self._feed
         return predictions(self._bench, feed, order.evaluate)
 
@@ -241,55 +242,54 @@ class Site:
         moment = self._moment(stage, order, before)
         if privacy_asked(stage) is not None:
             return self._private_work(stage, order, guard, moment)
-        moves = changed(stage, tags)
-        if releases_plainly(stage, tags):
-            guard.allow_plain(_roles(tags, moves))
+        route = self._routes[stage.name]
+        if route.plain:
+            guard.allow_plain(route.roles)
         if isinstance(local, Statistics):
             columns = local.of == "columns"
             sums = column_sums(self._study, self._feed) if columns else feature_sums(self._bench, self._seen("train"))
             return Work(sums, {}, self._figures({"examples": len(self._feed.labelled("train"))}))
-        begin = partial(self._bench.begin, self._used, moves)
-        begin()
+        begin = partial(self._bench.begin, self._used, route.changed)
         if isinstance(local, Recalibrate):
+            begin()
             figures = self._room.recalibrate(self._feed, local)
         else:
-            figures = self._room.train(self._cases(stage, local), local, moves, moment, begin)
-        shared, mine = self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags))
+            figures = self._room.train(self._cases(stage, local), local, route.changed, moment, begin)
+        shared, mine = self._bench.read(route.sent), self._bench.read(route.stays)
         if Need.CONTROL in needs_of(stage):
             mine |= next_control(stage, tags, moment, shared)
         return Work(shared, mine, self._figures(figures))
 
     def _private_work(self, stage: Stage, order: Order, guard: Guard, moment: Moment) -> Work:
         """Charge, then work with noise, then keep the reply; a round that was answered gets the same answer."""
-        tags = self._bench.tags
-        moves = changed(stage, tags)
+        route = self._routes[stage.name]
         try:
             model = self._bench.digests.of(self._inbox.entries)
-            private = guard.charge(stage, order.exchange, _roles(tags, moves), model)
+            private = guard.charge(stage, order.exchange, route.roles, model)
         except Replay as replay:
             return Work(replay.shared, replay.own, {})
         if isinstance(private, PrivateSums):
             sums = noised_sums(self._bench, self._seen("train"), self._cohort.patients, private)
             work = Work(sums, {}, {"sigma": private.sigma or 0.0})
         else:
-            work = self._train_privately(stage, private, moment, moves)
+            work = self._train_privately(stage, private, moment)
         guard.keep(order.exchange, work.tensors, work.own)
         return work
 
-    def _train_privately(self, stage: Stage, private: Private, moment: Moment, moves: tuple[str, ...]) -> Work:
+    def _train_privately(self, stage: Stage, private: Private, moment: Moment) -> Work:
         from client.privacy.dpsgd import train_private  # slow to import, and only private training needs it
 
         assert isinstance(stage.local, Gradient)
-        spec, tags = stage.local.model_copy(update={"private": private}), self._bench.tags
-        self._bench.touched(moves)
+        spec, route = stage.local.model_copy(update={"private": private}), self._routes[stage.name]
+        self._bench.touched(route.changed)
         cases, patients = self._cases(stage, spec), self._cohort.patients
-        figures = train_private(self._bench, cases, patients, spec, moves, moment)
-        return Work(self._bench.read(sent(stage, tags)), self._bench.read(stays(stage, tags)), figures)
+        figures = train_private(self._bench, cases, patients, spec, route.changed, moment)
+        return Work(self._bench.read(route.sent), self._bench.read(route.stays), figures)
 
     def _cases(self, stage: Stage, local: Gradient) -> Feed:
         """The training cases: as features where the backbone rests, unless images are to be changed at random."""
         plain = local.augment is None and local.fallback is None and not looks_further(local.terms)
-        frozen = rests(stage, self._bench.tags) and plain and not self._bench.model.decodes
+        frozen = self._routes[stage.name].rests and plain and not self._bench.model.decodes
         return self._seen("train") if frozen else self._feed
 
     def _moment(self, stage: Stage, order: Order, before: Arrays) -> Moment:
@@ -310,7 +310,3 @@ class Site:
         if Need.SOURCE in needs_of(stage):  # labels of the source have taught the heads as well
             counts = dict.fromkeys(counts, counts[TRUNK])
         return {name: float(guard.public(int(count))) for name, count in counts.items()}
-
-
-def _roles(tags: Mapping[str, Tag], keys: Iterable[str]) -> frozenset[Role]:
-    return frozenset(tags[key].role for key in keys)

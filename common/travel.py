@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,6 +30,28 @@ def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:
     if Need.CRITIC not in needs(stage.local.terms):
         still |= {Role.CRITIC}
     return tuple(key for key in stage.local.train.keys(tags) if tags[key].role not in still)
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a site's visits in one stage do with the model's entries; worked out once, since every visit asks."""
+
+    changed: tuple[str, ...]
+    sent: tuple[str, ...]
+    stays: tuple[str, ...]
+    roles: frozenset[Role]
+    """Roles of what is changed."""
+    rests: bool
+    plain: bool
+    """Whether what is sent is computed from the site's data without noise."""
+
+    @classmethod
+    def of(cls, stage: Stage, tags: Tags) -> Route:
+        """That of a stage for a model with these tags."""
+        moves = changed(stage, tags)
+        there, here = sent(stage, tags), stays(stage, tags)
+        roles = frozenset(tags[key].role for key in moves)
+        return cls(moves, there, here, roles, rests(stage, tags), releases_plainly(stage, tags))
 
 
 def sent(stage: Stage, tags: Tags) -> tuple[str, ...]:

@@ -61,7 +61,8 @@ def _train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str],
     if not groups or (len(groups[0]) < 2 and trains_norm_statistics(bench, changes)):
         raise TooFewCases
     bench.model.freeze(changes, fixed_norm_stats=not trains_norm_statistics(bench, changes))
-    bench.model.train()
+    if not bench.model.training:
+        bench.model.train()
     optimiser = optimiser_for(bench, spec, changes)
     rates = [group["lr"] for group in optimiser.param_groups]
     ahead = Ahead(spec.lookahead, [bench.parameters[key] for key in changes if key in bench.parameters])
@@ -90,7 +91,6 @@ def _train(bench: Workbench, feed: Feed, spec: Gradient, changes: Sequence[str],
                 ahead.lead()
             loss_sum += loss * len(pair[0].indices)
             seen += len(pair[0].indices)
-    bench.model.eval()
     mean = float(loss_sum) / seen
     if not math.isfinite(mean) or not bench.finite(changes):  # the last step can break what the loss has not yet seen
         raise Diverged

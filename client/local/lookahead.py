@@ -41,6 +41,8 @@ class Ahead:
 
     def back(self) -> None:
         """Return to where the group began, with the gradients of where it led."""
+        if not self._before:
+            return
         with torch.no_grad():
             for parameter, before in zip(self._parameters, self._before, strict=False):
                 parameter.copy_(before)
