@@ -170,7 +170,7 @@ def _egress(config: SiteConfig) -> EgressLog:
 def _again(config: SiteConfig, digest: str) -> Site | None:
     """The site as it took the study in before this process began; None if it never did."""
     path = _study_path(config, digest)
-    return _site(_read_study(path), config) if path.is_file() else None
+    return _site(_read_study(path, digest), config) if path.is_file() else None
 
 
 _path = lru_cache(Path)
@@ -259,12 +259,11 @@ def _bench(study: Study, device: torch.device) -> Workbench:
     return bench
 
 
-def _read_study(path: Path) -> Study:
+def _read_study(path: Path, digest: str) -> Study:
     data = path.read_bytes()
-    study = parse_study(json.loads(data), str(path))
-    if hashlib.sha256(data).hexdigest() != study.digest:
+    if hashlib.sha256(data).hexdigest() != digest:
         raise FedgraftError(f"{path}: is not the study that this site took in.")
-    return study
+    return parse_study(json.loads(data), str(path))
 
 
 def _study_path(config: SiteConfig, digest: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from client.approval import approve, withdraw
 from common import wire
 from common.errors import QuorumError
 from common.orders import Code, Greeting, Hello, Order, Refusal
+from common.study import Study
 from simulations.run import prepare, resume
 
 
@@ -41,22 +43,44 @@ def test_an_approval_of_another_study_is_none(run, make_study):
     assert "east" not in result["sites"]
 
 
-def test_an_approval_that_is_taken_back_stops_the_next_visit(run, make_study):
-    site, study = run / "sites" / "east", make_study()
+@pytest.fixture
+def ask(run) -> Iterator[Callable[[str, RecordDict], RecordDict]]:
+    """Sends a message to the site `east`; the sites of this process are forgotten afterwards."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    context = Context(1, 1, {"site-config": str(site / "site.json")}, RecordDict(), {})
+    context = Context(1, 1, {"site-config": str(run / "sites" / "east" / "site.json")}, RecordDict(), {})
 
-    def ask(kind: str, records: RecordDict) -> RecordDict:
+    def send(kind: str, records: RecordDict) -> RecordDict:
         message = Message(records, dst_node_id=1, message_type=kind)
         message.metadata.__dict__["_message_id"] = "m"
         return app(message, context).content
 
-    try:
-        assert isinstance(wire.unpack_greeting(ask(wire.HELLO, wire.pack_hello(Hello(study.to_json())))), Greeting)
-        withdraw(site, study.digest)
-        order = Order(study.digest, 1, 0, 1, work=True, evaluate=None, tensors={})
-        answer = wire.unpack_reply(ask(wire.VISIT, wire.pack_order(order, wire.pack_tensors({}))))
-    finally:
-        forget()
+    yield send
+    forget()
+
+
+def first_order(study: Study) -> RecordDict:
+    order = Order(study.digest, 1, 0, 1, work=True, evaluate=None, tensors={})
+    return wire.pack_order(order, wire.pack_tensors({}))
+
+
+def test_an_approval_that_is_taken_back_stops_the_next_visit(run, make_study, ask):
+    study = make_study()
+    assert isinstance(wire.unpack_greeting(ask(wire.HELLO, wire.pack_hello(Hello(study.to_json())))), Greeting)
+    withdraw(run / "sites" / "east", study.digest)
+    answer = wire.unpack_reply(ask(wire.VISIT, first_order(study)))
     assert isinstance(answer, Refusal)
     assert answer.code is Code.NOT_APPROVED
+
+
+def test_a_study_that_was_changed_on_disk_after_it_was_approved_is_not_taken_up_again(run, make_study, ask):
+    study = make_study()
+    ask(wire.HELLO, wire.pack_hello(Hello(study.to_json())))
+    [kept] = (run / "sites" / "east").rglob(f"studies/{study.digest}.json")
+    forget()  # as a process that begins anew, and reads what the one before it kept
+    answer = wire.unpack_reply(ask(wire.VISIT, first_order(study)))
+    assert answer.code is Code.MISSING_TENSORS, "the site took the study up again, and asks for the model"
+    forget()
+    kept.write_bytes(make_study(seed=4).to_json())
+    answer = wire.unpack_reply(ask(wire.VISIT, first_order(study)))
+    assert answer.code is Code.FAILED
+    assert "is not the study that this site took in" in (run / "sites" / "east" / "site.log").read_text()

@@ -202,6 +202,7 @@ def test_a_resumed_run_sends_what_was_sent_and_pays_once(
         simulate(private_study(), hospitals, tmp_path / "run", Engine(name=engine))
     replies = {path: path.read_bytes() for path in (tmp_path / "run").glob("sites/*/replies/*/000002.safetensors")}
     assert len(replies) == 4
+    assert all(path.stat().st_mode & 0o077 == 0 for path in replies), "for the site's own eyes"
     monkeypatch.undo()
     merged: dict[int, Mapping[str, np.ndarray]] = {}
 
