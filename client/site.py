@@ -44,7 +44,7 @@ from common.summing import METRICS, TENSORS, Terms, metric_terms, tensor_terms
 from common.task_metrics import TaskSums
 from common.terms import Need, looks_further, wants_all_cases
 from common.training import Private
-from common.travel import Route, own, privacy_asked
+from common.travel import Route, keeps_sums, own, privacy_asked
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class Site:
             return self._private_work(stage, order, guard, moment)
         route = self._routes[stage.name]
         if route.plain:
-            guard.allow_plain(route.roles)
+            guard.allow_plain(route.roles, kept=keeps_sums(stage))
         if isinstance(local, Statistics):
             columns = local.of == "columns"
             sums = column_sums(self._study, self._feed) if columns else feature_sums(self._bench, self._seen("train"))

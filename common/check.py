@@ -9,6 +9,7 @@ from common.check_source import check_source
 from common.check_terms import check_terms
 from common.inputs import TableInput
 from common.plan import (
+    ClosedForm,
     Discriminant,
     Gradient,
     Mean,
@@ -178,6 +179,13 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.private: sums of columns have no bound that could be noised; standardise by public numbers"
     if local.of == "features":
         yield from _other_kinds(study, stage, local)
+    if local.keep_sums and not isinstance(stage.merge, ClosedForm):
+        yield f"local.keep_sums: is for heads that sites can leave and join, but {stage.merge.kind} solves none"
+    if local.keep_sums and study.masked:
+        yield (
+            "local.keep_sums: masks hide each site's sums, so there are none to keep, and no site can leave without a "
+            "new run; use masked: false, or leave it out"
+        )
     if stage.rounds > 1:
         yield "rounds: sums do not change from round to round; one is enough"
     if local.of == "features" and stage.where == "unlabelled":

@@ -230,6 +230,8 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
             solved = solved.removesuffix(" equal to the pooled one")
         if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso":
             solved += ", with the strength that does best on sites left out, from the same sums"
+        if stage.local.keep_sums:
+            solved += ", and keeps each site's sums, so that a site can leave or join later"
         return f"{who} {what}; the coordinator solves {solved}."
     if row["shared_parameters"] == 0:
         return f"{who} {what}; nothing leaves the site."

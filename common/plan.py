@@ -149,11 +149,15 @@ class Gradient(Value):
 
 
 class Statistics(Value):
-    """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`."""
+    """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`.
+
+    With `keep_sums` the coordinator keeps what each site sent, so that sites can leave or join the heads afterwards.
+    """
 
     kind: Literal["statistics"] = "statistics"
     of: Literal["features", "columns"] = "features"
     private: PrivateSums | None = None
+    keep_sums: Annotated[bool, Field(exclude_if=unless(False))] = False
 
 
 class Recalibrate(Value):

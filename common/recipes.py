@@ -38,6 +38,8 @@ class Method(Value):
     local: Gradient = Gradient(epochs=1)
     sums: PrivateSums | None = None
     """Noise on the sums of a closed-form head."""
+    keep_sums: bool = False
+    """The coordinator keeps each site's sums of a closed-form head, so that sites can leave or join it afterwards."""
 
 
 _MEAN = Mean()
@@ -153,7 +155,7 @@ def probe(method: Method, merge: Ridge | NearestMean | Discriminant = _RIDGE) ->
     return Stage(
         name="probe",
         where="labelled",
-        local=Statistics(private=method.sums),
+        local=Statistics(private=method.sums, keep_sums=method.keep_sums),
         share=Select(roles=named("heads").roles),
         merge=merge,
     )

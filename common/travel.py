@@ -88,6 +88,11 @@ def releases_plainly(stage: Stage, tags: Tags) -> bool:
     return isinstance(stage.local, Statistics) or bool(sent(stage, tags))
 
 
+def keeps_sums(stage: Stage) -> bool:
+    """Whether the coordinator keeps what each site of this stage sends, beyond the study."""
+    return isinstance(stage.local, Statistics) and stage.local.keep_sums
+
+
 def cross_name(task: AnyTask) -> str:
     """The name of a task's sums of features times labels; a value is no logit, so that its head is not scaled."""
     return f"{task.name}/{'value' if isinstance(task, Regression) else 'cross'}"

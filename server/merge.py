@@ -26,7 +26,7 @@ from common.plan import (
     TrimmedMean,
 )
 from common.strength import choose
-from common.travel import Tags
+from common.travel import Tags, keeps_sums
 from server.mean import MeanMerger
 from server.optimiser import ServerOptimiserMerger
 from server.robust import RobustMerger
@@ -54,17 +54,17 @@ def merger(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None
         case Nothing():
             return NothingMerger()
         case _:
-            return _of_sums(stage.merge, {} if memory is None else memory)
+            return _of_sums(stage, stage.merge, {} if memory is None else memory)
 
 
-def _of_sums(merge: Sums, memory: dict[str, np.ndarray]) -> Merger:
+def _of_sums(stage: Stage, merge: Sums, memory: dict[str, np.ndarray]) -> Merger:
     match merge:
         case Standardise():
             return StandardiseMerger()
         case Moments():
             return MomentsMerger(memory)
         case _:
-            return HeadMerger(merge)
+            return HeadMerger(merge, keep=keeps_sums(stage))
 
 
 class _SumMerger:
@@ -82,24 +82,34 @@ class _SumMerger:
 class HeadMerger(_SumMerger):
     """Sums of features and labels, then one head per task, solved from them."""
 
-    def __init__(self, merge: Ridge | NearestMean | Discriminant) -> None:
+    def __init__(self, merge: Ridge | NearestMean | Discriminant, *, keep: bool = False) -> None:
         super().__init__()
         self._merge = merge
+        self._keep = keep
         self._sites: list[Arrays] = []
         self.strengths: dict[str, float] = {}
         """By task the ridge's strength, where it was chosen from the sums."""
 
+    @property
+    def kept(self) -> list[Arrays]:
+        """What each site sent, in the order in which it came in; nothing unless the study says that it is kept."""
+        return self._sites if self._keep else []
+
     def add(self, update: Update) -> None:
-        """Add the site's sums; each is kept where the strength is to be chosen on sites left out."""
+        """Add the site's sums; each is kept where the study says so, or the strength is chosen on sites left out."""
         super().add(update)
-        if isinstance(self._merge, Ridge) and self._merge.strength == "loso":
+        if self._keep or self._chooses:
             self._sites.append(update.tensors)
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Heads that solve the pooled problem. RunError if no site had a label."""
-        if self._sites:
+        if self._chooses and self._sites:
             self.strengths = choose(self._sites)
         return heads_from_sums(self._sums, self._merge, state, self.strengths)
+
+    @property
+    def _chooses(self) -> bool:
+        return isinstance(self._merge, Ridge) and self._merge.strength == "loso"
 
 
 class StandardiseMerger(_SumMerger):

@@ -21,6 +21,7 @@ from server.collect import Collected, Collector, headline
 from server.course import averaged, best, stopped
 from server.fleet import Fleet, lacking
 from server.folder import RunFolder
+from server.kept_sums import KeptSums, features_digest
 from server.masked import MaskedCollector, Wanted
 from server.merge import HeadMerger, Merger, merger
 from server.scores import Scores
@@ -155,10 +156,18 @@ class Rounds:
         scores = Scores(self._study, got.metrics, got.pooled)
         if step.work:
             self._take(step, stage, merging, scores, len(got.merged) / len(sites))
-            got.strengths = merging.strengths if isinstance(merging, HeadMerger) else {}
+            if isinstance(merging, HeadMerger):
+                self._keep_sums(stage, merging, got)
         self._digests.keep_only(self._state | self._aside.kept)
         self._record(step, stage, sites, got, scores, started)
         return scores
+
+    def _keep_sums(self, stage: Stage, merging: HeadMerger, got: Collected) -> None:
+        got.strengths = merging.strengths
+        if merging.kept:
+            features = features_digest(self._state, self._tags)
+            sites = dict(zip(sorted(got.merged), merging.kept, strict=True))
+            KeptSums(stage.name, features, sites).write(self._folder.path)
 
     def _take(self, step: Step, stage: Stage, merging: Merger, scores: Scores, share: float) -> None:
         """The state after a round: merged, averaged, or the best one of a stage that ends here."""
