@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.errors import RunError
-from common.plan import Gradient, Role, Stage
+from common.plan import Gradient, Role, Stage, Statistics
 from common.study import Study
 from common.terms import Need, needs
 from common.travel import Shapes, Tags, changed, sent
@@ -24,7 +24,9 @@ _NO_PARAMETERS = frozenset({Role.NORM_STATS, Role.SCALE})
 
 
 def needs_of(stage: Stage) -> frozenset[Need]:
-    """All that a stage's terms need at a site."""
+    """All that a stage's terms need at a site; distances need the moments from which they are taken."""
+    if isinstance(stage.local, Statistics) and stage.local.of == "distances":
+        return frozenset({Need.MOMENTS})
     return needs(stage.local.terms) if isinstance(stage.local, Gradient) else frozenset()
 
 

@@ -23,10 +23,12 @@ from common.plan import (
     Stage,
     Standardise,
     Sums,
+    Threshold,
     TrimmedMean,
 )
 from common.strength import choose
-from common.travel import Tags, keeps_sums
+from common.travel import DISTANCES, Tags, keeps_sums
+from common.unlike import THRESHOLD, threshold
 from server.mean import MeanMerger
 from server.optimiser import ServerOptimiserMerger
 from server.robust import RobustMerger
@@ -63,6 +65,8 @@ def _of_sums(stage: Stage, merge: Sums, memory: dict[str, np.ndarray]) -> Merger
             return StandardiseMerger()
         case Moments():
             return MomentsMerger(memory)
+        case Threshold(quantile=quantile):
+            return ThresholdMerger(quantile, memory)
         case _:
             return HeadMerger(merge, keep=keeps_sums(stage))
 
@@ -130,6 +134,22 @@ class MomentsMerger(_SumMerger):
     def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
         """No entry of the model changes. RunError if there were fewer than two cases."""
         self._memory.update(moments_from_sums(self._sums))
+        return {}
+
+
+class ThresholdMerger(_SumMerger):
+    """Counts of distances, then from where on an image is unlike those of the sites, kept in what `memory` holds."""
+
+    def __init__(self, quantile: float, memory: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self._quantile = quantile
+        self._memory = memory
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
+        """No entry of the model changes. InputError if no site has a validation image."""
+        counts = self._sums[DISTANCES]
+        found = threshold(counts, self._quantile)
+        self._memory[THRESHOLD] = np.array([found, self._quantile, np.rint(counts.sum())])
         return {}
 
 

@@ -16,6 +16,7 @@ from common.orders import Arrays, Code, Digests, Greeting, Hello, Order, Split
 from common.plan import Stage
 from common.study import Study
 from common.travel import Tags, expected
+from common.unlike import Familiar, familiar
 from server.aside import Aside
 from server.collect import Collected, Collector, headline
 from server.course import averaged, best, stopped
@@ -69,6 +70,8 @@ class Outcome:
     absent: Mapping[str, Code]
     scores: Scores
     totals: Totals
+    familiar: Familiar | None = None
+    """What the sites' images are like, if the plan asked."""
 
 
 class Rounds:
@@ -107,7 +110,7 @@ class Rounds:
             scores = self._exchange(step)
             if step.work:
                 self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
-        return Outcome(self._state, self._greetings, self._absent, scores, self._totals)
+        return Outcome(self._state, self._greetings, self._absent, scores, self._totals, familiar(self._memory))
 
     def _greet(self) -> None:
         started = time.monotonic()

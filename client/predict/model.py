@@ -16,11 +16,12 @@ from client.local.recalibrate import recalibrate
 from client.predict.images import Picture
 from client.workbench import Workbench, device_named
 from common.errors import InputError, WeightsError
-from common.plan import Recalibrate, Stage, named
+from common.plan import Recalibrate, Role, Stage, named
 from common.start import start
 from common.study import Model, Study, read_study
 from common.tasks import UNKNOWN, Task
 from common.travel import own
+from common.unlike import Familiar
 from common.weights import find, load_manifest
 
 _LATEST = 1 << 40
@@ -44,8 +45,14 @@ class Reader:
         self._study = Study(name="predict", tasks=self.tasks, input=manifest.input, model=model, plan=(adapt,))
         self.bench = Workbench(self._study, device_named("auto"))
         state = start(self._study).state()
-        self.bench.load(state | (_of_site(find(ref), site, self.bench) if site is not None else {}))
+        mine = _of_site(find(ref), site, self.bench) if site is not None else {}
+        self.bench.load(state | mine)
         self.bench.model.eval()
+        self.familiar = Familiar.read(find(ref), manifest.sha256)
+        self.unlike = "" if self.familiar else "the model brings no moments of its sites (method.flags of the study)"
+        """Why it cannot be told which images are unlike those of the training sites; "" if it can."""
+        if self.familiar is not None and any(self.bench.tags[key].role is not Role.HEAD for key in mine):
+            self.familiar, self.unlike = None, "the site's own norm layers make other features than those described"
 
     def feed(self, some: Sequence[Picture]) -> Feed:
         """Images as the model sees them; all are given."""
@@ -61,6 +68,17 @@ class Reader:
         if len(some) < 2:
             raise InputError("--adapt needs two images or more.")
         recalibrate(self.bench, self.feed(some), Recalibrate())
+        if self.familiar is not None:
+            self.familiar, self.unlike = None, "--adapt makes it another model than the one that the sites described"
+
+    def distances(self, some: Sequence[Picture]) -> np.ndarray | None:
+        """How far images are from those of the training sites, (N,); None if `unlike` says why that is not known."""
+        if self.familiar is None:
+            return None
+        (batch,) = self.feed(some).batches([torch.arange(len(some))])
+        with torch.inference_mode():
+            features = self.bench.model.features(batch.inputs).double().cpu().numpy()
+        return self.familiar.distances(features)
 
     def shares(self, some: Sequence[Picture]) -> dict[str, np.ndarray]:
         """Probabilities (N, classes) by task."""
