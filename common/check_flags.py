@@ -22,8 +22,8 @@ def check_flags(study: Study, tags: Mapping[str, Tag]) -> Iterator[str]:
             later = [after.name for after in study.plan[index + 1 :] if _changes(after, tags)]
             if later:
                 yield (
-                    f"{where}.local.of: {later[0]} goes on to change the backbone, so the distances would be of another "
-                    "model than the one that the plan ends with; do this after it"
+                    f"{where}.local.of: {later[0]} goes on to change the backbone, so the distances would be of "
+                    "another model than the one that the plan ends with; do this after it"
                 )
             if study.split.val == 0:
                 yield f"{where}.local.of: distances are of validation cases, and split.val is 0"

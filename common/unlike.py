@@ -10,18 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from scipy import linalg
 
-from common.aside import COVARIANCE, MEAN, MOMENTS
+from common.aside import COVARIANCE, MEAN, MOMENTS, moments_from_sums
 from common.errors import InputError
 from common.files import digest_arrays, load_tensors, read_json, save_tensors, write_json
 from common.travel import BINS
 
 THRESHOLD = f"{MOMENTS}threshold"
 """In a run's memory: the threshold, its quantile, and how many images it is from."""
+SUMS = f"{MOMENTS}sums/"
+"""In a run's memory: prefix of the sums that the moments are from."""
 SHRINK = 0.05
 _EDGES = 2.0 ** np.linspace(-7, 13, BINS - 1)
 """Between bins: a step of 1.4 %. The first and last bin have no end."""
@@ -61,12 +64,26 @@ def threshold(counts: np.ndarray, quantile: float) -> float:
 class Familiar:
     """What a model's training sites are like: moments of their features, and from where on an image is unlike them."""
 
-    mean: np.ndarray
-    covariance: np.ndarray
+    sums: Mapping[str, np.ndarray]
+    """Those of `client.local.statistics.feature_sums` over all sites, from which a new site's heads can start."""
     threshold: float
     quantile: float
     cases: int
     """Validation images that the threshold is from."""
+
+    @cached_property
+    def _moments(self) -> Mapping[str, np.ndarray]:
+        return moments_from_sums(self.sums)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean features (d,)."""
+        return self._moments[MEAN]
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Covariance of the features (d, d)."""
+        return self._moments[COVARIANCE]
 
     def distances(self, features: np.ndarray) -> np.ndarray:
         """How far features (N, d) are, (N,)."""
@@ -74,10 +91,9 @@ class Familiar:
 
     def write(self, folder: Path, model: str) -> None:
         """Put them beside the model with the digest `model`."""
-        arrays = {"mean": self.mean, "covariance": self.covariance}
-        save_tensors(folder / _TENSORS, arrays)
+        save_tensors(folder / _TENSORS, self.sums)
         facts = {"threshold": self.threshold, "quantile": self.quantile, "cases": self.cases}
-        write_json(folder / _FACTS, {"model": model, "moments": digest_arrays(arrays), **facts})
+        write_json(folder / _FACTS, {"model": model, "moments": digest_arrays(self.sums), **facts})
 
     @classmethod
     def read(cls, folder: Path, model: str) -> Familiar | None:
@@ -93,9 +109,7 @@ class Familiar:
                 f"{folder / _FACTS}: is not about the model and the moments beside it.",
                 fix="Delete both files to go without flags, or take the run's folder anew.",
             )
-        return cls(
-            arrays["mean"], arrays["covariance"], float(facts["threshold"]), float(facts["quantile"]), facts["cases"]
-        )
+        return cls(arrays, float(facts["threshold"]), float(facts["quantile"]), int(facts["cases"]))
 
 
 def familiar(memory: Mapping[str, np.ndarray]) -> Familiar | None:
@@ -103,4 +117,5 @@ def familiar(memory: Mapping[str, np.ndarray]) -> Familiar | None:
     if THRESHOLD not in memory:
         return None
     value, quantile, cases = memory[THRESHOLD].tolist()
-    return Familiar(memory[MEAN], memory[COVARIANCE], value, quantile, int(cases))
+    sums = {key.removeprefix(SUMS): array for key, array in memory.items() if key.startswith(SUMS)}
+    return Familiar(sums, value, quantile, int(cases))

@@ -28,7 +28,7 @@ from common.plan import (
 )
 from common.strength import choose
 from common.travel import DISTANCES, Tags, keeps_sums
-from common.unlike import THRESHOLD, threshold
+from common.unlike import SUMS, THRESHOLD, threshold
 from server.mean import MeanMerger
 from server.optimiser import ServerOptimiserMerger
 from server.robust import RobustMerger
@@ -133,7 +133,7 @@ class MomentsMerger(_SumMerger):
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
         """No entry of the model changes. RunError if there were fewer than two cases."""
-        self._memory.update(moments_from_sums(self._sums))
+        self._memory.update(moments_from_sums(self._sums) | {SUMS + key: array for key, array in self._sums.items()})
         return {}
 
 

@@ -13,6 +13,8 @@ from common.plan import Gradient, Recalibrate
 from helpers.work import MakeStudy
 from simulations.compare.question import BUILT_IN, Arm, read_comparison
 
+SHOTS = {"arms": ["new_site", "source_only"], "against": "new_site", "metric": "accuracy", "shots": [5]}
+
 
 def asked(tmp_path: Path, **compare: Any):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"name": "x", "compare": compare}))
@@ -42,6 +44,11 @@ def test_without_a_word_the_usual_arms_are_compared(tmp_path: Path) -> None:
             {"arms": ["study", "local"], "expect": [{"arm": "study", "over": "local", "cases": 40, "at_least": 0}]},
             "40 is not among the cases",
         ),
+        (SHOTS | {"cases": [20]}, "go with neither cases nor folds"),
+        (SHOTS | {"metric": "auroc"}, "scores of several models make no AUROC"),
+        (SHOTS | {"arms": ["new_site", "study"]}, "study must be for a new_site, or of nobody"),
+        (SHOTS | {"expect": [{"arm": "new_site", "over": "source_only", "cases": 7, "at_least": 0}]}, "7 is not among"),
+        (SHOTS | {"arms": [{"name": "a", "who": "nobody", "fit": {"how": "magic"}}, "new_site"]}, "how"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, question: dict[str, Any], fault: str) -> None:

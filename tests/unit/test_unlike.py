@@ -57,7 +57,10 @@ def test_the_threshold_is_the_quantile_of_all_sites_distances() -> None:
 
 
 def test_moments_are_of_one_model_alone(tmp_path: Path) -> None:
-    known = Familiar(MEAN.astype(np.float32), (MIX.T @ MIX).astype(np.float32), 1.5, 0.99, 80)
+    z = np.hstack([drawn(90, 3), np.ones((90, 1))])
+    known = Familiar({"cls/gram": z.T @ z}, 1.5, 0.99, 80)
+    np.testing.assert_allclose(known.mean, z[:, :6].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(known.covariance, np.cov(z[:, :6].T, bias=True), rtol=1e-4)
     assert Familiar.read(tmp_path, "a" * 64) is None
     known.write(tmp_path, "a" * 64)
     back = Familiar.read(tmp_path, "a" * 64)
