@@ -62,7 +62,9 @@ def aside_shapes(stage: Stage, tags: Tags, forms: Shapes) -> Shapes:
 
 def moments_from_sums(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Mean (d,) and covariance (d, d) of features, from the sums of the task with most cases; RunError below two."""
-    gram = max((array for name, array in sums.items() if name.endswith("/gram")), key=lambda a: float(a[-1, -1]))
+    grams = [array for name, array in sums.items() if name.endswith("/gram")]
+    every = [gram for array in grams for gram in (array if array.ndim == 3 else [array])]  # one for each of many labels
+    gram = max(every, key=lambda one: float(one[-1, -1]))
     count = float(gram[-1, -1])
     if count < 2:
         raise RunError("Moments of features need two cases at least.")

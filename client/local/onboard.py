@@ -17,7 +17,7 @@ from client.workbench import Workbench
 from common.closed_form import heads_from_sums
 from common.fit import Fit
 from common.orders import Arrays
-from common.plan import Gradient, named
+from common.plan import ClosedForm, Gradient, Ridge, named
 from common.seeds import derive
 from common.study import Study
 from common.tasks import Task
@@ -68,7 +68,8 @@ def fitted(bench: Workbench, cohort: Cohort, study: Study, given: Given, how: Fi
     bench.load(given.state)
     feed = Feed(cohort, study.input, bench.device)
     if how.merge is not None:
-        heads = heads_from_sums(blended(feature_sums(bench, feed), given.sums, how.common), how.merge, given.state)
+        sums = blended(feature_sums(bench, feed), given.sums, how.common)
+        heads = heads_from_sums(_solvable(sums, study, how.merge), how.merge, given.state)
         bench.load(heads)
         return heads
     if how.how == "none":
@@ -85,12 +86,23 @@ def only(cohort: Cohort, chosen: torch.Tensor) -> Cohort:
     return replace(cohort, splits={**cohort.splits, "train": chosen})
 
 
+def _solvable(sums: Arrays, study: Study, merge: ClosedForm) -> dict[str, np.ndarray]:
+    """The sums of tasks that have a label for all that they ask, and that this merge can solve; other heads stay."""
+    kept = {}
+    for key, array in sums.items():
+        task = key.partition("/")[0]
+        fits = isinstance(merge, Ridge) or isinstance(study.asked[task], Task)
+        if fits and (sums[f"{task}/gram"][..., -1, -1] > 0).all():
+            kept[key] = array
+    return kept
+
+
 def blended(own: Arrays, common: Mapping[str, np.ndarray] | None, cases: float) -> dict[str, np.ndarray]:
     """A site's own sums, and those over all sites as if they were of so many cases, by task."""
     sums = dict(own)
-    for task in {key.partition("/")[0] for key in own} if common and cases else ():
+    for task in sorted({key.partition("/")[0] for key in own}) if common and cases else ():
         assert common is not None
-        total = float(common[f"{task}/gram"][-1, -1])
+        total = float(common[f"{task}/gram"][..., -1, -1].max())
         if total > 0:
             sums |= {
                 key: array + common[key] * (cases / total) for key, array in own.items() if key.startswith(f"{task}/")

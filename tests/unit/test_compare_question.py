@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from common.errors import StudyError
-from common.plan import Gradient, Recalibrate
+from common.explain import check_study
+from common.plan import Gradient, Recalibrate, ServerOptimiser
+from common.study import CONFIGS, read_study
 from helpers.work import MakeStudy
-from simulations.compare.question import BUILT_IN, Arm, read_comparison
+from simulations.compare.question import BUILT_IN, Arm, changed, read_comparison
 
 SHOTS = {"arms": ["new_site", "source_only"], "against": "new_site", "metric": "accuracy", "shots": [5]}
 
@@ -75,12 +77,32 @@ def test_an_arm_changes_what_it_says_and_nothing_else(make_study: MakeStudy) -> 
     study = make_study()
     assert BUILT_IN["study"].apply(study, "x").digest == study.digest
     scratch = make_study(model={"backbone": "slim_resnet", "weights": "slim-ctmr-synthetic"}, input={"kind": "image"})
-    changed = BUILT_IN["scratch"].apply(scratch, "x")
-    assert changed.model.weights is None
-    assert changed.plan == scratch.plan
+    made = BUILT_IN["scratch"].apply(scratch, "x")
+    assert made.model.weights is None
+    assert made.plan == scratch.plan
     mine = Arm.model_validate({"name": "mine", "set": {"plan.0.rounds": 7}}).apply(study, "x")
     assert [stage.rounds for stage in mine.plan] == [7]
     method = Arm.model_validate({"name": "mine", "set": {"method": "graft"}}).apply(study, "x")
     assert isinstance(method.plan[-1].local, Recalibrate)
     with pytest.raises(StudyError, match=r"set plan\.9\.rounds"):
         Arm.model_validate({"name": "mine", "set": {"plan.9.rounds": 7}}).apply(study, "x")
+
+
+def test_the_few_shot_study_that_ships_asks_what_can_be_answered() -> None:
+    path = CONFIGS / "studies" / "few_shot.yaml"
+    study, _ = read_study(path)
+    (question,) = read_comparison(path).questions
+    assert question.sizes == (5, 10, 20, 50)
+    plain = study.model_dump(mode="json")
+    plans = {}
+    for arm in question.arms:
+        own = arm.apply(changed(plain, question.keys, "x"), "x")
+        check_study(own, arm.name)
+        plans[arm.name] = own.plan
+    assert plans["fedavg_tuned"] == plans["fedavg_ridge"] == study.plan
+    # Only what makes a start differ: the merge of Reptile, the steps ahead of MAML.
+    assert isinstance(plans["reptile_tuned"][0].merge, ServerOptimiser)
+    assert plans["reptile_tuned"][0].local == plans["fedavg_tuned"][0].local
+    ahead = plans["fomaml_tuned"][0].local
+    assert isinstance(ahead, Gradient)
+    assert ahead.model_copy(update={"lookahead": None}) == plans["fedavg_tuned"][0].local

@@ -15,6 +15,7 @@ from client.local.feed import Feed
 from client.local.onboard import Given, TooFewShots, blended, fitted, only, shots
 from client.local.statistics import feature_sums
 from client.workbench import Workbench
+from common.aside import moments_from_sums
 from common.fit import Fit
 from common.model import state_arrays
 from common.study import Study
@@ -130,3 +131,34 @@ def test_without_common_sums_heads_are_the_sites_own(mine: Cohort, bench: Any) -
     for sums in (blended(own, None, 20), blended(own, common, 0)):
         assert all(np.array_equal(sums[key], own[key]) for key in own)
     assert blended(own, common, 20)["cls/gram"][-1, -1] == pytest.approx(12 + 20)
+
+
+def test_tasks_of_other_kinds_are_solved_where_that_can_be(make_study: MakeStudy) -> None:
+    """Several labels and a value beside classes: ridge solves all that have labels, prototypes the classes alone."""
+    tasks = [
+        {"name": "cls", "classes": ["left", "right", "middle"]},
+        {"name": "size", "kind": "regression", "unit": "mm", "mean": 10, "std": 4},
+        {"name": "signs", "kind": "multilabel", "labels": ["mass", "scar"]},
+        {"name": "later", "classes": ["yes", "no"]},
+    ]
+    study = make_study(tasks=tasks)
+    made = Workbench(study, CPU)
+    state = {key: array.copy() for key, array in state_arrays(made.model).items()}
+    inputs, labels = images(30)
+    rng = np.random.default_rng(2)
+    targets = {
+        "cls": labels,
+        "size": torch.from_numpy(rng.normal(10, 4, 30).astype(np.float32)),
+        "signs": torch.from_numpy(rng.integers(0, 2, (30, 2)).astype(np.float32)),
+        "later": torch.full((30,), -1),
+    }
+    mine = cohort(inputs, targets)
+    common = feature_sums(made, Feed(mine, study.input, CPU))
+    assert np.allclose(moments_from_sums(common)["moments/mean"], common["signs/gram"][0][-1, :-1] / 30)
+
+    def solved(how: str) -> set[str]:
+        fit = Fit.model_validate({"how": how})
+        return {key.split(".")[1] for key in fitted(made, mine, study, Given(state, common), fit, 0)}
+
+    assert solved("ridge") == {"cls", "size", "signs"}
+    assert solved("ncm") == solved("lda") == {"cls"}
