@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from client.policy import SitePolicy
+from common.closed_form import heads_from_sums
 from common.errors import FedgraftError, StudyError
 from common.explain import check_study
 from common.files import load_tensors, read_json
+from common.plan import Ridge
 from common.study import Study
 from common.weights import verify
 from server.kept_sums import KeptSums
@@ -194,13 +196,24 @@ def test_a_site_whose_policy_does_not_say_so_stays_out(
         read_json(run / "result.json")["refusals"][0] | {"site": "east", "code": "policy"}
         == (read_json(run / "result.json")["refusals"][0])
     )
-    # Noised sums are a release that was paid for: that they are kept tells nothing more.
+
+
+def test_noised_sums_were_paid_for_and_may_be_kept(hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path) -> None:
+    """What was released is left out, which is post-processing: the noise of those who stay is accounted for alone."""
+    strict = SitePolicy(**(OPEN.model_dump() | {"keep_sums": False}))
     noised = make_study(method=RIDGE | {"sums": {"epsilon": 8.0}})
-    run = simulate(noised, some, tmp_path / "noised")
-    assert "east" in KeptSums.read(run, "probe").sites
+    run = simulate(noised, replace(hospitals, policies={"east": strict}), tmp_path / "run")
+    sums = KeptSums.read(run, "probe").sites
+    assert sorted(sums) == ["east", "north", "south", "west"]
+    spent = read_json(run / "result.json")["privacy"]["east"]
     resolve(run, tmp_path / "out", without=["east"])
-    fewer = simulate(noised, only(hospitals, "north", "south", "west"), tmp_path / "fewer")
-    assert far(tmp_path / "out", fewer) > 0  # other noise: equal in distribution, not in digits
+    total = {key: sum(own[key] for site, own in sums.items() if site != "east") for key in sums["east"]}
+    merge, state = noised.plan[0].merge, load_tensors(run / "model.safetensors")
+    assert isinstance(merge, Ridge)
+    resolved = load_tensors(tmp_path / "out" / "model.safetensors")
+    for key, array in heads_from_sums(total, merge, state).items():
+        np.testing.assert_allclose(resolved[key], array, rtol=1e-5, atol=1e-7)
+    assert read_json(run / "result.json")["privacy"]["east"] == spent  # nothing is given back
 
 
 def test_the_command_says_what_it_did(kept: Path, tmp_path: Path, command: Command) -> None:
