@@ -98,7 +98,7 @@ class Request:
     masked: bool = False
     """Whether all that leaves is under masks."""
     kept: bool = False
-    """Whether the coordinator keeps what leaves, site by site."""
+    """Whether the coordinator keeps, site by site, what leaves without noise."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _refusal(policy: SitePolicy, request: Request, patients: int) -> Reason | No
     grounds = (
         (policy.masked_only and not request.masked, Reason.NOT_MASKED),
         (not request.private and not policy.allow_non_dp, Reason.NOT_PRIVATE),
-        (request.kept and not request.private and not policy.keep_sums, Reason.KEPT_SUMS),
+        (request.kept and not policy.keep_sums, Reason.KEPT_SUMS),
         (policy.backbones is not None and request.backbone not in policy.backbones, Reason.BACKBONE),
         (policy.train is not None and not request.roles <= policy.train, Reason.ROLES),
         (patients < policy.min_patients, Reason.TOO_FEW_PATIENTS),

@@ -32,7 +32,7 @@ _TENSORS, _FACTS = "moments.safetensors", "moments.json"
 
 
 def distances(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Mahalanobis distances (N,) of features (N, d), over the root of d, so that about 1 is usual."""
+    """Mahalanobis distances (N,) of features (N, d), over the root of d: 1 or less is usual."""
     dim = len(mean)
     covariance = covariance.astype(np.float64)
     common = max(float(np.trace(covariance)) / dim, 1e-12)
