@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 
 from client.policy import SitePolicy
+from client.privacy.guard import Guard, Refused
 from common.closed_form import heads_from_sums
 from common.errors import FedgraftError, StudyError
 from common.explain import check_study
 from common.files import load_tensors, read_json
+from common.orders import Code
 from common.plan import Ridge
+from common.start import make_model
 from common.study import Study
 from common.weights import verify
 from server.kept_sums import KeptSums
@@ -196,6 +199,18 @@ def test_a_site_whose_policy_does_not_say_so_stays_out(
         read_json(run / "result.json")["refusals"][0] | {"site": "east", "code": "policy"}
         == (read_json(run / "result.json")["refusals"][0])
     )
+
+
+def test_leave_for_sums_is_no_leave_to_keep_them(make_study: MakeStudy, tmp_path: Path) -> None:
+    """A plan whose first sums may leave, and whose second ones would be kept as well."""
+    probe = make_study(method=RIDGE).plan[0].model_dump(mode="json")
+    plain = probe | {"name": "first", "local": probe["local"] | {"keep_sums": False}}
+    study = make_study(plan=[plain, probe])
+    tags = make_model(study).tags()
+    policy = SitePolicy(**(OPEN.model_dump() | {"keep_sums": False}))
+    Guard(make_study(plan=[plain]), policy, tmp_path, 50).admit(tags)
+    with pytest.raises(Refused, match=Code.POLICY):
+        Guard(study, policy, tmp_path, 50).admit(tags)
 
 
 def test_noised_sums_were_paid_for_and_may_be_kept(hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path) -> None:
