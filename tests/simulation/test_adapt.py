@@ -66,6 +66,19 @@ def test_what_was_fitted_is_what_predict_uses(how: str, command: Command, run: P
     assert not Path("here/egress").exists()
 
 
+def test_no_more_cases_are_used_than_asked_for(command: Command, run: Path, images: Path) -> None:
+    def entries(*more: object) -> bytes:
+        words = ("--home", "here", "--data", images, "--kind", "images", "--fit", "ridge")
+        assert command("site", "adapt", run, *words, *more)[0] == 0
+        return next(Path("here/adapted").glob("*.safetensors")).read_bytes()
+
+    few = entries("--shots", 2)
+    assert few == entries("--shots", 2, "--seed", 0)
+    assert few != entries("--shots", 2, "--seed", 1)
+    assert few != entries("--shots", 9)
+    assert entries("--shots", 10) == entries()  # these are all there are
+
+
 def test_a_class_with_fewer_cases_is_said(command: Command, run: Path, images: Path) -> None:
     words = ("site", "adapt", run, "--home", "here", "--data", images, "--kind", "images")
     code, _, err = command(*words, "--shots", 11)
