@@ -130,7 +130,9 @@ def test_what_a_scanner_cannot_write_is_refused_with_the_numbers(tmp_path):
 
 
 def test_an_unknown_name_lists_the_ones_that_ship():
-    with pytest.raises(StudyError, match="breast_cancer, folders, modalities, newcomer, shift, source_ctmr, styles, target"):
+    with pytest.raises(
+        StudyError, match="breast_cancer, folders, modalities, newcomer, shift, source_ctmr, styles, target"
+    ):
         load_scenario("xray6")
 
 
