@@ -123,6 +123,33 @@ def check(
     return decisions.check_site(home, study_ref, part or (), baseline=baseline, as_json=as_json)
 
 
+@app.command("adapt")
+def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    home: Home,
+    run: Annotated[str, typer.Argument(help="A finished run's folder, or weights with heads.")],
+    fit: Annotated[Literal["tune", "ridge", "ncm", "lda"], typer.Option(help="A few steps; or heads alone.")] = "tune",
+    shots: Annotated[int | None, typer.Option(min=1, help="Training cases of each class; all if not given.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task whose classes --shots counts; the first.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps of tune.")] = 20,
+    lr: Annotated[float, typer.Option(help="Their rate.")] = 1e-3,
+    common: Annotated[float, typer.Option(min=0, help="For how many cases the sites' common sums count.")] = 20.0,
+    seed: Annotated[int, typer.Option(min=0, help="Which cases --shots draws.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="The images, for a site without a site.yaml.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Their labels, a CSV file.")] = None,
+    kind: Annotated[Literal["dicom", "images"], typer.Option(help="What the data are.")] = "dicom",
+    as_json: AsJson = False,
+) -> None:
+    """Fit a finished model to this site's own few cases. Works offline; nothing leaves."""
+    from client.adapt import Request
+    from client.adapt import adapt as carry_out
+    from client.data.spec import CohortSpec
+    from common.fit import Fit
+
+    spec = CohortSpec(kind=kind, root=data, labels=labels) if data is not None else None
+    asked = Fit(how=fit, steps=steps, lr=lr, common=common)
+    carry_out(Request(run, home, asked, shots, task, seed, spec), as_json=as_json)
+
+
 @app.command("review")
 def review(
     home: Home,

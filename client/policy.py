@@ -41,7 +41,8 @@ class SitePolicy(Value):
     the price of `metrics_epsilon` and of `metrics_lifetime` for all studies; the same counts exact but for those below
     ten, for the first `metrics_studies` studies and no more; or exact figures in every round, from which a coordinator
     can find out every single label. `keep_features` lets what a resting backbone makes of the images lie on the site's
-    disk until the study ends.
+    disk until the study ends. `keep_sums` lets the
+    coordinator keep the site's own sums of features beyond the study, where they are without noise.
     """
 
     allow_non_dp: _Switch = False
@@ -62,6 +63,7 @@ class SitePolicy(Value):
     metrics_lifetime: _Positive = 1.0
     metrics_studies: _Count = 2
     keep_features: _Switch = True
+    keep_sums: _Switch = False
 
     @model_validator(mode="after")
     def _job_within_lifetime(self) -> SitePolicy:
@@ -95,6 +97,8 @@ class Request:
     """Whether chance decides who is in a step; in sums all patients are, and `q` is 1."""
     masked: bool = False
     """Whether all that leaves is under masks."""
+    kept: bool = False
+    """Whether the coordinator keeps, site by site, what leaves without noise."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class Reason(StrEnum):
 
     NOT_PRIVATE = "not_private"
     NOT_MASKED = "not_masked"
+    KEPT_SUMS = "kept_sums"
     BACKBONE = "backbone"
     ROLES = "roles"
     TOO_FEW_PATIENTS = "too_few_patients"
@@ -175,6 +180,7 @@ def _refusal(policy: SitePolicy, request: Request, patients: int) -> Reason | No
     grounds = (
         (policy.masked_only and not request.masked, Reason.NOT_MASKED),
         (not request.private and not policy.allow_non_dp, Reason.NOT_PRIVATE),
+        (request.kept and not policy.keep_sums, Reason.KEPT_SUMS),
         (policy.backbones is not None and request.backbone not in policy.backbones, Reason.BACKBONE),
         (policy.train is not None and not request.roles <= policy.train, Reason.ROLES),
         (patients < policy.min_patients, Reason.TOO_FEW_PATIENTS),

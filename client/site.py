@@ -19,7 +19,7 @@ from client.local.evaluate import Predictions, predictions, summed
 from client.local.features import Features
 from client.local.feed import Feed
 from client.local.room import Room
-from client.local.statistics import column_sums, feature_sums
+from client.local.statistics import Cases, site_sums
 from client.local.trouble import Diverged, TooFewCases
 from client.log import site_log
 from client.privacy.guard import Guard, Refused
@@ -44,7 +44,7 @@ from common.summing import METRICS, TENSORS, Terms, metric_terms, tensor_terms
 from common.task_metrics import TaskSums
 from common.terms import Need, looks_further, wants_all_cases
 from common.training import Private
-from common.travel import Route, own, privacy_asked
+from common.travel import Route, keeps_sums, own, privacy_asked
 
 
 @dataclass(frozen=True)
@@ -244,10 +244,10 @@ class Site:
             return self._private_work(stage, order, guard, moment)
         route = self._routes[stage.name]
         if route.plain:
-            guard.allow_plain(route.roles)
+            guard.allow_plain(route.roles, kept=keeps_sums(stage))
         if isinstance(local, Statistics):
-            columns = local.of == "columns"
-            sums = column_sums(self._study, self._feed) if columns else feature_sums(self._bench, self._seen("train"))
+            cases = Cases(self._feed, self._seen)
+            sums = site_sums(local, self._study, self._bench, cases, self._inbox.aside)
             return Work(sums, {}, self._figures({"examples": len(self._feed.labelled("train"))}))
         begin = partial(self._bench.begin, self._used, route.changed)
         if isinstance(local, Recalibrate):

@@ -20,6 +20,8 @@ _FIXES = {
     Reason.NOT_PRIVATE: "Ask for a private stage, or set allow_non_dp: true if your people accept that what leaves can "
     "be inverted.",
     Reason.NOT_MASKED: "The policy says masked_only, and the study has no masks: ask the coordinator for masked: true.",
+    Reason.KEPT_SUMS: "The coordinator would keep your sums, which can be inverted, beyond the study: set keep_sums: "
+    "true if your people accept that, or ask for a stage without local.keep_sums.",
     Reason.BACKBONE: "The backbone is none of `backbones` in the policy.",
     Reason.ROLES: "The study trains entries that `train` in the policy does not list.",
     Reason.TOO_FEW_PATIENTS: "There are fewer training patients than min_patients of the policy; add patients.",

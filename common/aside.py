@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from common.errors import RunError
-from common.plan import Gradient, Role, Stage
+from common.plan import Gradient, Role, Stage, Statistics
 from common.study import Study
 from common.terms import Need, needs
 from common.travel import Shapes, Tags, changed, sent
@@ -24,7 +24,9 @@ _NO_PARAMETERS = frozenset({Role.NORM_STATS, Role.SCALE})
 
 
 def needs_of(stage: Stage) -> frozenset[Need]:
-    """All that a stage's terms need at a site."""
+    """All that a stage's terms need at a site; distances need the moments from which they are taken."""
+    if isinstance(stage.local, Statistics) and stage.local.of == "distances":
+        return frozenset({Need.MOMENTS})
     return needs(stage.local.terms) if isinstance(stage.local, Gradient) else frozenset()
 
 
@@ -60,7 +62,9 @@ def aside_shapes(stage: Stage, tags: Tags, forms: Shapes) -> Shapes:
 
 def moments_from_sums(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Mean (d,) and covariance (d, d) of features, from the sums of the task with most cases; RunError below two."""
-    gram = max((array for name, array in sums.items() if name.endswith("/gram")), key=lambda a: float(a[-1, -1]))
+    grams = [array for name, array in sums.items() if name.endswith("/gram")]
+    every = [gram for array in grams for gram in (array if array.ndim == 3 else [array])]  # one for each of many labels
+    gram = max(every, key=lambda one: float(one[-1, -1]))
     count = float(gram[-1, -1])
     if count < 2:
         raise RunError("Moments of features need two cases at least.")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from common.check_course import check_course
+from common.check_flags import check_flags
 from common.check_source import check_source
 from common.check_terms import check_terms
 from common.inputs import TableInput
 from common.plan import (
+    ClosedForm,
     Discriminant,
     Gradient,
     Mean,
@@ -24,6 +26,7 @@ from common.plan import (
     Statistics,
     Sums,
     Tag,
+    Threshold,
 )
 from common.study import Study
 from common.tasks import Segmentation, Task
@@ -36,8 +39,8 @@ _NOT_PRIVATE = {
 }
 """Backbones of which per-sample gradients are not known, and why; `common.dp_safe` looks at the others' layers."""
 
-_CLOSED_FORM = {"features": Ridge | NearestMean | Discriminant | Moments, "columns": Standardise}
-_ADDS_UP = Mean | ServerOptimiser | Ridge | NearestMean | Discriminant | Moments | Standardise | Nothing
+_CLOSED_FORM = {"features": ClosedForm | Moments, "columns": Standardise, "distances": Threshold}
+_ADDS_UP = Mean | ServerOptimiser | ClosedForm | Moments | Threshold | Standardise | Nothing
 """Merges that need no more than the sum over the sites."""
 
 
@@ -68,6 +71,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
     faults += check_source(study)
+    faults += check_flags(study, tags)
     faults += _masked(study) if study.masked else []
     if study.mask_heads and isinstance(study.input, TableInput):
         faults.append(f"tasks: {', '.join(study.mask_heads)} asks for masks, but the study's input is a table")
@@ -170,14 +174,23 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
 
 def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
     if not isinstance(stage.merge, _CLOSED_FORM[local.of]):
-        kind = {"features": "ridge, ncm, lda or moments", "columns": "standardise"}[local.of]
+        kind = {"features": "ridge, ncm, lda or moments", "columns": "standardise", "distances": "threshold"}[local.of]
         yield f"merge: sums of {local.of} are merged by {kind}, not by {stage.merge.kind}"
     if local.of == "columns" and not isinstance(study.input, TableInput):
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "columns" and local.private is not None:
         yield "local.private: sums of columns have no bound that could be noised; standardise by public numbers"
+    if local.of == "distances" and local.private is not None:
+        yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
     if local.of == "features":
         yield from _other_kinds(study, stage, local)
+    if local.keep_sums and not isinstance(stage.merge, ClosedForm):
+        yield f"local.keep_sums: is for heads that sites can leave and join, but {stage.merge.kind} solves none"
+    if local.keep_sums and study.masked:
+        yield (
+            "local.keep_sums: masks hide each site's sums, so there are none to keep, and no site can leave without a "
+            "new run; use masked: false, or leave it out"
+        )
     if stage.rounds > 1:
         yield "rounds: sums do not change from round to round; one is enough"
     if local.of == "features" and stage.where == "unlabelled":

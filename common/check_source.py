@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from common.aside import needs_of
-from common.plan import Mean, Moments, ServerOptimiser
+from common.plan import Gradient, Mean, Moments, ServerOptimiser
 from common.study import Study
 from common.terms import Need
 
@@ -16,7 +16,8 @@ def check_source(study: Study) -> Iterator[str]:
     for index, stage in enumerate(study.plan):
         where = f"plan.{index} ({stage.name})"
         if Need.MOMENTS in needs_of(stage) and not released:
-            yield f"{where}.local.terms: no stage before this one has released moments; add one with merge: moments"
+            key = "local.terms" if isinstance(stage.local, Gradient) else "local.of"
+            yield f"{where}.{key}: no stage before this one has released moments; add one with merge: moments"
         released |= isinstance(stage.merge, Moments)
         if stage.joint is None:
             if stage.where == "source" and study.masked:

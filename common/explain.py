@@ -198,6 +198,7 @@ _WHO = {
 }
 _SOLVED = {
     "moments": "the mean and covariance of features, for later stages",
+    "threshold": "from where on an image counts as unlike the sites' own, which goes out with the model",
     "ridge": "one ridge head equal to the pooled one",
     "ncm": "one head of class means equal to the pooled one",
     "lda": "one linear discriminant equal to the pooled one",
@@ -219,6 +220,8 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
             )
         case Statistics(of="columns"):
             what = "send count, sum and sum of squares of each column"
+        case Statistics(of="distances"):
+            what = "count how far their validation images are from the mean of all sites' features, once"
         case Statistics():
             noise = "" if stage.local.private is None else ", with noise for differential privacy"
             what = f"send sums of features and labels once{noise}"
@@ -230,6 +233,8 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
             solved = solved.removesuffix(" equal to the pooled one")
         if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso":
             solved += ", with the strength that does best on sites left out, from the same sums"
+        if stage.local.keep_sums:
+            solved += ", and keeps each site's sums, so that a site can leave or join later"
         return f"{who} {what}; the coordinator solves {solved}."
     if row["shared_parameters"] == 0:
         return f"{who} {what}; nothing leaves the site."

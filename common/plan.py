@@ -149,11 +149,17 @@ class Gradient(Value):
 
 
 class Statistics(Value):
-    """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`."""
+    """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`.
+
+    Or counts of the `distances` of the validation cases' features from moments that were released before.
+
+    With `keep_sums` the coordinator keeps what each site sent, so that sites can leave or join the heads afterwards.
+    """
 
     kind: Literal["statistics"] = "statistics"
-    of: Literal["features", "columns"] = "features"
+    of: Literal["features", "columns", "distances"] = "features"
     private: PrivateSums | None = None
+    keep_sums: Annotated[bool, Field(exclude_if=unless(False))] = False
 
 
 class Recalibrate(Value):
@@ -264,6 +270,13 @@ class Moments(Value):
     kind: Literal["moments"] = "moments"
 
 
+class Threshold(Value):
+    """From where on an image is unlike those of the training sites: a quantile of their counted distances."""
+
+    kind: Literal["threshold"] = "threshold"
+    quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
+
+
 class Standardise(Value):
     """Mean and deviation of a table's columns from the sites' sums, put into the model's first layer."""
 
@@ -281,7 +294,7 @@ Robust = Median | TrimmedMean | Krum | ClippedMean
 """Merges that hold when a few sites send nonsense."""
 ClosedForm = Ridge | NearestMean | Discriminant
 """Merges that solve heads from sums of features and labels."""
-Sums = ClosedForm | Moments | Standardise
+Sums = ClosedForm | Moments | Threshold | Standardise
 """Merges that add up sums, not entries."""
 Merge = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]
 

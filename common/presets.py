@@ -19,6 +19,7 @@ from common.recipes import (
     adapt,
     adapted,
     fixbn,
+    flagged,
     lp_ft,
     maml,
     moment_alignment,
@@ -206,4 +207,5 @@ def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
     if method.name not in PRESETS:
         raise ValueError(f"no method is called {method.name!r}; there are: {', '.join(PRESETS)}")
     stages = PRESETS[method.name][1](method)
+    stages = flagged(stages) if method.flags else stages
     return (standardise(), *stages) if table else stages

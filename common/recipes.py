@@ -13,10 +13,12 @@ from common.plan import (
     NearestMean,
     Recalibrate,
     Ridge,
+    Role,
     Select,
     Stage,
     Standardise,
     Statistics,
+    Threshold,
     named,
 )
 from common.private_sums import PrivateSums
@@ -38,6 +40,10 @@ class Method(Value):
     local: Gradient = Gradient(epochs=1)
     sums: PrivateSums | None = None
     """Noise on the sums of a closed-form head."""
+    flags: bool = False
+    """Two more exchanges, from which `fedgraft predict` can tell images that are unlike those of the sites."""
+    keep_sums: bool = False
+    """The coordinator keeps each site's sums of a closed-form head, so that sites can leave or join it afterwards."""
 
 
 _MEAN = Mean()
@@ -153,10 +159,21 @@ def probe(method: Method, merge: Ridge | NearestMean | Discriminant = _RIDGE) ->
     return Stage(
         name="probe",
         where="labelled",
-        local=Statistics(private=method.sums),
+        local=Statistics(private=method.sums, keep_sums=method.keep_sums),
         share=Select(roles=named("heads").roles),
         merge=merge,
     )
+
+
+def flagged(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The same with moments of the features, and a threshold, as soon as what all share is done.
+
+    What sites then change by themselves, for themselves, is another model than the one that is described.
+    """
+    describe = Stage(name="describe", where="labelled", local=Statistics(), merge=Moments())
+    measure = Stage(name="distances", where="labelled", local=Statistics(of="distances"), merge=Threshold())
+    at = next((at for at, stage in enumerate(stages) if stage.keep.roles - {Role.HEAD, Role.CRITIC}), len(stages))
+    return (*stages[:at], describe, measure, *stages[at:])
 
 
 def adapt() -> Stage:

@@ -18,6 +18,8 @@ from common.training import Private
 Tags = Mapping[str, Tag]
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and type by name."""
+DISTANCES, BINS = "distances", 1000
+"""The name of counts of how far features are from their mean, and how many counts there are."""
 
 
 def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:
@@ -77,7 +79,7 @@ def privacy_asked(stage: Stage) -> Private | PrivateSums | None:
 def rests(stage: Stage, tags: Tags) -> bool:
     """Whether the backbone stays as it is in this stage, so that a case's features do too."""
     if isinstance(stage.local, Statistics):
-        return stage.local.of == "features"
+        return stage.local.of != "columns"
     return isinstance(stage.local, Gradient) and all(tags[key].role is Role.HEAD for key in changed(stage, tags))
 
 
@@ -86,6 +88,11 @@ def releases_plainly(stage: Stage, tags: Tags) -> bool:
     if privacy_asked(stage) is not None:
         return False
     return isinstance(stage.local, Statistics) or bool(sent(stage, tags))
+
+
+def keeps_sums(stage: Stage) -> bool:
+    """Whether the coordinator keeps what each site of this stage sends, beyond the study."""
+    return isinstance(stage.local, Statistics) and stage.local.keep_sums
 
 
 def cross_name(task: AnyTask) -> str:
@@ -98,6 +105,8 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
     if isinstance(stage.local, Statistics) and stage.local.of == "columns":
         width = state[next(key for key in tags if key.endswith(".mean"))].shape
         return dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
+    if isinstance(stage.local, Statistics) and stage.local.of == "distances":
+        return {DISTANCES: ((BINS,), "float64")}
     if isinstance(stage.local, Statistics):
         shapes = {}
         for task, count in study.heads.items():

@@ -58,6 +58,19 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 
 
 @app.command()
+def resolve(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run that kept its sums.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the model.")],
+    without: Annotated[list[str] | None, typer.Option(help="A site that leaves.")] = None,
+    others: Annotated[list[Path] | None, typer.Option("--with", help="A run whose sites join.")] = None,
+) -> None:
+    """Let sites leave or join closed-form heads, from kept sums: no site works again."""
+    from server import commands
+
+    commands.resolve(run, out, without or (), others or ())
+
+
+@app.command()
 def enrol(
     file: Annotated[Path, typer.Argument(help="What `fedgraft site join` wrote at the site.")], out: Out = Path("kits")
 ) -> None:

@@ -101,6 +101,19 @@ def run(home: Path, request: Request, sites: int | None, wait_s: float) -> None:
     _say(f"{result['status']}: {result['headline']}")
 
 
+def resolve(run: Path, out: Path, without: Sequence[str], others: Sequence[Path]) -> None:
+    """Solve a finished run's heads again, without some of its sites or with those of other runs."""
+    from server.resolve import resolve as carry_out
+
+    found = carry_out(run, out, without, others)
+    _say(f"{out}: heads from the sums of {', '.join(found.sites)}.")
+    for task, strength in found.strengths.items():
+        _say(f"{task}: strength {strength:g}, chosen on sites left out.")
+    if found.left:
+        _say(f"Nothing in it is of {', '.join(found.left)}. {run} still holds their sums and the old heads: delete it.")
+    _say("No site was asked anything: the model is not measured yet.")
+
+
 def show_sites(home: Path, *, as_json: bool) -> None:
     """Who is there, and when each was last heard of."""
     from server.overview import plain, sites

@@ -23,10 +23,12 @@ from common.plan import (
     Stage,
     Standardise,
     Sums,
+    Threshold,
     TrimmedMean,
 )
 from common.strength import choose
-from common.travel import Tags
+from common.travel import DISTANCES, Tags, keeps_sums
+from common.unlike import SUMS, THRESHOLD, threshold
 from server.mean import MeanMerger
 from server.optimiser import ServerOptimiserMerger
 from server.robust import RobustMerger
@@ -54,17 +56,19 @@ def merger(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None
         case Nothing():
             return NothingMerger()
         case _:
-            return _of_sums(stage.merge, {} if memory is None else memory)
+            return _of_sums(stage, stage.merge, {} if memory is None else memory)
 
 
-def _of_sums(merge: Sums, memory: dict[str, np.ndarray]) -> Merger:
+def _of_sums(stage: Stage, merge: Sums, memory: dict[str, np.ndarray]) -> Merger:
     match merge:
         case Standardise():
             return StandardiseMerger()
         case Moments():
             return MomentsMerger(memory)
+        case Threshold(quantile=quantile):
+            return ThresholdMerger(quantile, memory)
         case _:
-            return HeadMerger(merge)
+            return HeadMerger(merge, keep=keeps_sums(stage))
 
 
 class _SumMerger:
@@ -82,24 +86,34 @@ class _SumMerger:
 class HeadMerger(_SumMerger):
     """Sums of features and labels, then one head per task, solved from them."""
 
-    def __init__(self, merge: Ridge | NearestMean | Discriminant) -> None:
+    def __init__(self, merge: Ridge | NearestMean | Discriminant, *, keep: bool = False) -> None:
         super().__init__()
         self._merge = merge
+        self._keep = keep
         self._sites: list[Arrays] = []
         self.strengths: dict[str, float] = {}
         """By task the ridge's strength, where it was chosen from the sums."""
 
+    @property
+    def kept(self) -> list[Arrays]:
+        """What each site sent, in the order in which it came in; nothing unless the study says that it is kept."""
+        return self._sites if self._keep else []
+
     def add(self, update: Update) -> None:
-        """Add the site's sums; each is kept where the strength is to be chosen on sites left out."""
+        """Add the site's sums; each is kept where the study says so, or the strength is chosen on sites left out."""
         super().add(update)
-        if isinstance(self._merge, Ridge) and self._merge.strength == "loso":
+        if self._keep or self._chooses:
             self._sites.append(update.tensors)
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Heads that solve the pooled problem. RunError if no site had a label."""
-        if self._sites:
+        if self._chooses and self._sites:
             self.strengths = choose(self._sites)
         return heads_from_sums(self._sums, self._merge, state, self.strengths)
+
+    @property
+    def _chooses(self) -> bool:
+        return isinstance(self._merge, Ridge) and self._merge.strength == "loso"
 
 
 class StandardiseMerger(_SumMerger):
@@ -119,7 +133,23 @@ class MomentsMerger(_SumMerger):
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
         """No entry of the model changes. RunError if there were fewer than two cases."""
-        self._memory.update(moments_from_sums(self._sums))
+        self._memory.update(moments_from_sums(self._sums) | {SUMS + key: array for key, array in self._sums.items()})
+        return {}
+
+
+class ThresholdMerger(_SumMerger):
+    """Counts of distances, then from where on an image is unlike those of the sites, kept in what `memory` holds."""
+
+    def __init__(self, quantile: float, memory: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self._quantile = quantile
+        self._memory = memory
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
+        """No entry of the model changes. InputError if no site has a validation image."""
+        counts = self._sums[DISTANCES]
+        found = threshold(counts, self._quantile)
+        self._memory[THRESHOLD] = np.array([found, self._quantile, np.rint(counts.sum())])
         return {}
 
 

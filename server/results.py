@@ -119,7 +119,9 @@ def write_model(
         "synthetic": synthetic,
         "how": f"study digest {study.digest}, starting from {source.id if source else 'random entries'}",
     }
-    save_weights(folder.path, outcome.state, facts)
+    manifest = save_weights(folder.path, outcome.state, facts)
+    if outcome.familiar is not None:
+        outcome.familiar.write(folder.path, manifest.sha256)
 
 
 def _history(folder: RunFolder) -> list[dict[str, Any]]:

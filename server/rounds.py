@@ -16,11 +16,13 @@ from common.orders import Arrays, Code, Digests, Greeting, Hello, Order, Split
 from common.plan import Stage
 from common.study import Study
 from common.travel import Tags, expected
+from common.unlike import Familiar, familiar
 from server.aside import Aside
 from server.collect import Collected, Collector, headline
 from server.course import averaged, best, stopped
 from server.fleet import Fleet, lacking
 from server.folder import RunFolder
+from server.kept_sums import KeptSums, features_digest
 from server.masked import MaskedCollector, Wanted
 from server.merge import HeadMerger, Merger, merger
 from server.scores import Scores
@@ -68,6 +70,8 @@ class Outcome:
     absent: Mapping[str, Code]
     scores: Scores
     totals: Totals
+    familiar: Familiar | None = None
+    """What the sites' images are like, if the plan asked."""
 
 
 class Rounds:
@@ -106,7 +110,7 @@ class Rounds:
             scores = self._exchange(step)
             if step.work:
                 self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
-        return Outcome(self._state, self._greetings, self._absent, scores, self._totals)
+        return Outcome(self._state, self._greetings, self._absent, scores, self._totals, familiar(self._memory))
 
     def _greet(self) -> None:
         started = time.monotonic()
@@ -155,10 +159,18 @@ class Rounds:
         scores = Scores(self._study, got.metrics, got.pooled)
         if step.work:
             self._take(step, stage, merging, scores, len(got.merged) / len(sites))
-            got.strengths = merging.strengths if isinstance(merging, HeadMerger) else {}
+            if isinstance(merging, HeadMerger):
+                self._keep_sums(stage, merging, got)
         self._digests.keep_only(self._state | self._aside.kept)
         self._record(step, stage, sites, got, scores, started)
         return scores
+
+    def _keep_sums(self, stage: Stage, merging: HeadMerger, got: Collected) -> None:
+        got.strengths = merging.strengths
+        if merging.kept:
+            features = features_digest(self._state, self._tags)
+            sites = dict(zip(sorted(got.merged), merging.kept, strict=True))
+            KeptSums(stage.name, features, sites).write(self._folder.path)
 
     def _take(self, step: Step, stage: Stage, merging: Merger, scores: Scores, share: float) -> None:
         """The state after a round: merged, averaged, or the best one of a stage that ends here."""

@@ -13,7 +13,7 @@ from common.orders import NOISE, TRUNK, Arrays, Code, Order, Update, type_name
 from common.plan import Gradient, Role, Stage
 from common.study import Study
 from common.task_metrics import TaskSums, sums_from
-from common.travel import Shapes, Tags
+from common.travel import DISTANCES, Shapes, Tags
 
 _MOST_CASES = 1e12
 
@@ -84,7 +84,7 @@ def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:
     """Noise may make a small count negative, but its own variance never is."""
     if not all(np.isfinite(array).all() for array in tensors.values()):
         return Code.NOT_FINITE
-    counts = [array for key, array in tensors.items() if key == "count"]
+    counts = [array for key, array in tensors.items() if key in ("count", DISTANCES)]
     counts += [array[..., -1, -1] for key, array in tensors.items() if key.endswith("/gram")]
     least = -_MOST_CASES if noised else 0.0
     if noised and not (tensors[NOISE] > 0).all():

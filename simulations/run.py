@@ -31,7 +31,9 @@ from simulations.faults import Fault, FaultyGrid
 from simulations.grids import InProcessGrid, LocalGrid, PoolGrid
 from simulations.keys import make_keys
 
-OPEN = SitePolicy(allow_non_dp=True, metrics="exact", min_patients=1, epsilon_job=100.0, epsilon_lifetime=100.0)
+OPEN = SitePolicy(
+    allow_non_dp=True, metrics="exact", min_patients=1, epsilon_job=100.0, epsilon_lifetime=100.0, keep_sums=True
+)
 """Whoever simulates a hospital sees all its data anyway. Budgets are counted, and all but unlimited."""
 
 EngineName = Literal["inprocess", "pool", "ray"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,38 @@ import torch
 from client.local.feed import Feed, in_order
 from client.local.halves import features_in_room
 from client.workbench import Workbench
+from common.aside import COVARIANCE, MEAN
 from common.inputs import TableInput
+from common.orders import Split
+from common.plan import Statistics
 from common.study import Study
 from common.tasks import AnyTask, Multilabel, Regression
-from common.travel import cross_name
+from common.travel import DISTANCES, cross_name
+from common.unlike import counted, distances
 
 _BATCH = 256
 _ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A site's cases as they are, and as seen through the backbone, by split."""
+
+    plain: Feed
+    seen: Callable[[Split], Feed]
+
+
+def site_sums(
+    local: Statistics, study: Study, bench: Workbench, cases: Cases, aside: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The sums that a stage asks for; `aside` is what came beside the model."""
+    match local.of:
+        case "columns":
+            return column_sums(study, cases.plain)
+        case "distances":
+            return distance_counts(bench, cases.seen("val"), aside)
+        case _:
+            return feature_sums(bench, cases.seen("train"))
 
 
 def feature_sums(bench: Workbench, feed: Feed) -> dict[str, np.ndarray]:
@@ -45,6 +71,18 @@ def feature_sums(bench: Workbench, feed: Feed) -> dict[str, np.ndarray]:
                     sums[f"{task}/gram"][place] += z[rows].T @ z[rows]
                     sums[cross_name(bench.tasks[task])][..., place] += z[rows].T @ y
     return sums
+
+
+def distance_counts(bench: Workbench, feed: Feed, aside: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`distances`: how many of the labelled validation cases are how far from the moments in `aside`, (BINS,)."""
+    found = [np.zeros(0)]
+    bench.model.eval()
+    body = feed.body(bench.model)
+    with torch.inference_mode():
+        for batch in feed.batches(in_order(feed.labelled("val"), _BATCH)):
+            features = features_in_room(body.features, batch.inputs).double().cpu().numpy()
+            found.append(distances(features, aside[MEAN], aside[COVARIANCE]))
+    return {DISTANCES: counted(np.concatenate(found))}
 
 
 def _coded(task: AnyTask, target: np.ndarray) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:

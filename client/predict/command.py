@@ -59,14 +59,17 @@ def predict(asked: Request) -> None:
     for start in range(0, len(usable), _BATCH):
         some = usable[start : start + _BATCH]
         shares = reader.shares(some)
+        far = reader.distances(some)
         maps = _overlays(reader, some, shares[task], (task, asked), start)
         for at, (one, drawn) in enumerate(zip(some, maps, strict=True)):
-            rows.append(_row(reader, one, {name: own[at] for name, own in shares.items()}) | drawn)
+            row = _row(reader, one, {name: own[at] for name, own in shares.items()})
+            rows.append(row | _unlike(reader, far, at) | drawn)
     rows += [{"file": one.file, "frame": str(one.frame), "problem": one.problem} for one in everything if one.problem]
     write_atomic(asked.out / "predictions.csv", _table(rows), private=True)
     say(f"{len(usable)} images of {asked.images}: {asked.out / 'predictions.csv'}")
     if len(usable) < len(everything):
         say(f"{len(everything) - len(usable)} files could not be used; the table says why.")
+    _say_unlike(reader, rows)
     say("Not a medical device: the model was not validated for any use.")
 
 
@@ -87,6 +90,25 @@ def _row(reader: Reader, one: Picture, shares: dict[str, np.ndarray]) -> dict[st
         row[task.name] = task.classes[int(own.argmax())]
         row |= {f"{task.name}:{name}": f"{share:.4f}" for name, share in zip(task.classes, own, strict=True)}
     return row
+
+
+def _unlike(reader: Reader, far: np.ndarray | None, at: int) -> dict[str, str]:
+    if far is None or reader.familiar is None:
+        return {}
+    return {"distance": f"{far[at]:.4f}", "unlike": "yes" if far[at] > reader.familiar.threshold else "no"}
+
+
+def _say_unlike(reader: Reader, rows: Sequence[dict[str, str]]) -> None:
+    """How many images are unlike those of the training sites, or why that is not known."""
+    known = reader.familiar
+    if known is None:
+        say(f"No image is flagged as unlike the training sites: {reader.unlike}.")
+        return
+    count = sum(row.get("unlike") == "yes" for row in rows)
+    say(
+        f"{count} images are unlike those of the training sites: farther than {known.quantile:.1%} of {known.cases} "
+        "validation images of theirs. What is not flagged may be unlike them all the same."
+    )
 
 
 def _overlays(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from client.adapted import read_adapted
 from client.data.cohort import Cohort
 from client.kept import Kept
 from client.local.evaluate import predictions
@@ -16,11 +17,12 @@ from client.local.recalibrate import recalibrate
 from client.predict.images import Picture
 from client.workbench import Workbench, device_named
 from common.errors import InputError, WeightsError
-from common.plan import Recalibrate, Stage, named
+from common.plan import Recalibrate, Role, Stage, named
 from common.start import start
 from common.study import Model, Study, read_study
 from common.tasks import UNKNOWN, Task
 from common.travel import own
+from common.unlike import Familiar
 from common.weights import find, load_manifest
 
 _LATEST = 1 << 40
@@ -41,11 +43,18 @@ class Reader:
         self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
         adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
         model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights")
-        self._study = Study(name="predict", tasks=self.tasks, input=manifest.input, model=model, plan=(adapt,))
-        self.bench = Workbench(self._study, device_named("auto"))
-        state = start(self._study).state()
-        self.bench.load(state | (_of_site(find(ref), site, self.bench) if site is not None else {}))
+        self.manifest = manifest
+        self.study = Study(name="predict", tasks=self.tasks, input=manifest.input, model=model, plan=(adapt,))
+        self.bench = Workbench(self.study, device_named("auto"))
+        state = start(self.study).state()
+        mine = _of_site(find(ref), site, self) if site is not None else {}
+        self.bench.load(state | mine)
         self.bench.model.eval()
+        self.familiar = Familiar.read(find(ref), manifest.sha256)
+        self.unlike = "" if self.familiar else "the model brings no moments of its sites (method.flags of the study)"
+        """Why it cannot be told which images are unlike those of the training sites; "" if it can."""
+        if self.familiar is not None and any(self.bench.tags[key].role is not Role.HEAD for key in mine):
+            self.familiar, self.unlike = None, "the site's own entries make other features than those described"
 
     def feed(self, some: Sequence[Picture]) -> Feed:
         """Images as the model sees them; all are given."""
@@ -61,6 +70,17 @@ class Reader:
         if len(some) < 2:
             raise InputError("--adapt needs two images or more.")
         recalibrate(self.bench, self.feed(some), Recalibrate())
+        if self.familiar is not None:
+            self.familiar, self.unlike = None, "--adapt makes it another model than the one that the sites described"
+
+    def distances(self, some: Sequence[Picture]) -> np.ndarray | None:
+        """How far images are from those of the training sites, (N,); None if `unlike` says why that is not known."""
+        if self.familiar is None:
+            return None
+        (batch,) = self.feed(some).batches([torch.arange(len(some))])
+        with torch.inference_mode():
+            features = self.bench.model.features(batch.inputs).double().cpu().numpy()
+        return self.familiar.distances(features)
 
     def shares(self, some: Sequence[Picture]) -> dict[str, np.ndarray]:
         """Probabilities (N, classes) by task."""
@@ -68,7 +88,11 @@ class Reader:
         return {task: torch.from_numpy(given).softmax(1).numpy() for task, (given, _) in logits.items()}
 
 
-def _of_site(run: Path, site: Path, bench: Workbench) -> dict[str, np.ndarray]:
+def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
+    """What the site has fitted to itself afterwards, or else what it keeps of the study."""
+    bench = reader.bench
+    if (adapted := read_adapted(site, reader.manifest.sha256)) is not None:
+        return {key: array for key, array in adapted.items() if key in bench.tags}
     if not (run / "study.yaml").is_file():
         raise InputError(f"{run}: has no study.yaml, so that a site's own entries cannot be found.")
     study, _ = read_study(run / "study.yaml")

@@ -24,7 +24,7 @@ from common.privacy import Event, Spend, Unit, epsilon, noise_for
 from common.private_sums import PrivateSums
 from common.study import Study
 from common.training import Private
-from common.travel import Tags, changed, privacy_asked, releases_plainly
+from common.travel import Tags, changed, keeps_sums, privacy_asked, releases_plainly
 
 _LOST = "this round was charged, and then the site crashed: the charge is lost"
 _GRID = 10
@@ -77,7 +77,7 @@ class Guard:
         self._shown = folder / "shown.json"
         self._replies = Replies(folder / "replies" / study.digest[:16])
         self._patients = patients
-        self._allowed: set[frozenset[Role]] = set()
+        self._allowed: set[tuple[frozenset[Role], bool]] = set()
 
     @property
     def delta(self) -> float:
@@ -138,7 +138,7 @@ class Guard:
                 continue
             roles = frozenset(tags[key].role for key in changed(stage, tags))
             if releases_plainly(stage, tags):
-                self.allow_plain(roles)
+                self.allow_plain(roles, kept=keeps_sums(stage))
             elif privacy_asked(stage) is not None:
                 planned.append((stage, self._terms(request_of(self._study, stage, roles))))
         return planned
@@ -149,12 +149,16 @@ class Guard:
             return self.is_source and (stage.where == "source" or stage.joint is not None)
         return stage.where != "labelled" or self._patients > 0
 
-    def allow_plain(self, roles: frozenset[Role]) -> None:
-        """Let work be released without noise. Raises Refused unless the site's policy says that it may."""
-        if roles in self._allowed:
+    def allow_plain(self, roles: frozenset[Role], *, kept: bool = False) -> None:
+        """Let work be released without noise. Raises Refused unless the site's policy says that it may.
+
+        `kept` says that the coordinator keeps what each site sends.
+        """
+        if (roles, kept) in self._allowed:
             return
-        self._terms(Request(self._study.model.backbone, roles, private=False, steps=1, masked=self._study.masked))
-        self._allowed.add(roles)
+        backbone, masked = self._study.model.backbone, self._study.masked
+        self._terms(Request(backbone, roles, private=False, steps=1, masked=masked, kept=kept))
+        self._allowed.add((roles, kept))
 
     def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private | PrivateSums:
         """Charge one round of private work on the `model` of that digest, and give what the site makes of the request.

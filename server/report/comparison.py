@@ -115,7 +115,8 @@ def _sites(rows: Sequence[Row]) -> Table:
 
 def _name(row: Row) -> str:
     cases = number(row.get("cases"))
-    return text(row.get("arm")) + (f", {int(cases)} cases" if cases else "")
+    what = "of each class" if row.get("per_class") is True else "cases"
+    return text(row.get("arm")) + (f", {int(cases)} {what}" if cases else "")
 
 
 def _metric(name: str) -> str:

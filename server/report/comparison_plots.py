@@ -79,7 +79,8 @@ def _curve(rows: Sequence[Row], axis: str, name: str) -> str:
             colour = COLOURS[place % len(COLOURS)]
             axes.fill_between(cases_, lows, highs, color=colour, alpha=0.12, linewidth=0)
             axes.plot(cases_, values, "-o", color=colour, markersize=4, label=label(arm, _LONGEST))
-    axes.set(xlabel="training cases per site", ylabel=axis)
+    few = any(row.get("per_class") is True for row in rows)
+    axes.set(xlabel="labelled cases of each class" if few else "training cases per site", ylabel=axis)
     axes.legend(frameon=False)
     return svg(figure, f"By number of cases, {name}", f"curve{name}")
 

@@ -21,8 +21,9 @@ from common.explain import check_study
 from common.files import canonical_json, load_tensors, read_json, save_tensors, write_json
 from common.study import Study
 from simulations.compare.folds import Fold
-from simulations.compare.models import Found, Job, carry_out, flat, unflat
+from simulations.compare.models import Few, Found, Job, carry_out, flat, unflat
 from simulations.compare.question import Arm, Question, changed
+from simulations.compare.shots import few_shot, part_of
 
 _ANSWERS, _FACTS = "answers.safetensors", "cell.json"
 
@@ -46,12 +47,15 @@ class Cell:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that decides what the cell's models say, the code among it."""
+        few = self.job.few
+        fits = {arm: fit.model_dump(mode="json") for arm, fit in few.fits.items()} if few else {}
         content = {
             "study": self.job.study.digest,
             "who": self.job.who,
             "cohorts": {site: spec.model_dump(mode="json") for site, spec in sorted(self.job.cohorts.items())},
             "fold": self.fold,
             "measure": sorted(self.job.measure),
+            "few": few and {"shots": few.shots, "draws": few.draws, "task": few.task, "fits": fits},
             "code": code_digest(),
         }
         return hashlib.sha256(canonical_json(content)).hexdigest()
@@ -79,15 +83,18 @@ def cells(study: Study, question: Question, cohorts: Mapping[str, CohortSpec], s
         raise InputError(f"{source}, question {question.name}: no site is called {', '.join(unknown)} ({there}).")
     asked = changed(study.model_dump(mode="json"), question.keys, f"{source}, question {question.name}")
     found = []
+    studies = {arm.name: arm.apply(asked, f"{source}, question {question.name}") for arm in question.arms}
     for arm in question.arms:
-        own = arm.apply(asked, f"{source}, question {question.name}")
+        own = studies[arm.name]
         check_study(own, f"{source}, question {question.name}, arm {arm.name}")
-        for cases in question.cases or (None,):
-            specs = {site: _as_asked(spec, site, cases, arm, question) for site, spec in cohorts.items()}
+        few = _few(question, arm, studies)
+        for cases in question.sizes:
+            limit = None if few else cases
+            specs = {site: _as_asked(spec, site, limit, arm, question) for site, spec in cohorts.items()}
             for seed in range(question.seeds or seeds):
                 seeded = own.model_copy(update={"seed": own.seed + seed})
                 for fold in _folds(question):
-                    job = Job(seeded, arm.who, specs, fold, question.measure)
+                    job = Job(seeded, arm.who, specs, fold, question.measure, few)
                     found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job))
     return found
 
@@ -124,17 +131,29 @@ def outcome(cell: Cell, out: Path) -> Outcome:
     """What a cell that was run ended with."""
     folder = out / cell.digest[:16]
     facts = read_json(folder / _FACTS)
-    return Outcome(unflat(load_tensors(folder / _ANSWERS)), tuple(facts["troubles"]), float(facts["seconds"]))
+    found, troubles = unflat(load_tensors(folder / _ANSWERS)), tuple(facts["troubles"])
+    if cell.job.few is not None and cell.cases is not None:
+        found, troubles = part_of(found, list(troubles), cell.arm, cell.cases)
+    return Outcome(found, troubles, float(facts["seconds"]))
 
 
 def _run(cell: Cell, folder: Path) -> None:
     started = time.monotonic()
-    found, troubles = carry_out(cell.job, folder / "runs")
+    found, troubles = (few_shot if cell.job.few else carry_out)(cell.job, folder / "runs")
     save_tensors(folder / _ANSWERS, dict(flat(found)))
     facts = {"troubles": troubles, "seconds": round(time.monotonic() - started, 3), "words": cell.words()}
     # Its presence says that the cell is done, so it comes last; what the models were made of is not kept.
     write_json(folder / _FACTS, facts | {"study": cell.job.study.digest, "who": cell.job.who})
     shutil.rmtree(folder / "runs")
+
+
+def _few(question: Question, arm: Arm, studies: Mapping[str, Study]) -> Few | None:
+    """What a question asks of few shots: all arms that wait with the same model are one piece of work."""
+    if not question.shots:
+        return None
+    own = (studies[arm.name], arm.who, arm.labels)
+    alike = [other for other in question.arms if (studies[other.name], other.who, other.labels) == own]
+    return Few(question.shots, question.draws, {other.name: other.fit for other in alike}, question.task)
 
 
 def _as_asked(spec: CohortSpec, site: str, cases: int | None, arm: Arm, question: Question) -> CohortSpec:

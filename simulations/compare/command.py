@@ -177,7 +177,8 @@ def _show(result: dict[str, Any], page: Path) -> None:
 
 
 def _cells_of(row: dict[str, Any]) -> Sequence[str]:
-    name = f"{row['arm']}, {row['cases']} cases" if row["cases"] else row["arm"]
+    what = "of each class" if row["per_class"] else "cases"
+    name = f"{row['arm']}, {row['cases']} {what}" if row["cases"] else row["arm"]
     macro, worst, difference = row["macro"] or {}, row["worst"] or {}, row["difference"]
     cells = [name, figure(macro.get("value")), _range(macro), figure(worst.get("value"))]
     if difference is None:

@@ -19,6 +19,7 @@ from client.local.trouble import Diverged, TooFewCases
 from client.preflight.baseline import fit_alone
 from client.workbench import Workbench, device_named
 from common.files import load_tensors, read_json
+from common.fit import Fit
 from common.orders import Arrays
 from common.plan import Recalibrate
 from common.start import start
@@ -49,6 +50,16 @@ Found = dict[str, dict[str, dict[str, Answers]]]
 
 
 @dataclass(frozen=True)
+class Few:
+    """A few-shot evaluation: how many cases of each class, how often they are drawn, and by arm how a site fits."""
+
+    shots: tuple[int, ...]
+    draws: int
+    fits: Mapping[str, Fit]
+    task: str | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """One arm on some hospitals: who trains together, on which fold, and which sites count."""
 
@@ -57,16 +68,17 @@ class Job:
     cohorts: Mapping[str, CohortSpec]
     fold: Fold | None = None
     measure: tuple[str, ...] = ()
+    few: Few | None = None
 
 
 def carry_out(job: Job, folder: Path) -> tuple[Found, list[str]]:
     """The answers of all models of a job, and what went wrong on the way, in words. Continues what was begun."""
     device = device_named("auto")
-    home = _prepared(job.study, job.cohorts, job.fold, folder / "all")
+    home = prepared(job.study, job.cohorts, job.fold, folder / "all")
     cohorts = {site: simulated_cohort(job.study, home, site) for site in job.cohorts}
     counted = {site: cohorts[site] for site in job.measure or cohorts}
     if job.who == "together":
-        troubles = _federate(home)
+        troubles = federate(home)
         bench, state = Workbench(job.study, device), load_tensors(home / "model.safetensors")
         of: Callable[[str], Arrays] = lambda site: state | _kept(job.study, home, site, bench)  # noqa: E731
         return {MERGED: {site: _ask(bench, of(site), job.study, cohort) for site, cohort in counted.items()}}, troubles
@@ -84,7 +96,7 @@ def carry_out(job: Job, folder: Path) -> tuple[Found, list[str]]:
         except (TooFewCases, Diverged) as error:
             troubles.append(f"{name}: {'too few cases' if isinstance(error, TooFewCases) else 'diverged'}")
             continue
-        found[name] = {site: _answers(bench, job.study, cohort) for site, cohort in counted.items()}
+        found[name] = {site: answers_of(bench, job.study, cohort) for site, cohort in counted.items()}
     return found, troubles
 
 
@@ -115,18 +127,19 @@ def _newcomers(job: Job, folder: Path, counted: Mapping[str, Cohort], device: to
     troubles = []
     for site, cohort in counted.items():
         others = {name: spec for name, spec in job.cohorts.items() if name != site}
-        home = _prepared(job.study, others, job.fold, folder / f"without-{site}")
-        troubles += [f"without {site}: {trouble}" for trouble in _federate(home)]
+        home = prepared(job.study, others, job.fold, folder / f"without-{site}")
+        troubles += [f"without {site}: {trouble}" for trouble in federate(home)]
         bench = Workbench(job.study, device)
         bench.load(load_tensors(home / "model.safetensors"))
         for stage in job.study.plan:
             if isinstance(stage.local, Recalibrate):
                 recalibrate(bench, Feed(cohort, job.study.input, device), stage.local)
-        found[site] = {site: _answers(bench, job.study, cohort)}
+        found[site] = {site: answers_of(bench, job.study, cohort)}
     return found, troubles
 
 
-def _prepared(study: Study, cohorts: Mapping[str, CohortSpec], fold: Fold | None, home: Path) -> Path:
+def prepared(study: Study, cohorts: Mapping[str, CohortSpec], fold: Fold | None, home: Path) -> Path:
+    """The folder of a run that can begin, or that had begun."""
     if not (home / "study.yaml").is_file():
         prepare(study, Hospitals(cohorts), home)
     if fold is not None:
@@ -135,7 +148,7 @@ def _prepared(study: Study, cohorts: Mapping[str, CohortSpec], fold: Fold | None
     return home
 
 
-def _federate(home: Path) -> list[str]:
+def federate(home: Path) -> list[str]:
     """Run or continue the federated run in `home`; what its result says was missing."""
     resume(home, report=False)
     result = read_json(home / "result.json")
@@ -150,10 +163,11 @@ def _kept(study: Study, home: Path, site: str, bench: Workbench) -> dict[str, np
 
 def _ask(bench: Workbench, state: Arrays, study: Study, cohort: Cohort) -> dict[str, Answers]:
     bench.load(state)
-    return _answers(bench, study, cohort)
+    return answers_of(bench, study, cohort)
 
 
-def _answers(bench: Workbench, study: Study, cohort: Cohort) -> dict[str, Answers]:
+def answers_of(bench: Workbench, study: Study, cohort: Cohort) -> dict[str, Answers]:
+    """What the model on the bench says of the cohort's test cases, by task."""
     feed = Feed(cohort, study.input, bench.device)
     names = [cohort.patients[case] for case in feed.labelled("test").tolist()]
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.errors import StudyError
+from common.fit import Fit
 from common.plan import Gradient
 from common.presets import PRESETS, expand
 from common.recipes import Method
@@ -35,6 +36,8 @@ class Arm(Value):
     method: str | None = None
     keys: dict[str, Any] = Field(default={}, alias="set")
     labels: Literal["known", "shuffled"] = "known"
+    fit: Fit = Fit()
+    """In a question about shots: how a new site fits the model to them."""
 
     def apply(self, study: Study, source: str) -> Study:
         """The study as this arm changes it. StudyError with every fault."""
@@ -86,6 +89,9 @@ class Question(Value):
     `cases` repeats it with at most so many training cases per site. `hide` names sites whose labels are for testing
     alone; `measure` names those that count, all if empty. With `folds`, each patient is tested once per seed.
     `margin` is the difference that would not matter.
+
+    With `shots`, each measured site in turn is new: it fits the model of the others, or of `nobody`, to so many of its
+    training cases of each class, `draws` times, each arm in its own way (`fit`).
     """
 
     name: Annotated[str, Field(pattern=_NAME)] = "study"
@@ -97,6 +103,8 @@ class Question(Value):
     task: str | None = None
     metric: Metric = "auroc"
     cases: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    draws: Annotated[int, Field(ge=1)] = 5
     seeds: Annotated[int, Field(ge=1)] | None = None
     folds: Annotated[int, Field(ge=2)] | None = None
     hide: tuple[str, ...] = ()
@@ -120,11 +128,29 @@ class Question(Value):
             f"{name} is none of the arms {', '.join(names)}" for name in dict.fromkeys(asked) if name not in names
         ]
         for one in self.expect:
-            if one.cases is not None and one.cases not in self.cases:
-                faults.append(f"expect: {one.cases} is not among the cases")
+            if one.cases is not None and one.cases not in self.sizes:
+                faults.append(f"expect: {one.cases} is not among the cases or shots")
+        faults += self._few() if self.shots else []
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    @property
+    def sizes(self) -> tuple[int | None, ...]:
+        """What the question is repeated with: shots, or numbers of cases, or neither."""
+        return self.shots or self.cases or (None,)
+
+    def _few(self) -> list[str]:
+        """What does not go with shots."""
+        faults = ["shots: go with neither cases nor folds"] if self.cases or self.folds else []
+        if self.metric == "auroc":
+            faults.append(
+                "metric: draws of shots are averaged, and scores of several models make no AUROC; use another"
+            )
+        others = [arm.name for arm in self.arms if arm.who not in ("new_site", "nobody")]
+        if others:
+            faults.append(f"arms: {', '.join(others)} must be for a new_site, or of nobody, where there are shots")
+        return faults
 
 
 class Comparison(Value):

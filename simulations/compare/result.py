@@ -54,14 +54,17 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
     task = question.task or study.tasks[0].name
     drawn = {(group.arm, group.cases): _draw(group, task, question.metric) for group in own}
     rows = []
-    for cases in question.cases or (None,):
+    for cases in question.sizes:
         here = [group for group in own if group.cases == cases]
         reference = drawn[question.against, cases]
-        others = {
-            group.arm: over_replicates(_differences(drawn[group.arm, cases], reference))
+        apart = {
+            group.arm: _differences(drawn[group.arm, cases], reference)
             for group in here
             if group.arm != question.against
         }
+        if not question.shots and not all(apart.values()):
+            raise RunError("Two arms have no site in common.", fix="See which sites failed in compare.csv.")
+        others = {arm: over_replicates(own) for arm, own in apart.items() if own}
         adjusted = holm({arm: interval.p for arm, interval in others.items()})
         for group in here:
             row = _row(group, task, drawn[group.arm, cases], question)
@@ -100,7 +103,8 @@ def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
             for model, sites in ended.found.items():
                 for site, tasks in sites.items():
                     for task, answers in tasks.items():
-                        values = {name: _value(name, answers) for name in METRICS}
+                        told = _told(question)
+                        values = {name: _value(name, answers) if name in told else None for name in METRICS}
                         yield {
                             "question": question.name,
                             "arm": group.arm,
@@ -127,13 +131,19 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question) -> dict[str,
         "cases": group.cases,
         "macro": _plain(over_replicates(macro)) if macro else None,
         "worst": _plain(over_replicates(worst)) if worst else None,
-        "metrics": {name: _macro(group, task, name) for name in METRICS},
+        "per_class": bool(question.shots),
+        "metrics": {name: _macro(group, task, name) for name in _told(question)},
         "sites": {site: _mean([float(own[site][0]) for own in drawn.values() if site in own]) for site in sites},
         "by_replicate": [_number(float(macro[replicate][0])) for replicate in sorted(macro)],
         "difference": None,
         "seconds": round(float(np.median([one.seconds for one in group.outcomes.values()])), 1),
         "troubles": troubles,
     }
+
+
+def _told(question: Question) -> tuple[str, ...]:
+    """Metrics that can be given: scores of several models, one for each draw of shots, make no AUROC."""
+    return tuple(name for name in METRICS if name != "auroc" or not question.shots)
 
 
 def _draw(group: Group, task: str, name: str) -> Drawn:
@@ -161,16 +171,20 @@ def _differences(one: Drawn, other: Drawn) -> dict[Replicate, Floats]:
         if both:
             mine, theirs = ([own[replicate][site] for site in sorted(both)] for own in (one, other))
             found[replicate] = across(mine, "macro") - across(theirs, "macro")
-    if not found:
-        raise RunError("Two arms have no site in common.", fix="See which sites failed in compare.csv.")
     return found
 
 
 def _expected(
     one: Expectation, question: Question, drawn: Mapping[tuple[str, int | None], Drawn]
 ) -> Iterator[dict[str, Any]]:
-    for cases in (one.cases,) if one.cases is not None else question.cases or (None,):
-        found = over_replicates(_differences(drawn[one.arm, cases], drawn[one.over, cases]))
+    for cases in (one.cases,) if one.cases is not None else question.sizes:
+        apart = _differences(drawn[one.arm, cases], drawn[one.over, cases])
+        if not apart:
+            raise RunError(
+                f"Question {question.name!r} expects something at {cases}, and no site has so many cases.",
+                fix="Ask for fewer, or measure larger sites.",
+            )
+        found = over_replicates(apart)
         low, high = (found.low, found.high) if one.surely else (found.value, found.value)
         bounds = {
             f"at least {one.at_least}": one.at_least is None or low >= one.at_least,

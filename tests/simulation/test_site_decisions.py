@@ -259,12 +259,14 @@ def test_an_offered_study_is_reviewed_and_approved_by_its_digest(command, hospit
     assert is_approved(hospital.home, study().digest)
 
 
+KEPT = STUDY | {"method": {"name": "ridge_probe", "keep_sums": True}}
 REFUSED = {
     "not_private": ({"min_patients": 1}, STUDY),
     "too_few_patients": ({"allow_non_dp": True, "min_patients": 17}, STUDY),
     "backbone": ({"allow_non_dp": True, "min_patients": 1, "backbones": ["resnet18"]}, STUDY),
     "roles": ({"allow_non_dp": True, "min_patients": 1, "train": ["body"]}, STUDY),
     "not_masked": ({"allow_non_dp": True, "min_patients": 1, "masked_only": True}, STUDY),
+    "kept_sums": ({"allow_non_dp": True, "min_patients": 1}, KEPT),
     "steps": ({"min_patients": 1, "steps_max": 7}, PRIVATE),
 }
 
@@ -277,6 +279,7 @@ def test_what_the_policy_refuses_is_said_and_cannot_be_approved(command, hospita
     path.write_text(yaml.safe_dump(content))
     code, out, _ = command("site", "review", path, "--home", hospital.home)
     assert code == 0
+    assert ("keeps each site's sums" in out) == (content is KEPT)
     assert f"This site's policy refuses the study: {reason}." in out
     code, _, err = command("site", "approve", path, "--home", hospital.home)
     assert code == 1

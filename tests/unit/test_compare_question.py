@@ -9,9 +9,13 @@ import pytest
 import yaml
 
 from common.errors import StudyError
-from common.plan import Gradient, Recalibrate
+from common.explain import check_study
+from common.plan import Gradient, Recalibrate, ServerOptimiser
+from common.study import CONFIGS, read_study
 from helpers.work import MakeStudy
-from simulations.compare.question import BUILT_IN, Arm, read_comparison
+from simulations.compare.question import BUILT_IN, Arm, changed, read_comparison
+
+SHOTS = {"arms": ["new_site", "source_only"], "against": "new_site", "metric": "accuracy", "shots": [5]}
 
 
 def asked(tmp_path: Path, **compare: Any):
@@ -42,6 +46,11 @@ def test_without_a_word_the_usual_arms_are_compared(tmp_path: Path) -> None:
             {"arms": ["study", "local"], "expect": [{"arm": "study", "over": "local", "cases": 40, "at_least": 0}]},
             "40 is not among the cases",
         ),
+        (SHOTS | {"cases": [20]}, "go with neither cases nor folds"),
+        (SHOTS | {"metric": "auroc"}, "scores of several models make no AUROC"),
+        (SHOTS | {"arms": ["new_site", "study"]}, "study must be for a new_site, or of nobody"),
+        (SHOTS | {"expect": [{"arm": "new_site", "over": "source_only", "cases": 7, "at_least": 0}]}, "7 is not among"),
+        (SHOTS | {"arms": [{"name": "a", "who": "nobody", "fit": {"how": "magic"}}, "new_site"]}, "how"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, question: dict[str, Any], fault: str) -> None:
@@ -68,12 +77,32 @@ def test_an_arm_changes_what_it_says_and_nothing_else(make_study: MakeStudy) -> 
     study = make_study()
     assert BUILT_IN["study"].apply(study, "x").digest == study.digest
     scratch = make_study(model={"backbone": "slim_resnet", "weights": "slim-ctmr-synthetic"}, input={"kind": "image"})
-    changed = BUILT_IN["scratch"].apply(scratch, "x")
-    assert changed.model.weights is None
-    assert changed.plan == scratch.plan
+    made = BUILT_IN["scratch"].apply(scratch, "x")
+    assert made.model.weights is None
+    assert made.plan == scratch.plan
     mine = Arm.model_validate({"name": "mine", "set": {"plan.0.rounds": 7}}).apply(study, "x")
     assert [stage.rounds for stage in mine.plan] == [7]
     method = Arm.model_validate({"name": "mine", "set": {"method": "graft"}}).apply(study, "x")
     assert isinstance(method.plan[-1].local, Recalibrate)
     with pytest.raises(StudyError, match=r"set plan\.9\.rounds"):
         Arm.model_validate({"name": "mine", "set": {"plan.9.rounds": 7}}).apply(study, "x")
+
+
+def test_the_few_shot_study_that_ships_asks_what_can_be_answered() -> None:
+    path = CONFIGS / "studies" / "few_shot.yaml"
+    study, _ = read_study(path)
+    (question,) = read_comparison(path).questions
+    assert question.sizes == (5, 10, 20, 50)
+    plain = study.model_dump(mode="json")
+    plans = {}
+    for arm in question.arms:
+        own = arm.apply(changed(plain, question.keys, "x"), "x")
+        check_study(own, arm.name)
+        plans[arm.name] = own.plan
+    assert plans["fedavg_tuned"] == plans["fedavg_ridge"] == study.plan
+    # Only what makes a start differ: the merge of Reptile, the steps ahead of MAML.
+    assert isinstance(plans["reptile_tuned"][0].merge, ServerOptimiser)
+    assert plans["reptile_tuned"][0].local == plans["fedavg_tuned"][0].local
+    ahead = plans["fomaml_tuned"][0].local
+    assert isinstance(ahead, Gradient)
+    assert ahead.model_copy(update={"lookahead": None}) == plans["fedavg_tuned"][0].local

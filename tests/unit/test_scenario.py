@@ -12,7 +12,7 @@ from simulations.patients import cancer_parts
 from simulations.scenario import SCENARIOS, PhantomSite, Scenario, load_scenario
 
 SHIPPED = (
-    *("alike", "breast_cancer", "folders", "modalities", "shift"),
+    *("alike", "breast_cancer", "folders", "modalities", "newcomer", "shift"),
     *("source_ctmr", "styles", "target", "three_step", "xray5", "xray_large"),
 )
 
@@ -130,7 +130,9 @@ def test_what_a_scanner_cannot_write_is_refused_with_the_numbers(tmp_path):
 
 
 def test_an_unknown_name_lists_the_ones_that_ship():
-    with pytest.raises(StudyError, match="breast_cancer, folders, modalities, shift, source_ctmr, styles, target"):
+    with pytest.raises(
+        StudyError, match="breast_cancer, folders, modalities, newcomer, shift, source_ctmr, styles, target"
+    ):
         load_scenario("xray6")
 
 
