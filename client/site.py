@@ -19,7 +19,7 @@ from client.local.evaluate import Predictions, predictions, summed
 from client.local.features import Features
 from client.local.feed import Feed
 from client.local.room import Room
-from client.local.statistics import column_sums, feature_sums
+from client.local.statistics import column_sums, frozen_sums
 from client.local.trouble import Diverged, TooFewCases
 from client.log import site_log
 from client.privacy.guard import Guard, Refused
@@ -246,9 +246,10 @@ class Site:
         if route.plain:
             guard.allow_plain(route.roles)
         if isinstance(local, Statistics):
-            columns = local.of == "columns"
-            sums = column_sums(self._study, self._feed) if columns else feature_sums(self._bench, self._seen("train"))
-            return Work(sums, {}, self._figures({"examples": len(self._feed.labelled("train"))}))
+            columns, split = local.of == "columns", local.split
+            seen = self._feed if columns else self._seen(split)
+            sums = column_sums(self._study, seen) if columns else frozen_sums(self._bench, seen, local)
+            return Work(sums, {}, self._figures({"examples": len(self._feed.labelled(split))}))
         begin = partial(self._bench.begin, self._used, route.changed)
         if isinstance(local, Recalibrate):
             begin()
@@ -307,6 +308,6 @@ class Site:
         counts, terms = dict(self._labelled), stage.local.terms
         if wants_all_cases(terms):
             counts[TRUNK] = float(len(self._feed.splits["train"]))
-        if Need.SOURCE in needs_of(stage):  # labels of the source have taught the heads as well
+        if {Need.SOURCE, Need.TEACHER} & needs_of(stage):  # what they say has taught the heads as well
             counts = dict.fromkeys(counts, counts[TRUNK])
         return {name: float(guard.public(int(count))) for name, count in counts.items()}

@@ -20,7 +20,7 @@ _FIXES = {
     Reason.NOT_PRIVATE: "Ask for a private stage, or set allow_non_dp: true if your people accept that what leaves can "
     "be inverted.",
     Reason.NOT_MASKED: "The policy says masked_only, and the study has no masks: ask the coordinator for masked: true.",
-    Reason.BACKBONE: "The backbone is none of `backbones` in the policy.",
+    Reason.BACKBONE: "A backbone of the study, its members or its teacher is none of `backbones` in the policy.",
     Reason.ROLES: "The study trains entries that `train` in the policy does not list.",
     Reason.TOO_FEW_PATIENTS: "There are fewer training patients than min_patients of the policy; add patients.",
     Reason.BAD_REQUEST: "The study asks for privacy that makes no sense; tell the coordinator.",

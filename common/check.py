@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from common.check_committee import check_calibration, check_committee
 from common.check_course import check_course
 from common.check_source import check_source
 from common.check_terms import check_terms
 from common.inputs import TableInput
+from common.origin import COMMITTEE
 from common.plan import (
     Discriminant,
     Gradient,
@@ -24,6 +26,7 @@ from common.plan import (
     Statistics,
     Sums,
     Tag,
+    Temper,
 )
 from common.study import Study
 from common.tasks import Segmentation, Task
@@ -36,8 +39,13 @@ _NOT_PRIVATE = {
 }
 """Backbones of which per-sample gradients are not known, and why; `common.dp_safe` looks at the others' layers."""
 
-_CLOSED_FORM = {"features": Ridge | NearestMean | Discriminant | Moments, "columns": Standardise}
-_ADDS_UP = Mean | ServerOptimiser | Ridge | NearestMean | Discriminant | Moments | Standardise | Nothing
+_MERGED_BY = {
+    "features": (Ridge | NearestMean | Discriminant | Moments, "ridge, ncm, lda or moments"),
+    "columns": (Standardise, "standardise"),
+    "members": (Temper, "temper"),
+    "answers": (Temper, "temper"),
+}
+_ADDS_UP = Mean | ServerOptimiser | Ridge | NearestMean | Discriminant | Moments | Temper | Standardise | Nothing
 """Merges that need no more than the sum over the sites."""
 
 
@@ -63,11 +71,13 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         keeps = stays(stage, tags)
         bare |= set() if private else set(keeps)
         local_backbone |= any(tags[key].role not in (Role.HEAD, Role.CRITIC) for key in keeps)
-    if isinstance(study.input, TableInput) and not isinstance(study.plan[0].merge, Standardise):
+    fresh = study.model.backbone != COMMITTEE  # whose members have their own standardisation
+    if fresh and isinstance(study.input, TableInput) and not isinstance(study.plan[0].merge, Standardise):
         faults.append("plan.0: a table needs a first stage that standardises its columns (merge: standardise)")
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
     faults += check_source(study)
+    faults += check_committee(study)
     faults += _masked(study) if study.masked else []
     if study.mask_heads and isinstance(study.input, TableInput):
         faults.append(f"tasks: {', '.join(study.mask_heads)} asks for masks, but the study's input is a table")
@@ -169,15 +179,16 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
 
 
 def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
-    if not isinstance(stage.merge, _CLOSED_FORM[local.of]):
-        kind = {"features": "ridge, ncm, lda or moments", "columns": "standardise"}[local.of]
-        yield f"merge: sums of {local.of} are merged by {kind}, not by {stage.merge.kind}"
+    fits, kinds = _MERGED_BY[local.of]
+    if not isinstance(stage.merge, fits):
+        yield f"merge: sums of {local.of} are merged by {kinds}, not by {stage.merge.kind}"
     if local.of == "columns" and not isinstance(study.input, TableInput):
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "columns" and local.private is not None:
         yield "local.private: sums of columns have no bound that could be noised; standardise by public numbers"
     if local.of == "features":
         yield from _other_kinds(study, stage, local)
+    yield from check_calibration(study, stage, local)
     if stage.rounds > 1:
         yield "rounds: sums do not change from round to round; one is enough"
     if local.of == "features" and stage.where == "unlabelled":

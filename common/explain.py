@@ -16,7 +16,7 @@ from common.inputs import ImageInput
 from common.masking import Layout
 from common.model import TransferModel, state_arrays
 from common.plan import Gradient, Recalibrate, Ridge, Select, Stage, Statistics
-from common.start import Start, start
+from common.start import Start, start, teach
 from common.study import Study
 from common.summing import tensor_shapes
 from common.tasks import AnyTask, Multilabel, Regression, Segmentation
@@ -39,6 +39,8 @@ def check_study(study: Study, source: str) -> Start:
     faults: list[str] = []
     try:
         begin = start(study)
+        for stage in study.plan:
+            teach(study, stage)
     except FedgraftError as error:
         raise StudyError(source, [f"model: {error}"]) from None
     faults += check(study, begin.model.tags())
@@ -140,8 +142,15 @@ def describe_local(stage: Stage) -> str:
         length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
         return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}{_beyond(local)}"
     if isinstance(local, Statistics):
-        return f"sums of {local.of}" + (" with noise" if local.private is not None else "")
+        if local.of in _MEASURED:
+            return f"losses of {_MEASURED[local.of]} at each temperature, on {_CASES[local.split]}"
+        where = f" on {_CASES[local.split]}" if local.split != "train" else ""
+        return f"sums of {local.of}{where}" + (" with noise" if local.private is not None else "")
     return "norm statistics from the site's own images"
+
+
+_MEASURED = {"members": "each member", "answers": "the heads' answers"}
+_CASES = {"train": "training cases", "val": "validation cases"}
 
 
 def describe_task(task: AnyTask) -> str:
@@ -202,6 +211,7 @@ _SOLVED = {
     "ncm": "one head of class means equal to the pooled one",
     "lda": "one linear discriminant equal to the pooled one",
     "standardise": "one common scale",
+    "temper": "the temperature that fits all sites' cases best, for each member of the committee or for the heads",
 }
 
 
@@ -219,9 +229,13 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
             )
         case Statistics(of="columns"):
             what = "send count, sum and sum of squares of each column"
+        case Statistics(of="members" | "answers"):
+            of = _MEASURED[stage.local.of]
+            what = f"send the loss of {of} at each temperature of a grid, over their {_CASES[stage.local.split]}, once"
         case Statistics():
             noise = "" if stage.local.private is None else ", with noise for differential privacy"
-            what = f"send sums of features and labels once{noise}"
+            over = f" of their {_CASES[stage.local.split]}" if stage.local.split != "train" else ""
+            what = f"send sums of features and labels{over} once{noise}"
         case Recalibrate():
             what = "set norm statistics from their own images, no labels needed"
     if isinstance(stage.local, Statistics):

@@ -28,10 +28,12 @@ class Role(StrEnum):
     NORM_AFFINE = "norm_affine"
     NORM_STATS = "norm_stats"
     SCALE = "scale"
-    """A table's standardisation: set from the sites' sums, never by gradients."""
+    """A table's standardisation, or a committee's temperatures: set from the sites' sums, never by gradients."""
     HEAD = "head"
     CRITIC = "critic"
     """Tells source from target while a stage trains against it; no part of what the model says."""
+    MEMBER = "member"
+    """Belongs to a finished model in a committee: it never moves, so no selection has it, not even all."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Tag:
     height: int = 0
 
 
-_ALL = frozenset(Role)
+_ALL = frozenset(Role) - {Role.MEMBER}
 _NORM = frozenset({Role.NORM_AFFINE, Role.NORM_STATS})
 _HEADS = frozenset({Role.HEAD})
 SELECTIONS: Mapping[str, frozenset[Role]] = {
@@ -149,11 +151,17 @@ class Gradient(Value):
 
 
 class Statistics(Value):
-    """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`."""
+    """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`.
+
+    Of `members` (of a committee) and of `answers` (of the model's heads) it is the loss at each temperature of a fixed
+    grid. `split` are the cases that are summed: what is to weigh or calibrate finished models must be cases that these
+    have not learnt from, `val`.
+    """
 
     kind: Literal["statistics"] = "statistics"
-    of: Literal["features", "columns"] = "features"
+    of: Literal["features", "columns", "members", "answers"] = "features"
     private: PrivateSums | None = None
+    split: Annotated[Literal["train", "val"], Field(exclude_if=unless("train"))] = "train"
 
 
 class Recalibrate(Value):
@@ -264,6 +272,16 @@ class Moments(Value):
     kind: Literal["moments"] = "moments"
 
 
+class Temper(Value):
+    """Logits divided by the temperature with the least loss over all sites' cases, of a fixed grid, from their sums.
+
+    Guo et al. 2017, "On calibration of modern neural networks": ranks stay, probabilities become usable. Each member of
+    a committee gets its own, or the heads of the model get one, task by task.
+    """
+
+    kind: Literal["temper"] = "temper"
+
+
 class Standardise(Value):
     """Mean and deviation of a table's columns from the sites' sums, put into the model's first layer."""
 
@@ -281,7 +299,7 @@ Robust = Median | TrimmedMean | Krum | ClippedMean
 """Merges that hold when a few sites send nonsense."""
 ClosedForm = Ridge | NearestMean | Discriminant
 """Merges that solve heads from sums of features and labels."""
-Sums = ClosedForm | Moments | Standardise
+Sums = ClosedForm | Moments | Temper | Standardise
 """Merges that add up sums, not entries."""
 Merge = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.origin import Teacher
 from common.plan import (
     Discriminant,
     Gradient,
@@ -38,6 +39,8 @@ class Method(Value):
     local: Gradient = Gradient(epochs=1)
     sums: PrivateSums | None = None
     """Noise on the sums of a closed-form head."""
+    teacher: Teacher | None = None
+    """A finished model, for methods whose sites learn from one."""
 
 
 _MEAN = Mean()

@@ -23,9 +23,11 @@ from common.plan import (
     Stage,
     Standardise,
     Sums,
+    Temper,
     TrimmedMean,
 )
 from common.strength import choose
+from common.temperature import tempered
 from common.travel import Tags
 from server.mean import MeanMerger
 from server.optimiser import ServerOptimiserMerger
@@ -61,6 +63,8 @@ def _of_sums(merge: Sums, memory: dict[str, np.ndarray]) -> Merger:
     match merge:
         case Standardise():
             return StandardiseMerger()
+        case Temper():
+            return TemperMerger()
         case Moments():
             return MomentsMerger(memory)
         case _:
@@ -108,6 +112,14 @@ class StandardiseMerger(_SumMerger):
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """The standardising layer's entries."""
         return scale_from_sums(self._sums, state)
+
+
+class TemperMerger(_SumMerger):
+    """Sums of losses on a grid of temperatures, then the entries with the best ones in them."""
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:
+        """Members' temperatures, or heads. RunError if no site had a label."""
+        return tempered(self._sums, state)
 
 
 class MomentsMerger(_SumMerger):

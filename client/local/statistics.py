@@ -7,21 +7,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from client.local.feed import Feed, in_order
 from client.local.halves import features_in_room
 from client.workbench import Workbench
+from common.committee import Committee
 from common.inputs import TableInput
+from common.model import TransferModel
+from common.orders import Split
+from common.plan import Statistics
 from common.study import Study
-from common.tasks import AnyTask, Multilabel, Regression
+from common.tasks import AnyTask, Multilabel, Regression, Task
+from common.temperature import CASES, MEMBERS, TEMPERATURES, class_losses, label_losses
 from common.travel import cross_name
 
 _BATCH = 256
 _ALL = slice(None)
 
 
-def feature_sums(bench: Workbench, feed: Feed) -> dict[str, np.ndarray]:
-    """Per task over the labelled training cases, with z = [features; 1], in float64.
+def frozen_sums(bench: Workbench, feed: Feed, spec: Statistics) -> dict[str, np.ndarray]:
+    """What a stage asks of cases that a resting backbone has seen."""
+    if spec.of == "features":
+        return feature_sums(bench, feed, spec.split)
+    return loss_sums(bench, feed, spec.of, spec.split)
+
+
+def feature_sums(bench: Workbench, feed: Feed, split: Split = "train") -> dict[str, np.ndarray]:
+    """Per task over the split's labelled cases, with z = [features; 1], in float64.
 
     `TASK/gram` = sum z z' (d+1, d+1), whose last entry is the number of cases; `TASK/cross` = sum z y' (d+1, C), with y
     one-hot. A value's is called `TASK/value`, with y = (value - mean) / std (d+1, 1). Of several labels each has a gram
@@ -36,7 +49,7 @@ def feature_sums(bench: Workbench, feed: Feed) -> dict[str, np.ndarray]:
     bench.model.eval()
     body = feed.body(bench.model)
     with torch.inference_mode():
-        for batch in feed.batches(in_order(feed.labelled("train"), _BATCH)):
+        for batch in feed.batches(in_order(feed.labelled(split), _BATCH)):
             features = features_in_room(body.features, batch.inputs).double().cpu().numpy()
             z = np.hstack([features, np.ones((len(features), 1))])
             for task in bench.model.classes:
@@ -59,6 +72,43 @@ def _coded(task: AnyTask, target: np.ndarray) -> Iterator[tuple[Any, np.ndarray,
     else:
         known = target >= 0
         yield _ALL, known, np.eye(task.outputs)[target[known]]
+
+
+def loss_sums(bench: Workbench, feed: Feed, of: str, split: Split) -> dict[str, np.ndarray]:
+    """Per task over the split's labelled cases, in float64, the loss at each temperature of the grid.
+
+    `TASK/members` (members, grid) of a committee's, or `TASK/answers` (1, grid) of the heads' logits, as they are now;
+    `TASK/cases` (1,) counts what is known. A value has no temperature.
+    """
+    model = bench.model
+    tasks = {name: task for name, task in bench.tasks.items() if isinstance(task, Task | Multilabel)}
+    model.eval()
+    body = feed.body(model)
+    found = {name: (np.zeros((_voices(model, of), len(TEMPERATURES))), np.zeros(1)) for name in tasks}
+    with torch.inference_mode():
+        for batch in feed.batches(in_order(feed.labelled(split), _BATCH)):
+            answers = _logits(model, features_in_room(body.features, batch.inputs), of)
+            for name, task in tasks.items():
+                target, logits = batch.targets[name].cpu().numpy(), answers[name].double().cpu().numpy()
+                measure, known = class_losses, target >= 0
+                if isinstance(task, Multilabel):
+                    measure, known = label_losses, ~np.isnan(target)
+                losses, cases = found[name]
+                losses += [measure(logits[:, row], target) for row in range(len(losses))]
+                cases += known.sum()
+    return {f"{name}/{what}": s for name, pair in found.items() for what, s in zip((of, CASES), pair, strict=True)}
+
+
+def _voices(model: TransferModel, of: str) -> int:
+    """How many say something of a case: members, or the heads as one."""
+    return len(model.backbone.members) if of == MEMBERS and isinstance(model.backbone, Committee) else 1
+
+
+def _logits(model: TransferModel, features: Tensor, of: str) -> dict[str, Tensor]:
+    """By task (N, members or 1, outputs)."""
+    if of == MEMBERS and isinstance(model.backbone, Committee):
+        return model.backbone.answers(features)
+    return {task: head(features)[:, None] for task, head in model.heads.items() if task not in model.decodes}
 
 
 def column_sums(study: Study, feed: Feed) -> dict[str, np.ndarray]:

@@ -153,7 +153,7 @@ class Guard:
         """Let work be released without noise. Raises Refused unless the site's policy says that it may."""
         if roles in self._allowed:
             return
-        self._terms(Request(self._study.model.backbone, roles, private=False, steps=1, masked=self._study.masked))
+        self._terms(Request(self._study.architectures, roles, private=False, steps=1, masked=self._study.masked))
         self._allowed.add(roles)
 
     def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private | PrivateSums:

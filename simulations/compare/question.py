@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from common.errors import StudyError
+from common.origin import COMMITTEE
 from common.plan import Gradient
 from common.presets import PRESETS, expand
 from common.recipes import Method
@@ -177,4 +178,4 @@ def _stages(study: Study, method: str) -> Any:
     settings: dict[str, Any] = {"name": method}
     if work:
         settings |= {"rounds": sum(rounds for _, rounds in work), "local": work[0][0]}
-    return expand(Method(**settings), table=study.input.kind == "table")
+    return expand(Method(**settings), table=study.input.kind == "table" and study.model.backbone != COMMITTEE)

@@ -18,7 +18,7 @@ from common.privacy import Event, epsilon
 
 POLICY = SitePolicy()
 HEADS = frozenset({Role.HEAD})
-MODEST = Request("resnet18", HEADS, sigma=3.0, q=0.1, steps=100)
+MODEST = Request(("resnet18",), HEADS, sigma=3.0, q=0.1, steps=100)
 PATIENTS = 600
 
 
