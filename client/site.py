@@ -247,7 +247,7 @@ class Site:
             guard.allow_plain(route.roles)
         if isinstance(local, Statistics):
             columns, split = local.of == "columns", local.split
-            seen = self._feed if columns else self._seen(split)
+            seen = self._feed if local.of in ("columns", "members") else self._seen(split)
             sums = column_sums(self._study, seen) if columns else frozen_sums(self._bench, seen, local)
             return Work(sums, {}, self._figures({"examples": len(self._feed.labelled(split))}))
         begin = partial(self._bench.begin, self._used, route.changed)

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from common.tasks import AnyTask, Multilabel, Regression
 
+MEAN_SCALE = 2.0**-10
+"""What the mean answer is multiplied with among the features; a power of two, so that heads can undo it exactly."""
+
 
 class Temperature(nn.Module):
     """What one task's logits are divided by, one number for each member; 1 until the sites' sums say better."""
@@ -28,10 +31,12 @@ class Temperature(nn.Module):
 
 
 class Committee(nn.Module):
-    """Members answer for themselves; features are, task by task, their mean answer and then each one's own logits.
+    """Members answer for themselves; features are, task by task, their mean answer and then each one's own.
 
-    The mean of (N, outputs) is that of the calibrated probabilities, as logits again: its softmax (or sigmoid) is the
-    mean itself. Values have no temperature and are averaged as they are. Members rest in eval whatever is asked.
+    The mean (N, outputs) is that of the calibrated probabilities, as logits again: its softmax (or sigmoid) is the mean
+    itself. It comes times `MEAN_SCALE`, so small that a ridge on features as they are leaves it alone. Each one's own
+    are its calibrated probabilities, which a ridge weighs better than logits, where one case of which a member is too
+    sure counts as much as many. Values have no temperature and stay as they are. Members rest, whatever is asked.
     """
 
     def __init__(self, members: Sequence[nn.Module], tasks: Mapping[str, AnyTask]) -> None:
@@ -48,21 +53,18 @@ class Committee(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) or (N, columns) to (N, feature_dim)."""
-        answers = [member(x) for member in self.members]
         parts: list[Tensor] = []
-        for name, task in self._tasks.items():
-            scaled = self.temperatures[name](torch.stack([own[name].float() for own in answers], dim=1))
-            parts += [averaged(task, scaled), scaled.flatten(1)]
+        for name, logits in self.logits(x).items():
+            parts += [MEAN_SCALE * averaged(self._tasks[name], logits), likely(self._tasks[name], logits).flatten(1)]
         return torch.cat(parts, dim=1)
 
-    def answers(self, features: Tensor) -> dict[str, Tensor]:
-        """Of features, each member's calibrated logits by task, (N, members, outputs)."""
-        found = {}
-        for name, task in self._tasks.items():
-            first = self.mean_at(name) + task.outputs
-            own = features[:, first : first + len(self.members) * task.outputs]
-            found[name] = own.reshape(len(own), len(self.members), task.outputs)
-        return found
+    def logits(self, x: Tensor) -> dict[str, Tensor]:
+        """Each member's calibrated logits, or values, by task, (N, members, outputs)."""
+        answers = [member(x) for member in self.members]
+        return {
+            name: self.temperatures[name](torch.stack([own[name].float() for own in answers], dim=1))
+            for name in self._tasks
+        }
 
     def mean_at(self, task: str) -> int:
         """Where in the features a task's mean answer begins."""
@@ -82,3 +84,10 @@ def averaged(task: AnyTask, logits: Tensor) -> Tensor:
     if isinstance(task, Multilabel):
         return torch.logsumexp(F.logsigmoid(logits), 1) - torch.logsumexp(F.logsigmoid(-logits), 1)
     return torch.logsumexp(logits.log_softmax(dim=2), dim=1) - count
+
+
+def likely(task: AnyTask, logits: Tensor) -> Tensor:
+    """Probabilities of logits (..., outputs), or values as they are."""
+    if isinstance(task, Regression):
+        return logits
+    return torch.sigmoid(logits) if isinstance(task, Multilabel) else logits.softmax(dim=-1)

@@ -25,7 +25,7 @@ def stack(method: Method) -> tuple[Stage, ...]:
         where="labelled",
         local=Statistics(private=method.sums, split="val"),
         share=named("heads"),
-        merge=Ridge(strength="loso"),
+        merge=Ridge(strength="loso", standardise=False),
     )
     return _temper_members(), ridge, temper()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from common.backbones import Backbone, build_image_backbone, build_table_backbone, stem_name
-from common.committee import Committee, Temperature
+from common.committee import MEAN_SCALE, Committee, Temperature
 from common.decoder import Decoder
 from common.errors import InputError
 from common.plan import Role, Tag
@@ -268,7 +268,7 @@ def build_committee(members: Sequence[TransferModel], tasks: Mapping[str, AnyTas
             assert isinstance(head, nn.Linear)
             head.bias.zero_()
             head.weight.zero_()
-            head.weight[:, committee.mean_at(name) :][:, : task.outputs] = torch.eye(task.outputs)
+            head.weight[:, committee.mean_at(name) :][:, : task.outputs] = torch.eye(task.outputs) / MEAN_SCALE
     return model
 
 

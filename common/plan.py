@@ -244,6 +244,8 @@ class Ridge(Value):
     kind: Literal["ridge"] = "ridge"
     strength: Annotated[float, Field(gt=0)] | Literal["loso"] = 0.1
     scale: Annotated[float, Field(gt=0)] = 5.0
+    standardise: Annotated[bool, Field(exclude_if=unless(True))] = True
+    """Whether features are brought to one scale first; not where they have one, as probabilities do."""
 
 
 class NearestMean(Value):

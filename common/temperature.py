@@ -16,8 +16,8 @@ from common.closed_form import tasks_in
 from common.errors import RunError
 from common.orders import Arrays
 
-TEMPERATURES: NDArray[np.float64] = np.logspace(-2, 2, 161)
-"""What is tried: steps of 6 %, from answers a hundred times as sharp to a hundred times as flat; 1 is among them."""
+TEMPERATURES: NDArray[np.float64] = np.logspace(-1, 1, 81)
+"""What is tried: steps of 6 %, from answers ten times as sharp to ten times as flat; 1 is among them."""
 
 MEMBERS, ANSWERS, CASES = "members", "answers", "cases"
 """Sums are called `TASK/members` (members, grid) or `TASK/answers` (1, grid), beside `TASK/cases` (1,)."""

@@ -102,7 +102,8 @@ class HeadMerger(_SumMerger):
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Heads that solve the pooled problem. RunError if no site had a label."""
         if self._sites:
-            self.strengths = choose(self._sites)
+            assert isinstance(self._merge, Ridge)
+            self.strengths = choose(self._sites, standardise=self._merge.standardise)
         return heads_from_sums(self._sums, self._merge, state, self.strengths)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor
 
 from client.local.feed import Feed, in_order
-from client.local.halves import features_in_room
+from client.local.halves import features_in_room, in_room
 from client.workbench import Workbench
 from common.committee import Committee
 from common.inputs import TableInput
-from common.model import TransferModel
+from common.model import Heads, TransferModel
 from common.orders import Split
 from common.plan import Statistics
 from common.study import Study
@@ -77,17 +78,16 @@ def _coded(task: AnyTask, target: np.ndarray) -> Iterator[tuple[Any, np.ndarray,
 def loss_sums(bench: Workbench, feed: Feed, of: str, split: Split) -> dict[str, np.ndarray]:
     """Per task over the split's labelled cases, in float64, the loss at each temperature of the grid.
 
-    `TASK/members` (members, grid) of a committee's, or `TASK/answers` (1, grid) of the heads' logits, as they are now;
-    `TASK/cases` (1,) counts what is known. A value has no temperature.
+    `TASK/members` (members, grid) of a committee's, which look at the cases themselves, or `TASK/answers` (1, grid) of
+    the heads' logits, as they are now; `TASK/cases` (1,) counts what is known. A value has no temperature.
     """
     model = bench.model
     tasks = {name: task for name, task in bench.tasks.items() if isinstance(task, Task | Multilabel)}
     model.eval()
-    body = feed.body(model)
     found = {name: (np.zeros((_voices(model, of), len(TEMPERATURES))), np.zeros(1)) for name in tasks}
     with torch.inference_mode():
         for batch in feed.batches(in_order(feed.labelled(split), _BATCH)):
-            answers = _logits(model, features_in_room(body.features, batch.inputs), of)
+            answers = in_room(partial(_logits, model, feed.body(model), of), batch.inputs)
             for name, task in tasks.items():
                 target, logits = batch.targets[name].cpu().numpy(), answers[name].double().cpu().numpy()
                 measure, known = class_losses, target >= 0
@@ -104,11 +104,11 @@ def _voices(model: TransferModel, of: str) -> int:
     return len(model.backbone.members) if of == MEMBERS and isinstance(model.backbone, Committee) else 1
 
 
-def _logits(model: TransferModel, features: Tensor, of: str) -> dict[str, Tensor]:
+def _logits(model: TransferModel, body: TransferModel | Heads, of: str, inputs: Tensor) -> dict[str, Tensor]:
     """By task (N, members or 1, outputs)."""
     if of == MEMBERS and isinstance(model.backbone, Committee):
-        return model.backbone.answers(features)
-    return {task: head(features)[:, None] for task, head in model.heads.items() if task not in model.decodes}
+        return model.backbone.logits(inputs)
+    return {task: answers[:, None] for task, answers in body(inputs).items()}
 
 
 def column_sums(study: Study, feed: Feed) -> dict[str, np.ndarray]:
