@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from common.ensembles import ENSEMBLES
 from common.errors import StudyError
 from common.origin import COMMITTEE, Model
 from common.plan import Gradient
@@ -44,6 +45,12 @@ class Arm(Value):
     """Other arms, whose models of the same seed, fold and number of cases are this one's committee; or its teachers,
     if the method is `distill`."""
 
+    @model_validator(mode="after")
+    def _put_together(self) -> Arm:
+        if self.method in ENSEMBLES and not self.members:
+            raise ValueError(f"{self.name}: {self.method} needs `members`, the names of other arms")
+        return self
+
     def apply(self, study: Study, source: str, others: Mapping[str, Study] = _NONE) -> Study:
         """The study as this arm changes it; `others` are those of other arms. StudyError with every fault.
 
@@ -71,7 +78,7 @@ BUILT_IN: Mapping[str, Arm] = {
         Arm(name="source_only", who="nobody", set={"model.heads": "weights"}),
         Arm(name="shuffled", labels="shuffled"),
         Arm(name="new_site", who="new_site"),
-        *(Arm(name=name, method=name) for name in PRESETS),
+        *(Arm(name=name, method=name) for name in PRESETS if name not in ENSEMBLES),
     )
 }
 

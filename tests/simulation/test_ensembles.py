@@ -14,6 +14,7 @@ import torch
 from conftest import CLASSES, Command
 from scipy.special import log_softmax, softmax
 
+from client.data.spec import CohortSpec
 from client.local.evaluate import predictions
 from client.local.feed import Feed
 from client.policy import SitePolicy
@@ -24,11 +25,12 @@ from common.errors import QuorumError, RunError, StudyError, WeightsError
 from common.explain import check_study, explain, sentence
 from common.files import load_tensors, read_json, write_json
 from common.orders import Arrays
-from common.start import make_model, start
+from common.start import make_model, start, teach
 from common.strength import STRENGTHS
 from common.study import Study, parse_study
 from common.temperature import TEMPERATURES
 from helpers.work import CPU, MakeStudy
+from simulations.faults import Fault
 from simulations.run import OPEN, Engine, Hospitals, resume, simulate, simulated_cohort
 
 OTHER = "shufflenet_v2_x0_5"
@@ -170,19 +172,15 @@ def test_members_travel_once(stacked, members, hospitals) -> None:
     assert all(row["bytes_up"] < 40_000 for row in rows)
 
 
-@pytest.mark.parametrize("engine", ["inprocess", "pool"])
-def test_a_run_that_was_cut_off_ends_the_same(hospitals, stacked, tmp_path, engine) -> None:
+def test_a_run_that_was_cut_off_ends_the_same(hospitals, stacked, tmp_path) -> None:
     study, whole = stacked
     run = tmp_path / "run"
-    silent = {site: {"kind": "silent", "rounds": [2]} for site in ("east", "north", "south")}
-    from simulations.faults import Fault
-
-    ill = replace(hospitals, faults={site: Fault.model_validate(fault) for site, fault in silent.items()})
+    ill = replace(hospitals, faults={site: Fault(kind="silent", rounds=(2,)) for site in ("east", "north", "south")})
     with pytest.raises(QuorumError):
-        simulate(study, ill, run, Engine(name=engine))
+        simulate(study, ill, run)
     facts = read_json(run / "simulation.json")
     write_json(run / "simulation.json", facts | {"faults": {}})
-    resume(run, Engine(name=engine))
+    resume(run, Engine(name="pool"))
     for key, array in load_tensors(whole / "model.safetensors").items():
         assert array.tobytes() == load_tensors(run / "model.safetensors")[key].tobytes(), key
 
@@ -392,3 +390,82 @@ def test_a_study_without_a_committee_has_the_digest_that_it_had() -> None:
 
 
 DIGEST = "f1b4efd3292ac3f3c9a713bfe12beaab36b14d0ec69dece55e554693b6b65acf"
+
+
+@pytest.fixture(scope="module")
+def one_blank(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
+    """The same hospitals, one of them without a label."""
+    root = hospitals.cohorts["west"].root
+    table = tmp_path_factory.mktemp("blank") / "west.csv"
+    table.write_text("path,cls\n" + "".join(f"{p.relative_to(root)},\n" for p in sorted(root.rglob("*.png"))))
+    blank = CohortSpec(kind="images", root=root, labels=table, join="path")
+    return replace(hospitals, cohorts={**hospitals.cohorts, "west": blank})
+
+
+def test_a_student_learns_at_sites_without_labels_and_its_teacher_travels_once(
+    one_blank, make_study, members, tmp_path
+) -> None:
+    study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": committee(members), "rounds": 3})
+    run = simulate(study, one_blank, tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert all(row["sites_merged"] == ["east", "north", "south", "west"] for row in rows)
+    teachers = sum((one / "model.safetensors").stat().st_size for one in members)
+    student = (run / "model.safetensors").stat().st_size
+    assert rows[0]["bytes_down"] > 4 * 0.9 * (teachers + student)
+    assert all(row["bytes_down"] < 4 * 1.2 * student for row in rows[1:])
+    state = load_tensors(run / "model.safetensors")
+    assert set(state) == set(make_model(study).state_dict())
+    manifest = read_json(run / "model.json")
+    assert manifest["backbone"] == "slim_resnet"
+    assert "members" not in manifest
+
+
+def test_a_student_that_was_cut_off_ends_the_same(hospitals, make_study, members, tmp_path) -> None:
+    study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": str(members[0])})
+    whole = load_tensors(simulate(study, hospitals, tmp_path / "whole") / "model.safetensors")
+    silent = {site: Fault(kind="silent", rounds=(2,)) for site in ("east", "north", "south")}
+    with pytest.raises(QuorumError):
+        simulate(study, replace(hospitals, faults=silent), tmp_path / "run")
+    facts = read_json(tmp_path / "run" / "simulation.json")
+    write_json(tmp_path / "run" / "simulation.json", facts | {"faults": {}})
+    resume(tmp_path / "run")
+    for key, array in load_tensors(tmp_path / "run" / "model.safetensors").items():
+        assert array.tobytes() == whole[key].tobytes(), key
+
+
+def test_a_finished_committee_teaches_as_one_model(make_study, stacked) -> None:
+    model = {"backbone": "committee", "weights": str(stacked[1]), "members": [{}, {"backbone": OTHER}]}
+    study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": model})
+    taught = teach(study, study.plan[0])
+    for key, array in load_tensors(stacked[1] / "model.safetensors").items():
+        assert taught[key].tobytes() == array.tobytes()
+    odd = make_study(name="odd", seed=4, method=TRAINED | {"name": "distill", "teacher": model})
+    with pytest.raises(StudyError, match="split by seed 3"):
+        check_study(odd, "here")
+    check_study(make_study(seed=4, method=TRAINED | {"name": "distill", "teacher": model | {"elsewhere": True}}), "x")
+
+
+def test_a_method_that_needs_a_teacher_says_so(make_study) -> None:
+    with pytest.raises(StudyError, match="distill needs a `teacher`"):
+        make_study(method=TRAINED | {"name": "distill"})
+
+
+def test_a_soup_starts_a_study_that_recalibrates_it(
+    command: Command, hospitals, make_study, members, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))
+    other = simulate(make_study(name="slim2", method=TRAINED | {"name": "fedprox"}), hospitals, tmp_path / "slim2")
+    code, out, err = command("weights", "soup", members[0], other, "--id", "broth")
+    assert code == 0, err
+    assert "recalibrate" in out
+    plan = [{"name": "adapt", "local": {"kind": "recalibrate"}, "keep": "norm_stats"}]
+    model = {"backbone": "slim_resnet", "weights": "broth", "heads": "weights"}
+    run = simulate(make_study(name="soup", model=model, plan=plan), hospitals, tmp_path / "run")
+    parts = [load_tensors(one / "model.safetensors") for one in (members[0], other)]
+    for key, array in load_tensors(run / "model.safetensors").items():
+        if "num_batches" not in key:
+            np.testing.assert_allclose(array, (parts[0][key] + parts[1][key]) / 2, rtol=1e-5, atol=1e-6)
+    assert read_json(run / "result.json")["status"] == "completed"
+    code, _, err = command("weights", "soup", members[0], members[1], "--id", "odd")
+    assert code == 2
+    assert "differs from" in err
