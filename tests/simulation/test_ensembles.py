@@ -17,6 +17,7 @@ from scipy.special import log_softmax, softmax
 from client.data.spec import CohortSpec
 from client.local.evaluate import predictions
 from client.local.feed import Feed
+from client.local.statistics import frozen_sums
 from client.policy import SitePolicy
 from client.workbench import Workbench
 from common.closed_form import ridge_head
@@ -25,10 +26,12 @@ from common.errors import QuorumError, RunError, StudyError, WeightsError
 from common.explain import check_study, explain, sentence
 from common.files import load_tensors, read_json, write_json
 from common.orders import Arrays
+from common.plan import Role, Stage, Statistics
 from common.start import make_model, start, teach
 from common.strength import STRENGTHS
 from common.study import Study, parse_study
 from common.temperature import TEMPERATURES
+from common.travel import changed
 from helpers.work import CPU, MakeStudy
 from simulations.faults import Fault
 from simulations.run import OPEN, Engine, Hospitals, resume, simulate, simulated_cohort
@@ -105,6 +108,29 @@ def test_temperatures_are_those_of_all_validation_cases_at_one_place(average, of
     np.testing.assert_allclose(found, [best_temperature(own, target) for own in logits], rtol=1e-6)
 
 
+@pytest.mark.parametrize("of", ["members", "answers"])
+def test_what_a_site_sends_is_the_loss_on_its_validation_cases(average, members, make_study, of) -> None:
+    study, run = average
+    bench = Workbench(study, CPU)
+    bench.load(start(study).state())  # before any temperature
+    cohort = simulated_cohort(study, run, "south")
+    feed = Feed(cohort, study.input, CPU)
+    sums = frozen_sums(bench, feed, Statistics.model_validate({"of": of, "split": "val"}))
+    if of == "answers":
+        said = [predictions(bench, feed, "val")["cls"]]
+    else:
+        slim = answers(make_study(name="slim", method=TRAINED), members[0], "val")["south"]
+        other = make_study(name="other", model={"backbone": OTHER}, method=TRAINED)
+        said = [slim, answers(other, members[1], "val")["south"]]
+    assert sums["cls/cases"].tolist() == [len(said[0][1])]
+    assert 0 < len(said[0][1]) < len(feed.labelled("train"))
+    for row, (logits, target) in zip(sums[f"cls/{of}"], said, strict=True):
+        by_hand = [
+            -log_softmax(logits.astype(float) / t, axis=1)[np.arange(len(target)), target].sum() for t in TEMPERATURES
+        ]
+        np.testing.assert_allclose(row, by_hand, rtol=1e-4, atol=1e-4)
+
+
 def test_the_average_is_the_mean_of_calibrated_probabilities(average, of_members) -> None:
     study, run = average
     logits, target = of_members("test")
@@ -161,6 +187,14 @@ def test_training_all_on_a_committee_moves_heads_alone(hospitals, make_study, me
     state = load_tensors(run / "model.safetensors")
     assert members_in(state) == frozen(members)
     assert not np.array_equal(state["heads.cls.weight"], start(study).state()["heads.cls.weight"])
+
+
+def test_no_selection_moves_a_member_not_even_one_by_role(make_study, members) -> None:
+    tags = make_model(make_study(name="average", model=committee(members), method="average_ensemble")).tags()
+    for train in ("all", {"roles": ["member", "scale", "head"]}, {"max_height": 9}):
+        local = {"kind": "gradient", "train": train, **LOCAL}
+        stage = Stage.model_validate({"name": "x", "local": local, "share": train, "merge": {"kind": "mean"}})
+        assert {tags[key].role for key in changed(stage, tags)} == {Role.HEAD}
 
 
 def test_members_travel_once(stacked, members, hospitals) -> None:
@@ -418,6 +452,20 @@ def test_a_student_learns_at_sites_without_labels_and_its_teacher_travels_once(
     manifest = read_json(run / "model.json")
     assert manifest["backbone"] == "slim_resnet"
     assert "members" not in manifest
+
+
+def test_heads_learn_from_a_teacher_where_nobody_has_a_label(hospitals, make_study, members, tmp_path) -> None:
+    cohorts = {}
+    for site in ("east", "west"):
+        root = hospitals.cohorts[site].root
+        table = tmp_path / f"{site}.csv"
+        table.write_text("path,cls\n" + "".join(f"{p.relative_to(root)},\n" for p in sorted(root.rglob("*.png"))))
+        cohorts[site] = CohortSpec(kind="images", root=root, labels=table, join="path")
+    study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": str(members[0]), "rounds": 1})
+    state = load_tensors(simulate(study, Hospitals(cohorts), tmp_path / "run") / "model.safetensors")
+    before = start(study).state()
+    assert not np.array_equal(state["heads.cls.weight"], before["heads.cls.weight"])
+    assert not np.array_equal(state["backbone.conv1.weight"], before["backbone.conv1.weight"])
 
 
 def test_a_student_that_was_cut_off_ends_the_same(hospitals, make_study, members, tmp_path) -> None:
