@@ -16,6 +16,7 @@ from common.plan import (
     Mean,
     Moments,
     NearestMean,
+    Newton,
     Nothing,
     Recalibrate,
     Ridge,
@@ -41,11 +42,12 @@ _NOT_PRIVATE = {
 
 _MERGED_BY = {
     "features": (Ridge | NearestMean | Discriminant | Moments, "ridge, ncm, lda or moments"),
+    "residuals": (Newton, "newton"),
     "columns": (Standardise, "standardise"),
     "members": (Temper, "temper"),
     "answers": (Temper, "temper"),
 }
-_ADDS_UP = Mean | ServerOptimiser | Ridge | NearestMean | Discriminant | Moments | Temper | Standardise | Nothing
+_ADDS_UP = Mean | ServerOptimiser | Sums | Nothing
 """Merges that need no more than the sum over the sites."""
 
 
@@ -57,7 +59,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     for index, stage in enumerate(study.plan):
         where = f"plan.{index} ({stage.name})"
         faults += [f"{where}.{fault}" for fault in _stage(study, stage, tags)]
-        if local_backbone and isinstance(stage.local, Statistics) and stage.local.of == "features":
+        if local_backbone and isinstance(stage.local, Statistics) and stage.local.of in ("features", "residuals"):
             faults.append(
                 f"{where}.local: sums of features need the same backbone at all sites, but an earlier stage lets "
                 "entries of it stay at the sites"
@@ -93,7 +95,7 @@ def _masked(study: Study) -> Iterator[str]:
                 f"plan.{index} ({stage.name}).merge: {stage.merge.kind} looks at the sites one by one, and masks hide "
                 "all but their sum; use mean, or masked: false"
             )
-        if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso":
+        if isinstance(stage.merge, Ridge | Newton) and stage.merge.strength == "loso":
             yield (
                 f"plan.{index} ({stage.name}).merge.strength: loso leaves out one site after the other, and masks hide "
                 "each site's sums; give a number, or masked: false"
@@ -186,16 +188,20 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "columns" and local.private is not None:
         yield "local.private: sums of columns have no bound that could be noised; standardise by public numbers"
-    if local.of == "features":
+    if local.of in ("features", "residuals"):
         yield from _other_kinds(study, stage, local)
     yield from check_calibration(study, stage, local)
-    if stage.rounds > 1:
+    if stage.rounds > 1 and local.of != "residuals":
         yield "rounds: sums do not change from round to round; one is enough"
-    if local.of == "features" and stage.where == "unlabelled":
+    if local.of in ("features", "residuals") and stage.where == "unlabelled":
         yield "where: a closed-form head needs labels, but the stage is for unlabelled sites"
     if isinstance(stage.merge, Moments) and local.private is not None:
         yield "local.private: noised sums clip the features, so their moments would be of something else; not built"
-    if local.of == "features" and Role.HEAD not in stage.share.roles and not isinstance(stage.merge, Moments):
+    if (
+        local.of in ("features", "residuals")
+        and Role.HEAD not in stage.share.roles
+        and not isinstance(stage.merge, Moments)
+    ):
         yield "share: the solved heads must reach the sites; share: heads"
 
 

@@ -173,10 +173,10 @@ def _solved(
     merge: Ridge | NearestMean | Discriminant, gram: np.ndarray, cross: np.ndarray, noise: float
 ) -> tuple[np.ndarray, np.ndarray]:
     match merge:
-        case Ridge(strength=strength, scale=scale, standardise=standardise):
+        case Ridge(strength=strength, scale=scale):
             if isinstance(strength, str):
                 raise RunError("The strength of the ridge is not chosen yet.", fix="Give it as a number.")
-            weight, bias = ridge_head(gram, cross, strength, noise, standardise=standardise)
+            weight, bias = ridge_head(gram, cross, strength, noise)
             return weight * scale, bias * scale
         case NearestMean(scale=scale):
             return nearest_mean_head(gram, cross, scale, noise)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from common.plan import Ridge, Stage, Statistics, Temper, named
+from common.plan import Newton, Stage, Statistics, Temper, named
 from common.recipes import Method, rounds_of, with_terms
 from common.terms import Distill
+
+_STEPS = 5
 
 
 def average(method: Method) -> tuple[Stage, ...]:  # noqa: ARG001 - one form for all methods
@@ -15,19 +17,20 @@ def average(method: Method) -> tuple[Stage, ...]:  # noqa: ARG001 - one form for
 
 
 def stack(method: Method) -> tuple[Stage, ...]:
-    """A ridge over the members' answers, and then one temperature for what comes out of it.
+    """From the members' average, steps towards a logistic head over their answers, and one temperature at the end.
 
-    The strength is chosen on sites left out, unless the study is masked and must say it. All on validation cases: on
-    those that a member has learnt by heart, it would seem the best of all.
+    Each step is a ridge of what is still wrong, with a strength chosen on sites left out: where nothing can be gained,
+    the average stays. All on validation cases: on those that a member has learnt by heart, it would seem the best.
     """
-    ridge = Stage(
+    steps = Stage(
         name="stack",
         where="labelled",
-        local=Statistics(private=method.sums, split="val"),
+        local=Statistics(of="residuals", split="val", private=method.sums),
         share=named("heads"),
-        merge=Ridge(strength="loso", standardise=False),
+        merge=Newton(),
+        rounds=_STEPS,
     )
-    return _temper_members(), ridge, temper()
+    return _temper_members(), steps, temper()
 
 
 def distill(method: Method) -> tuple[Stage, ...]:
@@ -55,7 +58,7 @@ ENSEMBLES: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
         average,
     ),
     "stacked_ensemble": (
-        "a ridge over a committee's answers in one exchange, and one temperature after it (Wolpert 1992)",
+        "a logistic head over a committee's answers in a few exchanges, and one temperature after it (Wolpert 1992)",
         stack,
     ),
     "distill": ("a student learns labels and the answers of finished models (Hinton et al. 2015)", distill),

@@ -15,7 +15,7 @@ from common.errors import FedgraftError, StudyError
 from common.inputs import ImageInput
 from common.masking import Layout
 from common.model import TransferModel, state_arrays
-from common.plan import Gradient, Recalibrate, Ridge, Select, Stage, Statistics
+from common.plan import Gradient, Newton, Recalibrate, Ridge, Select, Stage, Statistics
 from common.start import Start, start, teach
 from common.study import Study
 from common.summing import tensor_shapes
@@ -211,6 +211,7 @@ _SOLVED = {
     "ncm": "one head of class means equal to the pooled one",
     "lda": "one linear discriminant equal to the pooled one",
     "standardise": "one common scale",
+    "newton": "each time a step towards a logistic head, equal to the pooled step",
     "temper": "the temperature that fits all sites' cases best, for each member of the committee or for the heads",
 }
 
@@ -232,6 +233,9 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
         case Statistics(of="members" | "answers"):
             of = _MEASURED[stage.local.of]
             what = f"send the loss of {of} at each temperature of a grid, over their {_CASES[stage.local.split]}, once"
+        case Statistics(of="residuals"):
+            what = f"send sums of features and of what the heads get wrong on their {_CASES[stage.local.split]}"
+            what += f", {stage.rounds} times" if stage.rounds > 1 else ", once"
         case Statistics():
             noise = "" if stage.local.private is None else ", with noise for differential privacy"
             over = f" of their {_CASES[stage.local.split]}" if stage.local.split != "train" else ""
@@ -242,7 +246,7 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
         solved = _SOLVED[stage.merge.kind]
         if stage.local.private is not None:
             solved = solved.removesuffix(" equal to the pooled one")
-        if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso":
+        if isinstance(stage.merge, Ridge | Newton) and stage.merge.strength == "loso":
             solved += ", with the strength that does best on sites left out, from the same sums"
         return f"{who} {what}; the coordinator solves {solved}."
     if row["shared_parameters"] == 0:

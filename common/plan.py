@@ -153,13 +153,14 @@ class Gradient(Value):
 class Statistics(Value):
     """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`.
 
-    Of `members` (of a committee) and of `answers` (of the model's heads) it is the loss at each temperature of a fixed
-    grid. `split` are the cases that are summed: what is to weigh or calibrate finished models must be cases that these
-    have not learnt from, `val`.
+    Of `residuals` it is features with what the heads get wrong, label less probability, and may be asked again after
+    each step. Of `members` (of a committee) and of `answers` (of the model's heads) it is the loss at each temperature
+    of a fixed grid. `split` are the cases that are summed: what is to weigh or calibrate finished models must be cases
+    that these have not learnt from, `val`.
     """
 
     kind: Literal["statistics"] = "statistics"
-    of: Literal["features", "columns", "members", "answers"] = "features"
+    of: Literal["features", "residuals", "columns", "members", "answers"] = "features"
     private: PrivateSums | None = None
     split: Annotated[Literal["train", "val"], Field(exclude_if=unless("train"))] = "train"
 
@@ -244,8 +245,18 @@ class Ridge(Value):
     kind: Literal["ridge"] = "ridge"
     strength: Annotated[float, Field(gt=0)] | Literal["loso"] = 0.1
     scale: Annotated[float, Field(gt=0)] = 5.0
-    standardise: Annotated[bool, Field(exclude_if=unless(True))] = True
-    """Whether features are brought to one scale first; not where they have one, as probabilities do."""
+
+
+class Newton(Value):
+    """A step of Newton's method for logistic heads, from the sites' sums of features and of what the heads get wrong.
+
+    Equal to the pooled step, and never too long (Boehning 1992); a few rounds of it are enough. `strength` as of a
+    ridge, of what is wrong on features as they are: with `loso` a step is the shorter the less it would help sites that
+    are left out.
+    """
+
+    kind: Literal["newton"] = "newton"
+    strength: Annotated[float, Field(gt=0)] | Literal["loso"] = "loso"
 
 
 class NearestMean(Value):
@@ -301,7 +312,7 @@ Robust = Median | TrimmedMean | Krum | ClippedMean
 """Merges that hold when a few sites send nonsense."""
 ClosedForm = Ridge | NearestMean | Discriminant
 """Merges that solve heads from sums of features and labels."""
-Sums = ClosedForm | Moments | Temper | Standardise
+Sums = ClosedForm | Newton | Moments | Temper | Standardise
 """Merges that add up sums, not entries."""
 Merge = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]
 

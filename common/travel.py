@@ -12,7 +12,7 @@ from common.plan import Gradient, Recalibrate, Role, Select, Stage, Statistics, 
 from common.private_sums import PrivateSums
 from common.study import Study
 from common.tasks import AnyTask, Multilabel, Regression
-from common.temperature import CASES, MEMBERS, TEMPERATURES
+from common.temperature import ANSWERS, CASES, MEMBERS, TEMPERATURES
 from common.terms import Need, needs
 from common.training import Private
 
@@ -99,7 +99,7 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
     if isinstance(stage.local, Statistics) and stage.local.of == "columns":
         width = state[next(key for key in tags if key.endswith(".mean"))].shape
         return dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
-    if isinstance(stage.local, Statistics) and stage.local.of != "features":
+    if isinstance(stage.local, Statistics) and stage.local.of in (MEMBERS, ANSWERS):
         return _loss_shapes(study, stage.local.of)
     if isinstance(stage.local, Statistics):
         shapes = {}

@@ -8,6 +8,7 @@ import numpy as np
 
 from common.aside import moments_from_sums
 from common.closed_form import heads_from_sums, scale_from_sums
+from common.newton import stepped_heads
 from common.orders import Arrays, Update
 from common.plan import (
     ClippedMean,
@@ -17,6 +18,7 @@ from common.plan import (
     Median,
     Moments,
     NearestMean,
+    Newton,
     Nothing,
     Ridge,
     ServerOptimiser,
@@ -84,9 +86,9 @@ class _SumMerger:
 
 
 class HeadMerger(_SumMerger):
-    """Sums of features and labels, then one head per task, solved from them."""
+    """Sums of features and labels, then one head per task, solved from them, or a step of it."""
 
-    def __init__(self, merge: Ridge | NearestMean | Discriminant) -> None:
+    def __init__(self, merge: Ridge | NearestMean | Discriminant | Newton) -> None:
         super().__init__()
         self._merge = merge
         self._sites: list[Arrays] = []
@@ -96,14 +98,15 @@ class HeadMerger(_SumMerger):
     def add(self, update: Update) -> None:
         """Add the site's sums; each is kept where the strength is to be chosen on sites left out."""
         super().add(update)
-        if isinstance(self._merge, Ridge) and self._merge.strength == "loso":
+        if isinstance(self._merge, Ridge | Newton) and self._merge.strength == "loso":
             self._sites.append(update.tensors)
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Heads that solve the pooled problem. RunError if no site had a label."""
         if self._sites:
-            assert isinstance(self._merge, Ridge)
-            self.strengths = choose(self._sites, standardise=self._merge.standardise)
+            self.strengths = choose(self._sites, standardise=isinstance(self._merge, Ridge))
+        if isinstance(self._merge, Newton):
+            return stepped_heads(self._sums, self._merge, state, self.strengths)
         return heads_from_sums(self._sums, self._merge, state, self.strengths)
 
 

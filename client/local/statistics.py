@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from client.local.feed import Feed, in_order
-from client.local.halves import features_in_room, in_room
+from client.local.halves import in_room
 from client.workbench import Workbench
-from common.committee import Committee
+from common.committee import Committee, likely
 from common.inputs import TableInput
 from common.model import Heads, TransferModel
 from common.orders import Split
@@ -29,17 +29,22 @@ _ALL = slice(None)
 
 def frozen_sums(bench: Workbench, feed: Feed, spec: Statistics) -> dict[str, np.ndarray]:
     """What a stage asks of cases that a resting backbone has seen."""
-    if spec.of == "features":
-        return feature_sums(bench, feed, spec.split)
+    if spec.of in ("features", "residuals"):
+        return feature_sums(bench, feed, spec.split, residuals=spec.of == "residuals")
     return loss_sums(bench, feed, spec.of, spec.split)
 
 
-def feature_sums(bench: Workbench, feed: Feed, split: Split = "train") -> dict[str, np.ndarray]:
+def feature_sums(
+    bench: Workbench, feed: Feed, split: Split = "train", *, residuals: bool = False
+) -> dict[str, np.ndarray]:
     """Per task over the split's labelled cases, with z = [features; 1], in float64.
 
     `TASK/gram` = sum z z' (d+1, d+1), whose last entry is the number of cases; `TASK/cross` = sum z y' (d+1, C), with y
     one-hot. A value's is called `TASK/value`, with y = (value - mean) / std (d+1, 1). Of several labels each has a gram
     of its own, (L, d+1, d+1), over the cases where it is known, and y is 1 or -1. Masks have no sums.
+
+    With `residuals` y is what the heads get wrong: one-hot less probabilities, 1 or 0 less a probability, or a value's
+    units less what is said.
     """
     width = bench.model.feature_dim + 1
     sums = {}
@@ -51,28 +56,46 @@ def feature_sums(bench: Workbench, feed: Feed, split: Split = "train") -> dict[s
     body = feed.body(bench.model)
     with torch.inference_mode():
         for batch in feed.batches(in_order(feed.labelled(split), _BATCH)):
-            features = features_in_room(body.features, batch.inputs).double().cpu().numpy()
+            seen = in_room(partial(_seen, body, residuals), batch.inputs)
+            features = seen[_FEATURES].double().cpu().numpy()
             z = np.hstack([features, np.ones((len(features), 1))])
             for task in bench.model.classes:
                 target = batch.targets[task].cpu().numpy()
-                for place, rows, y in _coded(bench.tasks[task], target):
+                for place, rows, y in _coded(bench.tasks[task], target, seen.get(task)):
                     sums[f"{task}/gram"][place] += z[rows].T @ z[rows]
                     sums[cross_name(bench.tasks[task])][..., place] += z[rows].T @ y
     return sums
 
 
-def _coded(task: AnyTask, target: np.ndarray) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-    """Where sums belong, the cases that have a label, and their labels as numbers."""
+_FEATURES = "*"
+
+
+def _seen(body: TransferModel | Heads, residuals: bool, inputs: Tensor) -> dict[str, Tensor]:
+    """Features and, if wanted, by task what the heads say: probabilities, or values."""
+    if not residuals:
+        return {_FEATURES: body.features(inputs)}
+    features, answers = body.both(inputs)
+    return {_FEATURES: features, **answers}
+
+
+def _coded(
+    task: AnyTask, target: np.ndarray, said: Tensor | None = None
+) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """Where sums belong, the cases that have a label, and their labels as numbers, less what is `said` if it is."""
+    less = None if said is None else likely(task, said.double()).cpu().numpy()
     if isinstance(task, Multilabel):
         for label in range(len(task.labels)):
             known = ~np.isnan(target[:, label])
-            yield label, known, 2.0 * target[known, label].astype(np.float64) - 1
+            y = target[known, label].astype(np.float64)
+            yield label, known, 2.0 * y - 1 if less is None else y - less[known, label]
     elif isinstance(task, Regression):
         known = ~np.isnan(target)
-        yield _ALL, known, ((target[known].astype(np.float64) - task.mean) / task.std)[:, None]
+        y = ((target[known].astype(np.float64) - task.mean) / task.std)[:, None]
+        yield _ALL, known, y if less is None else y - less[known]
     else:
         known = target >= 0
-        yield _ALL, known, np.eye(task.outputs)[target[known]]
+        y = np.eye(task.outputs)[target[known]]
+        yield _ALL, known, y if less is None else y - less[known]
 
 
 def loss_sums(bench: Workbench, feed: Feed, of: str, split: Split) -> dict[str, np.ndarray]:

@@ -147,21 +147,25 @@ def features_of(logits: list[np.ndarray], temperatures: np.ndarray) -> np.ndarra
     return np.hstack([np.log(np.mean(shares, axis=0)) / 1024, *shares])
 
 
-def test_the_stack_is_the_pooled_ridge_over_the_members_answers(stacked, of_members) -> None:
-    """One of the strengths gives the very head, up to one temperature; the features come from float32 passes."""
+def test_the_stack_is_that_of_all_validation_cases_at_one_place(stacked, of_members) -> None:
+    """Steps on residuals from the average, in a few lines; the run's own features come from float32 passes."""
     _, run = stacked
     state = load_tensors(run / "model.safetensors")
     logits, target = of_members("val")
-    z = np.hstack([features_of(logits, state["backbone.temperatures.cls.values"]), np.ones((len(target), 1))])
-    gram, cross = z.T @ z, z.T @ np.eye(3)[target]
+    features = features_of(logits, state["backbone.temperatures.cls.values"])
+    z = np.hstack([features, np.ones((len(target), 1))])
+    head = np.vstack([np.eye(3) * 1024, np.zeros((7, 3))])  # the average
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    strength = next(row["strengths"]["cls"] for row in rows if row["stage"] == "stack")
-    assert strength in STRENGTHS
-    weight, bias = ridge_head(gram, cross, strength, standardise=False)
-    scores = z @ np.vstack([weight.T, bias]) * 5.0
-    sharp = best_temperature(scores, target)
-    np.testing.assert_allclose(state["heads.cls.weight"], weight * 5 / sharp, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(state["heads.cls.bias"], bias * 5 / sharp, rtol=1e-3, atol=1e-4)
+    strengths = [row["strengths"]["cls"] for row in rows if row["stage"] == "stack"]
+    assert len(strengths) == 5
+    assert set(strengths) <= set(STRENGTHS)
+    for strength in strengths:
+        wrong = np.eye(3)[target] - softmax(z @ head, axis=1)
+        weight, bias = ridge_head(z.T @ z, z.T @ wrong, strength, standardise=False)
+        head += 2 * np.vstack([weight.T, bias])
+    sharp = best_temperature(z @ head, target)
+    np.testing.assert_allclose(state["heads.cls.weight"].T, head[:-1] / sharp, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(state["heads.cls.bias"], head[-1] / sharp, rtol=1e-3, atol=2e-3)
 
 
 def members_in(state: Arrays) -> dict[str, bytes]:
@@ -201,7 +205,7 @@ def test_members_travel_once(stacked, members, hospitals) -> None:
     size = sum((run / "model.safetensors").stat().st_size for run in members)
     rows = [json.loads(line) for line in (stacked[1] / "history.jsonl").read_text().splitlines()]
     assert rows[0]["bytes_down"] > 0.9 * size * len(hospitals.cohorts)
-    assert len(rows) == 4
+    assert len(rows) == 8
     assert all(row["bytes_down"] < 20_000 for row in rows[1:])
     assert all(row["bytes_up"] < 40_000 for row in rows)
 
@@ -375,7 +379,9 @@ def test_explain_says_it_in_plain_words(make_study, members) -> None:
     explained = explain(study, "here")
     told = [sentence(stage, row) for stage, row in zip(study.plan, explained.rows, strict=True)]
     assert told[0].startswith("Sites with labels send the loss of each member at each temperature of a grid")
-    assert "sums of features and labels of their validation cases once" in told[1]
+    assert "sums of features and of what the heads get wrong on their validation cases, 5 times" in told[1]
+    assert "each time a step towards a logistic head" in told[1]
+    assert "strength that does best on sites left out" in told[1]
     assert "the temperature that fits all sites' cases best" in told[2]
     assert explained.start.says == "slim and other"
     taught = make_study(name="taught", method=TRAINED | {"name": "distill", "teacher": committee(members)})
