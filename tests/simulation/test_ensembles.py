@@ -34,7 +34,7 @@ from common.temperature import TEMPERATURES
 from common.travel import changed
 from helpers.work import CPU, MakeStudy
 from simulations.faults import Fault
-from simulations.run import OPEN, Engine, Hospitals, resume, simulate, simulated_cohort
+from simulations.run import OPEN, Hospitals, resume, simulate, simulated_cohort
 
 OTHER = "shufflenet_v2_x0_5"
 LOCAL = {"epochs": 1, "batch_size": 8, "lr": 0.003}
@@ -218,7 +218,7 @@ def test_a_run_that_was_cut_off_ends_the_same(hospitals, stacked, tmp_path) -> N
         simulate(study, ill, run)
     facts = read_json(run / "simulation.json")
     write_json(run / "simulation.json", facts | {"faults": {}})
-    resume(run, Engine(name="pool"))
+    resume(run)
     for key, array in load_tensors(whole / "model.safetensors").items():
         assert array.tobytes() == load_tensors(run / "model.safetensors")[key].tobytes(), key
 
@@ -239,7 +239,7 @@ def test_a_masked_stack_must_name_its_strength(make_study, members) -> None:
 def test_predict_says_what_the_run_says(command: Command, stacked, hospitals, tmp_path) -> None:
     study, run = stacked
     site = hospitals.cohorts["north"].root
-    code, _, err = command("predict", run, site, "--out", tmp_path / "p", "--heat", "occlusion")
+    code, _, err = command("predict", run, site, "--out", tmp_path / "p")
     assert code == 0, err
     with (tmp_path / "p" / "predictions.csv").open(newline="") as file:
         told = [[float(row[f"cls:{name}"]) for name in CLASSES] for row in csv.DictReader(file)]
