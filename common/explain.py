@@ -15,7 +15,7 @@ from common.errors import FedgraftError, StudyError
 from common.inputs import ImageInput
 from common.masking import Layout
 from common.model import TransferModel, state_arrays
-from common.plan import Gradient, Newton, Recalibrate, Ridge, Select, Stage, Statistics
+from common.plan import Gradient, Newton, Recalibrate, Ridge, Select, Stage, Statistics, Temper
 from common.start import Start, start, teach
 from common.study import Study
 from common.summing import tensor_shapes
@@ -212,7 +212,7 @@ _SOLVED = {
     "lda": "one linear discriminant equal to the pooled one",
     "standardise": "one common scale",
     "newton": "each time a step towards a logistic head, equal to the pooled step",
-    "temper": "the temperature that fits all sites' cases best, for each member of the committee or for the heads",
+    "temper": "the temperature that fits all sites' cases best",
 }
 
 
@@ -248,6 +248,8 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
             solved = solved.removesuffix(" equal to the pooled one")
         if isinstance(stage.merge, Ridge | Newton) and stage.merge.strength == "loso":
             solved += ", with the strength that does best on sites left out, from the same sums"
+        if isinstance(stage.merge, Temper):
+            solved += f", for {_MEASURED[stage.local.of]}"
         return f"{who} {what}; the coordinator solves {solved}."
     if row["shared_parameters"] == 0:
         return f"{who} {what}; nothing leaves the site."

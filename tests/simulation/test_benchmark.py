@@ -11,7 +11,9 @@ from conftest import Command
 pytestmark = [pytest.mark.learning, pytest.mark.slow]
 
 
-def differences(command: Command, seeds: int, *questions: str, study: str = "benchmark") -> dict[tuple[str, str, int | None], dict[str, Any]]:
+def differences(
+    command: Command, seeds: int, *questions: str, study: str = "benchmark"
+) -> dict[tuple[str, str, int | None], dict[str, Any]]:
     """The differences to each question's reference arm, by question, arm and cases."""
     only = [word for name in questions for word in ("--only", name)]
     code, out, err = command("compare", study, "--seeds", seeds, *only, "--json")
