@@ -47,9 +47,7 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: Sites, *, as_js
     members = f" of {' and '.join(study.model.architectures)}" if study.model.members else ""
     say(f"Model: {study.model.backbone}{members} from {explained.start.says}")
     if study.model.members:
-        say(
-            "Its members are finished: they travel once, stay as they are, and answer with their mean unless it says else."
-        )
+        say("Its members are finished: they travel once, stay as they are, and begin with their mean answer.")
     for task in study.tasks:
         say(f"Asks for {describe_task(task)}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
