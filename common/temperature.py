@@ -6,8 +6,6 @@ of the pooled cases, to the last bit, in one exchange. Guo et al. 2017, "On cali
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_expit, logsumexp
@@ -70,12 +68,3 @@ def tempered(sums: Arrays, state: Arrays) -> dict[str, np.ndarray]:
             keys = (f"heads.{task}.weight", f"heads.{task}.bias")
             changed |= {key: (state[key] / temperature).astype(state[key].dtype) for key in keys}
     return changed
-
-
-def chosen(sums: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    """By task the temperatures that the sums ask for."""
-    what = {task: f"{task}/{MEMBERS}" for task in tasks_in(sums)}
-    return {
-        task: [float(value) for value in best(sums[name] if name in sums else sums[f"{task}/{ANSWERS}"])]
-        for task, name in what.items()
-    }
