@@ -196,6 +196,17 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
     commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum), id_)
 
 
+@weights.command("soup")
+def weights_soup(
+    refs: Annotated[list[str], typer.Argument(help="Finished runs' folders, or ids, all of one backbone.")],
+    id_: Annotated[str, typer.Option("--id", help="The name that studies will use.")],
+) -> None:
+    """Average finished models of the same backbone that began from the same weights."""
+    from simulations import commands
+
+    commands.make_soup(refs, id_)
+
+
 @weights.command("pretrain")
 def weights_pretrain(
     study_file: StudyFile,

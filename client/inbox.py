@@ -27,7 +27,7 @@ class Inbox:
         An order without work needs nothing beside the model.
         """
         tags, forms = self._bench.tags, self._bench.forms
-        beside = aside_shapes(stage, tags, forms)
+        beside = aside_shapes(stage, tags, forms, self._bench.teacher_forms(stage))
         for key, array in order.tensors.items():
             if (forms.get(key) or beside.get(key)) != (array.shape, type_name(array)):
                 raise Refused(Code.BAD_TENSORS)

@@ -83,7 +83,8 @@ class Request:
     `roles` are those of the entries that are trained. `epsilon` and `steps` are of all the stage's rounds together.
     """
 
-    backbone: str
+    backbones: tuple[str, ...]
+    """All that would run at the site: of a committee each member's, and a teacher's."""
     roles: frozenset[Role]
     private: bool = True
     unit: Unit = "patient"
@@ -181,7 +182,7 @@ def _refusal(policy: SitePolicy, request: Request, patients: int) -> Reason | No
         (policy.masked_only and not request.masked, Reason.NOT_MASKED),
         (not request.private and not policy.allow_non_dp, Reason.NOT_PRIVATE),
         (request.kept and not policy.keep_sums, Reason.KEPT_SUMS),
-        (policy.backbones is not None and request.backbone not in policy.backbones, Reason.BACKBONE),
+        (policy.backbones is not None and not set(request.backbones) <= set(policy.backbones), Reason.BACKBONE),
         (policy.train is not None and not request.roles <= policy.train, Reason.ROLES),
         (patients < policy.min_patients, Reason.TOO_FEW_PATIENTS),
         (not sound, Reason.BAD_REQUEST),

@@ -68,6 +68,7 @@ def review(
         "digest": study.digest,
         "approved": approved,
         "model": study.model.backbone,
+        "architectures": list(study.architectures),
         "weights": study.model.weights,
         "tasks": {task.name: list(task.names) for task in study.tasks},
         "observer": verdict is None,

@@ -248,7 +248,7 @@ class Site:
         if isinstance(local, Statistics):
             cases = Cases(self._feed, self._seen)
             sums = site_sums(local, self._study, self._bench, cases, self._inbox.aside)
-            return Work(sums, {}, self._figures({"examples": len(self._feed.labelled("train"))}))
+            return Work(sums, {}, self._figures({"examples": len(self._feed.labelled(local.split))}))
         begin = partial(self._bench.begin, self._used, route.changed)
         if isinstance(local, Recalibrate):
             begin()
@@ -307,6 +307,6 @@ class Site:
         counts, terms = dict(self._labelled), stage.local.terms
         if wants_all_cases(terms):
             counts[TRUNK] = float(len(self._feed.splits["train"]))
-        if Need.SOURCE in needs_of(stage):  # labels of the source have taught the heads as well
+        if {Need.SOURCE, Need.TEACHER} & needs_of(stage):  # what they say has taught the heads as well
             counts = dict.fromkeys(counts, counts[TRUNK])
         return {name: float(guard.public(int(count))) for name, count in counts.items()}

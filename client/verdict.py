@@ -22,7 +22,7 @@ _FIXES = {
     Reason.NOT_MASKED: "The policy says masked_only, and the study has no masks: ask the coordinator for masked: true.",
     Reason.KEPT_SUMS: "The coordinator would keep your sums, which can be inverted, beyond the study: set keep_sums: "
     "true if your people accept that, or ask for a stage without local.keep_sums.",
-    Reason.BACKBONE: "The backbone is none of `backbones` in the policy.",
+    Reason.BACKBONE: "A backbone of the study, its members or its teacher is none of `backbones` in the policy.",
     Reason.ROLES: "The study trains entries that `train` in the policy does not list.",
     Reason.TOO_FEW_PATIENTS: "There are fewer training patients than min_patients of the policy; add patients.",
     Reason.BAD_REQUEST: "The study asks for privacy that makes no sense; tell the coordinator.",

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
+from common.aside import TEACHER, forms_of
+from common.model import TransferModel, state_arrays
 from common.orders import Arrays, Digests, place
-from common.plan import Tag
-from common.start import make_model
+from common.origin import Teacher
+from common.plan import Stage, Tag
+from common.start import make_model, make_teacher
 from common.study import Study
 from common.travel import Shapes
 
@@ -60,6 +63,25 @@ class Workbench:
             key: (tuple(v.shape), str(v.dtype).removeprefix("torch.")) for key, v in self._live.items()
         }
         self._loaded: dict[str, np.ndarray] = {}
+        self._study = study
+        self._teachers: dict[Teacher, TransferModel] = {}
+
+    def teacher(self, teacher: Teacher) -> TransferModel:
+        """A model of the teacher's shape for answers alone, built once; its entries come with an order."""
+        if teacher not in self._teachers:
+            self._teachers = {teacher: make_teacher(self._study, teacher).eval().requires_grad_(False).to(self.device)}
+        return self._teachers[teacher]
+
+    def teacher_forms(self, stage: Stage) -> Shapes:
+        """Shapes and types of the entries of the stage's teacher; none if it has none."""
+        teacher = self._study.teacher_of(stage)
+        return {} if teacher is None else forms_of(state_arrays(self.teacher(teacher)))
+
+    def any_teacher(self, stage: Stage) -> dict[str, np.ndarray]:
+        """Entries of a teacher of the right shape that knows nothing, as they would come with an order."""
+        teacher = self._study.teacher_of(stage)
+        known = {} if teacher is None else state_arrays(make_teacher(self._study, teacher))
+        return {TEACHER + key: array for key, array in known.items()}
 
     def load(self, arrays: Arrays) -> None:
         """Put `arrays` (all entries of the model, right shapes) into the model."""

@@ -6,6 +6,7 @@ It goes the same way as the model's entries: sent once, and again only when it c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -15,11 +16,13 @@ from common.study import Study
 from common.terms import Need, needs
 from common.travel import Shapes, Tags, changed, sent
 
-PRETRAINED, CONTROL, MOMENTS = "pretrained/", "control/", "moments/"
-"""Prefixes of entries as they were when the run began, of control variates, and of moments of a source's features."""
+PRETRAINED, CONTROL, MOMENTS, TEACHER = "pretrained/", "control/", "moments/", "teacher/"
+"""Prefixes of entries as they were when the run began, of control variates, of moments of a source's features, and of a
+finished model that teaches."""
 
 MEAN, COVARIANCE = f"{MOMENTS}mean", f"{MOMENTS}covariance"
 
+_NONE: Shapes = MappingProxyType({})
 _NO_PARAMETERS = frozenset({Role.NORM_STATS, Role.SCALE})
 
 
@@ -46,8 +49,11 @@ def controlled(stage: Stage, tags: Tags) -> tuple[str, ...]:
     return tuple(key for key in sent(stage, tags) if tags[key].role not in _NO_PARAMETERS)
 
 
-def aside_shapes(stage: Stage, tags: Tags, forms: Shapes) -> Shapes:
-    """Names, shapes and types of what sites get beside the model in this stage; `forms` are those of the model."""
+def aside_shapes(stage: Stage, tags: Tags, forms: Shapes, teacher: Shapes = _NONE) -> Shapes:
+    """Names, shapes and types of what sites get beside the model in this stage.
+
+    `forms` are those of the model, and `teacher` those of the model that teaches in this stage.
+    """
     wanted = needs_of(stage)
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     if Need.PRETRAINED in wanted:
@@ -57,6 +63,8 @@ def aside_shapes(stage: Stage, tags: Tags, forms: Shapes) -> Shapes:
     if Need.MOMENTS in wanted:
         dim = next(forms[key][0][1] for key, tag in tags.items() if tag.role is Role.HEAD and len(forms[key][0]) == 2)
         shapes |= {MEAN: ((dim,), "float32"), COVARIANCE: ((dim, dim), "float32")}
+    if Need.TEACHER in wanted:
+        shapes |= {TEACHER + key: form for key, form in teacher.items()}
     return shapes
 
 

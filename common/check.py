@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from common.check_committee import check_calibration, check_committee
 from common.check_course import check_course
 from common.check_flags import check_flags
 from common.check_source import check_source
 from common.check_terms import check_terms
 from common.inputs import TableInput
+from common.origin import COMMITTEE
 from common.plan import (
     ClosedForm,
     Discriminant,
@@ -16,6 +18,7 @@ from common.plan import (
     Mean,
     Moments,
     NearestMean,
+    Newton,
     Nothing,
     Recalibrate,
     Ridge,
@@ -26,6 +29,7 @@ from common.plan import (
     Statistics,
     Sums,
     Tag,
+    Temper,
     Threshold,
 )
 from common.study import Study
@@ -39,8 +43,15 @@ _NOT_PRIVATE = {
 }
 """Backbones of which per-sample gradients are not known, and why; `common.dp_safe` looks at the others' layers."""
 
-_CLOSED_FORM = {"features": ClosedForm | Moments, "columns": Standardise, "distances": Threshold}
-_ADDS_UP = Mean | ServerOptimiser | ClosedForm | Moments | Threshold | Standardise | Nothing
+_MERGED_BY = {
+    "features": (ClosedForm | Moments, "ridge, ncm, lda or moments"),
+    "residuals": (Newton, "newton"),
+    "columns": (Standardise, "standardise"),
+    "members": (Temper, "temper"),
+    "answers": (Temper, "temper"),
+    "distances": (Threshold, "threshold"),
+}
+_ADDS_UP = Mean | ServerOptimiser | Sums | Nothing
 """Merges that need no more than the sum over the sites."""
 
 
@@ -52,7 +63,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     for index, stage in enumerate(study.plan):
         where = f"plan.{index} ({stage.name})"
         faults += [f"{where}.{fault}" for fault in _stage(study, stage, tags)]
-        if local_backbone and isinstance(stage.local, Statistics) and stage.local.of == "features":
+        if local_backbone and isinstance(stage.local, Statistics) and stage.local.of in ("features", "residuals"):
             faults.append(
                 f"{where}.local: sums of features need the same backbone at all sites, but an earlier stage lets "
                 "entries of it stay at the sites"
@@ -66,12 +77,14 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         keeps = stays(stage, tags)
         bare |= set() if private else set(keeps)
         local_backbone |= any(tags[key].role not in (Role.HEAD, Role.CRITIC) for key in keeps)
-    if isinstance(study.input, TableInput) and not isinstance(study.plan[0].merge, Standardise):
+    fresh = study.model.backbone != COMMITTEE  # whose members have their own standardisation
+    if fresh and isinstance(study.input, TableInput) and not isinstance(study.plan[0].merge, Standardise):
         faults.append("plan.0: a table needs a first stage that standardises its columns (merge: standardise)")
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
     faults += check_source(study)
     faults += check_flags(study, tags)
+    faults += check_committee(study)
     faults += _masked(study) if study.masked else []
     if study.mask_heads and isinstance(study.input, TableInput):
         faults.append(f"tasks: {', '.join(study.mask_heads)} asks for masks, but the study's input is a table")
@@ -87,7 +100,7 @@ def _masked(study: Study) -> Iterator[str]:
                 f"plan.{index} ({stage.name}).merge: {stage.merge.kind} looks at the sites one by one, and masks hide "
                 "all but their sum; use mean, or masked: false"
             )
-        if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso":
+        if isinstance(stage.merge, Ridge | Newton) and stage.merge.strength == "loso":
             yield (
                 f"plan.{index} ({stage.name}).merge.strength: loso leaves out one site after the other, and masks hide "
                 "each site's sums; give a number, or masked: false"
@@ -173,17 +186,18 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
 
 
 def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
-    if not isinstance(stage.merge, _CLOSED_FORM[local.of]):
-        kind = {"features": "ridge, ncm, lda or moments", "columns": "standardise", "distances": "threshold"}[local.of]
-        yield f"merge: sums of {local.of} are merged by {kind}, not by {stage.merge.kind}"
+    fits, kinds = _MERGED_BY[local.of]
+    if not isinstance(stage.merge, fits):
+        yield f"merge: sums of {local.of} are merged by {kinds}, not by {stage.merge.kind}"
     if local.of == "columns" and not isinstance(study.input, TableInput):
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "columns" and local.private is not None:
         yield "local.private: sums of columns have no bound that could be noised; standardise by public numbers"
     if local.of == "distances" and local.private is not None:
         yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
-    if local.of == "features":
+    if local.of in ("features", "residuals"):
         yield from _other_kinds(study, stage, local)
+    yield from check_calibration(study, stage, local)
     if local.keep_sums and not isinstance(stage.merge, ClosedForm):
         yield f"local.keep_sums: is for heads that sites can leave and join, but {stage.merge.kind} solves none"
     if local.keep_sums and study.masked:
@@ -191,13 +205,17 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
             "local.keep_sums: masks hide each site's sums, so there are none to keep, and no site can leave without a "
             "new run; use masked: false, or leave it out"
         )
-    if stage.rounds > 1:
+    if stage.rounds > 1 and local.of != "residuals":
         yield "rounds: sums do not change from round to round; one is enough"
-    if local.of == "features" and stage.where == "unlabelled":
+    if local.of in ("features", "residuals") and stage.where == "unlabelled":
         yield "where: a closed-form head needs labels, but the stage is for unlabelled sites"
     if isinstance(stage.merge, Moments) and local.private is not None:
         yield "local.private: noised sums clip the features, so their moments would be of something else; not built"
-    if local.of == "features" and Role.HEAD not in stage.share.roles and not isinstance(stage.merge, Moments):
+    if (
+        local.of in ("features", "residuals")
+        and Role.HEAD not in stage.share.roles
+        and not isinstance(stage.merge, Moments)
+    ):
         yield "share: the solved heads must reach the sites; share: heads"
 
 

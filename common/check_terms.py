@@ -11,6 +11,7 @@ from common.terms import (
     Control,
     Coupling,
     Discrepancy,
+    Distill,
     InfoMax,
     Need,
     PseudoLabel,
@@ -86,11 +87,17 @@ def _features(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # no
         yield "moves features, but nothing below the heads is trained; train more"
 
 
+def _distill(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # noqa: ARG001 - one form for all
+    if sum(isinstance(term, Distill) for term in local.terms) > 1:
+        yield "one stage has one teacher; several models teach as a committee"
+
+
 _CHECKS: Mapping[type, Callable[[Stage, Gradient, Tags], Iterator[str]]] = {
     Anchor: _anchor,
     Control: _control,
     Adversarial: _features,
     Discrepancy: _features,
+    Distill: _distill,
     InfoMax: _self_taught,
     PseudoLabel: _self_taught,
 }

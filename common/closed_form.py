@@ -19,14 +19,15 @@ _NEVER = -1e4
 
 
 def ridge_head(
-    gram: np.ndarray, cross: np.ndarray, strength: float, noise: float = 0.0
+    gram: np.ndarray, cross: np.ndarray, strength: float, noise: float = 0.0, *, standardise: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression of one-hot labels on standardised features with a free intercept, from sums.
 
     `gram` = sum z z' (d+1, d+1) and `cross` = sum z y' (d+1, C) with z = [features; 1]; `strength` is the penalty per
     case. With mu and s the pooled mean and deviation of the features and G their centred second moments, it solves
     (G / ss' + n strength I) V = (B_d - mu b') / s. Returns weight (C, d) and bias (C,) for raw features. Equals the
-    solution on the pooled cases up to rounding. Features without spread get weight 0.
+    solution on the pooled cases up to rounding. Features without spread get weight 0. Without `standardise` s is 1, so
+    that a feature that hardly moves gets hardly any say.
 
     `noise` is the variance on the gram's diagonal of symmetric Gaussian noise, half of that beside it. Then what is
     negative in G is cut off, features are scaled the more alike the more noise there is, and the penalty grows by the
@@ -37,7 +38,7 @@ def ridge_head(
     variance, trust = _variances(n, centred, level)
     centred += (1 - trust) * n * np.outer(mean, mean)
     spread = variance > _TINY * np.maximum(1.0, np.diag(gram)[:dim] / n)
-    scale = np.where(spread, np.sqrt(np.where(spread, variance, 1.0)), np.inf)
+    scale = np.where(spread, np.sqrt(np.where(spread, variance, 1.0)) if standardise else 1.0, np.inf)
     left = centred / np.outer(scale, scale) + np.diag(n * strength + level / scale**2)
     right = (cross[:dim] - np.outer(mean, cross[-1])) / scale[:, None]
     weight = linalg.solve(left, right, assume_a="pos") / scale[:, None]

@@ -15,8 +15,8 @@ from common.errors import FedgraftError, StudyError
 from common.inputs import ImageInput
 from common.masking import Layout
 from common.model import TransferModel, state_arrays
-from common.plan import Gradient, Recalibrate, Ridge, Select, Stage, Statistics
-from common.start import Start, start
+from common.plan import Gradient, Newton, Recalibrate, Ridge, Select, Stage, Statistics, Temper
+from common.start import Start, start, teach
 from common.study import Study
 from common.summing import tensor_shapes
 from common.tasks import AnyTask, Multilabel, Regression, Segmentation
@@ -39,6 +39,8 @@ def check_study(study: Study, source: str) -> Start:
     faults: list[str] = []
     try:
         begin = start(study)
+        for stage in study.plan:
+            teach(study, stage)
     except FedgraftError as error:
         raise StudyError(source, [f"model: {error}"]) from None
     faults += check(study, begin.model.tags())
@@ -140,8 +142,15 @@ def describe_local(stage: Stage) -> str:
         length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
         return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}{_beyond(local)}"
     if isinstance(local, Statistics):
-        return f"sums of {local.of}" + (" with noise" if local.private is not None else "")
+        if local.of in _MEASURED:
+            return f"losses of {_MEASURED[local.of]} at each temperature, on {_CASES[local.split]}"
+        where = f" on {_CASES[local.split]}" if local.split != "train" else ""
+        return f"sums of {local.of}{where}" + (" with noise" if local.private is not None else "")
     return "norm statistics from the site's own images"
+
+
+_MEASURED = {"members": "each member", "answers": "the heads' answers"}
+_CASES = {"train": "training cases", "val": "validation cases"}
 
 
 def describe_task(task: AnyTask) -> str:
@@ -203,6 +212,8 @@ _SOLVED = {
     "ncm": "one head of class means equal to the pooled one",
     "lda": "one linear discriminant equal to the pooled one",
     "standardise": "one common scale",
+    "newton": "each time a step towards a logistic head, equal to the pooled step",
+    "temper": "the temperature that fits all sites' cases best",
 }
 
 
@@ -211,37 +222,63 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
     who = _WHO[stage.where]
     if stage.joint is not None:
         who += f" (counting {stage.joint:g}) and the source (counting 1)"
-    match stage.local:
-        case Gradient():
-            private = " with differential privacy" if stage.local.private is not None else ""
-            what = (
-                f"train {row['trains']} ({row['trained_parameters']:,} numbers){private} by {row['local']}, "
-                f"{stage.rounds} round{'s' * (stage.rounds > 1)}"
-            )
-        case Statistics(of="columns"):
-            what = "send count, sum and sum of squares of each column"
-        case Statistics(of="distances"):
-            what = "count how far their validation images are from the mean of all sites' features, once"
-        case Statistics():
-            noise = "" if stage.local.private is None else ", with noise for differential privacy"
-            what = f"send sums of features and labels once{noise}"
-        case Recalibrate():
-            what = "set norm statistics from their own images, no labels needed"
+    what = _does(stage, row)
     if isinstance(stage.local, Statistics):
-        solved = _SOLVED[stage.merge.kind]
-        if stage.local.private is not None:
-            solved = solved.removesuffix(" equal to the pooled one")
-        if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso":
-            solved += ", with the strength that does best on sites left out, from the same sums"
-        if stage.local.keep_sums:
-            solved += ", and keeps each site's sums, so that a site can leave or join later"
-        return f"{who} {what}; the coordinator solves {solved}."
+        return f"{who} {what}; the coordinator solves {_solved(stage, stage.local)}."
     if row["shared_parameters"] == 0:
         return f"{who} {what}; nothing leaves the site."
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
     travels = f"{row['shared_parameters']:,} numbers travel each round{rest}"
     return f"{who} {what}; {travels}; merged by {row['merge']}{_ends(stage)}."
+
+
+def _does(stage: Stage, row: dict[str, Any]) -> str:
+    """What the sites do."""
+    match stage.local:
+        case Gradient():
+            private = " with differential privacy" if stage.local.private is not None else ""
+            return (
+                f"train {row['trains']} ({row['trained_parameters']:,} numbers){private} by {row['local']}, "
+                f"{stage.rounds} round{'s' * (stage.rounds > 1)}"
+            )
+        case Statistics():
+            return _sums(stage.local, stage.rounds)
+        case Recalibrate():
+            return "set norm statistics from their own images, no labels needed"
+
+
+def _sums(local: Statistics, rounds: int) -> str:
+    """What the sites send of their cases."""
+    cases = _CASES[local.split]
+    match local.of:
+        case "columns":
+            return "send count, sum and sum of squares of each column"
+        case "distances":
+            return "count how far their validation images are from the mean of all sites' features, once"
+        case "members" | "answers":
+            return f"send the loss of {_MEASURED[local.of]} at each temperature of a grid, over their {cases}, once"
+        case "residuals":
+            times = f"{rounds} times" if rounds > 1 else "once"
+            return f"send sums of features and of what the heads get wrong on their {cases}, {times}"
+        case _:
+            noise = "" if local.private is None else ", with noise for differential privacy"
+            over = f" of their {cases}" if local.split != "train" else ""
+            return f"send sums of features and labels{over} once{noise}"
+
+
+def _solved(stage: Stage, local: Statistics) -> str:
+    """What the coordinator makes of their sums."""
+    solved = _SOLVED[stage.merge.kind]
+    if local.private is not None:
+        solved = solved.removesuffix(" equal to the pooled one")
+    if isinstance(stage.merge, Ridge | Newton) and stage.merge.strength == "loso":
+        solved += ", with the strength that does best on sites left out, from the same sums"
+    if local.keep_sums:
+        solved += ", and keeps each site's sums, so that a site can leave or join later"
+    if isinstance(stage.merge, Temper):
+        solved += f", for {_MEASURED[local.of]}"
+    return solved
 
 
 def _trains(stage: Stage) -> str:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from common.backbones import Backbone, build_image_backbone, build_table_backbone, stem_name
+from common.committee import MEAN_SCALE, Committee, Temperature
 from common.decoder import Decoder
 from common.errors import InputError
 from common.plan import Role, Tag
 from common.slim import Standardise
 from common.taps import feature_maps, map_channels
+from common.tasks import AnyTask
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -126,8 +128,11 @@ class TransferModel(nn.Module):
                 roles[f"{name}.{key}"] = _role(part, key, is_stem=name == stem)
         last = max(depths.values(), default=0) + 1
         tags = {}
+        resting = tuple(f"{name}.members." for name, part in self.named_modules() if isinstance(part, Committee))
         for key in self.state_dict():
-            if key.startswith("heads."):
+            if key.startswith(resting):
+                tags[key] = Tag(Role.MEMBER, depths.get(key, 0))
+            elif key.startswith("heads."):
                 tags[key] = Tag(Role.HEAD, last, key.split(".")[1])
             elif key.startswith("critics."):
                 tags[key] = Tag(Role.CRITIC, last)
@@ -201,7 +206,7 @@ def _of_torchvision(name: str) -> tuple[type[nn.Module], ...]:
 def _role(part: nn.Module, key: str, *, is_stem: bool) -> Role:
     if _is_norm(part):
         return Role.NORM_STATS if key in _STATISTICS else Role.NORM_AFFINE
-    if isinstance(part, Standardise):
+    if isinstance(part, Standardise | Temperature):
         return Role.SCALE
     return Role.STEM if is_stem else Role.BODY
 
@@ -244,6 +249,27 @@ def build_table_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TransferModel(build_table_backbone(backbone, columns), heads, critics=critics)
+
+
+def build_committee(members: Sequence[TransferModel], tasks: Mapping[str, AnyTask], seed: int) -> TransferModel:
+    """Models as one, which answers with their mean: its heads begin as that, to the last bit.
+
+    `tasks` are those that every member has a head for, as it was built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        committee = Committee(members, tasks)
+        model = TransferModel(
+            Backbone(committee, committee.feature_dim), {name: task.outputs for name, task in tasks.items()}
+        )
+    with torch.no_grad():
+        for name, task in tasks.items():
+            head = model.heads[name]
+            assert isinstance(head, nn.Linear)
+            head.bias.zero_()
+            head.weight.zero_()
+            head.weight[:, committee.mean_at(name) :][:, : task.outputs] = torch.eye(task.outputs) / MEAN_SCALE
+    return model
 
 
 def state_arrays(model: nn.Module) -> dict[str, np.ndarray]:

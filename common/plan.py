@@ -28,10 +28,12 @@ class Role(StrEnum):
     NORM_AFFINE = "norm_affine"
     NORM_STATS = "norm_stats"
     SCALE = "scale"
-    """A table's standardisation: set from the sites' sums, never by gradients."""
+    """A table's standardisation, or a committee's temperatures: set from the sites' sums, never by gradients."""
     HEAD = "head"
     CRITIC = "critic"
     """Tells source from target while a stage trains against it; no part of what the model says."""
+    MEMBER = "member"
+    """Belongs to a finished model in a committee: it never moves, so no selection has it, not even all."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Tag:
     height: int = 0
 
 
-_ALL = frozenset(Role)
+_ALL = frozenset(Role) - {Role.MEMBER}
 _NORM = frozenset({Role.NORM_AFFINE, Role.NORM_STATS})
 _HEADS = frozenset({Role.HEAD})
 SELECTIONS: Mapping[str, frozenset[Role]] = {
@@ -151,14 +153,19 @@ class Gradient(Value):
 class Statistics(Value):
     """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`.
 
-    Or counts of the `distances` of the validation cases' features from moments that were released before.
+    Of `residuals` it is features with what the heads get wrong, label less probability, and may be asked again after
+    each step. Of `members` (of a committee) and of `answers` (of the model's heads) it is the loss at each temperature
+    of a fixed grid. Of `distances` it is counts of how far features are from moments that were released before.
 
-    With `keep_sums` the coordinator keeps what each site sent, so that sites can leave or join the heads afterwards.
+    `split` are the cases that are summed: what is to weigh or calibrate finished models must be cases that these have
+    not learnt from, `val`. With `keep_sums` the coordinator keeps what each site sent, so that sites can leave or join
+    afterwards.
     """
 
     kind: Literal["statistics"] = "statistics"
-    of: Literal["features", "columns", "distances"] = "features"
+    of: Literal["features", "residuals", "columns", "members", "answers", "distances"] = "features"
     private: PrivateSums | None = None
+    split: Annotated[Literal["train", "val"], Field(exclude_if=unless("train"))] = "train"
     keep_sums: Annotated[bool, Field(exclude_if=unless(False))] = False
 
 
@@ -244,6 +251,18 @@ class Ridge(Value):
     scale: Annotated[float, Field(gt=0)] = 5.0
 
 
+class Newton(Value):
+    """A step of Newton's method for logistic heads, from the sites' sums of features and of what the heads get wrong.
+
+    Equal to the pooled step, and never too long (Boehning 1992); a few rounds of it are enough. `strength` as of a
+    ridge, of what is wrong on features as they are: with `loso` a step is the shorter the less it would help sites that
+    are left out.
+    """
+
+    kind: Literal["newton"] = "newton"
+    strength: Annotated[float, Field(gt=0)] | Literal["loso"] = "loso"
+
+
 class NearestMean(Value):
     """Closed-form head: a case belongs to the class whose mean feature is nearest, from the same sums as a ridge.
 
@@ -277,6 +296,16 @@ class Threshold(Value):
     quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
 
 
+class Temper(Value):
+    """Logits divided by the temperature with the least loss over all sites' cases, of a fixed grid, from their sums.
+
+    Guo et al. 2017, "On calibration of modern neural networks": ranks stay, probabilities become usable. Each member of
+    a committee gets its own, or the heads of the model get one, task by task.
+    """
+
+    kind: Literal["temper"] = "temper"
+
+
 class Standardise(Value):
     """Mean and deviation of a table's columns from the sites' sums, put into the model's first layer."""
 
@@ -294,7 +323,7 @@ Robust = Median | TrimmedMean | Krum | ClippedMean
 """Merges that hold when a few sites send nonsense."""
 ClosedForm = Ridge | NearestMean | Discriminant
 """Merges that solve heads from sums of features and labels."""
-Sums = ClosedForm | Moments | Threshold | Standardise
+Sums = ClosedForm | Newton | Moments | Temper | Threshold | Standardise
 """Merges that add up sums, not entries."""
 Merge = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]
 

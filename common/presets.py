@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from common.course import Average, Stop
+from common.ensembles import ENSEMBLES
 from common.plan import (
     Discriminant,
     Krum,
@@ -199,6 +200,7 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
         "ridge probe, then fine-tuning of all entries, then each site adapts its norm statistics (AdaBN)",
         lambda m: (probe(m), rounds_of(m, "all"), adapt()),
     ),
+    **ENSEMBLES,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.origin import Teacher
 from common.plan import (
     Discriminant,
     Gradient,
@@ -44,6 +45,8 @@ class Method(Value):
     """Two more exchanges, from which `fedgraft predict` can tell images that are unlike those of the sites."""
     keep_sums: bool = False
     """The coordinator keeps each site's sums of a closed-form head, so that sites can leave or join it afterwards."""
+    teacher: Teacher | None = None
+    """A finished model, for methods whose sites learn from one."""
 
 
 _MEAN = Mean()

@@ -21,7 +21,7 @@ STRENGTHS: tuple[float, ...] = tuple(float(value) for value in np.logspace(-4, 2
 """What is tried: half powers of ten, per case."""
 
 
-def choose(sites: Sequence[Arrays]) -> dict[str, float]:
+def choose(sites: Sequence[Arrays], *, standardise: bool = True) -> dict[str, float]:
     """By task the strength with the least error on sites left out; of equals the larger.
 
     `sites` are the sums of each. Sites without a label of a problem take no part in it. RunError with fewer than two
@@ -29,7 +29,7 @@ def choose(sites: Sequence[Arrays]) -> dict[str, float]:
     """
     chosen = {}
     for task in tasks_in(sites[0]):
-        errors = left_out_errors(sites, task)
+        errors = left_out_errors(sites, task, standardise=standardise)
         if not errors:
             raise RunError(
                 f"The ridge's strength for task {task!r} is chosen on sites left out, and fewer than two have labels.",
@@ -39,7 +39,7 @@ def choose(sites: Sequence[Arrays]) -> dict[str, float]:
     return chosen
 
 
-def left_out_errors(sites: Sequence[Arrays], task: str) -> Mapping[float, float]:
+def left_out_errors(sites: Sequence[Arrays], task: str, *, standardise: bool = True) -> Mapping[float, float]:
     """By strength the squared errors on all cases, each under the head of the other sites, up to sum |y|^2.
 
     Empty if no problem of the task has two sites with labels.
@@ -55,7 +55,7 @@ def left_out_errors(sites: Sequence[Arrays], task: str) -> Mapping[float, float]
         gram, cross = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
         for left_gram, left_cross in pairs:
             for strength in STRENGTHS:
-                weight, bias = ridge_head(gram - left_gram, cross - left_cross, strength)
+                weight, bias = ridge_head(gram - left_gram, cross - left_cross, strength, standardise=standardise)
                 head = np.vstack([weight.T, bias])
                 errors[strength] += float(np.sum(head * (left_gram @ head)) - 2 * np.sum(head * left_cross))
     return errors if tried else {}

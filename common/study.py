@@ -14,32 +14,16 @@ from pydantic import Field, ValidationError, model_validator
 from common.errors import StudyError
 from common.files import canonical_json
 from common.inputs import ImageInput, InputSpec, SplitSpec
+from common.origin import COMMITTEE, Model, Teacher
 from common.plan import Gradient, Stage
 from common.presets import expand
 from common.recipes import Method
-from common.tasks import AnyTask, Segmentation
-from common.terms import Adversarial
+from common.tasks import AnyTask, Multilabel, Segmentation, Task
+from common.terms import Adversarial, Distill
 from common.value import Value
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 """The files that ship: studies, scenarios, sites, weights."""
-
-
-class Model(Value):
-    """The backbone by name, and the weights it starts from: an id, a folder, or none for random ones.
-
-    `heads` are `fresh`, or those of the `weights`, which must then be for the same tasks and classes.
-    """
-
-    backbone: str = "slim_resnet"
-    weights: str | None = None
-    heads: Literal["fresh", "weights"] = "fresh"
-
-    @model_validator(mode="after")
-    def _heads_from_somewhere(self) -> Model:
-        if self.heads == "weights" and self.weights is None:
-            raise ValueError("heads: weights needs `weights`, an id or a folder")
-        return self
 
 
 _LARGEST_CHANGE = 10.0
@@ -124,6 +108,22 @@ class Study(Value):
         terms = [term for stage in self.plan if isinstance(stage.local, Gradient) for term in stage.local.terms]
         return tuple(sorted({term.critic for term in terms if isinstance(term, Adversarial)}))
 
+    def teacher_of(self, stage: Stage) -> Teacher | None:
+        """The finished model whose answers the sites of this stage learn; None if there is none."""
+        terms = stage.local.terms if isinstance(stage.local, Gradient) else ()
+        return next((term.teacher for term in terms if isinstance(term, Distill)), None)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """All backbones that a site would run: a committee is each of its members', and teachers count as well."""
+        teachers = [teacher for stage in self.plan if (teacher := self.teacher_of(stage)) is not None]
+        return tuple(dict.fromkeys(name for model in (self.model, *teachers) for name in model.architectures))
+
+    @cached_property
+    def calibrated(self) -> tuple[str, ...]:
+        """Tasks whose answers are probabilities that a temperature can sharpen or flatten."""
+        return tuple(task.name for task in self.tasks if isinstance(task, Task | Multilabel))
+
     def to_json(self) -> bytes:
         """The study as canonical JSON, all defaults written out."""
         return canonical_json(self.model_dump(mode="json"))
@@ -175,10 +175,11 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if "plan" in data:
         return data, ["method: give either method or plan, not both"]
     table = isinstance(data.get("input"), dict) and data["input"].get("kind") == "table"
+    finished = isinstance(data.get("model"), dict) and data["model"].get("backbone") == COMMITTEE
     faults = []
     try:
         chosen = Method.model_validate({"name": method} if isinstance(method, str) else method)
-        stages = expand(chosen, table=table)
+        stages = expand(chosen, table=table and not finished)
     except ValidationError as error:
         faults = [f"method.{line}" for line in describe(error)]
     except ValueError as error:

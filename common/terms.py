@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from common.origin import Teacher
 from common.value import Value
 
 Weight = Annotated[float, Field(gt=0)]
@@ -31,6 +32,8 @@ class Need(StrEnum):
     """Moments of a source's features, from an earlier stage."""
     CRITIC = "critic"
     """A network that tells source from target."""
+    TEACHER = "teacher"
+    """The entries of a finished model that teaches."""
 
 
 class Coupling(StrEnum):
@@ -219,13 +222,38 @@ class PseudoLabel(_Term):
         return True
 
 
+class Distill(_Term):
+    """The answers of a finished model, or of a committee, to the site's own images, with labels or without.
+
+    Hinton et al. 2015, "Distilling the knowledge in a neural network": t^2 KL(teacher || student) of classes, both
+    softened by the `temperature` t; of labels each alone; of values Huber's loss. Every case by itself.
+    """
+
+    kind: Literal["distill"] = "distill"
+    teacher: Teacher
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The teacher."""
+        return frozenset({Need.TEACHER})
+
+    @property
+    def says(self) -> str:
+        """The term in a few words."""
+        members = self.teacher.members
+        who = " + ".join(str(one.weights) for one in members) if members else str(self.teacher.weights)
+        return f"the answers of {'the committee ' if members else ''}{who}, softened by {self.temperature:g}"
+
+
 def names_classes(term: Term) -> bool:
     """Whether a term looks at the probabilities of classes."""
     return term.self_taught or (isinstance(term, Adversarial) and term.conditional)
 
 
 Term = Annotated[
-    Supervised | Anchor | Control | Adversarial | Discrepancy | InfoMax | PseudoLabel, Field(discriminator="kind")
+    Supervised | Anchor | Control | Adversarial | Discrepancy | InfoMax | PseudoLabel | Distill,
+    Field(discriminator="kind"),
 ]
 
 SUPERVISED = (Supervised(),)

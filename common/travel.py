@@ -12,6 +12,7 @@ from common.plan import Gradient, Recalibrate, Role, Select, Stage, Statistics, 
 from common.private_sums import PrivateSums
 from common.study import Study
 from common.tasks import AnyTask, Multilabel, Regression
+from common.temperature import ANSWERS, CASES, MEMBERS, TEMPERATURES
 from common.terms import Need, needs
 from common.training import Private
 
@@ -28,7 +29,7 @@ def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:
         return Select(roles=frozenset({Role.NORM_STATS})).keys(tags)
     if not isinstance(stage.local, Gradient):
         return ()
-    still = {Role.SCALE, Role.NORM_STATS} if stage.local.fixed_norm_stats else {Role.SCALE}
+    still = {Role.SCALE, Role.MEMBER} | ({Role.NORM_STATS} if stage.local.fixed_norm_stats else set())
     if Need.CRITIC not in needs(stage.local.terms):
         still |= {Role.CRITIC}
     return tuple(key for key in stage.local.train.keys(tags) if tags[key].role not in still)
@@ -107,6 +108,8 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
         return dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
     if isinstance(stage.local, Statistics) and stage.local.of == "distances":
         return {DISTANCES: ((BINS,), "float64")}
+    if isinstance(stage.local, Statistics) and stage.local.of in (MEMBERS, ANSWERS):
+        return _loss_shapes(study, stage.local.of)
     if isinstance(stage.local, Statistics):
         shapes = {}
         for task, count in study.heads.items():
@@ -116,3 +119,12 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
             shapes[cross_name(study.asked[task])] = ((dim, count), "float64")
         return shapes | ({NOISE: ((1,), "float64")} if stage.local.private is not None else {})
     return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}
+
+
+def _loss_shapes(study: Study, of: str) -> Shapes:
+    """Of sums that temperatures are chosen from: losses on the grid, for each member or for the heads, and cases."""
+    rows = len(study.model.members) if of == MEMBERS else 1
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+    for task in study.calibrated:
+        shapes |= {f"{task}/{of}": ((rows, len(TEMPERATURES)), "float64"), f"{task}/{CASES}": ((1,), "float64")}
+    return shapes

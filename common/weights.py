@@ -17,10 +17,11 @@ from safetensors.numpy import save as format_safetensors
 
 from common.errors import InputError, WeightsError
 from common.files import home, parse_tensors, write_atomic
-from common.inputs import ImageInput
+from common.inputs import ImageInput, TableInput
 from common.model import TransferModel, load_arrays, state_arrays
 from common.plan import Role
 from common.tasks import AnyTask
+from common.value import unless
 
 _TENSORS, _MANIFEST = "model.safetensors", "model.json"
 _SHIPPED = Path(__file__).parent.parent / "configs" / "weights"
@@ -43,6 +44,12 @@ class WeightsManifest(BaseModel):
     """Tasks that ask for classes, and the classes, of the heads in the file; empty if there are none."""
     tasks: tuple[AnyTask, ...] = ()
     """Tasks of other kinds with heads in the file."""
+    members: Annotated[tuple[str, ...], Field(exclude_if=unless(()))] = ()
+    """The members' backbones, of a committee."""
+    table: Annotated[TableInput | None, Field(exclude_if=unless(None))] = None
+    """The columns that they were trained on, of weights for tables."""
+    held_out: Annotated[str, Field(exclude_if=unless(""))] = ""
+    """How patients were split: models that say the same held out the same patients of the same sites."""
     trained_on: str
     licence: str
     synthetic: bool

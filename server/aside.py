@@ -1,4 +1,4 @@
-"""What the coordinator sends beside the model: the start of the run, and control variates."""
+"""What the coordinator sends beside the model: the start of the run, control variates, and a teacher."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import MutableMapping
 
 import numpy as np
 
-from common.aside import CONTROL, PRETRAINED, aside_shapes, controlled, forms_of, needs_of
+from common.aside import CONTROL, PRETRAINED, TEACHER, aside_shapes, controlled, forms_of, needs_of
 from common.orders import Arrays
+from common.origin import Teacher
 from common.plan import Gradient, Stage
 from common.rates import stepped
+from common.start import teach
 from common.study import Study
 from common.terms import Need
 from common.travel import Tags
@@ -25,12 +27,14 @@ class Aside:
         self._study = study
         self._tags = tags
         self._start = dict(start)
+        self._taught: tuple[Teacher, dict[str, np.ndarray]] | None = None
         self.kept: dict[str, np.ndarray] = {}
         """What was sent last."""
 
     def beside(self, stage: Stage, memory: Memory) -> dict[str, np.ndarray]:
         """What goes out with the orders of this round."""
-        shapes = aside_shapes(stage, self._tags, forms_of(self._start))
+        teacher = self._teacher(stage)
+        shapes = aside_shapes(stage, self._tags, forms_of(self._start), forms_of(teacher))
         self.kept = {name: self._one(name, shape, memory) for name, (shape, _) in shapes.items()}
         return self.kept
 
@@ -51,7 +55,19 @@ class Aside:
                 drift = (before[key].astype(np.float64) - merged[key]) / way
                 memory[CONTROL + key] = (old + share * (drift - old)).astype(before[key].dtype)
 
+    def _teacher(self, stage: Stage) -> dict[str, np.ndarray]:
+        """The entries of the model that teaches in this stage, read once for as long as it is the same one."""
+        teacher = self._study.teacher_of(stage)
+        if teacher is None:
+            return {}
+        if self._taught is None or self._taught[0] != teacher:
+            self._taught = teacher, teach(self._study, stage)
+        return self._taught[1]
+
     def _one(self, name: str, shape: tuple[int, ...], memory: Memory) -> np.ndarray:
+        if name.startswith(TEACHER):
+            assert self._taught is not None
+            return self._taught[1][name.removeprefix(TEACHER)]
         if name.startswith(PRETRAINED):
             return self._start[name.removeprefix(PRETRAINED)]
         if name not in memory:  # never moments: a study that would send them before they are known is refused

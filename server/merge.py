@@ -8,6 +8,7 @@ import numpy as np
 
 from common.aside import moments_from_sums
 from common.closed_form import heads_from_sums, scale_from_sums
+from common.newton import stepped_heads
 from common.orders import Arrays, Update
 from common.plan import (
     ClippedMean,
@@ -17,16 +18,19 @@ from common.plan import (
     Median,
     Moments,
     NearestMean,
+    Newton,
     Nothing,
     Ridge,
     ServerOptimiser,
     Stage,
     Standardise,
     Sums,
+    Temper,
     Threshold,
     TrimmedMean,
 )
 from common.strength import choose
+from common.temperature import tempered
 from common.travel import DISTANCES, Tags, keeps_sums
 from common.unlike import SUMS, THRESHOLD, threshold
 from server.mean import MeanMerger
@@ -63,6 +67,8 @@ def _of_sums(stage: Stage, merge: Sums, memory: dict[str, np.ndarray]) -> Merger
     match merge:
         case Standardise():
             return StandardiseMerger()
+        case Temper():
+            return TemperMerger()
         case Moments():
             return MomentsMerger(memory)
         case Threshold(quantile=quantile):
@@ -84,9 +90,9 @@ class _SumMerger:
 
 
 class HeadMerger(_SumMerger):
-    """Sums of features and labels, then one head per task, solved from them."""
+    """Sums of features and labels, then one head per task, solved from them, or a step of it."""
 
-    def __init__(self, merge: Ridge | NearestMean | Discriminant, *, keep: bool = False) -> None:
+    def __init__(self, merge: Ridge | NearestMean | Discriminant | Newton, *, keep: bool = False) -> None:
         super().__init__()
         self._merge = merge
         self._keep = keep
@@ -108,12 +114,14 @@ class HeadMerger(_SumMerger):
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Heads that solve the pooled problem. RunError if no site had a label."""
         if self._chooses and self._sites:
-            self.strengths = choose(self._sites)
+            self.strengths = choose(self._sites, standardise=isinstance(self._merge, Ridge))
+        if isinstance(self._merge, Newton):
+            return stepped_heads(self._sums, self._merge, state, self.strengths)
         return heads_from_sums(self._sums, self._merge, state, self.strengths)
 
     @property
     def _chooses(self) -> bool:
-        return isinstance(self._merge, Ridge) and self._merge.strength == "loso"
+        return isinstance(self._merge, Ridge | Newton) and self._merge.strength == "loso"
 
 
 class StandardiseMerger(_SumMerger):
@@ -122,6 +130,14 @@ class StandardiseMerger(_SumMerger):
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """The standardising layer's entries."""
         return scale_from_sums(self._sums, state)
+
+
+class TemperMerger(_SumMerger):
+    """Sums of losses on a grid of temperatures, then the entries with the best ones in them."""
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:
+        """Members' temperatures, or heads. RunError if no site had a label."""
+        return tempered(self._sums, state)
 
 
 class MomentsMerger(_SumMerger):

@@ -8,12 +8,13 @@ from typing import Any
 
 from common.environment import fedgraft_version
 from common.explain import plan_table
-from common.inputs import ImageInput
+from common.inputs import ImageInput, TableInput
 from common.orders import Code
+from common.start import Start, held_out
 from common.study import Study
 from common.tasks import Task
 from common.travel import Tags, releases_plainly
-from common.weights import WeightsManifest, save_weights
+from common.weights import save_weights
 from server.collect import headline
 from server.folder import RunFolder
 from server.rounds import Outcome
@@ -104,9 +105,7 @@ def _headline(asked: int, missing: Mapping[str, Code], refusals: list[dict[str, 
     return f"{line} at the end; missing on the way: " + "; ".join(sorted(ways))
 
 
-def write_model(
-    folder: RunFolder, study: Study, outcome: Outcome, source: WeightsManifest | None, synthetic: bool
-) -> None:
+def write_model(folder: RunFolder, study: Study, outcome: Outcome, source: Start, synthetic: bool) -> None:
     """Write the merged model and its manifest, so that the run's folder serves as weights for the next study."""
     facts = {
         "id": study.name,
@@ -115,9 +114,12 @@ def write_model(
         "classes": {task.name: task.classes for task in study.tasks if isinstance(task, Task)},
         "tasks": tuple(task for task in study.tasks if not isinstance(task, Task)),
         "trained_on": f"study {study.name} over {len(outcome.greetings)} sites",
-        "licence": source.licence if source else "not stated",
+        "licence": source.licence,
         "synthetic": synthetic,
-        "how": f"study digest {study.digest}, starting from {source.id if source else 'random entries'}",
+        "how": f"study digest {study.digest}, starting from {source.says}",
+        "members": tuple(member.backbone for member in study.model.members),
+        "table": study.input if isinstance(study.input, TableInput) else None,
+        "held_out": held_out(study),
     }
     manifest = save_weights(folder.path, outcome.state, facts)
     if outcome.familiar is not None:

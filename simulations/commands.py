@@ -20,6 +20,7 @@ from common.errors import InputError, RunError, StudyError
 from common.explain import check_study
 from common.files import home, read_json
 from common.metric_names import title
+from common.soup import soup
 from common.study import Study, describe, locate, read_study
 from common.terminal import ERR, OUT, figure, say
 from common.weights import load_weights, save_weights
@@ -157,6 +158,13 @@ def import_weights(source: Source, name: str) -> None:
         f"{manifest.id}: {len(report.loaded)} entries of {manifest.backbone} taken in, {len(report.ignored)} left out "
         f"({', '.join(report.ignored) or 'none'})"
     )
+
+
+def make_soup(refs: list[str], name: str) -> None:
+    """Average finished models, and say where the mean is."""
+    manifest, folder = soup(refs, name)
+    say(f"Weights {manifest.id}, the mean of {len(refs)} models, are in {folder}")
+    say("Norm statistics were averaged too: let a study recalibrate them (plan: local: {kind: recalibrate}).")
 
 
 def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[str, ...]) -> None:

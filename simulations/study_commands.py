@@ -43,9 +43,11 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: Sites, *, as_js
         facts |= {"prices": [asdict(one) for one in prices], "advice": [asdict(one) for one in advice]}
         sys.stdout.write(json.dumps(facts) + "\n")
         return
-    source = explained.start.manifest.id if explained.start.manifest else "random entries"
     say(f"Study {study.name}, digest {study.digest}")
-    say(f"Model: {study.model.backbone} from {source}")
+    members = f" of {' and '.join(study.model.architectures)}" if study.model.members else ""
+    say(f"Model: {study.model.backbone}{members} from {explained.start.says}")
+    if study.model.members:
+        say("Its members are finished: they travel once, stay as they are, and begin with their mean answer.")
     for task in study.tasks:
         say(f"Asks for {describe_task(task)}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from common.committee import Committee
 from common.errors import InputError
 from common.model import TransferModel
 
@@ -31,6 +32,8 @@ def layer_cam(model: TransferModel, images: Tensor, task: str, classes: Tensor) 
     gradient, so that, unlike with Grad-CAM's mean over positions, early and sharp maps can be used. Cells are put where
     padded convolutions of that stride look, and smoothed by half a cell. InputError if no layer has maps.
     """
+    if isinstance(model.backbone, Committee):
+        raise InputError("A committee has maps for each of its members, not one.", fix="Ask for --heat occlusion.")
     maps, outputs = _last_maps(model, images)
     (gradient,) = torch.autograd.grad(_log_odds(outputs, task, classes).sum(), maps)
     cells = (gradient.clamp(min=0) * maps).sum(1).clamp(min=0).detach()

@@ -17,10 +17,11 @@ from client.local.recalibrate import recalibrate
 from client.predict.images import Picture
 from client.workbench import Workbench, device_named
 from common.errors import InputError, WeightsError
+from common.origin import Member, Model
 from common.plan import Recalibrate, Role, Stage, named
 from common.start import start
-from common.study import Model, Study, read_study
-from common.tasks import UNKNOWN, Task
+from common.study import Study, read_study
+from common.tasks import UNKNOWN, Regression, Task
 from common.travel import own
 from common.unlike import Familiar
 from common.weights import find, load_manifest
@@ -42,9 +43,13 @@ class Reader:
         self.input = manifest.input
         self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
         adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
-        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights")
+        members = tuple(Member(backbone=backbone) for backbone in manifest.members)
+        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", members=members)
+        # A committee was built for all its tasks; those of other kinds are not shown.
+        self._others = manifest.tasks if members else ()
+        tasks = (*self.tasks, *self._others)
         self.manifest = manifest
-        self.study = Study(name="predict", tasks=self.tasks, input=manifest.input, model=model, plan=(adapt,))
+        self.study = Study(name="predict", tasks=tasks, input=manifest.input, model=model, plan=(adapt,))
         self.bench = Workbench(self.study, device_named("auto"))
         state = start(self.study).state()
         mine = _of_site(find(ref), site, self) if site is not None else {}
@@ -61,6 +66,9 @@ class Reader:
         stored = torch.from_numpy(np.stack([one.stored for one in some if one.stored is not None]))
         everything, nothing = torch.arange(len(stored)), torch.arange(0)
         targets = {task.name: torch.full((len(stored),), UNKNOWN) for task in self.tasks}
+        for task in self._others:
+            shape = (len(stored),) if isinstance(task, Regression) else (len(stored), task.outputs)
+            targets[task.name] = torch.full(shape, torch.nan)
         splits = {"train": everything, "val": nothing, "test": nothing}
         patients = tuple(map(str, range(len(stored))))
         return Feed(Cohort("here", stored, targets, patients, splits, (), {}), self.input, self.bench.device)
@@ -69,6 +77,8 @@ class Reader:
         """Let norm layers take their statistics from these images (AdaBN). InputError for fewer than two."""
         if len(some) < 2:
             raise InputError("--adapt needs two images or more.")
+        if self.study.model.members:
+            raise InputError("A committee's members are finished, and take no statistics from these images.")
         recalibrate(self.bench, self.feed(some), Recalibrate())
         if self.familiar is not None:
             self.familiar, self.unlike = None, "--adapt makes it another model than the one that the sites described"
@@ -85,7 +95,7 @@ class Reader:
     def shares(self, some: Sequence[Picture]) -> dict[str, np.ndarray]:
         """Probabilities (N, classes) by task."""
         logits = predictions(self.bench, self.feed(some), "all", labelled=False)
-        return {task: torch.from_numpy(given).softmax(1).numpy() for task, (given, _) in logits.items()}
+        return {task.name: torch.from_numpy(logits[task.name][0]).softmax(1).numpy() for task in self.tasks}
 
 
 def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:

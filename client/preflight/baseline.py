@@ -12,7 +12,7 @@ from client.local.evaluate import evaluate
 from client.local.feed import Feed
 from client.local.gradient import train
 from client.local.recalibrate import recalibrate
-from client.local.statistics import column_sums, feature_sums
+from client.local.statistics import column_sums, frozen_sums
 from client.local.trouble import Diverged, TooFewCases
 from client.preflight.report import Findings
 from client.terms.base import Moment
@@ -20,11 +20,13 @@ from client.workbench import Workbench
 from common.closed_form import heads_from_sums, scale_from_sums
 from common.errors import FedgraftError, WeightsError
 from common.model import state_arrays
-from common.plan import ClosedForm, Gradient, Recalibrate, Ridge, Stage, Standardise
+from common.newton import stepped_heads
+from common.plan import ClosedForm, Gradient, Newton, Recalibrate, Ridge, Stage, Standardise, Temper
 from common.seeds import derive
 from common.start import start
 from common.study import Study
 from common.task_metrics import TaskSums, shown
+from common.temperature import tempered
 from common.terms import SUPERVISED, Need
 from common.travel import changed
 
@@ -118,7 +120,13 @@ def _stage(study: Study, site: str, stage: Stage, desk: tuple[Workbench, Feed], 
             merge = stage.merge
             if isinstance(merge, Ridge) and merge.strength == "loso":  # there is no other site to choose it on
                 merge = merge.model_copy(update={"strength": Ridge().strength})
-            bench.load(heads_from_sums(feature_sums(bench, feed), merge, state))
+            bench.load(heads_from_sums(frozen_sums(bench, feed, stage.local), merge, state))
+        elif isinstance(stage.merge, Newton):
+            step = stage.merge if stage.merge.strength != "loso" else Newton(strength=Ridge().strength)
+            for _ in range(stage.rounds):
+                bench.load(stepped_heads(frozen_sums(bench, feed, stage.local), step, state_arrays(bench.model)))
+        elif isinstance(stage.merge, Temper):
+            bench.load(tempered(frozen_sums(bench, feed, stage.local), state))
         elif isinstance(stage.merge, Standardise):
             bench.load(scale_from_sums(column_sums(study, feed), state))
 

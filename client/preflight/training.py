@@ -12,11 +12,11 @@ from client.data.cohort import Cohort
 from client.local.feed import Feed
 from client.local.pairs import learnt_from
 from client.local.room import Room
-from client.local.statistics import column_sums, feature_sums
+from client.local.statistics import column_sums, frozen_sums
 from client.local.trouble import Diverged, TooFewCases
 from client.preflight.memory import PeakMemory
 from client.preflight.report import Findings, counted
-from client.terms.base import Moment
+from client.terms.base import Around, Moment
 from client.workbench import Workbench
 from common.aside import needs_of
 from common.plan import Gradient, Recalibrate, Stage
@@ -125,24 +125,28 @@ def _measure(study: Study, stage: Stage, bench: Workbench, feed: Feed, cohort: C
     elif stage.local.of == "columns":
         seconds = _timed(lambda: column_sums(study, few), bench)
     else:
-        seconds = _timed(lambda: feature_sums(bench, few), bench)
+        # Distances take the same pass over the cases as features do.
+        of = "features" if stage.local.of == "distances" else stage.local.of
+        sums = stage.local.model_copy(update={"split": "train", "of": of})
+        seconds = _timed(lambda: frozen_sums(bench, few, sums), bench)
     return Measured(seconds, -(-len(cohort.splits["train"]) // max(1, len(some))), len(some))
 
 
 def _measure_gradient(stage: Stage, spec: Gradient, bench: Workbench, feed: Feed, patients: Sequence[str]) -> Measured:
     moves = changed(stage, bench.tags)
     cases = len(learnt_from(feed, spec))
+    moment = replace(_MOMENT, around=Around(aside=bench.any_teacher(stage)))
 
     def steps(count: int) -> Callable[[], object]:
         some = spec.model_copy(update={"epochs": None, "steps": count})
         if spec.private is None:
-            return lambda: Room(bench).train(feed, some, moves, _MOMENT, lambda: None)
+            return lambda: Room(bench).train(feed, some, moves, moment, lambda: None)
         from client.privacy.dpsgd import train_private  # slow to import, and only private work needs it
 
         # Nothing is released, so nothing is charged, and any noise will do.
         noised = spec.private.model_copy(update={"sigma": spec.private.sigma or 1.0, "epsilon": None})
         some = some.model_copy(update={"private": noised})
-        return lambda: train_private(bench, feed, patients, some, moves, _MOMENT)
+        return lambda: train_private(bench, feed, patients, some, moves, moment)
 
     seconds = _timed(steps(1), bench)
     if seconds < _QUICK_S:

@@ -14,7 +14,7 @@ def request_of(study: Study, stage: Stage, roles: frozenset[Role]) -> Request:
     asked = privacy_asked(stage)
     assert asked is not None
     return Request(
-        study.model.backbone,
+        study.architectures,
         roles,
         unit=asked.unit,
         epsilon=asked.epsilon,

@@ -156,8 +156,8 @@ class Guard:
         """
         if (roles, kept) in self._allowed:
             return
-        backbone, masked = self._study.model.backbone, self._study.masked
-        self._terms(Request(backbone, roles, private=False, steps=1, masked=masked, kept=kept))
+        architectures, masked = self._study.architectures, self._study.masked
+        self._terms(Request(architectures, roles, private=False, steps=1, masked=masked, kept=kept))
         self._allowed.add((roles, kept))
 
     def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private | PrivateSums:

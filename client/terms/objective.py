@@ -13,10 +13,11 @@ from client.terms.anchor import anchor_term
 from client.terms.base import Glance, Loss, Pull, Visit
 from client.terms.control import control_term
 from client.terms.discrepancy import discrepancy_term
+from client.terms.distill import distill_term
 from client.terms.infomax import infomax_term
 from client.terms.pseudo_label import pseudo_label_term
 from client.terms.supervised import supervised_term
-from common.terms import Adversarial, Anchor, Control, Discrepancy, InfoMax, PseudoLabel, Supervised
+from common.terms import Adversarial, Anchor, Control, Discrepancy, Distill, InfoMax, PseudoLabel, Supervised
 
 LOSSES: Mapping[type, Callable[[Any, Visit], Loss]] = {
     Supervised: supervised_term,
@@ -24,6 +25,7 @@ LOSSES: Mapping[type, Callable[[Any, Visit], Loss]] = {
     Discrepancy: discrepancy_term,
     InfoMax: infomax_term,
     PseudoLabel: pseudo_label_term,
+    Distill: distill_term,
 }
 """Terms that look at cases."""
 

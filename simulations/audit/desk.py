@@ -23,9 +23,10 @@ from client.privacy.dpsgd import train_private
 from client.terms.base import Moment
 from client.workbench import Workbench
 from common.inputs import ImageInput, InputSpec, TableInput
+from common.origin import Model
 from common.plan import Gradient, Role, named
 from common.recipes import standardise
-from common.study import Model, Study
+from common.study import Study
 from common.tasks import Task
 from common.training import Private
 

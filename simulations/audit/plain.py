@@ -27,6 +27,9 @@ def invert(study: Study, stage: Stage) -> Measured:
     if isinstance(stage.local, Statistics) and stage.local.of == "distances":
         words = "two answers tell how far a patient's image is from the mean; no attack is built in that finds more"
         return Measured(float("inf"), _BOUND_DB, words)
+    if isinstance(stage.local, Statistics) and stage.local.of in ("members", "answers"):
+        words = "losses leave without noise: a case's is the difference of two answers; no attack on these is built in"
+        return Measured(float("inf"), _BOUND_DB, words)
     if isinstance(stage.local, Statistics):
         return _two_answers(study, stage.local, bench, people)
     heads = [key for key in sent(stage, bench.tags) if bench.tags[key].role is Role.HEAD]

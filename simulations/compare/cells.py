@@ -8,24 +8,27 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from client.data.spec import CohortSpec
+from common.check import check
 from common.environment import code_digest
-from common.errors import FedgraftError, InputError, RunError
+from common.errors import FedgraftError, InputError, RunError, StudyError
 from common.explain import check_study
 from common.files import canonical_json, load_tensors, read_json, save_tensors, write_json
-from common.study import Study
+from common.start import make_model
+from common.study import Study, parse_study
 from simulations.compare.folds import Fold
-from simulations.compare.models import Few, Found, Job, carry_out, flat, unflat
-from simulations.compare.question import Arm, Question, changed
+from simulations.compare.models import Few, Found, Job, carry_out, flat, home_of, unflat
+from simulations.compare.question import ARM, Arm, Question, changed
 from simulations.compare.shots import few_shot, part_of
 
-_ANSWERS, _FACTS = "answers.safetensors", "cell.json"
+_ANSWERS, _FACTS, _MODEL = "answers.safetensors", "cell.json", "model"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Cell:
     seed: int
     fold: Fold | None
     job: Job
+    members: tuple[Cell, ...] = ()
+    """Those whose models this one puts together."""
 
     @property
     def replicate(self) -> tuple[int, int]:
@@ -57,7 +62,7 @@ class Cell:
             "measure": sorted(self.job.measure),
             "few": few and {"shots": few.shots, "draws": few.draws, "task": few.task, "fits": fits},
             "code": code_digest(),
-        }
+        } | ({"members": [cell.digest for cell in self.members]} if self.members else {})
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def words(self) -> str:
@@ -82,12 +87,16 @@ def cells(study: Study, question: Question, cohorts: Mapping[str, CohortSpec], s
         there = ", ".join(cohorts)
         raise InputError(f"{source}, question {question.name}: no site is called {', '.join(unknown)} ({there}).")
     asked = changed(study.model_dump(mode="json"), question.keys, f"{source}, question {question.name}")
-    found = []
-    studies = {arm.name: arm.apply(asked, f"{source}, question {question.name}") for arm in question.arms}
-    for arm in question.arms:
-        own = studies[arm.name]
-        check_study(own, f"{source}, question {question.name}, arm {arm.name}")
-        few = _few(question, arm, studies)
+    where = f"{source}, question {question.name}"
+    found: list[Cell] = []
+    plain: dict[str, Study] = {}
+    arms = sorted(question.arms, key=lambda one: bool(one.members))
+    for arm in arms:
+        plain[arm.name] = arm.apply(asked, where, plain)
+    for arm in arms:
+        own = plain[arm.name]
+        _check(own, f"{where}, arm {arm.name}", arm)
+        few = _few(question, arm, plain)
         for cases in question.sizes:
             limit = None if few else cases
             specs = {site: _as_asked(spec, site, limit, arm, question) for site, spec in cohorts.items()}
@@ -95,8 +104,19 @@ def cells(study: Study, question: Question, cohorts: Mapping[str, CohortSpec], s
                 seeded = own.model_copy(update={"seed": own.seed + seed})
                 for fold in _folds(question):
                     job = Job(seeded, arm.who, specs, fold, question.measure, few)
-                    found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job))
-    return found
+                    alike = [cell for cell in found if (cell.cases, cell.seed, cell.fold) == (cases, seeded.seed, fold)]
+                    own_members = tuple(cell for name in arm.members for cell in alike if cell.arm == name)
+                    found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job, own_members))
+    places = {arm.name: at for at, arm in enumerate(question.arms)}
+    return sorted(found, key=lambda cell: places[cell.arm])
+
+
+def _check(study: Study, source: str, arm: Arm) -> None:
+    """Refuse what cannot work; members are not there yet, and are looked at when they are."""
+    if not arm.members:
+        check_study(study, source)
+    elif faults := check(study, make_model(study).tags()):
+        raise StudyError(source, faults)
 
 
 def run(todo: Sequence[Cell], out: Path, workers: int, threads: int) -> Iterator[tuple[Cell, int, int]]:
@@ -105,19 +125,21 @@ def run(todo: Sequence[Cell], out: Path, workers: int, threads: int) -> Iterator
     RunError names the first cell that failed; the others go on first. What is done stays, and is not run again.
     """
     different = {cell.digest: cell for cell in todo}
-    missing = [cell for digest, cell in different.items() if not (out / digest[:16] / _FACTS).is_file()]
+    asked = {member.digest for cell in todo for member in cell.members}
+    missing = [cell for digest, cell in different.items() if not _is_done(out / digest[:16], asked=digest in asked)]
     done = len(different) - len(missing)
     failures: list[tuple[Cell, Exception]] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _one_thread, (threads,)) as pool:
-        futures = {pool.submit(_run, cell, out / cell.digest[:16]): cell for cell in missing}
-        for future in as_completed(futures):
-            error = future.exception()
-            if isinstance(error, Exception):
-                failures.append((futures[future], error))
-            else:
-                done += 1
-                yield futures[future], done, len(different)
+        for wave in ([cell for cell in missing if not cell.members], [cell for cell in missing if cell.members]):
+            futures = {pool.submit(_run, cell, out, keep=cell.digest in asked): cell for cell in wave}
+            for future in as_completed(futures):
+                error = future.exception()
+                if isinstance(error, Exception):
+                    failures.append((futures[future], error))
+                else:
+                    done += 1
+                    yield futures[future], done, len(different)
     if failures:
         cell, error = failures[0]
         why = str(error) if isinstance(error, FedgraftError) else repr(error)
@@ -137,9 +159,14 @@ def outcome(cell: Cell, out: Path) -> Outcome:
     return Outcome(found, troubles, float(facts["seconds"]))
 
 
-def _run(cell: Cell, folder: Path) -> None:
-    started = time.monotonic()
-    found, troubles = (few_shot if cell.job.few else carry_out)(cell.job, folder / "runs")
+def _run(cell: Cell, out: Path, *, keep: bool) -> None:
+    """Carry out one cell; its model is kept if others are made of it."""
+    started, folder = time.monotonic(), out / cell.digest[:16]
+    found, troubles = (few_shot if cell.job.few else carry_out)(_with_members(cell, out), folder / "runs")
+    if keep:
+        (folder / _MODEL).mkdir(exist_ok=True)
+        for name in ("model.safetensors", "model.json"):
+            shutil.copyfile(home_of(folder / "runs") / name, folder / _MODEL / name)
     save_tensors(folder / _ANSWERS, dict(flat(found)))
     facts = {"troubles": troubles, "seconds": round(time.monotonic() - started, 3), "words": cell.words()}
     # Its presence says that the cell is done, so it comes last; what the models were made of is not kept.
@@ -154,6 +181,28 @@ def _few(question: Question, arm: Arm, studies: Mapping[str, Study]) -> Few | No
     own = (studies[arm.name], arm.who, arm.labels)
     alike = [other for other in question.arms if (studies[other.name], other.who, other.labels) == own]
     return Few(question.shots, question.draws, {other.name: other.fit for other in alike}, question.task)
+
+
+def _is_done(folder: Path, *, asked: bool) -> bool:
+    """Whether a cell's outcome is there, and its model if others are made of it."""
+    return (folder / _FACTS).is_file() and (not asked or (folder / _MODEL / "model.json").is_file())
+
+
+def _with_members(cell: Cell, out: Path) -> Job:
+    """The job, with the folders of members in place of their arms' names."""
+    if not cell.members:
+        return cell.job
+    places = {ARM + one.arm: str((out / one.digest[:16] / _MODEL).resolve()) for one in cell.members}
+    study = parse_study(_placed(cell.job.study.model_dump(mode="json"), places), cell.words())
+    return replace(cell.job, study=study)
+
+
+def _placed(value: Any, places: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _placed(one, places) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_placed(one, places) for one in value]
+    return places.get(value, value) if isinstance(value, str) else value
 
 
 def _as_asked(spec: CohortSpec, site: str, cases: int | None, arm: Arm, question: Question) -> CohortSpec:

@@ -74,7 +74,7 @@ class Job:
 def carry_out(job: Job, folder: Path) -> tuple[Found, list[str]]:
     """The answers of all models of a job, and what went wrong on the way, in words. Continues what was begun."""
     device = device_named("auto")
-    home = prepared(job.study, job.cohorts, job.fold, folder / "all")
+    home = prepared(job.study, job.cohorts, job.fold, home_of(folder))
     cohorts = {site: simulated_cohort(job.study, home, site) for site in job.cohorts}
     counted = {site: cohorts[site] for site in job.measure or cohorts}
     if job.who == "together":
@@ -98,6 +98,11 @@ def carry_out(job: Job, folder: Path) -> tuple[Found, list[str]]:
             continue
         found[name] = {site: answers_of(bench, job.study, cohort) for site, cohort in counted.items()}
     return found, troubles
+
+
+def home_of(folder: Path) -> Path:
+    """Where the run of a job lies that is carried out in `folder`."""
+    return folder / "all"
 
 
 def pool(cohorts: list[Cohort]) -> Cohort:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from common.ensembles import ENSEMBLES
 from common.errors import StudyError
 from common.fit import Fit
+from common.origin import COMMITTEE, Model
 from common.plan import Gradient
 from common.presets import PRESETS, expand
 from common.recipes import Method
@@ -19,6 +22,9 @@ from common.value import Value
 Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
 Metric = Literal["auroc", "accuracy", "balanced_accuracy", "brier"]
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
+_NONE: Mapping[str, Study] = MappingProxyType({})
+ARM = "arm:"
+"""How a member is named before the arm that it comes from has been carried out."""
 _FIRST = ("study", "scratch", "local", "pooled", "fedavg")
 
 
@@ -38,12 +44,30 @@ class Arm(Value):
     labels: Literal["known", "shuffled"] = "known"
     fit: Fit = Fit()
     """In a question about shots: how a new site fits the model to them."""
+    members: tuple[str, ...] = ()
+    """Other arms, whose models of the same seed, fold and number of cases are this one's committee; or its teachers,
+    if the method is `distill`."""
 
-    def apply(self, study: Study, source: str) -> Study:
-        """The study as this arm changes it. StudyError with every fault."""
+    @model_validator(mode="after")
+    def _put_together(self) -> Arm:
+        if self.method in ENSEMBLES and not self.members:
+            raise ValueError(f"{self.name}: {self.method} needs `members`, the names of other arms")
+        return self
+
+    def apply(self, study: Study, source: str, others: Mapping[str, Study] = _NONE) -> Study:
+        """The study as this arm changes it; `others` are those of other arms. StudyError with every fault.
+
+        Members are named as `ARM + their name`, and get their place when they are there.
+        """
         data = study.model_dump(mode="json")
+        named = [{"weights": ARM + name, "backbone": others[name].model.backbone} for name in self.members]
+        committee = {"backbone": COMMITTEE, "members": named}
+        if named and self.method != "distill":
+            study = study.model_copy(update={"model": Model.model_validate(committee)})
+            data["model"] = study.model.model_dump(mode="json")
         if self.method is not None:
-            data["plan"] = [stage.model_dump(mode="json") for stage in _stages(study, self.method)]
+            teacher = {} if self.method != "distill" else {"teacher": named[0] if len(named) == 1 else committee}
+            data["plan"] = [stage.model_dump(mode="json") for stage in _stages(study, self.method, teacher)]
         return changed(data, self.keys, f"{source}, arm {self.name}")
 
 
@@ -57,7 +81,7 @@ BUILT_IN: Mapping[str, Arm] = {
         Arm(name="source_only", who="nobody", set={"model.heads": "weights"}),
         Arm(name="shuffled", labels="shuffled"),
         Arm(name="new_site", who="new_site"),
-        *(Arm(name=name, method=name) for name in PRESETS),
+        *(Arm(name=name, method=name) for name in PRESETS if name not in ENSEMBLES),
     )
 }
 
@@ -124,6 +148,7 @@ class Question(Value):
         names = [arm.name for arm in self.arms]
         faults = [f"more than one arm is called {name}" for name in sorted({n for n in names if names.count(n) > 1})]
         asked = [self.against, *(name for one in self.expect for name in (one.arm, one.over))]
+        faults += [fault for arm in self.arms for fault in _member_faults(arm, self.arms)]
         faults += [
             f"{name} is none of the arms {', '.join(names)}" for name in dict.fromkeys(asked) if name not in names
         ]
@@ -197,10 +222,21 @@ def _arm(value: Any) -> Any:
     return BUILT_IN[value]
 
 
-def _stages(study: Study, method: str) -> Any:
+def _member_faults(arm: Arm, arms: Sequence[Arm]) -> Iterator[str]:
+    there = {one.name: one for one in arms}
+    if arm.members and arm.who != "together":
+        yield f"{arm.name}: only an arm that is carried out together can have members"
+    for name in arm.members:
+        if name not in there:
+            yield f"{arm.name}: its member {name} is none of the arms {', '.join(there)}"
+        elif there[name].who != "together" or there[name].members:
+            yield f"{arm.name}: its member {name} must be a model that sites train together, and no committee"
+
+
+def _stages(study: Study, method: str, more: Mapping[str, Any]) -> Any:
     """The preset's stages with as much gradient work as the study's own plan."""
     work = [(stage.local, stage.rounds) for stage in study.plan if isinstance(stage.local, Gradient)]
-    settings: dict[str, Any] = {"name": method}
+    settings: dict[str, Any] = {"name": method, **more}
     if work:
         settings |= {"rounds": sum(rounds for _, rounds in work), "local": work[0][0]}
-    return expand(Method(**settings), table=study.input.kind == "table")
+    return expand(Method(**settings), table=study.input.kind == "table" and study.model.backbone != COMMITTEE)

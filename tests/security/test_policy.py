@@ -18,7 +18,7 @@ from common.privacy import Event, epsilon
 
 POLICY = SitePolicy()
 HEADS = frozenset({Role.HEAD})
-MODEST = Request("resnet18", HEADS, sigma=3.0, q=0.1, steps=100)
+MODEST = Request(("resnet18",), HEADS, sigma=3.0, q=0.1, steps=100)
 PATIENTS = 600
 
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_tightened_is_refused_in_one_word(changes: dict[str, Any]
 def test_what_the_site_does_not_allow_is_refused() -> None:
     narrow = SitePolicy(backbones=("densenet121",), train=HEADS, min_patients=500)
     assert effective(narrow, MODEST, PATIENTS) == Reason.BACKBONE
-    allowed = replace(MODEST, backbone="densenet121")
+    allowed = replace(MODEST, backbones=("densenet121",))
     assert effective(narrow, replace(allowed, roles=HEADS | {Role.BODY}), PATIENTS) == Reason.ROLES
     assert effective(narrow, allowed, 499) == Reason.TOO_FEW_PATIENTS
     assert isinstance(effective(narrow, allowed, 500), Terms)
@@ -119,7 +119,7 @@ def mostly(usual: list[Any], strange: list[Any]) -> st.SearchStrategy[Any]:
 
 REQUESTS = st.builds(
     Request,
-    backbone=mostly(["resnet18"], ["imprint"]),
+    backbones=mostly([("resnet18",), ("resnet18", "resnet18")], [("imprint",), ("resnet18", "imprint")]),
     roles=mostly([HEADS, HEADS | {Role.NORM_AFFINE}], [frozenset(Role)]),
     private=mostly([True], [False]),
     unit=st.sampled_from(["patient", "image"]),
@@ -158,7 +158,7 @@ def _within(policy: SitePolicy, request: Request, terms: Terms) -> None:
     assert 0 < terms.clip <= 10.0
     assert 0 < terms.q <= 0.1
     assert 1 <= terms.steps <= 2000
-    assert request.backbone == "resnet18"
+    assert set(request.backbones) == {"resnet18"}
     assert request.roles <= {Role.HEAD, Role.NORM_AFFINE}
     assert epsilon([Event(terms.sigma, terms.q, terms.steps)], terms.delta) <= terms.epsilon_job
 

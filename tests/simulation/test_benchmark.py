@@ -11,10 +11,12 @@ from conftest import Command
 pytestmark = [pytest.mark.learning, pytest.mark.slow]
 
 
-def differences(command: Command, seeds: int, *questions: str) -> dict[tuple[str, str, int | None], dict[str, Any]]:
+def differences(
+    command: Command, seeds: int, *questions: str, study: str = "benchmark"
+) -> dict[tuple[str, str, int | None], dict[str, Any]]:
     """The differences to each question's reference arm, by question, arm and cases."""
     only = [word for name in questions for word in ("--only", name)]
-    code, out, err = command("compare", "benchmark", "--seeds", seeds, *only, "--json")
+    code, out, err = command("compare", study, "--seeds", seeds, *only, "--json")
     assert code == 0, err
     found = {}
     for question in json.loads(out)["questions"]:
@@ -40,3 +42,15 @@ def test_local_norm_layers_help_under_shift_and_only_there(command: Command) -> 
     for arm in ("fedbn", "silobn"):
         assert found["norm_under_shift", arm, None]["value"] > 0
         assert abs(found["norm_alike", arm, None]["value"]) <= 0.02
+
+
+def test_a_stack_ranks_as_its_best_member_does_and_says_better_how_sure_it_is(command: Command) -> None:
+    """Members share their start and most of their mistakes, so that little is to be gained in rank."""
+    found = differences(command, 3, "ranks", "probabilities", study="ensemble")
+    members = ("again", "lp_ft")  # and fedavg, which the others are compared with
+    auroc = {arm: found["ranks", arm, None]["value"] for arm in (*members, "average", "stacked", "student")}
+    brier = {arm: found["probabilities", arm, None]["value"] for arm in auroc}
+    assert auroc["stacked"] >= max(0.0, *(auroc[arm] for arm in members)) - 0.01
+    assert brier["stacked"] < min(0.0, *(brier[arm] for arm in members))
+    assert auroc["average"] >= max(0.0, *(auroc[arm] for arm in members)) - 0.02
+    assert auroc["student"] >= max(0.0, *(auroc[arm] for arm in members)) - 0.02

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import yaml
 from conftest import Command
 
 from common.errors import InputError, StudyError
-from common.files import read_json
+from common.files import load_tensors, read_json
+from common.study import Study
 from helpers.work import MakeStudy
 from simulations.compare.cells import Cell, cells, outcome, run
 from simulations.compare.models import MERGED, Job, carry_out
@@ -200,3 +203,75 @@ def test_a_source_without_a_head_cannot_be_asked(make_study: MakeStudy, hospital
     question = Question(arms=(BUILT_IN["study"], BUILT_IN["source_only"]))
     with pytest.raises(StudyError, match="have no head for task 'cls' with its classes"):
         cells(study, question, hospitals.cohorts, 1, "test")
+
+
+@pytest.fixture(scope="module")
+def put_together(make_study: MakeStudy, hospitals: Hospitals) -> list[Cell]:
+    """Two arms, a stack of their models and a student of them."""
+    steps = {"steps": 4, "batch_size": 8, "lr": 0.003}
+    study = make_study(evaluate={"every": 0}, method={"name": "fedavg", "rounds": 1, "local": steps})
+    arms = [
+        {"name": "stacked", "method": "stacked_ensemble", "members": ["fedavg", "ridge_probe"]},
+        "fedavg",
+        "ridge_probe",
+        {"name": "student", "method": "distill", "members": ["fedavg"]},
+    ]
+    question = Question.model_validate({"arms": arms, "against": "fedavg", "folds": 2})
+    return cells(study, question, hospitals.cohorts, 2, "test")
+
+
+def test_members_are_the_arms_of_the_same_seed_and_fold(put_together: list[Cell]) -> None:
+    assert [cell.arm for cell in put_together[:5]] == ["stacked"] * 4 + ["fedavg"]
+    for cell in put_together:
+        wanted = {"stacked": ["fedavg", "ridge_probe"], "student": ["fedavg"]}.get(cell.arm, [])
+        assert [(one.arm, one.seed, one.fold) for one in cell.members] == [(n, cell.seed, cell.fold) for n in wanted]
+    assert len({cell.digest for cell in put_together}) == len(put_together)
+
+
+def test_an_ensemble_is_made_of_its_arms_models(put_together: list[Cell], tmp_path: Path) -> None:
+    """Its members are to the last bit what their own arms ended with; a kept model that is gone is made anew."""
+    some = [cell for cell in put_together if cell.replicate == put_together[0].replicate]
+    order = [cell.arm for cell, _, _ in run(some, tmp_path, 1, 1)]
+    assert set(order[:2]) == {"fedavg", "ridge_probe"}
+    assert set(order[2:]) == {"stacked", "student"}
+    stacked, fedavg = some[0], some[1]
+    kept = tmp_path / fedavg.digest[:16] / "model"
+    again, troubles = carry_out(replace(stacked.job, study=placed(stacked, tmp_path)), tmp_path / "again")
+    assert not troubles
+    state = load_tensors(tmp_path / "again" / "all" / "model.safetensors")
+    for key, array in load_tensors(kept / "model.safetensors").items():
+        assert state[f"backbone.members.0.{key}"].tobytes() == array.tobytes()
+    for site, tasks in outcome(stacked, tmp_path).found[MERGED].items():
+        assert again[MERGED][site]["cls"].logits.tobytes() == tasks["cls"].logits.tobytes()
+    shutil.rmtree(kept)
+    assert [cell.arm for cell, _, _ in run(some, tmp_path, 1, 1)] == ["fedavg"]
+    assert (kept / "model.json").is_file()
+
+
+def placed(cell: Cell, out: Path) -> Study:
+    """The cell's study, with its members' folders in it."""
+    folders = {one.arm: str(out / one.digest[:16] / "model") for one in cell.members}
+    model = cell.job.study.model
+    members = [one.model_copy(update={"weights": folders[str(one.weights)[4:]]}) for one in model.members]
+    placed = cell.job.study.model_copy(update={"model": model.model_copy(update={"members": tuple(members)})})
+    return Study.model_validate(placed.model_dump())  # a copy would keep the digest of what it was copied from
+
+
+@pytest.mark.parametrize(
+    ("arms", "says"),
+    [
+        (["fedavg", {"name": "x", "method": "stacked_ensemble"}], "stacked_ensemble needs `members`"),
+        (
+            ["fedavg", {"name": "x", "method": "distill", "members": ["nobody"]}],
+            "its member nobody is none of the arms",
+        ),
+        (["local", {"name": "x", "method": "distill", "members": ["local"]}], "that sites train together"),
+        (
+            ["fedavg", {"name": "x", "who": "alone", "method": "distill", "members": ["fedavg"]}],
+            "only an arm that is carried out together",
+        ),
+    ],
+)
+def test_ensembles_of_what_is_no_model_are_refused(arms, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        Question.model_validate({"arms": arms, "against": "x"})

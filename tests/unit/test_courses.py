@@ -11,6 +11,7 @@ import pytest
 from client.local.gradient import train
 from client.terms.base import Moment
 from common.check import check
+from common.ensembles import ENSEMBLES
 from common.explain import plan_table, sentence
 from common.model import build_model
 from common.plan import Role, Select
@@ -29,7 +30,7 @@ def a_study(plan: list[dict[str, Any]], **more: Any) -> Study:
     return parse_study({"name": "x", "tasks": tasks, "plan": plan, **more}, "here")
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ENSEMBLES])
 @pytest.mark.parametrize("rounds", [1, 7])
 def test_every_preset_works_and_is_explained(name: str, rounds: int) -> None:
     stages = expand(Method(name=name, rounds=rounds), table=False)

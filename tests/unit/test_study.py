@@ -113,7 +113,7 @@ def test_any_change_of_what_is_asked_changes_the_digest():
 
 def test_every_preset_makes_a_valid_study():
     for name in PRESETS:
-        assert isinstance(parse_study(MINIMAL | {"method": name}, name), Study)
+        assert isinstance(parse_study(MINIMAL | {"method": {"name": name, "teacher": "a finished run"}}, name), Study)
     plan = parse_study(MINIMAL | {"method": "graft"}, "here").plan
     assert [type(stage.local) for stage in plan] == [Statistics, Gradient, Recalibrate]
     assert isinstance(plan[0].merge, Ridge)

@@ -1,0 +1,136 @@
+"""What a student learns from a teacher: the loss by hand, every case by itself, and only the student moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, log_softmax, softmax
+
+from client.local.feed import Feed
+from client.local.gradient import train
+from client.terms.base import Around
+from client.terms.distill import distilled
+from client.workbench import Workbench
+from common.aside import TEACHER
+from common.check import check
+from common.model import state_arrays
+from common.origin import Teacher
+from common.start import make_model, make_teacher
+from common.study import Study, parse_study
+from common.tasks import Multilabel, Regression, Task
+from helpers.work import CPU, NOW, cohort, images, moved, snapshot, steps
+
+LOCAL = {"steps": 2, "batch_size": 8, "lr": 0.05}
+
+
+def draw(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_classes_are_learnt_by_softened_divergence() -> None:
+    student, teacher = draw(0, 6, 3), 3 * draw(1, 6, 3)
+    hard, soft = softmax(teacher.numpy() / 4, 1), log_softmax(student.numpy() / 4, 1)
+    by_hand = 16 * np.mean(np.sum(hard * (np.log(hard) - soft), axis=1))
+    found = distilled(Task(classes=("a", "b", "c"), weight=0.5), student, teacher, 4.0)
+    assert float(found) == pytest.approx(0.5 * by_hand, rel=1e-5)
+    assert float(distilled(Task(classes=("a", "b", "c")), teacher, teacher, 4.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_labels_are_learnt_each_alone_and_values_in_units_of_their_deviation() -> None:
+    student, teacher = draw(2, 5, 2), draw(3, 5, 2)
+    p, q = expit(teacher.numpy() / 2), expit(student.numpy() / 2)
+    by_hand = 4 * np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
+    task = Multilabel(name="m", kind="multilabel", labels=("x", "y"))
+    assert float(distilled(task, student, teacher, 2.0)) == pytest.approx(by_hand, rel=1e-5)
+    off = (student - teacher).numpy()[:, :1]
+    huber = np.where(np.abs(off) < 1, off**2 / 2, np.abs(off) - 0.5).mean()
+    size = Regression(name="s", kind="regression", unit="mm", mean=30, std=10)
+    assert float(distilled(size, student[:, :1], teacher[:, :1], 2.0)) == pytest.approx(huber, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "value"])
+def test_no_case_weighs_on_another(kind: str) -> None:
+    """The mean over a batch is the mean of the means over its halves, and so are the gradients."""
+    task = {
+        "classes": Task(classes=("a", "b")),
+        "labels": Multilabel(name="m", kind="multilabel", labels=("x", "y")),
+        "value": Regression(name="s", kind="regression", unit="mm", mean=0, std=1),
+    }[kind]
+    student, teacher = draw(4, 8, 2).requires_grad_(True), draw(5, 8, 2)
+    whole = distilled(task, student, teacher, 3.0)
+    halves = [distilled(task, student[at : at + 4], teacher[at : at + 4], 3.0) for at in (0, 4)]
+    (one,), (two,) = (torch.autograd.grad(loss, student) for loss in (whole, sum(halves) / 2))
+    torch.testing.assert_close(one, two)
+
+
+def a_study(teacher: dict[str, Any], *more: dict[str, Any], **changes: Any) -> Study:
+    term = {"kind": "distill", "teacher": teacher}
+    stage = {"name": "train", "local": {"kind": "gradient", **LOCAL, "terms": [term, *more]} | changes}
+    stage |= {"share": "all", "merge": {"kind": "mean"}}
+    tasks = [{"name": "cls", "classes": ["left", "right", "middle"]}]
+    return parse_study({"name": "x", "tasks": tasks, "input": {"kind": "image", "size": 32}, "plan": [stage]}, "here")
+
+
+TEACHER_MODEL = {"weights": "somewhere"}
+
+
+def desk(study: Study, *, labelled: bool = True) -> tuple[Workbench, Feed, Around]:
+    bench = Workbench(study, CPU)
+    inputs, targets = images(24)
+    feed = Feed(cohort(inputs, {"cls": targets if labelled else torch.full_like(targets, -1)}), study.input, CPU)
+    given = state_arrays(make_teacher(study.model_copy(update={"seed": 99}), Teacher(weights="somewhere")))
+    return bench, feed, Around(aside={TEACHER + key: array.copy() for key, array in given.items()})
+
+
+def test_a_student_comes_closer_to_its_teacher_without_a_single_label() -> None:
+    study = a_study(TEACHER_MODEL)
+    bench, feed, around = desk(study, labelled=False)
+    (batch,) = feed.batches([torch.arange(24)])
+    spec = steps(20, terms=study.plan[0].local.terms, lr=0.02)
+    changes = list(bench.parameters)
+    before = snapshot(bench)
+
+    def gap() -> float:
+        bench.model.eval()
+        with torch.no_grad():
+            answers = bench.teacher(study.plan[0].local.terms[0].teacher)(batch.inputs)["cls"]
+            return float(distilled(study.tasks[0], bench.model(batch.inputs)["cls"], answers, 2.0))
+
+    given = {key.removeprefix(TEACHER): array for key, array in around.aside.items()}
+    train(bench, feed, steps(1, terms=spec.terms, lr=1e-9), changes, replace(NOW, around=around))
+    first = gap()
+    figures = train(bench, feed, spec, changes, replace(NOW, around=around))
+    assert figures["examples"] == 24
+    assert gap() < 0.5 * first
+    assert moved(before, snapshot(bench)) == set(changes)
+    teacher = state_arrays(bench.teacher(study.plan[0].local.terms[0].teacher))
+    assert all(np.array_equal(teacher[key], given[key]) for key in given)
+
+
+def test_a_teacher_is_another_network_than_the_student() -> None:
+    study = a_study({"weights": "somewhere", "backbone": "shufflenet_v2_x0_5"})
+    assert study.architectures == ("slim_resnet", "shufflenet_v2_x0_5")
+    shapes = Workbench(study, CPU).teacher_forms(study.plan[0])
+    assert "backbone.conv1.0.weight" in shapes
+    assert make_model(study).tags().keys() != shapes.keys()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "more", "changes", "says"),
+    [
+        (TEACHER_MODEL, [{"kind": "distill", "teacher": TEACHER_MODEL}], {}, "one stage has one teacher"),
+        (
+            TEACHER_MODEL,
+            [],
+            {"private": {"epsilon": 1, "sample": 0.2}, "fixed_norm_stats": True},
+            "not built for private work",
+        ),
+    ],
+)
+def test_what_a_teacher_cannot_do_is_refused(teacher, more, changes, says) -> None:
+    study = a_study(teacher, *more, **changes)
+    assert any(says in fault for fault in check(study, make_model(study).tags()))
