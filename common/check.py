@@ -10,28 +10,23 @@ from common.check_flags import check_flags
 from common.check_source import check_source
 from common.check_terms import check_terms
 from common.inputs import TableInput
-from common.origin import COMMITTEE
-from common.plan import (
+from common.merges import (
     ClosedForm,
     Discriminant,
-    Gradient,
     Mean,
     Moments,
     NearestMean,
     Newton,
     Nothing,
-    Recalibrate,
     Ridge,
-    Role,
     ServerOptimiser,
-    Stage,
     Standardise,
-    Statistics,
     Sums,
-    Tag,
     Temper,
     Threshold,
 )
+from common.origin import COMMITTEE
+from common.plan import Gradient, Recalibrate, Role, Stage, Statistics, Tag
 from common.study import Study
 from common.tasks import Segmentation, Task
 from common.terms import names_classes

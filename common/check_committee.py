@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from common.merges import Moments, Standardise
 from common.origin import COMMITTEE
-from common.plan import Gradient, Moments, Recalibrate, Role, Stage, Standardise, Statistics
+from common.plan import Gradient, Recalibrate, Role, Stage, Statistics
 from common.study import Study
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from common.plan import Gradient, Nothing, Role, Stage, Tag
+from common.merges import Nothing
+from common.plan import Gradient, Role, Stage, Tag
 from common.study import Study
 from common.terms import Control, find
 from common.travel import changed, stays

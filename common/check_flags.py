@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from common.plan import Moments, Role, Stage, Standardise, Tag, Threshold
+from common.merges import Moments, Standardise, Threshold
+from common.plan import Role, Stage, Tag
 from common.study import Study
 from common.travel import sent
 

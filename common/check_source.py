@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from common.aside import needs_of
-from common.plan import Gradient, Mean, Moments, ServerOptimiser
+from common.merges import Mean, Moments, ServerOptimiser
+from common.plan import Gradient
 from common.study import Study
 from common.terms import Need
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from common.plan import Gradient, Mean, Role, Stage, Tag
+from common.merges import Mean
+from common.plan import Gradient, Role, Stage, Tag
 from common.terms import (
     Adversarial,
     Anchor,

@@ -8,8 +8,8 @@ import numpy as np
 from scipy import linalg
 
 from common.errors import RunError
+from common.merges import Discriminant, NearestMean, Ridge
 from common.orders import NOISE, Arrays
-from common.plan import Discriminant, NearestMean, Ridge
 
 _TINY = 1e-12
 _HALF = 0.5

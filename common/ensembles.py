@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from common.plan import Newton, Stage, Statistics, Temper, named
+from common.merges import Newton, Temper
+from common.plan import Stage, Statistics, named
 from common.recipes import Method, rounds_of, with_terms
 from common.terms import Distill
 

@@ -14,8 +14,9 @@ from common.check import check
 from common.errors import FedgraftError, StudyError
 from common.inputs import ImageInput
 from common.masking import Layout
+from common.merges import Newton, Ridge, Temper
 from common.model import TransferModel, state_arrays
-from common.plan import Gradient, Newton, Recalibrate, Ridge, Select, Stage, Statistics, Temper
+from common.plan import Gradient, Recalibrate, Select, Stage, Statistics
 from common.start import Start, start, teach
 from common.study import Study
 from common.summing import tensor_shapes

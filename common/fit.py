@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.plan import ClosedForm, Discriminant, NearestMean, Ridge
+from common.merges import ClosedForm, Discriminant, NearestMean, Ridge
 from common.value import Value
 
 How = Literal["none", "tune", "ridge", "ncm", "lda"]

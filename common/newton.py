@@ -14,8 +14,8 @@ import numpy as np
 
 from common.closed_form import problems_of, ridge_head, tasks_in
 from common.errors import RunError
+from common.merges import Newton
 from common.orders import Arrays
-from common.plan import Newton
 
 _CLASSES, _LABELS, _VALUE = 2.0, 4.0, 1.0
 """One over the bounds of the curvature."""

@@ -6,15 +6,8 @@ from collections.abc import Callable, Mapping
 
 from common.course import Average, Stop
 from common.ensembles import ENSEMBLES
-from common.plan import (
-    Discriminant,
-    Krum,
-    Median,
-    NearestMean,
-    ServerOptimiser,
-    Stage,
-    TrimmedMean,
-)
+from common.merges import Discriminant, Krum, Median, NearestMean, ServerOptimiser, TrimmedMean
+from common.plan import Stage
 from common.recipes import (
     Method,
     adapt,

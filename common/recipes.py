@@ -4,24 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.merges import Discriminant, Mean, Merge, Moments, NearestMean, Ridge, Standardise, Threshold
 from common.origin import Teacher
-from common.plan import (
-    Discriminant,
-    Gradient,
-    Mean,
-    Merge,
-    Moments,
-    NearestMean,
-    Recalibrate,
-    Ridge,
-    Role,
-    Select,
-    Stage,
-    Standardise,
-    Statistics,
-    Threshold,
-    named,
-)
+from common.plan import Gradient, Recalibrate, Role, Select, Stage, Statistics, named
 from common.private_sums import PrivateSums
 from common.terms import Control, Discrepancy, Term
 from common.training import Fallback, Lookahead

@@ -16,9 +16,10 @@ import numpy as np
 from common.errors import InputError
 from common.label_metrics import LabelSums
 from common.masking import FEWEST
+from common.merges import Mean, ServerOptimiser
 from common.metrics import ClassificationSums
 from common.orders import TRUNK, Arrays, Update
-from common.plan import Mean, ServerOptimiser, Stage
+from common.plan import Stage
 from common.score_histogram import Counts, ScoreHistogram
 from common.study import Study
 from common.task_metrics import TaskSums, shown, sums_from, zero

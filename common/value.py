@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,6 +12,13 @@ class Value(BaseModel):
     """A frozen value that knows exactly its own keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's; what was worked out of the old values, such as a digest, is not taken along."""
+        made = super().model_copy(update=update, deep=deep)
+        for name in set(made.__dict__) - set(type(made).model_fields):
+            del made.__dict__[name]
+        return made
 
 
 def unless(default: Any) -> Callable[[Any], bool]:

@@ -15,8 +15,8 @@ from typing import Any
 
 from common.errors import InputError, QuorumError, RunError
 from common.masking import FEWEST, Layout, MaskedSum, NotOpened
+from common.merges import Nothing
 from common.orders import Answer, Circles, Code, Greeting, Masked, Order, Refusal, Split
-from common.plan import Nothing
 from common.study import Study
 from common.summing import METRICS, TENSORS, metric_shapes, pooled_loss, pooled_metrics, pooled_update, tensor_shapes
 from server.collect import Collected, Collector, headline

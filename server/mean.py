@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from common.merges import Mean
 from common.orders import TRUNK, Arrays, Update
-from common.plan import Mean
 from common.travel import Tags
 
 

@@ -8,9 +8,7 @@ import numpy as np
 
 from common.aside import moments_from_sums
 from common.closed_form import heads_from_sums, scale_from_sums
-from common.newton import stepped_heads
-from common.orders import Arrays, Update
-from common.plan import (
+from common.merges import (
     ClippedMean,
     Discriminant,
     Krum,
@@ -22,13 +20,15 @@ from common.plan import (
     Nothing,
     Ridge,
     ServerOptimiser,
-    Stage,
     Standardise,
     Sums,
     Temper,
     Threshold,
     TrimmedMean,
 )
+from common.newton import stepped_heads
+from common.orders import Arrays, Update
+from common.plan import Stage
 from common.strength import choose
 from common.temperature import tempered
 from common.travel import DISTANCES, Tags, keeps_sums

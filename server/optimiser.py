@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.merges import Mean, ServerOptimiser
 from common.orders import Arrays, Update
-from common.plan import Mean, Role, ServerOptimiser
+from common.plan import Role
 from common.travel import Tags
 from server.mean import MeanMerger
 

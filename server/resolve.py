@@ -16,8 +16,9 @@ import numpy as np
 
 from common.errors import FedgraftError, InputError, RunError
 from common.files import read_json, write_json
+from common.merges import ClosedForm, Standardise
 from common.orders import Arrays, Update
-from common.plan import ClosedForm, Role, Stage, Standardise, Statistics
+from common.plan import Role, Stage, Statistics
 from common.start import make_model
 from common.study import Study
 from common.travel import Tags, sent

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import RunError
+from common.merges import ClippedMean, Krum, Median, Robust, TrimmedMean
 from common.orders import TRUNK, Arrays, Update
-from common.plan import ClippedMean, Krum, Median, Robust, TrimmedMean
 from common.travel import Tags
 
 Floats = NDArray[np.float64]

@@ -16,8 +16,9 @@ from client.terms.base import Moment
 from client.workbench import Workbench
 from common.closed_form import heads_from_sums
 from common.fit import Fit
+from common.merges import ClosedForm, Ridge
 from common.orders import Arrays
-from common.plan import ClosedForm, Gradient, Ridge, named
+from common.plan import Gradient, named
 from common.seeds import derive
 from common.study import Study
 from common.tasks import Task

@@ -19,9 +19,10 @@ from client.terms.base import Moment
 from client.workbench import Workbench
 from common.closed_form import heads_from_sums, scale_from_sums
 from common.errors import FedgraftError, WeightsError
+from common.merges import ClosedForm, Newton, Ridge, Standardise, Temper
 from common.model import state_arrays
 from common.newton import stepped_heads
-from common.plan import ClosedForm, Gradient, Newton, Recalibrate, Ridge, Stage, Standardise, Temper
+from common.plan import Gradient, Recalibrate, Stage
 from common.seeds import derive
 from common.start import start
 from common.study import Study

@@ -17,8 +17,8 @@ from common.closed_form import heads_from_sums
 from common.errors import FedgraftError, StudyError
 from common.explain import check_study
 from common.files import load_tensors, read_json
+from common.merges import Ridge
 from common.orders import Code
-from common.plan import Ridge
 from common.start import make_model
 from common.study import Study
 from common.weights import verify

@@ -10,7 +10,8 @@ import yaml
 
 from common.errors import StudyError
 from common.explain import check_study
-from common.plan import Gradient, Recalibrate, ServerOptimiser
+from common.merges import ServerOptimiser
+from common.plan import Gradient, Recalibrate
 from common.study import CONFIGS, read_study
 from helpers.work import MakeStudy
 from simulations.compare.question import BUILT_IN, Arm, changed, read_comparison

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from common.errors import RunError
+from common.merges import Mean, Ridge
 from common.orders import Update
-from common.plan import Gradient, Mean, Ridge, Role, Stage, Statistics, Tag, named
+from common.plan import Gradient, Role, Stage, Statistics, Tag, named
 from server.merge import merger
 
 TAGS = {

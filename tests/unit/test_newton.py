@@ -15,10 +15,11 @@ from client.local.statistics import feature_sums
 from client.workbench import Workbench
 from common.closed_form import ridge_head
 from common.errors import RunError
+from common.merges import Newton
 from common.model import state_arrays
 from common.newton import stepped_heads
 from common.orders import Update
-from common.plan import Newton, Stage, Statistics
+from common.plan import Stage, Statistics
 from common.study import parse_study
 from helpers.work import CPU, cohort, images
 from server.merge import merger

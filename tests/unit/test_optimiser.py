@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from common.merges import Mean, ServerOptimiser
 from common.orders import Update
-from common.plan import Gradient, Mean, Role, ServerOptimiser, Stage, Tag, named
+from common.plan import Gradient, Role, Stage, Tag, named
 from server.merge import merger
 
 TAGS = {

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from common.errors import RunError
+from common.merges import ClippedMean, Krum, Mean, Median, Merge, TrimmedMean
 from common.orders import Update
-from common.plan import ClippedMean, Gradient, Krum, Mean, Median, Merge, Role, Stage, Tag, TrimmedMean, named
+from common.plan import Gradient, Role, Stage, Tag, named
 from server.merge import merger
 
 TAGS = {

@@ -14,9 +14,10 @@ from client.local.statistics import feature_sums
 from client.workbench import Workbench
 from common.closed_form import heads_from_sums
 from common.errors import RunError
+from common.merges import Ridge
 from common.model import state_arrays
 from common.orders import Update
-from common.plan import Ridge, Stage
+from common.plan import Stage
 from common.strength import STRENGTHS, choose, left_out_errors
 from common.travel import expected
 from helpers.work import CPU, TABLE_PLAN, MakeStudy, bench_input, cohort

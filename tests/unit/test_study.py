@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from common.errors import StudyError
-from common.plan import Gradient, Recalibrate, Ridge, Role, Select, Statistics, Tag, named
+from common.merges import Ridge
+from common.plan import Gradient, Recalibrate, Role, Select, Statistics, Tag, named
 from common.presets import PRESETS, Method, expand
 from common.study import Study, parse_study, read_study
 
@@ -18,6 +19,14 @@ def test_a_preset_expands_to_stages_and_the_expanded_study_is_the_same_study():
     assert again == study
     assert again.digest == study.digest
     assert isinstance(study.plan[0].local, Gradient)
+
+
+def test_a_copy_with_another_seed_is_another_study(make_study):
+    study = make_study()
+    before = study.digest
+    copy = study.model_copy(update={"seed": study.seed + 1})
+    assert copy.digest == make_study(seed=study.seed + 1).digest != before
+    assert study.digest == before
 
 
 def test_every_fault_is_reported_at_once_with_its_key():

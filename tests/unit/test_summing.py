@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
+from common.merges import Mean, Ridge, ServerOptimiser
 from common.metrics import SHOWN, ClassificationSums
 from common.orders import TRUNK, Update
-from common.plan import Mean, Ridge, Role, ServerOptimiser, Stage, Tag
+from common.plan import Role, Stage, Tag
 from common.summing import (
     metric_shapes,
     metric_terms,

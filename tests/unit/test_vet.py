@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from common.merges import Mean, Ridge
 from common.orders import Code, Order, Update
-from common.plan import Gradient, Mean, Ridge, Role, Stage, Statistics, Tag, named
+from common.plan import Gradient, Role, Stage, Statistics, Tag, named
 from server.vet import Bar, fault, squares
 
 TAGS = {
