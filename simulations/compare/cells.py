@@ -27,6 +27,7 @@ from simulations.compare.folds import Fold
 from simulations.compare.models import Few, Found, Job, carry_out, flat, home_of, unflat
 from simulations.compare.question import ARM, Arm, Question, changed
 from simulations.compare.shots import few_shot, part_of
+from simulations.run import Hospitals
 
 _ANSWERS, _FACTS, _MODEL = "answers.safetensors", "cell.json", "model"
 
@@ -62,6 +63,7 @@ class Cell:
             "measure": sorted(self.job.measure),
             "few": few and {"shots": few.shots, "draws": few.draws, "task": few.task, "fits": fits},
             "code": code_digest(),
+            "public": self.job.public,
         } | ({"members": [cell.digest for cell in self.members]} if self.members else {})
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
@@ -81,10 +83,12 @@ class Outcome:
     seconds: float
 
 
-def cells(study: Study, question: Question, cohorts: Mapping[str, CohortSpec], seeds: int, source: str) -> list[Cell]:
+def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source: str) -> list[Cell]:
     """All cells of a question. StudyError if an arm cannot work, InputError if it names sites that do not exist."""
-    if unknown := sorted({*question.hide, *question.measure} - set(cohorts)):
-        there = ", ".join(cohorts)
+    public = tuple(sorted(sites.public_sources))
+    hospitals = [site for site in sites.cohorts if site not in public]
+    if unknown := sorted({*question.hide, *question.measure} - set(hospitals)):
+        there = ", ".join(hospitals)
         raise InputError(f"{source}, question {question.name}: no site is called {', '.join(unknown)} ({there}).")
     asked = changed(study.model_dump(mode="json"), question.keys, f"{source}, question {question.name}")
     where = f"{source}, question {question.name}"
@@ -99,11 +103,12 @@ def cells(study: Study, question: Question, cohorts: Mapping[str, CohortSpec], s
         few = _few(question, arm, plain)
         for cases in question.sizes:
             limit = None if few else cases
-            specs = {site: _as_asked(spec, site, limit, arm, question) for site, spec in cohorts.items()}
-            for seed in range(question.seeds or seeds):
+            asked_of = {site: _as_asked(sites.cohorts[site], site, limit, arm, question) for site in hospitals}
+            specs = dict(sites.cohorts) | asked_of
+            for seed in range(seeds):
                 seeded = own.model_copy(update={"seed": own.seed + seed})
                 for fold in _folds(question):
-                    job = Job(seeded, arm.who, specs, fold, question.measure, few)
+                    job = Job(seeded, arm.who, specs, fold, question.measure, few, public)
                     alike = [cell for cell in found if (cell.cases, cell.seed, cell.fold) == (cases, seeded.seed, fold)]
                     own_members = tuple(cell for name in arm.members for cell in alike if cell.arm == name)
                     found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job, own_members))

@@ -52,9 +52,8 @@ def compare(asked: Request, *, as_json: bool) -> None:
     started = time.monotonic()
     study, shipped = read(asked.study, asked.overrides)
     comparison = _chosen(read_comparison(locate(asked.study)), asked)
-    seeds = asked.seeds or (comparison.quick if asked.quick else comparison.seeds)
     out = asked.out or Path("runs") / f"{study.name}-compare"
-    todo, synthetic = _cells(study, comparison, asked, shipped, seeds)
+    todo, synthetic = _cells(study, comparison, asked, shipped)
     _take(out, study)
     for cell, done, of in run(
         [cell for own in todo.values() for cell in own], out / "cells", asked.workers, asked.threads
@@ -65,7 +64,7 @@ def compare(asked: Request, *, as_json: bool) -> None:
         "study": study.name,
         "study_digest": study.digest,
         "synthetic": synthetic,
-        "seeds": seeds,
+        "seeds": _seeds(comparison, asked),
         "quick": asked.quick,
         "environment": environment(study.seed, "compare"),
         "questions": [],
@@ -103,7 +102,7 @@ def _chosen(comparison: Comparison, asked: Request) -> Comparison:
 
 
 def _cells(
-    study: Study, comparison: Comparison, asked: Request, shipped: str | None, seeds: int
+    study: Study, comparison: Comparison, asked: Request, shipped: str | None
 ) -> tuple[dict[str, list[Cell]], bool]:
     """The cells by question, all of them checked, and whether any hospital is made up."""
     found, synthetic = {}, False
@@ -120,9 +119,16 @@ def _cells(
         base = locate(asked.study).parent if asked.scenario is None else Path()
         scenario = load_scenario(base / name if (base / name).is_file() else name)
         synthetic |= scenario.synthetic
-        cohorts = hospitals(scenario).cohorts
-        found[question.name] = cells(study, question, cohorts, seeds, str(asked.study))
+        seeds = _seeds(comparison, asked, question)
+        found[question.name] = cells(study, question, hospitals(scenario), seeds, str(asked.study))
     return found, synthetic
+
+
+def _seeds(comparison: Comparison, asked: Request, question: Question | None = None) -> int:
+    """How often everything is repeated, or one question: what was asked for goes before what the files say."""
+    if asked.seeds or asked.quick:
+        return asked.seeds or comparison.quick
+    return (question.seeds if question else None) or comparison.seeds
 
 
 def _take(out: Path, study: Study) -> None:

@@ -69,13 +69,20 @@ class Job:
     fold: Fold | None = None
     measure: tuple[str, ...] = ()
     few: Few | None = None
+    public: tuple[str, ...] = ()
+    """Sites with public source data: no hospitals, and never tested."""
+
+    @property
+    def hospitals(self) -> tuple[str, ...]:
+        """The sites that are hospitals."""
+        return tuple(site for site in self.cohorts if site not in self.public)
 
 
 def carry_out(job: Job, folder: Path) -> tuple[Found, list[str]]:
     """The answers of all models of a job, and what went wrong on the way, in words. Continues what was begun."""
     device = device_named("auto")
-    home = prepared(job.study, job.cohorts, job.fold, home_of(folder))
-    cohorts = {site: simulated_cohort(job.study, home, site) for site in job.cohorts}
+    home = prepared(job, job.cohorts, home_of(folder))
+    cohorts = {site: simulated_cohort(job.study, home, site) for site in job.hospitals}
     counted = {site: cohorts[site] for site in job.measure or cohorts}
     if job.who == "together":
         troubles = federate(home)
@@ -132,7 +139,7 @@ def _newcomers(job: Job, folder: Path, counted: Mapping[str, Cohort], device: to
     troubles = []
     for site, cohort in counted.items():
         others = {name: spec for name, spec in job.cohorts.items() if name != site}
-        home = prepared(job.study, others, job.fold, folder / f"without-{site}")
+        home = prepared(job, others, folder / f"without-{site}")
         troubles += [f"without {site}: {trouble}" for trouble in federate(home)]
         bench = Workbench(job.study, device)
         bench.load(load_tensors(home / "model.safetensors"))
@@ -143,13 +150,13 @@ def _newcomers(job: Job, folder: Path, counted: Mapping[str, Cohort], device: to
     return found, troubles
 
 
-def prepared(study: Study, cohorts: Mapping[str, CohortSpec], fold: Fold | None, home: Path) -> Path:
-    """The folder of a run that can begin, or that had begun."""
+def prepared(job: Job, cohorts: Mapping[str, CohortSpec], home: Path) -> Path:
+    """The folder of a run of some of a job's sites that can begin, or that had begun."""
     if not (home / "study.yaml").is_file():
-        prepare(study, Hospitals(cohorts), home)
-    if fold is not None:
+        prepare(job.study, Hospitals(cohorts, public_sources=job.public), home)
+    if job.fold is not None:
         for site in cohorts:
-            deal(study, home / "sites" / site, fold)
+            deal(job.study, home / "sites" / site, job.fold)
     return home
 
 

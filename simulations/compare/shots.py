@@ -29,8 +29,8 @@ def few_shot(job: Job, folder: Path) -> tuple[Found, list[str]]:
     found: Found = {}
     troubles: list[str] = []
     bench = Workbench(job.study, device_named("auto"))
-    home = prepared(job.study, job.cohorts, None, folder / "all")
-    for site in job.measure or job.cohorts:
+    home = prepared(job, job.cohorts, folder / "all")
+    for site in job.measure or job.hospitals:
         cohort = simulated_cohort(job.study, home, site)
         given, missing = _given(job, folder, site)
         for arm, size in ((arm, size) for arm in job.few.fits for size in job.few.shots):
@@ -51,7 +51,7 @@ def _given(job: Job, folder: Path, site: str) -> tuple[Given, list[str]]:
     if job.who == "nobody":
         return Given(start(job.study).state(), None), []
     others = {name: spec for name, spec in job.cohorts.items() if name != site}
-    home = prepared(job.study, others, None, folder / f"without-{site}")
+    home = prepared(job, others, folder / f"without-{site}")
     missing = [f"without {site}: {trouble}" for trouble in federate(home)]
     manifest, state = load_weights(str(home))
     known = Familiar.read(home, manifest.sha256)

@@ -29,7 +29,7 @@ ARMS = ("study", "local", "pooled", "new_site")
 def asked(make_study: MakeStudy, hospitals: Hospitals) -> list[Cell]:
     question = Question(arms=tuple(BUILT_IN[name] for name in ARMS))
     study = make_study(evaluate={"every": 0})
-    return cells(study, question, hospitals.cohorts, 1, "test")
+    return cells(study, question, hospitals, 1, "test")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,24 @@ def test_pooled_training_saw_all_sites_and_no_test_case(asked: list[Cell], done:
     found = outcome(asked[2], done).found
     assert list(found) == [MERGED]
     assert len(found[MERGED]) == 4
+
+
+def test_a_public_source_teaches_whole_and_is_never_tested(make_study, hospitals, tmp_path: Path) -> None:
+    """However few cases the hospitals may train on."""
+    question = Question(arms=(BUILT_IN["joint"], BUILT_IN["fedavg"], BUILT_IN["local"]), against="fedavg", cases=(12,))
+    sites = Hospitals({site: hospitals.cohorts[site] for site in ("east", "south")}, public_sources={"south"})
+    asked = cells(make_study(evaluate={"every": 0}), question, sites, 1, "test")
+    assert {cell.job.cohorts["south"].train_cases for cell in asked} == {None}
+    assert {cell.job.cohorts["east"].train_cases for cell in asked} == {12}
+    assert len(list(run(asked, tmp_path, 1, 1))) == 3
+    found = {cell.arm: outcome(cell, tmp_path) for cell in asked}
+    assert {arm: (one.troubles, next(iter(one.found.values())).keys()) for arm, one in found.items()} == {
+        arm: ((), {"east"}) for arm in ("joint", "fedavg", "local")
+    }
+    logits = {arm: one.found[MERGED]["east"]["cls"].logits for arm, one in found.items() if arm != "local"}
+    assert not np.array_equal(logits["joint"], logits["fedavg"]), "the source had a say"
+    with pytest.raises(InputError, match="no site is called south"):
+        cells(make_study(), question.model_copy(update={"measure": ("south",)}), sites, 1, "test")
 
 
 def test_what_is_done_is_not_done_again(asked: list[Cell], done: Path) -> None:
@@ -195,14 +213,14 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(command: Command, 
 def test_sites_that_do_not_exist_are_named(make_study: MakeStudy, hospitals: Hospitals) -> None:
     question = Question(arms=(BUILT_IN["study"], BUILT_IN["local"]), measure=("nowhere",))
     with pytest.raises(InputError, match="no site is called nowhere"):
-        cells(make_study(), question, hospitals.cohorts, 1, "test")
+        cells(make_study(), question, hospitals, 1, "test")
 
 
 def test_a_source_without_a_head_cannot_be_asked(make_study: MakeStudy, hospitals: Hospitals) -> None:
     study = make_study(model={"backbone": "slim_resnet", "weights": "slim-ctmr-synthetic"})
     question = Question(arms=(BUILT_IN["study"], BUILT_IN["source_only"]))
     with pytest.raises(StudyError, match="have no head for task 'cls' with its classes"):
-        cells(study, question, hospitals.cohorts, 1, "test")
+        cells(study, question, hospitals, 1, "test")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +235,7 @@ def put_together(make_study: MakeStudy, hospitals: Hospitals) -> list[Cell]:
         {"name": "student", "method": "distill", "members": ["fedavg"]},
     ]
     question = Question.model_validate({"arms": arms, "against": "fedavg", "folds": 2})
-    return cells(study, question, hospitals.cohorts, 2, "test")
+    return cells(study, question, hospitals, 2, "test")
 
 
 def test_members_are_the_arms_of_the_same_seed_and_fold(put_together: list[Cell]) -> None:

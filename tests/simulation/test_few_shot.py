@@ -41,7 +41,7 @@ def study(make_study: MakeStudy) -> Study:
 
 @pytest.fixture(scope="module")
 def asked(study: Study, hospitals: Hospitals) -> list[Cell]:
-    return cells(study, QUESTION, hospitals.cohorts, 1, "test")
+    return cells(study, QUESTION, hospitals, 1, "test")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_result_has_a_row_for_every_arm_and_number_of_shots(asked: list[Cell
 def test_where_no_site_has_so_many_the_rest_is_still_told(study: Study, hospitals: Hospitals, tmp_path: Path) -> None:
     changes = {"shots": (2, 30), "measure": ("north",), "arms": ARMS[1:], "against": "ridge", "draws": 1}
     question = QUESTION.model_copy(update=changes)
-    asked = cells(study, question, hospitals.cohorts, 1, "test")
+    asked = cells(study, question, hospitals, 1, "test")
     assert len(list(run(asked, tmp_path, 1, 1))) == 2
     rows = answered(question, study, groups(asked, tmp_path))["rows"]
     assert [row["macro"] is None for row in rows] == [False, False, True, True]

@@ -12,8 +12,8 @@ from simulations.patients import cancer_parts
 from simulations.scenario import SCENARIOS, PhantomSite, Scenario, load_scenario
 
 SHIPPED = (
-    *("alike", "breast_cancer", "folders", "modalities", "newcomer", "shift"),
-    *("source_ctmr", "styles", "target", "three_step", "xray5", "xray_large"),
+    *("alike", "breast_cancer", "clinics", "folders", "modalities", "newcomer", "shift"),
+    *("source_and_target", "source_ctmr", "styles", "target", "three_step", "xray5", "xray_large"),
 )
 
 
@@ -131,7 +131,7 @@ def test_what_a_scanner_cannot_write_is_refused_with_the_numbers(tmp_path):
 
 def test_an_unknown_name_lists_the_ones_that_ship():
     with pytest.raises(
-        StudyError, match="breast_cancer, folders, modalities, newcomer, shift, source_ctmr, styles, target"
+        StudyError, match="breast_cancer, clinics, folders, modalities, newcomer, shift, source_and_target, source_ctmr, styles"
     ):
         load_scenario("xray6")
 
