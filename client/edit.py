@@ -37,6 +37,43 @@ def change_values(path: Path, changes: Mapping[str, Any]) -> None:
         write_atomic(path, after.encode(), private=True)
 
 
+def filled(text: str, values: Mapping[str, Any]) -> str:
+    """A file that explains its keys, with other values behind them; `values` are all of the file's.
+
+    `text` has one key in a line, those of a block two blanks further in, and explains each behind it. Raises ValueError
+    if that is not so.
+    """
+    lines, block = [], ""
+    for line in text.splitlines():
+        comment = _comment(line)
+        found = _KEY.match(line[: len(line) - len(comment)])
+        if found is None:
+            if not line or line.lstrip().startswith("#"):  # anything else belongs to a value that is replaced
+                lines.append(line)
+            continue
+        indent, key, said = found.groups()
+        block = block if indent else key
+        own = values.get(block) if indent else values
+        value = own.get(key) if isinstance(own, Mapping) else None
+        opens = not indent and not said and isinstance(value, Mapping)
+        shown = f"{indent}{key}:" if opens else f"{indent}{key}: {_flow(value)}"
+        lines.append(f"{shown:<31} {comment.strip()}".rstrip())
+    after = "\n".join(lines) + "\n"
+    if _parsed(after) != values:
+        raise ValueError("the text does not explain these keys line by line")
+    return after
+
+
+_KEY = re.compile(r"^((?:  )?)([a-z_]+): *(.*?) *$")
+
+
+def _flow(value: Any) -> str:
+    """A value in one line."""
+    shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+    shown = shown.removesuffix("\n...\n").strip()
+    return json.dumps(value, ensure_ascii=False) if "\n" in shown else shown
+
+
 def _changed(text: str, key: str, value: Any) -> str:
     """`text` with the block of a top-level key replaced, or the key added at the end."""
     lines = text.splitlines()

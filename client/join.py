@@ -10,7 +10,7 @@ from cryptography import x509
 
 from client.config import ServerAddress, SiteConfig, read_config
 from client.data.spec import CohortSpec
-from client.edit import change_values
+from client.edit import change_values, filled
 from client.home import Joined, SiteHome
 from client.policy import SitePolicy
 from client.privacy.masks import MaskSettings
@@ -30,6 +30,7 @@ from common.keys import (
 )
 from common.kit import Kit, read_kit
 from common.membership import Membership, read_membership
+from common.study import CONFIGS
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def join(path: Path, passphrase: str, cohort: CohortSpec, policy: SitePolicy, ho
         server=ServerAddress(address=f"{_bracketed(kit.facts.host)}:{kit.facts.port}", ca=home.authority),
         policy=policy,
     )
-    config.write(home.config)
+    write_atomic(home.config, _explained(config).encode(), private=True)
     enrolment = None
     if not kit.facts.keys_enclosed:
         enrolment = home.path / f"{kit.facts.site}.enrolment.json"
@@ -68,6 +69,17 @@ def join(path: Path, passphrase: str, cohort: CohortSpec, policy: SitePolicy, ho
     joined = Joined(consortium=kit.facts.consortium, site=kit.facts.site, host=kit.facts.host, port=kit.facts.port)
     home.write_joined(joined)
     return Join(joined, public_pem(node), enrolment)
+
+
+def _explained(config: SiteConfig) -> str:
+    """The site's file for the people who keep it: every key, and what it means."""
+    shipped = (CONFIGS / "sites" / "hospital.yaml").read_text(encoding="utf-8")
+    keys = shipped[shipped.index("name:") :]
+    head = (
+        "# This hospital's own configuration. It never leaves the hospital and holds no secret. Change it as you like, and see\n"
+        "# with `fedgraft site check STUDY` whether all is well. Relative paths count from this folder.\n"
+    )
+    return head + filled(keys, config.model_dump(mode="json"))
 
 
 def rejoin(path: Path, passphrase: str, home: SiteHome) -> Joined:

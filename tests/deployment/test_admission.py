@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from client.approval import approve
 from client.home import SiteHome
@@ -89,7 +90,7 @@ def test_a_site_passes_for_no_other(federation, make_study):
         approve(federation.site(name), study.digest)
     path = federation.site("north") / "site.yaml"
     honest = path.read_text()
-    path.write_text(json.dumps(json.loads(honest) | {"name": "east"}))
+    path.write_text(yaml.safe_dump(yaml.safe_load(honest) | {"name": "east"}))
     federation.processes["north"].terminate()
     federation.processes["north"].wait(30)
     federation.start_site("north")
@@ -120,8 +121,8 @@ def test_a_renewed_site_comes_back_with_new_keys(federation, make_study):
     before = (federation.site("north") / "site.yaml").read_bytes()
     federation.fedgraft("site", "rejoin", kit, "--passphrase-file", passphrase, "--home", federation.site("north"))
     assert SiteHome(federation.site("north")).node_key() != old
-    after = json.loads((federation.site("north") / "site.yaml").read_text())
-    assert {**after, "masks": None} == {**json.loads(before), "masks": None}
+    after = yaml.safe_load((federation.site("north") / "site.yaml").read_text())
+    assert {**after, "masks": None} == {**yaml.safe_load(before), "masks": None}
     connected = federation.output("north").count("connected")
     federation.start_site("north")
     until(lambda: federation.output("north").count("connected") > connected, 120, "the renewed site")

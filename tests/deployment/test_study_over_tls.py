@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from client.approval import approve
 from helpers.federation import Federation, same_weights, until
@@ -45,12 +46,12 @@ def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part
         for one in (study, plain):
             approve(federation.site(name), one.digest)
     config = federation.site("south") / "site.yaml"
-    before = json.loads(config.read_text())
+    before = yaml.safe_load(config.read_text())
 
     def restart(**policy: bool) -> None:
         federation.processes["south"].terminate()
         federation.processes["south"].wait(60)
-        config.write_text(json.dumps(before | {"policy": before["policy"] | policy}))
+        config.write_text(yaml.safe_dump(before | {"policy": before["policy"] | policy}))
         federation.start_site("south")
 
     restart(masked_only=True)

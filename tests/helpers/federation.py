@@ -78,11 +78,11 @@ class Federation:
         passphrase = self.kits / f"{name}.passphrase"
         place = ("--data", cohort.root, "--kind", cohort.kind, "--home", self.site(name))
         self.fedgraft("site", "join", kit, "--passphrase-file", passphrase, *place)
-        config = json.loads((self.site(name) / "site.yaml").read_text())
+        config = yaml.safe_load((self.site(name) / "site.yaml").read_text())
         if study is not None:
             keep_key(self.site(name) / "state", derive(study.seed, name, "secret").to_bytes(16, "big"))
         (self.site(name) / "site.yaml").write_text(
-            json.dumps(config | {"threads": 1, "device": "cpu", "policy": OPEN.model_dump(mode="json")})
+            yaml.safe_dump(config | {"threads": 1, "device": "cpu", "policy": OPEN.model_dump(mode="json")})
         )
 
     def start_site(self, name: str, *studies: Study) -> Started:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.edit import change_values
+from client.edit import change_values, filled
 from common.errors import InputError
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "sites" / "hospital.yaml"
@@ -32,6 +32,28 @@ def test_the_shipped_file_keeps_every_other_line(tmp_path):
     again = changed(tmp_path / "site.yaml", after, masks=MASKS | {"identities": {}})
     assert "# for masked studies, from the kit" in again
     assert [line for line in again.splitlines() if line in kept] == kept
+
+
+ODD = {"a b: # c": ["d'\"e", None, True], "": "#"}
+
+
+def test_a_file_is_filled_with_other_values_and_still_explains_them():
+    text = SHIPPED.read_text()
+    values = yaml.safe_load(text)
+    assert yaml.safe_load(filled(text, values)) == values
+    other = values | {"name": "a # b", "masks": MASKS, "cohort": values["cohort"] | {"label_map": ODD, "window": ODD}}
+    other["policy"] = values["policy"] | {"train": ["head"], "delta": 1e-7, "backbones": []}
+    after = filled(text, other)
+    assert yaml.safe_load(after) == other
+    for line in text.splitlines():
+        if "#" in line:
+            assert line[line.index("#") :] in after
+
+
+@pytest.mark.parametrize("values", [{"name": "a"}, {"name": "a", "b": 1, "c": 2}, {"name": {"a": 1}, "b": 1}])
+def test_a_file_that_does_not_explain_these_keys_is_not_filled(values):
+    with pytest.raises(ValueError, match="explain"):
+        filled("name: x  # who\nb:\n  c: 1  # what\n", values)
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,9 @@ def test_a_site_joins_once_and_keeps_its_keys_to_itself(kits):
     assert home.path.stat().st_mode & 0o077 == 0
     for name in ("node.key", "masking.key", "site.yaml", "joined.json"):
         assert (home.path / name).stat().st_mode & 0o077 == 0
+    text = home.config.read_text()
+    assert read_config(home.config).name == "north"
+    assert [line for line in text.splitlines() if "#" not in line] == [], "every key says what it means"
     with pytest.raises(InputError, match="in use"):
         joined(kits)
 
@@ -224,7 +227,7 @@ def test_a_renewed_kit_replaces_keys_and_nothing_else(kits):
 
 def test_a_persons_comments_outlive_a_newer_roster_and_a_renewed_kit(kits):
     home = joined(kits)
-    commented = "# ours, change with care\n" + yaml.safe_dump(json.loads(home.config.read_text())) + "# the end\n"
+    commented = "# ours, change with care\n" + yaml.safe_dump(yaml.safe_load(home.config.read_text())) + "# the end\n"
     home.config.write_text(commented.replace("threads: 0", "threads: 3  # it has four"))
     Authority(kits).renew_site("south")
     update_roster(kits / "roster.json", home, accept=["south"])

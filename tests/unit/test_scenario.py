@@ -131,7 +131,8 @@ def test_what_a_scanner_cannot_write_is_refused_with_the_numbers(tmp_path):
 
 def test_an_unknown_name_lists_the_ones_that_ship():
     with pytest.raises(
-        StudyError, match="breast_cancer, clinics, folders, modalities, newcomer, shift, source_and_target, source_ctmr, styles"
+        StudyError,
+        match="breast_cancer, clinics, folders, modalities, newcomer, shift, source_and_target, source_ctmr, styles",
     ):
         load_scenario("xray6")
 
