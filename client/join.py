@@ -76,8 +76,8 @@ def _explained(config: SiteConfig) -> str:
     shipped = (CONFIGS / "sites" / "hospital.yaml").read_text(encoding="utf-8")
     keys = shipped[shipped.index("name:") :]
     head = (
-        "# This hospital's own configuration. It never leaves the hospital and holds no secret. Change it as you like, and see\n"
-        "# with `fedgraft site check STUDY` whether all is well. Relative paths count from this folder.\n"
+        "# This hospital's own configuration. It never leaves the hospital and holds no secret. Change what you like,\n"
+        "# and see with `fedgraft site check STUDY` whether all is well. Relative paths count from this folder.\n"
     )
     return head + filled(keys, config.model_dump(mode="json"))
 
