@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from torch import nn
 
 from common.errors import InputError
-from common.slim import SlimResNet, TableLinear, TableMLP
+from common.slim import SlimResNet, TableLinear, TableMLP, group_norm
 
 _FAMILIES = (
     ("alexnet", 64),
@@ -44,7 +45,12 @@ class Backbone:
 Builder = Callable[[int, int], nn.Module]
 """From channels and image size to a network with an attribute `feature_dim`."""
 
-_OWN: dict[str, Builder] = {"slim_resnet": lambda channels, _: SlimResNet(channels)}
+_OWN: dict[str, Builder] = {
+    "slim_resnet": lambda channels, _: SlimResNet(channels),
+    "slim_resnet_gn": lambda channels, _: SlimResNet(channels, group_norm),
+}
+_GN = "_gn"
+"""At the end of a name: group norm in place of batch norm. Weights trained with the one do not fit the other."""
 _TABLE: dict[str, Callable[[int], nn.Module]] = {"table_linear": TableLinear, "table_mlp": TableMLP}
 
 
@@ -58,7 +64,9 @@ def _torchvision_names() -> tuple[str, ...]:
     import torchvision  # takes seconds, and only its own backbones need it
 
     prefixes = tuple(family for family, _ in _FAMILIES)
-    return tuple(name for name in torchvision.models.list_models(torchvision.models) if name.startswith(prefixes))
+    names = torchvision.models.list_models(torchvision.models)
+    grouped = (f"{name}{_GN}" for name in names if name.startswith(("resnet", "resnext", "wide_resnet")))
+    return (*(name for name in names if name.startswith(prefixes)), *grouped)
 
 
 def image_backbones() -> tuple[str, ...]:
@@ -86,7 +94,9 @@ def build_image_backbone(name: str, channels: int, size: int) -> Backbone:
     smallest = next(least for family, least in _FAMILIES if name.startswith(family))
     if size < smallest:
         raise InputError(f"{name} needs images of at least {smallest} pixels, not {size}.")
-    options: dict[str, bool | int] = dict(_OPTIONS.get(name, {}))
+    options: dict[str, Any] = dict(_OPTIONS.get(name, {}))
+    if name.endswith(_GN):
+        options["norm_layer"] = group_norm
     if name.startswith("vit"):
         patch = int(name.rsplit("_", 1)[1])
         if size % patch:
@@ -94,7 +104,7 @@ def build_image_backbone(name: str, channels: int, size: int) -> Backbone:
         options["image_size"] = size
     import torchvision
 
-    module = torchvision.models.get_model(name, weights=None, **options)
+    module = torchvision.models.get_model(name.removesuffix(_GN), weights=None, **options)
     head, dim = _cut_head(module)
     if channels != 3:
         _change_stem(module, channels)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+MakeNorm = Callable[[int], nn.Module]
+"""From a number of channels to a norm layer over them."""
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Statistics of each case alone, over 32 groups of channels, or pairs where there are fewer (Wu and He 2018)."""
+    return nn.GroupNorm(min(32, channels // 2), channels)
+
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with batch norm and a skip connection; nothing in place, as private training needs."""
+    """Two 3x3 convolutions with norm layers and a skip connection; nothing in place, as private training needs."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: MakeNorm = nn.BatchNorm2d) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
+        self.bn1 = norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
+        self.bn2 = norm(outputs)
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.skip = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.skip = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
@@ -31,11 +41,12 @@ class SlimResNet(nn.Module):
 
     feature_dim = 128
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: MakeNorm = nn.BatchNorm2d) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 16, 3, 2, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.blocks = nn.Sequential(Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2), Block(64, 128, 2))
+        self.bn1 = norm(16)
+        sizes = ((16, 16, 1), (16, 32, 2), (32, 64, 2), (64, 128, 2))
+        self.blocks = nn.Sequential(*(Block(*size, norm) for size in sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) to (N, 128)."""

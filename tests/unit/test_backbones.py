@@ -11,6 +11,7 @@ from torch import nn
 from common.backbones import build_image_backbone, build_table_backbone, image_backbones, register, table_backbones
 from common.errors import InputError
 from common.model import TransferModel, build_model
+from common.plan import Role
 
 SMALL = (
     "slim_resnet",
@@ -27,6 +28,9 @@ SMALL = (
 )
 """The lightest of every family but the next ones."""
 
+GROUPED = (("slim_resnet_gn", 1), ("resnet18_gn", 3))
+
+
 LARGE = ("alexnet", "vgg11_bn", "vit_b_32")
 """Families of which every member has some 60 million entries or more: here without memory for them."""
 
@@ -40,7 +44,8 @@ def test_every_family_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "channels"), [(name, 1) for name in SMALL] + [("slim_resnet", 3), ("resnet18", 3), ("densenet121", 3)]
+    ("name", "channels"),
+    [(name, 1) for name in SMALL] + [("slim_resnet", 3), ("resnet18", 3), ("densenet121", 3), *GROUPED],
 )
 def test_features_of_small_images(name: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: object, **__: object) -> None:
@@ -66,6 +71,21 @@ def test_shapes_of_large_networks(name: str, channels: int) -> None:
         x = torch.zeros(2, channels, 64, 64)
         assert model.features(x).shape == (2, model.feature_dim)
         assert model(x)["cls"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(("name", "channels"), GROUPED)
+def test_with_group_norm_no_case_knows_of_the_others_and_nothing_is_remembered(name: str, channels: int) -> None:
+    model = build_model(name, {"cls": 3}, channels=channels, seed=0, size=32).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    x = torch.randn(4, channels, 32, 32)
+    together, alone = model(x)["cls"], torch.cat([model(one[None])["cls"] for one in x])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    roles = {tag.role for tag in model.tags().values()}
+    assert Role.NORM_AFFINE in roles
+    assert Role.NORM_STATS not in roles
+    plain = build_model(name.removesuffix("_gn"), {"cls": 3}, channels=channels, seed=0, size=32).train()
+    assert not torch.allclose(plain(x)["cls"], torch.cat([plain(torch.stack([one, x[0]]))["cls"][:1] for one in x]))
 
 
 @pytest.mark.parametrize("name", ["slim_resnet", "resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"])
