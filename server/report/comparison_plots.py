@@ -97,7 +97,8 @@ def _matrix(matrix: Row, metric: str, name: str) -> str:
     axes.grid(False)
     for (model, site), value in np.ndenumerate(table) if len(sites) <= 10 else ():
         if np.isfinite(value):
-            axes.text(site, model, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.85 else INK)
+            shown = f"{value:.2f}".removeprefix("0" if len(sites) > 6 else "")  # or ten would touch each other
+            axes.text(site, model, shown, ha="center", va="center", color="white" if value > 0.85 else INK)
     axes.set_xticks(range(len(sites)), [label(site, 10) for site in sites], rotation=40, ha="right")
     axes.set_yticks(range(len(rows)), [label(model, 10) for model in rows])
     cases = number(matrix.get("cases"))
