@@ -6,6 +6,7 @@ case; one that compares cases of a batch has none; one that looks at no case at 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
@@ -45,7 +46,7 @@ class Coupling(StrEnum):
     BATCH = "batch"
 
 
-class _Term(Value):
+class _Term(Value, ABC):
     weight: Weight = 1.0
 
     coupling: ClassVar[Coupling] = Coupling.SAMPLE
@@ -56,9 +57,9 @@ class _Term(Value):
         return frozenset()
 
     @property
+    @abstractmethod
     def says(self) -> str:
         """The term in a few words."""
-        raise NotImplementedError
 
     @property
     def self_taught(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +40,14 @@ def case_losses(task: AnyTask | None, outputs: Tensor, target: Tensor) -> Tensor
     else:
         loss = F.cross_entropy(outputs.float(), target, ignore_index=UNKNOWN, reduction="none")
     return loss if task is None or task.weight == 1 else loss * task.weight
+
+
+def losses_by_case(
+    outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], tasks: Mapping[str, AnyTask] | None = None
+) -> Tensor:
+    """Each case's own loss, (N,), summed over the tasks whose label is known; without `tasks` all ask for classes."""
+    each = [case_losses((tasks or {}).get(task), said, targets[task]) for task, said in outputs.items()]
+    return torch.stack(each).sum(dim=0)
 
 
 def _each(task: Multilabel | Regression | Segmentation, outputs: Tensor, target: Tensor) -> Tensor:

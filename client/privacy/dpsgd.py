@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from client.local.augment import augment
 from client.local.feed import Batch, Feed
 from client.local.gradient import dropout_seeded, optimiser_for
-from client.local.losses import case_losses
+from client.local.losses import losses_by_case
 from client.local.trouble import Diverged, TooFewCases
 from client.privacy import heads, secret
 from client.privacy.layers import NORM_SAMPLERS, SAMPLERS
@@ -174,15 +174,9 @@ def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
     return [torch.einsum("n,n...->...", factors.to(part.dtype), part) for part in gradients]
 
 
-def losses(outputs: dict[str, Tensor], batch: Batch, tasks: Mapping[str, AnyTask] | None = None) -> Tensor:
-    """Each case's own loss, (N,), summed over the tasks whose label is known; without `tasks` all ask for classes."""
-    each = [case_losses((tasks or {}).get(task), logits, batch.targets[task]) for task, logits in outputs.items()]
-    return torch.stack(each).sum(dim=0)
-
-
 def _kept(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     """The clipped sum from all cases' gradients at once: memory is cases times parameters."""
-    loss = losses(trainer.model(batch.inputs), batch, trainer.tasks)
+    loss = losses_by_case(trainer.model(batch.inputs), batch.targets, trainer.tasks)
     if (share := rows.share()) is not None:
         loss = loss * share.to(loss.device)
     torch.autograd.backward(loss.sum())
@@ -210,7 +204,7 @@ def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> li
 
 def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     """The clipped sum in two passes, the first for the norms: memory is that of one layer's gradients."""
-    loss = losses(trainer.model(batch.inputs), batch, trainer.tasks)
+    loss = losses_by_case(trainer.model(batch.inputs), batch.targets, trainer.tasks)
     torch.autograd.backward(loss.sum(), retain_graph=True)
     norms = torch.stack([_taken(parameter, "_norm_sample") for parameter in trainer.parameters]).double().norm(dim=0)
     for parameter in trainer.parameters:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.local.feed import Batch
 from client.privacy import dpsgd, secret
 from common.model import TransferModel
 from common.tasks import AnyTask
 
 Patch = pytest.MonkeyPatch
+Tensors = Mapping[str, Tensor]
 
 
 def no_clip(patch: Patch) -> None:
@@ -37,14 +37,14 @@ def every_image_clipped_alone(patch: Patch) -> None:
 
 def weighted_mean(patch: Patch) -> None:
     """The mean of a loss with class weights, over a batch: its weights' sum ties all cases together."""
-    real = dpsgd.losses
+    real = dpsgd.losses_by_case
 
-    def losses(outputs: dict[str, Tensor], batch: Batch, tasks: Mapping[str, AnyTask] | None = None) -> Tensor:
-        (target,) = batch.targets.values()
+    def losses(outputs: Tensors, targets: Tensors, tasks: Mapping[str, AnyTask] | None = None) -> Tensor:
+        (target,) = targets.values()
         weights = torch.tensor([1.0, 1.0, 100.0])[target]
-        return real(outputs, batch, tasks) * weights * len(target) / weights.sum()
+        return real(outputs, targets, tasks) * weights * len(target) / weights.sum()
 
-    patch.setattr(dpsgd, "losses", losses)
+    patch.setattr(dpsgd, "losses_by_case", losses)
 
 
 def moving_statistics(patch: Patch) -> None:
