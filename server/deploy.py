@@ -18,8 +18,9 @@ _POLL_S = 1.0
 _AWAY_S = 180.0
 """How long the server may be away, for example while it restarts."""
 
-_TRIES = 5
-"""How often a run that was killed is started again without getting one exchange further."""
+_TRIES, _PAUSE_S = 6, 1.0
+"""How often a run that was killed is started again without getting one exchange further, and how long that waits after
+the second time; each further time twice as long, since what kills it may need time to end."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
         if tries > _TRIES:
             raise RunError(f"Flower ended the run as {state}.", fix=f"See {home.logs / 'superexec.log'}.")
         say(f"the run was interrupted ({state}) and goes on after exchange {reached}")
+        if tries > 1:
+            time.sleep(_PAUSE_S * 2 ** (tries - 2))
 
 
 def _wait_for_sites(home: ServerHome, wait: Wait, say: Callable[[str], None]) -> None:

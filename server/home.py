@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
+import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,6 +108,13 @@ class ServerHome:
         lock.write(str(os.getpid()))
         lock.flush()
         return lock
+
+    def found_database(self) -> None:
+        """Make Flower's database, if there is none yet, with the largest pages: models come in pieces of 5 MiB."""
+        if not self.database.exists():
+            with contextlib.closing(sqlite3.connect(self.database)) as database:
+                database.execute("PRAGMA page_size = 65536")
+                database.execute("VACUUM")  # writes the file's first page, and with it their size
 
     def admitted(self) -> dict[str, str]:
         """Public key to name, of all sites that may connect."""

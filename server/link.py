@@ -55,6 +55,7 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
         gate = Gate(Guard(lambda: sites.admitted), f"https://{inner}", home.authority)
         server = gate_server(gate, (facts.listen, port), home.gate)
         stop = threading.Event()
+        home.found_database()
         try:
             parts[0].start()
             _until_listening(parts[0], facts.inner_port)
@@ -171,7 +172,8 @@ def environment(home: ServerHome) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
+        # Every question costs a write to the database, for which the models in transit wait.
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1.0",
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
         "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -182,7 +184,7 @@ def _superlink(home: ServerHome, port: int, health_port: int | None) -> list[str
     certificate, key = home.inner
     health = [] if health_port is None else ["--health-server-address", f"127.0.0.1:{health_port}"]
     return [
-        *("flower-superlink", "--host", "127.0.0.1", "--port", str(port)),
+        *(sys.executable, "-P", "-m", "server.superlink", "--host", "127.0.0.1", "--port", str(port)),
         *("--ssl-ca-certfile", str(home.authority), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)),
         *("--enable-supernode-auth", "--database", str(home.database), "--isolation", "process"),
         *("--disable-runtime-dependency-installation", "--superexec-auth-secret-file", str(home.secret)),

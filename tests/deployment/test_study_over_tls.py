@@ -172,7 +172,7 @@ def test_a_site_that_ends_leaves_at_once(federation):
 
 
 def test_the_server_stops_with_all_its_processes(federation: Federation):
-    inner = federation.child("flower-superlink")
+    inner = federation.child("server.superlink")
     federation.fedgraft("server", "stop", "--server", "--home", federation.home)
     assert federation.processes["server"].wait(40) == 0
     assert not Path(f"/proc/{inner}").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> ServerHome:
 @pytest.fixture
 def control(home: ServerHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[Control]:
     monkeypatch.setattr(deploy, "_POLL_S", 0.02)
+    monkeypatch.setattr(deploy, "_PAUSE_S", 0.05)
     made = Control(home)
     yield made
     made.close()
@@ -124,10 +126,12 @@ def test_a_run_that_was_stopped_can_be_continued_and_is_not_by_itself(home, cont
 
 
 def test_a_run_that_was_killed_is_started_again_until_it_gets_no_further(home, control, run):
-    control.ends = [("failed", "")]
+    control.ends, began = [("failed", "")], time.monotonic()
     with pytest.raises(RunError, match="finished:failed"):
         run_study(home, run, READY, print)
     assert control.started == deploy._TRIES + 1
+    pauses = [deploy._PAUSE_S * 2**again for again in range(deploy._TRIES - 1)]
+    assert time.monotonic() - began > sum(pauses), "each time it waits twice as long"
     assert len(json.loads((run / "deployment.json").read_text())["started"]) == control.started
 
 
