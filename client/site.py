@@ -44,7 +44,8 @@ from common.summing import METRICS, TENSORS, Terms, metric_terms, tensor_terms
 from common.task_metrics import TaskSums
 from common.terms import Need, looks_further, wants_all_cases
 from common.training import Private
-from common.travel import Route, keeps_sums, own, privacy_asked
+from common.travel import KINDS, Route, keeps_sums, own, privacy_asked
+from common.triangles import folded
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,11 @@ class Site:
         if isinstance(local, Statistics):
             cases = Cases(self._feed, self._seen)
             sums = site_sums(local, self._study, self._bench, cases, self._inbox.aside)
-            return Work(sums, {}, self._figures({"examples": len(self._feed.labelled(local.split))}))
+            return Work(
+                folded(sums, KINDS[local.precision]),
+                {},
+                self._figures({"examples": len(self._feed.labelled(local.split))}),
+            )
         begin = partial(self._bench.begin, self._used, route.changed)
         if isinstance(local, Recalibrate):
             begin()
@@ -269,8 +274,9 @@ class Site:
         except Replay as replay:
             return Work(replay.shared, replay.own, {})
         if isinstance(private, PrivateSums):
+            assert isinstance(stage.local, Statistics)
             sums = noised_sums(self._bench, self._seen("train"), self._cohort.patients, private)
-            work = Work(sums, {}, {"sigma": private.sigma or 0.0})
+            work = Work(folded(sums, KINDS[stage.local.precision]), {}, {"sigma": private.sigma or 0.0})
         else:
             work = self._train_privately(stage, private, moment)
         guard.keep(order.exchange, work.tensors, work.own)

@@ -193,6 +193,8 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
     if local.of in ("features", "residuals"):
         yield from _other_kinds(study, stage, local)
     yield from check_calibration(study, stage, local)
+    if local.precision != "double" and (local.of not in ("features", "residuals") or study.masked):
+        yield "local.precision: is for sums of features without masks; masked numbers are all of one size"
     if local.keep_sums and not isinstance(stage.merge, ClosedForm):
         yield f"local.keep_sums: is for heads that sites can leave and join, but {stage.merge.kind} solves none"
     if local.keep_sums and study.masked:

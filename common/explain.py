@@ -265,7 +265,8 @@ def _sums(local: Statistics, rounds: int) -> str:
         case _:
             noise = "" if local.private is None else ", with noise for differential privacy"
             over = f" of their {cases}" if local.split != "train" else ""
-            return f"send sums of features and labels{over} once{noise}"
+            digits = "" if local.precision == "double" else ", with 7 digits"
+            return f"send sums of features and labels{over} once{digits}{noise}"
 
 
 def _solved(stage: Stage, local: Statistics) -> str:

@@ -15,6 +15,10 @@ from common.tasks import AnyTask, Multilabel, Regression
 from common.temperature import ANSWERS, CASES, MEMBERS, TEMPERATURES
 from common.terms import Need, needs
 from common.training import Private
+from common.triangles import TRIANGLE, cells
+
+KINDS = {"double": "float64", "single": "float32"}
+"""The type of the numbers that sums travel as."""
 
 Tags = Mapping[str, Tag]
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
@@ -115,8 +119,9 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
         for task, count in study.heads.items():
             dim = state[f"heads.{task}.weight"].shape[1] + 1
             several = isinstance(study.asked[task], Multilabel)
-            shapes[f"{task}/gram"] = ((count, dim, dim) if several else (dim, dim), "float64")
-            shapes[cross_name(study.asked[task])] = ((dim, count), "float64")
+            half, kind = cells(dim), KINDS[stage.local.precision]
+            shapes[task + TRIANGLE] = ((count, half) if several else (half,), kind)
+            shapes[cross_name(study.asked[task])] = ((dim, count), kind)
         return shapes | ({NOISE: ((1,), "float64")} if stage.local.private is not None else {})
     return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}
 

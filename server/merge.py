@@ -32,6 +32,7 @@ from common.plan import Stage
 from common.strength import choose
 from common.temperature import tempered
 from common.travel import DISTANCES, Tags, keeps_sums
+from common.triangles import unfolded
 from common.unlike import SUMS, THRESHOLD, threshold
 from server.mean import MeanMerger
 from server.optimiser import ServerOptimiserMerger
@@ -85,8 +86,8 @@ class _SumMerger:
 
     def add(self, update: Update) -> None:
         """Add the site's sums."""
-        for key, array in update.tensors.items():
-            self._sums[key] = self._sums[key] + array if key in self._sums else array.copy()
+        for key, array in unfolded(update.tensors).items():
+            self._sums[key] = self._sums[key] + array if key in self._sums else array
 
 
 class HeadMerger(_SumMerger):
@@ -109,7 +110,7 @@ class HeadMerger(_SumMerger):
         """Add the site's sums; each is kept where the study says so, or the strength is chosen on sites left out."""
         super().add(update)
         if self._keep or self._chooses:
-            self._sites.append(update.tensors)
+            self._sites.append(unfolded(update.tensors))
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Heads that solve the pooled problem. RunError if no site had a label."""

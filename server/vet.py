@@ -14,6 +14,7 @@ from common.plan import Gradient, Role, Stage
 from common.study import Study
 from common.task_metrics import TaskSums, sums_from
 from common.travel import DISTANCES, Shapes, Tags
+from common.triangles import TRIANGLE
 
 _MOST_CASES = 1e12
 
@@ -85,7 +86,7 @@ def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:
     if not all(np.isfinite(array).all() for array in tensors.values()):
         return Code.NOT_FINITE
     counts = [array for key, array in tensors.items() if key in ("count", DISTANCES)]
-    counts += [array[..., -1, -1] for key, array in tensors.items() if key.endswith("/gram")]
+    counts += [array[..., -1] for key, array in tensors.items() if key.endswith(TRIANGLE)]
     least = -_MOST_CASES if noised else 0.0
     if noised and not (tensors[NOISE] > 0).all():
         return Code.BAD_WEIGHT

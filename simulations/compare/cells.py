@@ -64,6 +64,7 @@ class Cell:
             "few": few and {"shots": few.shots, "draws": few.draws, "task": few.task, "fits": fits},
             "code": code_digest(),
             "public": self.job.public,
+            "sources": {site: spec.model_dump(mode="json") for site, spec in sorted(self.job.sources.items())},
         } | ({"members": [cell.digest for cell in self.members]} if self.members else {})
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
@@ -108,7 +109,7 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
             for seed in range(seeds):
                 seeded = own.model_copy(update={"seed": own.seed + seed})
                 for fold in _folds(question):
-                    job = Job(seeded, arm.who, specs, fold, question.measure, few, public)
+                    job = Job(seeded, arm.who, specs, fold, question.measure, few, public, sites.sources)
                     alike = [cell for cell in found if (cell.cases, cell.seed, cell.fold) == (cases, seeded.seed, fold)]
                     own_members = tuple(cell for name in arm.members for cell in alike if cell.arm == name)
                     found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job, own_members))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,8 @@ class Job:
     few: Few | None = None
     public: tuple[str, ...] = ()
     """Sites with public source data: no hospitals, and never tested."""
+    sources: Mapping[str, CohortSpec] = field(default_factory=dict)
+    """By site the source data that lie there beside its own."""
 
     @property
     def hospitals(self) -> tuple[str, ...]:
@@ -153,7 +155,8 @@ def _newcomers(job: Job, folder: Path, counted: Mapping[str, Cohort], device: to
 def prepared(job: Job, cohorts: Mapping[str, CohortSpec], home: Path) -> Path:
     """The folder of a run of some of a job's sites that can begin, or that had begun."""
     if not (home / "study.yaml").is_file():
-        prepare(job.study, Hospitals(cohorts, public_sources=job.public), home)
+        sources = {site: spec for site, spec in job.sources.items() if site in cohorts}
+        prepare(job.study, Hospitals(cohorts, public_sources=job.public, sources=sources), home)
     if job.fold is not None:
         for site in cohorts:
             deal(job.study, home / "sites" / site, job.fold)

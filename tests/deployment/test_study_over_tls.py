@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from client.approval import approve
+from common.files import load_tensors
 from helpers.federation import Federation, same_weights, until
+from helpers.plans import MANY_KINDS
 from simulations.run import simulate
 
 pytestmark = pytest.mark.deployment
@@ -33,6 +35,19 @@ def test_weights_and_metrics_are_those_of_the_simulation(federation, three, make
     assert ours["status"] == "completed"
     assert ours["engine"] == "deployed"
     assert (federation.root / "run" / "report.html").is_file()
+
+
+def test_stages_of_all_kinds_are_those_of_the_simulation(federation, three, make_study, tmp_path):
+    """Sums in single precision, control variates, Newton's steps, temperatures, thresholds; norms that stay."""
+    study = make_study(plan=MANY_KINDS, name="kinds")
+    for name in SITES:
+        approve(federation.site(name), study.digest)
+    federation.run(study, "kinds")
+    reference = simulate(study, three, tmp_path / "reference")
+    assert same_weights(federation.root / "kinds", reference)
+    ours, theirs = (load_tensors(run / "moments.safetensors") for run in (federation.root / "kinds", reference))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[key] == theirs[key]).all() for key in ours)
 
 
 def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part(

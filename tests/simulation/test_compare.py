@@ -13,8 +13,9 @@ import pytest
 import yaml
 from conftest import Command
 
-from common.errors import InputError, StudyError
+from common.errors import InputError, RunError, StudyError
 from common.files import load_tensors, read_json
+from common.start import start
 from common.study import Study
 from helpers.work import MakeStudy
 from simulations.compare.cells import Cell, cells, outcome, run
@@ -111,6 +112,25 @@ def test_a_public_source_teaches_whole_and_is_never_tested(make_study, hospitals
     assert not np.array_equal(logits["joint"], logits["fedavg"]), "the source had a say"
     with pytest.raises(InputError, match="no site is called south"):
         cells(make_study(), question.model_copy(update={"measure": ("south",)}), sites, 1, "test")
+
+
+def test_a_source_that_lies_at_a_site_teaches_there(make_study, hospitals, tmp_path: Path) -> None:
+    """Where the site's own labels are hidden, all that it can learn comes from the source beside it."""
+    work = {"name": "dann", "rounds": 1, "local": {"steps": 3, "batch_size": 8}}
+    study = make_study(method=work, evaluate={"every": 0})
+    question = Question(arms=(BUILT_IN["study"], BUILT_IN["scratch"]), hide=("east",))
+    mine, beside = {"east": hospitals.cohorts["east"]}, {"east": hospitals.cohorts["south"]}
+    cell, bare = (cells(study, question, Hospitals(mine, sources=sources), 1, "test")[0] for sources in (beside, {}))
+    assert cell.digest != bare.digest
+    with pytest.raises(RunError, match="1 of 1 runs failed"):
+        list(run([bare], tmp_path / "bare", 1, 1))
+    assert len(list(run([cell], tmp_path / "out", 1, 1))) == 1
+    found = outcome(cell, tmp_path / "out").found[MERGED]["east"]["cls"]
+    made = simulate(study, Hospitals(cell.job.cohorts, sources=beside), tmp_path / "run")
+    said = read_json(made / "result.json")["metrics"]["cls"]["sites"]["east"]
+    assert (len(found.targets), accuracy(found)) == (said["n"], pytest.approx(said["accuracy"]))
+    begun, ended = start(study).state(), load_tensors(made / "model.safetensors")
+    assert not np.array_equal(begun["heads.cls.weight"], ended["heads.cls.weight"]), "the source was learnt from"
 
 
 def test_what_is_done_is_not_done_again(asked: list[Cell], done: Path) -> None:

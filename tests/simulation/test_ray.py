@@ -6,13 +6,17 @@ import sys
 import pytest
 
 from common.files import load_tensors, read_json
+from helpers.plans import MANY_KINDS
 from simulations.run import Engine, simulate
+
+FEDBN = {"name": "fedbn", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ray_gives_identical_weights_and_leaves_nothing_running(hospitals, make_study, tmp_path):
-    study = make_study(method={"name": "fedbn", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}})
+@pytest.mark.parametrize("work", [{"method": FEDBN}, {"plan": MANY_KINDS}], ids=["fedbn", "many_kinds"])
+def test_ray_gives_identical_weights_and_leaves_nothing_running(hospitals, make_study, tmp_path, work):
+    study = make_study(**work)
     here = simulate(study, hospitals, tmp_path / "here")
     there = simulate(study, hospitals, tmp_path / "there", Engine(name="ray", workers=2))
     ours, theirs = (load_tensors(run / "model.safetensors") for run in (here, there))

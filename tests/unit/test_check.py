@@ -34,6 +34,12 @@ def test_what_works_is_let_through():
     assert check(study(FEDBN), TAGS) == []
 
 
+def test_masked_sums_have_one_precision():
+    single = PROBE | {"local": {"kind": "statistics", "precision": "single"}}
+    assert check(study(single), TAGS) == []
+    assert any("local.precision" in fault for fault in check(study(single, masked=True), TAGS))
+
+
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
@@ -50,6 +56,15 @@ def test_what_works_is_let_through():
         (
             [PROBE | {"local": {"kind": "statistics", "of": "columns"}, "merge": {"kind": "standardise"}}],
             "those of a table",
+        ),
+        (
+            [
+                {
+                    "local": {"kind": "statistics", "of": "columns", "precision": "single"},
+                    "merge": {"kind": "standardise"},
+                }
+            ],
+            "local.precision: is for sums of features without masks",
         ),
         ([FEDBN, PROBE], "same backbone at all sites"),
         ([ADAPT | {"share": "all"}], "the site's own"),

@@ -5,6 +5,7 @@ from common.errors import RunError
 from common.merges import Mean, Ridge
 from common.orders import Update
 from common.plan import Gradient, Role, Stage, Statistics, Tag, named
+from common.triangles import folded
 from server.merge import merger
 
 TAGS = {
@@ -80,7 +81,7 @@ def test_what_a_site_sent_is_taken_in_and_not_looked_at_again(local, merge):
     """The memory that a reply lies in is given back once it is merged."""
     start = {"heads.cls.weight": np.zeros((2, 2), np.float32), "heads.cls.bias": np.zeros(2, np.float32)}
     if isinstance(merge, Ridge):
-        tensors = {"cls/gram": np.diag([3.0, 5.0, 4.0]), "cls/cross": np.arange(6.0).reshape(3, 2)}
+        tensors = folded({"cls/gram": np.diag([3.0, 5.0, 4.0]), "cls/cross": np.arange(6.0).reshape(3, 2)})
     else:
         tensors = {key: array + 1 for key, array in start.items()}
     results = []
@@ -98,6 +99,6 @@ def test_what_a_site_sent_is_taken_in_and_not_looked_at_again(local, merge):
 def test_a_ridge_without_any_label_is_refused():
     probe = Stage(name="p", local=Statistics(), share=named("heads"), merge=Ridge())
     merging = merger(probe, TAGS)
-    merging.add(Update(1, {"cls/gram": np.zeros((3, 3)), "cls/cross": np.zeros((3, 2))}, {}, {}, {}))
+    merging.add(Update(1, folded({"cls/gram": np.zeros((3, 3)), "cls/cross": np.zeros((3, 2))}), {}, {}, {}))
     with pytest.raises(RunError, match="cls"):
         merging.result({"heads.cls.weight": np.zeros((2, 2), np.float32), "heads.cls.bias": np.zeros(2, np.float32)})

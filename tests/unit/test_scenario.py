@@ -13,7 +13,7 @@ from simulations.scenario import SCENARIOS, PhantomSite, Scenario, load_scenario
 
 SHIPPED = (
     *("alike", "breast_cancer", "clinics", "folders", "modalities", "newcomer", "shift"),
-    *("source_and_target", "source_ctmr", "styles", "target", "three_step", "xray5", "xray_large"),
+    *("source_and_target", "source_ctmr", "styles", "target", "three_step", "unseen_styles", "xray5", "xray_large"),
 )
 
 

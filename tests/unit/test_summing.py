@@ -19,6 +19,7 @@ from common.summing import (
     tensor_shapes,
     tensor_terms,
 )
+from common.triangles import folded
 from server.merge import merger
 
 TAGS = {"b.w": Tag(Role.BODY, 1), "b.n": Tag(Role.NORM_STATS, 1), "heads.cls.w": Tag(Role.HEAD, 2, "cls")}
@@ -81,11 +82,11 @@ def test_a_server_optimiser_takes_the_same_step(make_study) -> None:
 
 def test_sums_of_features_stay_sums(make_study) -> None:
     stage = Stage(name="probe", local={"kind": "statistics"}, merge=Ridge())
-    sums = {"cls/gram": np.eye(3), "cls/cross": np.ones((3, 2))}
+    sums = folded({"cls/gram": np.eye(3), "cls/cross": np.ones((3, 2))})
     terms = tensor_terms(Update(1, sums, {}, {"examples": 4}, {}), stage, TAGS)
     assert terms.arrays.keys() == sums.keys()
     assert not terms.factors
-    assert pooled_update(summed([terms, terms]), stage, TAGS, STATE).tensors["cls/gram"][0, 0] == 2
+    assert pooled_update(summed([terms, terms]), stage, TAGS, STATE).tensors["cls/triangle"][0] == 2
 
 
 def predictions(seed: int, cases: int, classes: int) -> ClassificationSums:

@@ -4,6 +4,7 @@ import pytest
 from common.merges import Mean, Ridge
 from common.orders import Code, Order, Update
 from common.plan import Gradient, Role, Stage, Statistics, Tag, named
+from common.triangles import folded
 from server.vet import Bar, fault, squares
 
 TAGS = {
@@ -69,11 +70,11 @@ def test_a_reply_to_an_evaluation_may_carry_no_tensors():
 
 def test_sums_must_be_finite_and_count_something_plausible():
     probe = Stage(name="p", local=Statistics(), share=named("heads"), merge=Ridge())
-    shapes = {"cls/gram": ((2, 2), "float64"), "cls/cross": ((2, 2), "float64")}
+    shapes = {"cls/triangle": ((3,), "float64"), "cls/cross": ((2, 2), "float64")}
     bar = Bar(probe, TAGS, STATE, shapes, 10.0)
 
     def sums(gram: np.ndarray) -> Update:
-        return Update(5, {"cls/gram": gram, "cls/cross": np.ones((2, 2))}, {}, {}, {})
+        return Update(5, folded({"cls/gram": gram, "cls/cross": np.ones((2, 2))}), {}, {}, {})
 
     assert fault(sums(np.eye(2)), ORDER, bar) is None
     assert fault(sums(np.full((2, 2), np.nan)), ORDER, bar) is Code.NOT_FINITE

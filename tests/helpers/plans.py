@@ -1,0 +1,44 @@
+"""A plan with a stage of nearly every kind, for what must hold whatever carries the messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MANY_KINDS: list[dict[str, Any]] = [
+    {
+        "name": "probe",
+        "local": {"kind": "statistics", "precision": "single"},
+        "share": "heads",
+        "merge": {"kind": "ridge", "strength": "loso"},
+    },
+    {
+        "name": "train",
+        "where": "labelled",
+        "local": {
+            "kind": "gradient",
+            "steps": 2,
+            "batch_size": 8,
+            "terms": [{"kind": "supervised"}, {"kind": "control"}],
+        }
+        | {"optimiser": "sgd", "momentum": 0.0, "lr": 0.01},
+        "share": "all",
+        "merge": {"kind": "mean"},
+        "rounds": 2,
+    },
+    {
+        "name": "step",
+        "local": {"kind": "statistics", "of": "residuals"},
+        "share": "heads",
+        "merge": {"kind": "newton", "strength": 0.1},
+        "rounds": 2,
+    },
+    {
+        "name": "calibrate",
+        "local": {"kind": "statistics", "of": "answers", "split": "val"},
+        "share": "heads",
+        "merge": {"kind": "temper"},
+    },
+    {"name": "describe", "local": {"kind": "statistics"}, "merge": {"kind": "moments"}},
+    {"name": "distances", "local": {"kind": "statistics", "of": "distances"}, "merge": {"kind": "threshold"}},
+    {"name": "adapt", "local": {"kind": "recalibrate", "batch_size": 8}, "keep": "norm_stats"},
+]
