@@ -36,6 +36,11 @@ def test_transfer_and_adaptation_help_where_they_should(command: Command) -> Non
     assert abs(found["no_shift", "study", None]["value"]) <= 0.03
 
 
+def test_hospitals_with_few_cases_and_no_source_gain_by_training_together(command: Command) -> None:
+    found = differences(command, 2, "few_from_scratch")
+    assert found["few_from_scratch", "fedavg", 20]["value"] >= 0.03
+
+
 def test_local_norm_layers_help_under_shift_and_only_there(command: Command) -> None:
     """By about .02 under shift: three seeds are too few to tell that from 0 for sure."""
     found = differences(command, 2, "norm_under_shift", "norm_alike")
