@@ -15,6 +15,7 @@ import pytest
 
 from common.errors import InputError, QuorumError, ResumeError
 from common.files import load_tensors, read_json
+from common.study import Study
 from simulations.faults import Fault
 from simulations.run import Engine, Hospitals, prepare, resume, simulate
 
@@ -68,9 +69,28 @@ def test_a_run_stopped_anywhere_resumes_to_identical_weights(
     hospitals, make_study, tmp_path, monkeypatch, method: str, stop: int
 ):
     """FedBN keeps entries at the sites, FedAdam moments at the coordinator, SCAFFOLD both; L2-SP sends the start."""
+    stopped_and_resumed(make_study(method={**GRAFT, "name": method}), hospitals, tmp_path, monkeypatch, stop)
+
+
+@pytest.mark.parametrize("stop", range(5))
+def test_a_run_with_a_stage_that_ends_early_resumes_to_identical_weights(
+    hospitals, make_study, tmp_path, monkeypatch, stop: int
+):
+    """Wherever it is stopped: while that stage waits for a better model, where it ends, and in the next one."""
+    local = {"kind": "gradient", "steps": 2, "batch_size": 8, "lr": 0.003}
+    first = {"name": "first", "local": local, "share": "all", "merge": {"kind": "mean"}, "rounds": 6}
+    until = {"metric": "auroc", "least": 0.9, "patience": 2}  # which no model is ever better by
+    study = make_study(plan=[first | {"until": until}, first | {"name": "then", "rounds": 2}])
+    whole = stopped_and_resumed(study, hospitals, tmp_path, monkeypatch, stop)
+    done = [row["stage"] for row in history(whole) if row["stage"] in ("first", "then")]
+    assert 2 <= done.count("first") < 6
+    assert done.count("then") == 2
+
+
+def stopped_and_resumed(study: Study, hospitals: Hospitals, tmp_path: Path, monkeypatch, stop: int) -> Path:
+    """The folder of a whole run, to which one that was stopped before its checkpoint `stop` + 1 was found equal."""
     from server.folder import RunFolder
 
-    study = make_study(method={**GRAFT, "name": method})
     whole = simulate(study, hospitals, tmp_path / "whole")
     save, seen = RunFolder.save_checkpoint, []
 
@@ -91,6 +111,7 @@ def test_a_run_stopped_anywhere_resumes_to_identical_weights(
     timeless = [{k: v for k, v in row.items() if k not in ("seconds", "bytes_down")} for row in history(run)]
     assert timeless == [{k: v for k, v in row.items() if k not in ("seconds", "bytes_down")} for row in history(whole)]
     assert read_json(run / "result.json")["metrics"] == read_json(whole / "result.json")["metrics"]
+    return whole
 
 
 @pytest.mark.slow
