@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,9 @@ from client.local.gradient import dropout_seeded, optimiser_for
 from client.local.losses import losses_by_case
 from client.local.trouble import Diverged, TooFewCases
 from client.privacy import heads, secret
+from client.privacy.groups import Groups
 from client.privacy.layers import NORM_SAMPLERS, SAMPLERS
+from client.privacy.noising import Noises, noisy_mean
 from client.privacy.units import Lots, Rows, draw_units, only, units_of
 from client.terms.base import Moment, Visit
 from client.terms.objective import Objective
@@ -41,9 +44,6 @@ from common.rates import rate_factor
 from common.tasks import AnyTask
 from common.terms import Coupling, Supervised
 from common.training import Private
-
-_FEW_NUMBERS = 1 << 16
-"""Noise for so few numbers is drawn at once: for a head, starting the generator is most of the work."""
 
 _FEATURES_AT_ONCE = 1024
 """Features need so little memory that a step is seldom cut in pieces."""
@@ -92,13 +92,15 @@ def train_private(
     optimiser = optimiser_for(bench, spec, changes)
     rates = [group["lr"] for group in optimiser.param_groups]
     draw = torch.Generator().manual_seed(secret.seed())
-    with attached(bench, feed, changes, private) as trainer, dropout_seeded(bench, secret.seed()):
+    at_once = max(spec.batch_size, _FEATURES_AT_ONCE) if feed.seen else spec.batch_size
+    groups = Groups(partial(attached, bench, feed, changes, private), at_once)
+    with groups, dropout_seeded(bench, secret.seed()):
         for step in range(steps):
             drawn = draw_units(len(units), private.sample)
             rows = lots.rows(drawn, private.views, augmented=spec.augment is not None)
-            total = clipped_sum(trainer, _batches(feed, rows, spec, draw))
+            total = groups.sum_of(partial(_step_sum, feed, rows, spec, draw))
             noisy = noisy_mean(total, noises, private.sample * len(units))
-            for parameter, gradient in zip(trainer.parameters, noisy, strict=True):
+            for parameter, gradient in zip(groups.trainer.parameters, noisy, strict=True):
                 parameter.grad = gradient
             objective.pull()
             if spec.schedule != "constant" or spec.warmup:
@@ -113,6 +115,12 @@ def train_private(
     return {"steps": steps, "sigma": sigma, "sample": private.sample}
 
 
+def _step_sum(
+    feed: Feed, rows: Rows, spec: Gradient, draw: torch.Generator, trainer: Trainer, size: int
+) -> list[Tensor]:
+    return clipped_sum(trainer, _batches(feed, list(rows.chunks(size)), spec, draw))
+
+
 def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list[Tensor]:
     """Sum over units of their clipped gradients, one tensor per parameter; zeros if there are no units."""
     total: list[Tensor] | None = None
@@ -123,39 +131,6 @@ def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list
         else:
             torch._foreach_add_(total, part)
     return [torch.zeros_like(parameter) for parameter in trainer.parameters] if total is None else total
-
-
-class Noises:
-    """The noise of a visit's steps. For few entries that of many steps is drawn at once; each is given once."""
-
-    def __init__(self, deviation: float, steps: int) -> None:
-        self.deviation = deviation
-        self._steps = steps
-        self._ahead: list[Tensor] = []
-
-    def next(self, like: Tensor) -> Tensor:
-        """That of the next step, for all entries in one row, (entries,) float64."""
-        if not self._ahead:
-            rows = max(1, min(self._steps, _FEW_NUMBERS // len(like)))
-            self._ahead = list(noise(like.expand(rows, -1), self.deviation).unbind())
-            self._steps -= rows
-        return self._ahead.pop()
-
-
-def noisy_mean(total: Sequence[Tensor], noises: Noises, expected: float) -> list[Tensor]:
-    """The noised sum over the expected number of units, a public constant, not over the number that came."""
-    sizes = [part.numel() for part in total]
-    if sum(sizes) <= _FEW_NUMBERS:
-        flat = torch.cat([part.flatten() for part in total])
-        flat = noises.next(flat).add_(flat).div_(expected).to(total[0].dtype)
-        return [own.view(part.shape) for own, part in zip(flat.split_with_sizes(sizes), total, strict=True)]
-    return [(part.double() + noise(part, noises.deviation)).div(expected).to(part.dtype) for part in total]
-
-
-def noise(like: Tensor, deviation: float) -> Tensor:
-    """Fresh Gaussian noise in the shape of `like`, float64."""
-    drawn = torch.from_numpy(secret.normal(like.numel()) * deviation)
-    return drawn.view(like.shape).to(like.device)
 
 
 def clip_factors(norms: Tensor, clip: float) -> Tensor:
@@ -221,9 +196,8 @@ def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     return list(parts)
 
 
-def _batches(feed: Feed, drawn: Rows, spec: Gradient, draw: torch.Generator) -> Iterator[tuple[Batch, Rows]]:
+def _batches(feed: Feed, groups: Sequence[Rows], spec: Gradient, draw: torch.Generator) -> Iterator[tuple[Batch, Rows]]:
     """Batches without images that are not finite: one such pixel would spoil the sum, and thereby tell of itself."""
-    groups = list(drawn.chunks(max(spec.batch_size, _FEATURES_AT_ONCE) if feed.seen else spec.batch_size))
     for read, rows in zip(feed.batches([group.indices for group in groups]), groups, strict=True):
         batch = read
         if not (feed.gaps or feed.sound):

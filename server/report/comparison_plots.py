@@ -41,7 +41,7 @@ def _forest(rows: Sequence[Row], axis: str, margin: float, name: str) -> str:
         axes.plot([value], [place], "o", color=COLOURS[0], markersize=4.5, zorder=4)
     _arms(axes, rows)
     axes.set(xlabel=axis)
-    axes.set_title("Difference, 95 % interval; grey: would not matter")
+    axes.set_title("Difference, 95 %; grey: would not matter")
     return svg(figure, f"Differences, {name}", f"forest{name}")
 
 

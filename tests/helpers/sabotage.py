@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.privacy import dpsgd, secret
+from client.privacy import dpsgd, noising, secret
 from common.model import TransferModel
 from common.tasks import AnyTask
 
@@ -63,22 +63,22 @@ def noise_divided_again(patch: Patch) -> None:
     patch.setattr(
         dpsgd,
         "noisy_mean",
-        lambda total, noises, expected: real(total, dpsgd.Noises(noises.deviation / expected, 1), expected),
+        lambda total, noises, expected: real(total, noising.Noises(noises.deviation / expected, 1), expected),
     )
 
 
 def half_the_noise(patch: Patch) -> None:
-    real = dpsgd.noise
-    patch.setattr(dpsgd, "noise", lambda like, deviation: real(like, deviation / 2))
+    real = noising.noise
+    patch.setattr(noising, "noise", lambda like, deviation: real(like, deviation / 2))
 
 
 def no_noise(patch: Patch) -> None:
-    patch.setattr(dpsgd, "noise", lambda like, deviation: torch.zeros_like(like, dtype=torch.float64))
+    patch.setattr(noising, "noise", lambda like, deviation: torch.zeros_like(like, dtype=torch.float64))
 
 
 def bare_biases(patch: Patch) -> None:
-    real = dpsgd.noise
-    patch.setattr(dpsgd, "noise", lambda like, deviation: real(like, deviation if like.ndim > 1 else 0.0))
+    real = noising.noise
+    patch.setattr(noising, "noise", lambda like, deviation: real(like, deviation if like.ndim > 1 else 0.0))
 
 
 def one_key(patch: Patch) -> None:
@@ -90,12 +90,12 @@ def seeded_noise(patch: Patch) -> None:
         draw = torch.Generator().manual_seed(like.numel())
         return torch.randn(like.shape, generator=draw, dtype=torch.float64) * deviation
 
-    patch.setattr(dpsgd, "noise", seeded)
+    patch.setattr(noising, "noise", seeded)
 
 
 def torch_noise(patch: Patch) -> None:
     """As in Opacus: whoever sets torch's seed knows the noise."""
-    patch.setattr(dpsgd, "noise", lambda like, deviation: torch.randn(like.shape, dtype=torch.float64) * deviation)
+    patch.setattr(noising, "noise", lambda like, deviation: torch.randn(like.shape, dtype=torch.float64) * deviation)
 
 
 def numpy_noise(patch: Patch) -> None:

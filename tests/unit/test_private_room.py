@@ -1,0 +1,111 @@
+"""Private steps where memory runs out: the same sums from smaller groups, and nothing left of the pass that failed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook, register_module_full_backward_pre_hook
+
+from helpers.dp import Desk, quiet, sums, terms, trainable
+from helpers.work import NOW, snapshot
+
+PATIENTS = ["a", "a", "b", "c", "c", "c", *["d"] * 3, *map(str, range(18))]
+ALONE = tuple(map(str, range(27)))
+
+
+class Gpu:
+    """Lets convolutions see at most `cases` at once, as a GPU with little memory; counts how often it ran out."""
+
+    def __init__(self, cases: int) -> None:
+        self.cases, self.failed, self._seen = cases, 0, 0
+
+    @contextmanager
+    def of(self, way: str) -> Iterator[None]:
+        """On the way through the model, or on the way back, when layers before have left what they leave."""
+        register = register_module_forward_pre_hook if way == "forward" else register_module_full_backward_pre_hook
+        handle = register(self._look)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="For backward hooks")
+            yield
+        handle.remove()
+
+    def _look(self, module: nn.Module, given: Any) -> None:
+        if isinstance(module, nn.Conv2d):
+            self._seen += 1
+            if len(given[0]) > self.cases and self._seen % 4 == 0:
+                self.failed += 1
+                raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_a_small_gpu_gives_the_sums_of_a_large_one(desk: Desk, mode: str, way: str, caplog) -> None:
+    bench, feed = desk()
+    spec = quiet(steps=3, clip=0.5, mode=mode, batch_size=16)
+    wanted = sums(bench, feed, ALONE, spec)
+    gpu = Gpu(5)
+    with gpu.of(way), caplog.at_level(logging.WARNING):
+        got = sums(bench, feed, ALONE, spec)
+    assert gpu.failed == 2, "16 and 8 cases are too many, 4 are not, and the next steps know"
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-5
+    assert "in groups of 4" in caplog.text
+
+
+def test_a_patient_is_clipped_once_in_whatever_group(desk: Desk) -> None:
+    bench, feed = desk()
+    spec = quiet(clip=0.1, views=3, batch_size=16)
+    wanted = sums(bench, feed, PATIENTS, spec)
+    gpu = Gpu(4)
+    with gpu.of("forward"):
+        got = sums(bench, feed, PATIENTS, spec)
+    assert gpu.failed
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-5
+
+
+def test_what_does_not_fit_case_by_case_ends_and_leaves_nothing(desk: Desk) -> None:
+    bench, feed = desk()
+    before = snapshot(bench)
+    with Gpu(0).of("backward"), pytest.raises(torch.OutOfMemoryError):
+        sums(bench, feed, ALONE, terms())
+    assert all((value == before[key]).all() for key, value in snapshot(bench).items())
+    left = ("grad_sample", "_current_grad_sample", "_norm_sample", "_forward_counter")
+    assert not [key for key in trainable(bench) for name in left if hasattr(bench.parameters[key], name)]
+    assert all(bench.parameters[key].grad is None for key in trainable(bench))
+
+
+def test_the_figures_do_not_tell_that_memory_ran_out(desk: Desk) -> None:
+    """They are public, and a group is full only if enough patients were drawn."""
+    from client.privacy.dpsgd import train_private
+
+    bench, feed = desk()
+    spec = terms(batch_size=16)
+    whole = train_private(bench, feed, ALONE, spec, trainable(bench), NOW)
+    with Gpu(4).of("forward"):
+        parts = train_private(bench, feed, ALONE, spec, trainable(bench), NOW)
+    assert whole == parts
+
+
+def test_noise_is_drawn_once_a_step(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from client.privacy import noising
+
+    bench, feed = desk()
+    real, drawn = noising.noise, []
+
+    def counted(like: Tensor, deviation: float) -> Tensor:
+        drawn.append(like.shape)
+        return real(like, deviation)
+
+    monkeypatch.setattr(noising, "noise", counted)
+    sums(bench, feed, ALONE, quiet(steps=2, batch_size=16))
+    whole = list(drawn)
+    drawn.clear()
+    with Gpu(4).of("forward"):
+        sums(bench, feed, ALONE, quiet(steps=2, batch_size=16))
+    assert drawn == whole
