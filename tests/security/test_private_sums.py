@@ -237,7 +237,7 @@ def test_a_closed_site_releases_noised_sums_and_charges_them_once(make_study: Ma
     site = a_site(study, tmp_path)
     first = site.visit(order(study))
     assert isinstance(first, Update)
-    assert set(first.tensors) == {"cls/gram", "cls/cross", NOISE}
+    assert set(first.tensors) == {"cls/triangle", "cls/cross", NOISE}
     assert not first.metrics
     (row,) = Held.of(tmp_path).open(8.0).rows()
     assert (row.facts.release, row.facts.unit, row.facts.patients) == ("sums", "patient", 30)
