@@ -121,7 +121,7 @@ def test_the_coordinator_solves_with_the_strength_it_chose(made: Any) -> None:
     bench, parts = made[1], sums_by_site(made)
     merging, state = HeadMerger(Ridge(strength="loso")), state_arrays(bench.model)
     for part in parts:
-        merging.add(Update(1, part, {}, {}, {}))
+        merging.add(Update(1, folded(part), {}, {}, {}))
     heads = merging.result(state)
     total = {key: sum(part[key] for part in parts) for key in parts[0]}
     for name, strength in choose(parts).items():
