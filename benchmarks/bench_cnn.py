@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from common import backbones
+from fedgraft.common.models import backbones
 
 
 class BenchCNN(nn.Module):

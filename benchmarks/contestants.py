@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.bench_cnn import register
 from benchmarks.workloads import CENTRAL, Workload, names, study, undump
-from common.seeds import derive
-from common.study import Study
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.study.study import Study
 
 State = dict[str, Tensor]
 register()  # here, so that worker processes, which import this module, know it too
@@ -37,7 +37,7 @@ class Data:
 
 def make(asked: Study) -> torch.nn.Module:
     """The model, with the engine's initial entries."""
-    from common.start import make_model
+    from fedgraft.common.models.initialise import make_model
 
     return make_model(asked)
 
@@ -162,7 +162,7 @@ def fedgraft(load: Workload, folder: Path, engine: str) -> list[float]:
     import tempfile
 
     from benchmarks.workloads import write
-    from simulations.run import Engine, simulate
+    from fedgraft.simulations.engines.run import Engine, simulate
 
     out = Path(tempfile.mkdtemp(prefix="fedgraft-bench-")) / "run"
     simulate(study(load), write(load, folder), out, Engine(name=engine, workers=2, threads=1))

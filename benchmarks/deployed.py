@@ -19,10 +19,10 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from client.data.spec import CohortSpec  # noqa: E402
-from common.study import parse_study  # noqa: E402
+from fedgraft.client.data.spec import CohortSpec  # noqa: E402
+from fedgraft.common.study.study import parse_study  # noqa: E402
+from fedgraft.simulations.engines.run import Hospitals  # noqa: E402
 from helpers.federation import Federation  # noqa: E402 - the test suite's own way to found a federation
-from simulations.run import Hospitals  # noqa: E402
 
 SITES, ROUNDS = ("east", "north", "south"), 6
 STUDY = {

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client.data.cohort import Cohort
-from client.local.feed import Feed
-from client.local.gradient import train
-from client.terms.base import Moment
-from client.workbench import Workbench
-from common.plan import Gradient
-from common.study import Study, parse_study
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.study import Study, parse_study
 
 CLASSES = ("a", "b")
 

@@ -14,8 +14,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from common.masking import Context, Layout, MaskedSum, encode, mask
-from common.roster import Pairs, sign_entry, verified
+from fedgraft.common.secure_aggregation.mask_keys import Pairs, sign_entry, verified
+from fedgraft.common.secure_aggregation.masking import (
+    Context,
+    Layout,
+    MaskedSum,
+    encode,
+    mask,
+)
 
 _MEASURED = 5
 """Sites that are timed; with more of them in the sum, the others only complete it where that is cheap."""

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from common.files import read_json
-from common.study import Study, parse_study
-from simulations.hospitals import make_hospitals
-from simulations.run import Engine, Hospitals, simulate
-from simulations.scenario import Scenario, load_scenario
+from fedgraft.common.base.files import read_json
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.engines.run import Engine, Hospitals, simulate
+from fedgraft.simulations.phantoms.hospitals import make_hospitals
+from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario
 
 PATIENTS, TRAIN = 1400, 5 / 7
 EPSILONS = (None, 8.0, 3.0, 1.0)

@@ -10,9 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from simulations.hospitals import make_hospitals
-from simulations.scanners import Syntax
-from simulations.scenario import Scenario
+from fedgraft.simulations.phantoms.hospitals import make_hospitals
+from fedgraft.simulations.phantoms.scanners import Syntax
+from fedgraft.simulations.phantoms.scenario import Scenario
 
 IMAGES, RUNS = 1000, 3
 SYNTAXES: tuple[Syntax, ...] = ("explicit_little", "rle", "jpeg2000")

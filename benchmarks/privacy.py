@@ -27,18 +27,18 @@ import torch
 from benchmarks.gpu import cohort
 from benchmarks.workloads import study as bench_study
 from benchmarks.workloads import workload, write
-from client.local.features import Features
-from client.local.feed import Feed
-from client.local.gradient import train
-from client.privacy.dpsgd import train_private
-from client.terms.base import Moment
-from client.workbench import Workbench
-from common.files import read_json, write_json
-from common.plan import Gradient, named
-from common.study import Study, parse_study
-from common.training import Private
-from common.travel import changed, rests
-from simulations.run import Engine, prepare, resume
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.model.features import Features
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.protocol.routing import changed, rests
+from fedgraft.common.study.plan import Gradient, named
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.common.study.training import Private
+from fedgraft.simulations.engines.run import Engine, prepare, resume
 
 SIZE = 64
 ROUNDS = 20

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from client.data.batches import to_float
-from client.data.cohort import Place, Wanted, load_cohort
-from client.data.spec import CohortSpec
-from common.seeds import derive
-from common.study import Study, parse_study
-from simulations.run import Hospitals
+from fedgraft.client.data.cohorts.batches import to_float
+from fedgraft.client.data.cohorts.cohort import Place, Wanted, load_cohort
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.engines.run import Hospitals
 
 CLASSES = ("dark", "light")
 CENTRAL = "zz-central"

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-import fedgraft
-from client.data.spec import CohortSpec
-from common.study import Study, parse_study
+from fedgraft import cli
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.engines.run import Hospitals
 from helpers.site_home import Hospital, copied, generate
-from simulations.run import Hospitals
 
 CLASSES = ("left", "right", "middle")
 
@@ -103,7 +103,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         monkeypatch.setattr(sys, "argv", ["fedgraft", *map(str, words)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            fedgraft.main()
+            cli.main()
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
 

@@ -1,1 +1,3 @@
-"""From a site's files (DICOM, image folders, tables) to a cohort of tensors, split by patient."""
+"""From a hospital's files to cases and targets.
+Nothing here trains or sends.
+"""

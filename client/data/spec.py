@@ -37,7 +37,7 @@ class CohortSpec(BaseModel):
     key_column: str | None = None
     """Column of `labels` with the key; by default the first of the usual names that is there."""
     mask_images: Path | None = None
-    """Folder with masks of findings as PNG, named as their images are (see `client.data.masks`)."""
+    """Folder with masks of findings as PNG, named as their images are (see `fedgraft.client.data.cohorts.masks`)."""
     label_columns: dict[str, str] = {}
     """Task to column; by default the task's own name, `diagnosis` or `label`. Of several labels TASK.LABEL to column;
     by default the label's own name."""

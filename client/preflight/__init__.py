@@ -1,1 +1,3 @@
-"""`site check`: can this site take part? Each part gives lines for a report that names nobody and may be shared."""
+"""`site check`: whether a hospital can take part, in a report that names nobody.
+Nothing here sends anything of patients.
+"""

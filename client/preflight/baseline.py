@@ -7,29 +7,35 @@ from dataclasses import dataclass
 
 import torch
 
-from client.data.cohort import Cohort
-from client.local.evaluate import evaluate
-from client.local.feed import Feed
-from client.local.gradient import train
-from client.local.recalibrate import recalibrate
-from client.local.statistics import column_sums, frozen_sums
-from client.local.trouble import Diverged, TooFewCases
-from client.preflight.report import Findings
-from client.terms.base import Moment
-from client.workbench import Workbench
-from common.closed_form import heads_from_sums, scale_from_sums
-from common.errors import FedgraftError, WeightsError
-from common.merges import ClosedForm, Newton, Ridge, Standardise, Temper
-from common.model import state_arrays
-from common.newton import stepped_heads
-from common.plan import Gradient, Recalibrate, Stage
-from common.seeds import derive
-from common.start import start
-from common.study import Study
-from common.task_metrics import TaskSums, shown
-from common.temperature import tempered
-from common.terms import SUPERVISED, Need
-from common.travel import changed
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.preflight.report import Findings
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.model.errors import Diverged, TooFewCases
+from fedgraft.client.training.model.evaluate import evaluate
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.recalibrate import recalibrate
+from fedgraft.client.training.statistics import column_sums, frozen_sums
+from fedgraft.common.base.errors import FedgraftError, WeightsError
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.closed_form.closed_form import heads_from_sums, scale_from_sums
+from fedgraft.common.closed_form.newton import stepped_heads
+from fedgraft.common.closed_form.temperature import tempered
+from fedgraft.common.metrics.task_metrics import TaskSums, shown
+from fedgraft.common.models.initialise import start
+from fedgraft.common.models.model import state_arrays
+from fedgraft.common.protocol.routing import changed
+from fedgraft.common.study.aggregates import (
+    ClosedForm,
+    Newton,
+    Ridge,
+    Standardise,
+    Temper,
+)
+from fedgraft.common.study.losses import SUPERVISED, Need
+from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
+from fedgraft.common.study.study import Study
 
 Say = Callable[[str], None]
 

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import torch
 
-from client.config import SiteConfig
-from client.data.cohort import Cohort, Wanted, load_cohort
-from client.data.scan import files, name_below
-from client.preflight.baseline import Say, check_baseline
-from client.preflight.connection import check_connection
-from client.preflight.data import check_data
-from client.preflight.environment import check_environment
-from client.preflight.policy import check_policy
-from client.preflight.report import Findings, Part, Report
-from client.preflight.training import check_training
-from client.pseudonyms import place_of
-from client.workbench import NoGpu, device_named
-from common.errors import DataError
-from common.inputs import ImageInput
-from common.study import Study
+from fedgraft.client.data.cohorts.cohort import Cohort, Wanted, load_cohort
+from fedgraft.client.data.cohorts.scan import files, name_below
+from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.client.preflight.baseline import Say, check_baseline
+from fedgraft.client.preflight.connection import check_connection
+from fedgraft.client.preflight.data import check_data
+from fedgraft.client.preflight.environment import check_environment
+from fedgraft.client.preflight.policy import check_policy
+from fedgraft.client.preflight.report import Findings, Part, Report
+from fedgraft.client.preflight.training import check_training
+from fedgraft.client.training.model.local_model import NoGpu, device_named
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.study.inputs import ImageInput
+from fedgraft.common.study.study import Study
 
 PARTS = ("environment", "data", "training", "connection", "policy")
 DETAILS = "check-details.txt"

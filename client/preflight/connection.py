@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from client.config import ServerAddress
-from client.preflight.report import Findings, counted
+from fedgraft.client.enrolment.config import ServerAddress
+from fedgraft.client.preflight.report import Findings, counted
 
 _TIMEOUT_S = 8.0
 _AHEAD_S, _BEHIND_S = 4.0, 240.0

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from client.data.cohort import Cohort
-from client.data.facts import NOT_STATED, OTHER
-from client.data.spec import CohortSpec
-from client.data.targets import known
-from client.preflight.labels import ABOUT_MASKS, check_labels
-from client.preflight.report import Findings, counted, listed
-from common.study import Study
-from common.tasks import UNKNOWN
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.data.cohorts.targets import known
+from fedgraft.client.data.decoding.facts import NOT_STATED, OTHER
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.preflight.labels import ABOUT_MASKS, check_labels
+from fedgraft.client.preflight.report import Findings, counted, listed
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import UNKNOWN
 
 _NO_IMAGES = frozenset({"not_dicom", "not_an_image", "no_pixels"})
 """Reasons that say: this file was never meant to be an image of the cohort."""
@@ -27,7 +27,7 @@ _MOST_UNREADABLE = 0.1
 _DETAILS = "The files are listed in check-details.txt of the site's folder."
 
 Names = Sequence[str]
-"""Names of files by position in `client.data.scan.files`; for the people at the site alone."""
+"""Names of files by position in `fedgraft.client.data.cohorts.scan.files`; for the people at the site alone."""
 
 
 def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> Findings:
@@ -203,7 +203,7 @@ def _blank(found: Findings, cohort: Cohort, names: Names) -> None:
 
 
 def _stated(found: Findings, cohort: Cohort, spec: CohortSpec) -> None:
-    """What the files say of themselves, from fixed lists (see `client.data.facts`)."""
+    """What the files say of themselves, from fixed lists (see `fedgraft.client.data.decoding.facts`)."""
     for name, fix in (
         ("modality", "Check that the folder holds the images that the study is about."),
         ("vendor", ""),

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from packaging.requirements import InvalidRequirement, Requirement
 
-from client.config import SITE_FILE, SiteConfig
-from client.preflight.report import Findings, counted
-from common.environment import code_digest, environment
+from fedgraft.client.enrolment.config import SITE_FILE, SiteConfig
+from fedgraft.client.preflight.report import Findings, counted
+from fedgraft.common.base.environment import code_digest, environment
 
 _GB = 1e9
 _DISK_GB = 2.0

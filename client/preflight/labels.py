@@ -6,13 +6,19 @@ from collections import Counter
 
 from torch import Tensor
 
-from client.data.cohort import Cohort
-from client.data.masks import OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE
-from client.data.spec import CohortSpec
-from client.data.targets import known, label_counts
-from client.preflight.report import Findings, counted, listed
-from common.study import Study
-from common.tasks import UNKNOWN, Multilabel, Regression, Segmentation, Task
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.data.cohorts.masks import OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE
+from fedgraft.client.data.cohorts.targets import known, label_counts
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.preflight.report import Findings, counted, listed
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import (
+    UNKNOWN,
+    Multilabel,
+    Regression,
+    Segmentation,
+    Task,
+)
 
 ABOUT_MASKS = frozenset({OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE})
 _LEAST_LABELLED = 0.5

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from client.config import SiteConfig
-from client.data.cohort import Cohort, learning_patients
-from client.preflight.report import Findings
-from client.verdict import StageVerdict, judge
-from common.start import make_model
-from common.study import Study
+from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
+from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.client.governance.verdict import StageVerdict, judge
+from fedgraft.client.preflight.report import Findings
+from fedgraft.common.models.initialise import make_model
+from fedgraft.common.study.study import Study
 
 
 def check_policy(config: SiteConfig, study: Study, cohort: Cohort) -> Findings:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from common.environment import fedgraft_version
+from fedgraft.common.base.environment import fedgraft_version
 
 SCHEMA = 1
 

@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from client.data.cohort import Cohort
-from client.local.feed import Feed
-from client.local.pairs import learnt_from
-from client.local.room import Room
-from client.local.statistics import column_sums, frozen_sums
-from client.local.trouble import Diverged, TooFewCases
-from client.preflight.memory import PeakMemory
-from client.preflight.report import Findings, counted
-from client.terms.base import Around, Moment
-from client.workbench import Workbench
-from common.aside import needs_of
-from common.plan import Gradient, Recalibrate, Stage
-from common.study import Study
-from common.terms import Need
-from common.travel import changed
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.preflight.memory import PeakMemory
+from fedgraft.client.preflight.report import Findings, counted
+from fedgraft.client.training.batch_pairs import learnt_from
+from fedgraft.client.training.losses.base import Around, Moment
+from fedgraft.client.training.microbatching import Room
+from fedgraft.client.training.model.errors import Diverged, TooFewCases
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.statistics import column_sums, frozen_sums
+from fedgraft.common.protocol.auxiliary import needs_of
+from fedgraft.common.protocol.routing import changed
+from fedgraft.common.study.losses import Need
+from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
+from fedgraft.common.study.study import Study
 
 _GB = 1e9
 _QUICK_S = 3.0
@@ -141,7 +141,7 @@ def _measure_gradient(stage: Stage, spec: Gradient, bench: Workbench, feed: Feed
         some = spec.model_copy(update={"epochs": None, "steps": count})
         if spec.private is None:
             return lambda: Room(bench).train(feed, some, moves, moment, lambda: None)
-        from client.privacy.dpsgd import train_private  # slow to import, and only private work needs it
+        from fedgraft.client.privacy.dp.dpsgd import train_private  # slow to import, and only private work needs it
 
         # Nothing is released, so nothing is charged, and any noise will do.
         noised = spec.private.model_copy(update={"sigma": spec.private.sigma or 1.0, "epsilon": None})

@@ -1,1 +1,3 @@
-"""What a site does for privacy on its own: the ledger of what it spent."""
+"""What protects a site's patients: policy, noise, ledger, masks, released metrics.
+Every decision about what may leave is made here.
+"""

@@ -11,7 +11,7 @@ def build_report(run: Path) -> Path:
     InputError if the folder is no run's, or a file in it is damaged; what is merely absent is left out of the page.
     """
     # Plotting takes half a second to load, and whoever runs a study imports this module long before it is over.
-    from server.report.page import write_page
+    from fedgraft.server.report.page import write_page
 
     return write_page(run)
 
@@ -21,7 +21,7 @@ def build_audit_page(folder: Path) -> Path:
 
     InputError if `audit.json` is absent or damaged.
     """
-    from server.report.page import write_audit_page
+    from fedgraft.server.report.page import write_audit_page
 
     return write_audit_page(folder)
 
@@ -31,6 +31,6 @@ def build_comparison_page(folder: Path) -> Path:
 
     InputError if `compare.json` is absent or damaged.
     """
-    from server.report.comparison import write_comparison_page
+    from fedgraft.server.report.comparison import write_comparison_page
 
     return write_comparison_page(folder)

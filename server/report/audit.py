@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.report.history import Row, mapping, number, sequence, text
-from server.report.tables import NONE, Line, Table, duration, whole
+from fedgraft.server.report.history import (
+    Row,
+    mapping,
+    number,
+    sequence,
+    text,
+)
+from fedgraft.server.report.tables import (
+    NONE,
+    Line,
+    Table,
+    duration,
+    whole,
+)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,23 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from common.errors import InputError
-from common.files import read_json, write_atomic
-from server.report import comparison_plots as plots
-from server.report.history import Row, mapping, number, sequence, text
-from server.report.page import template
-from server.report.tables import NONE, Line, Table, duration
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import read_json, write_atomic
+from fedgraft.server.report import comparison_plots as plots
+from fedgraft.server.report.history import (
+    Row,
+    mapping,
+    number,
+    sequence,
+    text,
+)
+from fedgraft.server.report.page import template
+from fedgraft.server.report.tables import (
+    NONE,
+    Line,
+    Table,
+    duration,
+)
 
 _WORDS = {"auroc": "AUROC", "brier": "Brier score"}
 

@@ -7,8 +7,22 @@ from collections.abc import Iterator, Sequence
 import matplotlib as mpl
 import numpy as np
 
-from server.report.history import Row, mapping, number, sequence, text
-from server.report.plots import COLOURS, FAINT, INK, STYLE, label, panel, svg
+from fedgraft.server.report.history import (
+    Row,
+    mapping,
+    number,
+    sequence,
+    text,
+)
+from fedgraft.server.report.plots import (
+    COLOURS,
+    FAINT,
+    INK,
+    STYLE,
+    label,
+    panel,
+    svg,
+)
 
 _LONGEST = 22
 

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
-from common.files import read_json
-from common.metrics import macro_mean
-from common.task_metrics import Shown, TaskSums, read_sums, shown_of
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import read_json
+from fedgraft.common.metrics.metrics import macro_mean
+from fedgraft.common.metrics.task_metrics import (
+    Shown,
+    TaskSums,
+    read_sums,
+    shown_of,
+)
 
 Row = dict[str, Any]
 Point = tuple[float, float]

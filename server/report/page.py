@@ -10,14 +10,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from common.errors import InputError
-from common.files import write_atomic
-from common.label_metrics import LabelSums
-from common.metric_names import title
-from common.metrics import ClassificationSums
-from server.report import plots, tables
-from server.report.audit import audited
-from server.report.history import (
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import write_atomic
+from fedgraft.common.metrics.label_metrics import LabelSums
+from fedgraft.common.metrics.metric_names import title
+from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.server.report import plots, tables
+from fedgraft.server.report.audit import audited
+from fedgraft.server.report.history import (
     FinalSums,
     RunRecord,
     curves,

@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from common.label_metrics import LabelSums
-from common.metrics import ClassificationSums
-from common.task_metrics import TaskSums
-from server.report.history import Curves, Point, Span
+from fedgraft.common.metrics.label_metrics import LabelSums
+from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.task_metrics import TaskSums
+from fedgraft.server.report.history import Curves, Point, Span
 
 Ranked = ClassificationSums | LabelSums
 """Sums that know how cases rank."""

@@ -6,10 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.metric_names import LOWER_IS_BETTER, NEARER_0_IS_BETTER, TITLES, title
-from common.metrics import macro_mean, worst
-from common.orders import Code
-from server.report.history import Row, RunRecord, mapping, number, sequence, text
+from fedgraft.common.metrics.metric_names import (
+    LOWER_IS_BETTER,
+    NEARER_0_IS_BETTER,
+    TITLES,
+    title,
+)
+from fedgraft.common.metrics.metrics import macro_mean, worst
+from fedgraft.common.protocol.instructions import Code
+from fedgraft.server.report.history import (
+    Row,
+    RunRecord,
+    mapping,
+    number,
+    sequence,
+    text,
+)
 
 NONE = "–"
 _MOST_REFUSALS = 60

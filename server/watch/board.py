@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from common.errors import FedgraftError, InputError
-from common.files import read_json
-from server.home import ServerHome
-from server.watch.snapshot import Contact, Snapshot, Watched
+from fedgraft.common.base.errors import FedgraftError, InputError
+from fedgraft.common.base.files import read_json
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.watch.snapshot import Contact, Snapshot, Watched
 
 _ASK_S = 2.0
 """So often the server is asked for its sites."""
@@ -79,7 +79,7 @@ class Board:
         return self._watched
 
     def _ask(self) -> None:
-        from server.overview import sites  # Flower takes a second to import
+        from fedgraft.server.operations.overview import sites  # Flower takes a second to import
 
         assert self._home is not None
         while True:

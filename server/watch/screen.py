@@ -10,9 +10,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from common.metric_names import title
-from server.watch.board import View
-from server.watch.snapshot import OTHER_METRICS, RoundView, SiteView, Snapshot
+from fedgraft.common.metrics.metric_names import title
+from fedgraft.server.watch.board import View
+from fedgraft.server.watch.snapshot import (
+    OTHER_METRICS,
+    RoundView,
+    SiteView,
+    Snapshot,
+)
 
 _ROUNDS = 8
 """So many of the last rounds are shown."""

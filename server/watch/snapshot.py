@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import FedgraftError
-from common.files import read_json
-from common.plan import Gradient, Statistics
-from common.study import Study, parse_study, read_mapping
-from common.travel import privacy_asked
+from fedgraft.common.base.errors import FedgraftError
+from fedgraft.common.base.files import read_json
+from fedgraft.common.protocol.routing import privacy_asked
+from fedgraft.common.study.plan import Gradient, Statistics
+from fedgraft.common.study.study import Study, parse_study, read_mapping
 
 Row = dict[str, Any]
 State = Literal["not started", "running", "interrupted", "completed", "incomplete"]

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
-from server.watch.board import Board
+from fedgraft.common.base.errors import InputError
+from fedgraft.server.watch.board import Board
 
 _PAGES = {
     "/": ("page.html", "text/html; charset=utf-8"),

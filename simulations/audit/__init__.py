@@ -1,1 +1,3 @@
-"""Attacks on a study's privacy, by the code that sites run: values in, findings out."""
+"""Attacks on a study's claims of privacy.
+They run the real code, and nothing of theirs is used elsewhere.
+"""

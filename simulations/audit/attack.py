@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from client.workbench import Workbench
-from common.plan import Gradient
-from common.pricing import price, private_stages
-from common.study import Study
-from common.travel import changed, releases_plainly
-from simulations.audit import canaries, inversion, masks, metrics_oracle, plain
-from simulations.audit.desk import CPU, Desk, seen_at
-from simulations.audit.findings import Attempt, Finding
-from simulations.audit.mechanism import mechanism
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.protocol.routing import changed, releases_plainly
+from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.audit import (
+    canaries,
+    inversion,
+    masks,
+    metrics_oracle,
+    plain,
+)
+from fedgraft.simulations.audit.attack_target import CPU, Desk, seen_at
+from fedgraft.simulations.audit.findings import Attempt, Finding
+from fedgraft.simulations.audit.mechanism import mechanism
+from fedgraft.simulations.planning.pricing import price, private_stages
 
 NO_NOISE = "no noise"
 """The name of findings about stages that release without any."""

@@ -15,13 +15,19 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from client.local.gradient import train
-from client.privacy.dpsgd import train_private
-from client.workbench import Workbench
-from common.plan import Gradient
-from common.privacy import noise_for
-from simulations.audit.desk import NOW, Cases, Desk, feed_of, light
-from simulations.audit.findings import Measured
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.privacy.accountant import noise_for
+from fedgraft.common.study.plan import Gradient
+from fedgraft.simulations.audit.attack_target import (
+    NOW,
+    Cases,
+    Desk,
+    feed_of,
+    light,
+)
+from fedgraft.simulations.audit.findings import Measured
 
 CANARIES = 2000
 CLAIMS = (1.0, 4.0)

@@ -15,15 +15,20 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from common.errors import InputError, RunError
-from common.explain import check_study
-from common.files import write_json
-from common.study import Study
-from server.folder import RunFolder
-from server.report import build_audit_page, build_report
-from simulations.audit.attack import NO_NOISE, Audit, attack, finished
-from simulations.audit.findings import Finding
-from simulations.run import torch_threads
+from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.files import write_json
+from fedgraft.common.checks.explain import check_study
+from fedgraft.common.study.study import Study
+from fedgraft.server.report import build_audit_page, build_report
+from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.simulations.audit.attack import (
+    NO_NOISE,
+    Audit,
+    attack,
+    finished,
+)
+from fedgraft.simulations.audit.findings import Finding
+from fedgraft.simulations.engines.run import torch_threads
 
 _out, _err = Console(), Console(stderr=True)
 

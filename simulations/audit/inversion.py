@@ -14,12 +14,18 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from client.local.gradient import train
-from client.privacy.dpsgd import train_private
-from client.workbench import Workbench
-from common.plan import Gradient
-from simulations.audit.desk import NOW, Cases, Desk, feed_of, light
-from simulations.audit.findings import Measured
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.study.plan import Gradient
+from fedgraft.simulations.audit.attack_target import (
+    NOW,
+    Cases,
+    Desk,
+    feed_of,
+    light,
+)
+from fedgraft.simulations.audit.findings import Measured
 
 PIXELS = 1024
 _BINS = 64

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
-from client.privacy.sealing import Sealer
-from common.masking import Layout, MaskedSum, NotOpened
-from common.orders import Circles, Order
-from common.study import Study
-from common.summing import TENSORS, Terms
-from simulations.audit.findings import Measured
-from simulations.keys import make_keys
+from fedgraft.client.privacy.masking.masked_upload import Sealer
+from fedgraft.common.protocol.instructions import Circles, Order
+from fedgraft.common.secure_aggregation.masking import Layout, MaskedSum, NotOpened
+from fedgraft.common.secure_aggregation.summing import TENSORS, Terms
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.audit.findings import Measured
+from fedgraft.simulations.engines.keys import make_keys
 
 _SITES = ("east", "north", "south")
 _ENTRIES = 400_000

@@ -14,10 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.privacy.dpsgd import train_private
-from client.workbench import Workbench
-from simulations.audit.desk import NOW, Cases, Desk, feed_of, light, moved, released, shape, sizes
-from simulations.audit.findings import Attempt, Measured
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.simulations.audit.attack_target import (
+    NOW,
+    Cases,
+    Desk,
+    feed_of,
+    light,
+    moved,
+    released,
+    shape,
+    sizes,
+)
+from fedgraft.simulations.audit.findings import Attempt, Measured
 
 NOBODY = 1e-9
 """A share of patients so small that no step sees any."""

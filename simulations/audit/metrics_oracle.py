@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.data.cohort import Cohort
-from client.policy import Metrics, SitePolicy
-from client.privacy.guard import Guard
-from client.site import Site
-from client.workbench import Workbench
-from common.metrics import ClassificationSums
-from common.orders import Order, Update
-from common.study import Study
-from simulations.audit.desk import CPU, table_study
-from simulations.audit.findings import Measured
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.privacy.guard.privacy_guard import Guard
+from fedgraft.client.privacy.policy import Metrics, SitePolicy
+from fedgraft.client.runtime.site import Site
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.protocol.instructions import Order, Update
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.audit.attack_target import CPU, table_study
+from fedgraft.simulations.audit.findings import Measured
 
 _LABELS = 100
 _EVALUATIONS = 100

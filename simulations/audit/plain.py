@@ -5,16 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from client.local.feed import Feed
-from client.local.gradient import train
-from client.local.statistics import column_sums, feature_sums
-from client.workbench import Workbench
-from common.plan import Gradient, Role, Stage, Statistics
-from common.study import Study
-from common.travel import sent
-from simulations.audit.desk import CPU, NOW, Cases, feed_of, shape
-from simulations.audit.findings import Measured
-from simulations.audit.inversion import psnr
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.statistics import column_sums, feature_sums
+from fedgraft.common.protocol.routing import sent
+from fedgraft.common.study.plan import (
+    Gradient,
+    Role,
+    Stage,
+    Statistics,
+)
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.audit.attack_target import (
+    CPU,
+    NOW,
+    Cases,
+    feed_of,
+    shape,
+)
+from fedgraft.simulations.audit.findings import Measured
+from fedgraft.simulations.audit.inversion import psnr
 
 _BOUND_DB = 10.0
 _PATIENTS = 24

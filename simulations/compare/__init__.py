@@ -1,1 +1,3 @@
-"""Methods side by side: the same data, the same splits, the same budget, and what may be concluded from it."""
+"""A study and its alternatives on the same splits and seeds, and what the difference is worth.
+Each run is an ordinary simulation.
+"""

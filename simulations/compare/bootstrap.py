@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from common.seeds import derive
-from simulations.compare.models import Answers
+from fedgraft.common.base.seeds import derive
+from fedgraft.simulations.compare.models import Answers
 
 Floats = NDArray[np.float64]
 Replicate = tuple[int, int]

@@ -15,19 +15,43 @@ from typing import Any
 
 import torch
 
-from client.data.spec import CohortSpec
-from common.check import check
-from common.environment import code_digest
-from common.errors import FedgraftError, InputError, RunError, StudyError
-from common.explain import check_study
-from common.files import canonical_json, load_tensors, read_json, save_tensors, write_json
-from common.start import make_model
-from common.study import Study, parse_study
-from simulations.compare.folds import Fold
-from simulations.compare.models import Few, Found, Job, carry_out, flat, home_of, unflat
-from simulations.compare.question import ARM, Arm, Question, changed
-from simulations.compare.shots import few_shot, part_of
-from simulations.run import Hospitals
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.environment import code_digest
+from fedgraft.common.base.errors import (
+    FedgraftError,
+    InputError,
+    RunError,
+    StudyError,
+)
+from fedgraft.common.base.files import (
+    canonical_json,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
+from fedgraft.common.checks.check import check
+from fedgraft.common.checks.explain import check_study
+from fedgraft.common.models.initialise import make_model
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.compare.folds import Fold
+from fedgraft.simulations.compare.models import (
+    Few,
+    Found,
+    Job,
+    carry_out,
+    flat,
+    home_of,
+    unflat,
+)
+from fedgraft.simulations.compare.question import (
+    ARM,
+    Arm,
+    Question,
+    changed,
+)
+from fedgraft.simulations.compare.shots import few_shot, part_of
+from fedgraft.simulations.engines.run import Hospitals
 
 _ANSWERS, _FACTS, _MODEL = "answers.safetensors", "cell.json", "model"
 

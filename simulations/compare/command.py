@@ -15,18 +15,23 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
-from common.environment import environment
-from common.errors import InputError
-from common.files import read_json, write_atomic, write_json
-from common.study import Study, describe, locate
-from common.tasks import Task
-from common.terminal import ERR, OUT, figure, say
-from server.report import build_comparison_page
-from simulations.commands import hospitals, read
-from simulations.compare.cells import Cell, cells, run
-from simulations.compare.question import Comparison, Question, read_comparison
-from simulations.compare.result import answered, groups, lines
-from simulations.scenario import load_scenario
+from fedgraft.common.base.environment import environment
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.base.terminal import (
+    ERR,
+    OUT,
+    figure,
+    say,
+)
+from fedgraft.common.study.study import Study, describe, find_study, locate
+from fedgraft.common.study.tasks import Task
+from fedgraft.server.report import build_comparison_page
+from fedgraft.simulations.compare.cells import Cell, cells, run
+from fedgraft.simulations.compare.question import Comparison, Question, read_comparison
+from fedgraft.simulations.compare.result import answered, groups, lines
+from fedgraft.simulations.phantoms.hospitals import hospitals_of
+from fedgraft.simulations.phantoms.scenario import load_scenario
 
 SCHEMA = 1
 
@@ -50,7 +55,7 @@ class Request:
 def compare(asked: Request, *, as_json: bool) -> None:
     """Carry out a comparison, or what is left of it, and show it."""
     started = time.monotonic()
-    study, shipped = read(asked.study, asked.overrides)
+    study, shipped = find_study(asked.study, asked.overrides)
     comparison = _chosen(read_comparison(locate(asked.study)), asked)
     out = asked.out or Path("runs") / f"{study.name}-compare"
     todo, synthetic = _cells(study, comparison, asked, shipped)
@@ -120,7 +125,7 @@ def _cells(
         scenario = load_scenario(base / name if (base / name).is_file() else name)
         synthetic |= scenario.synthetic
         seeds = _seeds(comparison, asked, question)
-        found[question.name] = cells(study, question, hospitals(scenario), seeds, str(asked.study))
+        found[question.name] = cells(study, question, hospitals_of(scenario), seeds, str(asked.study))
     return found, synthetic
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from client.config import read_site
-from client.data import splits
-from client.data.cohort import Wanted, load_cohort
-from client.data.targets import strata as strata_of
-from client.pseudonyms import place_of
-from common.inputs import SplitSpec
-from common.seeds import derive
-from common.study import Study
+from fedgraft.client.data.cohorts import splits
+from fedgraft.client.data.cohorts.cohort import Wanted, load_cohort
+from fedgraft.client.data.cohorts.targets import strata as strata_of
+from fedgraft.client.enrolment.config import read_site
+from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.study.inputs import SplitSpec
+from fedgraft.common.study.study import Study
 
 
 class Fold(NamedTuple):

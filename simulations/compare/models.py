@@ -9,26 +9,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.data.cohort import Cohort
-from client.data.spec import CohortSpec
-from client.kept import Kept
-from client.local.evaluate import predictions
-from client.local.feed import Feed
-from client.local.recalibrate import recalibrate
-from client.local.trouble import Diverged, TooFewCases
-from client.preflight.baseline import fit_alone
-from client.workbench import Workbench, device_named
-from common.files import load_tensors, read_json
-from common.fit import Fit
-from common.orders import Arrays
-from common.plan import Recalibrate
-from common.start import start
-from common.study import Study
-from common.tasks import Task
-from common.travel import own
-from simulations.compare.folds import Fold, deal
-from simulations.compare.question import Who
-from simulations.run import Hospitals, prepare, resume, simulated_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.preflight.baseline import fit_alone
+from fedgraft.client.runtime.local_state import Kept
+from fedgraft.client.training.model.errors import Diverged, TooFewCases
+from fedgraft.client.training.model.evaluate import predictions
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench, device_named
+from fedgraft.client.training.recalibrate import recalibrate
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.models.initialise import start
+from fedgraft.common.protocol.instructions import Arrays
+from fedgraft.common.protocol.routing import own
+from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.plan import Recalibrate
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Task
+from fedgraft.simulations.compare.folds import Fold, deal
+from fedgraft.simulations.compare.question import Who
+from fedgraft.simulations.engines.run import (
+    Hospitals,
+    prepare,
+    resume,
+    simulated_cohort,
+)
 
 MERGED = "*"
 """The name of the one model that all sites share; a site's own model has the site's name, which is never this."""

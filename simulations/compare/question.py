@@ -9,15 +9,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from common.ensembles import ENSEMBLES
-from common.errors import StudyError
-from common.fit import Fit
-from common.origin import COMMITTEE, Model
-from common.plan import Gradient
-from common.presets import PRESETS, expand
-from common.recipes import Method
-from common.study import Study, describe, parse_study, put, read_mapping
-from common.value import Value
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.base.value import Value
+from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.methods.ensembles import ENSEMBLES
+from fedgraft.common.study.methods.presets import PRESETS, expand
+from fedgraft.common.study.methods.recipes import Method
+from fedgraft.common.study.model_spec import COMMITTEE, Model
+from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.study import (
+    Study,
+    describe,
+    parse_study,
+    put,
+    read_mapping,
+)
 
 Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
 Metric = Literal["auroc", "accuracy", "balanced_accuracy", "brier"]

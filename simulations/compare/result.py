@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import RunError
-from common.study import Study
-from simulations.compare.bootstrap import (
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.bootstrap import (
     LOWER_IS_BETTER,
     Floats,
     Interval,
@@ -23,9 +23,9 @@ from simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
-from simulations.compare.cells import Cell, Outcome, outcome
-from simulations.compare.models import MERGED, Answers, Found
-from simulations.compare.question import Expectation, Question
+from fedgraft.simulations.compare.cells import Cell, Outcome, outcome
+from fedgraft.simulations.compare.models import MERGED, Answers, Found
+from fedgraft.simulations.compare.question import Expectation, Question
 
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
 Drawn = dict[Replicate, dict[str, Floats]]

@@ -6,18 +6,32 @@ from pathlib import Path
 
 import numpy as np
 
-from client.data.cohort import Cohort
-from client.local.onboard import Given, TooFewShots, fitted, only, shots
-from client.local.trouble import Diverged, TooFewCases
-from client.workbench import Workbench, device_named
-from common.seeds import derive
-from common.start import start
-from common.study import Study
-from common.tasks import Task
-from common.unlike import Familiar
-from common.weights import load_weights
-from simulations.compare.models import Answers, Few, Found, Job, answers_of, federate, prepared
-from simulations.run import simulated_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.training.few_shot import (
+    Given,
+    TooFewShots,
+    fitted,
+    only,
+    shots,
+)
+from fedgraft.client.training.model.errors import Diverged, TooFewCases
+from fedgraft.client.training.model.local_model import Workbench, device_named
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.closed_form.ood import Familiar
+from fedgraft.common.models.initialise import start
+from fedgraft.common.models.weights import load_weights
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Task
+from fedgraft.simulations.compare.models import (
+    Answers,
+    Few,
+    Found,
+    Job,
+    answers_of,
+    federate,
+    prepared,
+)
+from fedgraft.simulations.engines.run import simulated_cohort
 
 
 def few_shot(job: Job, folder: Path) -> tuple[Found, list[str]]:

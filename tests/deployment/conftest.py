@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from common.study import Study
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import Hospitals
 from helpers.federation import Federation
-from simulations.run import Hospitals
 
 SITES = ("east", "north", "south")
 Found = Callable[..., Federation]

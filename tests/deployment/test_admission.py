@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.approval import approve
-from client.home import SiteHome
-from common.keys import new_node_key, private_pem
+from fedgraft.client.enrolment.home import SiteHome
+from fedgraft.client.governance.approval import approve
+from fedgraft.common.identity.keys import new_node_key, private_pem
 from helpers.federation import Federation, until
 
 pytestmark = pytest.mark.deployment
@@ -62,12 +62,13 @@ def test_an_unknown_key_is_denied(federation, copy):
 
 def test_a_clock_that_is_ten_minutes_off_is_named(federation, copy, tmp_path):
     (tmp_path / "clock").mkdir()
-    shift = "from datetime import timedelta\nimport flwr.supercore.date as d\nimport client.executor as e\n"
+    shift = "from datetime import timedelta\nimport flwr.supercore.date as d\n"
+    shift += "import fedgraft.client.runtime.executor as e\n"
     shift += "import flwr.supernode.node_auth_http_interceptor as i\nreal = d.now\n"
     shift += "i.now = lambda: real() - timedelta(minutes=10)\ne.this_moment = i.now\n"
     (tmp_path / "clock" / "shifted.py").write_text(shift)
     code = "import shifted, sys; sys.argv = ['fedgraft', 'site', 'start', '--home', sys.argv[1]]; "
-    code += "import fedgraft; fedgraft.main()"
+    code += "from fedgraft.cli import main; main()"
     environment = federation.environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "clock"), environment["PYTHONPATH"]])
     command = [sys.executable, "-c", code, str(copy)]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from client.approval import approve
-from common.study import Study
+from fedgraft.client.governance.approval import approve
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, command, lines, same_weights, until
 from helpers.line import Line
-from simulations.run import simulate
 
 pytestmark = pytest.mark.deployment
 SITES = ("east", "north", "south")

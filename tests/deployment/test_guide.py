@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedgraft.simulations.engines.run import OPEN
 from helpers.federation import ROOT, command, until
 from helpers.ports import free_port
 from helpers.site_home import STUDY
-from simulations.run import OPEN
 
 pytestmark = pytest.mark.deployment
 GUIDE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")

@@ -26,15 +26,15 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.fab import Fab
 
-from client.approval import approve
-from client.home import SiteHome
-from common.keys import new_node_key
-from common.study import Study
+from fedgraft.client.enrolment.home import SiteHome
+from fedgraft.client.governance.approval import approve
+from fedgraft.common.identity.keys import new_node_key
+from fedgraft.common.study.study import Study
+from fedgraft.server.operations.control import Control
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, same_weights, until
 from helpers.gated import signed
-from server.control import Control
-from server.home import ServerHome
-from simulations.run import simulate
 
 pytestmark = pytest.mark.deployment
 METHOD = {"name": "fedavg", "rounds": 3, "local": {"epochs": 8, "batch_size": 4, "lr": 0.003}}
@@ -161,9 +161,9 @@ def test_a_connection_that_says_nothing_is_closed(federation):
 
 LIAR = """
 import dataclasses, numpy as np
-import client.site
+import fedgraft.client.runtime.site
 
-real = client.site.Site.visit
+real = fedgraft.client.runtime.site.Site.visit
 
 def visit(self, order):
     answer = real(self, order)
@@ -181,7 +181,7 @@ def visit(self, order):
     }
     return dataclasses.replace(answer, tensors=lies[order.exchange])
 
-client.site.Site.visit = visit
+fedgraft.client.runtime.site.Site.visit = visit
 """
 
 
@@ -195,7 +195,7 @@ def test_a_site_that_sends_nonsense_moves_nothing(federation, make_study, hospit
     (tmp_path / "lies").mkdir()
     (tmp_path / "lies" / "liar.py").write_text(LIAR)
     code = "import liar, sys; sys.argv = ['fedgraft', 'site', 'start', '--home', sys.argv[1]]; "
-    code += "import fedgraft; fedgraft.main()"
+    code += "from fedgraft.cli import main; main()"
     environment = federation.environment()
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "lies"), environment["PYTHONPATH"]])
     with (federation.root / "liar.out").open("wb") as log:
@@ -261,7 +261,7 @@ def hostile_bundle(folder: Path, marker: Path, answers: Path, study: Path) -> by
     (app / "pyproject.toml").write_text(
         '[project]\nname = "fedgraft"\nversion = "0.1.0"\ndependencies = []\n[tool.flwr.app]\npublisher = "fedgraft"\n'
         'fab-include = ["**/*.py"]\n[tool.flwr.app.components]\nserverapp = "hostile.server:app"\n'
-        'clientapp = "client.app:app"\n[tool.flwr.app.config]\nrun = ""\n'
+        'clientapp = "fedgraft.client.runtime.app:app"\n[tool.flwr.app.config]\nrun = ""\n'
     )
     return build_fab_from_disk(app)
 

@@ -15,11 +15,11 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from client.approval import approve
-from common.study import Study
+from fedgraft.client.governance.approval import approve
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, same_weights, until
 from helpers.ports import free_port
-from simulations.run import simulate
 
 pytestmark = pytest.mark.deployment
 SITES = ("east", "north", "south")
@@ -42,7 +42,7 @@ def federation(found, study) -> Federation:
     return found(study)
 
 
-@pytest.mark.parametrize("program", ["server.superlink", "flwr-serverapp", "flower-superexec"])
+@pytest.mark.parametrize("program", ["fedgraft.server.operations.superlink", "flwr-serverapp", "flower-superexec"])
 def test_a_killed_part_of_the_server_changes_nothing(federation, study, reference, program):
     out = f"killed-{program}"
     process = federation.start_run(study, out)
@@ -60,7 +60,7 @@ def test_kills_at_random_moments_change_nothing(federation, study, reference):
     process = federation.start_run(study, "random")
     federation.await_event("greeting", "random")
     for _ in range(3):
-        program = chance.choice(["server.superlink", "flwr-serverapp", "flower-superexec"])
+        program = chance.choice(["fedgraft.server.operations.superlink", "flwr-serverapp", "flower-superexec"])
         if process.poll() is None and (found := federation.children(program)):
             os.kill(chance.choice(found), signal.SIGKILL)
         time.sleep(chance.uniform(0.5, 8))
@@ -81,7 +81,7 @@ def test_twenty_kills_over_one_study_change_nothing(federation, make_study, thre
     process = federation.start_run(study, "twenty")
     federation.await_event("exchange", "twenty", exchange=1)
     while kills.total() < 20 and process.poll() is None:
-        programs = ("server.superlink", "flwr-serverapp", "flower-superexec", "server")
+        programs = ("fedgraft.server.operations.superlink", "flwr-serverapp", "flower-superexec", "server")
         (program,) = chance.choices(programs, weights=(4, 4, 3, 1))
         if program == "server":
             federation.processes["server"].kill()
@@ -137,7 +137,7 @@ def test_a_straggler_past_its_deadline_catches_up_to_the_newest_round(federation
 def test_a_killed_server_takes_its_processes_with_it_and_starts_again(federation, study, reference):
     process = federation.start_run(study, "outlived")
     federation.await_event("exchange", "outlived", exchange=2)
-    inner = federation.child("server.superlink")
+    inner = federation.child("fedgraft.server.operations.superlink")
     federation.processes["server"].kill()
     until(lambda: not Path(f"/proc/{inner}").exists(), 20, "the SuperLink to end with its server")
     port = free_port()

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.approval import approve
-from common.files import load_tensors
+from fedgraft.client.governance.approval import approve
+from fedgraft.common.base.files import load_tensors
+from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, same_weights, until
 from helpers.plans import MANY_KINDS
-from simulations.run import simulate
 
 pytestmark = pytest.mark.deployment
 SITES = ("east", "north", "south")
@@ -187,7 +187,7 @@ def test_a_site_that_ends_leaves_at_once(federation):
 
 
 def test_the_server_stops_with_all_its_processes(federation: Federation):
-    inner = federation.child("server.superlink")
+    inner = federation.child("fedgraft.server.operations.superlink")
     federation.fedgraft("server", "stop", "--server", "--home", federation.home)
     assert federation.processes["server"].wait(40) == 0
     assert not Path(f"/proc/{inner}").exists()

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from client.local.feed import Feed
-from client.local.gradient import train
-from client.local.room import Room
-from client.workbench import Workbench
-from common.files import load_tensors, read_json
-from common.plan import Role
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.microbatching import Room
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.study.plan import Role
+from fedgraft.simulations.engines.run import Engine, simulate
 from helpers.work import NOW, cohort, images, steps
-from simulations.run import Engine, simulate
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,11 +45,11 @@ def test_recalibrated_entries_stay_at_the_sites(hospitals, make_study, tmp_path)
 @pytest.mark.parametrize("few", [True, False])
 def test_resident_and_streamed_cohorts_train_alike(make_study, monkeypatch, few: bool):
     """A cohort that does not fit is streamed through pinned memory; the batches are the same."""
-    monkeypatch.setattr("client.local.feed._FEW_NUMBERS", 1 << 22 if few else 0)
+    monkeypatch.setattr("fedgraft.client.training.model.loader._FEW_NUMBERS", 1 << 22 if few else 0)
     inputs, labels = images(27)
     study, losses = make_study(), []
     for share in (0.4, 0.0):
-        monkeypatch.setattr("client.local.feed._RESIDENT_SHARE", share)
+        monkeypatch.setattr("fedgraft.client.training.model.loader._RESIDENT_SHARE", share)
         bench, feed = Workbench(study, GPU), Feed(cohort(inputs, {"cls": labels}), study.input, GPU)
         losses.append(train(bench, feed, steps(6), tuple(bench.tags), NOW)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from client.local.feed import Feed
-from client.privacy.dpsgd import train_private
-from client.workbench import Workbench
-from common.plan import Gradient, Role
-from common.training import Private
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.study.plan import Gradient, Role
+from fedgraft.common.study.training import Private
+from fedgraft.simulations.audit.attack_target import watched
 from helpers.work import CPU, NOW, cohort, images
-from simulations.audit.desk import watched
 
 Desk = Callable[..., tuple[Workbench, Feed]]
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
-from client.approval import approve
-from client.pseudonyms import keep_key
-from common.files import load_tensors
-from common.seeds import derive
-from common.study import Study
+from fedgraft.client.enrolment.pseudonyms import keep_key
+from fedgraft.client.governance.approval import approve
+from fedgraft.common.base.files import load_tensors
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import OPEN, Hospitals
 from helpers.ports import free_port
-from simulations.run import OPEN, Hospitals
 
 ROOT = Path(__file__).parents[2]
 Started = subprocess.Popen[bytes]

@@ -17,11 +17,11 @@ import uvicorn
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.keys import NodeKey, public_pem
+from fedgraft.common.identity.keys import NodeKey, public_pem
+from fedgraft.server.operations.gate import Gate, gate_server
+from fedgraft.server.operations.request_auth import Guard
+from fedgraft.server.provisioning.home import ServerHome
 from helpers.ports import free_port
-from server.gate import Gate, gate_server
-from server.guard import Guard
-from server.home import ServerHome
 
 
 @dataclass

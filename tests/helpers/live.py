@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.study import Study
+from fedgraft.common.study.study import Study
 from helpers.runs import write_run
 
 SITES = ("east", "north", "south")

@@ -11,8 +11,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from common.masking import Context, Layout, MaskedSum, Words, encode, mask
-from common.roster import Entry, Identity, Pairs, sign_entry, verified
+from fedgraft.common.secure_aggregation.mask_keys import (
+    Entry,
+    Identity,
+    Pairs,
+    sign_entry,
+    verified,
+)
+from fedgraft.common.secure_aggregation.masking import (
+    Context,
+    Layout,
+    MaskedSum,
+    Words,
+    encode,
+    mask,
+)
 
 NAMES = ("east", "north", "south", "west", "centre", "coast", "hill", "isle", "lake", "moor")
 

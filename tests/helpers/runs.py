@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import ClassificationSums, macro_mean, worst
-from server.report import build_report
+from fedgraft.common.metrics.metrics import ClassificationSums, macro_mean, worst
+from fedgraft.server.report import build_report
 
 SITES = ("east", "north", "south", "west")
 CLASSES = ("none", "smooth", "ring")

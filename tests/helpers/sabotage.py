@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.privacy import dpsgd, noising, secret
-from common.model import TransferModel
-from common.tasks import AnyTask
+from fedgraft.client.privacy.dp import dpsgd, secret, trainer
+from fedgraft.client.privacy.dp import noise as noising
+from fedgraft.common.models.model import TransferModel
+from fedgraft.common.study.tasks import AnyTask
 
 Patch = pytest.MonkeyPatch
 Tensors = Mapping[str, Tensor]
 
 
 def no_clip(patch: Patch) -> None:
-    patch.setattr(dpsgd, "clip_factors", lambda norms, clip: torch.ones_like(norms))
+    patch.setattr(trainer, "clip_factors", lambda norms, clip: torch.ones_like(norms))
 
 
 def clip_of_the_mean(patch: Patch) -> None:
@@ -28,7 +29,7 @@ def clip_of_the_mean(patch: Patch) -> None:
         factor = min(1.0, clip / max(norm, 1e-12))
         return [mean * factor * len(gradients[0]) for mean in means]
 
-    patch.setattr(dpsgd, "clip_and_sum", whole)
+    patch.setattr(trainer, "clip_and_sum", whole)
 
 
 def every_image_clipped_alone(patch: Patch) -> None:
@@ -37,14 +38,14 @@ def every_image_clipped_alone(patch: Patch) -> None:
 
 def weighted_mean(patch: Patch) -> None:
     """The mean of a loss with class weights, over a batch: its weights' sum ties all cases together."""
-    real = dpsgd.losses_by_case
+    real = trainer.losses_by_case
 
     def losses(outputs: Tensors, targets: Tensors, tasks: Mapping[str, AnyTask] | None = None) -> Tensor:
         (target,) = targets.values()
         weights = torch.tensor([1.0, 1.0, 100.0])[target]
         return real(outputs, targets, tasks) * weights * len(target) / weights.sum()
 
-    patch.setattr(dpsgd, "losses_by_case", losses)
+    patch.setattr(trainer, "losses_by_case", losses)
 
 
 def moving_statistics(patch: Patch) -> None:

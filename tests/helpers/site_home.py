@@ -12,12 +12,12 @@ from typing import Any
 import yaml
 from pydicom import dcmread
 
-from client.config import read_site
-from client.preflight.check import Check, Site
-from client.preflight.report import Line, Report
-from common.study import Study, parse_study
-from simulations.hospitals import make_hospitals
-from simulations.scenario import Scenario
+from fedgraft.client.enrolment.config import read_site
+from fedgraft.client.preflight.check import Check, Site
+from fedgraft.client.preflight.report import Line, Report
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.phantoms.hospitals import make_hospitals
+from fedgraft.simulations.phantoms.scenario import Scenario
 
 CLASSES = ("none", "smooth", "spiculated", "ring")
 OPEN = {"allow_non_dp": True, "metrics": "exact", "min_patients": 1}

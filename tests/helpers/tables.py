@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.config import read_config
-from client.data.cohort import Wanted, load_cohort
-from client.data.spec import CohortSpec
-from client.pseudonyms import place_of
-from common.files import load_tensors
-from common.start import start
-from common.study import Study, parse_study
-from simulations.run import Hospitals, simulate
+from fedgraft.client.data.cohorts.cohort import Wanted, load_cohort
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.config import read_config
+from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.common.base.files import load_tensors
+from fedgraft.common.models.initialise import start
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.engines.run import Hospitals, simulate
 
 Floats = NDArray[np.float64]
 STANDARDISE = {

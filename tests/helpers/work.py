@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.data.cohort import Cohort, learning_patients
-from client.policy import SitePolicy
-from client.privacy.guard import Guard
-from client.site import Site
-from client.terms.base import Moment
-from client.workbench import Workbench
-from common.inputs import TableInput
-from common.plan import Gradient
-from common.study import Study
-from simulations.run import OPEN
+from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
+from fedgraft.client.privacy.guard.privacy_guard import Guard
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.runtime.site import Site
+from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import OPEN
 
 MakeStudy = Callable[..., Study]
 CPU = torch.device("cpu")

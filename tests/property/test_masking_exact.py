@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from common.masking import Layout, MaskedSum, encode, mask, most
+from fedgraft.common.secure_aggregation.masking import (
+    Layout,
+    MaskedSum,
+    encode,
+    mask,
+    most,
+)
 from helpers.masks import NAMES, Consortium
 
 TEN = Consortium(10)

@@ -11,9 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.data.splits import SPLITS, assign, indices, keep, stratum
-from common.errors import DataError
-from common.inputs import SplitSpec
+from fedgraft.client.data.cohorts.splits import (
+    SPLITS,
+    assign,
+    indices,
+    keep,
+    stratum,
+)
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.study.inputs import SplitSpec
 
 LABELS = st.dictionaries(st.text("abcdef0123456789", min_size=4, max_size=8), st.integers(-1, 3), max_size=60)
 SHARES = st.sampled_from([SplitSpec(), SplitSpec(train=0.8, val=0.1, test=0.1), SplitSpec(train=1, val=0, test=0)])

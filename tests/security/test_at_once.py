@@ -12,15 +12,20 @@ from typing import Any
 
 import pytest
 
-from client.policy import SitePolicy
-from client.privacy import guard as module
-from client.privacy.chain import Facts
-from client.privacy.guard import Guard, Held, Refused
-from client.privacy.ledger import Caps, ChargeRefused, Denial, Ledger
-from common.orders import Code
-from common.plan import Role
-from common.privacy import Event, epsilon
-from common.study import Study
+from fedgraft.client.privacy.guard import privacy_guard as module
+from fedgraft.client.privacy.guard.privacy_guard import Guard, Held, Refused
+from fedgraft.client.privacy.ledger.hash_chain import Facts
+from fedgraft.client.privacy.ledger.ledger import (
+    Caps,
+    ChargeRefused,
+    Denial,
+    Ledger,
+)
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.privacy.accountant import Event, epsilon
+from fedgraft.common.protocol.instructions import Code
+from fedgraft.common.study.plan import Role
+from fedgraft.common.study.study import Study
 from helpers.work import MakeStudy
 
 DELTA = 1e-3

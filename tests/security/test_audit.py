@@ -12,18 +12,25 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from client.privacy import sealing
-from common import masking
-from common.study import Study
+from fedgraft.client.privacy.masking import masked_upload as sealing
+from fedgraft.common.secure_aggregation import masking
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.audit import canaries, inversion, metrics_oracle
+from fedgraft.simulations.audit.attack import attack, private_desks
+from fedgraft.simulations.audit.attack_target import Desk
+from fedgraft.simulations.audit.canaries import (
+    CANARIES,
+    CLAIMS,
+    DELTA,
+    Trial,
+    chance_of,
+    lower_bound,
+)
+from fedgraft.simulations.audit.findings import Finding
+from fedgraft.simulations.audit.mechanism import CHECKS
+from fedgraft.simulations.engines.run import simulate
 from helpers import sabotage
 from helpers.runs import Page, page_of
-from simulations.audit import canaries, inversion, metrics_oracle
-from simulations.audit.attack import attack, private_desks
-from simulations.audit.canaries import CANARIES, CLAIMS, DELTA, Trial, chance_of, lower_bound
-from simulations.audit.desk import Desk
-from simulations.audit.findings import Finding
-from simulations.audit.mechanism import CHECKS
-from simulations.run import simulate
 
 MakeStudy = Callable[..., Study]
 SIX = {

@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from client.local.feed import Feed
-from client.privacy import secret, units
-from client.privacy.dpsgd import train_private
-from client.workbench import Workbench
-from common.errors import InputError
-from common.model import TransferModel
-from common.plan import Role, named
-from common.study import parse_study
-from common.training import Augment
+from fedgraft.client.privacy.dp import secret, units
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.models.model import TransferModel
+from fedgraft.common.study.plan import Role, named
+from fedgraft.common.study.study import parse_study
+from fedgraft.common.study.training import Augment
+from fedgraft.simulations.audit import attack_target as audit
+from fedgraft.simulations.audit.findings import Finding
+from fedgraft.simulations.audit.mechanism import CHECKS, mechanism
 from helpers import sabotage
 from helpers.dp import Desk, feed_of, quiet, sums, terms, trainable
 from helpers.work import CPU, NOW, cohort, images, moved, snapshot
-from simulations.audit import desk as audit
-from simulations.audit.findings import Finding
-from simulations.audit.mechanism import CHECKS, mechanism
 
 OWN = tuple(map(str, range(27)))
 """A patient for every case."""

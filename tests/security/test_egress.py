@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from client.egress import EgressLog
-from common import wire
-from common.errors import LedgerError
-from common.files import read_json
-from common.orders import Code, Refusal, Update
-from simulations.grids import InProcessGrid
-from simulations.run import simulate
+from fedgraft.client.governance.egress import EgressLog
+from fedgraft.common.base.errors import LedgerError
+from fedgraft.common.base.files import read_json
+from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.instructions import Code, Refusal, Update
+from fedgraft.simulations.engines.grids import InProcessGrid
+from fedgraft.simulations.engines.run import simulate
 
 UPDATE = Update(1, {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"trunk": 4.0}, {"loss": 0.5}, {})
 
@@ -110,8 +110,8 @@ def test_all_replies_of_a_run_stand_in_the_log_before_they_leave(hospitals, make
 def test_a_site_that_cannot_write_its_log_sends_a_constant_word(
     hospitals, make_study, tmp_path, monkeypatch, engine: str
 ) -> None:
-    from server.folder import RunFolder
-    from simulations.run import Engine
+    from fedgraft.server.runs.run_folder import RunFolder
+    from fedgraft.simulations.engines.run import Engine
 
     save = RunFolder.save_checkpoint
 
@@ -135,7 +135,9 @@ def test_a_line_is_on_the_disk_before_the_message_leaves_unless_a_simulation_say
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
-    monkeypatch.setattr("client.egress.os.fdatasync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    monkeypatch.setattr(
+        "fedgraft.client.governance.egress.os.fdatasync", lambda descriptor: synced.append(os.fstat(descriptor).st_size)
+    )
     log = EgressLog(tmp_path / "real")
     log.record("ab", UPDATE, "because")
     assert synced == [(tmp_path / "real" / "egress.jsonl").stat().st_size]

@@ -15,17 +15,17 @@ from flwr.app import Context, Message, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
 from flwr.supercore.task_identity import TaskIdentity
 
-from client import executor
-from client.data.spec import CohortSpec
-from client.executor import Link, OverToo, Stopped
-from client.home import SiteHome
-from client.join import join
-from client.policy import SitePolicy
-from common.errors import RunError
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.home import SiteHome
+from fedgraft.client.enrolment.join import join
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.runtime import executor
+from fedgraft.client.runtime.executor import Link, OverToo, Stopped
+from fedgraft.common.base.errors import RunError
+from fedgraft.server.provisioning.consortium import Consortium
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.provisioning.provision import Authority
 from helpers.ports import free_port
-from server.consortium import Consortium
-from server.home import ServerHome
-from server.provision import Authority
 
 SECRET = "patient Jane Doe /data/1234"
 ACTIVATE, PULL = "/v1/fleet/activate-node", "/v1/fleet/pull-messages"

@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from common.keys import NodeKey, new_node_key, public_pem
+from fedgraft.common.identity.keys import NodeKey, new_node_key, public_pem
+from fedgraft.server.operations.gate import (
+    FLEET,
+    LARGEST_BYTES,
+    Gate,
+    gate_server,
+)
+from fedgraft.server.operations.request_auth import Bucket, Guard
+from fedgraft.server.provisioning.consortium import Consortium
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.provisioning.provision import Authority
 from helpers.gated import Gated, signed
-from server.consortium import Consortium
-from server.gate import FLEET, LARGEST_BYTES, Gate, gate_server
-from server.guard import Bucket, Guard
-from server.home import ServerHome
-from server.provision import Authority
 
 PULL = "/v1/fleet/pull-messages"
 

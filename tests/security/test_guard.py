@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.keys import NodeKey, new_node_key, public_pem
-from server.guard import Bucket, Guard, Verdict
+from fedgraft.common.identity.keys import NodeKey, new_node_key, public_pem
+from fedgraft.server.operations.request_auth import Bucket, Guard, Verdict
 
 
 def headers(key: NodeKey, age_s: float = 0.0, signer: NodeKey | None = None) -> dict[bytes, bytes]:

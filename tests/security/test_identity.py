@@ -12,13 +12,13 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from client.data.cohort import Place, Wanted, load_cohort
-from client.data.dicom import read_dicom
-from client.data.spec import CohortSpec
-from client.data.unusable import UnusableError
-from common.errors import DataError
-from common.inputs import ImageInput, SplitSpec
-from common.tasks import Task
+from fedgraft.client.data.cohorts.cohort import Place, Wanted, load_cohort
+from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.study.inputs import ImageInput, SplitSpec
+from fedgraft.common.study.tasks import Task
 
 SECRETS = ("DOE", "JANE", "MRN-4711", "19700101", "1.2.3.4711", "Dr Who", "St Elsewhere", "scan_of")
 WANTED = Wanted([Task(classes=("no", "yes"))], ImageInput(size=16), SplitSpec(), 0)

@@ -18,11 +18,23 @@ from pathlib import Path
 
 import pytest
 
-from client.privacy import ledger as module
-from client.privacy.chain import Facts, Genesis, Mark, Row, write_witness
-from client.privacy.ledger import AlreadyCharged, Caps, ChargeRefused, Denial, Ledger
-from common.errors import LedgerError
-from common.privacy import Event, epsilon, rdp
+from fedgraft.client.privacy.ledger import ledger as module
+from fedgraft.client.privacy.ledger.hash_chain import (
+    Facts,
+    Genesis,
+    Mark,
+    Row,
+    write_witness,
+)
+from fedgraft.client.privacy.ledger.ledger import (
+    AlreadyCharged,
+    Caps,
+    ChargeRefused,
+    Denial,
+    Ledger,
+)
+from fedgraft.common.base.errors import LedgerError
+from fedgraft.common.privacy.accountant import Event, epsilon, rdp
 
 DELTA = 1e-3
 FACTS = Facts("patient", 600, "a" * 64)

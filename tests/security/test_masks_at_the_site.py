@@ -12,17 +12,22 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from client.privacy import sealing
-from client.privacy.guard import Refused
-from client.privacy.masks import MaskBook, MaskSettings, Regroup
-from client.privacy.sealing import Sealer
-from common.errors import FedgraftError, RosterError
-from common.files import read_json, write_json
-from common.masking import Layout, MaskedSum
-from common.orders import Circles, Code, Masked, Order
-from common.study import Study
-from common.summing import METRICS, TENSORS, Terms
-from simulations.keys import make_keys
+from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.masking import masked_upload as sealing
+from fedgraft.client.privacy.masking.masked_upload import Sealer
+from fedgraft.client.privacy.masking.used_masks import MaskBook, MaskSettings, Regroup
+from fedgraft.common.base.errors import FedgraftError, RosterError
+from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.protocol.instructions import (
+    Circles,
+    Code,
+    Masked,
+    Order,
+)
+from fedgraft.common.secure_aggregation.masking import Layout, MaskedSum
+from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Terms
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.keys import make_keys
 
 NAMES = ("east", "north", "south", "west")
 ARRAYS = {"w": np.linspace(-1, 1, 50, dtype=np.float32)}

@@ -8,15 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from client.privacy import shown
-from client.privacy.shown import LEAST, bound, noised_counts, suppressed
-from client.privacy.shown_kinds import bounded_sums
-from client.privacy.units import units_of
-from common.label_metrics import LabelSums
-from common.mask_metrics import MaskSums
-from common.task_metrics import sums_from, sums_of
-from common.tasks import Multilabel, Regression, Segmentation, Task
-from common.value_metrics import ValueSums
+from fedgraft.client.privacy.dp.units import units_of
+from fedgraft.client.privacy.release import metric_release as shown
+from fedgraft.client.privacy.release.metric_release import (
+    LEAST,
+    bound,
+    noised_counts,
+    suppressed,
+)
+from fedgraft.client.privacy.release.metric_release_kinds import bounded_sums
+from fedgraft.common.metrics.label_metrics import LabelSums
+from fedgraft.common.metrics.mask_metrics import MaskSums
+from fedgraft.common.metrics.task_metrics import sums_from, sums_of
+from fedgraft.common.metrics.value_metrics import ValueSums
+from fedgraft.common.study.tasks import (
+    Multilabel,
+    Regression,
+    Segmentation,
+    Task,
+)
 
 TASKS: dict[str, Any] = {
     "signs": Multilabel(name="signs", kind="multilabel", labels=("a", "b")),

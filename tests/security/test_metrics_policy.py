@@ -10,21 +10,33 @@ import numpy as np
 import pytest
 import torch
 
-from client.data.cohort import Cohort, learning_patients
-from client.policy import SitePolicy
-from client.privacy import shown
-from client.privacy.guard import Guard, Held, Refused
-from client.privacy.shown import LEAST, bound, counts, noised_counts, suppressed
-from client.privacy.units import units_of
-from client.site import Site
-from client.workbench import Workbench
-from common.errors import InputError
-from common.metrics import ClassificationSums
-from common.model import state_arrays
-from common.orders import Arrays, Code, Order, Refusal, Update
-from common.privacy import default_delta, epsilon
-from common.study import Study
-from common.tasks import Task
+from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
+from fedgraft.client.privacy.dp.units import units_of
+from fedgraft.client.privacy.guard.privacy_guard import Guard, Held, Refused
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.privacy.release import metric_release as shown
+from fedgraft.client.privacy.release.metric_release import (
+    LEAST,
+    bound,
+    counts,
+    noised_counts,
+    suppressed,
+)
+from fedgraft.client.runtime.site import Site
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.models.model import state_arrays
+from fedgraft.common.privacy.accountant import default_delta, epsilon
+from fedgraft.common.protocol.instructions import (
+    Arrays,
+    Code,
+    Order,
+    Refusal,
+    Update,
+)
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Task
 from helpers.work import CPU, MakeStudy, bench_input
 
 COLUMNS = tuple(f"c{number:03d}" for number in range(100))
@@ -319,7 +331,7 @@ def test_room_for_the_metrics_is_left_within_the_studys_budget(make_study: MakeS
 
 
 def shape(terms):
-    from common.privacy import Event
+    from fedgraft.common.privacy.accountant import Event
 
     return Event(terms.sigma, terms.q, terms.steps)
 

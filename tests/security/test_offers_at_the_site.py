@@ -5,11 +5,16 @@ from __future__ import annotations
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import app, forget
-from client.approval import approve
-from client.offers import find_study
-from common import wire
-from common.orders import Code, Greeting, Hello, Refusal
+from fedgraft.client.governance.approval import approve
+from fedgraft.client.governance.pending_studies import find_study
+from fedgraft.client.runtime.app import app, forget
+from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.instructions import (
+    Code,
+    Greeting,
+    Hello,
+    Refusal,
+)
 from helpers.site_home import Hospital, study
 
 

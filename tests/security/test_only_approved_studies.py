@@ -10,13 +10,19 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import app, forget
-from client.approval import approve, withdraw
-from common import wire
-from common.errors import QuorumError
-from common.orders import Code, Greeting, Hello, Order, Refusal
-from common.study import Study
-from simulations.run import prepare, resume
+from fedgraft.client.governance.approval import approve, withdraw
+from fedgraft.client.runtime.app import app, forget
+from fedgraft.common.base.errors import QuorumError
+from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.instructions import (
+    Code,
+    Greeting,
+    Hello,
+    Order,
+    Refusal,
+)
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import prepare, resume
 
 
 @pytest.fixture

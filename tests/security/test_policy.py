@@ -11,10 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.policy import Reason, Request, SitePolicy, Terms, effective, read_policy
-from common.errors import StudyError
-from common.plan import Role
-from common.privacy import Event, epsilon
+from fedgraft.client.privacy.policy import (
+    Reason,
+    Request,
+    SitePolicy,
+    Terms,
+    effective,
+    read_policy,
+)
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.privacy.accountant import Event, epsilon
+from fedgraft.common.study.plan import Role
 
 POLICY = SitePolicy()
 HEADS = frozenset({Role.HEAD})

@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from client.config import ServerAddress
-from client.preflight.connection import check_connection
-from client.preflight.report import Level, Line
+from fedgraft.client.enrolment.config import ServerAddress
+from fedgraft.client.preflight.connection import check_connection
+from fedgraft.client.preflight.report import Level, Line
 
 DAY = datetime.timedelta(days=1)
 Key = ec.EllipticCurvePrivateKey

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from client.local.feed import Feed
-from client.privacy.dpsgd import train_private
-from client.privacy.layers import convolution, convolution_norm
-from client.workbench import Workbench
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.privacy.dp.private_layers import convolution, convolution_norm
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
 from helpers.dp import quiet, sums, terms
 from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client.local.feed import Feed
-from client.privacy.release import noised_sums
-from client.workbench import Workbench
-from common.errors import InputError
-from common.private_sums import PrivateSums
+from fedgraft.client.privacy.dp.dp_statistics import noised_sums
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.study.private_sums import PrivateSums
 from helpers.dp import quiet, sums
 from helpers.work import CPU, MakeStudy, cohort, images
 

@@ -11,23 +11,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.data.cohort import Cohort, learning_patients
-from client.local.feed import Feed
-from client.local.statistics import feature_sums
-from client.local.trouble import TooFewCases
-from client.policy import SitePolicy
-from client.privacy import secret
-from client.privacy.guard import Guard, Held
-from client.privacy.release import CONSTANT, bound, noised_sums
-from client.site import Site
-from client.workbench import Workbench
-from common.closed_form import discriminant_head, nearest_mean_head, ridge_head
-from common.errors import InputError
-from common.model import state_arrays
-from common.orders import NOISE, Code, Order, Refusal, Update
-from common.privacy import Event, epsilon
-from common.private_sums import PrivateSums
-from common.study import Study
+from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
+from fedgraft.client.privacy.dp import secret
+from fedgraft.client.privacy.dp.dp_statistics import CONSTANT, bound, noised_sums
+from fedgraft.client.privacy.guard.privacy_guard import Guard, Held
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.runtime.site import Site
+from fedgraft.client.training.model.errors import TooFewCases
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.statistics import feature_sums
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.closed_form.closed_form import discriminant_head, nearest_mean_head, ridge_head
+from fedgraft.common.models.model import state_arrays
+from fedgraft.common.privacy.accountant import Event, epsilon
+from fedgraft.common.protocol.instructions import (
+    NOISE,
+    Code,
+    Order,
+    Refusal,
+    Update,
+)
+from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.study import Study
 from helpers.work import CPU, MakeStudy, cohort, images
 
 TASKS = [{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes": ["l", "r"]}]
@@ -259,7 +265,7 @@ def test_the_charge_is_made_before_anything_is_computed(make_study, tmp_path: Pa
     def stop(*_: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("client.site.noised_sums", stop)
+    monkeypatch.setattr("fedgraft.client.runtime.site.noised_sums", stop)
     assert site.visit(order(study)) == Refusal(1, Code.FAILED)
     assert len(Held.of(tmp_path).open(8.0).rows()) == 1
     monkeypatch.undo()

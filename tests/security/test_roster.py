@@ -9,9 +9,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import ValidationError
 
-from common.errors import RosterError
-from common.masking import NotOpened
-from common.roster import Entry, Pairs, Roster, sign_entry, verified
+from fedgraft.common.base.errors import RosterError
+from fedgraft.common.secure_aggregation.mask_keys import (
+    Entry,
+    Pairs,
+    Roster,
+    sign_entry,
+    verified,
+)
+from fedgraft.common.secure_aggregation.masking import NotOpened
 from helpers.masks import Consortium, opened, pem
 
 

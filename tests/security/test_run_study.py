@@ -16,15 +16,15 @@ from flwr.proto.control_pb2 import ListNodesResponse, ListRunsResponse, StartRun
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.run_pb2 import Run, RunStatus
 
-from common.errors import InputError, ResumeError, RunError
-from common.study import Study, parse_study
+from fedgraft.common.base.errors import InputError, ResumeError, RunError
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.server.operations import deploy
+from fedgraft.server.operations.deploy import Wait, prepare, run_study
+from fedgraft.server.provisioning.consortium import Consortium
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.provisioning.provision import Authority
+from fedgraft.server.runs.run_folder import REASON
 from helpers.ports import free_port
-from server import deploy
-from server.consortium import Consortium
-from server.deploy import Wait, prepare, run_study
-from server.folder import REASON
-from server.home import ServerHome
-from server.provision import Authority
 
 STUDY = {
     "name": "test",

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from server.home import ServerHome
-from server.superlink import WholeBody
+from fedgraft.server.operations.superlink import WholeBody
+from fedgraft.server.provisioning.home import ServerHome
 
 HTTP = {"type": "http"}
 GONE: Message = {"type": "http.disconnect"}
@@ -67,7 +67,7 @@ def test_what_is_no_request_passes_untouched():
 
 def test_it_stands_before_all_layers_of_flowers_own_application():
     program = (
-        "import server.superlink as ours, sys; app = ours._create();"
+        "import fedgraft.server.operations.superlink as ours, sys; app = ours._create();"
         "print(app.user_middleware[0].cls.__name__, len(app.user_middleware) > 5)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

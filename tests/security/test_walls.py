@@ -9,15 +9,15 @@ import pytest
 from flwr.app import Context, Message
 from flwr.common.serde import message_to_proto
 
-import client.app
-import client.local.room
-import client.site
-from client.egress import EgressLog
-from client.privacy.guard import Guard
-from common import wire
-from common.errors import DataError, QuorumError
-from simulations import grids
-from simulations.run import simulate
+import fedgraft.client.runtime.app
+import fedgraft.client.runtime.site
+import fedgraft.client.training.microbatching
+from fedgraft.client.governance.egress import EgressLog
+from fedgraft.client.privacy.guard.privacy_guard import Guard
+from fedgraft.common.base.errors import DataError, QuorumError
+from fedgraft.common.protocol import wire
+from fedgraft.simulations.engines import node
+from fedgraft.simulations.engines.run import simulate
 
 SECRET = "DOE^JANE"
 PARTS = ("DOE", "JANE", "patients/")
@@ -37,14 +37,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def answer(message: Message, context: Context) -> Message:
         try:
-            reply = client.app.app(message, context)
+            reply = fedgraft.client.runtime.app.app(message, context)
         except Exception as error:
             sent.append(f"{type(error)}:<'{error}'>")
             raise
         sent.append(message_to_proto(reply).SerializeToString().decode("latin-1"))
         return reply
 
-    monkeypatch.setattr(grids, "client_app", answer)
+    monkeypatch.setattr(node, "client_app", answer)
     return sent
 
 
@@ -56,15 +56,23 @@ def printed(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str])
 
 
 BROKEN: dict[str, tuple[object, str, Exception]] = {
-    "reading": (client.app, "load_cohort", RuntimeError(f"/patients/{SECRET}/1.dcm")),
-    "reading, known": (client.app, "load_cohort", DataError(f"/patients/{SECRET}/1.dcm: no such file")),
-    "greeting": (client.site.Site, "greet", KeyError(SECRET)),
+    "reading": (fedgraft.client.runtime.app, "load_cohort", RuntimeError(f"/patients/{SECRET}/1.dcm")),
+    "reading, known": (
+        fedgraft.client.runtime.app,
+        "load_cohort",
+        DataError(f"/patients/{SECRET}/1.dcm: no such file"),
+    ),
+    "greeting": (fedgraft.client.runtime.site.Site, "greet", KeyError(SECRET)),
     "policy": (Guard, "admit", OSError(5, "Input/output error", f"/patients/{SECRET}")),
-    "training": (client.local.room, "train", ValueError(f"bad case {SECRET}")),
-    "training, memory": (client.local.room, "train", MemoryError(SECRET)),
-    "evaluating": (client.site, "predictions", FileNotFoundError(2, "No such file", f"/patients/{SECRET}/1.dcm")),
-    "a visit": (client.site.Site, "visit", RuntimeError(SECRET)),
-    "what a visit is for": (client.site.Site, "grounds", RuntimeError(SECRET)),
+    "training": (fedgraft.client.training.microbatching, "train", ValueError(f"bad case {SECRET}")),
+    "training, memory": (fedgraft.client.training.microbatching, "train", MemoryError(SECRET)),
+    "evaluating": (
+        fedgraft.client.runtime.site,
+        "predictions",
+        FileNotFoundError(2, "No such file", f"/patients/{SECRET}/1.dcm"),
+    ),
+    "a visit": (fedgraft.client.runtime.site.Site, "visit", RuntimeError(SECRET)),
+    "what a visit is for": (fedgraft.client.runtime.site.Site, "grounds", RuntimeError(SECRET)),
     "the egress log": (EgressLog, "record", OSError(28, "No space left", f"/patients/{SECRET}")),
     "the order": (wire, "unpack_order", RuntimeError(SECRET)),
     "the reply": (wire, "pack_reply", RuntimeError(f"/patients/{SECRET}")),

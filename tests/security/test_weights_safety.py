@@ -16,11 +16,18 @@ import pytest
 import torch
 import torchvision
 
-from common.errors import WeightsError
-from common.inputs import ImageInput
-from common.model import build_model, state_arrays
-from common.weights import find, list_weights, load_manifest, load_weights, save_weights, verify
-from common.weights_import import Source, import_weights
+from fedgraft.common.base.errors import WeightsError
+from fedgraft.common.models.model import build_model, state_arrays
+from fedgraft.common.models.weights import (
+    find,
+    list_weights,
+    load_manifest,
+    load_weights,
+    save_weights,
+    verify,
+)
+from fedgraft.common.study.inputs import ImageInput
+from fedgraft.simulations.weights.weights_import import Source, import_weights
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import Command, write_images
 
-from common.files import load_tensors, read_json
+from conftest import Command, write_images
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.simulations.engines.run import Hospitals, simulate
 from helpers.work import MakeStudy
-from simulations.run import Hospitals, simulate
 
 
 @pytest.fixture(scope="module")

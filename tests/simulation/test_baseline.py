@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from client.config import read_site
-from client.preflight.baseline import check_baseline, train_alone
-from client.preflight.check import read_cohort
-from client.preflight.report import Level
-from client.pseudonyms import keep_key
-from common.seeds import derive
-from common.study import Study
+from fedgraft.client.enrolment.config import read_site
+from fedgraft.client.enrolment.pseudonyms import keep_key
+from fedgraft.client.preflight.baseline import check_baseline, train_alone
+from fedgraft.client.preflight.check import read_cohort
+from fedgraft.client.preflight.report import Level
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import Hospitals, simulate
 from helpers.site_home import Hospital, study
 from helpers.work import CPU
-from simulations.run import Hospitals, simulate
 
 PLANS = {
     "graft": {"method": {"name": "graft", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}},

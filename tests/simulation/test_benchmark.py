@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from conftest import Command
 
 pytestmark = [pytest.mark.learning, pytest.mark.slow]

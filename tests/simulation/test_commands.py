@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from common.files import load_tensors, read_json
-from common.model import build_model
-from simulations.run import Hospitals
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.models.model import build_model
+from fedgraft.simulations.engines.run import Hospitals
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_help_is_quick_because_it_imports_little():
 import sys, fedgraft
 sys.argv = ["fedgraft", "--help"]
 try:
-    fedgraft.main()
+    cli.main()
 except SystemExit:
     pass
 print([name for name in ("torch", "flwr", "numpy", "pydicom", "matplotlib") if name in sys.modules])

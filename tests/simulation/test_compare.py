@@ -11,17 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import Command
 
-from common.errors import InputError, RunError, StudyError
-from common.files import load_tensors, read_json
-from common.start import start
-from common.study import Study
+from conftest import Command
+from fedgraft.common.base.errors import InputError, RunError, StudyError
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.models.initialise import start
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.cells import (
+    Cell,
+    cells,
+    outcome,
+    run,
+)
+from fedgraft.simulations.compare.models import MERGED, Job, carry_out
+from fedgraft.simulations.compare.question import BUILT_IN, Question
+from fedgraft.simulations.engines.run import Hospitals, simulate
 from helpers.work import MakeStudy
-from simulations.compare.cells import Cell, cells, outcome, run
-from simulations.compare.models import MERGED, Job, carry_out
-from simulations.compare.question import BUILT_IN, Question
-from simulations.run import Hospitals, simulate
 
 ARMS = ("study", "local", "pooled", "new_site")
 
@@ -141,7 +146,7 @@ def test_what_is_done_is_not_done_again(asked: list[Cell], done: Path) -> None:
 
 def test_a_run_that_was_cut_off_goes_on(asked: list[Cell], done: Path, tmp_path: Path) -> None:
     """The cell's run is there, half done, as a kill would leave it; its outcome is the same."""
-    from simulations.run import prepare
+    from fedgraft.simulations.engines.run import prepare
 
     cell = asked[0]
     half = tmp_path / cell.digest[:16] / "runs" / "all"

@@ -13,11 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import InputError, QuorumError, ResumeError
-from common.files import load_tensors, read_json
-from common.study import Study
-from simulations.faults import Fault
-from simulations.run import Engine, Hospitals, prepare, resume, simulate
+from fedgraft.common.base.errors import InputError, QuorumError, ResumeError
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.faults import Fault
+from fedgraft.simulations.engines.run import (
+    Engine,
+    Hospitals,
+    prepare,
+    resume,
+    simulate,
+)
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:
@@ -89,7 +95,7 @@ def test_a_run_with_a_stage_that_ends_early_resumes_to_identical_weights(
 
 def stopped_and_resumed(study: Study, hospitals: Hospitals, tmp_path: Path, monkeypatch, stop: int) -> Path:
     """The folder of a whole run, to which one that was stopped before its checkpoint `stop` + 1 was found equal."""
-    from server.folder import RunFolder
+    from fedgraft.server.runs.run_folder import RunFolder
 
     whole = simulate(study, hospitals, tmp_path / "whole")
     save, seen = RunFolder.save_checkpoint, []
@@ -121,7 +127,7 @@ def test_a_killed_process_resumes_to_identical_weights(hospitals, make_study, tm
     whole = simulate(study, hospitals, tmp_path / "whole")
     run = tmp_path / "killed"
     prepare(study, hospitals, run)
-    code = "import sys; from pathlib import Path; from simulations.run import resume, Engine\n"
+    code = "import sys; from pathlib import Path; from fedgraft.simulations.engines.run import resume, Engine\n"
     code += "if __name__ == '__main__': resume(Path(sys.argv[1]), Engine(name=sys.argv[2]))"
     script = tmp_path / "go.py"
     script.write_text(code)
@@ -189,14 +195,14 @@ def test_a_site_that_hangs_costs_its_round_only(hospitals, make_study, tmp_path,
     code = f"""
 import os, sys, time
 from pathlib import Path
-import client.site
-visit = client.site.Site.visit
+import fedgraft.client.runtime.site
+visit = fedgraft.client.runtime.site.Site.visit
 def slow(self, order):
     if self.name == "north" and order.exchange == 2:
         time.sleep(600)
     return visit(self, order)
-client.site.Site.visit = slow
-from simulations.run import Engine, resume
+fedgraft.client.runtime.site.Site.visit = slow
+from fedgraft.simulations.engines.run import Engine, resume
 if __name__ == "__main__":
     resume(Path(sys.argv[1]), Engine(name={engine!r}))
     os._exit(0)
@@ -219,14 +225,14 @@ def test_a_worker_that_dies_costs_its_site_one_round(hospitals, make_study, tmp_
         """
 import os, sys
 from pathlib import Path
-import client.site
-visit = client.site.Site.visit
+import fedgraft.client.runtime.site
+visit = fedgraft.client.runtime.site.Site.visit
 def dying(self, order):
     if self.name == "north" and order.exchange == 2:
         os._exit(9)
     return visit(self, order)
-client.site.Site.visit = dying
-from simulations.run import Engine, resume
+fedgraft.client.runtime.site.Site.visit = dying
+from fedgraft.simulations.engines.run import Engine, resume
 if __name__ == "__main__":
     resume(Path(sys.argv[1]), Engine(name="pool"))
 """

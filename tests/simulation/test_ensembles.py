@@ -11,30 +11,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, Command
 from scipy.special import log_softmax, softmax
 
-from client.data.spec import CohortSpec
-from client.local.evaluate import predictions
-from client.local.feed import Feed
-from client.local.statistics import frozen_sums
-from client.policy import SitePolicy
-from client.workbench import Workbench
-from common.closed_form import ridge_head
-from common.committee import Committee
-from common.errors import QuorumError, RunError, StudyError, WeightsError
-from common.explain import check_study, explain, sentence
-from common.files import load_tensors, read_json, write_json
-from common.orders import Arrays
-from common.plan import Role, Stage, Statistics
-from common.start import make_model, start, teach
-from common.strength import STRENGTHS
-from common.study import Study, parse_study
-from common.temperature import TEMPERATURES
-from common.travel import changed
+from conftest import CLASSES, Command
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.training.model.evaluate import predictions
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.statistics import frozen_sums
+from fedgraft.common.base.errors import (
+    QuorumError,
+    RunError,
+    StudyError,
+    WeightsError,
+)
+from fedgraft.common.base.files import load_tensors, read_json, write_json
+from fedgraft.common.checks.explain import check_study, explain, sentence
+from fedgraft.common.closed_form.closed_form import ridge_head
+from fedgraft.common.closed_form.temperature import TEMPERATURES
+from fedgraft.common.models.ensemble import Committee
+from fedgraft.common.models.initialise import make_model, start, teach
+from fedgraft.common.protocol.instructions import Arrays
+from fedgraft.common.protocol.routing import changed
+from fedgraft.common.study.plan import Role, Stage, Statistics
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.server.aggregation.ridge_penalty import STRENGTHS
+from fedgraft.simulations.engines.faults import Fault
+from fedgraft.simulations.engines.run import (
+    OPEN,
+    Hospitals,
+    resume,
+    simulate,
+    simulated_cohort,
+)
 from helpers.work import CPU, MakeStudy
-from simulations.faults import Fault
-from simulations.run import OPEN, Hospitals, resume, simulate, simulated_cohort
 
 OTHER = "shufflenet_v2_x0_5"
 LOCAL = {"epochs": 1, "batch_size": 8, "lr": 0.003}

@@ -7,21 +7,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.local.onboard import Given, fitted, only, shots
-from client.workbench import Workbench
-from common.errors import RunError
-from common.fit import Fit
-from common.seeds import derive
-from common.study import Study
-from common.tasks import Task
-from common.unlike import Familiar
-from common.weights import load_weights
+from fedgraft.client.training.few_shot import (
+    Given,
+    fitted,
+    only,
+    shots,
+)
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.closed_form.ood import Familiar
+from fedgraft.common.models.weights import load_weights
+from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Task
+from fedgraft.simulations.compare.cells import (
+    Cell,
+    cells,
+    outcome,
+    run,
+)
+from fedgraft.simulations.compare.models import answers_of
+from fedgraft.simulations.compare.question import Arm, Question
+from fedgraft.simulations.compare.result import answered, groups, lines
+from fedgraft.simulations.engines.run import (
+    Hospitals,
+    prepare,
+    simulate,
+    simulated_cohort,
+)
 from helpers.work import CPU, MakeStudy
-from simulations.compare.cells import Cell, cells, outcome, run
-from simulations.compare.models import answers_of
-from simulations.compare.question import Arm, Question
-from simulations.compare.result import answered, groups, lines
-from simulations.run import Hospitals, prepare, simulate, simulated_cohort
 
 ARMS = (
     Arm(name="tuned", who="new_site", fit=Fit(steps=3)),

@@ -8,19 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command
 from PIL import Image
 
-from client.data.spec import CohortSpec
-from client.local.feed import Feed
-from client.policy import SitePolicy
-from client.predict.model import Reader
-from common.files import load_tensors, read_json
-from common.study import Study, parse_study
+from conftest import Command
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.inference.model import Reader
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.engines.run import (
+    OPEN,
+    Hospitals,
+    simulate,
+    simulated_cohort,
+)
+from fedgraft.simulations.phantoms.hospitals import make_hospitals
+from fedgraft.simulations.phantoms.scenario import PhantomSite, Scenario, SiteEntry
 from helpers.work import MakeStudy
-from simulations.hospitals import make_hospitals
-from simulations.run import OPEN, Hospitals, simulate, simulated_cohort
-from simulations.scenario import PhantomSite, Scenario, SiteEntry
 
 SITES = {"north": {"noise": 0.1}, "harbour": {"noise": 0.1, "gamma": 1.2}, "valley": {"noise": 0.12, "gain": 0.9}}
 QUANTILE = 0.95

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from simulations.run import prepare, resume
+from fedgraft.simulations.engines.run import prepare, resume
 
 
 @pytest.mark.parametrize("asked", ["cuda", "cuda:7"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from client.data.dicom import read_dicom
-from common.seeds import derive
-from simulations.hospitals import grey_images, make_hospitals
-from simulations.patients import draw_patient
-from simulations.scenario import Scenario, load_scenario
+from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.common.base.seeds import derive
+from fedgraft.simulations.phantoms.hospitals import grey_images, make_hospitals
+from fedgraft.simulations.phantoms.patients import draw_patient
+from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario
 
 STEP = {"harbour": 1 / 3400, "hilltop": 2 * (0.5 / 4095) ** 0.5, "valley": 1 / 1023}
 """Twice the largest rounding error of a site's pixels. Hilltop stores the square of the grey value in 12 bits, which

@@ -9,21 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.data.spec import CohortSpec
-from common.files import read_json
-from common.metrics import ClassificationSums
-from common.study import Study
-from simulations.commands import read
-from simulations.hospitals import make_hospitals
-from simulations.run import Engine, Hospitals, simulate
-from simulations.scenario import load_scenario
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.files import read_json
+from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.study.study import Study, find_study
+from fedgraft.simulations.engines.run import Engine, Hospitals, simulate
+from fedgraft.simulations.phantoms.hospitals import make_hospitals
+from fedgraft.simulations.phantoms.scenario import load_scenario
 
 SEEDS = (0, 1, 2)
 CLASSES = 4
 
 
 def study(seed: int, *overrides: str) -> Study:
-    return read(Path("quickstart"), (f"seed={seed}", "evaluate.every=0", *overrides))[0]
+    return find_study(Path("quickstart"), (f"seed={seed}", "evaluate.every=0", *overrides))[0]
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,26 @@ import pytest
 from flwr.app import Message
 from scipy import stats
 
-from client.data.spec import CohortSpec
-from client.egress import EgressLog
-from client.policy import SitePolicy
-from client.privacy.guard import Held
-from common import wire
-from common.errors import QuorumError, RunError
-from common.files import load_tensors, read_json, write_json
-from common.orders import Greeting, Masked
-from common.privacy import epsilon
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.governance.egress import EgressLog
+from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import QuorumError, RunError
+from fedgraft.common.base.files import load_tensors, read_json, write_json
+from fedgraft.common.privacy.accountant import epsilon
+from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.instructions import Greeting, Masked
+from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.simulations.engines.faults import Fault
+from fedgraft.simulations.engines.grids import InProcessGrid
+from fedgraft.simulations.engines.run import (
+    Engine,
+    Hospitals,
+    prepare,
+    resume,
+    simulate,
+)
 from helpers.runs import page_of
-from server.folder import RunFolder
-from simulations.faults import Fault
-from simulations.grids import InProcessGrid
-from simulations.run import Engine, Hospitals, prepare, resume, simulate
 
 # Gentle steps: rounding differs in the last bit of some entries, and training at a high rate makes much of little.
 SGD = {"steps": 2, "batch_size": 8, "lr": 0.001, "optimiser": "sgd"}
@@ -107,7 +113,7 @@ TAPS: list[Tapped] = []
 
 
 def test_the_coordinator_sees_no_site_by_itself(hospitals, make_study, tmp_path, monkeypatch):
-    monkeypatch.setattr("simulations.run.InProcessGrid", Tapped)
+    monkeypatch.setattr("fedgraft.simulations.engines.run.InProcessGrid", Tapped)
     study = make_study(method={"name": "graft", "rounds": 1, "local": SGD}, masked=True)
     run = simulate(study, hospitals, tmp_path / "run")
     tap = TAPS.pop()
@@ -138,7 +144,7 @@ def test_the_coordinator_sees_no_site_by_itself(hospitals, make_study, tmp_path,
 
 
 def test_an_upload_is_unlike_what_the_site_trained(hospitals, make_study, tmp_path, monkeypatch):
-    from client.privacy import sealing
+    from fedgraft.client.privacy.masking import masked_upload as sealing
 
     seen: list[tuple[np.ndarray, np.ndarray]] = []
     mask = sealing.mask
@@ -257,7 +263,7 @@ class Lying(InProcessGrid):
 
 
 def test_a_site_that_was_sent_another_model_gives_noise_and_is_found(hospitals, make_study, tmp_path, monkeypatch):
-    monkeypatch.setattr("simulations.run.InProcessGrid", Lying)
+    monkeypatch.setattr("fedgraft.simulations.engines.run.InProcessGrid", Lying)
     run = simulate(make_study(method=PLANS["fedavg"], masked=True), hospitals, tmp_path / "run")
     row = history(run)[1]
     assert (row["missing"], row["repeats"]) == ({"north": "other_context"}, 1)
@@ -275,7 +281,7 @@ class Unmasking(InProcessGrid):
 
 
 def test_no_site_answers_a_masked_study_in_the_open(hospitals, make_study, tmp_path, monkeypatch):
-    monkeypatch.setattr("simulations.run.InProcessGrid", Unmasking)
+    monkeypatch.setattr("fedgraft.simulations.engines.run.InProcessGrid", Unmasking)
     with pytest.raises(QuorumError, match=r"0 of 4 sites; missing: east, not_masked; north, not_masked"):
         simulate(make_study(method=PLANS["fedavg"], masked=True), hospitals, tmp_path / "run")
 

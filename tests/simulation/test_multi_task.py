@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from client.data.cohort import Place, Wanted, load_cohort
-from client.data.spec import CohortSpec
-from client.data.targets import known
-from client.policy import SitePolicy
-from common.errors import WeightsError
-from common.files import load_tensors, read_json
-from common.start import start
-from common.study import Study, parse_study
+from fedgraft.client.data.cohorts.cohort import Place, Wanted, load_cohort
+from fedgraft.client.data.cohorts.targets import known
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import WeightsError
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.models.initialise import start
+from fedgraft.common.study.study import Study, find_study, parse_study
+from fedgraft.simulations.engines.run import Engine, Hospitals, simulate
+from fedgraft.simulations.phantoms.hospitals import make_hospitals
+from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario
 from helpers.site_home import Hospital, MakeHospital, copied
-from simulations.commands import read
-from simulations.hospitals import make_hospitals
-from simulations.run import Engine, Hospitals, simulate
-from simulations.scenario import Scenario, load_scenario
 
 SIGNS = {"name": "signs", "kind": "multilabel", "labels": ["any", "hollow"]}
 TASKS: list[dict[str, Any]] = [
@@ -214,7 +213,7 @@ def test_a_site_checks_its_data_for_all_kinds(home: MakeHospital) -> None:
 @pytest.mark.learning
 @pytest.mark.slow
 def test_the_study_that_ships_learns_all_that_it_asks(tmp_path: Path) -> None:
-    asked, _ = read(Path("multi_task"), ())
+    asked, _ = find_study(Path("multi_task"), ())
     made = make_hospitals(load_scenario("modalities"), tmp_path / "hospitals")
     run = simulate(asked, Hospitals(made), tmp_path / "run", Engine(name="pool"))
     metrics, first = read_json(run / "result.json")["metrics"], history(run)[0]["metrics"]

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from common.model import TransferModel, build_model
-from common.seeds import derive
-from simulations.hospitals import grey_images
-from simulations.patients import draw_patient
-from simulations.phantoms import FINDINGS
-from simulations.scanners import Scanner
-from simulations.scenario import PhantomSite, load_scenario
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.models.model import TransferModel, build_model
+from fedgraft.simulations.phantoms.hospitals import grey_images
+from fedgraft.simulations.phantoms.patients import draw_patient
+from fedgraft.simulations.phantoms.phantoms import FINDINGS
+from fedgraft.simulations.phantoms.scanners import Scanner
+from fedgraft.simulations.phantoms.scenario import PhantomSite, load_scenario
 
 pytestmark = [pytest.mark.learning, pytest.mark.slow]
 

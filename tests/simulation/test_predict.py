@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command
 from PIL import Image
 
-from client.predict.heat import HEATS, layer_cam, occlusion
-from client.predict.model import Reader
-from common.files import read_json
-from common.model import build_model
+from conftest import Command
+from fedgraft.client.inference.heat import HEATS, layer_cam, occlusion
+from fedgraft.client.inference.model import Reader
+from fedgraft.common.base.files import read_json
+from fedgraft.common.models.model import build_model
+from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.phantoms.hospitals import make_hospitals
+from fedgraft.simulations.phantoms.scenario import PhantomSite, Scenario, SiteEntry
 from helpers.work import MakeStudy
-from simulations.hospitals import make_hospitals
-from simulations.run import Hospitals, simulate
-from simulations.scenario import PhantomSite, Scenario, SiteEntry
 
 SOURCE = "slim-ctmr-synthetic"
 
@@ -73,7 +73,7 @@ def pointing(heats: torch.Tensor, masks: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("name", "least"), [("cam", 0.8), ("occlusion", 0.7)])
 def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path, truth: list[dict[str, str]]) -> None:
-    from client.predict.images import pictures
+    from fedgraft.client.inference.images import pictures
 
     reader = Reader(SOURCE)
     by_file = {one["file"].removeprefix("dicom/"): one for one in truth}
@@ -100,7 +100,7 @@ def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path,
 
 def test_heat_is_of_the_class_that_is_asked_for(phantoms: Path) -> None:
     reader = Reader(SOURCE)
-    from client.predict.images import pictures
+    from fedgraft.client.inference.images import pictures
 
     some = list(pictures(phantoms / "dicom", reader.input))[:8]
     (batch,) = reader.feed(some).batches([torch.arange(8)])
@@ -129,8 +129,8 @@ def test_a_site_s_own_entries_and_what_a_run_says(
     tested = {line.split(",")[0] for line in (site / "splits.csv").read_text().splitlines() if line.endswith(",test")}
     code, _, err = command("predict", run, hospitals.cohorts["south"].root, "--out", "own", "--site", site)
     assert code == 0, err
-    from client.data.cohort import Place
-    from client.pseudonyms import patient_key
+    from fedgraft.client.data.cohorts.cohort import Place
+    from fedgraft.client.enrolment.pseudonyms import patient_key
 
     place = Place(site, site, patient_key(site))
     rows = [row for row in table(Path("own/predictions.csv")) if place.patient(row["file"]) in tested]

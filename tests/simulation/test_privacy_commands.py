@@ -9,9 +9,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from client.privacy.guard import Held
-from common.privacy import Event, default_delta, epsilon
-from simulations.run import Hospitals, simulate
+from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.common.privacy.accountant import Event, default_delta, epsilon
+from fedgraft.simulations.engines.run import Hospitals, simulate
 
 PRIVATE = {"epsilon": 5.0, "sample": 0.5}
 
@@ -200,6 +200,6 @@ def test_accuracy_against_epsilon_is_measured_written_and_taken_up_again(
     assert spent == pytest.approx([0, 0, 0.05, 0.05, 20, 20], rel=1e-2)
     with Image.open(tmp_path / "curve" / "curve.png") as picture:
         assert picture.size[0] > 500
-    monkeypatch.setattr("simulations.curve.simulate", None)  # nothing is run a second time
+    monkeypatch.setattr("fedgraft.simulations.planning.curve.simulate", None)  # nothing is run a second time
     assert command(*words)[1] == out
     assert (tmp_path / "curve" / "curve.csv").read_text().count("\n") == 4

@@ -9,15 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.policy import SitePolicy
-from client.privacy.guard import Held
-from common.errors import QuorumError
-from common.files import load_tensors, read_json
-from common.plan import Role
-from common.privacy import Event, default_delta, epsilon
+from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import QuorumError
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.privacy.accountant import Event, default_delta, epsilon
+from fedgraft.common.study.plan import Role
+from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.simulations.engines.run import (
+    OPEN,
+    Engine,
+    Hospitals,
+    resume,
+    simulate,
+)
 from helpers.runs import page_of
-from server.folder import RunFolder
-from simulations.run import OPEN, Engine, Hospitals, resume, simulate
 
 TRAINING = {"east": 24, "north": 12, "south": 30, "west": 18}
 STRICT = SitePolicy(min_patients=1, epsilon_job=6.0)
@@ -230,7 +236,7 @@ def test_a_round_that_was_paid_but_never_answered_is_lost_and_not_paid_twice(
     hospitals, private_study, tmp_path: Path, monkeypatch
 ) -> None:
     """A site that crashed between the charge and the reply."""
-    from client.privacy.guard import Guard
+    from fedgraft.client.privacy.guard.privacy_guard import Guard
 
     keep = Guard.keep
 

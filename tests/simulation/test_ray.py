@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from common.files import load_tensors, read_json
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.simulations.engines.run import Engine, simulate
 from helpers.plans import MANY_KINDS
-from simulations.run import Engine, simulate
 
 FEDBN = {"name": "fedbn", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}
 

@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.policy import SitePolicy
-from client.privacy.guard import Guard, Refused
-from common.closed_form import heads_from_sums
-from common.errors import FedgraftError, StudyError
-from common.explain import check_study
-from common.files import load_tensors, read_json
-from common.merges import Ridge
-from common.orders import Code
-from common.start import make_model
-from common.study import Study
-from common.weights import verify
-from server.kept_sums import KeptSums
-from server.resolve import resolve
-from simulations.run import OPEN, Hospitals, simulate
+from fedgraft.client.privacy.guard.privacy_guard import Guard, Refused
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import FedgraftError, StudyError
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.checks.explain import check_study
+from fedgraft.common.closed_form.closed_form import heads_from_sums
+from fedgraft.common.models.initialise import make_model
+from fedgraft.common.models.weights import verify
+from fedgraft.common.protocol.instructions import Code
+from fedgraft.common.study.aggregates import Ridge
+from fedgraft.common.study.study import Study
+from fedgraft.server.rounds.resolve import resolve
+from fedgraft.server.runs.retained_statistics import KeptSums
+from fedgraft.simulations.engines.run import OPEN, Hospitals, simulate
 
 MakeStudy = Callable[..., Study]
 Command = Callable[..., tuple[int, str, str]]

@@ -10,17 +10,16 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from client.config import read_config
-from client.data.batches import to_float
-from client.data.cohort import Wanted, load_cohort
-from client.pseudonyms import place_of
-from common.files import load_tensors, read_json
-from common.model import build_model, build_table_model, load_arrays
-from common.study import Study, parse_study, read_mapping
-from simulations.commands import hospitals as hospitals_of
-from simulations.commands import read
-from simulations.run import Engine, Hospitals, simulate
-from simulations.scenario import load_scenario
+from fedgraft.client.data.cohorts.batches import to_float
+from fedgraft.client.data.cohorts.cohort import Wanted, load_cohort
+from fedgraft.client.enrolment.config import read_config
+from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.models.model import build_model, build_table_model, load_arrays
+from fedgraft.common.study.study import Study, find_study, parse_study, read_mapping
+from fedgraft.simulations.engines.run import Engine, Hospitals, simulate
+from fedgraft.simulations.phantoms.hospitals import hospitals_of
+from fedgraft.simulations.phantoms.scenario import load_scenario
 
 
 def predictions(run: Path, study: Study, site: str) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +65,7 @@ def test_the_figures_are_those_of_scikit_learn(hospitals: Hospitals, make_study,
     if what == "images":
         study, sites = make_study(method="fedavg"), hospitals
     else:
-        study = read(Path("breast_cancer"), ("method.rounds=2",))[0]
+        study = find_study(Path("breast_cancer"), ("method.rounds=2",))[0]
         sites = hospitals_of(load_scenario("breast_cancer"))
     run = simulate(study, sites, tmp_path / "run")
     task = study.tasks[0].name
@@ -89,7 +88,7 @@ def test_the_figures_are_those_of_scikit_learn(hospitals: Hospitals, make_study,
 
 def test_real_patients_are_told_apart(tmp_path):
     """569 real patients at four skewed sites: the shipped study gets near what pooled training is known to reach."""
-    study = read(Path("breast_cancer"))[0]
+    study = find_study(Path("breast_cancer"))[0]
     run = simulate(study, hospitals_of(load_scenario("breast_cancer")), tmp_path / "run")
     result = read_json(run / "result.json")
     assert result["synthetic"] is False

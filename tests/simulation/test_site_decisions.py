@@ -13,13 +13,18 @@ import yaml
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
-from client.approval import is_approved
-from client.data.spec import CohortSpec
-from client.offers import keep_offer
-from client.preflight.report import Level
-from common.privacy import Event, default_delta, epsilon, noise_for
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.governance.approval import is_approved
+from fedgraft.client.governance.pending_studies import keep_offer
+from fedgraft.client.preflight.report import Level
+from fedgraft.common.privacy.accountant import (
+    Event,
+    default_delta,
+    epsilon,
+    noise_for,
+)
+from fedgraft.simulations.engines.run import Hospitals, simulate
 from helpers.site_home import STUDY, Hospital, study
-from simulations.run import Hospitals, simulate
 
 PRIVATE_STAGE = {
     "name": "private",
@@ -393,7 +398,7 @@ def test_help_of_the_site_commands_imports_nothing_slow() -> None:
 import sys, fedgraft
 sys.argv = ["fedgraft", "site", "check", "--help"]
 try:
-    fedgraft.main()
+    cli.main()
 except SystemExit:
     pass
 print([name for name in ("torch", "flwr", "numpy", "pydicom") if name in sys.modules])

@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.data.spec import CohortSpec
-from client.policy import SitePolicy
-from common.errors import QuorumError
-from common.files import load_tensors, read_json
-from server.folder import RunFolder
-from simulations.run import Engine, Hospitals, resume, simulate
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import QuorumError
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.simulations.engines.run import (
+    Engine,
+    Hospitals,
+    resume,
+    simulate,
+)
 
 LOCAL = {"steps": 2, "batch_size": 8, "lr": 0.003}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.explain import leaving
-from common.files import load_tensors
-from common.start import make_model
-from common.study import Study
-from simulations.run import Hospitals, simulate
+from fedgraft.common.base.files import load_tensors
+from fedgraft.common.checks.explain import leaving
+from fedgraft.common.models.initialise import make_model
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import Hospitals, simulate
 
 MakeStudy = Callable[..., Study]
 HEAD = "heads.cls.weight"

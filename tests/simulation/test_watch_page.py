@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.watch.board import Board
+from fedgraft.server.watch.web import Page
 from helpers.browser import CHROMIUM, Browser
 from helpers.live import LiveRun
-from server.home import ServerHome
-from server.watch.board import Board
-from server.watch.web import Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
 PLAN = {"name": "fedavg", "rounds": 3, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}

@@ -13,9 +13,9 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from torch import Tensor
 
-from client.data.dicom import DicomImage, read_dicom
-from client.local.feed import Feed
-from client.workbench import Workbench
+from fedgraft.client.data.decoding.dicom import DicomImage, read_dicom
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
 from helpers.work import CPU, MakeStudy, cohort, images
 
 CT = "1.2.840.10008.5.1.4.1.1.2"

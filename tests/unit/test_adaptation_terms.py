@@ -11,23 +11,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.local.fallback import holds
-from client.local.feed import Feed
-from client.local.gradient import train
-from client.local.trouble import TooFewCases
-from client.terms.adversarial import Reversed, reversal
-from client.terms.base import Around
-from client.terms.discrepancy import coral, mmd, to_moments
-from client.terms.infomax import infomax
-from client.terms.pseudo_label import pseudo
-from common.aside import COVARIANCE, MEAN, moments_from_sums
-from common.check import check
-from common.errors import RunError
-from common.plan import Role
-from common.start import start
-from common.study import Study, parse_study
-from common.terms import Adversarial, Discrepancy, InfoMax, Supervised
-from common.training import Fallback
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.losses.adversarial import Reversed, reversal
+from fedgraft.client.training.losses.base import Around
+from fedgraft.client.training.losses.discrepancy import coral, mmd, to_moments
+from fedgraft.client.training.losses.infomax import infomax
+from fedgraft.client.training.losses.pseudo_label import pseudo
+from fedgraft.client.training.model.errors import TooFewCases
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.rollback import holds
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.checks.check import check
+from fedgraft.common.models.initialise import start
+from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN, moments_from_sums
+from fedgraft.common.study.losses import (
+    Adversarial,
+    Discrepancy,
+    InfoMax,
+    Supervised,
+)
+from fedgraft.common.study.plan import Role
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.common.study.training import Fallback
 from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot, steps
 
 RNG = np.random.default_rng(0)
@@ -263,7 +268,7 @@ ALONE = [{"kind": "adversarial"}, {"kind": "pseudo_label"}, SOURCE]
     ],
 )
 def test_what_a_source_cannot_be_asked_for_is_refused(stage, more, words: str) -> None:
-    from common.model import Extras, build_model
+    from fedgraft.common.models.model import Extras, build_model
 
     study = a_study(MEAN_MERGE | {"local": GRADIENT} | stage, **more)
     tags = build_model("slim_resnet", {"cls": 2}, channels=1, seed=0, extras=Extras(critics=study.critics)).tags()

@@ -7,9 +7,14 @@ import os
 
 import pytest
 
-from client.approval import approve, is_approved, read_approvals, withdraw
-from client.offers import find_study, keep_offer
-from common.errors import InputError, StudyError
+from fedgraft.client.governance.approval import (
+    approve,
+    is_approved,
+    read_approvals,
+    withdraw,
+)
+from fedgraft.client.governance.pending_studies import find_study, keep_offer
+from fedgraft.common.base.errors import InputError, StudyError
 
 
 def test_what_is_approved_is_that_study_and_no_other(tmp_path, make_study):

@@ -8,10 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from common.backbones import build_image_backbone, build_table_backbone, image_backbones, register, table_backbones
-from common.errors import InputError
-from common.model import TransferModel, build_model
-from common.plan import Role
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.models.backbones import (
+    build_image_backbone,
+    build_table_backbone,
+    image_backbones,
+    register,
+    table_backbones,
+)
+from fedgraft.common.models.model import TransferModel, build_model
+from fedgraft.common.study.plan import Role
 
 SMALL = (
     "slim_resnet",
@@ -143,7 +149,7 @@ def test_a_backbone_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.conv(x).mean((2, 3))
 
-    monkeypatch.setattr("common.backbones._OWN", {})
+    monkeypatch.setattr("fedgraft.common.models.backbones._OWN", {})
     register("tiny", lambda channels, size: Tiny(channels))
     assert "tiny" in image_backbones()
     model = build_model("tiny", {"cls": 2}, channels=1, seed=0)

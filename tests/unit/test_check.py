@@ -1,10 +1,10 @@
 import pytest
 
-from common.check import check
-from common.errors import StudyError
-from common.plan import Role, Tag
-from common.study import Study, parse_study
-from common.travel import changed, sent, stays
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.checks.check import check
+from fedgraft.common.protocol.routing import changed, sent, stays
+from fedgraft.common.study.plan import Role, Tag
+from fedgraft.common.study.study import Study, parse_study
 
 TAGS = {
     "backbone.stem.weight": Tag(Role.STEM, 0),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from common.closed_form import ridge_head, standard_scale
+from fedgraft.common.closed_form.closed_form import ridge_head, standard_scale
 
 
 def sums(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:

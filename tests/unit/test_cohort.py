@@ -11,13 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from client.data import scan
-from client.data.batches import to_float
-from client.data.cohort import Cohort, Place, Wanted, load_cohort
-from client.data.spec import CohortSpec
-from common.errors import DataError
-from common.inputs import ImageInput, SplitSpec, TableInput
-from common.tasks import Task
+from fedgraft.client.data.cohorts import scan
+from fedgraft.client.data.cohorts.batches import to_float
+from fedgraft.client.data.cohorts.cohort import (
+    Cohort,
+    Place,
+    Wanted,
+    load_cohort,
+)
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.study.inputs import ImageInput, SplitSpec, TableInput
+from fedgraft.common.study.tasks import Task
 
 TASK = Task(name="cls", classes=("no", "yes"))
 

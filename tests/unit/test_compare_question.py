@@ -8,13 +8,19 @@ from typing import Any
 import pytest
 import yaml
 
-from common.errors import StudyError
-from common.explain import check_study
-from common.merges import ServerOptimiser
-from common.plan import Gradient, Recalibrate
-from common.study import CONFIGS, read_study
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.base.files import CONFIGS
+from fedgraft.common.checks.explain import check_study
+from fedgraft.common.study.aggregates import ServerOptimiser
+from fedgraft.common.study.plan import Gradient, Recalibrate
+from fedgraft.common.study.study import read_study
+from fedgraft.simulations.compare.question import (
+    BUILT_IN,
+    Arm,
+    changed,
+    read_comparison,
+)
 from helpers.work import MakeStudy
-from simulations.compare.question import BUILT_IN, Arm, changed, read_comparison
 
 SHOTS = {"arms": ["new_site", "source_only"], "against": "new_site", "metric": "accuracy", "shots": [5]}
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from common.metrics import ClassificationSums
-from simulations.compare.bootstrap import (
+from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.simulations.compare.bootstrap import (
     Interval,
     across,
     draw_patients,
@@ -17,7 +17,7 @@ from simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
-from simulations.compare.models import Answers
+from fedgraft.simulations.compare.models import Answers
 
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
 

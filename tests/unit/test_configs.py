@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 
-from common.errors import StudyError
-from common.explain import check_study, explain, sentence
-from common.model import build_model
-from common.study import CONFIGS, parse_study, read_study
-from common.weights_import import Source, import_weights
-from simulations.scenario import load_scenario
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.base.files import CONFIGS
+from fedgraft.common.checks.explain import check_study, explain, sentence
+from fedgraft.common.models.model import build_model
+from fedgraft.common.study.study import parse_study, read_study
+from fedgraft.simulations.phantoms.scenario import load_scenario
+from fedgraft.simulations.weights.weights_import import Source, import_weights
 
 STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))
 SCENARIOS = sorted((CONFIGS / "scenarios").glob("*.yaml"))

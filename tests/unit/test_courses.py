@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.local.gradient import train
-from client.terms.base import Moment
-from common.check import check
-from common.ensembles import ENSEMBLES
-from common.explain import plan_table, sentence
-from common.model import build_model
-from common.plan import Role, Select
-from common.presets import PRESETS, Method, expand
-from common.rates import rate_of
-from common.seeds import derive
-from common.study import Study, parse_study
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.losses.base import Moment
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.checks.check import check
+from fedgraft.common.checks.explain import plan_table, sentence
+from fedgraft.common.models.model import build_model
+from fedgraft.common.protocol.rates import rate_of
+from fedgraft.common.study.methods.ensembles import ENSEMBLES
+from fedgraft.common.study.methods.presets import PRESETS, Method, expand
+from fedgraft.common.study.plan import Role, Select
+from fedgraft.common.study.study import Study, parse_study
 from helpers.work import NOW, moved, snapshot, steps
 
 MODEL = build_model("slim_resnet", {"cls": 3}, channels=1, seed=0)

@@ -11,12 +11,17 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from client.data.cohort import Cohort, Place, Wanted, load_cohort
-from client.data.images import read_image
-from client.data.spec import CohortSpec
-from common.errors import DataError
-from common.inputs import ImageInput, SplitSpec, TableInput
-from common.tasks import Task
+from fedgraft.client.data.cohorts.cohort import (
+    Cohort,
+    Place,
+    Wanted,
+    load_cohort,
+)
+from fedgraft.client.data.decoding.images import read_image
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.study.inputs import ImageInput, SplitSpec, TableInput
+from fedgraft.common.study.tasks import Task
 
 TASK = Task(name="cls", classes=("no", "yes"))
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from client.local.losses import task_loss
-from common.errors import InputError
-from common.mask_metrics import dice, mask_rows
-from common.model import Extras, build_model
-from common.plan import Role
-from common.taps import feature_maps, map_channels
-from common.tasks import Segmentation
+from fedgraft.client.training.losses.task_losses import task_loss
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.mask_metrics import dice, mask_rows
+from fedgraft.common.models.feature_maps import feature_maps, map_channels
+from fedgraft.common.models.model import Extras, build_model
+from fedgraft.common.study.plan import Role
+from fedgraft.common.study.tasks import Segmentation
 
 MASK = Segmentation(name="lesion", kind="segmentation")
 

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-import fedgraft
+from fedgraft import cli
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -25,7 +25,7 @@ def test_there_are_commands():
 def test_a_command_of_the_guide_exists_with_its_options(line):
     words = shlex.split(line)
     assert words.pop(0) == "fedgraft"
-    command = get_command(fedgraft.app)
+    command = get_command(cli.app)
     context = typer.Context(command)
     while hasattr(command, "commands"):
         name = words.pop(0)

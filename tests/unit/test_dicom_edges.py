@@ -7,12 +7,12 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
-from client.data.cohort import Place, Wanted, load_cohort
-from client.data.dicom import read_dicom
-from client.data.spec import CohortSpec, Window
-from client.data.unusable import UnusableError
-from common.inputs import ImageInput, SplitSpec
-from common.tasks import Task
+from fedgraft.client.data.cohorts.cohort import Place, Wanted, load_cohort
+from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.spec import CohortSpec, Window
+from fedgraft.common.study.inputs import ImageInput, SplitSpec
+from fedgraft.common.study.tasks import Task
 
 RNG = np.random.default_rng(5)
 COLOURS = ("Red", "Green", "Blue")

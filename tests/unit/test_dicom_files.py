@@ -21,8 +21,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from client.data.dicom import read_dicom
-from client.data.unusable import UnusableError
+from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.unusable import UnusableError
 
 ROOT = Path(pydicom.__file__).parent / "data" / "test_files"
 RNG = np.random.default_rng(1)

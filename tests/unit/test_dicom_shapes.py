@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.data.batches import fit
-from client.data.dicom import read_dicom
-from common.inputs import ImageInput
+from fedgraft.client.data.cohorts.batches import fit
+from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.common.study.inputs import ImageInput
 from helpers.grey import BYTES, CT, RNG, linear, same
 
 

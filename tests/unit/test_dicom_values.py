@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from client.data.dicom import read_dicom
-from client.data.spec import Window
+from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.spec import Window
 from helpers.grey import BYTES, CT, RNG, linear, same, stretched
 
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from scipy.special import expit, log_softmax, softmax
 
-from client.local.feed import Feed
-from client.local.gradient import train
-from client.terms.base import Around
-from client.terms.distill import distilled
-from client.workbench import Workbench
-from common.aside import TEACHER
-from common.check import check
-from common.model import state_arrays
-from common.origin import Teacher
-from common.start import make_model, make_teacher
-from common.study import Study, parse_study
-from common.tasks import Multilabel, Regression, Task
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.losses.base import Around
+from fedgraft.client.training.losses.distill import distilled
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.checks.check import check
+from fedgraft.common.models.initialise import make_model, make_teacher
+from fedgraft.common.models.model import state_arrays
+from fedgraft.common.protocol.auxiliary import TEACHER
+from fedgraft.common.study.model_spec import Teacher
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.common.study.tasks import Multilabel, Regression, Task
 from helpers.work import CPU, NOW, cohort, images, moved, snapshot, steps
 
 LOCAL = {"steps": 2, "batch_size": 8, "lr": 0.05}

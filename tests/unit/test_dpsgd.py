@@ -12,19 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client.local.feed import Feed
-from client.local.trouble import Diverged, TooFewCases
-from client.privacy.dpsgd import train_private
-from client.terms.base import Moment
-from client.workbench import Workbench
-from common.inputs import TableInput
-from common.model import TransferModel, state_arrays
-from common.orders import Code, Order, Refusal, Update
-from common.plan import Role, named
-from common.training import Augment
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.model.errors import Diverged, TooFewCases
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.models.model import TransferModel, state_arrays
+from fedgraft.common.protocol.instructions import (
+    Code,
+    Order,
+    Refusal,
+    Update,
+)
+from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.plan import Role, named
+from fedgraft.common.study.training import Augment
+from fedgraft.simulations.audit.attack_target import watched
 from helpers.dp import Desk, feed_of, quiet, sums, terms, trainable
 from helpers.work import CPU, NOW, TABLE_PLAN, MakeStudy, a_site, cohort, images, moved, snapshot
-from simulations.audit.desk import watched
 
 OWN = tuple(map(str, range(27)))
 
@@ -165,7 +170,7 @@ def test_augmented_views_make_up_the_number_and_differ(desk: Desk, monkeypatch: 
     bench, feed = desk()
     seen: list[Tensor] = []
     real = Augment()
-    monkeypatch.setattr("client.privacy.dpsgd.augment", lambda x, spec, draw: seen.append(x) or x + 0.1)
+    monkeypatch.setattr("fedgraft.client.privacy.dp.dpsgd.augment", lambda x, spec, draw: seen.append(x) or x + 0.1)
     patients = ["a"] * 5 + [*map(str, range(22))]
     sums(bench, feed, patients, quiet(views=3, augment=real, batch_size=1000))
     assert [len(x) for x in seen] == [17 * 3]
@@ -236,6 +241,6 @@ def test_a_site_works_privately_where_the_stage_says_so(make_study: MakeStudy, t
 
 
 def test_the_site_refuses_in_one_word(make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.privacy.dpsgd.LAYERS", ())
-    monkeypatch.setattr("common.dp_safe.LAYERS", ())
+    monkeypatch.setattr("fedgraft.client.privacy.dp.trainer.LAYERS", ())
+    monkeypatch.setattr("fedgraft.client.privacy.dp.dp_safe.LAYERS", ())
     assert visit(make_study, tmp_path, {"sigma": 1.0, "sample": 0.5}) == Refusal(1, Code.BAD_DATA)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.edit import change_values, filled
-from common.errors import InputError
+from fedgraft.client.enrolment.edit_yaml import change_values, filled
+from fedgraft.common.base.errors import InputError
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "sites" / "hospital.yaml"
 MASKS = {"key": "masking.key", "roster": "masks.json", "identities": {"north": "a b: # c", "south": "d'\"e"}}

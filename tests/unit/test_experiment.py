@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.data.cohort import Place, Wanted, load_cohort
-from client.data.experiment import fewer
-from client.data.spec import CohortSpec
-from common.inputs import ImageInput, SplitSpec
-from common.tasks import UNKNOWN, Task
-from simulations.compare.folds import Fold, folded
-from simulations.run import Hospitals
+from fedgraft.client.data.cohorts.cohort import Place, Wanted, load_cohort
+from fedgraft.client.data.cohorts.experiment import fewer
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.study.inputs import ImageInput, SplitSpec
+from fedgraft.common.study.tasks import UNKNOWN, Task
+from fedgraft.simulations.compare.folds import Fold, folded
+from fedgraft.simulations.engines.run import Hospitals
 
 TASK = Task(name="cls", classes=("left", "right", "middle"))
 

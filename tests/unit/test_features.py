@@ -13,21 +13,26 @@ import numpy as np
 import pytest
 import torch
 
-from client.config import read_config
-from client.data.cohort import Cohort, learning_patients
-from client.deployed import start as site_start
-from client.home import Joined, SiteHome
-from client.local.features import Features, forget_features
-from client.local.feed import Feed
-from client.policy import SitePolicy
-from client.privacy.guard import Guard
-from client.site import Site
-from client.workbench import Workbench
-from common.model import TransferModel, state_arrays
-from common.orders import Arrays, Order, Update
-from common.study import Study
+from fedgraft.client.cli.deployed_commands import start as site_start
+from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
+from fedgraft.client.enrolment.config import read_config
+from fedgraft.client.enrolment.home import Joined, SiteHome
+from fedgraft.client.privacy.guard.privacy_guard import Guard
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.runtime.site import Site
+from fedgraft.client.training.model.features import Features, forget_features
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.models.model import TransferModel, state_arrays
+from fedgraft.common.protocol.instructions import Arrays, Order, Update
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import (
+    OPEN,
+    Hospitals,
+    prepare,
+    resume,
+)
 from helpers.work import CPU, MakeStudy, images
-from simulations.run import OPEN, Hospitals, prepare, resume
 
 PROBE = {"name": "linear_probe", "rounds": 3, "local": {"epochs": 2, "batch_size": 8, "lr": 0.01}}
 
@@ -208,7 +213,7 @@ def test_a_greeting_and_a_start_delete_what_a_broken_study_has_left(
     old = home.state / "0123456789abcdef" / "features" / "0123456789abcdef"
     old.mkdir(parents=True)
     seen = []
-    monkeypatch.setattr("client.executor.run_site", lambda home, stop: seen.append(old.exists()))
+    monkeypatch.setattr("fedgraft.client.runtime.executor.run_site", lambda home, stop: seen.append(old.exists()))
     handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
     try:
         site_start(home.path, as_json=False)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import InputError
-from common.files import (
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import (
     canonical_json,
     digest_arrays,
     load_tensors,

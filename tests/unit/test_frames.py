@@ -11,10 +11,10 @@ import pytest
 from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
-from common import wire
-from common.orders import Order
-from simulations import frames
-from simulations.frames import ExchangeFolder, Frames
+from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.instructions import Order
+from fedgraft.simulations.engines import shared_messages as frames
+from fedgraft.simulations.engines.shared_messages import ExchangeFolder, Frames
 
 SMALL = {"bias": np.arange(3, dtype=np.float32), "count": np.array(7)}
 LARGE = {"weight": np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32), **SMALL}

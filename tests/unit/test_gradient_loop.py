@@ -10,17 +10,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from client.data.batches import to_float
-from client.local.evaluate import evaluate
-from client.local.feed import Feed, shuffled
-from client.local.gradient import train
-from client.local.recalibrate import recalibrate
-from client.terms.base import Moment
-from client.workbench import Workbench
-from common.plan import Gradient, Recalibrate, Role, Select, named
-from common.rates import rate_factor
-from common.seeds import derive
-from common.training import Augment
+from fedgraft.client.data.cohorts.batches import to_float
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.model.evaluate import evaluate
+from fedgraft.client.training.model.loader import Feed, shuffled
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.recalibrate import recalibrate
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.protocol.rates import rate_factor
+from fedgraft.common.study.plan import (
+    Gradient,
+    Recalibrate,
+    Role,
+    Select,
+    named,
+)
+from fedgraft.common.study.training import Augment
 from helpers.work import CPU, NOW, TABLE_PLAN, bench_input, cohort, images, moved, snapshot, steps
 
 

@@ -9,8 +9,13 @@ import pytest
 from pydicom import dcmread
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from simulations.dicom import DicomWriter, Shot
-from simulations.scanners import Scanner, acquire, mark, store
+from fedgraft.simulations.phantoms.dicom import DicomWriter, Shot
+from fedgraft.simulations.phantoms.scanners import (
+    Scanner,
+    acquire,
+    mark,
+    store,
+)
 
 SHOT = Shot("P0007", age=61, sex="F", number=2, origin="seed 1")
 RAMP = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)

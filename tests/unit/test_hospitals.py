@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from common.errors import InputError
-from simulations import hospitals
-from simulations.dicom import DicomWriter
-from simulations.hospitals import make_hospitals
-from simulations.scenario import Scenario, load_scenario
+from fedgraft.common.base.errors import InputError
+from fedgraft.simulations.phantoms import hospitals
+from fedgraft.simulations.phantoms.dicom import DicomWriter
+from fedgraft.simulations.phantoms.hospitals import make_hospitals
+from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario
 
 SITE = {"patients": 12, "images_per_patient": [1, 3]}
 PREVALENCE = {"none": 0.25, "smooth": 0.25, "spiculated": 0.25, "ring": 0.25}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from client.kept import Kept
+from fedgraft.client.runtime.local_state import Kept
 
 
 def entries(value: float) -> dict[str, np.ndarray]:

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from client.local.augment import augment
-from client.local.feed import Feed
-from client.local.gradient import train
-from client.local.recalibrate import recalibrate
-from client.local.trouble import Diverged, TooFewCases
-from client.terms.supervised import supervised
-from common.plan import Recalibrate, Role, named
-from common.training import Augment
+from fedgraft.client.training.augment import augment
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.losses.supervised import supervised
+from fedgraft.client.training.model.errors import Diverged, TooFewCases
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.recalibrate import recalibrate
+from fedgraft.common.study.plan import Recalibrate, Role, named
+from fedgraft.common.study.training import Augment
 from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot, steps
 
 
@@ -91,7 +91,8 @@ def test_balanced_classes_count_the_same(desk, monkeypatch: pytest.MonkeyPatch) 
     seen: list[Tensor] = []
     real = supervised
     monkeypatch.setattr(
-        "client.terms.supervised.supervised", lambda o, t, w, *more: seen.append(w["cls"]) or real(o, t, w, *more)
+        "fedgraft.client.training.losses.supervised.supervised",
+        lambda o, t, w, *more: seen.append(w["cls"]) or real(o, t, w, *more),
     )
     train(bench, feed, steps(1, class_weights="balanced"), named("heads").keys(bench.tags), NOW)
     assert seen[0].tolist() == [0.75, 1.5, 0.0]

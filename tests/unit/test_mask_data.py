@@ -11,17 +11,27 @@ import pytest
 import torch
 from PIL import Image
 
-from client.data.cohort import Cohort, Place, Wanted, load_cohort
-from client.data.masks import fit_mask
-from client.data.spec import CohortSpec
-from client.data.targets import known
-from client.preflight.labels import check_labels
-from client.preflight.report import Findings, Level
-from common.errors import DataError
-from common.inputs import ImageInput, SplitSpec
-from common.tasks import Multilabel, Regression, Segmentation, Task
-from simulations.hospitals import make_hospitals
-from simulations.scenario import Scenario
+from fedgraft.client.data.cohorts.cohort import (
+    Cohort,
+    Place,
+    Wanted,
+    load_cohort,
+)
+from fedgraft.client.data.cohorts.masks import fit_mask
+from fedgraft.client.data.cohorts.targets import known
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.preflight.labels import check_labels
+from fedgraft.client.preflight.report import Findings, Level
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.study.inputs import ImageInput, SplitSpec
+from fedgraft.common.study.tasks import (
+    Multilabel,
+    Regression,
+    Segmentation,
+    Task,
+)
+from fedgraft.simulations.phantoms.hospitals import make_hospitals
+from fedgraft.simulations.phantoms.scenario import Scenario
 
 MASK = Segmentation(name="lesion", kind="segmentation")
 VALUE = Regression(name="size_mm", kind="regression", unit="mm", mean=26.0, std=16.0)

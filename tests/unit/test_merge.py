@@ -1,12 +1,19 @@
 import numpy as np
 import pytest
 
-from common.errors import RunError
-from common.merges import Mean, Ridge
-from common.orders import Update
-from common.plan import Gradient, Role, Stage, Statistics, Tag, named
-from common.triangles import folded
-from server.merge import merger
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.protocol.instructions import Update
+from fedgraft.common.protocol.packed_symmetric import folded
+from fedgraft.common.study.aggregates import Mean, Ridge
+from fedgraft.common.study.plan import (
+    Gradient,
+    Role,
+    Stage,
+    Statistics,
+    Tag,
+    named,
+)
+from fedgraft.server.aggregation.aggregator import merger
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),

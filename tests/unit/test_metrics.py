@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from common.errors import InputError
-from common.metrics import ClassificationSums, macro_mean, worst
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.metrics import ClassificationSums, macro_mean, worst
 
 Rng = np.random.Generator
 COUNTED = ("accuracy", "balanced_accuracy", "recall", "specificity", "f1", "brier", "ece", "loss")

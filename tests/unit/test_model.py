@@ -11,10 +11,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.regnet import BlockParams
 
-from common.backbones import build_image_backbone, image_backbones
-from common.errors import InputError
-from common.model import TransferModel, build_model, build_table_model, load_arrays, state_arrays
-from common.plan import SELECTIONS, Role, named
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.models.backbones import build_image_backbone, image_backbones
+from fedgraft.common.models.model import (
+    TransferModel,
+    build_model,
+    build_table_model,
+    load_arrays,
+    state_arrays,
+)
+from fedgraft.common.study.plan import SELECTIONS, Role, named
 
 HEADS = {"cls": 3, "side": 2}
 NORM_ROLES = {Role.NORM_AFFINE, Role.NORM_STATS}

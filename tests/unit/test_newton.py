@@ -10,19 +10,19 @@ import torch
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
-from client.local.feed import Feed
-from client.local.statistics import feature_sums
-from client.workbench import Workbench
-from common.closed_form import ridge_head
-from common.errors import RunError
-from common.merges import Newton
-from common.model import state_arrays
-from common.newton import stepped_heads
-from common.orders import Update
-from common.plan import Stage, Statistics
-from common.study import parse_study
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.statistics import feature_sums
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.closed_form.closed_form import ridge_head
+from fedgraft.common.closed_form.newton import stepped_heads
+from fedgraft.common.models.model import state_arrays
+from fedgraft.common.protocol.instructions import Update
+from fedgraft.common.study.aggregates import Newton
+from fedgraft.common.study.plan import Stage, Statistics
+from fedgraft.common.study.study import parse_study
+from fedgraft.server.aggregation.aggregator import merger
 from helpers.work import CPU, cohort, images
-from server.merge import merger
 
 Sums = dict[str, np.ndarray]
 

@@ -10,16 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from client.data.cohort import Cohort
-from client.local.feed import Feed
-from client.local.onboard import Given, TooFewShots, blended, fitted, only, shots
-from client.local.statistics import feature_sums
-from client.workbench import Workbench
-from common.aside import moments_from_sums
-from common.fit import Fit
-from common.model import state_arrays
-from common.study import Study
-from common.tasks import Task
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.training.few_shot import (
+    Given,
+    TooFewShots,
+    blended,
+    fitted,
+    only,
+    shots,
+)
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.statistics import feature_sums
+from fedgraft.common.models.model import state_arrays
+from fedgraft.common.protocol.auxiliary import moments_from_sums
+from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Task
 from helpers.work import CPU, MakeStudy, cohort, images
 
 TASK = Task(name="cls", classes=("left", "right", "middle"))

@@ -5,10 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.merges import Mean, ServerOptimiser
-from common.orders import Update
-from common.plan import Gradient, Role, Stage, Tag, named
-from server.merge import merger
+from fedgraft.common.protocol.instructions import Update
+from fedgraft.common.study.aggregates import Mean, ServerOptimiser
+from fedgraft.common.study.plan import (
+    Gradient,
+    Role,
+    Stage,
+    Tag,
+    named,
+)
+from fedgraft.server.aggregation.aggregator import merger
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),

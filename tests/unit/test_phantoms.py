@@ -7,10 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from common.seeds import derive
-from simulations.patients import draw_patient
-from simulations.phantoms import FINDINGS, Findings, draw_phantoms, render
-from simulations.scenario import PhantomSite
+from fedgraft.common.base.seeds import derive
+from fedgraft.simulations.phantoms.patients import draw_patient
+from fedgraft.simulations.phantoms.phantoms import (
+    FINDINGS,
+    Findings,
+    draw_phantoms,
+    render,
+)
+from fedgraft.simulations.phantoms.scenario import PhantomSite
 
 LOOKS = Findings(size=(0.2, 0.36), contrast=0.3)
 MODALITIES = ("ct", "mr", "xr")

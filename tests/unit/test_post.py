@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from server import post
-from server.post import collect
+from fedgraft.server.rounds import transport as post
+from fedgraft.server.rounds.transport import collect
 
 
 class Site(Grid):

@@ -12,12 +12,12 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
-from client.config import read_site
-from client.data.cohort import Wanted, load_cohort
-from client.preflight.check import Check, Site
-from client.preflight.report import Level, Line
-from client.pseudonyms import place_of
-from common.study import Study
+from fedgraft.client.data.cohorts.cohort import Wanted, load_cohort
+from fedgraft.client.enrolment.config import read_site
+from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.client.preflight.check import Check, Site
+from fedgraft.client.preflight.report import Level, Line
+from fedgraft.common.study.study import Study
 from helpers.site_home import CLASSES, STUDY, Hospital, study
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from pydicom import dcmread
 
-from client.local import room
-from client.preflight import environment
-from client.preflight.memory import PeakMemory
-from client.preflight.report import Level
-from client.workbench import Workbench
+from fedgraft.client.preflight import environment
+from fedgraft.client.preflight.memory import PeakMemory
+from fedgraft.client.preflight.report import Level
+from fedgraft.client.training import microbatching as room
+from fedgraft.client.training.model.local_model import Workbench
 from helpers.site_home import Hospital, study
 
 ENVIRONMENT = {"versions", "gpu", "disk_state", "disk_cache", "private", "memory", "cores", "clock"}
@@ -209,7 +209,7 @@ def test_peak_memory_says_when_it_is_that_since_the_process_began(
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (tmp_path / "sandbox").write_text("\n".join(line for line in status.splitlines() if "VmHWM" not in line))
     for name, path in (("_CLEAR", clear), ("_STATUS", Path("/proc/self/status") if deaf else tmp_path / "sandbox")):
-        monkeypatch.setattr(f"client.preflight.memory.{name}", path)
+        monkeypatch.setattr(f"fedgraft.client.preflight.memory.{name}", path)
     memory = PeakMemory(torch.device("cpu"))
     assert memory.whole_life
     assert memory.peak() > 320e6
@@ -220,7 +220,7 @@ def test_a_part_that_breaks_down_is_a_line_and_the_others_go_on(hospital: Hospit
     def breaks(*_: object) -> None:
         raise RuntimeError("patient DOE^JANE")
 
-    monkeypatch.setattr("client.preflight.check.check_environment", breaks)
+    monkeypatch.setattr("fedgraft.client.preflight.check.check_environment", breaks)
     report = hospital.check("environment", "connection")
     assert [part.findings.lines[0].name for part in report.parts] == ["broken", "server"]
     assert report.failing == 1

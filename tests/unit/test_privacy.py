@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.privacy import ORDERS, Event, default_delta, epsilon, epsilon_of, epsilon_prv, merge, noise_for, rdp
+from fedgraft.common.privacy.accountant import (
+    ORDERS,
+    Event,
+    default_delta,
+    epsilon,
+    epsilon_of,
+    epsilon_prv,
+    merge,
+    noise_for,
+    rdp,
+)
 
 # Patients, batch, epochs, at sigma 1 and delta N^-1.1: epsilon by Renyi divergence, and by PLD and PRV.
 FIGURES = [

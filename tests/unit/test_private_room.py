@@ -82,7 +82,7 @@ def test_what_does_not_fit_case_by_case_ends_and_leaves_nothing(desk: Desk) -> N
 
 def test_the_figures_do_not_tell_that_memory_ran_out(desk: Desk) -> None:
     """They are public, and a group is full only if enough patients were drawn."""
-    from client.privacy.dpsgd import train_private
+    from fedgraft.client.privacy.dp.dpsgd import train_private
 
     bench, feed = desk()
     spec = terms(batch_size=16)
@@ -93,7 +93,7 @@ def test_the_figures_do_not_tell_that_memory_ran_out(desk: Desk) -> None:
 
 
 def test_noise_is_drawn_once_a_step(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from client.privacy import noising
+    from fedgraft.client.privacy.dp import noise as noising
 
     bench, feed = desk()
     real, drawn = noising.noise, []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from simulations.progress import shown
+from fedgraft.simulations.engines.progress import shown
 
 EVENTS = [
     {"event": "greeted", "sites": ["east", "north"], "absent": {}},

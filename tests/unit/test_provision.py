@@ -11,18 +11,25 @@ import pytest
 import yaml
 from cryptography import x509
 
-from client.config import read_config
-from client.data.spec import CohortSpec
-from client.home import SiteHome
-from client.join import join, rejoin, update_roster
-from client.policy import SitePolicy
-from client.privacy.masks import MaskSettings, read_pairs
-from common.errors import InputError, RosterError, StudyError
-from common.keys import fingerprint, load_node_key, new_masking_key, new_node_key, private_pem, public_pem
-from common.kit import read_kit
-from common.membership import read_membership
-from server.consortium import Consortium, read_consortium
-from server.provision import Authority
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.config import read_config
+from fedgraft.client.enrolment.home import SiteHome
+from fedgraft.client.enrolment.join import join, rejoin, update_roster
+from fedgraft.client.privacy.masking.used_masks import MaskSettings, read_pairs
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import InputError, RosterError, StudyError
+from fedgraft.common.identity.keys import (
+    fingerprint,
+    load_node_key,
+    new_masking_key,
+    new_node_key,
+    private_pem,
+    public_pem,
+)
+from fedgraft.common.identity.kit import read_kit
+from fedgraft.common.identity.roster import read_membership
+from fedgraft.server.provisioning.consortium import Consortium, read_consortium
+from fedgraft.server.provisioning.provision import Authority
 
 COHORT = CohortSpec(kind="images", root=Path("images"))
 
@@ -203,7 +210,7 @@ def test_an_enrolment_with_other_keys_put_in_is_refused(tmp_path):
 
 
 def test_keys_of_another_site_cannot_be_replaced_by_enrolment(tmp_path):
-    from common.enrolment import write_enrolment
+    from fedgraft.common.identity.enrolment import write_enrolment
 
     Authority(tmp_path / "kits").provision(consortium())
     write_enrolment(tmp_path / "e.json", "trial", "north", new_node_key(), new_masking_key())

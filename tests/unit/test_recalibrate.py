@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.local.evaluate import evaluate
-from client.local.feed import Batch, Feed
-from client.local.gradient import train
-from client.local.recalibrate import recalibrate
-from client.workbench import Workbench
-from common.orders import Code, Order, Refusal, Update
-from common.plan import Gradient, Recalibrate, named
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.model.evaluate import evaluate
+from fedgraft.client.training.model.loader import Batch, Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.recalibrate import recalibrate
+from fedgraft.common.protocol.instructions import (
+    Code,
+    Order,
+    Refusal,
+    Update,
+)
+from fedgraft.common.study.plan import Gradient, Recalibrate, named
 from helpers.work import CPU, NOW, MakeStudy, a_site, cohort, images, moved, snapshot, steps
 
 
@@ -125,7 +130,7 @@ def test_a_visit_after_a_failed_one_is_as_if_nothing_had_happened(make_study, tm
     order = Order(study.digest, 1, 0, 1, work=True, evaluate="val", tensors=tensors)
     calm = a_site(study, mine, tmp_path / "calm")
     want = calm.visit(order)
-    monkeypatch.setattr("client.site.Feed", Interrupted)
+    monkeypatch.setattr("fedgraft.client.runtime.site.Feed", Interrupted)
     shaken = a_site(study, mine, tmp_path / "shaken")
     assert shaken.visit(order) == Refusal(1, Code.FAILED)
     got = shaken.visit(order)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from common.errors import InputError
-from common.orders import Code
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.protocol.instructions import Code
+from fedgraft.server.report import build_report
+from fedgraft.server.report.history import curves, read_run, spans
+from fedgraft.server.report.plots import inks
+from fedgraft.server.report.tables import MEANINGS, site_metrics
 from helpers.runs import SITES, Page, change, page_of, write_run
-from server.report import build_report
-from server.report.history import curves, read_run, spans
-from server.report.plots import inks
-from server.report.tables import MEANINGS, site_metrics
 
 
 @pytest.fixture

@@ -5,11 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.errors import RunError
-from common.merges import ClippedMean, Krum, Mean, Median, Merge, TrimmedMean
-from common.orders import Update
-from common.plan import Gradient, Role, Stage, Tag, named
-from server.merge import merger
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.protocol.instructions import Update
+from fedgraft.common.study.aggregates import (
+    ClippedMean,
+    Krum,
+    Mean,
+    Median,
+    Merge,
+    TrimmedMean,
+)
+from fedgraft.common.study.plan import (
+    Gradient,
+    Role,
+    Stage,
+    Tag,
+    named,
+)
+from fedgraft.server.aggregation.aggregator import merger
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from client.local.evaluate import predictions
-from client.local.feed import Feed
-from client.local.gradient import train
-from client.local.room import PARTS, Room
-from client.local.statistics import feature_sums
-from client.workbench import NoGpu, Workbench, device_named
-from common.orders import Order
-from common.plan import Recalibrate, Role
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.microbatching import PARTS, Room
+from fedgraft.client.training.model.evaluate import predictions
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import NoGpu, Workbench, device_named
+from fedgraft.client.training.statistics import feature_sums
+from fedgraft.common.protocol.instructions import Order
+from fedgraft.common.study.plan import Recalibrate, Role
 from helpers.work import CPU, NOW, a_site, cohort, images, snapshot, steps
 
 

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.errors import StudyError
-from simulations.patients import cancer_parts
-from simulations.scenario import SCENARIOS, PhantomSite, Scenario, load_scenario
+from fedgraft.common.base.errors import StudyError
+from fedgraft.simulations.phantoms.patients import cancer_parts
+from fedgraft.simulations.phantoms.scenario import (
+    SCENARIOS,
+    PhantomSite,
+    Scenario,
+    load_scenario,
+)
 
 SHIPPED = (
     *("alike", "breast_cancer", "clinics", "folders", "modalities", "newcomer", "shift"),

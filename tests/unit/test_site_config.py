@@ -9,11 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.config import SITE_FILE, ServerAddress, read_config, read_site, site_home
-from client.policy import SitePolicy
-from client.pseudonyms import keep_key, patient_key, place_of
-from common.errors import DataError, InputError, StudyError
-from common.study import CONFIGS
+from fedgraft.client.enrolment.config import (
+    SITE_FILE,
+    ServerAddress,
+    read_config,
+    read_site,
+    site_home,
+)
+from fedgraft.client.enrolment.pseudonyms import keep_key, patient_key, place_of
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import DataError, InputError, StudyError
+from fedgraft.common.base.files import CONFIGS
 
 COHORT = {"kind": "dicom", "root": "dicom", "labels": "labels.csv"}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import InputError
-from server.folder import RunFolder
-from server.snapshots import Snapshots
+from fedgraft.common.base.errors import InputError
+from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.server.runs.snapshots import Snapshots
 
 
 def arrays(seed: int = 0) -> dict[str, np.ndarray]:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import WeightsError
-from common.inputs import ImageInput
-from common.model import build_model, state_arrays
-from common.soup import soup
-from common.weights import load_weights, save_weights, verify
+from fedgraft.common.base.errors import WeightsError
+from fedgraft.common.models.model import build_model, state_arrays
+from fedgraft.common.models.weights import load_weights, save_weights, verify
+from fedgraft.common.study.inputs import ImageInput
+from fedgraft.simulations.weights.soup import soup
 
 
 @pytest.fixture(autouse=True)

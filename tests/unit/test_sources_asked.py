@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from common.errors import StudyError
-from common.presets import expand
-from common.recipes import Method
-from common.study import Study, parse_study
-from simulations.commands import source_faults
-from simulations.scenario import Scenario, load_scenario
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.study.methods.presets import expand
+from fedgraft.common.study.methods.recipes import Method
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario, source_faults
 
 SITE = {"phantom": {"patients": 4}}
 

@@ -7,11 +7,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from client.data.batches import to_float
-from client.local.feed import Feed
-from client.local.statistics import column_sums, feature_sums
-from client.workbench import Workbench
-from common.closed_form import ridge_head
+from fedgraft.client.data.cohorts.batches import to_float
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.statistics import column_sums, feature_sums
+from fedgraft.common.closed_form.closed_form import ridge_head
 from helpers.work import CPU, TABLE_PLAN, MakeStudy, bench_input, cohort, images
 
 

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from client.local.feed import Feed
-from client.local.statistics import feature_sums
-from client.workbench import Workbench
-from common.closed_form import heads_from_sums
-from common.errors import RunError
-from common.merges import Ridge
-from common.model import state_arrays
-from common.orders import Update
-from common.plan import Stage
-from common.strength import STRENGTHS, choose, left_out_errors
-from common.travel import expected
-from common.triangles import folded
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.statistics import feature_sums
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.closed_form.closed_form import heads_from_sums
+from fedgraft.common.closed_form.shapes import expected
+from fedgraft.common.models.model import state_arrays
+from fedgraft.common.protocol.instructions import Update
+from fedgraft.common.protocol.packed_symmetric import folded
+from fedgraft.common.study.aggregates import Ridge
+from fedgraft.common.study.plan import Stage
+from fedgraft.server.aggregation.aggregator import HeadMerger
+from fedgraft.server.aggregation.ridge_penalty import STRENGTHS, choose, left_out_errors
 from helpers.work import CPU, TABLE_PLAN, MakeStudy, bench_input, cohort
-from server.merge import HeadMerger
 
 COLUMNS = ("a", "b", "c", "d")
 CUTS = [0, 11, 50, 90]

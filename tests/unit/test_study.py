@@ -3,11 +3,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.errors import StudyError
-from common.merges import Ridge
-from common.plan import Gradient, Recalibrate, Role, Select, Statistics, Tag, named
-from common.presets import PRESETS, Method, expand
-from common.study import Study, parse_study, read_study
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.study.aggregates import Ridge
+from fedgraft.common.study.methods.presets import PRESETS, Method, expand
+from fedgraft.common.study.plan import (
+    Gradient,
+    Recalibrate,
+    Role,
+    Select,
+    Statistics,
+    Tag,
+    named,
+)
+from fedgraft.common.study.study import Study, parse_study, read_study
 
 TASKS = [{"name": "cls", "classes": ["benign", "malignant"]}]
 MINIMAL = {"name": "tiny", "tasks": TASKS, "method": "fedavg"}

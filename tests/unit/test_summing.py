@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.errors import InputError
-from common.merges import Mean, Ridge, ServerOptimiser
-from common.metrics import SHOWN, ClassificationSums
-from common.orders import TRUNK, Update
-from common.plan import Role, Stage, Tag
-from common.summing import (
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.metrics import SHOWN, ClassificationSums
+from fedgraft.common.protocol.instructions import TRUNK, Update
+from fedgraft.common.protocol.packed_symmetric import folded
+from fedgraft.common.secure_aggregation.summing import (
     metric_shapes,
     metric_terms,
     pooled_loss,
@@ -19,8 +18,9 @@ from common.summing import (
     tensor_shapes,
     tensor_terms,
 )
-from common.triangles import folded
-from server.merge import merger
+from fedgraft.common.study.aggregates import Mean, Ridge, ServerOptimiser
+from fedgraft.common.study.plan import Role, Stage, Tag
+from fedgraft.server.aggregation.aggregator import merger
 
 TAGS = {"b.w": Tag(Role.BODY, 1), "b.n": Tag(Role.NORM_STATS, 1), "heads.cls.w": Tag(Role.HEAD, 2, "cls")}
 STATE = {"b.w": np.zeros(4, np.float32), "b.n": np.array(7), "heads.cls.w": np.full(2, 5.0, np.float32)}

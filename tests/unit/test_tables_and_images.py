@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.data.images import read_image
-from client.data.spec import CohortSpec
-from client.data.table import read_csv, read_table
-from client.data.unusable import UnusableError
-from common.errors import DataError
-from common.inputs import TableInput
-from common.tasks import Task
+from fedgraft.client.data.cohorts.table import read_csv, read_table
+from fedgraft.client.data.decoding.images import read_image
+from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.tasks import Task
 
 TASK = Task(name="cls", classes=("B", "M"))
 COLUMNS = TableInput(numeric=("radius_mean", "texture_mean"), categorical={"side": ("left", "right")})

@@ -10,12 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from client.local.augment import augmented
-from client.local.feed import Batch
-from client.local.losses import case_losses, label_mass, task_loss
-from client.privacy import heads
-from common.plan import Augment
-from common.tasks import Multilabel, Regression, Segmentation, Task
+from fedgraft.client.privacy.dp import private_heads as heads
+from fedgraft.client.training.augment import augmented
+from fedgraft.client.training.losses.task_losses import case_losses, label_mass, task_loss
+from fedgraft.client.training.model.loader import Batch
+from fedgraft.common.study.plan import Augment
+from fedgraft.common.study.tasks import (
+    Multilabel,
+    Regression,
+    Segmentation,
+    Task,
+)
 
 NAN = math.nan
 LABELS = Multilabel(name="signs", kind="multilabel", labels=("a", "b"))

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from common.check import check
-from common.errors import StudyError
-from common.start import start
-from common.study import Study, parse_study
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.checks.check import check
+from fedgraft.common.models.initialise import start
+from fedgraft.common.study.study import Study, parse_study
 from helpers.work import TABLE_PLAN, MakeStudy
 
 MASK = {"name": "lesion", "kind": "segmentation"}

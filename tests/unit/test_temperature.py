@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from common.errors import RunError
-from common.temperature import TEMPERATURES, best, class_losses, label_losses, tempered
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.closed_form.temperature import (
+    TEMPERATURES,
+    best,
+    class_losses,
+    label_losses,
+    tempered,
+)
 
 
 def cases(seed: int, count: int, sharp: float) -> tuple[np.ndarray, np.ndarray]:

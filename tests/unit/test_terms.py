@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.local.gradient import train
-from client.privacy.dpsgd import train_private
-from client.terms.base import Around
-from common.aside import PRETRAINED, aside_shapes
-from common.check import check
-from common.explain import describe_local
-from common.plan import Gradient, Role, Tag
-from common.study import Study, parse_study
-from common.terms import Anchor, Coupling, Supervised
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.losses.base import Around
+from fedgraft.common.checks.check import check
+from fedgraft.common.checks.explain import describe_local
+from fedgraft.common.protocol.auxiliary import PRETRAINED, aside_shapes
+from fedgraft.common.study.losses import Anchor, Coupling, Supervised
+from fedgraft.common.study.plan import Gradient, Role, Tag
+from fedgraft.common.study.study import Study, parse_study
 from helpers.dp import terms as private
 from helpers.dp import trainable
 from helpers.work import NOW, snapshot, steps
@@ -48,8 +48,8 @@ def test_terms_are_written_only_where_they_say_something() -> None:
 def test_every_kind_of_term_has_its_place_in_the_objective() -> None:
     from typing import get_args
 
-    from client.terms.objective import LOSSES, PULLS
-    from common.terms import Term
+    from fedgraft.client.training.losses.objective import LOSSES, PULLS
+    from fedgraft.common.study.losses import Term
 
     kinds = set(get_args(get_args(Term)[0]))
     assert kinds == set(LOSSES) | set(PULLS)

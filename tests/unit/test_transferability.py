@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
-from common.transferability import distance, h_score, log_me
+from fedgraft.simulations.planning.transferability import distance, h_score, log_me
 
 
 def sums(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:

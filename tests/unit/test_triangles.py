@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.orders import NOISE
-from common.triangles import cells, folded, unfolded
+from fedgraft.common.protocol.instructions import NOISE
+from fedgraft.common.protocol.packed_symmetric import cells, folded, unfolded
 
 Z = np.random.default_rng(0).normal(size=(3, 20, 6))
 GRAMS = Z.transpose(0, 2, 1) @ Z

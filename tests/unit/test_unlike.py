@@ -7,9 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import InputError, StudyError
-from common.explain import check_study
-from common.unlike import SHRINK, Familiar, counted, distances, threshold
+from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.checks.explain import check_study
+from fedgraft.common.closed_form.ood import (
+    SHRINK,
+    Familiar,
+    counted,
+    distances,
+    threshold,
+)
 from helpers.work import MakeStudy
 
 RNG = np.random.default_rng(5)

@@ -1,11 +1,18 @@
 import numpy as np
 import pytest
 
-from common.merges import Mean, Ridge
-from common.orders import Code, Order, Update
-from common.plan import Gradient, Role, Stage, Statistics, Tag, named
-from common.triangles import folded
-from server.vet import Bar, fault, squares
+from fedgraft.common.protocol.instructions import Code, Order, Update
+from fedgraft.common.protocol.packed_symmetric import folded
+from fedgraft.common.study.aggregates import Mean, Ridge
+from fedgraft.common.study.plan import (
+    Gradient,
+    Role,
+    Stage,
+    Statistics,
+    Tag,
+    named,
+)
+from fedgraft.server.rounds.validation import Bar, fault, squares
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common.errors import InputError
+from fedgraft.common.base.errors import InputError
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.server.watch.board import Board
+from fedgraft.server.watch.screen import Lines, picture
+from fedgraft.server.watch.snapshot import Watched
+from fedgraft.server.watch.web import Page
 from helpers.live import LiveRun
-from server.folder import RunFolder
-from server.home import ServerHome
-from server.watch.board import Board
-from server.watch.screen import Lines, picture
-from server.watch.snapshot import Watched
-from server.watch.web import Page
 
 PLAN = {"name": "fedavg", "rounds": 3, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}
 HOSTILE = "<img src=x onerror=alert(1)>\x1b[2J"

@@ -15,11 +15,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models.vision_transformer import VisionTransformer
 
-from common.errors import WeightsError
-from common.inputs import ImageInput
-from common.model import TransferModel, build_model, state_arrays
-from common.weights import find, graft, list_weights, load_manifest, load_weights, save_weights, verify
-from common.weights_import import Source, import_weights
+from fedgraft.common.base.errors import WeightsError
+from fedgraft.common.models.model import TransferModel, build_model, state_arrays
+from fedgraft.common.models.weights import (
+    find,
+    graft,
+    list_weights,
+    load_manifest,
+    load_weights,
+    save_weights,
+    verify,
+)
+from fedgraft.common.study.inputs import ImageInput
+from fedgraft.simulations.weights.weights_import import Source, import_weights
 
 FACTS = {
     "id": "mine",

@@ -7,9 +7,18 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import wire
-from common.orders import Circles, Code, Greeting, Hello, Masked, Order, Refusal, Update
-from common.privacy import Spend
+from fedgraft.common.privacy.accountant import Spend
+from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.instructions import (
+    Circles,
+    Code,
+    Greeting,
+    Hello,
+    Masked,
+    Order,
+    Refusal,
+    Update,
+)
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),

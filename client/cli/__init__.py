@@ -1,0 +1,3 @@
+"""The commands of `fedgraft site`.
+Thin: what they do is in the other rooms.
+"""

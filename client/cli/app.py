@@ -1,0 +1,189 @@
+"""`fedgraft site`: its subcommands. What one needs is imported only when it runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from fedgraft.common.study.study import Study
+
+app = typer.Typer(help="A hospital's site: join, check, approve, start.", no_args_is_help=True)
+
+
+def _home() -> Path:
+    # As fedgraft.common.base.files has it, without what that imports.
+    return Path(os.environ.get("FEDGRAFT_HOME") or Path.home() / ".fedgraft") / "site"
+
+
+SiteFolder = Annotated[
+    Path, typer.Argument(help="The site's folder; in a simulation sites/NAME of the run.", default_factory=_home)
+]
+OfferedStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
+Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SITE", help="The site's folder.", default_factory=_home)]
+
+
+@app.command()
+def join(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    home: Home,
+    kit: Annotated[Path, typer.Argument(help="The kit: a zip file, or the folder it was unpacked to.")],
+    data: Annotated[Path, typer.Option(help="The folder with the images, or for --kind table the CSV file.")],
+    labels: Annotated[Path | None, typer.Option(help="The CSV file with the labels.")] = None,
+    kind: Annotated[Literal["dicom", "images", "table"], typer.Option(help="What the data are.")] = "dicom",
+    key_column: Annotated[str | None, typer.Option(help="The column of the labels that names a patient.")] = None,
+    passphrase_file: Annotated[Path | None, typer.Option(help="Read the passphrase here instead of asking.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="A YAML file with what the site allows.")] = None,
+) -> None:
+    """Unpack a kit into the site's folder."""
+    from fedgraft.client.cli import deployed_commands as deployed
+
+    cohort = {"kind": kind, "root": data.resolve(), "labels": labels and labels.resolve(), "key_column": key_column}
+    deployed.join(kit, home, _passphrase(passphrase_file), cohort, policy)
+
+
+@app.command()
+def rejoin(
+    home: Home,
+    kit: Annotated[Path, typer.Argument(help="The renewed kit.")],
+    passphrase_file: Annotated[Path | None, typer.Option(help="Read the passphrase here instead of asking.")] = None,
+) -> None:
+    """Take over a renewed kit; data, state and approvals stay as they are."""
+    from fedgraft.client.cli import deployed_commands as deployed
+
+    deployed.rejoin(kit, home, _passphrase(passphrase_file))
+
+
+@app.command()
+def roster(
+    home: Home,
+    file: Annotated[Path, typer.Argument(help="The roster.json that the coordinator sent.")],
+    accept: Annotated[list[str] | None, typer.Option(help="A site whose new identity you compared with it.")] = None,
+) -> None:
+    """Take over a newer list of members, signed by the consortium's authority."""
+    from fedgraft.client.cli import deployed_commands as deployed
+
+    deployed.roster(file, home, accept or ())
+
+
+@app.command()
+def start(
+    home: Home,
+    json_logs: Annotated[bool, typer.Option(help="Logs as JSON, a line per event.")] = False,
+) -> None:
+    """Take part, until stopped by Ctrl-C or SIGTERM; the order at hand is finished first."""
+    from fedgraft.client.cli import deployed_commands as deployed
+
+    deployed.start(home, as_json=json_logs)
+
+
+@app.command("budget")
+def budget(
+    folder: SiteFolder,
+    study_file: Annotated[Path | None, typer.Option("--study", help="What would this study cost?")] = None,
+    patients: Annotated[int | None, typer.Option(min=1, help="Patients in training, if nothing was spent yet.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the account into this PNG file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Privacy spent and left, study by study, and what a proposed study would cost."""
+    from fedgraft.client.cli.commands import show_budget
+
+    proposed = _checked(study_file) if study_file else None
+    show_budget(folder, proposed, patients, plot, as_json=as_json)
+
+
+@app.command("egress")
+def egress(
+    folder: SiteFolder,
+    show: Annotated[int | None, typer.Option(min=1, help="Show this message in full.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """All that has left the site, checked line by line."""
+    from fedgraft.client.cli.commands import show_egress
+
+    show_egress(folder, show, as_json=as_json)
+
+
+@app.command("check")
+def check(
+    home: Home,
+    study_ref: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="The study to check against.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="environment, data, training, connection or policy alone.")
+    ] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Also train on this site's data alone.")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Check whether this site can take part; the report names nobody and may be shared."""
+    from fedgraft.client.cli import governance_commands as decisions
+
+    return decisions.check_site(home, study_ref, part or (), baseline=baseline, as_json=as_json)
+
+
+@app.command("adapt")
+def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    home: Home,
+    run: Annotated[str, typer.Argument(help="A finished run's folder, or weights with heads.")],
+    fit: Annotated[Literal["tune", "ridge", "ncm", "lda"], typer.Option(help="A few steps; or heads alone.")] = "tune",
+    shots: Annotated[int | None, typer.Option(min=1, help="Training cases of each class; all if not given.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task whose classes --shots counts; the first.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Gradient steps of tune.")] = 20,
+    lr: Annotated[float, typer.Option(help="Their rate.")] = 1e-3,
+    common: Annotated[float, typer.Option(min=0, help="For how many cases the sites' common sums count.")] = 20.0,
+    seed: Annotated[int, typer.Option(min=0, help="Which cases --shots draws.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="The images, for a site without a site.yaml.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Their labels, a CSV file.")] = None,
+    kind: Annotated[Literal["dicom", "images"], typer.Option(help="What the data are.")] = "dicom",
+    as_json: AsJson = False,
+) -> None:
+    """Fit a finished model to this site's own few cases. Works offline; nothing leaves."""
+    from fedgraft.client.data.spec import CohortSpec
+    from fedgraft.client.inference.adapt import Request
+    from fedgraft.client.inference.adapt import adapt as carry_out
+    from fedgraft.common.study.fit import Fit
+
+    spec = CohortSpec(kind=kind, root=data, labels=labels) if data is not None else None
+    asked = Fit(how=fit, steps=steps, lr=lr, common=common)
+    carry_out(Request(run, home, asked, shots, task, seed, spec), as_json=as_json)
+
+
+@app.command("review")
+def review(
+    home: Home,
+    study_ref: OfferedStudy,
+    as_json: AsJson = False,
+) -> None:
+    """What a study would run here, what would leave, and what it costs."""
+    from fedgraft.client.cli import governance_commands as decisions
+
+    decisions.review_study(home, study_ref, as_json=as_json)
+
+
+@app.command("approve")
+def approve(
+    home: Home,
+    study_ref: OfferedStudy,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
+) -> None:
+    """Let a study run here; the site refuses all others."""
+    from fedgraft.client.cli import governance_commands as decisions
+
+    (decisions.withdraw_study if withdraw else decisions.approve_study)(home, study_ref)
+
+
+def _checked(path: Path) -> Study:
+    from fedgraft.common.checks.explain import check_study
+    from fedgraft.common.study.study import locate, read_study
+
+    found, _ = read_study(locate(path))
+    check_study(found, str(path))
+    return found
+
+
+def _passphrase(path: Path | None) -> str:
+    if path is not None:
+        return path.read_text(encoding="utf-8").strip()
+    return str(typer.prompt("Passphrase of the kit", hide_input=True)).strip()

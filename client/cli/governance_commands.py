@@ -1,0 +1,133 @@
+"""What a hospital's people type to decide whether to take part: `fedgraft site check`, `review` and `approve`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedgraft.client.data.cohorts.cohort import learning_patients
+from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
+from fedgraft.client.governance.approval import approve, is_approved, withdraw
+from fedgraft.client.governance.pending_studies import find_study
+from fedgraft.client.governance.review import in_words, review
+from fedgraft.client.governance.verdict import Verdict, judge
+from fedgraft.client.preflight.check import (
+    DETAILS,
+    PARTS,
+    Check,
+    Site,
+    read_cohort,
+)
+from fedgraft.client.preflight.report import Level, Report
+from fedgraft.common.base.errors import InputError, PolicyError, StudyError
+from fedgraft.common.base.files import write_atomic
+from fedgraft.common.base.terminal import ERR, say
+from fedgraft.common.checks.check import check as faults_of
+from fedgraft.common.models.initialise import make_model
+from fedgraft.common.models.model import TransferModel
+from fedgraft.common.study.study import Study
+
+_MARKS = {Level.FINE: "ok", Level.NOTE: "note", Level.FAILS: "FAILS", Level.SKIPPED: "-"}
+
+
+def check_site(folder: Path | None, ref: str | None, parts: Collection[str], *, baseline: bool, as_json: bool) -> int:
+    """Check the site, show the report, and give the exit code: 1 if a line fails."""
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise InputError(f"No part of the check is called {', '.join(unknown)}.", fix=f"There are: {', '.join(PARTS)}.")
+    if baseline and ref is None:
+        raise InputError("--baseline needs a study.", fix="fedgraft site check STUDY --baseline")
+    home = site_home(folder)
+    site, study = Site(home, read_site(home)), None
+    if ref is not None:
+        study = find_study(home, ref)
+        _model_of(study, ref)
+    if site.config.threads:
+        torch.set_num_threads(site.config.threads)
+    report = Check(site, study, _progress).run(parts or PARTS, baseline=baseline)
+    _keep_details(home, report)
+    if as_json:
+        sys.stdout.write(json.dumps(report.content()) + "\n")
+    else:
+        _show(report)
+    return 1 if report.failing else 0
+
+
+def _keep_details(home: Path, report: Report) -> None:
+    try:
+        write_atomic(home / DETAILS, "".join(f"{text}\n" for text in report.private).encode(), private=True)
+    except OSError as error:
+        raise InputError(f"{home / DETAILS}: cannot be written: {error.strerror}.") from None
+
+
+def review_study(folder: Path | None, ref: str, *, as_json: bool) -> None:
+    """Say what a study would do at this site."""
+    home = site_home(folder)
+    study = find_study(home, ref)
+    content = _reviewed(home, read_site(home), study, ref)
+    if as_json:
+        sys.stdout.write(json.dumps(content) + "\n")
+        return
+    for line in in_words(content):
+        say(line)
+
+
+def approve_study(folder: Path | None, ref: str) -> None:
+    """Record that a study may run here. PolicyError if the site's own policy refuses it."""
+    home = site_home(folder)
+    study = find_study(home, ref)
+    content = _reviewed(home, read_site(home), study, ref)
+    if content["refused"]:
+        raise PolicyError(
+            f"This site's policy refuses the study {study.name}: {content['refused']}.", fix=str(content["fix"])
+        )
+    approval = approve(home, study.digest, study.name)
+    for line in in_words(content | {"approved": True}):
+        say(line)
+    say(f"\nApproved on {approval.approved}.")
+
+
+def withdraw_study(folder: Path | None, ref: str) -> None:
+    """Record that a study may no longer run here."""
+    home = site_home(folder)
+    ended = withdraw(home, find_study(home, ref).digest)
+    say(f"Study {ended.study} is no longer approved, digest {ended.digest}")
+
+
+def _reviewed(home: Path, config: SiteConfig, study: Study, ref: str) -> dict[str, Any]:
+    model = _model_of(study, ref)
+    verdict: Verdict | None = None
+    if not config.observer:
+        # What privacy costs, and whether the policy allows it, depends on how many patients there are.
+        cohort = read_cohort(config, study, [])
+        verdict = judge(config, study, model.tags(), learning_patients(study, cohort))
+    return review(study, model, config, verdict, approved=is_approved(home, study.digest))
+
+
+def _model_of(study: Study, source: str) -> TransferModel:
+    """A model of the study's shape; StudyError if the study cannot work."""
+    model = make_model(study)
+    if faults := faults_of(study, model.tags()):
+        raise StudyError(source, faults)
+    return model
+
+
+def _show(report: Report) -> None:
+    for part in report.parts:
+        say(f"{part.name} ({part.seconds:.1f} s)")
+        for line in part.findings.lines:
+            say(f"  {_MARKS[line.level]:5}  {line.name}: {line.says}")
+            if line.fix:
+                say(f"         -> {line.fix}")
+    count = report.failing
+    say("Nothing fails." if not count else f"{count} line{'s' * (count > 1)} fail{'s' * (count == 1)}.")
+    say(f"This report names nobody and may be shared; {DETAILS} in the site's folder may not.")
+
+
+def _progress(text: str) -> None:
+    if ERR.is_terminal:
+        ERR.print(text, highlight=False, markup=False, soft_wrap=True)

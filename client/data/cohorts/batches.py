@@ -1,0 +1,61 @@
+"""Images between disk and model: one size, compact storage, and back to floats batch by batch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedgraft.common.study.inputs import ImageInput, InputSpec, TableInput
+
+_STEPS = 65535
+_OFFSET = 32768
+_EPS = 1e-6
+
+
+def fit(image: NDArray[np.float32], pixel_aspect: float, spec: ImageInput) -> NDArray[np.int16]:
+    """An image in [0, 1], (H, W) or (H, W, 3), as stored: (channels, size, size) int16.
+
+    Pixels become square, the longer side gets `size` (with anti-aliasing), the rest is black. Colour becomes grey by
+    luminance (ITU-R 601) where one channel is asked for; grey is repeated where three are.
+    """
+    planes = torch.from_numpy(np.array(image, dtype=np.float32))
+    planes = planes[None] if planes.ndim == 2 else planes.permute(2, 0, 1)
+    if len(planes) != spec.channels:
+        luminance = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+        planes = (planes * luminance).sum(0, keepdim=True) if len(planes) == 3 else planes.expand(3, -1, -1)
+    target = fitted_shape((planes.shape[1], planes.shape[2]), pixel_aspect, spec)
+    if tuple(planes.shape[1:]) != target:
+        planes = F.interpolate(planes[None], target, mode="bilinear", antialias=True, align_corners=False)[0]
+    down, across = spec.size - target[0], spec.size - target[1]
+    planes = F.pad(planes, (across // 2, across - across // 2, down // 2, down - down // 2))
+    return np.asarray((planes.clamp(0, 1) * _STEPS).round().sub(_OFFSET).to(torch.int16).numpy())
+
+
+def fitted_shape(shape: tuple[int, ...], pixel_aspect: float, spec: ImageInput) -> tuple[int, int]:
+    """Height and width within the square that an image (H, W) gets: square pixels, the longer side `size`."""
+    height, width = shape[0] * pixel_aspect, float(shape[1])
+    scale = spec.size / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def to_float(stored: Tensor, spec: InputSpec) -> Tensor:
+    """Stored inputs as the model sees them: images normalised as `spec` says, tables as they are (NaN = missing)."""
+    if isinstance(spec, TableInput):
+        return stored
+    images = stored.to(torch.float32).add_(_OFFSET).div_(_STEPS)
+    if spec.normalise == "zscore":
+        deviation, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True, correction=0)
+        return images.sub_(mean).div_(deviation + _EPS)
+    mean, std = _constants(spec.mean, images.device), _constants(spec.std, images.device)
+    return images.sub_(mean).div_(std)
+
+
+@lru_cache
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number per channel, (1, C, 1, 1); kept, since every batch needs them."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)

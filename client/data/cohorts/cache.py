@@ -1,0 +1,102 @@
+"""Decoded cohorts on the site's disk: private, whole or not at all, without anything that names a patient."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgraft.common.base.files import canonical_json, digest_arrays, write_atomic
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Stored inputs, targets by task, keyed patients, problems by reason, counts of what files say.
+
+    `left_out` has the positions (see `scan.files`) of files that were not used, and why; `origins` those that the cases
+    are from. `studies` numbers the DICOM studies of the cases. Both are empty where there is no such thing.
+    """
+
+    inputs: NDArray[Any]
+    targets: Mapping[str, NDArray[Any]]
+    patients: tuple[str, ...]
+    problems: Mapping[str, int]
+    facts: Mapping[str, int]
+    left_out: tuple[tuple[int, str], ...] = ()
+    origins: tuple[int, ...] = ()
+    studies: tuple[int, ...] = ()
+    spacings: tuple[float, ...] = ()
+    """Sizes in mm of a pixel of each stored image, 0 where it is not known; empty for tables."""
+
+
+def store(folder: Path, key: str, decoded: Decoded) -> None:
+    """Keep a cohort under `key`: first the images, then the file that makes them count."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _write_array(folder / f"{key}.npy", decoded.inputs)
+    classes = {task: target.tolist() for task, target in decoded.targets.items() if target.dtype == np.int64}
+    arrays = {task: target for task, target in decoded.targets.items() if task not in classes}
+    for task, target in arrays.items():
+        _write_array(folder / f"{key}-{task}.npy", target)
+    content = {
+        "targets": classes,
+        "arrays": {task: digest_arrays({"target": target}) for task, target in arrays.items()},
+        "patients": decoded.patients,
+        "problems": decoded.problems,
+        "facts": decoded.facts,
+        "left_out": decoded.left_out,
+        "origins": decoded.origins,
+        "studies": decoded.studies,
+        "spacings": decoded.spacings,
+        "inputs": digest_arrays({"inputs": decoded.inputs}),
+    }
+    whole = {"content": content, "digest": _digest(content)}
+    write_atomic(folder / f"{key}.json", json.dumps(whole).encode(), private=True)
+
+
+def load(folder: Path, key: str) -> Decoded | None:
+    """The cohort under `key`, its images mapped from disk; None if there is none, or it is damaged."""
+    try:
+        kept = json.loads((folder / f"{key}.json").read_bytes())
+        content = kept["content"]
+        inputs = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
+        targets = {task: np.array(target, dtype=np.int64) for task, target in content["targets"].items()}
+        arrays = {task: np.load(folder / f"{key}-{task}.npy", allow_pickle=False) for task in content["arrays"]}
+        left_out = tuple((int(at), str(reason)) for at, reason in content["left_out"])
+        origins, studies = tuple(map(int, content["origins"])), tuple(map(int, content["studies"]))
+        problems, facts = content["problems"], content["facts"]
+        spacings = tuple(map(float, content["spacings"]))
+        patients = tuple(content["patients"])
+        decoded = Decoded(inputs, targets | arrays, patients, problems, facts, left_out, origins, studies, spacings)
+        whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
+        whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}
+    except Exception:  # numpy and json raise what they like on damaged files, and all of it means: decode again
+        return None
+    return decoded if whole else None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def _write_array(path: Path, array: NDArray[Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise

@@ -1,0 +1,251 @@
+"""A site's cohort: tensors, targets, keyed patients and splits; decoded once, then taken from a private cache."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedgraft.client.data.cohorts import experiment, splits
+from fedgraft.client.data.cohorts.cache import Decoded, load, store
+from fedgraft.client.data.cohorts.masks import folders
+from fedgraft.client.data.cohorts.scan import (
+    Scan,
+    files,
+    name_below,
+    scan_dicom,
+    scan_images,
+    stamps,
+)
+from fedgraft.client.data.cohorts.table import read_table
+from fedgraft.client.data.cohorts.targets import known, stacked, strata
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.base.files import canonical_json, sha256_file, write_atomic
+from fedgraft.common.study.inputs import (
+    ImageInput,
+    InputSpec,
+    SplitSpec,
+    TableInput,
+)
+from fedgraft.common.study.losses import wants_all_cases
+from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import (
+    UNKNOWN,
+    AnyTask,
+    Segmentation,
+    Task,
+)
+
+_VERSION = 5
+"""Part of the cache's key; to be raised when decoding changes what it gives."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why something was left out or is odd, and how often. The reason is a constant word."""
+
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a site keeps what lasts (`state`), where decoded images go (`cache`), and the key of its patient hashes."""
+
+    state: Path
+    cache: Path
+    secret: bytes
+
+    def patient(self, key: str) -> str:
+        """A patient's name in fedgraft: HMAC-SHA256 of the hospital's own identifier, 32 hex digits."""
+        return hmac.new(self.secret, key.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a study wants of a cohort."""
+
+    tasks: Sequence[AnyTask]
+    input: InputSpec
+    split: SplitSpec
+    seed: int
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A site's cases. `inputs` as stored (see `batches`), `targets` by task (see `fedgraft.common.study.tasks`).
+
+    `patients` are keyed hashes; `splits` are positions of cases; `facts` counts what the files say of themselves.
+    `origins` are positions in `scan.files`, `studies` numbers of DICOM studies, -1 where
+    a file names none; empty for other data.
+    """
+
+    name: str
+    inputs: Tensor
+    targets: Mapping[str, Tensor]
+    patients: tuple[str, ...]
+    splits: Mapping[str, Tensor]
+    problems: tuple[Problem, ...]
+    facts: Mapping[str, int]
+    origins: tuple[int, ...] = ()
+    studies: tuple[int, ...] = ()
+    spacings: tuple[float, ...] = ()
+    """Sizes in mm of a pixel of each image as the model sees it, 0 where it is not known; empty for other data."""
+    source: Cohort | None = None
+    """Cases of a source that lie at the site as well."""
+
+    def __repr__(self) -> str:
+        return f"Cohort({self.name!r}, {len(self.inputs)} cases)"
+
+    def summary(self) -> dict[str, Any]:
+        """Counts that name nobody: cases and patients by split, labels, problems, facts."""
+        patients = {split: len({self.patients[i] for i in at.tolist()}) for split, at in self.splits.items()}
+        return {
+            "cases": {split: len(at) for split, at in self.splits.items()},
+            "patients": patients,
+            "labels": {
+                task: dict(Counter(target.tolist())) if target.dtype == torch.int64 else int(known(target).sum())
+                for task, target in self.targets.items()
+            },
+            "problems": {problem.reason: problem.count for problem in self.problems},
+            "facts": dict(self.facts),
+        }
+
+
+def load_cohort(name: str, spec: CohortSpec, wanted: Wanted, place: Place) -> Cohort:
+    """A site's cohort, decoded or from the cache. DataError if nothing in it can be used.
+
+    Writes to `place.state`: `splits.csv`, and `left_out.csv` with the files that were not used and why.
+    """
+    if isinstance(wanted.input, TableInput) != (spec.kind == "table"):
+        raise DataError(f"Site {name}: its data are of kind {spec.kind}, but the study's input is {wanted.input.kind}.")
+    if isinstance(wanted.input, TableInput):
+        decoded, facts = _table(spec, wanted, wanted.input, place), Counter[str]()
+    else:
+        decoded, facts = _images(spec, wanted, wanted.input, place)
+    _check_usable(name, spec, decoded, wanted)
+    by_patient: dict[str, list[int]] = {}
+    first = wanted.tasks[0]
+    for patient, label in zip(decoded.patients, strata(first, decoded.targets[first.name]), strict=True):
+        by_patient.setdefault(patient, []).append(label)
+    alike = {patient: splits.stratum(labels) for patient, labels in by_patient.items()}
+    chosen = splits.keep(place.state / "splits.csv", alike, wanted.split, wanted.seed)
+    cases = splits.indices(decoded.patients, chosen)
+    targets = experiment.labels(decoded.targets, decoded.patients, cases, spec.train_labels, wanted.seed)
+    if spec.train_cases is not None:
+        cases["train"] = experiment.fewer(cases["train"], decoded.patients, alike, spec.train_cases, wanted.seed)
+    return Cohort(
+        name=name,
+        inputs=torch.from_numpy(decoded.inputs),
+        targets={task: torch.from_numpy(target) for task, target in targets.items()},
+        patients=decoded.patients,
+        splits={split: torch.from_numpy(at) for split, at in cases.items()},
+        problems=tuple(Problem(reason, count) for reason, count in sorted(decoded.problems.items())),
+        facts=facts,
+        origins=decoded.origins,
+        studies=decoded.studies,
+        spacings=decoded.spacings,
+    )
+
+
+def learning_patients(study: Study, cohort: Cohort) -> int:
+    """How many patients the study may learn from: those with a training case that has a label, or needs none."""
+    cases = cohort.splits["train"]
+    local = [stage.local for stage in study.plan if isinstance(stage.local, Gradient)]
+    if not any(wants_all_cases(work.terms) for work in local):
+        cases = cases[torch.stack([known(cohort.targets[task.name][cases]) for task in study.tasks]).any(dim=0)]
+    return len({cohort.patients[at] for at in cases.tolist()})
+
+
+def _table(spec: CohortSpec, wanted: Wanted, columns: TableInput, place: Place) -> Decoded:
+    inputs, targets, patients, problems = read_table(spec, wanted.tasks, columns)
+    return Decoded(inputs, targets, tuple(map(place.patient, patients)), dict(problems), {})
+
+
+def _images(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) -> tuple[Decoded, Counter[str]]:
+    for folder in (place.cache, place.state):
+        if folder.resolve().is_relative_to(spec.root.resolve()):
+            raise DataError(f"{folder}: is inside the cohort's own folder {spec.root}.", fix="Keep it somewhere else.")
+    found = files(spec.root)
+    key = _cache_key(spec, wanted, size, place, found)
+    decoded = load(place.cache, key)
+    if decoded is None:
+        scan = (scan_dicom if spec.kind == "dicom" else scan_images)(spec, wanted.tasks, size)
+        decoded = _decoded(scan, wanted, size, place)
+        if len(decoded.inputs):
+            store(place.cache, key, decoded)
+            decoded = load(place.cache, key) or decoded
+    _list_left_out(decoded, [name_below(path, spec.root) for path in found], place.state)
+    return decoded, Counter(decoded.facts)
+
+
+def _decoded(scan: Scan, wanted: Wanted, size: ImageInput, place: Place) -> Decoded:
+    shape = (0, size.channels, size.size, size.size)
+    inputs = np.stack(scan.images) if scan.images else np.zeros(shape, dtype=np.int16)
+    nothing = np.zeros((0, size.size, size.size), dtype=np.int8)
+    targets: dict[str, NDArray[Any]] = {
+        task.name: (np.stack(scan.masks[task.name]) if scan.images else nothing)
+        if isinstance(task, Segmentation)
+        else stacked(task, scan.targets[task.name])
+        for task in wanted.tasks
+    }
+    patients = tuple(map(place.patient, scan.patients))
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(filter(None, scan.studies)))}
+    return Decoded(
+        inputs,
+        targets,
+        patients,
+        dict(scan.problems),
+        dict(scan.facts),
+        tuple(scan.left_out),
+        tuple(scan.origins),
+        tuple(numbers.get(key, UNKNOWN) for key in scan.studies),
+        tuple(scan.spacings),
+    )
+
+
+def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place, found: Sequence[Path]) -> str:
+    """A digest of everything that decoded images depend on.
+
+    Files count by name, size and times, as in build tools: reading all of them would take as long as it saves. Labels
+    count by content, since they are small and corrected often.
+    """
+    content: dict[str, Any] = {
+        "version": _VERSION,
+        "spec": spec.model_dump(mode="json", exclude=set(experiment.KEYS)),
+        "tasks": [task.model_dump(mode="json") for task in wanted.tasks],
+        "size": [size.size, size.channels],
+        "labels": sha256_file(spec.labels) if spec.labels is not None and spec.labels.is_file() else None,
+        "files": list(stamps(found, spec.root)),
+    }
+    if masks := folders(spec, [task.name for task in wanted.tasks if isinstance(task, Segmentation)]):
+        content["masks"] = {task: list(stamps(files(folder), folder)) for task, folder in masks.items()}
+    return hmac.new(place.secret, canonical_json(content), hashlib.sha256).hexdigest()
+
+
+def _list_left_out(decoded: Decoded, names: Sequence[str], state: Path) -> None:
+    """The files that were not used, for the people at the site; it names files, so it is private."""
+    rows = [(names[at], reason) for at, reason in decoded.left_out]
+    lines = ["file,reason"] + ['"{}",{}'.format(name.replace('"', '""'), reason) for name, reason in rows]
+    write_atomic(state / "left_out.csv", ("\n".join(lines) + "\n").encode(), private=True)
+
+
+def _check_usable(name: str, spec: CohortSpec, decoded: Decoded, wanted: Wanted) -> None:
+    if not len(decoded.inputs):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(decoded.problems.items())) or "no files"
+        raise DataError(f"Site {name}: nothing in {spec.root} can be used ({reasons}).", fix="See left_out.csv.")
+    for task in wanted.tasks:
+        target: NDArray[Any] = decoded.targets[task.name]
+        if isinstance(task, Task) and target.max(initial=UNKNOWN) >= len(task.classes):
+            raise DataError(f"Site {name}: labels of task {task.name!r} do not fit its classes.")

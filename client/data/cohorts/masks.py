@@ -1,0 +1,112 @@
+"""Masks of findings: images beside the images, white inside; brought into the model's size as the images are."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from fedgraft.client.data.cohorts.batches import fitted_shape
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.study.inputs import ImageInput
+from fedgraft.common.study.tasks import UNKNOWN, AnyTask, Segmentation
+
+SUFFIX = ".png"
+OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE = "mask_other_size", "mask_unreadable", "mask_without_image"
+
+Mask = NDArray[np.int8]
+
+
+class Masks:
+    """The masks of a site by task, looked up by the name of the image's file; counts what cannot be used.
+
+    `masks/a/b.png` is that of `a/b.dcm`. A folder named after a task holds that task's; a study with one task of masks
+    may have them in the folder itself. An image without a file there has no known mask; an empty mask says that nothing
+    was found.
+    """
+
+    def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> None:
+        """DataError if the folder is none, or lies where images are looked for."""
+        self._size = size
+        self._tasks = [task.name for task in tasks if isinstance(task, Segmentation)]
+        self._folders = folders(spec, self._tasks)
+        self._used: dict[str, set[Path]] = {task: set() for task in self._tasks}
+        self.problems: Counter[str] = Counter()
+
+    def of(self, name: str, shape: tuple[int, ...], pixel_aspect: float, frames: int) -> dict[str, Mask]:
+        """By task the mask (size, size) of the image file `name` of this shape: 1 inside, 0 outside, -1 not known.
+
+        A file of which several frames are used has none, since nobody can say of which frame a mask is.
+        """
+        return {
+            task: self._one(task, name, shape[:2], pixel_aspect) if frames == 1 else self._none()
+            for task in self._tasks
+        }
+
+    def finish(self) -> Counter[str]:
+        """All that was odd, once every image has been looked up."""
+        for task, folder in self._folders.items():
+            there = {path for path in folder.rglob(f"*{SUFFIX}") if path.is_file()}
+            if rest := len(there - self._used[task]):
+                self.problems[WITHOUT_IMAGE] += rest
+        return self.problems
+
+    def _none(self) -> Mask:
+        return np.full((self._size.size, self._size.size), UNKNOWN, dtype=np.int8)
+
+    def _one(self, task: str, name: str, shape: tuple[int, ...], pixel_aspect: float) -> Mask:
+        folder = self._folders.get(task)
+        path = folder / Path(name).with_suffix(SUFFIX) if folder is not None else None
+        if path is None or not path.is_file():
+            return self._none()
+        self._used[task].add(path)
+        try:
+            with Image.open(path) as opened:
+                inside: NDArray[Any] = np.asarray(opened.convert("L")) > 0
+        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+            self.problems[UNREADABLE] += 1
+            return self._none()
+        if inside.shape != tuple(shape):
+            self.problems[OTHER_SIZE] += 1
+            return self._none()
+        return fit_mask(inside, pixel_aspect, self._size)
+
+
+def folders(spec: CohortSpec, tasks: Sequence[str]) -> dict[str, Path]:
+    """The folder of each task that has one. DataError if the site's folder is none, or lies among the images."""
+    if spec.mask_images is None or not tasks:
+        return {}
+    if not spec.mask_images.is_dir():
+        raise DataError(f"{spec.mask_images}: is no folder.", fix="Check `mask_images` of the site's cohort.")
+    if spec.mask_images.resolve().is_relative_to(spec.root.resolve()):
+        raise DataError(
+            f"{spec.mask_images}: masks lie in the folder of the images, and would be taken for images.",
+            fix="Move them to a folder of their own.",
+        )
+    own = {task: spec.mask_images / task for task in tasks if (spec.mask_images / task).is_dir()}
+    return own or ({tasks[0]: spec.mask_images} if len(tasks) == 1 else {})
+
+
+def fit_mask(inside: NDArray[np.bool_], pixel_aspect: float, spec: ImageInput) -> Mask:
+    """A mask (H, W) as `fit` brings its image: (size, size), each pixel that of the nearest; around it is outside."""
+    height, width = fitted_shape(inside.shape, pixel_aspect, spec)
+    planes = torch.from_numpy(inside.astype(np.float32))[None, None]
+    if tuple(inside.shape) != (height, width):
+        planes = F.interpolate(planes, (height, width), mode="nearest-exact")
+    down, across = spec.size - height, spec.size - width
+    planes = F.pad(planes, (across // 2, across - across // 2, down // 2, down - down // 2))
+    return np.asarray(planes[0, 0].to(torch.int8).numpy())
+
+
+def fitted_spacing(spacing_mm: float, width: int, fitted_width: int) -> float:
+    """Size in mm of a pixel of the fitted image, from that of the original's columns; 0 where it is not known."""
+    return spacing_mm * width / fitted_width if spacing_mm > 0 and math.isfinite(spacing_mm) else 0.0

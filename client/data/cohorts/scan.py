@@ -1,0 +1,252 @@
+"""From a site's folder to decoded images with their labels: every file is used, or counted with the reason."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgraft.client.data.cohorts.batches import fit, fitted_shape
+from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
+from fedgraft.client.data.cohorts.table import (
+    NOBODY,
+    column,
+    read_csv,
+    row_targets,
+)
+from fedgraft.client.data.cohorts.targets import (
+    Target,
+    same,
+    target,
+    unknown,
+)
+from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.images import SUFFIXES, read_image
+from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.study.inputs import ImageInput
+from fedgraft.common.study.tasks import AnyTask, Segmentation, Task
+
+_KEYS = {
+    "patient": ("PatientID", "patient_id", "patient", "subject"),
+    "study": ("StudyInstanceUID", "study_uid", "study"),
+    "series": ("SeriesInstanceUID", "series_uid", "series"),
+    "sop": ("SOPInstanceUID", "sop_uid", "sop"),
+    "path": ("path", "file", "filename", "image"),
+}
+"""Usual names of the column that a labels table is joined by."""
+
+
+@dataclass
+class Scan:
+    """What a folder gave: images as stored, targets by task, raw patient keys, and all that was left out or odd.
+
+    `masks` are those of tasks that ask for some. `spacings` are the sizes in mm of a stored pixel, 0 if not known.
+    `left_out` gives positions in `files` with the reason, since names of files may name people; `origins` those that
+    the images are from. `facts` counts what the files say of themselves. `studies` are raw keys of DICOM studies.
+    """
+
+    images: list[NDArray[np.int16]] = field(default_factory=list)
+    origins: list[int] = field(default_factory=list)
+    targets: dict[str, list[Target]] = field(default_factory=dict)
+    masks: dict[str, list[Mask]] = field(default_factory=dict)
+    spacings: list[float] = field(default_factory=list)
+    patients: list[str] = field(default_factory=list, repr=False)
+    studies: list[str] = field(default_factory=list, repr=False)
+    left_out: list[tuple[int, str]] = field(default_factory=list)
+    problems: Counter[str] = field(default_factory=Counter)
+    facts: Counter[str] = field(default_factory=Counter)
+
+
+_NO_WORD, _LEADING_ZEROS = re.compile(r"[\W_]+"), re.compile(r"(?<!\d)0+(?=\d)")
+
+Labels = Mapping[str, Mapping[str, Target]]
+"""Targets by task, by key of the join."""
+
+
+def files(root: Path) -> list[Path]:
+    """All files below a folder, in a fixed order; hidden ones are left out. DataError if it is no folder."""
+    if not root.is_dir():
+        raise DataError(f"{root}: is no folder.", fix="Check `root` of the site's cohort.")
+    below = (path for path in root.rglob("*") if path.is_file())
+    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
+def name_below(path: Path, root: Path) -> str:
+    """A file's name relative to `root`; bytes that are no UTF-8, as old archives have them, are spelt out."""
+    return path.relative_to(root).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Labels | None:
+    """The labels table, by key; None if there is none. DataError if two rows of one key disagree."""
+    if spec.labels is None:
+        return None
+    join = "path" if spec.kind == "images" else spec.join
+    table = read_csv(spec.labels)
+    key_column = column(table, spec.key_column, _KEYS[join], f"the {join}")
+    labels: dict[str, dict[str, Target]] = {}
+    for at, found in enumerate(row_targets(table, tasks, spec)):
+        cell = table.rows[at][key_column]
+        key = Path(cell).as_posix() if join == "path" else cell
+        if not all(same(labels.setdefault(key, found)[task], own) for task, own in found.items()):
+            raise DataError(f"{table.where(at)}: an earlier line has the same {join} with another label.")
+    return labels
+
+
+def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
+    """Read a folder of DICOM files."""
+    labels, scan, seen = read_labels(spec, tasks), _empty(tasks), set()
+    masks, used = Masks(spec, tasks, size), set[str]()
+    for at, path in enumerate(files(spec.root)):
+        if spec.labels is not None and path.resolve() == spec.labels.resolve():
+            continue
+        name = name_below(path, spec.root)
+        try:
+            image = read_dicom(path, spec.window, spec.frames)
+        except UnusableError as unusable:
+            _leave_out(scan, at, unusable.reason)
+            continue
+        sop = image.keys["sop"]
+        if sop and sop in seen:
+            _leave_out(scan, at, "duplicate")
+            continue
+        seen.add(sop)
+        key = name if spec.join == "path" else image.keys[spec.join]
+        found = _labels_for(labels, key, tasks, scan, used)
+        for frame in image.frames:
+            shape = frame.shape[:2]
+            scan.images.append(fit(frame, image.pixel_aspect, size))
+            scan.spacings.append(
+                fitted_spacing(image.width_mm, shape[1], fitted_shape(shape, image.pixel_aspect, size)[1])
+            )
+            scan.origins.append(at)
+            scan.patients.append(image.keys["patient"] or NOBODY)
+            scan.studies.append(image.keys["study"])
+            _label(scan, found, masks.of(name, shape, image.pixel_aspect, len(image.frames)))
+        scan.facts.update(f"{key} {value}" for key, value in image.facts.items())
+        if not image.keys["patient"]:
+            scan.problems["no_patient_id"] += 1
+    _unused(labels, used, scan)
+    scan.problems.update(masks.finish())
+    if alike := _alike(scan.patients):
+        scan.problems["similar_patient_ids"] += alike
+    return scan
+
+
+def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
+    """Read a folder of ordinary images: labels from the table, or from the name of the sub-folder."""
+    labels, scan, masks = read_labels(spec, tasks), _empty(tasks), Masks(spec, tasks, size)
+    by_folder = _by_folder(spec, tasks) if labels is None else None
+    patients, used = _patients(spec), set[str]()
+    for at, path in enumerate(files(spec.root)):
+        name = name_below(path, spec.root)
+        if path.suffix.lower() not in SUFFIXES:
+            if path.suffix.lower() != ".csv":
+                _leave_out(scan, at, "not_an_image")
+            continue
+        try:
+            image = read_image(path)
+        except UnusableError as unusable:
+            _leave_out(scan, at, unusable.reason)
+            continue
+        if labels is None:
+            folder = name.split("/")[0] if "/" in name else ""
+            where = f"the name of a sub-folder of {spec.root}"
+            found: Mapping[str, Target] = (
+                {by_folder.name: target(by_folder, folder, spec, where)} if by_folder is not None else {}
+            )
+        else:
+            found = _labels_for(labels, name, tasks, scan, used)
+        scan.images.append(fit(image, 1.0, size))
+        scan.spacings.append(0.0)
+        scan.origins.append(at)
+        patient = name if patients is None else patients.get(name, "")
+        scan.patients.append(patient or NOBODY)
+        if not patient:
+            scan.problems["no_patient_id"] += 1
+        _label(scan, found, masks.of(name, image.shape[:2], 1.0, 1))
+    _unused(labels, used, scan)
+    scan.problems.update(masks.finish())
+    return scan
+
+
+def _by_folder(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Task | None:
+    """The only task whose answers the sub-folders can name; DataError if there is another that needs a table."""
+    asked = [task for task in tasks if not isinstance(task, Segmentation)]
+    if not asked:
+        return None
+    if len(asked) == 1 and isinstance(asked[0], Task):
+        return asked[0]
+    raise DataError(f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table.")
+
+
+def _label(scan: Scan, found: Mapping[str, Target], masks: Mapping[str, Mask]) -> None:
+    for task, value in found.items():
+        scan.targets[task].append(value)
+    for task, mask in masks.items():
+        scan.masks[task].append(mask)
+
+
+def _patients(spec: CohortSpec) -> Mapping[str, str] | None:
+    """The patient of every file, if the labels table says; None if every file is its own patient.
+
+    DataError if two rows of one file disagree.
+    """
+    if spec.patient_column is None or spec.labels is None:
+        return None
+    table = read_csv(spec.labels)
+    key = column(table, spec.key_column, _KEYS["path"], "the path")
+    patient = column(table, spec.patient_column, (), "the patients")
+    patients: dict[str, str] = {}
+    for at, row in enumerate(table.rows):
+        if patients.setdefault(Path(row[key]).as_posix(), row[patient]) != row[patient]:
+            raise DataError(f"{table.where(at)}: an earlier line has the same path with another patient.")
+    return patients
+
+
+def _empty(tasks: Sequence[AnyTask]) -> Scan:
+    masks = {task.name: list[Mask]() for task in tasks if isinstance(task, Segmentation)}
+    return Scan(targets={task.name: [] for task in tasks if task.name not in masks}, masks=masks)
+
+
+def _leave_out(scan: Scan, at: int, reason: str) -> None:
+    scan.left_out.append((at, reason))
+    scan.problems[reason] += 1
+
+
+def _labels_for(
+    labels: Labels | None, key: str, tasks: Sequence[AnyTask], scan: Scan, used: set[str]
+) -> Mapping[str, Target]:
+    if labels is not None and key and key in labels:
+        used.add(key)
+        return labels[key]
+    if labels is not None:
+        scan.problems["no_label_row"] += 1
+    return {task.name: unknown(task) for task in tasks if not isinstance(task, Segmentation)}
+
+
+def _alike(patients: Sequence[str]) -> int:
+    """How many patients' ids differ from another's in case, separators and leading zeros only."""
+    plain = Counter(_LEADING_ZEROS.sub("", _NO_WORD.sub(" ", key).strip().lower()) for key in set(patients))
+    return sum(count for key, count in plain.items() if key and count > 1)
+
+
+def _unused(labels: Labels | None, used: set[str], scan: Scan) -> None:
+    if labels is not None and (rest := len(labels) - len(used)):
+        scan.problems["label_without_file"] += rest
+
+
+def stamps(paths: Sequence[Path], root: Path) -> Iterator[tuple[str, int, int, int]]:
+    """Relative name, size and times of every file: what tells a cache that something changed.
+
+    The second time is the file system's own. Programs that copy can set the first back, but not that one.
+    """
+    for path in paths:
+        stat = path.stat()
+        yield name_below(path, root), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

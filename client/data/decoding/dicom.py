@@ -1,0 +1,246 @@
+"""One DICOM file to images in [0, 1] at its own resolution: right values, and nothing about the patient but a key.
+
+White is high. What stands between stored and shown values is in `grey` and `lookup` beside this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.utils import get_expected_length, pixel_array
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+
+from fedgraft.client.data.decoding.facts import facts
+from fedgraft.client.data.decoding.grey import (
+    Floats,
+    functional_group,
+    grey,
+    stored_bits,
+)
+from fedgraft.client.data.decoding.lookup import palette
+from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.spec import Window
+
+_TAGS = [
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "Modality",
+    "Manufacturer",
+    "BurnedInAnnotation",
+    "SpecificCharacterSet",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "FloatPixelPaddingValue",
+    "FloatPixelPaddingRangeLimit",
+    "DoubleFloatPixelPaddingValue",
+    "DoubleFloatPixelPaddingRangeLimit",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "PixelAspectRatio",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "RedPaletteColorLookupTableDescriptor",
+    "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor",
+    "RedPaletteColorLookupTableData",
+    "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData",
+    "SegmentedRedPaletteColorLookupTableData",
+    "SegmentedGreenPaletteColorLookupTableData",
+    "SegmentedBluePaletteColorLookupTableData",
+    "PixelData",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
+"""All that is read; names, birth dates, addresses and the like are not among it."""
+
+_NEEDED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation")
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_DIRECTORY = "1.2.840.10008.1.3.10"
+_RGB = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
+"""What pydicom and its decoders bring to RGB. Retired colour spaces (YBR_PARTIAL, ARGB, CMYK, HSV) are refused."""
+
+
+@dataclass(frozen=True)
+class DicomImage:
+    """Frames (H, W) or (H, W, 3) in [0, 1], height over width of a pixel, keys for joining, facts without identity.
+
+    `width_mm` is the width of a pixel, 0 where the file does not say it.
+    """
+
+    frames: list[Floats]
+    pixel_aspect: float
+    keys: dict[str, str] = field(repr=False)
+    facts: dict[str, str]
+    width_mm: float = 0.0
+
+
+def read_dicom(path: Path, window: Window | None, frames: str) -> DicomImage:
+    """Read one file. UnusableError says why it cannot be used; nothing else is raised for a bad file."""
+    with _quiet():
+        dataset = _open(path)
+        try:
+            _check(dataset)
+            indices = _chosen(dataset, frames)
+            images = [_image(dataset, index, window) for index in indices]
+            aspect, width_mm = _pixel(dataset, indices[0])
+            return DicomImage(images, aspect, _keys(dataset), facts(dataset, indices[0]), width_mm)
+        except UnusableError:
+            raise
+        except MemoryError:
+            raise UnusableError("too_large") from None
+        except Exception:  # decoders and parsers raise what they like on damaged data
+            raise UnusableError("undecodable") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """pydicom's warnings quote values of elements, and it logs them too; they must not reach a log."""
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _open(path: Path) -> Dataset:
+    dataset: Dataset
+    try:
+        if path.stat().st_size == 0:
+            raise UnusableError("empty_file")
+        try:
+            dataset = pydicom.dcmread(path, specific_tags=list(_TAGS))
+        except InvalidDicomError:  # old files have no preamble: accept them if what is read makes sense
+            dataset = pydicom.dcmread(path, specific_tags=list(_TAGS), force=True)
+            if "SOPClassUID" not in dataset and "Rows" not in dataset:
+                raise UnusableError("not_dicom") from None
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
+        if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:  # damaged, or a vendor's own
+            raise UnusableError("unreadable")
+    except UnusableError:
+        raise
+    except MemoryError:
+        raise UnusableError("too_large") from None
+    except Exception:  # whatever a damaged file makes the parser say
+        raise UnusableError("unreadable") from None
+    return dataset
+
+
+def _guessed_syntax(dataset: Dataset) -> pydicom.uid.UID:
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _check(dataset: Dataset) -> None:
+    """UnusableError for what is no image, may show who the patient is, or lacks what an image needs."""
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
+        raise UnusableError("not_an_image")
+    if str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":
+        raise UnusableError("burned_in_annotation")
+    native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    if not any(name in dataset for name in _PIXELS):
+        # pydicom drops an element that the file's end cuts off; compressed pixels take all others with them.
+        cut = ("Rows" in dataset and "Columns" in dataset) or (not native and not len(dataset))
+        raise UnusableError("truncated" if cut else "no_pixels")
+    if any(dataset.get(name) in (None, "") for name in _NEEDED):
+        raise UnusableError("missing_elements")
+    if native and "PixelData" in dataset and len(dataset.PixelData) < get_expected_length(dataset):
+        raise UnusableError("truncated")
+
+
+def _chosen(dataset: Dataset, frames: str) -> Sequence[int]:
+    try:
+        count = max(1, int(dataset.get("NumberOfFrames") or 1))
+    except (TypeError, ValueError):
+        count = 1
+    return {"all": range(count), "middle": [count // 2], "first": [0]}[frames]
+
+
+def _image(dataset: Dataset, index: int, window: Window | None) -> Floats:
+    photometric = str(dataset.PhotometricInterpretation)
+    if photometric in _RGB:
+        return _unit(np.asarray(pixel_array(dataset, index=index)), int(dataset.BitsStored))
+    if int(dataset.SamplesPerPixel) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"):
+        raise UnusableError("unknown_photometric")
+    stored = _stored(dataset, index)
+    if photometric == "PALETTE COLOR":
+        return palette(dataset, stored).astype(np.float32)
+    return grey(dataset, stored, index, window)
+
+
+def _stored(dataset: Dataset, index: int) -> NDArray[Any]:
+    """Stored values of a frame of one sample per pixel."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax != RLELossless:
+        return np.asarray(pixel_array(dataset, index=index))  # codecs know nothing of cells; pydicom repairs the sign
+    # pydicom would drop unused bits as if the pixel always stood in the lowest ones.
+    return stored_bits(dataset, np.asarray(pixel_array(dataset, index=index, correct_unused_bits=False)))
+
+
+def _unit(colours: NDArray[Any], bits: int) -> Floats:
+    if colours.ndim != 3 or colours.shape[-1] != 3:
+        raise UnusableError("unknown_photometric")
+    return np.asarray(np.clip(colours.astype(np.float32) / np.float32(2**bits - 1), 0, 1))
+
+
+def _pixel(dataset: Dataset, index: int) -> tuple[float, float]:
+    """Height of a pixel over its width, and its width in mm; 1 and 0 where nothing sensible is said."""
+    for source, name in (
+        (functional_group(dataset, index, "PixelMeasuresSequence"), "PixelSpacing"),
+        (dataset, "PixelSpacing"),
+        (dataset, "ImagerPixelSpacing"),
+        (dataset, "PixelAspectRatio"),
+    ):
+        pair = source.get(name) if source is not None else None
+        try:
+            down, across = (float(value) for value in pair or ())
+        except (TypeError, ValueError):
+            continue
+        if down > 0 and across > 0 and 0.05 < down / across < 20:
+            return down / across, across if name != "PixelAspectRatio" else 0.0
+    return 1.0, 0.0
+
+
+def _keys(dataset: Dataset) -> dict[str, str]:
+    names = {
+        "patient": "PatientID",
+        "study": "StudyInstanceUID",
+        "series": "SeriesInstanceUID",
+        "sop": "SOPInstanceUID",
+    }
+    return {key: str(dataset.get(name) or "").strip("\0 ") for key, name in names.items()}

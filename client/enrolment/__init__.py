@@ -1,0 +1,3 @@
+"""How a hospital joins: configuration, home folder, keys, pseudonyms.
+Nothing here runs a study.
+"""

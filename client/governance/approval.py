@@ -1,0 +1,93 @@
+"""Which studies the people at a site have approved. A site acts on no other; an approval can be withdrawn."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.base.value import Value
+from fedgraft.common.study.study import describe
+
+_FILE = "approvals.json"
+
+
+class Approval(Value):
+    """One study that was approved, by the digest of all that it asks, and when; times are UTC."""
+
+    study: str
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    approved: str
+    withdrawn: str | None = None
+
+
+_Approvals = TypeAdapter(tuple[Approval, ...])
+
+
+def read_approvals(folder: Path) -> tuple[Approval, ...]:
+    """All approvals in a site's home folder, oldest first; InputError if the file is damaged."""
+    path = folder / _FILE
+    if not path.exists():
+        return ()
+    try:
+        return _Approvals.validate_python(read_json(path))
+    except ValidationError as error:
+        fix = "Restore it, or remove it and approve your studies again."
+        raise InputError(f"{path}: is damaged: {'; '.join(describe(error))}.", fix=fix) from None
+
+
+def is_approved(folder: Path, digest: str) -> bool:
+    """Whether the study of this digest may run here. A damaged file approves nothing."""
+    try:
+        facts = os.stat(f"{folder}/{_FILE}")  # noqa: PTH116 - asked for every order
+    except OSError:
+        return False
+    return digest in _approved(str(folder), (facts.st_ino, facts.st_mtime_ns, facts.st_size))
+
+
+@lru_cache(maxsize=1024)
+def _approved(folder: str, _version: tuple[int, int, int]) -> frozenset[str]:
+    """Digests that are approved. Asked for every order, so the file is read again only if it is another one."""
+    try:
+        return frozenset(one.digest for one in read_approvals(Path(folder)) if one.withdrawn is None)
+    except InputError:
+        return frozenset()
+
+
+def approve(folder: Path, digest: str, name: str = "") -> Approval:
+    """Record that the study of this digest may run here; the record that there is, if it was approved before.
+
+    `name` is what the study calls itself, for people.
+    """
+    known = read_approvals(folder)
+    for one in known:
+        if one.digest == digest and one.withdrawn is None:
+            return one
+    approval = Approval(study=name, digest=digest, approved=_now())
+    _write(folder, (*known, approval))
+    return approval
+
+
+def withdraw(folder: Path, digest: str) -> Approval:
+    """Record that the study may no longer run here. InputError if it was not approved."""
+    known = read_approvals(folder)
+    ended = {one.digest: one.model_copy(update={"withdrawn": _now()}) for one in known if one.withdrawn is None}
+    if digest not in ended:
+        raise InputError(f"No study with the digest {digest} is approved here.", fix="See approvals.json.")
+    _write(folder, tuple(ended[digest] if one.digest == digest and one.withdrawn is None else one for one in known))
+    return ended[digest]
+
+
+def _write(folder: Path, approvals: tuple[Approval, ...]) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_json(folder / _FILE, [one.model_dump(mode="json") for one in approvals], private=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,47 @@
+"""Studies that a site was asked to take part in, kept so that its people can read them before they decide."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import write_atomic
+from fedgraft.common.study.study import (
+    Study,
+    locate,
+    parse_study,
+    read_study,
+)
+
+_FOLDER = "offers"
+_MOST = 20
+"""How many offers are kept, the newest; a coordinator that keeps asking fills no disk."""
+_DIGEST = r"^[0-9a-f]{8,64}$"
+
+
+def keep_offer(folder: Path, study: Study) -> None:
+    """Keep a study that the coordinator sent, in the site's home folder, until somebody looks at it."""
+    offers = folder / _FOLDER
+    offers.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomic(offers / f"{study.digest}.json", study.to_json(), private=True)
+    for old in sorted(offers.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)[:-_MOST]:
+        old.unlink()
+
+
+def find_study(folder: Path, ref: str) -> Study:
+    """A study by its file, by the name of one that ships, or by the digest (8 digits or more) of one that was offered.
+
+    InputError or StudyError if there is none, or it has faults.
+    """
+    if re.fullmatch(_DIGEST, ref) and not Path(ref).exists():
+        found = sorted((folder / _FOLDER).glob(f"{ref}*.json"))
+        if len(found) != 1:
+            known = ", ".join(path.stem[:12] for path in sorted((folder / _FOLDER).glob("*.json"))) or "none"
+            raise InputError(f"{len(found)} offered studies begin with {ref}.", fix=f"Offered here: {known}.")
+        study = parse_study(json.loads(found[0].read_bytes()), str(found[0]))
+        if study.digest != found[0].stem:
+            raise InputError(f"{found[0]}: is not the study that was offered.", fix="Ask the coordinator for its file.")
+        return study
+    return read_study(locate(Path(ref)))[0]

@@ -1,0 +1,216 @@
+"""A study as the people at a site must see it before they approve: what runs, what leaves, what it costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.client.governance.verdict import Verdict
+from fedgraft.common.checks.explain import leaving, plan_table, sentence
+from fedgraft.common.metrics.metrics import CALIBRATION_BINS
+from fedgraft.common.models.model import TransferModel
+from fedgraft.common.protocol.routing import privacy_asked
+from fedgraft.common.secure_aggregation.masking import FEWEST
+from fedgraft.common.study.plan import Gradient, Stage
+from fedgraft.common.study.study import Study
+
+_COUNTS = [
+    "the site's name in the study",
+    "cases in each split",
+    "training labels of each class",
+    "files left out, by reason",
+    "labelled training cases of each task, every round",
+]
+_MASKED_COUNTS = ["the site's name in the study", "whether it has labels, and whether it evaluates"]
+_ONCE = {
+    "noised": "counts of the test cases by class and score, once at the end, noised at the price of metrics_epsilon",
+    "suppressed": "counts of the test cases by class and score, once at the end, exact but for those below ten",
+}
+"""What leaves of metrics where the policy shows them once in a study."""
+_SUMS = {
+    "multiclass": [
+        "confusion matrix",
+        "sums of losses and of Brier scores",
+        f"calibration in {CALIBRATION_BINS} bins",
+        "histograms of scores by class",
+    ],
+    "multilabel": ["confusion, sums of losses and histograms of scores of each label"],
+    "regression": ["number and sums of values and of their squares, sums of errors, absolute and squared"],
+    "segmentation": ["numbers of images, findings and pixels, sums of Dice coefficients, distances and losses"],
+}
+"""What leaves of metrics, by kind of task."""
+
+
+def review(
+    study: Study, model: TransferModel, config: SiteConfig, verdict: Verdict | None, *, approved: bool
+) -> dict[str, Any]:
+    """All of it as plain values. `model` has the study's shape, whatever its entries; an observer has no verdict."""
+    sizes = {key: int(value.numel()) for key, value in model.state_dict().items()}
+    exact, masked = verdict is None or verdict.shows_metrics, study.masked and verdict is not None
+    stages: list[dict[str, Any]] = []
+    kinds = {task.kind for task in study.tasks}
+    bytes_up = 0
+    for at, (stage, row) in enumerate(zip(study.plan, plan_table(study, model.tags(), sizes), strict=True)):
+        out = leaving(study, stage, model)
+        bytes_up += out.bytes * stage.rounds if verdict else 0
+        stages.append(
+            {
+                "name": stage.name,
+                "rounds": stage.rounds,
+                "says": sentence(stage, row),
+                "leaves": {"entries": out.entries, "numbers": out.numbers, "bytes_per_round": out.bytes},
+                "figures": [] if masked else _figures(stage, exact=exact),
+                "policy": _policy(verdict, at),
+            }
+        )
+    return {
+        "study": study.name,
+        "digest": study.digest,
+        "approved": approved,
+        "model": study.model.backbone,
+        "architectures": list(study.architectures),
+        "weights": study.model.weights,
+        "tasks": {task.name: list(task.names) for task in study.tasks},
+        "observer": verdict is None,
+        "stages": stages,
+        "bytes_up": bytes_up,
+        "masked": config.masks.fewest if masked and config.masks else FEWEST if masked else None,
+        "masked_only": config.policy.masked_only,
+        "counts": {"what": _MASKED_COUNTS if masked else _COUNTS, "exact": exact},
+        "metrics": {
+            "split": study.evaluate.split,
+            "every": study.evaluate.every,
+            "sums": [what for kind, own in _SUMS.items() if kind in kinds for what in own] if exact else [],
+            "once": "" if exact or masked else _ONCE.get(config.policy.metrics, ""),
+        },
+        "cost": _cost(config, verdict),
+        "refused": verdict.refused if verdict else "",
+        "fix": verdict.fix if verdict else "",
+    }
+
+
+def _figures(stage: Stage, *, exact: bool) -> list[str]:
+    """What is told of the training itself; private work tells what is public anyway."""
+    if privacy_asked(stage) is not None:
+        return ["steps", "sigma", "sample"] if isinstance(stage.local, Gradient) else ["sigma"]
+    if not exact:
+        return []
+    if not isinstance(stage.local, Gradient):
+        return ["examples"]
+    return ["loss", "steps", "examples"] + (["undone"] if stage.local.fallback is not None else [])
+
+
+def _policy(verdict: Verdict | None, at: int) -> dict[str, Any]:
+    if verdict is None:
+        return {"kind": "silent"}
+    stage = verdict.stages[at]
+    found: dict[str, Any] = {"kind": stage.kind, "refused": stage.refused}
+    if stage.terms is not None:
+        found |= {"sigma": stage.terms.sigma, "clip": stage.terms.clip, "sample": stage.terms.q}
+        found |= {"steps": stage.terms.steps, "unit": stage.terms.unit, "epsilon": stage.epsilon}
+    return found
+
+
+def _cost(config: SiteConfig, verdict: Verdict | None) -> dict[str, Any] | None:
+    if verdict is None or not verdict.cost.stages:
+        return None
+    terms = next((stage.terms for stage in verdict.stages if stage.terms is not None), None)
+    return {
+        "epsilon": verdict.cost.epsilon,
+        "epsilon_after": verdict.cost.total_after,
+        "metrics": verdict.cost.metrics,
+        "delta": verdict.cost.delta,
+        "unit": terms.unit if terms is not None else config.policy.unit,
+        "patients": verdict.patients,
+        "epsilon_job": config.policy.epsilon_job,
+        "epsilon_lifetime": config.policy.epsilon_lifetime,
+    }
+
+
+def in_words(content: dict[str, Any]) -> list[str]:
+    """The review as lines for a person."""
+    state = "approved here" if content["approved"] else "not approved here"
+    start = content["weights"] or "random entries"
+    tasks = "; ".join(f"{task} ({', '.join(classes)})" for task, classes in content["tasks"].items())
+    lines = [
+        f"Study {content['study']}, digest {content['digest']} ({state})",
+        f"Model: {content['model']} from {start}; {tasks}",
+        "",
+        "What will run, with the code installed here and no other:",
+    ]
+    if content["observer"]:
+        lines.append("  this site observes: it evaluates what it receives on its public data, and never trains")
+    else:
+        lines += [f"  {at}. {stage['name']}: {stage['says']}" for at, stage in enumerate(content["stages"], start=1)]
+    return [*lines, "", *_leaves(content), "", *_costs(content)]
+
+
+def _leaves(content: dict[str, Any]) -> list[str]:
+    counts, metrics = content["counts"], content["metrics"]
+    lines = ["What will leave this site:"]
+    if content["masked_only"]:
+        lines.append("  nothing in the open, by masked_only of the policy: the site refuses studies without masks")
+    if not content["observer"]:
+        lines += [f"  {stage['name']}: {_stage_leaves(stage)}" for stage in content["stages"]]
+        lines.append(f"  in all {_bytes(content['bytes_up'])}, besides these counts and metrics:")
+    if content["masked"]:
+        lines.append(f"  all of it under masks: the coordinator reads sums over {content['masked']} sites or more")
+    how = "" if content["masked"] else " (exact)" if counts["exact"] else " (rounded to tens)"
+    lines.append(f"  counts{how}: {'; '.join(counts['what'])}")
+    lines.append(f"  metrics: {_metrics(metrics)}")
+    lines.append("  never: images, rows, patients' ids or their hashes, names of files, texts of errors")
+    return lines
+
+
+def _stage_leaves(stage: dict[str, Any]) -> str:
+    leaves, rounds = stage["leaves"], stage["rounds"]
+    figures = f"; figures of the work: {', '.join(stage['figures'])}" if stage["figures"] else ""
+    if not leaves["entries"]:
+        return f"no entries{figures}"
+    times = f"{rounds} rounds" if rounds > 1 else "once"
+    size = f"{leaves['numbers']:,} numbers in {leaves['entries']} arrays, {_bytes(leaves['bytes_per_round'])} a round"
+    return f"{size}, {times}{figures}"
+
+
+def _metrics(metrics: dict[str, Any]) -> str:
+    if not metrics["sums"]:
+        return metrics["once"] or "none, by metrics of the policy"
+    every = metrics["every"]
+    often = "at the end alone" if not every else f"every {every} exchanges" if every > 1 else "in every exchange"
+    sums = ", ".join(metrics["sums"])
+    return f"{sums}, over the site's cases of the {metrics['split']} split {often}, and of the test split once"
+
+
+def _costs(content: dict[str, Any]) -> list[str]:
+    lines, cost = ["What it costs:"], content["cost"]
+    for stage in content["stages"]:
+        policy = stage["policy"]
+        if policy["kind"] == "private" and cost is not None:
+            lines.append(
+                f"  {stage['name']}: noise of {policy['sigma']:.2f} times the clip {policy['clip']:g}, "
+                f"{policy['sample']:.0%} of the patients in each of {policy['steps']} steps: "
+                f"epsilon {policy['epsilon']:.2f}"
+            )
+    if cost is not None and cost["metrics"]:
+        lines.append(f"  noised counts of the test cases, once: epsilon {cost['metrics']:.2f}")
+    if cost is not None:
+        lines.append(
+            f"  the whole study: epsilon {cost['epsilon']:.2f} of {cost['epsilon_job']:g}; with all that was spent "
+            f"{cost['epsilon_after']:.2f} of {cost['epsilon_lifetime']:g}; at delta {cost['delta']:.1e}, for one "
+            f"{cost['unit']} of {cost['patients']:,} in training"
+        )
+    plain = [stage["name"] for stage in content["stages"] if stage["policy"]["kind"] == "plain"]
+    if plain:
+        lines.append(
+            f"  no differential privacy in {', '.join(plain)}: whoever receives what leaves there can invert it, up to "
+            "single images"
+        )
+    if len(lines) == 1:
+        lines.append("  no privacy: nothing that is computed from private data leaves")
+    if content["refused"]:
+        lines += ["", f"This site's policy refuses the study: {content['refused']}. {content['fix']}"]
+    return lines
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"

@@ -1,0 +1,104 @@
+"""What a site's policy and ledger say of a study before it runs: stage by stage, and of the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.client.governance.budget import Proposal, propose
+from fedgraft.client.privacy.guard.privacy_guard import Guard, Refused
+from fedgraft.client.privacy.masking.used_masks import read_pairs
+from fedgraft.client.privacy.policy import Reason, Terms
+from fedgraft.common.base.errors import InputError, LedgerError
+from fedgraft.common.privacy.accountant import Event, epsilon
+from fedgraft.common.protocol.instructions import Code
+from fedgraft.common.protocol.routing import Tags, releases_plainly
+from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.study import Study
+
+_FIXES = {
+    Reason.NOT_PRIVATE: "Ask for a private stage, or set allow_non_dp: true if your people accept that what leaves can "
+    "be inverted.",
+    Reason.NOT_MASKED: "The policy says masked_only, and the study has no masks: ask the coordinator for masked: true.",
+    Reason.KEPT_SUMS: "The coordinator would keep your sums, which can be inverted, beyond the study: set keep_sums: "
+    "true if your people accept that, or ask for a stage without local.keep_sums.",
+    Reason.BACKBONE: "A backbone of the study, its members or its teacher is none of `backbones` in the policy.",
+    Reason.ROLES: "The study trains entries that `train` in the policy does not list.",
+    Reason.TOO_FEW_PATIENTS: "There are fewer training patients than min_patients of the policy; add patients.",
+    Reason.BAD_REQUEST: "The study asks for privacy that makes no sense; tell the coordinator.",
+    Reason.DELTA: "The study asks for a smaller delta than that of your ledger; tell the coordinator.",
+    Reason.STEPS: "The study takes more steps than steps_max of the policy.",
+    Reason.BUDGET: "The study costs more than epsilon_job of the policy; it needs more noise, or fewer steps.",
+}
+_LEDGER_FIX = "The ledger cannot be trusted, so nothing may be released: see fedgraft site budget."
+_MASKS_FIX = "The study is masked: `masks` in site.yaml must name the site's mask key and the consortium's roster."
+_WHOLE_FIX = "Together with what was spent it costs more than the policy allows: see fedgraft site budget."
+
+
+@dataclass(frozen=True)
+class StageVerdict:
+    """One stage: its noise and cost if it is private, a constant word and what to do if it is refused."""
+
+    name: str
+    kind: str
+    """"private", "plain" (released without noise) or "silent" (nothing is released)."""
+    terms: Terms | None = None
+    epsilon: float | None = None
+    refused: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The whole study at a site of so many training patients; `refused` is a constant word, "" if it is allowed."""
+
+    patients: int
+    stages: tuple[StageVerdict, ...]
+    cost: Proposal
+    shows_metrics: bool
+    """Whether exact sums of metrics and counts may leave, as the study asks for them: masked or not."""
+    refused: str = ""
+    fix: str = ""
+
+
+def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> Verdict:
+    """What the policy in `config`, and the ledger in its state folder, say of a study."""
+    stages = tuple(_judge_stage(config, study, stage, tags, patients) for stage in study.plan)
+    shows = Guard(study, config.policy, config.state, patients).shows_metrics
+    first = next((stage for stage in stages if stage.refused), None)
+    try:
+        cost = propose(config, study, patients)
+    except LedgerError:
+        nothing = Proposal(study.digest, patients, (), 0.0, 0.0, Code.LEDGER.value)
+        return Verdict(patients, stages, nothing, shows, Code.LEDGER.value, _LEDGER_FIX)
+    if first is not None:
+        return Verdict(patients, stages, cost, shows, first.refused, first.fix)
+    if cost.refused:
+        return Verdict(patients, stages, cost, shows, Code.BUDGET.value, _WHOLE_FIX)
+    if study.masked and not _can_mask(config):
+        return Verdict(patients, stages, cost, shows, Code.NO_MASKS.value, _MASKS_FIX)
+    return Verdict(patients, stages, cost, shows)
+
+
+def _can_mask(config: SiteConfig) -> bool:
+    try:
+        return config.masks is not None and bool(read_pairs(config.name, config.masks))
+    except InputError:
+        return False
+
+
+def _judge_stage(config: SiteConfig, study: Study, stage: Stage, tags: Tags, patients: int) -> StageVerdict:
+    alone = Guard(study.model_copy(update={"plan": (stage,)}), config.policy, config.state, patients)
+    kind = "plain" if releases_plainly(stage, tags) else "silent"
+    try:
+        planned = alone.planned(tags)
+    except Refused as refused:
+        # What a ledger says names its file; all other reasons are constant words.
+        why = "" if refused.code is Code.LEDGER else refused.why
+        fix = _FIXES[Reason(why)] if why in set(Reason) else _LEDGER_FIX
+        return StageVerdict(stage.name, kind, refused=why or refused.code.value, fix=fix)
+    if not planned:
+        return StageVerdict(stage.name, kind)
+    terms = planned[0][1]
+    cost = epsilon([Event(terms.sigma, terms.q, terms.steps)], terms.delta)
+    return StageVerdict(stage.name, "private", terms, cost)

@@ -1,0 +1,152 @@
+"""`fedgraft site adapt`: a hospital fits a finished model to its own few cases, offline, and keeps what changes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedgraft.client.data.cohorts.cohort import Cohort, Wanted, load_cohort
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.config import SiteConfig, read_site
+from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.client.inference.adapted_model import write_adapted
+from fedgraft.client.inference.model import Reader
+from fedgraft.client.training.few_shot import (
+    Given,
+    TooFewShots,
+    fitted,
+    only,
+    shots,
+)
+from fedgraft.client.training.model.errors import Diverged, TooFewCases
+from fedgraft.client.training.model.evaluate import evaluate
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.terminal import say
+from fedgraft.common.metrics.task_metrics import shown
+from fedgraft.common.models.model import state_arrays
+from fedgraft.common.models.weights import find
+from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.inputs import SplitSpec
+from fedgraft.common.study.study import read_study
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of `fedgraft site adapt`. `data` stands for a site that has no configuration yet."""
+
+    model: str
+    home: Path
+    fit: Fit
+    shots: int | None = None
+    task: str | None = None
+    seed: int = 0
+    data: CohortSpec | None = None
+
+
+def adapt(asked: Request, *, as_json: bool) -> None:
+    """Fit the model to training cases of the site, measure it on its test cases before and after, and keep it."""
+    config = _config(asked)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    reader = Reader(asked.model)
+    cohort = _cohort(config, reader, asked.model)
+    chosen = _chosen(cohort, reader, asked)
+    state = {key: array.copy() for key, array in state_arrays(reader.bench.model).items()}
+    given = Given(state, reader.familiar.sums if reader.familiar else None)
+    before = _measured(reader, cohort)
+    try:
+        entries = fitted(reader.bench, only(cohort, chosen), reader.study, given, asked.fit, asked.seed)
+    except (TooFewCases, Diverged) as error:
+        why = "there are too few training cases" if isinstance(error, TooFewCases) else "the loss became infinite"
+        raise RunError(f"The model cannot be fitted: {why}.", fix="Try --fit ridge.") from None
+    after = _measured(reader, cohort)
+    blended = asked.fit.merge is not None and asked.fit.common > 0
+    facts = {
+        "fit": asked.fit.model_dump(mode="json"),
+        "shots": asked.shots,
+        "cases": len(chosen),
+        "common_sums": blended and given.sums is not None,
+        "seed": asked.seed,
+        "before": before,
+        "after": after,
+    }
+    write_adapted(config.state, reader.manifest.sha256, entries, facts)
+    if as_json:
+        sys.stdout.write(json.dumps(facts | {"folder": str(config.state)}) + "\n")
+        return
+    _show(facts, config.state, asked.model)
+    if blended and given.sums is None:
+        say("The model brings no sums of its sites (method.flags of the study): heads are from the site's cases alone.")
+
+
+def _config(asked: Request) -> SiteConfig:
+    if asked.data is None:
+        return read_site(asked.home)
+    if (asked.home / "site.yaml").exists():
+        raise InputError(f"{asked.home}: has a site.yaml, which names its data.", fix="Leave --data out.")
+    place = asked.home.resolve()
+    return SiteConfig(name="here", cohort=asked.data.below(Path.cwd()), state=place, cache=place / "cache")
+
+
+def _cohort(config: SiteConfig, reader: Reader, ref: str) -> Cohort:
+    """The site's cases, split as the model's study splits them, so that none it learnt from is tested on."""
+    source = find(ref) / "study.yaml"
+    study = read_study(source)[0] if source.is_file() else None
+    split, seed = (study.split, study.seed) if study else (SplitSpec(), 0)
+    place = place_of(config, study.digest if study else reader.manifest.sha256)
+    return load_cohort(config.name, config.cohort, Wanted(reader.tasks, reader.input, split, seed), place)
+
+
+def _chosen(cohort: Cohort, reader: Reader, asked: Request) -> torch.Tensor:
+    """The training cases that are used: all labelled ones, or so many of each class. InputError if there are not."""
+    tasks = {task.name: task for task in reader.tasks}
+    if asked.task is not None and asked.task not in tasks:
+        raise InputError(f"The model has no task {asked.task!r}; it has: {', '.join(tasks)}.")
+    if asked.shots is None:
+        found = Feed(cohort, reader.input, reader.bench.device).labelled("train")
+        if not len(found):
+            raise InputError("The site has no labelled training case.", fix="Name `labels` of the site's data.")
+        return found
+    try:
+        return shots(cohort, tasks[asked.task or next(iter(tasks))], asked.shots, asked.seed)
+    except TooFewShots as short:
+        raise InputError(
+            f"--shots {asked.shots}: the site's training patients have only {short.words()}.",
+            fix=f"Ask for {min(short.found.values())} or fewer, or leave --shots out to use all there are."
+            if min(short.found.values())
+            else "Leave --shots out to use all there are.",
+        ) from None
+
+
+def _measured(reader: Reader, cohort: Cohort) -> dict[str, dict[str, Any]]:
+    """Figures by task on the site's test cases; nothing if it has none."""
+    feed = Feed(cohort, reader.input, reader.bench.device)
+    if not len(feed.labelled("test")):
+        return {}
+    found = {}
+    for task, sums in evaluate(reader.bench, feed, "test").items():
+        values = sums.values()
+        found[task] = {key: values[key] for key in ("n", *shown(type(sums)).metrics)}
+    return found
+
+
+def _show(facts: dict[str, Any], folder: Path, ref: str) -> None:
+    each = f", {facts['shots']} of each class" if facts["shots"] else ""
+    say(f"Fitted by {facts['fit']['how']} to {facts['cases']} training cases{each}.")
+    for task, after in facts["after"].items():
+        before = facts["before"][task]
+        rows = [
+            f"{key.replace('_', ' ')} {before[key]:.3f} -> {value:.3f}"
+            for key, value in after.items()
+            if key != "n" and value is not None and before[key] is not None
+        ]
+        say(f"{task}, {int(after['n'])} test cases of this site: {', '.join(rows)}")
+    if not facts["after"]:
+        say("The site has no labelled test case, so that nothing was measured.")
+    say(f"Nothing left the site. To use it: fedgraft predict {ref} IMAGES --out DIR --site {folder}")

@@ -1,0 +1,160 @@
+"""`fedgraft predict`: a table of probabilities for a folder of images, and maps of where the model looked."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from PIL import Image
+
+from fedgraft.client.inference.heat import HEATS
+from fedgraft.client.inference.images import Picture, pictures
+from fedgraft.client.inference.model import Reader
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import write_atomic
+from fedgraft.common.base.terminal import say
+
+_BATCH = 64
+_SCALE = 4
+"""Pixels a side that an overlay has for one that the model sees."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of `fedgraft predict`."""
+
+    model: str
+    images: Path
+    out: Path
+    site: Path | None = None
+    heat: tuple[str, ...] = ()
+    task: str | None = None
+    of: str | None = None
+    adapt: bool = False
+
+
+def predict(asked: Request) -> None:
+    """Write `predictions.csv`, and overlays if asked for; private, since files may be named by patients."""
+    if asked.out.exists() and any(asked.out.iterdir()):
+        raise InputError(f"{asked.out} is not empty.", fix="Choose another --out.")
+    if wrong := [name for name in asked.heat if name not in HEATS]:
+        raise InputError(f"No heat map is called {wrong[0]!r}; there are: {', '.join(HEATS)}.")
+    reader = Reader(asked.model, asked.site)
+    task = _task(reader, asked)
+    asked.out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    everything = list(pictures(asked.images, reader.input))
+    usable = [one for one in everything if one.stored is not None]
+    if not usable:
+        reasons = ", ".join(sorted({one.problem for one in everything})) or "no files"
+        raise InputError(f"{asked.images}: nothing in it can be used ({reasons}).")
+    if asked.adapt:
+        reader.adapt(usable)
+    rows: list[dict[str, str]] = []
+    for start in range(0, len(usable), _BATCH):
+        some = usable[start : start + _BATCH]
+        shares = reader.shares(some)
+        far = reader.distances(some)
+        maps = _overlays(reader, some, shares[task], (task, asked), start)
+        for at, (one, drawn) in enumerate(zip(some, maps, strict=True)):
+            row = _row(reader, one, {name: own[at] for name, own in shares.items()})
+            rows.append(row | _unlike(reader, far, at) | drawn)
+    rows += [{"file": one.file, "frame": str(one.frame), "problem": one.problem} for one in everything if one.problem]
+    write_atomic(asked.out / "predictions.csv", _table(rows), private=True)
+    say(f"{len(usable)} images of {asked.images}: {asked.out / 'predictions.csv'}")
+    if len(usable) < len(everything):
+        say(f"{len(everything) - len(usable)} files could not be used; the table says why.")
+    _say_unlike(reader, rows)
+    say("Not a medical device: the model was not validated for any use.")
+
+
+def _task(reader: Reader, asked: Request) -> str:
+    tasks = {task.name: task.classes for task in reader.tasks}
+    name = asked.task or next(iter(tasks))
+    if name not in tasks:
+        raise InputError(f"The model has no task {name!r}; it has: {', '.join(tasks)}.")
+    if asked.of is not None and asked.of not in tasks[name]:
+        raise InputError(f"Task {name!r} has no class {asked.of!r}; it has: {', '.join(tasks[name])}.")
+    return name
+
+
+def _row(reader: Reader, one: Picture, shares: dict[str, np.ndarray]) -> dict[str, str]:
+    row = {"file": one.file, "frame": str(one.frame), "problem": ""}
+    for task in reader.tasks:
+        own = shares[task.name]
+        row[task.name] = task.classes[int(own.argmax())]
+        row |= {f"{task.name}:{name}": f"{share:.4f}" for name, share in zip(task.classes, own, strict=True)}
+    return row
+
+
+def _unlike(reader: Reader, far: np.ndarray | None, at: int) -> dict[str, str]:
+    if far is None or reader.familiar is None:
+        return {}
+    return {"distance": f"{far[at]:.4f}", "unlike": "yes" if far[at] > reader.familiar.threshold else "no"}
+
+
+def _say_unlike(reader: Reader, rows: Sequence[dict[str, str]]) -> None:
+    """How many images are unlike those of the training sites, or why that is not known."""
+    known = reader.familiar
+    if known is None:
+        say(f"No image is flagged as unlike the training sites: {reader.unlike}.")
+        return
+    count = sum(row.get("unlike") == "yes" for row in rows)
+    say(
+        f"{count} images are unlike those of the training sites: farther than {known.quantile:.1%} of {known.cases} "
+        "validation images of theirs. What is not flagged may be unlike them all the same."
+    )
+
+
+def _overlays(
+    reader: Reader, some: Sequence[Picture], shares: np.ndarray, what: tuple[str, Request], start: int
+) -> Iterator[dict[str, str]]:
+    """Write each image's overlays, and say where; the map is of the likeliest class, or of the one asked for."""
+    task, asked = what
+    if not asked.heat:
+        yield from ({} for _ in some)
+        return
+    names = next(own.classes for own in reader.tasks if own.name == task)
+    chosen = torch.from_numpy(shares.argmax(axis=1))
+    if asked.of is not None:
+        chosen = torch.full_like(chosen, names.index(asked.of))
+    (batch,) = reader.feed(some).batches([torch.arange(len(some))])
+    maps = {name: HEATS[name](reader.bench.model, batch.inputs, task, chosen) for name in asked.heat}
+    for at, one in enumerate(some):
+        drawn = {}
+        for name, heat in maps.items():
+            path = f"{name}/{start + at + 1:06d}.png"
+            assert one.stored is not None
+            write_atomic(asked.out / path, overlay(one.stored, heat[at].numpy()), private=True)
+            drawn[name] = path
+        yield drawn
+
+
+def overlay(stored: np.ndarray, heat: np.ndarray) -> bytes:
+    """A PNG of the image (channels, H, W) as stored, with the map (H, W) laid over it: the hotter, the less to see."""
+    grey = (stored.astype(np.float64).mean(axis=0) + 32768) / 65535
+    height, width = grey.shape
+    size = (width * _SCALE, height * _SCALE)
+    below, hot = (
+        np.asarray(Image.fromarray(layer.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+        for layer in (grey, heat)
+    )
+    colour = colormaps["inferno"](hot)[..., :3]
+    mixed = below[..., None] * (1 - 0.6 * hot[..., None]) + colour * 0.6 * hot[..., None]
+    target = io.BytesIO()
+    Image.fromarray((255 * mixed).round().astype(np.uint8)).save(target, format="PNG")
+    return target.getvalue()
+
+
+def _table(rows: Sequence[dict[str, str]]) -> bytes:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

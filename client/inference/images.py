@@ -1,0 +1,43 @@
+"""A folder of images to look at: every file is read, or listed with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgraft.client.data.cohorts.batches import fit
+from fedgraft.client.data.cohorts.scan import files, name_below
+from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.images import SUFFIXES, read_image
+from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.common.study.inputs import ImageInput
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as stored (channels, size, size), of a file named relative to the folder; or why there is none."""
+
+    file: str
+    frame: int
+    stored: NDArray[np.int16] | None
+    problem: str = ""
+
+
+def pictures(root: Path, size: ImageInput) -> Iterator[Picture]:
+    """All frames of all files below a folder, in order. DataError if it is no folder."""
+    for path in files(root):
+        name = name_below(path, root)
+        try:
+            if path.suffix.lower() in SUFFIXES:
+                yield Picture(name, 0, fit(read_image(path), 1.0, size))
+                continue
+            image = read_dicom(path, None, "all")
+        except UnusableError as unusable:
+            yield Picture(name, 0, None, unusable.reason)
+            continue
+        for number, frame in enumerate(image.frames):
+            yield Picture(name, number, fit(frame, image.pixel_aspect, size))

@@ -1,0 +1,118 @@
+"""A finished model, ready to be asked: from a run's folder, or any weights that have heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.inference.adapted_model import read_adapted
+from fedgraft.client.inference.images import Picture
+from fedgraft.client.runtime.local_state import Kept
+from fedgraft.client.training.model.evaluate import predictions
+from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.local_model import Workbench, device_named
+from fedgraft.client.training.recalibrate import recalibrate
+from fedgraft.common.base.errors import InputError, WeightsError
+from fedgraft.common.closed_form.ood import Familiar
+from fedgraft.common.models.initialise import start
+from fedgraft.common.models.weights import find, load_manifest
+from fedgraft.common.protocol.routing import own
+from fedgraft.common.study.model_spec import Member, Model
+from fedgraft.common.study.plan import (
+    Recalibrate,
+    Role,
+    Stage,
+    named,
+)
+from fedgraft.common.study.study import Study, read_study
+from fedgraft.common.study.tasks import UNKNOWN, Regression, Task
+
+_LATEST = 1 << 40
+
+
+class Reader:
+    """A model that answers for images. WeightsError if the weights have no heads, or are not for images.
+
+    `site` is a simulated or deployed site's folder of a run: its own norm layers and heads then stand in for the
+    merged ones. InputError if there is no such folder, or no run.
+    """
+
+    def __init__(self, ref: str, site: Path | None = None) -> None:
+        manifest = load_manifest(ref)
+        if manifest.input is None or not manifest.classes:
+            raise WeightsError(f"{ref}: has no head, or is not for images.", fix="Name the folder of a finished run.")
+        self.input = manifest.input
+        self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
+        adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
+        members = tuple(Member(backbone=backbone) for backbone in manifest.members)
+        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", members=members)
+        # A committee was built for all its tasks; those of other kinds are not shown.
+        self._others = manifest.tasks if members else ()
+        tasks = (*self.tasks, *self._others)
+        self.manifest = manifest
+        self.study = Study(name="predict", tasks=tasks, input=manifest.input, model=model, plan=(adapt,))
+        self.bench = Workbench(self.study, device_named("auto"))
+        state = start(self.study).state()
+        mine = _of_site(find(ref), site, self) if site is not None else {}
+        self.bench.load(state | mine)
+        self.bench.model.eval()
+        self.familiar = Familiar.read(find(ref), manifest.sha256)
+        self.unlike = "" if self.familiar else "the model brings no moments of its sites (method.flags of the study)"
+        """Why it cannot be told which images are unlike those of the training sites; "" if it can."""
+        if self.familiar is not None and any(self.bench.tags[key].role is not Role.HEAD for key in mine):
+            self.familiar, self.unlike = None, "the site's own entries make other features than those described"
+
+    def feed(self, some: Sequence[Picture]) -> Feed:
+        """Images as the model sees them; all are given."""
+        stored = torch.from_numpy(np.stack([one.stored for one in some if one.stored is not None]))
+        everything, nothing = torch.arange(len(stored)), torch.arange(0)
+        targets = {task.name: torch.full((len(stored),), UNKNOWN) for task in self.tasks}
+        for task in self._others:
+            shape = (len(stored),) if isinstance(task, Regression) else (len(stored), task.outputs)
+            targets[task.name] = torch.full(shape, torch.nan)
+        splits = {"train": everything, "val": nothing, "test": nothing}
+        patients = tuple(map(str, range(len(stored))))
+        return Feed(Cohort("here", stored, targets, patients, splits, (), {}), self.input, self.bench.device)
+
+    def adapt(self, some: Sequence[Picture]) -> None:
+        """Let norm layers take their statistics from these images (AdaBN). InputError for fewer than two."""
+        if len(some) < 2:
+            raise InputError("--adapt needs two images or more.")
+        if self.study.model.members:
+            raise InputError("A committee's members are finished, and take no statistics from these images.")
+        recalibrate(self.bench, self.feed(some), Recalibrate())
+        if self.familiar is not None:
+            self.familiar, self.unlike = None, "--adapt makes it another model than the one that the sites described"
+
+    def distances(self, some: Sequence[Picture]) -> np.ndarray | None:
+        """How far images are from those of the training sites, (N,); None if `unlike` says why that is not known."""
+        if self.familiar is None:
+            return None
+        (batch,) = self.feed(some).batches([torch.arange(len(some))])
+        with torch.inference_mode():
+            features = self.bench.model.features(batch.inputs).double().cpu().numpy()
+        return self.familiar.distances(features)
+
+    def shares(self, some: Sequence[Picture]) -> dict[str, np.ndarray]:
+        """Probabilities (N, classes) by task."""
+        logits = predictions(self.bench, self.feed(some), "all", labelled=False)
+        return {task.name: torch.from_numpy(logits[task.name][0]).softmax(1).numpy() for task in self.tasks}
+
+
+def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
+    """What the site has fitted to itself afterwards, or else what it keeps of the study."""
+    bench = reader.bench
+    if (adapted := read_adapted(site, reader.manifest.sha256)) is not None:
+        return {key: array for key, array in adapted.items() if key in bench.tags}
+    if not (run / "study.yaml").is_file():
+        raise InputError(f"{run}: has no study.yaml, so that a site's own entries cannot be found.")
+    study, _ = read_study(run / "study.yaml")
+    folder = site / "kept" / study.digest[:16]
+    if not folder.is_dir():
+        raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
+    kept = Kept(folder).before(_LATEST)
+    return {key: array for key, array in kept.items() if key in bench.tags and own(study.plan[-1], bench.tags, key)}

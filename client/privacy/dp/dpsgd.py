@@ -1,0 +1,149 @@
+"""DP-SGD over patients or images.
+
+Abadi et al. 2016, "Deep learning with differential privacy", with add/remove neighbours and Poisson sampling:
+
+    g = (sum over sampled units u of clip(mean over views of grad loss(u)) + sigma C z) / (q N),   z ~ N(0, I)
+
+What the optimiser makes of g is post-processing. Privacy spent depends on sigma, q and the number of steps alone, which
+all are fixed before the first step. Nothing here uses the study's seed: the coordinator knows it. That goes for dropout
+and augmentation as well, since with draws that others know, a patient left out shifts those of all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fedgraft.client.privacy.dp import secret
+from fedgraft.client.privacy.dp.noise import Noises, noisy_mean
+from fedgraft.client.privacy.dp.private_microbatching import Groups
+from fedgraft.client.privacy.dp.trainer import Trainer, attached
+from fedgraft.client.privacy.dp.units import (
+    Lots,
+    Rows,
+    draw_units,
+    only,
+    units_of,
+)
+from fedgraft.client.training.augment import augment
+from fedgraft.client.training.gradient import dropout_seeded, optimiser_for
+from fedgraft.client.training.losses.base import Moment, Visit
+from fedgraft.client.training.losses.objective import Objective
+from fedgraft.client.training.model.errors import Diverged, TooFewCases
+from fedgraft.client.training.model.loader import Batch, Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.protocol.rates import rate_factor
+from fedgraft.common.study.losses import Coupling, Supervised
+from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.training import Private
+
+_FEATURES_AT_ONCE = 1024
+"""Features need so little memory that a step is seldom cut in pieces."""
+
+
+def train_private(
+    bench: Workbench, feed: Feed, patients: Sequence[str], spec: Gradient, changes: Sequence[str], moment: Moment
+) -> dict[str, float]:
+    """Take exactly `spec.steps` noised steps in place; `changes` are the parameters that may move.
+
+    `patients` names the patient of every case of the cohort. Terms that look at the model's entries alone say nothing
+    of any patient beyond what noised steps have made of these: their gradients are added after the noise. The figures
+    returned are public: no loss, no counts. Raises TooFewCases, Diverged, and InputError for what is not private.
+    """
+    private, sigma, steps = _terms(bench, spec, changes)
+    objective = Objective(Visit(bench, spec, changes, moment))
+    units = units_of(feed.labelled("train"), patients, private.unit)
+    if not units:
+        raise TooFewCases
+    lots, noises = Lots(units), Noises(sigma * private.clip, steps)
+    bench.model.freeze(changes, fixed_norm_stats=True)
+    bench.model.train()
+    _refuse_moving_statistics(bench.model)
+    optimiser = optimiser_for(bench, spec, changes)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    draw = torch.Generator().manual_seed(secret.seed())
+    at_once = max(spec.batch_size, _FEATURES_AT_ONCE) if feed.seen else spec.batch_size
+    groups = Groups(partial(attached, bench, feed, changes, private), at_once)
+    with groups, dropout_seeded(bench, secret.seed()):
+        for step in range(steps):
+            drawn = draw_units(len(units), private.sample)
+            rows = lots.rows(drawn, private.views, augmented=spec.augment is not None)
+            total = groups.sum_of(partial(_step_sum, feed, rows, spec, draw))
+            noisy = noisy_mean(total, noises, private.sample * len(units))
+            for parameter, gradient in zip(groups.trainer.parameters, noisy, strict=True):
+                parameter.grad = gradient
+            objective.pull()
+            if spec.schedule != "constant" or spec.warmup:
+                factor = rate_factor(spec, (moment.round - 1 + step / steps) / moment.rounds)
+                for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+            optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    bench.model.eval()
+    if not bench.finite(changes):
+        raise Diverged
+    return {"steps": steps, "sigma": sigma, "sample": private.sample}
+
+
+def _step_sum(
+    feed: Feed, rows: Rows, spec: Gradient, draw: torch.Generator, trainer: Trainer, size: int
+) -> list[Tensor]:
+    return clipped_sum(trainer, _batches(feed, list(rows.chunks(size)), spec, draw))
+
+
+def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list[Tensor]:
+    """Sum over units of their clipped gradients, one tensor per parameter; zeros if there are no units."""
+    total: list[Tensor] | None = None
+    for batch, rows in batches:
+        part = trainer.sum_of(batch, rows)
+        if total is None:
+            total = part
+        else:
+            torch._foreach_add_(total, part)
+    return [torch.zeros_like(parameter) for parameter in trainer.parameters] if total is None else total
+
+
+def _batches(feed: Feed, groups: Sequence[Rows], spec: Gradient, draw: torch.Generator) -> Iterator[tuple[Batch, Rows]]:
+    """Batches without images that are not finite: one such pixel would spoil the sum, and thereby tell of itself."""
+    for read, rows in zip(feed.batches([group.indices for group in groups]), groups, strict=True):
+        batch = read
+        if not (feed.gaps or feed.sound):
+            finite = batch.inputs.isfinite().flatten(1).all(dim=1).nonzero()[:, 0]
+            batch, rows = only(batch, rows, finite)  # noqa: PLW2901
+        if not len(batch.indices):
+            continue
+        if spec.augment is not None:
+            batch = replace(batch, inputs=augment(batch.inputs, spec.augment, draw))
+        yield batch, rows
+
+
+def _terms(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> tuple[Private, float, int]:
+    """What was asked for, once more: the last place where work that is not private can be stopped."""
+    private = spec.private
+    if private is None or spec.steps is None:
+        raise InputError("Private work needs its terms and a number of steps.")
+    sigma = private.sigma
+    if sigma is None or not (sigma > 0 and private.clip > 0 and 0 < private.sample <= 1):
+        raise InputError("Private work needs noise, a bound, and a share of the units to sample.")
+    if spec.class_weights != "none" or any((spec.clip_norm, spec.heads_first, spec.lookahead, spec.fallback)):
+        raise InputError("Class weights, clipped batches, steps of two kinds and a way back are not for private work.")
+    if bench.model.decodes:
+        raise InputError("Gradients of single cases through a decoder of masks are not built.")
+    if private.mode == "ghost" and private.views > 1:
+        raise InputError("Ghost clipping knows single images only.")
+    if any(term.coupling is not Coupling.NONE and term != Supervised() for term in spec.terms):
+        raise InputError("Private work learns from the site's own labels, and from no other term that looks at cases.")
+    if not changes or not set(changes) <= set(bench.parameters):
+        raise InputError("Private work trains parameters; running statistics are not noised and must stay.")
+    return private, sigma, spec.steps
+
+
+def _refuse_moving_statistics(model: nn.Module) -> None:
+    if any(isinstance(part, _NormBase) and part.training for part in model.modules()):
+        raise InputError("A norm layer that takes its statistics from the batch ties patients together.")

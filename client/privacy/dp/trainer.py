@@ -1,0 +1,164 @@
+"""Clipped gradients of units, summed, by hooks on the model or in closed form. Opacus trains in this file alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
+from torch import Tensor, nn
+
+from fedgraft.client.privacy.dp import private_heads as heads
+from fedgraft.client.privacy.dp.dp_safe import LAYERS, dp_twin
+from fedgraft.client.privacy.dp.private_layers import NORM_SAMPLERS, SAMPLERS
+from fedgraft.client.privacy.dp.units import Rows, only
+from fedgraft.client.training.losses.task_losses import losses_by_case
+from fedgraft.client.training.model.loader import Batch, Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.models.model import Heads
+from fedgraft.common.study.tasks import AnyTask
+from fedgraft.common.study.training import Private
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What per-unit gradients need: the model as hooks see it, the parameters that move, and the hooks."""
+
+    model: nn.Module
+    parameters: Sequence[nn.Parameter]
+    hooks: Any
+    private: Private
+    lengths: Tensor | None = None
+    """Of heads alone: the norms of all cases' features."""
+    places: Sequence[tuple[str, int]] = ()
+    """Of heads alone: the task of each parameter, and 0 for its weight or 1 for its bias."""
+    tasks: Mapping[str, AnyTask] | None = None
+    """What is asked; without it, classes."""
+
+    def sum_of(self, batch: Batch, rows: Rows) -> list[Tensor]:
+        """The sum over units of their clipped gradients, in the cheapest way there is."""
+        if isinstance(self.model, Heads):
+            return _on_features(self, self.model, batch, rows)
+        return (_ghost if self.private.mode == "ghost" else _kept)(self, batch, rows)
+
+
+def clip_factors(norms: Tensor, clip: float) -> Tensor:
+    """What brings each norm down to `clip`; 0 for a norm that is infinite or no number."""
+    return (clip / norms).clamp_(max=1.0).nan_to_num_(nan=0.0)
+
+
+def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
+    """Per-unit gradients, (units, ...) per parameter, each unit clipped over all parameters together, then summed."""
+    each = [torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64) for part in gradients]
+    norms = torch.stack(each).norm(dim=0)
+    factors = clip_factors(norms, clip)
+    if not bool(norms.isfinite().all()):  # 0 times infinity is not 0, so a unit that overflowed is emptied first
+        for part in gradients:
+            part[~norms.isfinite()] = 0
+    return [torch.einsum("n,n...->...", factors.to(part.dtype), part) for part in gradients]
+
+
+def _kept(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
+    """The clipped sum from all cases' gradients at once: memory is cases times parameters."""
+    loss = losses_by_case(trainer.model(batch.inputs), batch.targets, trainer.tasks)
+    if (share := rows.share()) is not None:
+        loss = loss * share.to(loss.device)
+    torch.autograd.backward(loss.sum())
+    by_case = [_taken(parameter, "grad_sample") for parameter in trainer.parameters]
+    for parameter in trainer.parameters:
+        parameter.grad = None
+    return clip_and_sum([rows.by_unit(part) for part in by_case], trainer.private.clip)
+
+
+def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> list[Tensor]:
+    """The clipped sum for heads alone, in closed form."""
+    z, share = batch.inputs, rows.share()
+    assert trainer.lengths is not None
+    with torch.no_grad():
+        errors = heads.errors(model(z), batch, None if share is None else share.to(z), trainer.tasks)
+        if share is None:
+            norms = heads.norms(errors, trainer.lengths.index_select(0, batch.indices.to(z.device)))
+            factors = clip_factors(norms, trainer.private.clip).to(z)
+            kept = {task: error.mul_(factors).nan_to_num_() for task, error in errors.items()}
+            sums = heads.gradients(kept, z)
+            return [sums[task][at] for task, at in trainer.places]
+        each = heads.by_case(errors, z)
+        return clip_and_sum([rows.by_unit(each[task][at]) for task, at in trainer.places], trainer.private.clip)
+
+
+def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
+    """The clipped sum in two passes, the first for the norms: memory is that of one layer's gradients."""
+    loss = losses_by_case(trainer.model(batch.inputs), batch.targets, trainer.tasks)
+    torch.autograd.backward(loss.sum(), retain_graph=True)
+    norms = torch.stack([_taken(parameter, "_norm_sample") for parameter in trainer.parameters]).double().norm(dim=0)
+    for parameter in trainer.parameters:
+        parameter.grad = None
+    sound = norms.isfinite()
+    if not bool(sound.all()):
+        places = sound.nonzero()[:, 0]
+        rest = only(batch, rows, places)
+        return _ghost(trainer, *rest) if len(places) else [torch.zeros_like(p) for p in trainer.parameters]
+    factors = clip_factors(norms, trainer.private.clip).to(loss.dtype)
+    trainer.hooks.disable_hooks()
+    parts = torch.autograd.grad((loss * factors).sum(), list(trainer.parameters))
+    trainer.hooks.enable_hooks()
+    return list(parts)
+
+
+@contextmanager
+def attached(bench: Workbench, feed: Feed, changes: Sequence[str], private: Private) -> Iterator[Trainer]:
+    """The model with hooks for per-case gradients, and without any trace of them afterwards."""
+    parameters = [bench.parameters[key] for key in changes]
+    if feed.seen:
+        places = [(bench.tags[key].task or "", int(key.endswith(".bias"))) for key in changes]
+        yield Trainer(feed.body(bench.model), parameters, None, private, feed.lengths(), places, bench.tasks)
+        return
+    model = dp_twin(bench.model, changes)
+    hooks: Any = (_GhostHooks if private.mode == "ghost" else _KeptHooks)(model, loss_reduction="sum", strict=False)
+    try:
+        with warnings.catch_warnings():
+            # The first layer's hook has no gradient of its input to show, and needs none.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield Trainer(model, parameters, hooks, private, tasks=bench.tasks)
+    finally:
+        hooks.cleanup()
+        for part in model.modules():  # what a pass that failed has left
+            for left in ("activations", "max_batch_len"):
+                part.__dict__.pop(left, None)
+        for parameter in bench.parameters.values():
+            parameter.grad = None
+
+
+def _taken(parameter: nn.Parameter, name: str) -> Tensor:
+    value = getattr(parameter, name)
+    assert isinstance(value, Tensor)
+    setattr(parameter, name, None)
+    return value
+
+
+class _AlsoInEval:
+    """Opacus looks away from layers in eval; ours are there because their statistics are fixed, and may still learn."""
+
+    GRAD_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = {
+        **{layer: sampler for layer, sampler in GradSampleHooks.GRAD_SAMPLERS.items() if layer in LAYERS},
+        **SAMPLERS,
+    }
+
+    def capture_activations_hook(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        was, module.training = module.training, True
+        super().capture_activations_hook(module, inputs, output)  # type: ignore[misc]  # a mixin's parent is Opacus's
+        module.training = was
+
+
+class _KeptHooks(_AlsoInEval, GradSampleHooks):  # type: ignore[misc]  # Opacus has no types
+    pass
+
+
+class _GhostHooks(_AlsoInEval, GradSampleHooksFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
+    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = (
+        GradSampleHooksFastGradientClipping.NORM_SAMPLERS | NORM_SAMPLERS
+    )

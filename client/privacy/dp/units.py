@@ -1,0 +1,120 @@
+"""Whom a guarantee speaks of, a patient or an image, and who of them comes into a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedgraft.client.privacy.dp import secret
+from fedgraft.client.training.model.loader import Batch
+
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Cases to work on at once: their positions in the cohort, and for each the number of its unit, below `units`.
+
+    `single` says that no unit has two cases here, where that is known before anybody looks.
+    """
+
+    indices: Tensor
+    unit: Tensor
+    units: int
+    single: bool = False
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether no unit has two cases here."""
+        return self.single or bool((self.unit[1:] > self.unit[:-1]).all())
+
+    def share(self) -> Tensor | None:
+        """What each case counts in its unit's mean, (cases,); None where each is its unit's only one."""
+        if self.alone:
+            return None
+        return (1 / torch.bincount(self.unit, minlength=self.units).clamp(min=1))[self.unit]
+
+    def by_unit(self, by_case: Tensor) -> Tensor:
+        """The sums over each unit's cases of what is given case by case, (units, ...)."""
+        if self.alone and len(by_case) == self.units:
+            return by_case
+        empty = by_case.new_zeros((self.units, *by_case.shape[1:]))
+        return empty.index_add_(0, self.unit.to(by_case.device), by_case)
+
+    def chunks(self, size: int) -> Iterator[Rows]:
+        """Whole units in groups of at most `size` cases, or one unit with more; none if there are no units."""
+        if len(self.indices) <= size:
+            if self.units:
+                yield self
+            return
+        ends = torch.bincount(self.unit, minlength=self.units).cumsum(0).numpy()
+        start = first = 0
+        while start < self.units:
+            stop = max(start + 1, int(np.searchsorted(ends, first + size, side="right")))
+            last = int(ends[stop - 1])
+            yield Rows(self.indices[first:last], self.unit[first:last] - start, stop - start, self.single)
+            start, first = stop, last
+
+
+def only(batch: Batch, rows: Rows, places: Tensor) -> tuple[Batch, Rows]:
+    """Some of a batch's cases; a unit of which none is left has an empty gradient."""
+    if len(places) == len(batch.indices):
+        return batch, rows
+    here = places.cpu()
+    targets = {task: target[places] for task, target in batch.targets.items()}
+    kept = Batch(batch.inputs[places], targets, batch.indices[here], batch.known)
+    return kept, Rows(rows.indices[here], rows.unit[here], rows.units, rows.single)
+
+
+def units_of(indices: Tensor, patients: Sequence[str], unit: str) -> list[list[int]]:
+    """The cases `indices` by unit: all of a patient together, or each alone."""
+    if unit == "image":
+        return [[index] for index in indices.tolist()]
+    cases: dict[str, list[int]] = {}
+    for index in indices.tolist():
+        cases.setdefault(patients[index], []).append(index)
+    return list(cases.values())
+
+
+def draw_units(count: int, sample: float) -> Places:
+    """A Poisson sample: each of `count` units is in it with probability `sample`, whatever the others do."""
+    return (secret.uniform(count) < sample).nonzero()[0]
+
+
+class Lots:
+    """Makes the rows of a step from the units that were drawn for it."""
+
+    def __init__(self, units: Sequence[Sequence[int]]) -> None:
+        self._cases: Places = np.array(list(chain.from_iterable(units)), dtype=np.int64)
+        self._sizes: Places = np.array(list(map(len, units)), dtype=np.int64)
+        self._starts: Places = np.cumsum(self._sizes) - self._sizes
+        self._alone = bool((self._sizes == 1).all())
+
+    def rows(self, drawn: Places | Sequence[int], views: int, *, augmented: bool) -> Rows:
+        """For each unit `drawn`, at most `views` of its cases at random; `augmented` ones may come again to fill up."""
+        chosen: Places = np.asarray(drawn, dtype=np.int64)
+        single = views == 1 or (self._alone and not augmented)
+        if self._alone and single:
+            places, unit = self._starts[chosen], np.arange(len(chosen))
+        else:
+            places, unit = self._some(chosen, views, augmented=augmented)
+        return Rows(torch.from_numpy(self._cases[places]), torch.from_numpy(unit), len(chosen), single)
+
+    def _some(self, chosen: Places, views: int, *, augmented: bool) -> tuple[Places, Places]:
+        """Places in `_cases`, and for each the number of its unit among those `chosen`."""
+        sizes = self._sizes[chosen]
+        every = np.repeat(np.arange(len(chosen)), sizes)
+        shuffled = np.lexsort((secret.uniform(len(every)), every))
+        own = np.cumsum(sizes) - sizes  # where each unit begins among `every`
+        counts = np.full_like(sizes, views) if augmented else np.minimum(sizes, views)
+        unit = np.repeat(np.arange(len(chosen)), counts)
+        nth = np.arange(len(unit)) - np.repeat(np.cumsum(counts) - counts, counts)
+        at = shuffled[own[unit] + nth % sizes[unit]]
+        return self._starts[chosen][unit] + (at - own[unit]), unit

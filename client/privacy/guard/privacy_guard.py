@@ -1,0 +1,324 @@
+"""What stands between a study's wishes and the site's data: the site's policy, and its ledger.
+
+The order matters: policy, charge, work, reply kept, reply sent. A crash in between costs the charge, never privacy.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
+from fedgraft.client.privacy.ledger.hash_chain import Facts, Release
+from fedgraft.client.privacy.ledger.ledger import (
+    AlreadyCharged,
+    Caps,
+    ChargeRefused,
+    Ledger,
+)
+from fedgraft.client.privacy.ledger.reply_store import Replies
+from fedgraft.client.privacy.policy import (
+    Metrics,
+    Reason,
+    Request,
+    SitePolicy,
+    Terms,
+    effective,
+)
+from fedgraft.common.base.errors import LedgerError
+from fedgraft.common.base.files import locked, read_json, write_json
+from fedgraft.common.privacy.accountant import (
+    Event,
+    Spend,
+    Unit,
+    epsilon,
+    noise_for,
+)
+from fedgraft.common.protocol.instructions import Arrays, Code
+from fedgraft.common.protocol.routing import (
+    Tags,
+    changed,
+    keeps_sums,
+    privacy_asked,
+    releases_plainly,
+)
+from fedgraft.common.study.plan import Role, Stage
+from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.training import Private
+
+_LOST = "this round was charged, and then the site crashed: the charge is lost"
+_GRID = 10
+"""Counts that leave a site with `metrics: none` are rounded to tens: exact ones would tell who has come or gone."""
+
+
+class Refused(Exception):
+    """The site does not do what it was asked. `code` is all that leaves; `why` is for the site's own log."""
+
+    def __init__(self, code: Code, why: str = "") -> None:
+        super().__init__(code.value)
+        self.code = code
+        self.why = why
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where a site's ledger lies, and its witness, which should not be restored together with it."""
+
+    ledger: Path
+    witness: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Held:
+        """The places in a site's state folder."""
+        return cls(folder / "ledger" / "ledger.sqlite", folder / "witness.json")
+
+    def exists(self) -> bool:
+        """Whether there is a ledger, or was one."""
+        return os.path.exists(self.ledger) or os.path.exists(self.witness)  # noqa: PTH110 - asked at every visit
+
+    def open(self, epsilon_max: float) -> Ledger:
+        """The site's ledger; LedgerError if it cannot be trusted."""
+        return Ledger(self.ledger, self.witness, epsilon_max)
+
+
+class Guard:
+    """One site's policy and ledger in one study. `patients` counts those that the study may learn from.
+
+    `is_source` says that they are no patients of a hospital, but public source data.
+    """
+
+    def __init__(
+        self, study: Study, policy: SitePolicy, folder: Path, patients: int, *, is_source: bool = False
+    ) -> None:
+        self.is_source = is_source
+        self._study = study
+        self._policy = policy
+        self._held = Held.of(folder)
+        self._shown = folder / "shown.json"
+        self._replies = Replies(folder / "replies" / study.digest[:16])
+        self._patients = patients
+        self._allowed: set[tuple[frozenset[Role], bool]] = set()
+
+    @property
+    def delta(self) -> float:
+        """That of the site's ledger, or the one with which it would begin."""
+        known = self._delta()
+        return self._policy.delta_for(self._patients) if known is None else known
+
+    @property
+    def unit(self) -> Unit:
+        """Whom the policy protects."""
+        return self._policy.unit
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether features may lie on the site's disk until the study ends."""
+        return self._policy.keep_features
+
+    @property
+    def metrics(self) -> Metrics:
+        """What may leave about the site's data, besides what privacy pays for."""
+        return self._policy.metrics
+
+    @property
+    def shows_metrics(self) -> bool:
+        """Whether exact sums of metrics, losses and counts may leave, as this study asks for them: masked or not."""
+        return self._policy.metrics == "exact" or (self._study.masked and self._policy.metrics == "masked")
+
+    def public(self, count: int) -> int:
+        """A count as it may leave: exact, or rounded to tens, but never to 0 if there is any."""
+        if self.shows_metrics or count == 0:
+            return count
+        return max(_GRID, round(count / _GRID) * _GRID)
+
+    def admit(self, tags: Tags) -> None:
+        """Look at the whole study before its first round; raises Refused if the site could not go through with it."""
+        self.demand_masks()
+        planned = self.planned(tags)
+        events = [_event(terms) for _, terms in planned] + list(self.metrics_events())
+        if not events:
+            return
+        delta = self.delta
+        if not epsilon(events, delta) <= self._policy.epsilon_job:
+            raise Refused(Code.BUDGET, "all stages together cost more than epsilon_job of the policy")
+        if not epsilon(events + list(self._spent_by_others()), delta) <= self._policy.epsilon_lifetime:
+            raise Refused(Code.BUDGET, "with what other studies have spent, more than epsilon_lifetime of the policy")
+
+    def demand_masks(self) -> None:
+        """Raise Refused if the policy lets nothing leave in the open, and the study has no masks."""
+        if self._policy.masked_only and not self._study.masked:
+            raise Refused(Code.POLICY, Reason.NOT_MASKED.value)
+
+    def planned(self, tags: Tags) -> list[tuple[Stage, Terms]]:
+        """The study's private stages and what the site makes of each. Raises Refused for what policy does not allow."""
+        self.demand_masks()
+        planned = []
+        for stage in self._study.plan:
+            if not self._asked_in(stage):
+                continue
+            roles = frozenset(tags[key].role for key in changed(stage, tags))
+            if releases_plainly(stage, tags):
+                self.allow_plain(roles, kept=keeps_sums(stage))
+            elif privacy_asked(stage) is not None:
+                planned.append((stage, self._terms(request_of(self._study, stage, roles))))
+        return planned
+
+    def _asked_in(self, stage: Stage) -> bool:
+        """Whether the site could be asked to work in this stage: hospitals never for the source, and the other way."""
+        if self.is_source or stage.where == "source":
+            return self.is_source and (stage.where == "source" or stage.joint is not None)
+        return stage.where != "labelled" or self._patients > 0
+
+    def allow_plain(self, roles: frozenset[Role], *, kept: bool = False) -> None:
+        """Let work be released without noise. Raises Refused unless the site's policy says that it may.
+
+        `kept` says that the coordinator keeps what each site sends.
+        """
+        if (roles, kept) in self._allowed:
+            return
+        architectures, masked = self._study.architectures, self._study.masked
+        self._terms(Request(architectures, roles, private=False, steps=1, masked=masked, kept=kept))
+        self._allowed.add((roles, kept))
+
+    def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private | PrivateSums:
+        """Charge one round of private work on the `model` of that digest, and give what the site makes of the request.
+
+        Raises Refused, or Replay if this round was answered before.
+        """
+        asked = privacy_asked(stage)
+        assert asked is not None
+        terms = self._terms(request_of(self._study, stage, roles))
+        facts = Facts(terms.unit, self._patients, model, "train" if isinstance(asked, Private) else "sums")
+        event = Event(terms.sigma, terms.q, steps_of(stage))
+        self._charge(exchange, event, facts, terms)
+        effective_terms = {"sigma": terms.sigma, "clip": terms.clip, "unit": terms.unit, "epsilon": None}
+        return asked.model_copy(update=effective_terms | ({"sample": terms.q} if isinstance(asked, Private) else {}))
+
+    def _charge(self, exchange: int, event: Event, facts: Facts, terms: Terms) -> None:
+        # Looked at once more within the charge: another study may have been charged since the look before.
+        limit = self._policy.metrics_lifetime if facts.release == "metrics" else math.inf
+        try:
+            self._ledger(terms).charge(self._study.digest, exchange, event, facts, Caps(terms.epsilon_job, limit))
+        except ChargeRefused as refused:
+            raise Refused(Code.BUDGET, refused.reason.value) from None
+        except AlreadyCharged:
+            raise self._replies.of(exchange) or Refused(Code.BUDGET, _LOST) from None
+        except LedgerError as error:
+            raise Refused(Code.LEDGER, str(error)) from None
+
+    def charge_metrics(self, exchange: int, model: str) -> float:
+        """Charge the study's only release of noised counts, and give its noise over what one unit can change.
+
+        Raises Refused, or Replay if it was released before, whatever model it was asked of.
+        """
+        self._answered_once(exchange)
+        event = next(self.metrics_events(), None)
+        if event is None:
+            raise Refused(Code.BUDGET, "metrics of other studies have cost metrics_lifetime of the policy")
+        facts = Facts(self._policy.unit, self._patients, model, "metrics")
+        terms = Terms(True, facts.unit, self._policy.epsilon_job, self.delta, event.sigma, 1.0, 1.0, 1, self.metrics)
+        self._charge(exchange, event, facts, terms)
+        return event.sigma
+
+    def admit_metrics(self, exchange: int) -> None:
+        """Let exact but coarse counts out, once in a study and for few studies in all. Raises Refused, or Replay.
+
+        There is no budget for what is exact: many such counts together give single labels away.
+        """
+        self._answered_once(exchange)
+        with locked(self._shown):
+            known = read_json(self._shown) if self._shown.exists() else []
+            if self._study.digest not in known:
+                if len(known) >= self._policy.metrics_studies:
+                    raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
+                write_json(self._shown, [*known, self._study.digest], private=True)
+
+    def _answered_once(self, exchange: int) -> None:
+        if (answered := self._replies.of(exchange)) is not None:
+            raise answered
+
+    def metrics_events(self) -> Iterator[Event]:
+        """What the release of noised counts costs, if there will be one.
+
+        All of them together may cost much less than all work together: each is a question about the same few cases.
+        """
+        if self.metrics != "noised" or self._study.masked:
+            return
+        sigma = noise_for(self._policy.metrics_epsilon, self.delta, 1.0, 1)
+        event = Event(max(self._policy.sigma_min, sigma), 1.0, 1)
+        if epsilon([*self._spent_by_others("metrics"), event], self.delta) <= self._policy.metrics_lifetime:
+            yield event
+
+    def grounds(self, stage: Stage | None, tags: Tags) -> str:
+        """What the policy says of an answer to this stage's order; None for an order that only evaluates."""
+        words = []
+        if stage is not None and (asked := privacy_asked(stage)) is not None:
+            what = "entries trained" if isinstance(asked, Private) else "sums noised"
+            words.append(f"{what} with differential privacy, charged to the ledger")
+        elif stage is not None and releases_plainly(stage, tags):
+            words.append("entries or sums without noise, by allow_non_dp of the policy")
+        if self.shows_metrics:
+            words.append("exact figures, by metrics of the policy")
+        if self._study.masked:
+            words.append("masked, so that only sums over several sites can be read")
+        if stage is None and self.metrics in ("noised", "suppressed"):
+            words.append(f"counts of test cases, {self.metrics}, by metrics of the policy")
+        return "; ".join(words) or "nothing of the site's data"
+
+    def spend(self) -> Spend | None:
+        """What this study has cost here so far; None if nothing.
+
+        The delta follows from the number of patients, which a masked study keeps from the coordinator: there it is
+        rounded up to a power of ten, and epsilon is that of the rounded delta.
+        """
+        if not self._held.exists():
+            return None
+        try:
+            ledger = self._held.open(self._policy.epsilon_lifetime)
+            spent = ledger.spent(self._study.digest)
+            if spent.steps and self._study.masked:
+                delta = 10.0 ** math.ceil(math.log10(spent.delta) - 1e-9)
+                spent = replace(spent, delta=delta, epsilon=epsilon(ledger.events(self._study.digest), delta))
+        except LedgerError as error:
+            raise Refused(Code.LEDGER, str(error)) from None
+        return spent if spent.steps else None
+
+    def keep(self, exchange: int, shared: Arrays, own: Arrays) -> None:
+        """Put what is about to be sent on disk, so that it can be sent again without being computed again."""
+        self._replies.keep(exchange, shared, own)
+
+    def _terms(self, request: Request) -> Terms:
+        reserved = tuple(self.metrics_events()) if request.private else ()
+        terms = effective(self._policy, request, self._patients, self._delta(), reserved)
+        if isinstance(terms, Reason):
+            raise Refused(Code.BUDGET if terms is Reason.BUDGET else Code.POLICY, terms.value)
+        return terms
+
+    def _delta(self) -> float | None:
+        if not self._held.exists():
+            return None
+        try:
+            return self._held.open(self._policy.epsilon_lifetime).delta
+        except LedgerError as error:
+            raise Refused(Code.LEDGER, str(error)) from None
+
+    def _spent_by_others(self, *releases: Release) -> Iterator[Event]:
+        """Events of other studies: all, or those of some kinds of release."""
+        if self._held.exists():
+            rows = self._held.open(self._policy.epsilon_lifetime).rows()
+            others = (row for row in rows if row.job != self._study.digest)
+            yield from (row.event for row in others if not releases or row.facts.release in releases)
+
+    def _ledger(self, terms: Terms) -> Ledger:
+        if self._held.exists():
+            return self._held.open(self._policy.epsilon_lifetime)
+        held, limit = self._held, self._policy.epsilon_lifetime
+        return Ledger.create(held.ledger, held.witness, limit, terms.delta, terms.unit)
+
+
+def _event(terms: Terms) -> Event:
+    return Event(terms.sigma, terms.q, terms.steps)

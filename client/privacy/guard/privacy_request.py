@@ -1,0 +1,35 @@
+"""What a private stage asks of a site, in the words of its policy."""
+
+from __future__ import annotations
+
+from fedgraft.client.privacy.policy import Request
+from fedgraft.common.protocol.routing import privacy_asked
+from fedgraft.common.study.plan import Gradient, Role, Stage
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.training import Private
+
+
+def request_of(study: Study, stage: Stage, roles: frozenset[Role]) -> Request:
+    """The request of all the stage's rounds together; `roles` are those of the entries that are trained."""
+    asked = privacy_asked(stage)
+    assert asked is not None
+    return Request(
+        study.architectures,
+        roles,
+        unit=asked.unit,
+        epsilon=asked.epsilon,
+        sigma=asked.sigma,
+        clip=asked.clip,
+        q=asked.sample,
+        steps=steps_of(stage) * stage.rounds,
+        sampled=isinstance(asked, Private),
+        masked=study.masked,
+    )
+
+
+def steps_of(stage: Stage) -> int:
+    """Steps of one round; sums are one."""
+    if not isinstance(stage.local, Gradient):
+        return 1
+    assert stage.local.steps is not None
+    return stage.local.steps

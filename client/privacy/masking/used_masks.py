@@ -1,0 +1,146 @@
+"""A site's masks: which sums it lends itself to, a record of all of them on its disk, and the sealing of a reply.
+
+A mask that is used twice gives away the difference of what it hid. Three things stand against it: every greeting draws
+a nonce that all masks of the run depend on; within a run, sums are numbered, and a number not above the last one is
+refused, by whichever process of the site is asked; and the number is on disk before the first masked byte exists.
+
+The difference of two sums is one site's part if only that site has left in between. Hence the record of who took part
+in which sum: `regroup` says whether the site lends itself to the same work again in another circle.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.common.base.errors import RosterError, StudyError
+from fedgraft.common.base.files import read_json
+from fedgraft.common.protocol.instructions import Code
+from fedgraft.common.secure_aggregation.mask_keys import Pairs, SignedRoster, verified
+from fedgraft.common.secure_aggregation.masking import FEWEST
+from fedgraft.common.study.study import describe
+
+Regroup = Literal["never", "private", "always"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (study TEXT PRIMARY KEY, nonce TEXT NOT NULL, number INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS sums (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, study TEXT NOT NULL, nonce TEXT NOT NULL, number INTEGER NOT NULL,
+    part TEXT NOT NULL, stage INTEGER NOT NULL, work INTEGER NOT NULL, exchange INTEGER NOT NULL,
+    sites TEXT NOT NULL, context TEXT NOT NULL, at TEXT NOT NULL, UNIQUE (study, nonce, number, part));
+"""
+_WAIT_S = 30.0
+
+
+class MaskSettings(BaseModel):
+    """Where a site's mask key and the consortium's roster are, and the identities that it pinned at onboarding.
+
+    `key`: X25519 private key in PEM, readable by its owner alone. `roster`: the signed mask keys of all sites. Public
+    `identities` in PEM by site: that of the SuperNode, or Ed25519. `fewest` sites must take part in a sum.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: Path
+    roster: Path
+    identities: dict[str, str]
+    fewest: Annotated[int, Field(ge=FEWEST)] = FEWEST
+    regroup: Regroup = "private"
+    """Mask the same work again after a drop-out: never, only if it has the noise of privacy in it, or always."""
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """What a sum is for: two with equal occasions are about the same work."""
+
+    part: str
+    stage: int
+    work: bool
+
+
+def read_pairs(site: str, settings: MaskSettings) -> Pairs:
+    """The site's half of all pairs' secrets. RosterError if its key or the roster cannot be used."""
+    try:
+        key = load_pem_private_key(settings.key.read_bytes(), None)
+    except (OSError, ValueError, TypeError):
+        key = None
+    if not isinstance(key, X25519PrivateKey):
+        raise RosterError(f"{settings.key}: is no X25519 private key in PEM.", fix="Join the consortium again.")
+    if settings.key.stat().st_mode & 0o077:
+        raise RosterError(f"{settings.key}: others can read this key.", fix=f"chmod 600 {settings.key}")
+    try:
+        roster = SignedRoster.model_validate(read_json(settings.roster))
+    except ValidationError as error:
+        raise StudyError(str(settings.roster), describe(error)) from None
+    return Pairs(site, key, verified(roster.entries, settings.identities))
+
+
+class MaskBook:
+    """All sums that a site has lent itself to, on its disk. Safe for several processes; holds no lock between calls."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def greet(self, study: str) -> str:
+        """A fresh nonce for a run of `study`; orders under an earlier one are refused from now on."""
+        nonce = secrets.token_hex(16)
+        with self._connected() as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, 0)", (study, nonce))
+        return nonce
+
+    def check(self, study: str, nonce: str, number: int) -> None:
+        """Raise Refused unless `number` can still be used under `nonce`."""
+        with self._connected() as db:
+            _check(db, study, nonce, number)
+
+    def circles(self, study: str, occasion: Occasion) -> set[tuple[str, ...]]:
+        """All circles of sites in which the site has masked this work before."""
+        asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ? AND stage = ? AND work = ?"
+        with self._connected() as db:
+            rows = db.execute(asked, (study, occasion.part, occasion.stage, occasion.work)).fetchall()
+        return {tuple(sites.split("\n")) for (sites,) in rows}
+
+    def use(
+        self, study: str, nonce: str, number: int, exchange: int, parts: Mapping[Occasion, tuple[list[str], str]]
+    ) -> None:
+        """Put on disk that `number` is now used for these parts, each with its circle and context.
+
+        Raises Refused if it was used before.
+        """
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._connected() as db:
+            db.execute("BEGIN IMMEDIATE")
+            _check(db, study, nonce, number)
+            db.execute("UPDATE runs SET number = ? WHERE study = ?", (number, study))
+            for o, (sites, context) in parts.items():
+                row = (study, nonce, number, o.part, o.stage, o.work, exchange, "\n".join(sites), context, at)
+                db.execute("INSERT INTO sums VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600))
+        with closing(sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)) as db:
+            db.execute("PRAGMA synchronous = EXTRA")
+            db.executescript(_SCHEMA)
+            with db:
+                yield db
+
+
+def _check(db: sqlite3.Connection, study: str, nonce: str, number: int) -> None:
+    row = db.execute("SELECT nonce, number FROM runs WHERE study = ?", (study,)).fetchone()
+    if row is None or row[0] != nonce or number <= row[1]:
+        raise Refused(Code.MASK_REUSED, f"sum {number} of a run was masked before, or another run has begun since")

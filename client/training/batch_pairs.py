@@ -1,0 +1,84 @@
+"""Batches as the training loop sees them: of the site's own cases, beside one of a source where a term asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from fedgraft.client.training.augment import augmented
+from fedgraft.client.training.losses.base import Moment, Seen
+from fedgraft.client.training.losses.task_losses import label_mass, least_mass
+from fedgraft.client.training.model.errors import TooFewCases
+from fedgraft.client.training.model.loader import Batch, Feed, shuffled
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.models.model import Heads, TransferModel
+from fedgraft.common.study.losses import Need, needs, wants_all_cases
+from fedgraft.common.study.plan import Gradient
+
+Pair = tuple[Batch, Batch | None]
+
+
+def learnt_from(feed: Feed, spec: Gradient) -> Tensor:
+    """The training cases that a visit learns from: those with a label, or all of them if any term needs none."""
+    return feed.splits["train"] if wants_all_cases(spec.terms) else feed.labelled("train")
+
+
+def pairs(feed: Feed, groups: Sequence[Tensor], spec: Gradient, moment: Moment) -> Iterator[Pair]:
+    """A batch per group of indices, changed at random if asked, each beside one of the source's labelled cases.
+
+    Raises TooFewCases if the source has too few.
+    """
+    draw = torch.Generator().manual_seed(derive(moment.seed, "augment"))
+    others: Iterator[Batch | None] = repeat(None)
+    if Need.SOURCE in needs(spec.terms):
+        source = moment.around.source
+        assert source is not None
+        others = source.batches(_drawn(source, len(groups), spec.batch_size, derive(moment.seed, "source")))
+    for target, other in zip(feed.batches(groups), others, strict=False):
+        yield _changed(target, spec, draw), None if other is None else _changed(other, spec, draw)
+
+
+def look(body: TransferModel | Heads, pair: Pair, *, features: bool) -> tuple[Seen, Seen | None]:
+    """What the model says of a pair, in one pass: norm layers then take their statistics from both domains together."""
+    target, source = pair
+    inputs = target.inputs if source is None else torch.cat([target.inputs, source.inputs])
+    with torch.autocast("cuda", torch.bfloat16, enabled=inputs.device.type == "cuda"):
+        z, outputs = body.both(inputs) if features else (None, body(inputs))
+    if source is None:
+        return Seen(target, outputs, z), None
+    n = len(target.inputs)
+    own = Seen(target, {task: scores[:n] for task, scores in outputs.items()}, None if z is None else z[:n])
+    other = Seen(source, {task: scores[n:] for task, scores in outputs.items()}, None if z is None else z[n:])
+    return own, other
+
+
+def parted(batch: Batch, bench: Workbench, weights: Mapping[str, Tensor]) -> list[Batch]:
+    """A batch in as many parts as memory asks for, each with the share that it has in the mean of the whole."""
+    parts, tasks = batch.parted(bench.parts), bench.tasks
+    if len(parts) == 1:
+        return parts
+    bare = [{t: label_mass(task, part.targets[t], weights.get(t)) for t, task in tasks.items()} for part in parts]
+    whole = {task: torch.stack([mass[task] for mass in bare]).sum() for task in tasks}
+    least = {task: least_mass(weights.get(task)) for task in tasks}
+    shares = [{t: mass[t].clamp(min=least[t]) / whole[t].clamp(min=least[t]) for t in tasks} for mass in bare]
+    return [replace(part, share=share) for part, share in zip(parts, shares, strict=True)]
+
+
+def _changed(batch: Batch, spec: Gradient, draw: torch.Generator) -> Batch:
+    return batch if spec.augment is None else augmented(batch, spec.augment, draw)
+
+
+def _drawn(source: Feed, count: int, size: int, seed: int) -> list[Tensor]:
+    """`count` batches of the source, epoch after epoch."""
+    indices, generator = source.labelled("all"), torch.Generator().manual_seed(seed)
+    if len(indices) < 2:
+        raise TooFewCases
+    groups: list[Tensor] = []
+    while len(groups) < count:
+        groups += shuffled(indices, size, generator)
+    return groups[:count]

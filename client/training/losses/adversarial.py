@@ -1,0 +1,72 @@
+"""A critic of domains behind a reversed gradient: DANN and CDAN."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedgraft.client.training.losses.base import (
+    Glance,
+    Loss,
+    Seen,
+    Visit,
+)
+from fedgraft.common.study.losses import Adversarial
+
+
+def adversarial_term(term: Adversarial, visit: Visit) -> Loss:
+    """The critic's cross-entropy between source (1) and target (0), each domain counting half.
+
+    Ganin et al. 2016, equations 9 to 15, as one loss; the critic itself always learns at full strength.
+    """
+    critic = visit.bench.model.critics[term.critic]
+
+    def loss(glance: Glance) -> Tensor:
+        assert glance.source is not None
+        strength = reversal(glance.progress, term.ramp)
+        source, target = (
+            critic(Reversed.apply(_shown(seen, conditional=term.conditional), strength)).squeeze(1).float()
+            for seen in (glance.source, glance.target)
+        )
+        of_source = F.binary_cross_entropy_with_logits(source, torch.ones_like(source))
+        of_target = F.binary_cross_entropy_with_logits(target, torch.zeros_like(target))
+        return 0.5 * (of_source + of_target)
+
+    return loss
+
+
+def reversal(progress: float, ramp: float) -> float:
+    """How strong the reversed gradient is when `progress` (0 to 1) of the stage is done."""
+    return 2 / (1 + math.exp(-ramp * progress)) - 1
+
+
+def _shown(seen: Seen, *, conditional: bool) -> Tensor:
+    """What the critic sees: features (N, d), or their products with all tasks' class probabilities (N, d C).
+
+    The probabilities are given, as in Long et al. 2018: heads are not to be spoilt for the critic's sake.
+    """
+    assert seen.features is not None
+    features = seen.features.float()
+    if not conditional:
+        return features
+    likely = torch.cat([scores.detach().float().softmax(dim=1) for scores in seen.outputs.values()], dim=1)
+    return torch.einsum("nc,nd->ncd", likely, features).flatten(1)
+
+
+class Reversed(torch.autograd.Function):
+    """The identity, whose gradient is turned around and multiplied by a strength."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        """As it is."""
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Turned around."""
+        return -ctx.strength * gradients[0], None

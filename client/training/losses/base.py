@@ -1,0 +1,103 @@
+"""What every term may know of the visit it belongs to, and the two shapes a term can have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedgraft.client.training.model.loader import Batch, Feed
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.protocol.instructions import Arrays
+from fedgraft.common.study.plan import Gradient
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a visit has besides the site's own cases.
+
+    `received` are the coordinator's entries, `aside` what came beside them, `kept` what the site keeps for itself.
+    """
+
+    received: Arrays = field(default_factory=dict)
+    aside: Arrays = field(default_factory=dict)
+    kept: Arrays = field(default_factory=dict)
+    source: Feed | None = None
+
+
+ALONE = Around()
+"""Nothing but the site's own cases."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a plan a visit happens, and with what: `seed` is its own, `round` of `rounds` counts from 1."""
+
+    seed: int
+    round: int
+    rounds: int
+    around: Around = ALONE
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One visit's training: the model, what of it may change, and all that a term may look at."""
+
+    bench: Workbench
+    spec: Gradient
+    changes: Sequence[str]
+    moment: Moment
+    class_weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def around(self) -> Around:
+        """What there is besides the site's own cases."""
+        return self.moment.around
+
+    @property
+    def trained(self) -> list[str]:
+        """The parameters that may change."""
+        return [key for key in self.changes if key in self.bench.parameters]
+
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """An array on the model's device."""
+        return torch.tensor(array, device=self.bench.device)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch, and what the model says of it; features only where a term asks for them."""
+
+    batch: Batch
+    outputs: Mapping[str, Tensor]
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Glance:
+    """All that a step shows to the terms: the site's own batch, a batch of the source, how much of the stage is done.
+
+    `progress` goes from 0 to 1 over all rounds of the stage.
+    """
+
+    target: Seen
+    source: Seen | None
+    progress: float
+
+
+class Loss(Protocol):
+    """A term that looks at cases."""
+
+    def __call__(self, glance: Glance) -> Tensor:
+        """The term's value before its weight, a scalar."""
+
+
+class Pull(Protocol):
+    """A term that looks at the model's entries alone, whose gradient is known without any pass."""
+
+    def __call__(self) -> Mapping[str, Tensor]:
+        """Gradient by parameter, before the weight."""

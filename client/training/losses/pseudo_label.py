@@ -1,0 +1,31 @@
+"""The model's own sure guesses as labels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedgraft.client.training.losses.base import Glance, Loss, Visit
+from fedgraft.common.study.losses import PseudoLabel
+from fedgraft.common.study.tasks import UNKNOWN
+
+
+def pseudo_label_term(term: PseudoLabel, visit: Visit) -> Loss:  # noqa: ARG001 - every term is built alike
+    """Summed over tasks, of the site's cases whose label of the task is not known."""
+
+    def loss(glance: Glance) -> Tensor:
+        targets = glance.target.batch.targets
+        found = [pseudo(scores.float(), targets[task], term.sure) for task, scores in glance.target.outputs.items()]
+        return torch.stack(found).sum()
+
+    return loss
+
+
+def pseudo(scores: Tensor, target: Tensor, sure: float) -> Tensor:
+    """The cross-entropy of sure guesses, the mean over all cases without a label, so that no case weighs on others."""
+    likely, guess = scores.detach().softmax(dim=1).max(dim=1)
+    unknown = target == UNKNOWN
+    chosen = unknown & (likely >= sure)
+    each = F.cross_entropy(scores, guess, reduction="none")
+    return (each * chosen).sum() / unknown.sum().clamp(min=1)

@@ -1,0 +1,82 @@
+"""Metric sums of the model as it is on one split of a site's cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from fedgraft.client.training.model.autocast import in_room
+from fedgraft.client.training.model.errors import Diverged
+from fedgraft.client.training.model.loader import Feed, in_order
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.metrics.mask_metrics import COLUMNS, mask_rows
+from fedgraft.common.metrics.task_metrics import TaskSums, sums_of
+from fedgraft.common.study.tasks import (
+    AnyTask,
+    Multilabel,
+    Regression,
+    Segmentation,
+)
+
+BATCH = 128
+
+
+Predictions = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""By task answers and targets: logits (N, outputs), values (N,) in the unit, or of masks rows (N, 5), see `mask_rows`,
+with a 0 for each image whose mask is known and a -1 for others."""
+
+
+def evaluate(bench: Workbench, feed: Feed, split: str) -> dict[str, TaskSums]:
+    """Metric sums by task over the split's labelled cases. Raises Diverged if the model gives no finite numbers."""
+    return summed(bench, predictions(bench, feed, split))
+
+
+def summed(bench: Workbench, found: Predictions) -> dict[str, TaskSums]:
+    """Metric sums by task."""
+    return {task: sums_of(bench.tasks[task], *pair) for task, pair in found.items()}
+
+
+def predictions(bench: Workbench, feed: Feed, split: str, *, labelled: bool = True) -> Predictions:
+    """What the model says of the split's cases, or its labelled ones, in order. Raises Diverged if it is not finite."""
+    groups = in_order(feed.labelled(split) if labelled else feed.splits[split], BATCH)
+    found = {task: [_nothing(asked)] for task, asked in bench.tasks.items()}
+    bench.model.eval()
+    body = feed.body(bench.model)
+    with torch.inference_mode():
+        for batch in feed.batches(groups):
+            with torch.autocast("cuda", torch.bfloat16, enabled=bench.device.type == "cuda"):
+                answers = in_room(body, batch.inputs)
+            for task, scores in answers.items():
+                asked, target = bench.tasks[task], batch.targets[task].cpu().numpy()
+                given = scores.float().cpu().numpy()
+                if not np.isfinite(given).all():
+                    raise Diverged
+                found[task].append(_answered(asked, given, target, feed.spacings[batch.indices].numpy()))
+    return {
+        task: (np.concatenate([answers for answers, _ in pairs]), np.concatenate([target for _, target in pairs]))
+        for task, pairs in found.items()
+    }
+
+
+def _answered(
+    task: AnyTask, given: np.ndarray, target: np.ndarray, spacings: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the head gave, in the words of `Predictions`."""
+    if isinstance(task, Segmentation):
+        # Masks of all cases would not fit into memory; what counts of each does.
+        return mask_rows(given, target, spacings), np.minimum(target[:, 0, 0], 0).astype(np.int64)
+    if isinstance(task, Regression):
+        return given[:, 0].astype(np.float64) * task.std + task.mean, target
+    return given, target
+
+
+def _nothing(task: AnyTask) -> tuple[np.ndarray, np.ndarray]:
+    """Answers and targets of no cases."""
+    if isinstance(task, Segmentation):
+        return np.zeros((0, len(COLUMNS))), np.zeros(0, np.int64)
+    if isinstance(task, Regression):
+        return np.zeros(0), np.zeros(0, np.float32)
+    answers = np.zeros((0, task.outputs), np.float32)
+    return answers, (answers.copy() if isinstance(task, Multilabel) else np.zeros(0, np.int64))

@@ -1,0 +1,127 @@
+"""Features of a site's cases under a backbone that rests: computed once, then kept in memory and on the site's disk.
+
+Features tell of patients what images tell. They lie in the site's own folder, readable by its owner alone, as one
+version per study, and are deleted when the study ends, another one begins, or the site is started anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedgraft.client.training.model.autocast import features_in_room
+from fedgraft.client.training.model.evaluate import BATCH
+from fedgraft.client.training.model.loader import Feed, in_order
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import (
+    canonical_json,
+    digest_arrays,
+    load_tensors,
+    save_tensors,
+)
+
+_FOLDER = "features"
+
+
+def forget_features(state: Path, but: str = "") -> None:
+    """Delete what studies have left below a site's folder `state`, all but that of the study with the digest `but`.
+
+    A study that was broken off never says that it is over. One that still runs loses time and nothing else.
+    """
+    for folder in [*state.glob(f"{_FOLDER}/*"), *state.glob(f"*/{_FOLDER}/*")]:
+        if not but or folder.name != _name(but):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name(study: str) -> str:
+    return study[:16]
+
+
+class Features:
+    """One site's features in one study.
+
+    A case's features depend in their last digits on the cases in the same batch. They are always computed in the same
+    batches, those of evaluation, so that it makes no difference to any result whether they were kept, or where.
+    """
+
+    def __init__(self, feed: Feed, state: Path, study: str, *, keep: bool = True) -> None:
+        """`state` is the site's folder and `study` a digest. Without `keep` they are computed anew for every use."""
+        self._feed = feed
+        self._folder = state / _FOLDER / _name(study)
+        self._keep = keep
+        self._key = ""
+        self._rows: Tensor | None = None
+        self._known: set[str] = set()
+        self._cases = ""
+
+    def feed(self, bench: Workbench, backbone: str, split: str) -> Feed:
+        """The feed with features as inputs, those of the split's labelled cases; all others are NaN.
+
+        The model on the bench is the one to look through, and `backbone` the digest of its entries without heads.
+        """
+        if not self._keep or backbone != self._key or self._rows is None:
+            self._key, self._known = backbone, set()
+            self._rows = torch.full((len(self._feed.splits["all"]), bench.model.feature_dim), float("nan"))
+            self._rows = self._rows.to(bench.device)
+        if split not in self._known:
+            indices = self._feed.labelled(split).to(bench.device)
+            self._rows[indices] = self._found(bench, split)
+            self._known.add(split)
+        return self._feed.through(self._rows)
+
+    def forget(self) -> None:
+        """Delete all: the study is over."""
+        self._rows, self._key, self._known = None, "", set()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _found(self, bench: Workbench, split: str) -> Tensor:
+        """The split's features, (labelled cases, dim): from the disk, or else computed and put there."""
+        if not self._keep:
+            return self._computed(bench, split)
+        path, digest = self._folder / f"{split}.safetensors", self._digest(bench, split)
+        with contextlib.suppress(InputError, KeyError, ValueError):
+            kept = load_tensors(path)
+            if kept["of"].tobytes() == digest and kept["whole"].tobytes() == _whole(kept["rows"]):
+                return torch.from_numpy(kept["rows"]).to(bench.device)
+        rows = self._computed(bench, split)
+        array = rows.cpu().numpy()
+        entries = {"of": digest, "whole": _whole(array)}
+        with contextlib.suppress(OSError):  # a full disk costs time, not the round
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            save_tensors(
+                path, {"rows": array} | {k: np.frombuffer(v, np.uint8) for k, v in entries.items()}, private=True
+            )
+        return rows
+
+    def _computed(self, bench: Workbench, split: str) -> Tensor:
+        bench.model.eval()
+        groups = in_order(self._feed.labelled(split), BATCH)
+        with torch.no_grad():
+            seen = (features_in_room(bench.model.features, batch.inputs) for batch in self._feed.batches(groups))
+            parts = [features.float() for features in seen]
+        return torch.cat(parts) if parts else torch.zeros((0, bench.model.feature_dim), device=bench.device)
+
+    def _digest(self, bench: Workbench, split: str) -> bytes:
+        """Of all that these features depend on, to the last bit."""
+        if not self._cases:
+            self._cases = self._feed.digest()
+        content = {
+            "backbone": self._key,
+            "cases": self._cases,
+            "indices": self._feed.labelled(split).tolist(),
+            "batch": BATCH,
+            "torch": torch.__version__,
+            "device": [str(bench.device), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
+        }
+        return hashlib.sha256(canonical_json(content)).digest()
+
+
+def _whole(rows: np.ndarray) -> bytes:
+    return bytes.fromhex(digest_arrays({"rows": rows}))

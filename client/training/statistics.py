@@ -1,0 +1,197 @@
+"""Closed-form work: sums over the site's cases, from which the coordinator solves what it would from pooled data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedgraft.client.training.model.autocast import in_room
+from fedgraft.client.training.model.loader import Feed, in_order
+from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.common.closed_form.ood import counted, distances
+from fedgraft.common.closed_form.shapes import cross_name
+from fedgraft.common.closed_form.temperature import (
+    CASES,
+    MEMBERS,
+    TEMPERATURES,
+    class_losses,
+    label_losses,
+)
+from fedgraft.common.models.ensemble import Committee, likely
+from fedgraft.common.models.model import Heads, TransferModel
+from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN
+from fedgraft.common.protocol.instructions import Split
+from fedgraft.common.protocol.routing import DISTANCES
+from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.plan import Statistics
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import (
+    AnyTask,
+    Multilabel,
+    Regression,
+    Task,
+)
+
+_BATCH = 256
+_ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A site's cases as they are, and as seen through the backbone, by split."""
+
+    plain: Feed
+    seen: Callable[[Split], Feed]
+
+
+def site_sums(
+    local: Statistics, study: Study, bench: Workbench, cases: Cases, aside: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The sums that a stage asks for; `aside` is what came beside the model."""
+    match local.of:
+        case "columns":
+            return column_sums(study, cases.plain)
+        case "distances":
+            return distance_counts(bench, cases.seen("val"), aside)
+        case "members":  # which look at the cases themselves
+            return frozen_sums(bench, cases.plain, local)
+        case _:
+            return frozen_sums(bench, cases.seen(local.split), local)
+
+
+def frozen_sums(bench: Workbench, feed: Feed, spec: Statistics) -> dict[str, np.ndarray]:
+    """What a stage asks of cases that a resting backbone has seen, or that it looks at now."""
+    if spec.of in ("features", "residuals"):
+        return feature_sums(bench, feed, spec.split, residuals=spec.of == "residuals")
+    return loss_sums(bench, feed, spec.of, spec.split)
+
+
+def feature_sums(
+    bench: Workbench, feed: Feed, split: Split = "train", *, residuals: bool = False
+) -> dict[str, np.ndarray]:
+    """Per task over the split's labelled cases, with z = [features; 1], in float64.
+
+    `TASK/gram` = sum z z' (d+1, d+1), whose last entry is the number of cases; `TASK/cross` = sum z y' (d+1, C), with y
+    one-hot. A value's is called `TASK/value`, with y = (value - mean) / std (d+1, 1). Of several labels each has a gram
+    of its own, (L, d+1, d+1), over the cases where it is known, and y is 1 or -1. Masks have no sums.
+
+    With `residuals` y is what the heads get wrong: one-hot less probabilities, 1 or 0 less a probability, or a value's
+    units less what is said.
+    """
+    width = bench.model.feature_dim + 1
+    sums = {}
+    for task, count in bench.model.classes.items():
+        several = isinstance(bench.tasks[task], Multilabel)
+        sums[f"{task}/gram"] = np.zeros((count, width, width) if several else (width, width))
+        sums[cross_name(bench.tasks[task])] = np.zeros((width, count))
+    bench.model.eval()
+    body = feed.body(bench.model)
+    with torch.inference_mode():
+        for batch in feed.batches(in_order(feed.labelled(split), _BATCH)):
+            seen = in_room(partial(_seen, body, residuals), batch.inputs)
+            features = seen[_FEATURES].double().cpu().numpy()
+            z = np.hstack([features, np.ones((len(features), 1))])
+            for task in bench.model.classes:
+                target = batch.targets[task].cpu().numpy()
+                for place, rows, y in _coded(bench.tasks[task], target, seen.get(task)):
+                    sums[f"{task}/gram"][place] += z[rows].T @ z[rows]
+                    sums[cross_name(bench.tasks[task])][..., place] += z[rows].T @ y
+    return sums
+
+
+def distance_counts(bench: Workbench, feed: Feed, aside: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`distances`: how many of the labelled validation cases are how far from the moments in `aside`, (BINS,)."""
+    found = [np.zeros(0)]
+    bench.model.eval()
+    body = feed.body(bench.model)
+    with torch.inference_mode():
+        for batch in feed.batches(in_order(feed.labelled("val"), _BATCH)):
+            seen = in_room(partial(_seen, body, False), batch.inputs)
+            features = seen[_FEATURES].double().cpu().numpy()
+            found.append(distances(features, aside[MEAN], aside[COVARIANCE]))
+    return {DISTANCES: counted(np.concatenate(found))}
+
+
+_FEATURES = "*"
+
+
+def _seen(body: TransferModel | Heads, residuals: bool, inputs: Tensor) -> dict[str, Tensor]:
+    """Features and, if wanted, by task what the heads say: probabilities, or values."""
+    if not residuals:
+        return {_FEATURES: body.features(inputs)}
+    features, answers = body.both(inputs)
+    return {_FEATURES: features, **answers}
+
+
+def _coded(
+    task: AnyTask, target: np.ndarray, said: Tensor | None = None
+) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """Where sums belong, the cases that have a label, and their labels as numbers, less what is `said` if it is."""
+    less = None if said is None else likely(task, said.double()).cpu().numpy()
+    if isinstance(task, Multilabel):
+        for label in range(len(task.labels)):
+            known = ~np.isnan(target[:, label])
+            y = target[known, label].astype(np.float64)
+            yield label, known, 2.0 * y - 1 if less is None else y - less[known, label]
+    elif isinstance(task, Regression):
+        known = ~np.isnan(target)
+        y = ((target[known].astype(np.float64) - task.mean) / task.std)[:, None]
+        yield _ALL, known, y if less is None else y - less[known]
+    else:
+        known = target >= 0
+        y = np.eye(task.outputs)[target[known]]
+        yield _ALL, known, y if less is None else y - less[known]
+
+
+def loss_sums(bench: Workbench, feed: Feed, of: str, split: Split) -> dict[str, np.ndarray]:
+    """Per task over the split's labelled cases, in float64, the loss at each temperature of the grid.
+
+    `TASK/members` (members, grid) of a committee's, which look at the cases themselves, or `TASK/answers` (1, grid) of
+    the heads' logits, as they are now; `TASK/cases` (1,) counts what is known. A value has no temperature.
+    """
+    model = bench.model
+    tasks = {name: task for name, task in bench.tasks.items() if isinstance(task, Task | Multilabel)}
+    model.eval()
+    found = {name: (np.zeros((_voices(model, of), len(TEMPERATURES))), np.zeros(1)) for name in tasks}
+    with torch.inference_mode():
+        for batch in feed.batches(in_order(feed.labelled(split), _BATCH)):
+            answers = in_room(partial(_logits, model, feed.body(model), of), batch.inputs)
+            for name, task in tasks.items():
+                target, logits = batch.targets[name].cpu().numpy(), answers[name].double().cpu().numpy()
+                measure, known = class_losses, target >= 0
+                if isinstance(task, Multilabel):
+                    measure, known = label_losses, ~np.isnan(target)
+                losses, cases = found[name]
+                losses += [measure(logits[:, row], target) for row in range(len(losses))]
+                cases += known.sum()
+    return {f"{name}/{what}": s for name, pair in found.items() for what, s in zip((of, CASES), pair, strict=True)}
+
+
+def _voices(model: TransferModel, of: str) -> int:
+    """How many say something of a case: members, or the heads as one."""
+    return len(model.backbone.members) if of == MEMBERS and isinstance(model.backbone, Committee) else 1
+
+
+def _logits(model: TransferModel, body: TransferModel | Heads, of: str, inputs: Tensor) -> dict[str, Tensor]:
+    """By task (N, members or 1, outputs)."""
+    if of == MEMBERS and isinstance(model.backbone, Committee):
+        return model.backbone.logits(inputs)
+    return {task: answers[:, None] for task, answers in body(inputs).items()}
+
+
+def column_sums(study: Study, feed: Feed) -> dict[str, np.ndarray]:
+    """Per column of the table over the training cases, leaving out missing values: `count`, `sum`, `squares`."""
+    width = study.input.width if isinstance(study.input, TableInput) else 0
+    count, total, squares = np.zeros(width), np.zeros(width), np.zeros(width)
+    for batch in feed.batches(in_order(feed.splits["train"], 65536)):
+        columns = batch.inputs.double().cpu().numpy()
+        count += (~np.isnan(columns)).sum(0)
+        total += np.nansum(columns, 0)
+        squares += np.nansum(columns**2, 0)
+    return {"count": count, "sum": total, "squares": squares}

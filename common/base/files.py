@@ -1,0 +1,134 @@
+"""Files on disk: written whole or not at all, tensors without pickle, digests."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse_safetensors
+from safetensors.numpy import save as format_safetensors
+
+from fedgraft.common.base.errors import InputError
+
+PACKAGE = Path(__file__).parents[2]
+"""Where fedgraft is installed, or the links of a checkout are."""
+CONFIGS = PACKAGE / "configs"
+"""The files that ship: studies, scenarios, sites, weights."""
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the operating system says when a disk takes no more."""
+
+
+def home() -> Path:
+    """Where fedgraft keeps what outlives a run: `$FEDGRAFT_HOME`, else ~/.fedgraft."""
+    return Path(os.environ.get("FEDGRAFT_HOME") or Path.home() / ".fedgraft")
+
+
+def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Replace `path` by a file with `data`: after a crash it is the old one or the new one, never a part.
+
+    `private` makes it readable by its owner alone. Missing folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes that lock the same path out, by a file beside it that stays; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def canonical_json(content: Any) -> bytes:
+    """`content` as JSON with one form only: keys sorted, no spaces, UTF-8. ValueError for NaN or infinity."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def write_json(path: Path, content: Any, *, private: bool = False) -> None:
+    """Write `content` as readable JSON, all or nothing. ValueError for NaN or infinity."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text.encode() + b"\n", private=private)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; InputError names the file if it cannot be read or is no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not valid JSON: {error}.") from None
+
+
+def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = False) -> None:
+    """Write arrays as a safetensors file, all or nothing."""
+    write_atomic(path, format_safetensors({k: np.asarray(a, order="C") for k, a in arrays.items()}), private=private)
+
+
+def load_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file; InputError names the file if it is missing or damaged."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
+    return parse_tensors(data, str(path))
+
+
+def parse_tensors(data: bytes, source: str) -> dict[str, np.ndarray]:
+    """The arrays in the bytes of a safetensors file; InputError names `source` if they are damaged."""
+    try:
+        return dict(parse_safetensors(data))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{source}: is not a whole safetensors file: {error}.") from None
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, types, shapes and contents, whatever the order of the mapping."""
+    digest = hashlib.sha256()
+    for key in sorted(arrays):
+        array = np.asarray(arrays[key], order="C")
+        digest.update(json.dumps([key, array.dtype.str, list(array.shape)]).encode())
+        digest.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()

@@ -1,0 +1,3 @@
+"""Whether a study can work and what it will do, before anything runs: faults, explanations.
+Nothing here needs a site or its data.
+"""

@@ -1,0 +1,251 @@
+"""Combinations that cannot work are refused before round 1, all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from fedgraft.common.checks.check_ensemble import check_calibration, check_committee
+from fedgraft.common.checks.check_losses import check_terms
+from fedgraft.common.checks.check_ood import check_flags
+from fedgraft.common.checks.check_source import check_source
+from fedgraft.common.checks.check_stopping import check_course
+from fedgraft.common.protocol.routing import changed, own, stays
+from fedgraft.common.study.aggregates import (
+    ClosedForm,
+    Discriminant,
+    Mean,
+    Moments,
+    NearestMean,
+    Newton,
+    Nothing,
+    Ridge,
+    ServerOptimiser,
+    Standardise,
+    Sums,
+    Temper,
+    Threshold,
+)
+from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.losses import names_classes
+from fedgraft.common.study.model_spec import COMMITTEE
+from fedgraft.common.study.plan import (
+    Gradient,
+    Recalibrate,
+    Role,
+    Stage,
+    Statistics,
+    Tag,
+)
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Segmentation, Task
+
+_NOT_PRIVATE = {
+    "convnext": "scales its blocks by parameters that belong to no layer",
+    "vit": "has attention and position parameters that belong to no layer",
+}
+"""Backbones of which per-sample gradients are not known, and why; a site looks at the others' layers."""
+
+_MERGED_BY = {
+    "features": (ClosedForm | Moments, "ridge, ncm, lda or moments"),
+    "residuals": (Newton, "newton"),
+    "columns": (Standardise, "standardise"),
+    "members": (Temper, "temper"),
+    "answers": (Temper, "temper"),
+    "distances": (Threshold, "threshold"),
+}
+_ADDS_UP = Mean | ServerOptimiser | Sums | Nothing
+"""Merges that need no more than the sum over the sites."""
+
+
+def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
+    """Every reason why this study cannot work with a model of these tags, each with its key; none if it can."""
+    faults: list[str] = []
+    local_backbone = False
+    bare: set[str] = set()
+    for index, stage in enumerate(study.plan):
+        where = f"plan.{index} ({stage.name})"
+        faults += [f"{where}.{fault}" for fault in _stage(study, stage, tags)]
+        if local_backbone and isinstance(stage.local, Statistics) and stage.local.of in ("features", "residuals"):
+            faults.append(
+                f"{where}.local: sums of features need the same backbone at all sites, but an earlier stage lets "
+                "entries of it stay at the sites"
+            )
+        private = isinstance(stage.local, Gradient) and stage.local.private is not None
+        if private and (roles := sorted({tags[key].role.value for key in bare if own(stage, tags, key)})):
+            faults.append(
+                f"{where}.share: {', '.join(roles)} would come from the site, where an earlier stage computed them "
+                "without noise, so one patient could change the gradients of all others; share them, or do this first"
+            )
+        keeps = stays(stage, tags)
+        bare |= set() if private else set(keeps)
+        local_backbone |= any(tags[key].role not in (Role.HEAD, Role.CRITIC) for key in keeps)
+    fresh = study.model.backbone != COMMITTEE  # whose members have their own standardisation
+    if fresh and isinstance(study.input, TableInput) and not isinstance(study.plan[0].merge, Standardise):
+        faults.append("plan.0: a table needs a first stage that standardises its columns (merge: standardise)")
+    if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
+        faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
+    faults += check_source(study)
+    faults += check_flags(study, tags)
+    faults += check_committee(study)
+    faults += _masked(study) if study.masked else []
+    if study.mask_heads and isinstance(study.input, TableInput):
+        faults.append(f"tasks: {', '.join(study.mask_heads)} asks for masks, but the study's input is a table")
+    if study.split.test == 0:
+        faults.append("split.test: is 0, so the run could not be evaluated at its end")
+    return faults
+
+
+def _masked(study: Study) -> Iterator[str]:
+    for index, stage in enumerate(study.plan):
+        if not isinstance(stage.merge, _ADDS_UP):
+            yield (
+                f"plan.{index} ({stage.name}).merge: {stage.merge.kind} looks at the sites one by one, and masks hide "
+                "all but their sum; use mean, or masked: false"
+            )
+        if isinstance(stage.merge, Ridge | Newton) and stage.merge.strength == "loso":
+            yield (
+                f"plan.{index} ({stage.name}).merge.strength: loso leaves out one site after the other, and masks hide "
+                "each site's sums; give a number, or masked: false"
+            )
+    if study.rounds.max_change is not None:
+        yield (
+            "rounds.max_change: bounds the change of each site, which masks hide from the coordinator; leave it out, "
+            "or masked: false"
+        )
+
+
+def _stage(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:
+    match stage.local:
+        case Gradient():
+            yield from _gradient(study, stage, stage.local, tags)
+        case Statistics():
+            yield from _statistics(study, stage, stage.local)
+        case Recalibrate():
+            yield from _recalibrate(stage, tags)
+
+
+def _guessing(study: Study, local: Gradient) -> Iterator[str]:
+    """What looks at the classes that the model names is for tasks that ask for classes."""
+    others = [task.name for task in study.tasks if not isinstance(task, Task)]
+    looks = [f"local.terms.{at} ({term.kind})" for at, term in enumerate(local.terms) if names_classes(term)]
+    looks += ["local.fallback"] if local.fallback is not None else []
+    if others:
+        yield from (f"{key}: looks at the classes that the model names, and {others[0]} asks for none" for key in looks)
+
+
+def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
+    yield from _private(study, stage, local, tags)
+    moves = changed(stage, tags)
+    if all(tags[key].role is Role.NORM_STATS for key in moves):
+        yield "local.train: selects nothing that gradients could train in this model"
+    yield from check_terms(stage, local, tags)
+    yield from _guessing(study, local)
+    yield from check_course(study, stage, local, tags)
+    if local.augment is not None and isinstance(study.input, TableInput):
+        yield "local.augment: is for images, but the study's input is a table"
+    if isinstance(stage.merge, Sums):
+        yield f"merge: {stage.merge.kind} merges sums, but gradient work gives entries; use mean or nothing"
+    travels = [key for key in moves if tags[key] in stage.share]
+    if not isinstance(stage.merge, Nothing) and not travels:
+        yield "share: nothing that is trained travels, so there is nothing to merge; share more, or merge: nothing"
+    if isinstance(stage.merge, Nothing) and travels:
+        yield "merge: what is shared must be merged; use merge: mean, or share: none"
+    stray = [key for key in moves if tags[key] not in stage.share and tags[key] not in stage.keep]
+    if stray:
+        roles = sorted({tags[key].role.value for key in stray})
+        yield f"keep: {', '.join(roles)} is trained, but neither shared nor declared to stay at the site (keep)"
+
+
+def only_heads_because(backbone: str) -> str | None:
+    """Why nothing but heads can be trained privately on a backbone of this name; None if more can."""
+    return next((why for family, why in _NOT_PRIVATE.items() if backbone.startswith(family)), None)
+
+
+def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
+    """What would void the guarantee, or cannot be computed, if this work is to be private."""
+    if local.private is None:
+        return
+    moves = changed(stage, tags)
+    if any(tags[key].role is Role.NORM_STATS for key in moves):
+        yield "local.fixed_norm_stats: running statistics are not noised, so they must stay; set it to true"
+    if local.class_weights != "none":
+        yield "local.class_weights: weights from the site's own label counts are released with every step; use none"
+    if local.epochs is not None:
+        yield "local.epochs: how many steps an epoch takes depends on the data; private work is counted in steps"
+    if local.clip_norm is not None:
+        yield "local.clip_norm: clips the mean of a batch, which protects nobody; private.clip clips every unit"
+    if local.private.mode == "ghost" and local.private.views > 1:
+        yield "local.private.views: ghost clipping knows single images only; use mode: hooks, or views: 1"
+    if study.mask_heads:
+        yield (
+            f"local.private: gradients of single cases through the decoder of {', '.join(study.mask_heads)} are not "
+            "built; leave the task out"
+        )
+    backbone = study.model.backbone
+    why = only_heads_because(backbone)
+    if why is not None and any(tags[key].role is not Role.HEAD for key in moves):
+        yield f"local.train: {backbone} {why}, so it cannot be trained privately; train heads"
+
+
+def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
+    fits, kinds = _MERGED_BY[local.of]
+    if not isinstance(stage.merge, fits):
+        yield f"merge: sums of {local.of} are merged by {kinds}, not by {stage.merge.kind}"
+    if local.of == "columns" and not isinstance(study.input, TableInput):
+        yield "local.of: columns are those of a table, but the study's input is images"
+    if local.of == "columns" and local.private is not None:
+        yield "local.private: sums of columns have no bound that could be noised; standardise by public numbers"
+    if local.of == "distances" and local.private is not None:
+        yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
+    if local.of in ("features", "residuals"):
+        yield from _other_kinds(study, stage, local)
+    yield from check_calibration(study, stage, local)
+    if local.precision != "double" and (local.of not in ("features", "residuals") or study.masked):
+        yield "local.precision: is for sums of features without masks; masked numbers are all of one size"
+    if local.keep_sums and not isinstance(stage.merge, ClosedForm):
+        yield f"local.keep_sums: is for heads that sites can leave and join, but {stage.merge.kind} solves none"
+    if local.keep_sums and study.masked:
+        yield (
+            "local.keep_sums: masks hide each site's sums, so there are none to keep, and no site can leave without a "
+            "new run; use masked: false, or leave it out"
+        )
+    if stage.rounds > 1 and local.of != "residuals":
+        yield "rounds: sums do not change from round to round; one is enough"
+    if local.of in ("features", "residuals") and stage.where == "unlabelled":
+        yield "where: a closed-form head needs labels, but the stage is for unlabelled sites"
+    if isinstance(stage.merge, Moments) and local.private is not None:
+        yield "local.private: noised sums clip the features, so their moments would be of something else; not built"
+    if (
+        local.of in ("features", "residuals")
+        and Role.HEAD not in stage.share.roles
+        and not isinstance(stage.merge, Moments)
+    ):
+        yield "share: the solved heads must reach the sites; share: heads"
+
+
+def _other_kinds(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
+    """What sums of features cannot do for tasks that do not ask for one class."""
+    other = [task.name for task in study.tasks if not isinstance(task, Task | Segmentation)]
+    if not study.heads:
+        yield "local: masks have no head that sums of features could solve, and nothing else is asked"
+    if other and isinstance(stage.merge, NearestMean | Discriminant):
+        yield f"merge: {stage.merge.kind} is for classes, but {', '.join(other)} asks for something else; use ridge"
+    if other and local.private is not None:
+        yield f"local.private: the bound of noised sums is known for classes alone, not for {', '.join(other)}"
+    if study.mask_heads and local.private is not None:
+        yield f"local.private: noised sums and the masks of {', '.join(study.mask_heads)} do not go together"
+    if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso" and local.private is not None:
+        yield "merge.strength: loso measures errors on sums that noise has spoilt; give a number"
+
+
+def _recalibrate(stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:
+    if not changed(stage, tags):
+        yield "local: this backbone has no norm layers with running statistics to recalibrate"
+    if not isinstance(stage.merge, Nothing):
+        yield "merge: recalibration shares nothing; use merge: nothing"
+    if stage.share.roles:
+        yield "share: recalibrated statistics are the site's own; use share: none"
+    if Role.NORM_STATS not in stage.keep.roles:
+        yield "keep: say that the site keeps its norm statistics; keep: norm_stats"
+    if stage.rounds > 1:
+        yield "rounds: recalibration gives the same result every time; one is enough"

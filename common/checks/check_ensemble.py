@@ -1,0 +1,68 @@
+"""Committees, temperatures and teachers that cannot work, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedgraft.common.study.aggregates import Moments, Standardise
+from fedgraft.common.study.model_spec import COMMITTEE
+from fedgraft.common.study.plan import (
+    Gradient,
+    Recalibrate,
+    Role,
+    Stage,
+    Statistics,
+)
+from fedgraft.common.study.study import Study
+
+
+def check_committee(study: Study) -> Iterator[str]:
+    """What frozen members rule out, and what teachers do."""
+    for at, stage in enumerate(study.plan):
+        where = f"plan.{at} ({stage.name})"
+        taught = study.teacher_of(stage) is not None
+        if taught and study.mask_heads:
+            yield f"{where}.local.terms: a teacher draws no masks, but {', '.join(study.mask_heads)} asks for them"
+        if study.model.backbone != COMMITTEE:
+            continue
+        if isinstance(stage.merge, Standardise):
+            yield f"{where}: a committee's members have their own standardisation, which stays"
+        if isinstance(stage.local, Recalibrate):
+            yield f"{where}.local: a committee's members are finished; recalibrate each in a run of its own"
+        if isinstance(stage.local, Gradient) and Role.HEAD not in stage.local.train.roles:
+            yield f"{where}.local.train: nothing but heads can be trained on a committee, whose members are finished"
+
+
+def check_calibration(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
+    """What temperatures, and sums over validation cases, need."""
+    committee = study.model.backbone == COMMITTEE
+    if local.of == "members" and not committee:
+        yield "local.of: members are those of a committee; give the study model.backbone: committee"
+    if local.of in ("members", "answers"):
+        if not study.calibrated:
+            yield "local.of: no task asks for probabilities, so that there is nothing to calibrate"
+        if local.private is not None:
+            yield "local.private: losses have no bound that could be noised; not built"
+        if stage.where == "unlabelled":
+            yield "where: temperatures need labels, but the stage is for unlabelled sites"
+    if local.of == "residuals" and local.private is not None:
+        yield "local.private: sums of residuals with noise are not built; use gradient work with private"
+    if local.of == "answers" and Role.HEAD not in stage.share.roles:
+        yield "share: the calibrated heads must reach the sites; share: heads"
+    if local.split == "val" and study.split.val == 0:
+        yield "local.split: is val, but split.val is 0; give validation a share"
+    if local.split == "val" and local.private is not None:
+        yield "local.split: noised sums are taken over training cases, whose patients are charged; use train"
+    if local.split == "val" and isinstance(stage.merge, Moments):
+        yield "local.split: moments are those of what later stages learn from; use train"
+    learnt_here = local.split == "train" and (committee or local.of == "answers")
+    if learnt_here and local.private is None and not _elsewhere(study):
+        yield (
+            "local.split: the model has learnt these cases, so that it looks surer and better on them than it is; "
+            "use split: val"
+        )
+
+
+def _elsewhere(study: Study) -> bool:
+    """Whether no member has learnt from the cases of this study's sites."""
+    return bool(study.model.members) and all(member.elsewhere for member in study.model.members)

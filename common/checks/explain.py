@@ -1,0 +1,312 @@
+"""A study before it runs: is it possible, and what will it train, share and move, in plain words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedgraft.common.base.errors import FedgraftError, StudyError
+from fedgraft.common.checks.check import check
+from fedgraft.common.closed_form.shapes import expected
+from fedgraft.common.models.initialise import Start, start, teach
+from fedgraft.common.models.model import TransferModel, state_arrays
+from fedgraft.common.protocol.routing import Tags, changed, sent
+from fedgraft.common.secure_aggregation.masking import Layout
+from fedgraft.common.secure_aggregation.summing import tensor_shapes
+from fedgraft.common.study.aggregates import Newton, Ridge, Temper
+from fedgraft.common.study.inputs import ImageInput
+from fedgraft.common.study.losses import SUPERVISED
+from fedgraft.common.study.plan import (
+    Gradient,
+    Recalibrate,
+    Select,
+    Stage,
+    Statistics,
+)
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import (
+    AnyTask,
+    Multilabel,
+    Regression,
+    Segmentation,
+)
+
+_WORD = 8
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The study's start and one row per stage, as in a run's result."""
+
+    start: Start
+    rows: list[dict[str, Any]]
+
+
+def check_study(study: Study, source: str) -> Start:
+    """Build the study's model and refuse what cannot work; StudyError with every reason."""
+    faults: list[str] = []
+    try:
+        begin = start(study)
+        for stage in study.plan:
+            teach(study, stage)
+    except FedgraftError as error:
+        raise StudyError(source, [f"model: {error}"]) from None
+    faults += check(study, begin.model.tags())
+    if begin.manifest is not None and begin.manifest.input is not None and begin.manifest.input != study.input:
+        wanted = begin.manifest.input
+        faults += _input_faults(study, wanted)
+    if faults:
+        raise StudyError(source, faults)
+    return begin
+
+
+def _input_faults(study: Study, wanted: ImageInput) -> list[str]:
+    """How the images differ from those that the weights were trained on; size and channels are adapted, values not."""
+    if not isinstance(study.input, ImageInput):
+        return [f"input.kind: is table, but the weights {study.model.weights} are for images"]
+    own, channels = study.input, study.input.channels
+    if own.normalise != wanted.normalise:
+        found, trained = own.normalise, wanted.normalise
+        return [f"input.normalise: is {found}, but the weights {study.model.weights} were trained with {trained}"]
+    if own.normalise != "fixed":
+        return []
+    faults = []
+    for key, values, needed in (("mean", own.mean, wanted.mean), ("std", own.std, wanted.std)):
+        asked = _for_channels(needed, channels)
+        if not np.allclose(np.broadcast_to(values, channels), asked, atol=1e-3):
+            faults.append(
+                f"input.{key}: is {list(values)}, but the weights {study.model.weights} need {asked.tolist()}"
+            )
+    return faults
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> np.ndarray:
+    """Constants for another number of channels: grey images take the mean over colours, as the stem does."""
+    return np.round(np.mean(values), 3) * np.ones(1) if channels == 1 else np.broadcast_to(values, channels)
+
+
+def explain(study: Study, source: str) -> Explained:
+    """What each stage will do; StudyError if the study cannot work."""
+    begin = check_study(study, source)
+    sizes = {key: int(value.numel()) for key, value in begin.model.state_dict().items()}
+    return Explained(begin, plan_table(study, begin.model.tags(), sizes))
+
+
+def plan_table(
+    study: Study, tags: Tags, sizes: Mapping[str, int], rows: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """One row per stage: what is done, trained and shared, in entries counted as numbers, and bytes if known.
+
+    `rows` is the history of a run, if there is one.
+    """
+    table = []
+    for index, stage in enumerate(study.plan):
+        of_stage = [row for row in rows or [] if row["stage_index"] == index and row["stage"] == stage.name]
+        table.append(
+            {
+                "name": stage.name,
+                "where": stage.where,
+                "local": describe_local(stage),
+                "trains": _trains(stage),
+                "shares": _name(stage.share),
+                "keeps": _name(stage.keep),
+                "merge": _merge(stage),
+                "rounds": stage.rounds,
+                "trained_parameters": sum(sizes[key] for key in changed(stage, tags)),
+                "shared_parameters": sum(sizes[key] for key in sent(stage, tags)),
+                "bytes_up_per_round": round(sum(r["bytes_up"] for r in of_stage) / len(of_stage)) if of_stage else None,
+                "bytes_down_per_round": round(sum(r["bytes_down"] for r in of_stage) / len(of_stage))
+                if of_stage
+                else None,
+            }
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What a site sends back in one round of a stage: arrays, numbers in them, and their bytes."""
+
+    entries: int
+    numbers: int
+    bytes: int
+
+
+def leaving(study: Study, stage: Stage, model: TransferModel) -> Leaving:
+    """What leaves a site in one round of this stage, besides counts and metrics; under masks a number is a word."""
+    shapes = expected(study, stage, model.tags(), state_arrays(model))
+    sizes = {name: math.prod(shape) for name, (shape, _) in shapes.items()}
+    if study.masked and shapes:
+        size = _WORD * Layout.of(tensor_shapes(shapes, study, stage)).words
+    else:
+        size = sum(sizes[name] * np.dtype(kind).itemsize for name, (_, kind) in shapes.items())
+    return Leaving(len(sizes), sum(sizes.values()), size)
+
+
+def describe_local(stage: Stage) -> str:
+    """A stage's local work in a few words."""
+    local = stage.local
+    if isinstance(local, Gradient):
+        length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
+        return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}{_beyond(local)}"
+    if isinstance(local, Statistics):
+        if local.of in _MEASURED:
+            return f"losses of {_MEASURED[local.of]} at each temperature, on {_CASES[local.split]}"
+        where = f" on {_CASES[local.split]}" if local.split != "train" else ""
+        return f"sums of {local.of}{where}" + (" with noise" if local.private is not None else "")
+    return "norm statistics from the site's own images"
+
+
+_MEASURED = {"members": "each member", "answers": "the heads' answers"}
+_CASES = {"train": "training cases", "val": "validation cases"}
+
+
+def describe_task(task: AnyTask) -> str:
+    """What a task asks for, in a few words."""
+    match task:
+        case Segmentation():
+            what = "a mask, drawn by a decoder"
+        case Regression():
+            what = f"a value in {task.unit}, about {task.mean:g} give or take {task.std:g}"
+        case Multilabel():
+            what = f"yes or no to each of {', '.join(task.labels)}"
+        case _:
+            what = f"one of {', '.join(task.classes)}"
+    return f"{task.name}: {what}" + (f", weight {task.weight:g}" if task.weight != 1 else "")
+
+
+def _beyond(local: Gradient) -> str:
+    """What is not the same for all: other kinds of steps, other rates, more to minimise than the loss over labels."""
+    words = ""
+    if local.heads_first is not None:
+        words += f" after {local.heads_first} steps on heads alone"
+    if local.lookahead is not None:
+        words += f", each gradient taken {local.lookahead.steps} steps ahead (first-order MAML)"
+    if local.layer_decay != 1:
+        words += f", the rate times {local.layer_decay:g} for each block below the heads"
+    if local.terms != SUPERVISED:
+        words += ", on " + " + ".join(f"{term.weight:g} x {term.says}" for term in local.terms)
+    if local.fallback is not None:
+        words += (
+            f", undone where the model names another class for more than {1 - local.fallback.agreement:.0%} of the "
+            "site's cases, or drifts to few classes"
+        )
+    return words
+
+
+def _ends(stage: Stage) -> str:
+    """How the stage ends, if not with its last round."""
+    if stage.until is not None:
+        return (
+            f"; ends early, with the best model so far, once the sites' mean {stage.until.metric} on validation "
+            f"has not risen for {stage.until.patience} rounds"
+        )
+    if stage.average is None:
+        return ""
+    how = {"swa": f"mean of the last {stage.average.over:.0%} of the rounds", "ema": "running mean over the rounds"}
+    return f"; ends with the {how[stage.average.rule]}"
+
+
+_WHO = {
+    "all": "All sites",
+    "labelled": "Sites with labels",
+    "unlabelled": "Sites without labels",
+    "source": "Sites that hold the source",
+}
+_SOLVED = {
+    "moments": "the mean and covariance of features, for later stages",
+    "threshold": "from where on an image counts as unlike the sites' own, which goes out with the model",
+    "ridge": "one ridge head equal to the pooled one",
+    "ncm": "one head of class means equal to the pooled one",
+    "lda": "one linear discriminant equal to the pooled one",
+    "standardise": "one common scale",
+    "newton": "each time a step towards a logistic head, equal to the pooled step",
+    "temper": "the temperature that fits all sites' cases best",
+}
+
+
+def sentence(stage: Stage, row: dict[str, Any]) -> str:
+    """One stage in plain words."""
+    who = _WHO[stage.where]
+    if stage.joint is not None:
+        who += f" (counting {stage.joint:g}) and the source (counting 1)"
+    what = _does(stage, row)
+    if isinstance(stage.local, Statistics):
+        return f"{who} {what}; the coordinator solves {_solved(stage, stage.local)}."
+    if row["shared_parameters"] == 0:
+        return f"{who} {what}; nothing leaves the site."
+    kept = row["trained_parameters"] - row["shared_parameters"]
+    rest = f"; {kept:,} stay at the site" if kept else ""
+    travels = f"{row['shared_parameters']:,} numbers travel each round{rest}"
+    return f"{who} {what}; {travels}; merged by {row['merge']}{_ends(stage)}."
+
+
+def _does(stage: Stage, row: dict[str, Any]) -> str:
+    """What the sites do."""
+    match stage.local:
+        case Gradient():
+            private = " with differential privacy" if stage.local.private is not None else ""
+            return (
+                f"train {row['trains']} ({row['trained_parameters']:,} numbers){private} by {row['local']}, "
+                f"{stage.rounds} round{'s' * (stage.rounds > 1)}"
+            )
+        case Statistics():
+            return _sums(stage.local, stage.rounds)
+        case Recalibrate():
+            return "set norm statistics from their own images, no labels needed"
+
+
+def _sums(local: Statistics, rounds: int) -> str:
+    """What the sites send of their cases."""
+    cases = _CASES[local.split]
+    match local.of:
+        case "columns":
+            return "send count, sum and sum of squares of each column"
+        case "distances":
+            return "count how far their validation images are from the mean of all sites' features, once"
+        case "members" | "answers":
+            return f"send the loss of {_MEASURED[local.of]} at each temperature of a grid, over their {cases}, once"
+        case "residuals":
+            times = f"{rounds} times" if rounds > 1 else "once"
+            return f"send sums of features and of what the heads get wrong on their {cases}, {times}"
+        case _:
+            noise = "" if local.private is None else ", with noise for differential privacy"
+            over = f" of their {cases}" if local.split != "train" else ""
+            digits = "" if local.precision == "double" else ", with 7 digits"
+            return f"send sums of features and labels{over} once{digits}{noise}"
+
+
+def _solved(stage: Stage, local: Statistics) -> str:
+    """What the coordinator makes of their sums."""
+    solved = _SOLVED[stage.merge.kind]
+    if local.private is not None:
+        solved = solved.removesuffix(" equal to the pooled one")
+    if isinstance(stage.merge, Ridge | Newton) and stage.merge.strength == "loso":
+        solved += ", with the strength that does best on sites left out, from the same sums"
+    if local.keep_sums:
+        solved += ", and keeps each site's sums, so that a site can leave or join later"
+    if isinstance(stage.merge, Temper):
+        solved += f", for {_MEASURED[local.of]}"
+    return solved
+
+
+def _trains(stage: Stage) -> str:
+    if isinstance(stage.local, Gradient):
+        return _name(stage.local.train)
+    return "norm_stats" if not isinstance(stage.local, Statistics) else "none"
+
+
+def _merge(stage: Stage) -> str:
+    merge = stage.merge.model_dump()
+    kind = merge.pop("kind")
+    return kind if not merge else f"{kind} ({', '.join(f'{key} {value}' for key, value in merge.items())})"
+
+
+def _name(select: Select) -> str:
+    value = select.model_dump()
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,192 @@
+"""Solutions from sums: what pooled data would give, computed from the sites' sums alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import linalg
+
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.protocol.instructions import NOISE, Arrays
+from fedgraft.common.study.aggregates import Discriminant, NearestMean, Ridge
+
+_TINY = 1e-12
+_HALF = 0.5
+"""Fewer cases than this are none, and what was counted is noise."""
+_NEVER = -1e4
+"""A bias that no case's features make up for."""
+
+
+def ridge_head(
+    gram: np.ndarray, cross: np.ndarray, strength: float, noise: float = 0.0, *, standardise: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge regression of one-hot labels on standardised features with a free intercept, from sums.
+
+    `gram` = sum z z' (d+1, d+1) and `cross` = sum z y' (d+1, C) with z = [features; 1]; `strength` is the penalty per
+    case. With mu and s the pooled mean and deviation of the features and G their centred second moments, it solves
+    (G / ss' + n strength I) V = (B_d - mu b') / s. Returns weight (C, d) and bias (C,) for raw features. Equals the
+    solution on the pooled cases up to rounding. Features without spread get weight 0. Without `standardise` s is 1, so
+    that a feature that hardly moves gets hardly any say.
+
+    `noise` is the variance on the gram's diagonal of symmetric Gaussian noise, half of that beside it. Then what is
+    negative in G is cut off, features are scaled the more alike the more noise there is, and the penalty grows by the
+    noise's spectral norm, sqrt(2 d noise), in raw units, so that directions that hold only noise get no say.
+    """
+    n, mean, centred = _centred(gram, noise)
+    dim, level = len(mean), np.sqrt(2 * len(mean) * noise)
+    variance, trust = _variances(n, centred, level)
+    centred += (1 - trust) * n * np.outer(mean, mean)
+    spread = variance > _TINY * np.maximum(1.0, np.diag(gram)[:dim] / n)
+    scale = np.where(spread, np.sqrt(np.where(spread, variance, 1.0)) if standardise else 1.0, np.inf)
+    left = centred / np.outer(scale, scale) + np.diag(n * strength + level / scale**2)
+    right = (cross[:dim] - np.outer(mean, cross[-1])) / scale[:, None]
+    weight = linalg.solve(left, right, assume_a="pos") / scale[:, None]
+    bias = cross[-1] / n - mean @ weight
+    return weight.T, bias
+
+
+def nearest_mean_head(
+    gram: np.ndarray, cross: np.ndarray, scale: float, noise: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits -scale |f - mu_c|^2 / 2 over the features' mean variance, up to what all classes share.
+
+    Sums as of `ridge_head`. Returns weight (C, d) and bias (C,). A class without cases gets a bias out of reach.
+    """
+    n, _, centred = _centred(gram, noise)
+    means, counts = _class_means(cross)
+    unit = max(float(np.trace(centred)) / (n * len(centred)), _TINY)
+    bias = np.where(counts >= _HALF, -0.5 * (means**2).sum(axis=1) * scale / unit, _NEVER)
+    return means * scale / unit, bias
+
+
+def discriminant_head(
+    gram: np.ndarray, cross: np.ndarray, shrink: float, noise: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Linear discriminant analysis: Gaussian classes of one covariance, which is shrunk towards a multiple of one.
+
+    With Sigma the within-class covariance and v its mean variance, weight = mu_c' S and bias = log pi_c - mu_c' S mu_c
+    / 2 where S is the inverse of (1 - shrink) Sigma + shrink v I. Sums and `noise` as of `ridge_head`.
+    """
+    n, mean, centred = _centred(gram, noise)
+    means, counts = _class_means(cross)
+    counts, dim = np.maximum(counts, 0.0), len(mean)
+    apart = means - mean
+    level = np.sqrt(2 * dim * noise)
+    within = _positive((centred - (apart.T * counts) @ apart) / n)
+    variance = max(float(np.trace(within)) / dim, _TINY)
+    within += (1 - _variances(n, centred, level)[1]) * np.outer(mean, mean)
+    ridge = shrink * variance + level / n
+    precise = linalg.solve((1 - shrink) * within + ridge * np.eye(dim), means.T, assume_a="pos").T
+    prior = np.log(np.maximum(counts, _TINY) / max(float(counts.sum()), _TINY))
+    bias = np.where(counts >= _HALF, prior - 0.5 * (precise * means).sum(axis=1), _NEVER)
+    return precise, bias
+
+
+def _variances(n: float, centred: np.ndarray, level: float) -> tuple[np.ndarray, float]:
+    """The features' variances, all the more alike the less they can be trusted, and how far that is, from 0 to 1.
+
+    The mean is noised too, which tilts `centred` along it. Where there is no trust, that direction is to be held down.
+    """
+    variance = np.diag(centred) / n
+    common = max(float(variance.mean()), level / n * _TINY)
+    trust = n * common / (n * common + level) if level else 1.0
+    return trust * variance + (1 - trust) * common, trust
+
+
+def _centred(gram: np.ndarray, noise: float) -> tuple[float, np.ndarray, np.ndarray]:
+    """Cases, mean, and centred second moments of the features; noise leaves neither less than a case nor negatives."""
+    n, dim = float(gram[-1, -1]), len(gram) - 1
+    n = max(n, 1.0) if noise > 0 else n
+    mean = gram[:dim, -1] / n
+    centred = gram[:dim, :dim] - n * np.outer(mean, mean)
+    return n, mean, _positive(centred) if noise > 0 else centred
+
+
+def _positive(moments: np.ndarray) -> np.ndarray:
+    """The nearest matrix without negative directions."""
+    values, vectors = linalg.eigh((moments + moments.T) / 2)
+    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
+
+
+def _class_means(cross: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean features (C, d) and cases (C,) by class."""
+    counts = cross[-1]
+    return (cross[:-1] / np.maximum(counts, 1.0)).T, counts
+
+
+def standard_scale(count: np.ndarray, total: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation per column from sums; a column without values or spread gets mean as is and deviation 1."""
+    known = np.maximum(count, 1)
+    mean = total / known
+    variance = np.maximum(squares / known - mean**2, 0.0)
+    flat = variance <= _TINY * np.maximum(1.0, mean**2)
+    return mean, np.where(flat, 1.0, np.sqrt(np.where(flat, 1.0, variance)))
+
+
+def tasks_in(sums: Arrays) -> list[str]:
+    """The tasks that sums are of, in order."""
+    return sorted({key.partition("/")[0] for key in sums if "/" in key})
+
+
+def heads_from_sums(
+    sums: Arrays,
+    merge: Ridge | NearestMean | Discriminant,
+    state: Arrays,
+    strengths: Mapping[str, float] | None = None,
+) -> dict[str, np.ndarray]:
+    """Entries of the heads that solve the problem of the sums `TASK/gram` and `TASK/cross`, typed as in `state`.
+
+    `TASK/value` in place of `cross` is that of a value, and a gram of three dimensions has one for each of several
+    labels. `NOISE` among them is the variance of the noise in them. `strengths` by task go before that of `merge`.
+    RunError if there is not a single label.
+    """
+    heads = {}
+    noise = float(sums[NOISE][0]) if NOISE in sums else 0.0
+    for task in tasks_in(sums):
+        grams, crosses, scaled = problems_of(sums, task)
+        own = merge
+        if isinstance(merge, Ridge):
+            changes = {"strength": (strengths or {}).get(task, merge.strength)} | ({} if scaled else {"scale": 1.0})
+            own = merge.model_copy(update=changes)
+        parts = []
+        for gram, cross in zip(grams, crosses, strict=True):
+            if gram[-1, -1] == 0:
+                raise RunError(f"No site has a label for task {task!r}.", fix="Check the sites' label columns.")
+            parts.append(_solved(own, gram, cross, noise))
+        for at, name in enumerate(("weight", "bias")):
+            key = f"heads.{task}.{name}"
+            heads[key] = np.concatenate([part[at] for part in parts]).astype(state[key].dtype)
+    return heads
+
+
+def problems_of(sums: Arrays, task: str) -> tuple[list[np.ndarray], list[np.ndarray], bool]:
+    """A task's grams and crosses, one of each per problem to solve, and whether what comes out are logits."""
+    gram, value = sums[f"{task}/gram"], sums.get(f"{task}/value")
+    cross = sums[f"{task}/cross"] if value is None else value
+    if gram.ndim == 2:
+        return [gram], [cross], value is None
+    return list(gram), [cross[:, at : at + 1] for at in range(len(gram))], True
+
+
+def _solved(
+    merge: Ridge | NearestMean | Discriminant, gram: np.ndarray, cross: np.ndarray, noise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    match merge:
+        case Ridge(strength=strength, scale=scale):
+            if isinstance(strength, str):
+                raise RunError("The strength of the ridge is not chosen yet.", fix="Give it as a number.")
+            weight, bias = ridge_head(gram, cross, strength, noise)
+            return weight * scale, bias * scale
+        case NearestMean(scale=scale):
+            return nearest_mean_head(gram, cross, scale, noise)
+        case Discriminant(shrink=shrink):
+            return discriminant_head(gram, cross, shrink, noise)
+
+
+def scale_from_sums(sums: Arrays, state: Arrays) -> dict[str, np.ndarray]:
+    """Entries of the standardising layer from the sums `count`, `sum` and `squares` of columns, typed as in `state`."""
+    mean, std = standard_scale(sums["count"], sums["sum"], sums["squares"])
+    values: Arrays = {"mean": mean, "std": std}
+    keys = {name: next(key for key in state if key.endswith(f".{name}")) for name in values}
+    return {key: values[name].astype(state[key].dtype) for name, key in keys.items()}

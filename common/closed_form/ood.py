@@ -1,0 +1,132 @@
+"""How unlike an image is to those of the training sites: its features' distance from their mean, and what is too far.
+
+The Mahalanobis distance under one Gaussian over all classes, its covariance shrunk towards a multiple of one. Lee et
+al. 2018 take a mean for each class, Ren et al. 2021 the difference of the two; on phantoms neither told more, and one
+Gaussian needs no classes (Kamoi and Kobayashi 2020 found the same).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from scipy import linalg
+
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import (
+    digest_arrays,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+)
+from fedgraft.common.protocol.auxiliary import (
+    COVARIANCE,
+    MEAN,
+    MOMENTS,
+    moments_from_sums,
+)
+from fedgraft.common.protocol.routing import BINS
+
+THRESHOLD = f"{MOMENTS}threshold"
+"""In a run's memory: the threshold, its quantile, and how many images it is from."""
+SUMS = f"{MOMENTS}sums/"
+"""In a run's memory: prefix of the sums that the moments are from."""
+SHRINK = 0.05
+_EDGES = 2.0 ** np.linspace(-7, 13, BINS - 1)
+"""Between bins: a step of 1.4 %. The first and last bin have no end."""
+_TENSORS, _FACTS = "moments.safetensors", "moments.json"
+
+
+def distances(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Mahalanobis distances (N,) of features (N, d), over the root of d: 1 or less is usual."""
+    dim = len(mean)
+    covariance = covariance.astype(np.float64)
+    common = max(float(np.trace(covariance)) / dim, 1e-12)
+    shrunk = (1 - SHRINK) * covariance + SHRINK * common * np.eye(dim)
+    apart = linalg.solve_triangular(linalg.cholesky(shrunk, lower=True), (features - mean).T, lower=True)
+    return np.asarray(np.sqrt((apart**2).sum(axis=0) / dim))
+
+
+def counted(found: np.ndarray) -> np.ndarray:
+    """How many distances fall into each bin, (BINS,) as float64, as sums are."""
+    return np.bincount(np.searchsorted(_EDGES, found), minlength=BINS).astype(np.float64)
+
+
+def threshold(counts: np.ndarray, quantile: float) -> float:
+    """The distance that a further image like these exceeds with a chance of 1 - quantile at most, from their counts.
+
+    That is the ceil((n + 1) quantile)-th of n distances, up to its bin's upper edge; where that is more than n, the
+    largest one, which promises less. InputError if there are none.
+    """
+    total = round(float(counts.sum()))
+    if total < 1:
+        raise InputError("No site has a validation image to set a threshold by.", fix="Give split.val a share.")
+    rank = min(total, math.ceil((total + 1) * quantile - 1e-9))
+    place = int(np.searchsorted(np.cumsum(np.rint(counts)), rank))
+    return float(_EDGES[min(place, BINS - 2)])
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """What a model's training sites are like: moments of their features, and from where on an image is unlike them."""
+
+    sums: Mapping[str, np.ndarray]
+    """Sums of features over all sites, from which a new site's heads can start."""
+    threshold: float
+    quantile: float
+    cases: int
+    """Validation images that the threshold is from."""
+
+    @cached_property
+    def _moments(self) -> Mapping[str, np.ndarray]:
+        return moments_from_sums(self.sums)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean features (d,)."""
+        return self._moments[MEAN]
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Covariance of the features (d, d)."""
+        return self._moments[COVARIANCE]
+
+    def distances(self, features: np.ndarray) -> np.ndarray:
+        """How far features (N, d) are, (N,)."""
+        return distances(features, self.mean, self.covariance)
+
+    def write(self, folder: Path, model: str) -> None:
+        """Put them beside the model with the digest `model`."""
+        save_tensors(folder / _TENSORS, self.sums)
+        facts = {"threshold": self.threshold, "quantile": self.quantile, "cases": self.cases}
+        write_json(folder / _FACTS, {"model": model, "moments": digest_arrays(self.sums), **facts})
+
+    @classmethod
+    def read(cls, folder: Path, model: str) -> Familiar | None:
+        """What `write` put beside the model with this digest; None if there is nothing.
+
+        InputError if it is of another model, or damaged.
+        """
+        if not (folder / _FACTS).is_file():
+            return None
+        facts, arrays = read_json(folder / _FACTS), load_tensors(folder / _TENSORS)
+        if facts["model"] != model or facts["moments"] != digest_arrays(arrays):
+            raise InputError(
+                f"{folder / _FACTS}: is not about the model and the moments beside it.",
+                fix="Delete both files to go without flags, or take the run's folder anew.",
+            )
+        return cls(arrays, float(facts["threshold"]), float(facts["quantile"]), int(facts["cases"]))
+
+
+def familiar(memory: Mapping[str, np.ndarray]) -> Familiar | None:
+    """What a run has learnt of its sites' images; None if its plan did not ask."""
+    if THRESHOLD not in memory:
+        return None
+    value, quantile, cases = memory[THRESHOLD].tolist()
+    sums = {key.removeprefix(SUMS): array for key, array in memory.items() if key.startswith(SUMS)}
+    return Familiar(sums, value, quantile, int(cases))

@@ -1,0 +1,115 @@
+"""Keys of a consortium: making, storing and showing them. ECDSA P-384 says who a site is; X25519 masks its sums."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import cast
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from fedgraft.common.base.errors import InputError
+
+NodeKey = ec.EllipticCurvePrivateKey
+MaskingKey = x25519.X25519PrivateKey
+
+
+def new_node_key() -> NodeKey:
+    """A key to sign with: P-384, which Flower asks of its nodes."""
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+def new_masking_key() -> MaskingKey:
+    """A key to agree on masks with."""
+    return x25519.X25519PrivateKey.generate()
+
+
+def private_pem(key: NodeKey | MaskingKey, passphrase: str | None = None) -> bytes:
+    """A private key as PKCS8, encrypted if there is a passphrase."""
+    locked: KeySerializationEncryption = NoEncryption()
+    if passphrase is not None:
+        locked = BestAvailableEncryption(passphrase.encode())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)
+
+
+def public_pem(key: NodeKey | MaskingKey) -> bytes:
+    """The public half of a key."""
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def load_node_key(pem: bytes, source: str, passphrase: str | None = None) -> NodeKey:
+    """A P-384 key from PEM; InputError names `source` if it is none, or if the passphrase does not open it."""
+    key = _load(pem, source, passphrase)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise InputError(f"{source}: is no P-384 key.")
+    return key
+
+
+def load_masking_key(pem: bytes, source: str, passphrase: str | None = None) -> MaskingKey:
+    """An X25519 key from PEM; InputError as for `load_node_key`."""
+    key = _load(pem, source, passphrase)
+    if not isinstance(key, x25519.X25519PrivateKey):
+        raise InputError(f"{source}: is no X25519 key.")
+    return key
+
+
+def _load(pem: bytes, source: str, passphrase: str | None) -> object:
+    try:
+        return load_pem_private_key(pem, passphrase.encode() if passphrase is not None else None)
+    except (ValueError, TypeError):
+        raise InputError(f"{source}: the passphrase does not open this key.") from None
+
+
+def load_node_public(pem: bytes, source: str) -> ec.EllipticCurvePublicKey:
+    """A public P-384 key from PEM; InputError if it is none."""
+    key = _load_public(pem, source)
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise InputError(f"{source}: is no public P-384 key.")
+    return key
+
+
+def load_masking_public(pem: bytes, source: str) -> x25519.X25519PublicKey:
+    """A public X25519 key from PEM; InputError if it is none."""
+    key = _load_public(pem, source)
+    if not isinstance(key, x25519.X25519PublicKey):
+        raise InputError(f"{source}: is no public X25519 key.")
+    return key
+
+
+def _load_public(pem: bytes, source: str) -> object:
+    try:
+        return load_pem_public_key(pem)
+    except ValueError:
+        raise InputError(f"{source}: is no public key.") from None
+
+
+def sign(key: NodeKey, message: bytes) -> bytes:
+    """An ECDSA signature with SHA-384."""
+    return key.sign(message, ec.ECDSA(hashes.SHA384()))
+
+
+def signed(public: ec.EllipticCurvePublicKey, message: bytes, signature: bytes) -> bool:
+    """Whether `signature` is by the owner of `public` over this very message."""
+    try:
+        public.verify(signature, message, ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def fingerprint(pem: bytes) -> str:
+    """A public key in a form that people can compare over the telephone: 8 groups of 4 hex digits."""
+    key = cast("ec.EllipticCurvePublicKey | x25519.X25519PublicKey", load_pem_public_key(pem))
+    digits = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()[:32]
+    return " ".join(digits[place : place + 4] for place in range(0, 32, 4))

@@ -1,0 +1,3 @@
+"""Models: backbones, heads, decoders, ensembles, weights and how a run begins.
+Nothing that trains them.
+"""

@@ -1,0 +1,93 @@
+"""Several finished models as one backbone: frozen, asked together, each divided by a temperature of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression
+
+MEAN_SCALE = 2.0**-10
+"""What the mean answer is multiplied with among the features; a power of two, so that heads can undo it exactly."""
+
+
+class Temperature(nn.Module):
+    """What one task's logits are divided by, one number for each member; 1 until the sites' sums say better."""
+
+    values: Tensor
+
+    def __init__(self, members: int) -> None:
+        super().__init__()
+        self.register_buffer("values", torch.ones(members))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """(N, members, outputs) to the same, calibrated."""
+        return logits / self.values[:, None]
+
+
+class Committee(nn.Module):
+    """Members answer for themselves; features are, task by task, their mean answer and then each one's own.
+
+    The mean (N, outputs) is that of the calibrated probabilities, as logits again: its softmax (or sigmoid) is the mean
+    itself. It comes times `MEAN_SCALE`, so small that a ridge on features as they are leaves it alone. Each one's own
+    are its calibrated probabilities, which a ridge weighs better than logits, where one case of which a member is too
+    sure counts as much as many. Values have no temperature and stay as they are. Members rest, whatever is asked.
+    """
+
+    def __init__(self, members: Sequence[nn.Module], tasks: Mapping[str, AnyTask]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.temperatures = nn.ModuleDict({task: Temperature(len(members)) for task in tasks})
+        self._tasks = dict(sorted(tasks.items()))  # so that features lie alike however a study lists its tasks
+        self.feature_dim = sum(self._width(task) for task in tasks)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - torch's signature
+        """Members never train."""
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) or (N, columns) to (N, feature_dim)."""
+        parts: list[Tensor] = []
+        for name, logits in self.logits(x).items():
+            parts += [MEAN_SCALE * averaged(self._tasks[name], logits), likely(self._tasks[name], logits).flatten(1)]
+        return torch.cat(parts, dim=1)
+
+    def logits(self, x: Tensor) -> dict[str, Tensor]:
+        """Each member's calibrated logits, or values, by task, (N, members, outputs)."""
+        answers = [member(x) for member in self.members]
+        return {
+            name: self.temperatures[name](torch.stack([own[name].float() for own in answers], dim=1))
+            for name in self._tasks
+        }
+
+    def mean_at(self, task: str) -> int:
+        """Where in the features a task's mean answer begins."""
+        names = list(self._tasks)
+        before = names[: names.index(task)]
+        return sum(self._width(name) for name in before)
+
+    def _width(self, task: str) -> int:
+        return (1 + len(self.members)) * self._tasks[task].outputs
+
+
+def averaged(task: AnyTask, logits: Tensor) -> Tensor:
+    """The members' mean answer, (N, outputs), of their logits or values (N, members, outputs)."""
+    if isinstance(task, Regression):
+        return logits.mean(dim=1)
+    count = math.log(logits.shape[1])
+    if isinstance(task, Multilabel):
+        return torch.logsumexp(F.logsigmoid(logits), 1) - torch.logsumexp(F.logsigmoid(-logits), 1)
+    return torch.logsumexp(logits.log_softmax(dim=2), dim=1) - count
+
+
+def likely(task: AnyTask, logits: Tensor) -> Tensor:
+    """Probabilities of logits (..., outputs), or values as they are."""
+    if isinstance(task, Regression):
+        return logits
+    return torch.sigmoid(logits) if isinstance(task, Multilabel) else logits.softmax(dim=-1)

@@ -1,0 +1,186 @@
+"""What a run starts from: the study's model, with the pretrained weights grafted on, or finished models as members."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedgraft.common.base.errors import InputError, WeightsError
+from fedgraft.common.models.ensemble import Committee
+from fedgraft.common.models.model import (
+    Extras,
+    TransferModel,
+    build_committee,
+    build_model,
+    build_table_model,
+    state_arrays,
+)
+from fedgraft.common.models.weights import (
+    KeyReport,
+    WeightsManifest,
+    graft,
+    load_weights,
+)
+from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.model_spec import (
+    COMMITTEE,
+    Member,
+    Model,
+    Teacher,
+)
+from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Task
+
+_UNSTATED = "not stated"
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model before the first exchange, and where its entries come from."""
+
+    model: TransferModel
+    manifest: WeightsManifest | None
+    report: KeyReport | None
+    members: tuple[WeightsManifest, ...] = ()
+    """Of a committee: where each member comes from."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of all entries."""
+        return {key: array.copy() for key, array in state_arrays(self.model).items()}
+
+    @property
+    def says(self) -> str:
+        """Where the entries come from, in a few words."""
+        found = (self.manifest,) if self.manifest else self.members
+        return " and ".join(manifest.id for manifest in found if manifest) or "random entries"
+
+    @property
+    def licence(self) -> str:
+        """The licences of all that went in."""
+        found = (self.manifest,) if self.manifest else self.members
+        return " and ".join(dict.fromkeys(manifest.licence for manifest in found if manifest)) or _UNSTATED
+
+
+def held_out(study: Study) -> str:
+    """How patients are split: what decides it at a site beside the site's own key."""
+    split = study.split
+    return f"seed {study.seed}, {split.train:g} train, {split.val:g} val, {split.test:g} test"
+
+
+def make_model(study: Study) -> TransferModel:
+    """The study's model with seeded random entries."""
+    return _made(study, study.model)
+
+
+def make_teacher(study: Study, teacher: Teacher) -> TransferModel:
+    """A teacher's model for the study's tasks and input, with seeded random entries."""
+    return _made(study, teacher, plain=True)
+
+
+def _made(study: Study, model: Model, *, plain: bool = False) -> TransferModel:
+    """A model with seeded random entries; `plain` is one without critics, for whoever only answers."""
+    if model.backbone == COMMITTEE:
+        if study.mask_heads or not study.heads:
+            raise InputError("A committee does not answer with masks.", fix="Leave out tasks that ask for masks.")
+        members = [_made(study, Model(backbone=member.backbone), plain=True) for member in model.members]
+        return build_committee(members, study.asked, study.seed)
+    heads, seed, critics = study.heads, study.seed, () if plain else study.critics
+    if isinstance(study.input, TableInput):
+        return build_table_model(model.backbone, heads, study.input.width, seed, critics)
+    size, channels = study.input.size, study.input.channels
+    extras = Extras(study.mask_heads, critics)
+    return build_model(model.backbone, heads, channels=channels, seed=seed, size=size, extras=extras)
+
+
+def start(study: Study) -> Start:
+    """Build the model, seeded by the study, and load its weights, or its members'. WeightsError if they do not fit."""
+    return _filled(study, study.model, make_model(study))
+
+
+def teach(study: Study, stage: Stage) -> dict[str, np.ndarray]:
+    """The entries of the stage's teacher; none if it has none. WeightsError if they do not fit the study."""
+    if (teacher := study.teacher_of(stage)) is None:
+        return {}
+    heads = "weights" if teacher.weights is not None else "fresh"
+    begin = _filled(study, teacher.model_copy(update={"heads": heads}), make_teacher(study, teacher))
+    if begin.manifest is not None:
+        _seen_alike(study, begin.manifest, str(teacher.weights))
+        _held_out_alike(study, begin.manifest, str(teacher.weights), elsewhere=teacher.elsewhere)
+    return begin.state()
+
+
+def _filled(study: Study, spec: Model, model: TransferModel) -> Start:
+    if spec.weights is None:
+        return _assembled(study, spec, model) if spec.members else Start(model, None, None)
+    manifest, arrays = load_weights(spec.weights)
+    if (manifest.backbone, manifest.members) != (spec.backbone, tuple(one.backbone for one in spec.members)):
+        there, wanted = _described(manifest.backbone, manifest.members), _described(spec.backbone, spec.architectures)
+        raise WeightsError(f"{spec.weights}: are for the backbone {there}, not {wanted}.")
+    heads = frozenset(study.asked) if spec.heads == "weights" else frozenset()
+    if heads:
+        _heads_fit(study, manifest, spec.weights)
+    return Start(model, manifest, graft(model, arrays, spec.weights, heads))
+
+
+def _assembled(study: Study, spec: Model, model: TransferModel) -> Start:
+    """A committee with every member's own entries in it."""
+    committee, found = model.backbone, []
+    assert isinstance(committee, Committee)
+    for at, (member, place) in enumerate(zip(spec.members, committee.members, strict=True)):
+        assert isinstance(place, TransferModel)
+        found.append(_seated(study, member, place, f"members.{at} ({member.weights})"))
+    return Start(model, None, None, tuple(found))
+
+
+def _seated(study: Study, member: Member, place: TransferModel, who: str) -> WeightsManifest:
+    manifest, arrays = load_weights(str(member.weights))
+    if manifest.backbone != member.backbone:
+        raise WeightsError(
+            f"{who}: is a {_described(manifest.backbone, manifest.members)}, but the study says {member.backbone}.",
+            fix=f"Write {{weights: {member.weights}, backbone: {manifest.backbone}}}.",
+        )
+    _seen_alike(study, manifest, who)
+    _heads_fit(study, manifest, who)
+    _held_out_alike(study, manifest, who, elsewhere=member.elsewhere)
+    graft(place, arrays, who, frozenset(study.asked))
+    return manifest
+
+
+def _described(backbone: str, members: tuple[str, ...]) -> str:
+    return f"{COMMITTEE} of {' and '.join(members)}" if backbone == COMMITTEE else backbone
+
+
+def _heads_fit(study: Study, manifest: WeightsManifest, who: str) -> None:
+    others = {task.name: task.model_copy(update={"weight": 1.0}) for task in manifest.tasks}
+    for task, asked in study.asked.items():
+        alike = others.get(task) == asked.model_copy(update={"weight": 1.0})
+        if not (manifest.classes.get(task) == asked.classes if isinstance(asked, Task) else alike):
+            found = ", ".join(manifest.classes.get(task, ())) or "none"
+            raise WeightsError(
+                f"{who}: have no head for task {task!r} with its classes (found: {found}).",
+                fix="Set model.heads: fresh, or name weights that were trained for these classes.",
+            )
+
+
+def _seen_alike(study: Study, manifest: WeightsManifest, who: str) -> None:
+    """A finished model answers for images as it has learnt them: of this size, so many channels, so prepared."""
+    learnt = manifest.input or manifest.table
+    if learnt != study.input:
+        there = "unknown input" if learnt is None else learnt.model_dump()
+        here = study.input.model_dump()
+        raise WeightsError(
+            f"{who}: answers for other input than the study's. It was trained on {there}, the study gives {here}.",
+            fix="Give the study that input, or train the model anew on this one.",
+        )
+
+
+def _held_out_alike(study: Study, manifest: WeightsManifest, who: str, *, elsewhere: bool) -> None:
+    if elsewhere or manifest.held_out == held_out(study):
+        return
+    there = f"was split by {manifest.held_out}" if manifest.held_out else "does not say how patients were split"
+    raise WeightsError(
+        f"{who}: {there}, and this study by {held_out(study)}, so it may have learnt from cases that are tested here.",
+        fix="Give both the same seed and split; or say elsewhere: true, if it learnt from none of these patients.",
+    )

@@ -1,0 +1,299 @@
+"""The model of a study: a backbone that turns cases into features, and a named linear head per task."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.models.backbones import (
+    Backbone,
+    build_image_backbone,
+    build_table_backbone,
+    stem_name,
+)
+from fedgraft.common.models.decoder import Decoder
+from fedgraft.common.models.ensemble import MEAN_SCALE, Committee, Temperature
+from fedgraft.common.models.feature_maps import feature_maps, map_channels
+from fedgraft.common.models.slim import Standardise
+from fedgraft.common.study.plan import Role, Tag
+from fedgraft.common.study.tasks import AnyTask
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+_CRITIC_WIDTH = 64
+
+
+class TransferModel(nn.Module):
+    """Features and heads. State keys are `backbone.` plus the backbone's own, and `heads.TASK.weight` and `.bias`.
+
+    `decoders` make heads that answer for every pixel, by task; their keys begin with `heads.TASK.` as well. They are
+    made after all else but critics, so that they change no entry that is drawn for another. Critics, if a plan has any,
+    are `critics.NAME.`; they take no part in `forward`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        heads: Mapping[str, int],
+        decoders: Mapping[str, Callable[[], Decoder]] | None = None,
+        critics: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.module
+        self.feature_dim = backbone.feature_dim
+        linear = {task: nn.Linear(self.feature_dim, count) for task, count in heads.items()}
+        self.heads = nn.ModuleDict({**linear, **{task: make() for task, make in (decoders or {}).items()}})
+        self.decodes = frozenset(decoders or ())
+        """Tasks whose heads need the backbone's feature maps, not its features alone."""
+        width = {"features": self.feature_dim, "conditional": self.feature_dim * sum(heads.values())}
+        self.critics = nn.ModuleDict({name: _critic(width[name]) for name in critics})
+        self._units = [
+            (name, unit, [f"{name}.{key}" for key in unit.state_dict()])
+            for name, unit in _units(self.backbone, "backbone")
+        ]
+        self._tags = self._tag_all()
+        self._resting: list[nn.Module] = []
+        self._frozen_as: tuple[frozenset[str], bool] | None = None
+        dropouts: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, *_of_torchvision("StochasticDepth"))
+        self.classes = dict(heads)
+        self.needs_dropout_rng = any(
+            isinstance(part, dropouts) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)
+            for part in self.modules()
+        )
+        """Whether a training pass draws from torch's global random stream."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) or (N, columns) to (N, feature_dim)."""
+        return torch.as_tensor(self.backbone(x))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Logits (N, outputs) by task; of masks (N, H, W)."""
+        return self.both(x)[1]
+
+    def both(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features (N, feature_dim), and what `forward` gives."""
+        if not self.decodes:
+            z = self.features(x)
+            return z, {task: head(z) for task, head in self.heads.items()}
+        z, maps = feature_maps(self.backbone, x)
+        return z, {task: head(x, maps) if task in self.decodes else head(z) for task, head in self.heads.items()}
+
+    def tags(self) -> dict[str, Tag]:
+        """Role, depth and task of every state entry, in the order of the state."""
+        return self._tags
+
+    def freeze(self, trainable: Collection[str], *, fixed_norm_stats: bool = False) -> None:
+        """Let only `trainable` entries move, until the next call, whatever `train()` is called in between.
+
+        Frozen means no gradient, norm layers in eval so that running statistics stay, and no dropout in blocks of which
+        nothing is trained. `fixed_norm_stats` keeps all running statistics, even where the affine is trained.
+        """
+        chosen = frozenset(trainable)
+        if self._frozen_as == (chosen, fixed_norm_stats):
+            return
+        self._frozen_as = (chosen, fixed_norm_stats)
+        for key, parameter in self.named_parameters():
+            parameter.requires_grad_(key in chosen)
+        self._resting = []
+        awake = False
+        for _, unit, keys in self._units:
+            awake = any(key in chosen for key in keys) if keys else awake
+            if not awake:
+                self._resting.append(unit)
+        for name, part in self.backbone.named_modules(prefix="backbone"):
+            own = {f"{name}.{key}" for key in _own_entries(part)}
+            if isinstance(part, _NormBase) and (fixed_norm_stats or not own & chosen):
+                self._resting.append(part)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but what `freeze` put to rest stays in eval."""
+        super().train(mode)
+        for part in self._resting if mode else ():
+            part.eval()
+        return self
+
+    def _tag_all(self) -> dict[str, Tag]:
+        depths, roles = self._depths(), {}
+        stem = f"backbone.{stem_name(self.backbone)}" if any(True for _ in self.backbone.parameters()) else ""
+        for name, part in self.backbone.named_modules(prefix="backbone"):
+            for key in _own_entries(part):
+                roles[f"{name}.{key}"] = _role(part, key, is_stem=name == stem)
+        last = max(depths.values(), default=0) + 1
+        tags = {}
+        resting = tuple(f"{name}.members." for name, part in self.named_modules() if isinstance(part, Committee))
+        for key in self.state_dict():
+            if key.startswith(resting):
+                tags[key] = Tag(Role.MEMBER, depths.get(key, 0))
+            elif key.startswith("heads."):
+                tags[key] = Tag(Role.HEAD, last, key.split(".")[1])
+            elif key.startswith("critics."):
+                tags[key] = Tag(Role.CRITIC, last)
+            else:
+                tags[key] = Tag(roles[key], depths.get(key, 0))
+        return {key: replace(tag, height=last - tag.depth) for key, tag in tags.items()}
+
+    def _depths(self) -> dict[str, int]:
+        """0 up to the stem, then one more for every block as registered; a norm layer joins the block before it."""
+        depths: dict[str, int] = {}
+        depth = -1
+        for _, unit, keys in self._units:
+            if keys and not (_is_norm(unit) and depth >= 0):
+                depth += 1
+            depths.update(dict.fromkeys(keys, max(depth, 0)))
+        return depths
+
+
+class Heads(nn.Module):
+    """The linear heads of a model, for cases whose features are known. The parameters are the model's own."""
+
+    def __init__(self, model: TransferModel) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({task: head for task, head in model.heads.items() if task not in model.decodes})
+
+    def features(self, z: Tensor) -> Tensor:
+        """They are given: (N, feature_dim) as they are."""
+        return z
+
+    def both(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features as they are, and logits (N, classes) by task."""
+        return z, self(z)
+
+    def forward(self, z: Tensor) -> dict[str, Tensor]:
+        """Logits (N, classes) by task."""
+        return {task: head(z) for task, head in self.heads.items()}
+
+
+def _critic(width: int) -> nn.Module:
+    """One logit per case; without norm layers, so that no case's loss depends on others."""
+    return nn.Sequential(nn.Linear(width, _CRITIC_WIDTH), nn.ReLU(), nn.Linear(_CRITIC_WIDTH, 1))
+
+
+def _units(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The blocks of a backbone: the root, containers and torchvision's stages are opened, all else is one block."""
+    for child_name, child in module.named_children():
+        path = f"{name}.{child_name}"
+        if type(child) in _CONTAINERS or type(child).__name__ in ("Encoder", "_DenseBlock", "AnyStage"):
+            yield from _units(child, path)
+        else:
+            yield path, child
+
+
+def _own_entries(part: nn.Module) -> list[str]:
+    """State entries that are the module's own, not those of its parts."""
+    persistent = [key for key in part._buffers if key not in part._non_persistent_buffers_set]
+    own = [key for key, value in part._parameters.items() if value is not None]
+    return own + [key for key in persistent if part._buffers[key] is not None]
+
+
+def _is_norm(part: nn.Module) -> bool:
+    return isinstance(part, (*_NORMS, *_of_torchvision("FrozenBatchNorm2d")))
+
+
+def _of_torchvision(name: str) -> tuple[type[nn.Module], ...]:
+    """A class of torchvision's layers; none if torchvision, which takes seconds to import, has made no part."""
+    layers = sys.modules.get("torchvision.ops")
+    return (getattr(layers, name),) if layers is not None else ()
+
+
+def _role(part: nn.Module, key: str, *, is_stem: bool) -> Role:
+    if _is_norm(part):
+        return Role.NORM_STATS if key in _STATISTICS else Role.NORM_AFFINE
+    if isinstance(part, Standardise | Temperature):
+        return Role.SCALE
+    return Role.STEM if is_stem else Role.BODY
+
+
+class Extras(NamedTuple):
+    """What a model has beside linear heads: decoders for the tasks `masks`, and critics by name."""
+
+    masks: Sequence[str] = ()
+    critics: Collection[str] = ()
+
+
+NONE = Extras()
+
+
+def build_model(
+    backbone: str,
+    heads: Mapping[str, int],
+    *,
+    channels: int,
+    seed: int,
+    size: int = 64,
+    extras: Extras = NONE,
+) -> TransferModel:
+    """A model for images, with entries drawn from `seed` alone.
+
+    InputError as `build_image_backbone`, and for a decoder on a backbone without feature maps.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = build_image_backbone(backbone, channels, size)
+        maps = map_channels(built.module, channels, size) if extras.masks else ()
+        decoders = dict.fromkeys(extras.masks, partial(Decoder, maps, channels))
+        return TransferModel(built, heads, decoders, extras.critics)
+
+
+def build_table_model(
+    backbone: str, heads: Mapping[str, int], columns: int, seed: int, critics: Collection[str] = ()
+) -> TransferModel:
+    """A model for tables of `columns` columns, with entries drawn from `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TransferModel(build_table_backbone(backbone, columns), heads, critics=critics)
+
+
+def build_committee(members: Sequence[TransferModel], tasks: Mapping[str, AnyTask], seed: int) -> TransferModel:
+    """Models as one, which answers with their mean: its heads begin as that, to the last bit.
+
+    `tasks` are those that every member has a head for, as it was built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        committee = Committee(members, tasks)
+        model = TransferModel(
+            Backbone(committee, committee.feature_dim), {name: task.outputs for name, task in tasks.items()}
+        )
+    with torch.no_grad():
+        for name, task in tasks.items():
+            head = model.heads[name]
+            assert isinstance(head, nn.Linear)
+            head.bias.zero_()
+            head.weight.zero_()
+            head.weight[:, committee.mean_at(name) :][:, : task.outputs] = torch.eye(task.outputs) / MEAN_SCALE
+    return model
+
+
+def state_arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    """All state entries as arrays; on the CPU they share the model's memory."""
+    return {key: value.detach().cpu().numpy() for key, value in model.state_dict().items()}
+
+
+def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
+    """Put arrays into a model in place. InputError lists every entry that is missing, extra or of another shape."""
+    state = model.state_dict()
+    faults = [f"{key}: missing" for key in state if key not in arrays]
+    faults += [f"{key}: not in the model" for key in arrays if key not in state]
+    faults += [
+        f"{key}: is {arrays[key].shape}, must be {tuple(value.shape)}"
+        for key, value in state.items()
+        if key in arrays and arrays[key].shape != tuple(value.shape)
+    ]
+    if faults:
+        raise InputError("The entries do not fit the model: " + "; ".join(faults) + ".")
+    with torch.no_grad():
+        for key, value in state.items():
+            value.copy_(torch.from_numpy(np.array(arrays[key])))

@@ -1,0 +1,193 @@
+"""Pretrained weights: a folder with `model.safetensors` and its manifest. Never a pickle, never a download."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.numpy import save as format_safetensors
+
+from fedgraft.common.base.errors import InputError, WeightsError
+from fedgraft.common.base.files import CONFIGS, home, parse_tensors, write_atomic
+from fedgraft.common.base.value import unless
+from fedgraft.common.models.model import TransferModel, load_arrays, state_arrays
+from fedgraft.common.study.inputs import ImageInput, TableInput
+from fedgraft.common.study.plan import Role
+from fedgraft.common.study.tasks import AnyTask
+
+_TENSORS, _MANIFEST = "model.safetensors", "model.json"
+_SHIPPED = CONFIGS / "weights"
+_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class WeightsManifest(BaseModel):
+    """What the weights are: a digest of the file, the backbone, the input they expect, where they come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    id: Annotated[str, Field(pattern=_ID)]
+    backbone: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    keys: int
+    input: ImageInput | None
+    """What the images looked like that the weights were trained on; none for tables."""
+    classes: dict[str, tuple[str, ...]]
+    """Tasks that ask for classes, and the classes, of the heads in the file; empty if there are none."""
+    tasks: tuple[AnyTask, ...] = ()
+    """Tasks of other kinds with heads in the file."""
+    members: Annotated[tuple[str, ...], Field(exclude_if=unless(()))] = ()
+    """The members' backbones, of a committee."""
+    table: Annotated[TableInput | None, Field(exclude_if=unless(None))] = None
+    """The columns that they were trained on, of weights for tables."""
+    held_out: Annotated[str, Field(exclude_if=unless(""))] = ""
+    """How patients were split: models that say the same held out the same patients of the same sites."""
+    trained_on: str
+    licence: str
+    synthetic: bool
+    how: str
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What became of the entries: taken as they are, adapted to another number of channels, fresh, left out."""
+
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...]
+    fresh: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def find(ref: str) -> Path:
+    """The folder of some weights: a path, or an id among those that ship and those in fedgraft's home."""
+    if os.path.isdir(ref):  # noqa: PTH112 - unlike Path.is_dir it has no errors, whatever the name
+        return Path(ref)
+    if re.fullmatch(_ID, ref):
+        for root in _roots():
+            if (root / ref / _MANIFEST).is_file():
+                return root / ref
+    known = ", ".join(manifest.id for manifest in list_weights()) or "none"
+    raise WeightsError(f"No weights are called {ref!r}.", fix=f"Known ids: {known}. A folder's path works as well.")
+
+
+def list_weights() -> list[WeightsManifest]:
+    """All weights that can be named by id; those with a broken manifest are left out."""
+    found = {}
+    for root in reversed(_roots()):
+        for path in sorted(root.glob(f"*/{_MANIFEST}")):
+            try:
+                found[path.parent.name] = load_manifest(str(path.parent))
+            except WeightsError:
+                continue
+    return list(found.values())
+
+
+def load_manifest(ref: str) -> WeightsManifest:
+    """The manifest of some weights. WeightsError if there is none, or it is not one."""
+    path = find(ref) / _MANIFEST
+    try:
+        return WeightsManifest.model_validate(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: there is no such manifest.") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: is no manifest of weights: {error}") from None
+
+
+def load_weights(ref: str) -> tuple[WeightsManifest, dict[str, np.ndarray]]:
+    """Manifest and entries. The file is read once, and the very bytes that are parsed have the manifest's digest."""
+    manifest, path = load_manifest(ref), find(ref) / _TENSORS
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from None
+    if hashlib.sha256(data).hexdigest() != manifest.sha256:
+        raise WeightsError(f"{path}: is not the file that its manifest describes.", fix="Import the weights again.")
+    return manifest, _parse(data, str(path))
+
+
+def verify(ref: str) -> WeightsManifest:
+    """The manifest, if file, digest and number of entries are as it says."""
+    manifest, arrays = load_weights(ref)
+    if len(arrays) != manifest.keys:
+        raise WeightsError(f"{ref}: has {len(arrays)} entries, but its manifest says {manifest.keys}.")
+    return manifest
+
+
+def save_weights(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> WeightsManifest:
+    """Write a weights folder: the tensors first, then the manifest with their digest. `facts` are its other fields."""
+    data = format_safetensors({key: np.asarray(array, order="C") for key, array in arrays.items()})
+    try:
+        manifest = WeightsManifest(sha256=hashlib.sha256(data).hexdigest(), keys=len(arrays), **facts)
+    except ValidationError as error:
+        raise WeightsError(f"{folder}: {error}") from None
+    write_atomic(folder / _TENSORS, data)
+    write_atomic(folder / _MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+    return manifest
+
+
+def graft(
+    model: TransferModel, arrays: Mapping[str, np.ndarray], source: str, heads: Collection[str] = ()
+) -> KeyReport:
+    """Put pretrained backbone entries into a model, and the `heads` of these tasks; all other heads stay fresh.
+
+    A stem for 3 channels is adapted to 1, or 1 to 3. WeightsError lists all entries that are missing, extra or
+    misshapen.
+    """
+    state = state_arrays(model)
+    tags = model.tags()
+    wanted = {key for key, tag in tags.items() if tag.role not in (Role.HEAD, Role.CRITIC) or tag.task in heads}
+    given = {key for key in arrays if key.startswith("backbone.") or key in wanted}
+    faults = [f"{key}: missing" for key in sorted(wanted - given)]
+    faults += [f"{key}: not in this backbone" for key in sorted(given - wanted)]
+    merged, adapted = dict(state), []
+    for key in sorted(wanted & given):
+        array = arrays[key]
+        if tags[key].role is Role.STEM and _other_channels(array, state[key]):
+            array = adapt_stem(array, state[key].shape[1])
+            adapted.append(key)
+        if array.shape != state[key].shape:
+            faults.append(f"{key}: is {arrays[key].shape}, must be {state[key].shape}")
+        elif array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            faults.append(f"{key}: must hold finite real numbers")
+        else:
+            merged[key] = array.astype(state[key].dtype)
+    if faults:
+        raise WeightsError(f"{source}: does not fit the backbone:\n" + "\n".join(f"  - {line}" for line in faults))
+    load_arrays(model, merged)
+    loaded = tuple(sorted((wanted & given) - set(adapted)))
+    fresh = tuple(key for key in state if key not in wanted)
+    return KeyReport(loaded, tuple(adapted), fresh, tuple(sorted(set(arrays) - given)))
+
+
+def _other_channels(given: np.ndarray, wanted: np.ndarray) -> bool:
+    """Whether both are kernels of a first convolution, one for grey images and one for colour."""
+    return given.ndim == wanted.ndim == 4 and {given.shape[1], wanted.shape[1]} == {1, 3}
+
+
+def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """A first convolution (out, in, h, w) for another number of channels, with the same answer to a grey image."""
+    if kernel.ndim != 4 or kernel.shape[1] == channels:
+        return kernel
+    summed = kernel.sum(axis=1, keepdims=True)
+    return np.repeat(summed / channels, channels, axis=1).astype(kernel.dtype)
+
+
+def _parse(data: bytes, source: str) -> dict[str, np.ndarray]:
+    try:
+        return parse_tensors(data, source)
+    except InputError as error:
+        raise WeightsError(str(error)) from None
+
+
+def _roots() -> list[Path]:
+    return [_SHIPPED, home() / "weights"]

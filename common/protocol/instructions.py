@@ -1,0 +1,218 @@
+"""What travels between coordinator and site, as plain values. `wire` turns them into Flower records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from fedgraft.common.base.files import digest_arrays
+from fedgraft.common.privacy.accountant import Spend
+
+PROTOCOL = 1
+"""Both sides must speak the same version; a site refuses another."""
+
+TRUNK = "*"
+"""The name under which a site gives its weight for what all tasks share."""
+
+NOISE = "noise"
+"""The name under which private sums say how much noise is in them: its variance, which adds up over sites."""
+
+Arrays = Mapping[str, np.ndarray]
+Split = Literal["train", "val", "test", "all"]
+
+
+class Code(StrEnum):
+    """Why there is no update from a site. Constant words: no text of an exception ever leaves a site."""
+
+    OTHER_PROTOCOL = "other_protocol"
+    UNKNOWN_STUDY = "unknown_study"
+    MISSING_TENSORS = "missing_tensors"
+    BAD_TENSORS = "bad_tensors"
+    NO_LABELS = "no_labels"
+    NO_SOURCE = "no_source"
+    """The study learns from a source in a folder at the site, and the site has none."""
+    TOO_FEW_CASES = "too_few_cases"
+    BAD_DATA = "bad_data"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    NO_GPU = "no_gpu"
+    """The site trains on a GPU only, and there is none."""
+    DISK = "disk"
+    NOT_APPROVED = "not_approved"
+    FAILED = "failed"
+    POLICY = "policy"
+    """The site's policy does not allow it."""
+    BUDGET = "budget"
+    """The site's budget of privacy is spent, or was charged for this round before."""
+    LEDGER = "ledger"
+    """The site's ledger cannot be trusted, so that nothing may be released."""
+    NO_MASKS = "no_masks"
+    """The site has no mask key, or none that its roster knows, or the study asks for sums in the open."""
+    NOT_MASKED = "not_masked"
+    """The site does not mask with the sites that it was named."""
+    MASK_REUSED = "mask_reused"
+    """The site has masked under this number before, or has been greeted for another run since."""
+    # Said by the coordinator of a site, never by a site:
+    DEADLINE = "deadline"
+    UNREACHABLE = "unreachable"
+    GARBAGE = "garbage"
+    WRONG_KEYS = "wrong_keys"
+    WRONG_SHAPE = "wrong_shape"
+    NOT_FINITE = "not_finite"
+    TOO_LARGE = "too_large"
+    BAD_WEIGHT = "bad_weight"
+    OTHER_CONTEXT = "other_context"
+    WRONG_NAME = "wrong_name"
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The coordinator's first word: the study itself, as canonical JSON."""
+
+    study: bytes
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """A site's answer to Hello: who it is and what it has, as counts.
+
+    `cases` counts cases by split, `labels` known training labels by task and class, `problems` left-out files by
+    reason.
+    """
+
+    site: str
+    cases: Mapping[str, int]
+    labels: Mapping[str, Mapping[str, int]]
+    problems: Mapping[str, int] = field(default_factory=dict)
+    observer: bool = False
+    """Evaluates the merged model on public data, and is never asked to train."""
+    labelled: bool = True
+    """Has training cases with a known label."""
+    evaluates: bool = True
+    """Lets sums of metrics leave, in the open or masked, as the study is."""
+    source: bool = False
+    """Holds public source data: works only in stages that are for the source, and is not evaluated."""
+    nonce: str = ""
+    """In a masked study: what all of the site's masks of this run depend on. Counts are left out of its greeting."""
+
+
+@dataclass(frozen=True)
+class Circles:
+    """Who masks with whom, for one order of a masked study.
+
+    `number` counts the masked sums of a run. `parts` names, for each part of the reply that is wanted, all sites of its
+    sum, each with the nonce that it greeted with.
+    """
+
+    number: int
+    parts: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One exchange with one site: evaluate what you receive on `evaluate`, then do the work of stage `stage`.
+
+    `stage` is an index into the study's plan and `round` counts from 1 within it. `work` False = evaluation only.
+    `tensors` are the state entries that the site lacks; `held` is the digest of all the others, "" if there are none.
+    """
+
+    study: str
+    exchange: int
+    stage: int
+    round: int
+    work: bool
+    evaluate: Split | None
+    tensors: Arrays
+    held: str = ""
+    circles: Circles | None = None
+    """In a masked study, with whom to mask the reply; None otherwise, and for observers."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A site's answer: trained entries (or sums), its public weights, training figures and metric sums by task.
+
+    `weights` counts the labelled training cases: by task for the heads, and under `TRUNK` for all other entries.
+    """
+
+    exchange: int
+    tensors: Arrays
+    weights: Mapping[str, float]
+    train: Mapping[str, float]
+    metrics: Mapping[str, Arrays]
+    spent: Spend | None = None
+    """What the study has cost the site so far; None without differential privacy."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A site's answer in a masked study: words that say nothing until those of all sites of the circle are added up.
+
+    `parts` holds uint64 words by part; `contexts` the digest (hex) of what each was masked for, so that a site that saw
+    something else can be found.
+    """
+
+    exchange: int
+    parts: Mapping[str, np.ndarray]
+    contexts: Mapping[str, str]
+    spent: Spend | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """No update from this site in this exchange, and why. A site that stays out of a study says its name as well."""
+
+    exchange: int
+    code: Code
+    site: str = ""
+
+
+Answer = Update | Masked | Refusal
+"""What a site may reply to an order."""
+
+
+class Digests:
+    """Digests of arrays, remembered by the memory they lie in: an array that stays is not hashed again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, str], tuple[np.ndarray, bytes]] = {}
+
+    def of(self, arrays: Arrays) -> str:
+        """Digest over names and contents of `arrays`; "" for none."""
+        if not arrays:
+            return ""
+        parts = {key: np.frombuffer(self._one(array), dtype=np.uint8) for key, array in arrays.items()}
+        return digest_arrays(parts)
+
+    def keep_only(self, arrays: Arrays) -> None:
+        """Forget all but `arrays`, so that the memory of others can go."""
+        wanted = {place(array) for array in arrays.values()}
+        self._known = {key: value for key, value in self._known.items() if key in wanted}
+
+    def _one(self, array: np.ndarray) -> bytes:
+        where = place(array)
+        if where not in self._known:
+            # Holding the array keeps its address from being used again.
+            self._known[where] = (array, digest_arrays({"": array}).encode())
+        return self._known[where][1]
+
+
+@lru_cache
+def _name(dtype: np.dtype) -> str:
+    return dtype.name
+
+
+def type_name(array: np.ndarray) -> str:
+    """The name of an array's type, "float32" and so on; NumPy builds it anew every time it is asked."""
+    return _name(array.dtype)
+
+
+def place(array: np.ndarray) -> tuple[int, int, str]:
+    """Where in memory an array lies, how long and of what type: equal places hold equal values while both live."""
+    return array.__array_interface__["data"][0], array.nbytes, array.dtype.str

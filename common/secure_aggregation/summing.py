@@ -1,0 +1,150 @@
+"""What the sites of a masked study put into a sum, and what comes out of it: the update of one large site.
+
+A weighted mean needs no weight to be seen: a site puts in weight times entry, and its weight; the quotient of the sums
+is the mean. Sums (of features, of columns, of metrics) go in as they are. All that goes in has a shape that the study
+alone decides, since a shape that followed the data would tell of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.label_metrics import LabelSums
+from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.score_histogram import Counts, ScoreHistogram
+from fedgraft.common.metrics.task_metrics import (
+    TaskSums,
+    shown,
+    sums_from,
+    zero,
+)
+from fedgraft.common.protocol.instructions import TRUNK, Arrays, Update
+from fedgraft.common.protocol.routing import Shapes, Tags
+from fedgraft.common.secure_aggregation.masking import FEWEST
+from fedgraft.common.study.aggregates import Mean, ServerOptimiser
+from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.study import Study
+
+TENSORS, METRICS = "tensors", "metrics"
+"""The two parts of a masked reply; each opens by itself."""
+
+_WEIGHT, _LOSS, _MEANS = "weight:", "loss:", "means"
+_SCORES = ("score_keys", "score_counts", "score_rows")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one site puts into a sum: arrays, and the factors that they are multiplied with on the way in."""
+
+    arrays: Arrays
+    factors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """One task over all sites: sums over all cases, and the mean over sites of the metrics that each worked out."""
+
+    sums: TaskSums
+    macro: Mapping[str, float | None]
+
+
+def tensor_terms(update: Update, stage: Stage, tags: Tags) -> Terms:
+    """What a site puts in for its tensors and weights."""
+    if not isinstance(stage.merge, Mean | ServerOptimiser):
+        return Terms(update.tensors, {})
+    weights = {name: _weight(stage.merge, weight) for name, weight in update.weights.items()}
+    factors = {key: weights[tags[key].task or TRUNK] for key in update.tensors}
+    totals = {_WEIGHT + name: np.array(weight, np.float64) for name, weight in weights.items()}
+    return Terms({**update.tensors, **totals}, factors)
+
+
+def tensor_shapes(expected: Shapes, study: Study, stage: Stage) -> Shapes:
+    """The shapes of `tensor_terms`; `expected` are those of an update in the open."""
+    if not isinstance(stage.merge, Mean | ServerOptimiser):
+        return expected
+    weights = {_WEIGHT + name: ((), "float64") for name in (TRUNK, *study.asked)}
+    return {**expected, **weights}
+
+
+def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Update:
+    """The sums of `tensor_terms` as the update of a site that has all cases.
+
+    Entries that no site gave weight stay as they are in `state`.
+    """
+    if not isinstance(stage.merge, Mean | ServerOptimiser):
+        return Update(0, sums, {}, {}, {})
+    weights = {key.removeprefix(_WEIGHT): float(total) for key, total in sums.items() if key.startswith(_WEIGHT)}
+    tensors = {}
+    for key in (key for key in sums if key in tags):
+        weight, kind = weights[tags[key].task or TRUNK], state[key].dtype
+        mean = sums[key] / weight if weight else state[key]
+        tensors[key] = (np.rint(mean) if kind.kind in "iu" else mean).astype(kind)
+    return Update(0, tensors, weights, {}, {})
+
+
+def metric_terms(sums: Mapping[str, TaskSums], train: Mapping[str, float]) -> Terms:
+    """What a site puts in for its metrics: its sums, and the metrics themselves, with a count of those it has.
+
+    The loss of training goes in here too, since only sites that let metrics out are in this sum.
+    """
+    seen = train.get("examples", 0.0) if "loss" in train else 0.0
+    arrays: dict[str, np.ndarray] = {_LOSS: np.array([train.get("loss", 0.0) * seen, seen])}
+    for task, own in sums.items():
+        plain = {key: array for key, array in own.arrays().items() if key not in _SCORES}
+        whole = {key: array if array.dtype.kind == "f" else array.astype(np.int64) for key, array in plain.items()}
+        if isinstance(own, ClassificationSums | LabelSums):
+            whole["scores"] = own.scores.grid()
+        values = own.values()
+        told = [values[key] for key in shown(type(own)).metrics]
+        whole[_MEANS] = np.array([[0.0 if v is None else v, 0.0 if v is None else 1.0] for v in told])
+        arrays |= {f"{task}/{key}": array for key, array in whole.items()}
+    return Terms(arrays, {})
+
+
+def metric_shapes(study: Study) -> Shapes:
+    """The shapes of `metric_terms`."""
+    nothing = metric_terms({name: zero(task) for name, task in study.asked.items()}, {})
+    return {key: (array.shape, array.dtype.name) for key, array in nothing.arrays.items()}
+
+
+def pooled_loss(sums: Arrays) -> dict[str, float]:
+    """The mean loss of training over all cases, from the sums of `metric_terms`; nothing if none was trained on."""
+    loss, seen = sums[_LOSS]
+    return {"loss": float(loss / seen)} if seen else {}
+
+
+def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
+    """The sums of `metric_terms` by task. InputError if no predictions could have given them."""
+    found = {}
+    for task, asked in study.asked.items():
+        own = {key.partition("/")[2]: array for key, array in sums.items() if key.partition("/")[0] == task}
+        total, known = own.pop(_MEANS).T
+        grid = own.pop("scores", None)
+        floats = {key for key, array in zero(asked).arrays().items() if array.dtype.kind == "f"}
+        plain = {key: array if key in floats else _counts(array) for key, array in own.items()}
+        if grid is not None:
+            plain |= dict(zip(_SCORES, ScoreHistogram.from_grid(_counts(grid)).arrays(), strict=True))
+        macro = {
+            key: float(t / k) if k >= FEWEST else None
+            for key, t, k in zip(shown(asked).metrics, total, np.rint(known), strict=True)
+        }
+        found[task] = Pooled(sums_from(asked, plain), macro)
+    return found
+
+
+def _counts(sums: np.ndarray) -> Counts:
+    if (sums < 0).any():
+        raise InputError("Metric sums: a count is negative.")
+    counts: Counts = np.rint(sums).astype(np.int64)
+    return counts
+
+
+def _weight(merge: Mean | ServerOptimiser, weight: float) -> float:
+    if not math.isfinite(weight) or weight < 0:
+        raise ValueError("a weight must be a number from 0 on")
+    return float(weight > 0) if merge.weight == "equal" else weight

@@ -1,0 +1,157 @@
+"""How the coordinator merges what sites send in a stage. Values; `fedgraft.server.aggregation` has the behaviour."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedgraft.common.base.value import Value
+
+
+class Mean(Value):
+    """Weighted mean of the shared entries; weights are the sites' labelled training cases, or equal."""
+
+    kind: Literal["mean"] = "mean"
+    weight: Literal["examples", "equal"] = "examples"
+
+
+class ServerOptimiser(Value):
+    """The sites' mean change is a gradient for the coordinator's own optimiser (Reddi et al. 2021; Hsu et al. 2019).
+
+    `sgd` with momentum is FedAvgM, without it a server learning rate: below 1 it is Reptile. `adam`, `yogi` and
+    `adagrad` are FedAdam, FedYogi and FedAdagrad. Running statistics are averaged.
+    """
+
+    kind: Literal["server_optimiser"] = "server_optimiser"
+    rule: Literal["sgd", "adam", "yogi", "adagrad"]
+    lr: Annotated[float, Field(gt=0)] = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """beta1 of the adaptive rules."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: Annotated[float, Field(gt=0)] = 1e-3
+    """How adaptive: entries that hardly change are not divided by less."""
+    weight: Literal["examples", "equal"] = "examples"
+
+
+class Median(Value):
+    """The median of each coordinate over the sites, all counting the same (Yin et al. 2018)."""
+
+    kind: Literal["median"] = "median"
+
+
+class TrimmedMean(Value):
+    """The mean of each coordinate without the share `trim` of the sites at either end (Yin et al. 2018).
+
+    At least one site is cut at either end, as long as one is left.
+    """
+
+    kind: Literal["trimmed_mean"] = "trimmed_mean"
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+
+
+class Krum(Value):
+    """The mean of the `keep` updates closest to most others, if at most `faulty` are wrong (Blanchard et al. 2017).
+
+    Needs 2 * faulty + 3 sites.
+    """
+
+    kind: Literal["krum"] = "krum"
+    faulty: Annotated[int, Field(ge=1)] = 1
+    keep: Annotated[int, Field(ge=1)] = 1
+
+
+class ClippedMean(Value):
+    """The mean of all changes, none larger than `bound` times the median of their norms."""
+
+    kind: Literal["clipped_mean"] = "clipped_mean"
+    bound: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Ridge(Value):
+    """Closed-form head: one ridge regression on standardised features, from the sites' sums, equal to the pooled one.
+
+    `strength` is relative to the number of cases; `loso` takes for each task the one that does best on the sites left
+    out one after the other, which follows from the same sums. `scale` multiplies the logits, so that their softmax is
+    about as sharp as that of a trained head; a value's head is not scaled.
+    """
+
+    kind: Literal["ridge"] = "ridge"
+    strength: Annotated[float, Field(gt=0)] | Literal["loso"] = 0.1
+    scale: Annotated[float, Field(gt=0)] = 5.0
+
+
+class Newton(Value):
+    """A step of Newton's method for logistic heads, from the sites' sums of features and of what the heads get wrong.
+
+    Equal to the pooled step, and never too long (Boehning 1992); a few rounds of it are enough. `strength` as of a
+    ridge, of what is wrong on features as they are: with `loso` a step is the shorter the less it would help sites that
+    are left out.
+    """
+
+    kind: Literal["newton"] = "newton"
+    strength: Annotated[float, Field(gt=0)] | Literal["loso"] = "loso"
+
+
+class NearestMean(Value):
+    """Closed-form head: a case belongs to the class whose mean feature is nearest, from the same sums as a ridge.
+
+    `scale` multiplies the logits, which are half the squared distances, negative, over the features' mean variance.
+    """
+
+    kind: Literal["ncm"] = "ncm"
+    scale: Annotated[float, Field(gt=0)] = 0.05
+
+
+class Discriminant(Value):
+    """Closed-form head: linear discriminant analysis with a shrunken covariance, from the same sums as a ridge.
+
+    `shrink` is the share of the mean variance that is mixed into the within-class covariance.
+    """
+
+    kind: Literal["lda"] = "lda"
+    shrink: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class Moments(Value):
+    """Mean and covariance of features from the sites' sums, for the sites of later stages that ask for them."""
+
+    kind: Literal["moments"] = "moments"
+
+
+class Threshold(Value):
+    """From where on an image is unlike those of the training sites: a quantile of their counted distances."""
+
+    kind: Literal["threshold"] = "threshold"
+    quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
+
+
+class Temper(Value):
+    """Logits divided by the temperature with the least loss over all sites' cases, of a fixed grid, from their sums.
+
+    Guo et al. 2017, "On calibration of modern neural networks": ranks stay, probabilities become usable. Each member of
+    a committee gets its own, or the heads of the model get one, task by task.
+    """
+
+    kind: Literal["temper"] = "temper"
+
+
+class Standardise(Value):
+    """Mean and deviation of a table's columns from the sites' sums, put into the model's first layer."""
+
+    kind: Literal["standardise"] = "standardise"
+
+
+class Nothing(Value):
+    """Nothing is merged: what the sites did stays with them."""
+
+    kind: Literal["nothing"] = "nothing"
+
+
+Robust = Median | TrimmedMean | Krum | ClippedMean
+"""Merges that hold when a few sites send nonsense."""
+ClosedForm = Ridge | NearestMean | Discriminant
+"""Merges that solve heads from sums of features and labels."""
+Sums = ClosedForm | Newton | Moments | Temper | Threshold | Standardise
+"""Merges that add up sums, not entries."""
+Merge = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]

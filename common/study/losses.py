@@ -1,0 +1,286 @@
+"""What a gradient stage minimises: a weighted sum of terms. Values; `fedgraft.client.training.losses` computes them.
+
+Each term says what it needs, and what couples its cases. A term that looks at one case at a time has a gradient of each
+case; one that compares cases of a batch has none; one that looks at no case at all can be added after noise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from fedgraft.common.base.value import Value
+from fedgraft.common.study.model_spec import Teacher
+
+Weight = Annotated[float, Field(gt=0)]
+
+
+class Need(StrEnum):
+    """What a term cannot do without at a site."""
+
+    LABELS = "labels"
+    SOURCE = "source"
+    """Labelled cases of a source, in a folder at the site."""
+    PRETRAINED = "pretrained"
+    """The entries that the run began with."""
+    CONTROL = "control"
+    """The coordinator's control variates, and the site's own."""
+    MOMENTS = "moments"
+    """Moments of a source's features, from an earlier stage."""
+    CRITIC = "critic"
+    """A network that tells source from target."""
+    TEACHER = "teacher"
+    """The entries of a finished model that teaches."""
+
+
+class Coupling(StrEnum):
+    """What ties the cases of a batch together in a term."""
+
+    NONE = "none"
+    """It looks at the model's entries alone."""
+    SAMPLE = "sample"
+    BATCH = "batch"
+
+
+class _Term(Value, ABC):
+    weight: Weight = 1.0
+
+    coupling: ClassVar[Coupling] = Coupling.SAMPLE
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the site must have."""
+        return frozenset()
+
+    @property
+    @abstractmethod
+    def says(self) -> str:
+        """The term in a few words."""
+
+    @property
+    def self_taught(self) -> bool:
+        """Whether it takes the model's own guesses for the truth."""
+        return False
+
+
+class Supervised(_Term):
+    """The loss over known labels, of the site's own cases or of the source that lies at the site."""
+
+    kind: Literal["supervised"] = "supervised"
+    of: Literal["target", "source"] = "target"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Labels, or a source that has some."""
+        return frozenset({Need.LABELS if self.of == "target" else Need.SOURCE})
+
+    @property
+    def says(self) -> str:
+        """The term in a few words."""
+        return "labels" if self.of == "target" else "labels of a source at the site"
+
+
+class Anchor(_Term):
+    """weight/2 |w - a|^2 over the trained parameters: they are pulled to `a` while they learn.
+
+    `to: round` is what the visit began with (FedProx, Li et al. 2020); `pretrained` what the run began with, heads left
+    alone (L2-SP, Li et al. 2018); `global` the coordinator's entries, for a model that the site keeps (Ditto, Li et al.
+    2021).
+    """
+
+    kind: Literal["anchor"] = "anchor"
+    to: Literal["pretrained", "round", "global"] = "round"
+    weight: Weight = 0.01
+
+    coupling: ClassVar[Coupling] = Coupling.NONE
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The start of the run, if that is the anchor."""
+        return frozenset({Need.PRETRAINED}) if self.to == "pretrained" else frozenset()
+
+    @property
+    def says(self) -> str:
+        """The term in a few words."""
+        end = {"pretrained": "the start of the run", "round": "the start of the round", "global": "the common model"}
+        return f"a pull to {end[self.to]}"
+
+
+class Control(_Term):
+    """<c - c_i, w> over what is trained and shared: steps without the site's own drift (SCAFFOLD).
+
+    Karimireddy et al. 2020, option II. The site keeps its c_i; the coordinator works out c from what it gets anyway.
+    """
+
+    kind: Literal["control"] = "control"
+    weight: Annotated[float, Field(ge=1, le=1)] = 1.0
+
+    coupling: ClassVar[Coupling] = Coupling.NONE
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Control variates."""
+        return frozenset({Need.CONTROL})
+
+    @property
+    def says(self) -> str:
+        """The term in a few words."""
+        return "control variates"
+
+
+class Adversarial(_Term):
+    """A critic learns to tell the source's features from the site's own, and the backbone learns to prevent it (DANN).
+
+    Ganin et al. 2016. `conditional` shows the critic features times class probabilities (CDAN, Long et al. 2018). The
+    reversed gradient grows from 0 as 2 / (1 + exp(-ramp p)) - 1 with the share p of the stage that is done. The critic
+    has no norm layers, so each case has a loss of its own.
+    """
+
+    kind: Literal["adversarial"] = "adversarial"
+    conditional: bool = False
+    ramp: Annotated[float, Field(gt=0)] = 10.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Source cases, and a critic."""
+        return frozenset({Need.SOURCE, Need.CRITIC})
+
+    @property
+    def critic(self) -> str:
+        """The name of its critic in the model."""
+        return "conditional" if self.conditional else "features"
+
+    @property
+    def says(self) -> str:
+        """The term in a few words."""
+        return f"a critic of {'features by class' if self.conditional else 'features'} against a source at the site"
+
+
+class Discrepancy(_Term):
+    """How far the features of the site's own cases are from the source's, batch by batch.
+
+    `coral` compares covariances (Sun and Saenko 2016), `mmd` all moments by five Gaussian kernels (Long et al. 2015),
+    both with source cases at the site. `moments` compares mean and covariance with those that a source released.
+    """
+
+    kind: Literal["discrepancy"] = "discrepancy"
+    measure: Literal["coral", "mmd", "moments"] = "coral"
+
+    coupling: ClassVar[Coupling] = Coupling.BATCH
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Source cases, or only their moments."""
+        return frozenset({Need.MOMENTS if self.measure == "moments" else Need.SOURCE})
+
+    @property
+    def says(self) -> str:
+        """The term in a few words."""
+        to = "moments that a source released" if self.measure == "moments" else "a source at the site"
+        return f"{self.measure} distance of features to {to}"
+
+
+class InfoMax(_Term):
+    """Sure about each case, even over the classes: mean entropy less `diversity` times the entropy of the mean.
+
+    Liang et al. 2020 (SHOT-IM). It can lead a model astray that begins badly, so it needs a `fallback`.
+    """
+
+    kind: Literal["infomax"] = "infomax"
+    diversity: Annotated[float, Field(ge=0)] = 1.0
+
+    coupling: ClassVar[Coupling] = Coupling.BATCH
+
+    @property
+    def says(self) -> str:
+        """The term in a few words."""
+        return "information maximisation"
+
+    @property
+    def self_taught(self) -> bool:
+        """It is."""
+        return True
+
+
+class PseudoLabel(_Term):
+    """The model's own guess as the label of each case without one, where it is at least so `sure` (Lee 2013)."""
+
+    kind: Literal["pseudo_label"] = "pseudo_label"
+    sure: Annotated[float, Field(gt=0, lt=1)] = 0.9
+
+    @property
+    def says(self) -> str:
+        """The term in a few words."""
+        return f"guesses of probability {self.sure:g} or more as labels"
+
+    @property
+    def self_taught(self) -> bool:
+        """It is."""
+        return True
+
+
+class Distill(_Term):
+    """The answers of a finished model, or of a committee, to the site's own images, with labels or without.
+
+    Hinton et al. 2015, "Distilling the knowledge in a neural network": t^2 KL(teacher || student) of classes, both
+    softened by the `temperature` t; of labels each alone; of values Huber's loss. Every case by itself.
+    """
+
+    kind: Literal["distill"] = "distill"
+    teacher: Teacher
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The teacher."""
+        return frozenset({Need.TEACHER})
+
+    @property
+    def says(self) -> str:
+        """The term in a few words."""
+        members = self.teacher.members
+        who = " + ".join(str(one.weights) for one in members) if members else str(self.teacher.weights)
+        return f"the answers of {'the committee ' if members else ''}{who}, softened by {self.temperature:g}"
+
+
+def names_classes(term: Term) -> bool:
+    """Whether a term looks at the probabilities of classes."""
+    return term.self_taught or (isinstance(term, Adversarial) and term.conditional)
+
+
+Term = Annotated[
+    Supervised | Anchor | Control | Adversarial | Discrepancy | InfoMax | PseudoLabel | Distill,
+    Field(discriminator="kind"),
+]
+
+SUPERVISED = (Supervised(),)
+"""What a stage minimises unless it says otherwise."""
+
+
+def needs(terms: Iterable[Term]) -> frozenset[Need]:
+    """All that these terms need."""
+    return frozenset().union(*(term.needs for term in terms))
+
+
+def wants_all_cases(terms: Iterable[Term]) -> bool:
+    """Whether any term learns from the site's cases without labels."""
+    return any(term.coupling is not Coupling.NONE and not isinstance(term, Supervised) for term in terms)
+
+
+def looks_further(terms: Iterable[Term]) -> bool:
+    """Whether any term looks at more than the site's own cases with labels."""
+    return wants_all_cases(terms) or Need.SOURCE in needs(terms)
+
+
+def sees_features(terms: Iterable[Term]) -> bool:
+    """Whether any term looks at features, and not only at what heads make of them."""
+    return any(isinstance(term, Adversarial | Discrepancy) for term in terms)
+
+
+def find(terms: Iterable[Term], kind: type[Value]) -> Term | None:
+    """The first term of that kind."""
+    return next((term for term in terms if isinstance(term, kind)), None)

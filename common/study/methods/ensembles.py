@@ -1,0 +1,67 @@
+"""Methods that put finished models together: their average, a stack of them, and one student of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fedgraft.common.study.aggregates import Newton, Temper
+from fedgraft.common.study.losses import Distill
+from fedgraft.common.study.methods.recipes import Method, rounds_of, with_terms
+from fedgraft.common.study.plan import Stage, Statistics, named
+
+_STEPS = 5
+
+
+def average(method: Method) -> tuple[Stage, ...]:  # noqa: ARG001 - one form for all methods
+    """Each member's temperature; a committee answers with the mean of its members' probabilities anyway."""
+    return (_temper_members(),)
+
+
+def stack(method: Method) -> tuple[Stage, ...]:
+    """From the members' average, steps towards a logistic head over their answers, and one temperature at the end.
+
+    Each step is a ridge of what is still wrong, with a strength chosen on sites left out: where nothing can be gained,
+    the average stays. All on validation cases: on those that a member has learnt by heart, it would seem the best.
+    """
+    steps = Stage(
+        name="stack",
+        where="labelled",
+        local=Statistics(of="residuals", split="val", private=method.sums),
+        share=named("heads"),
+        merge=Newton(),
+        rounds=_STEPS,
+    )
+    return _temper_members(), steps, temper()
+
+
+def distill(method: Method) -> tuple[Stage, ...]:
+    """A student learns labels, where there are any, and a teacher's answers to all images."""
+    if method.teacher is None:
+        raise ValueError("distill needs a `teacher`: a finished run's folder, weights with heads, or a committee")
+    taught = rounds_of(with_terms(method, Distill(teacher=method.teacher)), "all")
+    return (taught.model_copy(update={"where": "all"}),)
+
+
+def temper() -> Stage:
+    """One temperature for each task's answers."""
+    local = Statistics(of="answers", split="val")
+    return Stage(name="temper", where="labelled", local=local, share=named("heads"), merge=Temper())
+
+
+def _temper_members() -> Stage:
+    local = Statistics(of="members", split="val")
+    return Stage(name="temper_members", where="labelled", local=local, merge=Temper())
+
+
+ENSEMBLES: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
+    "average_ensemble": (
+        "the mean of a committee's probabilities, each member with its own temperature (Guo et al. 2017)",
+        average,
+    ),
+    "stacked_ensemble": (
+        "a logistic head over a committee's answers in a few exchanges, and one temperature after it (Wolpert 1992)",
+        stack,
+    ),
+    "distill": ("a student learns labels and the answers of finished models (Hinton et al. 2015)", distill),
+}
+"""Presets that need finished models: members of a committee, or a teacher."""

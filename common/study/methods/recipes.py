@@ -1,0 +1,191 @@
+"""The stages that methods are put together from, and the longer ones of these methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedgraft.common.base.value import Value
+from fedgraft.common.study.aggregates import (
+    Discriminant,
+    Mean,
+    Merge,
+    Moments,
+    NearestMean,
+    Ridge,
+    Standardise,
+    Threshold,
+)
+from fedgraft.common.study.losses import Control, Discrepancy, Term
+from fedgraft.common.study.model_spec import Teacher
+from fedgraft.common.study.plan import (
+    Gradient,
+    Recalibrate,
+    Role,
+    Select,
+    Stage,
+    Statistics,
+    named,
+)
+from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.training import Fallback, Lookahead
+
+_RIDGE = Ridge()
+
+
+class Method(Value):
+    """A preset by name with the few settings that all presets understand.
+
+    `rounds` are those of the gradient stage; `local` is its local work.
+    """
+
+    name: str
+    rounds: int = 10
+    local: Gradient = Gradient(epochs=1)
+    sums: PrivateSums | None = None
+    """Noise on the sums of a closed-form head."""
+    flags: bool = False
+    """Two more exchanges, from which `fedgraft predict` can tell images that are unlike those of the sites."""
+    keep_sums: bool = False
+    """The coordinator keeps each site's sums of a closed-form head, so that sites can leave or join it afterwards."""
+    teacher: Teacher | None = None
+    """A finished model, for methods whose sites learn from one."""
+
+
+_MEAN = Mean()
+
+
+def rounds_of(method: Method, share: str, keep: str = "none", train: str = "all", merge: Merge = _MEAN) -> Stage:
+    """A gradient stage at the sites with labels."""
+    local = method.local.model_copy(update={"train": named(train)}) if train != "all" else method.local
+    return Stage(
+        name="train",
+        where="labelled",
+        local=local,
+        share=named(share),
+        keep=named(keep),
+        merge=merge,
+        rounds=method.rounds,
+    )
+
+
+def with_terms(method: Method, *terms: Term, **changes: Any) -> Method:
+    """The same method with more terms in its loss, and other settings of its local work."""
+    return method.model_copy(
+        update={"local": method.local.model_copy(update={"terms": (*method.local.terms, *terms), **changes})}
+    )
+
+
+def personal(method: Method, *terms: Term) -> Stage:
+    """Each site goes on by itself with a model of its own, which stays."""
+    local = with_terms(method, *terms).local
+    return Stage(name="personal", where="labelled", local=local, keep=named("all"), rounds=method.rounds)
+
+
+def _halves(method: Method) -> tuple[int, int]:
+    """The rounds in two parts, the first at least one."""
+    first = max(1, method.rounds // 2)
+    return first, max(1, method.rounds - first)
+
+
+def lp_ft(method: Method) -> tuple[Stage, ...]:
+    """Heads alone for half of the rounds, then all entries."""
+    first, then = _halves(method)
+    probe = rounds_of(method, "heads", train="heads").model_copy(update={"name": "probe", "rounds": first})
+    return probe, rounds_of(method, "all").model_copy(update={"rounds": then})
+
+
+def unfreezing(method: Method) -> tuple[Stage, ...]:
+    """Heads first, then one more block every few rounds, and all entries at last."""
+    parts = min(4, method.rounds)
+    stages = []
+    for at in range(parts):
+        select = named("all") if at == parts - 1 else Select(max_height=at)
+        rounds = method.rounds // parts + (at >= parts - method.rounds % parts)
+        local = method.local.model_copy(update={"train": select})
+        stages.append(
+            rounds_of(method, "all").model_copy(update={"name": f"unfreeze_{at}", "local": local, "rounds": rounds})
+        )
+    return tuple(stages)
+
+
+def fixbn(method: Method) -> tuple[Stage, ...]:
+    """All entries; after half of the rounds norm statistics stay."""
+    first, then = _halves(method)
+    warm = rounds_of(method, "all").model_copy(update={"name": "warm_up", "rounds": first})
+    fixed = rounds_of(with_terms(method, fixed_norm_stats=True), "all")
+    return warm, fixed.model_copy(update={"name": "fixed", "rounds": then})
+
+
+def adapted(method: Method, *terms: Term) -> Stage:
+    """Sites with labels or without learn the source's task on features that do not tell the two apart."""
+    local = method.local.model_copy(update={"terms": terms})
+    return rounds_of(method, "all").model_copy(update={"name": "adapt", "where": "all", "local": local})
+
+
+def self_taught(method: Method, *terms: Term) -> tuple[Stage, ...]:
+    """FedAvg where there are labels; then each site goes on by itself, heads fixed, and keeps what that gives."""
+    changes = {"terms": terms, "train": named("all_but_heads"), "fallback": Fallback()}
+    local = method.local.model_copy(update=changes)
+    adapting = Stage(name="adapt", local=local, keep=named("all_but_heads"), rounds=method.rounds)
+    return rounds_of(method, "all"), adapting
+
+
+def moment_alignment(method: Method) -> tuple[Stage, ...]:
+    """Train on the source, release the moments of its features, and align the sites' features to them."""
+    pretrain = rounds_of(method, "all").model_copy(update={"name": "pretrain", "where": "source"})
+    released = Stage(name="release", where="source", local=Statistics(), merge=Moments())
+    local = method.local.model_copy(
+        update={"terms": (Discrepancy(measure="moments"),), "train": named("all_but_heads")}
+    )
+    align = rounds_of(method, "all_but_heads").model_copy(update={"name": "align", "where": "all", "local": local})
+    return pretrain, released, align
+
+
+def three_step(method: Method) -> tuple[Stage, ...]:
+    """Train on the source, fine-tune at the sites that have labels, adapt to each site."""
+    pretrain = rounds_of(method, "all").model_copy(update={"name": "pretrain", "where": "source"})
+    return pretrain, rounds_of(method, "all").model_copy(update={"name": "finetune"}), adapt()
+
+
+def maml(method: Method) -> tuple[Stage, ...]:
+    """First-order MAML; counted in steps, as it must be."""
+    steps = {} if method.local.steps else {"epochs": None, "steps": 5}
+    return (rounds_of(with_terms(method, lookahead=Lookahead(), **steps), "all"),)
+
+
+def scaffold(method: Method) -> tuple[Stage, ...]:
+    """FedAvg with control variates, by plain steps as they need."""
+    steps = {} if method.local.steps else {"epochs": None, "steps": 10}
+    return (rounds_of(with_terms(method, Control(), optimiser="sgd", momentum=0.0, **steps), "all"),)
+
+
+def probe(method: Method, merge: Ridge | NearestMean | Discriminant = _RIDGE) -> Stage:
+    """A closed-form head on frozen features."""
+    return Stage(
+        name="probe",
+        where="labelled",
+        local=Statistics(private=method.sums, keep_sums=method.keep_sums),
+        share=Select(roles=named("heads").roles),
+        merge=merge,
+    )
+
+
+def flagged(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The same with moments of the features, and a threshold, as soon as what all share is done.
+
+    What sites then change by themselves, for themselves, is another model than the one that is described.
+    """
+    describe = Stage(name="describe", where="labelled", local=Statistics(), merge=Moments())
+    measure = Stage(name="distances", where="labelled", local=Statistics(of="distances"), merge=Threshold())
+    at = next((at for at, stage in enumerate(stages) if stage.keep.roles - {Role.HEAD, Role.CRITIC}), len(stages))
+    return (*stages[:at], describe, measure, *stages[at:])
+
+
+def adapt() -> Stage:
+    """Norm statistics from each site's own images."""
+    return Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
+
+
+def standardise() -> Stage:
+    """The stage that a table needs before any other: columns on one scale, agreed by all sites."""
+    return Stage(name="standardise", local=Statistics(of="columns"), merge=Standardise())

@@ -1,0 +1,90 @@
+"""Where a model comes from: a backbone by name with the weights it starts from, or finished models as a committee."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from fedgraft.common.base.value import Value, unless
+
+COMMITTEE = "committee"
+"""The backbone that is several finished models."""
+
+
+class Member(Value):
+    """A finished model: its backbone, and the run's folder or the weights that it is read from.
+
+    A member that learnt from the very cases on which it is now to be weighed or tested would look better than it is. So
+    it must come from a study with the same seed and split, which held out the same patients, unless it `elsewhere`
+    learnt from other patients than those of this study's sites. In a file the folder or id alone means a slim_resnet.
+    """
+
+    weights: Annotated[str | None, Field(min_length=1)] = None
+    backbone: str = "slim_resnet"
+    elsewhere: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"weights": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_one_model(self) -> Member:
+        if self.backbone == COMMITTEE:
+            raise ValueError("a committee cannot be a member of another; name its members instead")
+        return self
+
+
+class Model(Value):
+    """The backbone by name, and the weights it starts from: an id, a folder, or none for random ones.
+
+    `heads` are `fresh`, or those of the `weights`, which must then be for the same tasks and classes. A `committee` has
+    two `members` or more, all frozen; its features are their answers. `weights` are then those of a finished committee,
+    whose members need not be read again.
+    """
+
+    backbone: str = "slim_resnet"
+    weights: str | None = None
+    heads: Literal["fresh", "weights"] = "fresh"
+    members: Annotated[tuple[Member, ...], Field(exclude_if=unless(()))] = ()
+
+    @model_validator(mode="after")
+    def _heads_from_somewhere(self) -> Model:
+        if self.heads == "weights" and self.weights is None:
+            raise ValueError("heads: weights needs `weights`, an id or a folder")
+        return self
+
+    @model_validator(mode="after")
+    def _members_of_a_committee(self) -> Model:
+        if (self.backbone == COMMITTEE) != bool(self.members):
+            raise ValueError("backbone: committee and `members` go together")
+        if len(self.members) == 1:
+            raise ValueError("members: a committee has two or more")
+        lacking = [str(at) for at, member in enumerate(self.members) if member.weights is None]
+        if lacking and self.weights is None:
+            raise ValueError(f"members.{lacking[0]}: needs `weights`, a finished run's folder or an id")
+        return self
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The backbones that a site would run; a committee is each of its members'."""
+        return tuple(member.backbone for member in self.members) or (self.backbone,)
+
+
+class Teacher(Model):
+    """A finished model, or a committee of such, whose answers a student learns; as `Model`, with heads of its own."""
+
+    elsewhere: Annotated[bool, Field(exclude_if=unless(False))] = False
+    """Whether it learnt from other patients than those of this study's sites, as of `Member`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"weights": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_finished(self) -> Teacher:
+        if not self.members and self.weights is None:
+            raise ValueError("a teacher needs `weights`, a finished run's folder or an id, or `members`")
+        return self

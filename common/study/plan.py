@@ -1,0 +1,210 @@
+"""Stages of a study: who trains, what is trained, what travels and how it is merged. Values, no behaviour.
+
+A method is a composition of these values, never a branch in the trainer. `methods.presets` names the usual ones;
+`fedgraft.common.checks` refuses the combinations that cannot work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_serializer, model_validator
+
+from fedgraft.common.base.value import Value, unless
+from fedgraft.common.study.aggregates import Merge, Nothing
+from fedgraft.common.study.losses import SUPERVISED, Term
+from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stopping import Average, Stop
+from fedgraft.common.study.training import (
+    Augment,
+    Fallback,
+    Lookahead,
+    Private,
+)
+
+
+class Role(StrEnum):
+    """What a state entry does in the model; decided by module type, never by name."""
+
+    STEM = "stem"
+    BODY = "body"
+    NORM_AFFINE = "norm_affine"
+    NORM_STATS = "norm_stats"
+    SCALE = "scale"
+    """A table's standardisation, or a committee's temperatures: set from the sites' sums, never by gradients."""
+    HEAD = "head"
+    CRITIC = "critic"
+    """Tells source from target while a stage trains against it; no part of what the model says."""
+    MEMBER = "member"
+    """Belongs to a finished model in a committee: it never moves, so no selection has it, not even all."""
+
+
+@dataclass(frozen=True)
+class Tag:
+    """Role, depth (0 = stem, 1.. = blocks in forward order, last = head) and task (heads only) of a state entry.
+
+    `height` counts from the other end: 0 = head, 1 = the block below it, and so on.
+    """
+
+    role: Role
+    depth: int
+    task: str | None = None
+    height: int = 0
+
+
+_ALL = frozenset(Role) - {Role.MEMBER}
+_NORM = frozenset({Role.NORM_AFFINE, Role.NORM_STATS})
+_HEADS = frozenset({Role.HEAD})
+SELECTIONS: Mapping[str, frozenset[Role]] = {
+    "all": _ALL,
+    "none": frozenset(),
+    "heads": _HEADS,
+    "all_but_heads": _ALL - _HEADS,
+    "norm": _NORM,
+    "norm_stats": frozenset({Role.NORM_STATS}),
+    "norm_and_heads": _NORM | _HEADS,
+    "all_but_norm": _ALL - _NORM,
+    "all_but_norm_stats": _ALL - {Role.NORM_STATS},
+}
+"""The selections that have a name: FedBN shares `all_but_norm`, SiloBN `all_but_norm_stats`, FedPer `all_but_heads`."""
+
+
+class Select(Value):
+    """State entries chosen by role and depth. In a file: a name from `SELECTIONS`, or these keys."""
+
+    roles: frozenset[Role] = _ALL
+    min_depth: Annotated[int, Field(ge=0)] = 0
+    max_depth: Annotated[int, Field(ge=0)] | None = None
+    max_height: Annotated[int, Field(ge=0)] | None = None
+    """Counted from the heads, which are 0, so that a plan need not know how deep the backbone is."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in SELECTIONS:
+            raise ValueError(f"no selection is called {value!r}; there are: {', '.join(SELECTIONS)}")
+        return {"roles": SELECTIONS[value]}
+
+    @model_serializer
+    def _to_name(self) -> Any:
+        roles = sorted(self.roles)
+        name = next((name for name, chosen in SELECTIONS.items() if chosen == self.roles), None)
+        top = {} if self.max_height is None else {"max_height": self.max_height}
+        if self.min_depth == 0 and self.max_depth is None:
+            return name if name and not top else {"roles": roles, **top}
+        return {"roles": roles, "min_depth": self.min_depth, "max_depth": self.max_depth, **top}
+
+    def __contains__(self, tag: Tag) -> bool:
+        deep_enough = tag.depth >= self.min_depth
+        shallow_enough = self.max_depth is None or tag.depth <= self.max_depth
+        high_enough = self.max_height is None or tag.height <= self.max_height
+        return tag.role in self.roles and deep_enough and shallow_enough and high_enough
+
+    def keys(self, tags: Mapping[str, Tag]) -> tuple[str, ...]:
+        """State entries of a model that are selected, in the model's order."""
+        return tuple(key for key, tag in tags.items() if tag in self)
+
+
+def named(selection: str) -> Select:
+    """The selection of that name; KeyError for a name that is not in the table."""
+    return Select(roles=SELECTIONS[selection])
+
+
+class Gradient(Value):
+    """Optimiser steps on a weighted sum of terms, which is the loss over the site's labels unless it says otherwise.
+
+    `schedule` runs over all the rounds of the stage. `backbone_lr_factor` multiplies the rate of everything that is
+    not a head. `fixed_norm_stats` leaves running statistics as received (FixBN). With `private`, `batch_size` says how
+    many images are worked on at a time, for memory alone.
+    """
+
+    kind: Literal["gradient"] = "gradient"
+    train: Select = named("all")
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    backbone_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the stage over which the rate rises linearly from 0."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    fixed_norm_stats: bool = False
+    class_weights: Literal["none", "balanced"] = "none"
+    augment: Augment | None = None
+    private: Private | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1, exclude_if=unless(1.0))] = 1.0
+    """Factor on the rate for each block further from the heads."""
+    heads_first: Annotated[int | None, Field(ge=1, exclude_if=unless(None))] = None
+    """So many steps on the heads alone, before the others on all else alone (FedRep, Collins et al. 2021)."""
+    lookahead: Annotated[Lookahead | None, Field(exclude_if=unless(None))] = None
+    fallback: Annotated[Fallback | None, Field(exclude_if=unless(None))] = None
+    terms: Annotated[tuple[Term, ...], Field(min_length=1, exclude_if=unless(SUPERVISED))] = SUPERVISED
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Gradient:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps (per round)")
+        return self
+
+
+class Statistics(Value):
+    """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`.
+
+    Of `residuals` it is features with what the heads get wrong, label less probability, and may be asked again after
+    each step. Of `members` (of a committee) and of `answers` (of the model's heads) it is the loss at each temperature
+    of a fixed grid. Of `distances` it is counts of how far features are from moments that were released before.
+
+    `split` are the cases that are summed: what is to weigh or calibrate finished models must be cases that these have
+    not learnt from, `val`. In `single` precision sums of features travel in half the bytes, with 7 digits in place of
+    16. With `keep_sums` the coordinator keeps what each site sent, so that sites can leave or join
+    afterwards.
+    """
+
+    kind: Literal["statistics"] = "statistics"
+    of: Literal["features", "residuals", "columns", "members", "answers", "distances"] = "features"
+    private: PrivateSums | None = None
+    split: Annotated[Literal["train", "val"], Field(exclude_if=unless("train"))] = "train"
+    precision: Annotated[Literal["double", "single"], Field(exclude_if=unless("double"))] = "double"
+    keep_sums: Annotated[bool, Field(exclude_if=unless(False))] = False
+
+
+class Recalibrate(Value):
+    """AdaBN: norm layers take their statistics from the site's own images; needs no labels, shares nothing.
+
+    Li et al. 2016, "Revisiting batch normalization for practical domain adaptation".
+    """
+
+    kind: Literal["recalibrate"] = "recalibrate"
+    batch_size: Annotated[int, Field(ge=2)] = 64
+
+
+Local = Annotated[Gradient | Statistics | Recalibrate, Field(discriminator="kind")]
+
+
+class Stage(Value):
+    """One leg of a plan: `rounds` times the same local work at the sites `where`, then one merge.
+
+    `share` says which entries travel. `keep` says which trained entries stay at the site on purpose. `source` is a site
+    that holds public source data: it works only in stages that are for it, or that minimise the joint loss
+    L_source + `joint` L_target with it, each L a mean over cases.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    where: Literal["all", "labelled", "unlabelled", "source"] = "all"
+    local: Local
+    share: Select = named("none")
+    keep: Select = named("none")
+    merge: Merge = Nothing()
+    rounds: Annotated[int, Field(ge=1)] = 1
+    joint: Annotated[float | None, Field(gt=0, exclude_if=unless(None))] = None
+    until: Annotated[Stop | None, Field(exclude_if=unless(None))] = None
+    average: Annotated[Average | None, Field(exclude_if=unless(None))] = None

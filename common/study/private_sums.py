@@ -1,0 +1,34 @@
+"""What a stage asks of the noise on its sums."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedgraft.common.base.value import Value
+
+
+class PrivateSums(Value):
+    """Sums leave with Gaussian noise, once: each unit gives one row, its mean features, of norm at most `clip`.
+
+    The noise has deviation `sigma` times what one unit can change (see `dp_statistics` at the site). Give either
+    `sigma` or the `epsilon` that it may cost. Features that are usually longer than `clip` count by their direction
+    alone.
+    """
+
+    sigma: Annotated[float, Field(gt=0)] | None = None
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    unit: Literal["patient", "image"] = "patient"
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> PrivateSums:
+        if (self.sigma is None) == (self.epsilon is None):
+            raise ValueError("give either sigma or epsilon")
+        return self
+
+    @property
+    def sample(self) -> float:
+        """All units are in the sums."""
+        return 1.0

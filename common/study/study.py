@@ -1,0 +1,269 @@
+"""The study: what the coordinator asks. Strict, frozen, parsed once; all faults are reported together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.base.files import CONFIGS, canonical_json
+from fedgraft.common.base.value import Value
+from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
+from fedgraft.common.study.losses import Adversarial, Distill
+from fedgraft.common.study.methods.presets import expand
+from fedgraft.common.study.methods.recipes import Method
+from fedgraft.common.study.model_spec import COMMITTEE, Model, Teacher
+from fedgraft.common.study.plan import Gradient, Stage
+from fedgraft.common.study.tasks import (
+    AnyTask,
+    Multilabel,
+    Segmentation,
+    Task,
+)
+
+_LARGEST_CHANGE = 10.0
+
+
+class Rounds(Value):
+    """When a round counts. `quorum` is the share of the asked sites that must answer well, at least `min_sites`.
+
+    `deadline_s` bounds a site's answer to one order, in seconds; no deadline if absent. `max_change` bounds the norm
+    of a site's change of the model relative to the model's own norm; 10 if absent. In a masked study, where nobody sees
+    a site's change, it cannot be given, and the bound of 10 holds for the merged change.
+    """
+
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
+    min_sites: Annotated[int, Field(ge=1)] = 1
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
+    max_change: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def largest_change(self) -> float:
+        """The bound that holds."""
+        return _LARGEST_CHANGE if self.max_change is None else self.max_change
+
+
+class Evaluation(Value):
+    """Sites evaluate what they receive on `split`, every so many exchanges; the last exchange uses the test split.
+
+    Observers, sites that hold public data and take no part in training, use all their cases every time.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 1
+    """0 = sites only at the end."""
+    split: Literal["val", "test"] = "val"
+
+
+class Study(Value):
+    """All that the sites are asked to do. Two studies with the same digest ask the same."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    tasks: Annotated[tuple[AnyTask, ...], Field(min_length=1)]
+    input: InputSpec = ImageInput()
+    split: SplitSpec = SplitSpec()
+    model: Model = Model()
+    plan: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    rounds: Rounds = Rounds()
+    evaluate: Evaluation = Evaluation()
+    masked: bool = False
+    """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
+    no site's entries, weights, counts or metrics."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Study:
+        for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"more than one {what} is called {', '.join(twice)}")
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the study's canonical form, 64 hex digits."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Outputs of the linear heads by task name; for a classification its classes."""
+        return {task.name: task.outputs for task in self.tasks if not isinstance(task, Segmentation)}
+
+    @property
+    def mask_heads(self) -> tuple[str, ...]:
+        """Names of the tasks that ask for a mask."""
+        return tuple(task.name for task in self.tasks if isinstance(task, Segmentation))
+
+    @cached_property
+    def asked(self) -> dict[str, AnyTask]:
+        """The tasks by name."""
+        return {task.name: task for task in self.tasks}
+
+    @property
+    def critics(self) -> tuple[str, ...]:
+        """Names of the critics that the plan trains against."""
+        terms = [term for stage in self.plan if isinstance(stage.local, Gradient) for term in stage.local.terms]
+        return tuple(sorted({term.critic for term in terms if isinstance(term, Adversarial)}))
+
+    def teacher_of(self, stage: Stage) -> Teacher | None:
+        """The finished model whose answers the sites of this stage learn; None if there is none."""
+        terms = stage.local.terms if isinstance(stage.local, Gradient) else ()
+        return next((term.teacher for term in terms if isinstance(term, Distill)), None)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """All backbones that a site would run: a committee is each of its members', and teachers count as well."""
+        teachers = [teacher for stage in self.plan if (teacher := self.teacher_of(stage)) is not None]
+        return tuple(dict.fromkeys(name for model in (self.model, *teachers) for name in model.architectures))
+
+    @cached_property
+    def calibrated(self) -> tuple[str, ...]:
+        """Tasks whose answers are probabilities that a temperature can sharpen or flatten."""
+        return tuple(task.name for task in self.tasks if isinstance(task, Task | Multilabel))
+
+    def to_json(self) -> bytes:
+        """The study as canonical JSON, all defaults written out."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    def to_yaml(self) -> str:
+        """The study as YAML, all defaults written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def locate(path: Path) -> Path:
+    """A study's file: the path itself, or the file of the study of that name that ships."""
+    shipped = CONFIGS / "studies" / f"{path}.yaml"
+    return shipped if not path.exists() and path.parent == Path() and shipped.exists() else path
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | None]:
+    """The study in a YAML file and the scenario it names for simulations, if any; what it is compared with is left out.
+
+    `overrides` are `dotted.key=value` with YAML values. Raises StudyError with every fault.
+    """
+    data = read_mapping(path)
+    faults = [fault for item in overrides if (fault := override(data, item))]
+    if faults:
+        raise StudyError(str(path), faults)
+    data.pop("compare", None)
+    scenario = data.pop("scenario", None)
+    if scenario is not None and not isinstance(scenario, str):
+        raise StudyError(str(path), ["scenario: must be the name or path of a scenario file"])
+    return parse_study(data, str(path)), scenario
+
+
+def find_study(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Study, str | None]:
+    """A study by path, or by the name of one that ships, and the scenario that it names."""
+    return read_study(locate(path), overrides)
+
+
+def parse_study(data: Mapping[str, Any], source: str) -> Study:
+    """A checked study from plain values; StudyError names `source` and lists every fault with its key."""
+    plain, faults = _expand_method(dict(data))
+    try:
+        study = Study.model_validate(plain)
+    except ValidationError as error:
+        raise StudyError(source, faults + describe(error)) from None
+    if faults:
+        raise StudyError(source, faults)
+    return study
+
+
+def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Replace `method` by the stages of its plan; with faults, by a plan that hides no other fault."""
+    if "method" not in data:
+        return data, []
+    method = data.pop("method")
+    if "plan" in data:
+        return data, ["method: give either method or plan, not both"]
+    table = isinstance(data.get("input"), dict) and data["input"].get("kind") == "table"
+    finished = isinstance(data.get("model"), dict) and data["model"].get("backbone") == COMMITTEE
+    faults = []
+    try:
+        chosen = Method.model_validate({"name": method} if isinstance(method, str) else method)
+        stages = expand(chosen, table=table and not finished)
+    except ValidationError as error:
+        faults = [f"method.{line}" for line in describe(error)]
+    except ValueError as error:
+        faults = [f"method: {error}"]
+    if faults:
+        stages = expand(Method(name="fedavg"), table=table)
+    return data | {"plan": [stage.model_dump() for stage in stages]}, faults
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; StudyError if it cannot be read, is no YAML, or is no mapping."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(str(path), ["there is no such file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(str(path), [f"cannot be read: {error}"]) from None
+    except yaml.YAMLError as error:
+        raise StudyError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(data, dict):
+        raise StudyError(str(path), ["must be a mapping of keys to values"])
+    return data
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One line per fault: the dotted key, what is wrong, and the value found."""
+    lines = []
+    faults = error.errors(include_url=False, include_context=False)
+    for fault in faults:
+        # A list whose items are all faulty also counts as too short, which says nothing new.
+        if fault["type"] == "too_short" and any(_within(other["loc"], fault["loc"]) for other in faults):
+            continue
+        key = ".".join(str(part) for part in _as_written(fault["loc"])) or "the file as a whole"
+        message = fault["msg"].removeprefix("Value error, ")
+        shown = repr(fault["input"])
+        value = f" (found {shown})" if len(shown) <= 60 and fault["type"] != "missing" else ""
+        lines.append(f"{key}: {message}{value}")
+    return lines
+
+
+def _as_written(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A fault's key without the kind of task, which pydantic puts between."""
+    return place[:2] + place[3:] if place[:1] == ("tasks",) else place
+
+
+def _within(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
+
+
+def override(data: dict[str, Any], item: str) -> str | None:
+    """Set `dotted.key=value` in place; the fault as text, or None."""
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        return f"--set {item}: must look like key=value"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"--set {item}: the value is not valid YAML"
+    fault = put(data, key, value)
+    return fault and f"--set {item}: {fault}"
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> str | None:
+    """Set a dotted key in place, numbers being places in a list; the fault as text, or None."""
+    *parents, last = key.split(".")
+    here: Any = data
+    for part in parents:
+        step = int(part) if isinstance(here, list) and part.isdigit() else part
+        if isinstance(here, list) and isinstance(step, int) and step < len(here):
+            here = here[step]
+        elif isinstance(here, dict):
+            here = here.setdefault(step, {})
+        else:
+            return f"there is no {part!r} to set a key in"
+    if isinstance(here, list) and last.isdigit() and int(last) < len(here):
+        here[int(last)] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        return f"{key} cannot be set"
+    return None

@@ -1,0 +1,69 @@
+"""How a gradient stage trains, beyond its rates: augmentation, privacy, look-ahead, and a way back. Values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedgraft.common.base.value import Value
+
+
+class Augment(Value):
+    """Random changes of the training images: flip (left-right), shift and rotation, contrast and brightness."""
+
+    flip: bool = True
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Largest shift as a share of the image's width."""
+    rotate_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Private(Value):
+    """DP-SGD: every step sees each unit with probability `sample`, clips its gradient to `clip`, adds noise to the sum.
+
+    Abadi et al. 2016, "Deep learning with differential privacy". The noise has deviation `sigma * clip`; `sigma`,
+    `sample` and the number of steps are all that the privacy spent depends on. One unit, which may be added or removed,
+    is a patient with all images, or an image. Give either `sigma` or the `epsilon` that the whole stage may cost; each
+    site then finds the least noise for its own delta. Both are requests: a site's policy may ask for more noise.
+    """
+
+    sigma: Annotated[float, Field(gt=0)] | None = None
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    sample: Annotated[float, Field(gt=0, le=1)]
+    unit: Literal["patient", "image"] = "patient"
+    mode: Literal["hooks", "ghost"] = "hooks"
+    """How gradients of single cases are found: kept all at once, or in two passes with less memory."""
+    views: Annotated[int, Field(ge=1)] = 1
+    """A unit's gradient is the mean over up to this many of its images, or augmented copies of them."""
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Private:
+        if (self.sigma is None) == (self.epsilon is None):
+            raise ValueError("give either sigma or epsilon")
+        return self
+
+
+class Fallback(Value):
+    """A guard without labels: training that changed too much of what the model says is undone at the site.
+
+    The model is asked about the site's training cases before and after. The result stays only if it names the same
+    class for at least the share `agreement` of them, and if the entropy of the classes' shares is at least `spread` of
+    what it was: models that teach themselves end with one class for all. Undone means: as the visit found it.
+    """
+
+    agreement: Annotated[float, Field(ge=0, le=1)] = 0.6
+    spread: Annotated[float, Field(ge=0, le=1)] = 0.8
+
+
+class Lookahead(Value):
+    """First-order MAML: each step's gradient is taken where `steps` plain steps of rate `lr` on other cases lead to.
+
+    Finn et al. 2017; Fallah et al. 2020, "Personalized federated learning", first-order form. What is learnt is a start
+    from which a site gets far in a few steps.
+    """
+
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    steps: Annotated[int, Field(ge=1)] = 1

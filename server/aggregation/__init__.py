@@ -1,0 +1,3 @@
+"""From sites' updates to the next state: one file per family of rules.
+No network and no files.
+"""

@@ -1,0 +1,181 @@
+"""From the sites' updates to new state entries. Updates are taken one at a time, in a fixed order, in float64."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from fedgraft.common.closed_form.closed_form import heads_from_sums, scale_from_sums
+from fedgraft.common.closed_form.newton import stepped_heads
+from fedgraft.common.closed_form.ood import SUMS, THRESHOLD, threshold
+from fedgraft.common.closed_form.temperature import tempered
+from fedgraft.common.protocol.auxiliary import moments_from_sums
+from fedgraft.common.protocol.instructions import Arrays, Update
+from fedgraft.common.protocol.packed_symmetric import unfolded
+from fedgraft.common.protocol.routing import DISTANCES, Tags, keeps_sums
+from fedgraft.common.study.aggregates import (
+    ClippedMean,
+    Discriminant,
+    Krum,
+    Mean,
+    Median,
+    Moments,
+    NearestMean,
+    Newton,
+    Nothing,
+    Ridge,
+    ServerOptimiser,
+    Standardise,
+    Sums,
+    Temper,
+    Threshold,
+    TrimmedMean,
+)
+from fedgraft.common.study.plan import Stage
+from fedgraft.server.aggregation.mean import MeanMerger
+from fedgraft.server.aggregation.optimiser import ServerOptimiserMerger
+from fedgraft.server.aggregation.ridge_penalty import choose
+from fedgraft.server.aggregation.robust import RobustMerger
+
+
+class Merger(Protocol):
+    """Takes updates as they come, keeps only their sum, and turns it into new entries."""
+
+    def add(self, update: Update) -> None:
+        """Take in one site's update; its arrays are not kept."""
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:
+        """The entries that change, with the types that they have in `state`."""
+
+
+def merger(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None) -> Merger:
+    """What merges the updates of this stage; `memory` is what it keeps from round to round, changed in place."""
+    match stage.merge:
+        case Mean():
+            return MeanMerger(stage.merge, tags)
+        case ServerOptimiser():
+            return ServerOptimiserMerger(stage.merge, tags, {} if memory is None else memory)
+        case Median() | TrimmedMean() | Krum() | ClippedMean():
+            return RobustMerger(stage.merge, tags)
+        case Nothing():
+            return NothingMerger()
+        case _:
+            return _of_sums(stage, stage.merge, {} if memory is None else memory)
+
+
+def _of_sums(stage: Stage, merge: Sums, memory: dict[str, np.ndarray]) -> Merger:
+    match merge:
+        case Standardise():
+            return StandardiseMerger()
+        case Temper():
+            return TemperMerger()
+        case Moments():
+            return MomentsMerger(memory)
+        case Threshold(quantile=quantile):
+            return ThresholdMerger(quantile, memory)
+        case _:
+            return HeadMerger(merge, keep=keeps_sums(stage))
+
+
+class _SumMerger:
+    """Adds up arrays by name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, np.ndarray] = {}
+
+    def add(self, update: Update) -> None:
+        """Add the site's sums."""
+        for key, array in unfolded(update.tensors).items():
+            self._sums[key] = self._sums[key] + array if key in self._sums else array
+
+
+class HeadMerger(_SumMerger):
+    """Sums of features and labels, then one head per task, solved from them, or a step of it."""
+
+    def __init__(self, merge: Ridge | NearestMean | Discriminant | Newton, *, keep: bool = False) -> None:
+        super().__init__()
+        self._merge = merge
+        self._keep = keep
+        self._sites: list[Arrays] = []
+        self.strengths: dict[str, float] = {}
+        """By task the ridge's strength, where it was chosen from the sums."""
+
+    @property
+    def kept(self) -> list[Arrays]:
+        """What each site sent, in the order in which it came in; nothing unless the study says that it is kept."""
+        return self._sites if self._keep else []
+
+    def add(self, update: Update) -> None:
+        """Add the site's sums; each is kept where the study says so, or the strength is chosen on sites left out."""
+        super().add(update)
+        if self._keep or self._chooses:
+            self._sites.append(unfolded(update.tensors))
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:
+        """Heads that solve the pooled problem. RunError if no site had a label."""
+        if self._chooses and self._sites:
+            self.strengths = choose(self._sites, standardise=isinstance(self._merge, Ridge))
+        if isinstance(self._merge, Newton):
+            return stepped_heads(self._sums, self._merge, state, self.strengths)
+        return heads_from_sums(self._sums, self._merge, state, self.strengths)
+
+    @property
+    def _chooses(self) -> bool:
+        return isinstance(self._merge, Ridge | Newton) and self._merge.strength == "loso"
+
+
+class StandardiseMerger(_SumMerger):
+    """Sums of columns, then the mean and deviation of the model's first layer."""
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:
+        """The standardising layer's entries."""
+        return scale_from_sums(self._sums, state)
+
+
+class TemperMerger(_SumMerger):
+    """Sums of losses on a grid of temperatures, then the entries with the best ones in them."""
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:
+        """Members' temperatures, or heads. RunError if no site had a label."""
+        return tempered(self._sums, state)
+
+
+class MomentsMerger(_SumMerger):
+    """Sums of features, then their mean and covariance, kept for later stages in what `memory` holds."""
+
+    def __init__(self, memory: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self._memory = memory
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
+        """No entry of the model changes. RunError if there were fewer than two cases."""
+        self._memory.update(moments_from_sums(self._sums) | {SUMS + key: array for key, array in self._sums.items()})
+        return {}
+
+
+class ThresholdMerger(_SumMerger):
+    """Counts of distances, then from where on an image is unlike those of the sites, kept in what `memory` holds."""
+
+    def __init__(self, quantile: float, memory: dict[str, np.ndarray]) -> None:
+        super().__init__()
+        self._quantile = quantile
+        self._memory = memory
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
+        """No entry of the model changes. InputError if no site has a validation image."""
+        counts = self._sums[DISTANCES]
+        found = threshold(counts, self._quantile)
+        self._memory[THRESHOLD] = np.array([found, self._quantile, np.rint(counts.sum())])
+        return {}
+
+
+class NothingMerger:
+    """Nothing comes back, nothing changes."""
+
+    def add(self, update: Update) -> None:
+        """There is nothing to take in."""
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
+        """No entry changes."""
+        return {}

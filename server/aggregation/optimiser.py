@@ -1,0 +1,66 @@
+"""Server optimisers: the sites' mean change is a gradient, and the coordinator takes a step of its own along it.
+
+With x the entries, D the weighted mean of the sites' changes and all operations by coordinate:
+
+    m = b1 m + (1 - b1) D                  sgd: m = b1 m + D (Hsu et al. 2019, FedAvgM; b1 = 0 is FedAvg, or Reptile)
+    adagrad: v = v + D^2
+    yogi:    v = v - (1 - b2) D^2 sign(v - D^2)
+    adam:    v = b2 v + (1 - b2) D^2
+    x = x + lr m / (sqrt(v) + tau)         sgd: x = x + lr m
+
+Reddi et al. 2021, "Adaptive federated optimization", algorithm 2; v starts at tau^2. Running statistics and whole
+numbers are averaged as ever: a step beyond their mean could make a variance negative.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedgraft.common.protocol.instructions import Arrays, Update
+from fedgraft.common.protocol.routing import Tags
+from fedgraft.common.study.aggregates import Mean, ServerOptimiser
+from fedgraft.common.study.plan import Role
+from fedgraft.server.aggregation.mean import MeanMerger
+
+_AVERAGED = frozenset({Role.NORM_STATS, Role.SCALE})
+
+
+class ServerOptimiserMerger:
+    """One round's step. `memory` holds m and v of earlier rounds of the stage, and afterwards those of this one."""
+
+    def __init__(self, merge: ServerOptimiser, tags: Tags, memory: dict[str, np.ndarray]) -> None:
+        self._merge = merge
+        self._tags = tags
+        self._memory = memory
+        self._mean = MeanMerger(Mean(weight=merge.weight), tags)
+
+    def add(self, update: Update) -> None:
+        """Take in one site's update."""
+        self._mean.add(update)
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:
+        """The entries after the step."""
+        merged = self._mean.result(state)
+        for key, mean in self._mean.means():
+            old = state[key]
+            if self._tags[key].role not in _AVERAGED and old.dtype.kind == "f":
+                merged[key] = (old + self._step(key, mean - old)).astype(old.dtype)
+        return merged
+
+    def _step(self, key: str, change: np.ndarray) -> np.ndarray:
+        merge, memory = self._merge, self._memory
+        first = memory.get(f"m/{key}", 0.0) * merge.momentum
+        if merge.rule == "sgd":
+            memory[f"m/{key}"] = np.asarray(first + change)
+            return merge.lr * memory[f"m/{key}"]
+        memory[f"m/{key}"] = np.asarray(first + (1 - merge.momentum) * change)
+        second, square = memory.get(f"v/{key}", np.full_like(change, merge.tau**2)), change**2
+        match merge.rule:
+            case "adagrad":
+                second = second + square
+            case "yogi":
+                second = second - (1 - merge.beta2) * square * np.sign(second - square)
+            case "adam":
+                second = merge.beta2 * second + (1 - merge.beta2) * square
+        memory[f"v/{key}"] = second
+        return np.asarray(merge.lr * memory[f"m/{key}"] / (np.sqrt(second) + merge.tau))

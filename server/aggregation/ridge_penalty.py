@@ -1,0 +1,61 @@
+"""The ridge's strength from the sites' own sums: exact leave-one-site-out errors, without another exchange.
+
+The squared error of a head W on a site's cases is, with z = [features; 1], G = sum z z', C = sum z y',
+
+    sum |y - W' z|^2 = sum |y|^2 - 2 tr(W' C) + tr(W' G W),
+
+and the head of all other sites follows from the sums without that site's. The first term is the same for all strengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.closed_form.closed_form import problems_of, ridge_head, tasks_in
+from fedgraft.common.protocol.instructions import Arrays
+
+STRENGTHS: tuple[float, ...] = tuple(float(value) for value in np.logspace(-4, 2, 13))
+"""What is tried: half powers of ten, per case."""
+
+
+def choose(sites: Sequence[Arrays], *, standardise: bool = True) -> dict[str, float]:
+    """By task the strength with the least error on sites left out; of equals the larger.
+
+    `sites` are the sums of each. Sites without a label of a problem take no part in it. RunError with fewer than two
+    sites that have labels of a task.
+    """
+    chosen = {}
+    for task in tasks_in(sites[0]):
+        errors = left_out_errors(sites, task, standardise=standardise)
+        if not errors:
+            raise RunError(
+                f"The ridge's strength for task {task!r} is chosen on sites left out, and fewer than two have labels.",
+                fix="Give merge.strength as a number, such as 0.1.",
+            )
+        chosen[task] = min(reversed(errors), key=lambda strength: errors[strength])
+    return chosen
+
+
+def left_out_errors(sites: Sequence[Arrays], task: str, *, standardise: bool = True) -> Mapping[float, float]:
+    """By strength the squared errors on all cases, each under the head of the other sites, up to sum |y|^2.
+
+    Empty if no problem of the task has two sites with labels.
+    """
+    own = [problems_of(sums, task)[:2] for sums in sites]
+    errors = dict.fromkeys(STRENGTHS, 0.0)
+    tried = False
+    for problem in range(len(own[0][0])):
+        pairs = [(grams[problem], crosses[problem]) for grams, crosses in own if grams[problem][-1, -1] > 0]
+        if len(pairs) < 2:
+            continue
+        tried = True
+        gram, cross = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+        for left_gram, left_cross in pairs:
+            for strength in STRENGTHS:
+                weight, bias = ridge_head(gram - left_gram, cross - left_cross, strength, standardise=standardise)
+                head = np.vstack([weight.T, bias])
+                errors[strength] += float(np.sum(head * (left_gram @ head)) - 2 * np.sum(head * left_cross))
+    return errors if tried else {}

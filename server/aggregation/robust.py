@@ -1,0 +1,112 @@
+"""Merges that hold when a few sites send nonsense on purpose. All sites count the same: weights could be claimed.
+
+They need the updates of all sites at once, so memory grows with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.protocol.instructions import TRUNK, Arrays, Update
+from fedgraft.common.protocol.routing import Tags
+from fedgraft.common.study.aggregates import (
+    ClippedMean,
+    Krum,
+    Median,
+    Robust,
+    TrimmedMean,
+)
+
+Floats = NDArray[np.float64]
+Rule = Callable[[Floats, list[int], Floats], Floats]
+"""From values (sites, coordinates), the numbers of those sites, and the values before: one value per coordinate."""
+
+_CHUNK = 1 << 18
+"""Coordinates worked on at a time, so that a large tensor of many sites needs little memory beside the updates."""
+
+
+class RobustMerger:
+    """Keeps all updates until the end, and leaves those out of a head that have no labels for it."""
+
+    def __init__(self, merge: Robust, tags: Tags) -> None:
+        self._merge = merge
+        self._tags = tags
+        self._updates: list[tuple[dict[str, np.ndarray], Mapping[str, float]]] = []
+
+    def add(self, update: Update) -> None:
+        """Take in one site's update."""
+        copies = {key: array.copy() for key, array in update.tensors.items()}
+        self._updates.append((copies, update.weights))
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:
+        """The merged entries, with the types that they have in `state`. RunError with too few sites."""
+        if not self._updates:
+            return {}
+        rule = self._rule(state)
+        merged = {}
+        for key in self._updates[0][0]:
+            tag = self._tags[key].task or TRUNK
+            own = [number for number, (_, weights) in enumerate(self._updates) if weights[tag] > 0]
+            if own:
+                merged[key] = self._entry(key, own, state[key], rule)
+        return merged
+
+    def _rule(self, state: Arrays) -> Rule:
+        match self._merge:
+            case Median():
+                return lambda values, _own, _before: np.asarray(np.median(values, axis=0))
+            case TrimmedMean():
+                trim = self._merge.trim
+                return lambda values, _own, _before: _trimmed_mean(values, trim)
+            case Krum():
+                chosen = krum([self._change(number, state) for number in range(len(self._updates))], self._merge)
+                return lambda values, own, before: _mean_of(values, own, before, chosen)
+            case ClippedMean():
+                norms = [float(np.linalg.norm(self._change(number, state))) for number in range(len(self._updates))]
+                most = self._merge.bound * float(np.median(norms))
+                factors = np.array([1.0 if norm <= most else most / norm for norm in norms])
+                return lambda values, own, before: before + (factors[own, None] * (values - before)).mean(axis=0)
+
+    def _change(self, number: int, state: Arrays) -> Floats:
+        """What a site changed, all entries in one vector."""
+        tensors = self._updates[number][0]
+        return np.concatenate([(array.astype(np.float64) - state[key]).reshape(-1) for key, array in tensors.items()])
+
+    def _entry(self, key: str, own: list[int], old: np.ndarray, rule: Rule) -> np.ndarray:
+        parts = [self._updates[number][0][key].reshape(-1) for number in own]
+        out = np.empty(old.size)
+        for start in range(0, old.size, _CHUNK):
+            place = slice(start, start + _CHUNK)
+            values = np.stack([part[place].astype(np.float64) for part in parts])
+            out[place] = rule(values, own, old.reshape(-1)[place].astype(np.float64))
+        whole = old.dtype.kind in "iu"
+        return (np.rint(out) if whole else out).astype(old.dtype).reshape(old.shape)
+
+
+def krum(changes: Sequence[Floats], merge: Krum) -> set[int]:
+    """The updates with the least sums of squared distances to their n - f - 2 nearest. RunError with too few."""
+    count, faulty = len(changes), merge.faulty
+    if count < 2 * faulty + 3:
+        raise RunError(
+            f"Krum against {faulty} faulty sites needs {2 * faulty + 3} sites, and {count} answered.",
+            fix="Lower merge.faulty, raise rounds.min_sites, or use median.",
+        )
+    distances = np.array([[float(np.sum((a - b) ** 2)) for b in changes] for a in changes])
+    np.fill_diagonal(distances, np.inf)
+    scores = np.sort(distances, axis=1)[:, : count - faulty - 2].sum(axis=1)
+    return set(np.argsort(scores, kind="stable")[: merge.keep].tolist())
+
+
+def _trimmed_mean(values: Floats, trim: float) -> Floats:
+    # Rounded up: with few sites the share asked for would else cut nobody.
+    cut = min(int(np.ceil(trim * len(values) - 1e-9)), (len(values) - 1) // 2)
+    return np.asarray(np.sort(values, axis=0)[cut : len(values) - cut].mean(axis=0))
+
+
+def _mean_of(values: Floats, own: list[int], before: Floats, chosen: set[int]) -> Floats:
+    rows = [row for row, number in enumerate(own) if number in chosen]
+    return np.asarray(values[rows].mean(axis=0)) if rows else before

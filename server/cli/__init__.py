@@ -1,0 +1,3 @@
+"""The commands of `fedgraft server`.
+Thin: what they do is in the other rooms.
+"""

@@ -1,0 +1,151 @@
+"""`fedgraft server`: its subcommands. What one needs is imported only when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(help="The coordinator's server: provision, start, run studies, watch.", no_args_is_help=True)
+
+Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SERVER", help="The server's folder, made by provisioning.")]
+Out = Annotated[Path, typer.Option(help="The folder of authority, server and kits.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
+HOME = Path("kits/server")
+LOOPBACK = "127.0.0.1"
+
+
+@app.command()
+def provision(
+    consortium: Annotated[Path, typer.Argument(help="The consortium's YAML file.")],
+    out: Out = Path("kits"),
+) -> None:
+    """Make authority, server and a kit per site; again with a longer file: kits for the new sites alone."""
+    from fedgraft.server.cli import commands
+
+    commands.provision(consortium, out)
+
+
+@app.command()
+def start(
+    home: Home = HOME,
+    grpc_health: Annotated[
+        int | None, typer.Option(help="Answer gRPC health checks on this port, on loopback.")
+    ] = None,
+    json_logs: Annotated[bool, typer.Option(help="Logs as JSON, a line per event.")] = False,
+) -> None:
+    """Run the server, until it is stopped by Ctrl-C or SIGTERM."""
+    from fedgraft.server.cli import commands
+
+    commands.start(home, grpc_health, as_json=json_logs)
+
+
+@app.command()
+def run(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    study: Annotated[Path | None, typer.Argument(help="The study's YAML file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/STUDY if not given.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
+    sites: Annotated[int | None, typer.Option(min=1, help="Start with so many sites; all if not given.")] = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for them.")] = 300.0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")] = None,
+    home: Home = HOME,
+) -> None:
+    """Run a study on the running server, and wait for its end: exit code 0 only if it completed."""
+    from fedgraft.server.cli import commands
+
+    commands.run(home, commands.Request(study, out, resume, tuple(set_ or ())), sites, wait)
+
+
+@app.command()
+def resolve(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run that kept its sums.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the model.")],
+    without: Annotated[list[str] | None, typer.Option(help="A site that leaves.")] = None,
+    others: Annotated[list[Path] | None, typer.Option("--with", help="A run whose sites join.")] = None,
+) -> None:
+    """Let sites leave or join closed-form heads, from kept sums: no site works again."""
+    from fedgraft.server.cli import commands
+
+    commands.resolve(run, out, without or (), others or ())
+
+
+@app.command()
+def enrol(
+    file: Annotated[Path, typer.Argument(help="What `fedgraft site join` wrote at the site.")], out: Out = Path("kits")
+) -> None:
+    """Take in the public keys of a site that makes its own."""
+    from fedgraft.server.cli import commands
+
+    commands.enrol(file, out)
+
+
+@app.command()
+def revoke(site: Annotated[str, typer.Argument(help="The site's name.")], out: Out = Path("kits")) -> None:
+    """Shut a site out."""
+    from fedgraft.server.cli import commands
+
+    commands.revoke(site, out)
+
+
+@app.command()
+def renew(
+    site: Annotated[str | None, typer.Argument(help="A site; the server itself if not given.")] = None,
+    out: Out = Path("kits"),
+) -> None:
+    """New certificates for the server, or new keys for a site."""
+    from fedgraft.server.cli import commands
+
+    commands.renew(site, out)
+
+
+@app.command()
+def sites(home: Home = HOME, as_json: AsJson = False) -> None:
+    """Who is there, and when each was last heard of."""
+    from fedgraft.server.cli import commands
+
+    commands.show_sites(home, as_json=as_json)
+
+
+@app.command()
+def status(home: Home = HOME, as_json: AsJson = False) -> None:
+    """The server's sites and runs, with rounds and refusals."""
+    from fedgraft.server.cli import commands
+
+    commands.show_status(home, as_json=as_json)
+
+
+@app.command()
+def watch(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder; the server's newest run if not given.")] = None,
+    home: Home = HOME,
+    web: Annotated[int | None, typer.Option(min=0, max=65535, help="Show it on a web page on this port.")] = None,
+    address: Annotated[str, typer.Option(help="Where the page listens; anybody who reaches it can read.")] = LOOPBACK,
+) -> None:
+    """Watch a run live, until it ends or Ctrl-C: deployed or simulated, running, over or not yet begun."""
+    from fedgraft.server.cli import commands
+
+    commands.watch(home, run, web, address)
+
+
+@app.command()
+def stop(
+    home: Home = HOME,
+    server: Annotated[bool, typer.Option("--server", help="Stop the server itself too.")] = False,
+) -> None:
+    """Stop the running studies; they can be continued."""
+    from fedgraft.server.cli import commands
+
+    commands.stop(home, server_too=server)
+
+
+@app.command()
+def logs(
+    home: Home = HOME,
+    part: Annotated[Literal["server", "superlink", "superexec"], typer.Option(help="Which log.")] = "server",
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines of its end.")] = 40,
+) -> None:
+    """The end of one of the server's logs."""
+    from fedgraft.server.cli import commands
+
+    commands.show_logs(home, part, lines)

@@ -1,0 +1,227 @@
+"""What `fedgraft server` does: read, act, and say what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.identity.enrolment import read_enrolment
+from fedgraft.common.identity.keys import fingerprint
+from fedgraft.server.provisioning.consortium import read_consortium
+from fedgraft.server.provisioning.home import ServerHome, expires
+from fedgraft.server.provisioning.provision import Authority
+from fedgraft.server.watch.screen import ago
+
+if TYPE_CHECKING:
+    from fedgraft.server.operations.overview import RunRow, SiteRow
+
+_out = Console(soft_wrap=True, highlight=False)
+_POLL_S = 0.5
+
+
+def provision(path: Path, out: Path) -> None:
+    """Make authority, server and kits, or what is not there yet of them."""
+    made = Authority(out).provision(read_consortium(path))
+    for name, kit in made.kits.items():
+        _say(f"{name}: {kit}; its passphrase, to be sent another way, is in {kit.with_suffix('.passphrase')}")
+    if not made.kits:
+        _say("No new sites.")
+    if made.awaited:
+        _say(f"These sites make their own keys: {', '.join(made.awaited)}. Enrol what they send: server enrol FILE.")
+    _say(f"Copy {out / 'server'} to the server, and keep {out / 'authority'} off it.")
+
+
+def enrol(path: Path, out: Path) -> None:
+    """Take in the keys that a site made."""
+    name = Authority(out).enrol(path)
+    _say(f"{name} is enrolled. Compare by telephone: {fingerprint(read_enrolment(path).node.encode())}")
+    _say(f"Copy {out / 'server' / 'sites.json'} to the server, and send {out / 'roster.json'} to all sites.")
+
+
+def revoke(name: str, out: Path) -> None:
+    """Shut a site out."""
+    Authority(out).revoke(name)
+    _say(f"{name} is revoked. Copy {out / 'server' / 'sites.json'} to the server; it shuts the site out in seconds.")
+
+
+def renew(name: str | None, out: Path) -> None:
+    """Renew the server's certificates, or a site's keys."""
+    authority = Authority(out)
+    if name is None:
+        authority.renew_server()
+        _say(f"New certificates until {expires(authority.home.gate[0]):%Y-%m-%d}. Restart the server to use them.")
+    else:
+        kit = authority.renew_site(name)
+        _say(f"{name}: {kit}, for `fedgraft site rejoin`; the old keys are shut out.")
+
+
+def start(home: Path, health_port: int | None, *, as_json: bool) -> None:
+    """Run the server until it is told to stop."""
+    from fedgraft.common.base.logs import start_logs
+    from fedgraft.server.operations.superlink_service import serve
+
+    server = ServerHome(home)
+    server.facts()
+    start_logs(server.logs / "server.log", as_json=as_json)
+    serve(server, health_port, _say)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of `fedgraft server run`."""
+
+    study: Path | None
+    out: Path | None
+    resume: Path | None
+    overrides: tuple[str, ...]
+
+
+def run(home: Path, request: Request, sites: int | None, wait_s: float) -> None:
+    """Run a study on the running server, or continue one."""
+    from fedgraft.server.operations.deploy import Wait, run_study
+
+    server = ServerHome(home)
+    server.facts()
+    if request.resume is not None and (request.study or request.out or request.overrides):
+        raise InputError("--resume takes no study, --out or --set.")
+    folder = request.resume or _set_up(request)
+    run_study(server, folder, Wait(sites or len(server.admitted()), wait_s), _say)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    _say(f"{result['status']}: {result['headline']}")
+
+
+def resolve(run: Path, out: Path, without: Sequence[str], others: Sequence[Path]) -> None:
+    """Solve a finished run's heads again, without some of its sites or with those of other runs."""
+    from fedgraft.server.rounds.resolve import resolve as carry_out
+
+    found = carry_out(run, out, without, others)
+    _say(f"{out}: heads from the sums of {', '.join(found.sites)}.")
+    for task, strength in found.strengths.items():
+        _say(f"{task}: strength {strength:g}, chosen on sites left out.")
+    if found.left:
+        _say(f"Nothing in it is of {', '.join(found.left)}. {run} still holds their sums and the old heads: delete it.")
+    _say("No site was asked anything: the model is not measured yet.")
+
+
+def show_sites(home: Path, *, as_json: bool) -> None:
+    """Who is there, and when each was last heard of."""
+    from fedgraft.server.operations.overview import plain, sites
+
+    rows = sites(ServerHome(home))
+    if as_json:
+        _json(plain(rows))
+        return
+    _show_sites(rows)
+
+
+def show_status(home: Path, *, as_json: bool) -> None:
+    """The server, its sites and its runs."""
+    from fedgraft.server.operations.overview import plain, runs, sites
+
+    server = ServerHome(home)
+    until = expires(server.gate[0])
+    there, rows = sites(server), runs(server)
+    if as_json:
+        _json({"certificate_until": until.isoformat(), "sites": plain(there), "runs": plain(rows)})
+        return
+    online = sum(row.state == "online" for row in there)
+    _say(f"{server.facts().consortium}: {online} of {len(there)} sites online; certificate until {until:%Y-%m-%d}")
+    _show_sites(there, rows[0] if rows else None)
+    table = Table("study", "state", "exchange", "stage", "round", "refusals", "folder")
+    for row in rows:
+        refusals = "; ".join(f"{site}: {_counted(codes)}" for site, codes in row.refusals.items())
+        done = f"{row.exchange} of {row.exchanges}"
+        table.add_row(row.study, row.state, done, row.stage, str(row.round), refusals, row.folder)
+    _out.print(table)
+
+
+def watch(home: Path, run: Path | None, port: int | None, address: str) -> None:
+    """Show a run in the terminal, and on a web page if there is a port for it."""
+    from fedgraft.server.watch import screen
+    from fedgraft.server.watch.board import Board
+    from fedgraft.server.watch.board import watch as keep_looking
+
+    with Board(ServerHome(home), run) as board:
+        if port is None:
+            with screen.Picture(_out) if _out.is_terminal else screen.Lines(_out) as shown:
+                keep_looking(board, shown.show, _POLL_S)
+            return
+        from fedgraft.server.watch.web import Page
+
+        with Page(board, address, port) as page:
+            _say(f"{page.url} shows the run, until Ctrl-C")
+            page.serve_forever()
+
+
+def stop(home: Path, *, server_too: bool) -> None:
+    """Stop the running studies, which can be continued, and the server if asked."""
+    from fedgraft.server.operations.control import Control
+    from fedgraft.server.operations.overview import running
+
+    server = ServerHome(home)
+    for number in running(server):
+        with Control(server) as control:
+            control.stop(number)
+        _say(f"run {number} is stopped; continue it with `fedgraft server run --resume FOLDER`")
+    if server_too:
+        os.kill(server.process(), signal.SIGTERM)
+        _say("the server stops")
+
+
+def show_logs(home: Path, part: str, lines: int) -> None:
+    """The end of a log."""
+    path = ServerHome(home).logs / f"{part}.log"
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such log.", fix="Has the server been started?")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        sys.stdout.writelines(deque(file, lines))
+
+
+def _set_up(request: Request) -> Path:
+    from fedgraft.common.checks.explain import check_study
+    from fedgraft.common.study.study import read_study
+    from fedgraft.server.operations.deploy import prepare
+
+    if request.study is None:
+        raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
+    study, _ = read_study(request.study, request.overrides)
+    check_study(study, str(request.study))
+    folder = request.out or Path("runs") / study.name
+    prepare(study, folder)
+    _say(f"study {study.name}, digest {study.digest}")
+    return folder
+
+
+def _show_sites(rows: Sequence[SiteRow], run: RunRow | None = None) -> None:
+    """The sites, and what each did in the newest run."""
+    table = Table("site", "state", "last heard of", *(("took part last in", "refusals") if run else ()))
+    for row in rows:
+        cells = [row.name, row.state, ago(row.heard_s)]
+        if run is not None:
+            exchange = run.last.get(row.name)
+            cells += [f"exchange {exchange}" if exchange else "-", _counted(run.refusals.get(row.name, {})) or "-"]
+        table.add_row(*cells)
+    _out.print(table)
+
+
+def _counted(codes: Mapping[str, int]) -> str:
+    return ", ".join(f"{code} x{count}" for code, count in codes.items())
+
+
+def _json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content) + "\n")
+
+
+def _say(text: str) -> None:
+    _out.print(text, markup=False)

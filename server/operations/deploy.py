@@ -1,0 +1,127 @@
+"""Running a study on the running server: start it, follow it, start it again if it was killed, and say how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgraft.common.base.errors import InputError, ResumeError, RunError
+from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.study.study import Study
+from fedgraft.server.operations.control import Control
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.runs.run_folder import REASON, RunFolder
+
+_POLL_S = 1.0
+_AWAY_S = 180.0
+"""How long the server may be away, for example while it restarts."""
+
+_TRIES, _PAUSE_S = 6, 1.0
+"""How often a run that was killed is started again without getting one exchange further, and how long that waits after
+the second time; each further time twice as long, since what kills it may need time to end."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Start when so many sites are online, or give up after `seconds`."""
+
+    sites: int
+    seconds: float
+
+
+def prepare(study: Study, out: Path) -> None:
+    """Set up the folder of a deployed run. InputError if it is in use."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
+    out.mkdir(parents=True, exist_ok=True)
+    RunFolder(out).write_study(study)
+    write_json(out / "deployment.json", {"started": []})
+
+
+def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> Path:
+    """Run what is left of the run in `out`, and return it with result, model and report in it.
+
+    RunError if the run fails or is stopped; it can then be continued.
+    """
+    out = out.resolve()
+    if not (out / "deployment.json").is_file():
+        raise ResumeError(f"{out} is no deployed run.", fix="Give the folder that `fedgraft server run` wrote.")
+    _wait_for_sites(home, wait, say)
+    tries, reached = 0, -1
+    while True:
+        number = _start(home, out)
+        say(f"run {number} in {out}")
+        state, details = _follow(home, number, RunFolder(out))
+        if state == "finished:completed" and (out / "result.json").is_file():
+            from fedgraft.server.report import build_report  # plots take seconds to import
+
+            build_report(out)
+            return out
+        if REASON in details:
+            raise RunError(details.partition(REASON)[2])
+        if state == "finished:stopped":
+            raise RunError("The run was stopped.", fix=f"Continue it with --resume {out}.")
+        before, reached = reached, _exchange(out)
+        tries = tries + 1 if reached == before else 1
+        if tries > _TRIES:
+            raise RunError(f"Flower ended the run as {state}.", fix=f"See {home.logs / 'superexec.log'}.")
+        say(f"the run was interrupted ({state}) and goes on after exchange {reached}")
+        if tries > 1:
+            time.sleep(_PAUSE_S * 2 ** (tries - 2))
+
+
+def _wait_for_sites(home: ServerHome, wait: Wait, say: Callable[[str], None]) -> None:
+    ends, told = time.monotonic() + wait.seconds, -1
+    while True:
+        with Control(home) as control:
+            online = sum(node.online for node in control.nodes())
+        if online >= wait.sites:
+            return
+        if time.monotonic() > ends:
+            fix = "See `fedgraft server sites`, or ask for fewer with --sites."
+            raise RunError(f"{online} of {wait.sites} sites are online.", fix=fix)
+        if online != told:
+            say(f"waiting for sites: {online} of {wait.sites} are online")
+            told = online
+        time.sleep(_POLL_S)
+
+
+def _start(home: ServerHome, out: Path) -> int:
+    (out / "result.json").unlink(missing_ok=True)
+    with Control(home) as control:
+        number = control.start(out)
+    numbers = [*read_json(out / "deployment.json")["started"], str(number)]
+    write_json(out / "deployment.json", {"started": numbers})
+    write_json(home.studies / f"{number}.json", {"run": str(out)})
+    return number
+
+
+def _follow(home: ServerHome, number: int, folder: RunFolder) -> tuple[str, str]:
+    """Wait for the run's end; Flower's word for it, and for its reason.
+
+    Flower notices only after a minute that the process of a run was killed; that its folder is free shows it at once.
+    """
+    heard, worked, lost = time.monotonic(), False, False
+    while True:
+        at_work = folder.is_taken()
+        lost, worked = not at_work and (lost or worked), at_work
+        try:
+            with Control(home) as control:
+                state, details = control.state(number)
+                if lost and not state.startswith("finished"):
+                    control.stop(number)
+                    return "killed", ""
+            heard = time.monotonic()
+            if state.startswith("finished"):
+                return state, details
+        except RunError:
+            if time.monotonic() - heard > _AWAY_S:
+                raise
+        time.sleep(_POLL_S)
+
+
+def _exchange(out: Path) -> int:
+    path = out / "checkpoint" / "state.json"
+    return int(read_json(path)["exchange"]) if path.is_file() else 0

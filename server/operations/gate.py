@@ -1,0 +1,197 @@
+"""The gate: the one thing of the server that others can reach. It ends TLS, and passes the Fleet API of Flower alone.
+
+Flower serves its Fleet, Control and Runtime APIs on one port, the latter two without authentication. Here they do not
+exist: what is not on the list is answered with 404, and Flower itself listens on loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import h11
+import httpx
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fedgraft.server.operations.request_auth import Guard, Verdict
+
+FLEET = frozenset(
+    f"/v1/fleet/{name}"
+    for name in (
+        "activate-node",
+        "deactivate-node",
+        "send-node-heartbeat",
+        "pull-messages",
+        "push-messages",
+        "get-run",
+        "get-fab",
+        "push-object",
+        "pull-object",
+        "confirm-message-received",
+    )
+)
+"""All of the Fleet API but register and unregister: who takes part is decided by provisioning."""
+
+LARGEST_BYTES = 8 << 20
+"""Flower sends arrays in pieces of 5 MiB."""
+
+_BODY_S = 60.0
+_HEAD_S = 20.0
+_CONNECTIONS = 512
+_PASSED_ON = (b"content-type", b"accept")
+_PREFIX = b"flwr-"
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers and body."""
+
+
+class Gate:
+    """The ASGI application behind the gate's TLS. `inner` is Flower's base URL."""
+
+    def __init__(self, guard: Guard, inner: str, authority: Path) -> None:
+        self._guard = guard
+        self._log = logging.getLogger("fedgraft.gate")
+        trusted = ssl.create_default_context(cafile=str(authority))
+        # The proxy of the environment is for the outer world.
+        self._client = httpx.AsyncClient(base_url=inner, verify=trusted, trust_env=False, timeout=30.0)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        status, headers, body = await self._answer(scope, receive)
+        if status != 200:
+            self._log.info("%d %s", status, scope["path"] if scope["path"] in FLEET else "elsewhere")
+            # What was not read of a request must not be taken for the next one.
+            headers = [*headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+        path, address = scope["path"], (scope.get("client") or ("", 0))[0]
+        # The raw path too: what another parser might read differently is not for us.
+        plain = scope.get("raw_path") == path.encode() and not scope.get("query_string")
+        if path in FLEET and plain:
+            return await self._fleet(scope, receive, address)
+        if not self._guard.stranger(address):
+            return _bare(429)
+        healthy = path == "/health" and plain and scope["method"] in ("GET", "HEAD")
+        return _bare(await self._health() if healthy else 404)
+
+    async def _fleet(self, scope: Scope, receive: Receive, address: str) -> Answer:
+        headers = _single(scope["headers"])
+        if scope["method"] != "POST" or headers is None:
+            return _bare(400)
+        if not _fits(headers):
+            return _bare(413)
+        verdict = self._guard.judge(headers, address)
+        if verdict is not Verdict.PASS:
+            return _bare(verdict.value)
+        body = await _read(receive)
+        return _bare(body) if isinstance(body, int) else await self._pass_on(scope["path"], headers, body)
+
+    async def _pass_on(self, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
+        passed = [(key, value) for key, value in headers.items() if key in _PASSED_ON or key.startswith(_PREFIX)]
+        try:
+            answer = await self._client.post(path, content=body, headers=passed)
+        except httpx.TransportError:
+            # Sites wait for a server that restarts.
+            return 503, [(b"retry-after", b"2")], b""
+        kept = [(k, v) for k, v in answer.headers.raw if k.lower() == b"content-type" or k.lower().startswith(_PREFIX)]
+        return answer.status_code, [*kept, (b"content-length", str(len(answer.content)).encode())], answer.content
+
+    async def _health(self) -> int:
+        try:
+            return (await self._client.get("/health")).status_code
+        except httpx.TransportError:
+            return 503
+
+
+def _bare(status: int) -> Answer:
+    return status, [(b"content-length", b"0")], b""
+
+
+def _single(raw: list[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
+    """The headers by name; None if one is there twice, which two programs could read in two ways."""
+    headers = dict(raw)
+    return headers if len(headers) == len(raw) else None
+
+
+def _fits(headers: dict[bytes, bytes]) -> bool:
+    length = headers.get(b"content-length", b"0")
+    return length.isdigit() and int(length) <= LARGEST_BYTES
+
+
+async def _read(receive: Receive) -> bytes | int:
+    """The body, or the status that says why there is none."""
+    parts, size = [], 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return 400
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > LARGEST_BYTES:
+                    return 413
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    return 408
+
+
+class _Impatient(H11Protocol):
+    """Closes connections that take their time over a request's head, or over nothing at all."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._timer = self.loop.call_later(_HEAD_S, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        if self.conn.their_state is not h11.IDLE:
+            self._since = now
+        elif now - self._since > _HEAD_S - 1.0:
+            self.transport.close()
+            return
+        self._timer = self.loop.call_later(_HEAD_S / 2, self._look)
+
+
+def gate_server(gate: Gate, listen: tuple[str, int], certificate: tuple[Path, Path]) -> uvicorn.Server:
+    """A server for the gate on `listen`, with the certificate and key; TLS 1.2 at least."""
+    config = uvicorn.Config(
+        gate,
+        host=listen[0],
+        port=listen[1],
+        http=_Impatient,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=int(_HEAD_S) * 2,
+        h11_max_incomplete_event_size=1 << 14,
+        ssl_certfile=str(certificate[0]),
+        ssl_keyfile=str(certificate[1]),
+        timeout_graceful_shutdown=5,
+    )
+    config.load()
+    assert config.ssl is not None
+    config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    return uvicorn.Server(config)

@@ -1,0 +1,110 @@
+"""What the coordinator sees of a running server: its sites, and the runs with their rounds and refusals."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedgraft.common.base.files import read_json
+from fedgraft.server.operations.control import Control
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.runs.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One site. `heard_s` is how long ago it was last heard of, None if never."""
+
+    name: str
+    state: str
+    heard_s: float | None
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run. `refusals` counts, by site, its refusals by code; `last` says in what exchange a site last took part."""
+
+    number: int
+    state: str
+    folder: str
+    study: str
+    exchange: int
+    exchanges: int
+    stage: str
+    round: int
+    refusals: Mapping[str, Mapping[str, int]]
+    last: Mapping[str, int]
+
+
+def sites(home: ServerHome) -> list[SiteRow]:
+    """All sites that were ever enrolled, as the running server knows them."""
+    with Control(home) as control:
+        nodes = {node.key: node for node in control.nodes()}
+    rows, now = [], time.time()
+    for name, entry in home.sites().items():
+        node = nodes.get(entry.node)
+        heard = node.heard if node is not None else 0.0
+        state = "revoked" if entry.revoked else "online" if node is not None and node.online else "offline"
+        rows.append(SiteRow(name, state, round(max(0.0, now - heard), 1) if heard else None))
+    return rows
+
+
+def runs(home: ServerHome) -> list[RunRow]:
+    """The runs of this server, the newest first; of a run that was started again, the last start."""
+    with Control(home) as control:
+        states = control.states()
+    rows: dict[str, RunRow] = {}
+    for path in sorted(home.studies.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        number, folder = int(path.stem), str(read_json(path)["run"])
+        if folder not in rows and Path(folder).is_dir():
+            rows[folder] = _row(number, states.get(number, "unknown"), Path(folder))
+    return list(rows.values())
+
+
+def running(home: ServerHome) -> list[int]:
+    """Flower's numbers of all runs that are not over."""
+    with Control(home) as control:
+        return [number for number, state in control.states().items() if not state.startswith("finished")]
+
+
+def plain(rows: list[SiteRow] | list[RunRow]) -> list[dict[str, Any]]:
+    """Rows as plain values."""
+    return [asdict(row) for row in rows]
+
+
+def _row(number: int, state: str, folder: Path) -> RunRow:
+    study = RunFolder(folder).study()
+    history = _lines(folder / "history.jsonl")
+    last: dict[str, Any] = history[-1] if history else {"exchange": 0, "stage": "greeting", "round": 0}
+    refusals: dict[str, Counter[str]] = {}
+    for row in history:
+        for site, code in row["missing"].items():
+            refusals.setdefault(site, Counter())[code] += 1
+    for event in _lines(folder / "events.jsonl"):
+        for site, code in (event.get("absent") or {}).items():
+            refusals.setdefault(site, Counter())[code] += 1
+    return RunRow(
+        number=number,
+        state=state,
+        folder=str(folder),
+        study=study.name,
+        exchange=last["exchange"],
+        exchanges=sum(stage.rounds for stage in study.plan) + 1,
+        stage=last["stage"],
+        round=last["round"],
+        refusals={site: dict(codes) for site, codes in sorted(refusals.items())},
+        last={site: row["exchange"] for row in history for site in row["sites_merged"]},
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that is being written."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

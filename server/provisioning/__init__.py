@@ -1,0 +1,3 @@
+"""Setting up a consortium: certificates, kits, the server's home.
+No runs.
+"""

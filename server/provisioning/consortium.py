@@ -1,0 +1,74 @@
+"""The consortium file: who takes part, and where the server is reached. Strict; all faults are reported at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.identity.roster import SiteName
+from fedgraft.common.study.study import describe, read_mapping
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class ServerEntry(BaseModel):
+    """Where sites reach the server (`host`, `port`, further `names` in its certificate), and where it listens.
+
+    `listen_port` is `port` if not given; another one stands behind a proxy. `inner_port` is Flower's own, on loopback.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9:.-]{1,253}$")]
+    port: Port = 8443
+    names: tuple[str, ...] = ()
+    listen: str = "0.0.0.0"
+    listen_port: Port | None = None
+    inner_port: Port = 8001
+
+
+class SiteEntry(BaseModel):
+    """A site, and who makes its keys: the coordinator, who encloses them in the kit, or the site itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: SiteName
+    keys: Literal["enclosed", "site"] = "enclosed"
+
+
+class Consortium(BaseModel):
+    """All of a consortium file. `valid_days` is how long the server's certificate holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+    server: ServerEntry
+    sites: Annotated[tuple[SiteEntry, ...], Field(min_length=1)]
+    valid_days: Annotated[int, Field(ge=1, le=825)] = 365
+
+    @field_validator("sites", mode="before")
+    @classmethod
+    def _plain_names(cls, sites: object) -> object:
+        if not isinstance(sites, list | tuple):
+            return sites
+        return [{"name": site} if isinstance(site, str) else site for site in sites]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Consortium:
+        # Kits are files, and some file systems do not tell upper from lower case.
+        counts = Counter(site.name.lower() for site in self.sites)
+        if twice := sorted(name for name, count in counts.items() if count > 1):
+            raise ValueError(f"more than one site is called {', '.join(twice)}")
+        return self
+
+
+def read_consortium(path: Path) -> Consortium:
+    """The consortium in a YAML file; StudyError lists every fault."""
+    try:
+        return Consortium.model_validate(read_mapping(path))
+    except ValidationError as error:
+        raise StudyError(str(path), describe(error)) from None

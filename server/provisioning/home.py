@@ -1,0 +1,131 @@
+"""The server's folder: certificates, who may connect, and what the running server keeps. It holds no authority."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import sqlite3
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from cryptography import x509
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.identity.roster import SiteName
+from fedgraft.server.provisioning.consortium import ServerEntry
+
+_FIX = "Make it with `fedgraft server provision`."
+
+
+class Enrolled(BaseModel):
+    """A site as the server knows it: the public key it signs with, and since when it is not welcome any more."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node: str
+    revoked: str | None = None
+
+
+class ServerFacts(BaseModel):
+    """What the server was provisioned as."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    consortium: str
+    server: ServerEntry
+
+
+class ServerHome:
+    """Paths and small files of a server's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.authority = self.path / "ca.crt"
+        self.gate = (self.path / "gate.crt", self.path / "gate.key")
+        self.inner = (self.path / "inner.crt", self.path / "inner.key")
+        self.secret = self.path / "secret.bin"
+        self.database = self.path / "state.db"
+        self.logs = self.path / "logs"
+        self.flower = self.path / "flower"
+        self.studies = self.path / "studies"
+
+    def facts(self) -> ServerFacts:
+        """What the server is; InputError if the folder holds none."""
+        source = self.path / "server.json"
+        if not source.is_file():
+            raise InputError(f"{self.path}: is no server's folder.", fix=f"Give it with --home. {_FIX}")
+        try:
+            return ServerFacts.model_validate(read_json(source))
+        except ValidationError:
+            raise InputError(f"{source}: is not valid.", fix=_FIX) from None
+
+    def write_facts(self, facts: ServerFacts) -> None:
+        """Write what the server is, and the secret that its own processes share."""
+        write_json(self.path / "server.json", facts.model_dump(mode="json"))
+        if not self.secret.exists():
+            write_atomic(self.secret, secrets.token_bytes(32), private=True)
+
+    def sites(self) -> dict[SiteName, Enrolled]:
+        """All sites that were ever enrolled with a key."""
+        source = self.path / "sites.json"
+        if not source.is_file():
+            return {}
+        try:
+            return {name: Enrolled.model_validate(entry) for name, entry in read_json(source).items()}
+        except (ValidationError, AttributeError):
+            raise InputError(f"{source}: is not valid.", fix=_FIX) from None
+
+    def write_sites(self, sites: Mapping[SiteName, Enrolled]) -> None:
+        """Replace the list; a running server takes it over within seconds."""
+        content = {name: entry.model_dump(mode="json") for name, entry in sorted(sites.items())}
+        write_json(self.path / "sites.json", content, private=True)
+
+    def process(self) -> int:
+        """The running server's process number; InputError if none runs."""
+        with (self.path / "lock").open("a+", encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                return int(lock.read())
+        raise InputError(f"The server of {self.path} does not run.")
+
+    def lock(self) -> IO[str]:
+        """Say that this process is the server of this folder, as long as the file is open; InputError if one is."""
+        lock = (self.path / "lock").open("a+", encoding="ascii")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise InputError(f"The server of {self.path} runs already.", fix="Stop that one first.") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return lock
+
+    def found_database(self) -> None:
+        """Make Flower's database, if there is none yet, with the largest pages: models come in pieces of 5 MiB."""
+        if not self.database.exists():
+            with contextlib.closing(sqlite3.connect(self.database)) as database:
+                database.execute("PRAGMA page_size = 65536")
+                database.execute("VACUUM")  # writes the file's first page, and with it their size
+
+    def admitted(self) -> dict[str, str]:
+        """Public key to name, of all sites that may connect."""
+        return {entry.node: name for name, entry in self.sites().items() if entry.revoked is None}
+
+
+def today() -> str:
+    """The moment in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def expires(path: Path) -> datetime:
+    """When a certificate ends."""
+    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc

@@ -1,0 +1,66 @@
+"""The ServerApp: reads the run's folder, lets the rounds run, writes what they end with. Thin on purpose."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedgraft.common.base.environment import environment
+from fedgraft.common.base.errors import FedgraftError, RunError
+from fedgraft.common.models.initialise import start
+from fedgraft.server.rounds.fleet import GridFleet
+from fedgraft.server.rounds.results import write_model, write_result
+from fedgraft.server.rounds.rounds import Rounds
+from fedgraft.server.runs.run_folder import REASON, RunFolder
+
+DEPLOYED = "deployed"
+"""The engine of a run over real sites."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study in the folder that the run's configuration names.
+
+    `run`: the folder; `engine`: what carries the messages; `synthetic`: whether the data are phantoms.
+    """
+    config = context.run_config
+    folder, engine = RunFolder(Path(str(config["run"]))), str(config["engine"])
+    if engine != DEPLOYED:
+        _run(grid, folder, engine, synthetic=bool(config["synthetic"]))
+        return
+    try:
+        folder.take()
+        _run(grid, folder, engine, synthetic=bool(config["synthetic"]))
+    except FedgraftError as error:
+        raise RunError(f"{REASON}{error}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        fix = "Free some space, then continue with --resume."
+        raise RunError(f"{REASON}{folder.path} cannot be written: {error.strerror}. {fix}") from error
+
+
+def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None:
+    study = folder.study()
+    folder.write("environment.json", environment(study.seed, engine))
+    begin = start(study)
+    tags = begin.model.tags()
+    ours = engine in ("inprocess", "pool")
+    enrolled = partial(_enrolled, grid) if engine == DEPLOYED else None
+    fleet = GridFleet(grid, expires=ours, views=ours, enrolled=enrolled)
+    outcome = Rounds(study, fleet, folder, begin.state(), tags).run()
+    write_model(folder, study, outcome, begin, synthetic)
+    write_result(folder, study, tags, outcome, engine, synthetic)
+    folder.event("finished")
+
+
+def _enrolled(grid: Grid) -> Mapping[int, str]:
+    """The sites that are online, under the names that they were provisioned with."""
+    return {node.node_id: node.name for node in grid.get_nodes()}

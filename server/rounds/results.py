@@ -1,0 +1,131 @@
+"""What a finished run leaves behind: the result, the merged model with its manifest, the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fedgraft.common.base.environment import fedgraft_version
+from fedgraft.common.checks.explain import plan_table
+from fedgraft.common.models.initialise import Start, held_out
+from fedgraft.common.models.weights import save_weights
+from fedgraft.common.protocol.instructions import Code
+from fedgraft.common.protocol.routing import Tags, releases_plainly
+from fedgraft.common.study.inputs import ImageInput, TableInput
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Task
+from fedgraft.server.rounds.collect import headline
+from fedgraft.server.rounds.rounds import Outcome
+from fedgraft.server.runs.run_folder import RunFolder
+
+SCHEMA = 1
+
+
+def write_result(folder: RunFolder, study: Study, tags: Tags, outcome: Outcome, engine: str, synthetic: bool) -> None:
+    """Write `result.json`; the run counts as complete when every site that greeted took part to the end."""
+    rows = _history(folder)
+    totals, last = outcome.totals, rows[-1]
+    missing = {site: Code(code) for site, code in last["missing"].items()} | dict(outcome.absent)
+    asked = len(last["sites_asked"]) + len(outcome.absent)
+    spent = {site: privacy(study, tags, rows, site) for site, g in outcome.greetings.items() if not g.observer}
+    content = {
+        "schema": SCHEMA,
+        "fedgraft": fedgraft_version(),
+        "status": "incomplete" if missing or totals.refusals else "completed",
+        "study": study.name,
+        "study_digest": study.digest,
+        "synthetic": synthetic,
+        "headline": _headline(asked, missing, totals.refusals),
+        "plan": plan_table(study, tags, {key: int(value.size) for key, value in outcome.state.items()}, rows),
+        "metrics": outcome.scores.values(),
+        "sums": outcome.scores.sums(),
+        "sites": {
+            site: {
+                "cases": dict(g.cases),
+                "labels": {t: dict(c) for t, c in g.labels.items()},
+                "problems": dict(g.problems),
+            }
+            for site, g in outcome.greetings.items()
+        },
+        "bytes": {"up": totals.bytes_up, "down": totals.bytes_down},
+        "seconds": {phase: round(seconds, 3) for phase, seconds in totals.seconds.items()},
+        "refusals": [
+            {"exchange": 0, "stage": "hello", "round": 0, "site": site, "code": code.value}
+            for site, code in outcome.absent.items()
+        ]
+        + totals.refusals,
+        "privacy": spent,
+        "privacy_overall": overall(spent),
+        "baselines": None,
+        "task_classes": {task.name: list(task.names) for task in study.tasks},
+        "task_kinds": {task.name: task.kind for task in study.tasks},
+        "engine": engine,
+    }
+    folder.write("result.json", content)
+
+
+def privacy(study: Study, tags: Tags, rows: list[dict[str, Any]], site: str) -> dict[str, Any]:
+    """What a site says that the study has cost it.
+
+    `without_dp` names the stages that it answered without noise: epsilon says nothing of those.
+    """
+    spent = [row["spent"][site] for row in rows if site in row.get("spent", {})]
+    plain = [stage.name for stage in study.plan if releases_plainly(stage, tags)]
+    answered = {row["stage"] for row in rows if site in row["sites_merged"]}
+    figures = spent[-1] if spent else {}
+    return {"dp": bool(spent), **figures, "without_dp": [name for name in plain if name in answered]}
+
+
+def overall(spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the model promises a patient, from what each site promises; None if any site worked without noise.
+
+    A patient at one site has at most the largest epsilon and delta of all sites (parallel composition over disjoint
+    patients); one at two sites has at most the sums of the two largest.
+    """
+    if not spent or not all(one.get("dp") and not one["without_dp"] for one in spent.values()):
+        return None
+    units = {str(one["unit"]) for one in spent.values()}
+    epsilons, deltas = (
+        sorted((float(one[key]) for one in spent.values()), reverse=True) for key in ("epsilon", "delta")
+    )
+    return {
+        "unit": "patient" if units == {"patient"} else "image",
+        "one_site": {"epsilon": epsilons[0], "delta": deltas[0]},
+        "two_sites": {"epsilon": sum(epsilons[:2]), "delta": sum(deltas[:2])},
+    }
+
+
+def _headline(asked: int, missing: Mapping[str, Code], refusals: list[dict[str, Any]]) -> str:
+    """Who took part at the end, or, if all did, where somebody was missing on the way."""
+    line = headline(asked - len(missing), asked, missing)
+    if missing or not refusals:
+        return line
+    ways = {f"{r['site']}, {r['code']} ({r['stage']}, round {r['round']})" for r in refusals}
+    return f"{line} at the end; missing on the way: " + "; ".join(sorted(ways))
+
+
+def write_model(folder: RunFolder, study: Study, outcome: Outcome, source: Start, synthetic: bool) -> None:
+    """Write the merged model and its manifest, so that the run's folder serves as weights for the next study."""
+    facts = {
+        "id": study.name,
+        "backbone": study.model.backbone,
+        "input": study.input if isinstance(study.input, ImageInput) else None,
+        "classes": {task.name: task.classes for task in study.tasks if isinstance(task, Task)},
+        "tasks": tuple(task for task in study.tasks if not isinstance(task, Task)),
+        "trained_on": f"study {study.name} over {len(outcome.greetings)} sites",
+        "licence": source.licence,
+        "synthetic": synthetic,
+        "how": f"study digest {study.digest}, starting from {source.says}",
+        "members": tuple(member.backbone for member in study.model.members),
+        "table": study.input if isinstance(study.input, TableInput) else None,
+        "held_out": held_out(study),
+    }
+    manifest = save_weights(folder.path, outcome.state, facts)
+    if outcome.familiar is not None:
+        outcome.familiar.write(folder.path, manifest.sha256)
+
+
+def _history(folder: RunFolder) -> list[dict[str, Any]]:
+    lines = (folder.path / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,321 @@
+"""The round loop: order, collect, vet, merge, save; then once more to evaluate, and the run is done."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fedgraft.common.base.errors import QuorumError
+from fedgraft.common.closed_form.ood import Familiar, familiar
+from fedgraft.common.closed_form.shapes import expected
+from fedgraft.common.protocol.auxiliary import MOMENTS
+from fedgraft.common.protocol.instructions import (
+    Arrays,
+    Code,
+    Digests,
+    Greeting,
+    Hello,
+    Order,
+    Split,
+)
+from fedgraft.common.protocol.routing import Tags
+from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.study import Study
+from fedgraft.server.aggregation.aggregator import HeadMerger, Merger, merger
+from fedgraft.server.aggregation.auxiliary import Aside
+from fedgraft.server.rounds.collect import Collected, Collector, headline
+from fedgraft.server.rounds.fleet import Fleet, lacking
+from fedgraft.server.rounds.scores import Scores
+from fedgraft.server.rounds.secure_aggregation import MaskedCollector, Wanted
+from fedgraft.server.rounds.stopping import averaged, best, stopped
+from fedgraft.server.rounds.validation import Bar
+from fedgraft.server.runs.retained_statistics import KeptSums, features_digest
+from fedgraft.server.runs.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Step:
+    """One exchange of the plan: the `round`-th (from 1) of a stage, or the evaluation at the end (`work` False)."""
+
+    exchange: int
+    stage: int
+    round: int
+    work: bool
+
+
+def schedule(study: Study) -> Iterator[Step]:
+    """All exchanges of a study, in order, counted from 1."""
+    exchange = 0
+    for index, stage in enumerate(study.plan):
+        for number in range(1, stage.rounds + 1):
+            exchange += 1
+            yield Step(exchange, index, number, work=True)
+    yield Step(exchange + 1, len(study.plan) - 1, study.plan[-1].rounds, work=False)
+
+
+@dataclass
+class Totals:
+    """Running sums over the exchanges of a run, saved with every checkpoint."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+    ended: dict[str, int] = field(default_factory=dict)
+    """Stages that ended before their last round, and the round whose model they went back to."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with: the merged state, who took part, the last evaluation, and the totals."""
+
+    state: Arrays
+    greetings: Mapping[str, Greeting]
+    absent: Mapping[str, Code]
+    scores: Scores
+    totals: Totals
+    familiar: Familiar | None = None
+    """What the sites' images are like, if the plan asked."""
+
+
+class Rounds:
+    """One run of a study over a fleet, from the first exchange or from a checkpoint."""
+
+    def __init__(self, study: Study, fleet: Fleet, folder: RunFolder, state: Arrays, tags: Tags) -> None:
+        self._study = study
+        self._fleet = fleet
+        self._folder = folder
+        self._state: dict[str, np.ndarray] = dict(state)
+        self._aside = Aside(study, tags, state)
+        self._tags = tags
+        self._memory: dict[str, np.ndarray] = {}
+        self._totals = Totals()
+        self._digests = Digests()
+        self._held: dict[str, Arrays] = {}
+        self._sent: Arrays = {}
+        self._greetings: dict[str, Greeting] = {}
+        self._absent: dict[str, Code] = {}
+        self._collector = Collector(study, fleet, self._greetings, folder.event)
+        self._masked = MaskedCollector(study, self._collector, self._greetings)
+        self._first = 0
+
+    def run(self) -> Outcome:
+        """Carry out what is left of the plan. QuorumError if too few sites answer in a round."""
+        done = 0
+        if (checkpoint := self._folder.load_checkpoint()) is not None:
+            done, self._state, self._memory = checkpoint.exchange, checkpoint.state, checkpoint.memory
+            self._totals = Totals(**checkpoint.totals)
+        self._greet()
+        scores = Scores(self._study, {})
+        for step in schedule(self._study):
+            if step.exchange <= done or (step.work and self._study.plan[step.stage].name in self._totals.ended):
+                continue
+            self._first = self._first or step.exchange
+            scores = self._exchange(step)
+            if step.work:
+                self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
+        return Outcome(self._state, self._greetings, self._absent, scores, self._totals, familiar(self._memory))
+
+    def _greet(self) -> None:
+        started = time.monotonic()
+        self._folder.event("greeting")
+        self._welcome()
+        self._spend("prepare", started)
+        self._folder.event("greeted", sites=list(self._greetings), absent=self._absent)
+        if not self._greetings:
+            reasons = ", ".join(f"{site}: {code}" for site, code in self._absent.items()) or "nobody answered"
+            raise QuorumError(f"No site can take part ({reasons}).", fix="See site.log in each site's folder.")
+        wanting = [s.name for s in self._study.plan if s.where == "source" or s.joint is not None]
+        if wanting and not self._sources():
+            fix = "Start a site with public_source: true, or give the scenario one."
+            raise QuorumError(f"Stage {wanting[0]!r} needs a site that holds the source, and none is there.", fix=fix)
+
+    def _welcome(self) -> None:
+        """Take in sites that are there and have not greeted yet: at the start, and those that come later."""
+        for site, answer in self._fleet.greet(Hello(self._study.to_json())).items():
+            if isinstance(answer, Greeting):
+                self._greetings[site] = answer
+                self._absent.pop(site, None)
+            else:
+                self._absent[site] = answer.code
+
+    def _exchange(self, step: Step) -> Scores:
+        started = time.monotonic()
+        # A masked study keeps the circle that it began with: its masks were agreed on at the greeting.
+        if step.exchange > self._first and not self._study.masked:
+            self._welcome()
+        stage = self._study.plan[step.stage]
+        sites = self._asked(step, stage)
+        self._folder.event(
+            "exchange",
+            exchange=step.exchange,
+            stage=stage.name if step.work else "evaluate",
+            sites=len(sites),
+        )
+        if step.round == 1:
+            # What a source released lasts; all else belongs to its stage.
+            self._memory = {key: array for key, array in self._memory.items() if key.startswith(MOMENTS)}
+        merging = merger(stage, self._tags, self._memory)
+        self._sent = self._state | (self._aside.beside(stage, self._memory) if step.work else {})
+        got = self._collect(step, stage, sites, merging)
+        for site in (*got.merged, *got.observed):
+            self._hold(site)
+        scores = Scores(self._study, got.metrics, got.pooled)
+        if step.work:
+            self._take(step, stage, merging, scores, len(got.merged) / len(sites))
+            if isinstance(merging, HeadMerger):
+                self._keep_sums(stage, merging, got)
+        self._digests.keep_only(self._state | self._aside.kept)
+        self._record(step, stage, sites, got, scores, started)
+        return scores
+
+    def _keep_sums(self, stage: Stage, merging: HeadMerger, got: Collected) -> None:
+        got.strengths = merging.strengths
+        if merging.kept:
+            features = features_digest(self._state, self._tags)
+            sites = dict(zip(sorted(got.merged), merging.kept, strict=True))
+            KeptSums(stage.name, features, sites).write(self._folder.path)
+
+    def _take(self, step: Step, stage: Stage, merging: Merger, scores: Scores, share: float) -> None:
+        """The state after a round: merged, averaged, or the best one of a stage that ends here."""
+        memory = self._memory
+        if (number := stopped(stage, step.round, scores, self._state, memory)) is not None:
+            self._totals.ended[stage.name] = number
+            self._state = self._state | best(memory)
+            self._folder.event("stopped", stage=stage.name, round=step.round, best=number)
+            return
+        merged = merging.result(self._state)
+        self._aside.learn(stage, step.round, memory, (self._state, merged), share)
+        self._state = self._state | averaged(stage, step.round, merged, memory)
+
+    def _asked(self, step: Step, stage: Stage) -> list[str]:
+        """Sites that this exchange is for."""
+        hospitals = {site: g for site, g in self._greetings.items() if not g.observer and not g.source}
+        if not step.work or stage.where == "all":
+            chosen = set(hospitals)
+        else:
+            chosen = {site for site, g in hospitals.items() if g.labelled == (stage.where == "labelled")}
+        if step.work and stage.where == "source":
+            chosen = set(self._sources())
+        if not chosen:
+            raise QuorumError(f"Stage {stage.name!r} is for {stage.where} sites, and there are none.")
+        return sorted(chosen | (set(self._sources()) if step.work and stage.joint is not None else set()))
+
+    def _sources(self) -> list[str]:
+        return sorted(site for site, greeting in self._greetings.items() if greeting.source)
+
+    def _observers(self) -> list[str]:
+        return sorted(site for site, greeting in self._greetings.items() if greeting.observer)
+
+    def _split(self, step: Step) -> Split | None:
+        if not step.work:
+            return "test"
+        every = self._study.evaluate.every
+        return self._study.evaluate.split if every and (step.exchange - 1) % every == 0 else None
+
+    def _order(self, step: Step, site: str, split: Split | None) -> Order:
+        going = self._sent if step.work else self._state
+        tensors = lacking(going, self._held.get(site, {}))
+        held = {key: array for key, array in going.items() if key not in tensors}
+        return Order(
+            study=self._study.digest,
+            exchange=step.exchange,
+            stage=step.stage,
+            round=step.round,
+            work=step.work,
+            evaluate=split,
+            tensors=tensors,
+            held=self._digests.of(held),
+        )
+
+    def _collect(self, step: Step, stage: Stage, sites: list[str], merging: Merger) -> Collected:
+        split = self._split(step)
+        shapes = expected(self._study, stage, self._tags, self._state)
+        bar = Bar(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change)
+        watch = replace(step, work=False)
+        observers = {site: self._order(watch, site, "all") for site in self._observers()}
+        needed = self._needed(sites)
+        if self._study.masked:
+
+            def order(site: str) -> Order:
+                return self._order(step, site, split)
+
+            wanted = Wanted(sites, needed, step.work, split, order, self._hold, observers)
+            got = self._masked.collect(wanted, bar, merging)
+        else:
+            sources = self._sources()  # their data are not what the model is judged by
+            orders = {site: self._order(step, site, None if site in sources else split) for site in sites} | observers
+            got = self._collector.collect(orders, bar, merging)
+        if step.work and len(got.merged) < needed:
+            raise QuorumError(
+                f"Stage {stage.name!r}, round {step.round}: {headline(len(got.merged), len(sites), got.missing)}; "
+                f"{needed} are needed.",
+                fix="Continue with --resume once the sites are back.",
+            )
+        return got
+
+    def _needed(self, sites: list[str]) -> int:
+        """How many of these sites must take part."""
+        return max(self._study.rounds.min_sites, math.ceil(self._study.rounds.quorum * len(sites) - 1e-9))
+
+    def _hold(self, site: str) -> None:
+        """Remember that a site has what was sent in this exchange."""
+        self._held[site] = self._sent
+
+    def _record(
+        self, step: Step, stage: Stage, sites: list[str], got: Collected, scores: Scores, started: float
+    ) -> None:
+        name = stage.name if step.work else "evaluate"
+        seconds = self._spend("rounds" if step.work else "evaluate", started)
+        totals = self._totals
+        totals.bytes_up += got.bytes_up
+        totals.bytes_down += got.bytes_down
+        totals.refusals += [
+            {"exchange": step.exchange, "stage": name, "round": step.round, "site": site, "code": code.value}
+            for site, code in sorted(got.missing.items())
+        ]
+        row = {
+            "exchange": step.exchange,
+            "stage": name,
+            "stage_index": step.stage,
+            "round": step.round,
+            "rounds": stage.rounds,
+            "seconds": round(seconds, 3),
+            "bytes_up": got.bytes_up,
+            "bytes_down": got.bytes_down,
+            "sites_asked": sites,
+            "sites_merged": sorted(got.merged),
+            "missing": {site: code.value for site, code in sorted(got.missing.items())},
+            "train": dict(sorted(got.train.items())),
+            "spent": dict(sorted(got.spent.items())),
+            "train_pooled": got.train_pooled,
+            "repeats": got.repeats,
+            "strengths": got.strengths,
+            "evaluated": self._evaluated(step) if got.metrics or got.pooled or got.observed else None,
+            "split": self._split(step) if got.metrics or got.pooled else None,
+            "metrics": scores.values(),
+            "observers": Scores(self._study, got.observed).values(),
+        }
+        self._folder.append_history(row)
+        facts = {"macro": scores.macro(), "metric": scores.shown(), "missing": row["missing"]}
+        self._folder.event("done", exchange=step.exchange, **facts)
+
+    def _evaluated(self, step: Step) -> dict[str, Any]:
+        """Which model went out in this exchange: the one that the exchange before left behind."""
+        plan = self._study.plan
+        if step.work and step.round > 1:
+            return {"stage": plan[step.stage].name, "round": step.round - 1}
+        if step.work and step.stage == 0:
+            return {"stage": "start", "round": 0}
+        before = plan[step.stage - 1 if step.work else step.stage]
+        return {"stage": before.name, "round": self._totals.ended.get(before.name, before.rounds)}
+
+    def _spend(self, phase: str, started: float) -> float:
+        seconds = time.monotonic() - started
+        self._totals.seconds[phase] = self._totals.seconds.get(phase, 0.0) + seconds
+        return seconds

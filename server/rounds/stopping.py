@@ -1,0 +1,69 @@
+"""The course of a stage: when it stops early, and the average that it may end with.
+
+All that lasts from round to round is in the stage's memory, and so in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+import numpy as np
+
+from fedgraft.common.protocol.instructions import Arrays
+from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.stopping import Average, Stop
+from fedgraft.server.rounds.scores import Scores
+
+Memory = MutableMapping[str, np.ndarray]
+_BEST, _SEEN, _AVERAGE, _COUNT = "best/", "best_of_waited", "average/", "averaged"
+
+
+def stopped(stage: Stage, number: int, scores: Scores, state: Arrays, memory: Memory) -> int | None:
+    """The round whose model the stage goes back to, if it ends now; None to go on.
+
+    `scores` are of `state`, the model after round `number` - 1.
+    """
+    value = None if stage.until is None else _figure(stage.until, scores)
+    if stage.until is None or value is None:
+        return None
+    best, of, waited = memory.get(_SEEN, np.array([-np.inf, 0.0, 0.0]))
+    if value > best + stage.until.least:
+        memory[_SEEN] = np.array([value, number - 1, 0.0])
+        memory.update({_BEST + key: array for key, array in state.items()})
+        return None
+    memory[_SEEN] = np.array([best, of, waited + 1])
+    return int(of) if waited + 1 >= stage.until.patience else None
+
+
+def best(memory: Memory) -> dict[str, np.ndarray]:
+    """The best model seen in this stage."""
+    return {key.removeprefix(_BEST): array for key, array in memory.items() if key.startswith(_BEST)}
+
+
+def averaged(stage: Stage, number: int, merged: Arrays, memory: Memory) -> dict[str, np.ndarray]:
+    """Take in what round `number` has merged; the average of all such when the stage is at its end, else `merged`."""
+    rule = stage.average
+    if rule is None or (rule.rule == "swa" and number <= stage.rounds - max(1, round(rule.over * stage.rounds))):
+        return dict(merged)
+    count = memory.get(_COUNT, np.zeros(()))
+    keep = count / (count + 1) if rule.rule == "swa" else _kept(rule, float(count))
+    for key, array in merged.items():
+        if array.dtype.kind == "f":
+            old = memory.get(_AVERAGE + key, np.zeros(array.shape))
+            memory[_AVERAGE + key] = np.asarray(keep * old + (1 - keep) * array)
+    memory[_COUNT] = np.asarray(count + 1)
+    if number < stage.rounds:
+        return dict(merged)
+    return {key: memory.get(_AVERAGE + key, array).astype(array.dtype) for key, array in merged.items()}
+
+
+def _kept(rule: Average, count: float) -> float:
+    """How much the average keeps of itself: nothing at first, so that no zeros are in it."""
+    return rule.decay if count else 0.0
+
+
+def _figure(stop: Stop, scores: Scores) -> float | None:
+    """What the stage is judged by: the macro mean over sites, and its mean over the tasks that have one."""
+    found = [values["macro"].get(stop.metric) for values in scores.values().values()]
+    known = [float(value) for value in found if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,124 @@
+"""`fedgraft study` and `fedgraft privacy`: what can be known of a study before it runs, and attacks on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedgraft.common.study.study import Study
+
+study = typer.Typer(help="Look at a study before it runs.", no_args_is_help=True)
+privacy = typer.Typer(help="Price and attack a study.", no_args_is_help=True)
+
+StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
+
+
+@study.command("check")
+def study_check(study_file: StudyFile, set_: Sets = None) -> None:
+    """All faults of a study, or its digest if there are none."""
+    _, digest = _checked(study_file, set_)
+    typer.echo(f"{study_file}: no faults; digest {digest}")
+
+
+@study.command("show")
+def study_show(study_file: StudyFile, set_: Sets = None) -> None:
+    """The study with its method expanded to stages and all defaults written out."""
+    from fedgraft.common.study.study import find_study
+
+    typer.echo(find_study(study_file, tuple(set_ or ()))[0].to_yaml(), nl=False)
+
+
+@study.command("explain")
+def study_explain(
+    study_file: StudyFile,
+    patients: Annotated[list[int] | None, typer.Option(min=1, help="Price privacy for sites of this size.")] = None,
+    metrics_epsilon: Annotated[
+        float | None, typer.Option(min=1e-3, help="Price noised metrics too, at what the sites' policies say.")
+    ] = None,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What will be trained, shared and moved, stage by stage, and what privacy it costs sites of some sizes."""
+    from fedgraft.simulations.cli import study_commands
+
+    sizes = tuple(patients or (100, 300, 1000, 3000))
+    sites = study_commands.Sites(sizes, metrics_epsilon)
+    study_commands.explain_study(study_file, tuple(set_ or ()), sites, as_json=as_json)
+
+
+@study.command("suggest")
+def study_suggest(
+    study_file: StudyFile,
+    scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
+    weights: Annotated[list[str] | None, typer.Option(help="Candidates; all that are at hand if not given.")] = None,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What to start from: candidates ranked before any training, and what the sites' differences suggest."""
+    from fedgraft.simulations.planning.suggest import suggest
+
+    suggest(study_file, tuple(set_ or ()), scenario, tuple(weights or ()), as_json=as_json)
+
+
+@privacy.command("plan")
+def privacy_plan(
+    study_file: StudyFile,
+    patients: Annotated[int, typer.Option(min=1, help="Patients with training cases at the site.")] = 1000,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a study would cost a site if it were longer, or if its steps saw more patients."""
+    from fedgraft.simulations.cli import study_commands
+
+    study_commands.plan_privacy(study_file, tuple(set_ or ()), patients, as_json=as_json)
+
+
+@privacy.command("curve")
+def privacy_curve(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    study_file: StudyFile,
+    out: Annotated[Path, typer.Option(help="Folder of the runs, the figures and the plot; continued if it exists.")],
+    train: Annotated[list[str] | None, typer.Option(help="heads, norm_and_heads, last_block or all.")] = None,
+    epsilon: Annotated[list[float] | None, typer.Option(min=0.01, help="Budgets.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy against epsilon: run a private study at several budgets, and without noise."""
+    from fedgraft.simulations.cli import study_commands
+    from fedgraft.simulations.planning.curve import Grid
+
+    grid = Grid(tuple(train or ("heads", "norm_and_heads")), tuple(epsilon or (8.0, 3.0, 1.0)), seeds)
+    study_commands.privacy_curve(study_file, tuple(set_ or ()), grid, out, as_json=as_json)
+
+
+@privacy.command("audit")
+def privacy_audit(
+    study_file: StudyFile,
+    patients: Annotated[
+        int, typer.Option(min=1, help="Patients in training at the site, which decide its noise.")
+    ] = 1000,
+    out: Annotated[Path | None, typer.Option(help="A new folder, or a run of this study; runs/STUDY-audit.")] = None,
+    allow_plain: Annotated[bool, typer.Option(help="Accept stages that release without noise.")] = False,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a study: what it claims of privacy, tried on the code that sites run. Exit code 1 if a claim fails."""
+    from fedgraft.common.study.study import find_study
+    from fedgraft.simulations.audit.command import audit
+
+    found, _ = find_study(study_file, tuple(set_ or ()))
+    audit(found, str(study_file), out, patients, allow_plain=allow_plain, as_json=as_json)
+
+
+def _checked(study_file: Path, set_: list[str] | None) -> tuple[Study, str]:
+    from fedgraft.common.checks.explain import check_study
+    from fedgraft.common.study.study import find_study
+
+    found, _ = find_study(study_file, tuple(set_ or ()))
+    check_study(found, str(study_file))
+    return found, found.digest

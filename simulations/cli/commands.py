@@ -1,0 +1,220 @@
+"""What the front door's commands do: read, run, and show on the terminal or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.table import Table
+
+from fedgraft.common.base.environment import environment
+from fedgraft.common.base.errors import InputError, RunError, StudyError
+from fedgraft.common.base.files import home, read_json
+from fedgraft.common.base.terminal import (
+    ERR,
+    OUT,
+    figure,
+    say,
+)
+from fedgraft.common.checks.explain import check_study
+from fedgraft.common.metrics.metric_names import title
+from fedgraft.common.models.weights import load_weights, save_weights
+from fedgraft.common.study.study import (
+    Study,
+    describe,
+    find_study,
+)
+from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.simulations.engines.progress import shown
+from fedgraft.simulations.engines.run import Engine, prepare
+from fedgraft.simulations.engines.run import resume as resume_run
+from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
+from fedgraft.simulations.phantoms.scenario import load_scenario, source_faults
+from fedgraft.simulations.weights.soup import soup
+from fedgraft.simulations.weights.weights_import import Source
+from fedgraft.simulations.weights.weights_import import import_weights as take_in
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of `fedgraft simulate`."""
+
+    study: Path | None
+    scenario: str | None
+    out: Path | None
+    resume: Path | None
+    overrides: tuple[str, ...]
+
+
+def engine(name: str, workers: int, threads: int) -> Engine:
+    """The engine by name; InputError for one that does not exist."""
+    try:
+        return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
+    except ValidationError as error:
+        raise InputError("; ".join(describe(error))) from None
+
+
+def simulate(request: Request, engine: Engine, *, as_json: bool) -> None:
+    """Set up a run or continue one, show its progress, and say what came out."""
+    if request.resume is not None:
+        if request.study or request.scenario or request.out or request.overrides:
+            raise InputError("--resume takes no other study, scenario, --out or --set.")
+        run = request.resume
+        if not (run / "simulation.json").is_file():
+            raise InputError(f"{run} is no simulated run.", fix="Give the folder that `fedgraft simulate` wrote.")
+        study = RunFolder(run).study()
+    else:
+        study, run = _set_up(request)
+    console = ERR if as_json else OUT
+    with shown(run, study, console):
+        try:
+            resume_run(run, engine)
+        except RunError as error:
+            raise type(error)(f"{error}{_site_log(run)}") from None
+    result = read_json(run / "result.json")
+    if as_json:
+        sys.stdout.write(json.dumps(result | {"run": str(run), "sums": None}) + "\n")
+    else:
+        _show_result(run, result)
+
+
+def _set_up(request: Request) -> tuple[Study, Path]:
+    if request.study is None:
+        raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
+    study, named = find_study(request.study, request.overrides)
+    scenario_name = request.scenario or named
+    if scenario_name is None:
+        raise InputError(f"{request.study} names no scenario.", fix="Say which hospitals to simulate: --scenario FILE.")
+    check_study(study, str(request.study))
+    base = request.study.parent if request.scenario is None else Path()
+    relative = base / scenario_name
+    scenario = load_scenario(relative if relative.is_file() else scenario_name)
+    if faults := source_faults(study, scenario):
+        raise StudyError(str(scenario_name), faults)
+    run = request.out or Path("runs") / study.name
+    if run.exists() and any(run.iterdir()):
+        raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
+    prepare(study, hospitals_of(scenario), run)
+    return study, run
+
+
+def make_data(name: str, out: Path) -> None:
+    """Write a scenario's phantom hospitals."""
+    scenario = load_scenario(name)
+    cohorts = make_hospitals(scenario, out)
+    for site, cohort in cohorts.items():
+        say(f"{site}: {cohort.kind} in {cohort.root}")
+
+
+def list_weights(*, as_json: bool) -> None:
+    """All weights at hand."""
+    from fedgraft.common.models.weights import list_weights as found
+
+    manifests = found()
+    if as_json:
+        sys.stdout.write(json.dumps([manifest.model_dump(mode="json") for manifest in manifests]) + "\n")
+        return
+    table = Table("id", "backbone", "trained on", "licence")
+    for manifest in manifests:
+        label = " (synthetic)" if manifest.synthetic else ""
+        table.add_row(manifest.id + label, manifest.backbone, manifest.trained_on, manifest.licence)
+    OUT.print(table)
+
+
+def import_weights(source: Source, name: str) -> None:
+    """Take in weights, and say what became of every entry."""
+    manifest, report = take_in(source, name)
+    say(
+        f"{manifest.id}: {len(report.loaded)} entries of {manifest.backbone} taken in, {len(report.ignored)} left out "
+        f"({', '.join(report.ignored) or 'none'})"
+    )
+
+
+def make_soup(refs: list[str], name: str) -> None:
+    """Average finished models, and say where the mean is."""
+    manifest, folder = soup(refs, name)
+    say(f"Weights {manifest.id}, the mean of {len(refs)} models, are in {folder}")
+    say("Norm statistics were averaged too: let a study recalibrate them (plan: local: {kind: recalibrate}).")
+
+
+def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[str, ...]) -> None:
+    """Run a study and keep its model as weights of their own, with the figures that it reached."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty.", fix="Choose another --out.")
+    with tempfile.TemporaryDirectory(prefix="fedgraft-") as temporary:
+        run = Path(temporary) / "run"
+        simulate(Request(path, None, run, None, overrides), Engine(), as_json=False)
+        result = read_json(run / "result.json")
+        manifest, arrays = load_weights(str(run))
+        figures = ", ".join(
+            f"{task} test "
+            + ", ".join(f"{title(key)} {figure(value)}" for key, value in list(values["macro"].items())[:2])
+            for task, values in result["metrics"].items()
+        )
+        facts = manifest.model_dump(exclude={"sha256", "keys", "format"}) | {
+            "id": name,
+            "licence": licence,
+            "how": f"fedgraft weights pretrain {path.name}; {manifest.how}; {figures}",
+        }
+        save_weights(out, arrays, facts)
+    say(f"Weights {name} are in {out}")
+
+
+def doctor(*, as_json: bool) -> None:
+    """The environment, and what is wrong with it."""
+    facts: dict[str, Any] = environment(0, "none")
+    facts |= {"cores": os.cpu_count(), "home": str(home()), "problems": _problems()}
+    if as_json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+    else:
+        for key, value in facts.items():
+            if key != "problems":
+                say(f"{key}: {value}")
+        for problem in facts["problems"]:
+            say(f"problem: {problem}")
+    if facts["problems"]:
+        raise RunError(f"{len(facts['problems'])} problem(s) found.")
+
+
+def _problems() -> list[str]:
+    problems = []
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problems.append(f"{home()} cannot be written: {error.strerror}; set FEDGRAFT_HOME to a folder that can")
+    try:
+        import torchvision  # noqa: F401 - does it import with this torch?
+    except (ImportError, RuntimeError) as error:
+        problems.append(f"torchvision does not fit this torch ({error}); install both from the same place")
+    return problems
+
+
+def _site_log(run: Path) -> str:
+    return f" Details: {run / 'run.log'}" if (run / "run.log").exists() else ""
+
+
+def _show_result(run: Path, result: dict[str, Any]) -> None:
+    say(f"{result['status']}: {result['headline']}")
+    for task, values in result["metrics"].items():
+        keys = list(values["macro"])
+        table = Table(f"{task} (test)", "cases", *map(title, keys))
+        for site, row in values["sites"].items():
+            table.add_row(site, *_cells(row, keys))
+        table.add_section()
+        table.add_row("macro mean", "", *(figure(values["macro"][key]) for key in keys))
+        table.add_row("all cases", *_cells(values["pooled"], keys))
+        OUT.print(table)
+    say(f"Report: {run / 'report.html'}")
+    if result["synthetic"]:
+        say("Phantoms prove the machinery, not clinical benefit.")
+
+
+def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    return [str(int(row["n"])), *(figure(row[key]) for key in keys)]

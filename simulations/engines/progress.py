@@ -1,0 +1,134 @@
+"""Shows how a run gets on, by reading the events in its folder: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedgraft.common.metrics.metric_names import title
+from fedgraft.common.study.study import Study
+from fedgraft.server.rounds.rounds import schedule
+
+_POLL_S = 0.25
+
+
+@contextmanager
+def shown(run: Path, study: Study, console: Console) -> Iterator[None]:
+    """Show the run in `run` while the body carries it out."""
+    total = sum(1 for _ in schedule(study))
+    view = _Bar(console, total) if console.is_terminal else _Lines(console, total)
+    stop = threading.Event()
+    path = run / "events.jsonl"
+    start = path.stat().st_size if path.exists() else 0
+    with view:
+        thread = threading.Thread(target=_follow, args=(path, start, view, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+class _Lines:
+    """One plain line per exchange."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._stage = ""
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        if event["event"] == "greeted":
+            self._console.print(f"{len(event['sites'])} sites ready", highlight=False, markup=False, soft_wrap=True)
+        elif event["event"] == "exchange":
+            self._stage = event["stage"]
+        elif event["event"] == "done":
+            text = f"{event['exchange']}/{self._total} {self._stage}{_macro(event)}{_missing(event)}"
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Bar:
+    """A bar with stage, sites, metric and time left."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.fields[stage]:<12}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[sites]}"),
+            TextColumn("{task.fields[metric]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task: TaskID = self._progress.add_task("", total=total, stage="greeting", sites="", metric="")
+        self._answered = 0
+        self._asked = 0
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        match event["event"]:
+            case "exchange":
+                self._answered, self._asked = 0, event["sites"]
+                self._progress.update(self._task, stage=event["stage"], sites=f"0/{self._asked} sites")
+            case "reply":
+                self._answered += 1
+                self._progress.update(self._task, sites=f"{self._answered}/{self._asked} sites")
+            case "done":
+                self._progress.update(self._task, completed=event["exchange"], metric=_macro(event))
+                if event["missing"]:
+                    self._progress.console.print(
+                        f"exchange {event['exchange']}{_missing(event)}", highlight=False, markup=False, soft_wrap=True
+                    )
+
+
+def _macro(event: dict[str, Any]) -> str:
+    known = {task: value for task, value in event["macro"].items() if value is not None}
+    names = event.get("metric", {})
+    return "".join(f"  {task} {title(names.get(task, 'auroc'))} {value:.3f}" for task, value in known.items())
+
+
+def _missing(event: dict[str, Any]) -> str:
+    return "".join(f"; missing: {site}, {code}" for site, code in event["missing"].items())
+
+
+def _follow(path: Path, start: int, view: _Lines | _Bar, stop: threading.Event) -> None:
+    """Read whole lines as they are written; once more after the end."""
+    at, rest = start, b""
+    while True:
+        last = stop.wait(_POLL_S)
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(at)
+                rest += file.read()
+                at = file.tell()
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                view.take(json.loads(line))
+        if last:
+            return

@@ -1,0 +1,177 @@
+"""Run a study over simulated hospitals on one machine: set up the run's folder, start an engine, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
+
+from fedgraft.client.data.cohorts.cohort import Cohort, Wanted, load_cohort
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.config import SiteConfig, read_site
+from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
+from fedgraft.client.governance.approval import approve
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import InputError, ResumeError
+from fedgraft.common.base.files import home, read_json, write_json
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.base.value import Value
+from fedgraft.common.study.study import Study
+from fedgraft.server.report import build_report
+from fedgraft.server.rounds.app import app as server_app
+from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.simulations.engines.faults import Fault, FaultyGrid
+from fedgraft.simulations.engines.grids import InProcessGrid, LocalGrid, PoolGrid
+from fedgraft.simulations.engines.keys import make_keys
+
+OPEN = SitePolicy(
+    allow_non_dp=True, metrics="exact", min_patients=1, epsilon_job=100.0, epsilon_lifetime=100.0, keep_sums=True
+)
+"""Whoever simulates a hospital sees all its data anyway. Budgets are counted, and all but unlimited."""
+
+EngineName = Literal["inprocess", "pool", "ray"]
+
+
+class Engine(Value):
+    """How a simulation is carried out; it changes how long a run takes, never what it gives.
+
+    `threads` are torch's per site; another number may change the last digits.
+    """
+
+    name: EngineName = "inprocess"
+    workers: int = 2
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Hospitals:
+    """The sites of a simulation: their cohorts and faults by name, and whether their images are phantoms."""
+
+    cohorts: Mapping[str, CohortSpec]
+    faults: Mapping[str, Fault] = field(default_factory=dict)
+    observers: Collection[str] = ()
+    """Sites that only evaluate, on public data."""
+    public_sources: Collection[str] = ()
+    """Sites that hold public source data."""
+    sources: Mapping[str, CohortSpec] = field(default_factory=dict)
+    """By site the source data that lie there beside its own."""
+    policies: Mapping[str, SitePolicy] = field(default_factory=dict)
+    """The rules of sites that have some; all others are as open as whoever simulates them."""
+    synthetic: bool = True
+
+
+def simulate(study: Study, hospitals: Hospitals, out: Path, engine: Engine | None = None) -> Path:
+    """Run `study` in the new folder `out`, and return it with result, model and report in it.
+
+    InputError if `out` is in use; RunError if the run fails, and then `resume` continues it.
+    """
+    prepare(study, hospitals, out)
+    return resume(out, engine)
+
+
+def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
+    """Set up a run's folder, so that `resume` can start it."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
+    sites = out / "sites"
+    sites.mkdir(parents=True, exist_ok=True)
+    for name in hospitals.cohorts:
+        (sites / name).mkdir(mode=0o700)
+    masking = [name for name in hospitals.cohorts if name not in hospitals.observers]
+    masks = make_keys(sites, masking) if study.masked else {}
+    for name, cohort in hospitals.cohorts.items():
+        config = SiteConfig(
+            name=name,
+            cohort=cohort.below(Path.cwd()),
+            source=source.below(Path.cwd()) if (source := hospitals.sources.get(name)) else None,
+            public_source=name in hospitals.public_sources,
+            observer=name in hospitals.observers,
+            sync=False,
+            policy=hospitals.policies.get(name, OPEN),
+            masks=masks.get(name),
+            state=(sites / name).resolve(),
+            cache=home().resolve() / "cohorts",
+        )
+        # A deployed site draws its key; here it follows from the seed, since splits depend on it.
+        keep_key(sites / name, derive(study.seed, name, "secret").to_bytes(16, "big"))
+        config.write(sites / name / "site.json")
+        approve(sites / name, study.digest, study.name)
+    write_json(sites / "index.json", sorted(hospitals.cohorts))
+    faults = {name: fault.model_dump(mode="json") for name, fault in hospitals.faults.items()}
+    write_json(out / "simulation.json", {"synthetic": hospitals.synthetic, "faults": faults})
+    RunFolder(out).write_study(study)
+
+
+def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> Path:
+    """Start or continue the run in `out`; ends bit-identical to a run that was never interrupted."""
+    engine = engine or Engine()
+    if not (out / "simulation.json").is_file():
+        raise ResumeError(f"{out} is no simulated run.", fix="Give the folder that `fedgraft simulate` wrote.")
+    facts = read_json(out / "simulation.json")
+    out = out.resolve()
+    if engine.name == "ray":
+        from fedgraft.simulations.engines.ray import run_with_ray
+
+        if facts["faults"]:
+            raise InputError("The ray engine plays no faults.", fix="Use --engine inprocess or pool.")
+        run_with_ray(out, engine.workers, engine.threads, bool(facts["synthetic"]))
+    else:
+        names = read_json(out / "sites" / "index.json")
+        with torch_threads(engine.threads), _grid(out, names, engine, facts["faults"]) as grid:
+            context = Context(1, 1, {}, RecordDict(), _run_config(out, engine.name, bool(facts["synthetic"])))
+            server_app(grid, context)
+    if report:
+        build_report(out)
+    return out
+
+
+def simulated_cohort(study: Study, out: Path, site: str) -> Cohort:
+    """The cohort that a site of the run in `out` works with."""
+    config = read_site(out / "sites" / site)
+    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+    return load_cohort(config.name, config.cohort, wanted, place_of(config, study.digest))
+
+
+def _run_config(out: Path, engine: str, synthetic: bool) -> dict[str, bool | str | int | float]:
+    return {"run": str(out), "engine": engine, "synthetic": synthetic}
+
+
+@contextmanager
+def _grid(out: Path, names: list[str], engine: Engine, faults: Mapping[str, object]) -> Iterator[Grid]:
+    study = RunFolder(out).study()
+    configs = [out / "sites" / name / "site.json" for name in names]
+    grid: LocalGrid
+    if engine.name == "pool":
+        grid = PoolGrid(configs, engine.workers, [_files(path) for path in configs])
+    else:
+        grid = InProcessGrid(configs, deadlines=study.rounds.deadline_s is not None)
+    nodes = dict(zip(names, grid.get_node_ids(), strict=True))
+    played = {nodes[name]: Fault.model_validate(fault) for name, fault in faults.items()}
+    try:
+        yield FaultyGrid(grid, played) if played else grid
+    finally:
+        grid.close()
+
+
+def _files(config: Path) -> int:
+    """How many files a site has: a guess at its share of the work."""
+    root = Path(json.loads(config.read_text(encoding="utf-8"))["cohort"]["root"])
+    return sum(1 for path in root.rglob("*") if path.is_file()) if root.is_dir() else 1
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads within; many small steps are slower on more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

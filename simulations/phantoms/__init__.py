@@ -1,0 +1,3 @@
+"""Hospitals that are made up: scenarios, patients, scanners, DICOM files.
+No images of real patients.
+"""

@@ -1,0 +1,230 @@
+"""A scenario: the hospitals of a simulation. Strict, frozen, parsed once; all faults are reported together."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.base.files import CONFIGS, canonical_json
+from fedgraft.common.base.value import Value
+from fedgraft.common.protocol.auxiliary import needs_source
+from fedgraft.common.study.study import Study, describe, read_mapping
+from fedgraft.simulations.engines.faults import Fault
+from fedgraft.simulations.phantoms.phantoms import FINDINGS, Finding, Modality
+from fedgraft.simulations.phantoms.scanners import Scanner
+
+SCENARIOS = CONFIGS / "scenarios"
+CANCER_CASES = {"benign": 357, "malignant": 212}
+"""How many patients of each diagnosis scikit-learn's breast cancer table has."""
+_GENERATION = 1
+"""Part of the digest: raise it when the same scenario would give other files."""
+_LARGEST = 0.6
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class PhantomSite(Value):
+    """A hospital whose images are generated and written as DICOM."""
+
+    modality: tuple[Modality, ...] = ("xr",)
+    """One, or several that take turns from patient to patient."""
+    patients: Annotated[int, Field(ge=1, le=100_000)]
+    images_per_patient: tuple[Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=16)]] = (1, 2)
+    """Fewest and most; each patient's number is drawn evenly."""
+    prevalence: dict[Finding, Share] = dict.fromkeys(FINDINGS, 0.25)
+    """Share of the patients by finding; they add up to 1."""
+    size_mm: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (23.0, 46.0)
+    """Smallest and largest equivalent diameter of a finding."""
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """How much brighter a finding is, as a share of the modality's range; 0 leaves nothing to find."""
+    label_noise: Share = 0.0
+    """Share of the patients whose label is one of the wrong ones."""
+    missing_labels: Share = 0.0
+    """Share of the patients whose label cells are empty."""
+    unlabelled: bool = False
+    """All label cells are empty; the truth stays in images.csv."""
+    scanner: Scanner = Scanner()
+
+    @field_validator("modality", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("modality")
+    @classmethod
+    def _some(cls, value: tuple[Modality, ...]) -> tuple[Modality, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("needs one modality, or several different ones")
+        return value
+
+    @field_validator("prevalence")
+    @classmethod
+    def _adds_up(cls, value: dict[Finding, float]) -> dict[Finding, float]:
+        if abs(sum(value.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares add up to {sum(value.values()):g}, not 1")
+        return value
+
+    @field_validator("images_per_patient", "size_mm")
+    @classmethod
+    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("the first number must not be above the second")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> PhantomSite:
+        faults = [fault for modality in self.modality if (fault := self.scanner.fault(modality))]
+        if self.size_mm[1] > _LARGEST / 2 * self.scanner.field_mm:
+            limit = _LARGEST / 2 * self.scanner.field_mm
+            faults.append(f"size_mm: a finding of {self.size_mm[1]:g} mm is above {limit:g} mm, the most that fits")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class TableSite(Value):
+    """A hospital with a part of a real public table, as one CSV file; no patient is at two sites.
+
+    `patients` and `malignant` (their share with that diagnosis) are how sites are skewed: both classes are shuffled
+    once with the scenario's seed, and the sites, in the order of the file, take the next round(patients x malignant)
+    malignant and the next remaining benign patients.
+    """
+
+    dataset: Literal["breast_cancer"] = "breast_cancer"
+    patients: Annotated[int, Field(ge=1, le=569)]
+    malignant: Share = 0.37
+
+    @property
+    def cases(self) -> dict[str, int]:
+        """Number of patients by diagnosis."""
+        malignant = round(self.patients * self.malignant)
+        return {"benign": self.patients - malignant, "malignant": malignant}
+
+
+class SiteEntry(Value):
+    """One hospital: generated images, a part of a public table, or the user's own cohort."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+    phantom: PhantomSite | None = None
+    table: TableSite | None = None
+    cohort: CohortSpec | None = None
+    mask_images: bool = True
+    """Whether the site has the masks of its phantoms; without, it adds nothing to tasks that ask for masks."""
+    faults: Fault | None = None
+    source: str | None = None
+    """Another site of this scenario, whose data lie at this one as well: a source in a folder at the site."""
+    public_source: bool = False
+    """The data are public source data: the site works only in stages that are for the source, and is not evaluated."""
+    policy: SitePolicy | None = None
+    """What goes wrong at this site on purpose; `policy` is what it allows, all if not given."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SiteEntry:
+        if sum(source is not None for source in (self.phantom, self.table, self.cohort)) != 1:
+            raise ValueError("needs exactly one of phantom, table and cohort")
+        return self
+
+
+class Scenario(Value):
+    """The hospitals of a simulation, in the order of the file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    sites: Annotated[tuple[SiteEntry, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Scenario:
+        names = [site.name for site in self.sites]
+        faults = _twice(names)
+        faults += [f"{s.name}.source: no other site is called {s.source}" for s in self.sites if not _known(s, names)]
+        for diagnosis, there in CANCER_CASES.items():
+            asked = sum(site.table.cases[diagnosis] for site in self.sites if site.table)
+            if asked > there:
+                faults.append(f"the sites ask for {asked} {diagnosis} patients, but breast_cancer has {there}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides what is generated, 64 hex digits."""
+        generated = [site.model_dump(mode="json", include={"name", "phantom", "table"}) for site in self.sites]
+        content = {"generation": _GENERATION, "seed": self.seed, "sites": generated}
+        return hashlib.sha256(canonical_json(content)).hexdigest()
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any site's images are phantoms."""
+        return any(site.phantom is not None for site in self.sites)
+
+
+def load_scenario(path: Path | str) -> Scenario:
+    """The scenario in a YAML file, or the one of that name that ships; StudyError lists every fault.
+
+    Relative paths of cohorts are relative to the file. Nothing that a cohort points at needs to exist.
+    """
+    file = _find(Path(path))
+    data = read_mapping(file)
+    _anchor(data, file.parent.resolve())
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        faults = describe(error)
+        # pydantic does not come to this check while any site has faults of its own.
+        hidden = [fault for fault in _twice(_names(data)) if not any(fault in line for line in faults)]
+        raise StudyError(str(file), faults + hidden) from None
+
+
+def _known(site: SiteEntry, names: list[str]) -> bool:
+    return site.source is None or (site.source in names and site.source != site.name)
+
+
+def _twice(names: list[str]) -> list[str]:
+    """A fault for every name that more than one site has; case does not count, since some file systems ignore it."""
+    folded = [name.lower() for name in names]
+    return [f"more than one site is called {name}" for name in sorted(set(folded)) if folded.count(name) > 1]
+
+
+def _names(data: dict[str, Any]) -> list[str]:
+    sites = data.get("sites")
+    return [str(site.get("name")) for site in sites if isinstance(site, dict)] if isinstance(sites, list) else []
+
+
+def _anchor(data: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths of all cohorts absolute, in place; what is no path is left for the check."""
+    paths = [key for key, field in CohortSpec.model_fields.items() if field.annotation in (Path, Path | None)]
+    sites = data.get("sites")
+    for site in sites if isinstance(sites, list) else []:
+        cohort = site.get("cohort") if isinstance(site, dict) else None
+        for key in paths:
+            if isinstance(cohort, dict) and isinstance(cohort.get(key), str):
+                cohort[key] = str(folder / Path(cohort[key]).expanduser())
+
+
+def _find(path: Path) -> Path:
+    if path.exists() or path.parent != Path() or path.suffix:
+        return path
+    shipped = SCENARIOS / f"{path}.yaml"
+    if not shipped.is_file():
+        names = ", ".join(sorted(file.stem for file in SCENARIOS.glob("*.yaml")))
+        raise StudyError(str(path), [f"is no file, and no scenario of that name ships; there are: {names}"])
+    return shipped
+
+
+def source_faults(study: Study, scenario: Scenario) -> list[str]:
+    """What the study needs of a source, and the scenario has not."""
+    faults = []
+    if needs_source(study):
+        lacking = [site.name for site in scenario.sites if site.source is None and not site.public_source]
+        if lacking:
+            faults.append(f"the plan needs source data at each site, but {', '.join(lacking)} have no `source`")
+    wanting = [stage.name for stage in study.plan if stage.where == "source" or stage.joint is not None]
+    if wanting and not any(site.public_source for site in scenario.sites):
+        faults.append(f"stage {wanting[0]} is for a site that holds the source, but none has `public_source: true`")
+    return faults

@@ -1,0 +1,249 @@
+"""The front door: one command. What a subcommand needs is imported only when it runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fedgraft.client.cli.app import app as site
+from fedgraft.server.cli.app import app as server
+from fedgraft.simulations.cli.app import privacy, study
+
+# Flower reports home and looks for updates unless told not to; a hospital's machine does neither.
+for _switch, _value in (
+    ("FLWR_TELEMETRY_ENABLED", "0"),
+    ("FLWR_DISABLE_UPDATE_CHECK", "1"),
+    ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+):
+    os.environ.setdefault(_switch, _value)
+
+app = typer.Typer(help="Federated transfer learning for medical imaging across hospitals.", no_args_is_help=True)
+data = typer.Typer(help="Phantom hospitals.", no_args_is_help=True)
+weights = typer.Typer(help="Pretrained weights: train, import, look at, verify.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(weights, name="weights")
+app.add_typer(study, name="study")
+app.add_typer(privacy, name="privacy")
+app.add_typer(server, name="server")
+app.add_typer(site, name="site")
+
+StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]
+Prepared = Literal["imagenet", "zscore", "unknown"]
+AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
+
+
+@app.callback()
+def _common(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+    global _debug  # noqa: PLW0603 - the one switch that must reach main() past typer
+    _debug = debug
+
+
+_debug = False
+
+
+@app.command()
+def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    study_file: Annotated[Path | None, typer.Argument(metavar="STUDY", help="The study's YAML file.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/STUDY if not given.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
+    engine: Annotated[str, typer.Option(help="inprocess, pool (worker processes) or ray.")] = "inprocess",
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes of pool and ray.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads per site.")] = 1,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study over simulated hospitals on this machine."""
+    from fedgraft.simulations.cli import commands
+
+    commands.simulate(
+        commands.Request(study_file, scenario, out, resume, tuple(set_ or ())),
+        commands.engine(engine, workers, threads),
+        as_json=as_json,
+    )
+
+
+@app.command()
+def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    study_file: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="Folder; continued if it exists. runs/STUDY-compare.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="study, scratch, local, pooled, source_only, ...")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Ask only this question of the study's file.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds; 3, or as the file says.")] = None,
+    quick: Annotated[bool, typer.Option(help="A first look: few seeds, wide intervals.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads per run.")] = 1,
+    set_: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study and its alternatives on the same splits and seeds, and say what the difference is worth."""
+    from fedgraft.simulations.compare.command import Request
+    from fedgraft.simulations.compare.command import compare as carry_out
+
+    asked = Request(
+        study_file,
+        out,
+        scenario,
+        tuple(set_ or ()),
+        seeds,
+        tuple(arm or ()),
+        tuple(only or ()),
+        quick,
+        workers,
+        threads,
+    )
+    carry_out(asked, as_json=as_json)
+
+
+@app.command()
+def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or weights with heads.")],
+    images: Annotated[Path, typer.Argument(help="A folder of DICOM files or images.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the table and the overlays.")],
+    heat: Annotated[list[str] | None, typer.Option(help="cam (LayerCAM) or occlusion: overlays.")] = None,
+    task: Annotated[str | None, typer.Option(help="The task of the overlays; the first if not given.")] = None,
+    of: Annotated[str | None, typer.Option("--class", help="The class of the overlays; the likeliest.")] = None,
+    site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
+    adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
+) -> None:
+    """What a model says of the images in a folder, as a table, and where it looks."""
+    from fedgraft.client.inference.command import Request
+    from fedgraft.client.inference.command import predict as carry_out
+
+    carry_out(Request(model, images, out, site, tuple(heat or ()), task, of, adapt))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Build the HTML report of a run again."""
+    from fedgraft.server.report import build_report
+
+    typer.echo(build_report(run))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, device and settings, and what is wrong with them."""
+    from fedgraft.simulations.cli import commands
+
+    commands.doctor(as_json=as_json)
+
+
+@data.command("make")
+def data_make(
+    scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of one that ships.")],
+    out: Annotated[Path, typer.Option(help="Where the hospitals' folders go.")],
+) -> None:
+    """Write phantom hospitals as real DICOM files and tables."""
+    from fedgraft.simulations.cli import commands
+
+    commands.make_data(scenario, out)
+
+
+@weights.command("list")
+def weights_list(as_json: AsJson = False) -> None:
+    """All weights that studies can name."""
+    from fedgraft.simulations.cli import commands
+
+    commands.list_weights(as_json=as_json)
+
+
+@weights.command("show")
+def weights_show(ref: str) -> None:
+    """The manifest of some weights."""
+    from fedgraft.common.models.weights import load_manifest
+
+    typer.echo(load_manifest(ref).model_dump_json(indent=1))
+
+
+@weights.command("verify")
+def weights_verify(refs: Annotated[list[str], typer.Argument(help="Ids or folders.")]) -> None:
+    """Check that weights are what their manifest says."""
+    from fedgraft.common.models.weights import verify
+
+    for ref in refs:
+        manifest = verify(ref)
+        typer.echo(f"{manifest.id}: as its manifest says ({manifest.keys} entries, sha256 {manifest.sha256})")
+
+
+@weights.command("import")
+def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    source: Annotated[str, typer.Argument(help="A .safetensors or state-dict .pth file, or Enum.NAME of torchvision.")],
+    backbone: Annotated[str, typer.Option(help="The backbone that the weights are for.")],
+    id_: Annotated[str, typer.Option("--id", help="The name that studies will use.")],
+    licence: Annotated[str, typer.Option(help="Under what licence the weights may be used.")],
+    file: Annotated[Path | None, typer.Option(help="With Enum.NAME: the weights file, already here.")] = None,
+    trained_on: Annotated[str, typer.Option(help="What they were trained on.")] = "not stated",
+    normalise: Annotated[Prepared, typer.Option(help="How images were prepared for them.")] = "unknown",
+) -> None:
+    """Take in weights from a local file; nothing is ever downloaded."""
+    from fedgraft.common.base.errors import InputError
+    from fedgraft.simulations.cli import commands
+    from fedgraft.simulations.weights.weights_import import Source
+
+    by_name = not Path(source).exists() and "." in source and file is not None
+    if not by_name and file is not None:
+        raise InputError("--file goes with the name of torchvision's weights, such as ResNet18_Weights.IMAGENET1K_V1.")
+    path, enum = (file, source) if by_name else (Path(source), None)
+    assert path is not None
+    commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum), id_)
+
+
+@weights.command("soup")
+def weights_soup(
+    refs: Annotated[list[str], typer.Argument(help="Finished runs' folders, or ids, all of one backbone.")],
+    id_: Annotated[str, typer.Option("--id", help="The name that studies will use.")],
+) -> None:
+    """Average finished models of the same backbone that began from the same weights."""
+    from fedgraft.simulations.cli import commands
+
+    commands.make_soup(refs, id_)
+
+
+@weights.command("pretrain")
+def weights_pretrain(
+    study_file: StudyFile,
+    out: Annotated[Path, typer.Option(help="The new folder for the weights.")],
+    id_: Annotated[str, typer.Option("--id", help="The name that studies will use.")],
+    licence: Annotated[str, typer.Option(help="Under what licence the weights may be used.")] = "Apache-2.0",
+    set_: Sets = None,
+) -> None:
+    """Train a source model on one site's data and keep it with a manifest."""
+    from fedgraft.simulations.cli import commands
+
+    commands.pretrain(study_file, out, id_, licence, tuple(set_ or ()))
+
+
+def main() -> None:
+    """Run the command; a known error is one message and its exit code, without a traceback."""
+    from fedgraft.common.base.errors import FedgraftError
+
+    try:
+        code = app(standalone_mode=False)
+    except FedgraftError as error:
+        if _debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("stopped", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if _debug or not hasattr(error, "exit_code"):
+            raise
+        show = getattr(error, "show", None)
+        if show is not None:
+            show()
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
