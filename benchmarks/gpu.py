@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.losses.base import Moment
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.losses.base import RoundContext
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study, parse_study
 
@@ -47,15 +47,15 @@ def cohort(images: int, size: int) -> Cohort:
     return Cohort("noise", inputs, {"cls": torch.arange(images) % 2}, tuple(map(str, range(images))), splits, (), {})
 
 
-def by_hand(bench: Workbench, images: Tensor, labels: Tensor, batch: int) -> None:
+def by_hand(local_model: LocalModel, images: Tensor, labels: Tensor, batch: int) -> None:
     """One epoch as a person would write it: float images on the device, autocast, channels last."""
-    model = bench.model
+    model = local_model.model
     model.requires_grad_(True)
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for indices in torch.randperm(len(images), device=images.device).split(batch):
         inputs = images[indices].contiguous(memory_format=torch.channels_last)
-        with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.device.type == "cuda"):
+        with torch.autocast(local_model.device.type, torch.bfloat16, enabled=local_model.device.type == "cuda"):
             loss = F.cross_entropy(model(inputs)["cls"], labels[indices])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -84,17 +84,17 @@ def main() -> None:
     asked = parser.parse_args()
     device, plan = torch.device(asked.device), study(asked.backbone, asked.size)
     data = cohort(asked.images, asked.size)
-    bench = Workbench(plan, device)
-    feed = Feed(data, plan.input, device)
-    images = next(feed.batches([feed.splits["train"]])).inputs
+    local_model = LocalModel(plan, device)
+    loader = Loader(data, plan.input, device)
+    images = next(loader.batches([loader.splits["train"]])).inputs
     labels = data.targets["cls"].to(device)
     spec = Gradient(epochs=1, batch_size=asked.batch, optimiser="adamw", lr=1e-3)
 
     def ours() -> None:
-        train(bench, feed, spec, tuple(bench.tags), Moment(seed=0, round=1, rounds=1))
+        train(local_model, loader, spec, tuple(local_model.tags), RoundContext(seed=0, round=1, rounds=1))
 
     def theirs() -> None:
-        by_hand(bench, images, labels, asked.batch)
+        by_hand(local_model, images, labels, asked.batch)
 
     found: dict[str, list[float]] = {"by hand": [], "fedgraft": []}
     for run in range(asked.runs + 1):  # the first is for warming up

@@ -25,16 +25,16 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import cohort
-from benchmarks.workloads import study as bench_study
+from benchmarks.workloads import study as local_model_study
 from benchmarks.workloads import workload, write
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.features import Features
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.files import read_json, write_json
-from fedgraft.common.protocol.routing import changed, rests
+from fedgraft.common.protocol.routing import changed, frozen
 from fedgraft.common.study.plan import Gradient, named
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.common.study.training import Private
@@ -84,18 +84,20 @@ def works(case: Case) -> tuple[Callable[[], object], Callable[[], object]]:
     plan = study(case.train)
     torch.manual_seed(0)
     data = cohort(case.images, SIZE)
-    bench = Workbench(plan, torch.device("cpu"))
-    feed = Feed(data, plan.input, bench.device)
-    if rests(plan.plan[0], bench.tags):
-        feed = Features(feed, Path(), "", keep=False).feed(bench, "resnet18", "train")
-    moves = changed(plan.plan[0], bench.tags)
+    local_model = LocalModel(plan, torch.device("cpu"))
+    loader = Loader(data, plan.input, local_model.device)
+    if frozen(plan.plan[0], local_model.tags):
+        loader = Features(loader, Path(), "", keep=False).loader(local_model, "resnet18", "train")
+    moves = changed(plan.plan[0], local_model.tags)
     plain = Gradient(train=named(case.train), steps=case.steps, batch_size=case.batch, fixed_norm_stats=True)
-    terms = Private(sigma=1.0, sample=case.batch / case.images, mode="ghost" if case.mode == "ghost" else "hooks")
+    terms = Private(
+        noise_multiplier=1.0, sample_rate=case.batch / case.images, mode="ghost" if case.mode == "ghost" else "hooks"
+    )
     private = plain.model_copy(update={"private": terms})
-    now = Moment(seed=0, round=1, rounds=1)
+    now = RoundContext(seed=0, round=1, rounds=1)
     return (
-        lambda: train(bench, feed, plain, moves, now),
-        lambda: train_private(bench, feed, data.patients, private, moves, now),
+        lambda: train(local_model, loader, plain, moves, now),
+        lambda: train_private(local_model, loader, data.patients, private, moves, now),
     )
 
 
@@ -144,7 +146,7 @@ def memory(name: str) -> None:
 def cache(runs: int) -> None:
     """Print the CPU time of a study with a resting backbone, features kept and not."""
     load = replace(workload("heavy", ROUNDS, 2), train=1000)
-    asked = bench_study(load).model_dump(mode="json")
+    asked = local_model_study(load).model_dump(mode="json")
     asked["plan"][0] |= {"share": "heads"}
     asked["plan"][0]["local"] |= {"train": "heads"}
     asked["evaluate"] = {"every": 1, "split": "test"}

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fedgraft.client.data.cohorts.batches import to_float
-from fedgraft.client.data.cohorts.cohort import Place, Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.study.study import Study, parse_study
@@ -96,7 +96,7 @@ def names(load: Workload) -> list[str]:
 def arrays(load: Workload, folder: Path) -> None:
     """The same images as the engines decode and split them, as float arrays for the loops; written once."""
     asked, target = study(load), folder / f"{load.name}-arrays"
-    wanted = Wanted(asked.tasks, asked.input, asked.split, asked.seed)
+    wanted = CohortRequest(asked.tasks, asked.input, asked.split, asked.seed)
     for name, spec in write(load, folder).cohorts.items():
         if (target / f"{name}.npz").exists():
             continue

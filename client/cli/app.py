@@ -22,7 +22,7 @@ def _home() -> Path:
 SiteFolder = Annotated[
     Path, typer.Argument(help="The site's folder; in a simulation sites/NAME of the run.", default_factory=_home)
 ]
-OfferedStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
+PendingStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
 Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SITE", help="The site's folder.", default_factory=_home)]
 
@@ -141,19 +141,19 @@ def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 ) -> None:
     """Fit a finished model to this site's own few cases. Works offline; nothing leaves."""
     from fedgraft.client.data.spec import CohortSpec
-    from fedgraft.client.inference.adapt import Request
+    from fedgraft.client.inference.adapt import AdaptRequest
     from fedgraft.client.inference.adapt import adapt as carry_out
     from fedgraft.common.study.fit import Fit
 
     spec = CohortSpec(kind=kind, root=data, labels=labels) if data is not None else None
     asked = Fit(how=fit, steps=steps, lr=lr, common=common)
-    carry_out(Request(run, home, asked, shots, task, seed, spec), as_json=as_json)
+    carry_out(AdaptRequest(run, home, asked, shots, task, seed, spec), as_json=as_json)
 
 
 @app.command("review")
 def review(
     home: Home,
-    study_ref: OfferedStudy,
+    study_ref: PendingStudy,
     as_json: AsJson = False,
 ) -> None:
     """What a study would run here, what would leave, and what it costs."""
@@ -165,7 +165,7 @@ def review(
 @app.command("approve")
 def approve(
     home: Home,
-    study_ref: OfferedStudy,
+    study_ref: PendingStudy,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
 ) -> None:
     """Let a study run here; the site refuses all others."""

@@ -17,7 +17,7 @@ from fedgraft.client.governance.budget import (
     plot,
     propose,
 )
-from fedgraft.client.governance.egress import EgressLog, Entry
+from fedgraft.client.governance.egress import EgressEntry, EgressLog
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.terminal import OUT, say
 from fedgraft.common.study.study import Study
@@ -39,7 +39,7 @@ def show_budget(
         sys.stdout.write(json.dumps(facts) + "\n")
         return
     if account is None:
-        say(f"Nothing is spent. Limits: epsilon {config.policy.epsilon_job:g} for one study, ")
+        say(f"Nothing is spent. Limits: epsilon {config.policy.epsilon_per_study:g} for one study, ")
         say(f"{config.policy.epsilon_lifetime:g} for all together.")
     else:
         _show_account(account)
@@ -70,7 +70,7 @@ def _show_account(account: Budget) -> None:
     table.add_row("all", str(len(account.after_each)), "", *_both(account.spent, account.tight), "")
     OUT.print(table)
     say(
-        f"Limits: epsilon {account.epsilon_job:g} for one study, {account.epsilon_lifetime:g} for all together; "
+        f"Limits: epsilon {account.epsilon_per_study:g} for one study, {account.epsilon_lifetime:g} for all together; "
         f"at delta {account.delta:.1e}, for adding or removing one {account.unit}."
     )
     for one in account.refused:
@@ -79,14 +79,14 @@ def _show_account(account: Budget) -> None:
 
 def _show_proposal(proposal: Proposal) -> None:
     say(f"Study {proposal.study[:12]} at a site of {proposal.patients} patients:")
-    for stage, sigma, cost in proposal.stages:
-        say(f"  {stage}: noise {sigma:.2f} times the clip, epsilon {cost:.2f}")
+    for stage, noise_multiplier, cost in proposal.stages:
+        say(f"  {stage}: noise {noise_multiplier:.2f} times the clip, epsilon {cost:.2f}")
     if proposal.stages:
         say(f"  the whole study: epsilon {proposal.epsilon:.2f}; all studies after it: {proposal.total_after:.2f}")
     say(f"  refused ({proposal.refused})" if proposal.refused else "  within the policy")
 
 
-def _show_entries(entries: list[Entry]) -> None:
+def _show_entries(entries: list[EgressEntry]) -> None:
     table = Table("message", "when (UTC)", "study", "exchange", "what", "entries", "grounds")
     for entry in entries:
         what = f"{entry.kind} {entry.words.get('code', '')}".strip()
@@ -97,7 +97,7 @@ def _show_entries(entries: list[Entry]) -> None:
     say(f"{len(entries)} messages, each sealed to the one before. Hash of the last: {last}")
 
 
-def _show_entry(entry: Entry) -> None:
+def _show_entry(entry: EgressEntry) -> None:
     say(f"Message {entry.seq}, {entry.at} UTC: {entry.kind} in exchange {entry.exchange} of study {entry.study}")
     say(f"Grounds: {entry.why}")
     for title, arrays in (("entries", entry.tensors), ("metric sums", entry.metrics)):

@@ -15,12 +15,12 @@ from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
 from fedgraft.client.governance.approval import approve, is_approved, withdraw
 from fedgraft.client.governance.pending_studies import find_study
 from fedgraft.client.governance.review import in_words, review
-from fedgraft.client.governance.verdict import Verdict, judge
+from fedgraft.client.governance.verdict import StudyVerdict, judge
 from fedgraft.client.preflight.check import (
     DETAILS,
     PARTS,
     Check,
-    Site,
+    SiteUnderCheck,
     read_cohort,
 )
 from fedgraft.client.preflight.report import Level, Report
@@ -42,7 +42,7 @@ def check_site(folder: Path | None, ref: str | None, parts: Collection[str], *, 
     if baseline and ref is None:
         raise InputError("--baseline needs a study.", fix="fedgraft site check STUDY --baseline")
     home = site_home(folder)
-    site, study = Site(home, read_site(home)), None
+    site, study = SiteUnderCheck(home, read_site(home)), None
     if ref is not None:
         study = find_study(home, ref)
         _model_of(study, ref)
@@ -100,7 +100,7 @@ def withdraw_study(folder: Path | None, ref: str) -> None:
 
 def _reviewed(home: Path, config: SiteConfig, study: Study, ref: str) -> dict[str, Any]:
     model = _model_of(study, ref)
-    verdict: Verdict | None = None
+    verdict: StudyVerdict | None = None
     if not config.observer:
         # What privacy costs, and whether the policy allows it, depends on how many patients there are.
         cohort = read_cohort(config, study, [])
@@ -120,7 +120,7 @@ def _show(report: Report) -> None:
     for part in report.parts:
         say(f"{part.name} ({part.seconds:.1f} s)")
         for line in part.findings.lines:
-            say(f"  {_MARKS[line.level]:5}  {line.name}: {line.says}")
+            say(f"  {_MARKS[line.level]:5}  {line.name}: {line.description}")
             if line.fix:
                 say(f"         -> {line.fix}")
     count = report.failing

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.privacy.masking.used_masks import MaskSettings
+from fedgraft.client.privacy.masking.used_masks import SecureAggregationSettings
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import home, write_atomic
@@ -68,7 +68,7 @@ class SiteConfig(BaseModel):
     """Hold public data for evaluation only, and take no part in training."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
     """A GPU if there is one, or the CPU; or only the CPU, only a GPU, only the GPU with this number."""
-    masks: MaskSettings | None = None
+    secure_aggregation: SecureAggregationSettings | None = None
     """What the site needs to take part in masked studies; it refuses them without."""
     threads: Annotated[int, Field(ge=0)] = 0
     server: ServerAddress | None = None
@@ -87,13 +87,17 @@ class SiteConfig(BaseModel):
     def below(self, folder: Path) -> SiteConfig:
         """The same with relative paths counted from `folder`, and `~` meaning the person's own."""
         server = self.server and self.server.model_copy(update={"ca": _anchored(self.server.ca, folder)})
-        keys = {name: _anchored(getattr(self.masks, name), folder) for name in ("key", "roster")} if self.masks else {}
+        keys = (
+            {name: _anchored(getattr(self.secure_aggregation, name), folder) for name in ("key", "roster")}
+            if self.secure_aggregation
+            else {}
+        )
         changes = {
             "state": _anchored(self.state, folder),
             "cache": _anchored(self.cache, folder),
             "cohort": self.cohort.below(folder),
             "source": self.source and self.source.below(folder),
-            "masks": self.masks and self.masks.model_copy(update=keys),
+            "masks": self.secure_aggregation and self.secure_aggregation.model_copy(update=keys),
             "server": server,
         }
         return self.model_copy(update=changes)

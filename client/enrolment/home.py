@@ -42,7 +42,7 @@ class SiteHome:
         self.roster_file = self.path / "roster.json"
         self.node_file = self.path / "node.key"
         self.masking_file = self.path / "masking.key"
-        self.masks_file = self.path / "masks.json"
+        self.secure_aggregation_file = self.path / "masks.json"
         self.state = self.path / "state"
         self.cache = self.path / "cache"
         self._joined = self.path / "joined.json"

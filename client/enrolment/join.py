@@ -12,7 +12,7 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import ServerAddress, SiteConfig, read_config
 from fedgraft.client.enrolment.edit_yaml import change_values, filled
 from fedgraft.client.enrolment.home import Joined, SiteHome
-from fedgraft.client.privacy.masking.used_masks import MaskSettings
+from fedgraft.client.privacy.masking.used_masks import SecureAggregationSettings
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import CONFIGS, write_atomic, write_json
@@ -51,7 +51,7 @@ def join(path: Path, passphrase: str, cohort: CohortSpec, policy: SitePolicy, ho
     _write_keys(home, node, masking)
     _write_authority(home, kit)
     config = SiteConfig(
-        masks=_masks(home),
+        secure_aggregation=_masks(home),
         name=kit.facts.site,
         cohort=cohort,
         state=home.state,
@@ -126,18 +126,20 @@ def _check_identities(old: Membership, new: Membership, accept: Collection[str],
         )
 
 
-def _masks(home: SiteHome) -> MaskSettings:
+def _masks(home: SiteHome) -> SecureAggregationSettings:
     """What the site needs for masked studies, from the roster that the kit brought; the members are pinned by it."""
     members = home.roster()
-    write_json(home.masks_file, members.mask_roster().model_dump(mode="json"))
-    return MaskSettings(key=home.masking_file, roster=home.masks_file, identities=members.identities())
+    write_json(home.secure_aggregation_file, members.mask_roster().model_dump(mode="json"))
+    return SecureAggregationSettings(
+        key=home.masking_file, roster=home.secure_aggregation_file, identities=members.identities()
+    )
 
 
 def _take_over(home: SiteHome, server: ServerAddress | None = None) -> None:
     """Pin the members of a newer roster, and leave all else of the site's file as a person wrote it."""
     config, fresh = read_config(home.config), _masks(home)
-    if config.masks is not None:
-        fresh = config.masks.model_copy(update={"identities": fresh.identities})
+    if config.secure_aggregation is not None:
+        fresh = config.secure_aggregation.model_copy(update={"identities": fresh.identities})
     changes = {"masks": fresh.model_dump(mode="json")}
     if server is not None and (config.server is None or config.server.address != server.address):
         changes["server"] = server.model_dump(mode="json")

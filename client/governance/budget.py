@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgraft.client.enrolment.config import SiteConfig
-from fedgraft.client.privacy.guard.privacy_guard import Guard, Held, Refused
+from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard, Refused
 from fedgraft.client.privacy.ledger.hash_chain import Row, total
 from fedgraft.client.privacy.ledger.ledger import Ledger
-from fedgraft.client.privacy.ledger.ledger import Refused as TurnedDown
+from fedgraft.client.privacy.ledger.ledger import RefusedCharge
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import write_atomic
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.privacy.accountant import (
     Event,
+    aggregate,
     epsilon,
     epsilon_of,
     epsilon_prv,
-    merge,
 )
 from fedgraft.common.study.study import Study
 
 
 @dataclass(frozen=True)
-class Job:
+class StudySpend:
     """What one study has cost. `tight` is the figure of the tighter accountant, None where it takes too long."""
 
     study: str
@@ -43,12 +43,12 @@ class Budget:
 
     delta: float
     unit: str
-    epsilon_job: float
+    epsilon_per_study: float
     epsilon_lifetime: float
     spent: float
     tight: float | None
-    jobs: tuple[Job, ...]
-    refused: tuple[TurnedDown, ...]
+    jobs: tuple[StudySpend, ...]
+    refused: tuple[RefusedCharge, ...]
     after_each: tuple[float, ...]
     """Epsilon of all charges up to each."""
 
@@ -79,7 +79,7 @@ def budget(config: SiteConfig) -> Budget | None:
     return Budget(
         delta=ledger.delta,
         unit=ledger.unit,
-        epsilon_job=config.policy.epsilon_job,
+        epsilon_per_study=config.policy.epsilon_per_study,
         epsilon_lifetime=config.policy.epsilon_lifetime,
         spent=epsilon(events, ledger.delta),
         tight=epsilon_prv(events, ledger.delta),
@@ -96,7 +96,7 @@ def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Pr
     if patients is None and not rows:
         raise InputError("This site has no ledger yet, so its size is not known.", fix="Say it with --patients N.")
     patients = rows[-1].facts.patients if patients is None else patients
-    guard = Guard(study, config.policy, config.state, patients)
+    guard = PrivacyGuard(study, config.policy, config.state, patients)
     tags = make_model(study).tags()
     refused = None
     try:
@@ -108,11 +108,13 @@ def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Pr
     except Refused as error:
         refused = f"{error.code.value}: {error.why}"
     delta = guard.delta
-    named = [(stage.name, Event(terms.sigma, terms.q, terms.steps)) for stage, terms in planned]
+    named = [
+        (stage.name, Event(privacy.noise_multiplier, privacy.sample_rate, privacy.steps)) for stage, privacy in planned
+    ]
     shown = list(guard.metrics_events())
     named += [("metrics", event) for event in shown]
     events = [event for _, event in named]
-    lines = tuple((name, event.sigma, epsilon([event], delta)) for name, event in named)
+    lines = tuple((name, event.noise_multiplier, epsilon([event], delta)) for name, event in named)
     others = [row.event for row in rows if row.job != study.digest]
     cost, after = epsilon(events, delta), epsilon(others + events, delta)
     return Proposal(study.digest, patients, lines, cost, after, refused, delta, epsilon(shown, delta))
@@ -127,7 +129,7 @@ def plot(account: Budget, path: Path) -> None:
     axes.step(range(1, len(account.after_each) + 1), account.after_each, where="post", label="spent")
     for value, name, style in (
         (account.epsilon_lifetime, "all studies", "--"),
-        (account.epsilon_job, "one study", ":"),
+        (account.epsilon_per_study, "one study", ":"),
     ):
         axes.axhline(value, color="0.4", linestyle=style, label=f"limit of {name}: {value:g}")
     axes.set(xlabel="charges", ylabel=f"epsilon at delta {account.delta:.1e}", ylim=(0, None))
@@ -142,8 +144,8 @@ def _ledger(config: SiteConfig) -> Ledger | None:
     return held.open(config.policy.epsilon_lifetime) if held.exists() else None
 
 
-def _job(study: str, rows: Sequence[Row], delta: float) -> Job:
+def _job(study: str, rows: Sequence[Row], delta: float) -> StudySpend:
     own = [row for row in rows if row.job == study]
-    events = merge([row.event for row in own])
+    events = aggregate([row.event for row in own])
     steps = sum(event.steps for event in events)
-    return Job(study, len(own), steps, epsilon(events, delta), epsilon_prv(events, delta), own[-1].at)
+    return StudySpend(study, len(own), steps, epsilon(events, delta), epsilon_prv(events, delta), own[-1].at)

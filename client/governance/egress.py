@@ -24,7 +24,7 @@ from fedgraft.common.protocol.instructions import (
     Answer,
     Arrays,
     Greeting,
-    Masked,
+    MaskedUpdate,
     Refusal,
     Update,
 )
@@ -35,7 +35,7 @@ _FIELDS = ("seq", "at", "study", "exchange", "kind", "why", "tensors", "metrics"
 
 
 @dataclass(frozen=True)
-class Entry:
+class EgressEntry:
     """One message. `tensors` and `metrics` hold (type, shape, SHA-256) by name; `words` are all the rest of it."""
 
     seq: int
@@ -97,7 +97,7 @@ class EgressLog:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[EgressEntry]:
         """All messages in order, each checked against the one before; LedgerError names the first that is wrong."""
         previous, number = _FIRST, 0
         if not self._path.exists():
@@ -113,9 +113,9 @@ class EgressLog:
                 previous = entry.hash
                 yield entry
 
-    def _parsed(self, line: bytes, number: int) -> Entry:
+    def _parsed(self, line: bytes, number: int) -> EgressEntry:
         try:
-            return Entry(**_frozen(json.loads(line)))
+            return EgressEntry(**_frozen(json.loads(line)))
         except (ValueError, TypeError, RecursionError):
             raise LedgerError(f"{self._path}: line {number} is damaged.") from None
 
@@ -135,7 +135,7 @@ class EgressLog:
         return whole, last.seq, last.hash
 
 
-def _entry(seq: int, previous: str, study: str, answer: Greeting | Answer, why: str) -> Entry:
+def _entry(seq: int, previous: str, study: str, answer: Greeting | Answer, why: str) -> EgressEntry:
     tensors: Arrays = {}
     metrics: Arrays = {}
     words: dict[str, Any]
@@ -146,7 +146,7 @@ def _entry(seq: int, previous: str, study: str, answer: Greeting | Answer, why: 
             metrics = {f"{task}/{key}": array for task, sums in answer.metrics.items() for key, array in sums.items()}
             spent = asdict(answer.spent) if answer.spent else None
             words = {"weights": dict(answer.weights), "train": dict(answer.train), "spent": spent}
-        case Masked():
+        case MaskedUpdate():
             kind, tensors = "masked", answer.parts
             words = {"contexts": dict(answer.contexts), "spent": asdict(answer.spent) if answer.spent else None}
         case Greeting():
@@ -155,7 +155,7 @@ def _entry(seq: int, previous: str, study: str, answer: Greeting | Answer, why: 
             kind, words = "refusal", {"code": answer.code.value}
     exchange = 0 if isinstance(answer, Greeting) else answer.exchange
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Entry(seq, at, study, exchange, kind, why, _described(tensors), _described(metrics), words, previous)
+    return EgressEntry(seq, at, study, exchange, kind, why, _described(tensors), _described(metrics), words, previous)
 
 
 def _described(arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...], str]]:

@@ -21,7 +21,7 @@ _MOST = 20
 _DIGEST = r"^[0-9a-f]{8,64}$"
 
 
-def keep_offer(folder: Path, study: Study) -> None:
+def keep_pending(folder: Path, study: Study) -> None:
     """Keep a study that the coordinator sent, in the site's home folder, until somebody looks at it."""
     offers = folder / _FOLDER
     offers.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fedgraft.client.enrolment.config import SiteConfig
-from fedgraft.client.governance.verdict import Verdict
+from fedgraft.client.governance.verdict import StudyVerdict
 from fedgraft.common.checks.explain import leaving, plan_table, sentence
 from fedgraft.common.metrics.metrics import CALIBRATION_BINS
 from fedgraft.common.models.model import TransferModel
-from fedgraft.common.protocol.routing import privacy_asked
+from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.secure_aggregation.masking import FEWEST
 from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.study import Study
@@ -42,11 +42,14 @@ _SUMS = {
 
 
 def review(
-    study: Study, model: TransferModel, config: SiteConfig, verdict: Verdict | None, *, approved: bool
+    study: Study, model: TransferModel, config: SiteConfig, verdict: StudyVerdict | None, *, approved: bool
 ) -> dict[str, Any]:
     """All of it as plain values. `model` has the study's shape, whatever its entries; an observer has no verdict."""
     sizes = {key: int(value.numel()) for key, value in model.state_dict().items()}
-    exact, masked = verdict is None or verdict.shows_metrics, study.masked and verdict is not None
+    exact, secure_aggregation = (
+        verdict is None or verdict.shows_metrics,
+        study.secure_aggregation and verdict is not None,
+    )
     stages: list[dict[str, Any]] = []
     kinds = {task.kind for task in study.tasks}
     bytes_up = 0
@@ -59,7 +62,7 @@ def review(
                 "rounds": stage.rounds,
                 "says": sentence(stage, row),
                 "leaves": {"entries": out.entries, "numbers": out.numbers, "bytes_per_round": out.bytes},
-                "figures": [] if masked else _figures(stage, exact=exact),
+                "figures": [] if secure_aggregation else _figures(stage, exact=exact),
                 "policy": _policy(verdict, at),
             }
         )
@@ -74,14 +77,18 @@ def review(
         "observer": verdict is None,
         "stages": stages,
         "bytes_up": bytes_up,
-        "masked": config.masks.fewest if masked and config.masks else FEWEST if masked else None,
-        "masked_only": config.policy.masked_only,
-        "counts": {"what": _MASKED_COUNTS if masked else _COUNTS, "exact": exact},
+        "masked": config.secure_aggregation.fewest
+        if secure_aggregation and config.secure_aggregation
+        else FEWEST
+        if secure_aggregation
+        else None,
+        "masked_only": config.policy.secure_aggregation_only,
+        "counts": {"what": _MASKED_COUNTS if secure_aggregation else _COUNTS, "exact": exact},
         "metrics": {
             "split": study.evaluate.split,
             "every": study.evaluate.every,
             "sums": [what for kind, own in _SUMS.items() if kind in kinds for what in own] if exact else [],
-            "once": "" if exact or masked else _ONCE.get(config.policy.metrics, ""),
+            "once": "" if exact or secure_aggregation else _ONCE.get(config.policy.metrics, ""),
         },
         "cost": _cost(config, verdict),
         "refused": verdict.refused if verdict else "",
@@ -91,38 +98,42 @@ def review(
 
 def _figures(stage: Stage, *, exact: bool) -> list[str]:
     """What is told of the training itself; private work tells what is public anyway."""
-    if privacy_asked(stage) is not None:
+    if privacy_request(stage) is not None:
         return ["steps", "sigma", "sample"] if isinstance(stage.local, Gradient) else ["sigma"]
     if not exact:
         return []
     if not isinstance(stage.local, Gradient):
         return ["examples"]
-    return ["loss", "steps", "examples"] + (["undone"] if stage.local.fallback is not None else [])
+    return ["loss", "steps", "examples"] + (["undone"] if stage.local.rollback is not None else [])
 
 
-def _policy(verdict: Verdict | None, at: int) -> dict[str, Any]:
+def _policy(verdict: StudyVerdict | None, at: int) -> dict[str, Any]:
     if verdict is None:
         return {"kind": "silent"}
     stage = verdict.stages[at]
     found: dict[str, Any] = {"kind": stage.kind, "refused": stage.refused}
-    if stage.terms is not None:
-        found |= {"sigma": stage.terms.sigma, "clip": stage.terms.clip, "sample": stage.terms.q}
-        found |= {"steps": stage.terms.steps, "unit": stage.terms.unit, "epsilon": stage.epsilon}
+    if stage.privacy is not None:
+        found |= {
+            "sigma": stage.privacy.noise_multiplier,
+            "clip": stage.privacy.max_grad_norm,
+            "sample": stage.privacy.sample_rate,
+        }
+        found |= {"steps": stage.privacy.steps, "unit": stage.privacy.unit, "epsilon": stage.epsilon}
     return found
 
 
-def _cost(config: SiteConfig, verdict: Verdict | None) -> dict[str, Any] | None:
+def _cost(config: SiteConfig, verdict: StudyVerdict | None) -> dict[str, Any] | None:
     if verdict is None or not verdict.cost.stages:
         return None
-    terms = next((stage.terms for stage in verdict.stages if stage.terms is not None), None)
+    privacy = next((stage.privacy for stage in verdict.stages if stage.privacy is not None), None)
     return {
         "epsilon": verdict.cost.epsilon,
         "epsilon_after": verdict.cost.total_after,
         "metrics": verdict.cost.metrics,
         "delta": verdict.cost.delta,
-        "unit": terms.unit if terms is not None else config.policy.unit,
+        "unit": privacy.unit if privacy is not None else config.policy.unit,
         "patients": verdict.patients,
-        "epsilon_job": config.policy.epsilon_job,
+        "epsilon_job": config.policy.epsilon_per_study,
         "epsilon_lifetime": config.policy.epsilon_lifetime,
     }
 

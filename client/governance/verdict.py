@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.budget import Proposal, propose
-from fedgraft.client.privacy.guard.privacy_guard import Guard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
 from fedgraft.client.privacy.masking.used_masks import read_pairs
-from fedgraft.client.privacy.policy import Reason, Terms
+from fedgraft.client.privacy.policy import EffectivePrivacy, Reason
 from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.privacy.accountant import Event, epsilon
 from fedgraft.common.protocol.instructions import Code
@@ -19,8 +19,8 @@ from fedgraft.common.study.study import Study
 _FIXES = {
     Reason.NOT_PRIVATE: "Ask for a private stage, or set allow_non_dp: true if your people accept that what leaves can "
     "be inverted.",
-    Reason.NOT_MASKED: "The policy says masked_only, and the study has no masks: ask the coordinator for masked: true.",
-    Reason.KEPT_SUMS: "The coordinator would keep your sums, which can be inverted, beyond the study: set keep_sums: "
+    Reason.NOT_SECURE: "The policy says masked_only, and the study has no masks: ask the coordinator for masked: true.",
+    Reason.RETAINED_STATISTICS: "The coordinator would keep your sums, which can be inverted, beyond the study: set keep_sums: "
     "true if your people accept that, or ask for a stage without local.keep_sums.",
     Reason.BACKBONE: "A backbone of the study, its members or its teacher is none of `backbones` in the policy.",
     Reason.ROLES: "The study trains entries that `train` in the policy does not list.",
@@ -31,7 +31,7 @@ _FIXES = {
     Reason.BUDGET: "The study costs more than epsilon_job of the policy; it needs more noise, or fewer steps.",
 }
 _LEDGER_FIX = "The ledger cannot be trusted, so nothing may be released: see fedgraft site budget."
-_MASKS_FIX = "The study is masked: `masks` in site.yaml must name the site's mask key and the consortium's roster."
+_SECURE_FIX = "The study is masked: `masks` in site.yaml must name the site's mask key and the consortium's roster."
 _WHOLE_FIX = "Together with what was spent it costs more than the policy allows: see fedgraft site budget."
 
 
@@ -42,14 +42,14 @@ class StageVerdict:
     name: str
     kind: str
     """"private", "plain" (released without noise) or "silent" (nothing is released)."""
-    terms: Terms | None = None
+    privacy: EffectivePrivacy | None = None
     epsilon: float | None = None
     refused: str = ""
     fix: str = ""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StudyVerdict:
     """The whole study at a site of so many training patients; `refused` is a constant word, "" if it is allowed."""
 
     patients: int
@@ -61,34 +61,34 @@ class Verdict:
     fix: str = ""
 
 
-def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> Verdict:
+def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> StudyVerdict:
     """What the policy in `config`, and the ledger in its state folder, say of a study."""
     stages = tuple(_judge_stage(config, study, stage, tags, patients) for stage in study.plan)
-    shows = Guard(study, config.policy, config.state, patients).shows_metrics
+    shows = PrivacyGuard(study, config.policy, config.state, patients).shows_metrics
     first = next((stage for stage in stages if stage.refused), None)
     try:
         cost = propose(config, study, patients)
     except LedgerError:
         nothing = Proposal(study.digest, patients, (), 0.0, 0.0, Code.LEDGER.value)
-        return Verdict(patients, stages, nothing, shows, Code.LEDGER.value, _LEDGER_FIX)
+        return StudyVerdict(patients, stages, nothing, shows, Code.LEDGER.value, _LEDGER_FIX)
     if first is not None:
-        return Verdict(patients, stages, cost, shows, first.refused, first.fix)
+        return StudyVerdict(patients, stages, cost, shows, first.refused, first.fix)
     if cost.refused:
-        return Verdict(patients, stages, cost, shows, Code.BUDGET.value, _WHOLE_FIX)
-    if study.masked and not _can_mask(config):
-        return Verdict(patients, stages, cost, shows, Code.NO_MASKS.value, _MASKS_FIX)
-    return Verdict(patients, stages, cost, shows)
+        return StudyVerdict(patients, stages, cost, shows, Code.BUDGET.value, _WHOLE_FIX)
+    if study.secure_aggregation and not _can_mask(config):
+        return StudyVerdict(patients, stages, cost, shows, Code.NO_SECURE_AGGREGATION.value, _SECURE_FIX)
+    return StudyVerdict(patients, stages, cost, shows)
 
 
 def _can_mask(config: SiteConfig) -> bool:
     try:
-        return config.masks is not None and bool(read_pairs(config.name, config.masks))
+        return config.secure_aggregation is not None and bool(read_pairs(config.name, config.secure_aggregation))
     except InputError:
         return False
 
 
 def _judge_stage(config: SiteConfig, study: Study, stage: Stage, tags: Tags, patients: int) -> StageVerdict:
-    alone = Guard(study.model_copy(update={"plan": (stage,)}), config.policy, config.state, patients)
+    alone = PrivacyGuard(study.model_copy(update={"plan": (stage,)}), config.policy, config.state, patients)
     kind = "plain" if releases_plainly(stage, tags) else "silent"
     try:
         planned = alone.planned(tags)
@@ -99,6 +99,6 @@ def _judge_stage(config: SiteConfig, study: Study, stage: Stage, tags: Tags, pat
         return StageVerdict(stage.name, kind, refused=why or refused.code.value, fix=fix)
     if not planned:
         return StageVerdict(stage.name, kind)
-    terms = planned[0][1]
-    cost = epsilon([Event(terms.sigma, terms.q, terms.steps)], terms.delta)
-    return StageVerdict(stage.name, "private", terms, cost)
+    privacy = planned[0][1]
+    cost = epsilon([Event(privacy.noise_multiplier, privacy.sample_rate, privacy.steps)], privacy.delta)
+    return StageVerdict(stage.name, "private", privacy, cost)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fedgraft.client.data.cohorts.cohort import Cohort, Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, load_cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.enrolment.pseudonyms import place_of
@@ -25,10 +25,10 @@ from fedgraft.client.training.few_shot import (
 )
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import evaluate
-from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.terminal import say
-from fedgraft.common.metrics.task_metrics import shown
+from fedgraft.common.metrics.task_metrics import headline_metrics
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.models.weights import find
 from fedgraft.common.study.fit import Fit
@@ -37,7 +37,7 @@ from fedgraft.common.study.study import read_study
 
 
 @dataclass(frozen=True)
-class Request:
+class AdaptRequest:
     """What was asked of `fedgraft site adapt`. `data` stands for a site that has no configuration yet."""
 
     model: str
@@ -49,7 +49,7 @@ class Request:
     data: CohortSpec | None = None
 
 
-def adapt(asked: Request, *, as_json: bool) -> None:
+def adapt(asked: AdaptRequest, *, as_json: bool) -> None:
     """Fit the model to training cases of the site, measure it on its test cases before and after, and keep it."""
     config = _config(asked)
     if config.threads:
@@ -57,16 +57,16 @@ def adapt(asked: Request, *, as_json: bool) -> None:
     reader = Reader(asked.model)
     cohort = _cohort(config, reader, asked.model)
     chosen = _chosen(cohort, reader, asked)
-    state = {key: array.copy() for key, array in state_arrays(reader.bench.model).items()}
-    given = Given(state, reader.familiar.sums if reader.familiar else None)
+    state = {key: array.copy() for key, array in state_arrays(reader.local_model.model).items()}
+    given = Given(state, reader.ood_model.sums if reader.ood_model else None)
     before = _measured(reader, cohort)
     try:
-        entries = fitted(reader.bench, only(cohort, chosen), reader.study, given, asked.fit, asked.seed)
+        entries = fitted(reader.local_model, only(cohort, chosen), reader.study, given, asked.fit, asked.seed)
     except (TooFewCases, Diverged) as error:
         why = "there are too few training cases" if isinstance(error, TooFewCases) else "the loss became infinite"
         raise RunError(f"The model cannot be fitted: {why}.", fix="Try --fit ridge.") from None
     after = _measured(reader, cohort)
-    blended = asked.fit.merge is not None and asked.fit.common > 0
+    blended = asked.fit.aggregate is not None and asked.fit.common > 0
     facts = {
         "fit": asked.fit.model_dump(mode="json"),
         "shots": asked.shots,
@@ -85,7 +85,7 @@ def adapt(asked: Request, *, as_json: bool) -> None:
         say("The model brings no sums of its sites (method.flags of the study): heads are from the site's cases alone.")
 
 
-def _config(asked: Request) -> SiteConfig:
+def _config(asked: AdaptRequest) -> SiteConfig:
     if asked.data is None:
         return read_site(asked.home)
     if (asked.home / "site.yaml").exists():
@@ -100,16 +100,16 @@ def _cohort(config: SiteConfig, reader: Reader, ref: str) -> Cohort:
     study = read_study(source)[0] if source.is_file() else None
     split, seed = (study.split, study.seed) if study else (SplitSpec(), 0)
     place = place_of(config, study.digest if study else reader.manifest.sha256)
-    return load_cohort(config.name, config.cohort, Wanted(reader.tasks, reader.input, split, seed), place)
+    return load_cohort(config.name, config.cohort, CohortRequest(reader.tasks, reader.input, split, seed), place)
 
 
-def _chosen(cohort: Cohort, reader: Reader, asked: Request) -> torch.Tensor:
+def _chosen(cohort: Cohort, reader: Reader, asked: AdaptRequest) -> torch.Tensor:
     """The training cases that are used: all labelled ones, or so many of each class. InputError if there are not."""
     tasks = {task.name: task for task in reader.tasks}
     if asked.task is not None and asked.task not in tasks:
         raise InputError(f"The model has no task {asked.task!r}; it has: {', '.join(tasks)}.")
     if asked.shots is None:
-        found = Feed(cohort, reader.input, reader.bench.device).labelled("train")
+        found = Loader(cohort, reader.input, reader.local_model.device).labelled("train")
         if not len(found):
             raise InputError("The site has no labelled training case.", fix="Name `labels` of the site's data.")
         return found
@@ -126,13 +126,13 @@ def _chosen(cohort: Cohort, reader: Reader, asked: Request) -> torch.Tensor:
 
 def _measured(reader: Reader, cohort: Cohort) -> dict[str, dict[str, Any]]:
     """Figures by task on the site's test cases; nothing if it has none."""
-    feed = Feed(cohort, reader.input, reader.bench.device)
-    if not len(feed.labelled("test")):
+    loader = Loader(cohort, reader.input, reader.local_model.device)
+    if not len(loader.labelled("test")):
         return {}
     found = {}
-    for task, sums in evaluate(reader.bench, feed, "test").items():
+    for task, sums in evaluate(reader.local_model, loader, "test").items():
         values = sums.values()
-        found[task] = {key: values[key] for key in ("n", *shown(type(sums)).metrics)}
+        found[task] = {key: values[key] for key in ("n", *headline_metrics(type(sums)).metrics)}
     return found
 
 

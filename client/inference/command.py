@@ -26,7 +26,7 @@ _SCALE = 4
 
 
 @dataclass(frozen=True)
-class Request:
+class PredictRequest:
     """What was asked of `fedgraft predict`."""
 
     model: str
@@ -39,7 +39,7 @@ class Request:
     adapt: bool = False
 
 
-def predict(asked: Request) -> None:
+def predict(asked: PredictRequest) -> None:
     """Write `predictions.csv`, and overlays if asked for; private, since files may be named by patients."""
     if asked.out.exists() and any(asked.out.iterdir()):
         raise InputError(f"{asked.out} is not empty.", fix="Choose another --out.")
@@ -63,17 +63,17 @@ def predict(asked: Request) -> None:
         maps = _overlays(reader, some, shares[task], (task, asked), start)
         for at, (one, drawn) in enumerate(zip(some, maps, strict=True)):
             row = _row(reader, one, {name: own[at] for name, own in shares.items()})
-            rows.append(row | _unlike(reader, far, at) | drawn)
+            rows.append(row | _ood(reader, far, at) | drawn)
     rows += [{"file": one.file, "frame": str(one.frame), "problem": one.problem} for one in everything if one.problem]
     write_atomic(asked.out / "predictions.csv", _table(rows), private=True)
     say(f"{len(usable)} images of {asked.images}: {asked.out / 'predictions.csv'}")
     if len(usable) < len(everything):
         say(f"{len(everything) - len(usable)} files could not be used; the table says why.")
-    _say_unlike(reader, rows)
+    _say_ood(reader, rows)
     say("Not a medical device: the model was not validated for any use.")
 
 
-def _task(reader: Reader, asked: Request) -> str:
+def _task(reader: Reader, asked: PredictRequest) -> str:
     tasks = {task.name: task.classes for task in reader.tasks}
     name = asked.task or next(iter(tasks))
     if name not in tasks:
@@ -92,17 +92,17 @@ def _row(reader: Reader, one: Picture, shares: dict[str, np.ndarray]) -> dict[st
     return row
 
 
-def _unlike(reader: Reader, far: np.ndarray | None, at: int) -> dict[str, str]:
-    if far is None or reader.familiar is None:
+def _ood(reader: Reader, far: np.ndarray | None, at: int) -> dict[str, str]:
+    if far is None or reader.ood_model is None:
         return {}
-    return {"distance": f"{far[at]:.4f}", "unlike": "yes" if far[at] > reader.familiar.threshold else "no"}
+    return {"distance": f"{far[at]:.4f}", "unlike": "yes" if far[at] > reader.ood_model.threshold else "no"}
 
 
-def _say_unlike(reader: Reader, rows: Sequence[dict[str, str]]) -> None:
+def _say_ood(reader: Reader, rows: Sequence[dict[str, str]]) -> None:
     """How many images are unlike those of the training sites, or why that is not known."""
-    known = reader.familiar
+    known = reader.ood_model
     if known is None:
-        say(f"No image is flagged as unlike the training sites: {reader.unlike}.")
+        say(f"No image is flagged as unlike the training sites: {reader.no_ood_because}.")
         return
     count = sum(row.get("unlike") == "yes" for row in rows)
     say(
@@ -112,7 +112,7 @@ def _say_unlike(reader: Reader, rows: Sequence[dict[str, str]]) -> None:
 
 
 def _overlays(
-    reader: Reader, some: Sequence[Picture], shares: np.ndarray, what: tuple[str, Request], start: int
+    reader: Reader, some: Sequence[Picture], shares: np.ndarray, what: tuple[str, PredictRequest], start: int
 ) -> Iterator[dict[str, str]]:
     """Write each image's overlays, and say where; the map is of the likeliest class, or of the one asked for."""
     task, asked = what
@@ -123,8 +123,8 @@ def _overlays(
     chosen = torch.from_numpy(shares.argmax(axis=1))
     if asked.of is not None:
         chosen = torch.full_like(chosen, names.index(asked.of))
-    (batch,) = reader.feed(some).batches([torch.arange(len(some))])
-    maps = {name: HEATS[name](reader.bench.model, batch.inputs, task, chosen) for name in asked.heat}
+    (batch,) = reader.loader(some).batches([torch.arange(len(some))])
+    maps = {name: HEATS[name](reader.local_model.model, batch.inputs, task, chosen) for name in asked.heat}
     for at, one in enumerate(some):
         drawn = {}
         for name, heat in maps.items():

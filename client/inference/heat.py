@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.models.ensemble import Committee
+from fedgraft.common.models.ensemble import Ensemble
 from fedgraft.common.models.model import TransferModel
 
 _CELLS = 16
@@ -32,7 +32,7 @@ def layer_cam(model: TransferModel, images: Tensor, task: str, classes: Tensor) 
     gradient, so that, unlike with Grad-CAM's mean over positions, early and sharp maps can be used. Cells are put where
     padded convolutions of that stride look, and smoothed by half a cell. InputError if no layer has maps.
     """
-    if isinstance(model.backbone, Committee):
+    if isinstance(model.backbone, Ensemble):
         raise InputError("A committee has maps for each of its members, not one.", fix="Ask for --heat occlusion.")
     maps, outputs = _last_maps(model, images)
     (gradient,) = torch.autograd.grad(_log_odds(outputs, task, classes).sum(), maps)

@@ -11,17 +11,17 @@ import torch
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.inference.adapted_model import read_adapted
 from fedgraft.client.inference.images import Picture
-from fedgraft.client.runtime.local_state import Kept
+from fedgraft.client.runtime.local_state import LocalState
 from fedgraft.client.training.model.evaluate import predictions
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench, device_named
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.errors import InputError, WeightsError
-from fedgraft.common.closed_form.ood import Familiar
+from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.models.initialise import start
 from fedgraft.common.models.weights import find, load_manifest
 from fedgraft.common.protocol.routing import own
-from fedgraft.common.study.model_spec import Member, Model
+from fedgraft.common.study.model_spec import BaseModelSpec, Model
 from fedgraft.common.study.plan import (
     Recalibrate,
     Role,
@@ -48,25 +48,30 @@ class Reader:
         self.input = manifest.input
         self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
         adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
-        members = tuple(Member(backbone=backbone) for backbone in manifest.members)
-        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", members=members)
+        base_models = tuple(BaseModelSpec(backbone=backbone) for backbone in manifest.base_models)
+        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", base_models=base_models)
         # A committee was built for all its tasks; those of other kinds are not shown.
-        self._others = manifest.tasks if members else ()
+        self._others = manifest.tasks if base_models else ()
         tasks = (*self.tasks, *self._others)
         self.manifest = manifest
         self.study = Study(name="predict", tasks=tasks, input=manifest.input, model=model, plan=(adapt,))
-        self.bench = Workbench(self.study, device_named("auto"))
+        self.local_model = LocalModel(self.study, device_named("auto"))
         state = start(self.study).state()
         mine = _of_site(find(ref), site, self) if site is not None else {}
-        self.bench.load(state | mine)
-        self.bench.model.eval()
-        self.familiar = Familiar.read(find(ref), manifest.sha256)
-        self.unlike = "" if self.familiar else "the model brings no moments of its sites (method.flags of the study)"
+        self.local_model.load(state | mine)
+        self.local_model.model.eval()
+        self.ood_model = OodModel.read(find(ref), manifest.sha256)
+        self.no_ood_because = (
+            "" if self.ood_model else "the model brings no moments of its sites (method.flags of the study)"
+        )
         """Why it cannot be told which images are unlike those of the training sites; "" if it can."""
-        if self.familiar is not None and any(self.bench.tags[key].role is not Role.HEAD for key in mine):
-            self.familiar, self.unlike = None, "the site's own entries make other features than those described"
+        if self.ood_model is not None and any(self.local_model.tags[key].role is not Role.HEAD for key in mine):
+            self.ood_model, self.no_ood_because = (
+                None,
+                "the site's own entries make other features than those described",
+            )
 
-    def feed(self, some: Sequence[Picture]) -> Feed:
+    def loader(self, some: Sequence[Picture]) -> Loader:
         """Images as the model sees them; all are given."""
         stored = torch.from_numpy(np.stack([one.stored for one in some if one.stored is not None]))
         everything, nothing = torch.arange(len(stored)), torch.arange(0)
@@ -76,43 +81,50 @@ class Reader:
             targets[task.name] = torch.full(shape, torch.nan)
         splits = {"train": everything, "val": nothing, "test": nothing}
         patients = tuple(map(str, range(len(stored))))
-        return Feed(Cohort("here", stored, targets, patients, splits, (), {}), self.input, self.bench.device)
+        return Loader(Cohort("here", stored, targets, patients, splits, (), {}), self.input, self.local_model.device)
 
     def adapt(self, some: Sequence[Picture]) -> None:
         """Let norm layers take their statistics from these images (AdaBN). InputError for fewer than two."""
         if len(some) < 2:
             raise InputError("--adapt needs two images or more.")
-        if self.study.model.members:
+        if self.study.model.base_models:
             raise InputError("A committee's members are finished, and take no statistics from these images.")
-        recalibrate(self.bench, self.feed(some), Recalibrate())
-        if self.familiar is not None:
-            self.familiar, self.unlike = None, "--adapt makes it another model than the one that the sites described"
+        recalibrate(self.local_model, self.loader(some), Recalibrate())
+        if self.ood_model is not None:
+            self.ood_model, self.no_ood_because = (
+                None,
+                "--adapt makes it another model than the one that the sites described",
+            )
 
     def distances(self, some: Sequence[Picture]) -> np.ndarray | None:
         """How far images are from those of the training sites, (N,); None if `unlike` says why that is not known."""
-        if self.familiar is None:
+        if self.ood_model is None:
             return None
-        (batch,) = self.feed(some).batches([torch.arange(len(some))])
+        (batch,) = self.loader(some).batches([torch.arange(len(some))])
         with torch.inference_mode():
-            features = self.bench.model.features(batch.inputs).double().cpu().numpy()
-        return self.familiar.distances(features)
+            features = self.local_model.model.features(batch.inputs).double().cpu().numpy()
+        return self.ood_model.distances(features)
 
     def shares(self, some: Sequence[Picture]) -> dict[str, np.ndarray]:
         """Probabilities (N, classes) by task."""
-        logits = predictions(self.bench, self.feed(some), "all", labelled=False)
+        logits = predictions(self.local_model, self.loader(some), "all", labelled=False)
         return {task.name: torch.from_numpy(logits[task.name][0]).softmax(1).numpy() for task in self.tasks}
 
 
 def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
     """What the site has fitted to itself afterwards, or else what it keeps of the study."""
-    bench = reader.bench
+    local_model = reader.local_model
     if (adapted := read_adapted(site, reader.manifest.sha256)) is not None:
-        return {key: array for key, array in adapted.items() if key in bench.tags}
+        return {key: array for key, array in adapted.items() if key in local_model.tags}
     if not (run / "study.yaml").is_file():
         raise InputError(f"{run}: has no study.yaml, so that a site's own entries cannot be found.")
     study, _ = read_study(run / "study.yaml")
     folder = site / "kept" / study.digest[:16]
     if not folder.is_dir():
         raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
-    kept = Kept(folder).before(_LATEST)
-    return {key: array for key, array in kept.items() if key in bench.tags and own(study.plan[-1], bench.tags, key)}
+    kept = LocalState(folder).before(_LATEST)
+    return {
+        key: array
+        for key, array in kept.items()
+        if key in local_model.tags and own(study.plan[-1], local_model.tags, key)
+    }

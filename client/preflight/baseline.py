@@ -10,11 +10,11 @@ import torch
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.preflight.report import Findings
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import evaluate
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.client.training.statistics import column_sums, frozen_sums
 from fedgraft.common.base.errors import FedgraftError, WeightsError
@@ -22,7 +22,7 @@ from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.closed_form import heads_from_sums, scale_from_sums
 from fedgraft.common.closed_form.newton import stepped_heads
 from fedgraft.common.closed_form.temperature import tempered
-from fedgraft.common.metrics.task_metrics import TaskSums, shown
+from fedgraft.common.metrics.task_metrics import TaskSums, headline_metrics
 from fedgraft.common.models.initialise import start
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.routing import changed
@@ -33,7 +33,7 @@ from fedgraft.common.study.aggregates import (
     Standardise,
     Temper,
 )
-from fedgraft.common.study.losses import SUPERVISED, Need
+from fedgraft.common.study.losses import SUPERVISED, Requirement
 from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
 from fedgraft.common.study.study import Study
 
@@ -66,12 +66,12 @@ def check_baseline(study: Study, cohort: Cohort, device: torch.device, say: Say)
     if not baseline.sums:
         found.fails("baseline", "no labelled case to measure it on", "Name `labels` in site.yaml, or add patients.")
         return found
-    for task, asked in study.asked.items():
-        keys = shown(asked).metrics
+    for task, asked in study.tasks_by_name.items():
+        keys = headline_metrics(asked).metrics
         values = {split: sums[task].values() for split, sums in baseline.sums.items()}
         figures = {split: {key: _rounded(row[key]) for key in ("n", *keys)} for split, row in values.items()}
-        says = "; ".join(f"{split}: {_said(row, keys)}" for split, row in values.items())
-        found.fine(f"baseline_{task}", says, **figures)
+        description = "; ".join(f"{split}: {_said(row, keys)}" for split, row in values.items())
+        found.fine(f"baseline_{task}", description, **figures)
     if study.model.weights is not None and not baseline.pretrained:
         found.note(
             "baseline_start",
@@ -83,59 +83,69 @@ def check_baseline(study: Study, cohort: Cohort, device: torch.device, say: Say)
 
 def train_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> Baseline:
     """The study's plan with this site as the only one, and how good the model is that it ends with."""
-    bench, feed, pretrained = fit_alone(study, cohort, device, say)
-    splits = [split for split in ("val", "test") if len(feed.labelled(split))]
-    return Baseline({split: evaluate(bench, feed, split) for split in splits}, pretrained)
+    local_model, loader, pretrained = fit_alone(study, cohort, device, say)
+    splits = [split for split in ("val", "test") if len(loader.labelled(split))]
+    return Baseline({split: evaluate(local_model, loader, split) for split in splits}, pretrained)
 
 
-def fit_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> tuple[Workbench, Feed, bool]:
+def fit_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> tuple[LocalModel, Loader, bool]:
     """Carry out the study's plan on this cohort alone, without noise since nothing leaves.
 
     The model as it ends, the cohort's cases, and whether it began from the study's weights. Raises TooFewCases,
     Diverged, or what the study's weights raise.
     """
-    bench, feed = Workbench(study, device), Feed(cohort, study.input, device)
+    local_model, loader = LocalModel(study, device), Loader(cohort, study.input, device)
     pretrained = study.model.weights is not None
     try:
-        bench.load(start(study).state())
+        local_model.load(start(study).state())
     except WeightsError:
         pretrained = False
-    labelled = len(feed.labelled("train")) > 0
+    labelled = len(loader.labelled("train")) > 0
     for stage in study.plan:
         if stage.where == "all" or (stage.where != "source" and labelled == (stage.where == "labelled")):
-            _stage(study, cohort.name, stage, (bench, feed), say)
-    return bench, feed, pretrained
+            _stage(study, cohort.name, stage, (local_model, loader), say)
+    return local_model, loader, pretrained
 
 
-def _stage(study: Study, site: str, stage: Stage, desk: tuple[Workbench, Feed], say: Say) -> None:
-    bench, feed = desk
+def _stage(study: Study, site: str, stage: Stage, desk: tuple[LocalModel, Loader], say: Say) -> None:
+    local_model, loader = desk
     if isinstance(stage.local, Gradient):
         # Nothing comes from elsewhere: what pulls to the others, or to a source, is left out.
-        own = tuple(term for term in stage.local.terms if not term.needs - {Need.LABELS})
+        own = tuple(loss for loss in stage.local.losses if not loss.requires - {Requirement.LABELS})
         alone = stage.local.model_copy(update={"terms": own or SUPERVISED})
         for number in range(1, stage.rounds + 1):
             say(f"{stage.name}: round {number} of {stage.rounds}")
             seed = derive(study.seed, site, stage.name, number)
-            train(bench, feed, alone, changed(stage, bench.tags), Moment(seed, number, stage.rounds))
+            train(
+                local_model, loader, alone, changed(stage, local_model.tags), RoundContext(seed, number, stage.rounds)
+            )
     elif isinstance(stage.local, Recalibrate):
         say(stage.name)
-        recalibrate(bench, feed, stage.local)
+        recalibrate(local_model, loader, stage.local)
     else:
         say(stage.name)
-        state = state_arrays(bench.model)
-        if isinstance(stage.merge, ClosedForm):
-            merge = stage.merge
-            if isinstance(merge, Ridge) and merge.strength == "loso":  # there is no other site to choose it on
-                merge = merge.model_copy(update={"strength": Ridge().strength})
-            bench.load(heads_from_sums(frozen_sums(bench, feed, stage.local), merge, state))
-        elif isinstance(stage.merge, Newton):
-            step = stage.merge if stage.merge.strength != "loso" else Newton(strength=Ridge().strength)
+        state = state_arrays(local_model.model)
+        if isinstance(stage.aggregate, ClosedForm):
+            aggregate = stage.aggregate
+            if (
+                isinstance(aggregate, Ridge) and aggregate.ridge_penalty == "loso"
+            ):  # there is no other site to choose it on
+                aggregate = aggregate.model_copy(update={"strength": Ridge().ridge_penalty})
+            local_model.load(heads_from_sums(frozen_sums(local_model, loader, stage.local), aggregate, state))
+        elif isinstance(stage.aggregate, Newton):
+            step = (
+                stage.aggregate
+                if stage.aggregate.ridge_penalty != "loso"
+                else Newton(ridge_penalty=Ridge().ridge_penalty)
+            )
             for _ in range(stage.rounds):
-                bench.load(stepped_heads(frozen_sums(bench, feed, stage.local), step, state_arrays(bench.model)))
-        elif isinstance(stage.merge, Temper):
-            bench.load(tempered(frozen_sums(bench, feed, stage.local), state))
-        elif isinstance(stage.merge, Standardise):
-            bench.load(scale_from_sums(column_sums(study, feed), state))
+                local_model.load(
+                    stepped_heads(frozen_sums(local_model, loader, stage.local), step, state_arrays(local_model.model))
+                )
+        elif isinstance(stage.aggregate, Temper):
+            local_model.load(tempered(frozen_sums(local_model, loader, stage.local), state))
+        elif isinstance(stage.aggregate, Standardise):
+            local_model.load(scale_from_sums(column_sums(study, loader), state))
 
 
 def _rounded(value: float | None) -> float | None:

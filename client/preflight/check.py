@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fedgraft.client.data.cohorts.cohort import Cohort, Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, load_cohort
 from fedgraft.client.data.cohorts.scan import files, name_below
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.enrolment.pseudonyms import place_of
@@ -21,7 +21,7 @@ from fedgraft.client.preflight.connection import check_connection
 from fedgraft.client.preflight.data import check_data
 from fedgraft.client.preflight.environment import check_environment
 from fedgraft.client.preflight.policy import check_policy
-from fedgraft.client.preflight.report import Findings, Part, Report
+from fedgraft.client.preflight.report import Findings, Report, ReportPart
 from fedgraft.client.preflight.training import check_training
 from fedgraft.client.training.model.local_model import NoGpu, device_named
 from fedgraft.common.base.errors import DataError
@@ -34,7 +34,7 @@ DETAILS = "check-details.txt"
 
 
 @dataclass(frozen=True)
-class Site:
+class SiteUnderCheck:
     """A site's home folder and configuration."""
 
     home: Path
@@ -44,7 +44,7 @@ class Site:
 class Check:
     """One check of one site, against a study if there is one. The cohort is read once and serves all parts."""
 
-    def __init__(self, site: Site, study: Study | None, say: Say) -> None:
+    def __init__(self, site: SiteUnderCheck, study: Study | None, say: Say) -> None:
         self._site = site
         self._study = study
         self._say = say
@@ -67,7 +67,7 @@ class Check:
             self._say(f"{name} ...")
             started = time.perf_counter()
             found = _survived(part)
-            done.append(Part(name, time.perf_counter() - started, found))
+            done.append(ReportPart(name, time.perf_counter() - started, found))
         return Report((self._study.name, self._study.digest) if self._study else None, tuple(done))
 
     def _environment(self) -> Findings:
@@ -129,7 +129,7 @@ def read_cohort(config: SiteConfig, study: Study, left_out: list[str]) -> Cohort
         state = Path(folder)
         if (place.state / "splits.csv").exists():
             shutil.copy(place.state / "splits.csv", state)
-        wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+        wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
         try:
             return load_cohort(config.name, config.cohort, wanted, replace(place, state=state))
         except DataError as error:

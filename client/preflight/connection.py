@@ -89,11 +89,14 @@ def _handshake(found: Findings, server: ServerAddress, context: ssl.SSLContext) 
         return False
     found.fine("reach", "the server answers")
     days = (ssl.cert_time_to_seconds(str(ends)) - time.time()) / 86400
-    says, figures = f"{version}; the certificate is good for {counted(int(days), 'day')}", {"days_left": int(days)}
+    description, figures = (
+        f"{version}; the certificate is good for {counted(int(days), 'day')}",
+        {"days_left": int(days)},
+    )
     if days < _DAYS_LEFT:
-        found.note("tls", says, "Tell the coordinator to renew it.", **figures)
+        found.note("tls", description, "Tell the coordinator to renew it.", **figures)
     else:
-        found.fine("tls", says, **figures)
+        found.fine("tls", description, **figures)
     return True
 
 

@@ -59,31 +59,31 @@ def _readable(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None
     bad = {reason: count for reason, count in problems.items() if reason not in other}
     strangers = sum(count for reason, count in problems.items() if reason in _NO_IMAGES)
     usable, lost = len(cohort.inputs), sum(bad.values())
-    says = f"{counted(usable, 'image')} can be used"
+    description = f"{counted(usable, 'image')} can be used"
     if strangers:
-        says += f"; {counted(strangers, 'other file')} passed over"
+        description += f"; {counted(strangers, 'other file')} passed over"
     figures = {"images": usable, "unreadable": bad, "other_files": strangers}
     if not lost:
-        found.fine("readable", says, **figures)
+        found.fine("readable", description, **figures)
         return
-    says += f"; {counted(lost, 'file')} cannot be read ({listed(bad)})"
+    description += f"; {counted(lost, 'file')} cannot be read ({listed(bad)})"
     fix = "Export those files from the archive again. They are listed in check-details.txt of the site's folder."
-    (found.fails if lost > _MOST_UNREADABLE * (usable + lost) else found.note)("readable", says, fix, **figures)
+    (found.fails if lost > _MOST_UNREADABLE * (usable + lost) else found.note)("readable", description, fix, **figures)
 
 
 def _values(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
     odd = {reason: problems[reason] for reason in sorted(_ABOUT_VALUES & problems.keys())}
     empty = int(np.isnan(cohort.inputs.numpy()).all(axis=0).sum())
-    says = f"{counted(len(cohort.inputs), 'row')}" + (f"; {listed(odd)}" if odd else "; no value is missing")
+    description = f"{counted(len(cohort.inputs), 'row')}" + (f"; {listed(odd)}" if odd else "; no value is missing")
     figures = {"rows": len(cohort.inputs), "problems": odd, "empty_columns": empty}
     if empty:
         fix = "Fill them, or ask the coordinator whether the study can do without them."
-        found.fails("values", f"{says}; {counted(empty, 'column')} without any value", fix, **figures)
+        found.fails("values", f"{description}; {counted(empty, 'column')} without any value", fix, **figures)
     elif "unknown_category" in odd:
         fix = "Rename those values to the study's categories; unknown ones count as missing."
-        found.note("values", says, fix, **figures)
+        found.note("values", description, fix, **figures)
     else:
-        found.fine("values", says, **figures)
+        found.fine("values", description, **figures)
 
 
 def _equal_rows(found: Findings, same: list[list[int]]) -> None:
@@ -110,13 +110,15 @@ def _duplicates(found: Findings, cohort: Cohort, same: list[list[int]], exact: i
         found.fine("duplicates", "no image is there twice", **figures)
         return
     found.private += [f"same pixels: {', '.join(_named(cohort, names, group))}" for group in same]
-    says = f"{counted(exact, 'file')} there twice (left out), {counted(again, 'further image')} with pixels of another"
+    description = (
+        f"{counted(exact, 'file')} there twice (left out), {counted(again, 'further image')} with pixels of another"
+    )
     if several or labels:
-        says += f"; {several:,} times under several patients, {labels:,} times with labels that disagree"
+        description += f"; {several:,} times under several patients, {labels:,} times with labels that disagree"
         fix = f"Keep one of each: what is trained on must not be tested on. {_DETAILS}"
-        found.fails("duplicates", says, fix, **figures)
+        found.fails("duplicates", description, fix, **figures)
     else:
-        found.note("duplicates", says, f"Keep one of each, or they count double. {_DETAILS}", **figures)
+        found.note("duplicates", description, f"Keep one of each, or they count double. {_DETAILS}", **figures)
 
 
 def _by_content(cohort: Cohort) -> list[list[int]]:
@@ -139,16 +141,18 @@ def _disagree(cohort: Cohort, group: Sequence[int]) -> bool:
 def _splits(found: Findings, cohort: Cohort, study: Study) -> None:
     cases = {split: len(at) for split, at in cohort.splits.items()}
     patients = {split: len({cohort.patients[i] for i in at.tolist()}) for split, at in cohort.splits.items()}
-    says = ", ".join(f"{split} {patients[split]:,} patients with {counted(cases[split], 'case')}" for split in cases)
+    description = ", ".join(
+        f"{split} {patients[split]:,} patients with {counted(cases[split], 'case')}" for split in cases
+    )
     figures = {"cases": cases, "patients": patients}
     empty = [split for split in cases if getattr(study.split, split) and not cases[split]]
     if "train" in empty:
-        found.fails("splits", says, "There are too few patients to split; add more.", **figures)
+        found.fails("splits", description, "There are too few patients to split; add more.", **figures)
     elif empty:
         fix = "The site trains, but cannot be evaluated on that split; more patients would help."
-        found.note("splits", f"nobody in {', '.join(empty)}: {says}", fix, **figures)
+        found.note("splits", f"nobody in {', '.join(empty)}: {description}", fix, **figures)
     else:
-        found.fine("splits", says, **figures)
+        found.fine("splits", description, **figures)
 
 
 def _torn(found: Findings, cohort: Cohort, same: list[list[int]], names: Names) -> None:
@@ -157,9 +161,9 @@ def _torn(found: Findings, cohort: Cohort, same: list[list[int]], names: Names) 
     torn = [group for group in [*_by_study(cohort), *same] if len({split_of[at] for at in group}) > 1]
     if torn:
         found.private += [f"in two splits: {', '.join(_named(cohort, names, group))}" for group in torn]
-        says = f"{counted(len(torn), 'study or image', 'studies or images')} of one patient in two splits"
+        description = f"{counted(len(torn), 'study or image', 'studies or images')} of one patient in two splits"
         fix = f"Give the patient one id in all files: results would be too good to be true. {_DETAILS}"
-        found.fails("one_patient_two_splits", says, fix, groups=len(torn))
+        found.fails("one_patient_two_splits", description, fix, groups=len(torn))
     else:
         found.fine("one_patient_two_splits", "no study and no image is in two splits", groups=0)
 
@@ -167,20 +171,20 @@ def _torn(found: Findings, cohort: Cohort, same: list[list[int]], names: Names) 
 def _ids(found: Findings, spec: CohortSpec, problems: dict[str, int], patients: int) -> None:
     unknown, alike = problems.get("no_patient_id", 0), problems.get("similar_patient_ids", 0)
     figures = {"patients": patients, "without_id": unknown, "alike": alike}
-    says = counted(patients, "patient")
+    description = counted(patients, "patient")
     if unknown:
         fix = "Without an id they count as one patient; restore the ids, or pseudonyms, in the files or the table."
-        found.fails("patient_ids", f"{says}; {counted(unknown, 'case')} without a patient id", fix, **figures)
+        found.fails("patient_ids", f"{description}; {counted(unknown, 'case')} without a patient id", fix, **figures)
     elif alike:
         fix = "If they are the same person, write the id in one way; else leave them."
-        says = f"{says}; {counted(alike, 'id')} alike but for case, separators or leading zeros"
-        found.note("patient_ids", says, fix, **figures)
+        description = f"{description}; {counted(alike, 'id')} alike but for case, separators or leading zeros"
+        found.note("patient_ids", description, fix, **figures)
     elif spec.kind != "dicom" and spec.patient_column is None:
         what = "row" if spec.kind == "table" else "file"
         fix = "Name the column as `patient_column` in site.yaml if a patient has several, or splits are not by patient."
         found.note("patient_ids", f"every {what} counts as a patient of its own", fix, **figures)
     else:
-        found.fine("patient_ids", says, **figures)
+        found.fine("patient_ids", description, **figures)
 
 
 def _by_study(cohort: Cohort) -> list[list[int]]:
@@ -227,9 +231,9 @@ def _burned_in(found: Findings, cohort: Cohort, problems: dict[str, int]) -> Non
     flagged, unsaid = problems.get("burned_in_annotation", 0), _fact(cohort, "burned_in").get(NOT_STATED, 0)
     figures = {"flagged": flagged, "not_stated": unsaid}
     if flagged:
-        says = f"{counted(flagged, 'image')} flagged as having text burned into the pixels; left out"
+        description = f"{counted(flagged, 'image')} flagged as having text burned into the pixels; left out"
         fix = f"Have the text removed, or take the files away: it may name patients. {_DETAILS}"
-        found.fails("burned_in", says, fix, **figures)
+        found.fails("burned_in", description, fix, **figures)
     elif unsaid:
         fix = "Look at some of them: nothing but your eyes tells whether names are burned into the pixels."
         found.note("burned_in", f"{counted(unsaid, 'file')} without the flag BurnedInAnnotation", fix, **figures)

@@ -177,12 +177,12 @@ def _open(path: Path) -> bool:
 def _memory(found: Findings) -> None:
     total, free = _memory_bytes()
     figures = {"total_gb": round(total / _GB, 1), "free_gb": round(free / _GB, 1)}
-    says = f"{free / _GB:.1f} of {total / _GB:.1f} GB free"
+    description = f"{free / _GB:.1f} of {total / _GB:.1f} GB free"
     if free < _MEMORY_GB * _GB:
         fix = "Stop other programs, or give the machine or container more memory."
-        found.fails("memory", f"{says}, {_MEMORY_GB:g} GB needed", fix, **figures)
+        found.fails("memory", f"{description}, {_MEMORY_GB:g} GB needed", fix, **figures)
     else:
-        found.fine("memory", says, **figures)
+        found.fine("memory", description, **figures)
 
 
 def _memory_bytes() -> tuple[float, float]:
@@ -204,11 +204,13 @@ def _memory_bytes() -> tuple[float, float]:
 
 def _cores(found: Findings, config: SiteConfig) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    says = f"{counted(cores, 'core')} ({platform.machine()})"
+    description = f"{counted(cores, 'core')} ({platform.machine()})"
     if config.threads > cores:
-        found.note("cores", f"{says}, but site.yaml asks for {config.threads} threads", "Lower threads.", cores=cores)
+        found.note(
+            "cores", f"{description}, but site.yaml asks for {config.threads} threads", "Lower threads.", cores=cores
+        )
     else:
-        found.fine("cores", says, cores=cores)
+        found.fine("cores", description, cores=cores)
 
 
 def _clock(found: Findings) -> None:

@@ -39,55 +39,57 @@ def _labels(found: Findings, cohort: Cohort, spec: CohortSpec, study: Study, pro
         there = int(known(cohort.targets[task.name]).sum())
         figures = {"cases": cases, "labelled": there}
         masks = isinstance(task, Segmentation)
-        says = f"{there:,} of {counted(cases, 'case')} have a {'mask' if masks else 'label'}"
+        description = f"{there:,} of {counted(cases, 'case')} have a {'mask' if masks else 'label'}"
         name = f"labels_{task.name}"
         if masks:
-            _masks(found, name, says, figures, problems)
+            _masks(found, name, description, figures, problems)
         elif there == 0:
-            _unlabelled(found, study, name, says, figures)
+            _unlabelled(found, study, name, description, figures)
         elif there < _LEAST_LABELLED * cases:
             fix = "Check `join`, `key_column` and `label_columns` in site.yaml, and whether the table is complete."
-            found.fails(name, says, fix, **figures)
+            found.fails(name, description, fix, **figures)
         elif there < cases:
-            found.note(name, says, "Cases without a label are not trained on; add labels if there are any.", **figures)
+            found.note(
+                name, description, "Cases without a label are not trained on; add labels if there are any.", **figures
+            )
         else:
-            found.fine(name, says, **figures)
+            found.fine(name, description, **figures)
     if spec.labels is not None:
         _joined(found, problems)
 
 
-def _masks(found: Findings, name: str, says: str, figures: dict[str, int], problems: dict[str, int]) -> None:
+def _masks(found: Findings, name: str, description: str, figures: dict[str, int], problems: dict[str, int]) -> None:
     """Masks are dear: a site may have some or none, but none that does not fit its image."""
     odd = {reason: problems[reason] for reason in sorted(ABOUT_MASKS & problems.keys())}
     if odd:
         fix = "Each mask is a PNG of its image's size, with its image's path and name, in the folder `mask_images`."
-        found.fails(name, f"{says}; {listed(odd)}", fix, **figures)
+        found.fails(name, f"{description}; {listed(odd)}", fix, **figures)
     elif figures["labelled"] == 0:
         fix = "The site adds nothing to this task; name the folder as `mask_images` in site.yaml if it has some."
-        found.note(name, says, fix, **figures)
+        found.note(name, description, fix, **figures)
     else:
-        found.fine(name, says, **figures)
+        found.fine(name, description, **figures)
 
 
-def _unlabelled(found: Findings, study: Study, name: str, says: str, figures: dict[str, int]) -> None:
+def _unlabelled(found: Findings, study: Study, name: str, description: str, figures: dict[str, int]) -> None:
     if any(stage.where != "labelled" for stage in study.plan):
         fix = "The site takes part in stages that need no labels; name `labels` in site.yaml if it has some."
-        found.note(name, says, fix, **figures)
+        found.note(name, description, fix, **figures)
     else:
         fix = "Name the table as `labels` in site.yaml, and check `join`, `key_column` and `label_columns`."
-        found.fails(name, says, fix, **figures)
+        found.fails(name, description, fix, **figures)
 
 
 def _joined(found: Findings, problems: dict[str, int]) -> None:
     without_row, without_file = problems.get("no_label_row", 0), problems.get("label_without_file", 0)
     figures = {"images_without_row": without_row, "rows_without_image": without_file}
-    says = (
+    description = (
         f"{counted(without_row, 'image')} without a row of the labels table, "
         f"{counted(without_file, 'row')} without an image"
     )
     if without_row or without_file:
         fix = "Compare how the table and the files write their keys; `join` and `key_column` in site.yaml say which."
-        found.note("joined", says, fix, **figures)
+        found.note("joined", description, fix, **figures)
     else:
         found.fine("joined", "every image has its row in the labels table, and every row an image", **figures)
 
@@ -105,19 +107,21 @@ def _classes(found: Findings, cohort: Cohort, study: Study) -> None:
         train = Counter(target[cohort.splits["train"]].tolist())
         absent = [label for label, count in counts.items() if not count]
         untrained = [n for number, n in enumerate(task.classes) if not train[number] and counts[n]]
-        name, says = f"classes_{task.name}", listed(counts)
+        name, description = f"classes_{task.name}", listed(counts)
         if sum(count > 0 for count in counts.values()) < 2:
             fix = "Check `label_map` and `label_columns` in site.yaml: with one class there is nothing to tell apart."
             # Of several tasks a site may know one answer only: an MR centre has one organ.
-            (found.fails if len(study.tasks) == 1 else found.note)(name, f"only one class: {says}", fix, counts=counts)
+            (found.fails if len(study.tasks) == 1 else found.note)(
+                name, f"only one class: {description}", fix, counts=counts
+            )
         elif absent:
             fix = "If your patients have it, check `label_map` in site.yaml; if not, the other sites will teach it."
-            found.note(name, f"no case of {', '.join(absent)}: {says}", fix, counts=counts)
+            found.note(name, f"no case of {', '.join(absent)}: {description}", fix, counts=counts)
         elif untrained:
             fix = "There are too few cases of it for every split; more patients would help."
-            found.note(name, f"no training case of {', '.join(untrained)}: {says}", fix, counts=counts)
+            found.note(name, f"no training case of {', '.join(untrained)}: {description}", fix, counts=counts)
         else:
-            found.fine(name, says, counts=counts)
+            found.fine(name, description, counts=counts)
 
 
 def _other_kinds(found: Findings, task: Multilabel | Regression | Segmentation, target: Tensor) -> None:
@@ -126,12 +130,12 @@ def _other_kinds(found: Findings, task: Multilabel | Regression | Segmentation, 
         return  # said by the line about labels
     if isinstance(task, Regression):
         far = int(((there - task.mean).abs() > _FAR * task.std).sum())
-        says = f"{far:,} of {counted(len(there), 'value')} are more than {_FAR} std from the study's mean"
+        description = f"{far:,} of {counted(len(there), 'value')} are more than {_FAR} std from the study's mean"
         if far > _MOST_FAR * len(there):
             fix = f"Check the unit: the study means {task.unit}, about {task.mean:g} give or take {task.std:g}."
-            found.fails(f"values_{task.name}", says, fix, far=far)
+            found.fails(f"values_{task.name}", description, fix, far=far)
         else:
-            found.fine(f"values_{task.name}", says, far=far)
+            found.fine(f"values_{task.name}", description, far=far)
     elif isinstance(task, Multilabel):
         counts = label_counts(task, target)
         absent = [label for label, count in counts.items() if not count]

@@ -24,8 +24,8 @@ def check_policy(config: SiteConfig, study: Study, cohort: Cohort) -> Findings:
     if verdict.refused:
         found.fails("study", f"the policy does not allow the study: {verdict.refused}", verdict.fix, **figures)
     elif any(stage.kind == "private" for stage in verdict.stages):
-        says = f"allowed; costs epsilon {cost.epsilon:.2f}, all studies after it {cost.total_after:.2f}"
-        found.fine("study", says, **figures)
+        description = f"allowed; costs epsilon {cost.epsilon:.2f}, all studies after it {cost.total_after:.2f}"
+        found.fine("study", description, **figures)
     else:
         found.fine("study", "allowed; nothing is charged to the ledger", **figures)
     return found
@@ -35,9 +35,14 @@ def _stage(found: Findings, stage: StageVerdict) -> None:
     name = f"policy_{stage.name}"
     if stage.refused:
         found.fails(name, f"refused: {stage.refused}", stage.fix, refused=stage.refused)
-    elif stage.terms is not None and stage.epsilon is not None:
-        says = f"private: noise {stage.terms.sigma:.2f} times the clip, epsilon {stage.epsilon:.2f}"
-        found.fine(name, says, sigma=round(stage.terms.sigma, 4), epsilon=round(stage.epsilon, 4))
+    elif stage.privacy is not None and stage.epsilon is not None:
+        description = f"private: noise {stage.privacy.noise_multiplier:.2f} times the clip, epsilon {stage.epsilon:.2f}"
+        found.fine(
+            name,
+            description,
+            noise_multiplier=round(stage.privacy.noise_multiplier, 4),
+            epsilon=round(stage.epsilon, 4),
+        )
     elif stage.kind == "plain":
         found.note(name, "allowed without noise by allow_non_dp", "What leaves can be inverted, up to single images.")
     else:

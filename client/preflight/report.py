@@ -24,7 +24,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True)
-class Line:
+class FindingLine:
     """One thing that was looked at. `says`, `fix` and `figures` hold counts and words of fixed lists alone.
 
     Whatever names a file, a patient or a machine goes to `Findings.private`.
@@ -32,7 +32,7 @@ class Line:
 
     name: str
     level: Level
-    says: str
+    description: str
     fix: str = ""
     figures: Figures = field(default_factory=dict)
 
@@ -41,28 +41,28 @@ class Line:
 class Findings:
     """What one part found: lines for everybody, and text for the people at the site alone."""
 
-    lines: list[Line] = field(default_factory=list)
+    lines: list[FindingLine] = field(default_factory=list)
     private: list[str] = field(default_factory=list)
 
-    def fine(self, name: str, says: str, /, **figures: Any) -> None:
+    def fine(self, name: str, description: str, /, **figures: Any) -> None:
         """All is well."""
-        self.lines.append(Line(name, Level.FINE, says, figures=figures))
+        self.lines.append(FindingLine(name, Level.FINE, description, figures=figures))
 
-    def note(self, name: str, says: str, fix: str, /, **figures: Any) -> None:
+    def note(self, name: str, description: str, fix: str, /, **figures: Any) -> None:
         """The site can take part, but somebody should know."""
-        self.lines.append(Line(name, Level.NOTE, says, fix, figures))
+        self.lines.append(FindingLine(name, Level.NOTE, description, fix, figures))
 
-    def fails(self, name: str, says: str, fix: str, /, **figures: Any) -> None:
+    def fails(self, name: str, description: str, fix: str, /, **figures: Any) -> None:
         """The site cannot, or must not, take part as it is."""
-        self.lines.append(Line(name, Level.FAILS, says, fix, figures))
+        self.lines.append(FindingLine(name, Level.FAILS, description, fix, figures))
 
-    def skipped(self, name: str, says: str) -> None:
+    def skipped(self, name: str, description: str) -> None:
         """Nothing was looked at, and why."""
-        self.lines.append(Line(name, Level.SKIPPED, says))
+        self.lines.append(FindingLine(name, Level.SKIPPED, description))
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """One part of the check and how long it took."""
 
     name: str
@@ -75,7 +75,7 @@ class Report:
     """All parts. `study` is name and digest of the study that was checked against, if any."""
 
     study: tuple[str, str] | None
-    parts: tuple[Part, ...]
+    parts: tuple[ReportPart, ...]
 
     @property
     def failing(self) -> int:
@@ -100,7 +100,7 @@ class Report:
                     "part": part.name,
                     "name": line.name,
                     "level": line.level.value,
-                    "says": line.says,
+                    "says": line.description,
                     "fix": line.fix,
                     "figures": dict(line.figures),
                 }

@@ -12,15 +12,15 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.preflight.memory import PeakMemory
 from fedgraft.client.preflight.report import Findings, counted
 from fedgraft.client.training.batch_pairs import learnt_from
-from fedgraft.client.training.losses.base import Around, Moment
-from fedgraft.client.training.microbatching import Room
+from fedgraft.client.training.losses.base import RoundContext, VisitContext
+from fedgraft.client.training.microbatching import Microbatching
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import column_sums, frozen_sums
-from fedgraft.common.protocol.auxiliary import needs_of
+from fedgraft.common.protocol.auxiliary import requirements_of
 from fedgraft.common.protocol.routing import changed
-from fedgraft.common.study.losses import Need
+from fedgraft.common.study.losses import Requirement
 from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
 from fedgraft.common.study.study import Study
 
@@ -29,11 +29,11 @@ _QUICK_S = 3.0
 """A first step below this is followed by others: the first one also pays for what is set up once."""
 _MORE_STEPS = 3
 _SOME_CASES = 256
-_MOMENT = Moment(seed=0, round=1, rounds=1)
+_ROUND = RoundContext(seed=0, round=1, rounds=1)
 
 
 @dataclass(frozen=True)
-class Measured:
+class StepCost:
     """Seconds of one step (or batch), and how many of them make a round at this site."""
 
     seconds: float
@@ -51,12 +51,12 @@ def check_training(study: Study, cohort: Cohort, device: torch.device) -> Findin
     found = Findings()
     memory = PeakMemory(device)
     try:
-        bench, feed = Workbench(study, device), Feed(cohort, study.input, device)
+        local_model, loader = LocalModel(study, device), Loader(cohort, study.input, device)
         for stage in study.plan:
             if not _can_be_tried(stage):
                 found.skipped(f"stage_{stage.name}", "needs more than the site's own cases: a source, or its moments")
-            elif _takes_part(stage, feed):
-                _try(found, study, stage, bench, feed, cohort)
+            elif _takes_part(stage, loader):
+                _try(found, study, stage, local_model, loader, cohort)
             else:
                 found.skipped(f"stage_{stage.name}", f"is for {stage.where} sites")
     except (MemoryError, torch.OutOfMemoryError):
@@ -69,20 +69,20 @@ def check_training(study: Study, cohort: Cohort, device: torch.device) -> Findin
 
 def _can_be_tried(stage: Stage) -> bool:
     """Whether the work needs nothing but the model and the site's own cases."""
-    return not needs_of(stage) - {Need.LABELS}
+    return not requirements_of(stage) - {Requirement.LABELS}
 
 
-def _takes_part(stage: Stage, feed: Feed) -> bool:
-    labelled = len(feed.labelled("train")) > 0
+def _takes_part(stage: Stage, loader: Loader) -> bool:
+    labelled = len(loader.labelled("train")) > 0
     return stage.where == "all" or (stage.where != "source" and labelled == (stage.where == "labelled"))
 
 
-def _try(found: Findings, study: Study, stage: Stage, bench: Workbench, feed: Feed, cohort: Cohort) -> None:
+def _try(found: Findings, study: Study, stage: Stage, local_model: LocalModel, loader: Loader, cohort: Cohort) -> None:
     name, deadline = f"stage_{stage.name}", study.rounds.deadline_s
     try:
-        measured = _measure(study, stage, bench, feed, cohort)
+        measured = _measure(study, stage, local_model, loader, cohort)
     except (MemoryError, torch.OutOfMemoryError):
-        _out_of_memory(found, name, bench.device)
+        _out_of_memory(found, name, local_model.device)
         return
     except TooFewCases:
         found.fails(name, "too few training cases for a single step", "Add cases, or labels to those that have none.")
@@ -94,18 +94,18 @@ def _try(found: Findings, study: Study, stage: Stage, bench: Workbench, feed: Fe
             "Look for values far out of range in the data; if there are none, tell the coordinator.",
         )
         return
-    says = (
+    description = (
         f"{measured.seconds:.2f} s for {counted(measured.cases, 'case')}; "
         f"a round is {counted(measured.steps, 'step')}, about {measured.round_s:.0f} s"
     )
-    if bench.parts > 1:
-        says += f"; the GPU is small, so that batches are worked on in {bench.parts} parts"
+    if local_model.parts > 1:
+        description += f"; the GPU is small, so that batches are worked on in {local_model.parts} parts"
     figures = {"step_s": round(measured.seconds, 3), "steps": measured.steps, "round_s": round(measured.round_s, 1)}
     if deadline is not None and measured.round_s > deadline:
         fix = "Use a GPU or more threads, or ask the coordinator for a longer deadline_s."
-        found.fails(name, f"{says}, but the study waits {deadline:g} s", fix, **figures)
+        found.fails(name, f"{description}, but the study waits {deadline:g} s", fix, **figures)
     else:
-        found.fine(name, says, **figures)
+        found.fine(name, description, **figures)
 
 
 def _out_of_memory(found: Findings, name: str, device: torch.device) -> None:
@@ -114,52 +114,54 @@ def _out_of_memory(found: Findings, name: str, device: torch.device) -> None:
     found.fails(name, f"{where} has not enough memory for it", fix)
 
 
-def _measure(study: Study, stage: Stage, bench: Workbench, feed: Feed, cohort: Cohort) -> Measured:
+def _measure(study: Study, stage: Stage, local_model: LocalModel, loader: Loader, cohort: Cohort) -> StepCost:
     if isinstance(stage.local, Gradient):
-        return _measure_gradient(stage, stage.local, bench, feed, cohort.patients)
+        return _measure_gradient(stage, stage.local, local_model, loader, cohort.patients)
     some = cohort.splits["train"][:_SOME_CASES]
-    few = Feed(replace(cohort, splits=dict(cohort.splits) | {"train": some}), study.input, bench.device)
+    few = Loader(replace(cohort, splits=dict(cohort.splits) | {"train": some}), study.input, local_model.device)
     if isinstance(stage.local, Recalibrate):
         spec = stage.local
-        seconds = _timed(lambda: Room(bench).recalibrate(few, spec), bench)
+        seconds = _timed(lambda: Microbatching(local_model).recalibrate(few, spec), local_model)
     elif stage.local.of == "columns":
-        seconds = _timed(lambda: column_sums(study, few), bench)
+        seconds = _timed(lambda: column_sums(study, few), local_model)
     else:
         # Distances take the same pass over the cases as features do.
         of = "features" if stage.local.of == "distances" else stage.local.of
         sums = stage.local.model_copy(update={"split": "train", "of": of})
-        seconds = _timed(lambda: frozen_sums(bench, few, sums), bench)
-    return Measured(seconds, -(-len(cohort.splits["train"]) // max(1, len(some))), len(some))
+        seconds = _timed(lambda: frozen_sums(local_model, few, sums), local_model)
+    return StepCost(seconds, -(-len(cohort.splits["train"]) // max(1, len(some))), len(some))
 
 
-def _measure_gradient(stage: Stage, spec: Gradient, bench: Workbench, feed: Feed, patients: Sequence[str]) -> Measured:
-    moves = changed(stage, bench.tags)
-    cases = len(learnt_from(feed, spec))
-    moment = replace(_MOMENT, around=Around(aside=bench.any_teacher(stage)))
+def _measure_gradient(
+    stage: Stage, spec: Gradient, local_model: LocalModel, loader: Loader, patients: Sequence[str]
+) -> StepCost:
+    moves = changed(stage, local_model.tags)
+    cases = len(learnt_from(loader, spec))
+    round_context = replace(_ROUND, visit_context=VisitContext(auxiliary=local_model.any_teacher(stage)))
 
     def steps(count: int) -> Callable[[], object]:
         some = spec.model_copy(update={"epochs": None, "steps": count})
         if spec.private is None:
-            return lambda: Room(bench).train(feed, some, moves, moment, lambda: None)
+            return lambda: Microbatching(local_model).train(loader, some, moves, round_context, lambda: None)
         from fedgraft.client.privacy.dp.dpsgd import train_private  # slow to import, and only private work needs it
 
         # Nothing is released, so nothing is charged, and any noise will do.
-        noised = spec.private.model_copy(update={"sigma": spec.private.sigma or 1.0, "epsilon": None})
+        noised = spec.private.model_copy(update={"sigma": spec.private.noise_multiplier or 1.0, "epsilon": None})
         some = some.model_copy(update={"private": noised})
-        return lambda: train_private(bench, feed, patients, some, moves, moment)
+        return lambda: train_private(local_model, loader, patients, some, moves, round_context)
 
-    seconds = _timed(steps(1), bench)
+    seconds = _timed(steps(1), local_model)
     if seconds < _QUICK_S:
-        seconds = _timed(steps(_MORE_STEPS), bench) / _MORE_STEPS
+        seconds = _timed(steps(_MORE_STEPS), local_model) / _MORE_STEPS
     whole = spec.steps or (spec.epochs or 1) * -(-cases // spec.batch_size)
     if spec.private is not None:
-        return Measured(seconds, whole, max(1, round(spec.private.sample * cases)))
-    return Measured(seconds, whole, min(spec.batch_size, cases))
+        return StepCost(seconds, whole, max(1, round(spec.private.sample_rate * cases)))
+    return StepCost(seconds, whole, min(spec.batch_size, cases))
 
 
-def _timed(work: Callable[[], object], bench: Workbench) -> float:
+def _timed(work: Callable[[], object], local_model: LocalModel) -> float:
     started = time.perf_counter()
     work()
-    if bench.device.type == "cuda":
-        torch.cuda.synchronize(bench.device)
+    if local_model.device.type == "cuda":
+        torch.cuda.synchronize(local_model.device)
     return time.perf_counter() - started

@@ -52,14 +52,14 @@ class SitePolicy(Value):
     """
 
     allow_non_dp: _Switch = False
-    masked_only: _Switch = False
+    secure_aggregation_only: _Switch = False
     unit: Unit = "patient"
-    epsilon_job: _Positive = 3.0
+    epsilon_per_study: _Positive = 3.0
     epsilon_lifetime: _Positive = 8.0
     delta: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
-    sigma_min: _Positive = 0.5
-    clip_max: _Positive = 10.0
-    q_max: _Share = 0.5
+    noise_multiplier_min: _Positive = 0.5
+    max_grad_norm_limit: _Positive = 10.0
+    sample_rate_max: _Share = 0.5
     steps_max: _Count = 2000
     backbones: tuple[str, ...] | None = None
     train: frozenset[Role] | None = None
@@ -69,11 +69,11 @@ class SitePolicy(Value):
     metrics_lifetime: _Positive = 1.0
     metrics_studies: _Count = 2
     keep_features: _Switch = True
-    keep_sums: _Switch = False
+    retain_statistics: _Switch = False
 
     @model_validator(mode="after")
     def _job_within_lifetime(self) -> SitePolicy:
-        if self.epsilon_job > self.epsilon_lifetime:
+        if self.epsilon_per_study > self.epsilon_lifetime:
             raise ValueError("epsilon_job is larger than epsilon_lifetime")
         return self
 
@@ -83,7 +83,7 @@ class SitePolicy(Value):
 
 
 @dataclass(frozen=True)
-class Request:
+class PrivacyRequest:
     """What a stage wants to do at a site, and what it asks of its privacy. None = as the site has it.
 
     `roles` are those of the entries that are trained. `epsilon` and `steps` are of all the stage's rounds together.
@@ -96,20 +96,20 @@ class Request:
     unit: Unit = "patient"
     epsilon: float | None = None
     delta: float | None = None
-    sigma: float | None = None
-    clip: float = 1.0
-    q: float = 0.25
+    noise_multiplier: float | None = None
+    max_grad_norm: float = 1.0
+    sample_rate: float = 0.25
     steps: int = 100
     sampled: bool = True
     """Whether chance decides who is in a step; in sums all patients are, and `q` is 1."""
-    masked: bool = False
+    secure_aggregation: bool = False
     """Whether all that leaves is under masks."""
     kept: bool = False
     """Whether the coordinator keeps, site by site, what leaves without noise."""
 
 
 @dataclass(frozen=True)
-class Terms:
+class EffectivePrivacy:
     """What will be done. Without `private` there is no noise, and the figures of privacy say nothing.
 
     `epsilon_job` is the policy's bound on the whole study.
@@ -117,11 +117,11 @@ class Terms:
 
     private: bool
     unit: Unit
-    epsilon_job: float
+    epsilon_per_study: float
     delta: float
-    sigma: float
-    clip: float
-    q: float
+    noise_multiplier: float
+    max_grad_norm: float
+    sample_rate: float
     steps: int
     metrics: Metrics
 
@@ -130,8 +130,8 @@ class Reason(StrEnum):
     """Why a site does not take part: constant words, which say nothing about its data."""
 
     NOT_PRIVATE = "not_private"
-    NOT_MASKED = "not_masked"
-    KEPT_SUMS = "kept_sums"
+    NOT_SECURE = "not_masked"
+    RETAINED_STATISTICS = "kept_sums"
     BACKBONE = "backbone"
     ROLES = "roles"
     TOO_FEW_PATIENTS = "too_few_patients"
@@ -151,11 +151,11 @@ def read_policy(path: Path) -> SitePolicy:
 
 def effective(
     policy: SitePolicy,
-    request: Request,
+    request: PrivacyRequest,
     patients: int,
     delta: float | None = None,
     reserved: tuple[Event, ...] = (),
-) -> Terms | Reason:
+) -> EffectivePrivacy | Reason:
     """The stricter of the site's policy and a study's request, or why there is none.
 
     `delta` is that of the site's ledger, if it has one: a site keeps its first delta however many patients it gets.
@@ -165,29 +165,45 @@ def effective(
         return refusal
     delta = policy.delta_for(patients) if delta is None else delta
     own = math.inf if request.epsilon is None else request.epsilon
-    q = min(policy.q_max, request.q) if request.sampled else 1.0
-    sigma = max(policy.sigma_min, request.sigma or 0.0)
+    sample_rate = min(policy.sample_rate_max, request.sample_rate) if request.sampled else 1.0
+    noise_multiplier = max(policy.noise_multiplier_min, request.noise_multiplier or 0.0)
     if request.private:
         # A ledger adds up at one delta. A larger one from outside is as good as the site's; a smaller one is not.
         if request.delta is not None and request.delta < delta:
             return Reason.DELTA
-        for limit, beside in ((own, ()), (policy.epsilon_job, reserved)):
-            if not epsilon([Event(sigma, q, request.steps), *beside], delta) <= limit:
-                sigma = max(sigma, noise_for(limit, delta, q, request.steps, beside))
-            if not epsilon([Event(sigma, q, request.steps), *beside], delta) <= limit:
+        for limit, reserved_events in ((own, ()), (policy.epsilon_per_study, reserved)):
+            if not epsilon([Event(noise_multiplier, sample_rate, request.steps), *reserved_events], delta) <= limit:
+                noise_multiplier = max(
+                    noise_multiplier, noise_for(limit, delta, sample_rate, request.steps, reserved_events)
+                )
+            if not epsilon([Event(noise_multiplier, sample_rate, request.steps), *reserved_events], delta) <= limit:
                 return Reason.BUDGET
     unit: Unit = "image" if policy.unit == request.unit == "image" else "patient"
-    clip = min(policy.clip_max, request.clip)
-    return Terms(request.private, unit, policy.epsilon_job, delta, sigma, clip, q, request.steps, policy.metrics)
+    max_grad_norm = min(policy.max_grad_norm_limit, request.max_grad_norm)
+    return EffectivePrivacy(
+        request.private,
+        unit,
+        policy.epsilon_per_study,
+        delta,
+        noise_multiplier,
+        max_grad_norm,
+        sample_rate,
+        request.steps,
+        policy.metrics,
+    )
 
 
-def _refusal(policy: SitePolicy, request: Request, patients: int) -> Reason | None:
-    asked = (request.epsilon, request.delta, request.sigma, request.clip, request.q)
-    sound = all(value is None or 0 < value < math.inf for value in asked) and request.q <= 1 and request.steps >= 1
+def _refusal(policy: SitePolicy, request: PrivacyRequest, patients: int) -> Reason | None:
+    asked = (request.epsilon, request.delta, request.noise_multiplier, request.max_grad_norm, request.sample_rate)
+    sound = (
+        all(value is None or 0 < value < math.inf for value in asked)
+        and request.sample_rate <= 1
+        and request.steps >= 1
+    )
     grounds = (
-        (policy.masked_only and not request.masked, Reason.NOT_MASKED),
+        (policy.secure_aggregation_only and not request.secure_aggregation, Reason.NOT_SECURE),
         (not request.private and not policy.allow_non_dp, Reason.NOT_PRIVATE),
-        (request.kept and not policy.keep_sums, Reason.KEPT_SUMS),
+        (request.kept and not policy.retain_statistics, Reason.RETAINED_STATISTICS),
         (policy.backbones is not None and not set(request.backbones) <= set(policy.backbones), Reason.BACKBONE),
         (policy.train is not None and not request.roles <= policy.train, Reason.ROLES),
         (patients < policy.min_patients, Reason.TOO_FEW_PATIENTS),

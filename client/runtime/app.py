@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 
 from fedgraft.client.data.cohorts.cohort import (
     Cohort,
-    Wanted,
+    CohortRequest,
     learning_patients,
     load_cohort,
 )
@@ -28,18 +28,18 @@ from fedgraft.client.enrolment.config import SiteConfig, read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.governance.approval import is_approved
 from fedgraft.client.governance.egress import EgressLog
-from fedgraft.client.governance.pending_studies import keep_offer
-from fedgraft.client.privacy.guard.privacy_guard import Guard, Refused
+from fedgraft.client.governance.pending_studies import keep_pending
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.runtime.log import close as close_log
 from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.features import forget_features
-from fedgraft.client.training.model.local_model import NoGpu, Workbench, device_named
+from fedgraft.client.training.model.local_model import LocalModel, NoGpu, device_named
 from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.common.base.files import DISK_FULL, write_atomic
 from fedgraft.common.protocol import wire
-from fedgraft.common.protocol.auxiliary import needs_source
+from fedgraft.common.protocol.auxiliary import requires_source
 from fedgraft.common.protocol.bundle import WireError
 from fedgraft.common.protocol.instructions import (
     PROTOCOL,
@@ -47,7 +47,7 @@ from fedgraft.common.protocol.instructions import (
     Code,
     Greeting,
     Hello,
-    Order,
+    Instruction,
     Refusal,
 )
 from fedgraft.common.study.study import Study, parse_study
@@ -121,7 +121,7 @@ def _greet(hello: Hello, config: SiteConfig, context: Context) -> Greeting | Ref
     study = parse_study(json.loads(hello.study), "the study sent by the coordinator")
     home = _config_path(context).parent
     if not is_approved(home, study.digest):
-        keep_offer(home, study)
+        keep_pending(home, study)
         raise Refused(Code.NOT_APPROVED, f"study {study.digest}")
     site = _site(study, config)
     write_atomic(_study_path(config, study.digest), study.to_json(), private=True)
@@ -135,11 +135,11 @@ def _visit(message: Message, context: Context) -> Answer:
     answer: Answer
     try:
         config = _config(context)
-        order = wire.unpack_order(message.content)
-        exchange, study = order.exchange, order.study
-        answer = _carry_out(order, config, context)
+        instruction = wire.unpack_instruction(message.content)
+        exchange, study = instruction.exchange, instruction.study
+        answer = _carry_out(instruction, config, context)
         if not isinstance(answer, Refusal) and (site := _known(config, study)) is not None:
-            why = site.grounds(order)
+            why = site.grounds(instruction)
     except WireError:
         answer = Refusal(exchange, Code.GARBAGE)
     except Refused as refused:
@@ -151,12 +151,12 @@ def _visit(message: Message, context: Context) -> Answer:
     return answer if _recorded(config, study, answer, why) else Refusal(exchange, Code.DISK)
 
 
-def _carry_out(order: Order, config: SiteConfig, context: Context) -> Answer:
+def _carry_out(instruction: Instruction, config: SiteConfig, context: Context) -> Answer:
     # Asked every time: a site may take an approval back.
-    if not is_approved(_config_path(context).parent, order.study):
-        return Refusal(order.exchange, Code.NOT_APPROVED)
-    site = _known(config, order.study) or _again(config, order.study)
-    return site.visit(order) if site is not None else Refusal(order.exchange, Code.UNKNOWN_STUDY)
+    if not is_approved(_config_path(context).parent, instruction.study):
+        return Refusal(instruction.exchange, Code.NOT_APPROVED)
+    site = _known(config, instruction.study) or _again(config, instruction.study)
+    return site.visit(instruction) if site is not None else Refusal(instruction.exchange, Code.UNKNOWN_STUDY)
 
 
 def _recorded(config: SiteConfig | None, study: str, answer: Greeting | Answer, why: str) -> bool:
@@ -217,15 +217,15 @@ def _config(context: Context) -> SiteConfig:
 def _site(study: Study, config: SiteConfig) -> Site:
     if (site := _known(config, study.digest)) is not None:
         return site
-    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+    wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
     place = place_of(config, study.digest)
     cohort = load_cohort(config.name, config.cohort, wanted, place)
-    if config.source is not None and needs_source(study):
+    if config.source is not None and requires_source(study):
         beside = replace(place, state=place.state / "source")
         cohort = replace(cohort, source=load_cohort(config.name, config.source, wanted, beside))
     guard = None if config.observer else _guard(study, config, cohort)
-    sealer, bench = _sealer(study, config), _bench(study, _device(config))
-    site = Site(study, cohort, bench, place.state, guard, sealer)
+    sealer, local_model = _sealer(study, config), _local_model(study, _device(config))
+    site = Site(study, cohort, local_model, place.state, guard, sealer)
     _memory("sites")[f"{config.state}/{study.digest}"] = site
     return site
 
@@ -237,21 +237,21 @@ def _device(config: SiteConfig) -> torch.device:
         raise Refused(Code.NO_GPU, f"there is no device {config.device}") from None
 
 
-def _guard(study: Study, config: SiteConfig, cohort: Cohort) -> Guard:
+def _guard(study: Study, config: SiteConfig, cohort: Cohort) -> PrivacyGuard:
     patients = learning_patients(study, cohort)
-    return Guard(study, config.policy, config.state, patients, is_source=config.public_source)
+    return PrivacyGuard(study, config.policy, config.state, patients, is_source=config.public_source)
 
 
 def _sealer(study: Study, config: SiteConfig) -> Sealer | None:
     """What masks the replies to a masked study; observers answer in the open. Raises Refused if the site cannot."""
-    if not study.masked or config.observer:
+    if not study.secure_aggregation or config.observer:
         return None
-    if config.masks is None:
-        raise Refused(Code.NO_MASKS, "the study is masked, and the site's file has no `masks`")
+    if config.secure_aggregation is None:
+        raise Refused(Code.NO_SECURE_AGGREGATION, "the study is masked, and the site's file has no `masks`")
     try:
-        return Sealer(study, config.masks, config.name, config.state)
+        return Sealer(study, config.secure_aggregation, config.name, config.state)
     except InputError as error:
-        raise Refused(Code.NO_MASKS, str(error)) from None
+        raise Refused(Code.NO_SECURE_AGGREGATION, str(error)) from None
 
 
 def _known(config: SiteConfig, digest: str) -> Site | None:
@@ -260,16 +260,16 @@ def _known(config: SiteConfig, digest: str) -> Site | None:
     return site
 
 
-def _bench(study: Study, device: torch.device) -> Workbench:
+def _local_model(study: Study, device: torch.device) -> LocalModel:
     """The one model of this study in this thread; another study's model makes room for it."""
-    benches = _memory("benches")
+    local_models = _memory("benches")
     name = f"{study.digest}/{device}"
-    if name not in benches:
-        benches.clear()
-        benches[name] = Workbench(study, device)
-    bench = benches[name]
-    assert isinstance(bench, Workbench)
-    return bench
+    if name not in local_models:
+        local_models.clear()
+        local_models[name] = LocalModel(study, device)
+    local_model = local_models[name]
+    assert isinstance(local_model, LocalModel)
+    return local_model
 
 
 def _read_study(path: Path, digest: str) -> Study:

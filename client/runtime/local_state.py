@@ -13,7 +13,7 @@ _VERSIONS = 3
 """How many versions stay on disk: an exchange may be repeated after a crash, and then needs the one before it."""
 
 
-class Kept:
+class LocalState:
     """The site's own entries as they were after each exchange."""
 
     def __init__(self, folder: Path) -> None:

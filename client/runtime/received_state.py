@@ -5,42 +5,45 @@ from __future__ import annotations
 import numpy as np
 
 from fedgraft.client.privacy.guard.privacy_guard import Refused
-from fedgraft.client.training.model.local_model import Workbench
-from fedgraft.common.protocol.auxiliary import aside_shapes
+from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.protocol.auxiliary import auxiliary_shapes
 from fedgraft.common.protocol.instructions import (
     Arrays,
     Code,
-    Order,
+    Instruction,
     type_name,
 )
 from fedgraft.common.study.plan import Stage
 
 
-class Inbox:
+class ReceivedState:
     """The arrays that orders brought, each kept until another comes in its place."""
 
-    def __init__(self, bench: Workbench) -> None:
-        self._bench = bench
+    def __init__(self, local_model: LocalModel) -> None:
+        self._local_model = local_model
         self.entries: dict[str, np.ndarray] = {}
         """The model's entries as the coordinator has them."""
-        self.aside: dict[str, np.ndarray] = {}
+        self.auxiliary: dict[str, np.ndarray] = {}
         """What the stage needs beside the model."""
 
-    def take(self, order: Order, stage: Stage) -> None:
+    def take(self, instruction: Instruction, stage: Stage) -> None:
         """Take in an order's arrays. Raises Refused if they do not fit, or if anything is missing or other than said.
 
         An order without work needs nothing beside the model.
         """
-        tags, forms = self._bench.tags, self._bench.forms
-        beside = aside_shapes(stage, tags, forms, self._bench.teacher_forms(stage))
-        for key, array in order.tensors.items():
-            if (forms.get(key) or beside.get(key)) != (array.shape, type_name(array)):
+        tags, forms = self._local_model.tags, self._local_model.forms
+        auxiliary_forms = auxiliary_shapes(stage, tags, forms, self._local_model.teacher_forms(stage))
+        for key, array in instruction.tensors.items():
+            if (forms.get(key) or auxiliary_forms.get(key)) != (array.shape, type_name(array)):
                 raise Refused(Code.BAD_TENSORS)
-        needed = set(tags) | (set(beside) if order.work else set())
-        known: Arrays = self.entries | self.aside
-        held = {key: array for key, array in known.items() if key in needed and key not in order.tensors}
-        if set(held) | (set(order.tensors) & needed) != needed or self._bench.digests.of(held) != order.held:
+        needed = set(tags) | (set(auxiliary_forms) if instruction.work else set())
+        known: Arrays = self.entries | self.auxiliary
+        held = {key: array for key, array in known.items() if key in needed and key not in instruction.tensors}
+        if (
+            set(held) | (set(instruction.tensors) & needed) != needed
+            or self._local_model.digests.of(held) != instruction.held
+        ):
             raise Refused(Code.MISSING_TENSORS)
-        now = held | dict(order.tensors)
+        now = held | dict(instruction.tensors)
         self.entries = {key: now[key] for key in tags}
-        self.aside = {key: now[key] for key in beside if key in now}
+        self.auxiliary = {key: now[key] for key in auxiliary_forms if key in now}

@@ -10,56 +10,56 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.training.augment import augmented
-from fedgraft.client.training.losses.base import Moment, Seen
+from fedgraft.client.training.losses.base import ForwardOutput, RoundContext
 from fedgraft.client.training.losses.task_losses import label_mass, least_mass
 from fedgraft.client.training.model.errors import TooFewCases
-from fedgraft.client.training.model.loader import Batch, Feed, shuffled
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Batch, Loader, shuffled
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.models.model import Heads, TransferModel
-from fedgraft.common.study.losses import Need, needs, wants_all_cases
+from fedgraft.common.study.losses import Requirement, requirements, wants_all_cases
 from fedgraft.common.study.plan import Gradient
 
 Pair = tuple[Batch, Batch | None]
 
 
-def learnt_from(feed: Feed, spec: Gradient) -> Tensor:
+def learnt_from(loader: Loader, spec: Gradient) -> Tensor:
     """The training cases that a visit learns from: those with a label, or all of them if any term needs none."""
-    return feed.splits["train"] if wants_all_cases(spec.terms) else feed.labelled("train")
+    return loader.splits["train"] if wants_all_cases(spec.losses) else loader.labelled("train")
 
 
-def pairs(feed: Feed, groups: Sequence[Tensor], spec: Gradient, moment: Moment) -> Iterator[Pair]:
+def pairs(loader: Loader, groups: Sequence[Tensor], spec: Gradient, round_context: RoundContext) -> Iterator[Pair]:
     """A batch per group of indices, changed at random if asked, each beside one of the source's labelled cases.
 
     Raises TooFewCases if the source has too few.
     """
-    draw = torch.Generator().manual_seed(derive(moment.seed, "augment"))
+    draw = torch.Generator().manual_seed(derive(round_context.seed, "augment"))
     others: Iterator[Batch | None] = repeat(None)
-    if Need.SOURCE in needs(spec.terms):
-        source = moment.around.source
+    if Requirement.SOURCE in requirements(spec.losses):
+        source = round_context.visit_context.source
         assert source is not None
-        others = source.batches(_drawn(source, len(groups), spec.batch_size, derive(moment.seed, "source")))
-    for target, other in zip(feed.batches(groups), others, strict=False):
+        others = source.batches(_drawn(source, len(groups), spec.batch_size, derive(round_context.seed, "source")))
+    for target, other in zip(loader.batches(groups), others, strict=False):
         yield _changed(target, spec, draw), None if other is None else _changed(other, spec, draw)
 
 
-def look(body: TransferModel | Heads, pair: Pair, *, features: bool) -> tuple[Seen, Seen | None]:
+def look(body: TransferModel | Heads, pair: Pair, *, features: bool) -> tuple[ForwardOutput, ForwardOutput | None]:
     """What the model says of a pair, in one pass: norm layers then take their statistics from both domains together."""
     target, source = pair
     inputs = target.inputs if source is None else torch.cat([target.inputs, source.inputs])
     with torch.autocast("cuda", torch.bfloat16, enabled=inputs.device.type == "cuda"):
         z, outputs = body.both(inputs) if features else (None, body(inputs))
     if source is None:
-        return Seen(target, outputs, z), None
+        return ForwardOutput(target, outputs, z), None
     n = len(target.inputs)
-    own = Seen(target, {task: scores[:n] for task, scores in outputs.items()}, None if z is None else z[:n])
-    other = Seen(source, {task: scores[n:] for task, scores in outputs.items()}, None if z is None else z[n:])
+    own = ForwardOutput(target, {task: scores[:n] for task, scores in outputs.items()}, None if z is None else z[:n])
+    other = ForwardOutput(source, {task: scores[n:] for task, scores in outputs.items()}, None if z is None else z[n:])
     return own, other
 
 
-def parted(batch: Batch, bench: Workbench, weights: Mapping[str, Tensor]) -> list[Batch]:
+def parted(batch: Batch, local_model: LocalModel, weights: Mapping[str, Tensor]) -> list[Batch]:
     """A batch in as many parts as memory asks for, each with the share that it has in the mean of the whole."""
-    parts, tasks = batch.parted(bench.parts), bench.tasks
+    parts, tasks = batch.parted(local_model.parts), local_model.tasks
     if len(parts) == 1:
         return parts
     bare = [{t: label_mass(task, part.targets[t], weights.get(t)) for t, task in tasks.items()} for part in parts]
@@ -73,7 +73,7 @@ def _changed(batch: Batch, spec: Gradient, draw: torch.Generator) -> Batch:
     return batch if spec.augment is None else augmented(batch, spec.augment, draw)
 
 
-def _drawn(source: Feed, count: int, size: int, seed: int) -> list[Tensor]:
+def _drawn(source: Loader, count: int, size: int, seed: int) -> list[Tensor]:
     """`count` batches of the source, epoch after epoch."""
     indices, generator = source.labelled("all"), torch.Generator().manual_seed(seed)
     if len(indices) < 2:

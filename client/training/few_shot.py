@@ -10,9 +10,9 @@ import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.losses.base import Moment
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.losses.base import RoundContext
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.closed_form import heads_from_sums
@@ -61,25 +61,27 @@ class Given:
     sums: Mapping[str, np.ndarray] | None
 
 
-def fitted(bench: Workbench, cohort: Cohort, study: Study, given: Given, how: Fit, seed: int) -> dict[str, np.ndarray]:
+def fitted(
+    local_model: LocalModel, cohort: Cohort, study: Study, given: Given, how: Fit, seed: int
+) -> dict[str, np.ndarray]:
     """The entries that change when the model is fitted to the cohort's training cases; they lie on the bench.
 
     Raises TooFewCases, Diverged.
     """
-    bench.load(given.state)
-    feed = Feed(cohort, study.input, bench.device)
-    if how.merge is not None:
-        sums = blended(feature_sums(bench, feed), given.sums, how.common)
-        heads = heads_from_sums(_solvable(sums, study, how.merge), how.merge, given.state)
-        bench.load(heads)
+    local_model.load(given.state)
+    loader = Loader(cohort, study.input, local_model.device)
+    if how.aggregate is not None:
+        sums = blended(feature_sums(local_model, loader), given.sums, how.common)
+        heads = heads_from_sums(_solvable(sums, study, how.aggregate), how.aggregate, given.state)
+        local_model.load(heads)
         return heads
     if how.how == "none":
         return {}
     spec = Gradient(train=named("all"), steps=how.steps, lr=how.lr, batch_size=how.batch_size)
     keys = tuple(given.state)
-    bench.begin(given.state, keys)
-    train(bench, feed, spec, keys, Moment(derive(seed, "tune"), 1, 1))
-    return bench.read(keys)
+    local_model.begin(given.state, keys)
+    train(local_model, loader, spec, keys, RoundContext(derive(seed, "tune"), 1, 1))
+    return local_model.read(keys)
 
 
 def only(cohort: Cohort, chosen: torch.Tensor) -> Cohort:
@@ -87,12 +89,12 @@ def only(cohort: Cohort, chosen: torch.Tensor) -> Cohort:
     return replace(cohort, splits={**cohort.splits, "train": chosen})
 
 
-def _solvable(sums: Arrays, study: Study, merge: ClosedForm) -> dict[str, np.ndarray]:
+def _solvable(sums: Arrays, study: Study, aggregate: ClosedForm) -> dict[str, np.ndarray]:
     """The sums of tasks that have a label for all that they ask, and that this merge can solve; other heads stay."""
     kept = {}
     for key, array in sums.items():
         task = key.partition("/")[0]
-        fits = isinstance(merge, Ridge) or isinstance(study.asked[task], Task)
+        fits = isinstance(aggregate, Ridge) or isinstance(study.tasks_by_name[task], Task)
         if fits and (sums[f"{task}/gram"][..., -1, -1] > 0).all():
             kept[key] = array
     return kept

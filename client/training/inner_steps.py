@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedgraft.common.study.training import Lookahead
+from fedgraft.common.study.training import InnerSteps
 
 
 class Ahead:
@@ -16,7 +16,7 @@ class Ahead:
     Finn et al. 2017, first-order form: w = w - eta g(w - alpha g(w)), each g on other cases.
     """
 
-    def __init__(self, spec: Lookahead | None, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, spec: InnerSteps | None, parameters: Sequence[nn.Parameter]) -> None:
         self._spec = spec
         self._parameters = list(parameters)
         self._before: list[Tensor] = []

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fedgraft.client.training.gradient import train, trains_norm_statistics
-from fedgraft.client.training.losses.base import Moment
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.losses.base import RoundContext
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.recalibrate import recalibrate
-from fedgraft.common.study.losses import Coupling, Supervised, Term
+from fedgraft.common.study.losses import Loss, LossScope, Supervised
 from fedgraft.common.study.plan import Gradient, Recalibrate
 
 PARTS = "parts"
@@ -25,15 +25,20 @@ PARTS = "parts"
 _TIED = "; norm layers see parts, so that this is not quite the same training"
 
 
-class Room:
+class Microbatching:
     """Work on one bench that goes on with less memory. What it did about it is in `log`, if there is one."""
 
-    def __init__(self, bench: Workbench, log: logging.Logger | None = None) -> None:
-        self._bench = bench
+    def __init__(self, local_model: LocalModel, log: logging.Logger | None = None) -> None:
+        self._local_model = local_model
         self._log = log
 
     def train(
-        self, feed: Feed, spec: Gradient, changes: Sequence[str], moment: Moment, begin: Callable[[], None]
+        self,
+        loader: Loader,
+        spec: Gradient,
+        changes: Sequence[str],
+        round_context: RoundContext,
+        begin: Callable[[], None],
     ) -> dict[str, float]:
         """As `train`; when memory runs out, once more from `begin`, with batches in twice as many parts.
 
@@ -41,25 +46,25 @@ class Room:
         Raises what `train` raises; torch.OutOfMemoryError if there is no room for the smallest parts either, or if a
         term looks at whole batches, or at a source beside them.
         """
-        tied = trains_norm_statistics(self._bench, changes)
-        whole = any(term.coupling is not Coupling.NONE and not _of_cases(term) for term in spec.terms)
+        tied = trains_norm_statistics(self._local_model, changes)
+        whole = any(loss.scope is not LossScope.REGULARISER and not _of_cases(loss) for loss in spec.losses)
         while True:
             begin()
             try:
-                figures = train(self._bench, feed, spec, changes, moment)
+                figures = train(self._local_model, loader, spec, changes, round_context)
             except torch.OutOfMemoryError:
-                if whole or 2 * self._bench.parts * (2 if tied else 1) > spec.batch_size:
+                if whole or 2 * self._local_model.parts * (2 if tied else 1) > spec.batch_size:
                     raise
             else:
-                return figures if self._bench.parts == 1 else figures | {PARTS: float(self._bench.parts)}
-            self._bench.parts *= 2
-            self._tell(f"batches are worked on in {self._bench.parts} parts{_TIED if tied else ''}")
+                return figures if self._local_model.parts == 1 else figures | {PARTS: float(self._local_model.parts)}
+            self._local_model.parts *= 2
+            self._tell(f"batches are worked on in {self._local_model.parts} parts{_TIED if tied else ''}")
 
-    def recalibrate(self, feed: Feed, spec: Recalibrate) -> dict[str, float]:
+    def recalibrate(self, loader: Loader, spec: Recalibrate) -> dict[str, float]:
         """As `recalibrate`, with batches of half the size when memory runs out."""
         while True:
             try:
-                return recalibrate(self._bench, feed, spec)
+                return recalibrate(self._local_model, loader, spec)
             except torch.OutOfMemoryError:
                 if spec.batch_size < 4:
                     raise
@@ -68,12 +73,12 @@ class Room:
 
     def _tell(self, what: str) -> None:
         # Only here, where the error has let go of what it held, does this free anything.
-        if self._bench.device.type == "cuda":
+        if self._local_model.device.type == "cuda":
             torch.cuda.empty_cache()
         if self._log is not None:
             self._log.warning("out of memory: %s", what)
 
 
-def _of_cases(term: Term) -> bool:
+def _of_cases(loss: Loss) -> bool:
     """Whether a term is a mean over the site's own cases, so that parts of a batch make up the whole."""
-    return isinstance(term, Supervised) and term.of == "target"
+    return isinstance(loss, Supervised) and loss.of == "target"

@@ -7,32 +7,34 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedgraft.client.training.model.errors import TooFewCases
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.study.plan import Recalibrate
 
 
-def recalibrate(bench: Workbench, feed: Feed, spec: Recalibrate) -> dict[str, float]:
+def recalibrate(local_model: LocalModel, loader: Loader, spec: Recalibrate) -> dict[str, float]:
     """Replace running means and variances by the average over all training images, labelled or not.
 
     Li et al. 2016. Raises TooFewCases for fewer than two images.
     """
-    indices = feed.splits["train"]
+    indices = loader.splits["train"]
     if len(indices) < 2:
         raise TooFewCases
-    layers = [layer for layer in bench.model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    layers = [
+        layer for layer in local_model.model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats
+    ]
     before = [layer.momentum for layer in layers]
-    bench.model.eval()
+    local_model.model.eval()
     try:
         for layer in layers:
             _reset(layer)
         with torch.no_grad():
-            for batch in feed.batches(_groups(indices, spec.batch_size)):
-                bench.model.features(batch.inputs)
+            for batch in loader.batches(_groups(indices, spec.batch_size)):
+                local_model.model.features(batch.inputs)
     finally:  # the next visit gets the layers as they were, even after a failure
         for layer, momentum in zip(layers, before, strict=True):
             layer.momentum = momentum
-        bench.model.eval()
+        local_model.model.eval()
     return {"examples": len(indices)}
 
 

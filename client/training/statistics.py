@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.model.autocast import in_room
-from fedgraft.client.training.model.loader import Feed, in_order
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.autocast import in_halves
+from fedgraft.client.training.model.loader import Loader, in_order
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.closed_form.ood import counted, distances
 from fedgraft.common.closed_form.shapes import cross_name
 from fedgraft.common.closed_form.temperature import (
+    BASE_MODELS,
     CASES,
-    MEMBERS,
     TEMPERATURES,
     class_losses,
     label_losses,
 )
-from fedgraft.common.models.ensemble import Committee, likely
+from fedgraft.common.models.ensemble import Ensemble, likely
 from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN
 from fedgraft.common.protocol.instructions import Split
@@ -43,37 +43,37 @@ _ALL = slice(None)
 
 
 @dataclass(frozen=True)
-class Cases:
+class CaseSource:
     """A site's cases as they are, and as seen through the backbone, by split."""
 
-    plain: Feed
-    seen: Callable[[Split], Feed]
+    plain: Loader
+    seen: Callable[[Split], Loader]
 
 
 def site_sums(
-    local: Statistics, study: Study, bench: Workbench, cases: Cases, aside: Mapping[str, np.ndarray]
+    local: Statistics, study: Study, local_model: LocalModel, cases: CaseSource, auxiliary: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The sums that a stage asks for; `aside` is what came beside the model."""
     match local.of:
         case "columns":
             return column_sums(study, cases.plain)
         case "distances":
-            return distance_counts(bench, cases.seen("val"), aside)
+            return distance_counts(local_model, cases.seen("val"), auxiliary)
         case "members":  # which look at the cases themselves
-            return frozen_sums(bench, cases.plain, local)
+            return frozen_sums(local_model, cases.plain, local)
         case _:
-            return frozen_sums(bench, cases.seen(local.split), local)
+            return frozen_sums(local_model, cases.seen(local.split), local)
 
 
-def frozen_sums(bench: Workbench, feed: Feed, spec: Statistics) -> dict[str, np.ndarray]:
+def frozen_sums(local_model: LocalModel, loader: Loader, spec: Statistics) -> dict[str, np.ndarray]:
     """What a stage asks of cases that a resting backbone has seen, or that it looks at now."""
     if spec.of in ("features", "residuals"):
-        return feature_sums(bench, feed, spec.split, residuals=spec.of == "residuals")
-    return loss_sums(bench, feed, spec.of, spec.split)
+        return feature_sums(local_model, loader, spec.split, residuals=spec.of == "residuals")
+    return loss_sums(local_model, loader, spec.of, spec.split)
 
 
 def feature_sums(
-    bench: Workbench, feed: Feed, split: Split = "train", *, residuals: bool = False
+    local_model: LocalModel, loader: Loader, split: Split = "train", *, residuals: bool = False
 ) -> dict[str, np.ndarray]:
     """Per task over the split's labelled cases, with z = [features; 1], in float64.
 
@@ -84,37 +84,39 @@ def feature_sums(
     With `residuals` y is what the heads get wrong: one-hot less probabilities, 1 or 0 less a probability, or a value's
     units less what is said.
     """
-    width = bench.model.feature_dim + 1
+    width = local_model.model.feature_dim + 1
     sums = {}
-    for task, count in bench.model.classes.items():
-        several = isinstance(bench.tasks[task], Multilabel)
+    for task, count in local_model.model.classes.items():
+        several = isinstance(local_model.tasks[task], Multilabel)
         sums[f"{task}/gram"] = np.zeros((count, width, width) if several else (width, width))
-        sums[cross_name(bench.tasks[task])] = np.zeros((width, count))
-    bench.model.eval()
-    body = feed.body(bench.model)
+        sums[cross_name(local_model.tasks[task])] = np.zeros((width, count))
+    local_model.model.eval()
+    body = loader.body(local_model.model)
     with torch.inference_mode():
-        for batch in feed.batches(in_order(feed.labelled(split), _BATCH)):
-            seen = in_room(partial(_seen, body, residuals), batch.inputs)
+        for batch in loader.batches(in_order(loader.labelled(split), _BATCH)):
+            seen = in_halves(partial(_seen, body, residuals), batch.inputs)
             features = seen[_FEATURES].double().cpu().numpy()
             z = np.hstack([features, np.ones((len(features), 1))])
-            for task in bench.model.classes:
+            for task in local_model.model.classes:
                 target = batch.targets[task].cpu().numpy()
-                for place, rows, y in _coded(bench.tasks[task], target, seen.get(task)):
+                for place, rows, y in _coded(local_model.tasks[task], target, seen.get(task)):
                     sums[f"{task}/gram"][place] += z[rows].T @ z[rows]
-                    sums[cross_name(bench.tasks[task])][..., place] += z[rows].T @ y
+                    sums[cross_name(local_model.tasks[task])][..., place] += z[rows].T @ y
     return sums
 
 
-def distance_counts(bench: Workbench, feed: Feed, aside: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def distance_counts(
+    local_model: LocalModel, loader: Loader, auxiliary: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """`distances`: how many of the labelled validation cases are how far from the moments in `aside`, (BINS,)."""
     found = [np.zeros(0)]
-    bench.model.eval()
-    body = feed.body(bench.model)
+    local_model.model.eval()
+    body = loader.body(local_model.model)
     with torch.inference_mode():
-        for batch in feed.batches(in_order(feed.labelled("val"), _BATCH)):
-            seen = in_room(partial(_seen, body, False), batch.inputs)
+        for batch in loader.batches(in_order(loader.labelled("val"), _BATCH)):
+            seen = in_halves(partial(_seen, body, False), batch.inputs)
             features = seen[_FEATURES].double().cpu().numpy()
-            found.append(distances(features, aside[MEAN], aside[COVARIANCE]))
+            found.append(distances(features, auxiliary[MEAN], auxiliary[COVARIANCE]))
     return {DISTANCES: counted(np.concatenate(found))}
 
 
@@ -149,19 +151,19 @@ def _coded(
         yield _ALL, known, y if less is None else y - less[known]
 
 
-def loss_sums(bench: Workbench, feed: Feed, of: str, split: Split) -> dict[str, np.ndarray]:
+def loss_sums(local_model: LocalModel, loader: Loader, of: str, split: Split) -> dict[str, np.ndarray]:
     """Per task over the split's labelled cases, in float64, the loss at each temperature of the grid.
 
     `TASK/members` (members, grid) of a committee's, which look at the cases themselves, or `TASK/answers` (1, grid) of
     the heads' logits, as they are now; `TASK/cases` (1,) counts what is known. A value has no temperature.
     """
-    model = bench.model
-    tasks = {name: task for name, task in bench.tasks.items() if isinstance(task, Task | Multilabel)}
+    model = local_model.model
+    tasks = {name: task for name, task in local_model.tasks.items() if isinstance(task, Task | Multilabel)}
     model.eval()
     found = {name: (np.zeros((_voices(model, of), len(TEMPERATURES))), np.zeros(1)) for name in tasks}
     with torch.inference_mode():
-        for batch in feed.batches(in_order(feed.labelled(split), _BATCH)):
-            answers = in_room(partial(_logits, model, feed.body(model), of), batch.inputs)
+        for batch in loader.batches(in_order(loader.labelled(split), _BATCH)):
+            answers = in_halves(partial(_logits, model, loader.body(model), of), batch.inputs)
             for name, task in tasks.items():
                 target, logits = batch.targets[name].cpu().numpy(), answers[name].double().cpu().numpy()
                 measure, known = class_losses, target >= 0
@@ -175,21 +177,21 @@ def loss_sums(bench: Workbench, feed: Feed, of: str, split: Split) -> dict[str, 
 
 def _voices(model: TransferModel, of: str) -> int:
     """How many say something of a case: members, or the heads as one."""
-    return len(model.backbone.members) if of == MEMBERS and isinstance(model.backbone, Committee) else 1
+    return len(model.backbone.base_models) if of == BASE_MODELS and isinstance(model.backbone, Ensemble) else 1
 
 
 def _logits(model: TransferModel, body: TransferModel | Heads, of: str, inputs: Tensor) -> dict[str, Tensor]:
     """By task (N, members or 1, outputs)."""
-    if of == MEMBERS and isinstance(model.backbone, Committee):
+    if of == BASE_MODELS and isinstance(model.backbone, Ensemble):
         return model.backbone.logits(inputs)
     return {task: answers[:, None] for task, answers in body(inputs).items()}
 
 
-def column_sums(study: Study, feed: Feed) -> dict[str, np.ndarray]:
+def column_sums(study: Study, loader: Loader) -> dict[str, np.ndarray]:
     """Per column of the table over the training cases, leaving out missing values: `count`, `sum`, `squares`."""
     width = study.input.width if isinstance(study.input, TableInput) else 0
     count, total, squares = np.zeros(width), np.zeros(width), np.zeros(width)
-    for batch in feed.batches(in_order(feed.splits["train"], 65536)):
+    for batch in loader.batches(in_order(loader.splits["train"], 65536)):
         columns = batch.inputs.double().cpu().numpy()
         count += (~np.isnan(columns)).sum(0)
         total += np.nansum(columns, 0)

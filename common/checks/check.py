@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fedgraft.common.checks.check_ensemble import check_calibration, check_committee
-from fedgraft.common.checks.check_losses import check_terms
-from fedgraft.common.checks.check_ood import check_flags
+from fedgraft.common.checks.check_ensemble import check_calibration, check_ensemble
+from fedgraft.common.checks.check_losses import check_losses
+from fedgraft.common.checks.check_ood import check_ood
 from fedgraft.common.checks.check_source import check_source
-from fedgraft.common.checks.check_stopping import check_course
+from fedgraft.common.checks.check_stopping import check_stopping
 from fedgraft.common.protocol.routing import changed, own, stays
 from fedgraft.common.study.aggregates import (
     ClosedForm,
@@ -27,7 +27,7 @@ from fedgraft.common.study.aggregates import (
 )
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.losses import names_classes
-from fedgraft.common.study.model_spec import COMMITTEE
+from fedgraft.common.study.model_spec import ENSEMBLE
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -45,7 +45,7 @@ _NOT_PRIVATE = {
 }
 """Backbones of which per-sample gradients are not known, and why; a site looks at the others' layers."""
 
-_MERGED_BY = {
+_AGGREGATED_BY = {
     "features": (ClosedForm | Moments, "ridge, ncm, lda or moments"),
     "residuals": (Newton, "newton"),
     "columns": (Standardise, "standardise"),
@@ -78,16 +78,16 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
             )
         keeps = stays(stage, tags)
         bare |= set() if private else set(keeps)
-        local_backbone |= any(tags[key].role not in (Role.HEAD, Role.CRITIC) for key in keeps)
-    fresh = study.model.backbone != COMMITTEE  # whose members have their own standardisation
-    if fresh and isinstance(study.input, TableInput) and not isinstance(study.plan[0].merge, Standardise):
+        local_backbone |= any(tags[key].role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for key in keeps)
+    fresh = study.model.backbone != ENSEMBLE  # whose members have their own standardisation
+    if fresh and isinstance(study.input, TableInput) and not isinstance(study.plan[0].aggregate, Standardise):
         faults.append("plan.0: a table needs a first stage that standardises its columns (merge: standardise)")
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
     faults += check_source(study)
-    faults += check_flags(study, tags)
-    faults += check_committee(study)
-    faults += _masked(study) if study.masked else []
+    faults += check_ood(study, tags)
+    faults += check_ensemble(study)
+    faults += _secure(study) if study.secure_aggregation else []
     if study.mask_heads and isinstance(study.input, TableInput):
         faults.append(f"tasks: {', '.join(study.mask_heads)} asks for masks, but the study's input is a table")
     if study.split.test == 0:
@@ -95,14 +95,14 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     return faults
 
 
-def _masked(study: Study) -> Iterator[str]:
+def _secure(study: Study) -> Iterator[str]:
     for index, stage in enumerate(study.plan):
-        if not isinstance(stage.merge, _ADDS_UP):
+        if not isinstance(stage.aggregate, _ADDS_UP):
             yield (
-                f"plan.{index} ({stage.name}).merge: {stage.merge.kind} looks at the sites one by one, and masks hide "
+                f"plan.{index} ({stage.name}).merge: {stage.aggregate.kind} looks at the sites one by one, and masks hide "
                 "all but their sum; use mean, or masked: false"
             )
-        if isinstance(stage.merge, Ridge | Newton) and stage.merge.strength == "loso":
+        if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
             yield (
                 f"plan.{index} ({stage.name}).merge.strength: loso leaves out one site after the other, and masks hide "
                 "each site's sums; give a number, or masked: false"
@@ -127,8 +127,8 @@ def _stage(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]
 def _guessing(study: Study, local: Gradient) -> Iterator[str]:
     """What looks at the classes that the model names is for tasks that ask for classes."""
     others = [task.name for task in study.tasks if not isinstance(task, Task)]
-    looks = [f"local.terms.{at} ({term.kind})" for at, term in enumerate(local.terms) if names_classes(term)]
-    looks += ["local.fallback"] if local.fallback is not None else []
+    looks = [f"local.terms.{at} ({loss.kind})" for at, loss in enumerate(local.losses) if names_classes(loss)]
+    looks += ["local.fallback"] if local.rollback is not None else []
     if others:
         yield from (f"{key}: looks at the classes that the model names, and {others[0]} asks for none" for key in looks)
 
@@ -138,17 +138,17 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     moves = changed(stage, tags)
     if all(tags[key].role is Role.NORM_STATS for key in moves):
         yield "local.train: selects nothing that gradients could train in this model"
-    yield from check_terms(stage, local, tags)
+    yield from check_losses(stage, local, tags)
     yield from _guessing(study, local)
-    yield from check_course(study, stage, local, tags)
+    yield from check_stopping(study, stage, local, tags)
     if local.augment is not None and isinstance(study.input, TableInput):
         yield "local.augment: is for images, but the study's input is a table"
-    if isinstance(stage.merge, Sums):
-        yield f"merge: {stage.merge.kind} merges sums, but gradient work gives entries; use mean or nothing"
+    if isinstance(stage.aggregate, Sums):
+        yield f"merge: {stage.aggregate.kind} merges sums, but gradient work gives entries; use mean or nothing"
     travels = [key for key in moves if tags[key] in stage.share]
-    if not isinstance(stage.merge, Nothing) and not travels:
+    if not isinstance(stage.aggregate, Nothing) and not travels:
         yield "share: nothing that is trained travels, so there is nothing to merge; share more, or merge: nothing"
-    if isinstance(stage.merge, Nothing) and travels:
+    if isinstance(stage.aggregate, Nothing) and travels:
         yield "merge: what is shared must be merged; use merge: mean, or share: none"
     stray = [key for key in moves if tags[key] not in stage.share and tags[key] not in stage.keep]
     if stray:
@@ -174,7 +174,7 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
         yield "local.epochs: how many steps an epoch takes depends on the data; private work is counted in steps"
     if local.clip_norm is not None:
         yield "local.clip_norm: clips the mean of a batch, which protects nobody; private.clip clips every unit"
-    if local.private.mode == "ghost" and local.private.views > 1:
+    if local.private.mode == "ghost" and local.private.augmentation_multiplicity > 1:
         yield "local.private.views: ghost clipping knows single images only; use mode: hooks, or views: 1"
     if study.mask_heads:
         yield (
@@ -188,9 +188,9 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
 
 
 def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
-    fits, kinds = _MERGED_BY[local.of]
-    if not isinstance(stage.merge, fits):
-        yield f"merge: sums of {local.of} are merged by {kinds}, not by {stage.merge.kind}"
+    fits, kinds = _AGGREGATED_BY[local.of]
+    if not isinstance(stage.aggregate, fits):
+        yield f"merge: sums of {local.of} are merged by {kinds}, not by {stage.aggregate.kind}"
     if local.of == "columns" and not isinstance(study.input, TableInput):
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "columns" and local.private is not None:
@@ -200,11 +200,11 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
     if local.of in ("features", "residuals"):
         yield from _other_kinds(study, stage, local)
     yield from check_calibration(study, stage, local)
-    if local.precision != "double" and (local.of not in ("features", "residuals") or study.masked):
+    if local.precision != "double" and (local.of not in ("features", "residuals") or study.secure_aggregation):
         yield "local.precision: is for sums of features without masks; masked numbers are all of one size"
-    if local.keep_sums and not isinstance(stage.merge, ClosedForm):
-        yield f"local.keep_sums: is for heads that sites can leave and join, but {stage.merge.kind} solves none"
-    if local.keep_sums and study.masked:
+    if local.retain_statistics and not isinstance(stage.aggregate, ClosedForm):
+        yield f"local.keep_sums: is for heads that sites can leave and join, but {stage.aggregate.kind} solves none"
+    if local.retain_statistics and study.secure_aggregation:
         yield (
             "local.keep_sums: masks hide each site's sums, so there are none to keep, and no site can leave without a "
             "new run; use masked: false, or leave it out"
@@ -213,12 +213,12 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "rounds: sums do not change from round to round; one is enough"
     if local.of in ("features", "residuals") and stage.where == "unlabelled":
         yield "where: a closed-form head needs labels, but the stage is for unlabelled sites"
-    if isinstance(stage.merge, Moments) and local.private is not None:
+    if isinstance(stage.aggregate, Moments) and local.private is not None:
         yield "local.private: noised sums clip the features, so their moments would be of something else; not built"
     if (
         local.of in ("features", "residuals")
         and Role.HEAD not in stage.share.roles
-        and not isinstance(stage.merge, Moments)
+        and not isinstance(stage.aggregate, Moments)
     ):
         yield "share: the solved heads must reach the sites; share: heads"
 
@@ -228,20 +228,20 @@ def _other_kinds(study: Study, stage: Stage, local: Statistics) -> Iterator[str]
     other = [task.name for task in study.tasks if not isinstance(task, Task | Segmentation)]
     if not study.heads:
         yield "local: masks have no head that sums of features could solve, and nothing else is asked"
-    if other and isinstance(stage.merge, NearestMean | Discriminant):
-        yield f"merge: {stage.merge.kind} is for classes, but {', '.join(other)} asks for something else; use ridge"
+    if other and isinstance(stage.aggregate, NearestMean | Discriminant):
+        yield f"merge: {stage.aggregate.kind} is for classes, but {', '.join(other)} asks for something else; use ridge"
     if other and local.private is not None:
         yield f"local.private: the bound of noised sums is known for classes alone, not for {', '.join(other)}"
     if study.mask_heads and local.private is not None:
         yield f"local.private: noised sums and the masks of {', '.join(study.mask_heads)} do not go together"
-    if isinstance(stage.merge, Ridge) and stage.merge.strength == "loso" and local.private is not None:
+    if isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "loso" and local.private is not None:
         yield "merge.strength: loso measures errors on sums that noise has spoilt; give a number"
 
 
 def _recalibrate(stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:
     if not changed(stage, tags):
         yield "local: this backbone has no norm layers with running statistics to recalibrate"
-    if not isinstance(stage.merge, Nothing):
+    if not isinstance(stage.aggregate, Nothing):
         yield "merge: recalibration shares nothing; use merge: nothing"
     if stage.share.roles:
         yield "share: recalibrated statistics are the site's own; use share: none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedgraft.common.study.aggregates import Moments, Standardise
-from fedgraft.common.study.model_spec import COMMITTEE
+from fedgraft.common.study.model_spec import ENSEMBLE
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -16,16 +16,16 @@ from fedgraft.common.study.plan import (
 from fedgraft.common.study.study import Study
 
 
-def check_committee(study: Study) -> Iterator[str]:
+def check_ensemble(study: Study) -> Iterator[str]:
     """What frozen members rule out, and what teachers do."""
     for at, stage in enumerate(study.plan):
         where = f"plan.{at} ({stage.name})"
         taught = study.teacher_of(stage) is not None
         if taught and study.mask_heads:
             yield f"{where}.local.terms: a teacher draws no masks, but {', '.join(study.mask_heads)} asks for them"
-        if study.model.backbone != COMMITTEE:
+        if study.model.backbone != ENSEMBLE:
             continue
-        if isinstance(stage.merge, Standardise):
+        if isinstance(stage.aggregate, Standardise):
             yield f"{where}: a committee's members have their own standardisation, which stays"
         if isinstance(stage.local, Recalibrate):
             yield f"{where}.local: a committee's members are finished; recalibrate each in a run of its own"
@@ -35,8 +35,8 @@ def check_committee(study: Study) -> Iterator[str]:
 
 def check_calibration(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
     """What temperatures, and sums over validation cases, need."""
-    committee = study.model.backbone == COMMITTEE
-    if local.of == "members" and not committee:
+    ensemble = study.model.backbone == ENSEMBLE
+    if local.of == "members" and not ensemble:
         yield "local.of: members are those of a committee; give the study model.backbone: committee"
     if local.of in ("members", "answers"):
         if not study.calibrated:
@@ -53,9 +53,9 @@ def check_calibration(study: Study, stage: Stage, local: Statistics) -> Iterator
         yield "local.split: is val, but split.val is 0; give validation a share"
     if local.split == "val" and local.private is not None:
         yield "local.split: noised sums are taken over training cases, whose patients are charged; use train"
-    if local.split == "val" and isinstance(stage.merge, Moments):
+    if local.split == "val" and isinstance(stage.aggregate, Moments):
         yield "local.split: moments are those of what later stages learn from; use train"
-    learnt_here = local.split == "train" and (committee or local.of == "answers")
+    learnt_here = local.split == "train" and (ensemble or local.of == "answers")
     if learnt_here and local.private is None and not _elsewhere(study):
         yield (
             "local.split: the model has learnt these cases, so that it looks surer and better on them than it is; "
@@ -65,4 +65,4 @@ def check_calibration(study: Study, stage: Stage, local: Statistics) -> Iterator
 
 def _elsewhere(study: Study) -> bool:
     """Whether no member has learnt from the cases of this study's sites."""
-    return bool(study.model.members) and all(member.elsewhere for member in study.model.members)
+    return bool(study.model.base_models) and all(base_model.elsewhere for base_model in study.model.base_models)

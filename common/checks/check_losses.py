@@ -8,16 +8,16 @@ from fedgraft.common.protocol.routing import changed, sent, stays
 from fedgraft.common.study.aggregates import Mean
 from fedgraft.common.study.losses import (
     Adversarial,
-    Anchor,
-    Control,
-    Coupling,
+    ControlVariate,
     Discrepancy,
     Distill,
     InfoMax,
-    Need,
+    LossScope,
+    Proximal,
     PseudoLabel,
+    Requirement,
     Supervised,
-    needs,
+    requirements,
 )
 from fedgraft.common.study.plan import (
     Gradient,
@@ -29,30 +29,30 @@ from fedgraft.common.study.plan import (
 Tags = Mapping[str, Tag]
 
 
-def check_terms(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
+def check_losses(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
     """Every reason why these terms cannot be minimised in this stage."""
-    if stage.where == "unlabelled" and Need.LABELS in needs(local.terms):
+    if stage.where == "unlabelled" and Requirement.LABELS in requirements(local.losses):
         yield "where: the supervised loss needs labels, but the stage is for unlabelled sites"
-    if local.fallback is not None and local.private is not None:
+    if local.rollback is not None and local.private is not None:
         yield "local.fallback: whether work was undone would tell of the patients; leave it out of private work"
-    if all(term.coupling is Coupling.NONE for term in local.terms):
+    if all(loss.scope is LossScope.REGULARISER for loss in local.losses):
         yield "local.terms: none of them looks at a case, so there is nothing to learn"
-    for at, term in enumerate(local.terms):
-        key = f"local.terms.{at} ({term.kind})"
-        for fault in _CHECKS.get(type(term), _nothing)(stage, local, tags):
+    for at, loss in enumerate(local.losses):
+        key = f"local.terms.{at} ({loss.kind})"
+        for fault in _CHECKS.get(type(loss), _nothing)(stage, local, tags):
             yield f"{key}: {fault}"
-        if local.private is not None and (why := _not_private(term)):
+        if local.private is not None and (why := _not_private(loss)):
             yield f"{key}: {why}"
 
 
-def _not_private(term: object) -> str:
+def _not_private(loss: object) -> str:
     """Why a term cannot be part of private work; "" if it can."""
-    match term:
-        case Anchor() | Supervised(of="target"):
+    match loss:
+        case Proximal() | Supervised(of="target"):
             return ""
-        case Control():
+        case ControlVariate():
             return "control variates are not built for private work; use mean without them, or an anchor"
-        case _ if getattr(term, "coupling", None) is Coupling.BATCH:
+        case _ if getattr(loss, "coupling", None) is LossScope.PER_BATCH:
             return "it compares the cases of a batch, so no case has a gradient of its own that could be clipped"
     return "it is not built for private work, which learns from the site's own labels alone"
 
@@ -61,8 +61,8 @@ def _nothing(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # noq
     yield from ()
 
 
-def _anchor(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
-    to_common = any(isinstance(term, Anchor) and term.to == "global" for term in local.terms)
+def _proximal(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
+    to_common = any(isinstance(loss, Proximal) and loss.to == "global" for loss in local.losses)
     if to_common and not stays(stage, tags):
         yield (
             "pulls what a site keeps to the common model, but nothing that is trained is kept; keep something, or use "
@@ -70,37 +70,37 @@ def _anchor(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
         )
 
 
-def _control(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
+def _control_variate(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
     if local.optimiser != "sgd" or local.momentum:
         yield "steps must be plain for their sum to say what they followed; use optimiser: sgd and momentum: 0"
     if local.steps is None:
         yield "the coordinator must know how many steps every site takes; give steps, not epochs"
     if local.clip_norm is not None:
         yield "clipped steps do not add up to what they followed; leave clip_norm out"
-    if not isinstance(stage.merge, Mean):
-        yield f"needs the sites' mean, but the merge is {stage.merge.kind}; use merge: mean"
+    if not isinstance(stage.aggregate, Mean):
+        yield f"needs the sites' mean, but the merge is {stage.aggregate.kind}; use merge: mean"
     if not sent(stage, tags):
         yield "nothing that is trained is shared, so there is no drift to correct"
 
 
 def _self_taught(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # noqa: ARG001 - one form for all
-    if local.fallback is None:
+    if local.rollback is None:
         yield "takes the model's own guesses for the truth, which can ruin it; set fallback: {} to have that undone"
 
 
 def _features(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # noqa: ARG001 - one form for all
-    if all(tags[key].role in (Role.HEAD, Role.CRITIC) for key in changed(stage, tags)):
+    if all(tags[key].role in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for key in changed(stage, tags)):
         yield "moves features, but nothing below the heads is trained; train more"
 
 
 def _distill(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # noqa: ARG001 - one form for all
-    if sum(isinstance(term, Distill) for term in local.terms) > 1:
+    if sum(isinstance(loss, Distill) for loss in local.losses) > 1:
         yield "one stage has one teacher; several models teach as a committee"
 
 
 _CHECKS: Mapping[type, Callable[[Stage, Gradient, Tags], Iterator[str]]] = {
-    Anchor: _anchor,
-    Control: _control,
+    Proximal: _proximal,
+    ControlVariate: _control_variate,
     Adversarial: _features,
     Discrepancy: _features,
     Distill: _distill,

@@ -10,15 +10,15 @@ from fedgraft.common.study.plan import Role, Stage, Tag
 from fedgraft.common.study.study import Study
 
 
-def check_flags(study: Study, tags: Mapping[str, Tag]) -> Iterator[str]:
+def check_ood(study: Study, tags: Mapping[str, Tag]) -> Iterator[str]:
     """Every reason why distances would be measured from moments of another model, each with its key."""
     described = False
     for index, stage in enumerate(study.plan):
         where = f"plan.{index} ({stage.name})"
-        if isinstance(stage.merge, Moments):
+        if isinstance(stage.aggregate, Moments):
             described = True
-        if isinstance(stage.merge, Threshold):
-            if not described and any(isinstance(before.merge, Moments) for before in study.plan[:index]):
+        if isinstance(stage.aggregate, Threshold):
+            if not described and any(isinstance(before.aggregate, Moments) for before in study.plan[:index]):
                 yield f"{where}.local.of: the moments are of a backbone that has since changed; release them after it"
             later = [after.name for after in study.plan[index + 1 :] if _changes(after, tags)]
             if later:
@@ -34,4 +34,6 @@ def check_flags(study: Study, tags: Mapping[str, Tag]) -> Iterator[str]:
 def _changes(stage: Stage, tags: Mapping[str, Tag]) -> bool:
     """Whether what all sites' features come from is another after the stage."""
     moved = (tags[key].role for key in sent(stage, tags))
-    return isinstance(stage.merge, Standardise) or any(role not in (Role.HEAD, Role.CRITIC) for role in moved)
+    return isinstance(stage.aggregate, Standardise) or any(
+        role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for role in moved
+    )

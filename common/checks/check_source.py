@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedgraft.common.protocol.auxiliary import needs_of
+from fedgraft.common.protocol.auxiliary import requirements_of
 from fedgraft.common.study.aggregates import Mean, Moments, ServerOptimiser
-from fedgraft.common.study.losses import Need
+from fedgraft.common.study.losses import Requirement
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study
 
@@ -16,17 +16,17 @@ def check_source(study: Study) -> Iterator[str]:
     released = False
     for index, stage in enumerate(study.plan):
         where = f"plan.{index} ({stage.name})"
-        if Need.MOMENTS in needs_of(stage) and not released:
+        if Requirement.MOMENTS in requirements_of(stage) and not released:
             key = "local.terms" if isinstance(stage.local, Gradient) else "local.of"
             yield f"{where}.{key}: no stage before this one has released moments; add one with merge: moments"
-        released |= isinstance(stage.merge, Moments)
-        if stage.joint is None:
-            if stage.where == "source" and study.masked:
+        released |= isinstance(stage.aggregate, Moments)
+        if stage.joint_lambda is None:
+            if stage.where == "source" and study.secure_aggregation:
                 yield f"{where}.where: masks hide who sends what, and a sum needs three sites; use masked: false"
             continue
         if stage.where == "source":
             yield f"{where}.joint: weighs the hospitals against the source, but the stage is for the source alone"
-        if not isinstance(stage.merge, Mean | ServerOptimiser) or stage.merge.weight != "examples":
+        if not isinstance(stage.aggregate, Mean | ServerOptimiser) or stage.aggregate.weight != "examples":
             yield f"{where}.joint: is a weight in a mean over cases; use merge: mean with weight: examples"
-        if study.masked:
+        if study.secure_aggregation:
             yield f"{where}.joint: masks hide whose part is the source's; use masked: false"

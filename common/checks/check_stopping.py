@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from fedgraft.common.protocol.routing import changed, stays
 from fedgraft.common.study.aggregates import Nothing
-from fedgraft.common.study.losses import Control, find
+from fedgraft.common.study.losses import ControlVariate, find
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
@@ -16,16 +16,16 @@ from fedgraft.common.study.plan import (
 from fedgraft.common.study.study import Study
 
 
-def check_course(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
+def check_stopping(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
     """Every reason why the stage cannot take this course."""
-    if stage.until is not None:
+    if stage.early_stopping is not None:
         yield from _until(study, stage, tags)
-    if stage.average is not None and isinstance(stage.merge, Nothing):
+    if stage.weight_averaging is not None and isinstance(stage.aggregate, Nothing):
         yield "average: nothing is merged, so there is nothing to average"
     if local.heads_first is not None:
         yield from _heads_first(stage, local, tags)
-    if local.lookahead is not None:
-        yield from _lookahead(local)
+    if local.inner_steps is not None:
+        yield from _inner_steps(local)
 
 
 def _until(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:
@@ -33,11 +33,11 @@ def _until(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]
         yield "until: sites evaluate only at the end; set evaluate.every to 1"
     if study.evaluate.split != "val":
         yield "until: would choose by the test split; set evaluate.split to val"
-    if isinstance(stage.merge, Nothing):
+    if isinstance(stage.aggregate, Nothing):
         yield "until: nothing is merged, so there is no common model to judge"
     elif stays(stage, tags):
         yield "until: what sites keep cannot be taken back to an earlier round; share all that is trained"
-    if stage.average is not None:
+    if stage.weight_averaging is not None:
         yield "until: a stage that goes back to its best round has no use for an average; leave one out"
 
 
@@ -46,14 +46,14 @@ def _heads_first(stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iter
         yield "local.heads_first: alternates between heads and all else, so both must be trained"
     if local.private is not None:
         yield "local.heads_first: is not built for private work"
-    if find(local.terms, Control) is not None:
+    if find(local.losses, ControlVariate) is not None:
         yield "local.heads_first: control variates need steps of one kind"
 
 
-def _lookahead(local: Gradient) -> Iterator[str]:
+def _inner_steps(local: Gradient) -> Iterator[str]:
     if local.steps is None:
         yield "local.lookahead: steps ahead are counted; give steps, not epochs"
     if local.private is not None:
         yield "local.lookahead: is not built for private work"
-    if find(local.terms, Control) is not None:
+    if find(local.losses, ControlVariate) is not None:
         yield "local.lookahead: control variates need steps of one kind"

@@ -13,7 +13,7 @@ import numpy as np
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.check import check
 from fedgraft.common.closed_form.shapes import expected
-from fedgraft.common.models.initialise import Start, start, teach
+from fedgraft.common.models.initialise import Initialised, start, teach
 from fedgraft.common.models.model import TransferModel, state_arrays
 from fedgraft.common.protocol.routing import Tags, changed, sent
 from fedgraft.common.secure_aggregation.masking import Layout
@@ -43,11 +43,11 @@ _WORD = 8
 class Explained:
     """The study's start and one row per stage, as in a run's result."""
 
-    start: Start
+    start: Initialised
     rows: list[dict[str, Any]]
 
 
-def check_study(study: Study, source: str) -> Start:
+def check_study(study: Study, source: str) -> Initialised:
     """Build the study's model and refuse what cannot work; StudyError with every reason."""
     faults: list[str] = []
     try:
@@ -115,7 +115,7 @@ def plan_table(
                 "trains": _trains(stage),
                 "shares": _name(stage.share),
                 "keeps": _name(stage.keep),
-                "merge": _merge(stage),
+                "merge": _aggregate(stage),
                 "rounds": stage.rounds,
                 "trained_parameters": sum(sizes[key] for key in changed(stage, tags)),
                 "shared_parameters": sum(sizes[key] for key in sent(stage, tags)),
@@ -141,7 +141,7 @@ def leaving(study: Study, stage: Stage, model: TransferModel) -> Leaving:
     """What leaves a site in one round of this stage, besides counts and metrics; under masks a number is a word."""
     shapes = expected(study, stage, model.tags(), state_arrays(model))
     sizes = {name: math.prod(shape) for name, (shape, _) in shapes.items()}
-    if study.masked and shapes:
+    if study.secure_aggregation and shapes:
         size = _WORD * Layout.of(tensor_shapes(shapes, study, stage)).words
     else:
         size = sum(sizes[name] * np.dtype(kind).itemsize for name, (_, kind) in shapes.items())
@@ -185,15 +185,15 @@ def _beyond(local: Gradient) -> str:
     words = ""
     if local.heads_first is not None:
         words += f" after {local.heads_first} steps on heads alone"
-    if local.lookahead is not None:
-        words += f", each gradient taken {local.lookahead.steps} steps ahead (first-order MAML)"
+    if local.inner_steps is not None:
+        words += f", each gradient taken {local.inner_steps.steps} steps ahead (first-order MAML)"
     if local.layer_decay != 1:
         words += f", the rate times {local.layer_decay:g} for each block below the heads"
-    if local.terms != SUPERVISED:
-        words += ", on " + " + ".join(f"{term.weight:g} x {term.says}" for term in local.terms)
-    if local.fallback is not None:
+    if local.losses != SUPERVISED:
+        words += ", on " + " + ".join(f"{loss.weight:g} x {loss.description}" for loss in local.losses)
+    if local.rollback is not None:
         words += (
-            f", undone where the model names another class for more than {1 - local.fallback.agreement:.0%} of the "
+            f", undone where the model names another class for more than {1 - local.rollback.agreement:.0%} of the "
             "site's cases, or drifts to few classes"
         )
     return words
@@ -201,15 +201,18 @@ def _beyond(local: Gradient) -> str:
 
 def _ends(stage: Stage) -> str:
     """How the stage ends, if not with its last round."""
-    if stage.until is not None:
+    if stage.early_stopping is not None:
         return (
-            f"; ends early, with the best model so far, once the sites' mean {stage.until.metric} on validation "
-            f"has not risen for {stage.until.patience} rounds"
+            f"; ends early, with the best model so far, once the sites' mean {stage.early_stopping.metric} on validation "
+            f"has not risen for {stage.early_stopping.patience} rounds"
         )
-    if stage.average is None:
+    if stage.weight_averaging is None:
         return ""
-    how = {"swa": f"mean of the last {stage.average.over:.0%} of the rounds", "ema": "running mean over the rounds"}
-    return f"; ends with the {how[stage.average.rule]}"
+    how = {
+        "swa": f"mean of the last {stage.weight_averaging.over:.0%} of the rounds",
+        "ema": "running mean over the rounds",
+    }
+    return f"; ends with the {how[stage.weight_averaging.rule]}"
 
 
 _WHO = {
@@ -233,8 +236,8 @@ _SOLVED = {
 def sentence(stage: Stage, row: dict[str, Any]) -> str:
     """One stage in plain words."""
     who = _WHO[stage.where]
-    if stage.joint is not None:
-        who += f" (counting {stage.joint:g}) and the source (counting 1)"
+    if stage.joint_lambda is not None:
+        who += f" (counting {stage.joint_lambda:g}) and the source (counting 1)"
     what = _does(stage, row)
     if isinstance(stage.local, Statistics):
         return f"{who} {what}; the coordinator solves {_solved(stage, stage.local)}."
@@ -283,14 +286,14 @@ def _sums(local: Statistics, rounds: int) -> str:
 
 def _solved(stage: Stage, local: Statistics) -> str:
     """What the coordinator makes of their sums."""
-    solved = _SOLVED[stage.merge.kind]
+    solved = _SOLVED[stage.aggregate.kind]
     if local.private is not None:
         solved = solved.removesuffix(" equal to the pooled one")
-    if isinstance(stage.merge, Ridge | Newton) and stage.merge.strength == "loso":
+    if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
         solved += ", with the strength that does best on sites left out, from the same sums"
-    if local.keep_sums:
+    if local.retain_statistics:
         solved += ", and keeps each site's sums, so that a site can leave or join later"
-    if isinstance(stage.merge, Temper):
+    if isinstance(stage.aggregate, Temper):
         solved += f", for {_MEASURED[local.of]}"
     return solved
 
@@ -301,10 +304,10 @@ def _trains(stage: Stage) -> str:
     return "norm_stats" if not isinstance(stage.local, Statistics) else "none"
 
 
-def _merge(stage: Stage) -> str:
-    merge = stage.merge.model_dump()
-    kind = merge.pop("kind")
-    return kind if not merge else f"{kind} ({', '.join(f'{key} {value}' for key, value in merge.items())})"
+def _aggregate(stage: Stage) -> str:
+    aggregate = stage.aggregate.model_dump()
+    kind = aggregate.pop("kind")
+    return kind if not aggregate else f"{kind} ({', '.join(f'{key} {value}' for key, value in aggregate.items())})"
 
 
 def _name(select: Select) -> str:

@@ -19,7 +19,7 @@ _NEVER = -1e4
 
 
 def ridge_head(
-    gram: np.ndarray, cross: np.ndarray, strength: float, noise: float = 0.0, *, standardise: bool = True
+    gram: np.ndarray, cross: np.ndarray, ridge_penalty: float, noise: float = 0.0, *, standardise: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression of one-hot labels on standardised features with a free intercept, from sums.
 
@@ -39,7 +39,7 @@ def ridge_head(
     centred += (1 - trust) * n * np.outer(mean, mean)
     spread = variance > _TINY * np.maximum(1.0, np.diag(gram)[:dim] / n)
     scale = np.where(spread, np.sqrt(np.where(spread, variance, 1.0)) if standardise else 1.0, np.inf)
-    left = centred / np.outer(scale, scale) + np.diag(n * strength + level / scale**2)
+    left = centred / np.outer(scale, scale) + np.diag(n * ridge_penalty + level / scale**2)
     right = (cross[:dim] - np.outer(mean, cross[-1])) / scale[:, None]
     weight = linalg.solve(left, right, assume_a="pos") / scale[:, None]
     bias = cross[-1] / n - mean @ weight
@@ -131,9 +131,9 @@ def tasks_in(sums: Arrays) -> list[str]:
 
 def heads_from_sums(
     sums: Arrays,
-    merge: Ridge | NearestMean | Discriminant,
+    aggregate: Ridge | NearestMean | Discriminant,
     state: Arrays,
-    strengths: Mapping[str, float] | None = None,
+    ridge_penalties: Mapping[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Entries of the heads that solve the problem of the sums `TASK/gram` and `TASK/cross`, typed as in `state`.
 
@@ -145,10 +145,12 @@ def heads_from_sums(
     noise = float(sums[NOISE][0]) if NOISE in sums else 0.0
     for task in tasks_in(sums):
         grams, crosses, scaled = problems_of(sums, task)
-        own = merge
-        if isinstance(merge, Ridge):
-            changes = {"strength": (strengths or {}).get(task, merge.strength)} | ({} if scaled else {"scale": 1.0})
-            own = merge.model_copy(update=changes)
+        own = aggregate
+        if isinstance(aggregate, Ridge):
+            changes = {"strength": (ridge_penalties or {}).get(task, aggregate.ridge_penalty)} | (
+                {} if scaled else {"scale": 1.0}
+            )
+            own = aggregate.model_copy(update=changes)
         parts = []
         for gram, cross in zip(grams, crosses, strict=True):
             if gram[-1, -1] == 0:
@@ -170,13 +172,13 @@ def problems_of(sums: Arrays, task: str) -> tuple[list[np.ndarray], list[np.ndar
 
 
 def _solved(
-    merge: Ridge | NearestMean | Discriminant, gram: np.ndarray, cross: np.ndarray, noise: float
+    aggregate: Ridge | NearestMean | Discriminant, gram: np.ndarray, cross: np.ndarray, noise: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    match merge:
-        case Ridge(strength=strength, scale=scale):
-            if isinstance(strength, str):
+    match aggregate:
+        case Ridge(ridge_penalty=ridge_penalty, scale=scale):
+            if isinstance(ridge_penalty, str):
                 raise RunError("The strength of the ridge is not chosen yet.", fix="Give it as a number.")
-            weight, bias = ridge_head(gram, cross, strength, noise)
+            weight, bias = ridge_head(gram, cross, ridge_penalty, noise)
             return weight * scale, bias * scale
         case NearestMean(scale=scale):
             return nearest_mean_head(gram, cross, scale, noise)

@@ -22,7 +22,7 @@ _CLASSES, _LABELS, _VALUE = 2.0, 4.0, 1.0
 
 
 def stepped_heads(
-    sums: Arrays, merge: Newton, state: Arrays, strengths: Mapping[str, float] | None = None
+    sums: Arrays, aggregate: Newton, state: Arrays, ridge_penalties: Mapping[str, float] | None = None
 ) -> dict[str, np.ndarray]:
     """Entries of the heads after a step, typed as in `state`, from the sums `TASK/gram` and `TASK/cross` of y - p.
 
@@ -31,13 +31,13 @@ def stepped_heads(
     heads = {}
     for task in tasks_in(sums):
         grams, crosses, logits = problems_of(sums, task)
-        strength = (strengths or {}).get(task, merge.strength)
-        if isinstance(strength, str):
+        ridge_penalty = (ridge_penalties or {}).get(task, aggregate.ridge_penalty)
+        if isinstance(ridge_penalty, str):
             raise RunError("The strength of the step is not chosen yet.", fix="Give it as a number.")
         if not all(gram[-1, -1] for gram in grams):
             raise RunError(f"No site has a label for task {task!r}.", fix="Check the sites' label columns.")
         step = (_LABELS if sums[f"{task}/gram"].ndim == 3 else _CLASSES) if logits else _VALUE
-        solved = [ridge_head(g, c, strength, standardise=False) for g, c in zip(grams, crosses, strict=True)]
+        solved = [ridge_head(g, c, ridge_penalty, standardise=False) for g, c in zip(grams, crosses, strict=True)]
         for at, name in enumerate(("weight", "bias")):
             key = f"heads.{task}.{name}"
             moved = np.concatenate([part[at] for part in solved])

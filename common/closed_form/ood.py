@@ -72,7 +72,7 @@ def threshold(counts: np.ndarray, quantile: float) -> float:
 
 
 @dataclass(frozen=True)
-class Familiar:
+class OodModel:
     """What a model's training sites are like: moments of their features, and from where on an image is unlike them."""
 
     sums: Mapping[str, np.ndarray]
@@ -107,7 +107,7 @@ class Familiar:
         write_json(folder / _FACTS, {"model": model, "moments": digest_arrays(self.sums), **facts})
 
     @classmethod
-    def read(cls, folder: Path, model: str) -> Familiar | None:
+    def read(cls, folder: Path, model: str) -> OodModel | None:
         """What `write` put beside the model with this digest; None if there is nothing.
 
         InputError if it is of another model, or damaged.
@@ -123,10 +123,10 @@ class Familiar:
         return cls(arrays, float(facts["threshold"]), float(facts["quantile"]), int(facts["cases"]))
 
 
-def familiar(memory: Mapping[str, np.ndarray]) -> Familiar | None:
+def ood_model(memory: Mapping[str, np.ndarray]) -> OodModel | None:
     """What a run has learnt of its sites' images; None if its plan did not ask."""
     if THRESHOLD not in memory:
         return None
     value, quantile, cases = memory[THRESHOLD].tolist()
     sums = {key.removeprefix(SUMS): array for key, array in memory.items() if key.startswith(SUMS)}
-    return Familiar(sums, value, quantile, int(cases))
+    return OodModel(sums, value, quantile, int(cases))

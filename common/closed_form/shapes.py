@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedgraft.common.closed_form.temperature import ANSWERS, CASES, MEMBERS, TEMPERATURES
+from fedgraft.common.closed_form.temperature import ANSWERS, BASE_MODELS, CASES, TEMPERATURES
 from fedgraft.common.protocol.instructions import NOISE
-from fedgraft.common.protocol.packed_symmetric import TRIANGLE, cells
+from fedgraft.common.protocol.packed_symmetric import PACKED, cells
 from fedgraft.common.protocol.routing import BINS, DISTANCES, KINDS, Shapes, Tags, sent
 from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.study import Study
@@ -27,23 +27,23 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
         return dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
     if isinstance(stage.local, Statistics) and stage.local.of == "distances":
         return {DISTANCES: ((BINS,), "float64")}
-    if isinstance(stage.local, Statistics) and stage.local.of in (MEMBERS, ANSWERS):
+    if isinstance(stage.local, Statistics) and stage.local.of in (BASE_MODELS, ANSWERS):
         return _loss_shapes(study, stage.local.of)
     if isinstance(stage.local, Statistics):
         shapes = {}
         for task, count in study.heads.items():
             dim = state[f"heads.{task}.weight"].shape[1] + 1
-            several = isinstance(study.asked[task], Multilabel)
+            several = isinstance(study.tasks_by_name[task], Multilabel)
             half, kind = cells(dim), KINDS[stage.local.precision]
-            shapes[task + TRIANGLE] = ((count, half) if several else (half,), kind)
-            shapes[cross_name(study.asked[task])] = ((dim, count), kind)
+            shapes[task + PACKED] = ((count, half) if several else (half,), kind)
+            shapes[cross_name(study.tasks_by_name[task])] = ((dim, count), kind)
         return shapes | ({NOISE: ((1,), "float64")} if stage.local.private is not None else {})
     return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}
 
 
 def _loss_shapes(study: Study, of: str) -> Shapes:
     """Of sums that temperatures are chosen from: losses on the grid, for each member or for the heads, and cases."""
-    rows = len(study.model.members) if of == MEMBERS else 1
+    rows = len(study.model.base_models) if of == BASE_MODELS else 1
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     for task in study.calibrated:
         shapes |= {f"{task}/{of}": ((rows, len(TEMPERATURES)), "float64"), f"{task}/{CASES}": ((1,), "float64")}

@@ -17,7 +17,7 @@ from fedgraft.common.protocol.instructions import Arrays
 TEMPERATURES: NDArray[np.float64] = np.logspace(-1, 1, 81)
 """What is tried: steps of 6 %, from answers ten times as sharp to ten times as flat; 1 is among them."""
 
-MEMBERS, ANSWERS, CASES = "members", "answers", "cases"
+BASE_MODELS, ANSWERS, CASES = "members", "answers", "cases"
 """Sums are called `TASK/members` (members, grid) or `TASK/answers` (1, grid), beside `TASK/cases` (1,)."""
 
 _PLACE = "backbone.temperatures.{}.values"
@@ -60,9 +60,9 @@ def tempered(sums: Arrays, state: Arrays) -> dict[str, np.ndarray]:
                 f"No site has a label for task {task!r} among the cases that temperatures are fitted on.",
                 fix="Give validation a larger share (split.val).",
             )
-        if f"{task}/{MEMBERS}" in sums:
+        if f"{task}/{BASE_MODELS}" in sums:
             key = _PLACE.format(task)
-            changed[key] = (state[key] * best(sums[f"{task}/{MEMBERS}"])).astype(state[key].dtype)
+            changed[key] = (state[key] * best(sums[f"{task}/{BASE_MODELS}"])).astype(state[key].dtype)
         else:
             (temperature,) = best(sums[f"{task}/{ANSWERS}"])
             keys = (f"heads.{task}.weight", f"heads.{task}.bias")

@@ -23,7 +23,7 @@ from fedgraft.common.identity.keys import (
     sign,
     signed,
 )
-from fedgraft.common.secure_aggregation.mask_keys import Entry, SignedRoster
+from fedgraft.common.secure_aggregation.mask_keys import MaskKeyEntry, SignedRoster
 
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """A site's name; also the name of its kit and folder."""
@@ -67,7 +67,7 @@ class Membership(BaseModel):
         """The members' mask keys with their own signatures."""
         return SignedRoster(
             entries=tuple(
-                Entry(site=name, key=_raw(name, member.masking), signature=member.vouch)
+                MaskKeyEntry(site=name, key=_raw(name, member.masking), signature=member.vouch)
                 for name, member in self.members.items()
             )
         )

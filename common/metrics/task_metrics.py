@@ -26,7 +26,7 @@ TaskSums = ClassificationSums | LabelSums | ValueSums | MaskSums
 
 
 @dataclass(frozen=True)
-class Shown:
+class HeadlineMetrics:
     """What is told first of a kind of task: `metrics` by macro mean over the sites, the first of them by worst site."""
 
     metrics: tuple[str, ...]
@@ -38,16 +38,16 @@ class Shown:
         return self.metrics[0]
 
 
-_CLASSES = Shown(("auroc", "accuracy", "balanced_accuracy"))
-_SHOWN: Mapping[type[TaskSums], Shown] = {
+_CLASSES = HeadlineMetrics(("auroc", "accuracy", "balanced_accuracy"))
+_SHOWN: Mapping[type[TaskSums], HeadlineMetrics] = {
     ClassificationSums: _CLASSES,
     LabelSums: _CLASSES,
-    ValueSums: Shown(("mae", "rmse", "r2"), lower_is_better=True),
-    MaskSums: Shown(("dice", "hd95_mm", "missed")),
+    ValueSums: HeadlineMetrics(("mae", "rmse", "r2"), lower_is_better=True),
+    MaskSums: HeadlineMetrics(("dice", "hd95_mm", "missed")),
 }
 
 
-def shown_of(values: Mapping[str, Any]) -> Shown:
+def shown_of(values: Mapping[str, Any]) -> HeadlineMetrics:
     """What is told first of metrics of which only the values are there, as in a run's record."""
     if "dice" in values:
         return _SHOWN[MaskSums]
@@ -63,7 +63,7 @@ def kind_of(task: AnyTask) -> type[TaskSums]:
     return LabelSums if isinstance(task, Multilabel) else ClassificationSums
 
 
-def shown(what: AnyTask | type[TaskSums]) -> Shown:
+def headline_metrics(what: AnyTask | type[TaskSums]) -> HeadlineMetrics:
     """What is told first of a task, or of sums of that type."""
     return _SHOWN[what if isinstance(what, type) else kind_of(what)]
 

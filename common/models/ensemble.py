@@ -21,16 +21,16 @@ class Temperature(nn.Module):
 
     values: Tensor
 
-    def __init__(self, members: int) -> None:
+    def __init__(self, base_models: int) -> None:
         super().__init__()
-        self.register_buffer("values", torch.ones(members))
+        self.register_buffer("values", torch.ones(base_models))
 
     def forward(self, logits: Tensor) -> Tensor:
         """(N, members, outputs) to the same, calibrated."""
         return logits / self.values[:, None]
 
 
-class Committee(nn.Module):
+class Ensemble(nn.Module):
     """Members answer for themselves; features are, task by task, their mean answer and then each one's own.
 
     The mean (N, outputs) is that of the calibrated probabilities, as logits again: its softmax (or sigmoid) is the mean
@@ -39,10 +39,10 @@ class Committee(nn.Module):
     sure counts as much as many. Values have no temperature and stay as they are. Members rest, whatever is asked.
     """
 
-    def __init__(self, members: Sequence[nn.Module], tasks: Mapping[str, AnyTask]) -> None:
+    def __init__(self, base_models: Sequence[nn.Module], tasks: Mapping[str, AnyTask]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
-        self.temperatures = nn.ModuleDict({task: Temperature(len(members)) for task in tasks})
+        self.base_models = nn.ModuleList(base_models)
+        self.temperatures = nn.ModuleDict({task: Temperature(len(base_models)) for task in tasks})
         self._tasks = dict(sorted(tasks.items()))  # so that features lie alike however a study lists its tasks
         self.feature_dim = sum(self._width(task) for task in tasks)
         self.train(False)
@@ -60,7 +60,7 @@ class Committee(nn.Module):
 
     def logits(self, x: Tensor) -> dict[str, Tensor]:
         """Each member's calibrated logits, or values, by task, (N, members, outputs)."""
-        answers = [member(x) for member in self.members]
+        answers = [base_model(x) for base_model in self.base_models]
         return {
             name: self.temperatures[name](torch.stack([own[name].float() for own in answers], dim=1))
             for name in self._tasks
@@ -73,7 +73,7 @@ class Committee(nn.Module):
         return sum(self._width(name) for name in before)
 
     def _width(self, task: str) -> int:
-        return (1 + len(self.members)) * self._tasks[task].outputs
+        return (1 + len(self.base_models)) * self._tasks[task].outputs
 
 
 def averaged(task: AnyTask, logits: Tensor) -> Tensor:

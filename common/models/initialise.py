@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedgraft.common.base.errors import InputError, WeightsError
-from fedgraft.common.models.ensemble import Committee
+from fedgraft.common.models.ensemble import Ensemble
 from fedgraft.common.models.model import (
     Extras,
     TransferModel,
-    build_committee,
+    build_ensemble,
     build_model,
     build_table_model,
     state_arrays,
@@ -24,8 +24,8 @@ from fedgraft.common.models.weights import (
 )
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.model_spec import (
-    COMMITTEE,
-    Member,
+    ENSEMBLE,
+    BaseModelSpec,
     Model,
     Teacher,
 )
@@ -37,13 +37,13 @@ _UNSTATED = "not stated"
 
 
 @dataclass(frozen=True)
-class Start:
+class Initialised:
     """The model before the first exchange, and where its entries come from."""
 
     model: TransferModel
     manifest: WeightsManifest | None
     report: KeyReport | None
-    members: tuple[WeightsManifest, ...] = ()
+    base_models: tuple[WeightsManifest, ...] = ()
     """Of a committee: where each member comes from."""
 
     def state(self) -> dict[str, np.ndarray]:
@@ -53,13 +53,13 @@ class Start:
     @property
     def says(self) -> str:
         """Where the entries come from, in a few words."""
-        found = (self.manifest,) if self.manifest else self.members
+        found = (self.manifest,) if self.manifest else self.base_models
         return " and ".join(manifest.id for manifest in found if manifest) or "random entries"
 
     @property
     def licence(self) -> str:
         """The licences of all that went in."""
-        found = (self.manifest,) if self.manifest else self.members
+        found = (self.manifest,) if self.manifest else self.base_models
         return " and ".join(dict.fromkeys(manifest.licence for manifest in found if manifest)) or _UNSTATED
 
 
@@ -81,20 +81,22 @@ def make_teacher(study: Study, teacher: Teacher) -> TransferModel:
 
 def _made(study: Study, model: Model, *, plain: bool = False) -> TransferModel:
     """A model with seeded random entries; `plain` is one without critics, for whoever only answers."""
-    if model.backbone == COMMITTEE:
+    if model.backbone == ENSEMBLE:
         if study.mask_heads or not study.heads:
             raise InputError("A committee does not answer with masks.", fix="Leave out tasks that ask for masks.")
-        members = [_made(study, Model(backbone=member.backbone), plain=True) for member in model.members]
-        return build_committee(members, study.asked, study.seed)
-    heads, seed, critics = study.heads, study.seed, () if plain else study.critics
+        base_models = [
+            _made(study, Model(backbone=base_model.backbone), plain=True) for base_model in model.base_models
+        ]
+        return build_ensemble(base_models, study.tasks_by_name, study.seed)
+    heads, seed, domain_discriminators = study.heads, study.seed, () if plain else study.domain_discriminators
     if isinstance(study.input, TableInput):
-        return build_table_model(model.backbone, heads, study.input.width, seed, critics)
+        return build_table_model(model.backbone, heads, study.input.width, seed, domain_discriminators)
     size, channels = study.input.size, study.input.channels
-    extras = Extras(study.mask_heads, critics)
+    extras = Extras(study.mask_heads, domain_discriminators)
     return build_model(model.backbone, heads, channels=channels, seed=seed, size=size, extras=extras)
 
 
-def start(study: Study) -> Start:
+def start(study: Study) -> Initialised:
     """Build the model, seeded by the study, and load its weights, or its members'. WeightsError if they do not fit."""
     return _filled(study, study.model, make_model(study))
 
@@ -111,50 +113,53 @@ def teach(study: Study, stage: Stage) -> dict[str, np.ndarray]:
     return begin.state()
 
 
-def _filled(study: Study, spec: Model, model: TransferModel) -> Start:
+def _filled(study: Study, spec: Model, model: TransferModel) -> Initialised:
     if spec.weights is None:
-        return _assembled(study, spec, model) if spec.members else Start(model, None, None)
+        return _assembled(study, spec, model) if spec.base_models else Initialised(model, None, None)
     manifest, arrays = load_weights(spec.weights)
-    if (manifest.backbone, manifest.members) != (spec.backbone, tuple(one.backbone for one in spec.members)):
-        there, wanted = _described(manifest.backbone, manifest.members), _described(spec.backbone, spec.architectures)
+    if (manifest.backbone, manifest.base_models) != (spec.backbone, tuple(one.backbone for one in spec.base_models)):
+        there, wanted = (
+            _described(manifest.backbone, manifest.base_models),
+            _described(spec.backbone, spec.architectures),
+        )
         raise WeightsError(f"{spec.weights}: are for the backbone {there}, not {wanted}.")
-    heads = frozenset(study.asked) if spec.heads == "weights" else frozenset()
+    heads = frozenset(study.tasks_by_name) if spec.heads == "weights" else frozenset()
     if heads:
         _heads_fit(study, manifest, spec.weights)
-    return Start(model, manifest, graft(model, arrays, spec.weights, heads))
+    return Initialised(model, manifest, graft(model, arrays, spec.weights, heads))
 
 
-def _assembled(study: Study, spec: Model, model: TransferModel) -> Start:
+def _assembled(study: Study, spec: Model, model: TransferModel) -> Initialised:
     """A committee with every member's own entries in it."""
-    committee, found = model.backbone, []
-    assert isinstance(committee, Committee)
-    for at, (member, place) in enumerate(zip(spec.members, committee.members, strict=True)):
+    ensemble, found = model.backbone, []
+    assert isinstance(ensemble, Ensemble)
+    for at, (base_model, place) in enumerate(zip(spec.base_models, ensemble.base_models, strict=True)):
         assert isinstance(place, TransferModel)
-        found.append(_seated(study, member, place, f"members.{at} ({member.weights})"))
-    return Start(model, None, None, tuple(found))
+        found.append(_seated(study, base_model, place, f"members.{at} ({base_model.weights})"))
+    return Initialised(model, None, None, tuple(found))
 
 
-def _seated(study: Study, member: Member, place: TransferModel, who: str) -> WeightsManifest:
-    manifest, arrays = load_weights(str(member.weights))
-    if manifest.backbone != member.backbone:
+def _seated(study: Study, base_model: BaseModelSpec, place: TransferModel, who: str) -> WeightsManifest:
+    manifest, arrays = load_weights(str(base_model.weights))
+    if manifest.backbone != base_model.backbone:
         raise WeightsError(
-            f"{who}: is a {_described(manifest.backbone, manifest.members)}, but the study says {member.backbone}.",
-            fix=f"Write {{weights: {member.weights}, backbone: {manifest.backbone}}}.",
+            f"{who}: is a {_described(manifest.backbone, manifest.base_models)}, but the study says {base_model.backbone}.",
+            fix=f"Write {{weights: {base_model.weights}, backbone: {manifest.backbone}}}.",
         )
     _seen_alike(study, manifest, who)
     _heads_fit(study, manifest, who)
-    _held_out_alike(study, manifest, who, elsewhere=member.elsewhere)
-    graft(place, arrays, who, frozenset(study.asked))
+    _held_out_alike(study, manifest, who, elsewhere=base_model.elsewhere)
+    graft(place, arrays, who, frozenset(study.tasks_by_name))
     return manifest
 
 
-def _described(backbone: str, members: tuple[str, ...]) -> str:
-    return f"{COMMITTEE} of {' and '.join(members)}" if backbone == COMMITTEE else backbone
+def _described(backbone: str, base_models: tuple[str, ...]) -> str:
+    return f"{ENSEMBLE} of {' and '.join(base_models)}" if backbone == ENSEMBLE else backbone
 
 
 def _heads_fit(study: Study, manifest: WeightsManifest, who: str) -> None:
     others = {task.name: task.model_copy(update={"weight": 1.0}) for task in manifest.tasks}
-    for task, asked in study.asked.items():
+    for task, asked in study.tasks_by_name.items():
         alike = others.get(task) == asked.model_copy(update={"weight": 1.0})
         if not (manifest.classes.get(task) == asked.classes if isinstance(asked, Task) else alike):
             found = ", ".join(manifest.classes.get(task, ())) or "none"

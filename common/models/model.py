@@ -21,9 +21,9 @@ from fedgraft.common.models.backbones import (
     stem_name,
 )
 from fedgraft.common.models.decoder import Decoder
-from fedgraft.common.models.ensemble import MEAN_SCALE, Committee, Temperature
+from fedgraft.common.models.ensemble import MEAN_SCALE, Ensemble, Temperature
 from fedgraft.common.models.feature_maps import feature_maps, map_channels
-from fedgraft.common.models.slim import Standardise
+from fedgraft.common.models.slim import StandardiseColumns
 from fedgraft.common.study.plan import Role, Tag
 from fedgraft.common.study.tasks import AnyTask
 
@@ -32,7 +32,7 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-_CRITIC_WIDTH = 64
+_DISCRIMINATOR_WIDTH = 64
 
 
 class TransferModel(nn.Module):
@@ -48,7 +48,7 @@ class TransferModel(nn.Module):
         backbone: Backbone,
         heads: Mapping[str, int],
         decoders: Mapping[str, Callable[[], Decoder]] | None = None,
-        critics: Collection[str] = (),
+        domain_discriminators: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone.module
@@ -58,13 +58,15 @@ class TransferModel(nn.Module):
         self.decodes = frozenset(decoders or ())
         """Tasks whose heads need the backbone's feature maps, not its features alone."""
         width = {"features": self.feature_dim, "conditional": self.feature_dim * sum(heads.values())}
-        self.critics = nn.ModuleDict({name: _critic(width[name]) for name in critics})
+        self.domain_discriminators = nn.ModuleDict(
+            {name: _domain_discriminator(width[name]) for name in domain_discriminators}
+        )
         self._units = [
             (name, unit, [f"{name}.{key}" for key in unit.state_dict()])
             for name, unit in _units(self.backbone, "backbone")
         ]
         self._tags = self._tag_all()
-        self._resting: list[nn.Module] = []
+        self._frozen: list[nn.Module] = []
         self._frozen_as: tuple[frozenset[str], bool] | None = None
         dropouts: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, *_of_torchvision("StochasticDepth"))
         self.classes = dict(heads)
@@ -106,22 +108,22 @@ class TransferModel(nn.Module):
         self._frozen_as = (chosen, fixed_norm_stats)
         for key, parameter in self.named_parameters():
             parameter.requires_grad_(key in chosen)
-        self._resting = []
+        self._frozen = []
         awake = False
         for _, unit, keys in self._units:
             awake = any(key in chosen for key in keys) if keys else awake
             if not awake:
-                self._resting.append(unit)
+                self._frozen.append(unit)
         for name, part in self.backbone.named_modules(prefix="backbone"):
             own = {f"{name}.{key}" for key in _own_entries(part)}
             if isinstance(part, _NormBase) and (fixed_norm_stats or not own & chosen):
-                self._resting.append(part)
+                self._frozen.append(part)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
         """As in torch, but what `freeze` put to rest stays in eval."""
         super().train(mode)
-        for part in self._resting if mode else ():
+        for part in self._frozen if mode else ():
             part.eval()
         return self
 
@@ -133,14 +135,14 @@ class TransferModel(nn.Module):
                 roles[f"{name}.{key}"] = _role(part, key, is_stem=name == stem)
         last = max(depths.values(), default=0) + 1
         tags = {}
-        resting = tuple(f"{name}.members." for name, part in self.named_modules() if isinstance(part, Committee))
+        frozen = tuple(f"{name}.members." for name, part in self.named_modules() if isinstance(part, Ensemble))
         for key in self.state_dict():
-            if key.startswith(resting):
-                tags[key] = Tag(Role.MEMBER, depths.get(key, 0))
+            if key.startswith(frozen):
+                tags[key] = Tag(Role.BASE_MODEL, depths.get(key, 0))
             elif key.startswith("heads."):
                 tags[key] = Tag(Role.HEAD, last, key.split(".")[1])
             elif key.startswith("critics."):
-                tags[key] = Tag(Role.CRITIC, last)
+                tags[key] = Tag(Role.DOMAIN_DISCRIMINATOR, last)
             else:
                 tags[key] = Tag(roles[key], depths.get(key, 0))
         return {key: replace(tag, height=last - tag.depth) for key, tag in tags.items()}
@@ -176,9 +178,9 @@ class Heads(nn.Module):
         return {task: head(z) for task, head in self.heads.items()}
 
 
-def _critic(width: int) -> nn.Module:
+def _domain_discriminator(width: int) -> nn.Module:
     """One logit per case; without norm layers, so that no case's loss depends on others."""
-    return nn.Sequential(nn.Linear(width, _CRITIC_WIDTH), nn.ReLU(), nn.Linear(_CRITIC_WIDTH, 1))
+    return nn.Sequential(nn.Linear(width, _DISCRIMINATOR_WIDTH), nn.ReLU(), nn.Linear(_DISCRIMINATOR_WIDTH, 1))
 
 
 def _units(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -211,7 +213,7 @@ def _of_torchvision(name: str) -> tuple[type[nn.Module], ...]:
 def _role(part: nn.Module, key: str, *, is_stem: bool) -> Role:
     if _is_norm(part):
         return Role.NORM_STATS if key in _STATISTICS else Role.NORM_AFFINE
-    if isinstance(part, Standardise | Temperature):
+    if isinstance(part, StandardiseColumns | Temperature):
         return Role.SCALE
     return Role.STEM if is_stem else Role.BODY
 
@@ -220,7 +222,7 @@ class Extras(NamedTuple):
     """What a model has beside linear heads: decoders for the tasks `masks`, and critics by name."""
 
     masks: Sequence[str] = ()
-    critics: Collection[str] = ()
+    domain_discriminators: Collection[str] = ()
 
 
 NONE = Extras()
@@ -244,28 +246,30 @@ def build_model(
         built = build_image_backbone(backbone, channels, size)
         maps = map_channels(built.module, channels, size) if extras.masks else ()
         decoders = dict.fromkeys(extras.masks, partial(Decoder, maps, channels))
-        return TransferModel(built, heads, decoders, extras.critics)
+        return TransferModel(built, heads, decoders, extras.domain_discriminators)
 
 
 def build_table_model(
-    backbone: str, heads: Mapping[str, int], columns: int, seed: int, critics: Collection[str] = ()
+    backbone: str, heads: Mapping[str, int], columns: int, seed: int, domain_discriminators: Collection[str] = ()
 ) -> TransferModel:
     """A model for tables of `columns` columns, with entries drawn from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TransferModel(build_table_backbone(backbone, columns), heads, critics=critics)
+        return TransferModel(
+            build_table_backbone(backbone, columns), heads, domain_discriminators=domain_discriminators
+        )
 
 
-def build_committee(members: Sequence[TransferModel], tasks: Mapping[str, AnyTask], seed: int) -> TransferModel:
+def build_ensemble(base_models: Sequence[TransferModel], tasks: Mapping[str, AnyTask], seed: int) -> TransferModel:
     """Models as one, which answers with their mean: its heads begin as that, to the last bit.
 
     `tasks` are those that every member has a head for, as it was built.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        committee = Committee(members, tasks)
+        ensemble = Ensemble(base_models, tasks)
         model = TransferModel(
-            Backbone(committee, committee.feature_dim), {name: task.outputs for name, task in tasks.items()}
+            Backbone(ensemble, ensemble.feature_dim), {name: task.outputs for name, task in tasks.items()}
         )
     with torch.no_grad():
         for name, task in tasks.items():
@@ -273,7 +277,7 @@ def build_committee(members: Sequence[TransferModel], tasks: Mapping[str, AnyTas
             assert isinstance(head, nn.Linear)
             head.bias.zero_()
             head.weight.zero_()
-            head.weight[:, committee.mean_at(name) :][:, : task.outputs] = torch.eye(task.outputs) / MEAN_SCALE
+            head.weight[:, ensemble.mean_at(name) :][:, : task.outputs] = torch.eye(task.outputs) / MEAN_SCALE
     return model
 
 

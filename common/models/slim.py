@@ -55,7 +55,7 @@ class SlimResNet(nn.Module):
         return features
 
 
-class Standardise(nn.Module):
+class StandardiseColumns(nn.Module):
     """Brings a table's columns to one scale, from sums over all sites; a missing value becomes 0."""
 
     mean: Tensor
@@ -77,7 +77,7 @@ class TableLinear(nn.Module):
     def __init__(self, columns: int) -> None:
         super().__init__()
         self.feature_dim = columns
-        self.standardise = Standardise(columns)
+        self.standardise = StandardiseColumns(columns)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, columns) to (N, columns)."""
@@ -92,7 +92,7 @@ class TableMLP(nn.Module):
 
     def __init__(self, columns: int) -> None:
         super().__init__()
-        self.standardise = Standardise(columns)
+        self.standardise = StandardiseColumns(columns)
         self.layers = nn.Sequential(nn.Linear(columns, 64), nn.ReLU(), nn.Linear(64, self.feature_dim), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class WeightsManifest(BaseModel):
     """Tasks that ask for classes, and the classes, of the heads in the file; empty if there are none."""
     tasks: tuple[AnyTask, ...] = ()
     """Tasks of other kinds with heads in the file."""
-    members: Annotated[tuple[str, ...], Field(exclude_if=unless(()))] = ()
+    base_models: Annotated[tuple[str, ...], Field(exclude_if=unless(()))] = ()
     """The members' backbones, of a committee."""
     table: Annotated[TableInput | None, Field(exclude_if=unless(None))] = None
     """The columns that they were trained on, of weights for tables."""
@@ -145,11 +145,13 @@ def graft(
     """
     state = state_arrays(model)
     tags = model.tags()
-    wanted = {key for key, tag in tags.items() if tag.role not in (Role.HEAD, Role.CRITIC) or tag.task in heads}
+    wanted = {
+        key for key, tag in tags.items() if tag.role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) or tag.task in heads
+    }
     given = {key for key in arrays if key.startswith("backbone.") or key in wanted}
     faults = [f"{key}: missing" for key in sorted(wanted - given)]
     faults += [f"{key}: not in this backbone" for key in sorted(given - wanted)]
-    merged, adapted = dict(state), []
+    aggregated, adapted = dict(state), []
     for key in sorted(wanted & given):
         array = arrays[key]
         if tags[key].role is Role.STEM and _other_channels(array, state[key]):
@@ -160,10 +162,10 @@ def graft(
         elif array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             faults.append(f"{key}: must hold finite real numbers")
         else:
-            merged[key] = array.astype(state[key].dtype)
+            aggregated[key] = array.astype(state[key].dtype)
     if faults:
         raise WeightsError(f"{source}: does not fit the backbone:\n" + "\n".join(f"  - {line}" for line in faults))
-    load_arrays(model, merged)
+    load_arrays(model, aggregated)
     loaded = tuple(sorted((wanted & given) - set(adapted)))
     fresh = tuple(key for key in state if key not in wanted)
     return KeyReport(loaded, tuple(adapted), fresh, tuple(sorted(set(arrays) - given)))

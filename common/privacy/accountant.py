@@ -42,7 +42,7 @@ class Event:
     a sample. q = 1 with steps = 1 is a plain Gaussian release.
     """
 
-    sigma: float
+    noise_multiplier: float
     q: float = 1.0
     steps: int = 1
 
@@ -69,12 +69,12 @@ def default_delta(patients: int) -> float:
     return float(min(1e-3, patients**-1.1))
 
 
-def merge(events: Sequence[Event]) -> tuple[Event, ...]:
+def aggregate(events: Sequence[Event]) -> tuple[Event, ...]:
     """The same events with equal (sigma, q) counted together, in order of first use."""
     steps: dict[tuple[float, float], int] = {}
     for event in events:
-        steps[event.sigma, event.q] = steps.get((event.sigma, event.q), 0) + event.steps
-    return tuple(Event(sigma, q, count) for (sigma, q), count in steps.items())
+        steps[event.noise_multiplier, event.q] = steps.get((event.noise_multiplier, event.q), 0) + event.steps
+    return tuple(Event(noise_multiplier, q, count) for (noise_multiplier, q), count in steps.items())
 
 
 def rdp(events: Sequence[Event]) -> np.ndarray:
@@ -82,8 +82,8 @@ def rdp(events: Sequence[Event]) -> np.ndarray:
     if not all(_valid(event) for event in events):
         return np.full(len(ORDERS), math.inf)
     total = np.zeros(len(ORDERS))
-    for event in merge(events):
-        total = total + event.steps * np.array(_per_step(float(event.sigma), float(event.q)))
+    for event in aggregate(events):
+        total = total + event.steps * np.array(_per_step(float(event.noise_multiplier), float(event.q)))
     return total
 
 
@@ -116,12 +116,12 @@ def epsilon_prv(events: Sequence[Event], delta: float) -> float | None:
     None where it would take minutes: more than 10 different events, or an enforced epsilon above 50.
     Gopi et al. 2021, "Numerical composition of differential privacy".
     """
-    merged = merge(events)
-    if not merged:
+    aggregated = aggregate(events)
+    if not aggregated:
         return 0.0
-    if len(merged) > _PRV_EVENTS:
+    if len(aggregated) > _PRV_EVENTS:
         return None
-    bound = epsilon(merged, delta)
+    bound = epsilon(aggregated, delta)
     if not math.isfinite(bound):
         return math.inf
     if bound > _PRV_EPSILON:
@@ -129,7 +129,7 @@ def epsilon_prv(events: Sequence[Event], delta: float) -> float | None:
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
-    accountant.history = [(event.sigma, event.q, event.steps) for event in merged]
+    accountant.history = [(event.noise_multiplier, event.q, event.steps) for event in aggregated]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -146,8 +146,8 @@ def noise_for(limit: float, delta: float, q: float, steps: int, spent: Sequence[
     """
     before = rdp(spent)
 
-    def fits(sigma: float) -> bool:
-        return epsilon_of(before + rdp([Event(sigma, q, steps)]), delta) <= limit
+    def fits(noise_multiplier: float) -> bool:
+        return epsilon_of(before + rdp([Event(noise_multiplier, q, steps)]), delta) <= limit
 
     low, high = 0.5, 1.0
     while not fits(high):
@@ -165,20 +165,20 @@ def noise_for(limit: float, delta: float, q: float, steps: int, spent: Sequence[
 def _valid(event: Event) -> bool:
     whole = isinstance(event.steps, int) and not isinstance(event.steps, bool)
     # A sigma of 1e9 has a divergence below the rounding error of the formulas, which would then count as nothing.
-    return whole and 1 <= event.steps <= _STEPS_MAX and 0 < event.sigma <= _NOISE_MAX and 0 < event.q <= 1
+    return whole and 1 <= event.steps <= _STEPS_MAX and 0 < event.noise_multiplier <= _NOISE_MAX and 0 < event.q <= 1
 
 
 @lru_cache(maxsize=4096)
-def _per_step(sigma: float, q: float) -> tuple[float, ...]:
+def _per_step(noise_multiplier: float, q: float) -> tuple[float, ...]:
     """Divergence of one step at each order (Mironov et al. 2019, "Renyi DP of the sampled Gaussian mechanism")."""
-    return tuple(_at_order(sigma, q, order) for order in ORDERS)
+    return tuple(_at_order(noise_multiplier, q, order) for order in ORDERS)
 
 
-def _at_order(sigma: float, q: float, order: float) -> float:
+def _at_order(noise_multiplier: float, q: float, order: float) -> float:
     from opacus.accountants.analysis.rdp import compute_rdp
 
     try:
-        value = float(compute_rdp(q=q, noise_multiplier=sigma, steps=1, orders=order))
+        value = float(compute_rdp(q=q, noise_multiplier=noise_multiplier, steps=1, orders=order))
     except Exception:  # the series of a broken order may raise anything; the other orders still bound epsilon
         return math.inf
     # Cancellation can give tiny negative values; times a million steps they would pay budget back.

@@ -17,7 +17,7 @@ from fedgraft.common.protocol.routing import (
     changed,
     sent,
 )
-from fedgraft.common.study.losses import Need, needs
+from fedgraft.common.study.losses import Requirement, requirements
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
@@ -26,7 +26,7 @@ from fedgraft.common.study.plan import (
 )
 from fedgraft.common.study.study import Study
 
-PRETRAINED, CONTROL, MOMENTS, TEACHER = "pretrained/", "control/", "moments/", "teacher/"
+PRETRAINED, CONTROL_VARIATE, MOMENTS, TEACHER = "pretrained/", "control/", "moments/", "teacher/"
 """Prefixes of entries as they were when the run began, of control variates, of moments of a source's features, and of a
 finished model that teaches."""
 
@@ -36,44 +36,44 @@ _NONE: Shapes = MappingProxyType({})
 _NO_PARAMETERS = frozenset({Role.NORM_STATS, Role.SCALE})
 
 
-def needs_of(stage: Stage) -> frozenset[Need]:
+def requirements_of(stage: Stage) -> frozenset[Requirement]:
     """All that a stage's terms need at a site; distances need the moments from which they are taken."""
     if isinstance(stage.local, Statistics) and stage.local.of == "distances":
-        return frozenset({Need.MOMENTS})
-    return needs(stage.local.terms) if isinstance(stage.local, Gradient) else frozenset()
+        return frozenset({Requirement.MOMENTS})
+    return requirements(stage.local.losses) if isinstance(stage.local, Gradient) else frozenset()
 
 
-def needs_source(study: Study) -> bool:
+def requires_source(study: Study) -> bool:
     """Whether sites must have source data beside their own."""
-    return any(Need.SOURCE in needs_of(stage) for stage in study.plan)
+    return any(Requirement.SOURCE in requirements_of(stage) for stage in study.plan)
 
 
-def anchored(stage: Stage, tags: Tags) -> tuple[str, ...]:
+def proximal_entries(stage: Stage, tags: Tags) -> tuple[str, ...]:
     """Entries that the start of the run pulls at: those that came pretrained, which heads never do."""
-    fresh = _NO_PARAMETERS | {Role.HEAD, Role.CRITIC}
+    fresh = _NO_PARAMETERS | {Role.HEAD, Role.DOMAIN_DISCRIMINATOR}
     return tuple(key for key in changed(stage, tags) if tags[key].role not in fresh)
 
 
-def controlled(stage: Stage, tags: Tags) -> tuple[str, ...]:
+def with_control_variates(stage: Stage, tags: Tags) -> tuple[str, ...]:
     """Entries that have control variates: the parameters that are trained and shared."""
     return tuple(key for key in sent(stage, tags) if tags[key].role not in _NO_PARAMETERS)
 
 
-def aside_shapes(stage: Stage, tags: Tags, forms: Shapes, teacher: Shapes = _NONE) -> Shapes:
+def auxiliary_shapes(stage: Stage, tags: Tags, forms: Shapes, teacher: Shapes = _NONE) -> Shapes:
     """Names, shapes and types of what sites get beside the model in this stage.
 
     `forms` are those of the model, and `teacher` those of the model that teaches in this stage.
     """
-    wanted = needs_of(stage)
+    wanted = requirements_of(stage)
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
-    if Need.PRETRAINED in wanted:
-        shapes |= {PRETRAINED + key: forms[key] for key in anchored(stage, tags)}
-    if Need.CONTROL in wanted:
-        shapes |= {CONTROL + key: forms[key] for key in controlled(stage, tags)}
-    if Need.MOMENTS in wanted:
+    if Requirement.PRETRAINED in wanted:
+        shapes |= {PRETRAINED + key: forms[key] for key in proximal_entries(stage, tags)}
+    if Requirement.CONTROL_VARIATE in wanted:
+        shapes |= {CONTROL_VARIATE + key: forms[key] for key in with_control_variates(stage, tags)}
+    if Requirement.MOMENTS in wanted:
         dim = next(forms[key][0][1] for key, tag in tags.items() if tag.role is Role.HEAD and len(forms[key][0]) == 2)
         shapes |= {MEAN: ((dim,), "float32"), COVARIANCE: ((dim, dim), "float32")}
-    if Need.TEACHER in wanted:
+    if Requirement.TEACHER in wanted:
         shapes |= {TEACHER + key: form for key, form in teacher.items()}
     return shapes
 

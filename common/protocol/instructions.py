@@ -51,9 +51,9 @@ class Code(StrEnum):
     """The site's budget of privacy is spent, or was charged for this round before."""
     LEDGER = "ledger"
     """The site's ledger cannot be trusted, so that nothing may be released."""
-    NO_MASKS = "no_masks"
+    NO_SECURE_AGGREGATION = "no_masks"
     """The site has no mask key, or none that its roster knows, or the study asks for sums in the open."""
-    NOT_MASKED = "not_masked"
+    NOT_SECURE = "not_masked"
     """The site does not mask with the sites that it was named."""
     MASK_REUSED = "mask_reused"
     """The site has masked under this number before, or has been greeted for another run since."""
@@ -103,7 +103,7 @@ class Greeting:
 
 
 @dataclass(frozen=True)
-class Circles:
+class AggregationGroups:
     """Who masks with whom, for one order of a masked study.
 
     `number` counts the masked sums of a run. `parts` names, for each part of the reply that is wanted, all sites of its
@@ -115,7 +115,7 @@ class Circles:
 
 
 @dataclass(frozen=True)
-class Order:
+class Instruction:
     """One exchange with one site: evaluate what you receive on `evaluate`, then do the work of stage `stage`.
 
     `stage` is an index into the study's plan and `round` counts from 1 within it. `work` False = evaluation only.
@@ -130,7 +130,7 @@ class Order:
     evaluate: Split | None
     tensors: Arrays
     held: str = ""
-    circles: Circles | None = None
+    groups: AggregationGroups | None = None
     """In a masked study, with whom to mask the reply; None otherwise, and for observers."""
 
 
@@ -151,7 +151,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedUpdate:
     """A site's answer in a masked study: words that say nothing until those of all sites of the circle are added up.
 
     `parts` holds uint64 words by part; `contexts` the digest (hex) of what each was masked for, so that a site that saw
@@ -173,7 +173,7 @@ class Refusal:
     site: str = ""
 
 
-Answer = Update | Masked | Refusal
+Answer = Update | MaskedUpdate | Refusal
 """What a site may reply to an order."""
 
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from fedgraft.common.protocol.instructions import NOISE, Arrays
 
-GRAM, TRIANGLE = "/gram", "/triangle"
+GRAM, PACKED = "/gram", "/triangle"
 """How the names of whole matrices end, and those of halves."""
 
 
-def folded(sums: Arrays, kind: str = "float64") -> dict[str, np.ndarray]:
+def packed(sums: Arrays, kind: str = "float64") -> dict[str, np.ndarray]:
     """The sums as they leave a site: each `TASK/gram` (..., n, n) as `TASK/triangle` (..., n (n + 1) / 2), row by row.
 
     What is below the diagonal goes, with it. Its last number is the matrix's. All are of the type `kind` but `NOISE`.
@@ -19,23 +19,23 @@ def folded(sums: Arrays, kind: str = "float64") -> dict[str, np.ndarray]:
     for key, array in sums.items():
         if key.endswith(GRAM):
             rows, columns = np.tril_indices(array.shape[-1])
-            sent[key.removesuffix(GRAM) + TRIANGLE] = array[..., rows, columns].astype(kind)
+            sent[key.removesuffix(GRAM) + PACKED] = array[..., rows, columns].astype(kind)
         else:
             sent[key] = array if key == NOISE else array.astype(kind)
     return sent
 
 
-def unfolded(sent: Arrays) -> dict[str, np.ndarray]:
+def unpacked(sent: Arrays) -> dict[str, np.ndarray]:
     """The sums that `folded` was given, in float64."""
     sums = {}
     for key, array in sent.items():
         whole = array.astype(np.float64)
-        if key.endswith(TRIANGLE):
+        if key.endswith(PACKED):
             side = (int(np.sqrt(8 * array.shape[-1] + 1)) - 1) // 2
             rows, columns = np.tril_indices(side)
             whole = np.empty((*array.shape[:-1], side, side))
             whole[..., rows, columns] = whole[..., columns, rows] = array
-            sums[key.removesuffix(TRIANGLE) + GRAM] = whole
+            sums[key.removesuffix(PACKED) + GRAM] = whole
         else:
             sums[key] = whole
     return sums

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedgraft.common.study.losses import Need, needs
+from fedgraft.common.study.losses import Requirement, requirements
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -34,14 +34,14 @@ def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:
         return Select(roles=frozenset({Role.NORM_STATS})).keys(tags)
     if not isinstance(stage.local, Gradient):
         return ()
-    still = {Role.SCALE, Role.MEMBER} | ({Role.NORM_STATS} if stage.local.fixed_norm_stats else set())
-    if Need.CRITIC not in needs(stage.local.terms):
-        still |= {Role.CRITIC}
+    still = {Role.SCALE, Role.BASE_MODEL} | ({Role.NORM_STATS} if stage.local.fixed_norm_stats else set())
+    if Requirement.DOMAIN_DISCRIMINATOR not in requirements(stage.local.losses):
+        still |= {Role.DOMAIN_DISCRIMINATOR}
     return tuple(key for key in stage.local.train.keys(tags) if tags[key].role not in still)
 
 
 @dataclass(frozen=True)
-class Route:
+class Routing:
     """What a site's visits in one stage do with the model's entries; worked out once, since every visit asks."""
 
     changed: tuple[str, ...]
@@ -49,17 +49,17 @@ class Route:
     stays: tuple[str, ...]
     roles: frozenset[Role]
     """Roles of what is changed."""
-    rests: bool
+    frozen: bool
     plain: bool
     """Whether what is sent is computed from the site's data without noise."""
 
     @classmethod
-    def of(cls, stage: Stage, tags: Tags) -> Route:
+    def of(cls, stage: Stage, tags: Tags) -> Routing:
         """That of a stage for a model with these tags."""
         moves = changed(stage, tags)
         there, here = sent(stage, tags), stays(stage, tags)
         roles = frozenset(tags[key].role for key in moves)
-        return cls(moves, there, here, roles, rests(stage, tags), releases_plainly(stage, tags))
+        return cls(moves, there, here, roles, frozen(stage, tags), releases_plainly(stage, tags))
 
 
 def sent(stage: Stage, tags: Tags) -> tuple[str, ...]:
@@ -77,12 +77,12 @@ def own(stage: Stage, tags: Tags, key: str) -> bool:
     return tags[key] not in stage.share
 
 
-def privacy_asked(stage: Stage) -> Private | PrivateSums | None:
+def privacy_request(stage: Stage) -> Private | PrivateSums | None:
     """What the stage asks of its privacy; None if it is without noise."""
     return stage.local.private if isinstance(stage.local, Gradient | Statistics) else None
 
 
-def rests(stage: Stage, tags: Tags) -> bool:
+def frozen(stage: Stage, tags: Tags) -> bool:
     """Whether the backbone stays as it is in this stage, so that a case's features do too."""
     if isinstance(stage.local, Statistics):
         return stage.local.of != "columns"
@@ -91,11 +91,11 @@ def rests(stage: Stage, tags: Tags) -> bool:
 
 def releases_plainly(stage: Stage, tags: Tags) -> bool:
     """Whether what the sites of this stage send is computed from their data without noise."""
-    if privacy_asked(stage) is not None:
+    if privacy_request(stage) is not None:
         return False
     return isinstance(stage.local, Statistics) or bool(sent(stage, tags))
 
 
-def keeps_sums(stage: Stage) -> bool:
+def retains_statistics(stage: Stage) -> bool:
     """Whether the coordinator keeps what each site of this stage sends, beyond the study."""
-    return isinstance(stage.local, Statistics) and stage.local.keep_sums
+    return isinstance(stage.local, Statistics) and stage.local.retain_statistics

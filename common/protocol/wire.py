@@ -26,14 +26,14 @@ from fedgraft.common.protocol.bundle import (
     unpack_bundle,
 )
 from fedgraft.common.protocol.instructions import (
+    AggregationGroups,
     Answer,
     Arrays,
-    Circles,
     Code,
     Greeting,
     Hello,
-    Masked,
-    Order,
+    Instruction,
+    MaskedUpdate,
     Refusal,
     Update,
 )
@@ -115,32 +115,32 @@ def pack_tensors(arrays: Arrays, *, views: bool = False) -> ArrayRecord:
     return record
 
 
-def pack_order(order: Order, tensors: ArrayRecord) -> RecordDict:
+def pack_instruction(instruction: Instruction, tensors: ArrayRecord) -> RecordDict:
     """An order as records, its tensors already packed."""
     words = {
-        "study": order.study,
-        "exchange": order.exchange,
-        "stage": order.stage,
-        "round": order.round,
-        "work": order.work,
-        "evaluate": order.evaluate,
-        "held": order.held,
+        "study": instruction.study,
+        "exchange": instruction.exchange,
+        "stage": instruction.stage,
+        "round": instruction.round,
+        "work": instruction.work,
+        "evaluate": instruction.evaluate,
+        "held": instruction.held,
     }
-    if order.circles is not None:
+    if instruction.groups is not None:
         words["circles"] = {
-            "number": order.circles.number,
-            "parts": {p: dict(c) for p, c in order.circles.parts.items()},
+            "number": instruction.groups.number,
+            "parts": {p: dict(c) for p, c in instruction.groups.parts.items()},
         }
     return RecordDict({_WORDS: ConfigRecord({"json": json.dumps(words)}), _TENSORS: tensors})
 
 
-def unpack_order(records: RecordDict) -> Order:
+def unpack_instruction(records: RecordDict) -> Instruction:
     """An order from records; WireError on garbage."""
     words = _words(records)
     evaluate = words.get("evaluate")
     if evaluate not in (None, "train", "val", "test", "all") or not isinstance(words.get("work"), bool):
         raise WireError("evaluate or work")
-    return Order(
+    return Instruction(
         study=_text(words, "study"),
         exchange=_count(words, "exchange"),
         stage=_count(words, "stage"),
@@ -149,7 +149,7 @@ def unpack_order(records: RecordDict) -> Order:
         evaluate=evaluate,
         tensors=_unpack_arrays(records.get(_TENSORS)),
         held=_text(words, "held"),
-        circles=_circles(words.get("circles")),
+        groups=_groups(words.get("circles")),
     )
 
 
@@ -158,7 +158,7 @@ def pack_reply(reply: Answer, *, views: bool = False) -> RecordDict:
     if isinstance(reply, Refusal):
         return _pack({"exchange": reply.exchange, "refused": reply.code.value, "site": reply.site})
     spent = {"spent": asdict(reply.spent)} if reply.spent else {}
-    if isinstance(reply, Masked):
+    if isinstance(reply, MaskedUpdate):
         records = _pack({"exchange": reply.exchange, "contexts": dict(reply.contexts), **spent})
         if reply.parts:
             records[_MASKED] = pack_tensors(reply.parts, views=views)
@@ -182,7 +182,7 @@ def unpack_reply(records: RecordDict) -> Answer:
         if not isinstance(contexts, dict) or contexts.keys() != parts.keys():
             raise WireError("contexts")
         digests = {part: _text(contexts, part) for part in contexts}
-        return Masked(_count(words, "exchange"), parts, digests, _spend(words.get("spent")))
+        return MaskedUpdate(_count(words, "exchange"), parts, digests, _spend(words.get("spent")))
     metrics: dict[str, dict[str, np.ndarray]] = {}
     for name, array in _unpack_arrays(records.get(_METRICS)).items():
         task, slash, key = name.partition("/")
@@ -278,17 +278,17 @@ def _counts(value: object) -> dict[str, int]:
     return {str(key): _count(value, key) for key in value}
 
 
-def _circles(value: object) -> Circles | None:
+def _groups(value: object) -> AggregationGroups | None:
     if value is None:
         return None
     if not isinstance(value, dict) or not isinstance(parts := value.get("parts"), dict):
         raise WireError("circles")
     found = {}
-    for part, circle in parts.items():
-        if not isinstance(circle, dict):
+    for part, group in parts.items():
+        if not isinstance(group, dict):
             raise WireError("circles")
-        found[str(part)] = {str(site): _text(circle, site) for site in circle}
-    return Circles(_count(value, "number"), found)
+        found[str(part)] = {str(site): _text(group, site) for site in group}
+    return AggregationGroups(_count(value, "number"), found)
 
 
 def _number(value: object) -> float:

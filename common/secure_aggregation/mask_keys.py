@@ -26,7 +26,7 @@ Identity = Ed25519PrivateKey | EllipticCurvePrivateKey
 _ASK = "Ask that site for its roster entry and identity key again, by another way than through the coordinator."
 
 
-class Entry(Value):
+class MaskKeyEntry(Value):
     """A site's mask key (32 bytes, hex) with the site's signature (hex) over both its name and the key."""
 
     site: str
@@ -37,7 +37,7 @@ class Entry(Value):
 class SignedRoster(Value):
     """The content of a roster file. Nothing in it is secret; nothing in it is believed without a pinned identity."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[MaskKeyEntry, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Roster:
         return self.keys[site]
 
 
-def sign_entry(site: str, key: X25519PublicKey, identity: Identity) -> Entry:
+def sign_entry(site: str, key: X25519PublicKey, identity: Identity) -> MaskKeyEntry:
     """A site's entry of the roster, signed with its identity key."""
     raw = key.public_bytes_raw()
     statement = _statement(site, raw.hex())
@@ -61,10 +61,10 @@ def sign_entry(site: str, key: X25519PublicKey, identity: Identity) -> Entry:
         signature = identity.sign(statement)
     else:
         signature = identity.sign(statement, ECDSA(hashes.SHA256()))
-    return Entry(site=site, key=raw.hex(), signature=signature.hex())
+    return MaskKeyEntry(site=site, key=raw.hex(), signature=signature.hex())
 
 
-def verified(entries: Iterable[Entry], identities: Mapping[str, str]) -> Roster:
+def verified(entries: Iterable[MaskKeyEntry], identities: Mapping[str, str]) -> Roster:
     """The roster in `entries`, after each was checked against `identities`, the pinned public keys in PEM by site.
 
     RosterError for a site without pinned identity, a signature that is not that site's, or two entries with one name,
@@ -130,7 +130,7 @@ def _public(site: str, pem: str) -> Ed25519PublicKey | EllipticCurvePublicKey:
     return key
 
 
-def _check(entry: Entry, identity: Ed25519PublicKey | EllipticCurvePublicKey) -> None:
+def _check(entry: MaskKeyEntry, identity: Ed25519PublicKey | EllipticCurvePublicKey) -> None:
     statement, signature = _statement(entry.site, entry.key), bytes.fromhex(entry.signature)
     try:
         if isinstance(identity, Ed25519PublicKey):

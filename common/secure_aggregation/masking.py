@@ -65,7 +65,7 @@ class NotOpened(ValueError):
     """The masks did not cancel: a site is missing, or they were not all drawn from one context and the same keys."""
 
 
-class Entry(NamedTuple):
+class LayoutEntry(NamedTuple):
     """One array of a layout: its name and shape, and whether it takes a second word for each value."""
 
     name: str
@@ -82,19 +82,19 @@ class Entry(NamedTuple):
 class Layout:
     """Where the arrays of a masked sum lie in its words: after the tag, in the order of their names."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[LayoutEntry, ...]
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> Layout:
         """The layout for arrays of these shapes and types, by name; float64 is fine."""
-        return cls(tuple(Entry(name, shape, kind == "float64") for name, (shape, kind) in sorted(shapes.items())))
+        return cls(tuple(LayoutEntry(name, shape, kind == "float64") for name, (shape, kind) in sorted(shapes.items())))
 
     @cached_property
     def words(self) -> int:
         """How many words an upload has."""
         return len(_TAG) + sum(entry.words for entry in self.entries)
 
-    def places(self) -> Iterator[tuple[Entry, slice]]:
+    def places(self) -> Iterator[tuple[LayoutEntry, slice]]:
         """Each array and where its words lie."""
         at = len(_TAG)
         for entry in self.entries:

@@ -19,7 +19,7 @@ from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.metrics.score_histogram import Counts, ScoreHistogram
 from fedgraft.common.metrics.task_metrics import (
     TaskSums,
-    shown,
+    headline_metrics,
     sums_from,
     zero,
 )
@@ -38,7 +38,7 @@ _SCORES = ("score_keys", "score_counts", "score_rows")
 
 
 @dataclass(frozen=True)
-class Terms:
+class Summands:
     """What one site puts into a sum: arrays, and the factors that they are multiplied with on the way in."""
 
     arrays: Arrays
@@ -53,21 +53,21 @@ class Pooled:
     macro: Mapping[str, float | None]
 
 
-def tensor_terms(update: Update, stage: Stage, tags: Tags) -> Terms:
+def tensor_summands(update: Update, stage: Stage, tags: Tags) -> Summands:
     """What a site puts in for its tensors and weights."""
-    if not isinstance(stage.merge, Mean | ServerOptimiser):
-        return Terms(update.tensors, {})
-    weights = {name: _weight(stage.merge, weight) for name, weight in update.weights.items()}
+    if not isinstance(stage.aggregate, Mean | ServerOptimiser):
+        return Summands(update.tensors, {})
+    weights = {name: _weight(stage.aggregate, weight) for name, weight in update.weights.items()}
     factors = {key: weights[tags[key].task or TRUNK] for key in update.tensors}
     totals = {_WEIGHT + name: np.array(weight, np.float64) for name, weight in weights.items()}
-    return Terms({**update.tensors, **totals}, factors)
+    return Summands({**update.tensors, **totals}, factors)
 
 
 def tensor_shapes(expected: Shapes, study: Study, stage: Stage) -> Shapes:
     """The shapes of `tensor_terms`; `expected` are those of an update in the open."""
-    if not isinstance(stage.merge, Mean | ServerOptimiser):
+    if not isinstance(stage.aggregate, Mean | ServerOptimiser):
         return expected
-    weights = {_WEIGHT + name: ((), "float64") for name in (TRUNK, *study.asked)}
+    weights = {_WEIGHT + name: ((), "float64") for name in (TRUNK, *study.tasks_by_name)}
     return {**expected, **weights}
 
 
@@ -76,7 +76,7 @@ def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Upda
 
     Entries that no site gave weight stay as they are in `state`.
     """
-    if not isinstance(stage.merge, Mean | ServerOptimiser):
+    if not isinstance(stage.aggregate, Mean | ServerOptimiser):
         return Update(0, sums, {}, {}, {})
     weights = {key.removeprefix(_WEIGHT): float(total) for key, total in sums.items() if key.startswith(_WEIGHT)}
     tensors = {}
@@ -87,7 +87,7 @@ def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Upda
     return Update(0, tensors, weights, {}, {})
 
 
-def metric_terms(sums: Mapping[str, TaskSums], train: Mapping[str, float]) -> Terms:
+def metric_summands(sums: Mapping[str, TaskSums], train: Mapping[str, float]) -> Summands:
     """What a site puts in for its metrics: its sums, and the metrics themselves, with a count of those it has.
 
     The loss of training goes in here too, since only sites that let metrics out are in this sum.
@@ -100,15 +100,15 @@ def metric_terms(sums: Mapping[str, TaskSums], train: Mapping[str, float]) -> Te
         if isinstance(own, ClassificationSums | LabelSums):
             whole["scores"] = own.scores.grid()
         values = own.values()
-        told = [values[key] for key in shown(type(own)).metrics]
+        told = [values[key] for key in headline_metrics(type(own)).metrics]
         whole[_MEANS] = np.array([[0.0 if v is None else v, 0.0 if v is None else 1.0] for v in told])
         arrays |= {f"{task}/{key}": array for key, array in whole.items()}
-    return Terms(arrays, {})
+    return Summands(arrays, {})
 
 
 def metric_shapes(study: Study) -> Shapes:
     """The shapes of `metric_terms`."""
-    nothing = metric_terms({name: zero(task) for name, task in study.asked.items()}, {})
+    nothing = metric_summands({name: zero(task) for name, task in study.tasks_by_name.items()}, {})
     return {key: (array.shape, array.dtype.name) for key, array in nothing.arrays.items()}
 
 
@@ -121,7 +121,7 @@ def pooled_loss(sums: Arrays) -> dict[str, float]:
 def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
     """The sums of `metric_terms` by task. InputError if no predictions could have given them."""
     found = {}
-    for task, asked in study.asked.items():
+    for task, asked in study.tasks_by_name.items():
         own = {key.partition("/")[2]: array for key, array in sums.items() if key.partition("/")[0] == task}
         total, known = own.pop(_MEANS).T
         grid = own.pop("scores", None)
@@ -131,7 +131,7 @@ def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
             plain |= dict(zip(_SCORES, ScoreHistogram.from_grid(_counts(grid)).arrays(), strict=True))
         macro = {
             key: float(t / k) if k >= FEWEST else None
-            for key, t, k in zip(shown(asked).metrics, total, np.rint(known), strict=True)
+            for key, t, k in zip(headline_metrics(asked).metrics, total, np.rint(known), strict=True)
         }
         found[task] = Pooled(sums_from(asked, plain), macro)
     return found
@@ -144,7 +144,7 @@ def _counts(sums: np.ndarray) -> Counts:
     return counts
 
 
-def _weight(merge: Mean | ServerOptimiser, weight: float) -> float:
+def _weight(aggregate: Mean | ServerOptimiser, weight: float) -> float:
     if not math.isfinite(weight) or weight < 0:
         raise ValueError("a weight must be a number from 0 on")
-    return float(weight > 0) if merge.weight == "equal" else weight
+    return float(weight > 0) if aggregate.weight == "equal" else weight

@@ -77,7 +77,7 @@ class Ridge(Value):
     """
 
     kind: Literal["ridge"] = "ridge"
-    strength: Annotated[float, Field(gt=0)] | Literal["loso"] = 0.1
+    ridge_penalty: Annotated[float, Field(gt=0)] | Literal["loso"] = 0.1
     scale: Annotated[float, Field(gt=0)] = 5.0
 
 
@@ -90,7 +90,7 @@ class Newton(Value):
     """
 
     kind: Literal["newton"] = "newton"
-    strength: Annotated[float, Field(gt=0)] | Literal["loso"] = "loso"
+    ridge_penalty: Annotated[float, Field(gt=0)] | Literal["loso"] = "loso"
 
 
 class NearestMean(Value):
@@ -154,4 +154,4 @@ ClosedForm = Ridge | NearestMean | Discriminant
 """Merges that solve heads from sums of features and labels."""
 Sums = ClosedForm | Newton | Moments | Temper | Threshold | Standardise
 """Merges that add up sums, not entries."""
-Merge = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]
+Aggregation = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]

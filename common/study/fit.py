@@ -32,7 +32,7 @@ class Fit(Value):
     common: Annotated[float, Field(ge=0)] = 20.0
 
     @property
-    def merge(self) -> ClosedForm | None:
+    def aggregate(self) -> ClosedForm | None:
         """What solves the heads; None if nothing does."""
         solvers: dict[str, ClosedForm] = {"ridge": Ridge(), "ncm": NearestMean(), "lda": Discriminant()}
         return solvers.get(self.how)

@@ -19,7 +19,7 @@ from fedgraft.common.study.model_spec import Teacher
 Weight = Annotated[float, Field(gt=0)]
 
 
-class Need(StrEnum):
+class Requirement(StrEnum):
     """What a term cannot do without at a site."""
 
     LABELS = "labels"
@@ -27,38 +27,38 @@ class Need(StrEnum):
     """Labelled cases of a source, in a folder at the site."""
     PRETRAINED = "pretrained"
     """The entries that the run began with."""
-    CONTROL = "control"
+    CONTROL_VARIATE = "control"
     """The coordinator's control variates, and the site's own."""
     MOMENTS = "moments"
     """Moments of a source's features, from an earlier stage."""
-    CRITIC = "critic"
+    DOMAIN_DISCRIMINATOR = "critic"
     """A network that tells source from target."""
     TEACHER = "teacher"
     """The entries of a finished model that teaches."""
 
 
-class Coupling(StrEnum):
+class LossScope(StrEnum):
     """What ties the cases of a batch together in a term."""
 
-    NONE = "none"
+    REGULARISER = "regulariser"
     """It looks at the model's entries alone."""
-    SAMPLE = "sample"
-    BATCH = "batch"
+    PER_SAMPLE = "per_sample"
+    PER_BATCH = "per_batch"
 
 
-class _Term(Value, ABC):
+class _Loss(Value, ABC):
     weight: Weight = 1.0
 
-    coupling: ClassVar[Coupling] = Coupling.SAMPLE
+    scope: ClassVar[LossScope] = LossScope.PER_SAMPLE
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def requires(self) -> frozenset[Requirement]:
         """What the site must have."""
         return frozenset()
 
     @property
     @abstractmethod
-    def says(self) -> str:
+    def description(self) -> str:
         """The term in a few words."""
 
     @property
@@ -67,24 +67,24 @@ class _Term(Value, ABC):
         return False
 
 
-class Supervised(_Term):
+class Supervised(_Loss):
     """The loss over known labels, of the site's own cases or of the source that lies at the site."""
 
     kind: Literal["supervised"] = "supervised"
     of: Literal["target", "source"] = "target"
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def requires(self) -> frozenset[Requirement]:
         """Labels, or a source that has some."""
-        return frozenset({Need.LABELS if self.of == "target" else Need.SOURCE})
+        return frozenset({Requirement.LABELS if self.of == "target" else Requirement.SOURCE})
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """The term in a few words."""
         return "labels" if self.of == "target" else "labels of a source at the site"
 
 
-class Anchor(_Term):
+class Proximal(_Loss):
     """weight/2 |w - a|^2 over the trained parameters: they are pulled to `a` while they learn.
 
     `to: round` is what the visit began with (FedProx, Li et al. 2020); `pretrained` what the run began with, heads left
@@ -96,21 +96,21 @@ class Anchor(_Term):
     to: Literal["pretrained", "round", "global"] = "round"
     weight: Weight = 0.01
 
-    coupling: ClassVar[Coupling] = Coupling.NONE
+    scope: ClassVar[LossScope] = LossScope.REGULARISER
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def requires(self) -> frozenset[Requirement]:
         """The start of the run, if that is the anchor."""
-        return frozenset({Need.PRETRAINED}) if self.to == "pretrained" else frozenset()
+        return frozenset({Requirement.PRETRAINED}) if self.to == "pretrained" else frozenset()
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """The term in a few words."""
         end = {"pretrained": "the start of the run", "round": "the start of the round", "global": "the common model"}
         return f"a pull to {end[self.to]}"
 
 
-class Control(_Term):
+class ControlVariate(_Loss):
     """<c - c_i, w> over what is trained and shared: steps without the site's own drift (SCAFFOLD).
 
     Karimireddy et al. 2020, option II. The site keeps its c_i; the coordinator works out c from what it gets anyway.
@@ -119,20 +119,20 @@ class Control(_Term):
     kind: Literal["control"] = "control"
     weight: Annotated[float, Field(ge=1, le=1)] = 1.0
 
-    coupling: ClassVar[Coupling] = Coupling.NONE
+    scope: ClassVar[LossScope] = LossScope.REGULARISER
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def requires(self) -> frozenset[Requirement]:
         """Control variates."""
-        return frozenset({Need.CONTROL})
+        return frozenset({Requirement.CONTROL_VARIATE})
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """The term in a few words."""
         return "control variates"
 
 
-class Adversarial(_Term):
+class Adversarial(_Loss):
     """A critic learns to tell the source's features from the site's own, and the backbone learns to prevent it (DANN).
 
     Ganin et al. 2016. `conditional` shows the critic features times class probabilities (CDAN, Long et al. 2018). The
@@ -145,22 +145,22 @@ class Adversarial(_Term):
     ramp: Annotated[float, Field(gt=0)] = 10.0
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def requires(self) -> frozenset[Requirement]:
         """Source cases, and a critic."""
-        return frozenset({Need.SOURCE, Need.CRITIC})
+        return frozenset({Requirement.SOURCE, Requirement.DOMAIN_DISCRIMINATOR})
 
     @property
-    def critic(self) -> str:
+    def domain_discriminator(self) -> str:
         """The name of its critic in the model."""
         return "conditional" if self.conditional else "features"
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """The term in a few words."""
         return f"a critic of {'features by class' if self.conditional else 'features'} against a source at the site"
 
 
-class Discrepancy(_Term):
+class Discrepancy(_Loss):
     """How far the features of the site's own cases are from the source's, batch by batch.
 
     `coral` compares covariances (Sun and Saenko 2016), `mmd` all moments by five Gaussian kernels (Long et al. 2015),
@@ -170,21 +170,21 @@ class Discrepancy(_Term):
     kind: Literal["discrepancy"] = "discrepancy"
     measure: Literal["coral", "mmd", "moments"] = "coral"
 
-    coupling: ClassVar[Coupling] = Coupling.BATCH
+    scope: ClassVar[LossScope] = LossScope.PER_BATCH
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def requires(self) -> frozenset[Requirement]:
         """Source cases, or only their moments."""
-        return frozenset({Need.MOMENTS if self.measure == "moments" else Need.SOURCE})
+        return frozenset({Requirement.MOMENTS if self.measure == "moments" else Requirement.SOURCE})
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """The term in a few words."""
         to = "moments that a source released" if self.measure == "moments" else "a source at the site"
         return f"{self.measure} distance of features to {to}"
 
 
-class InfoMax(_Term):
+class InfoMax(_Loss):
     """Sure about each case, even over the classes: mean entropy less `diversity` times the entropy of the mean.
 
     Liang et al. 2020 (SHOT-IM). It can lead a model astray that begins badly, so it needs a `fallback`.
@@ -193,10 +193,10 @@ class InfoMax(_Term):
     kind: Literal["infomax"] = "infomax"
     diversity: Annotated[float, Field(ge=0)] = 1.0
 
-    coupling: ClassVar[Coupling] = Coupling.BATCH
+    scope: ClassVar[LossScope] = LossScope.PER_BATCH
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """The term in a few words."""
         return "information maximisation"
 
@@ -206,14 +206,14 @@ class InfoMax(_Term):
         return True
 
 
-class PseudoLabel(_Term):
+class PseudoLabel(_Loss):
     """The model's own guess as the label of each case without one, where it is at least so `sure` (Lee 2013)."""
 
     kind: Literal["pseudo_label"] = "pseudo_label"
     sure: Annotated[float, Field(gt=0, lt=1)] = 0.9
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """The term in a few words."""
         return f"guesses of probability {self.sure:g} or more as labels"
 
@@ -223,7 +223,7 @@ class PseudoLabel(_Term):
         return True
 
 
-class Distill(_Term):
+class Distill(_Loss):
     """The answers of a finished model, or of a committee, to the site's own images, with labels or without.
 
     Hinton et al. 2015, "Distilling the knowledge in a neural network": t^2 KL(teacher || student) of classes, both
@@ -235,25 +235,25 @@ class Distill(_Term):
     temperature: Annotated[float, Field(gt=0)] = 2.0
 
     @property
-    def needs(self) -> frozenset[Need]:
+    def requires(self) -> frozenset[Requirement]:
         """The teacher."""
-        return frozenset({Need.TEACHER})
+        return frozenset({Requirement.TEACHER})
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """The term in a few words."""
-        members = self.teacher.members
-        who = " + ".join(str(one.weights) for one in members) if members else str(self.teacher.weights)
-        return f"the answers of {'the committee ' if members else ''}{who}, softened by {self.temperature:g}"
+        base_models = self.teacher.base_models
+        who = " + ".join(str(one.weights) for one in base_models) if base_models else str(self.teacher.weights)
+        return f"the answers of {'the committee ' if base_models else ''}{who}, softened by {self.temperature:g}"
 
 
-def names_classes(term: Term) -> bool:
+def names_classes(loss: Loss) -> bool:
     """Whether a term looks at the probabilities of classes."""
-    return term.self_taught or (isinstance(term, Adversarial) and term.conditional)
+    return loss.self_taught or (isinstance(loss, Adversarial) and loss.conditional)
 
 
-Term = Annotated[
-    Supervised | Anchor | Control | Adversarial | Discrepancy | InfoMax | PseudoLabel | Distill,
+Loss = Annotated[
+    Supervised | Proximal | ControlVariate | Adversarial | Discrepancy | InfoMax | PseudoLabel | Distill,
     Field(discriminator="kind"),
 ]
 
@@ -261,26 +261,26 @@ SUPERVISED = (Supervised(),)
 """What a stage minimises unless it says otherwise."""
 
 
-def needs(terms: Iterable[Term]) -> frozenset[Need]:
+def requirements(losses: Iterable[Loss]) -> frozenset[Requirement]:
     """All that these terms need."""
-    return frozenset().union(*(term.needs for term in terms))
+    return frozenset().union(*(loss.requires for loss in losses))
 
 
-def wants_all_cases(terms: Iterable[Term]) -> bool:
+def wants_all_cases(losses: Iterable[Loss]) -> bool:
     """Whether any term learns from the site's cases without labels."""
-    return any(term.coupling is not Coupling.NONE and not isinstance(term, Supervised) for term in terms)
+    return any(loss.scope is not LossScope.REGULARISER and not isinstance(loss, Supervised) for loss in losses)
 
 
-def looks_further(terms: Iterable[Term]) -> bool:
+def looks_further(losses: Iterable[Loss]) -> bool:
     """Whether any term looks at more than the site's own cases with labels."""
-    return wants_all_cases(terms) or Need.SOURCE in needs(terms)
+    return wants_all_cases(losses) or Requirement.SOURCE in requirements(losses)
 
 
-def sees_features(terms: Iterable[Term]) -> bool:
+def sees_features(losses: Iterable[Loss]) -> bool:
     """Whether any term looks at features, and not only at what heads make of them."""
-    return any(isinstance(term, Adversarial | Discrepancy) for term in terms)
+    return any(isinstance(loss, Adversarial | Discrepancy) for loss in losses)
 
 
-def find(terms: Iterable[Term], kind: type[Value]) -> Term | None:
+def find(losses: Iterable[Loss], kind: type[Value]) -> Loss | None:
     """The first term of that kind."""
-    return next((term for term in terms if isinstance(term, kind)), None)
+    return next((loss for loss in losses if isinstance(loss, kind)), None)

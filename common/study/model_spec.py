@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 
 from fedgraft.common.base.value import Value, unless
 
-COMMITTEE = "committee"
+ENSEMBLE = "committee"
 """The backbone that is several finished models."""
 
 
-class Member(Value):
+class BaseModelSpec(Value):
     """A finished model: its backbone, and the run's folder or the weights that it is read from.
 
     A member that learnt from the very cases on which it is now to be weighed or tested would look better than it is. So
@@ -30,8 +30,8 @@ class Member(Value):
         return {"weights": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _is_one_model(self) -> Member:
-        if self.backbone == COMMITTEE:
+    def _is_one_model(self) -> BaseModelSpec:
+        if self.backbone == ENSEMBLE:
             raise ValueError("a committee cannot be a member of another; name its members instead")
         return self
 
@@ -47,7 +47,7 @@ class Model(Value):
     backbone: str = "slim_resnet"
     weights: str | None = None
     heads: Literal["fresh", "weights"] = "fresh"
-    members: Annotated[tuple[Member, ...], Field(exclude_if=unless(()))] = ()
+    base_models: Annotated[tuple[BaseModelSpec, ...], Field(exclude_if=unless(()))] = ()
 
     @model_validator(mode="after")
     def _heads_from_somewhere(self) -> Model:
@@ -56,12 +56,12 @@ class Model(Value):
         return self
 
     @model_validator(mode="after")
-    def _members_of_a_committee(self) -> Model:
-        if (self.backbone == COMMITTEE) != bool(self.members):
+    def _base_models_of_an_ensemble(self) -> Model:
+        if (self.backbone == ENSEMBLE) != bool(self.base_models):
             raise ValueError("backbone: committee and `members` go together")
-        if len(self.members) == 1:
+        if len(self.base_models) == 1:
             raise ValueError("members: a committee has two or more")
-        lacking = [str(at) for at, member in enumerate(self.members) if member.weights is None]
+        lacking = [str(at) for at, base_model in enumerate(self.base_models) if base_model.weights is None]
         if lacking and self.weights is None:
             raise ValueError(f"members.{lacking[0]}: needs `weights`, a finished run's folder or an id")
         return self
@@ -69,7 +69,7 @@ class Model(Value):
     @property
     def architectures(self) -> tuple[str, ...]:
         """The backbones that a site would run; a committee is each of its members'."""
-        return tuple(member.backbone for member in self.members) or (self.backbone,)
+        return tuple(base_model.backbone for base_model in self.base_models) or (self.backbone,)
 
 
 class Teacher(Model):
@@ -85,6 +85,6 @@ class Teacher(Model):
 
     @model_validator(mode="after")
     def _is_finished(self) -> Teacher:
-        if not self.members and self.weights is None:
+        if not self.base_models and self.weights is None:
             raise ValueError("a teacher needs `weights`, a finished run's folder or an id, or `members`")
         return self

@@ -14,15 +14,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_serializer, model_validator
 
 from fedgraft.common.base.value import Value, unless
-from fedgraft.common.study.aggregates import Merge, Nothing
-from fedgraft.common.study.losses import SUPERVISED, Term
+from fedgraft.common.study.aggregates import Aggregation, Nothing
+from fedgraft.common.study.losses import SUPERVISED, Loss
 from fedgraft.common.study.private_sums import PrivateSums
-from fedgraft.common.study.stopping import Average, Stop
+from fedgraft.common.study.stopping import EarlyStopping, WeightAveraging
 from fedgraft.common.study.training import (
     Augment,
-    Fallback,
-    Lookahead,
+    InnerSteps,
     Private,
+    Rollback,
 )
 
 
@@ -36,9 +36,9 @@ class Role(StrEnum):
     SCALE = "scale"
     """A table's standardisation, or a committee's temperatures: set from the sites' sums, never by gradients."""
     HEAD = "head"
-    CRITIC = "critic"
+    DOMAIN_DISCRIMINATOR = "critic"
     """Tells source from target while a stage trains against it; no part of what the model says."""
-    MEMBER = "member"
+    BASE_MODEL = "member"
     """Belongs to a finished model in a committee: it never moves, so no selection has it, not even all."""
 
 
@@ -55,7 +55,7 @@ class Tag:
     height: int = 0
 
 
-_ALL = frozenset(Role) - {Role.MEMBER}
+_ALL = frozenset(Role) - {Role.BASE_MODEL}
 _NORM = frozenset({Role.NORM_AFFINE, Role.NORM_STATS})
 _HEADS = frozenset({Role.HEAD})
 SELECTIONS: Mapping[str, frozenset[Role]] = {
@@ -145,9 +145,9 @@ class Gradient(Value):
     """Factor on the rate for each block further from the heads."""
     heads_first: Annotated[int | None, Field(ge=1, exclude_if=unless(None))] = None
     """So many steps on the heads alone, before the others on all else alone (FedRep, Collins et al. 2021)."""
-    lookahead: Annotated[Lookahead | None, Field(exclude_if=unless(None))] = None
-    fallback: Annotated[Fallback | None, Field(exclude_if=unless(None))] = None
-    terms: Annotated[tuple[Term, ...], Field(min_length=1, exclude_if=unless(SUPERVISED))] = SUPERVISED
+    inner_steps: Annotated[InnerSteps | None, Field(exclude_if=unless(None))] = None
+    rollback: Annotated[Rollback | None, Field(exclude_if=unless(None))] = None
+    losses: Annotated[tuple[Loss, ...], Field(min_length=1, exclude_if=unless(SUPERVISED))] = SUPERVISED
 
     @model_validator(mode="after")
     def _one_length(self) -> Gradient:
@@ -174,7 +174,7 @@ class Statistics(Value):
     private: PrivateSums | None = None
     split: Annotated[Literal["train", "val"], Field(exclude_if=unless("train"))] = "train"
     precision: Annotated[Literal["double", "single"], Field(exclude_if=unless("double"))] = "double"
-    keep_sums: Annotated[bool, Field(exclude_if=unless(False))] = False
+    retain_statistics: Annotated[bool, Field(exclude_if=unless(False))] = False
 
 
 class Recalibrate(Value):
@@ -203,8 +203,8 @@ class Stage(Value):
     local: Local
     share: Select = named("none")
     keep: Select = named("none")
-    merge: Merge = Nothing()
+    aggregate: Aggregation = Nothing()
     rounds: Annotated[int, Field(ge=1)] = 1
-    joint: Annotated[float | None, Field(gt=0, exclude_if=unless(None))] = None
-    until: Annotated[Stop | None, Field(exclude_if=unless(None))] = None
-    average: Annotated[Average | None, Field(exclude_if=unless(None))] = None
+    joint_lambda: Annotated[float | None, Field(gt=0, exclude_if=unless(None))] = None
+    early_stopping: Annotated[EarlyStopping | None, Field(exclude_if=unless(None))] = None
+    weight_averaging: Annotated[WeightAveraging | None, Field(exclude_if=unless(None))] = None

@@ -17,18 +17,18 @@ class PrivateSums(Value):
     alone.
     """
 
-    sigma: Annotated[float, Field(gt=0)] | None = None
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = None
     epsilon: Annotated[float, Field(gt=0)] | None = None
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    max_norm: Annotated[float, Field(gt=0)] = 1.0
     unit: Literal["patient", "image"] = "patient"
 
     @model_validator(mode="after")
     def _one_measure(self) -> PrivateSums:
-        if (self.sigma is None) == (self.epsilon is None):
+        if (self.noise_multiplier is None) == (self.epsilon is None):
             raise ValueError("give either sigma or epsilon")
         return self
 
     @property
-    def sample(self) -> float:
+    def sample_rate(self) -> float:
         """All units are in the sums."""
         return 1.0

@@ -9,7 +9,7 @@ from pydantic import Field
 from fedgraft.common.base.value import Value
 
 
-class Stop(Value):
+class EarlyStopping(Value):
     """Early stopping on the sites' validation: the coordinator decides, by the figures it merges anyway.
 
     One model is merged, so one decision ends the stage, and everybody takes the same: a site that stopped by itself
@@ -24,7 +24,7 @@ class Stop(Value):
     metric: Literal["auroc", "accuracy", "balanced_accuracy"] = "auroc"
 
 
-class Average(Value):
+class WeightAveraging(Value):
     """The stage ends with an average of the merged models of its rounds; the rounds themselves go on without it.
 
     `swa` is the plain mean over the last share `over` of the rounds (Izmailov et al. 2018), `ema` an exponential one

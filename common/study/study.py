@@ -18,7 +18,7 @@ from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.losses import Adversarial, Distill
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
-from fedgraft.common.study.model_spec import COMMITTEE, Model, Teacher
+from fedgraft.common.study.model_spec import ENSEMBLE, Model, Teacher
 from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.tasks import (
     AnyTask,
@@ -30,7 +30,7 @@ from fedgraft.common.study.tasks import (
 _LARGEST_CHANGE = 10.0
 
 
-class Rounds(Value):
+class RoundRules(Value):
     """When a round counts. `quorum` is the share of the asked sites that must answer well, at least `min_sites`.
 
     `deadline_s` bounds a site's answer to one order, in seconds; no deadline if absent. `max_change` bounds the norm
@@ -70,9 +70,9 @@ class Study(Value):
     split: SplitSpec = SplitSpec()
     model: Model = Model()
     plan: Annotated[tuple[Stage, ...], Field(min_length=1)]
-    rounds: Rounds = Rounds()
+    rounds: RoundRules = RoundRules()
     evaluate: Evaluation = Evaluation()
-    masked: bool = False
+    secure_aggregation: bool = False
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
 
@@ -99,20 +99,20 @@ class Study(Value):
         return tuple(task.name for task in self.tasks if isinstance(task, Segmentation))
 
     @cached_property
-    def asked(self) -> dict[str, AnyTask]:
+    def tasks_by_name(self) -> dict[str, AnyTask]:
         """The tasks by name."""
         return {task.name: task for task in self.tasks}
 
     @property
-    def critics(self) -> tuple[str, ...]:
+    def domain_discriminators(self) -> tuple[str, ...]:
         """Names of the critics that the plan trains against."""
-        terms = [term for stage in self.plan if isinstance(stage.local, Gradient) for term in stage.local.terms]
-        return tuple(sorted({term.critic for term in terms if isinstance(term, Adversarial)}))
+        losses = [loss for stage in self.plan if isinstance(stage.local, Gradient) for loss in stage.local.losses]
+        return tuple(sorted({loss.domain_discriminator for loss in losses if isinstance(loss, Adversarial)}))
 
     def teacher_of(self, stage: Stage) -> Teacher | None:
         """The finished model whose answers the sites of this stage learn; None if there is none."""
-        terms = stage.local.terms if isinstance(stage.local, Gradient) else ()
-        return next((term.teacher for term in terms if isinstance(term, Distill)), None)
+        losses = stage.local.losses if isinstance(stage.local, Gradient) else ()
+        return next((loss.teacher for loss in losses if isinstance(loss, Distill)), None)
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -181,7 +181,7 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if "plan" in data:
         return data, ["method: give either method or plan, not both"]
     table = isinstance(data.get("input"), dict) and data["input"].get("kind") == "table"
-    finished = isinstance(data.get("model"), dict) and data["model"].get("backbone") == COMMITTEE
+    finished = isinstance(data.get("model"), dict) and data["model"].get("backbone") == ENSEMBLE
     faults = []
     try:
         chosen = Method.model_validate({"name": method} if isinstance(method, str) else method)

@@ -29,24 +29,24 @@ class Private(Value):
     site then finds the least noise for its own delta. Both are requests: a site's policy may ask for more noise.
     """
 
-    sigma: Annotated[float, Field(gt=0)] | None = None
+    noise_multiplier: Annotated[float, Field(gt=0)] | None = None
     epsilon: Annotated[float, Field(gt=0)] | None = None
-    clip: Annotated[float, Field(gt=0)] = 1.0
-    sample: Annotated[float, Field(gt=0, le=1)]
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    sample_rate: Annotated[float, Field(gt=0, le=1)]
     unit: Literal["patient", "image"] = "patient"
     mode: Literal["hooks", "ghost"] = "hooks"
     """How gradients of single cases are found: kept all at once, or in two passes with less memory."""
-    views: Annotated[int, Field(ge=1)] = 1
+    augmentation_multiplicity: Annotated[int, Field(ge=1)] = 1
     """A unit's gradient is the mean over up to this many of its images, or augmented copies of them."""
 
     @model_validator(mode="after")
     def _one_measure(self) -> Private:
-        if (self.sigma is None) == (self.epsilon is None):
+        if (self.noise_multiplier is None) == (self.epsilon is None):
             raise ValueError("give either sigma or epsilon")
         return self
 
 
-class Fallback(Value):
+class Rollback(Value):
     """A guard without labels: training that changed too much of what the model says is undone at the site.
 
     The model is asked about the site's training cases before and after. The result stays only if it names the same
@@ -58,7 +58,7 @@ class Fallback(Value):
     spread: Annotated[float, Field(ge=0, le=1)] = 0.8
 
 
-class Lookahead(Value):
+class InnerSteps(Value):
     """First-order MAML: each step's gradient is taken where `steps` plain steps of rate `lr` on other cases lead to.
 
     Finn et al. 2017; Fallah et al. 2020, "Personalized federated learning", first-order form. What is learnt is a start

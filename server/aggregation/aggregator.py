@@ -12,8 +12,8 @@ from fedgraft.common.closed_form.ood import SUMS, THRESHOLD, threshold
 from fedgraft.common.closed_form.temperature import tempered
 from fedgraft.common.protocol.auxiliary import moments_from_sums
 from fedgraft.common.protocol.instructions import Arrays, Update
-from fedgraft.common.protocol.packed_symmetric import unfolded
-from fedgraft.common.protocol.routing import DISTANCES, Tags, keeps_sums
+from fedgraft.common.protocol.packed_symmetric import unpacked
+from fedgraft.common.protocol.routing import DISTANCES, Tags, retains_statistics
 from fedgraft.common.study.aggregates import (
     ClippedMean,
     Discriminant,
@@ -33,13 +33,13 @@ from fedgraft.common.study.aggregates import (
     TrimmedMean,
 )
 from fedgraft.common.study.plan import Stage
-from fedgraft.server.aggregation.mean import MeanMerger
-from fedgraft.server.aggregation.optimiser import ServerOptimiserMerger
+from fedgraft.server.aggregation.mean import MeanAggregator
+from fedgraft.server.aggregation.optimiser import ServerOptimiserAggregator
 from fedgraft.server.aggregation.ridge_penalty import choose
-from fedgraft.server.aggregation.robust import RobustMerger
+from fedgraft.server.aggregation.robust import RobustAggregator
 
 
-class Merger(Protocol):
+class Aggregator(Protocol):
     """Takes updates as they come, keeps only their sum, and turns it into new entries."""
 
     def add(self, update: Update) -> None:
@@ -49,36 +49,36 @@ class Merger(Protocol):
         """The entries that change, with the types that they have in `state`."""
 
 
-def merger(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None) -> Merger:
+def aggregator(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None) -> Aggregator:
     """What merges the updates of this stage; `memory` is what it keeps from round to round, changed in place."""
-    match stage.merge:
+    match stage.aggregate:
         case Mean():
-            return MeanMerger(stage.merge, tags)
+            return MeanAggregator(stage.aggregate, tags)
         case ServerOptimiser():
-            return ServerOptimiserMerger(stage.merge, tags, {} if memory is None else memory)
+            return ServerOptimiserAggregator(stage.aggregate, tags, {} if memory is None else memory)
         case Median() | TrimmedMean() | Krum() | ClippedMean():
-            return RobustMerger(stage.merge, tags)
+            return RobustAggregator(stage.aggregate, tags)
         case Nothing():
-            return NothingMerger()
+            return NothingAggregator()
         case _:
-            return _of_sums(stage, stage.merge, {} if memory is None else memory)
+            return _of_sums(stage, stage.aggregate, {} if memory is None else memory)
 
 
-def _of_sums(stage: Stage, merge: Sums, memory: dict[str, np.ndarray]) -> Merger:
-    match merge:
+def _of_sums(stage: Stage, aggregate: Sums, memory: dict[str, np.ndarray]) -> Aggregator:
+    match aggregate:
         case Standardise():
-            return StandardiseMerger()
+            return StandardiseAggregator()
         case Temper():
-            return TemperMerger()
+            return TemperAggregator()
         case Moments():
-            return MomentsMerger(memory)
+            return MomentsAggregator(memory)
         case Threshold(quantile=quantile):
-            return ThresholdMerger(quantile, memory)
+            return ThresholdAggregator(quantile, memory)
         case _:
-            return HeadMerger(merge, keep=keeps_sums(stage))
+            return HeadAggregator(aggregate, keep=retains_statistics(stage))
 
 
-class _SumMerger:
+class _SumAggregator:
     """Adds up arrays by name."""
 
     def __init__(self) -> None:
@@ -86,19 +86,19 @@ class _SumMerger:
 
     def add(self, update: Update) -> None:
         """Add the site's sums."""
-        for key, array in unfolded(update.tensors).items():
+        for key, array in unpacked(update.tensors).items():
             self._sums[key] = self._sums[key] + array if key in self._sums else array
 
 
-class HeadMerger(_SumMerger):
+class HeadAggregator(_SumAggregator):
     """Sums of features and labels, then one head per task, solved from them, or a step of it."""
 
-    def __init__(self, merge: Ridge | NearestMean | Discriminant | Newton, *, keep: bool = False) -> None:
+    def __init__(self, aggregate: Ridge | NearestMean | Discriminant | Newton, *, keep: bool = False) -> None:
         super().__init__()
-        self._merge = merge
+        self._aggregate = aggregate
         self._keep = keep
         self._sites: list[Arrays] = []
-        self.strengths: dict[str, float] = {}
+        self.ridge_penalties: dict[str, float] = {}
         """By task the ridge's strength, where it was chosen from the sums."""
 
     @property
@@ -110,22 +110,22 @@ class HeadMerger(_SumMerger):
         """Add the site's sums; each is kept where the study says so, or the strength is chosen on sites left out."""
         super().add(update)
         if self._keep or self._chooses:
-            self._sites.append(unfolded(update.tensors))
+            self._sites.append(unpacked(update.tensors))
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Heads that solve the pooled problem. RunError if no site had a label."""
         if self._chooses and self._sites:
-            self.strengths = choose(self._sites, standardise=isinstance(self._merge, Ridge))
-        if isinstance(self._merge, Newton):
-            return stepped_heads(self._sums, self._merge, state, self.strengths)
-        return heads_from_sums(self._sums, self._merge, state, self.strengths)
+            self.ridge_penalties = choose(self._sites, standardise=isinstance(self._aggregate, Ridge))
+        if isinstance(self._aggregate, Newton):
+            return stepped_heads(self._sums, self._aggregate, state, self.ridge_penalties)
+        return heads_from_sums(self._sums, self._aggregate, state, self.ridge_penalties)
 
     @property
     def _chooses(self) -> bool:
-        return isinstance(self._merge, Ridge | Newton) and self._merge.strength == "loso"
+        return isinstance(self._aggregate, Ridge | Newton) and self._aggregate.ridge_penalty == "loso"
 
 
-class StandardiseMerger(_SumMerger):
+class StandardiseAggregator(_SumAggregator):
     """Sums of columns, then the mean and deviation of the model's first layer."""
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
@@ -133,7 +133,7 @@ class StandardiseMerger(_SumMerger):
         return scale_from_sums(self._sums, state)
 
 
-class TemperMerger(_SumMerger):
+class TemperAggregator(_SumAggregator):
     """Sums of losses on a grid of temperatures, then the entries with the best ones in them."""
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
@@ -141,7 +141,7 @@ class TemperMerger(_SumMerger):
         return tempered(self._sums, state)
 
 
-class MomentsMerger(_SumMerger):
+class MomentsAggregator(_SumAggregator):
     """Sums of features, then their mean and covariance, kept for later stages in what `memory` holds."""
 
     def __init__(self, memory: dict[str, np.ndarray]) -> None:
@@ -154,7 +154,7 @@ class MomentsMerger(_SumMerger):
         return {}
 
 
-class ThresholdMerger(_SumMerger):
+class ThresholdAggregator(_SumAggregator):
     """Counts of distances, then from where on an image is unlike those of the sites, kept in what `memory` holds."""
 
     def __init__(self, quantile: float, memory: dict[str, np.ndarray]) -> None:
@@ -170,7 +170,7 @@ class ThresholdMerger(_SumMerger):
         return {}
 
 
-class NothingMerger:
+class NothingAggregator:
     """Nothing comes back, nothing changes."""
 
     def add(self, update: Update) -> None:

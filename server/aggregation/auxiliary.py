@@ -8,18 +8,18 @@ import numpy as np
 
 from fedgraft.common.models.initialise import teach
 from fedgraft.common.protocol.auxiliary import (
-    CONTROL,
+    CONTROL_VARIATE,
     PRETRAINED,
     TEACHER,
-    aside_shapes,
-    controlled,
+    auxiliary_shapes,
     forms_of,
-    needs_of,
+    requirements_of,
+    with_control_variates,
 )
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.rates import stepped
 from fedgraft.common.protocol.routing import Tags
-from fedgraft.common.study.losses import Need
+from fedgraft.common.study.losses import Requirement
 from fedgraft.common.study.model_spec import Teacher
 from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.study import Study
@@ -28,7 +28,7 @@ Memory = MutableMapping[str, np.ndarray]
 """What a stage keeps from round to round, in the checkpoint with all else."""
 
 
-class Aside:
+class Auxiliary:
     """Arrays beside the model for the stages that need them; `start` is the state before the first exchange."""
 
     def __init__(self, study: Study, tags: Tags, start: Arrays) -> None:
@@ -39,10 +39,10 @@ class Aside:
         self.kept: dict[str, np.ndarray] = {}
         """What was sent last."""
 
-    def beside(self, stage: Stage, memory: Memory) -> dict[str, np.ndarray]:
+    def for_stage(self, stage: Stage, memory: Memory) -> dict[str, np.ndarray]:
         """What goes out with the orders of this round."""
         teacher = self._teacher(stage)
-        shapes = aside_shapes(stage, self._tags, forms_of(self._start), forms_of(teacher))
+        shapes = auxiliary_shapes(stage, self._tags, forms_of(self._start), forms_of(teacher))
         self.kept = {name: self._one(name, shape, memory) for name, (shape, _) in shapes.items()}
         return self.kept
 
@@ -52,16 +52,16 @@ class Aside:
         With x the entries before, y their mean over the sites and `share` the part of the sites that answered, SCAFFOLD
         has c = c + share ((x - y) / (K eta) - c): the mean of the sites' own changes, without any of them sent.
         """
-        if Need.CONTROL not in needs_of(stage):
+        if Requirement.CONTROL_VARIATE not in requirements_of(stage):
             return
         assert isinstance(stage.local, Gradient)
-        before, merged = change
-        for key in controlled(stage, self._tags):
-            if key in merged:
-                old = self._one(CONTROL + key, before[key].shape, memory).astype(np.float64)
+        before, aggregated = change
+        for key in with_control_variates(stage, self._tags):
+            if key in aggregated:
+                old = self._one(CONTROL_VARIATE + key, before[key].shape, memory).astype(np.float64)
                 way = stepped(stage.local, self._tags[key], number, stage.rounds)
-                drift = (before[key].astype(np.float64) - merged[key]) / way
-                memory[CONTROL + key] = (old + share * (drift - old)).astype(before[key].dtype)
+                drift = (before[key].astype(np.float64) - aggregated[key]) / way
+                memory[CONTROL_VARIATE + key] = (old + share * (drift - old)).astype(before[key].dtype)
 
     def _teacher(self, stage: Stage) -> dict[str, np.ndarray]:
         """The entries of the model that teaches in this stage, read once for as long as it is the same one."""
@@ -79,5 +79,5 @@ class Aside:
         if name.startswith(PRETRAINED):
             return self._start[name.removeprefix(PRETRAINED)]
         if name not in memory:  # never moments: a study that would send them before they are known is refused
-            memory[name] = np.zeros(shape, self._start[name.removeprefix(CONTROL)].dtype)
+            memory[name] = np.zeros(shape, self._start[name.removeprefix(CONTROL_VARIATE)].dtype)
         return memory[name]

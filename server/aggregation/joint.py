@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedgraft.common.protocol.instructions import Update
-from fedgraft.server.aggregation.aggregator import Merger
+from fedgraft.server.aggregation.aggregator import Aggregator
 
 
 class Joint:
@@ -21,7 +21,7 @@ class Joint:
         self._totals: dict[str, float] = {}
         self._sources: list[Update] = []
 
-    def pass_on(self, update: Update, merging: Merger, *, of_source: bool) -> None:
+    def pass_on(self, update: Update, aggregator: Aggregator, *, of_source: bool) -> None:
         """Take in one update."""
         if self._lam is not None and of_source:
             copies = {key: array.copy() for key, array in update.tensors.items()}
@@ -29,13 +29,13 @@ class Joint:
             return
         for name, weight in update.weights.items():
             self._totals[name] = self._totals.get(name, 0.0) + weight
-        merging.add(update)
+        aggregator.add(update)
 
-    def finish(self, merging: Merger) -> None:
+    def finish(self, aggregator: Aggregator) -> None:
         """Pass on what was held back."""
         for update in self._sources:
             weights = {name: weight * self._factor(name) for name, weight in update.weights.items()}
-            merging.add(replace(update, weights=weights))
+            aggregator.add(replace(update, weights=weights))
 
     def _factor(self, name: str) -> float:
         own = sum(update.weights.get(name, 0.0) for update in self._sources)

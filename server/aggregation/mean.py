@@ -11,11 +11,11 @@ from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.aggregates import Mean
 
 
-class MeanMerger:
+class MeanAggregator:
     """Weighted mean per entry; a head is weighted by its own task's labels, so that sites without do not dilute it."""
 
-    def __init__(self, merge: Mean, tags: Tags) -> None:
-        self._equal = merge.weight == "equal"
+    def __init__(self, aggregate: Mean, tags: Tags) -> None:
+        self._equal = aggregate.weight == "equal"
         self._tags = tags
         self._sums: dict[str, np.ndarray] = {}
         self._weights: dict[str, float] = {}
@@ -35,11 +35,11 @@ class MeanMerger:
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """The means; whole numbers stay whole."""
-        merged = {}
+        aggregated = {}
         for key, mean in self.means():
             dtype = state[key].dtype
-            merged[key] = np.rint(mean).astype(dtype) if dtype.kind in "iu" else mean.astype(dtype)
-        return merged
+            aggregated[key] = np.rint(mean).astype(dtype) if dtype.kind in "iu" else mean.astype(dtype)
+        return aggregated
 
     def means(self) -> Iterator[tuple[str, np.ndarray]]:
         """Each entry's mean in float64; none where no site had a weight."""

@@ -20,19 +20,19 @@ from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.aggregates import Mean, ServerOptimiser
 from fedgraft.common.study.plan import Role
-from fedgraft.server.aggregation.mean import MeanMerger
+from fedgraft.server.aggregation.mean import MeanAggregator
 
 _AVERAGED = frozenset({Role.NORM_STATS, Role.SCALE})
 
 
-class ServerOptimiserMerger:
+class ServerOptimiserAggregator:
     """One round's step. `memory` holds m and v of earlier rounds of the stage, and afterwards those of this one."""
 
-    def __init__(self, merge: ServerOptimiser, tags: Tags, memory: dict[str, np.ndarray]) -> None:
-        self._merge = merge
+    def __init__(self, aggregate: ServerOptimiser, tags: Tags, memory: dict[str, np.ndarray]) -> None:
+        self._aggregate = aggregate
         self._tags = tags
         self._memory = memory
-        self._mean = MeanMerger(Mean(weight=merge.weight), tags)
+        self._mean = MeanAggregator(Mean(weight=aggregate.weight), tags)
 
     def add(self, update: Update) -> None:
         """Take in one site's update."""
@@ -40,27 +40,27 @@ class ServerOptimiserMerger:
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """The entries after the step."""
-        merged = self._mean.result(state)
+        aggregated = self._mean.result(state)
         for key, mean in self._mean.means():
             old = state[key]
             if self._tags[key].role not in _AVERAGED and old.dtype.kind == "f":
-                merged[key] = (old + self._step(key, mean - old)).astype(old.dtype)
-        return merged
+                aggregated[key] = (old + self._step(key, mean - old)).astype(old.dtype)
+        return aggregated
 
     def _step(self, key: str, change: np.ndarray) -> np.ndarray:
-        merge, memory = self._merge, self._memory
-        first = memory.get(f"m/{key}", 0.0) * merge.momentum
-        if merge.rule == "sgd":
+        aggregate, memory = self._aggregate, self._memory
+        first = memory.get(f"m/{key}", 0.0) * aggregate.momentum
+        if aggregate.rule == "sgd":
             memory[f"m/{key}"] = np.asarray(first + change)
-            return merge.lr * memory[f"m/{key}"]
-        memory[f"m/{key}"] = np.asarray(first + (1 - merge.momentum) * change)
-        second, square = memory.get(f"v/{key}", np.full_like(change, merge.tau**2)), change**2
-        match merge.rule:
+            return aggregate.lr * memory[f"m/{key}"]
+        memory[f"m/{key}"] = np.asarray(first + (1 - aggregate.momentum) * change)
+        second, square = memory.get(f"v/{key}", np.full_like(change, aggregate.tau**2)), change**2
+        match aggregate.rule:
             case "adagrad":
                 second = second + square
             case "yogi":
-                second = second - (1 - merge.beta2) * square * np.sign(second - square)
+                second = second - (1 - aggregate.beta2) * square * np.sign(second - square)
             case "adam":
-                second = merge.beta2 * second + (1 - merge.beta2) * square
+                second = aggregate.beta2 * second + (1 - aggregate.beta2) * square
         memory[f"v/{key}"] = second
-        return np.asarray(merge.lr * memory[f"m/{key}"] / (np.sqrt(second) + merge.tau))
+        return np.asarray(aggregate.lr * memory[f"m/{key}"] / (np.sqrt(second) + aggregate.tau))

@@ -17,7 +17,7 @@ from fedgraft.common.base.errors import RunError
 from fedgraft.common.closed_form.closed_form import problems_of, ridge_head, tasks_in
 from fedgraft.common.protocol.instructions import Arrays
 
-STRENGTHS: tuple[float, ...] = tuple(float(value) for value in np.logspace(-4, 2, 13))
+RIDGE_PENALTIES: tuple[float, ...] = tuple(float(value) for value in np.logspace(-4, 2, 13))
 """What is tried: half powers of ten, per case."""
 
 
@@ -35,7 +35,7 @@ def choose(sites: Sequence[Arrays], *, standardise: bool = True) -> dict[str, fl
                 f"The ridge's strength for task {task!r} is chosen on sites left out, and fewer than two have labels.",
                 fix="Give merge.strength as a number, such as 0.1.",
             )
-        chosen[task] = min(reversed(errors), key=lambda strength: errors[strength])
+        chosen[task] = min(reversed(errors), key=lambda ridge_penalty: errors[ridge_penalty])
     return chosen
 
 
@@ -45,7 +45,7 @@ def left_out_errors(sites: Sequence[Arrays], task: str, *, standardise: bool = T
     Empty if no problem of the task has two sites with labels.
     """
     own = [problems_of(sums, task)[:2] for sums in sites]
-    errors = dict.fromkeys(STRENGTHS, 0.0)
+    errors = dict.fromkeys(RIDGE_PENALTIES, 0.0)
     tried = False
     for problem in range(len(own[0][0])):
         pairs = [(grams[problem], crosses[problem]) for grams, crosses in own if grams[problem][-1, -1] > 0]
@@ -54,8 +54,8 @@ def left_out_errors(sites: Sequence[Arrays], task: str, *, standardise: bool = T
         tried = True
         gram, cross = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
         for left_gram, left_cross in pairs:
-            for strength in STRENGTHS:
-                weight, bias = ridge_head(gram - left_gram, cross - left_cross, strength, standardise=standardise)
+            for ridge_penalty in RIDGE_PENALTIES:
+                weight, bias = ridge_head(gram - left_gram, cross - left_cross, ridge_penalty, standardise=standardise)
                 head = np.vstack([weight.T, bias])
-                errors[strength] += float(np.sum(head * (left_gram @ head)) - 2 * np.sum(head * left_cross))
+                errors[ridge_penalty] += float(np.sum(head * (left_gram @ head)) - 2 * np.sum(head * left_cross))
     return errors if tried else {}

@@ -29,11 +29,11 @@ _CHUNK = 1 << 18
 """Coordinates worked on at a time, so that a large tensor of many sites needs little memory beside the updates."""
 
 
-class RobustMerger:
+class RobustAggregator:
     """Keeps all updates until the end, and leaves those out of a head that have no labels for it."""
 
-    def __init__(self, merge: Robust, tags: Tags) -> None:
-        self._merge = merge
+    def __init__(self, aggregate: Robust, tags: Tags) -> None:
+        self._aggregate = aggregate
         self._tags = tags
         self._updates: list[tuple[dict[str, np.ndarray], Mapping[str, float]]] = []
 
@@ -47,27 +47,27 @@ class RobustMerger:
         if not self._updates:
             return {}
         rule = self._rule(state)
-        merged = {}
+        aggregated = {}
         for key in self._updates[0][0]:
             tag = self._tags[key].task or TRUNK
             own = [number for number, (_, weights) in enumerate(self._updates) if weights[tag] > 0]
             if own:
-                merged[key] = self._entry(key, own, state[key], rule)
-        return merged
+                aggregated[key] = self._entry(key, own, state[key], rule)
+        return aggregated
 
     def _rule(self, state: Arrays) -> Rule:
-        match self._merge:
+        match self._aggregate:
             case Median():
                 return lambda values, _own, _before: np.asarray(np.median(values, axis=0))
             case TrimmedMean():
-                trim = self._merge.trim
+                trim = self._aggregate.trim
                 return lambda values, _own, _before: _trimmed_mean(values, trim)
             case Krum():
-                chosen = krum([self._change(number, state) for number in range(len(self._updates))], self._merge)
+                chosen = krum([self._change(number, state) for number in range(len(self._updates))], self._aggregate)
                 return lambda values, own, before: _mean_of(values, own, before, chosen)
             case ClippedMean():
                 norms = [float(np.linalg.norm(self._change(number, state))) for number in range(len(self._updates))]
-                most = self._merge.bound * float(np.median(norms))
+                most = self._aggregate.bound * float(np.median(norms))
                 factors = np.array([1.0 if norm <= most else most / norm for norm in norms])
                 return lambda values, own, before: before + (factors[own, None] * (values - before)).mean(axis=0)
 
@@ -87,9 +87,9 @@ class RobustMerger:
         return (np.rint(out) if whole else out).astype(old.dtype).reshape(old.shape)
 
 
-def krum(changes: Sequence[Floats], merge: Krum) -> set[int]:
+def krum(changes: Sequence[Floats], aggregate: Krum) -> set[int]:
     """The updates with the least sums of squared distances to their n - f - 2 nearest. RunError with too few."""
-    count, faulty = len(changes), merge.faulty
+    count, faulty = len(changes), aggregate.faulty
     if count < 2 * faulty + 3:
         raise RunError(
             f"Krum against {faulty} faulty sites needs {2 * faulty + 3} sites, and {count} answered.",
@@ -98,7 +98,7 @@ def krum(changes: Sequence[Floats], merge: Krum) -> set[int]:
     distances = np.array([[float(np.sum((a - b) ** 2)) for b in changes] for a in changes])
     np.fill_diagonal(distances, np.inf)
     scores = np.sort(distances, axis=1)[:, : count - faulty - 2].sum(axis=1)
-    return set(np.argsort(scores, kind="stable")[: merge.keep].tolist())
+    return set(np.argsort(scores, kind="stable")[: aggregate.keep].tolist())
 
 
 def _trimmed_mean(values: Floats, trim: float) -> Floats:

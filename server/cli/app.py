@@ -54,7 +54,7 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     """Run a study on the running server, and wait for its end: exit code 0 only if it completed."""
     from fedgraft.server.cli import commands
 
-    commands.run(home, commands.Request(study, out, resume, tuple(set_ or ())), sites, wait)
+    commands.run(home, commands.RunRequest(study, out, resume, tuple(set_ or ())), sites, wait)
 
 
 @app.command()

@@ -78,7 +78,7 @@ def start(home: Path, health_port: int | None, *, as_json: bool) -> None:
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """What was asked of `fedgraft server run`."""
 
     study: Path | None
@@ -87,7 +87,7 @@ class Request:
     overrides: tuple[str, ...]
 
 
-def run(home: Path, request: Request, sites: int | None, wait_s: float) -> None:
+def run(home: Path, request: RunRequest, sites: int | None, wait_s: float) -> None:
     """Run a study on the running server, or continue one."""
     from fedgraft.server.operations.deploy import Wait, run_study
 
@@ -107,8 +107,8 @@ def resolve(run: Path, out: Path, without: Sequence[str], others: Sequence[Path]
 
     found = carry_out(run, out, without, others)
     _say(f"{out}: heads from the sums of {', '.join(found.sites)}.")
-    for task, strength in found.strengths.items():
-        _say(f"{task}: strength {strength:g}, chosen on sites left out.")
+    for task, ridge_penalty in found.ridge_penalties.items():
+        _say(f"{task}: strength {ridge_penalty:g}, chosen on sites left out.")
     if found.left:
         _say(f"Nothing in it is of {', '.join(found.left)}. {run} still holds their sums and the old heads: delete it.")
     _say("No site was asked anything: the model is not measured yet.")
@@ -154,7 +154,7 @@ def watch(home: Path, run: Path | None, port: int | None, address: str) -> None:
 
     with Board(ServerHome(home), run) as board:
         if port is None:
-            with screen.Picture(_out) if _out.is_terminal else screen.Lines(_out) as shown:
+            with screen.ScreenPicture(_out) if _out.is_terminal else screen.Lines(_out) as shown:
                 keep_looking(board, shown.show, _POLL_S)
             return
         from fedgraft.server.watch.web import Page
@@ -166,12 +166,12 @@ def watch(home: Path, run: Path | None, port: int | None, address: str) -> None:
 
 def stop(home: Path, *, server_too: bool) -> None:
     """Stop the running studies, which can be continued, and the server if asked."""
-    from fedgraft.server.operations.control import Control
+    from fedgraft.server.operations.control import RunControl
     from fedgraft.server.operations.overview import running
 
     server = ServerHome(home)
     for number in running(server):
-        with Control(server) as control:
+        with RunControl(server) as control:
             control.stop(number)
         _say(f"run {number} is stopped; continue it with `fedgraft server run --resume FOLDER`")
     if server_too:
@@ -188,7 +188,7 @@ def show_logs(home: Path, part: str, lines: int) -> None:
         sys.stdout.writelines(deque(file, lines))
 
 
-def _set_up(request: Request) -> Path:
+def _set_up(request: RunRequest) -> Path:
     from fedgraft.common.checks.explain import check_study
     from fedgraft.common.study.study import read_study
     from fedgraft.server.operations.deploy import prepare

@@ -45,7 +45,7 @@ class Node:
     heard: float
 
 
-class Control:
+class RunControl:
     """A connection to a running server. RunError if there is none, or if it refuses."""
 
     def __init__(self, home: ServerHome) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fedgraft.common.base.errors import InputError, ResumeError, RunError
 from fedgraft.common.base.files import read_json, write_json
 from fedgraft.common.study.study import Study
-from fedgraft.server.operations.control import Control
+from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.runs.run_folder import REASON, RunFolder
 
@@ -75,7 +75,7 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
 def _wait_for_sites(home: ServerHome, wait: Wait, say: Callable[[str], None]) -> None:
     ends, told = time.monotonic() + wait.seconds, -1
     while True:
-        with Control(home) as control:
+        with RunControl(home) as control:
             online = sum(node.online for node in control.nodes())
         if online >= wait.sites:
             return
@@ -90,7 +90,7 @@ def _wait_for_sites(home: ServerHome, wait: Wait, say: Callable[[str], None]) ->
 
 def _start(home: ServerHome, out: Path) -> int:
     (out / "result.json").unlink(missing_ok=True)
-    with Control(home) as control:
+    with RunControl(home) as control:
         number = control.start(out)
     numbers = [*read_json(out / "deployment.json")["started"], str(number)]
     write_json(out / "deployment.json", {"started": numbers})
@@ -108,7 +108,7 @@ def _follow(home: ServerHome, number: int, folder: RunFolder) -> tuple[str, str]
         at_work = folder.is_taken()
         lost, worked = not at_work and (lost or worked), at_work
         try:
-            with Control(home) as control:
+            with RunControl(home) as control:
                 state, details = control.state(number)
                 if lost and not state.startswith("finished"):
                     control.stop(number)

@@ -19,7 +19,7 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fedgraft.server.operations.request_auth import Guard, Verdict
+from fedgraft.server.operations.request_auth import AuthVerdict, RequestAuth
 
 FLEET = frozenset(
     f"/v1/fleet/{name}"
@@ -58,7 +58,7 @@ Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 class Gate:
     """The ASGI application behind the gate's TLS. `inner` is Flower's base URL."""
 
-    def __init__(self, guard: Guard, inner: str, authority: Path) -> None:
+    def __init__(self, guard: RequestAuth, inner: str, authority: Path) -> None:
         self._guard = guard
         self._log = logging.getLogger("fedgraft.gate")
         trusted = ssl.create_default_context(cafile=str(authority))
@@ -95,7 +95,7 @@ class Gate:
         if not _fits(headers):
             return _bare(413)
         verdict = self._guard.judge(headers, address)
-        if verdict is not Verdict.PASS:
+        if verdict is not AuthVerdict.PASS:
             return _bare(verdict.value)
         body = await _read(receive)
         return _bare(body) if isinstance(body, int) else await self._pass_on(scope["path"], headers, body)

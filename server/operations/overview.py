@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgraft.common.base.files import read_json
-from fedgraft.server.operations.control import Control
+from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.runs.run_folder import RunFolder
 
@@ -43,7 +43,7 @@ class RunRow:
 
 def sites(home: ServerHome) -> list[SiteRow]:
     """All sites that were ever enrolled, as the running server knows them."""
-    with Control(home) as control:
+    with RunControl(home) as control:
         nodes = {node.key: node for node in control.nodes()}
     rows, now = [], time.time()
     for name, entry in home.sites().items():
@@ -56,7 +56,7 @@ def sites(home: ServerHome) -> list[SiteRow]:
 
 def runs(home: ServerHome) -> list[RunRow]:
     """The runs of this server, the newest first; of a run that was started again, the last start."""
-    with Control(home) as control:
+    with RunControl(home) as control:
         states = control.states()
     rows: dict[str, RunRow] = {}
     for path in sorted(home.studies.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
@@ -68,7 +68,7 @@ def runs(home: ServerHome) -> list[RunRow]:
 
 def running(home: ServerHome) -> list[int]:
     """Flower's numbers of all runs that are not over."""
-    with Control(home) as control:
+    with RunControl(home) as control:
         return [number for number, state in control.states().items() if not state.startswith("finished")]
 
 

@@ -21,7 +21,7 @@ _REMEMBERED = 1 << 18
 _KEY, _STAMP, _SIGNATURE = b"flwr-public-key", b"flwr-timestamp", b"flwr-signature"
 
 
-class Verdict(Enum):
+class AuthVerdict(Enum):
     """What becomes of a request, as an HTTP status."""
 
     PASS = 200
@@ -47,7 +47,7 @@ class Bucket:
         return left >= 1.0
 
 
-class Guard:
+class RequestAuth:
     """Judges requests by their headers, before anything of their bodies is read.
 
     `admitted` gives the public keys (PEM) that may pass, with their owners' names. The signature is Flower's: over the
@@ -66,13 +66,13 @@ class Guard:
         self._keys: dict[str, ec.EllipticCurvePublicKey] = {}
         self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
 
-    def judge(self, headers: Mapping[bytes, bytes], address: str) -> Verdict:
+    def judge(self, headers: Mapping[bytes, bytes], address: str) -> AuthVerdict:
         """What becomes of a request with these headers that came from `address`."""
         name = self._signer(headers)
         if not name:
             # Strangers are counted by address, so that they use up nobody's share but their own.
-            return Verdict.UNKNOWN if self._strangers.take(address) else Verdict.TOO_OFTEN
-        return Verdict.PASS if self._known.take(name) else Verdict.TOO_OFTEN
+            return AuthVerdict.UNKNOWN if self._strangers.take(address) else AuthVerdict.TOO_OFTEN
+        return AuthVerdict.PASS if self._known.take(name) else AuthVerdict.TOO_OFTEN
 
     def stranger(self, address: str) -> bool:
         """Whether an unsigned request from `address` may have an answer."""

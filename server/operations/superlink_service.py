@@ -17,9 +17,9 @@ from typing import IO
 from fedgraft.common.base.errors import FedgraftError, InputError, RunError
 from fedgraft.common.base.logs import file_log
 from fedgraft.server.operations import supervise as tethered
-from fedgraft.server.operations.control import Control
+from fedgraft.server.operations.control import RunControl
 from fedgraft.server.operations.gate import Gate, gate_server
-from fedgraft.server.operations.request_auth import Guard
+from fedgraft.server.operations.request_auth import RequestAuth
 from fedgraft.server.provisioning.home import Enrolled, ServerHome
 
 _START_S = 60.0
@@ -48,11 +48,11 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
         inner = f"127.0.0.1:{facts.inner_port}"
         (home.flower / "empty").mkdir(exist_ok=True)
         parts = [
-            Part("superlink", _superlink(home, facts.inner_port, health_port), home),
-            Part("superexec", _superexec(home), home),
+            ServicePart("superlink", _superlink(home, facts.inner_port, health_port), home),
+            ServicePart("superexec", _superexec(home), home),
         ]
-        sites = Sites(home)
-        gate = Gate(Guard(lambda: sites.admitted), f"https://{inner}", home.authority)
+        sites = EnrolledSites(home)
+        gate = Gate(RequestAuth(lambda: sites.admitted), f"https://{inner}", home.authority)
         server = gate_server(gate, (facts.listen, port), home.gate)
         stop = threading.Event()
         home.found_database()
@@ -74,7 +74,7 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
                 part.stop()
 
 
-class Part:
+class ServicePart:
     """One of the server's processes. It ends with this one, however that ends."""
 
     def __init__(self, name: str, command: Sequence[str], home: ServerHome) -> None:
@@ -136,7 +136,7 @@ class Part:
                 continue
 
 
-class Sites:
+class EnrolledSites:
     """Who may connect: taken from the server's folder, told to Flower, and taken again when the folder changes."""
 
     def __init__(self, home: ServerHome) -> None:
@@ -153,7 +153,7 @@ class Sites:
             self.admitted = {entry.node: name for name, entry in sites.items() if entry.revoked is None}
             _log.info("%d sites may connect", len(self.admitted))
         if sites != self._told:
-            with Control(self._home) as control:
+            with RunControl(self._home) as control:
                 nodes = {node.key: node for node in control.nodes()}
                 for key, node in nodes.items():
                     if key not in self.admitted:
@@ -209,7 +209,7 @@ def _superexec(home: ServerHome) -> list[str]:
     ]
 
 
-def _watch(parts: Sequence[Part], sites: Sites, stop: threading.Event) -> None:
+def _watch(parts: Sequence[ServicePart], sites: EnrolledSites, stop: threading.Event) -> None:
     synced = 0.0
     while not stop.wait(_WATCH_S):
         for part in parts:
@@ -222,7 +222,7 @@ def _watch(parts: Sequence[Part], sites: Sites, stop: threading.Event) -> None:
                 _log.warning("sites could not be taken over yet: %s", error)
 
 
-def _until_listening(part: Part, port: int) -> None:
+def _until_listening(part: ServicePart, port: int) -> None:
     ends = time.monotonic() + _START_S
     while time.monotonic() < ends and part.alive:
         with socket.socket() as probe:

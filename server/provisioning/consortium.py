@@ -31,7 +31,7 @@ class ServerEntry(BaseModel):
     inner_port: Port = 8001
 
 
-class SiteEntry(BaseModel):
+class ConsortiumSite(BaseModel):
     """A site, and who makes its keys: the coordinator, who encloses them in the kit, or the site itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +47,7 @@ class Consortium(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
     server: ServerEntry
-    sites: Annotated[tuple[SiteEntry, ...], Field(min_length=1)]
+    sites: Annotated[tuple[ConsortiumSite, ...], Field(min_length=1)]
     valid_days: Annotated[int, Field(ge=1, le=825)] = 365
 
     @field_validator("sites", mode="before")

@@ -13,8 +13,8 @@ from fedgraft.server.report.history import (
 )
 from fedgraft.server.report.tables import (
     NONE,
-    Line,
-    Table,
+    ReportTable,
+    TableLine,
     duration,
     whole,
 )
@@ -24,7 +24,7 @@ from fedgraft.server.report.tables import (
 class Audited:
     """The findings, whether all of them hold, and what that is worth."""
 
-    table: Table
+    table: ReportTable
     verdict: str
     holds: bool
 
@@ -42,10 +42,10 @@ def audited(found: Row) -> Audited:
     accepted = " and all that failed was accepted beforehand" if holds and failed else ""
     patients, seconds = whole(found.get("patients")), duration(number(found.get("seconds")) or 0.0)
     verdict = f"{words}{accepted}: noise of a site with {patients} patients in training, {seconds} of attacks."
-    return Audited(Table(columns, lines, words=5), verdict, holds)
+    return Audited(ReportTable(columns, lines, words=5), verdict, holds)
 
 
-def _line(row: Row) -> Line:
+def _line(row: Row) -> TableLine:
     passed = row.get("passed")
     failed = "fails, accepted" if row.get("accepted") is True else "fails"
     verdict = "not tested" if passed is None else "holds" if passed is True else failed
@@ -53,4 +53,4 @@ def _line(row: Row) -> Line:
     limit = NONE if bound is None else f"{text(row.get('sense'))} {bound:g}"
     words = (text(row.get(key)) or NONE for key in ("claim", "words"))
     cells = (text(row.get("name")), text(row.get("stage")), verdict, *words, limit)
-    return Line((*cells, duration(number(row.get("seconds")) or 0.0)), "failed" if verdict == "fails" else "")
+    return TableLine((*cells, duration(number(row.get("seconds")) or 0.0)), "failed" if verdict == "fails" else "")

@@ -21,8 +21,8 @@ from fedgraft.server.report.history import (
 from fedgraft.server.report.page import template
 from fedgraft.server.report.tables import (
     NONE,
-    Line,
-    Table,
+    ReportTable,
+    TableLine,
     duration,
 )
 
@@ -36,9 +36,9 @@ class QuestionView:
     name: str
     asks: str
     how: str
-    table: Table
-    expected: Table
-    sites: Table
+    table: ReportTable
+    expected: ReportTable
+    sites: ReportTable
     drawn: tuple[Markup, ...]
     troubles: tuple[str, ...]
 
@@ -78,12 +78,12 @@ def _view(question: Row) -> QuestionView:
         f"{metric} on {text(question.get('scenario')) or 'the hospitals given'}, task {text(question.get('task'))}; "
         f"{int(number(question.get('replicates')) or 0)} paired replicates per arm; differences of up to {margin:g} "
         "would not matter.",
-        Table(
+        ReportTable(
             ("arm", "verdict", f"macro {metric}", "95 %", "worst site", f"minus {against}", "95 %", "p (Holm)", "time"),
             tuple(_line(row) for row in rows),
             words=2,
         ),
-        Table(
+        ReportTable(
             ("expected", "wanted", "verdict", "found", "95 %"),
             tuple(_expected(mapping(one)) for one in sequence(question.get("expectations"))),
             words=3,
@@ -94,7 +94,7 @@ def _view(question: Row) -> QuestionView:
     )
 
 
-def _line(row: Row) -> Line:
+def _line(row: Row) -> TableLine:
     macro, worst, difference = (mapping(row.get(key)) for key in ("macro", "worst", "difference"))
     cells = (
         _name(row),
@@ -107,21 +107,23 @@ def _line(row: Row) -> Line:
         _figure(difference.get("holm")),
         duration(number(row.get("seconds")) or 0.0),
     )
-    return Line(cells, "")
+    return TableLine(cells, "")
 
 
-def _expected(one: Row) -> Line:
+def _expected(one: Row) -> TableLine:
     cases = number(one.get("cases"))
     name = f"{text(one.get('arm'))} over {text(one.get('over'))}" + (f", {int(cases)} cases" if cases else "")
     reached = one.get("reached") is True
     cells = (name, text(one.get("wanted")), "reached" if reached else "missed", _figure(one.get("value"), signed=True))
-    return Line((*cells, _range(one, signed=True)), "" if reached else "failed")
+    return TableLine((*cells, _range(one, signed=True)), "" if reached else "failed")
 
 
-def _sites(rows: Sequence[Row]) -> Table:
+def _sites(rows: Sequence[Row]) -> ReportTable:
     names = sorted({site for row in rows for site in mapping(row.get("sites"))})
-    lines = (Line((_name(row), *(_figure(mapping(row.get("sites")).get(site)) for site in names)), "") for row in rows)
-    return Table(("arm", *names), tuple(lines), words=1)
+    lines = (
+        TableLine((_name(row), *(_figure(mapping(row.get("sites")).get(site)) for site in names)), "") for row in rows
+    )
+    return ReportTable(("arm", *names), tuple(lines), words=1)
 
 
 def _name(row: Row) -> str:

@@ -13,7 +13,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.metrics.metrics import macro_mean
 from fedgraft.common.metrics.task_metrics import (
-    Shown,
+    HeadlineMetrics,
     TaskSums,
     read_sums,
     shown_of,
@@ -49,7 +49,7 @@ class RunRecord:
         seen = [mapping(row.get("metrics")) for row in self.exchanges] + [mapping(self.result.get("metrics"))]
         return tuple(dict.fromkeys(task for metrics in seen for task in metrics))
 
-    def shown(self, task: str) -> Shown:
+    def shown(self, task: str) -> HeadlineMetrics:
         """What is told first of a task."""
         for row in (self.result, *self.exchanges):
             own = mapping(mapping(row.get("metrics")).get(task))

@@ -56,7 +56,7 @@ class TaskView:
     tiles: tuple[tables.Tile, ...]
     legend: tuple[Key, ...]
     learning: tuple[Markup, ...]
-    metrics: tables.Table
+    metrics: tables.ReportTable
     final: tuple[Markup, ...]
     remark: str
 

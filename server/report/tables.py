@@ -55,14 +55,14 @@ MEANINGS = {
     Code.TOO_LARGE: "sent an update that is far too large",
     Code.BAD_WEIGHT: "gave an impossible number of cases",
     Code.OTHER_CONTEXT: "masked for something else: another model, other partners or other keys",
-    Code.NO_MASKS: "has no mask key that its roster knows",
-    Code.NOT_MASKED: "does not mask with the sites that it was named",
+    Code.NO_SECURE_AGGREGATION: "has no mask key that its roster knows",
+    Code.NOT_SECURE: "does not mask with the sites that it was named",
     Code.MASK_REUSED: "was asked to use a mask again",
 }
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """A table's row; `kind` is "", "summary" or "worst"."""
 
     cells: tuple[str, ...]
@@ -70,11 +70,11 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Columns and rows of text; the first `words` columns hold words, the others numbers."""
 
     columns: tuple[str, ...]
-    rows: tuple[Line, ...]
+    rows: tuple[TableLine, ...]
     words: int = 1
 
 
@@ -93,14 +93,16 @@ def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
     first, second, unit = told.first, told.metrics[1], _unit(record, task)
     sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
     lowest = lowest_site(record, task)
-    masked = bool(pooled) and not sites
-    alike = "mean of the sites, each alike" if masked else f"mean of {_plural(len(sites), 'site')}, each alike"
+    secure_aggregation = bool(pooled) and not sites
+    alike = (
+        "mean of the sites, each alike" if secure_aggregation else f"mean of {_plural(len(sites), 'site')}, each alike"
+    )
     return (
         Tile(decimal(_macro(final, first)), f"macro {title(first)}{unit}", alike),
         Tile(
             decimal(lowest[1]) if lowest else NONE,
             f"worst site’s {title(first)}{unit}",
-            lowest[0] if lowest else _HIDDEN * masked,
+            lowest[0] if lowest else _HIDDEN * secure_aggregation,
         ),
         Tile(decimal(_macro(final, second)), f"macro {title(second)}{unit}", _REMARKS.get(second, "")),
         Tile(
@@ -118,25 +120,25 @@ def lowest_site(record: RunRecord, task: str) -> tuple[str, float] | None:
     return worst(values, told.first, largest=told.lower_is_better)
 
 
-def site_metrics(record: RunRecord, task: str) -> Table:
+def site_metrics(record: RunRecord, task: str) -> ReportTable:
     """Sites by metrics, below the macro mean, the worst value of any site, and all cases pooled."""
     final = record.final(task)
     sites = {site: mapping(own) for site, own in sorted(mapping(final.get("sites")).items())}
     pooled, lowest = mapping(final.get("pooled")), lowest_site(record, task)
     keys = [key for key in TITLES if key in pooled]
     rows = [
-        Line(("macro mean of sites", "", *(decimal(_macro(final, key)) for key in keys)), "summary"),
-        Line(("worst of the sites", "", *(decimal(_worst_value(sites, key)) for key in keys)), "summary"),
-        Line(("all cases pooled", *_metric_cells(pooled, keys)), "summary"),
+        TableLine(("macro mean of sites", "", *(decimal(_macro(final, key)) for key in keys)), "summary"),
+        TableLine(("worst of the sites", "", *(decimal(_worst_value(sites, key)) for key in keys)), "summary"),
+        TableLine(("all cases pooled", *_metric_cells(pooled, keys)), "summary"),
     ]
     for site, own in sites.items():
-        rows.append(Line((site, *_metric_cells(own, keys)), "worst" if lowest and site == lowest[0] else ""))
+        rows.append(TableLine((site, *_metric_cells(own, keys)), "worst" if lowest and site == lowest[0] else ""))
     if pooled and not sites:
         del rows[1]  # masks hide the single sites, the worst too
-    return Table(("site", "cases", *map(title, keys)), tuple(rows) if pooled else ())
+    return ReportTable(("site", "cases", *map(title, keys)), tuple(rows) if pooled else ())
 
 
-def stages(record: RunRecord) -> Table:
+def stages(record: RunRecord) -> ReportTable:
     """What each stage did, trained, shared and cost."""
     columns = {
         "name": "stage",
@@ -151,7 +153,7 @@ def stages(record: RunRecord) -> Table:
     shown = {key: name for key, name in columns.items() if any(text(row.get(key)) for row in rows)}
     numbers = ("rounds", "entries trained", "entries shared", "up per round", "down per round")
     lines = [
-        Line(
+        TableLine(
             (
                 *(text(row.get(key)) or NONE for key in shown),
                 whole(row.get("rounds")),
@@ -163,10 +165,10 @@ def stages(record: RunRecord) -> Table:
         )
         for row in rows
     ]
-    return Table((*shown.values(), *numbers), tuple(lines), words=len(shown))
+    return ReportTable((*shown.values(), *numbers), tuple(lines), words=len(shown))
 
 
-def cohorts(record: RunRecord) -> Table:
+def cohorts(record: RunRecord) -> ReportTable:
     """What each site brought: cases by split, labels, files left out."""
     sites = {site: mapping(own) for site, own in sorted(mapping(record.result.get("sites")).items())}
     lines = []
@@ -177,7 +179,7 @@ def cohorts(record: RunRecord) -> Table:
             for task, counts in mapping(own.get("labels")).items()
         )
         lines.append(
-            Line(
+            TableLine(
                 (
                     site,
                     labels or NONE,
@@ -187,31 +189,31 @@ def cohorts(record: RunRecord) -> Table:
             )
         )
     columns = ("site", "training labels", "left out", "train", "val", "test")
-    return Table(columns, tuple(lines), words=3)
+    return ReportTable(columns, tuple(lines), words=3)
 
 
-def privacy(record: RunRecord) -> Table:
+def privacy(record: RunRecord) -> ReportTable:
     """What each site says that the study has cost it, and what that promises a patient."""
     lines = []
     for site, own in sorted(mapping(record.result.get("privacy")).items()):
         values = mapping(own)
         plain = ", ".join(text(name) for name in sequence(values.get("without_dp")))
         if not values.get("dp"):
-            lines.append(Line((site, "none", plain or "nothing", NONE, NONE, NONE)))
+            lines.append(TableLine((site, "none", plain or "nothing", NONE, NONE, NONE)))
             continue
         how = f"{text(values.get('relation'))} one {text(values.get('unit'))}, {text(values.get('accountant'))}"
         figures = (_epsilon(values), _delta(values), whole(values.get("steps")))
-        lines.append(Line((site, how, plain or "nothing", *figures)))
+        lines.append(TableLine((site, how, plain or "nothing", *figures)))
     promised = mapping(record.result.get("privacy_overall"))
     for key, who in (("one_site", "a patient of one site"), ("two_sites", "a patient of two sites")):
         if values := mapping(promised.get(key)):
             how = f"one {text(promised.get('unit'))}"
-            lines.append(Line((who, how, "nothing", _epsilon(values), _delta(values), NONE), kind="summary"))
+            lines.append(TableLine((who, how, "nothing", _epsilon(values), _delta(values), NONE), kind="summary"))
     columns = ("site", "differential privacy", "left without noise", "epsilon", "delta", "steps")
-    return Table(columns, tuple(lines), words=3)
+    return ReportTable(columns, tuple(lines), words=3)
 
 
-def refusals(record: RunRecord) -> tuple[Table, int]:
+def refusals(record: RunRecord) -> tuple[ReportTable, int]:
     """Who was missing when, and why; and how many rows there are beyond those shown."""
     rows = [mapping(row) for row in sequence(record.result.get("refusals"))]
     if not rows and "refusals" not in record.result:
@@ -221,7 +223,7 @@ def refusals(record: RunRecord) -> tuple[Table, int]:
             for site, code in mapping(row.get("missing")).items()
         ]
     lines = [
-        Line(
+        TableLine(
             (
                 text(row.get("site")),
                 text(row.get("stage")) or NONE,
@@ -234,10 +236,10 @@ def refusals(record: RunRecord) -> tuple[Table, int]:
         for row in rows
     ]
     columns = ("site", "stage", "code", "the site", "round", "exchange")
-    return Table(columns, tuple(lines[:_MOST_REFUSALS]), words=4), max(0, len(lines) - _MOST_REFUSALS)
+    return ReportTable(columns, tuple(lines[:_MOST_REFUSALS]), words=4), max(0, len(lines) - _MOST_REFUSALS)
 
 
-def environment(record: RunRecord) -> Table:
+def environment(record: RunRecord) -> ReportTable:
     """What the run was made with."""
     facts = {
         "fedgraft": record.result.get("fedgraft"),
@@ -245,7 +247,9 @@ def environment(record: RunRecord) -> Table:
         **{key.replace("_", " "): value for key, value in record.environment.items() if key != "packages"},
         **mapping(record.environment.get("packages")),
     }
-    return Table(("what", "value"), tuple(Line((key, text(value))) for key, value in facts.items() if text(value)), 2)
+    return ReportTable(
+        ("what", "value"), tuple(TableLine((key, text(value))) for key, value in facts.items() if text(value)), 2
+    )
 
 
 def decimal(value: float | None) -> str:

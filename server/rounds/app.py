@@ -15,7 +15,7 @@ from fedgraft.common.base.errors import FedgraftError, RunError
 from fedgraft.common.models.initialise import start
 from fedgraft.server.rounds.fleet import GridFleet
 from fedgraft.server.rounds.results import write_model, write_result
-from fedgraft.server.rounds.rounds import Rounds
+from fedgraft.server.rounds.rounds import Coordinator
 from fedgraft.server.runs.run_folder import REASON, RunFolder
 
 DEPLOYED = "deployed"
@@ -55,7 +55,7 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None
     ours = engine in ("inprocess", "pool")
     enrolled = partial(_enrolled, grid) if engine == DEPLOYED else None
     fleet = GridFleet(grid, expires=ours, views=ours, enrolled=enrolled)
-    outcome = Rounds(study, fleet, folder, begin.state(), tags).run()
+    outcome = Coordinator(study, fleet, folder, begin.state(), tags).run()
     write_model(folder, study, outcome, begin, synthetic)
     write_result(folder, study, tags, outcome, engine, synthetic)
     folder.event("finished")

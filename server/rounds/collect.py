@@ -11,17 +11,17 @@ from fedgraft.common.protocol.instructions import (
     Arrays,
     Code,
     Greeting,
-    Masked,
-    Order,
+    Instruction,
+    MaskedUpdate,
     Refusal,
     Update,
 )
 from fedgraft.common.secure_aggregation.summing import Pooled
 from fedgraft.common.study.study import Study
-from fedgraft.server.aggregation.aggregator import Merger
+from fedgraft.server.aggregation.aggregator import Aggregator
 from fedgraft.server.aggregation.joint import Joint
 from fedgraft.server.rounds.fleet import Fleet, Reply
-from fedgraft.server.rounds.validation import Bar, fault, metric_sums
+from fedgraft.server.rounds.validation import Limits, fault, metric_sums
 
 Tell = Callable[..., None]
 """Called with a kind of event and its facts."""
@@ -31,7 +31,7 @@ Tell = Callable[..., None]
 class Collected:
     """What came back in one exchange. `pooled` and `train_pooled` are all there is of a masked one."""
 
-    merged: list[str] = field(default_factory=list)
+    aggregated: list[str] = field(default_factory=list)
     missing: dict[str, Code] = field(default_factory=dict)
     train: dict[str, dict[str, float]] = field(default_factory=dict)
     train_pooled: dict[str, float] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Collected:
     pooled: dict[str, Pooled] = field(default_factory=dict)
     observed: dict[str, dict[str, TaskSums]] = field(default_factory=dict)
     spent: dict[str, dict[str, Any]] = field(default_factory=dict)
-    strengths: dict[str, float] = field(default_factory=dict)
+    ridge_penalties: dict[str, float] = field(default_factory=dict)
     """By task the ridge's strength, where the sums have decided it."""
     repeats: int = 0
     bytes_up: int = 0
@@ -55,53 +55,53 @@ class Collector:
         self._greetings = greetings
         self._tell = tell
 
-    def collect(self, orders: Mapping[str, Order], bar: Bar, merging: Merger) -> Collected:
+    def collect(self, instructions: Mapping[str, Instruction], limits: Limits, aggregator: Aggregator) -> Collected:
         """Vet replies as they come; merge them in the order of the sites' names, so that sums are reproducible."""
-        got, waiting = Collected(), sorted(orders, reverse=True)
-        joint = Joint(bar.stage.joint)
+        got, waiting = Collected(), sorted(instructions, reverse=True)
+        joint = Joint(limits.stage.joint_lambda)
         ready: dict[str, Update | None] = {}
-        for reply in self.replies(orders, bar.state, got):
-            order = orders[reply.site]
-            ready[reply.site] = self.vetted(got, reply, order, bar)
+        for reply in self.replies(instructions, limits.state, got):
+            instruction = instructions[reply.site]
+            ready[reply.site] = self.vetted(got, reply, instruction, limits)
             while waiting and waiting[-1] in ready:
                 site = waiting.pop()
                 update = ready.pop(site)
-                if update is not None and orders[site].work:
-                    joint.pass_on(update, merging, of_source=self._greetings[site].source)
-        joint.finish(merging)
+                if update is not None and instructions[site].work:
+                    joint.pass_on(update, aggregator, of_source=self._greetings[site].source)
+        joint.finish(aggregator)
         return got
 
-    def replies(self, orders: Mapping[str, Order], state: Arrays, got: Collected) -> Iterator[Reply]:
+    def replies(self, instructions: Mapping[str, Instruction], state: Arrays, got: Collected) -> Iterator[Reply]:
         """One reply of each site, as they come. A site that has lost what it held is asked again, with everything."""
-        again: dict[str, Order] = {}
-        for reply in self._answers(orders, again):
+        again: dict[str, Instruction] = {}
+        for reply in self._answers(instructions, again):
             got.bytes_up += reply.bytes_up
             got.bytes_down += reply.bytes_down
-            order = orders[reply.site]
+            instruction = instructions[reply.site]
             lost = isinstance(reply.answer, Refusal) and reply.answer.code is Code.MISSING_TENSORS
             if lost and reply.site not in again:
-                again[reply.site] = replace(order, tensors=state, held="")
+                again[reply.site] = replace(instruction, tensors=state, held="")
                 continue
-            self._tell("reply", exchange=order.exchange, site=reply.site)
+            self._tell("reply", exchange=instruction.exchange, site=reply.site)
             yield reply
 
-    def _answers(self, orders: Mapping[str, Order], again: Mapping[str, Order]) -> Iterator[Reply]:
+    def _answers(self, instructions: Mapping[str, Instruction], again: Mapping[str, Instruction]) -> Iterator[Reply]:
         """The replies to `orders`, then those to the orders that were put into `again` meanwhile."""
-        yield from self._fleet.exchange(orders, self._study.rounds.deadline_s)
+        yield from self._fleet.exchange(instructions, self._study.rounds.deadline_s)
         if again:
             yield from self._fleet.exchange(dict(again), self._study.rounds.deadline_s)
 
-    def vetted(self, got: Collected, reply: Reply, order: Order, bar: Bar) -> Update | None:
+    def vetted(self, got: Collected, reply: Reply, instruction: Instruction, limits: Limits) -> Update | None:
         """The reply in the open of one site, if it may count; what it says is noted in `got`."""
         site, answer = reply.site, reply.answer
         if isinstance(answer, Refusal):
             got.missing[site] = answer.code
             return None
-        if isinstance(answer, Masked):
+        if isinstance(answer, MaskedUpdate):
             got.missing[site] = Code.GARBAGE
             return None
         sums = metric_sums(answer, self._study)
-        code = fault(answer, order, bar) or (Code.GARBAGE if sums is None else None)
+        code = fault(answer, instruction, limits) or (Code.GARBAGE if sums is None else None)
         if code is None and max(answer.weights.values(), default=0) > self._greetings[site].cases.get("train", 0):
             code = Code.BAD_WEIGHT  # more cases than the site said it has
         if code is not None:
@@ -112,7 +112,7 @@ class Collector:
             return None
         if answer.spent is not None:
             got.spent[site] = asdict(answer.spent)
-        got.merged.append(site)
+        got.aggregated.append(site)
         got.train[site] = dict(answer.train)
         if sums:
             got.metrics[site] = sums

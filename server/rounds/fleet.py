@@ -19,7 +19,7 @@ from fedgraft.common.protocol.instructions import (
     Code,
     Greeting,
     Hello,
-    Order,
+    Instruction,
     Refusal,
 )
 from fedgraft.server.rounds.transport import collect
@@ -53,7 +53,7 @@ class Fleet(Protocol):
     def greet(self, hello: Hello) -> Mapping[str, Greeting | Refusal]:
         """Say hello to every site that is there and has not greeted yet; what each answered."""
 
-    def exchange(self, orders: Mapping[str, Order], deadline_s: float | None) -> Iterator[Reply]:
+    def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
         """Send every site its order; its reply, as it comes. Every site is answered for, if only with a refusal."""
 
 
@@ -106,31 +106,31 @@ class GridFleet:
             return True
         return self._enrolled is not None and node not in self._nodes.values() and now - self._asked[node] > _AGAIN_S
 
-    def exchange(self, orders: Mapping[str, Order], deadline_s: float | None) -> Iterator[Reply]:
+    def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
         """Send the orders; tensors that several sites lack are packed once."""
         packed: dict[tuple[str, ...], ArrayRecord] = {}
         messages, sizes, names = {}, {}, {}
-        for site, order in orders.items():
-            lacking = tuple(order.tensors)
+        for site, instruction in instructions.items():
+            lacking = tuple(instruction.tensors)
             if lacking not in packed:
-                packed[lacking] = wire.pack_tensors(order.tensors, views=self._views)
-            records = wire.pack_order(order, packed[lacking])
+                packed[lacking] = wire.pack_tensors(instruction.tensors, views=self._views)
+            records = wire.pack_instruction(instruction, packed[lacking])
             node = self._nodes[site]
             messages[node] = Message(
                 records,
                 dst_node_id=node,
                 message_type=wire.VISIT,
                 ttl=deadline_s,
-                group_id=str(order.exchange),
+                group_id=str(instruction.exchange),
             )
             sizes[site], names[node] = wire.size(records), site
         probe = _ping if self._enrolled is not None else None
         for node, reply in collect(self._grid, messages, None if self._expires else deadline_s, probe):
             site = names.pop(node)
-            answer, up = _read_reply(reply, orders[site].exchange)
+            answer, up = _read_reply(reply, instructions[site].exchange)
             yield Reply(site, answer, up, sizes[site])
         for site in names.values():
-            yield Reply(site, Refusal(orders[site].exchange, Code.DEADLINE), 0, sizes[site])
+            yield Reply(site, Refusal(instructions[site].exchange, Code.DEADLINE), 0, sizes[site])
 
 
 def _ping(node: int) -> Message:

@@ -23,8 +23,8 @@ from fedgraft.common.protocol.routing import Tags, sent
 from fedgraft.common.study.aggregates import ClosedForm, Standardise
 from fedgraft.common.study.plan import Role, Stage, Statistics
 from fedgraft.common.study.study import Study
-from fedgraft.server.aggregation.aggregator import HeadMerger, merger
-from fedgraft.server.runs.retained_statistics import KeptSums, features_digest
+from fedgraft.server.aggregation.aggregator import HeadAggregator, aggregator
+from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
 from fedgraft.server.runs.run_folder import RunFolder
 
 SCHEMA = 1
@@ -43,7 +43,7 @@ class Finished:
     """The place in the plan of the stage that solved the heads."""
     manifest: WeightsManifest
     state: Mapping[str, np.ndarray]
-    kept: KeptSums
+    kept: RetainedStatistics
     shaped: Mapping[str, Sequence[str]]
     """By stage that changed the model before the heads were solved: the sites that took part in it."""
 
@@ -60,7 +60,7 @@ class Resolved:
     sites: tuple[str, ...]
     left: tuple[str, ...]
     joined: tuple[str, ...]
-    strengths: Mapping[str, float]
+    ridge_penalties: Mapping[str, float]
 
 
 def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[Path] = ()) -> Resolved:
@@ -93,12 +93,12 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
     needed = own.study.rounds.min_sites
     if len(sites) < needed:
         raise RunError(f"{run}: {len(sites)} sites would be left, and rounds.min_sites of the study is {needed}.")
-    heads, strengths = solve(own.stage, own.tags, sites, own.state)
-    _write(out, own, dict(own.state) | heads, KeptSums(own.stage.name, own.kept.features, sites))
-    found = Resolved(tuple(sorted(sites)), tuple(sorted(without)), tuple(sorted(joined)), strengths)
+    heads, ridge_penalties = solve(own.stage, own.tags, sites, own.state)
+    _write(out, own, dict(own.state) | heads, RetainedStatistics(own.stage.name, own.kept.features, sites))
+    found = Resolved(tuple(sorted(sites)), tuple(sorted(without)), tuple(sorted(joined)), ridge_penalties)
     facts = {"schema": SCHEMA, "study_digest": own.study.digest, "stage": own.stage.name, "measured": False}
     facts |= {"from": own.manifest.sha256, "sites": found.sites, "left": found.left, "joined": found.joined}
-    write_json(out / _FACTS, facts | {"strengths": dict(strengths), "shaped": shaped})
+    write_json(out / _FACTS, facts | {"strengths": dict(ridge_penalties), "shaped": shaped})
     return found
 
 
@@ -106,33 +106,33 @@ def solve(
     stage: Stage, tags: Tags, sites: Mapping[str, Arrays], state: Arrays
 ) -> tuple[dict[str, np.ndarray], Mapping[str, float]]:
     """The heads from the sites' sums, added in the order in which a run adds them, and the strengths chosen."""
-    merging = merger(stage, tags)
-    assert isinstance(merging, HeadMerger)
+    aggregator = aggregator(stage, tags)
+    assert isinstance(aggregator, HeadAggregator)
     for name in sorted(sites):
-        merging.add(Update(0, sites[name], {}, {}, {}))
-    return merging.result(state), merging.strengths
+        aggregator.add(Update(0, sites[name], {}, {}, {}))
+    return aggregator.result(state), aggregator.ridge_penalties
 
 
 def _finished(path: Path) -> Finished:
     folder = RunFolder(path)
     study = folder.study()
-    if study.masked:
+    if study.secure_aggregation:
         raise RunError(
             f"{path}: the study was masked, so the coordinator has only ever seen sums over all sites.",
             fix="Run the study again with the sites that it should be of.",
         )
-    at = max((at for at, stage in enumerate(study.plan) if isinstance(stage.merge, ClosedForm)), default=None)
+    at = max((at for at, stage in enumerate(study.plan) if isinstance(stage.aggregate, ClosedForm)), default=None)
     if at is None:
         raise RunError(f"{path}: no stage of its plan solves heads from sums, so nobody can leave or join.", fix=_AGAIN)
     local = study.plan[at].local
-    if not (isinstance(local, Statistics) and local.keep_sums):
+    if not (isinstance(local, Statistics) and local.retain_statistics):
         raise RunError(
             f"{path}: the study did not say that the sites' sums are kept, so they were not.",
             fix=f"Set plan.{at}.local.keep_sums (or method.keep_sums) to true, and run it again.",
         )
     try:
         manifest, state = load_weights(str(path))
-        kept = KeptSums.read(path, study.plan[at].name)
+        kept = RetainedStatistics.read(path, study.plan[at].name)
     except FedgraftError as error:
         raise RunError(f"{path}: is no finished run with sums: {error}") from None
     tags = make_model(study).tags()
@@ -163,7 +163,7 @@ def _influences(own: Finished, without: Sequence[str]) -> Iterator[str]:
 
 def _moves(stage: Stage, tags: Tags) -> bool:
     """Whether a stage changes the model that all share, other than by heads solved from sums."""
-    return isinstance(stage.merge, Standardise) or bool(sent(stage, tags))
+    return isinstance(stage.aggregate, Standardise) or bool(sent(stage, tags))
 
 
 def _joining(own: Finished, other: Finished) -> dict[str, Arrays]:
@@ -185,7 +185,7 @@ def _joining(own: Finished, other: Finished) -> dict[str, Arrays]:
     return dict(other.kept.sites)
 
 
-def _write(out: Path, own: Finished, state: Arrays, kept: KeptSums) -> None:
+def _write(out: Path, own: Finished, state: Arrays, kept: RetainedStatistics) -> None:
     out.mkdir(parents=True, exist_ok=True)
     RunFolder(out).write_study(own.study)
     kept.write(out)
@@ -206,5 +206,5 @@ def _shaped(path: Path, before: Sequence[Stage], tags: Tags, solved: frozenset[s
     return {
         stage.name: sorted({site for row in rows if row["stage_index"] == at for site in row["sites_merged"]})
         for at, stage in enumerate(before)
-        if isinstance(stage.merge, Standardise) or not solved.issuperset(sent(stage, tags))
+        if isinstance(stage.aggregate, Standardise) or not solved.issuperset(sent(stage, tags))
     }

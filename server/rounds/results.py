@@ -8,7 +8,7 @@ from typing import Any
 
 from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.checks.explain import plan_table
-from fedgraft.common.models.initialise import Start, held_out
+from fedgraft.common.models.initialise import Initialised, held_out
 from fedgraft.common.models.weights import save_weights
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.protocol.routing import Tags, releases_plainly
@@ -16,13 +16,15 @@ from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.rounds.collect import headline
-from fedgraft.server.rounds.rounds import Outcome
+from fedgraft.server.rounds.rounds import RunOutcome
 from fedgraft.server.runs.run_folder import RunFolder
 
 SCHEMA = 1
 
 
-def write_result(folder: RunFolder, study: Study, tags: Tags, outcome: Outcome, engine: str, synthetic: bool) -> None:
+def write_result(
+    folder: RunFolder, study: Study, tags: Tags, outcome: RunOutcome, engine: str, synthetic: bool
+) -> None:
     """Write `result.json`; the run counts as complete when every site that greeted took part to the end."""
     rows = _history(folder)
     totals, last = outcome.totals, rows[-1]
@@ -105,7 +107,7 @@ def _headline(asked: int, missing: Mapping[str, Code], refusals: list[dict[str, 
     return f"{line} at the end; missing on the way: " + "; ".join(sorted(ways))
 
 
-def write_model(folder: RunFolder, study: Study, outcome: Outcome, source: Start, synthetic: bool) -> None:
+def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Initialised, synthetic: bool) -> None:
     """Write the merged model and its manifest, so that the run's folder serves as weights for the next study."""
     facts = {
         "id": study.name,
@@ -117,13 +119,13 @@ def write_model(folder: RunFolder, study: Study, outcome: Outcome, source: Start
         "licence": source.licence,
         "synthetic": synthetic,
         "how": f"study digest {study.digest}, starting from {source.says}",
-        "members": tuple(member.backbone for member in study.model.members),
+        "members": tuple(base_model.backbone for base_model in study.model.base_models),
         "table": study.input if isinstance(study.input, TableInput) else None,
         "held_out": held_out(study),
     }
     manifest = save_weights(folder.path, outcome.state, facts)
-    if outcome.familiar is not None:
-        outcome.familiar.write(folder.path, manifest.sha256)
+    if outcome.ood_model is not None:
+        outcome.ood_model.write(folder.path, manifest.sha256)
 
 
 def _history(folder: RunFolder) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.base.errors import QuorumError
-from fedgraft.common.closed_form.ood import Familiar, familiar
+from fedgraft.common.closed_form.ood import OodModel, ood_model
 from fedgraft.common.closed_form.shapes import expected
 from fedgraft.common.protocol.auxiliary import MOMENTS
 from fedgraft.common.protocol.instructions import (
@@ -20,21 +20,21 @@ from fedgraft.common.protocol.instructions import (
     Digests,
     Greeting,
     Hello,
-    Order,
+    Instruction,
     Split,
 )
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.study import Study
-from fedgraft.server.aggregation.aggregator import HeadMerger, Merger, merger
-from fedgraft.server.aggregation.auxiliary import Aside
+from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator
+from fedgraft.server.aggregation.auxiliary import Auxiliary
 from fedgraft.server.rounds.collect import Collected, Collector, headline
 from fedgraft.server.rounds.fleet import Fleet, lacking
 from fedgraft.server.rounds.scores import Scores
-from fedgraft.server.rounds.secure_aggregation import MaskedCollector, Wanted
+from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.stopping import averaged, best, stopped
-from fedgraft.server.rounds.validation import Bar
-from fedgraft.server.runs.retained_statistics import KeptSums, features_digest
+from fedgraft.server.rounds.validation import Limits
+from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
 from fedgraft.server.runs.run_folder import RunFolder
 
 
@@ -71,7 +71,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What a run ends with: the merged state, who took part, the last evaluation, and the totals."""
 
     state: Arrays
@@ -79,11 +79,11 @@ class Outcome:
     absent: Mapping[str, Code]
     scores: Scores
     totals: Totals
-    familiar: Familiar | None = None
+    ood_model: OodModel | None = None
     """What the sites' images are like, if the plan asked."""
 
 
-class Rounds:
+class Coordinator:
     """One run of a study over a fleet, from the first exchange or from a checkpoint."""
 
     def __init__(self, study: Study, fleet: Fleet, folder: RunFolder, state: Arrays, tags: Tags) -> None:
@@ -91,7 +91,7 @@ class Rounds:
         self._fleet = fleet
         self._folder = folder
         self._state: dict[str, np.ndarray] = dict(state)
-        self._aside = Aside(study, tags, state)
+        self._auxiliary = Auxiliary(study, tags, state)
         self._tags = tags
         self._memory: dict[str, np.ndarray] = {}
         self._totals = Totals()
@@ -101,10 +101,10 @@ class Rounds:
         self._greetings: dict[str, Greeting] = {}
         self._absent: dict[str, Code] = {}
         self._collector = Collector(study, fleet, self._greetings, folder.event)
-        self._masked = MaskedCollector(study, self._collector, self._greetings)
+        self._secure = SecureCollector(study, self._collector, self._greetings)
         self._first = 0
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         """Carry out what is left of the plan. QuorumError if too few sites answer in a round."""
         done = 0
         if (checkpoint := self._folder.load_checkpoint()) is not None:
@@ -119,7 +119,7 @@ class Rounds:
             scores = self._exchange(step)
             if step.work:
                 self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
-        return Outcome(self._state, self._greetings, self._absent, scores, self._totals, familiar(self._memory))
+        return RunOutcome(self._state, self._greetings, self._absent, scores, self._totals, ood_model(self._memory))
 
     def _greet(self) -> None:
         started = time.monotonic()
@@ -130,7 +130,7 @@ class Rounds:
         if not self._greetings:
             reasons = ", ".join(f"{site}: {code}" for site, code in self._absent.items()) or "nobody answered"
             raise QuorumError(f"No site can take part ({reasons}).", fix="See site.log in each site's folder.")
-        wanting = [s.name for s in self._study.plan if s.where == "source" or s.joint is not None]
+        wanting = [s.name for s in self._study.plan if s.where == "source" or s.joint_lambda is not None]
         if wanting and not self._sources():
             fix = "Start a site with public_source: true, or give the scenario one."
             raise QuorumError(f"Stage {wanting[0]!r} needs a site that holds the source, and none is there.", fix=fix)
@@ -147,7 +147,7 @@ class Rounds:
     def _exchange(self, step: Step) -> Scores:
         started = time.monotonic()
         # A masked study keeps the circle that it began with: its masks were agreed on at the greeting.
-        if step.exchange > self._first and not self._study.masked:
+        if step.exchange > self._first and not self._study.secure_aggregation:
             self._welcome()
         stage = self._study.plan[step.stage]
         sites = self._asked(step, stage)
@@ -160,28 +160,28 @@ class Rounds:
         if step.round == 1:
             # What a source released lasts; all else belongs to its stage.
             self._memory = {key: array for key, array in self._memory.items() if key.startswith(MOMENTS)}
-        merging = merger(stage, self._tags, self._memory)
-        self._sent = self._state | (self._aside.beside(stage, self._memory) if step.work else {})
-        got = self._collect(step, stage, sites, merging)
-        for site in (*got.merged, *got.observed):
+        aggregator = aggregator(stage, self._tags, self._memory)
+        self._sent = self._state | (self._auxiliary.for_stage(stage, self._memory) if step.work else {})
+        got = self._collect(step, stage, sites, aggregator)
+        for site in (*got.aggregated, *got.observed):
             self._hold(site)
         scores = Scores(self._study, got.metrics, got.pooled)
         if step.work:
-            self._take(step, stage, merging, scores, len(got.merged) / len(sites))
-            if isinstance(merging, HeadMerger):
-                self._keep_sums(stage, merging, got)
-        self._digests.keep_only(self._state | self._aside.kept)
+            self._take(step, stage, aggregator, scores, len(got.aggregated) / len(sites))
+            if isinstance(aggregator, HeadAggregator):
+                self._retain_statistics(stage, aggregator, got)
+        self._digests.keep_only(self._state | self._auxiliary.kept)
         self._record(step, stage, sites, got, scores, started)
         return scores
 
-    def _keep_sums(self, stage: Stage, merging: HeadMerger, got: Collected) -> None:
-        got.strengths = merging.strengths
-        if merging.kept:
+    def _retain_statistics(self, stage: Stage, aggregator: HeadAggregator, got: Collected) -> None:
+        got.ridge_penalties = aggregator.ridge_penalties
+        if aggregator.kept:
             features = features_digest(self._state, self._tags)
-            sites = dict(zip(sorted(got.merged), merging.kept, strict=True))
-            KeptSums(stage.name, features, sites).write(self._folder.path)
+            sites = dict(zip(sorted(got.aggregated), aggregator.kept, strict=True))
+            RetainedStatistics(stage.name, features, sites).write(self._folder.path)
 
-    def _take(self, step: Step, stage: Stage, merging: Merger, scores: Scores, share: float) -> None:
+    def _take(self, step: Step, stage: Stage, aggregator: Aggregator, scores: Scores, share: float) -> None:
         """The state after a round: merged, averaged, or the best one of a stage that ends here."""
         memory = self._memory
         if (number := stopped(stage, step.round, scores, self._state, memory)) is not None:
@@ -189,9 +189,9 @@ class Rounds:
             self._state = self._state | best(memory)
             self._folder.event("stopped", stage=stage.name, round=step.round, best=number)
             return
-        merged = merging.result(self._state)
-        self._aside.learn(stage, step.round, memory, (self._state, merged), share)
-        self._state = self._state | averaged(stage, step.round, merged, memory)
+        aggregated = aggregator.result(self._state)
+        self._auxiliary.learn(stage, step.round, memory, (self._state, aggregated), share)
+        self._state = self._state | averaged(stage, step.round, aggregated, memory)
 
     def _asked(self, step: Step, stage: Stage) -> list[str]:
         """Sites that this exchange is for."""
@@ -204,7 +204,7 @@ class Rounds:
             chosen = set(self._sources())
         if not chosen:
             raise QuorumError(f"Stage {stage.name!r} is for {stage.where} sites, and there are none.")
-        return sorted(chosen | (set(self._sources()) if step.work and stage.joint is not None else set()))
+        return sorted(chosen | (set(self._sources()) if step.work and stage.joint_lambda is not None else set()))
 
     def _sources(self) -> list[str]:
         return sorted(site for site, greeting in self._greetings.items() if greeting.source)
@@ -218,11 +218,11 @@ class Rounds:
         every = self._study.evaluate.every
         return self._study.evaluate.split if every and (step.exchange - 1) % every == 0 else None
 
-    def _order(self, step: Step, site: str, split: Split | None) -> Order:
+    def _order(self, step: Step, site: str, split: Split | None) -> Instruction:
         going = self._sent if step.work else self._state
         tensors = lacking(going, self._held.get(site, {}))
         held = {key: array for key, array in going.items() if key not in tensors}
-        return Order(
+        return Instruction(
             study=self._study.digest,
             exchange=step.exchange,
             stage=step.stage,
@@ -233,27 +233,29 @@ class Rounds:
             held=self._digests.of(held),
         )
 
-    def _collect(self, step: Step, stage: Stage, sites: list[str], merging: Merger) -> Collected:
+    def _collect(self, step: Step, stage: Stage, sites: list[str], aggregator: Aggregator) -> Collected:
         split = self._split(step)
         shapes = expected(self._study, stage, self._tags, self._state)
-        bar = Bar(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change)
+        limits = Limits(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change)
         watch = replace(step, work=False)
         observers = {site: self._order(watch, site, "all") for site in self._observers()}
         needed = self._needed(sites)
-        if self._study.masked:
+        if self._study.secure_aggregation:
 
-            def order(site: str) -> Order:
+            def instruction(site: str) -> Instruction:
                 return self._order(step, site, split)
 
-            wanted = Wanted(sites, needed, step.work, split, order, self._hold, observers)
-            got = self._masked.collect(wanted, bar, merging)
+            wanted = WantedSums(sites, needed, step.work, split, instruction, self._hold, observers)
+            got = self._secure.collect(wanted, limits, aggregator)
         else:
             sources = self._sources()  # their data are not what the model is judged by
-            orders = {site: self._order(step, site, None if site in sources else split) for site in sites} | observers
-            got = self._collector.collect(orders, bar, merging)
-        if step.work and len(got.merged) < needed:
+            instructions = {
+                site: self._order(step, site, None if site in sources else split) for site in sites
+            } | observers
+            got = self._collector.collect(instructions, limits, aggregator)
+        if step.work and len(got.aggregated) < needed:
             raise QuorumError(
-                f"Stage {stage.name!r}, round {step.round}: {headline(len(got.merged), len(sites), got.missing)}; "
+                f"Stage {stage.name!r}, round {step.round}: {headline(len(got.aggregated), len(sites), got.missing)}; "
                 f"{needed} are needed.",
                 fix="Continue with --resume once the sites are back.",
             )
@@ -289,20 +291,20 @@ class Rounds:
             "bytes_up": got.bytes_up,
             "bytes_down": got.bytes_down,
             "sites_asked": sites,
-            "sites_merged": sorted(got.merged),
+            "sites_merged": sorted(got.aggregated),
             "missing": {site: code.value for site, code in sorted(got.missing.items())},
             "train": dict(sorted(got.train.items())),
             "spent": dict(sorted(got.spent.items())),
             "train_pooled": got.train_pooled,
             "repeats": got.repeats,
-            "strengths": got.strengths,
+            "strengths": got.ridge_penalties,
             "evaluated": self._evaluated(step) if got.metrics or got.pooled or got.observed else None,
             "split": self._split(step) if got.metrics or got.pooled else None,
             "metrics": scores.values(),
             "observers": Scores(self._study, got.observed).values(),
         }
         self._folder.append_history(row)
-        facts = {"macro": scores.macro(), "metric": scores.shown(), "missing": row["missing"]}
+        facts = {"macro": scores.macro(), "metric": scores.headline_metrics(), "missing": row["missing"]}
         self._folder.event("done", exchange=step.exchange, **facts)
 
     def _evaluated(self, step: Step) -> dict[str, Any]:

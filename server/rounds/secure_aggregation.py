@@ -15,12 +15,12 @@ from typing import Any
 
 from fedgraft.common.base.errors import InputError, QuorumError, RunError
 from fedgraft.common.protocol.instructions import (
+    AggregationGroups,
     Answer,
-    Circles,
     Code,
     Greeting,
-    Masked,
-    Order,
+    Instruction,
+    MaskedUpdate,
     Refusal,
     Split,
 )
@@ -41,9 +41,9 @@ from fedgraft.common.secure_aggregation.summing import (
 )
 from fedgraft.common.study.aggregates import Nothing
 from fedgraft.common.study.study import Study
-from fedgraft.server.aggregation.aggregator import Merger
+from fedgraft.server.aggregation.aggregator import Aggregator
 from fedgraft.server.rounds.collect import Collected, Collector, headline
-from fedgraft.server.rounds.validation import Bar, bad_content
+from fedgraft.server.rounds.validation import Limits, bad_content
 
 _WHY = (
     f"A masked sum needs {FEWEST} sites: with two, each could subtract its own part from the sum and know the other's."
@@ -53,7 +53,7 @@ _LOOK = "Look into the sites' own logs, or leave a site out, and continue with -
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedSums:
     """What one exchange asks of `sites`: work, and measuring on `split`; it counts if `needed` of them take part.
 
     `order` makes a site's order, anew for each attempt, since sites hold more of the model by then. `hold` is told of
@@ -64,34 +64,34 @@ class Wanted:
     needed: int
     work: bool
     split: Split | None
-    order: Callable[[str], Order]
+    instruction: Callable[[str], Instruction]
     hold: Callable[[str], None]
-    observers: Mapping[str, Order]
+    observers: Mapping[str, Instruction]
 
 
 @dataclass
-class Attempt:
+class SumAttempt:
     """One attempt at an exchange: its circles, and what their sites have sent so far, summed up."""
 
-    circles: Circles
+    groups: AggregationGroups
     sums: dict[str, MaskedSum]
     contexts: dict[str, dict[str, str]]
     missing: dict[str, Code] = field(default_factory=dict)
     spent: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, circles: Circles, layouts: Mapping[str, Layout]) -> Attempt:
+    def begin(cls, groups: AggregationGroups, layouts: Mapping[str, Layout]) -> SumAttempt:
         """Nothing is in yet."""
-        sums = {part: MaskedSum(layouts[part], len(circle)) for part, circle in circles.parts.items()}
-        return cls(circles, sums, {part: {} for part in sums})
+        sums = {part: MaskedSum(layouts[part], len(group)) for part, group in groups.parts.items()}
+        return cls(groups, sums, {part: {} for part in sums})
 
-    def take(self, site: str, answer: Answer, order: Order) -> None:
+    def take(self, site: str, answer: Answer, instruction: Instruction) -> None:
         """Add what a site sent, or note why it does not count."""
         if isinstance(answer, Refusal):
             self.missing[site] = answer.code
             return
-        asked = {part for part, circle in self.circles.parts.items() if site in circle}
-        if not isinstance(answer, Masked) or answer.exchange != order.exchange:
+        asked = {part for part, group in self.groups.parts.items() if site in group}
+        if not isinstance(answer, MaskedUpdate) or answer.exchange != instruction.exchange:
             self.missing[site] = Code.GARBAGE
         elif not asked - {METRICS} <= answer.parts.keys() <= asked:  # a site may keep its metrics to itself
             self.missing[site] = Code.WRONG_KEYS
@@ -115,11 +115,11 @@ class Attempt:
 
     def whole(self, part: str) -> bool:
         """Whether all sites of the circle have put in this part, and alike."""
-        circle = self.circles.parts.get(part, {}).keys()
-        return bool(circle) and self.contexts[part].keys() == circle and not circle & self.missing.keys()
+        group = self.groups.parts.get(part, {}).keys()
+        return bool(group) and self.contexts[part].keys() == group and not group & self.missing.keys()
 
 
-class MaskedCollector:
+class SecureCollector:
     """Carries out the exchanges of one run of a masked study."""
 
     def __init__(self, study: Study, collector: Collector, greetings: Mapping[str, Greeting]) -> None:
@@ -128,7 +128,7 @@ class MaskedCollector:
         self._greetings = greetings
         self._numbers = count(1)
 
-    def collect(self, wanted: Wanted, bar: Bar, merging: Merger) -> Collected:
+    def collect(self, wanted: WantedSums, limits: Limits, aggregator: Aggregator) -> Collected:
         """Repeat with fewer sites until what is wanted opens.
 
         QuorumError if they get too few. RunError if a sum does not open although all sites agree on what it is of, or
@@ -136,67 +136,69 @@ class MaskedCollector:
         """
         got, sites = Collected(), sorted(wanted.sites)
         while True:
-            circles = self._circles(wanted, sites, bar, got)
-            attempt = self._attempt(wanted, sites, circles, bar, got)
+            groups = self._groups(wanted, sites, limits, got)
+            attempt = self._attempt(wanted, sites, groups, limits, got)
             got.missing |= attempt.missing
             got.spent |= attempt.spent
-            got.merged = [site for site in sites if site not in attempt.missing]
-            for site in got.merged:
+            got.aggregated = [site for site in sites if site not in attempt.missing]
+            for site in got.aggregated:
                 wanted.hold(site)
             # Work is repeated for what it merges; metrics alone are worth another exchange only if that was all.
             part = TENSORS if wanted.work else METRICS
-            if part not in circles.parts or not attempt.missing or attempt.whole(part):
+            if part not in groups.parts or not attempt.missing or attempt.whole(part):
                 break
-            if not wanted.work and len(self._measured(got.merged)) < FEWEST:
+            if not wanted.work and len(self._measured(got.aggregated)) < FEWEST:
                 break
-            sites, got.repeats = got.merged, got.repeats + 1
-        self._open(attempt, got, bar, merging)
+            sites, got.repeats = got.aggregated, got.repeats + 1
+        self._open(attempt, got, limits, aggregator)
         return got
 
-    def _circles(self, wanted: Wanted, sites: list[str], bar: Bar, got: Collected) -> Circles:
+    def _groups(self, wanted: WantedSums, sites: list[str], limits: Limits, got: Collected) -> AggregationGroups:
         """Who masks what with whom. QuorumError if what must be merged has too few sites."""
         nonces = {site: self._greetings[site].nonce for site in sites}
         parts = {}
-        if wanted.work and not isinstance(bar.stage.merge, Nothing):
+        if wanted.work and not isinstance(limits.stage.aggregate, Nothing):
             if len(sites) < max(wanted.needed, FEWEST):
                 raise _too_few(wanted, sites, got.missing)
             parts[TENSORS] = nonces
         measured = self._measured(sites)
         if wanted.split is not None and len(measured) >= FEWEST:
             parts[METRICS] = {site: nonces[site] for site in measured}
-        return Circles(next(self._numbers), parts)
+        return AggregationGroups(next(self._numbers), parts)
 
     def _measured(self, sites: list[str]) -> list[str]:
         """Those that let sums of metrics leave."""
         return [site for site in sites if self._greetings[site].evaluates]
 
-    def _attempt(self, wanted: Wanted, sites: list[str], circles: Circles, bar: Bar, got: Collected) -> Attempt:
-        orders = {site: _own(wanted, site, circles) for site in sites}
+    def _attempt(
+        self, wanted: WantedSums, sites: list[str], groups: AggregationGroups, limits: Limits, got: Collected
+    ) -> SumAttempt:
+        instructions = {site: _own(wanted, site, groups) for site in sites}
         # Observers are asked once.
         observers = {} if got.repeats else wanted.observers
-        attempt = Attempt.begin(circles, self._layouts(bar))
-        for reply in self._collector.replies({**orders, **observers}, bar.state, got):
+        attempt = SumAttempt.begin(groups, self._layouts(limits))
+        for reply in self._collector.replies({**instructions, **observers}, limits.state, got):
             if reply.site in observers:
-                self._collector.vetted(got, reply, observers[reply.site], bar)
+                self._collector.vetted(got, reply, observers[reply.site], limits)
             else:
-                attempt.take(reply.site, reply.answer, orders[reply.site])
+                attempt.take(reply.site, reply.answer, instructions[reply.site])
         attempt.find_strangers()
         return attempt
 
-    def _layouts(self, bar: Bar) -> dict[str, Layout]:
+    def _layouts(self, limits: Limits) -> dict[str, Layout]:
         return {
-            TENSORS: Layout.of(tensor_shapes(bar.shapes, self._study, bar.stage)),
+            TENSORS: Layout.of(tensor_shapes(limits.shapes, self._study, limits.stage)),
             METRICS: Layout.of(metric_shapes(self._study)),
         }
 
-    def _open(self, attempt: Attempt, got: Collected, bar: Bar, merging: Merger) -> None:
+    def _open(self, attempt: SumAttempt, got: Collected, limits: Limits, aggregator: Aggregator) -> None:
         """Take in the sums that all their sites have put into."""
         try:
             if attempt.whole(TENSORS):
-                update = pooled_update(attempt.sums[TENSORS].open(), bar.stage, bar.tags, bar.state)
-                if code := bad_content(update, bar):
+                update = pooled_update(attempt.sums[TENSORS].open(), limits.stage, limits.tags, limits.state)
+                if code := bad_content(update, limits):
                     raise RunError(f"The masked sum holds what cannot be ({code}), and {_HIDDEN}.", fix=_LOOK)
-                merging.add(update)
+                aggregator.add(update)
             if attempt.whole(METRICS):
                 sums = attempt.sums[METRICS].open()
                 got.pooled, got.train_pooled = pooled_metrics(sums, self._study), pooled_loss(sums)
@@ -210,14 +212,18 @@ class MaskedCollector:
             raise RunError(f"The masked sums of metrics cannot be ({error}), and {_HIDDEN}.", fix=_LOOK) from None
 
 
-def _own(wanted: Wanted, site: str, circles: Circles) -> Order:
+def _own(wanted: WantedSums, site: str, groups: AggregationGroups) -> Instruction:
     """A site's order: it masks the parts whose circle it is in, and measures only what it will mask."""
-    parts = {part: circle for part, circle in circles.parts.items() if site in circle}
-    order = wanted.order(site)
-    return replace(order, evaluate=order.evaluate if METRICS in parts else None, circles=Circles(circles.number, parts))
+    parts = {part: group for part, group in groups.parts.items() if site in group}
+    instruction = wanted.instruction(site)
+    return replace(
+        instruction,
+        evaluate=instruction.evaluate if METRICS in parts else None,
+        groups=AggregationGroups(groups.number, parts),
+    )
 
 
-def _too_few(wanted: Wanted, left: list[str], missing: Mapping[str, Code]) -> QuorumError:
+def _too_few(wanted: WantedSums, left: list[str], missing: Mapping[str, Code]) -> QuorumError:
     reason = f" {_WHY}" if len(left) < FEWEST else ""
     return QuorumError(
         f"{headline(len(left), len(wanted.sites), missing)}; {max(wanted.needed, FEWEST)} are needed.{reason}",

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.plan import Stage
-from fedgraft.common.study.stopping import Average, Stop
+from fedgraft.common.study.stopping import EarlyStopping, WeightAveraging
 from fedgraft.server.rounds.scores import Scores
 
 Memory = MutableMapping[str, np.ndarray]
@@ -23,16 +23,16 @@ def stopped(stage: Stage, number: int, scores: Scores, state: Arrays, memory: Me
 
     `scores` are of `state`, the model after round `number` - 1.
     """
-    value = None if stage.until is None else _figure(stage.until, scores)
-    if stage.until is None or value is None:
+    value = None if stage.early_stopping is None else _figure(stage.early_stopping, scores)
+    if stage.early_stopping is None or value is None:
         return None
     best, of, waited = memory.get(_SEEN, np.array([-np.inf, 0.0, 0.0]))
-    if value > best + stage.until.least:
+    if value > best + stage.early_stopping.least:
         memory[_SEEN] = np.array([value, number - 1, 0.0])
         memory.update({_BEST + key: array for key, array in state.items()})
         return None
     memory[_SEEN] = np.array([best, of, waited + 1])
-    return int(of) if waited + 1 >= stage.until.patience else None
+    return int(of) if waited + 1 >= stage.early_stopping.patience else None
 
 
 def best(memory: Memory) -> dict[str, np.ndarray]:
@@ -40,29 +40,29 @@ def best(memory: Memory) -> dict[str, np.ndarray]:
     return {key.removeprefix(_BEST): array for key, array in memory.items() if key.startswith(_BEST)}
 
 
-def averaged(stage: Stage, number: int, merged: Arrays, memory: Memory) -> dict[str, np.ndarray]:
+def averaged(stage: Stage, number: int, aggregated: Arrays, memory: Memory) -> dict[str, np.ndarray]:
     """Take in what round `number` has merged; the average of all such when the stage is at its end, else `merged`."""
-    rule = stage.average
+    rule = stage.weight_averaging
     if rule is None or (rule.rule == "swa" and number <= stage.rounds - max(1, round(rule.over * stage.rounds))):
-        return dict(merged)
+        return dict(aggregated)
     count = memory.get(_COUNT, np.zeros(()))
     keep = count / (count + 1) if rule.rule == "swa" else _kept(rule, float(count))
-    for key, array in merged.items():
+    for key, array in aggregated.items():
         if array.dtype.kind == "f":
             old = memory.get(_AVERAGE + key, np.zeros(array.shape))
             memory[_AVERAGE + key] = np.asarray(keep * old + (1 - keep) * array)
     memory[_COUNT] = np.asarray(count + 1)
     if number < stage.rounds:
-        return dict(merged)
-    return {key: memory.get(_AVERAGE + key, array).astype(array.dtype) for key, array in merged.items()}
+        return dict(aggregated)
+    return {key: memory.get(_AVERAGE + key, array).astype(array.dtype) for key, array in aggregated.items()}
 
 
-def _kept(rule: Average, count: float) -> float:
+def _kept(rule: WeightAveraging, count: float) -> float:
     """How much the average keeps of itself: nothing at first, so that no zeros are in it."""
     return rule.decay if count else 0.0
 
 
-def _figure(stop: Stop, scores: Scores) -> float | None:
+def _figure(stop: EarlyStopping, scores: Scores) -> float | None:
     """What the stage is judged by: the macro mean over sites, and its mean over the tasks that have one."""
     found = [values["macro"].get(stop.metric) for values in scores.values().values()]
     known = [float(value) for value in found if value is not None]

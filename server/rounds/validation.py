@@ -15,11 +15,11 @@ from fedgraft.common.protocol.instructions import (
     TRUNK,
     Arrays,
     Code,
-    Order,
+    Instruction,
     Update,
     type_name,
 )
-from fedgraft.common.protocol.packed_symmetric import TRIANGLE
+from fedgraft.common.protocol.packed_symmetric import PACKED
 from fedgraft.common.protocol.routing import DISTANCES, Shapes, Tags
 from fedgraft.common.study.plan import Gradient, Role, Stage
 from fedgraft.common.study.study import Study
@@ -28,7 +28,7 @@ _MOST_CASES = 1e12
 
 
 @dataclass(frozen=True)
-class Bar:
+class Limits:
     """What every update of one exchange is held against."""
 
     stage: Stage
@@ -45,25 +45,25 @@ class Bar:
         return math.sqrt(sum(squares(self.state[k]) for k in before if self.tags[k].role is not Role.NORM_STATS))
 
 
-def fault(update: Update, order: Order, bar: Bar) -> Code | None:
+def fault(update: Update, instruction: Instruction, limits: Limits) -> Code | None:
     """Why this update must not count, or None."""
-    code = _bad_form(update, order, bar)
-    return code if code is not None or not order.work else bad_content(update, bar)
+    code = _bad_form(update, instruction, limits)
+    return code if code is not None or not instruction.work else bad_content(update, limits)
 
 
-def bad_content(update: Update, bar: Bar) -> Code | None:
+def bad_content(update: Update, limits: Limits) -> Code | None:
     """Why values of the right form must not count, or None."""
-    if isinstance(bar.stage.local, Gradient):
-        return _bad_weight(update) or _bad_change(update.tensors, bar)
-    return _bad_sums(update.tensors, noised=NOISE in bar.shapes)
+    if isinstance(limits.stage.local, Gradient):
+        return _bad_weight(update) or _bad_change(update.tensors, limits)
+    return _bad_sums(update.tensors, noised=NOISE in limits.shapes)
 
 
-def _bad_form(update: Update, order: Order, bar: Bar) -> Code | None:
-    if update.exchange != order.exchange:
+def _bad_form(update: Update, instruction: Instruction, limits: Limits) -> Code | None:
+    if update.exchange != instruction.exchange:
         return Code.GARBAGE
-    if set(update.tensors) != (set(bar.shapes) if order.work else set()):
+    if set(update.tensors) != (set(limits.shapes) if instruction.work else set()):
         return Code.WRONG_KEYS
-    if any((array.shape, type_name(array)) != bar.shapes[key] for key, array in update.tensors.items()):
+    if any((array.shape, type_name(array)) != limits.shapes[key] for key, array in update.tensors.items()):
         return Code.WRONG_SHAPE
     return None if all(math.isfinite(value) for value in update.train.values()) else Code.NOT_FINITE
 
@@ -73,20 +73,20 @@ def _bad_weight(update: Update) -> Code | None:
     return None if plausible and update.weights.get(TRUNK, 0) > 0 else Code.BAD_WEIGHT
 
 
-def _bad_change(tensors: Arrays, bar: Bar) -> Code | None:
+def _bad_change(tensors: Arrays, limits: Limits) -> Code | None:
     """Norm statistics may move far without harm, so only their being finite is looked at."""
     after = 0.0
     for key, array in tensors.items():
         if array.dtype.kind != "f":
             continue
-        if bar.tags[key].role is Role.NORM_STATS:
+        if limits.tags[key].role is Role.NORM_STATS:
             if not np.isfinite(array).all():
                 return Code.NOT_FINITE
             continue
-        after += squares(array, bar.state[key])
+        after += squares(array, limits.state[key])
     if not math.isfinite(after):
         return Code.NOT_FINITE
-    return Code.TOO_LARGE if math.sqrt(after) > bar.limit * (bar.norm + 1) else None
+    return Code.TOO_LARGE if math.sqrt(after) > limits.limit * (limits.norm + 1) else None
 
 
 def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:
@@ -94,7 +94,7 @@ def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:
     if not all(np.isfinite(array).all() for array in tensors.values()):
         return Code.NOT_FINITE
     counts = [array for key, array in tensors.items() if key in ("count", DISTANCES)]
-    counts += [array[..., -1] for key, array in tensors.items() if key.endswith(TRIANGLE)]
+    counts += [array[..., -1] for key, array in tensors.items() if key.endswith(PACKED)]
     least = -_MOST_CASES if noised else 0.0
     if noised and not (tensors[NOISE] > 0).all():
         return Code.BAD_WEIGHT
@@ -121,7 +121,7 @@ def metric_sums(update: Update, study: Study) -> dict[str, TaskSums] | None:
     sums = {}
     try:
         for task, arrays in update.metrics.items():
-            sums[task] = sums_from(study.asked[task], dict(arrays))
+            sums[task] = sums_from(study.tasks_by_name[task], dict(arrays))
     except (InputError, KeyError):
         return None
     return sums

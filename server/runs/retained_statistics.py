@@ -26,7 +26,7 @@ _FOLDER = "sums"
 
 
 @dataclass(frozen=True)
-class KeptSums:
+class RetainedStatistics:
     """The sums of one stage by site, and the digest of the entries that its features come from."""
 
     stage: str
@@ -44,7 +44,7 @@ class KeptSums:
         write_json(folder / f"{self.stage}.json", facts, private=True)
 
     @classmethod
-    def read(cls, run: Path, stage: str) -> KeptSums:
+    def read(cls, run: Path, stage: str) -> RetainedStatistics:
         """What `write` put there. InputError if it is missing or damaged."""
         path = run / _FOLDER / f"{stage}.json"
         facts = read_json(path)
@@ -60,5 +60,5 @@ class KeptSums:
 
 def features_digest(state: Arrays, tags: Tags) -> str:
     """The digest of all that decides a case's features: every entry but heads and critics."""
-    outside = (Role.HEAD, Role.CRITIC)
+    outside = (Role.HEAD, Role.DOMAIN_DISCRIMINATOR)
     return digest_arrays({key: array for key, array in state.items() if tags[key].role not in outside})

@@ -13,7 +13,7 @@ from typing import Any, Self
 from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.common.base.files import read_json
 from fedgraft.server.provisioning.home import ServerHome
-from fedgraft.server.watch.snapshot import Contact, Snapshot, Watched
+from fedgraft.server.watch.snapshot import Contact, Snapshot, WatchedRun
 
 _ASK_S = 2.0
 """So often the server is asked for its sites."""
@@ -47,7 +47,7 @@ class Board:
         self._home = None if simulated or not own else home
         self._folder = folder
         self._consortium = self._home.facts().consortium if self._home else ""
-        self._watched: Watched | None = None
+        self._watched: WatchedRun | None = None
         self._contact: Contact = {}
         self._answers: bool | None = None
         self._stop = threading.Event()
@@ -72,10 +72,10 @@ class Board:
             except FedgraftError as error:
                 return View(self._consortium, self._answers, None, str(error))
 
-    def _run(self) -> Watched:
+    def _run(self) -> WatchedRun:
         folder = self._folder or _newest(self._home) or Path("no run yet")
         if self._watched is None or self._watched.folder != folder.absolute():
-            self._watched = Watched(folder)
+            self._watched = WatchedRun(folder)
         return self._watched
 
     def _ask(self) -> None:

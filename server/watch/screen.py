@@ -27,7 +27,7 @@ _AGES_S = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "secon
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-class Picture:
+class ScreenPicture:
     """The whole state, drawn again in place."""
 
     def __init__(self, console: Console) -> None:
@@ -113,7 +113,7 @@ def clean(text: str) -> str:
 def describe(row: RoundView) -> str:
     """One exchange in one line."""
     where = row.stage if row.stage == "evaluate" else f"{row.stage}, round {row.round} of {row.rounds}"
-    parts = [f"{row.merged} of {row.asked} sites", *_figures(row)]
+    parts = [f"{row.aggregated} of {row.asked} sites", *_figures(row)]
     parts += [f"{size(row.bytes_up)} up, {size(row.bytes_down)} down", f"{row.seconds:.1f} s"]
     missing = "".join(f"; missing: {site}, {code}" for site, code in row.missing.items())
     return f"{where}: {', '.join(parts)}{missing}"

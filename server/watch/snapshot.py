@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fedgraft.common.base.errors import FedgraftError
 from fedgraft.common.base.files import read_json
-from fedgraft.common.protocol.routing import privacy_asked
+from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Statistics
 from fedgraft.common.study.study import Study, parse_study, read_mapping
 
@@ -40,7 +40,7 @@ class RoundView:
     bytes_up: int
     bytes_down: int
     asked: int
-    merged: int
+    aggregated: int
     missing: Mapping[str, str]
     metrics: Metrics
     loss: float | None
@@ -91,7 +91,7 @@ class Snapshot:
         return self.state in ("completed", "incomplete")
 
 
-class Watched:
+class WatchedRun:
     """A run's folder, read again when it changed. It may not be there yet, and is never written to."""
 
     def __init__(self, folder: Path) -> None:
@@ -180,7 +180,7 @@ def _plain(study: Study | None) -> tuple[str, ...]:
     return tuple(
         stage.name
         for stage in stages
-        if isinstance(stage.local, Gradient | Statistics) and privacy_asked(stage) is None
+        if isinstance(stage.local, Gradient | Statistics) and privacy_request(stage) is None
     )
 
 
@@ -211,7 +211,7 @@ def _round(row: Row) -> RoundView:
         bytes_up=row["bytes_up"],
         bytes_down=row["bytes_down"],
         asked=len(row["sites_asked"]),
-        merged=len(row["sites_merged"]),
+        aggregated=len(row["sites_merged"]),
         missing=row["missing"],
         metrics={task: dict(values["macro"]) for task, values in row.get("metrics", {}).items()},
         loss=sum(losses) / len(losses) if losses else None,
@@ -249,7 +249,7 @@ def _site(
     name: str, history: list[Row], absent: Mapping[str, int], contact: Contact, answered: set[str] | None
 ) -> SiteView:
     refusals = Counter(absent) + Counter(row["missing"][name] for row in history if name in row["missing"])
-    merged = next((row for row in reversed(history) if name in row["sites_merged"]), None)
+    aggregated = next((row for row in reversed(history) if name in row["sites_merged"]), None)
     spent: Row = next((row["spent"][name] for row in reversed(history) if name in row.get("spent", {})), {})
     metrics: Row = next((row["metrics"] for row in reversed(history) if _measured(row, name)), {})
     state, heard_s = contact.get(name, ("", None))
@@ -258,9 +258,9 @@ def _site(
         contact=state,
         heard_s=heard_s,
         answered=None if answered is None else name in answered,
-        exchange=merged["exchange"] if merged else 0,
-        stage=merged["stage"] if merged else "",
-        round=merged["round"] if merged else 0,
+        exchange=aggregated["exchange"] if aggregated else 0,
+        stage=aggregated["stage"] if aggregated else "",
+        round=aggregated["round"] if aggregated else 0,
         refusals=dict(sorted(refusals.items())),
         metrics={task: _shown(values["sites"].get(name, {})) for task, values in metrics.items()},
         epsilon=spent.get("epsilon"),

@@ -19,9 +19,9 @@ from torchvision.ops import StochasticDepth
 
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.privacy.dp.dpsgd import train_private
-from fedgraft.client.training.losses.base import Moment
-from fedgraft.client.training.model.loader import Batch, Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.losses.base import RoundContext
+from fedgraft.client.training.model.loader import Batch, Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.study.inputs import ImageInput, InputSpec, TableInput
 from fedgraft.common.study.methods.recipes import standardise
 from fedgraft.common.study.model_spec import Model
@@ -31,13 +31,13 @@ from fedgraft.common.study.tasks import Task
 from fedgraft.common.study.training import Private
 
 CPU = torch.device("cpu")
-NOW = Moment(seed=7, round=1, rounds=1)
+NOW = RoundContext(seed=7, round=1, rounds=1)
 _LARGEST_IMAGE = 64
 """Pixels. What is tested does not depend on the size of images, but its time does."""
 
 
 @dataclass(frozen=True)
-class Desk:
+class AttackTarget:
     """A model to be trained and the private terms: `local` has its noise, `changes` are the entries that may move."""
 
     study: Study
@@ -52,33 +52,33 @@ class Desk:
         return self.local.private
 
     @property
-    def sigma(self) -> float:
+    def noise_multiplier(self) -> float:
         """The noise over the clip."""
-        assert self.private.sigma is not None
-        return self.private.sigma
+        assert self.private.noise_multiplier is not None
+        return self.private.noise_multiplier
 
-    def asking(self, work: Mapping[str, Any] | None = None, private: Mapping[str, Any] | None = None) -> Desk:
+    def asking(self, work: Mapping[str, Any] | None = None, private: Mapping[str, Any] | None = None) -> AttackTarget:
         """The same with other keys of the work, or of its privacy. A learning rate of 0 is possible."""
         terms = self.private.model_copy(update=dict(private or {}))
         return replace(self, local=self.local.model_copy(update={**(work or {}), "private": terms}))
 
     @property
-    def still(self) -> Desk:
+    def still(self) -> AttackTarget:
         """The same, but what a step sees depends on nothing but the patients: the model stays, images are as given."""
         return self.asking({"lr": 0.0, "augment": None})
 
-    def bench(self) -> Workbench:
+    def local_model(self) -> LocalModel:
         """The model with seeded random entries, without dropout."""
-        bench = Workbench(self.study, CPU)
-        for part in bench.model.modules():
+        local_model = LocalModel(self.study, CPU)
+        for part in local_model.model.modules():
             if isinstance(part, _DropoutNd | StochasticDepth):
                 part.p = 0.0
-        bench.model.needs_dropout_rng = False
-        return bench
+        local_model.model.needs_dropout_rng = False
+        return local_model
 
 
 @dataclass(frozen=True)
-class Cases:
+class ExampleCases:
     """A site's training cases: what the model sees, one label per case for every task, and whose they are."""
 
     inputs: Tensor
@@ -88,12 +88,12 @@ class Cases:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def only(self, rows: Tensor) -> Cases:
+    def only(self, rows: Tensor) -> ExampleCases:
         """Some of the cases."""
-        return Cases(self.inputs[rows], self.labels[rows], tuple(self.patients[at] for at in rows.tolist()))
+        return ExampleCases(self.inputs[rows], self.labels[rows], tuple(self.patients[at] for at in rows.tolist()))
 
 
-class Watched(Feed):
+class WatchedLoader(Loader):
     """A feed that writes down which cases the trainer asks for, one list per step."""
 
     def __init__(self, cohort: Cohort, spec: InputSpec, device: torch.device) -> None:
@@ -124,11 +124,11 @@ def table_study(columns: int, backbone: str = "table_linear") -> Study:
     )
 
 
-def light(desk: Desk, columns: int, backbone: str = "table_linear") -> Desk:
+def light(attack_target: AttackTarget, columns: int, backbone: str = "table_linear") -> AttackTarget:
     """The same terms with a small model for tables, all of it trained by plain SGD."""
     study = table_study(columns, backbone)
     roles = {Role.BODY, Role.STEM, Role.HEAD}
-    changes = tuple(key for key, tag in Workbench(study, CPU).tags.items() if tag.role in roles)
+    changes = tuple(key for key, tag in LocalModel(study, CPU).tags.items() if tag.role in roles)
     work: dict[str, Any] = {
         "augment": None,
         "optimiser": "sgd",
@@ -137,7 +137,7 @@ def light(desk: Desk, columns: int, backbone: str = "table_linear") -> Desk:
         "backbone_lr_factor": 1.0,
     }
     work |= {"schedule": "constant", "warmup": 0.0, "train": named("all")}
-    return replace(desk, study=study, changes=changes).asking(work, {"views": 1})
+    return replace(attack_target, study=study, changes=changes).asking(work, {"views": 1})
 
 
 def shape(study: Study) -> tuple[int, ...]:
@@ -147,7 +147,7 @@ def shape(study: Study) -> tuple[int, ...]:
     return (study.input.channels, study.input.size, study.input.size)
 
 
-def feed_of(study: Study, cases: Cases) -> Watched:
+def loader_of(study: Study, cases: ExampleCases) -> WatchedLoader:
     """A site with these cases, all of them for training."""
     spec: InputSpec = study.input
     stored = cases.inputs
@@ -156,7 +156,7 @@ def feed_of(study: Study, cases: Cases) -> Watched:
         stored = stored.double() * 65535 - 32768
     targets = {task.name: cases.labels % task.outputs for task in study.tasks}
     splits = {"train": torch.arange(len(cases)), "val": torch.arange(0), "test": torch.arange(0)}
-    return Watched(Cohort("audit", stored, targets, cases.patients, splits, (), {}), spec, CPU)
+    return WatchedLoader(Cohort("audit", stored, targets, cases.patients, splits, (), {}), spec, CPU)
 
 
 @contextmanager
@@ -175,19 +175,19 @@ def watched() -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def released(desk: Desk, cases: Cases, bench: Workbench) -> Tensor:
+def released(attack_target: AttackTarget, cases: ExampleCases, local_model: LocalModel) -> Tensor:
     """The noised sums of a visit's steps, (steps, entries), with the division by the expected lot undone."""
-    feed = feed_of(desk.study, cases)
-    units = len(cases) if desk.private.unit == "image" else len(set(cases.patients))
+    loader = loader_of(attack_target.study, cases)
+    units = len(cases) if attack_target.private.unit == "image" else len(set(cases.patients))
     with watched() as seen:
-        train_private(bench, feed, cases.patients, desk.local, desk.changes, NOW)
-    return torch.stack(seen) * (desk.private.sample * units)
+        train_private(local_model, loader, cases.patients, attack_target.local, attack_target.changes, NOW)
+    return torch.stack(seen) * (attack_target.private.sample_rate * units)
 
 
-def sizes(desk: Desk, bench: Workbench) -> list[int]:
+def sizes(attack_target: AttackTarget, local_model: LocalModel) -> list[int]:
     """How many numbers each trained entry has, in the order of an optimiser: the rest, then heads."""
-    order = sorted(desk.changes, key=lambda key: bench.tags[key].role is Role.HEAD)
-    return [bench.parameters[key].numel() for key in order]
+    order = sorted(attack_target.changes, key=lambda key: local_model.tags[key].role is Role.HEAD)
+    return [local_model.parameters[key].numel() for key in order]
 
 
 def moved(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> set[str]:

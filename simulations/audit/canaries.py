@@ -17,17 +17,17 @@ from scipy.stats import binom
 
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.privacy.accountant import noise_for
 from fedgraft.common.study.plan import Gradient
 from fedgraft.simulations.audit.attack_target import (
     NOW,
-    Cases,
-    Desk,
-    feed_of,
+    AttackTarget,
+    ExampleCases,
     light,
+    loader_of,
 )
-from fedgraft.simulations.audit.findings import Measured
+from fedgraft.simulations.audit.findings import Measurement
 
 CANARIES = 2000
 CLAIMS = (1.0, 4.0)
@@ -49,26 +49,26 @@ class Trial:
     took_part: NDArray[np.bool_]
 
 
-def claimed(desk: Desk, claim: float, seed: int) -> Measured:
+def claimed(attack_target: AttackTarget, claim: float, seed: int) -> Measurement:
     """The bound for this stage's trainer, clip and lots, with the noise that `claim` costs at delta 1e-5."""
-    sigma = noise_for(claim, DELTA, desk.private.sample, _STEPS)
+    noise_multiplier = noise_for(claim, DELTA, attack_target.private.sample_rate, _STEPS)
     work = {"steps": _STEPS, "lr": _RATE, "batch_size": CANARIES}
-    small = light(desk, CANARIES).asking(work, {"sigma": sigma})
-    bench, took_part = _blank(small), _coins(seed)
+    small = light(attack_target, CANARIES).asking(work, {"sigma": noise_multiplier})
+    local_model, took_part = _blank(small), _coins(seed)
     cases = _canaries(took_part)
-    train_private(bench, feed_of(small.study, cases), cases.patients, small.local, small.changes, NOW)
-    bound = lower_bound(Trial(_scores(bench), took_part), DELTA)
-    return Measured(bound, claim, f"epsilon is at least {bound:.2f} (95 %), claimed are {claim:g}")
+    train_private(local_model, loader_of(small.study, cases), cases.patients, small.local, small.changes, NOW)
+    bound = lower_bound(Trial(_scores(local_model), took_part), DELTA)
+    return Measurement(bound, claim, f"epsilon is at least {bound:.2f} (95 %), claimed are {claim:g}")
 
 
-def plain(desk: Desk, seed: int) -> Measured:
+def plain(attack_target: AttackTarget, seed: int) -> Measurement:
     """The same attack on training without privacy: if it finds nothing there, it says nothing anywhere."""
-    small = light(desk, CANARIES)
-    bench, took_part = _blank(small), _coins(seed)
+    small = light(attack_target, CANARIES)
+    local_model, took_part = _blank(small), _coins(seed)
     spec = Gradient(epochs=1, batch_size=64, optimiser="sgd", momentum=0.0, lr=_RATE)
-    train(bench, feed_of(small.study, _canaries(took_part)), spec, small.changes, NOW)
-    bound = lower_bound(Trial(_scores(bench), took_part), DELTA)
-    return Measured(bound, 4.0, f"without privacy, epsilon is at least {bound:.2f} (95 %)", "at least")
+    train(local_model, loader_of(small.study, _canaries(took_part)), spec, small.changes, NOW)
+    bound = lower_bound(Trial(_scores(local_model), took_part), DELTA)
+    return Measurement(bound, 4.0, f"without privacy, epsilon is at least {bound:.2f} (95 %)", "at least")
 
 
 def lower_bound(trial: Trial, delta: float) -> float:
@@ -108,25 +108,25 @@ def _coins(seed: int) -> NDArray[np.bool_]:
     return np.random.default_rng(seed).random(CANARIES) < 0.5
 
 
-def _canaries(took_part: NDArray[np.bool_]) -> Cases:
+def _canaries(took_part: NDArray[np.bool_]) -> ExampleCases:
     """Those who take part, each with its own column, and in turn of both classes."""
     here = np.flatnonzero(took_part)
     inputs = torch.zeros(len(here), CANARIES)
     inputs[torch.arange(len(here)), torch.from_numpy(here)] = _VALUE
-    return Cases(inputs, torch.from_numpy(here % 2), tuple(map(str, here.tolist())))
+    return ExampleCases(inputs, torch.from_numpy(here % 2), tuple(map(str, here.tolist())))
 
 
-def _blank(desk: Desk) -> Workbench:
+def _blank(attack_target: AttackTarget) -> LocalModel:
     """A model that knows nothing, so that all it shows was learnt."""
-    bench = desk.bench()
+    local_model = attack_target.local_model()
     with torch.no_grad():
-        for key in desk.changes:
-            bench.parameters[key].zero_()
-    return bench
+        for key in attack_target.changes:
+            local_model.parameters[key].zero_()
+    return local_model
 
 
-def _scores(bench: Workbench) -> NDArray[np.float64]:
+def _scores(local_model: LocalModel) -> NDArray[np.float64]:
     """How far each canary's column leans to its class."""
-    weight = bench.parameters["heads.cls.weight"].detach().double().numpy()
+    weight = local_model.parameters["heads.cls.weight"].detach().double().numpy()
     lean: NDArray[np.float64] = weight[1] - weight[0]
     return lean * np.where(np.arange(CANARIES) % 2, 1.0, -1.0)

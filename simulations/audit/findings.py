@@ -13,7 +13,7 @@ _LARGEST = 1e9
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """A figure, the bound on it, and in plain words what the figure is."""
 
     value: float
@@ -52,13 +52,13 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttackAttempt:
     """An attack that is yet to be carried out. Without `measure` there is nothing to try, and `words` say why."""
 
     stage: str
     name: str
     claim: str
-    measure: Callable[[], Measured] | None
+    measure: Callable[[], Measurement] | None
     words: str = ""
     accepted: bool = False
 

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.study.plan import Gradient
 from fedgraft.simulations.audit.attack_target import (
     NOW,
-    Cases,
-    Desk,
-    feed_of,
+    AttackTarget,
+    ExampleCases,
     light,
+    loader_of,
 )
-from fedgraft.simulations.audit.findings import Measured
+from fedgraft.simulations.audit.findings import Measurement
 
 PIXELS = 1024
 _BINS = 64
@@ -35,51 +35,53 @@ _RECOGNISED_DB = 25.0
 _BEST_DB = 200.0
 _PLAIN = Gradient(steps=1, batch_size=_CASES, optimiser="sgd", momentum=0.0, lr=1.0)
 
-Visit = Callable[[Workbench, Cases], None]
+Visit = Callable[[LocalModel, ExampleCases], None]
 """One step of a site's trainer at rate 1, on all cases of a site."""
 
 
-def private_visit(desk: Desk) -> Visit:
+def private_visit(attack_target: AttackTarget) -> Visit:
     """One step at these terms, with everybody in it: the attacker knows that the victim took part."""
-    asked = desk.asking({"steps": 1, "lr": 1.0, "batch_size": _CASES}, {"sample": 1.0})
+    asked = attack_target.asking({"steps": 1, "lr": 1.0, "batch_size": _CASES}, {"sample": 1.0})
 
-    def visit(bench: Workbench, cases: Cases) -> None:
-        train_private(bench, feed_of(desk.study, cases), cases.patients, asked.local, desk.changes, NOW)
+    def visit(local_model: LocalModel, cases: ExampleCases) -> None:
+        train_private(
+            local_model, loader_of(attack_target.study, cases), cases.patients, asked.local, attack_target.changes, NOW
+        )
 
     return visit
 
 
-def plain_visit(desk: Desk) -> Visit:
+def plain_visit(attack_target: AttackTarget) -> Visit:
     """One step without privacy."""
 
-    def visit(bench: Workbench, cases: Cases) -> None:
-        train(bench, feed_of(desk.study, cases), _PLAIN, desk.changes, NOW)
+    def visit(local_model: LocalModel, cases: ExampleCases) -> None:
+        train(local_model, loader_of(attack_target.study, cases), _PLAIN, attack_target.changes, NOW)
 
     return visit
 
 
-def one_case(desk: Desk, seed: int, *, private: bool) -> Measured:
+def one_case(attack_target: AttackTarget, seed: int, *, private: bool) -> Measurement:
     """How well a case of 1,024 numbers comes out of one step of a linear layer on it alone, as PSNR in dB."""
-    small = light(desk, PIXELS)
-    bench, cases = small.bench(), _people(1, seed)
-    change = _change(bench, small, cases, private=private)
+    small = light(attack_target, PIXELS)
+    local_model, cases = small.local_model(), _people(1, seed)
+    change = _change(local_model, small, cases, private=private)
     quality = psnr(_solved(change["heads.cls.weight"], change["heads.cls.bias"]), cases.inputs[0])
     words = f"the one patient of a site comes back at {quality:.0f} dB ({'with' if private else 'without'} privacy)"
-    return Measured(quality, 10.0, words) if private else Measured(quality, 60.0, words, "at least")
+    return Measurement(quality, 10.0, words) if private else Measurement(quality, 60.0, words, "at least")
 
 
-def imprint(desk: Desk, seed: int, *, private: bool) -> Measured:
+def imprint(attack_target: AttackTarget, seed: int, *, private: bool) -> Measurement:
     """The share of 32 cases that come out of one step of a crafted model at more than 25 dB."""
-    small = light(desk, PIXELS, "table_mlp")
-    bench, cases = small.bench(), _people(_CASES, seed)
-    _craft(bench)
-    change = _change(bench, small, cases, private=private)
+    small = light(attack_target, PIXELS, "table_mlp")
+    local_model, cases = small.local_model(), _people(_CASES, seed)
+    _craft(local_model)
+    change = _change(local_model, small, cases, private=private)
     first = "backbone.layers.0"
     found = _between(change[f"{first}.weight"], change[f"{first}.bias"])
     known = {at for one in found for at in range(_CASES) if psnr(one, cases.inputs[at]) > _RECOGNISED_DB}
     share = len(known) / _CASES
     words = f"{len(known)} of {_CASES} patients come back from one sum ({'with' if private else 'without'} privacy)"
-    return Measured(share, 0.0, words) if private else Measured(share, 0.4, words, "at least")
+    return Measurement(share, 0.0, words) if private else Measurement(share, 0.4, words, "at least")
 
 
 def psnr(found: Tensor, truth: Tensor) -> float:
@@ -90,11 +92,15 @@ def psnr(found: Tensor, truth: Tensor) -> float:
     return min(_BEST_DB, 10 * math.log10(span**2 / error)) if error > 0 else _BEST_DB
 
 
-def _change(bench: Workbench, desk: Desk, cases: Cases, *, private: bool) -> dict[str, Tensor]:
+def _change(
+    local_model: LocalModel, attack_target: AttackTarget, cases: ExampleCases, *, private: bool
+) -> dict[str, Tensor]:
     """What one visit changed, entry by entry: minus the gradient, at a rate of 1."""
-    before = bench.read(desk.changes)
-    (private_visit if private else plain_visit)(desk)(bench, cases)
-    return {key: torch.from_numpy(before[key] - array) for key, array in bench.read(desk.changes).items()}
+    before = local_model.read(attack_target.changes)
+    (private_visit if private else plain_visit)(attack_target)(local_model, cases)
+    return {
+        key: torch.from_numpy(before[key] - array) for key, array in local_model.read(attack_target.changes).items()
+    }
 
 
 def _solved(weight: Tensor, bias: Tensor) -> Tensor:
@@ -110,11 +116,11 @@ def _between(weight: Tensor, bias: Tensor) -> Tensor:
     return weight / bias[:, None]
 
 
-def _craft(bench: Workbench) -> None:
+def _craft(local_model: LocalModel) -> None:
     """Unit k of the first layer is awake for cases brighter than the k-th quantile; what follows treats all alike."""
     quantiles = torch.from_numpy(ndtri((torch.arange(_BINS) + 0.5).numpy() / _BINS)).float()
     with torch.no_grad():
-        entries = bench.parameters
+        entries = local_model.parameters
         entries["backbone.layers.0.weight"].fill_(1 / PIXELS)
         entries["backbone.layers.0.bias"].copy_(-(0.5 + quantiles / math.sqrt(12 * PIXELS)))
         entries["backbone.layers.2.weight"].fill_(0.01)
@@ -123,7 +129,9 @@ def _craft(bench: Workbench) -> None:
         entries["heads.cls.bias"].zero_()
 
 
-def _people(count: int, seed: int) -> Cases:
+def _people(count: int, seed: int) -> ExampleCases:
     """Patients of 1,024 numbers, uniform in [0, 1]: nothing in them can be guessed from the rest."""
     draw = torch.Generator().manual_seed(seed)
-    return Cases(torch.rand(count, PIXELS, generator=draw), torch.arange(count) % 2, tuple(map(str, range(count))))
+    return ExampleCases(
+        torch.rand(count, PIXELS, generator=draw), torch.arange(count) % 2, tuple(map(str, range(count)))
+    )

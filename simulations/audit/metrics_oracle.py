@@ -14,22 +14,22 @@ import torch
 from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.privacy.guard.privacy_guard import Guard
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.policy import Metrics, SitePolicy
 from fedgraft.client.runtime.site import Site
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.metrics.metrics import ClassificationSums
-from fedgraft.common.protocol.instructions import Order, Update
+from fedgraft.common.protocol.instructions import Instruction, Update
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.audit.attack_target import CPU, table_study
-from fedgraft.simulations.audit.findings import Measured
+from fedgraft.simulations.audit.findings import Measurement
 
 _LABELS = 100
 _EVALUATIONS = 100
 _COLUMNS = 40
 
 
-def recovered(metrics: Metrics, seed: int) -> Measured:
+def recovered(metrics: Metrics, seed: int) -> Measurement:
     """The share of 100 hidden labels that 100 evaluations give away at a site with this rule."""
     rng = np.random.default_rng(seed)
     inputs = rng.normal(size=(_LABELS, _COLUMNS)).astype(np.float32)
@@ -40,19 +40,19 @@ def recovered(metrics: Metrics, seed: int) -> Measured:
     share = float((_solved((inputs @ heads.T > 0).T, answers) == labels).mean())
     told = sum(answer is not None for answer in answers)
     words = f"{share:.0%} of {_LABELS} hidden labels come out of {told} answers to {_EVALUATIONS} questions"
-    return Measured(share, 0.6, words) if metrics != "exact" else Measured(share, 0.95, words, "at least")
+    return Measurement(share, 0.6, words) if metrics != "exact" else Measurement(share, 0.95, words, "at least")
 
 
-def _ask(site: tuple[Site, Study, Workbench], heads: NDArray[np.float32]) -> list[float | None]:
+def _ask(site: tuple[Site, Study, LocalModel], heads: NDArray[np.float32]) -> list[float | None]:
     """The accuracy of each head as the site tells it, if it does."""
-    hospital, study, bench = site
+    hospital, study, local_model = site
     answers: list[float | None] = []
     for number, head in enumerate(heads, start=1):
-        tensors = bench.read(bench.tags) | {
+        tensors = local_model.read(local_model.tags) | {
             "heads.cls.weight": np.stack([-head, head]),
             "heads.cls.bias": np.zeros(2, np.float32),
         }
-        reply = hospital.visit(Order(study.digest, number, 0, 1, work=False, evaluate="val", tensors=tensors))
+        reply = hospital.visit(Instruction(study.digest, number, 0, 1, work=False, evaluate="val", tensors=tensors))
         told = reply.metrics.get("cls") if isinstance(reply, Update) else None
         arrays = {key: array.tolist() for key, array in told.items()} if told else None
         answers.append(ClassificationSums.from_arrays(arrays, 2).values()["accuracy"] if arrays else None)
@@ -72,12 +72,12 @@ def _solved(says_yes: NDArray[np.bool_], answers: list[float | None]) -> NDArray
 
 def _site(
     inputs: NDArray[np.float32], labels: NDArray[np.int64], metrics: Metrics, folder: Path
-) -> tuple[Site, Study, Workbench]:
+) -> tuple[Site, Study, LocalModel]:
     study = table_study(_COLUMNS)
     cases = torch.arange(_LABELS)
     splits = {"train": cases[:0], "val": cases, "test": cases[:0]}
     targets = {"cls": torch.from_numpy(labels)}
     cohort = Cohort("audit", torch.from_numpy(inputs), targets, tuple(map(str, range(_LABELS))), splits, (), {})
     policy = SitePolicy(allow_non_dp=True, metrics=metrics)
-    bench = Workbench(study, CPU)
-    return Site(study, cohort, bench, folder, Guard(study, policy, folder, _LABELS)), study, bench
+    local_model = LocalModel(study, CPU)
+    return Site(study, cohort, local_model, folder, PrivacyGuard(study, policy, folder, _LABELS)), study, local_model

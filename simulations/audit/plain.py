@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import column_sums, feature_sums
 from fedgraft.common.protocol.routing import sent
 from fedgraft.common.study.plan import (
@@ -20,79 +20,81 @@ from fedgraft.common.study.study import Study
 from fedgraft.simulations.audit.attack_target import (
     CPU,
     NOW,
-    Cases,
-    feed_of,
+    ExampleCases,
+    loader_of,
     shape,
 )
-from fedgraft.simulations.audit.findings import Measured
+from fedgraft.simulations.audit.findings import Measurement
 from fedgraft.simulations.audit.inversion import psnr
 
 _BOUND_DB = 10.0
 _PATIENTS = 24
 
 
-def invert(study: Study, stage: Stage) -> Measured:
+def invert(study: Study, stage: Stage) -> Measurement:
     """How well the attacker gets one patient's numbers out of what this stage sends, as PSNR in dB."""
-    bench, people = Workbench(study, CPU), _people(study)
-    bench.model.eval()
+    local_model, people = LocalModel(study, CPU), _people(study)
+    local_model.model.eval()
     if isinstance(stage.local, Statistics) and stage.local.of == "distances":
         words = "two answers tell how far a patient's image is from the mean; no attack is built in that finds more"
-        return Measured(float("inf"), _BOUND_DB, words)
+        return Measurement(float("inf"), _BOUND_DB, words)
     if isinstance(stage.local, Statistics) and stage.local.of in ("members", "answers"):
         words = "losses leave without noise: a case's is the difference of two answers; no attack on these is built in"
-        return Measured(float("inf"), _BOUND_DB, words)
+        return Measurement(float("inf"), _BOUND_DB, words)
     if isinstance(stage.local, Statistics):
-        return _two_answers(study, stage.local, bench, people)
-    heads = [key for key in sent(stage, bench.tags) if bench.tags[key].role is Role.HEAD]
+        return _two_answers(study, stage.local, local_model, people)
+    heads = [key for key in sent(stage, local_model.tags) if local_model.tags[key].role is Role.HEAD]
     if not heads:
         words = "trained entries leave without noise; no attack on these is built in, which is no reason for trust"
-        return Measured(float("inf"), _BOUND_DB, words)
-    return _one_patient(study, bench, people, heads)
+        return Measurement(float("inf"), _BOUND_DB, words)
+    return _one_patient(study, local_model, people, heads)
 
 
-def _one_patient(study: Study, bench: Workbench, people: Cases, heads: list[str]) -> Measured:
+def _one_patient(study: Study, local_model: LocalModel, people: ExampleCases, heads: list[str]) -> Measurement:
     """One step on one patient, by the study's own heads: their gradient gives the features away.
 
     More steps on more patients, as the study may ask for, blur this; they bound nothing.
     """
     one = people.only(torch.tensor([0]))
-    feed = feed_of(study, one)
-    task = str(bench.tags[heads[0]].task)
-    truth = _features(bench, feed)[0]
-    before = bench.read(heads)
+    loader = loader_of(study, one)
+    task = str(local_model.tags[heads[0]].task)
+    truth = _features(local_model, loader)[0]
+    before = local_model.read(heads)
     spec = Gradient(steps=1, batch_size=1, optimiser="sgd", momentum=0.0, lr=1.0)
-    train(bench, feed, spec, heads, NOW)
-    change = {key: torch.from_numpy(before[key] - array).double() for key, array in bench.read(heads).items()}
+    train(local_model, loader, spec, heads, NOW)
+    change = {key: torch.from_numpy(before[key] - array).double() for key, array in local_model.read(heads).items()}
     weight, bias = change[f"heads.{task}.weight"], change[f"heads.{task}.bias"]
     row = int(bias.abs().argmax())
     quality = psnr(weight[row] / bias[row], truth)
     what = "columns" if len(truth) == shape(study)[0] else "features"
-    return Measured(quality, _BOUND_DB, f"a patient's {len(truth)} {what} come out of one step at {quality:.0f} dB")
+    return Measurement(quality, _BOUND_DB, f"a patient's {len(truth)} {what} come out of one step at {quality:.0f} dB")
 
 
-def _two_answers(study: Study, local: Statistics, bench: Workbench, people: Cases) -> Measured:
+def _two_answers(study: Study, local: Statistics, local_model: LocalModel, people: ExampleCases) -> Measurement:
     """The same sums before and after a patient came: the patient is their difference."""
-    whole, rest = feed_of(study, people), feed_of(study, people.only(torch.arange(1, len(people))))
+    whole, rest = loader_of(study, people), loader_of(study, people.only(torch.arange(1, len(people))))
     if local.of == "columns":
         truth, what = people.inputs[0].double(), "columns"
         found = torch.from_numpy(column_sums(study, whole)["sum"] - column_sums(study, rest)["sum"])
     else:
-        truth, what = _features(bench, whole)[0].double(), "features"
+        truth, what = _features(local_model, whole)[0].double(), "features"
         gram = f"{study.tasks[0].name}/gram"
-        found = torch.from_numpy(feature_sums(bench, whole)[gram] - feature_sums(bench, rest)[gram])[-1, :-1]
+        found = torch.from_numpy(feature_sums(local_model, whole)[gram] - feature_sums(local_model, rest)[gram])[
+            -1, :-1
+        ]
     quality = psnr(found, truth)
     words = f"a patient's {len(truth)} {what} are the difference of two answers, at {quality:.0f} dB"
-    return Measured(quality, _BOUND_DB, words)
+    return Measurement(quality, _BOUND_DB, words)
 
 
-def _features(bench: Workbench, feed: Feed) -> Tensor:
-    bench.model.eval()
+def _features(local_model: LocalModel, loader: Loader) -> Tensor:
+    local_model.model.eval()
     with torch.inference_mode():
-        (batch,) = feed.batches([feed.splits["train"]])
-        return bench.model.features(batch.inputs)
+        (batch,) = loader.batches([loader.splits["train"]])
+        return local_model.model.features(batch.inputs)
 
 
-def _people(study: Study) -> Cases:
+def _people(study: Study) -> ExampleCases:
     draw = torch.Generator().manual_seed(1)
     inputs = torch.randn(_PATIENTS, *shape(study), generator=draw)
-    return Cases(inputs, torch.arange(_PATIENTS), tuple(map(str, range(_PATIENTS))))
+    return ExampleCases(inputs, torch.arange(_PATIENTS), tuple(map(str, range(_PATIENTS))))

@@ -47,7 +47,7 @@ def study_explain(
     from fedgraft.simulations.cli import study_commands
 
     sizes = tuple(patients or (100, 300, 1000, 3000))
-    sites = study_commands.Sites(sizes, metrics_epsilon)
+    sites = study_commands.AssumedSites(sizes, metrics_epsilon)
     study_commands.explain_study(study_file, tuple(set_ or ()), sites, as_json=as_json)
 
 

@@ -43,7 +43,7 @@ from fedgraft.simulations.weights.weights_import import import_weights as take_i
 
 
 @dataclass(frozen=True)
-class Request:
+class SimulateRequest:
     """What was asked of `fedgraft simulate`."""
 
     study: Path | None
@@ -61,7 +61,7 @@ def engine(name: str, workers: int, threads: int) -> Engine:
         raise InputError("; ".join(describe(error))) from None
 
 
-def simulate(request: Request, engine: Engine, *, as_json: bool) -> None:
+def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None:
     """Set up a run or continue one, show its progress, and say what came out."""
     if request.resume is not None:
         if request.study or request.scenario or request.out or request.overrides:
@@ -85,7 +85,7 @@ def simulate(request: Request, engine: Engine, *, as_json: bool) -> None:
         _show_result(run, result)
 
 
-def _set_up(request: Request) -> tuple[Study, Path]:
+def _set_up(request: SimulateRequest) -> tuple[Study, Path]:
     if request.study is None:
         raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
     study, named = find_study(request.study, request.overrides)
@@ -150,7 +150,7 @@ def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[st
         raise InputError(f"{out} is not empty.", fix="Choose another --out.")
     with tempfile.TemporaryDirectory(prefix="fedgraft-") as temporary:
         run = Path(temporary) / "run"
-        simulate(Request(path, None, run, None, overrides), Engine(), as_json=False)
+        simulate(SimulateRequest(path, None, run, None, overrides), Engine(), as_json=False)
         result = read_json(run / "result.json")
         manifest, arrays = load_weights(str(run))
         figures = ", ".join(

@@ -23,7 +23,7 @@ from fedgraft.common.checks.explain import (
     explain,
     sentence,
 )
-from fedgraft.common.models.initialise import Start
+from fedgraft.common.models.initialise import Initialised
 from fedgraft.common.protocol.routing import releases_plainly
 from fedgraft.common.secure_aggregation.masking import FEWEST
 from fedgraft.common.study.study import Study, find_study
@@ -40,14 +40,14 @@ from fedgraft.simulations.planning.pricing import Price, price, private_stages
 
 
 @dataclass(frozen=True)
-class Sites:
+class AssumedSites:
     """What is supposed of sites: how many patients they train on, and what their noised metrics may cost, if any."""
 
     patients: tuple[int, ...]
     metrics_epsilon: float | None = None
 
 
-def explain_study(path: Path, overrides: tuple[str, ...], sites: Sites, *, as_json: bool) -> None:
+def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *, as_json: bool) -> None:
     """Show a study stage by stage, what it would cost such sites, and what is best trained privately at them."""
     study, _ = find_study(path, overrides)
     explained = explain(study, str(path))
@@ -59,15 +59,15 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: Sites, *, as_js
         sys.stdout.write(json.dumps(facts) + "\n")
         return
     say(f"Study {study.name}, digest {study.digest}")
-    members = f" of {' and '.join(study.model.architectures)}" if study.model.members else ""
-    say(f"Model: {study.model.backbone}{members} from {explained.start.says}")
-    if study.model.members:
+    base_models = f" of {' and '.join(study.model.architectures)}" if study.model.base_models else ""
+    say(f"Model: {study.model.backbone}{base_models} from {explained.start.says}")
+    if study.model.base_models:
         say("Its members are finished: they travel once, stay as they are, and begin with their mean answer.")
     for task in study.tasks:
         say(f"Asks for {describe_task(task)}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
         say(f"{number}. {stage.name}: {sentence(stage, row)}")
-    if study.masked:
+    if study.secure_aggregation:
         say(
             f"Masked: the coordinator reads sums over at least {FEWEST} sites, of entries, weights and metrics, and no "
             "site's own. What it reads it can still learn from: masks take nothing away from the sum."
@@ -81,12 +81,12 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: Sites, *, as_js
         )
     if any(price.lines for price in prices):
         _show_prices(prices)
-    if any(private_stages(study)) and sites.metrics_epsilon is None and not study.masked:
+    if any(private_stages(study)) and sites.metrics_epsilon is None and not study.secure_aggregation:
         say("A site whose policy says metrics: noised pays for them besides: see --metrics-epsilon.")
     _show_advice(advice)
 
 
-def _advice(study: Study, begin: Start, patients: int) -> list[Advice]:
+def _advice(study: Study, begin: Initialised, patients: int) -> list[Advice]:
     sizes = {key: int(value.numel()) for key, value in begin.model.state_dict().items()}
     return list(advise(study, begin.model.tags(), sizes, patients))
 
@@ -102,8 +102,10 @@ def _show_prices(prices: Sequence[Price]) -> None:
     for one in prices:
         for number, line in enumerate(one.lines):
             size = [str(one.patients), f"{one.delta:.1e}"] if number == 0 else ["", ""]
-            step = f"{line.sample * one.patients:.0f} ({line.sample:.0%})"
-            table.add_row(*size, line.stage, f"{line.sigma:.2f}", step, str(line.steps), f"{line.epsilon:.2f}")
+            step = f"{line.sample_rate * one.patients:.0f} ({line.sample_rate:.0%})"
+            table.add_row(
+                *size, line.stage, f"{line.noise_multiplier:.2f}", step, str(line.steps), f"{line.epsilon:.2f}"
+            )
         if len(one.lines) > 1:
             table.add_row("", "", "all stages", "", "", "", f"{one.epsilon:.2f}")
     OUT.print(table)

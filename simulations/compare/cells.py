@@ -38,7 +38,7 @@ from fedgraft.simulations.compare.folds import Fold
 from fedgraft.simulations.compare.models import (
     Few,
     Found,
-    Job,
+    ModelJob,
     carry_out,
     flat,
     home_of,
@@ -65,8 +65,8 @@ class Cell:
     cases: int | None
     seed: int
     fold: Fold | None
-    job: Job
-    members: tuple[Cell, ...] = ()
+    job: ModelJob
+    base_models: tuple[Cell, ...] = ()
     """Those whose models this one puts together."""
 
     @property
@@ -89,7 +89,7 @@ class Cell:
             "code": code_digest(),
             "public": self.job.public,
             "sources": {site: spec.model_dump(mode="json") for site, spec in sorted(self.job.sources.items())},
-        } | ({"members": [cell.digest for cell in self.members]} if self.members else {})
+        } | ({"members": [cell.digest for cell in self.base_models]} if self.base_models else {})
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def words(self) -> str:
@@ -100,7 +100,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellOutcome:
     """What a cell ended with: the answers, what went wrong on the way, and how long it took."""
 
     found: Found
@@ -119,7 +119,7 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
     where = f"{source}, question {question.name}"
     found: list[Cell] = []
     plain: dict[str, Study] = {}
-    arms = sorted(question.arms, key=lambda one: bool(one.members))
+    arms = sorted(question.arms, key=lambda one: bool(one.base_models))
     for arm in arms:
         plain[arm.name] = arm.apply(asked, where, plain)
     for arm in arms:
@@ -133,17 +133,17 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
             for seed in range(seeds):
                 seeded = own.model_copy(update={"seed": own.seed + seed})
                 for fold in _folds(question):
-                    job = Job(seeded, arm.who, specs, fold, question.measure, few, public, sites.sources)
+                    job = ModelJob(seeded, arm.who, specs, fold, question.measure, few, public, sites.sources)
                     alike = [cell for cell in found if (cell.cases, cell.seed, cell.fold) == (cases, seeded.seed, fold)]
-                    own_members = tuple(cell for name in arm.members for cell in alike if cell.arm == name)
-                    found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job, own_members))
+                    own_base_models = tuple(cell for name in arm.base_models for cell in alike if cell.arm == name)
+                    found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job, own_base_models))
     places = {arm.name: at for at, arm in enumerate(question.arms)}
     return sorted(found, key=lambda cell: places[cell.arm])
 
 
 def _check(study: Study, source: str, arm: Arm) -> None:
     """Refuse what cannot work; members are not there yet, and are looked at when they are."""
-    if not arm.members:
+    if not arm.base_models:
         check_study(study, source)
     elif faults := check(study, make_model(study).tags()):
         raise StudyError(source, faults)
@@ -155,13 +155,16 @@ def run(todo: Sequence[Cell], out: Path, workers: int, threads: int) -> Iterator
     RunError names the first cell that failed; the others go on first. What is done stays, and is not run again.
     """
     different = {cell.digest: cell for cell in todo}
-    asked = {member.digest for cell in todo for member in cell.members}
+    asked = {base_model.digest for cell in todo for base_model in cell.base_models}
     missing = [cell for digest, cell in different.items() if not _is_done(out / digest[:16], asked=digest in asked)]
     done = len(different) - len(missing)
     failures: list[tuple[Cell, Exception]] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _one_thread, (threads,)) as pool:
-        for wave in ([cell for cell in missing if not cell.members], [cell for cell in missing if cell.members]):
+        for wave in (
+            [cell for cell in missing if not cell.base_models],
+            [cell for cell in missing if cell.base_models],
+        ):
             futures = {pool.submit(_run, cell, out, keep=cell.digest in asked): cell for cell in wave}
             for future in as_completed(futures):
                 error = future.exception()
@@ -179,20 +182,20 @@ def run(todo: Sequence[Cell], out: Path, workers: int, threads: int) -> Iterator
         ) from error
 
 
-def outcome(cell: Cell, out: Path) -> Outcome:
+def outcome(cell: Cell, out: Path) -> CellOutcome:
     """What a cell that was run ended with."""
     folder = out / cell.digest[:16]
     facts = read_json(folder / _FACTS)
     found, troubles = unflat(load_tensors(folder / _ANSWERS)), tuple(facts["troubles"])
     if cell.job.few is not None and cell.cases is not None:
         found, troubles = part_of(found, list(troubles), cell.arm, cell.cases)
-    return Outcome(found, troubles, float(facts["seconds"]))
+    return CellOutcome(found, troubles, float(facts["seconds"]))
 
 
 def _run(cell: Cell, out: Path, *, keep: bool) -> None:
     """Carry out one cell; its model is kept if others are made of it."""
     started, folder = time.monotonic(), out / cell.digest[:16]
-    found, troubles = (few_shot if cell.job.few else carry_out)(_with_members(cell, out), folder / "runs")
+    found, troubles = (few_shot if cell.job.few else carry_out)(_with_base_models(cell, out), folder / "runs")
     if keep:
         (folder / _MODEL).mkdir(exist_ok=True)
         for name in ("model.safetensors", "model.json"):
@@ -218,11 +221,11 @@ def _is_done(folder: Path, *, asked: bool) -> bool:
     return (folder / _FACTS).is_file() and (not asked or (folder / _MODEL / "model.json").is_file())
 
 
-def _with_members(cell: Cell, out: Path) -> Job:
+def _with_base_models(cell: Cell, out: Path) -> ModelJob:
     """The job, with the folders of members in place of their arms' names."""
-    if not cell.members:
+    if not cell.base_models:
         return cell.job
-    places = {ARM + one.arm: str((out / one.digest[:16] / _MODEL).resolve()) for one in cell.members}
+    places = {ARM + one.arm: str((out / one.digest[:16] / _MODEL).resolve()) for one in cell.base_models}
     study = parse_study(_placed(cell.job.study.model_dump(mode="json"), places), cell.words())
     return replace(cell.job, study=study)
 

@@ -37,7 +37,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Request:
+class CompareRequest:
     """What was asked of `fedgraft compare`."""
 
     study: Path
@@ -52,7 +52,7 @@ class Request:
     threads: int
 
 
-def compare(asked: Request, *, as_json: bool) -> None:
+def compare(asked: CompareRequest, *, as_json: bool) -> None:
     """Carry out a comparison, or what is left of it, and show it."""
     started = time.monotonic()
     study, shipped = find_study(asked.study, asked.overrides)
@@ -89,7 +89,7 @@ def compare(asked: Request, *, as_json: bool) -> None:
         _show(result, page)
 
 
-def _chosen(comparison: Comparison, asked: Request) -> Comparison:
+def _chosen(comparison: Comparison, asked: CompareRequest) -> Comparison:
     """The questions that are asked for; with other arms, if some are named."""
     unknown = sorted(set(asked.only) - {question.name for question in comparison.questions})
     if unknown:
@@ -107,12 +107,12 @@ def _chosen(comparison: Comparison, asked: Request) -> Comparison:
 
 
 def _cells(
-    study: Study, comparison: Comparison, asked: Request, shipped: str | None
+    study: Study, comparison: Comparison, asked: CompareRequest, shipped: str | None
 ) -> tuple[dict[str, list[Cell]], bool]:
     """The cells by question, all of them checked, and whether any hospital is made up."""
     found, synthetic = {}, False
     for question in comparison.questions:
-        task = study.asked.get(question.task or study.tasks[0].name)
+        task = study.tasks_by_name.get(question.task or study.tasks[0].name)
         if task is not None and not isinstance(task, Task):
             raise InputError(
                 f"Question {question.name!r} is about task {task.name!r}, and only classes can be compared yet.",
@@ -129,7 +129,7 @@ def _cells(
     return found, synthetic
 
 
-def _seeds(comparison: Comparison, asked: Request, question: Question | None = None) -> int:
+def _seeds(comparison: Comparison, asked: CompareRequest, question: Question | None = None) -> int:
     """How often everything is repeated, or one question: what was asked for goes before what the files say."""
     if asked.seeds or asked.quick:
         return asked.seeds or comparison.quick

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedgraft.client.data.cohorts import splits
-from fedgraft.client.data.cohorts.cohort import Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import CohortRequest, load_cohort
 from fedgraft.client.data.cohorts.targets import strata as strata_of
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.enrolment.pseudonyms import place_of
@@ -26,7 +26,7 @@ class Fold(NamedTuple):
 def deal(study: Study, site: Path, fold: Fold) -> None:
     """Write the site's splits for this fold; the share of validation is that of the study among those who train."""
     config = read_site(site)
-    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+    wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
     spec = config.cohort.model_copy(update={"train_cases": None, "train_labels": "known"})
     cohort = load_cohort(config.name, spec, wanted, place_of(config, study.digest))
     targets = strata_of(study.tasks[0], cohort.targets[study.tasks[0].name].numpy())

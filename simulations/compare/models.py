@@ -12,11 +12,11 @@ import torch
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.preflight.baseline import fit_alone
-from fedgraft.client.runtime.local_state import Kept
+from fedgraft.client.runtime.local_state import LocalState
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import predictions
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench, device_named
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.initialise import start
@@ -65,7 +65,7 @@ class Few:
 
 
 @dataclass(frozen=True)
-class Job:
+class ModelJob:
     """One arm on some hospitals: who trains together, on which fold, and which sites count."""
 
     study: Study
@@ -85,7 +85,7 @@ class Job:
         return tuple(site for site in self.cohorts if site not in self.public)
 
 
-def carry_out(job: Job, folder: Path) -> tuple[Found, list[str]]:
+def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
     """The answers of all models of a job, and what went wrong on the way, in words. Continues what was begun."""
     device = device_named("auto")
     home = prepared(job, job.cohorts, home_of(folder))
@@ -93,24 +93,26 @@ def carry_out(job: Job, folder: Path) -> tuple[Found, list[str]]:
     counted = {site: cohorts[site] for site in job.measure or cohorts}
     if job.who == "together":
         troubles = federate(home)
-        bench, state = Workbench(job.study, device), load_tensors(home / "model.safetensors")
-        of: Callable[[str], Arrays] = lambda site: state | _kept(job.study, home, site, bench)  # noqa: E731
-        return {MERGED: {site: _ask(bench, of(site), job.study, cohort) for site, cohort in counted.items()}}, troubles
+        local_model, state = LocalModel(job.study, device), load_tensors(home / "model.safetensors")
+        of: Callable[[str], Arrays] = lambda site: state | _kept(job.study, home, site, local_model)  # noqa: E731
+        return {
+            MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}
+        }, troubles
     if job.who == "new_site":
         return _newcomers(job, folder, counted, device)
     if job.who == "nobody":
-        bench, state = Workbench(job.study, device), start(job.study).state()
-        return {MERGED: {site: _ask(bench, state, job.study, cohort) for site, cohort in counted.items()}}, []
+        local_model, state = LocalModel(job.study, device), start(job.study).state()
+        return {MERGED: {site: _ask(local_model, state, job.study, cohort) for site, cohort in counted.items()}}, []
     trainers = {MERGED: pool(list(cohorts.values()))} if job.who == "pooled" else cohorts
     found: Found = {}
     troubles = []
     for name, trainer in trainers.items():
         try:
-            bench, _, _ = fit_alone(job.study, trainer, device, lambda _: None)
+            local_model, _, _ = fit_alone(job.study, trainer, device, lambda _: None)
         except (TooFewCases, Diverged) as error:
             troubles.append(f"{name}: {'too few cases' if isinstance(error, TooFewCases) else 'diverged'}")
             continue
-        found[name] = {site: answers_of(bench, job.study, cohort) for site, cohort in counted.items()}
+        found[name] = {site: answers_of(local_model, job.study, cohort) for site, cohort in counted.items()}
     return found, troubles
 
 
@@ -140,7 +142,9 @@ def pool(cohorts: list[Cohort]) -> Cohort:
     )
 
 
-def _newcomers(job: Job, folder: Path, counted: Mapping[str, Cohort], device: torch.device) -> tuple[Found, list[str]]:
+def _newcomers(
+    job: ModelJob, folder: Path, counted: Mapping[str, Cohort], device: torch.device
+) -> tuple[Found, list[str]]:
     """Each site in turn stays away from training; it then adapts without labels, if the study's plan does, and asks."""
     found: Found = {}
     troubles = []
@@ -148,16 +152,16 @@ def _newcomers(job: Job, folder: Path, counted: Mapping[str, Cohort], device: to
         others = {name: spec for name, spec in job.cohorts.items() if name != site}
         home = prepared(job, others, folder / f"without-{site}")
         troubles += [f"without {site}: {trouble}" for trouble in federate(home)]
-        bench = Workbench(job.study, device)
-        bench.load(load_tensors(home / "model.safetensors"))
+        local_model = LocalModel(job.study, device)
+        local_model.load(load_tensors(home / "model.safetensors"))
         for stage in job.study.plan:
             if isinstance(stage.local, Recalibrate):
-                recalibrate(bench, Feed(cohort, job.study.input, device), stage.local)
-        found[site] = {site: answers_of(bench, job.study, cohort)}
+                recalibrate(local_model, Loader(cohort, job.study.input, device), stage.local)
+        found[site] = {site: answers_of(local_model, job.study, cohort)}
     return found, troubles
 
 
-def prepared(job: Job, cohorts: Mapping[str, CohortSpec], home: Path) -> Path:
+def prepared(job: ModelJob, cohorts: Mapping[str, CohortSpec], home: Path) -> Path:
     """The folder of a run of some of a job's sites that can begin, or that had begun."""
     if not (home / "study.yaml").is_file():
         sources = {site: spec for site, spec in job.sources.items() if site in cohorts}
@@ -175,26 +179,30 @@ def federate(home: Path) -> list[str]:
     return [] if result["status"] == "completed" else [str(result["headline"])]
 
 
-def _kept(study: Study, home: Path, site: str, bench: Workbench) -> dict[str, np.ndarray]:
+def _kept(study: Study, home: Path, site: str, local_model: LocalModel) -> dict[str, np.ndarray]:
     """What the site keeps in place of the merged entries at the end."""
-    kept = Kept(home / "sites" / site / "kept" / study.digest[:16]).before(_LATEST)
-    return {key: array for key, array in kept.items() if key in bench.tags and own(study.plan[-1], bench.tags, key)}
+    kept = LocalState(home / "sites" / site / "kept" / study.digest[:16]).before(_LATEST)
+    return {
+        key: array
+        for key, array in kept.items()
+        if key in local_model.tags and own(study.plan[-1], local_model.tags, key)
+    }
 
 
-def _ask(bench: Workbench, state: Arrays, study: Study, cohort: Cohort) -> dict[str, Answers]:
-    bench.load(state)
-    return answers_of(bench, study, cohort)
+def _ask(local_model: LocalModel, state: Arrays, study: Study, cohort: Cohort) -> dict[str, Answers]:
+    local_model.load(state)
+    return answers_of(local_model, study, cohort)
 
 
-def answers_of(bench: Workbench, study: Study, cohort: Cohort) -> dict[str, Answers]:
+def answers_of(local_model: LocalModel, study: Study, cohort: Cohort) -> dict[str, Answers]:
     """What the model on the bench says of the cohort's test cases, by task."""
-    feed = Feed(cohort, study.input, bench.device)
-    names = [cohort.patients[case] for case in feed.labelled("test").tolist()]
+    loader = Loader(cohort, study.input, local_model.device)
+    names = [cohort.patients[case] for case in loader.labelled("test").tolist()]
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     patients = np.array([numbers[name] for name in names], np.int64)
     found = {}
-    for task, (logits, targets) in predictions(bench, feed, "test").items():
-        if not isinstance(study.asked[task], Task):
+    for task, (logits, targets) in predictions(local_model, loader, "test").items():
+        if not isinstance(study.tasks_by_name[task], Task):
             continue  # what is compared is known of classes alone
         known = targets >= 0
         found[task] = Answers(logits[known], targets[known], patients[known])

@@ -15,7 +15,7 @@ from fedgraft.common.study.fit import Fit
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.presets import PRESETS, expand
 from fedgraft.common.study.methods.recipes import Method
-from fedgraft.common.study.model_spec import COMMITTEE, Model
+from fedgraft.common.study.model_spec import ENSEMBLE, Model
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import (
     Study,
@@ -50,13 +50,13 @@ class Arm(Value):
     labels: Literal["known", "shuffled"] = "known"
     fit: Fit = Fit()
     """In a question about shots: how a new site fits the model to them."""
-    members: tuple[str, ...] = ()
+    base_models: tuple[str, ...] = ()
     """Other arms, whose models of the same seed, fold and number of cases are this one's committee; or its teachers,
     if the method is `distill`."""
 
     @model_validator(mode="after")
     def _put_together(self) -> Arm:
-        if self.method in ENSEMBLES and not self.members:
+        if self.method in ENSEMBLES and not self.base_models:
             raise ValueError(f"{self.name}: {self.method} needs `members`, the names of other arms")
         return self
 
@@ -66,13 +66,13 @@ class Arm(Value):
         Members are named as `ARM + their name`, and get their place when they are there.
         """
         data = study.model_dump(mode="json")
-        named = [{"weights": ARM + name, "backbone": others[name].model.backbone} for name in self.members]
-        committee = {"backbone": COMMITTEE, "members": named}
+        named = [{"weights": ARM + name, "backbone": others[name].model.backbone} for name in self.base_models]
+        ensemble = {"backbone": ENSEMBLE, "members": named}
         if named and self.method != "distill":
-            study = study.model_copy(update={"model": Model.model_validate(committee)})
+            study = study.model_copy(update={"model": Model.model_validate(ensemble)})
             data["model"] = study.model.model_dump(mode="json")
         if self.method is not None:
-            teacher = {} if self.method != "distill" else {"teacher": named[0] if len(named) == 1 else committee}
+            teacher = {} if self.method != "distill" else {"teacher": named[0] if len(named) == 1 else ensemble}
             data["plan"] = [stage.model_dump(mode="json") for stage in _stages(study, self.method, teacher)]
         return changed(data, self.keys, f"{source}, arm {self.name}")
 
@@ -154,7 +154,7 @@ class Question(Value):
         names = [arm.name for arm in self.arms]
         faults = [f"more than one arm is called {name}" for name in sorted({n for n in names if names.count(n) > 1})]
         asked = [self.against, *(name for one in self.expect for name in (one.arm, one.over))]
-        faults += [fault for arm in self.arms for fault in _member_faults(arm, self.arms)]
+        faults += [fault for arm in self.arms for fault in _base_model_faults(arm, self.arms)]
         faults += [
             f"{name} is none of the arms {', '.join(names)}" for name in dict.fromkeys(asked) if name not in names
         ]
@@ -228,14 +228,14 @@ def _arm(value: Any) -> Any:
     return BUILT_IN[value]
 
 
-def _member_faults(arm: Arm, arms: Sequence[Arm]) -> Iterator[str]:
+def _base_model_faults(arm: Arm, arms: Sequence[Arm]) -> Iterator[str]:
     there = {one.name: one for one in arms}
-    if arm.members and arm.who != "together":
+    if arm.base_models and arm.who != "together":
         yield f"{arm.name}: only an arm that is carried out together can have members"
-    for name in arm.members:
+    for name in arm.base_models:
         if name not in there:
             yield f"{arm.name}: its member {name} is none of the arms {', '.join(there)}"
-        elif there[name].who != "together" or there[name].members:
+        elif there[name].who != "together" or there[name].base_models:
             yield f"{arm.name}: its member {name} must be a model that sites train together, and no committee"
 
 
@@ -245,4 +245,4 @@ def _stages(study: Study, method: str, more: Mapping[str, Any]) -> Any:
     settings: dict[str, Any] = {"name": method, **more}
     if work:
         settings |= {"rounds": sum(rounds for _, rounds in work), "local": work[0][0]}
-    return expand(Method(**settings), table=study.input.kind == "table" and study.model.backbone != COMMITTEE)
+    return expand(Method(**settings), table=study.input.kind == "table" and study.model.backbone != ENSEMBLE)

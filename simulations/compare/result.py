@@ -23,7 +23,7 @@ from fedgraft.simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
-from fedgraft.simulations.compare.cells import Cell, Outcome, outcome
+from fedgraft.simulations.compare.cells import Cell, CellOutcome, outcome
 from fedgraft.simulations.compare.models import MERGED, Answers, Found
 from fedgraft.simulations.compare.question import Expectation, Question
 
@@ -38,12 +38,12 @@ class Group:
 
     arm: str
     cases: int | None
-    outcomes: dict[Replicate, Outcome]
+    outcomes: dict[Replicate, CellOutcome]
 
 
 def groups(own: Sequence[Cell], out: Path) -> list[Group]:
     """The cells of a question, all of which were run, by arm and number of cases."""
-    found: dict[tuple[str, int | None], dict[Replicate, Outcome]] = {}
+    found: dict[tuple[str, int | None], dict[Replicate, CellOutcome]] = {}
     for cell in own:
         found.setdefault((cell.arm, cell.cases), {})[cell.replicate] = outcome(cell, out)
     return [Group(arm, cases, outcomes) for (arm, cases), outcomes in found.items()]

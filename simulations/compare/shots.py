@@ -15,9 +15,9 @@ from fedgraft.client.training.few_shot import (
     shots,
 )
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
-from fedgraft.client.training.model.local_model import Workbench, device_named
+from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.common.base.seeds import derive
-from fedgraft.common.closed_form.ood import Familiar
+from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.models.initialise import start
 from fedgraft.common.models.weights import load_weights
 from fedgraft.common.study.study import Study
@@ -26,7 +26,7 @@ from fedgraft.simulations.compare.models import (
     Answers,
     Few,
     Found,
-    Job,
+    ModelJob,
     answers_of,
     federate,
     prepared,
@@ -34,7 +34,7 @@ from fedgraft.simulations.compare.models import (
 from fedgraft.simulations.engines.run import simulated_cohort
 
 
-def few_shot(job: Job, folder: Path) -> tuple[Found, list[str]]:
+def few_shot(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
     """Answers by `ARM@K@SITE`, those of all draws in one, and what could not be done, in words after `ARM@K: `.
 
     Each site in turn is the new one: the others make the model without it, or nobody does.
@@ -42,7 +42,7 @@ def few_shot(job: Job, folder: Path) -> tuple[Found, list[str]]:
     assert job.few is not None
     found: Found = {}
     troubles: list[str] = []
-    bench = Workbench(job.study, device_named("auto"))
+    local_model = LocalModel(job.study, device_named("auto"))
     home = prepared(job, job.cohorts, folder / "all")
     for site in job.measure or job.hospitals:
         cohort = simulated_cohort(job.study, home, site)
@@ -51,7 +51,7 @@ def few_shot(job: Job, folder: Path) -> tuple[Found, list[str]]:
             name = f"{arm}@{size}"
             troubles += [f"{name}: {trouble}" for trouble in missing]
             try:
-                found[f"{name}@{site}"] = {site: _drawn(bench, job, cohort, given, (arm, size))}
+                found[f"{name}@{site}"] = {site: _drawn(local_model, job, cohort, given, (arm, size))}
             except TooFewShots as short:
                 troubles.append(f"{name}: {site} has only {short.words()} to train on; not measured there")
             except (TooFewCases, Diverged) as error:
@@ -60,7 +60,7 @@ def few_shot(job: Job, folder: Path) -> tuple[Found, list[str]]:
     return found, troubles
 
 
-def _given(job: Job, folder: Path, site: str) -> tuple[Given, list[str]]:
+def _given(job: ModelJob, folder: Path, site: str) -> tuple[Given, list[str]]:
     """The model that waits for the new site, and what was missing when it was made."""
     if job.who == "nobody":
         return Given(start(job.study).state(), None), []
@@ -68,11 +68,13 @@ def _given(job: Job, folder: Path, site: str) -> tuple[Given, list[str]]:
     home = prepared(job, others, folder / f"without-{site}")
     missing = [f"without {site}: {trouble}" for trouble in federate(home)]
     manifest, state = load_weights(str(home))
-    known = Familiar.read(home, manifest.sha256)
+    known = OodModel.read(home, manifest.sha256)
     return Given(state, known.sums if known else None), missing
 
 
-def _drawn(bench: Workbench, job: Job, cohort: Cohort, given: Given, how: tuple[str, int]) -> dict[str, Answers]:
+def _drawn(
+    local_model: LocalModel, job: ModelJob, cohort: Cohort, given: Given, how: tuple[str, int]
+) -> dict[str, Answers]:
     """What the model says of the site's test cases after each draw, draw after draw, by task. Raises TooFewShots."""
     assert job.few is not None
     arm, size = how
@@ -80,8 +82,8 @@ def _drawn(bench: Workbench, job: Job, cohort: Cohort, given: Given, how: tuple[
     for number in range(job.few.draws):
         seed = derive(job.study.seed, "draw", cohort.name, number)
         own = only(cohort, shots(cohort, _task(job.few, job.study), size, seed))
-        fitted(bench, own, job.study, given, job.few.fits[arm], seed)
-        several.append(answers_of(bench, job.study, cohort))
+        fitted(local_model, own, job.study, given, job.few.fits[arm], seed)
+        several.append(answers_of(local_model, job.study, cohort))
     return {task: _joined([one[task] for one in several]) for task in several[0]}
 
 
@@ -92,7 +94,7 @@ def _joined(draws: list[Answers]) -> Answers:
 
 
 def _task(few: Few, study: Study) -> Task:
-    task = study.asked[few.task or study.tasks[0].name]
+    task = study.tasks_by_name[few.task or study.tasks[0].name]
     assert isinstance(task, Task)  # the command refuses questions about others
     return task
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fedgraft.common.base.value import Value
 from fedgraft.common.protocol import wire
-from fedgraft.common.protocol.instructions import Masked, Update
+from fedgraft.common.protocol.instructions import MaskedUpdate, Update
 from fedgraft.server.rounds.fleet import NODE_EXPIRED
 
 _RAISED = 2
@@ -104,7 +104,7 @@ class FaultyGrid(Grid):
 
 def _spoil(reply: Message, kind: str) -> None:
     answer = wire.unpack_reply(reply.content)
-    if isinstance(answer, Masked):
+    if isinstance(answer, MaskedUpdate):
         parts = {part: _bad(words, kind) for part, words in answer.parts.items()}
         reply.content = wire.pack_reply(replace(answer, parts=parts))
     elif isinstance(answer, Update) and answer.tensors:

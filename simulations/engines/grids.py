@@ -25,7 +25,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedgraft.client.runtime.app import forget
 from fedgraft.server.rounds.fleet import NODE_EXPIRED
 from fedgraft.simulations.engines.node import answer, context_for, deadline_of
-from fedgraft.simulations.engines.shared_messages import ExchangeFolder, Frames
+from fedgraft.simulations.engines.shared_messages import ExchangeFolder, SharedMessages
 
 _CRASHED = 8
 _COORDINATOR = 1
@@ -177,7 +177,7 @@ class PoolGrid(LocalGrid):
     def __init__(self, configs: Sequence[Path], workers: int, sizes: Sequence[int] | None = None) -> None:
         super().__init__(configs)
         self._folder = ExchangeFolder()
-        self._frames = Frames(self._folder.path, "to")
+        self._messages = SharedMessages(self._folder.path, "to")
         self._names = count()
         self._start = multiprocessing.get_context("forkserver")
         self._start.set_forkserver_preload(["fedgraft.simulations.engines.worker"])
@@ -187,7 +187,7 @@ class PoolGrid(LocalGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages for their nodes; the tensors of an exchange that is over make room."""
         if not any(worker.current or worker.waiting for worker in self._workers):
-            self._frames.clear()
+            self._messages.clear()
         return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -234,7 +234,7 @@ class PoolGrid(LocalGrid):
             return
         worker.current, worker.since = worker.waiting.popleft(), time.monotonic()
         node = worker.current.metadata.dst_node_id
-        frame = self._frames.freeze(worker.current)
+        frame = self._messages.freeze(worker.current)
         try:
             worker.line.send_bytes(str(self._configs[node]).encode())
             worker.line.send_bytes(frame)
@@ -245,7 +245,7 @@ class PoolGrid(LocalGrid):
         worker = self._workers[number]
         assert worker.current is not None
         try:
-            reply = self._frames.thaw(worker.line.recv_bytes(), once=True)
+            reply = self._messages.thaw(worker.line.recv_bytes(), once=True)
         except (EOFError, OSError):
             return self._replace(number, _CRASHED)
         worker.current = None

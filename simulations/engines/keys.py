@@ -9,12 +9,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from fedgraft.client.privacy.masking.used_masks import MaskSettings
+from fedgraft.client.privacy.masking.used_masks import SecureAggregationSettings
 from fedgraft.common.base.files import write_atomic, write_json
 from fedgraft.common.secure_aggregation.mask_keys import SignedRoster, sign_entry
 
 
-def make_keys(sites: Path, names: Sequence[str]) -> dict[str, MaskSettings]:
+def make_keys(sites: Path, names: Sequence[str]) -> dict[str, SecureAggregationSettings]:
     """A fresh mask key in each site's folder, `roster.json` with all of them signed, and each site's settings.
 
     What a run gives does not depend on them, since masks cancel.
@@ -30,7 +30,7 @@ def make_keys(sites: Path, names: Sequence[str]) -> dict[str, MaskSettings]:
     for name, key in private.items():
         path = (sites / name / "mask_key.pem").resolve()
         write_atomic(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), private=True)
-        settings[name] = MaskSettings(key=path, roster=roster, identities=pins, regroup="always")
+        settings[name] = SecureAggregationSettings(key=path, roster=roster, identities=pins, regroup="always")
     entries = tuple(sign_entry(name, key.public_key(), signers[name]) for name, key in private.items())
     write_json(roster, SignedRoster(entries=entries).model_dump(mode="json"))
     return settings

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
-from fedgraft.client.data.cohorts.cohort import Cohort, Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, load_cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
@@ -32,7 +32,12 @@ from fedgraft.simulations.engines.grids import InProcessGrid, LocalGrid, PoolGri
 from fedgraft.simulations.engines.keys import make_keys
 
 OPEN = SitePolicy(
-    allow_non_dp=True, metrics="exact", min_patients=1, epsilon_job=100.0, epsilon_lifetime=100.0, keep_sums=True
+    allow_non_dp=True,
+    metrics="exact",
+    min_patients=1,
+    epsilon_per_study=100.0,
+    epsilon_lifetime=100.0,
+    retain_statistics=True,
 )
 """Whoever simulates a hospital sees all its data anyway. Budgets are counted, and all but unlimited."""
 
@@ -85,7 +90,7 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
     for name in hospitals.cohorts:
         (sites / name).mkdir(mode=0o700)
     masking = [name for name in hospitals.cohorts if name not in hospitals.observers]
-    masks = make_keys(sites, masking) if study.masked else {}
+    secure_aggregation = make_keys(sites, masking) if study.secure_aggregation else {}
     for name, cohort in hospitals.cohorts.items():
         config = SiteConfig(
             name=name,
@@ -95,7 +100,7 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
             observer=name in hospitals.observers,
             sync=False,
             policy=hospitals.policies.get(name, OPEN),
-            masks=masks.get(name),
+            secure_aggregation=secure_aggregation.get(name),
             state=(sites / name).resolve(),
             cache=home().resolve() / "cohorts",
         )
@@ -135,7 +140,7 @@ def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> P
 def simulated_cohort(study: Study, out: Path, site: str) -> Cohort:
     """The cohort that a site of the run in `out` works with."""
     config = read_site(out / "sites" / site)
-    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+    wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
     return load_cohort(config.name, config.cohort, wanted, place_of(config, study.digest))
 
 

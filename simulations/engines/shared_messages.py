@@ -67,7 +67,7 @@ def _remove_abandoned(folder: Path) -> None:
         return  # somebody works in it, it is somebody else's, or it is being made
 
 
-class Frames:
+class SharedMessages:
     """Turns messages into frames of bytes and back, for one side of a connection."""
 
     def __init__(self, folder: Path, name: str) -> None:

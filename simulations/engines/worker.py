@@ -8,22 +8,22 @@ from pathlib import Path
 import torch
 
 from fedgraft.simulations.engines.node import answer, context_for
-from fedgraft.simulations.engines.shared_messages import Frames
+from fedgraft.simulations.engines.shared_messages import SharedMessages
 
 
 def work(line: Connection, folder: str, name: str, threads: int) -> None:
     """Answer what comes in by `line`; large tensors lie in `folder`, where this worker's files start with `name`."""
     torch.set_num_threads(threads)
-    frames = Frames(Path(folder), name)
+    messages = SharedMessages(Path(folder), name)
     contexts = {}
     while True:
         try:
             config = line.recv_bytes().decode()
-            message = frames.thaw(line.recv_bytes(), once=False)
+            message = messages.thaw(line.recv_bytes(), once=False)
             node = message.metadata.dst_node_id
             if node not in contexts:
                 contexts[node] = context_for(node, Path(config))
-            line.send_bytes(frames.freeze(answer(message, contexts[node])))
-            frames.forget_written()
+            line.send_bytes(messages.freeze(answer(message, contexts[node])))
+            messages.forget_written()
         except (EOFError, OSError):
             return

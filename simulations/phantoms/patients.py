@@ -13,9 +13,9 @@ from fedgraft.simulations.phantoms.phantoms import (
     FINDINGS,
     ORGANS,
     Finding,
-    Findings,
     Modality,
     Phantom,
+    PhantomFindings,
     draw_phantoms,
 )
 from fedgraft.simulations.phantoms.scenario import CANCER_CASES, PhantomSite, Scenario
@@ -67,7 +67,7 @@ def draw_patient(spec: PhantomSite, site_seed: int, index: int) -> Patient:
     count = int(rng.integers(fewest, most + 1))
     laboratory = _laboratory(finding, rng)
     half_mm = spec.scanner.field_mm / 2
-    looks = Findings((spec.size_mm[0] / half_mm, spec.size_mm[1] / half_mm), spec.contrast)
+    looks = PhantomFindings((spec.size_mm[0] / half_mm, spec.size_mm[1] / half_mm), spec.contrast)
     phantoms = tuple(draw_phantoms(modality, finding, looks, derive(seed, "phantom"), count))
     size_mm = phantoms[0].lesion.diameter * half_mm
     number = f"P{index + 1:04d}"

@@ -73,14 +73,16 @@ class Phantom:
 
 
 @dataclass(frozen=True)
-class Findings:
+class PhantomFindings:
     """How findings look at a site: `size` is the range of diameters (half widths), `contrast` the mean strength."""
 
     size: tuple[float, float]
     contrast: float
 
 
-def draw_phantoms(modality: Modality, kind: Finding, findings: Findings, seed: int, images: int) -> tuple[Phantom, ...]:
+def draw_phantoms(
+    modality: Modality, kind: Finding, findings: PhantomFindings, seed: int, images: int
+) -> tuple[Phantom, ...]:
     """A patient's images: same anatomy and finding, each in its own pose. Nothing but the arguments matters.
 
     Each image has its own stream, so that more images do not change the first ones.
@@ -107,7 +109,7 @@ def render(phantoms: Sequence[Phantom], pixels: int) -> tuple[Array, NDArray[np.
     return images, mask
 
 
-def _draw_lesion(modality: Modality, kind: Finding, findings: Findings, rng: np.random.Generator) -> Lesion:
+def _draw_lesion(modality: Modality, kind: Finding, findings: PhantomFindings, rng: np.random.Generator) -> Lesion:
     low, high = findings.size
     diameter = rng.uniform(low, high)
     strength = findings.contrast * rng.uniform(0.8, 1.2)

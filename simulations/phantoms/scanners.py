@@ -125,8 +125,8 @@ def acquire(images: Array, scanner: Scanner, modality: Modality, seeds: Sequence
     """What the scanner makes of phantoms (N, n, n): grey values in [0, 1]. Each image has its own seed."""
     grey = np.clip(images, 0, 1)
     if scanner.blur_mm:
-        sigma = scanner.blur_mm / scanner.spacing_mm
-        grey = gaussian_filter(grey, (0, sigma, sigma))
+        noise_multiplier = scanner.blur_mm / scanner.spacing_mm
+        grey = gaussian_filter(grey, (0, noise_multiplier, noise_multiplier))
     grey = np.power(grey, scanner.gamma) * scanner.gain + scanner.offset
     for index, seed in enumerate(seeds):
         rng = np.random.default_rng(seed)
@@ -185,10 +185,10 @@ def _bias(pixels: int, amplitude: float, rng: np.random.Generator) -> Array:
     return np.asarray(1 + amplitude * field, dtype=np.float32)
 
 
-def _add_noise(image: Array, sigma: float, modality: Modality, rng: np.random.Generator) -> None:
-    image += sigma * rng.standard_normal(image.shape, dtype=np.float32)
+def _add_noise(image: Array, noise_multiplier: float, modality: Modality, rng: np.random.Generator) -> None:
+    image += noise_multiplier * rng.standard_normal(image.shape, dtype=np.float32)
     if modality == "mr":  # the magnitude of two noisy channels
-        np.hypot(image, sigma * rng.standard_normal(image.shape, dtype=np.float32), out=image)
+        np.hypot(image, noise_multiplier * rng.standard_normal(image.shape, dtype=np.float32), out=image)
 
 
 def _collimate(image: Array, share: float) -> None:

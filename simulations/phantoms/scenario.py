@@ -13,7 +13,7 @@ from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value
-from fedgraft.common.protocol.auxiliary import needs_source
+from fedgraft.common.protocol.auxiliary import requires_source
 from fedgraft.common.study.study import Study, describe, read_mapping
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.phantoms.phantoms import FINDINGS, Finding, Modality
@@ -187,8 +187,8 @@ def _known(site: SiteEntry, names: list[str]) -> bool:
 
 def _twice(names: list[str]) -> list[str]:
     """A fault for every name that more than one site has; case does not count, since some file systems ignore it."""
-    folded = [name.lower() for name in names]
-    return [f"more than one site is called {name}" for name in sorted(set(folded)) if folded.count(name) > 1]
+    packed = [name.lower() for name in names]
+    return [f"more than one site is called {name}" for name in sorted(set(packed)) if packed.count(name) > 1]
 
 
 def _names(data: dict[str, Any]) -> list[str]:
@@ -220,11 +220,11 @@ def _find(path: Path) -> Path:
 def source_faults(study: Study, scenario: Scenario) -> list[str]:
     """What the study needs of a source, and the scenario has not."""
     faults = []
-    if needs_source(study):
+    if requires_source(study):
         lacking = [site.name for site in scenario.sites if site.source is None and not site.public_source]
         if lacking:
             faults.append(f"the plan needs source data at each site, but {', '.join(lacking)} have no `source`")
-    wanting = [stage.name for stage in study.plan if stage.where == "source" or stage.joint is not None]
+    wanting = [stage.name for stage in study.plan if stage.where == "source" or stage.joint_lambda is not None]
     if wanting and not any(site.public_source for site in scenario.sites):
         faults.append(f"stage {wanting[0]} is for a site that holds the source, but none has `public_source: true`")
     return faults

@@ -76,7 +76,7 @@ def advise(study: Study, tags: Tags, sizes: Mapping[str, int], patients: int) ->
         for name in sets:
             numbers = sum(sizes[key] for key in chosen(name, tags).keys(tags) if _is_trained(tags, key))
             if not options or numbers > options[-1].numbers:  # a model without norm layers has no such set
-                noise = line.sigma * math.sqrt(numbers) / (line.sample * patients)
+                noise = line.noise_multiplier * math.sqrt(numbers) / (line.sample_rate * patients)
                 options.append(Option(name, numbers, noise))
         yield Advice(stage.name, patients, *_best(options, patients, line.epsilon), tuple(options))
 

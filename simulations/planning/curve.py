@@ -24,7 +24,7 @@ from fedgraft.simulations.planning.pricing import private_stages
 
 
 @dataclass(frozen=True)
-class Cell:
+class CurveCell:
     """One run: what is trained, at what epsilon (None: without noise), from which seed; its test macro AUROC."""
 
     train: str
@@ -58,7 +58,7 @@ class Grid:
     seeds: int = 3
 
 
-def measure(study: Study, tags: Tags, hospitals: Hospitals, grid: Grid, out: Path) -> Iterator[Cell]:
+def measure(study: Study, tags: Tags, hospitals: Hospitals, grid: Grid, out: Path) -> Iterator[CurveCell]:
     """Run every cell that is not yet in `out`, and give all; each run's folder stays there."""
     stage = _only_private(study)
     for seed in range(grid.seeds):
@@ -72,10 +72,10 @@ def measure(study: Study, tags: Tags, hospitals: Hospitals, grid: Grid, out: Pat
                     simulate(asked, hospitals, run)
                 result = read_json(run / "result.json")
                 batch = batch or _batch(stage, result)
-                yield Cell(train, epsilon, asked.seed, _macro(result))
+                yield CurveCell(train, epsilon, asked.seed, _macro(result))
 
 
-def points(cells: Sequence[Cell]) -> list[Point]:
+def points(cells: Sequence[CurveCell]) -> list[Point]:
     """Cells that differ by seed alone, together."""
     plain = {(cell.train, cell.seed): cell.auroc for cell in cells if cell.epsilon is None}
     found = []
@@ -88,7 +88,7 @@ def points(cells: Sequence[Cell]) -> list[Point]:
     return found
 
 
-def write(found: Sequence[Point], cells: Sequence[Cell], out: Path) -> None:
+def write(found: Sequence[Point], cells: Sequence[CurveCell], out: Path) -> None:
     """`curve.json`, `curve.csv` and `curve.png` in `out`."""
     write_json(out / "curve.json", {"points": [asdict(p) for p in found], "cells": [asdict(c) for c in cells]})
     text = io.StringIO()
@@ -153,7 +153,7 @@ def _batch(stage: Stage, result: dict[str, Any]) -> int:
     assert isinstance(stage.local, Gradient)
     assert stage.local.private is not None
     cases = [int(site["cases"]["train"]) for site in result["sites"].values()]
-    return max(1, round(stage.local.private.sample * sum(cases) / len(cases)))
+    return max(1, round(stage.local.private.sample_rate * sum(cases) / len(cases)))
 
 
 def _macro(result: dict[str, Any]) -> float:

@@ -11,7 +11,7 @@ from fedgraft.common.privacy.accountant import (
     epsilon,
     noise_for,
 )
-from fedgraft.common.protocol.routing import privacy_asked
+from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.private_sums import PrivateSums
 from fedgraft.common.study.study import Study
@@ -22,12 +22,12 @@ METRICS = "metrics"
 
 
 @dataclass(frozen=True)
-class Line:
+class PriceLine:
     """One private stage: its noise over the clip, the share of patients in a step, its steps, and its epsilon alone."""
 
     stage: str
-    sigma: float
-    sample: float
+    noise_multiplier: float
+    sample_rate: float
     steps: int
     epsilon: float
 
@@ -38,14 +38,14 @@ class Price:
 
     patients: int
     delta: float
-    lines: tuple[Line, ...]
+    lines: tuple[PriceLine, ...]
     epsilon: float
 
 
 def private_stages(study: Study) -> Iterator[tuple[Stage, Private | PrivateSums, int]]:
     """The stages that train or sum with noise, what they ask for, and their steps over all rounds."""
     for stage in study.plan:
-        if (asked := privacy_asked(stage)) is not None:
+        if (asked := privacy_request(stage)) is not None:
             steps = (stage.local.steps or 0) if isinstance(stage.local, Gradient) else 1
             yield stage, asked, steps * stage.rounds
 
@@ -61,18 +61,18 @@ def price(
     delta = default_delta(patients)
     lines = []
     for stage, private, steps in private_stages(study):
-        sigma = private.sigma
-        if sigma is None:
+        noise_multiplier = private.noise_multiplier
+        if noise_multiplier is None:
             assert private.epsilon is not None
-            sigma = noise_for(private.epsilon, delta, private.sample, steps)
+            noise_multiplier = noise_for(private.epsilon, delta, private.sample_rate, steps)
         repeats = longer if isinstance(private, Private) else 1  # sums leave once, however long training is
-        event = Event(sigma, min(1.0, private.sample * larger), max(1, round(steps * repeats)))
-        lines.append(Line(stage.name, sigma, event.q, event.steps, epsilon([event], delta)))
-    if metrics_epsilon is not None and not study.masked:
+        event = Event(noise_multiplier, min(1.0, private.sample_rate * larger), max(1, round(steps * repeats)))
+        lines.append(PriceLine(stage.name, noise_multiplier, event.q, event.steps, epsilon([event], delta)))
+    if metrics_epsilon is not None and not study.secure_aggregation:
         event = Event(noise_for(metrics_epsilon, delta, 1.0, 1), 1.0, 1)
-        lines.append(Line(METRICS, event.sigma, event.q, event.steps, epsilon([event], delta)))
+        lines.append(PriceLine(METRICS, event.noise_multiplier, event.q, event.steps, epsilon([event], delta)))
     return Price(patients, delta, tuple(lines), epsilon(_events(lines), delta))
 
 
-def _events(lines: Sequence[Line]) -> list[Event]:
-    return [Event(line.sigma, line.sample, line.steps) for line in lines]
+def _events(lines: Sequence[PriceLine]) -> list[Event]:
+    return [Event(line.noise_multiplier, line.sample_rate, line.steps) for line in lines]

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench, device_named
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.common.base.terminal import OUT, figure, say
@@ -92,9 +92,11 @@ def look(study: Study, found: Hospitals, named: Sequence[str]) -> tuple[list[Can
     task, device = study.tasks[0].name, device_named("auto")
     scored = []
     for candidate in _candidates(study, named):
-        bench = Workbench(candidate, device)
-        bench.load(start(candidate).state())
-        sums = {site: feature_sums(bench, Feed(cohort, candidate.input, device)) for site, cohort in cohorts.items()}
+        local_model = LocalModel(candidate, device)
+        local_model.load(start(candidate).state())
+        sums = {
+            site: feature_sums(local_model, Loader(cohort, candidate.input, device)) for site, cohort in cohorts.items()
+        }
         grams = {site: own[f"{task}/gram"] for site, own in sums.items() if own[f"{task}/gram"][-1, -1] > 0}
         if not grams:
             raise InputError(f"No site has a label for task {task!r}.", fix="Check the sites' label columns.")

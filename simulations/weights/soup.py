@@ -15,7 +15,7 @@ import numpy as np
 from fedgraft.common.base.errors import WeightsError
 from fedgraft.common.base.files import home
 from fedgraft.common.models.weights import WeightsManifest, load_weights, save_weights
-from fedgraft.common.study.model_spec import COMMITTEE
+from fedgraft.common.study.model_spec import ENSEMBLE
 
 _ALIKE = ("backbone", "members", "input", "table", "classes", "tasks")
 """What the manifests must agree on for a mean to make sense."""
@@ -30,7 +30,7 @@ def soup(refs: Sequence[str], name: str) -> tuple[WeightsManifest, Path]:
         raise WeightsError(f"{folder}: is there already.", fix="Choose another --id.")
     found = [load_weights(ref) for ref in refs]
     (first, arrays), others = found[0], found[1:]
-    if first.backbone == COMMITTEE:
+    if first.backbone == ENSEMBLE:
         raise WeightsError(f"{refs[0]}: is a committee, whose members have no common start.", fix="Name its members.")
     for ref, (manifest, own) in zip(refs[1:], others, strict=True):
         wrong = [key for key in _ALIKE if getattr(manifest, key) != getattr(first, key)]

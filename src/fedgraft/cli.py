@@ -63,7 +63,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.simulations.cli import commands
 
     commands.simulate(
-        commands.Request(study_file, scenario, out, resume, tuple(set_ or ())),
+        commands.SimulateRequest(study_file, scenario, out, resume, tuple(set_ or ())),
         commands.engine(engine, workers, threads),
         as_json=as_json,
     )
@@ -84,10 +84,10 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     as_json: AsJson = False,
 ) -> None:
     """Run a study and its alternatives on the same splits and seeds, and say what the difference is worth."""
-    from fedgraft.simulations.compare.command import Request
+    from fedgraft.simulations.compare.command import CompareRequest
     from fedgraft.simulations.compare.command import compare as carry_out
 
-    asked = Request(
+    asked = CompareRequest(
         study_file,
         out,
         scenario,
@@ -114,10 +114,10 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
 ) -> None:
     """What a model says of the images in a folder, as a table, and where it looks."""
-    from fedgraft.client.inference.command import Request
+    from fedgraft.client.inference.command import PredictRequest
     from fedgraft.client.inference.command import predict as carry_out
 
-    carry_out(Request(model, images, out, site, tuple(heat or ()), task, of, adapt))
+    carry_out(PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt))
 
 
 @app.command()

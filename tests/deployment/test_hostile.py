@@ -30,7 +30,7 @@ from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.identity.keys import new_node_key
 from fedgraft.common.study.study import Study
-from fedgraft.server.operations.control import Control
+from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, same_weights, until
@@ -270,7 +270,7 @@ def test_a_bundle_with_code_changes_nothing_at_a_site(federation, make_study, tm
     marker, answers, study = tmp_path / "marker", tmp_path / "answers.json", tmp_path / "study.json"
     study.write_bytes(make_study(seed=666).to_json())
     content = hostile_bundle(tmp_path, marker, answers, study)
-    with Control(ServerHome(federation.home)) as control:
+    with RunControl(ServerHome(federation.home)) as control:
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         config = user_config_to_proto({})
         control._client.StartRun(StartRunRequest(fab=fab_to_proto(fab), override_config=config))

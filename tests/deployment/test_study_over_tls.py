@@ -55,7 +55,10 @@ def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part
 ):
     """Every site has its masks from its kit; one of them refuses all that has none."""
     study, plain = (
-        make_study(method=METHOD, masked=masked, name="masked" if masked else "open") for masked in (True, False)
+        make_study(
+            method=METHOD, secure_aggregation=secure_aggregation, name="masked" if secure_aggregation else "open"
+        )
+        for secure_aggregation in (True, False)
     )
     for name in SITES:
         for one in (study, plain):
@@ -69,7 +72,7 @@ def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part
         config.write_text(yaml.safe_dump(before | {"policy": before["policy"] | policy}))
         federation.start_site("south")
 
-    restart(masked_only=True)
+    restart(secure_aggregation_only=True)
     try:
         federation.run(study, "masked")
         federation.run(plain, "open")

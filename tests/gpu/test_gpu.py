@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.microbatching import Room
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.microbatching import Microbatching
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.study.plan import Role
 from fedgraft.simulations.engines.run import Engine, simulate
@@ -50,8 +50,8 @@ def test_resident_and_streamed_cohorts_train_alike(make_study, monkeypatch, few:
     study, losses = make_study(), []
     for share in (0.4, 0.0):
         monkeypatch.setattr("fedgraft.client.training.model.loader._RESIDENT_SHARE", share)
-        bench, feed = Workbench(study, GPU), Feed(cohort(inputs, {"cls": labels}), study.input, GPU)
-        losses.append(train(bench, feed, steps(6), tuple(bench.tags), NOW)["loss"])
+        local_model, loader = LocalModel(study, GPU), Loader(cohort(inputs, {"cls": labels}), study.input, GPU)
+        losses.append(train(local_model, loader, steps(6), tuple(local_model.tags), NOW)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -62,37 +62,37 @@ def test_a_gpu_that_is_too_small_works_on_parts_of_batches(make_study):
     total = torch.cuda.get_device_properties(GPU).total_memory
     share = 1.0
     for small in (False, True):
-        bench = Workbench(study, GPU)
-        feed = Feed(cohort(inputs, {"cls": labels}), study.input, GPU)
-        begin = partial(bench.begin, bench.read(bench.tags), tuple(bench.tags))
-        changes = [key for key, tag in bench.tags.items() if tag.role is not Role.NORM_STATS]
+        local_model = LocalModel(study, GPU)
+        loader = Loader(cohort(inputs, {"cls": labels}), study.input, GPU)
+        begin = partial(local_model.begin, local_model.read(local_model.tags), tuple(local_model.tags))
+        changes = [key for key, tag in local_model.tags.items() if tag.role is not Role.NORM_STATS]
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(GPU)
         before = torch.cuda.memory_reserved(GPU)
         torch.cuda.set_per_process_memory_fraction(share, GPU)
         try:
-            figures = Room(bench).train(feed, spec, changes, NOW, begin)
+            figures = Microbatching(local_model).train(loader, spec, changes, NOW, begin)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, GPU)
         assert (figures.get("parts", 1) > 1) == small
         losses.append(figures["loss"])
         share = (before + 0.5 * (torch.cuda.max_memory_reserved(GPU) - before)) / total
-        del bench, feed, begin
+        del local_model, loader, begin
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_what_goes_in_comes_out(make_study):
-    bench = Workbench(make_study(model={"backbone": "resnet18", "weights": None}), GPU)
+    local_model = LocalModel(make_study(model={"backbone": "resnet18", "weights": None}), GPU)
     rng = np.random.default_rng(0)
-    before = bench.read(bench.tags)
+    before = local_model.read(local_model.tags)
     arrays = {key: rng.normal(size=a.shape).astype(a.dtype) for key, a in before.items()}
-    bench.load(arrays)
-    after = bench.read(bench.tags)
+    local_model.load(arrays)
+    after = local_model.read(local_model.tags)
     assert all((after[key] == arrays[key]).all() for key in arrays)
-    assert bench.finite(bench.tags)
-    bench.load({key: np.full_like(a, np.nan) if a.dtype.kind == "f" else a for key, a in arrays.items()})
-    assert not bench.finite(bench.tags)
+    assert local_model.finite(local_model.tags)
+    local_model.load({key: np.full_like(a, np.nan) if a.dtype.kind == "f" else a for key, a in arrays.items()})
+    assert not local_model.finite(local_model.tags)
 
 
 def test_a_site_checks_itself_on_the_gpu(hospital):

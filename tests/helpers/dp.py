@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.privacy.dp.dpsgd import train_private
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.study.plan import Gradient, Role
 from fedgraft.common.study.training import Private
 from fedgraft.simulations.audit.attack_target import watched
 from helpers.work import CPU, NOW, cohort, images
 
-Desk = Callable[..., tuple[Workbench, Feed]]
+Desk = Callable[..., tuple[LocalModel, Loader]]
 
 
 def terms(steps: int = 1, **changes: Any) -> Gradient:
@@ -36,22 +36,24 @@ def quiet(**changes: Any) -> Gradient:
     return terms(**({"sigma": 1e-9, "lr": 0.0} | changes))
 
 
-def trainable(bench: Workbench) -> list[str]:
-    return [key for key, tag in bench.tags.items() if tag.role is not Role.NORM_STATS]
+def trainable(local_model: LocalModel) -> list[str]:
+    return [key for key, tag in local_model.tags.items() if tag.role is not Role.NORM_STATS]
 
 
-def feed_of(like: Feed, inputs: Tensor, labels: Tensor) -> Feed:
+def loader_of(like: Loader, inputs: Tensor, labels: Tensor) -> Loader:
     """A site of these cases, all for training; `inputs` are what the model sees."""
-    made = Feed(cohort(images(len(inputs))[0], {"cls": labels}), like._spec, CPU)
+    made = Loader(cohort(images(len(inputs))[0], {"cls": labels}), like._spec, CPU)
     made._inputs = inputs
     return made
 
 
-def sums(bench: Workbench, feed: Feed, patients: Sequence[str], spec: Gradient, keys: Sequence[str] = ()) -> Tensor:
+def sums(
+    local_model: LocalModel, loader: Loader, patients: Sequence[str], spec: Gradient, keys: Sequence[str] = ()
+) -> Tensor:
     """The noised sums of a visit's steps, (steps, coordinates), with the division by the expected batch undone."""
     assert spec.private is not None
-    labelled = feed.labelled("train").tolist()
+    labelled = loader.labelled("train").tolist()
     units = len(labelled) if spec.private.unit == "image" else len({patients[at] for at in labelled})
     with watched() as seen:
-        train_private(bench, feed, patients, spec, keys or trainable(bench), NOW)
-    return torch.stack(seen) * (spec.private.sample * units)
+        train_private(local_model, loader, patients, spec, keys or trainable(local_model), NOW)
+    return torch.stack(seen) * (spec.private.sample_rate * units)

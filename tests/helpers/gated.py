@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedgraft.common.identity.keys import NodeKey, public_pem
 from fedgraft.server.operations.gate import Gate, gate_server
-from fedgraft.server.operations.request_auth import Guard
+from fedgraft.server.operations.request_auth import RequestAuth
 from fedgraft.server.provisioning.home import ServerHome
 from helpers.ports import free_port
 
@@ -45,7 +45,7 @@ class Recorder:
 class Gated:
     """Both servers, each in a thread of its own; `url` is the gate's, `client` trusts its authority."""
 
-    def __init__(self, home: ServerHome, guard: Guard, authority: Path | None = None) -> None:
+    def __init__(self, home: ServerHome, guard: RequestAuth, authority: Path | None = None) -> None:
         self.recorder, self.port, inner = Recorder(), free_port(), free_port()
         files = {"ssl_certfile": str(home.inner[0]), "ssl_keyfile": str(home.inner[1])}
         config = uvicorn.Config(self.recorder, port=inner, log_config=None, lifespan="off", **files)

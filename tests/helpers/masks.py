@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedgraft.common.secure_aggregation.mask_keys import (
-    Entry,
     Identity,
+    MaskKeyEntry,
     Pairs,
     sign_entry,
     verified,
@@ -45,7 +45,7 @@ class Consortium:
         self.roster = verified(self.entries(), self.pins)
         self.pairs = {name: Pairs(name, self.private[name], self.roster) for name in self.names}
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[MaskKeyEntry]:
         return [sign_entry(name, self.private[name].public_key(), self.identities[name]) for name in self.names]
 
     def context(self, **changes: Any) -> Context:

@@ -19,14 +19,14 @@ Tensors = Mapping[str, Tensor]
 
 
 def no_clip(patch: Patch) -> None:
-    patch.setattr(trainer, "clip_factors", lambda norms, clip: torch.ones_like(norms))
+    patch.setattr(trainer, "clip_factors", lambda norms, max_grad_norm: torch.ones_like(norms))
 
 
 def clip_of_the_mean(patch: Patch) -> None:
-    def whole(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
+    def whole(gradients: Sequence[Tensor], max_grad_norm: float) -> list[Tensor]:
         means = [part.mean(dim=0) for part in gradients]
         norm = float(torch.cat([mean.flatten() for mean in means]).norm())
-        factor = min(1.0, clip / max(norm, 1e-12))
+        factor = min(1.0, max_grad_norm / max(norm, 1e-12))
         return [mean * factor * len(gradients[0]) for mean in means]
 
     patch.setattr(trainer, "clip_and_sum", whole)
@@ -105,12 +105,14 @@ def numpy_noise(patch: Patch) -> None:
 
 
 def lots_of_one_size(patch: Patch) -> None:
-    patch.setattr(dpsgd, "draw_units", lambda count, sample: torch.randperm(count)[: round(count * sample)].tolist())
+    patch.setattr(
+        dpsgd, "draw_units", lambda count, sample_rate: torch.randperm(count)[: round(count * sample_rate)].tolist()
+    )
 
 
 def one_always_comes(patch: Patch) -> None:
     real = dpsgd.draw_units
-    patch.setattr(dpsgd, "draw_units", lambda count, sample: sorted({0, *real(count, sample)}))
+    patch.setattr(dpsgd, "draw_units", lambda count, sample_rate: sorted({0, *real(count, sample_rate)}))
 
 
 def a_step_too_few(patch: Patch) -> None:

@@ -13,8 +13,8 @@ import yaml
 from pydicom import dcmread
 
 from fedgraft.client.enrolment.config import read_site
-from fedgraft.client.preflight.check import Check, Site
-from fedgraft.client.preflight.report import Line, Report
+from fedgraft.client.preflight.check import Check, SiteUnderCheck
+from fedgraft.client.preflight.report import FindingLine, Report
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import Scenario
@@ -83,10 +83,10 @@ class Hospital:
         (self.home / "site.yaml").write_text(yaml.safe_dump(content))
 
     def check(self, *parts: str, against: Study | None = None, baseline: bool = False) -> Report:
-        site = Site(self.home, read_site(self.home))
+        site = SiteUnderCheck(self.home, read_site(self.home))
         return Check(site, against or study(), lambda _: None).run(parts, baseline=baseline)
 
-    def lines(self, *parts: str, against: Study | None = None) -> dict[str, Line]:
+    def lines(self, *parts: str, against: Study | None = None) -> dict[str, FindingLine]:
         """The report's lines by name."""
         report = self.check(*parts, against=against)
         return {line.name: line for part in report.parts for line in part.findings.lines}

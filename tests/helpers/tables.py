@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgraft.client.data.cohorts.cohort import Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import CohortRequest, load_cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
@@ -99,7 +99,7 @@ def trial(asked: Study, root: Path, **more: Any) -> Trial:
     cases: list[dict[str, tuple[Floats, Floats]]] = [{}, {}]
     for name in CASES:
         config = read_config(run / "sites" / name / "site.json")
-        wanted = Wanted(asked.tasks, asked.input, asked.split, asked.seed)
+        wanted = CohortRequest(asked.tasks, asked.input, asked.split, asked.seed)
         cohort = load_cohort(name, config.cohort, wanted, place_of(config, asked.digest))
         for found, split in zip(cases, ("train", "all"), strict=True):
             at = cohort.splits["train"].numpy() if split == "train" else np.arange(len(cohort.inputs))

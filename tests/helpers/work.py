@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
-from fedgraft.client.privacy.guard.privacy_guard import Guard
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
-from fedgraft.client.training.losses.base import Moment
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.losses.base import RoundContext
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study
@@ -23,7 +23,7 @@ from fedgraft.simulations.engines.run import OPEN
 
 MakeStudy = Callable[..., Study]
 CPU = torch.device("cpu")
-NOW = Moment(seed=7, round=1, rounds=1)
+NOW = RoundContext(seed=7, round=1, rounds=1)
 
 
 def images(count: int, seed: int = 0, size: int = 32) -> tuple[Tensor, Tensor]:
@@ -45,12 +45,12 @@ def cohort(inputs: Tensor, targets: dict[str, Tensor], held_out: int = 0, name: 
 
 def a_site(study: Study, mine: Cohort, folder: Path, policy: SitePolicy = OPEN) -> Site:
     """A hospital with these cases, all of them labelled patients' own, under this policy."""
-    guard = Guard(study, policy, folder, learning_patients(study, mine))
-    return Site(study, mine, Workbench(study, CPU), folder, guard)
+    guard = PrivacyGuard(study, policy, folder, learning_patients(study, mine))
+    return Site(study, mine, LocalModel(study, CPU), folder, guard)
 
 
-def snapshot(bench: Workbench) -> dict[str, np.ndarray]:
-    return bench.read(bench.tags)
+def snapshot(local_model: LocalModel) -> dict[str, np.ndarray]:
+    return local_model.read(local_model.tags)
 
 
 def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[str]:
@@ -72,5 +72,5 @@ TABLE_PLAN = [
 ]
 
 
-def bench_input(*columns: str) -> TableInput:
+def local_model_input(*columns: str) -> TableInput:
     return TableInput(numeric=columns)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fedgraft.client.privacy.guard import privacy_guard as module
-from fedgraft.client.privacy.guard.privacy_guard import Guard, Held, Refused
+from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard, Refused
 from fedgraft.client.privacy.ledger.hash_chain import Facts
 from fedgraft.client.privacy.ledger.ledger import (
     Caps,
@@ -75,15 +75,15 @@ def test_a_limit_that_one_release_passes_lets_nothing_through(tmp_path: Path, li
     assert not ledger.rows()
 
 
-def a_guard(study: Study, folder: Path, **policy: Any) -> Guard:
-    return Guard(study, SitePolicy(**({"min_patients": 1, "epsilon_lifetime": 50.0} | policy)), folder, 600)
+def a_guard(study: Study, folder: Path, **policy: Any) -> PrivacyGuard:
+    return PrivacyGuard(study, SitePolicy(**({"min_patients": 1, "epsilon_lifetime": 50.0} | policy)), folder, 600)
 
 
 def test_a_study_charged_since_the_site_looked_counts(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The look before the charge sees an old ledger, as it can if another process charges in between."""
-    monkeypatch.setattr(Guard, "_spent_by_others", lambda self, *releases: iter(()))
+    monkeypatch.setattr(PrivacyGuard, "_spent_by_others", lambda self, *releases: iter(()))
     allowed, refusals = 0, set()
     for seed in range(5):
         guard = a_guard(make_study(seed=seed), tmp_path, metrics="noised")
@@ -109,7 +109,7 @@ def test_suppressed_counts_are_shown_to_no_more_studies_if_all_ask_at_once(
     monkeypatch.setattr(module, "read_json", lambda path: (real(path), time.sleep(0.05))[0])
     guards = [a_guard(make_study(seed=seed), tmp_path, metrics="suppressed") for seed in range(6)]
 
-    def ask(guard: Guard) -> bool:
+    def ask(guard: PrivacyGuard) -> bool:
         try:
             guard.admit_metrics(1)
         except Refused:

@@ -16,8 +16,8 @@ from fedgraft.client.privacy.masking import masked_upload as sealing
 from fedgraft.common.secure_aggregation import masking
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.audit import canaries, inversion, metrics_oracle
-from fedgraft.simulations.audit.attack import attack, private_desks
-from fedgraft.simulations.audit.attack_target import Desk
+from fedgraft.simulations.audit.attack import attack, private_targets
+from fedgraft.simulations.audit.attack_target import AttackTarget
 from fedgraft.simulations.audit.canaries import (
     CANARIES,
     CLAIMS,
@@ -52,8 +52,8 @@ def private_study(make_study: MakeStudy) -> Study:
 
 
 @pytest.fixture
-def desk(private_study: Study) -> Desk:
-    return private_desks(private_study, 1000)[0]
+def attack_target(private_study: Study) -> AttackTarget:
+    return private_targets(private_study, 1000)[0]
 
 
 # Canaries.
@@ -81,50 +81,58 @@ def test_the_bound_refutes_what_the_guesses_rule_out_and_no_more() -> None:
         assert 0.7 * epsilon < lower_bound(Trial(told + rng.random(CANARIES) / 9, part), DELTA) <= epsilon
 
 
-def test_canaries_refute_training_without_privacy_and_not_what_is_private(desk: Desk) -> None:
-    assert canaries.plain(desk, 0).value >= 4
+def test_canaries_refute_training_without_privacy_and_not_what_is_private(attack_target: AttackTarget) -> None:
+    assert canaries.plain(attack_target, 0).value >= 4
     for claim in CLAIMS:
-        assert 0 <= canaries.claimed(desk, claim, 0).value <= claim
+        assert 0 <= canaries.claimed(attack_target, claim, 0).value <= claim
 
 
 @pytest.mark.slow
-def test_no_seed_refutes_a_claim_within_a_minute(desk: Desk) -> None:
+def test_no_seed_refutes_a_claim_within_a_minute(attack_target: AttackTarget) -> None:
     start = time.process_time()
     for seed in range(3):
-        assert canaries.plain(desk, seed).holds
+        assert canaries.plain(attack_target, seed).holds
         for claim in CLAIMS:
-            assert canaries.claimed(desk, claim, seed).holds
+            assert canaries.claimed(attack_target, claim, seed).holds
     assert time.process_time() - start < 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("claim", CLAIMS)
 @pytest.mark.parametrize("broken", LOUD, ids=lambda broken: broken.__name__)
-def test_canaries_refute_broken_training(desk: Desk, monkeypatch: pytest.MonkeyPatch, broken, claim: float) -> None:
+def test_canaries_refute_broken_training(
+    attack_target: AttackTarget, monkeypatch: pytest.MonkeyPatch, broken, claim: float
+) -> None:
     broken(monkeypatch)
     for seed in range(3):
-        assert canaries.claimed(desk, claim, seed).value > claim
+        assert canaries.claimed(attack_target, claim, seed).value > claim
 
 
 # Inversion and imprint.
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_little_noise_stops_inversion_and_nothing_else_does(desk: Desk, seed: int) -> None:
-    least = desk.asking(None, {"sigma": 0.5})
+def test_a_little_noise_stops_inversion_and_nothing_else_does(attack_target: AttackTarget, seed: int) -> None:
+    least = attack_target.asking(None, {"sigma": 0.5})
     assert inversion.one_case(least, seed, private=True).value < 10
     assert inversion.imprint(least, seed, private=True).value == 0
-    clipped_alone = desk.asking(None, {"sigma": 1e-7})
-    for found in (inversion.one_case(desk, seed, private=False), inversion.one_case(clipped_alone, seed, private=True)):
+    clipped_alone = attack_target.asking(None, {"sigma": 1e-7})
+    for found in (
+        inversion.one_case(attack_target, seed, private=False),
+        inversion.one_case(clipped_alone, seed, private=True),
+    ):
         assert found.value > 60
-    for found in (inversion.imprint(desk, seed, private=False), inversion.imprint(clipped_alone, seed, private=True)):
+    for found in (
+        inversion.imprint(attack_target, seed, private=False),
+        inversion.imprint(clipped_alone, seed, private=True),
+    ):
         assert found.value >= 0.4
 
 
-def test_noise_that_is_missing_lets_patients_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_that_is_missing_lets_patients_out(attack_target: AttackTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     sabotage.no_noise(monkeypatch)
-    assert not inversion.one_case(desk, 0, private=True).holds
-    assert not inversion.imprint(desk, 0, private=True).holds
+    assert not inversion.one_case(attack_target, 0, private=True).holds
+    assert not inversion.imprint(attack_target, 0, private=True).holds
 
 
 def test_psnr_knows_the_range_of_what_is_looked_for() -> None:
@@ -150,12 +158,12 @@ def test_labels_come_out_of_exact_metrics_and_not_out_of_none(seed: int) -> None
 
 
 @pytest.fixture
-def masked_study(make_study: MakeStudy) -> Study:
-    return make_study(masked=True, method={"name": "fedavg", "rounds": 1})
+def secure_study(make_study: MakeStudy) -> Study:
+    return make_study(secure_aggregation=True, method={"name": "fedavg", "rounds": 1})
 
 
-def test_masked_uploads_are_noise_until_all_are_there(masked_study: Study) -> None:
-    found = all_of(masked_study, "mask")
+def test_masked_uploads_are_noise_until_all_are_there(secure_study: Study) -> None:
+    found = all_of(secure_study, "mask")
     assert [one.name for one in found] == ["masked uploads", "masks, compared", "masks, together"]
     assert all(one.passed for one in found), found
 
@@ -193,9 +201,9 @@ def narrow(patch: pytest.MonkeyPatch) -> None:
         (narrow, {"masked uploads"}),
     ],
 )
-def test_broken_masks_are_found_out(masked_study: Study, monkeypatch, broken, caught: set[str]) -> None:
+def test_broken_masks_are_found_out(secure_study: Study, monkeypatch, broken, caught: set[str]) -> None:
     broken(monkeypatch)
-    assert caught <= names(all_of(masked_study, "mask"))
+    assert caught <= names(all_of(secure_study, "mask"))
 
 
 # The whole audit.

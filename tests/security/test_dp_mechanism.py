@@ -15,8 +15,8 @@ import torch
 
 from fedgraft.client.privacy.dp import secret, units
 from fedgraft.client.privacy.dp.dpsgd import train_private
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.study.plan import Role, named
@@ -26,7 +26,7 @@ from fedgraft.simulations.audit import attack_target as audit
 from fedgraft.simulations.audit.findings import Finding
 from fedgraft.simulations.audit.mechanism import CHECKS, mechanism
 from helpers import sabotage
-from helpers.dp import Desk, feed_of, quiet, sums, terms, trainable
+from helpers.dp import Desk, loader_of, quiet, sums, terms, trainable
 from helpers.work import CPU, NOW, cohort, images, moved, snapshot
 
 OWN = tuple(map(str, range(27)))
@@ -34,14 +34,14 @@ OWN = tuple(map(str, range(27)))
 
 
 @pytest.fixture
-def desk(make_study) -> Desk:
+def attack_target(make_study) -> Desk:
     """A workbench and a site of 27 training images."""
 
-    def make(backbone: str = "slim_resnet", seed: int = 3, **changes: object) -> tuple[Workbench, Feed]:
+    def make(backbone: str = "slim_resnet", seed: int = 3, **changes: object) -> tuple[LocalModel, Loader]:
         study = make_study(model={"backbone": backbone}, seed=seed, **changes)
         inputs, known = images(27)
         targets = {task.name: known for task in study.tasks}
-        return Workbench(study, CPU), Feed(cohort(inputs, targets), study.input, CPU)
+        return LocalModel(study, CPU), Loader(cohort(inputs, targets), study.input, CPU)
 
     return make
 
@@ -49,24 +49,24 @@ def desk(make_study) -> Desk:
 # The mechanism, as the audit measures it.
 
 
-def at_desk(keys: str = "all", backbone: str = "slim_resnet", **changes: object) -> audit.Desk:
+def at_target(keys: str = "all", backbone: str = "slim_resnet", **changes: object) -> audit.Desk:
     """A model for three classes and these terms; images of 32 pixels, or tables."""
     plan = {"name": "linear_probe", "local": {"epochs": 1}}
     spec = {"kind": "table", "numeric": ["a", "b", "c"]} if backbone.startswith("table") else {"size": 32}
     tasks = [{"name": "cls", "classes": ["a", "b", "c"]}]
     facts = {"name": "test", "tasks": tasks, "model": {"backbone": backbone}, "method": plan}
     study = parse_study(facts | {"input": {"kind": "image"} | spec}, "test")
-    tags = Workbench(study, CPU).tags
+    tags = LocalModel(study, CPU).tags
     still = (Role.NORM_STATS, Role.SCALE)
     moves = tuple(key for key in named(keys).keys(tags) if tags[key].role not in still)
     return audit.Desk(study, "train", terms(**({"steps": 4, "sample": 0.25} | changes)), moves)
 
 
-def measured(desk: audit.Desk, check: str) -> Finding:
-    return next(attempt for attempt in mechanism(desk) if attempt.name == check).find()
+def measured(attack_target: audit.Desk, check: str) -> Finding:
+    return next(attempt for attempt in mechanism(attack_target) if attempt.name == check).find()
 
 
-DESKS = {
+ATTACK_TARGETS = {
     "all": {"sigma": 1.5, "clip": 0.2},
     "all, ghost, images": {"mode": "ghost", "unit": "image", "clip": 0.01, "sample": 1.0},
     "heads, views": {"keys": "heads", "views": 4, "clip": 100.0, "sample": 0.05, "optimiser": "adamw"},
@@ -75,12 +75,12 @@ DESKS = {
 }
 MODEL_FREE = ("noise", "sizes of lots", "rates of lots")
 """They take a second each, and look at the same code whatever the model: once is enough."""
-PAIRS = [(name, check) for name in DESKS for check in CHECKS if name == "all" or check not in MODEL_FREE]
+PAIRS = [(name, check) for name in ATTACK_TARGETS for check in CHECKS if name == "all" or check not in MODEL_FREE]
 
 
 @pytest.mark.parametrize(("name", "check"), PAIRS)
 def test_the_mechanism_is_what_the_guarantee_supposes(name: str, check: str) -> None:
-    found = measured(at_desk(**DESKS[name]), check)
+    found = measured(at_target(**ATTACK_TARGETS[name]), check)
     assert found.passed, found
 
 
@@ -88,7 +88,7 @@ def test_the_mechanism_is_what_the_guarantee_supposes(name: str, check: str) -> 
 @pytest.mark.parametrize("backbone", ["efficientnet_b0", "resnet18", "densenet121", "vit_b_16"])
 def test_other_models_are_no_different(backbone: str) -> None:
     for check in ("noise of each entry", "sensitivity", "frozen entries"):
-        found = measured(at_desk("heads", backbone), check)
+        found = measured(at_target("heads", backbone), check)
         assert found.passed, found
 
 
@@ -119,7 +119,7 @@ def test_a_broken_mechanism_is_found_out(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None], check: str
 ) -> None:
     broken(monkeypatch)
-    found = measured(at_desk(), check)
+    found = measured(at_target(), check)
     assert found.passed is False, found
 
 
@@ -127,65 +127,77 @@ def test_a_broken_mechanism_is_found_out(
 
 
 @pytest.mark.parametrize("keys", ["heads", "norm_and_heads", "all"])
-def test_nothing_but_what_is_trained_changes_and_nothing_at_all_at_rate_zero(desk: Desk, keys: str) -> None:
+def test_nothing_but_what_is_trained_changes_and_nothing_at_all_at_rate_zero(attack_target: Desk, keys: str) -> None:
     for rate in (0.0, 0.1):
-        bench, feed = desk()
-        spec = terms(2, sample=0.5, optimiser="adamw", weight_decay=0.1, lr=rate)
-        changes = [key for key in named(keys).keys(bench.tags) if bench.tags[key].role is not Role.NORM_STATS]
-        before = snapshot(bench)
-        figures = train_private(bench, feed, OWN, spec, changes, NOW)
-        assert moved(before, snapshot(bench)) == (set(changes) if rate else set())
+        local_model, loader = attack_target()
+        spec = terms(2, sample_rate=0.5, optimiser="adamw", weight_decay=0.1, lr=rate)
+        changes = [
+            key for key in named(keys).keys(local_model.tags) if local_model.tags[key].role is not Role.NORM_STATS
+        ]
+        before = snapshot(local_model)
+        figures = train_private(local_model, loader, OWN, spec, changes, NOW)
+        assert moved(before, snapshot(local_model)) == (set(changes) if rate else set())
         assert figures == {"steps": 2, "sigma": 1.0, "sample": 0.5}
-        assert tuple(bench.model.state_dict()) == tuple(bench.tags)
-        assert not any(part.training for part in bench.model.modules())
-        assert not any(part._forward_hooks or part._backward_hooks for part in bench.model.modules())
-        assert not any(hasattr(p, "grad_sample") for p in bench.model.parameters())
-        assert all(p.grad is None for p in bench.model.parameters())
+        assert tuple(local_model.model.state_dict()) == tuple(local_model.tags)
+        assert not any(part.training for part in local_model.model.modules())
+        assert not any(part._forward_hooks or part._backward_hooks for part in local_model.model.modules())
+        assert not any(hasattr(p, "grad_sample") for p in local_model.model.parameters())
+        assert all(p.grad is None for p in local_model.model.parameters())
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
-def test_an_image_that_is_no_image_spoils_nothing(desk: Desk, mode: str, value: float) -> None:
-    bench, feed = desk()
-    inputs = feed._inputs.clone()
+def test_an_image_that_is_no_image_spoils_nothing(attack_target: Desk, mode: str, value: float) -> None:
+    local_model, loader = attack_target()
+    inputs = loader._inputs.clone()
     spoilt = inputs.clone()
     spoilt[4, 0, 3, 3] = value
     rest = torch.arange(27) != 4
     spec = quiet(mode=mode)
-    labels = feed._targets["cls"]
-    got = sums(bench, feed_of(feed, spoilt, labels), OWN, spec)
-    want = sums(bench, feed_of(feed, inputs[rest], labels[rest]), OWN[1:], spec)
+    labels = loader._targets["cls"]
+    got = sums(local_model, loader_of(loader, spoilt, labels), OWN, spec)
+    want = sums(local_model, loader_of(loader, inputs[rest], labels[rest]), OWN[1:], spec)
     assert bool(got.isfinite().all())
     assert float((got - want).norm()) <= (1.001 if value == 1e30 else 1e-4)
-    all_bad = sums(bench, feed_of(feed, torch.full_like(inputs, value), labels), OWN, terms(1, mode=mode))
+    all_bad = sums(local_model, loader_of(loader, torch.full_like(inputs, value), labels), OWN, terms(1, mode=mode))
     assert bool(all_bad.isfinite().all())
 
 
-def test_a_patients_other_images_count_as_if_the_spoilt_one_did_not_exist(desk: Desk) -> None:
-    bench, feed = desk()
-    inputs, labels = feed._inputs[:6].clone(), feed._targets["cls"][:6]
+def test_a_patients_other_images_count_as_if_the_spoilt_one_did_not_exist(attack_target: Desk) -> None:
+    local_model, loader = attack_target()
+    inputs, labels = loader._inputs[:6].clone(), loader._targets["cls"][:6]
     inputs[2, 0, 0, 0] = math.nan
     rest = [0, 1, 3, 4, 5]
-    got = sums(bench, feed_of(feed, inputs, labels), ["a", "b", "a", "a", "c", "c"], quiet(views=4))
-    want = sums(bench, feed_of(feed, inputs[rest], labels[rest]), ["a", "b", "a", "c", "c"], quiet(views=4))
+    got = sums(
+        local_model,
+        loader_of(loader, inputs, labels),
+        ["a", "b", "a", "a", "c", "c"],
+        quiet(augmentation_multiplicity=4),
+    )
+    want = sums(
+        local_model,
+        loader_of(loader, inputs[rest], labels[rest]),
+        ["a", "b", "a", "c", "c"],
+        quiet(augmentation_multiplicity=4),
+    )
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
-def test_layers_that_overflow_spoil_nothing(desk: Desk) -> None:
+def test_layers_that_overflow_spoil_nothing(attack_target: Desk) -> None:
     """An image that is finite, but of which the gradient is not."""
     for mode in ("hooks", "ghost"):
-        bench, feed = desk()
-        inputs = feed._inputs.clone()
+        local_model, loader = attack_target()
+        inputs = loader._inputs.clone()
         inputs[4] = 3e38
-        got = sums(bench, feed_of(feed, inputs, feed._targets["cls"]), OWN, quiet(mode=mode))
+        got = sums(local_model, loader_of(loader, inputs, loader._targets["cls"]), OWN, quiet(mode=mode))
         assert bool(got.isfinite().all())
         assert float(got.norm()) > 1
 
 
-def test_norm_layers_that_look_at_the_batch_are_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, feed = desk()
+def test_norm_layers_that_look_at_the_batch_are_refused(attack_target: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    local_model, loader = attack_target()
     with pytest.raises(InputError, match="running statistics"):
-        train_private(bench, feed, OWN, terms(), tuple(bench.tags), NOW)
+        train_private(local_model, loader, OWN, terms(), tuple(local_model.tags), NOW)
     real = TransferModel.freeze
 
     def freeze(self: TransferModel, keys: Sequence[str], *, fixed_norm_stats: bool) -> None:
@@ -193,7 +205,7 @@ def test_norm_layers_that_look_at_the_batch_are_refused(desk: Desk, monkeypatch:
 
     monkeypatch.setattr(TransferModel, "freeze", freeze)
     with pytest.raises(InputError, match="ties patients together"):
-        train_private(bench, feed, OWN, terms(), trainable(bench), NOW)
+        train_private(local_model, loader, OWN, terms(), trainable(local_model), NOW)
 
 
 @pytest.mark.parametrize(
@@ -201,25 +213,25 @@ def test_norm_layers_that_look_at_the_batch_are_refused(desk: Desk, monkeypatch:
     [{"sigma": 0.0}, {"sigma": -1.0}, {"clip": 0.0}, {"sample": 0.0}, {"sample": 1.5}, {"sigma": math.nan}],
     ids=str,
 )
-def test_terms_that_promise_nothing_are_refused(desk: Desk, bad: dict[str, float]) -> None:
-    bench, feed = desk()
+def test_terms_that_promise_nothing_are_refused(attack_target: Desk, bad: dict[str, float]) -> None:
+    local_model, loader = attack_target()
     spec = terms()
     assert spec.private is not None
     spec = spec.model_copy(update={"private": spec.private.model_copy(update=bad)})
-    before = snapshot(bench)
+    before = snapshot(local_model)
     with pytest.raises(InputError):
-        train_private(bench, feed, OWN, spec, trainable(bench), NOW)
-    assert not moved(before, snapshot(bench))
+        train_private(local_model, loader, OWN, spec, trainable(local_model), NOW)
+    assert not moved(before, snapshot(local_model))
 
 
 @pytest.mark.parametrize("changes", [{"clip_norm": 1.0}, {"class_weights": "balanced"}, {"mode": "ghost", "views": 2}])
-def test_work_that_ties_patients_together_is_refused(desk: Desk, changes: dict[str, object]) -> None:
-    bench, feed = desk()
+def test_work_that_ties_patients_together_is_refused(attack_target: Desk, changes: dict[str, object]) -> None:
+    local_model, loader = attack_target()
     with pytest.raises(InputError):
-        train_private(bench, feed, OWN, terms(**changes), trainable(bench), NOW)
+        train_private(local_model, loader, OWN, terms(**changes), trainable(local_model), NOW)
 
 
-def test_two_images_of_a_patient_never_enter_a_step(desk: Desk) -> None:
+def test_two_images_of_a_patient_never_enter_a_step(attack_target: Desk) -> None:
     cases = units.units_of(torch.arange(12), [str(number // 4) for number in range(12)], "patient")
     assert cases == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     lots = units.Lots(cases)
@@ -227,25 +239,30 @@ def test_two_images_of_a_patient_never_enter_a_step(desk: Desk) -> None:
     assert (drawn // 4).tolist() == [[0, 1, 2]] * 400
     counts = torch.bincount(drawn.flatten(), minlength=12)
     assert 50 < int(counts.min()) <= int(counts.max()) < 150
-    for views, augmented, lengths in ((3, False, [3, 1]), (3, True, [3, 3]), (9, False, [4, 1]), (1, True, [1, 1])):
-        rows = units.Lots([[9], [0, 1, 2, 3], [7]]).rows([1, 2], views, augmented=augmented)
+    for augmentation_multiplicity, augmented, lengths in (
+        (3, False, [3, 1]),
+        (3, True, [3, 3]),
+        (9, False, [4, 1]),
+        (1, True, [1, 1]),
+    ):
+        rows = units.Lots([[9], [0, 1, 2, 3], [7]]).rows([1, 2], augmentation_multiplicity, augmented=augmented)
         assert torch.bincount(rows.unit).tolist() == lengths
         assert rows.indices[rows.unit == 1].unique().tolist() == [7]
         first = rows.indices[rows.unit == 0].tolist()
-        assert len(set(first)) == min(views, 4)
+        assert len(set(first)) == min(augmentation_multiplicity, 4)
         assert set(first) <= {0, 1, 2, 3}
     assert units.units_of(torch.tensor([3, 5]), ["a"] * 6, "image") == [[3], [5]]
 
 
-def test_nothing_that_is_drawn_follows_the_studys_seed(desk: Desk) -> None:
+def test_nothing_that_is_drawn_follows_the_studys_seed(attack_target: Desk) -> None:
     """Not the lots, nor augmentation, nor dropout: the same visit twice, without noise to tell it apart."""
     for backbone, spec in (
-        ("slim_resnet", quiet(sample=0.5)),
+        ("slim_resnet", quiet(sample_rate=0.5)),
         ("slim_resnet", quiet(augment=Augment())),
-        ("efficientnet_b0", quiet(clip=10.0)),
+        ("efficientnet_b0", quiet(max_grad_norm=10.0)),
     ):
-        bench, feed = desk(backbone)
-        first, second = (sums(bench, feed, OWN, spec)[0] for _ in range(2))
+        local_model, loader = attack_target(backbone)
+        first, second = (sums(local_model, loader, OWN, spec)[0] for _ in range(2))
         assert float((first - second).norm()) > 1e-3
 
 

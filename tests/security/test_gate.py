@@ -17,7 +17,7 @@ from fedgraft.server.operations.gate import (
     Gate,
     gate_server,
 )
-from fedgraft.server.operations.request_auth import Bucket, Guard
+from fedgraft.server.operations.request_auth import Bucket, RequestAuth
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.provisioning.provision import Authority
@@ -45,7 +45,7 @@ def admitted(key: NodeKey) -> dict[str, str]:
 
 @pytest.fixture
 def gated(home: ServerHome, admitted: dict[str, str]) -> Iterator[Gated]:
-    guard = Guard(lambda: admitted, strangers=Bucket(burst=200, per_s=100))
+    guard = RequestAuth(lambda: admitted, strangers=Bucket(burst=200, per_s=100))
     made = Gated(home, guard)
     yield made
     made.close()
@@ -183,7 +183,7 @@ def test_two_ways_to_say_how_long_a_body_is_are_none(gated, key):
 
 
 def test_strangers_are_slowed_down_and_sites_are_not(home, key, admitted):
-    gated = Gated(home, Guard(lambda: admitted, strangers=Bucket(burst=3, per_s=0.01)))
+    gated = Gated(home, RequestAuth(lambda: admitted, strangers=Bucket(burst=3, per_s=0.01)))
     try:
         answers = [gated.client.post("/v1/control/list-runs").status_code for _ in range(5)]
         assert answers == [404, 404, 404, 429, 429]
@@ -197,7 +197,7 @@ def test_strangers_are_slowed_down_and_sites_are_not(home, key, admitted):
 def test_a_site_that_asks_too_often_is_slowed_down_alone(home, key, admitted):
     other = new_node_key()
     admitted[public_pem(other).decode()] = "south"
-    gated = Gated(home, Guard(lambda: admitted, known=Bucket(burst=2, per_s=0.01)))
+    gated = Gated(home, RequestAuth(lambda: admitted, known=Bucket(burst=2, per_s=0.01)))
     try:
         assert [gated.client.post(PULL, headers=signed(key)).status_code for _ in range(3)] == [200, 200, 429]
         assert gated.client.post(PULL, headers=signed(other)).status_code == 200
@@ -236,7 +236,7 @@ def test_whoever_has_taken_the_servers_place_on_loopback_gets_nothing(home, key,
     """Another program on Flower's port, with a certificate of another authority."""
     content = {"name": "other", "server": {"host": "localhost"}, "sites": ["north", "south"]}
     Authority(tmp_path / "kits").provision(Consortium.model_validate(content))
-    gated = Gated(home, Guard(lambda: admitted), authority=tmp_path / "kits" / "server" / "ca.crt")
+    gated = Gated(home, RequestAuth(lambda: admitted), authority=tmp_path / "kits" / "server" / "ca.crt")
     try:
         assert gated.client.post(PULL, headers=signed(key)).status_code == 503
         assert gated.recorder.seen == []
@@ -249,7 +249,7 @@ def test_a_proxy_of_the_environment_sees_nothing(home, key, admitted, monkeypatc
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    gated = Gated(home, Guard(lambda: admitted))
+    gated = Gated(home, RequestAuth(lambda: admitted))
     try:
         assert gated.client.post(PULL, headers=signed(key)).status_code == 200
     finally:
@@ -257,7 +257,7 @@ def test_a_proxy_of_the_environment_sees_nothing(home, key, admitted, monkeypatc
 
 
 def test_tls_begins_at_1_2_whatever_the_system_allows(home):
-    server = gate_server(Gate(Guard(dict), "https://127.0.0.1:1", home.authority), ("127.0.0.1", 1), home.gate)
+    server = gate_server(Gate(RequestAuth(dict), "https://127.0.0.1:1", home.authority), ("127.0.0.1", 1), home.gate)
     assert server.config.ssl.minimum_version is ssl.TLSVersion.TLSv1_2
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from fedgraft.client.data.cohorts.cohort import Place, Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
 from fedgraft.client.data.decoding.dicom import read_dicom
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
@@ -21,7 +21,7 @@ from fedgraft.common.study.inputs import ImageInput, SplitSpec
 from fedgraft.common.study.tasks import Task
 
 SECRETS = ("DOE", "JANE", "MRN-4711", "19700101", "1.2.3.4711", "Dr Who", "St Elsewhere", "scan_of")
-WANTED = Wanted([Task(classes=("no", "yes"))], ImageInput(size=16), SplitSpec(), 0)
+WANTED = CohortRequest([Task(classes=("no", "yes"))], ImageInput(size=16), SplitSpec(), 0)
 
 
 def write(path: Path, number: int = 1, **elements) -> Path:

@@ -66,9 +66,9 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-def refused(ledger: Ledger, job: str, round_: int, event: Event = SMALL, epsilon_job: float = 8.0) -> Denial:
+def refused(ledger: Ledger, job: str, round_: int, event: Event = SMALL, epsilon_per_study: float = 8.0) -> Denial:
     with pytest.raises(ChargeRefused) as caught:
-        ledger.charge(job, round_, event, FACTS, Caps(epsilon_job))
+        ledger.charge(job, round_, event, FACTS, Caps(epsilon_per_study))
     return caught.value.reason
 
 
@@ -106,9 +106,9 @@ def test_the_job_and_the_lifetime_have_their_own_caps(files: Files) -> None:
     big = Event(1.0, 0.1, 20)
     assert epsilon([big], DELTA) < 3.0 < epsilon([big, big], DELTA) < 4.0
     ledger.charge("a", 1, big, FACTS, Caps(3.0))
-    assert refused(ledger, "a", 2, big, epsilon_job=3.0) is Denial.JOB_BUDGET
+    assert refused(ledger, "a", 2, big, epsilon_per_study=3.0) is Denial.JOB_BUDGET
     ledger.charge("b", 1, big, FACTS, Caps(3.0))
-    assert refused(ledger, "c", 1, big, epsilon_job=3.0) is Denial.LIFETIME_BUDGET
+    assert refused(ledger, "c", 1, big, epsilon_per_study=3.0) is Denial.LIFETIME_BUDGET
     ledger.charge("c", 1, SMALL, FACTS, Caps(3.0))
     assert ledger.spent("c").epsilon < ledger.spent("b").epsilon < 3.0 < ledger.spent().epsilon <= 4.0
 
@@ -139,7 +139,7 @@ def test_what_is_no_event_is_refused(files: Files, event: Event) -> None:
 @pytest.mark.parametrize("cap", [math.nan, -1.0, 0.0])
 def test_a_cap_that_is_no_number_lets_nothing_through(files: Files, cap: float) -> None:
     assert refused(files.create(cap=cap), "a", 1) is Denial.LIFETIME_BUDGET
-    assert refused(files.open(), "a", 1, epsilon_job=cap) is Denial.JOB_BUDGET
+    assert refused(files.open(), "a", 1, epsilon_per_study=cap) is Denial.JOB_BUDGET
 
 
 def test_a_repeated_round_is_recognised_and_not_charged_again(files: Files) -> None:
@@ -166,9 +166,11 @@ def test_images_are_not_charged_where_patients_are_promised(files: Files) -> Non
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_requests_never_pass_the_caps(files: Files, seed: int) -> None:
     ledger, chance = files.create(cap=2.0), random.Random(seed)
-    sigmas = (0.01, 0.8, 1.5, 4.0, 8.0, 1e9, math.nan)
+    noise_multipliers = (0.01, 0.8, 1.5, 4.0, 8.0, 1e9, math.nan)
     for number in range(200):
-        event = Event(chance.choice(sigmas), chance.choice((0.01, 0.1, 1.0)), chance.choice((1, 5, 50, 10**6)))
+        event = Event(
+            chance.choice(noise_multipliers), chance.choice((0.01, 0.1, 1.0)), chance.choice((1, 5, 50, 10**6))
+        )
         try:
             ledger.charge(f"job{chance.randrange(12)}", number, event, FACTS, Caps(chance.choice((0.5, 1.5))))
         except ChargeRefused:

@@ -14,8 +14,8 @@ import pytest
 
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.server.operations.superlink_service import (
-    Part,
-    Sites,
+    EnrolledSites,
+    ServicePart,
     _check_port,
     _superexec,
     _superlink,
@@ -73,7 +73,7 @@ def test_flower_listens_on_loopback_knows_its_sites_and_hands_tasks_to_whoever_h
 def test_a_part_of_the_server_reports_nothing_installs_nothing_and_finds_no_code_where_it_starts(home, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.org:1")
     script = "import os; print(os.getcwd(), {k: v for k, v in os.environ.items() if 'FLWR' in k or k == 'NO_PROXY'})"
-    part = Part("probe", [sys.executable, "-c", script], home)
+    part = ServicePart("probe", [sys.executable, "-c", script], home)
     part.start()
     log = home.logs / "probe.log"
     until(lambda: log.exists() and "NO_PROXY" in log.read_text())
@@ -91,7 +91,7 @@ def test_a_part_that_is_stopped_takes_along_what_it_started(home):
     script = (
         "import subprocess, time; print('child', subprocess.Popen(['sleep', '99']).pid, flush=True); time.sleep(99)"
     )
-    part = Part("parent", [sys.executable, "-c", script], home)
+    part = ServicePart("parent", [sys.executable, "-c", script], home)
     part.start()
     log = home.logs / "parent.log"
     until(lambda: log.exists() and "child" in log.read_text())
@@ -102,9 +102,9 @@ def test_a_part_that_is_stopped_takes_along_what_it_started(home):
 
 
 def test_a_part_that_is_killed_is_started_again_and_one_that_keeps_ending_seldom(home):
-    part = Part("mortal", [sys.executable, "-c", "import time; print('born', flush=True); time.sleep(99)"], home)
+    part = ServicePart("mortal", [sys.executable, "-c", "import time; print('born', flush=True); time.sleep(99)"], home)
     stop = threading.Event()
-    sites = Sites(home)
+    sites = EnrolledSites(home)
     watching = threading.Thread(target=_watch, args=([part], sites, stop), daemon=True)
     part.start()
     watching.start()
@@ -116,7 +116,7 @@ def test_a_part_that_is_killed_is_started_again_and_one_that_keeps_ending_seldom
     stop.set()
     watching.join()
     part.stop()
-    hasty = Part("hasty", [sys.executable, "-c", "print('born')"], home)
+    hasty = ServicePart("hasty", [sys.executable, "-c", "print('born')"], home)
     hasty.start()
     ends = time.monotonic() + 4
     while time.monotonic() < ends:
@@ -126,7 +126,7 @@ def test_a_part_that_is_killed_is_started_again_and_one_that_keeps_ending_seldom
 
 
 def test_a_revoked_site_is_out_at_the_gate_even_while_flower_cannot_be_told(home):
-    sites = Sites(home)
+    sites = EnrolledSites(home)
     with pytest.raises(RunError, match="does not answer"):
         sites.sync()
     assert set(sites.admitted.values()) == {"north", "south"}
@@ -138,7 +138,7 @@ def test_a_revoked_site_is_out_at_the_gate_even_while_flower_cannot_be_told(home
 
 
 def test_a_list_of_sites_that_cannot_be_read_lets_nobody_new_in(home):
-    sites = Sites(home)
+    sites = EnrolledSites(home)
     with pytest.raises(RunError):
         sites.sync()
     before = dict(sites.admitted)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from fedgraft.client.data.cohorts.cohort import learning_patients
-from fedgraft.client.privacy.guard.privacy_guard import Guard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import QuorumError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.instructions import (
     Code,
-    Order,
+    Instruction,
     Refusal,
     Update,
 )
@@ -47,15 +47,15 @@ PLANS = {
 def a_site(study: Study, folder: Path, policy: SitePolicy) -> Site:
     inputs, labels = images(27)
     mine = cohort(inputs, {"cls": labels}, held_out=6)
-    guard = Guard(study, policy, folder, learning_patients(study, mine))
-    return Site(study, mine, Workbench(study, CPU), folder, guard)
+    guard = PrivacyGuard(study, policy, folder, learning_patients(study, mine))
+    return Site(study, mine, LocalModel(study, CPU), folder, guard)
 
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_nothing_is_said_nor_done_in_a_study_without_masks(make_study: MakeStudy, tmp_path: Path, plan: str) -> None:
     """Neither at the greeting, nor by a site that greeted before its policy was changed and was started anew since."""
     study = make_study(**PLANS[plan])
-    tensors = {key: array.copy() for key, array in state_arrays(Workbench(study, CPU).model).items()}
+    tensors = {key: array.copy() for key, array in state_arrays(LocalModel(study, CPU).model).items()}
     for policy, answers in ((OPEN, True), (ONLY, False)):
         site = a_site(study, tmp_path / str(answers), policy)
         if answers:
@@ -65,7 +65,7 @@ def test_nothing_is_said_nor_done_in_a_study_without_masks(make_study: MakeStudy
                 site.greet()
             assert (caught.value.code, caught.value.why) == (Code.POLICY, "not_masked")
         for work, evaluate in ((True, None), (True, "test"), (False, "val"), (False, None)):
-            got = site.visit(Order(study.digest, 1, 0, 1, work, evaluate, tensors))
+            got = site.visit(Instruction(study.digest, 1, 0, 1, work, evaluate, tensors))
             assert isinstance(got, Update) if answers else got == Refusal(1, Code.POLICY)
     assert not (tmp_path / "False" / "ledger").exists()
     assert not list((tmp_path / "False").rglob("*.safetensors"))
@@ -73,7 +73,7 @@ def test_nothing_is_said_nor_done_in_a_study_without_masks(make_study: MakeStudy
 
 def test_a_masked_study_runs_as_ever(hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path) -> None:
     strict = Hospitals(hospitals.cohorts, policies=dict.fromkeys(hospitals.cohorts, ONLY))
-    run = simulate(make_study(method=PROBE, masked=True), strict, tmp_path / "masked")
+    run = simulate(make_study(method=PROBE, secure_aggregation=True), strict, tmp_path / "masked")
     result = read_json(run / "result.json")
     assert result["status"] == "completed", result["headline"]
     assert np.isfinite(result["metrics"]["cls"]["pooled"]["auroc"])

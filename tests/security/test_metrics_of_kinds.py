@@ -76,10 +76,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     return found
 
 
-def released(sigma: float, patients: list[str], kept: list[int], seed: int = 0) -> dict[str, Any]:
+def released(noise_multiplier: float, patients: list[str], kept: list[int], seed: int = 0) -> dict[str, Any]:
     labelled = torch.tensor(kept)
     some = {task: (given[kept], targets[kept]) for task, (given, targets) in answers(seed).items()}
-    return noised_counts(some, labelled, units_of(labelled, patients, "patient"), sigma, TASKS)
+    return noised_counts(some, labelled, units_of(labelled, patients, "patient"), noise_multiplier, TASKS)
 
 
 def test_one_patient_changes_all_figures_together_by_at_most_the_bound(seen: list[np.ndarray]) -> None:
@@ -107,16 +107,16 @@ def test_a_single_case_can_reach_the_bound(task: str) -> None:
 
 
 def test_figures_carry_the_noise_that_is_paid_for_and_it_is_fresh() -> None:
-    patients, sigma = list(map(str, range(CASES))), 2.0
+    patients, noise_multiplier = list(map(str, range(CASES))), 2.0
     exact = released(1e-12, patients, list(range(CASES)))
-    drawn = [released(sigma, patients, list(range(CASES))) for _ in range(200)]
+    drawn = [released(noise_multiplier, patients, list(range(CASES))) for _ in range(200)]
     for task, of in (
         ("size", lambda own: own.absolute / TASKS["size"].largest_error),
         ("lesion", lambda own: own.dice),
     ):
         figures = np.array([of(own[task]) for own in drawn])
         counts = np.array([own[task].n for own in drawn])
-        deviation = sigma * bound(TASKS.values())
+        deviation = noise_multiplier * bound(TASKS.values())
         assert counts.mean() == pytest.approx(exact[task].n, abs=4 * deviation / np.sqrt(200) + 1)
         assert counts.std() == pytest.approx(deviation, rel=0.2)
         assert len(set(figures.tolist())) > 100  # some are cut off at 0 or at the count

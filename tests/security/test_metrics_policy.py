@@ -12,7 +12,7 @@ import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
 from fedgraft.client.privacy.dp.units import units_of
-from fedgraft.client.privacy.guard.privacy_guard import Guard, Held, Refused
+from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard, Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.privacy.release import metric_release as shown
 from fedgraft.client.privacy.release.metric_release import (
@@ -23,7 +23,7 @@ from fedgraft.client.privacy.release.metric_release import (
     suppressed,
 )
 from fedgraft.client.runtime.site import Site
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.models.model import state_arrays
@@ -31,13 +31,13 @@ from fedgraft.common.privacy.accountant import default_delta, epsilon
 from fedgraft.common.protocol.instructions import (
     Arrays,
     Code,
-    Order,
+    Instruction,
     Refusal,
     Update,
 )
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
-from helpers.work import CPU, MakeStudy, bench_input
+from helpers.work import CPU, MakeStudy, local_model_input
 
 COLUMNS = tuple(f"c{number:03d}" for number in range(100))
 CASES = 100
@@ -53,11 +53,11 @@ def classes(count: int) -> Task:
     return Task(name="cls", classes=tuple(map(str, range(count))))
 
 
-def released(answers: dict, patients: list[str], sigma: float, kept: list[int] | None = None) -> dict:
+def released(answers: dict, patients: list[str], noise_multiplier: float, kept: list[int] | None = None) -> dict:
     labelled = torch.tensor(kept if kept is not None else range(len(patients)))
     some = {task: (logits[labelled], targets[labelled]) for task, (logits, targets) in answers.items()}
     tasks = {task: classes(logits.shape[1]) for task, (logits, _) in some.items()}
-    return noised_counts(some, labelled, units_of(labelled, patients, "patient"), sigma, tasks)
+    return noised_counts(some, labelled, units_of(labelled, patients, "patient"), noise_multiplier, tasks)
 
 
 @pytest.fixture
@@ -94,10 +94,10 @@ def test_one_patient_changes_the_counts_by_at_most_the_bound(seen: list[np.ndarr
 def test_the_noise_has_the_deviation_that_is_paid_for_and_is_fresh(seen: list[np.ndarray]) -> None:
     answers, patients = {"cls": predictions(50, 4)}, list(map(str, range(50)))
     drawn = []
-    for sigma in (1e-12, 3.0, 3.0):
+    for noise_multiplier in (1e-12, 3.0, 3.0):
         seen.clear()
         for _ in range(64):
-            released(answers, patients, sigma)
+            released(answers, patients, noise_multiplier)
         drawn.append(np.concatenate([part.ravel() for part in seen]))
     noise, again = drawn[1] - drawn[0], drawn[2] - drawn[0]
     assert len(noise) == 64 * (16 + 4 * 32)
@@ -181,7 +181,7 @@ def a_study(make_study: MakeStudy, rounds: int, seed: int = 0) -> Study:
     stage = {"name": "train", "local": local, "share": "heads", "merge": {"kind": "mean"}, "rounds": rounds}
     return make_study(
         tasks=[{"name": "cls", "classes": ["no", "yes"]}],
-        input=bench_input(*COLUMNS),
+        input=local_model_input(*COLUMNS),
         model={"backbone": "table_linear", "weights": None},
         plan=[stage],
         seed=seed,
@@ -190,13 +190,13 @@ def a_study(make_study: MakeStudy, rounds: int, seed: int = 0) -> Study:
 
 def a_site(study: Study, folder: Path, policy: SitePolicy, seed: int = 0) -> Site:
     mine, _ = a_cohort(seed)
-    guard = Guard(study, policy, folder, learning_patients(study, mine))
-    return Site(study, mine, Workbench(study, CPU), folder, guard)
+    guard = PrivacyGuard(study, policy, folder, learning_patients(study, mine))
+    return Site(study, mine, LocalModel(study, CPU), folder, guard)
 
 
 def crafted(study: Study, asked: np.ndarray) -> Arrays:
     """A model that says "yes" of the cases where `asked` is 1 and "no" of those where it is -1."""
-    state = {key: array.copy() for key, array in state_arrays(Workbench(study, CPU).model).items()}
+    state = {key: array.copy() for key, array in state_arrays(LocalModel(study, CPU).model).items()}
     state["heads.cls.weight"][:] = np.stack([-asked, asked])
     state["heads.cls.bias"][:] = 0
     return state
@@ -236,8 +236,8 @@ def test_hundred_evaluations_of_one_study_do_not_give_the_labels_away(make_study
     asked = np.random.default_rng(5).choice([-1.0, 1.0], (CASES, CASES))
     answers = []
     for number, wish in enumerate(asked, start=1):
-        order = Order(study.digest, number, 0, min(number, CASES - 1), False, "test", crafted(study, wish))
-        answers.append(told(site.visit(order)))
+        instruction = Instruction(study.digest, number, 0, min(number, CASES - 1), False, "test", crafted(study, wish))
+        answers.append(told(site.visit(instruction)))
     share = recovered(asked, answers, labels)
     heard = sum(answer is not None for answer in answers)
     assert heard == {"none": 0, "noised": 1, "suppressed": 1, "exact": CASES}[metrics]
@@ -277,15 +277,15 @@ def test_nor_do_a_hundred_studies(make_study, tmp_path: Path, metrics: str) -> N
 # The site: policy, ledger, replay.
 
 
-def end(study: Study, state: Arrays) -> Order:
-    return Order(study.digest, 1 + study.plan[0].rounds, 0, study.plan[0].rounds, False, "test", state)
+def end(study: Study, state: Arrays) -> Instruction:
+    return Instruction(study.digest, 1 + study.plan[0].rounds, 0, study.plan[0].rounds, False, "test", state)
 
 
 def test_noised_counts_are_charged_once_and_never_in_rounds(make_study: MakeStudy, tmp_path: Path) -> None:
     study, policy = a_study(make_study, 2), POLICIES["noised"]
     site, state = a_site(study, tmp_path, policy), crafted(study, np.ones(CASES))
     for exchange in (1, 2):
-        update = site.visit(Order(study.digest, exchange, 0, exchange, True, "test", state))
+        update = site.visit(Instruction(study.digest, exchange, 0, exchange, True, "test", state))
         assert isinstance(update, Update)
         assert not update.metrics
     before = len(Held.of(tmp_path).open(8.0).rows())
@@ -304,9 +304,9 @@ def test_noised_counts_are_charged_once_and_never_in_rounds(make_study: MakeStud
             assert second.metrics["cls"][key].tobytes() == array.tobytes()
     assert len(Held.of(tmp_path).open(8.0).rows()) == before + 1
     for odd in (
-        Order(study.digest, 3, 0, 2, False, "train", other),
-        Order(study.digest, 4, 0, 2, False, "test", other),
-        Order(study.digest, 3, 0, 2, False, None, other),
+        Instruction(study.digest, 3, 0, 2, False, "train", other),
+        Instruction(study.digest, 4, 0, 2, False, "test", other),
+        Instruction(study.digest, 3, 0, 2, False, None, other),
     ):
         answer = a_site(study, tmp_path, policy).visit(odd)
         assert not (isinstance(answer, Update) and answer.metrics)
@@ -320,10 +320,10 @@ def test_room_for_the_metrics_is_left_within_the_studys_budget(make_study: MakeS
         update={"plan": (stage.model_copy(update={"local": stage.local.model_copy(update={"private": private})}),)}
     )
     for name, policy in POLICIES.items():
-        bench = Workbench(greedy, CPU)
-        guard = Guard(greedy, policy, tmp_path / name, 60)
-        ((_, terms),) = guard.planned(bench.tags)
-        guard.admit(bench.tags)
+        local_model = LocalModel(greedy, CPU)
+        guard = PrivacyGuard(greedy, policy, tmp_path / name, 60)
+        ((_, terms),) = guard.planned(local_model.tags)
+        guard.admit(local_model.tags)
         cost = epsilon([shape(terms), *guard.metrics_events()], guard.delta)
         assert 2.98 < cost <= 3.0
         alone = epsilon([shape(terms)], guard.delta)
@@ -333,12 +333,12 @@ def test_room_for_the_metrics_is_left_within_the_studys_budget(make_study: MakeS
 def shape(terms):
     from fedgraft.common.privacy.accountant import Event
 
-    return Event(terms.sigma, terms.q, terms.steps)
+    return Event(terms.noise_multiplier, terms.q, terms.steps)
 
 
 def test_a_spent_budget_shows_nothing_and_charges_nothing(make_study: MakeStudy, tmp_path: Path) -> None:
     first, second = a_study(make_study, 1, seed=1), a_study(make_study, 1, seed=2)
-    tight = SitePolicy(min_patients=1, metrics="noised", epsilon_job=0.6, epsilon_lifetime=0.6)
+    tight = SitePolicy(min_patients=1, metrics="noised", epsilon_per_study=0.6, epsilon_lifetime=0.6)
     assert isinstance(a_site(first, tmp_path, tight).visit(end(first, crafted(first, np.ones(CASES)))), Update)
     site = a_site(second, tmp_path, tight)
     with pytest.raises(Refused) as caught:

@@ -18,7 +18,7 @@ from fedgraft.common.protocol.instructions import (
     Code,
     Greeting,
     Hello,
-    Order,
+    Instruction,
     Refusal,
 )
 from fedgraft.common.study.study import Study
@@ -65,8 +65,8 @@ def ask(run) -> Iterator[Callable[[str, RecordDict], RecordDict]]:
 
 
 def first_order(study: Study) -> RecordDict:
-    order = Order(study.digest, 1, 0, 1, work=True, evaluate=None, tensors={})
-    return wire.pack_order(order, wire.pack_tensors({}))
+    instruction = Instruction(study.digest, 1, 0, 1, work=True, evaluate=None, tensors={})
+    return wire.pack_instruction(instruction, wire.pack_tensors({}))
 
 
 def test_an_approval_that_is_taken_back_stops_the_next_visit(run, make_study, ask):

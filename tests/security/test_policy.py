@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgraft.client.privacy.policy import (
+    EffectivePrivacy,
+    PrivacyRequest,
     Reason,
-    Request,
     SitePolicy,
-    Terms,
     effective,
     read_policy,
 )
@@ -25,32 +25,32 @@ from fedgraft.common.study.plan import Role
 
 POLICY = SitePolicy()
 HEADS = frozenset({Role.HEAD})
-MODEST = Request(("resnet18",), HEADS, sigma=3.0, q=0.1, steps=100)
+MODEST = PrivacyRequest(("resnet18",), HEADS, noise_multiplier=3.0, q=0.1, steps=100)
 PATIENTS = 600
 
 
-def agreed(request: Request, policy: SitePolicy = POLICY) -> Terms:
+def agreed(request: PrivacyRequest, policy: SitePolicy = POLICY) -> EffectivePrivacy:
     terms = effective(policy, request, PATIENTS)
-    assert isinstance(terms, Terms)
+    assert isinstance(terms, EffectivePrivacy)
     return terms
 
 
-def cost(terms: Terms) -> float:
-    return epsilon([Event(terms.sigma, terms.q, terms.steps)], terms.delta)
+def cost(terms: EffectivePrivacy) -> float:
+    return epsilon([Event(terms.noise_multiplier, terms.q, terms.steps)], terms.delta)
 
 
 def test_a_modest_request_is_taken_as_it_is() -> None:
     terms = agreed(MODEST)
-    assert (terms.sigma, terms.q, terms.steps, terms.clip) == (3.0, 0.1, 100, 1.0)
+    assert (terms.noise_multiplier, terms.q, terms.steps, terms.max_grad_norm) == (3.0, 0.1, 100, 1.0)
     assert (terms.unit, terms.metrics, terms.private) == ("patient", "none", True)
     assert terms.delta == pytest.approx(PATIENTS**-1.1)
 
 
 def test_the_stricter_side_wins() -> None:
-    assert cost(agreed(replace(MODEST, epsilon=1.0, sigma=None))) == pytest.approx(1.0, rel=5e-3)
-    assert cost(agreed(replace(MODEST, epsilon=50.0, sigma=None))) == pytest.approx(3.0, rel=5e-3)
-    assert agreed(replace(MODEST, epsilon=50.0)).epsilon_job == 3.0
-    assert agreed(replace(MODEST, clip=1e9)).clip == 10.0
+    assert cost(agreed(replace(MODEST, epsilon=1.0, noise_multiplier=None))) == pytest.approx(1.0, rel=5e-3)
+    assert cost(agreed(replace(MODEST, epsilon=50.0, noise_multiplier=None))) == pytest.approx(3.0, rel=5e-3)
+    assert agreed(replace(MODEST, epsilon=50.0)).epsilon_per_study == 3.0
+    assert agreed(replace(MODEST, max_grad_norm=1e9)).max_grad_norm == 10.0
     assert agreed(replace(MODEST, q=1.0)).q == 0.5
     assert agreed(replace(MODEST, delta=0.1)).delta == pytest.approx(PATIENTS**-1.1)
     assert agreed(replace(MODEST, unit="image")).unit == "patient"
@@ -59,19 +59,21 @@ def test_the_stricter_side_wins() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.01, None])
-def test_too_little_noise_is_raised_until_the_job_fits(sigma: float | None) -> None:
-    terms = agreed(replace(MODEST, sigma=sigma))
-    assert epsilon([Event(terms.sigma, terms.q, terms.steps)], terms.delta) <= 3.0
-    assert epsilon([Event(terms.sigma * 0.99, terms.q, terms.steps)], terms.delta) > 3.0
+def test_too_little_noise_is_raised_until_the_job_fits(noise_multiplier: float | None) -> None:
+    terms = agreed(replace(MODEST, noise_multiplier=noise_multiplier))
+    assert epsilon([Event(terms.noise_multiplier, terms.q, terms.steps)], terms.delta) <= 3.0
+    assert epsilon([Event(terms.noise_multiplier * 0.99, terms.q, terms.steps)], terms.delta) > 3.0
 
 
 def test_noise_never_falls_below_the_sites_least() -> None:
-    assert agreed(replace(MODEST, sigma=0.1, q=0.001, steps=1)).sigma == POLICY.sigma_min
+    assert (
+        agreed(replace(MODEST, noise_multiplier=0.1, q=0.001, steps=1)).noise_multiplier == POLICY.noise_multiplier_min
+    )
 
 
 def test_a_site_keeps_the_delta_of_its_ledger() -> None:
     terms = effective(POLICY, MODEST, PATIENTS, delta=1e-4)
-    assert isinstance(terms, Terms)
+    assert isinstance(terms, EffectivePrivacy)
     assert terms.delta == 1e-4
 
 
@@ -103,14 +105,16 @@ def test_what_the_site_does_not_allow_is_refused() -> None:
     allowed = replace(MODEST, backbones=("densenet121",))
     assert effective(narrow, replace(allowed, roles=HEADS | {Role.BODY}), PATIENTS) == Reason.ROLES
     assert effective(narrow, allowed, 499) == Reason.TOO_FEW_PATIENTS
-    assert isinstance(effective(narrow, allowed, 500), Terms)
+    assert isinstance(effective(narrow, allowed, 500), EffectivePrivacy)
 
 
 def test_a_site_that_lets_nothing_leave_in_the_open_wants_masks() -> None:
-    strict = SitePolicy(masked_only=True, allow_non_dp=True)
+    strict = SitePolicy(secure_aggregation_only=True, allow_non_dp=True)
     for private in (True, False):
-        assert effective(strict, replace(MODEST, private=private), PATIENTS) == Reason.NOT_MASKED
-        assert isinstance(effective(strict, replace(MODEST, private=private, masked=True), PATIENTS), Terms)
+        assert effective(strict, replace(MODEST, private=private), PATIENTS) == Reason.NOT_SECURE
+        assert isinstance(
+            effective(strict, replace(MODEST, private=private, secure_aggregation=True), PATIENTS), EffectivePrivacy
+        )
 
 
 def test_work_without_noise_needs_the_sites_word() -> None:
@@ -125,30 +129,30 @@ def mostly(usual: list[Any], strange: list[Any]) -> st.SearchStrategy[Any]:
 
 
 REQUESTS = st.builds(
-    Request,
+    PrivacyRequest,
     backbones=mostly([("resnet18",), ("resnet18", "resnet18")], [("imprint",), ("resnet18", "imprint")]),
     roles=mostly([HEADS, HEADS | {Role.NORM_AFFINE}], [frozenset(Role)]),
     private=mostly([True], [False]),
     unit=st.sampled_from(["patient", "image"]),
     epsilon=mostly([None, 1.0, 1e9], [math.nan, math.inf, 0.0, -1.0]),
     delta=mostly([None, 1e-3, 0.5], [1e-9, 2.0, math.nan]),
-    sigma=mostly([None, 1e-9, 0.01, 0.3, 0.7, 3.0], [math.nan, math.inf, -1.0, 0.0, 1e9]),
-    clip=mostly([0.1, 1.0, 1e9], [math.nan, math.inf, -1.0]),
+    noise_multiplier=mostly([None, 1e-9, 0.01, 0.3, 0.7, 3.0], [math.nan, math.inf, -1.0, 0.0, 1e9]),
+    max_grad_norm=mostly([0.1, 1.0, 1e9], [math.nan, math.inf, -1.0]),
     q=mostly([0.05, 1.0], [1.5, 0.0, math.nan]),
     steps=mostly([1, 2000], [2001, 10**6, 0, -5]),
 )
 
 
 def test_no_request_widens_the_policy() -> None:
-    policy = SitePolicy(backbones=("resnet18",), train=HEADS | {Role.NORM_AFFINE}, q_max=0.1)
+    policy = SitePolicy(backbones=("resnet18",), train=HEADS | {Role.NORM_AFFINE}, sample_rate_max=0.1)
     agreed_to = 0
 
     @settings(max_examples=200, deadline=None)
     @given(REQUESTS)
-    def ask(request: Request) -> None:
+    def ask(request: PrivacyRequest) -> None:
         nonlocal agreed_to
         terms = effective(policy, request, PATIENTS)
-        if isinstance(terms, Terms):
+        if isinstance(terms, EffectivePrivacy):
             agreed_to += 1
             _within(policy, request, terms)
 
@@ -156,18 +160,18 @@ def test_no_request_widens_the_policy() -> None:
     assert agreed_to > 20
 
 
-def _within(policy: SitePolicy, request: Request, terms: Terms) -> None:
+def _within(policy: SitePolicy, request: PrivacyRequest, terms: EffectivePrivacy) -> None:
     assert terms.private
     assert terms.unit == "patient"
     assert terms.delta == policy.delta_for(PATIENTS)
-    assert terms.epsilon_job <= 3.0
-    assert terms.sigma >= 0.5
-    assert 0 < terms.clip <= 10.0
+    assert terms.epsilon_per_study <= 3.0
+    assert terms.noise_multiplier >= 0.5
+    assert 0 < terms.max_grad_norm <= 10.0
     assert 0 < terms.q <= 0.1
     assert 1 <= terms.steps <= 2000
     assert set(request.backbones) == {"resnet18"}
     assert request.roles <= {Role.HEAD, Role.NORM_AFFINE}
-    assert epsilon([Event(terms.sigma, terms.q, terms.steps)], terms.delta) <= terms.epsilon_job
+    assert epsilon([Event(terms.noise_multiplier, terms.q, terms.steps)], terms.delta) <= terms.epsilon_per_study
 
 
 def test_a_policy_is_read_from_its_file(tmp_path: Path) -> None:
@@ -175,7 +179,7 @@ def test_a_policy_is_read_from_its_file(tmp_path: Path) -> None:
     path.write_text("epsilon_job: 1\nbackbones: [resnet18]\ntrain: [head, norm_affine]\nmetrics: exact\n")
     policy = read_policy(path)
     assert policy == SitePolicy(
-        epsilon_job=1.0, backbones=("resnet18",), train=frozenset({Role.HEAD, Role.NORM_AFFINE}), metrics="exact"
+        epsilon_per_study=1.0, backbones=("resnet18",), train=frozenset({Role.HEAD, Role.NORM_AFFINE}), metrics="exact"
     )
 
 

@@ -26,7 +26,7 @@ from cryptography.x509.oid import NameOID
 
 from fedgraft.client.enrolment.config import ServerAddress
 from fedgraft.client.preflight.connection import check_connection
-from fedgraft.client.preflight.report import Level, Line
+from fedgraft.client.preflight.report import FindingLine, Level
 
 DAY = datetime.timedelta(days=1)
 Key = ec.EllipticCurvePrivateKey
@@ -131,11 +131,11 @@ def serve(authority: Authority) -> Iterator[Serve]:
         server.server_close()
 
 
-def lines(server: ServerAddress | None) -> dict[str, Line]:
+def lines(server: ServerAddress | None) -> dict[str, FindingLine]:
     return {line.name: line for line in check_connection(server).lines}
 
 
-def levels(found: dict[str, Line]) -> dict[str, Level]:
+def levels(found: dict[str, FindingLine]) -> dict[str, Level]:
     return {name: line.level for name, line in found.items()}
 
 

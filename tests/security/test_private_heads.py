@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.privacy.dp.private_layers import convolution, convolution_norm
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from helpers.dp import quiet, sums, terms
 from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot
 
@@ -29,34 +29,34 @@ class Desk:
         study = make_study(tasks=TASKS)
         inputs, known = images(30)
         side = torch.arange(30) // 7 % 3 - 1  # some are not known
-        self.bench = Workbench(study, CPU)
+        self.local_model = LocalModel(study, CPU)
         self.targets = {"cls": known, "side": side}
         self.features = (
             torch.randn(30, 128, generator=torch.Generator().manual_seed(1)) if features is None else features
         )
-        self.feed = Feed(cohort(inputs, self.targets), study.input, CPU).through(self.features)
-        self.heads = [key for key, tag in self.bench.tags.items() if tag.task]
+        self.loader = Loader(cohort(inputs, self.targets), study.input, CPU).through(self.features)
+        self.heads = [key for key, tag in self.local_model.tags.items() if tag.task]
 
-    def naive(self, units: Sequence[Sequence[int]], clip: float) -> Tensor:
+    def naive(self, units: Sequence[Sequence[int]], max_grad_norm: float) -> Tensor:
         """One backward pass per unit."""
-        heads = self.bench.model.heads
-        total = torch.zeros(sum(self.bench.parameters[key].numel() for key in self.heads), dtype=torch.float64)
+        heads = self.local_model.model.heads
+        total = torch.zeros(sum(self.local_model.parameters[key].numel() for key in self.heads), dtype=torch.float64)
         for unit in units:
-            self.bench.model.zero_grad()
+            self.local_model.model.zero_grad()
             for case in unit:
                 z = self.features[case : case + 1]
                 for task, head in heads.items():
                     label = self.targets[task][case : case + 1]
                     if int(label) >= 0:
                         (F.cross_entropy(head(z), label) / len(unit)).backward()
-            parts = [self.bench.parameters[key] for key in self.heads]
+            parts = [self.local_model.parameters[key] for key in self.heads]
             flat = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parts]).double()
-            total += flat * min(1.0, clip / float(flat.norm()))
-        self.bench.model.zero_grad()
+            total += flat * min(1.0, max_grad_norm / float(flat.norm()))
+        self.local_model.model.zero_grad()
         return total
 
     def sum(self, patients: Sequence[str] = OWN, **changes: object) -> Tensor:
-        return sums(self.bench, self.feed, patients, quiet(**changes), self.heads)[0]
+        return sums(self.local_model, self.loader, patients, quiet(**changes), self.heads)[0]
 
 
 def close(got: Tensor, want: Tensor) -> bool:
@@ -65,17 +65,23 @@ def close(got: Tensor, want: Tensor) -> bool:
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 def test_the_sum_is_that_of_gradients_clipped_case_by_case(make_study: MakeStudy, mode: str) -> None:
-    desk = Desk(make_study)
-    clip = float(np.median([float(desk.naive([[case]], 1e9).norm()) for case in range(30)]))
-    assert close(desk.sum(clip=clip, mode=mode), desk.naive([[case] for case in range(30)], clip))
+    attack_target = Desk(make_study)
+    max_grad_norm = float(np.median([float(attack_target.naive([[case]], 1e9).norm()) for case in range(30)]))
+    assert close(
+        attack_target.sum(max_grad_norm=max_grad_norm, mode=mode),
+        attack_target.naive([[case] for case in range(30)], max_grad_norm),
+    )
 
 
 @pytest.mark.parametrize("clip", [2.0, 1e3])  # where most are clipped, and where none is
-def test_a_patient_with_several_cases_is_clipped_once(make_study: MakeStudy, clip: float) -> None:
-    desk = Desk(make_study)
+def test_a_patient_with_several_cases_is_clipped_once(make_study: MakeStudy, max_grad_norm: float) -> None:
+    attack_target = Desk(make_study)
     patients = ["a", "b", "a", "c", *["d"] * 6, *map(str, range(20))]
     units = [[at for at, own in enumerate(patients) if own == one] for one in dict.fromkeys(patients)]
-    assert close(desk.sum(patients, clip=clip, views=9), desk.naive(units, clip))
+    assert close(
+        attack_target.sum(patients, max_grad_norm=max_grad_norm, augmentation_multiplicity=9),
+        attack_target.naive(units, max_grad_norm),
+    )
 
 
 def test_without_a_patient_the_sum_changes_by_at_most_the_clip(make_study: MakeStudy) -> None:
@@ -85,22 +91,28 @@ def test_without_a_patient_the_sum_changes_by_at_most_the_clip(make_study: MakeS
         features = torch.randn(30, 128, generator=draw) * (1.0, 1e3, 1e-3)[lot % 3]
         if lot >= 9:
             features = features.abs() * 1e4
-        desk, clip = Desk(make_study, features), (0.01, 1.0, 100.0)[lot % 3]
+        attack_target, max_grad_norm = Desk(make_study, features), (0.01, 1.0, 100.0)[lot % 3]
         patients = [str(case // (1 + lot % 2)) for case in range(30)]
-        whole = desk.sum(patients, clip=clip, views=1 + lot % 2)
+        whole = attack_target.sum(patients, max_grad_norm=max_grad_norm, augmentation_multiplicity=1 + lot % 2)
         kept = [case for case in range(30) if patients[case] != "4"]
         without = Desk(make_study, features)
-        without.feed._labelled["train"] = torch.tensor(kept)
-        rest = without.sum(patients, clip=clip, views=1 + lot % 2)
-        change = float((whole - rest).norm()) / clip
+        without.loader._labelled["train"] = torch.tensor(kept)
+        rest = without.sum(patients, max_grad_norm=max_grad_norm, augmentation_multiplicity=1 + lot % 2)
+        change = float((whole - rest).norm()) / max_grad_norm
         assert change <= 1.001
         if lot in {1, 4, 7, 10}:  # those whose gradients are far above the clip come close to it
             assert change > 0.9
 
 
 def test_the_noise_is_that_of_sigma_times_the_clip(make_study: MakeStudy) -> None:
-    desk = Desk(make_study)
-    drawn = sums(desk.bench, desk.feed, OWN, terms(120, sigma=1.5, clip=0.2, sample=1e-9), desk.heads)
+    attack_target = Desk(make_study)
+    drawn = sums(
+        attack_target.local_model,
+        attack_target.loader,
+        OWN,
+        terms(120, noise_multiplier=1.5, max_grad_norm=0.2, sample_rate=1e-9),
+        attack_target.heads,
+    )
     assert drawn.numel() > 60_000
     assert float(drawn.std()) == pytest.approx(0.3, rel=0.02)
     assert abs(float(torch.corrcoef(drawn[:2])[0, 1])) < 6 / drawn.shape[1] ** 0.5
@@ -110,29 +122,31 @@ def test_the_noise_is_that_of_sigma_times_the_clip(make_study: MakeStudy) -> Non
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
 def test_a_case_that_is_not_finite_counts_nothing(make_study: MakeStudy, bad: float) -> None:
-    desk = Desk(make_study)
-    want = desk.naive([[case] for case in range(30) if case != 7], 1.0)
-    desk.features[7] = bad
-    assert close(desk.sum(clip=1.0), want) or (bad == 1e38 and float((desk.sum(clip=1.0) - want).norm()) <= 1.001)
+    attack_target = Desk(make_study)
+    want = attack_target.naive([[case] for case in range(30) if case != 7], 1.0)
+    attack_target.features[7] = bad
+    assert close(attack_target.sum(max_grad_norm=1.0), want) or (
+        bad == 1e38 and float((attack_target.sum(max_grad_norm=1.0) - want).norm()) <= 1.001
+    )
 
 
 def test_a_case_of_which_the_answers_overflow_counts_nothing(make_study: MakeStudy) -> None:
     """Its features are finite, and what the heads make of them is not."""
-    desk = Desk(make_study)
+    attack_target = Desk(make_study)
     with torch.no_grad():
-        for key in desk.heads:
-            desk.bench.parameters[key].mul_(100)
-    want = desk.naive([[case] for case in range(30) if case != 7], 1.0)
-    desk.features[7] = 3e38
-    assert not bool(desk.bench.model.heads["cls"](desk.features[7]).isfinite().all())
-    assert close(desk.sum(clip=1.0), want)
+        for key in attack_target.heads:
+            attack_target.local_model.parameters[key].mul_(100)
+    want = attack_target.naive([[case] for case in range(30) if case != 7], 1.0)
+    attack_target.features[7] = 3e38
+    assert not bool(attack_target.local_model.model.heads["cls"](attack_target.features[7]).isfinite().all())
+    assert close(attack_target.sum(max_grad_norm=1.0), want)
 
 
 def test_nothing_but_the_heads_moves(make_study: MakeStudy) -> None:
-    desk = Desk(make_study)
-    before = snapshot(desk.bench)
-    train_private(desk.bench, desk.feed, OWN, terms(2), desk.heads, NOW)
-    assert moved(before, snapshot(desk.bench)) == set(desk.heads)
+    attack_target = Desk(make_study)
+    before = snapshot(attack_target.local_model)
+    train_private(attack_target.local_model, attack_target.loader, OWN, terms(2), attack_target.heads, NOW)
+    assert moved(before, snapshot(attack_target.local_model)) == set(attack_target.heads)
 
 
 @pytest.mark.parametrize("groups", [1, 4])

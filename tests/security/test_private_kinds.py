@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.client.privacy.dp.dp_statistics import noised_sums
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.study.private_sums import PrivateSums
 from helpers.dp import quiet, sums
@@ -25,7 +25,7 @@ TASKS = [
 ]
 
 
-def desk(make_study: MakeStudy, *, features: bool) -> tuple[Workbench, Feed, dict[str, Tensor]]:
+def attack_target(make_study: MakeStudy, *, features: bool) -> tuple[LocalModel, Loader, dict[str, Tensor]]:
     study = make_study(tasks=TASKS)
     inputs, known = images(CASES)
     draw = torch.Generator().manual_seed(0)
@@ -34,23 +34,25 @@ def desk(make_study: MakeStudy, *, features: bool) -> tuple[Workbench, Feed, dic
     signs[::3, 0] = math.nan
     signs[5] = math.nan
     targets = {"size": size, "signs": signs, "cls": torch.where(torch.arange(CASES) % 5 == 0, -1, known)}
-    bench = Workbench(study, CPU)
-    feed = Feed(cohort(inputs, targets), study.input, CPU)
-    bench.model.eval()
+    local_model = LocalModel(study, CPU)
+    loader = Loader(cohort(inputs, targets), study.input, CPU)
+    local_model.model.eval()
     if features:
         with torch.no_grad():
-            (batch,) = feed.batches([torch.arange(CASES)])
-            feed = feed.through(bench.model.features(batch.inputs))
-    return bench, feed, targets
+            (batch,) = loader.batches([torch.arange(CASES)])
+            loader = loader.through(local_model.model.features(batch.inputs))
+    return local_model, loader, targets
 
 
-def naive(bench: Workbench, feed: Feed, targets: dict[str, Tensor], keys: list[str], clip: float) -> Tensor:
-    bench.model.eval()
-    body = feed.body(bench.model)
-    total = torch.zeros(sum(bench.parameters[key].numel() for key in keys), dtype=torch.float64)
+def naive(
+    local_model: LocalModel, loader: Loader, targets: dict[str, Tensor], keys: list[str], max_grad_norm: float
+) -> Tensor:
+    local_model.model.eval()
+    body = loader.body(local_model.model)
+    total = torch.zeros(sum(local_model.parameters[key].numel() for key in keys), dtype=torch.float64)
     for case in range(CASES):
-        bench.model.zero_grad()
-        (batch,) = feed.batches([torch.tensor([case])])
+        local_model.model.zero_grad()
+        (batch,) = loader.batches([torch.tensor([case])])
         outputs = body(batch.inputs)
         loss = torch.zeros(())
         if not targets["size"][case].isnan():
@@ -63,32 +65,39 @@ def naive(bench: Workbench, feed: Feed, targets: dict[str, Tensor], keys: list[s
             loss = loss - outputs["cls"].log_softmax(1)[0, targets["cls"][case]]
         if loss.requires_grad:
             loss.backward()
-        parts = [bench.parameters[key] for key in keys]
+        parts = [local_model.parameters[key] for key in keys]
         flat = torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parts]).double()
-        total += flat * min(1.0, clip / max(float(flat.norm()), 1e-12))
-    bench.model.zero_grad()
+        total += flat * min(1.0, max_grad_norm / max(float(flat.norm()), 1e-12))
+    local_model.model.zero_grad()
     return total
 
 
 @pytest.mark.parametrize(("features", "mode"), [(True, "hooks"), (False, "hooks"), (False, "ghost")])
 @pytest.mark.parametrize("clip", [0.7, 1e3])
 def test_the_sum_is_that_of_gradients_clipped_case_by_case(
-    make_study: MakeStudy, features: bool, mode: str, clip: float
+    make_study: MakeStudy, features: bool, mode: str, max_grad_norm: float
 ) -> None:
-    bench, feed, targets = desk(make_study, features=features)
-    keys = [key for key, tag in bench.tags.items() if tag.task]
-    got = sums(bench, feed, tuple(map(str, range(CASES))), quiet(clip=clip, mode=mode), keys)[0]
-    want = naive(bench, feed, targets, keys, clip)
+    local_model, loader, targets = attack_target(make_study, features=features)
+    keys = [key for key, tag in local_model.tags.items() if tag.task]
+    got = sums(local_model, loader, tuple(map(str, range(CASES))), quiet(max_grad_norm=max_grad_norm, mode=mode), keys)[
+        0
+    ]
+    want = naive(local_model, loader, targets, keys, max_grad_norm)
     assert float((got - want).norm() / want.norm()) < 1e-4
 
 
 def test_what_has_no_bound_is_refused_at_the_site_too(make_study: MakeStudy) -> None:
     """A coordinator that does not check its study gets nothing from a site that does."""
-    bench, feed, _ = desk(make_study, features=True)
+    local_model, loader, _ = attack_target(make_study, features=True)
     with pytest.raises(InputError, match="bound of classes alone"):
-        noised_sums(bench, feed, tuple(map(str, range(CASES))), PrivateSums(epsilon=None, sigma=1.0, clip=1.0))
+        noised_sums(
+            local_model,
+            loader,
+            tuple(map(str, range(CASES))),
+            PrivateSums(epsilon=None, noise_multiplier=1.0, max_grad_norm=1.0),
+        )
     study = make_study(tasks=[{"name": "lesion", "kind": "segmentation"}, *TASKS])
-    masks = Workbench(study, CPU)
+    masks = LocalModel(study, CPU)
     keys = [key for key, tag in masks.tags.items() if tag.task == "cls"]
     with pytest.raises(InputError, match="decoder of masks are not built"):
-        sums(masks, feed, tuple(map(str, range(CASES))), quiet(), keys)
+        sums(masks, loader, tuple(map(str, range(CASES))), quiet(), keys)

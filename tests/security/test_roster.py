@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fedgraft.common.base.errors import RosterError
 from fedgraft.common.secure_aggregation.mask_keys import (
-    Entry,
+    MaskKeyEntry,
     Pairs,
     Roster,
     sign_entry,
@@ -104,7 +104,7 @@ def test_a_pin_that_is_no_identity_is_refused(three: Consortium) -> None:
 def test_entries_that_are_not_hex_are_refused() -> None:
     for key, signature in (("zz" * 32, "00"), ("00" * 31, "00"), ("00" * 32, ""), ("00" * 32, "0")):
         with pytest.raises(ValidationError):
-            Entry(site="east", key=key, signature=signature)
+            MaskKeyEntry(site="east", key=key, signature=signature)
 
 
 def test_a_site_whose_key_is_not_on_the_roster_does_not_mask(three: Consortium) -> None:

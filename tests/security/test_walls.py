@@ -13,7 +13,7 @@ import fedgraft.client.runtime.app
 import fedgraft.client.runtime.site
 import fedgraft.client.training.microbatching
 from fedgraft.client.governance.egress import EgressLog
-from fedgraft.client.privacy.guard.privacy_guard import Guard
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.common.base.errors import DataError, QuorumError
 from fedgraft.common.protocol import wire
 from fedgraft.simulations.engines import node
@@ -63,7 +63,7 @@ BROKEN: dict[str, tuple[object, str, Exception]] = {
         DataError(f"/patients/{SECRET}/1.dcm: no such file"),
     ),
     "greeting": (fedgraft.client.runtime.site.Site, "greet", KeyError(SECRET)),
-    "policy": (Guard, "admit", OSError(5, "Input/output error", f"/patients/{SECRET}")),
+    "policy": (PrivacyGuard, "admit", OSError(5, "Input/output error", f"/patients/{SECRET}")),
     "training": (fedgraft.client.training.microbatching, "train", ValueError(f"bad case {SECRET}")),
     "training, memory": (fedgraft.client.training.microbatching, "train", MemoryError(SECRET)),
     "evaluating": (

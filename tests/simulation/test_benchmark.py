@@ -53,10 +53,10 @@ def test_local_norm_layers_help_under_shift_and_only_there(command: Command) -> 
 def test_a_stack_ranks_as_its_best_member_does_and_says_better_how_sure_it_is(command: Command) -> None:
     """Members share their start and most of their mistakes, so that little is to be gained in rank."""
     found = differences(command, 2, "ranks", "probabilities", study="ensemble")
-    members = ("again", "lp_ft")  # and fedavg, which the others are compared with
-    auroc = {arm: found["ranks", arm, None]["value"] for arm in (*members, "average", "stacked", "student")}
+    base_models = ("again", "lp_ft")  # and fedavg, which the others are compared with
+    auroc = {arm: found["ranks", arm, None]["value"] for arm in (*base_models, "average", "stacked", "student")}
     brier = {arm: found["probabilities", arm, None]["value"] for arm in auroc}
-    assert auroc["stacked"] >= max(0.0, *(auroc[arm] for arm in members)) - 0.01
-    assert brier["stacked"] < min(0.0, *(brier[arm] for arm in members))
-    assert auroc["average"] >= max(0.0, *(auroc[arm] for arm in members)) - 0.02
-    assert auroc["student"] >= max(0.0, *(auroc[arm] for arm in members)) - 0.02
+    assert auroc["stacked"] >= max(0.0, *(auroc[arm] for arm in base_models)) - 0.01
+    assert brier["stacked"] < min(0.0, *(brier[arm] for arm in base_models))
+    assert auroc["average"] >= max(0.0, *(auroc[arm] for arm in base_models)) - 0.02
+    assert auroc["student"] >= max(0.0, *(auroc[arm] for arm in base_models)) - 0.02

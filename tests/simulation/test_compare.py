@@ -23,7 +23,7 @@ from fedgraft.simulations.compare.cells import (
     outcome,
     run,
 )
-from fedgraft.simulations.compare.models import MERGED, Job, carry_out
+from fedgraft.simulations.compare.models import MERGED, ModelJob, carry_out
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.engines.run import Hospitals, simulate
 from helpers.work import MakeStudy
@@ -66,7 +66,7 @@ def test_alone_is_a_federation_of_one(asked: list[Cell], done: Path, hospitals: 
     found = outcome(asked[1], done).found
     assert set(found) == set(hospitals.cohorts)
     for site in ("east", "north"):
-        alone, _ = carry_out(Job(job.study, "together", {site: job.cohorts[site]}), tmp_path / site)
+        alone, _ = carry_out(ModelJob(job.study, "together", {site: job.cohorts[site]}), tmp_path / site)
         one, other = alone[MERGED][site]["cls"], found[site][site]["cls"]
         assert one.logits.tobytes() == other.logits.tobytes()
         assert one.patients.tolist() == other.patients.tolist()
@@ -89,7 +89,7 @@ def test_a_new_site_has_not_been_trained_on(asked: list[Cell], done: Path, tmp_p
     """Its model is that of a federation without it, byte for byte."""
     job = asked[3].job
     others = {site: spec for site, spec in job.cohorts.items() if site != "west"}
-    without, _ = carry_out(Job(job.study, "together", others), tmp_path / "run")
+    without, _ = carry_out(ModelJob(job.study, "together", others), tmp_path / "run")
     assert without[MERGED].keys() == others.keys()
     assert outcome(asked[3], done).found.keys() == job.cohorts.keys()
     assert list(outcome(asked[3], done).found["west"]) == ["west"]
@@ -267,7 +267,9 @@ def test_members_are_the_arms_of_the_same_seed_and_fold(put_together: list[Cell]
     assert [cell.arm for cell in put_together[:5]] == ["stacked"] * 4 + ["fedavg"]
     for cell in put_together:
         wanted = {"stacked": ["fedavg", "ridge_probe"], "student": ["fedavg"]}.get(cell.arm, [])
-        assert [(one.arm, one.seed, one.fold) for one in cell.members] == [(n, cell.seed, cell.fold) for n in wanted]
+        assert [(one.arm, one.seed, one.fold) for one in cell.base_models] == [
+            (n, cell.seed, cell.fold) for n in wanted
+        ]
     assert len({cell.digest for cell in put_together}) == len(put_together)
 
 
@@ -293,10 +295,10 @@ def test_an_ensemble_is_made_of_its_arms_models(put_together: list[Cell], tmp_pa
 
 def placed(cell: Cell, out: Path) -> Study:
     """The cell's study, with its members' folders in it."""
-    folders = {one.arm: str(out / one.digest[:16] / "model") for one in cell.members}
+    folders = {one.arm: str(out / one.digest[:16] / "model") for one in cell.base_models}
     model = cell.job.study.model
-    members = [one.model_copy(update={"weights": folders[str(one.weights)[4:]]}) for one in model.members]
-    placed = cell.job.study.model_copy(update={"model": model.model_copy(update={"members": tuple(members)})})
+    base_models = [one.model_copy(update={"weights": folders[str(one.weights)[4:]]}) for one in model.base_models]
+    placed = cell.job.study.model_copy(update={"model": model.model_copy(update={"members": tuple(base_models)})})
     return Study.model_validate(placed.model_dump())  # a copy would keep the digest of what it was copied from
 
 

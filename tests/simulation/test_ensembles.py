@@ -17,8 +17,8 @@ from conftest import CLASSES, Command
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.training.model.evaluate import predictions
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import frozen_sums
 from fedgraft.common.base.errors import (
     QuorumError,
@@ -30,13 +30,13 @@ from fedgraft.common.base.files import load_tensors, read_json, write_json
 from fedgraft.common.checks.explain import check_study, explain, sentence
 from fedgraft.common.closed_form.closed_form import ridge_head
 from fedgraft.common.closed_form.temperature import TEMPERATURES
-from fedgraft.common.models.ensemble import Committee
+from fedgraft.common.models.ensemble import Ensemble
 from fedgraft.common.models.initialise import make_model, start, teach
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import changed
 from fedgraft.common.study.plan import Role, Stage, Statistics
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.server.aggregation.ridge_penalty import STRENGTHS
+from fedgraft.server.aggregation.ridge_penalty import RIDGE_PENALTIES
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.engines.run import (
     OPEN,
@@ -53,7 +53,9 @@ TRAINED = {"name": "fedavg", "rounds": 2, "local": LOCAL}
 
 
 @pytest.fixture(scope="module")
-def members(hospitals: Hospitals, make_study: MakeStudy, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def base_models(
+    hospitals: Hospitals, make_study: MakeStudy, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """Two finished runs, of two backbones."""
     folder = tmp_path_factory.mktemp("members")
     slim = simulate(make_study(name="slim", method=TRAINED), hospitals, folder / "slim")
@@ -61,19 +63,19 @@ def members(hospitals: Hospitals, make_study: MakeStudy, tmp_path_factory: pytes
     return slim, simulate(other, hospitals, folder / "other")
 
 
-def committee(members: tuple[Path, Path], **more: Any) -> dict[str, Any]:
-    named = [{"weights": str(members[0])}, {"weights": str(members[1]), "backbone": OTHER}]
+def ensemble(base_models: tuple[Path, Path], **more: Any) -> dict[str, Any]:
+    named = [{"weights": str(base_models[0])}, {"weights": str(base_models[1]), "backbone": OTHER}]
     return {"backbone": "committee", "members": [one | more for one in named]}
 
 
 def answers(study: Study, run: Path, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By site the logits and classes of the model in a run's folder."""
-    bench = Workbench(study, CPU)
-    bench.load(load_tensors(run / "model.safetensors"))
+    local_model = LocalModel(study, CPU)
+    local_model.load(load_tensors(run / "model.safetensors"))
     found = {}
     for site in read_json(run / "sites" / "index.json"):
         cohort = simulated_cohort(study, run, site)
-        found[site] = predictions(bench, Feed(cohort, study.input, CPU), split)["cls"]
+        found[site] = predictions(local_model, Loader(cohort, study.input, CPU), split)["cls"]
     return found
 
 
@@ -82,13 +84,13 @@ def pooled(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray,
 
 
 @pytest.fixture(scope="module")
-def of_members(members: tuple[Path, Path], make_study: MakeStudy) -> Any:
+def of_base_models(base_models: tuple[Path, Path], make_study: MakeStudy) -> Any:
     """What each member says by itself of all sites' cases of a split, by split, and the classes."""
 
     def found(split: str) -> tuple[list[np.ndarray], np.ndarray]:
-        slim = pooled(answers(make_study(name="slim", method=TRAINED), members[0], split))
+        slim = pooled(answers(make_study(name="slim", method=TRAINED), base_models[0], split))
         other = make_study(name="other", model={"backbone": OTHER}, method=TRAINED)
-        return [slim[0], pooled(answers(other, members[1], split))[0]], slim[1]
+        return [slim[0], pooled(answers(other, base_models[1], split))[0]], slim[1]
 
     return found
 
@@ -102,39 +104,39 @@ def best_temperature(logits: np.ndarray, target: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def average(hospitals, make_study, members, tmp_path_factory) -> tuple[Study, Path]:
-    study = make_study(name="average", model=committee(members), method="average_ensemble")
+def average(hospitals, make_study, base_models, tmp_path_factory) -> tuple[Study, Path]:
+    study = make_study(name="average", model=ensemble(base_models), method="average_ensemble")
     return study, simulate(study, hospitals, tmp_path_factory.mktemp("average") / "run")
 
 
 @pytest.fixture(scope="module")
-def stacked(hospitals, make_study, members, tmp_path_factory) -> tuple[Study, Path]:
-    study = make_study(name="stacked", model=committee(members), method="stacked_ensemble")
+def stacked(hospitals, make_study, base_models, tmp_path_factory) -> tuple[Study, Path]:
+    study = make_study(name="stacked", model=ensemble(base_models), method="stacked_ensemble")
     return study, simulate(study, hospitals, tmp_path_factory.mktemp("stacked") / "run")
 
 
-def test_temperatures_are_those_of_all_validation_cases_at_one_place(average, of_members) -> None:
-    logits, target = of_members("val")
+def test_temperatures_are_those_of_all_validation_cases_at_one_place(average, of_base_models) -> None:
+    logits, target = of_base_models("val")
     found = load_tensors(average[1] / "model.safetensors")["backbone.temperatures.cls.values"]
     np.testing.assert_allclose(found, [best_temperature(own, target) for own in logits], rtol=1e-6)
 
 
 @pytest.mark.parametrize("of", ["members", "answers"])
-def test_what_a_site_sends_is_the_loss_on_its_validation_cases(average, members, make_study, of) -> None:
+def test_what_a_site_sends_is_the_loss_on_its_validation_cases(average, base_models, make_study, of) -> None:
     study, run = average
-    bench = Workbench(study, CPU)
-    bench.load(start(study).state())  # before any temperature
+    local_model = LocalModel(study, CPU)
+    local_model.load(start(study).state())  # before any temperature
     cohort = simulated_cohort(study, run, "south")
-    feed = Feed(cohort, study.input, CPU)
-    sums = frozen_sums(bench, feed, Statistics.model_validate({"of": of, "split": "val"}))
+    loader = Loader(cohort, study.input, CPU)
+    sums = frozen_sums(local_model, loader, Statistics.model_validate({"of": of, "split": "val"}))
     if of == "answers":
-        said = [predictions(bench, feed, "val")["cls"]]
+        said = [predictions(local_model, loader, "val")["cls"]]
     else:
-        slim = answers(make_study(name="slim", method=TRAINED), members[0], "val")["south"]
+        slim = answers(make_study(name="slim", method=TRAINED), base_models[0], "val")["south"]
         other = make_study(name="other", model={"backbone": OTHER}, method=TRAINED)
-        said = [slim, answers(other, members[1], "val")["south"]]
+        said = [slim, answers(other, base_models[1], "val")["south"]]
     assert sums["cls/cases"].tolist() == [len(said[0][1])]
-    assert 0 < len(said[0][1]) < len(feed.labelled("train"))
+    assert 0 < len(said[0][1]) < len(loader.labelled("train"))
     for row, (logits, target) in zip(sums[f"cls/{of}"], said, strict=True):
         by_hand = [
             -log_softmax(logits.astype(float) / t, axis=1)[np.arange(len(target)), target].sum() for t in TEMPERATURES
@@ -142,9 +144,9 @@ def test_what_a_site_sends_is_the_loss_on_its_validation_cases(average, members,
         np.testing.assert_allclose(row, by_hand, rtol=1e-4, atol=1e-4)
 
 
-def test_the_average_is_the_mean_of_calibrated_probabilities(average, of_members) -> None:
+def test_the_average_is_the_mean_of_calibrated_probabilities(average, of_base_models) -> None:
     study, run = average
-    logits, target = of_members("test")
+    logits, target = of_base_models("test")
     temperatures = load_tensors(run / "model.safetensors")["backbone.temperatures.cls.values"]
     mean = np.mean([softmax(own / t, axis=1) for own, t in zip(logits, temperatures, strict=True)], axis=0)
     said, truth = pooled(answers(study, run, "test"))
@@ -158,62 +160,62 @@ def features_of(logits: list[np.ndarray], temperatures: np.ndarray) -> np.ndarra
     return np.hstack([np.log(np.mean(shares, axis=0)) / 1024, *shares])
 
 
-def test_the_stack_is_that_of_all_validation_cases_at_one_place(stacked, of_members) -> None:
+def test_the_stack_is_that_of_all_validation_cases_at_one_place(stacked, of_base_models) -> None:
     """Steps on residuals from the average, in a few lines; the run's own features come from float32 passes."""
     _, run = stacked
     state = load_tensors(run / "model.safetensors")
-    logits, target = of_members("val")
+    logits, target = of_base_models("val")
     features = features_of(logits, state["backbone.temperatures.cls.values"])
     z = np.hstack([features, np.ones((len(target), 1))])
     head = np.vstack([np.eye(3) * 1024, np.zeros((7, 3))])  # the average
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    strengths = [row["strengths"]["cls"] for row in rows if row["stage"] == "stack"]
-    assert len(strengths) == 5
-    assert set(strengths) <= set(STRENGTHS)
-    for strength in strengths:
+    ridge_penalties = [row["strengths"]["cls"] for row in rows if row["stage"] == "stack"]
+    assert len(ridge_penalties) == 5
+    assert set(ridge_penalties) <= set(RIDGE_PENALTIES)
+    for ridge_penalty in ridge_penalties:
         wrong = np.eye(3)[target] - softmax(z @ head, axis=1)
-        weight, bias = ridge_head(z.T @ z, z.T @ wrong, strength, standardise=False)
+        weight, bias = ridge_head(z.T @ z, z.T @ wrong, ridge_penalty, standardise=False)
         head += 2 * np.vstack([weight.T, bias])
     sharp = best_temperature(z @ head, target)
     np.testing.assert_allclose(state["heads.cls.weight"].T, head[:-1] / sharp, rtol=1e-3, atol=2e-3)
     np.testing.assert_allclose(state["heads.cls.bias"], head[-1] / sharp, rtol=1e-3, atol=2e-3)
 
 
-def members_in(state: Arrays) -> dict[str, bytes]:
+def base_models_in(state: Arrays) -> dict[str, bytes]:
     return {key: array.tobytes() for key, array in state.items() if key.startswith("backbone.members.")}
 
 
-def frozen(members: tuple[Path, Path]) -> dict[str, bytes]:
+def frozen(base_models: tuple[Path, Path]) -> dict[str, bytes]:
     """All entries of both members, buffers as well, under the names that they have in a committee."""
     return {
         f"backbone.members.{at}.{key}": array.tobytes()
-        for at, run in enumerate(members)
+        for at, run in enumerate(base_models)
         for key, array in load_tensors(run / "model.safetensors").items()
     }
 
 
-def test_members_stay_as_they_are_to_the_last_bit(stacked, members) -> None:
-    assert members_in(load_tensors(stacked[1] / "model.safetensors")) == frozen(members)
+def test_members_stay_as_they_are_to_the_last_bit(stacked, base_models) -> None:
+    assert base_models_in(load_tensors(stacked[1] / "model.safetensors")) == frozen(base_models)
 
 
-def test_training_all_on_a_committee_moves_heads_alone(hospitals, make_study, members, tmp_path) -> None:
-    study = make_study(name="all", model=committee(members), method=TRAINED)
+def test_training_all_on_a_committee_moves_heads_alone(hospitals, make_study, base_models, tmp_path) -> None:
+    study = make_study(name="all", model=ensemble(base_models), method=TRAINED)
     run = simulate(study, hospitals, tmp_path / "run")
     state = load_tensors(run / "model.safetensors")
-    assert members_in(state) == frozen(members)
+    assert base_models_in(state) == frozen(base_models)
     assert not np.array_equal(state["heads.cls.weight"], start(study).state()["heads.cls.weight"])
 
 
-def test_no_selection_moves_a_member_not_even_one_by_role(make_study, members) -> None:
-    tags = make_model(make_study(name="average", model=committee(members), method="average_ensemble")).tags()
+def test_no_selection_moves_a_member_not_even_one_by_role(make_study, base_models) -> None:
+    tags = make_model(make_study(name="average", model=ensemble(base_models), method="average_ensemble")).tags()
     for train in ("all", {"roles": ["member", "scale", "head"]}, {"max_height": 9}):
         local = {"kind": "gradient", "train": train, **LOCAL}
         stage = Stage.model_validate({"name": "x", "local": local, "share": train, "merge": {"kind": "mean"}})
         assert {tags[key].role for key in changed(stage, tags)} == {Role.HEAD}
 
 
-def test_members_travel_once(stacked, members, hospitals) -> None:
-    size = sum((run / "model.safetensors").stat().st_size for run in members)
+def test_members_travel_once(stacked, base_models, hospitals) -> None:
+    size = sum((run / "model.safetensors").stat().st_size for run in base_models)
     rows = [json.loads(line) for line in (stacked[1] / "history.jsonl").read_text().splitlines()]
     assert rows[0]["bytes_down"] > 0.9 * size * len(hospitals.cohorts)
     assert len(rows) == 8
@@ -234,15 +236,15 @@ def test_a_run_that_was_cut_off_ends_the_same(hospitals, stacked, tmp_path) -> N
         assert array.tobytes() == load_tensors(run / "model.safetensors")[key].tobytes(), key
 
 
-def test_masked_sums_give_the_same_average(hospitals, average, make_study, members, tmp_path) -> None:
-    study = make_study(name="average", model=committee(members), method="average_ensemble", masked=True)
+def test_masked_sums_give_the_same_average(hospitals, average, make_study, base_models, tmp_path) -> None:
+    study = make_study(name="average", model=ensemble(base_models), method="average_ensemble", secure_aggregation=True)
     run = simulate(study, hospitals, tmp_path / "run")
     for key, array in load_tensors(average[1] / "model.safetensors").items():
         np.testing.assert_array_equal(load_tensors(run / "model.safetensors")[key], array)
 
 
-def test_a_masked_stack_must_name_its_strength(make_study, members) -> None:
-    study = make_study(name="masked", model=committee(members), method="stacked_ensemble", masked=True)
+def test_a_masked_stack_must_name_its_strength(make_study, base_models) -> None:
+    study = make_study(name="masked", model=ensemble(base_models), method="stacked_ensemble", secure_aggregation=True)
     with pytest.raises(StudyError, match="give a number, or masked: false"):
         check_study(study, "here")
 
@@ -255,9 +257,9 @@ def test_predict_says_what_the_run_says(command: Command, stacked, hospitals, tm
     with (tmp_path / "p" / "predictions.csv").open(newline="") as file:
         told = [[float(row[f"cls:{name}"]) for name in CLASSES] for row in csv.DictReader(file)]
     cohort = simulated_cohort(study, run, "north")
-    bench = Workbench(study, CPU)
-    bench.load(load_tensors(run / "model.safetensors"))
-    logits, _ = predictions(bench, Feed(cohort, study.input, CPU), "all")["cls"]
+    local_model = LocalModel(study, CPU)
+    local_model.load(load_tensors(run / "model.safetensors"))
+    logits, _ = predictions(local_model, Loader(cohort, study.input, CPU), "all")["cls"]
     np.testing.assert_allclose(np.sort(softmax(logits, axis=1), axis=0), np.sort(told, axis=0), atol=1e-4)
     code, _, err = command("predict", run, site, "--out", tmp_path / "q", "--heat", "cam")
     assert code == 2
@@ -275,7 +277,7 @@ def test_a_finished_committee_is_weights_for_the_next_study(hospitals, stacked, 
     plan[0]["local"] = {"kind": "statistics", "of": "answers", "split": "val"}  # type: ignore[assignment]
     again = simulate(make_study(name="again", model=model, plan=plan), hospitals, tmp_path / "again")
     before, after = (load_tensors(one / "model.safetensors") for one in (run, again))
-    assert members_in(after) == members_in(before)
+    assert base_models_in(after) == base_models_in(before)
     assert np.array_equal(after["backbone.temperatures.cls.values"], before["backbone.temperatures.cls.values"])
     sharper = after["heads.cls.weight"] / before["heads.cls.weight"]
     np.testing.assert_allclose(sharper, sharper[0, 0], rtol=1e-5)
@@ -299,20 +301,20 @@ def test_a_finished_committee_is_weights_for_the_next_study(hospitals, stacked, 
         ({"split": {"train": 0.4, "val": 0.35, "test": 0.25}}, r"members\.0 .*0\.5 train.*tested here"),
     ],
 )
-def test_members_that_do_not_fit_are_refused_by_name(make_study, members, changes, says) -> None:
-    study = make_study(name="odd", model=committee(members), method="average_ensemble", **changes)
+def test_members_that_do_not_fit_are_refused_by_name(make_study, base_models, changes, says) -> None:
+    study = make_study(name="odd", model=ensemble(base_models), method="average_ensemble", **changes)
     with pytest.raises(StudyError, match=f"(?s){says}"):
         check_study(study, "here")
 
 
-def test_a_member_of_another_backbone_than_said_is_refused(make_study, members) -> None:
-    model = {"backbone": "committee", "members": [str(members[0]), str(members[1])]}
+def test_a_member_of_another_backbone_than_said_is_refused(make_study, base_models) -> None:
+    model = {"backbone": "committee", "members": [str(base_models[0]), str(base_models[1])]}
     with pytest.raises(StudyError, match=rf"members\.1 .*is a {OTHER}, but the study says slim_resnet"):
         check_study(make_study(name="odd", model=model, method="average_ensemble"), "here")
 
 
-def test_a_member_that_learnt_elsewhere_may_have_been_split_otherwise(make_study, members) -> None:
-    model = committee(members, elsewhere=True)
+def test_a_member_that_learnt_elsewhere_may_have_been_split_otherwise(make_study, base_models) -> None:
+    model = ensemble(base_models, elsewhere=True)
     check_study(make_study(name="else", seed=4, model=model, method="average_ensemble"), "here")
 
 
@@ -358,8 +360,8 @@ def test_committees_that_make_no_sense_are_refused_when_read(make_study, model, 
         ),
     ],
 )
-def test_stages_that_cannot_work_on_a_committee_are_refused(make_study, members, stage, says) -> None:
-    study = make_study(name="odd", model=committee(members), plan=[{"name": "odd", **stage}])
+def test_stages_that_cannot_work_on_a_committee_are_refused(make_study, base_models, stage, says) -> None:
+    study = make_study(name="odd", model=ensemble(base_models), plan=[{"name": "odd", **stage}])
     with pytest.raises(StudyError, match=f"(?s){says}"):
         check_study(study, "here")
 
@@ -371,12 +373,12 @@ def test_temperatures_of_members_need_members_and_validation_cases(make_study) -
         check_study(make_study(plan=[stage], split=split, evaluate={"every": 0}), "here")
 
 
-def test_a_policy_sees_every_member_and_the_teacher(hospitals, make_study, members, tmp_path) -> None:
+def test_a_policy_sees_every_member_and_the_teacher(hospitals, make_study, base_models, tmp_path) -> None:
     """A site that runs slim_resnet alone takes no part in a committee with another, nor learns from one."""
     policy = OPEN.model_copy(update={"backbones": ("slim_resnet",)})
     strict = replace(hospitals, policies=dict.fromkeys(hospitals.cohorts, policy))
-    study = make_study(name="average", model=committee(members), method="average_ensemble")
-    taught = make_study(name="taught", method=TRAINED | {"name": "distill", "teacher": committee(members)})
+    study = make_study(name="average", model=ensemble(base_models), method="average_ensemble")
+    taught = make_study(name="taught", method=TRAINED | {"name": "distill", "teacher": ensemble(base_models)})
     for at, one in enumerate((study, taught)):
         with pytest.raises((QuorumError, RunError), match="policy"):
             simulate(one, strict, tmp_path / f"strict{at}")
@@ -385,8 +387,8 @@ def test_a_policy_sees_every_member_and_the_teacher(hospitals, make_study, membe
     assert read_json(simulate(study, wide, tmp_path / "wide") / "result.json")["status"] == "completed"
 
 
-def test_explain_says_it_in_plain_words(make_study, members) -> None:
-    study = make_study(name="stacked", model=committee(members), method="stacked_ensemble")
+def test_explain_says_it_in_plain_words(make_study, base_models) -> None:
+    study = make_study(name="stacked", model=ensemble(base_models), method="stacked_ensemble")
     explained = explain(study, "here")
     told = [sentence(stage, row) for stage, row in zip(study.plan, explained.rows, strict=True)]
     assert told[0].startswith("Sites with labels send the loss of each member at each temperature of a grid")
@@ -395,9 +397,9 @@ def test_explain_says_it_in_plain_words(make_study, members) -> None:
     assert "strength that does best on sites left out" in told[1]
     assert "the temperature that fits all sites' cases best" in told[2]
     assert explained.start.says == "slim and other"
-    taught = make_study(name="taught", method=TRAINED | {"name": "distill", "teacher": committee(members)})
+    taught = make_study(name="taught", method=TRAINED | {"name": "distill", "teacher": ensemble(base_models)})
     row = explain(taught, "here").rows[0]
-    assert f"the answers of the committee {members[0]} + {members[1]}, softened by 2" in row["local"]
+    assert f"the answers of the committee {base_models[0]} + {base_models[1]}, softened by 2" in row["local"]
 
 
 def test_a_committee_of_tables_keeps_each_members_own_scale(make_study, tmp_path) -> None:
@@ -424,11 +426,11 @@ def test_a_committee_of_tables_keeps_each_members_own_scale(make_study, tmp_path
         check_study(make_study(name="odd", model=model, method="stacked_ensemble", **other), "here")
 
 
-def test_a_committee_rests_whatever_is_asked(make_study, members) -> None:
-    model = make_model(make_study(name="average", model=committee(members), method="average_ensemble"))
+def test_a_committee_rests_whatever_is_asked(make_study, base_models) -> None:
+    model = make_model(make_study(name="average", model=ensemble(base_models), method="average_ensemble"))
     model.freeze(frozenset(model.state_dict()))
     model.train()
-    assert isinstance(model.backbone, Committee)
+    assert isinstance(model.backbone, Ensemble)
     assert not any(part.training for part in model.backbone.modules())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     model(torch.randn(4, 1, 32, 32))
@@ -454,13 +456,15 @@ def one_blank(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_a_student_learns_at_sites_without_labels_and_its_teacher_travels_once(
-    one_blank, make_study, members, tmp_path
+    one_blank, make_study, base_models, tmp_path
 ) -> None:
-    study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": committee(members), "rounds": 3})
+    study = make_study(
+        name="student", method=TRAINED | {"name": "distill", "teacher": ensemble(base_models), "rounds": 3}
+    )
     run = simulate(study, one_blank, tmp_path / "run")
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert all(row["sites_merged"] == ["east", "north", "south", "west"] for row in rows)
-    teachers = sum((one / "model.safetensors").stat().st_size for one in members)
+    teachers = sum((one / "model.safetensors").stat().st_size for one in base_models)
     student = (run / "model.safetensors").stat().st_size
     assert rows[0]["bytes_down"] > 4 * 0.9 * (teachers + student)
     assert all(row["bytes_down"] < 4 * 1.2 * student for row in rows[1:])
@@ -471,22 +475,24 @@ def test_a_student_learns_at_sites_without_labels_and_its_teacher_travels_once(
     assert "members" not in manifest
 
 
-def test_heads_learn_from_a_teacher_where_nobody_has_a_label(hospitals, make_study, members, tmp_path) -> None:
+def test_heads_learn_from_a_teacher_where_nobody_has_a_label(hospitals, make_study, base_models, tmp_path) -> None:
     cohorts = {}
     for site in ("east", "west"):
         root = hospitals.cohorts[site].root
         table = tmp_path / f"{site}.csv"
         table.write_text("path,cls\n" + "".join(f"{p.relative_to(root)},\n" for p in sorted(root.rglob("*.png"))))
         cohorts[site] = CohortSpec(kind="images", root=root, labels=table, join="path")
-    study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": str(members[0]), "rounds": 1})
+    study = make_study(
+        name="student", method=TRAINED | {"name": "distill", "teacher": str(base_models[0]), "rounds": 1}
+    )
     state = load_tensors(simulate(study, Hospitals(cohorts), tmp_path / "run") / "model.safetensors")
     before = start(study).state()
     assert not np.array_equal(state["heads.cls.weight"], before["heads.cls.weight"])
     assert not np.array_equal(state["backbone.conv1.weight"], before["backbone.conv1.weight"])
 
 
-def test_a_student_that_was_cut_off_ends_the_same(hospitals, make_study, members, tmp_path) -> None:
-    study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": str(members[0])})
+def test_a_student_that_was_cut_off_ends_the_same(hospitals, make_study, base_models, tmp_path) -> None:
+    study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": str(base_models[0])})
     whole = load_tensors(simulate(study, hospitals, tmp_path / "whole") / "model.safetensors")
     silent = {site: Fault(kind="silent", rounds=(2,)) for site in ("east", "north", "south")}
     with pytest.raises(QuorumError):
@@ -516,21 +522,21 @@ def test_a_method_that_needs_a_teacher_says_so(make_study) -> None:
 
 
 def test_a_soup_starts_a_study_that_recalibrates_it(
-    command: Command, hospitals, make_study, members, tmp_path, monkeypatch
+    command: Command, hospitals, make_study, base_models, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))
     other = simulate(make_study(name="slim2", method=TRAINED | {"name": "fedprox"}), hospitals, tmp_path / "slim2")
-    code, out, err = command("weights", "soup", members[0], other, "--id", "broth")
+    code, out, err = command("weights", "soup", base_models[0], other, "--id", "broth")
     assert code == 0, err
     assert "recalibrate" in out
     plan = [{"name": "adapt", "local": {"kind": "recalibrate"}, "keep": "norm_stats"}]
     model = {"backbone": "slim_resnet", "weights": "broth", "heads": "weights"}
     run = simulate(make_study(name="soup", model=model, plan=plan), hospitals, tmp_path / "run")
-    parts = [load_tensors(one / "model.safetensors") for one in (members[0], other)]
+    parts = [load_tensors(one / "model.safetensors") for one in (base_models[0], other)]
     for key, array in load_tensors(run / "model.safetensors").items():
         if "num_batches" not in key:
             np.testing.assert_allclose(array, (parts[0][key] + parts[1][key]) / 2, rtol=1e-5, atol=1e-6)
     assert read_json(run / "result.json")["status"] == "completed"
-    code, _, err = command("weights", "soup", members[0], members[1], "--id", "odd")
+    code, _, err = command("weights", "soup", base_models[0], base_models[1], "--id", "odd")
     assert code == 2
     assert "differs from" in err

@@ -13,10 +13,10 @@ from fedgraft.client.training.few_shot import (
     only,
     shots,
 )
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.base.seeds import derive
-from fedgraft.common.closed_form.ood import Familiar
+from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.models.weights import load_weights
 from fedgraft.common.study.fit import Fit
 from fedgraft.common.study.study import Study
@@ -80,9 +80,9 @@ def test_it_is_what_fitting_by_hand_says(
     prepare(study, hospitals, tmp_path / "all")
     east = simulated_cohort(study, tmp_path / "all", "east")
     manifest, state = load_weights(str(made))
-    known = Familiar.read(made, manifest.sha256)
+    known = OodModel.read(made, manifest.sha256)
     assert known is not None
-    bench, task = Workbench(study, CPU), study.tasks[0]
+    local_model, task = LocalModel(study, CPU), study.tasks[0]
     assert isinstance(task, Task)
     for cell in asked:
         if cell.arm == "scratch":
@@ -93,8 +93,8 @@ def test_it_is_what_fitting_by_hand_says(
             assert cell.cases is not None
             own = only(east, shots(east, task, cell.cases, seed))
             fit = next(arm.fit for arm in ARMS if arm.name == cell.arm)
-            fitted(bench, own, study, Given(state, known.sums), fit, seed)
-            logits.append(answers_of(bench, study, east)["cls"].logits)
+            fitted(local_model, own, study, Given(state, known.sums), fit, seed)
+            logits.append(answers_of(local_model, study, east)["cls"].logits)
         found = outcome(cell, done).found["east"]["east"]["cls"]
         np.testing.assert_array_equal(found.logits, np.concatenate(logits))
         assert len(found.patients) == 2 * len(logits[0])

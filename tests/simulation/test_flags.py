@@ -14,7 +14,7 @@ from conftest import Command
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.inference.model import Reader
 from fedgraft.client.privacy.policy import SitePolicy
-from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.engines.run import (
@@ -36,7 +36,7 @@ def phantoms(folder: Path, seed: int, **sites: dict[str, object]) -> dict[str, C
     return make_hospitals(Scenario(name="made", seed=seed, sites=made), folder)
 
 
-def study(method: dict[str, object], masked: bool = False) -> Study:
+def study(method: dict[str, object], secure_aggregation: bool = False) -> Study:
     asked = {
         "name": "flagged",
         "tasks": [{"name": "cls", "classes": ["none", "smooth", "spiculated", "ring"]}],
@@ -45,7 +45,7 @@ def study(method: dict[str, object], masked: bool = False) -> Study:
         "model": {"backbone": "slim_resnet", "weights": "slim-ctmr-synthetic"},
         "method": method,
         "evaluate": {"every": 0},
-        "masked": masked,
+        "masked": secure_aggregation,
     }
     plan = [stage.model_dump(mode="json") for stage in parse_study(asked, "test").plan]
     for stage in plan:
@@ -109,12 +109,12 @@ def test_the_moments_are_those_of_all_sites_cases_together(run: Path, xrays: Hos
     train, far = [], []
     for site in xrays.cohorts:
         cohort = simulated_cohort(asked, run, site)
-        feed = Feed(cohort, asked.input, reader.bench.device)
+        loader = Loader(cohort, asked.input, reader.local_model.device)
         for split, into in (("train", train), ("val", far)):
-            (batch,) = feed.batches([feed.labelled(split)])
-            into.append(reader.bench.model.features(batch.inputs).detach().double().numpy())
+            (batch,) = loader.batches([loader.labelled(split)])
+            into.append(reader.local_model.model.features(batch.inputs).detach().double().numpy())
     features = np.vstack(train)
-    known = reader.familiar
+    known = reader.ood_model
     assert known is not None
     np.testing.assert_allclose(known.mean, features.mean(axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(known.covariance, np.cov(features.T, bias=True), rtol=1e-3, atol=1e-5)
@@ -125,10 +125,12 @@ def test_the_moments_are_those_of_all_sites_cases_together(run: Path, xrays: Hos
 
 
 def test_masked_sites_give_the_same_flags(run: Path, xrays: Hospitals, tmp_path: Path) -> None:
-    masked = simulate(study({"name": "ridge_probe", "flags": True}, masked=True), xrays, tmp_path / "masked")
-    mine, theirs = read_json(run / "moments.json"), read_json(masked / "moments.json")
+    secure_aggregation = simulate(
+        study({"name": "ridge_probe", "flags": True}, secure_aggregation=True), xrays, tmp_path / "masked"
+    )
+    mine, theirs = read_json(run / "moments.json"), read_json(secure_aggregation / "moments.json")
     assert (mine["threshold"], mine["cases"]) == (theirs["threshold"], theirs["cases"])
-    gram, other = (load_tensors(folder / "moments.safetensors")["cls/gram"] for folder in (run, masked))
+    gram, other = (load_tensors(folder / "moments.safetensors")["cls/gram"] for folder in (run, secure_aggregation))
     np.testing.assert_allclose(gram, other, atol=1e-4)
 
 

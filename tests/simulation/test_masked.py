@@ -21,7 +21,7 @@ from fedgraft.common.base.errors import QuorumError, RunError
 from fedgraft.common.base.files import load_tensors, read_json, write_json
 from fedgraft.common.privacy.accountant import epsilon
 from fedgraft.common.protocol import wire
-from fedgraft.common.protocol.instructions import Greeting, Masked
+from fedgraft.common.protocol.instructions import Greeting, MaskedUpdate
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.engines.grids import InProcessGrid
@@ -59,8 +59,8 @@ def furthest(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float
 @pytest.mark.parametrize("method", PLANS)
 def test_masked_and_open_studies_give_the_same_model_and_metrics(hospitals, make_study, tmp_path, method: str):
     runs = {}
-    for name, masked in (("open", False), ("masked", True)):
-        study = make_study(method=PLANS[method], masked=masked)
+    for name, secure_aggregation in (("open", False), ("masked", True)):
+        study = make_study(method=PLANS[method], secure_aggregation=secure_aggregation)
         runs[name] = simulate(study, hospitals, tmp_path / name)
     assert furthest(weights(runs["open"]), weights(runs["masked"])) < 1e-6
     plain, hidden = (read_json(runs[name] / "result.json") for name in ("open", "masked"))
@@ -81,7 +81,7 @@ def test_masked_and_open_studies_give_the_same_model_and_metrics(hospitals, make
 
 
 def test_a_pool_gives_the_very_same_masked_run(hospitals, make_study, tmp_path):
-    study = make_study(method=PLANS["graft"], masked=True)
+    study = make_study(method=PLANS["graft"], secure_aggregation=True)
     one = simulate(study, hospitals, tmp_path / "one")
     two = simulate(study, hospitals, tmp_path / "two", Engine(name="pool", workers=2))
     assert furthest(weights(one), weights(two)) == 0
@@ -94,7 +94,7 @@ class Tapped(InProcessGrid):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.greetings: list[Greeting] = []
-        self.replies: list[tuple[int, Masked]] = []
+        self.replies: list[tuple[int, MaskedUpdate]] = []
         self.words: list[dict] = []
         TAPS.append(self)
 
@@ -114,12 +114,12 @@ TAPS: list[Tapped] = []
 
 def test_the_coordinator_sees_no_site_by_itself(hospitals, make_study, tmp_path, monkeypatch):
     monkeypatch.setattr("fedgraft.simulations.engines.run.InProcessGrid", Tapped)
-    study = make_study(method={"name": "graft", "rounds": 1, "local": SGD}, masked=True)
+    study = make_study(method={"name": "graft", "rounds": 1, "local": SGD}, secure_aggregation=True)
     run = simulate(study, hospitals, tmp_path / "run")
     tap = TAPS.pop()
     for greeting in tap.greetings:
         assert (greeting.cases, greeting.labels, greeting.problems) == ({}, {}, {})
-    assert all(isinstance(answer, Masked) for _, answer in tap.replies)
+    assert all(isinstance(answer, MaskedUpdate) for _, answer in tap.replies)
     allowed = {"exchange", "contexts"}
     assert all(set(words) == allowed for words in tap.words[len(tap.greetings) :])
     by_length: dict[tuple[str, int], set[int]] = {}
@@ -155,7 +155,7 @@ def test_an_upload_is_unlike_what_the_site_trained(hospitals, make_study, tmp_pa
         seen.append((before, words.copy()))
 
     monkeypatch.setattr(sealing, "mask", watched)
-    study = make_study(method={"name": "fedavg", "rounds": 1, "local": SGD}, masked=True)
+    study = make_study(method={"name": "fedavg", "rounds": 1, "local": SGD}, secure_aggregation=True)
     simulate(study, hospitals, tmp_path / "run")
     uploads = [(plain, hidden) for plain, hidden in seen if len(plain) > 100_000]
     assert len(uploads) == 4
@@ -170,8 +170,12 @@ def test_an_upload_is_unlike_what_the_site_trained(hospitals, make_study, tmp_pa
 def test_a_round_with_a_missing_site_is_repeated_by_the_others(hospitals, make_study, tmp_path, kind: str):
     faulty = Hospitals(hospitals.cohorts, {"north": Fault(kind=kind, rounds=(2,))})
     runs = [
-        simulate(make_study(method=PLANS["fedavg"], masked=masked), faulty, tmp_path / str(masked))
-        for masked in (False, True)
+        simulate(
+            make_study(method=PLANS["fedavg"], secure_aggregation=secure_aggregation),
+            faulty,
+            tmp_path / str(secure_aggregation),
+        )
+        for secure_aggregation in (False, True)
     ]
     rows = history(runs[1])
     assert rows[1]["sites_merged"] == ["east", "south", "west"]
@@ -184,7 +188,7 @@ def test_a_round_with_a_missing_site_is_repeated_by_the_others(hospitals, make_s
 def test_sites_that_do_not_regroup_stop_the_run_rather(hospitals, make_study, tmp_path):
     """The difference of the sums with and without north is north's update."""
     faulty = Hospitals(hospitals.cohorts, {"north": Fault(kind="crash", rounds=(2,))})
-    study = make_study(method=PLANS["fedavg"], masked=True)
+    study = make_study(method=PLANS["fedavg"], secure_aggregation=True)
     prepare(study, faulty, tmp_path / "run")
     for site in hospitals.cohorts:
         path = tmp_path / "run" / "sites" / site / "site.json"
@@ -202,7 +206,7 @@ def test_sites_that_do_not_regroup_stop_the_run_rather(hospitals, make_study, tm
 def test_two_sites_are_refused_with_the_reason(hospitals, make_study, tmp_path):
     two = Hospitals({name: hospitals.cohorts[name] for name in ("east", "north")})
     with pytest.raises(QuorumError, match="each could subtract its own part"):
-        simulate(make_study(method=PLANS["fedavg"], masked=True), two, tmp_path / "run")
+        simulate(make_study(method=PLANS["fedavg"], secure_aggregation=True), two, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
     for name in two.cohorts:  # nobody was even asked
         assert [entry.kind for entry in EgressLog(tmp_path / "run" / "sites" / name).entries()] == ["greeting"]
@@ -213,7 +217,11 @@ def test_dropping_below_three_ends_the_run_with_no_partial_sum(hospitals, make_s
     with pytest.raises(
         QuorumError, match=r"2 of 4 sites; missing: north, unreachable; west, unreachable; 3 are needed"
     ):
-        simulate(make_study(method=PLANS["fedavg"], masked=True), Hospitals(hospitals.cohorts, gone), tmp_path / "run")
+        simulate(
+            make_study(method=PLANS["fedavg"], secure_aggregation=True),
+            Hospitals(hospitals.cohorts, gone),
+            tmp_path / "run",
+        )
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert not (tmp_path / "run" / "history.jsonl").exists()
 
@@ -225,7 +233,9 @@ RIDGE = {"name": "ridge_probe"}
 def test_the_last_measurement_is_repeated_by_the_others(hospitals, make_study, tmp_path, kind, gone, cases):
     """As long as they are three; else there is none, and the model is there all the same."""
     faults = {name: Fault(kind=kind, rounds=(2,)) for name in ("east", "north")[:gone]}
-    run = simulate(make_study(method=RIDGE, masked=True), Hospitals(hospitals.cohorts, faults), tmp_path / "run")
+    run = simulate(
+        make_study(method=RIDGE, secure_aggregation=True), Hospitals(hospitals.cohorts, faults), tmp_path / "run"
+    )
     result = read_json(run / "result.json")
     assert (result["metrics"]["cls"]["pooled"]["n"] if result["metrics"] else None) == cases
     assert history(run)[1]["repeats"] == (1 if cases else 0)
@@ -237,7 +247,7 @@ def test_a_stage_that_merges_nothing_needs_its_quorum_too(hospitals, make_study,
     """Recalibration stays at the sites: nothing is masked, and who is missing is missing."""
     gone = {name: Fault(kind="crash", rounds=(2,)) for name in ("north", "west")}
     plan = [stage.model_dump(mode="json") for stage in make_study(method=PLANS["graft"]).plan]
-    study = make_study(plan=[plan[0], plan[2]], masked=True, rounds={"quorum": 0.75})
+    study = make_study(plan=[plan[0], plan[2]], secure_aggregation=True, rounds={"quorum": 0.75})
     with pytest.raises(QuorumError, match="Stage 'adapt', round 1: 2 of 4 sites"):
         simulate(study, Hospitals(hospitals.cohorts, gone), tmp_path / "run")
 
@@ -245,7 +255,7 @@ def test_a_stage_that_merges_nothing_needs_its_quorum_too(hospitals, make_study,
 def test_words_changed_on_the_way_open_to_nothing(hospitals, make_study, tmp_path):
     faulty = Hospitals(hospitals.cohorts, {"north": Fault(kind="nan", rounds=(2,))})
     with pytest.raises(RunError, match="their masks do not cancel"):
-        simulate(make_study(method=PLANS["fedavg"], masked=True), faulty, tmp_path / "run")
+        simulate(make_study(method=PLANS["fedavg"], secure_aggregation=True), faulty, tmp_path / "run")
     assert len(history(tmp_path / "run")) == 1
 
 
@@ -254,17 +264,17 @@ class Lying(InProcessGrid):
 
     def _queue(self, message: Message) -> None:
         if message.metadata.group_id == "2" and message.metadata.dst_node_id == 3:
-            order = wire.unpack_order(message.content)
-            if order.tensors:
-                key = next(key for key in order.tensors if key.endswith("weight"))
-                bent = {**order.tensors, key: order.tensors[key] + np.float32(1e-6)}
-                message.content = wire.pack_order(order, wire.pack_tensors(bent))
+            instruction = wire.unpack_instruction(message.content)
+            if instruction.tensors:
+                key = next(key for key in instruction.tensors if key.endswith("weight"))
+                bent = {**instruction.tensors, key: instruction.tensors[key] + np.float32(1e-6)}
+                message.content = wire.pack_instruction(instruction, wire.pack_tensors(bent))
         super()._queue(message)
 
 
 def test_a_site_that_was_sent_another_model_gives_noise_and_is_found(hospitals, make_study, tmp_path, monkeypatch):
     monkeypatch.setattr("fedgraft.simulations.engines.run.InProcessGrid", Lying)
-    run = simulate(make_study(method=PLANS["fedavg"], masked=True), hospitals, tmp_path / "run")
+    run = simulate(make_study(method=PLANS["fedavg"], secure_aggregation=True), hospitals, tmp_path / "run")
     row = history(run)[1]
     assert (row["missing"], row["repeats"]) == ({"north": "other_context"}, 1)
     assert row["sites_merged"] == ["east", "south", "west"]
@@ -275,19 +285,19 @@ class Unmasking(InProcessGrid):
 
     def _queue(self, message: Message) -> None:
         if message.metadata.group_id:
-            order = replace(wire.unpack_order(message.content), circles=None)
-            message.content = wire.pack_order(order, wire.pack_tensors(order.tensors))
+            instruction = replace(wire.unpack_instruction(message.content), groups=None)
+            message.content = wire.pack_instruction(instruction, wire.pack_tensors(instruction.tensors))
         super()._queue(message)
 
 
 def test_no_site_answers_a_masked_study_in_the_open(hospitals, make_study, tmp_path, monkeypatch):
     monkeypatch.setattr("fedgraft.simulations.engines.run.InProcessGrid", Unmasking)
     with pytest.raises(QuorumError, match=r"0 of 4 sites; missing: east, not_masked; north, not_masked"):
-        simulate(make_study(method=PLANS["fedavg"], masked=True), hospitals, tmp_path / "run")
+        simulate(make_study(method=PLANS["fedavg"], secure_aggregation=True), hospitals, tmp_path / "run")
 
 
 def test_a_site_without_the_key_of_its_roster_entry_takes_no_part(hospitals, make_study, tmp_path):
-    study = make_study(method=PLANS["fedavg"], masked=True)
+    study = make_study(method=PLANS["fedavg"], secure_aggregation=True)
     prepare(study, hospitals, tmp_path / "run")
     sites = tmp_path / "run" / "sites"
     (sites / "north" / "mask_key.pem").write_bytes((sites / "west" / "mask_key.pem").read_bytes())
@@ -305,7 +315,7 @@ class Stopped(Exception):
 
 def test_a_masked_run_resumes_to_identical_weights(hospitals, make_study, tmp_path, monkeypatch):
     """Sites have masked for the exchange that is repeated; they mask it anew, under a new nonce."""
-    study = make_study(method=PLANS["fedbn"], masked=True)
+    study = make_study(method=PLANS["fedbn"], secure_aggregation=True)
     whole = simulate(study, hospitals, tmp_path / "whole")
     save, run = RunFolder.save_checkpoint, tmp_path / "cut"
 
@@ -323,11 +333,13 @@ def test_a_masked_run_resumes_to_identical_weights(hospitals, make_study, tmp_pa
 
 
 PRIVATE = {"steps": 2, "lr": 0.01, "private": {"epsilon": 5.0, "sample": 0.5}}
-STRICT = SitePolicy(min_patients=1, epsilon_job=6.0)
+STRICT = SitePolicy(min_patients=1, epsilon_per_study=6.0)
 
 
 def private_study(make_study: Any, **changes: Any) -> Any:
-    return make_study(method={"name": "linear_probe", "rounds": 2, "local": PRIVATE}, masked=True, **changes)
+    return make_study(
+        method={"name": "linear_probe", "rounds": 2, "local": PRIVATE}, secure_aggregation=True, **changes
+    )
 
 
 def test_privacy_and_masks_go_together(hospitals, make_study, tmp_path):
@@ -362,10 +374,10 @@ def test_a_repeated_private_round_is_charged_once_and_is_the_same_update(hospita
 def test_sites_that_keep_their_metrics_are_left_out_of_them(hospitals, make_study, tmp_path):
     """With three others the metrics are those of the three; with two others there are none."""
     quiet = SitePolicy(min_patients=1, allow_non_dp=True)
-    masked = quiet.model_copy(update={"metrics": "masked"})
-    study = make_study(method={"name": "ridge_probe"}, masked=True)
+    secure_aggregation = quiet.model_copy(update={"metrics": "masked"})
+    study = make_study(method={"name": "ridge_probe"}, secure_aggregation=True)
     for silent, cases in ((1, 30), (2, None)):
-        policies = {n: quiet if at < silent else masked for at, n in enumerate(sorted(hospitals.cohorts))}
+        policies = {n: quiet if at < silent else secure_aggregation for at, n in enumerate(sorted(hospitals.cohorts))}
         run = simulate(study, Hospitals(hospitals.cohorts, policies=policies), tmp_path / str(silent))
         found = read_json(run / "result.json")["metrics"]
         assert (found["cls"]["pooled"]["n"] if found else None) == cases
@@ -374,7 +386,7 @@ def test_sites_that_keep_their_metrics_are_left_out_of_them(hospitals, make_stud
 
 def test_observers_answer_in_the_open(hospitals, make_study, tmp_path):
     watched = Hospitals(hospitals.cohorts, observers=("north",))
-    run = simulate(make_study(method={"name": "ridge_probe"}, masked=True), watched, tmp_path / "run")
+    run = simulate(make_study(method={"name": "ridge_probe"}, secure_aggregation=True), watched, tmp_path / "run")
     rows = history(run)
     assert [row["sites_merged"] for row in rows] == [["east", "south", "west"]] * 2
     assert all(row["observers"]["cls"]["sites"].keys() == {"north"} for row in rows)
@@ -392,15 +404,15 @@ def test_a_table_is_standardised_from_masked_sums(tmp_path, make_study):
         (tmp_path / f"{site}.csv").write_text("id,age,level,state\n" + "\n".join(rows) + "\n")
         cohorts[site] = CohortSpec(kind="table", root=tmp_path / f"{site}.csv", patient_column="id")
     runs = []
-    for masked in (False, True):
+    for secure_aggregation in (False, True):
         study = make_study(
-            masked=masked,
+            secure_aggregation=secure_aggregation,
             tasks=[{"name": "state", "classes": ["well", "ill"]}],
             input={"kind": "table", "numeric": ["age", "level"]},
             model={"backbone": "table_linear", "weights": None},
             method={"name": "ridge_probe"},
         )
-        runs.append(simulate(study, Hospitals(cohorts), tmp_path / f"run-{masked}"))
+        runs.append(simulate(study, Hospitals(cohorts), tmp_path / f"run-{secure_aggregation}"))
     assert furthest(*map(weights, runs)) < 1e-6
     means = weights(runs[1])["backbone.standardise.mean"]
     assert means[1] == pytest.approx(1e-4, rel=0.1)

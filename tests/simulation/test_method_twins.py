@@ -53,7 +53,7 @@ def test_fedprox_pulls_to_the_start_of_the_round(tmp_path: Path) -> None:
 
 def test_ditto_keeps_a_model_pulled_to_the_common_one(tmp_path: Path) -> None:
     own = [{"kind": "supervised"}, {"kind": "anchor", "to": "global", "weight": 0.4}]
-    personal = stage(sgd(STEPS, LR, terms=own), name="own", share="none", keep="all", merge={"kind": "nothing"})
+    personal = stage(sgd(STEPS, LR, terms=own), name="own", share="none", keep="all", aggregate={"kind": "nothing"})
     t = trial(study(stage(sgd(STEPS, LR)), personal), tmp_path)
     common = fedavg(t)
     assert same(t.last, common)
@@ -103,10 +103,12 @@ def test_scaffold_comes_closer_to_the_pooled_optimum_than_fedavg(tmp_path: Path)
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_scaffold_sends_nothing_up_beside_the_entries(tmp_path: Path, masked: bool) -> None:
+def test_scaffold_sends_nothing_up_beside_the_entries(tmp_path: Path, secure_aggregation: bool) -> None:
     """The coordinator works out its control variates from the mean alone, so masks hide no less."""
-    one = trial(study(stage(sgd(STEPS, LR)), masked=masked), tmp_path / "plain")
-    two = trial(study(stage(sgd(STEPS, LR, terms=SCAFFOLD)), masked=masked), tmp_path / "scaffold")
+    one = trial(study(stage(sgd(STEPS, LR)), secure_aggregation=secure_aggregation), tmp_path / "plain")
+    two = trial(
+        study(stage(sgd(STEPS, LR, terms=SCAFFOLD)), secure_aggregation=secure_aggregation), tmp_path / "scaffold"
+    )
     up = [_bytes_up(t) for t in (one, two)]
     assert np.abs(np.subtract(*up)).max() < 10  # counts and losses are written as text
     assert same(two.last, scaffold(two, [LR] * STEPS))
@@ -117,8 +119,8 @@ def _bytes_up(t: Trial) -> list[int]:
 
 
 def test_reptile_goes_half_the_way_to_the_mean(tmp_path: Path) -> None:
-    merge = {"kind": "server_optimiser", "rule": "sgd", "lr": 0.5, "weight": "equal"}
-    t = trial(study(stage(sgd(STEPS, LR), merge=merge)), tmp_path)
+    aggregate = {"kind": "server_optimiser", "rule": "sgd", "lr": 0.5, "weight": "equal"}
+    t = trial(study(stage(sgd(STEPS, LR), aggregate=aggregate)), tmp_path)
     w = t.first
     for _ in range(ROUNDS):
         ends = []
@@ -132,7 +134,7 @@ def test_reptile_goes_half_the_way_to_the_mean(tmp_path: Path) -> None:
 
 
 def test_maml_takes_gradients_where_steps_ahead_lead(tmp_path: Path) -> None:
-    t = trial(study(stage(sgd(STEPS, LR, lookahead={"lr": 0.3, "steps": 2}))), tmp_path)
+    t = trial(study(stage(sgd(STEPS, LR, inner_steps={"lr": 0.3, "steps": 2}))), tmp_path)
     w = t.first
     for _ in range(ROUNDS):
         ends = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgraft.client.data.cohorts.cohort import Place, Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
 from fedgraft.client.data.cohorts.targets import known
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.privacy.policy import SitePolicy
@@ -76,8 +76,8 @@ def heads(run: Path, task: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", ["mean", "server_optimiser", "median"])
 def test_a_site_without_masks_does_not_change_how_the_decoder_is_merged(cohorts, tmp_path: Path, kind: str) -> None:
     """Bit for bit: what is merged of the decoder with the site is what is merged of it without."""
-    merge = {"kind": kind} | ({"rule": "adam", "lr": 0.01} if kind == "server_optimiser" else {})
-    asked = study(plan=[TUNE | {"merge": merge}])
+    aggregate = {"kind": kind} | ({"rule": "adam", "lr": 0.01} if kind == "server_optimiser" else {})
+    asked = study(plan=[TUNE | {"merge": aggregate}])
     runs = {}
     for name, sites in (("with", list(cohorts)), ("without", [site for site in cohorts if site != "bare"])):
         runs[name] = simulate(asked, Hospitals({site: cohorts[site] for site in sites}), tmp_path / name)
@@ -115,7 +115,7 @@ def test_a_run_of_all_kinds_leaves_figures_and_a_report_of_all(cohorts, tmp_path
 
 def test_masked_and_open_studies_of_all_kinds_give_the_same(cohorts, tmp_path: Path) -> None:
     runs = {
-        name: simulate(study(masked=name == "masked"), Hospitals(cohorts), tmp_path / name)
+        name: simulate(study(secure_aggregation=name == "masked"), Hospitals(cohorts), tmp_path / name)
         for name in ("open", "masked")
     }
     models = {name: load_tensors(run / "model.safetensors") for name, run in runs.items()}
@@ -151,7 +151,7 @@ def test_the_next_study_goes_on_with_all_heads_and_predictions_name_classes(coho
 @pytest.mark.parametrize("how", ["shuffled", "hidden"])
 def test_experiments_change_labels_of_all_kinds_for_training_alone(cohorts, tmp_path: Path, how: str) -> None:
     asked, found = study(), {}
-    wanted = Wanted(asked.tasks, asked.input, asked.split, asked.seed)
+    wanted = CohortRequest(asked.tasks, asked.input, asked.split, asked.seed)
     for train_labels in ("known", how):
         spec = cohorts["site_ct"].model_copy(update={"train_labels": train_labels})
         place = Place(tmp_path / train_labels, tmp_path / "cache", b"0" * 16)

@@ -85,7 +85,7 @@ def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path,
     found = torch.from_numpy(reader.shares(some)["cls"]).argmax(1) == labels
     assert found.sum() > 60
     inputs, labels, masks = batch.inputs[found], labels[found], masks[found.numpy()]
-    heats = HEATS[name](reader.bench.model, inputs, "cls", labels)
+    heats = HEATS[name](reader.local_model.model, inputs, "cls", labels)
     assert heats.shape == inputs[:, 0].shape
     assert heats.min() >= 0
     assert heats.max() <= 1
@@ -104,7 +104,7 @@ def test_heat_is_of_the_class_that_is_asked_for(phantoms: Path) -> None:
 
     some = list(pictures(phantoms / "dicom", reader.input))[:8]
     (batch,) = reader.feed(some).batches([torch.arange(8)])
-    one, other = (layer_cam(reader.bench.model, batch.inputs, "cls", torch.full((8,), label)) for label in (0, 3))
+    one, other = (layer_cam(reader.local_model.model, batch.inputs, "cls", torch.full((8,), label)) for label in (0, 3))
     assert (one - other).abs().amax((1, 2)).min() > 0.05
 
 

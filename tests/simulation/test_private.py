@@ -26,7 +26,7 @@ from fedgraft.simulations.engines.run import (
 from helpers.runs import page_of
 
 TRAINING = {"east": 24, "north": 12, "south": 30, "west": 18}
-STRICT = SitePolicy(min_patients=1, epsilon_job=6.0)
+STRICT = SitePolicy(min_patients=1, epsilon_per_study=6.0)
 
 
 @pytest.fixture
@@ -59,10 +59,10 @@ def test_every_site_says_what_the_study_cost_it(hospitals: Hospitals, private_st
     assert len(rounds) == 4  # the evaluation says it once more
     for site, patients in TRAINING.items():
         delta = default_delta(patients)
-        (sigma,) = {row.event.sigma for row in Held.of(run / "sites" / site).open(100.0).rows()}
+        (noise_multiplier,) = {row.event.noise_multiplier for row in Held.of(run / "sites" / site).open(100.0).rows()}
         assert figures[site] == {
             "dp": True,
-            "epsilon": pytest.approx(epsilon([Event(sigma, 0.5, 6)], delta)),
+            "epsilon": pytest.approx(epsilon([Event(noise_multiplier, 0.5, 6)], delta)),
             "delta": delta,
             "unit": "patient",
             "relation": "add/remove",
@@ -72,7 +72,7 @@ def test_every_site_says_what_the_study_cost_it(hospitals: Hospitals, private_st
         }
         assert 4.9 < figures[site]["epsilon"] <= 5.0
         assert [row[site] for row in rounds] == pytest.approx(
-            [epsilon([Event(sigma, 0.5, n)], delta) for n in (2, 4, 6, 6)]
+            [epsilon([Event(noise_multiplier, 0.5, n)], delta) for n in (2, 4, 6, 6)]
         )
     overall = read_json(run / "result.json")["privacy_overall"]
     worst = sorted((one["epsilon"] for one in figures.values()), reverse=True)
@@ -210,22 +210,22 @@ def test_a_resumed_run_sends_what_was_sent_and_pays_once(
     assert len(replies) == 4
     assert all(path.stat().st_mode & 0o077 == 0 for path in replies), "for the site's own eyes"
     monkeypatch.undo()
-    merged: dict[int, Mapping[str, np.ndarray]] = {}
+    aggregated: dict[int, Mapping[str, np.ndarray]] = {}
 
     def watched(self: RunFolder, exchange: int, state: Mapping[str, np.ndarray], *rest: object) -> None:
-        merged[exchange] = dict(state)
+        aggregated[exchange] = dict(state)
         save(self, exchange, state, *rest)
 
     monkeypatch.setattr(RunFolder, "save_checkpoint", watched)
     run = resume(tmp_path / "run", Engine(name=engine))
-    assert list(merged) == [2, 3]
+    assert list(aggregated) == [2, 3]
     assert all(path.read_bytes() == content for path, content in replies.items())
     key = "heads.cls.weight"
     total = sum(TRAINING.values())
     want = sum(
         load_tensors(path)[f"shared/{key}"].astype(np.float64) * TRAINING[path.parts[-4]] / total for path in replies
     )
-    np.testing.assert_allclose(merged[2][key], want, rtol=1e-6)
+    np.testing.assert_allclose(aggregated[2][key], want, rtol=1e-6)
     for site in TRAINING:
         rows = Held.of(run / "sites" / site).open(100.0).rows()
         assert [row.round for row in rows] == [1, 2, 3]
@@ -236,11 +236,11 @@ def test_a_round_that_was_paid_but_never_answered_is_lost_and_not_paid_twice(
     hospitals, private_study, tmp_path: Path, monkeypatch
 ) -> None:
     """A site that crashed between the charge and the reply."""
-    from fedgraft.client.privacy.guard.privacy_guard import Guard
+    from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 
-    keep = Guard.keep
+    keep = PrivacyGuard.keep
 
-    def crashed(self: Guard, exchange: int, *rest: object) -> None:
+    def crashed(self: PrivacyGuard, exchange: int, *rest: object) -> None:
         if exchange == 2 and self._patients == TRAINING["west"]:
             raise OSError("the machine is gone")
         keep(self, exchange, *rest)
@@ -250,7 +250,7 @@ def test_a_round_that_was_paid_but_never_answered_is_lost_and_not_paid_twice(
             raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(Guard, "keep", crashed)
+        patch.setattr(PrivacyGuard, "keep", crashed)
         patch.setattr(RunFolder, "save_checkpoint", interrupted)
         with pytest.raises(Stopped):
             simulate(private_study(), hospitals, tmp_path / "run")

@@ -28,7 +28,9 @@ def test_ray_gives_identical_weights_and_leaves_nothing_running(hospitals, make_
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_gives_the_very_same_masked_run(hospitals, make_study, tmp_path):
-    study = make_study(method={"name": "graft", "rounds": 2, "local": {"steps": 2, "batch_size": 8}}, masked=True)
+    study = make_study(
+        method={"name": "graft", "rounds": 2, "local": {"steps": 2, "batch_size": 8}}, secure_aggregation=True
+    )
     here = simulate(study, hospitals, tmp_path / "here")
     there = simulate(study, hospitals, tmp_path / "there", Engine(name="ray", workers=2))
     ours, theirs = (load_tensors(run / "model.safetensors") for run in (here, there))

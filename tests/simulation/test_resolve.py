@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedgraft.client.privacy.guard.privacy_guard import Guard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.base.files import load_tensors, read_json
@@ -23,7 +23,7 @@ from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.study.aggregates import Ridge
 from fedgraft.common.study.study import Study
 from fedgraft.server.rounds.resolve import resolve
-from fedgraft.server.runs.retained_statistics import KeptSums
+from fedgraft.server.runs.retained_statistics import RetainedStatistics
 from fedgraft.simulations.engines.run import OPEN, Hospitals, simulate
 
 MakeStudy = Callable[..., Study]
@@ -32,9 +32,9 @@ HEADS = ("heads.cls.weight", "heads.cls.bias")
 RIDGE = {"name": "ridge_probe", "keep_sums": True}
 
 
-def probe(make: MakeStudy, merge: dict[str, Any], **local: Any) -> Study:
+def probe(make: MakeStudy, aggregate: dict[str, Any], **local: Any) -> Study:
     local = {"kind": "statistics", "keep_sums": True} | local
-    return make(plan=[{"name": "probe", "where": "labelled", "local": local, "share": "heads", "merge": merge}])
+    return make(plan=[{"name": "probe", "where": "labelled", "local": local, "share": "heads", "merge": aggregate}])
 
 
 def only(hospitals: Hospitals, *names: str) -> Hospitals:
@@ -53,13 +53,15 @@ def far(one: Path, other: Path) -> float:
     ids=["ridge", "loso", "ncm", "lda"],
 )
 def test_heads_are_those_of_a_run_of_exactly_these_sites(
-    hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path, merge: dict[str, Any]
+    hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path, aggregate: dict[str, Any]
 ) -> None:
-    study = probe(make_study, merge)
+    study = probe(make_study, aggregate)
     names = ("east", "south", "west")
     everyone = simulate(study, hospitals, tmp_path / "everyone")
     fewer = simulate(study, only(hospitals, *names), tmp_path / "fewer")
-    north = simulate(study, only(hospitals, "north"), tmp_path / "north") if merge.get("strength") != "loso" else None
+    north = (
+        simulate(study, only(hospitals, "north"), tmp_path / "north") if aggregate.get("strength") != "loso" else None
+    )
     assert far(everyone, fewer) > 1e-4  # north matters
     found = resolve(everyone, tmp_path / "left", without=["north"])
     assert (found.sites, found.left) == (names, ("north",))
@@ -72,10 +74,10 @@ def test_heads_are_those_of_a_run_of_exactly_these_sites(
         resolve(tmp_path / "joined", tmp_path / "again", without=["north"])
         assert far(tmp_path / "again", fewer) < 1e-10
     else:
-        assert found.strengths == read_strengths(fewer)
+        assert found.ridge_penalties == read_ridge_penalties(fewer)
 
 
-def read_strengths(run: Path) -> dict[str, float]:
+def read_ridge_penalties(run: Path) -> dict[str, float]:
     return dict(json.loads((run / "history.jsonl").read_text().splitlines()[0])["strengths"])
 
 
@@ -86,7 +88,7 @@ def kept(hospitals: Hospitals, make_study: MakeStudy, tmp_path_factory: pytest.T
 
 def test_subtracting_a_site_from_the_total_gives_the_same_heads(kept: Path, tmp_path: Path) -> None:
     """A naive twin: the total of all sites less one site's sums, solved by a few lines of NumPy."""
-    sums = KeptSums.read(kept, "probe").sites
+    sums = RetainedStatistics.read(kept, "probe").sites
     gram, cross = (sum(own[f"cls/{kind}"] for own in sums.values()) for kind in ("gram", "cross"))
     gram, cross = gram - sums["east"]["cls/gram"], cross - sums["east"]["cls/cross"]
     n, dim = gram[-1, -1], len(gram) - 1
@@ -108,8 +110,8 @@ def test_sums_are_for_their_owner_alone_and_a_site_that_left_is_in_none(kept: Pa
     for run in (kept, tmp_path / "out"):
         assert (run / "sums").stat().st_mode & 0o077 == 0
         assert all(path.stat().st_mode & 0o077 == 0 for path in (run / "sums").iterdir())
-    assert sorted(KeptSums.read(tmp_path / "out", "probe").sites) == ["north", "south", "west"]
-    gone = KeptSums.read(kept, "probe").sites["east"]["cls/gram"].tobytes()
+    assert sorted(RetainedStatistics.read(tmp_path / "out", "probe").sites) == ["north", "south", "west"]
+    gone = RetainedStatistics.read(kept, "probe").sites["east"]["cls/gram"].tobytes()
     assert gone in (kept / "sums" / "probe.safetensors").read_bytes()
     assert gone not in (tmp_path / "out" / "sums" / "probe.safetensors").read_bytes()
     assert read_json(tmp_path / "out" / "resolved.json")["measured"] is False
@@ -184,8 +186,8 @@ def test_too_few_sites_are_not_left(hospitals: Hospitals, make_study: MakeStudy,
 
 def test_a_masked_study_keeps_nothing(make_study: MakeStudy) -> None:
     with pytest.raises(StudyError, match="masks hide each site's sums"):
-        check_study(make_study(method=RIDGE, masked=True), "study.yaml")
-    check_study(make_study(method="ridge_probe", masked=True), "study.yaml")
+        check_study(make_study(method=RIDGE, secure_aggregation=True), "study.yaml")
+    check_study(make_study(method="ridge_probe", secure_aggregation=True), "study.yaml")
 
 
 def test_a_site_whose_policy_does_not_say_so_stays_out(
@@ -194,7 +196,7 @@ def test_a_site_whose_policy_does_not_say_so_stays_out(
     strict = SitePolicy(**(OPEN.model_dump() | {"keep_sums": False}))
     some = replace(hospitals, policies={"east": strict})
     run = simulate(make_study(method=RIDGE), some, tmp_path / "run")
-    assert sorted(KeptSums.read(run, "probe").sites) == ["north", "south", "west"]
+    assert sorted(RetainedStatistics.read(run, "probe").sites) == ["north", "south", "west"]
     assert (
         read_json(run / "result.json")["refusals"][0] | {"site": "east", "code": "policy"}
         == (read_json(run / "result.json")["refusals"][0])
@@ -208,9 +210,9 @@ def test_leave_for_sums_is_no_leave_to_keep_them(make_study: MakeStudy, tmp_path
     study = make_study(plan=[plain, probe])
     tags = make_model(study).tags()
     policy = SitePolicy(**(OPEN.model_dump() | {"keep_sums": False}))
-    Guard(make_study(plan=[plain]), policy, tmp_path, 50).admit(tags)
+    PrivacyGuard(make_study(plan=[plain]), policy, tmp_path, 50).admit(tags)
     with pytest.raises(Refused, match=Code.POLICY):
-        Guard(study, policy, tmp_path, 50).admit(tags)
+        PrivacyGuard(study, policy, tmp_path, 50).admit(tags)
 
 
 def test_noised_sums_were_paid_for_and_may_be_kept(hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path) -> None:
@@ -218,15 +220,15 @@ def test_noised_sums_were_paid_for_and_may_be_kept(hospitals: Hospitals, make_st
     strict = SitePolicy(**(OPEN.model_dump() | {"keep_sums": False}))
     noised = make_study(method=RIDGE | {"sums": {"epsilon": 8.0}})
     run = simulate(noised, replace(hospitals, policies={"east": strict}), tmp_path / "run")
-    sums = KeptSums.read(run, "probe").sites
+    sums = RetainedStatistics.read(run, "probe").sites
     assert sorted(sums) == ["east", "north", "south", "west"]
     spent = read_json(run / "result.json")["privacy"]["east"]
     resolve(run, tmp_path / "out", without=["east"])
     total = {key: sum(own[key] for site, own in sums.items() if site != "east") for key in sums["east"]}
-    merge, state = noised.plan[0].merge, load_tensors(run / "model.safetensors")
-    assert isinstance(merge, Ridge)
+    aggregate, state = noised.plan[0].aggregate, load_tensors(run / "model.safetensors")
+    assert isinstance(aggregate, Ridge)
     resolved = load_tensors(tmp_path / "out" / "model.safetensors")
-    for key, array in heads_from_sums(total, merge, state).items():
+    for key, array in heads_from_sums(total, aggregate, state).items():
         np.testing.assert_allclose(resolved[key], array, rtol=1e-5, atol=1e-7)
     assert read_json(run / "result.json")["privacy"]["east"] == spent  # nothing is given back
 

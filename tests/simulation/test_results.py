@@ -11,7 +11,7 @@ import torch
 from sklearn import metrics as sk
 
 from fedgraft.client.data.cohorts.batches import to_float
-from fedgraft.client.data.cohorts.cohort import Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import CohortRequest, load_cohort
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.common.base.files import load_tensors, read_json
@@ -25,7 +25,7 @@ from fedgraft.simulations.phantoms.scenario import load_scenario
 def predictions(run: Path, study: Study, site: str) -> tuple[np.ndarray, np.ndarray]:
     """Logits and targets of a site's test cases, from the files of the run alone."""
     config = read_config(run / "sites" / site / "site.json")
-    wanted = Wanted(study.tasks, study.input, study.split, study.seed)
+    wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
     cohort = load_cohort(site, config.cohort, wanted, place_of(config, study.digest))
     if study.input.kind == "table":
         model = build_table_model(study.model.backbone, study.heads, study.input.width, 0)

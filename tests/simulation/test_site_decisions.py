@@ -15,7 +15,7 @@ from pydicom.uid import generate_uid
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.governance.approval import is_approved
-from fedgraft.client.governance.pending_studies import keep_offer
+from fedgraft.client.governance.pending_studies import keep_pending
 from fedgraft.client.preflight.report import Level
 from fedgraft.common.privacy.accountant import (
     Event,
@@ -151,7 +151,7 @@ def test_what_review_says_leaves_is_what_leaves(command, hospital: Hospital, stu
 
 def test_of_a_masked_study_review_says_what_a_masked_run_sends(command, hospitals, tmp_path) -> None:
     classes = [{"name": "cls", "classes": ["left", "right", "middle"]}]
-    asked = study(masked=True, tasks=classes)
+    asked = study(secure_aggregation=True, tasks=classes)
     run = simulate(asked, hospitals, tmp_path / "run")
     (tmp_path / "asked.yaml").write_text(asked.to_yaml())
     home = run / "sites" / "north"
@@ -170,7 +170,7 @@ def test_of_a_masked_study_review_says_what_a_masked_run_sends(command, hospital
 
 
 def test_a_masked_study_needs_masks(command, hospital: Hospital, tmp_path: Path) -> None:
-    (tmp_path / "asked.yaml").write_text(study(masked=True).to_yaml())
+    (tmp_path / "asked.yaml").write_text(study(secure_aggregation=True).to_yaml())
     code, out, _ = command("site", "check", tmp_path / "asked.yaml", "--home", hospital.home, "--part", "policy")
     assert code == 1
     assert "the policy does not allow the study: no_masks" in out
@@ -257,7 +257,7 @@ def test_approval_is_kept_and_withdrawn(command, hospital: Hospital, study_file:
 
 
 def test_an_offered_study_is_reviewed_and_approved_by_its_digest(command, hospital: Hospital) -> None:
-    keep_offer(hospital.home, study())
+    keep_pending(hospital.home, study())
     short = study().digest[:12]
     assert command("site", "review", short, "--home", hospital.home)[0] == 0
     assert command("site", "approve", short, "--home", hospital.home)[0] == 0

@@ -14,8 +14,8 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 from torch import Tensor
 
 from fedgraft.client.data.decoding.dicom import DicomImage, read_dicom
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from helpers.work import CPU, MakeStudy, cohort, images
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -114,14 +114,14 @@ def read() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def desk(make_study: MakeStudy) -> Callable[..., tuple[Workbench, Feed]]:
+def attack_target(make_study: MakeStudy) -> Callable[..., tuple[LocalModel, Loader]]:
     """A workbench and a site's feed of 21 training images, 6 held out."""
 
-    def make(backbone: str = "slim_resnet", labels: Tensor | None = None, **changes: Any) -> tuple[Workbench, Feed]:
+    def make(backbone: str = "slim_resnet", labels: Tensor | None = None, **changes: Any) -> tuple[LocalModel, Loader]:
         study = make_study(model={"backbone": backbone}, **changes)
         inputs, known = images(27)
         targets = {task.name: known if labels is None else labels for task in study.tasks}
-        bench = Workbench(study, CPU)
-        return bench, Feed(cohort(inputs, targets, held_out=6), study.input, CPU)
+        local_model = LocalModel(study, CPU)
+        return local_model, Loader(cohort(inputs, targets, held_out=6), study.input, CPU)
 
     return make

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fedgraft.client.training.gradient import train
 from fedgraft.client.training.losses.adversarial import Reversed, reversal
-from fedgraft.client.training.losses.base import Around
+from fedgraft.client.training.losses.base import VisitContext
 from fedgraft.client.training.losses.discrepancy import coral, mmd, to_moments
 from fedgraft.client.training.losses.infomax import infomax
 from fedgraft.client.training.losses.pseudo_label import pseudo
 from fedgraft.client.training.model.errors import TooFewCases
-from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.rollback import holds
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.checks.check import check
@@ -32,7 +32,7 @@ from fedgraft.common.study.losses import (
 )
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.common.study.training import Fallback
+from fedgraft.common.study.training import Rollback
 from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot, steps
 
 RNG = np.random.default_rng(0)
@@ -121,118 +121,120 @@ def test_moments_come_from_sums_of_features() -> None:
 UNKNOWN = torch.full((27,), -1)
 
 
-def source_feed(feed: Feed, cases: int = 15) -> Feed:
+def source_loader(loader: Loader, cases: int = 15) -> Loader:
     inputs, labels = images(cases, seed=9)
-    return Feed(cohort(inputs, {"cls": labels}, name="source"), feed._spec, CPU)
+    return Loader(cohort(inputs, {"cls": labels}, name="source"), loader._spec, CPU)
 
 
-def plan_of(*terms: Any) -> list[dict[str, Any]]:
-    local = {"kind": "gradient", "steps": 1, "terms": [term.model_dump() for term in terms]}
+def plan_of(*losses: Any) -> list[dict[str, Any]]:
+    local = {"kind": "gradient", "steps": 1, "terms": [loss.model_dump() for loss in losses]}
     return [{"name": "one", "local": local, "share": "all", "merge": {"kind": "mean"}}]
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-def test_critics_learn_to_tell_domains_and_the_backbone_to_hide_them(desk, conditional: bool) -> None:
+def test_critics_learn_to_tell_domains_and_the_backbone_to_hide_them(attack_target, conditional: bool) -> None:
     """At the start nothing is reversed: only the critic moves. Later the backbone works against it."""
-    term = Adversarial(conditional=conditional)
-    bench, feed = desk(labels=UNKNOWN, plan=plan_of(term))
-    keys = [key for key, tag in bench.tags.items() if tag.role is Role.CRITIC]
-    assert {key.split(".")[1] for key in keys} == {term.critic}
-    around = Around(source=source_feed(feed))
-    bodies = [key for key in bench.tags if key.startswith("backbone") and key in bench.parameters]
-    before = snapshot(bench)
-    spec = steps(1, momentum=0, terms=(term,))
-    train(bench, feed, spec, [*bodies, *keys], replace(NOW, around=around))
-    assert moved(before, snapshot(bench)) == set(keys)
-    train(bench, feed, spec, [*bodies, *keys], replace(NOW, around=around, round=5, rounds=5))
-    assert set(bodies) <= moved(before, snapshot(bench))
+    loss = Adversarial(conditional=conditional)
+    local_model, loader = attack_target(labels=UNKNOWN, plan=plan_of(loss))
+    keys = [key for key, tag in local_model.tags.items() if tag.role is Role.DOMAIN_DISCRIMINATOR]
+    assert {key.split(".")[1] for key in keys} == {loss.domain_discriminator}
+    visit_context = VisitContext(source=source_loader(loader))
+    bodies = [key for key in local_model.tags if key.startswith("backbone") and key in local_model.parameters]
+    before = snapshot(local_model)
+    spec = steps(1, momentum=0, losses=(loss,))
+    train(local_model, loader, spec, [*bodies, *keys], replace(NOW, visit_context=visit_context))
+    assert moved(before, snapshot(local_model)) == set(keys)
+    train(local_model, loader, spec, [*bodies, *keys], replace(NOW, visit_context=visit_context, round=5, rounds=5))
+    assert set(bodies) <= moved(before, snapshot(local_model))
 
 
-def test_a_critic_alone_learns_the_difference_that_there_is(desk) -> None:
-    bench, feed = desk(labels=UNKNOWN, plan=plan_of(Adversarial()))
-    keys = [key for key, tag in bench.tags.items() if tag.role is Role.CRITIC]
-    dark = Feed(cohort(-images(15)[0], {"cls": images(15)[1]}, name="source"), feed._spec, CPU)
-    spec = steps(60, lr=0.05, optimiser="adamw", terms=(Adversarial(),))
-    facts = train(bench, feed, spec, keys, replace(NOW, around=Around(source=dark)))
+def test_a_critic_alone_learns_the_difference_that_there_is(attack_target) -> None:
+    local_model, loader = attack_target(labels=UNKNOWN, plan=plan_of(Adversarial()))
+    keys = [key for key, tag in local_model.tags.items() if tag.role is Role.DOMAIN_DISCRIMINATOR]
+    dark = Loader(cohort(-images(15)[0], {"cls": images(15)[1]}, name="source"), loader._spec, CPU)
+    spec = steps(60, lr=0.05, optimiser="adamw", losses=(Adversarial(),))
+    facts = train(local_model, loader, spec, keys, replace(NOW, visit_context=VisitContext(source=dark)))
     assert facts["loss"] < 0.4 < math.log(2)
 
 
 @pytest.mark.parametrize("measure", ["coral", "mmd", "moments"])
-def test_features_without_any_label_come_closer_to_the_source(desk, measure: str) -> None:
-    bench, feed = desk(labels=UNKNOWN)
-    source, spec = source_feed(feed), steps(12, lr=0.02, terms=(Discrepancy(measure=measure, weight=10.0),))
-    goal = _features(bench, source)
-    aside = {MEAN: goal.mean(0).numpy() + 1, COVARIANCE: torch.cov(goal.T).numpy()}
-    around = Around(source=source, aside=aside)
-    bodies = [key for key in bench.tags if key.startswith("backbone") and key in bench.parameters]
+def test_features_without_any_label_come_closer_to_the_source(attack_target, measure: str) -> None:
+    local_model, loader = attack_target(labels=UNKNOWN)
+    source, spec = source_loader(loader), steps(12, lr=0.02, losses=(Discrepancy(measure=measure, weight=10.0),))
+    goal = _features(local_model, source)
+    auxiliary = {MEAN: goal.mean(0).numpy() + 1, COVARIANCE: torch.cov(goal.T).numpy()}
+    visit_context = VisitContext(source=source, auxiliary=auxiliary)
+    bodies = [key for key in local_model.tags if key.startswith("backbone") and key in local_model.parameters]
 
     def gap() -> float:
-        x = _features(bench, feed)
+        x = _features(local_model, loader)
         if measure == "moments":
-            return float(to_moments(x, torch.tensor(aside[MEAN]), torch.tensor(aside[COVARIANCE])))
-        return float({"coral": coral, "mmd": mmd}[measure](_features(bench, source), x))
+            return float(to_moments(x, torch.tensor(auxiliary[MEAN]), torch.tensor(auxiliary[COVARIANCE])))
+        return float({"coral": coral, "mmd": mmd}[measure](_features(local_model, source), x))
 
     before = gap()
-    facts = train(bench, feed, spec, bodies, replace(NOW, around=around))
+    facts = train(local_model, loader, spec, bodies, replace(NOW, visit_context=visit_context))
     assert facts["examples"] == 21
     assert gap() < before
 
 
-def _features(bench: Any, feed: Feed) -> Tensor:
-    bench.model.eval()
+def _features(local_model: Any, loader: Loader) -> Tensor:
+    local_model.model.eval()
     with torch.no_grad():
-        return bench.model.features(next(iter(feed.batches([feed.splits["train"]]))).inputs)
+        return local_model.model.features(next(iter(loader.batches([loader.splits["train"]]))).inputs)
 
 
-def test_labels_of_a_source_teach_a_site_that_has_none(desk) -> None:
-    bench, feed = desk(labels=UNKNOWN)
+def test_labels_of_a_source_teach_a_site_that_has_none(attack_target) -> None:
+    local_model, loader = attack_target(labels=UNKNOWN)
     with pytest.raises(TooFewCases):
-        train(bench, feed, steps(1), tuple(bench.tags), NOW)
-    terms = (Supervised(of="source"), Discrepancy(measure="mmd", weight=0.1))
-    around = Around(source=source_feed(feed, 45))
-    spec = steps(40, optimiser="adamw", lr=3e-3, terms=terms)
-    train(bench, feed, spec, tuple(bench.tags), replace(NOW, around=around))
+        train(local_model, loader, steps(1), tuple(local_model.tags), NOW)
+    losses = (Supervised(of="source"), Discrepancy(measure="mmd", weight=0.1))
+    visit_context = VisitContext(source=source_loader(loader, 45))
+    spec = steps(40, optimiser="adamw", lr=3e-3, losses=losses)
+    train(local_model, loader, spec, tuple(local_model.tags), replace(NOW, visit_context=visit_context))
     with torch.no_grad():
-        batch = next(iter(feed.batches([feed.splits["train"]])))
-        guess = bench.model(batch.inputs)["cls"].argmax(1)
+        batch = next(iter(loader.batches([loader.splits["train"]])))
+        guess = local_model.model(batch.inputs)["cls"].argmax(1)
     assert float((guess == images(27)[1][:21]).float().mean()) > 0.8
 
 
-def test_a_source_without_labels_is_too_little(desk) -> None:
-    bench, feed = desk()
-    empty = Feed(cohort(images(9)[0], {"cls": torch.full((9,), -1)}), feed._spec, CPU)
-    spec = steps(1, terms=(Supervised(of="source"),))
+def test_a_source_without_labels_is_too_little(attack_target) -> None:
+    local_model, loader = attack_target()
+    empty = Loader(cohort(images(9)[0], {"cls": torch.full((9,), -1)}), loader._spec, CPU)
+    spec = steps(1, losses=(Supervised(of="source"),))
     with pytest.raises(TooFewCases):
-        train(bench, feed, spec, tuple(bench.tags), replace(NOW, around=Around(source=empty)))
+        train(
+            local_model, loader, spec, tuple(local_model.tags), replace(NOW, visit_context=VisitContext(source=empty))
+        )
 
 
-def test_work_that_goes_astray_is_undone_to_the_last_bit(desk) -> None:
-    bench, feed = desk(labels=UNKNOWN)
-    bodies = [key for key in bench.tags if key.startswith("backbone")]
-    before = snapshot(bench)
-    wild = steps(15, lr=2.0, terms=(InfoMax(diversity=0.0),), fallback=Fallback(agreement=0.9, spread=0.9))
-    facts = train(bench, feed, wild, bodies, NOW)
+def test_work_that_goes_astray_is_undone_to_the_last_bit(attack_target) -> None:
+    local_model, loader = attack_target(labels=UNKNOWN)
+    bodies = [key for key in local_model.tags if key.startswith("backbone")]
+    before = snapshot(local_model)
+    wild = steps(15, lr=2.0, losses=(InfoMax(diversity=0.0),), rollback=Rollback(agreement=0.9, spread=0.9))
+    facts = train(local_model, loader, wild, bodies, NOW)
     assert facts["undone"] == 1
-    assert not moved(before, snapshot(bench))
-    mild = steps(1, lr=1e-6, terms=(InfoMax(),), fallback=Fallback(agreement=0.0, spread=0.0))
-    assert train(bench, feed, mild, bodies, NOW)["undone"] == 0
-    assert moved(before, snapshot(bench))
+    assert not moved(before, snapshot(local_model))
+    mild = steps(1, lr=1e-6, losses=(InfoMax(),), rollback=Rollback(agreement=0.0, spread=0.0))
+    assert train(local_model, loader, mild, bodies, NOW)["undone"] == 0
+    assert moved(before, snapshot(local_model))
 
 
 def test_the_way_back_is_taken_for_other_answers_or_for_fewer_classes() -> None:
     before = {"cls": np.array([0, 0, 1, 1, 2, 2, 0, 1, 2, 0])}
-    assert holds(Fallback(), before, before)
+    assert holds(Rollback(), before, before)
     swapped = {"cls": (before["cls"] + 1) % 3}
-    assert not holds(Fallback(), before, swapped)
+    assert not holds(Rollback(), before, swapped)
     few = {"cls": np.where(before["cls"] == 2, 0, before["cls"])}
-    assert not holds(Fallback(agreement=0.5, spread=0.8), before, few)
-    assert holds(Fallback(agreement=0.5, spread=0.5), before, few)
+    assert not holds(Rollback(agreement=0.5, spread=0.8), before, few)
+    assert holds(Rollback(agreement=0.5, spread=0.5), before, few)
 
 
 # What is refused.
 
 TASKS = [{"name": "cls", "classes": ["a", "b"]}]
-MEAN_MERGE = {"name": "one", "share": "all", "merge": {"kind": "mean"}}
+MEAN_AGGREGATION = {"name": "one", "share": "all", "merge": {"kind": "mean"}}
 GRADIENT = {"kind": "gradient", "steps": 2}
 PRIVATE = {"fixed_norm_stats": True, "private": {"sigma": 1.0, "sample": 0.1}}
 SOURCE = {"kind": "supervised", "of": "source"}
@@ -242,22 +244,22 @@ def a_study(*plan: dict[str, Any], **more: Any) -> Study:
     return parse_study({"name": "x", "tasks": TASKS, "plan": list(plan)} | more, "here")
 
 
-def local(*terms: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {"local": GRADIENT | {"terms": list(terms)} | changes}
+def local(*losses: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"local": GRADIENT | {"terms": list(losses)} | changes}
 
 
-COUPLED = [{"kind": "discrepancy"}, {"kind": "infomax"}]
+PER_BATCH = [{"kind": "discrepancy"}, {"kind": "infomax"}]
 ALONE = [{"kind": "adversarial"}, {"kind": "pseudo_label"}, SOURCE]
 
 
 @pytest.mark.parametrize(
     ("stage", "more", "words"),
     [
-        *[(local({"kind": "supervised"}, term, **PRIVATE), {}, "compares the cases of a batch") for term in COUPLED],
-        *[(local({"kind": "supervised"}, term, **PRIVATE), {}, "is not built for private work") for term in ALONE],
+        *[(local({"kind": "supervised"}, loss, **PRIVATE), {}, "compares the cases of a batch") for loss in PER_BATCH],
+        *[(local({"kind": "supervised"}, loss, **PRIVATE), {}, "is not built for private work") for loss in ALONE],
         (local({"kind": "infomax"}), {}, "(infomax): takes the model's own guesses"),
         (local({"kind": "pseudo_label"}), {}, "(pseudo_label): takes the model's own guesses"),
-        (local({"kind": "supervised"}, **PRIVATE, fallback={}), {}, "fallback: whether work was undone"),
+        (local({"kind": "supervised"}, **PRIVATE, rollback={}), {}, "fallback: whether work was undone"),
         (local({"kind": "discrepancy"}, train="heads"), {}, "nothing below the heads is trained"),
         (local({"kind": "discrepancy", "measure": "moments"}), {}, "no stage before this one has released moments"),
         ({"joint": 1.0, "merge": {"kind": "median"}}, {}, "joint: is a weight in a mean over cases"),
@@ -270,16 +272,18 @@ ALONE = [{"kind": "adversarial"}, {"kind": "pseudo_label"}, SOURCE]
 def test_what_a_source_cannot_be_asked_for_is_refused(stage, more, words: str) -> None:
     from fedgraft.common.models.model import Extras, build_model
 
-    study = a_study(MEAN_MERGE | {"local": GRADIENT} | stage, **more)
-    tags = build_model("slim_resnet", {"cls": 2}, channels=1, seed=0, extras=Extras(critics=study.critics)).tags()
+    study = a_study(MEAN_AGGREGATION | {"local": GRADIENT} | stage, **more)
+    tags = build_model(
+        "slim_resnet", {"cls": 2}, channels=1, seed=0, extras=Extras(domain_discriminators=study.domain_discriminators)
+    ).tags()
     faults = check(study, tags)
     assert any(words in fault for fault in faults), faults
 
 
 @pytest.mark.parametrize("term", [{"kind": "infomax"}, {"kind": "pseudo_label"}])
-def test_terms_that_look_at_classes_are_for_tasks_with_classes(make_study: MakeStudy, term: dict[str, str]) -> None:
+def test_terms_that_look_at_classes_are_for_tasks_with_classes(make_study: MakeStudy, loss: dict[str, str]) -> None:
     value = {"name": "size", "kind": "regression", "unit": "mm", "mean": 30, "std": 10}
-    local = {"kind": "gradient", "steps": 1, "terms": [term], "fallback": {}}
+    local = {"kind": "gradient", "steps": 1, "terms": [loss], "fallback": {}}
     stage = {"name": "teach", "local": local, "share": "all", "merge": {"kind": "mean"}}
     study = make_study(tasks=[{"name": "cls", "classes": ["left", "right"]}, value], plan=[stage])
     faults = check(study, start(study).model.tags())

@@ -13,7 +13,7 @@ from fedgraft.client.governance.approval import (
     read_approvals,
     withdraw,
 )
-from fedgraft.client.governance.pending_studies import find_study, keep_offer
+from fedgraft.client.governance.pending_studies import find_study, keep_pending
 from fedgraft.common.base.errors import InputError, StudyError
 
 
@@ -67,7 +67,7 @@ def test_a_study_is_found_by_file_by_name_and_by_the_digest_of_an_offer(tmp_path
     assert find_study(tmp_path, "quickstart").name == "quickstart"
     with pytest.raises(InputError, match="Offered here: none"):
         find_study(tmp_path, study.digest)
-    keep_offer(tmp_path, study)
+    keep_pending(tmp_path, study)
     assert find_study(tmp_path, study.digest).digest == study.digest
     assert find_study(tmp_path, study.digest[:8]).digest == study.digest
     with pytest.raises(StudyError, match="no such file"):
@@ -76,7 +76,7 @@ def test_a_study_is_found_by_file_by_name_and_by_the_digest_of_an_offer(tmp_path
 
 def test_an_offer_that_was_changed_on_disk_is_not_the_one_that_was_made(tmp_path, make_study):
     study = make_study()
-    keep_offer(tmp_path, study)
+    keep_pending(tmp_path, study)
     path = tmp_path / "offers" / f"{study.digest}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 77}))
     with pytest.raises(InputError, match="not the study that was offered"):
@@ -86,9 +86,9 @@ def test_an_offer_that_was_changed_on_disk_is_not_the_one_that_was_made(tmp_path
 def test_only_the_newest_offers_are_kept(tmp_path, make_study):
     for seed in range(25):
         study = make_study(seed=seed)
-        keep_offer(tmp_path, study)
+        keep_pending(tmp_path, study)
         os.utime(tmp_path / "offers" / f"{study.digest}.json", ns=(seed, seed))
-    keep_offer(tmp_path, make_study(seed=99))
+    keep_pending(tmp_path, make_study(seed=99))
     kept = {path.stem for path in (tmp_path / "offers").iterdir()}
     assert len(kept) == 20
     assert make_study(seed=99).digest in kept

@@ -37,7 +37,7 @@ def test_what_works_is_let_through():
 def test_masked_sums_have_one_precision():
     single = PROBE | {"local": {"kind": "statistics", "precision": "single"}}
     assert check(study(single), TAGS) == []
-    assert any("local.precision" in fault for fault in check(study(single, masked=True), TAGS))
+    assert any("local.precision" in fault for fault in check(study(single, secure_aggregation=True), TAGS))
 
 
 @pytest.mark.parametrize(
@@ -155,15 +155,15 @@ def test_terms_that_promise_nothing_cannot_be_written(bad: dict):
 
 
 def test_a_masked_study_cannot_look_at_single_sites():
-    (fault,) = check(study(FEDAVG, masked=True, rounds={"max_change": 3.0}), TAGS)
+    (fault,) = check(study(FEDAVG, secure_aggregation=True, rounds={"max_change": 3.0}), TAGS)
     assert fault.startswith("rounds.max_change: bounds the change of each site, which masks hide")
-    assert check(study(PROBE, FEDAVG, ADAPT, masked=True), TAGS) == []
+    assert check(study(PROBE, FEDAVG, ADAPT, secure_aggregation=True), TAGS) == []
     assert check(study(FEDAVG, rounds={"max_change": 3.0}), TAGS) == []
 
 
 @pytest.mark.parametrize("kind", ["median", "trimmed_mean", "krum", "clipped_mean"])
 def test_a_merge_that_compares_sites_cannot_be_masked(kind: str):
     plan = (PROBE, FEDAVG | {"merge": {"kind": kind}})
-    (fault,) = check(study(*plan, masked=True), TAGS)
+    (fault,) = check(study(*plan, secure_aggregation=True), TAGS)
     assert fault.startswith(f"plan.1 (s1).merge: {kind} looks at the sites one by one")
     assert check(study(*plan), TAGS) == []

@@ -32,7 +32,7 @@ def test_it_is_what_scikit_learn_solves_on_standardised_features():
     rng = np.random.default_rng(4)
     features = rng.normal(2, 4, (150, 10))
     labels = rng.integers(0, 4, 150)
-    weight, bias = ridge_head(*sums(features, labels, 4), strength=0.3)
+    weight, bias = ridge_head(*sums(features, labels, 4), ridge_penalty=0.3)
     scaler = StandardScaler().fit(features)
     twin = Ridge(alpha=0.3 * len(features)).fit(scaler.transform(features), np.eye(4)[labels])
     expected = twin.predict(scaler.transform(features))

@@ -15,8 +15,8 @@ from fedgraft.client.data.cohorts import scan
 from fedgraft.client.data.cohorts.batches import to_float
 from fedgraft.client.data.cohorts.cohort import (
     Cohort,
+    CohortRequest,
     Place,
-    Wanted,
     load_cohort,
 )
 from fedgraft.client.data.spec import CohortSpec
@@ -33,8 +33,8 @@ def place(tmp_path) -> Place:
 
 
 @pytest.fixture
-def wanted() -> Wanted:
-    return Wanted([TASK], ImageInput(size=16), SplitSpec(), 0)
+def wanted() -> CohortRequest:
+    return CohortRequest([TASK], ImageInput(size=16), SplitSpec(), 0)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_nothing_usable_says_why(tmp_path, make_dicom, wanted, place):
 
 
 def test_a_cohort_of_the_wrong_kind_is_refused(clinic, place):
-    table = Wanted([TASK], TableInput(numeric=("a",)), SplitSpec(), 0)
+    table = CohortRequest([TASK], TableInput(numeric=("a",)), SplitSpec(), 0)
     with pytest.raises(DataError, match="of kind dicom, but the study's input is table"):
         load_cohort("north", CohortSpec(kind="dicom", root=clinic), table, place)
 
@@ -186,9 +186,9 @@ def test_a_change_decodes_again(clinic, tmp_path, wanted, place, decoded, change
     elif change == "secret":
         place = Place(place.state, place.cache, b"other")
     elif change == "size":
-        wanted = Wanted([TASK], ImageInput(size=32), SplitSpec(), 0)
+        wanted = CohortRequest([TASK], ImageInput(size=32), SplitSpec(), 0)
     elif change == "classes":
-        wanted = Wanted([Task(name="cls", classes=("yes", "no"))], wanted.input, SplitSpec(), 0)
+        wanted = CohortRequest([Task(name="cls", classes=("yes", "no"))], wanted.input, SplitSpec(), 0)
     else:
         other = {"frames": "first"} if change == "frames" else {"window": {"center": 50, "width": 9}}
         spec = CohortSpec.model_validate(spec.model_dump() | other)
@@ -202,7 +202,7 @@ def test_what_does_not_matter_decodes_nothing(clinic, wanted, place, decoded):
     spec = CohortSpec(kind="dicom", root=clinic)
     load_cohort("north", spec, wanted, place)
     decoded.clear()
-    load_cohort("north", spec, Wanted([TASK], ImageInput(size=16, normalise="fixed"), SplitSpec(), 0), place)
+    load_cohort("north", spec, CohortRequest([TASK], ImageInput(size=16, normalise="fixed"), SplitSpec(), 0), place)
     assert not decoded
 
 
@@ -294,7 +294,7 @@ def test_tables_become_cohorts(tmp_path, place):
     path.write_text("who,cls,a\nx,no,1\nx,yes,2\ny,no,\n")
     spec = CohortSpec(kind="table", root=path, patient_column="who")
     columns = TableInput(numeric=("a",))
-    cohort = load_cohort("n", spec, Wanted([TASK], columns, SplitSpec(), 0), place)
+    cohort = load_cohort("n", spec, CohortRequest([TASK], columns, SplitSpec(), 0), place)
     assert cohort.targets["cls"].tolist() == [0, 1, 0]
     assert cohort.patients[0] == cohort.patients[1] != cohort.patients[2]
     np.testing.assert_array_equal(to_float(cohort.inputs, columns), [[1], [2], [np.nan]])

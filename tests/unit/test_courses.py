@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.explain import plan_table, sentence
@@ -51,7 +51,7 @@ def test_gradual_unfreezing_opens_one_block_after_the_other_and_all_at_last() ->
     assert opened[-1] == set(TAGS)
 
 
-def test_fixbn_fixes_statistics_after_its_warm_up(desk) -> None:
+def test_fixbn_fixes_statistics_after_its_warm_up(attack_target) -> None:
     warm, fixed = expand(Method(name="fixbn", rounds=6), table=False)
     assert (warm.rounds, fixed.rounds) == (3, 3)
     assert (warm.local.fixed_norm_stats, fixed.local.fixed_norm_stats) == (False, True)
@@ -64,11 +64,11 @@ def test_lp_ft_trains_heads_alone_and_then_all() -> None:
     assert set(tune.local.train.keys(TAGS)) == set(TAGS)
 
 
-def test_rates_fall_from_block_to_block(desk) -> None:
-    (full, feed), (falling, _) = desk(), desk()
+def test_rates_fall_from_block_to_block(attack_target) -> None:
+    (full, loader), (falling, _) = attack_target(), attack_target()
     before = snapshot(full)
-    train(full, feed, steps(1, momentum=0), tuple(full.tags), NOW)
-    train(falling, feed, steps(1, momentum=0, layer_decay=0.5), tuple(falling.tags), NOW)
+    train(full, loader, steps(1, momentum=0), tuple(full.tags), NOW)
+    train(falling, loader, steps(1, momentum=0, layer_decay=0.5), tuple(falling.tags), NOW)
     for key, blocks in (("heads.cls.weight", 0), ("backbone.blocks.3.bn2.bias", 1), ("backbone.conv1.weight", 5)):
         assert falling.tags[key].height == blocks
         whole, part = snapshot(full)[key] - before[key], snapshot(falling)[key] - before[key]
@@ -78,17 +78,17 @@ def test_rates_fall_from_block_to_block(desk) -> None:
     assert rate_of(spec, falling.tags["backbone.blocks.3.bn2.bias"]) == pytest.approx(0.4 * 0.1 * 0.5)
 
 
-def test_heads_learn_first_and_then_all_else(desk) -> None:
+def test_heads_learn_first_and_then_all_else(attack_target) -> None:
     """FedRep's visit is that of two trainings by hand, one after the other."""
-    (ours, feed), (hand, _) = desk(), desk()
+    (ours, loader), (hand, _) = attack_target(), attack_target()
     keys = tuple(ours.tags)
-    facts = train(ours, feed, steps(2, heads_first=3), keys, NOW)
+    facts = train(ours, loader, steps(2, heads_first=3), keys, NOW)
     heads = [key for key in keys if key.startswith("heads")]
     before = snapshot(hand)
-    train(hand, feed, steps(3), heads, Moment(derive(NOW.seed, "heads"), 1, 1))
+    train(hand, loader, steps(3), heads, RoundContext(derive(NOW.seed, "heads"), 1, 1))
     assert moved(before, snapshot(hand)) == set(heads)
     middle = snapshot(hand)
-    train(hand, feed, steps(2), [key for key in keys if key not in heads], NOW)
+    train(hand, loader, steps(2), [key for key in keys if key not in heads], NOW)
     assert moved(middle, snapshot(hand)) == set(keys) - set(heads)
     assert not moved(snapshot(ours), snapshot(hand))
     assert facts["steps"] == 5
@@ -97,7 +97,7 @@ def test_heads_learn_first_and_then_all_else(desk) -> None:
 FEDAVG = {"name": "one", "share": "all", "merge": {"kind": "mean"}}
 GRADIENT = {"kind": "gradient", "steps": 2}
 PRIVATE = {"fixed_norm_stats": True, "private": {"sigma": 1.0, "sample": 0.1}}
-CONTROL = {"optimiser": "sgd", "momentum": 0, "terms": [{"kind": "supervised"}, {"kind": "control"}]}
+CONTROL_VARIATE = {"optimiser": "sgd", "momentum": 0, "terms": [{"kind": "supervised"}, {"kind": "control"}]}
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ CONTROL = {"optimiser": "sgd", "momentum": 0, "terms": [{"kind": "supervised"}, 
         ),
         ({"heads_first": 2, "train": "heads"}, {}, {}, "heads_first: alternates"),
         ({"heads_first": 2} | PRIVATE, {}, {}, "heads_first: is not built for private work"),
-        ({"heads_first": 2} | CONTROL, {}, {}, "heads_first: control variates"),
+        ({"heads_first": 2} | CONTROL_VARIATE, {}, {}, "heads_first: control variates"),
         ({"lookahead": {}, "steps": None, "epochs": 1}, {}, {}, "give steps, not epochs"),
         ({"lookahead": {}} | PRIVATE, {}, {}, "lookahead: is not built for private work"),
-        ({"lookahead": {}} | CONTROL, {}, {}, "lookahead: control variates"),
+        ({"lookahead": {}} | CONTROL_VARIATE, {}, {}, "lookahead: control variates"),
     ],
 )
 def test_courses_that_cannot_work_are_refused(local, stage, more, words: str) -> None:

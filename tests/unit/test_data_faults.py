@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from fedgraft.client.data.cohorts.cohort import (
     Cohort,
+    CohortRequest,
     Place,
-    Wanted,
     load_cohort,
 )
 from fedgraft.client.data.decoding.images import read_image
@@ -33,7 +33,7 @@ def place(tmp_path: Path) -> Place:
 
 def load(spec: CohortSpec, place: Place) -> Cohort:
     columns = TableInput(numeric=("a",)) if spec.kind == "table" else ImageInput(size=16)
-    return load_cohort("north", spec, Wanted([TASK], columns, SplitSpec(), 0), place)
+    return load_cohort("north", spec, CohortRequest([TASK], columns, SplitSpec(), 0), place)
 
 
 def picture(path: Path, value: int = 100) -> Path:

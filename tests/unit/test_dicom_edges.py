@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
-from fedgraft.client.data.cohorts.cohort import Place, Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
 from fedgraft.client.data.decoding.dicom import read_dicom
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec, Window
@@ -154,7 +154,7 @@ def test_patients_whose_id_is_not_ascii_are_joined(make_dicom, tmp_path):
                    SpecificCharacterSet=charset, PatientID=name, SOPInstanceUID=f"1.{len(charset + name)}")  # fmt: skip
     labels = tmp_path / "labels.csv"
     labels.write_text("PatientID,cls\nMüller-7,yes\n患者-7,no\n", encoding="utf-8")
-    wanted = Wanted([Task(name="cls", classes=("no", "yes"))], ImageInput(size=16), SplitSpec(), 0)
+    wanted = CohortRequest([Task(name="cls", classes=("no", "yes"))], ImageInput(size=16), SplitSpec(), 0)
     spec = CohortSpec(kind="dicom", root=tmp_path / "dicom", labels=labels)
     cohort = load_cohort("n", spec, wanted, Place(tmp_path / "s", tmp_path / "c", b"k"))
     assert sorted(cohort.targets["cls"].tolist()) == [0, 1]

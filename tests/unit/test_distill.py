@@ -11,10 +11,10 @@ import torch
 from scipy.special import expit, log_softmax, softmax
 
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.losses.base import Around
+from fedgraft.client.training.losses.base import VisitContext
 from fedgraft.client.training.losses.distill import distilled
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.checks.check import check
 from fedgraft.common.models.initialise import make_model, make_teacher
 from fedgraft.common.models.model import state_arrays
@@ -68,8 +68,8 @@ def test_no_case_weighs_on_another(kind: str) -> None:
 
 
 def a_study(teacher: dict[str, Any], *more: dict[str, Any], **changes: Any) -> Study:
-    term = {"kind": "distill", "teacher": teacher}
-    stage = {"name": "train", "local": {"kind": "gradient", **LOCAL, "terms": [term, *more]} | changes}
+    loss = {"kind": "distill", "teacher": teacher}
+    stage = {"name": "train", "local": {"kind": "gradient", **LOCAL, "terms": [loss, *more]} | changes}
     stage |= {"share": "all", "merge": {"kind": "mean"}}
     tasks = [{"name": "cls", "classes": ["left", "right", "middle"]}]
     return parse_study({"name": "x", "tasks": tasks, "input": {"kind": "image", "size": 32}, "plan": [stage]}, "here")
@@ -78,43 +78,45 @@ def a_study(teacher: dict[str, Any], *more: dict[str, Any], **changes: Any) -> S
 TEACHER_MODEL = {"weights": "somewhere"}
 
 
-def desk(study: Study, *, labelled: bool = True) -> tuple[Workbench, Feed, Around]:
-    bench = Workbench(study, CPU)
+def attack_target(study: Study, *, labelled: bool = True) -> tuple[LocalModel, Loader, VisitContext]:
+    local_model = LocalModel(study, CPU)
     inputs, targets = images(24)
-    feed = Feed(cohort(inputs, {"cls": targets if labelled else torch.full_like(targets, -1)}), study.input, CPU)
+    loader = Loader(cohort(inputs, {"cls": targets if labelled else torch.full_like(targets, -1)}), study.input, CPU)
     given = state_arrays(make_teacher(study.model_copy(update={"seed": 99}), Teacher(weights="somewhere")))
-    return bench, feed, Around(aside={TEACHER + key: array.copy() for key, array in given.items()})
+    return local_model, loader, VisitContext(auxiliary={TEACHER + key: array.copy() for key, array in given.items()})
 
 
 def test_a_student_comes_closer_to_its_teacher_without_a_single_label() -> None:
     study = a_study(TEACHER_MODEL)
-    bench, feed, around = desk(study, labelled=False)
-    (batch,) = feed.batches([torch.arange(24)])
-    spec = steps(20, terms=study.plan[0].local.terms, lr=0.02)
-    changes = list(bench.parameters)
-    before = snapshot(bench)
+    local_model, loader, visit_context = attack_target(study, labelled=False)
+    (batch,) = loader.batches([torch.arange(24)])
+    spec = steps(20, losses=study.plan[0].local.losses, lr=0.02)
+    changes = list(local_model.parameters)
+    before = snapshot(local_model)
 
     def gap() -> float:
-        bench.model.eval()
+        local_model.model.eval()
         with torch.no_grad():
-            answers = bench.teacher(study.plan[0].local.terms[0].teacher)(batch.inputs)["cls"]
-            return float(distilled(study.tasks[0], bench.model(batch.inputs)["cls"], answers, 2.0))
+            answers = local_model.teacher(study.plan[0].local.losses[0].teacher)(batch.inputs)["cls"]
+            return float(distilled(study.tasks[0], local_model.model(batch.inputs)["cls"], answers, 2.0))
 
-    given = {key.removeprefix(TEACHER): array for key, array in around.aside.items()}
-    train(bench, feed, steps(1, terms=spec.terms, lr=1e-9), changes, replace(NOW, around=around))
+    given = {key.removeprefix(TEACHER): array for key, array in visit_context.auxiliary.items()}
+    train(
+        local_model, loader, steps(1, losses=spec.losses, lr=1e-9), changes, replace(NOW, visit_context=visit_context)
+    )
     first = gap()
-    figures = train(bench, feed, spec, changes, replace(NOW, around=around))
+    figures = train(local_model, loader, spec, changes, replace(NOW, visit_context=visit_context))
     assert figures["examples"] == 24
     assert gap() < 0.5 * first
-    assert moved(before, snapshot(bench)) == set(changes)
-    teacher = state_arrays(bench.teacher(study.plan[0].local.terms[0].teacher))
+    assert moved(before, snapshot(local_model)) == set(changes)
+    teacher = state_arrays(local_model.teacher(study.plan[0].local.losses[0].teacher))
     assert all(np.array_equal(teacher[key], given[key]) for key in given)
 
 
 def test_a_teacher_is_another_network_than_the_student() -> None:
     study = a_study({"weights": "somewhere", "backbone": "shufflenet_v2_x0_5"})
     assert study.architectures == ("slim_resnet", "shufflenet_v2_x0_5")
-    shapes = Workbench(study, CPU).teacher_forms(study.plan[0])
+    shapes = LocalModel(study, CPU).teacher_forms(study.plan[0])
     assert "backbone.conv1.0.weight" in shapes
     assert make_model(study).tags().keys() != shapes.keys()
 

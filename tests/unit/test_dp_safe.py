@@ -9,7 +9,7 @@ from torch import nn
 
 from fedgraft.client.privacy.dp.dp_safe import dp_twin, out_of_place
 from fedgraft.client.privacy.dp.dpsgd import train_private
-from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.backbones import Backbone
 from fedgraft.common.models.model import TransferModel, build_model
@@ -115,22 +115,22 @@ def private(**changes: object) -> Gradient:
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_all_parameters_take_private_steps(desk, backbone: str, mode: str) -> None:
-    bench, _ = desk(backbone)
+def test_all_parameters_take_private_steps(attack_target, backbone: str, mode: str) -> None:
+    local_model, _ = attack_target(backbone)
     inputs, known = images(6)
-    feed = Feed(cohort(inputs, {"cls": known}), desk()[1]._spec, CPU)
-    changes = [key for key, tag in bench.tags.items() if tag.role is not Role.NORM_STATS]
-    before = snapshot(bench)
-    facts = train_private(bench, feed, [*map(str, range(6))], private(mode=mode), changes, NOW)
-    after = snapshot(bench)
+    loader = Loader(cohort(inputs, {"cls": known}), attack_target()[1]._spec, CPU)
+    changes = [key for key, tag in local_model.tags.items() if tag.role is not Role.NORM_STATS]
+    before = snapshot(local_model)
+    facts = train_private(local_model, loader, [*map(str, range(6))], private(mode=mode), changes, NOW)
+    after = snapshot(local_model)
     assert facts == {"steps": 2, "sigma": 0.5, "sample": 0.3}
     assert moved(before, after) == set(changes)
     assert all(np.isfinite(after[key]).all() for key in changes)
 
 
 @pytest.mark.parametrize("backbone", ["vit_b_16", "convnext_tiny"])
-def test_heads_of_any_backbone_take_private_steps(desk, backbone: str) -> None:
-    bench, feed = desk(backbone)
-    before = snapshot(bench)
-    train_private(bench, feed, ["one"] * 27, private(), named("heads").keys(bench.tags), NOW)
-    assert moved(before, snapshot(bench)) == {"heads.cls.weight", "heads.cls.bias"}
+def test_heads_of_any_backbone_take_private_steps(attack_target, backbone: str) -> None:
+    local_model, loader = attack_target(backbone)
+    before = snapshot(local_model)
+    train_private(local_model, loader, ["one"] * 27, private(), named("heads").keys(local_model.tags), NOW)
+    assert moved(before, snapshot(local_model)) == {"heads.cls.weight", "heads.cls.bias"}

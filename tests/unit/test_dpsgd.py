@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.client.privacy.dp.dpsgd import train_private
-from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.models.model import TransferModel, state_arrays
 from fedgraft.common.protocol.instructions import (
     Code,
-    Order,
+    Instruction,
     Refusal,
     Update,
 )
@@ -28,14 +28,14 @@ from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Role, named
 from fedgraft.common.study.training import Augment
 from fedgraft.simulations.audit.attack_target import watched
-from helpers.dp import Desk, feed_of, quiet, sums, terms, trainable
+from helpers.dp import Desk, loader_of, losses, quiet, sums, trainable
 from helpers.work import CPU, NOW, TABLE_PLAN, MakeStudy, a_site, cohort, images, moved, snapshot
 
 OWN = tuple(map(str, range(27)))
 
 
 def naive_sum(
-    model: TransferModel, feed: Feed, units: Sequence[Sequence[int]], keys: Sequence[str], clip: float
+    model: TransferModel, loader: Loader, units: Sequence[Sequence[int]], keys: Sequence[str], max_grad_norm: float
 ) -> Tensor:
     """One backward pass per unit through the model as it is, in eval."""
     model = copy.deepcopy(model).eval()
@@ -44,19 +44,19 @@ def naive_sum(
     for unit in units:
         model.zero_grad()
         for case in unit:
-            outputs = model(feed._inputs[case : case + 1])
+            outputs = model(loader._inputs[case : case + 1])
             for task, logits in outputs.items():
-                label = feed._targets[task][case : case + 1]
+                label = loader._targets[task][case : case + 1]
                 if int(label) >= 0:
                     (F.cross_entropy(logits, label) / len(unit)).backward(retain_graph=True)
         flat = torch.cat([p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters]).double()
-        total += flat * min(1.0, clip / float(flat.norm()))
+        total += flat * min(1.0, max_grad_norm / float(flat.norm()))
     return total
 
 
-def optimiser_order(bench: Workbench, keys: Sequence[str]) -> list[str]:
+def optimiser_order(local_model: LocalModel, keys: Sequence[str]) -> list[str]:
     """The rest, then heads: the order in which the optimiser holds them."""
-    return sorted(keys, key=lambda key: bench.tags[key].role is Role.HEAD)
+    return sorted(keys, key=lambda key: local_model.tags[key].role is Role.HEAD)
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
@@ -72,144 +72,152 @@ def optimiser_order(bench: Workbench, keys: Sequence[str]) -> list[str]:
         ("shufflenet_v2_x0_5", "all"),
     ],
 )
-def test_the_sum_is_that_of_gradients_clipped_case_by_case(desk: Desk, backbone: str, keys: str, mode: str) -> None:
-    bench, feed = desk(backbone)
-    feed = feed_of(feed, feed._inputs[:7], feed._targets["cls"][:7])
-    changes = [key for key in named(keys).keys(bench.tags) if bench.tags[key].role is not Role.NORM_STATS]
-    order = optimiser_order(bench, changes)
-    norms = [float(naive_sum(bench.model, feed, [[case]], order, 1e9).norm()) for case in range(7)]
-    clip = float(np.median(norms))  # some are clipped, some are not
-    spec = quiet(clip=clip, mode=mode, batch_size=3)
-    no_depth(bench)
-    got = sums(bench, feed, OWN, spec, changes)[0]
-    want = naive_sum(bench.model, feed, [[case] for case in range(7)], order, clip)
+def test_the_sum_is_that_of_gradients_clipped_case_by_case(
+    attack_target: Desk, backbone: str, keys: str, mode: str
+) -> None:
+    local_model, loader = attack_target(backbone)
+    loader = loader_of(loader, loader._inputs[:7], loader._targets["cls"][:7])
+    changes = [key for key in named(keys).keys(local_model.tags) if local_model.tags[key].role is not Role.NORM_STATS]
+    order = optimiser_order(local_model, changes)
+    norms = [float(naive_sum(local_model.model, loader, [[case]], order, 1e9).norm()) for case in range(7)]
+    max_grad_norm = float(np.median(norms))  # some are clipped, some are not
+    spec = quiet(max_grad_norm=max_grad_norm, mode=mode, batch_size=3)
+    no_depth(local_model)
+    got = sums(local_model, loader, OWN, spec, changes)[0]
+    want = naive_sum(local_model.model, loader, [[case] for case in range(7)], order, max_grad_norm)
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
-def no_depth(bench: Workbench) -> None:
+def no_depth(local_model: LocalModel) -> None:
     """Dropout would be drawn differently by the twin."""
-    for part in bench.model.modules():
+    for part in local_model.model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_a_patients_gradient_is_the_mean_over_views_clipped_once(desk: Desk, size: int) -> None:
+def test_a_patients_gradient_is_the_mean_over_views_clipped_once(attack_target: Desk, size: int) -> None:
     """However many images are worked on at a time."""
-    bench, feed = desk()
+    local_model, loader = attack_target()
     patients = ["a", "a", "b", "c", "c", "c", *["d"] * 6, *map(str, range(15))]
-    spec = quiet(clip=0.5, views=9, batch_size=size)
-    got = sums(bench, feed, patients, spec)[0]
+    spec = quiet(max_grad_norm=0.5, augmentation_multiplicity=9, batch_size=size)
+    got = sums(local_model, loader, patients, spec)[0]
     units = [[at for at, own in enumerate(patients[:21]) if own == one] for one in dict.fromkeys(patients[:21])]
-    want = naive_sum(bench.model, feed, units, optimiser_order(bench, trainable(bench)), 0.5)
+    want = naive_sum(local_model.model, loader, units, optimiser_order(local_model, trainable(local_model)), 0.5)
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
-def test_labels_that_are_not_known_contribute_nothing(desk: Desk) -> None:
+def test_labels_that_are_not_known_contribute_nothing(attack_target: Desk) -> None:
     tasks = [{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes": ["l", "r", "m"]}]
-    bench, feed = desk(tasks=tasks)
+    local_model, loader = attack_target(tasks=tasks)
     labels = torch.arange(21) % 3
     labels[:6] = -1
     side = labels.roll(3)
-    feed = Feed(cohort(images(21)[0], {"cls": labels, "side": side}), feed._spec, CPU)
+    loader = Loader(cohort(images(21)[0], {"cls": labels, "side": side}), loader._spec, CPU)
     for mode in ("hooks", "ghost"):
-        got = sums(bench, feed, OWN, quiet(clip=2.0, mode=mode))[0]
+        got = sums(local_model, loader, OWN, quiet(max_grad_norm=2.0, mode=mode))[0]
         known = [[case] for case in range(21) if int(labels[case]) >= 0 or int(side[case]) >= 0]
         assert len(known) == 18
-        want = naive_sum(bench.model, feed, known, optimiser_order(bench, trainable(bench)), 2.0)
+        want = naive_sum(local_model.model, loader, known, optimiser_order(local_model, trainable(local_model)), 2.0)
         assert float((got - want).norm() / want.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
-def test_without_noise_or_clip_it_is_plain_sgd_over_everybody(desk: Desk, mode: str) -> None:
-    (ours, feed), (plain, _) = desk(), desk()
+def test_without_noise_or_clip_it_is_plain_sgd_over_everybody(attack_target: Desk, mode: str) -> None:
+    (ours, loader), (plain, _) = attack_target(), attack_target()
     changes = trainable(ours)
-    spec = terms(4, sigma=1e-12, clip=1e4, mode=mode, lr=0.1, momentum=0.9)
-    train_private(ours, feed, OWN, spec, changes, NOW)
+    spec = losses(4, noise_multiplier=1e-12, max_grad_norm=1e4, mode=mode, lr=0.1, momentum=0.9)
+    train_private(ours, loader, OWN, spec, changes, NOW)
     optimiser = torch.optim.SGD(plain.model.eval().parameters(), lr=0.1, momentum=0.9)
     for _ in range(4):
         optimiser.zero_grad()
-        F.cross_entropy(plain.model(feed._inputs[:21])["cls"], feed._targets["cls"][:21]).backward()
+        F.cross_entropy(plain.model(loader._inputs[:21])["cls"], loader._targets["cls"][:21]).backward()
         optimiser.step()
     ours_after, plain_after = snapshot(ours), snapshot(plain)
-    assert moved(ours_after, snapshot(desk()[0])) == set(changes)
+    assert moved(ours_after, snapshot(attack_target()[0])) == set(changes)
     for key in changes:
         np.testing.assert_allclose(ours_after[key], plain_after[key], rtol=1e-4, atol=1e-5)
 
 
-def test_a_table_takes_private_steps_and_missing_values_count_as_in_the_model(desk: Desk) -> None:
+def test_a_table_takes_private_steps_and_missing_values_count_as_in_the_model(attack_target: Desk) -> None:
     columns = TableInput(numeric=("a", "b"))
-    bench, _ = desk("table_mlp", input=columns.model_dump(), plan=TABLE_PLAN)
+    local_model, _ = attack_target("table_mlp", input=columns.model_dump(), plan=TABLE_PLAN)
     inputs = torch.randn(12, 2)
     inputs[3, 1] = torch.nan
-    feed = Feed(cohort(inputs, {"cls": torch.arange(12) % 3}), columns, CPU)
-    keys = [key for key in bench.tags if bench.tags[key].role is not Role.SCALE]
-    got = sums(bench, feed, OWN, quiet(clip=0.1), keys)[0]
-    bench, _ = desk("table_mlp", input=columns.model_dump(), plan=TABLE_PLAN)
-    want = naive_sum(bench.model, feed, [[case] for case in range(12)], optimiser_order(bench, keys), 0.1)
+    loader = Loader(cohort(inputs, {"cls": torch.arange(12) % 3}), columns, CPU)
+    keys = [key for key in local_model.tags if local_model.tags[key].role is not Role.SCALE]
+    got = sums(local_model, loader, OWN, quiet(max_grad_norm=0.1), keys)[0]
+    local_model, _ = attack_target("table_mlp", input=columns.model_dump(), plan=TABLE_PLAN)
+    want = naive_sum(local_model.model, loader, [[case] for case in range(12)], optimiser_order(local_model, keys), 0.1)
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
-def test_the_mean_is_over_the_expected_number_not_the_number_that_came(desk: Desk) -> None:
+def test_the_mean_is_over_the_expected_number_not_the_number_that_came(attack_target: Desk) -> None:
     """Lots of a fixed sum: alike cases, so that the sum tells how many came."""
-    bench, feed = desk()
-    same = feed_of(feed, feed._inputs[:1].expand(20, -1, -1, -1).clone(), torch.zeros(20, dtype=torch.long))
-    keys = named("heads").keys(bench.tags)
-    spec = quiet(clip=1e-3)
+    local_model, loader = attack_target()
+    same = loader_of(loader, loader._inputs[:1].expand(20, -1, -1, -1).clone(), torch.zeros(20, dtype=torch.long))
+    keys = named("heads").keys(local_model.tags)
+    spec = quiet(max_grad_norm=1e-3)
     with watched() as whole:
-        train_private(bench, same, OWN, spec, keys, NOW)
+        train_private(local_model, same, OWN, spec, keys, NOW)
     assert float(whole[0].norm()) == pytest.approx(1e-3, rel=1e-4)
     with watched() as parts:
-        train_private(bench, same, OWN, quiet(steps=24, clip=1e-3, sample=0.5), keys, NOW)
+        train_private(local_model, same, OWN, quiet(steps=24, max_grad_norm=1e-3, sample_rate=0.5), keys, NOW)
     came = torch.stack([part.norm() for part in parts]) / 1e-3 * 10
     assert torch.allclose(came, came.round(), atol=1e-3)
     assert len(set(came.round().tolist())) > 1
 
 
-def test_augmented_views_make_up_the_number_and_differ(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, feed = desk()
+def test_augmented_views_make_up_the_number_and_differ(attack_target: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    local_model, loader = attack_target()
     seen: list[Tensor] = []
     real = Augment()
     monkeypatch.setattr("fedgraft.client.privacy.dp.dpsgd.augment", lambda x, spec, draw: seen.append(x) or x + 0.1)
     patients = ["a"] * 5 + [*map(str, range(22))]
-    sums(bench, feed, patients, quiet(views=3, augment=real, batch_size=1000))
+    sums(local_model, loader, patients, quiet(augmentation_multiplicity=3, augment=real, batch_size=1000))
     assert [len(x) for x in seen] == [17 * 3]
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_private_training_learns(desk: Desk, optimiser: str) -> None:
-    bench, feed = desk()
-    bench.model.eval()
+def test_private_training_learns(attack_target: Desk, optimiser: str) -> None:
+    local_model, loader = attack_target()
+    local_model.model.eval()
     with torch.no_grad():
-        before = F.cross_entropy(bench.model(feed._inputs)["cls"], feed._targets["cls"])
+        before = F.cross_entropy(local_model.model(loader._inputs)["cls"], loader._targets["cls"])
     rate = {"sgd": 0.3, "adamw": 0.01}[optimiser]
-    spec = terms(50, sigma=0.05, clip=1.0, sample=0.7, lr=rate, optimiser=optimiser, batch_size=32)
-    train_private(bench, feed, OWN, spec, trainable(bench), NOW)
+    spec = losses(
+        50, noise_multiplier=0.05, max_grad_norm=1.0, sample_rate=0.7, lr=rate, optimiser=optimiser, batch_size=32
+    )
+    train_private(local_model, loader, OWN, spec, trainable(local_model), NOW)
     with torch.no_grad():
-        after = F.cross_entropy(bench.model(feed._inputs)["cls"], feed._targets["cls"])
+        after = F.cross_entropy(local_model.model(loader._inputs)["cls"], loader._targets["cls"])
     # After 30 steps of SGD the ratio was .27 +- .08 over draws; without learning it is 1.
     assert float(after) < 0.8 * float(before)
 
 
-def test_the_rate_follows_the_schedule_of_the_stage(desk: Desk) -> None:
-    bench, feed = desk()
+def test_the_rate_follows_the_schedule_of_the_stage(attack_target: Desk) -> None:
+    local_model, loader = attack_target()
     rates: list[float] = []
     real = torch.optim.SGD.step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or real(self))
-        spec = terms(2, schedule="cosine", lr=0.1)
+        spec = losses(2, schedule="cosine", lr=0.1)
         for round_ in (1, 2):
-            train_private(bench, feed, OWN, spec, named("heads").keys(bench.tags), Moment(7, round_, 2))
+            train_private(
+                local_model, loader, OWN, spec, named("heads").keys(local_model.tags), RoundContext(7, round_, 2)
+            )
     assert rates == pytest.approx([0.05 * (1 + np.cos(np.pi * at / 4)) for at in range(4)])
 
 
-def test_nobody_to_learn_from_and_numbers_that_run_away(desk: Desk) -> None:
-    bench, feed = desk()
-    keys = named("heads").keys(bench.tags)
+def test_nobody_to_learn_from_and_numbers_that_run_away(attack_target: Desk) -> None:
+    local_model, loader = attack_target()
+    keys = named("heads").keys(local_model.tags)
     with pytest.raises(TooFewCases):
-        train_private(bench, feed_of(feed, feed._inputs[:3], torch.full((3,), -1)), OWN, terms(), keys, NOW)
+        train_private(
+            local_model, loader_of(loader, loader._inputs[:3], torch.full((3,), -1)), OWN, losses(), keys, NOW
+        )
     with pytest.raises(Diverged):
-        train_private(bench, feed, OWN, terms(2, lr=1e38, sigma=100.0, sample=1e-3), keys, NOW)
+        train_private(local_model, loader, OWN, losses(2, lr=1e38, noise_multiplier=100.0, sample_rate=1e-3), keys, NOW)
 
 
 PLAN = {
@@ -224,8 +232,8 @@ def visit(make_study: MakeStudy, folder: Path, private: dict[str, object] | None
     study = make_study(plan=[PLAN | {"local": PLAN["local"] | {"private": private}}])
     inputs, labels = images(27)
     site = a_site(study, cohort(inputs, {"cls": labels}, held_out=6), folder)
-    tensors = {key: value.copy() for key, value in state_arrays(Workbench(study, CPU).model).items()}
-    return site.visit(Order(study.digest, 1, 0, 1, work=True, evaluate=None, tensors=tensors))
+    tensors = {key: value.copy() for key, value in state_arrays(LocalModel(study, CPU).model).items()}
+    return site.visit(Instruction(study.digest, 1, 0, 1, work=True, evaluate=None, tensors=tensors))
 
 
 def test_a_site_works_privately_where_the_stage_says_so(make_study: MakeStudy, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedgraft.client.data.cohorts.cohort import Place, Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
 from fedgraft.client.data.cohorts.experiment import fewer
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.study.inputs import ImageInput, SplitSpec
 from fedgraft.common.study.tasks import UNKNOWN, Task
-from fedgraft.simulations.compare.folds import Fold, folded
+from fedgraft.simulations.compare.folds import Fold, packed
 from fedgraft.simulations.engines.run import Hospitals
 
 TASK = Task(name="cls", classes=("left", "right", "middle"))
@@ -21,7 +21,7 @@ TASK = Task(name="cls", classes=("left", "right", "middle"))
 
 def loaded(hospitals: Hospitals, folder: Path, seed: int = 0, **changes: object):
     spec = hospitals.cohorts["south"].model_copy(update=changes)
-    wanted = Wanted([TASK], ImageInput(size=32), SplitSpec(train=0.5, val=0.2, test=0.3), seed)
+    wanted = CohortRequest([TASK], ImageInput(size=32), SplitSpec(train=0.5, val=0.2, test=0.3), seed)
     return load_cohort("south", spec, wanted, Place(folder, folder.parent / "cache", b"0" * 32))
 
 
@@ -76,7 +76,7 @@ def test_decoded_images_are_shared_by_all_experiments(hospitals: Hospitals, tmp_
 @pytest.mark.parametrize("count", [2, 5])
 def test_over_all_folds_each_patient_is_tested_once(count: int) -> None:
     strata = {f"p{number}": number % 4 - 1 for number in range(43)}
-    dealt = [folded(strata, Fold(number, count), 0.2, seed=3) for number in range(count)]
+    dealt = [packed(strata, Fold(number, count), 0.2, seed=3) for number in range(count)]
     tested = Counter(patient for splits in dealt for patient, split in splits.items() if split == "test")
     assert tested == Counter(dict.fromkeys(strata, 1))
     for splits in dealt:
@@ -86,7 +86,7 @@ def test_over_all_folds_each_patient_is_tested_once(count: int) -> None:
         assert sizes["val"] / (sizes["val"] + sizes["train"]) == pytest.approx(0.2, abs=0.05)
         per_class = Counter(strata[patient] for patient, split in splits.items() if split == "test")
         assert max(per_class.values()) - min(per_class.values()) <= 1
-    assert folded(strata, Fold(0, count), 0.2, seed=4) != dealt[0]
+    assert packed(strata, Fold(0, count), 0.2, seed=4) != dealt[0]
 
 
 def test_a_cohort_may_say_so_in_its_file() -> None:

@@ -17,14 +17,14 @@ from fedgraft.client.cli.deployed_commands import start as site_start
 from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.enrolment.home import Joined, SiteHome
-from fedgraft.client.privacy.guard.privacy_guard import Guard
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.features import Features, forget_features
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.models.model import TransferModel, state_arrays
-from fedgraft.common.protocol.instructions import Arrays, Order, Update
+from fedgraft.common.protocol.instructions import Arrays, Instruction, Update
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.run import (
     OPEN,
@@ -48,7 +48,7 @@ def a_site(study: Study, folder: Path, policy: SitePolicy = OPEN, seed: int = 0,
     mine = the_cohort(seed)
     policy = policy.model_copy(update={"keep_features": keep})
     return Site(
-        study, mine, Workbench(study, CPU), folder, Guard(study, policy, folder, learning_patients(study, mine))
+        study, mine, LocalModel(study, CPU), folder, PrivacyGuard(study, policy, folder, learning_patients(study, mine))
     )
 
 
@@ -70,7 +70,7 @@ def counted() -> Iterator[list[int]]:
 
 
 def start(study: Study, seed: int = 0) -> dict[str, np.ndarray]:
-    model = Workbench(study, CPU).model
+    model = LocalModel(study, CPU).model
     torch.manual_seed(seed)
     return {key: array.copy() for key, array in state_arrays(model).items()}
 
@@ -81,17 +81,17 @@ def course(site: Site, study: Study, state: Arrays, *, end: bool = True) -> list
     for number, stage in enumerate(study.plan):
         for round_ in range(1, stage.rounds + 1):
             exchange += 1
-            order = Order(study.digest, exchange, number, round_, True, "val", dict(state))
-            answers.append(answer(site, order))
+            instruction = Instruction(study.digest, exchange, number, round_, True, "val", dict(state))
+            answers.append(answer(site, instruction))
             state = dict(state) | {key: a for key, a in answers[-1].tensors.items() if key in state}
     if end:
         last = len(study.plan) - 1
-        answers.append(answer(site, Order(study.digest, exchange + 1, last, 1, False, "test", dict(state))))
+        answers.append(answer(site, Instruction(study.digest, exchange + 1, last, 1, False, "test", dict(state))))
     return answers
 
 
-def answer(site: Site, order: Order) -> Update:
-    got = site.visit(order)
+def answer(site: Site, instruction: Instruction) -> Update:
+    got = site.visit(instruction)
     assert isinstance(got, Update), got
     return got
 
@@ -125,8 +125,8 @@ def test_what_is_kept_changes_no_bit(make_study: MakeStudy, tmp_path: Path, pres
     assert bits(kept) == bits(plain)
 
     class Restarted:
-        def visit(self, order: Order) -> object:
-            return a_site(study, tmp_path / "new").visit(order)
+        def visit(self, instruction: Instruction) -> object:
+            return a_site(study, tmp_path / "new").visit(instruction)
 
     with counted() as calls:
         again = course(Restarted(), study, state)  # type: ignore[arg-type]
@@ -137,29 +137,29 @@ def test_what_is_kept_changes_no_bit(make_study: MakeStudy, tmp_path: Path, pres
 
 def test_an_observer_keeps_them_too(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study(method=PROBE)
-    site, state = Site(study, the_cohort(), Workbench(study, CPU), tmp_path, None), start(study)
+    site, state = Site(study, the_cohort(), LocalModel(study, CPU), tmp_path, None), start(study)
     with counted() as calls:
         for exchange in (1, 2, 3, 4):
-            answer(site, Order(study.digest, exchange, 0, min(exchange, 3), False, "all", state))
+            answer(site, Instruction(study.digest, exchange, 0, min(exchange, 3), False, "all", state))
     assert sum(calls) == 149
     assert not list((tmp_path / "features").iterdir())
 
 
 def test_features_of_another_backbone_are_not_used(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study(method=PROBE)
-    bench, feed = Workbench(study, CPU), Feed(the_cohort(), study.input, CPU)
-    features = Features(feed, tmp_path, study.digest)
-    old = features.feed(bench, "old", "train")._inputs.clone()
-    assert torch.equal(features.feed(bench, "old", "train")._inputs.nan_to_num(), old.nan_to_num())
+    local_model, loader = LocalModel(study, CPU), Loader(the_cohort(), study.input, CPU)
+    features = Features(loader, tmp_path, study.digest)
+    old = features.loader(local_model, "old", "train")._inputs.clone()
+    assert torch.equal(features.loader(local_model, "old", "train")._inputs.nan_to_num(), old.nan_to_num())
     with torch.no_grad():
-        for parameter in bench.model.parameters():
+        for parameter in local_model.model.parameters():
             parameter.mul_(1.1)
-    new = features.feed(bench, "new", "train")._inputs
+    new = features.loader(local_model, "new", "train")._inputs
     assert not torch.equal(new[:3], old[:3])
-    fresh = Features(feed, tmp_path, study.digest).feed(bench, "new", "train")._inputs
+    fresh = Features(loader, tmp_path, study.digest).loader(local_model, "new", "train")._inputs
     assert torch.equal(fresh.nan_to_num(), new.nan_to_num())
-    other = Features(Feed(the_cohort(1), study.input, CPU), tmp_path, study.digest)
-    assert not torch.equal(other.feed(bench, "new", "train")._inputs[:3], new[:3])
+    other = Features(Loader(the_cohort(1), study.input, CPU), tmp_path, study.digest)
+    assert not torch.equal(other.loader(local_model, "new", "train")._inputs[:3], new[:3])
 
 
 def test_they_lie_on_disk_for_their_owner_alone_until_the_study_ends(make_study: MakeStudy, tmp_path: Path) -> None:
@@ -227,14 +227,14 @@ def test_a_greeting_and_a_start_delete_what_a_broken_study_has_left(
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_file_is_computed_again(make_study: MakeStudy, tmp_path: Path, damage: str) -> None:
     study = make_study(method=PROBE)
-    bench, feed = Workbench(study, CPU), Feed(the_cohort(), study.input, CPU)
-    want = Features(feed, tmp_path, study.digest).feed(bench, "one", "train")._inputs
+    local_model, loader = LocalModel(study, CPU), Loader(the_cohort(), study.input, CPU)
+    want = Features(loader, tmp_path, study.digest).loader(local_model, "one", "train")._inputs
     (path,) = (tmp_path / "features").rglob("train.safetensors")
     data = bytearray(path.read_bytes())
     data[-9] ^= 64
     path.write_bytes(data[:1000] if damage == "cut" else data)
     with counted() as calls:
-        got = Features(feed, tmp_path, study.digest).feed(bench, "one", "train")._inputs
+        got = Features(loader, tmp_path, study.digest).loader(local_model, "one", "train")._inputs
     assert sum(calls) == 139
     assert torch.equal(got.nan_to_num(), want.nan_to_num())
 

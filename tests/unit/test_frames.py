@@ -12,9 +12,9 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.common.protocol import wire
-from fedgraft.common.protocol.instructions import Order
+from fedgraft.common.protocol.instructions import Instruction
 from fedgraft.simulations.engines import shared_messages as frames
-from fedgraft.simulations.engines.shared_messages import ExchangeFolder, Frames
+from fedgraft.simulations.engines.shared_messages import ExchangeFolder, SharedMessages
 
 SMALL = {"bias": np.arange(3, dtype=np.float32), "count": np.array(7)}
 LARGE = {"weight": np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32), **SMALL}
@@ -29,17 +29,17 @@ def _base(tmp_path, monkeypatch):
 
 def message(arrays: dict[str, np.ndarray], packed: object = None) -> Message:
     record = packed or wire.pack_tensors(arrays, views=True)
-    content = wire.pack_order(Order("d", 1, 0, 1, True, "val", arrays), record)
+    content = wire.pack_instruction(Instruction("d", 1, 0, 1, True, "val", arrays), record)
     return Message(content, 5, wire.VISIT, group_id="1")
 
 
 @pytest.mark.parametrize("arrays", [SMALL, LARGE, {}])
 def test_a_message_arrives_as_it_was_sent(arrays):
     folder = ExchangeFolder()
-    here, there = Frames(folder.path, "to"), Frames(folder.path, "from0")
+    here, there = SharedMessages(folder.path, "to"), SharedMessages(folder.path, "from0")
     got = there.thaw(here.freeze(message(arrays)), once=False)
     assert (got.metadata.dst_node_id, got.metadata.message_type, got.metadata.group_id) == (5, wire.VISIT, "1")
-    found = wire.unpack_order(got.content).tensors
+    found = wire.unpack_instruction(got.content).tensors
     assert set(found) == set(arrays)
     assert all((found[key] == arrays[key]).all() and found[key].dtype == arrays[key].dtype for key in arrays)
     folder.close()
@@ -49,7 +49,7 @@ def test_a_message_arrives_as_it_was_sent(arrays):
 
 def test_tensors_that_many_messages_share_are_written_once():
     folder = ExchangeFolder()
-    sender, packed = Frames(folder.path, "to"), wire.pack_tensors(LARGE)
+    sender, packed = SharedMessages(folder.path, "to"), wire.pack_tensors(LARGE)
     for _ in range(4):
         sender.freeze(message(LARGE, packed))
     files = [path for path in folder.path.iterdir() if path.name != "lock"]

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from fedgraft.client.data.cohorts.batches import to_float
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.losses.base import Moment
+from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.evaluate import evaluate
-from fedgraft.client.training.model.loader import Feed, shuffled
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader, shuffled
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.protocol.rates import rate_factor
@@ -27,102 +27,104 @@ from fedgraft.common.study.plan import (
     named,
 )
 from fedgraft.common.study.training import Augment
-from helpers.work import CPU, NOW, TABLE_PLAN, bench_input, cohort, images, moved, snapshot, steps
+from helpers.work import CPU, NOW, TABLE_PLAN, cohort, images, local_model_input, moved, snapshot, steps
 
 
 @pytest.mark.parametrize("backbone", ["slim_resnet", "mobilenet_v3_small", "regnet_x_400mf", "shufflenet_v2_x0_5"])
-def test_training_heads_leaves_every_other_bit(desk, backbone: str) -> None:
-    bench, feed = desk(backbone)
-    before = snapshot(bench)
-    train(bench, feed, steps(), named("heads").keys(bench.tags), NOW)
-    assert moved(before, snapshot(bench)) == {"heads.cls.weight", "heads.cls.bias"}
+def test_training_heads_leaves_every_other_bit(attack_target, backbone: str) -> None:
+    local_model, loader = attack_target(backbone)
+    before = snapshot(local_model)
+    train(local_model, loader, steps(), named("heads").keys(local_model.tags), NOW)
+    assert moved(before, snapshot(local_model)) == {"heads.cls.weight", "heads.cls.bias"}
 
 
 @pytest.mark.parametrize("backbone", ["slim_resnet", "densenet121"])
-def test_training_the_deeper_half_leaves_every_bit_of_the_rest(desk, backbone: str) -> None:
-    bench, feed = desk(backbone)
-    middle = max(tag.depth for tag in bench.tags.values()) // 2
-    chosen = set(Select(min_depth=middle).keys(bench.tags))
-    before = snapshot(bench)
-    train(bench, feed, steps(), sorted(chosen), NOW)
-    after = snapshot(bench)
+def test_training_the_deeper_half_leaves_every_bit_of_the_rest(attack_target, backbone: str) -> None:
+    local_model, loader = attack_target(backbone)
+    middle = max(tag.depth for tag in local_model.tags.values()) // 2
+    chosen = set(Select(min_depth=middle).keys(local_model.tags))
+    before = snapshot(local_model)
+    train(local_model, loader, steps(), sorted(chosen), NOW)
+    after = snapshot(local_model)
     assert moved(before, after) <= chosen
-    stats = {key for key in chosen if bench.tags[key].role is Role.NORM_STATS}
+    stats = {key for key in chosen if local_model.tags[key].role is Role.NORM_STATS}
     assert stats
     assert stats <= moved(before, after)
     counters = {key: after[key] for key in after if key.endswith("num_batches_tracked")}
     assert all(value.shape == () and value == (3 if key in chosen else 0) for key, value in counters.items())
 
 
-def test_fixed_statistics_stay_while_the_scale_is_trained(desk) -> None:
-    bench, feed = desk()
-    chosen = [key for key, tag in bench.tags.items() if tag.role is not Role.NORM_STATS]
-    before = snapshot(bench)
-    train(bench, feed, steps(), chosen, NOW)
-    assert moved(before, snapshot(bench)) == set(chosen)
+def test_fixed_statistics_stay_while_the_scale_is_trained(attack_target) -> None:
+    local_model, loader = attack_target()
+    chosen = [key for key, tag in local_model.tags.items() if tag.role is not Role.NORM_STATS]
+    before = snapshot(local_model)
+    train(local_model, loader, steps(), chosen, NOW)
+    assert moved(before, snapshot(local_model)) == set(chosen)
 
 
-def test_freezing_does_not_outlast_its_stage(desk) -> None:
-    bench, feed = desk()
-    train(bench, feed, steps(1), named("heads").keys(bench.tags), NOW)
-    before = snapshot(bench)
-    train(bench, feed, steps(), tuple(bench.tags), NOW)
-    assert moved(before, snapshot(bench)) == set(bench.tags)
+def test_freezing_does_not_outlast_its_stage(attack_target) -> None:
+    local_model, loader = attack_target()
+    train(local_model, loader, steps(1), named("heads").keys(local_model.tags), NOW)
+    before = snapshot(local_model)
+    train(local_model, loader, steps(), tuple(local_model.tags), NOW)
+    assert moved(before, snapshot(local_model)) == set(local_model.tags)
 
 
-def test_work_leaves_the_model_in_eval_and_torchs_own_randomness_alone(desk) -> None:
-    bench, feed = desk("mobilenet_v3_small")
+def test_work_leaves_the_model_in_eval_and_torchs_own_randomness_alone(attack_target) -> None:
+    local_model, loader = attack_target("mobilenet_v3_small")
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    train(bench, feed, steps(augment=Augment()), tuple(bench.tags), NOW)
-    recalibrate(bench, feed, Recalibrate())
-    evaluate(bench, feed, "val")
+    train(local_model, loader, steps(augment=Augment()), tuple(local_model.tags), NOW)
+    recalibrate(local_model, loader, Recalibrate())
+    evaluate(local_model, loader, "val")
     assert torch.equal(torch.get_rng_state(), before)
-    assert not any(part.training for part in bench.model.modules())
+    assert not any(part.training for part in local_model.model.modules())
 
 
 # The gradient loop against a naive twin.
 
 
-def naive(bench: Workbench, feed: Feed, epochs: int, lr: float, seed: int) -> None:
+def naive(local_model: LocalModel, loader: Loader, epochs: int, lr: float, seed: int) -> None:
     """Plain SGD in ten lines, from the same order of cases."""
-    model, generator = bench.model.train(), torch.Generator().manual_seed(derive(seed, "batches"))
-    indices = feed.splits["train"]
+    model, generator = local_model.model.train(), torch.Generator().manual_seed(derive(seed, "batches"))
+    indices = loader.splits["train"]
     for _ in range(epochs):
         for group in indices[torch.randperm(len(indices), generator=generator)].split(8):
-            x = to_float(images(27)[0], feed._spec)[group]
+            x = to_float(images(27)[0], loader._spec)[group]
             model.zero_grad()
-            F.cross_entropy(model(x)["cls"], feed.targets("cls", group)).backward()
+            F.cross_entropy(model(x)["cls"], loader.targets("cls", group)).backward()
             with torch.no_grad():
                 for value in model.parameters():
                     value.add_(value.grad, alpha=-lr)
     model.eval()
 
 
-def test_every_bit_is_that_of_plain_sgd(desk) -> None:
-    (ours, feed), (plain, _) = desk(), desk()
-    facts = train(ours, feed, Gradient(epochs=2, batch_size=8, optimiser="sgd", momentum=0, lr=0.1), [*ours.tags], NOW)
-    naive(plain, feed, 2, 0.1, NOW.seed)
+def test_every_bit_is_that_of_plain_sgd(attack_target) -> None:
+    (ours, loader), (plain, _) = attack_target(), attack_target()
+    facts = train(
+        ours, loader, Gradient(epochs=2, batch_size=8, optimiser="sgd", momentum=0, lr=0.1), [*ours.tags], NOW
+    )
+    naive(plain, loader, 2, 0.1, NOW.seed)
     assert not moved(snapshot(ours), snapshot(plain))
     assert (facts["steps"], facts["examples"]) == (6, 21)
     assert math.isfinite(facts["loss"])
 
 
-def test_the_same_seed_trains_the_same_and_another_does_not(desk) -> None:
+def test_the_same_seed_trains_the_same_and_another_does_not(attack_target) -> None:
     results = []
     for seed in (1, 1, 2):
-        bench, feed = desk("mobilenet_v3_small")
-        train(bench, feed, steps(2, augment=Augment()), tuple(bench.tags), Moment(seed, 1, 1))
-        results.append(snapshot(bench))
+        local_model, loader = attack_target("mobilenet_v3_small")
+        train(local_model, loader, steps(2, augment=Augment()), tuple(local_model.tags), RoundContext(seed, 1, 1))
+        results.append(snapshot(local_model))
     assert not moved(results[0], results[1])
     assert moved(results[0], results[2])
 
 
-def test_the_backbone_learns_at_its_own_rate(desk) -> None:
-    (full, feed), (tenth, _) = desk(), desk()
+def test_the_backbone_learns_at_its_own_rate(attack_target) -> None:
+    (full, loader), (tenth, _) = attack_target(), attack_target()
     before = snapshot(full)
-    train(full, feed, steps(1, momentum=0), tuple(full.tags), NOW)
-    train(tenth, feed, steps(1, momentum=0, backbone_lr_factor=0.1), tuple(tenth.tags), NOW)
+    train(full, loader, steps(1, momentum=0), tuple(full.tags), NOW)
+    train(tenth, loader, steps(1, momentum=0, backbone_lr_factor=0.1), tuple(tenth.tags), NOW)
     for key in ("backbone.conv1.weight", "backbone.bn1.bias", "heads.cls.weight"):
         whole, part = snapshot(full)[key] - before[key], snapshot(tenth)[key] - before[key]
         np.testing.assert_allclose(part, whole * (1 if key.startswith("heads") else 0.1), rtol=1e-3, atol=1e-7)
@@ -143,11 +145,11 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
     return seen
 
 
-def test_the_schedule_runs_over_all_rounds_of_the_stage(desk, rates: list[list[float]]) -> None:
-    bench, feed = desk()
+def test_the_schedule_runs_over_all_rounds_of_the_stage(attack_target, rates: list[list[float]]) -> None:
+    local_model, loader = attack_target()
     spec = steps(4, lr=0.01, schedule="cosine", warmup=0.25, backbone_lr_factor=0.5)
     for number in (1, 2):
-        train(bench, feed, spec, tuple(bench.tags), Moment(7, number, 2))
+        train(local_model, loader, spec, tuple(local_model.tags), RoundContext(7, number, 2))
     want = []
     for step in range(8):
         done = step / 8
@@ -158,9 +160,9 @@ def test_the_schedule_runs_over_all_rounds_of_the_stage(desk, rates: list[list[f
     assert rate_factor(spec, 1.0) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_constant_rate_stays(desk, rates: list[list[float]]) -> None:
-    bench, feed = desk()
-    train(bench, feed, steps(5), named("heads").keys(bench.tags), NOW)
+def test_a_constant_rate_stays(attack_target, rates: list[list[float]]) -> None:
+    local_model, loader = attack_target()
+    train(local_model, loader, steps(5), named("heads").keys(local_model.tags), NOW)
     assert rates == [[0.05]] * 5
 
 
@@ -169,15 +171,19 @@ def test_a_constant_rate_stays(desk, rates: list[list[float]]) -> None:
     [(21, 8, [8, 8, 5]), (17, 8, [8, 9]), (16, 8, [8, 8]), (5, 1, [1] * 5), (9, 8, [9]), (3, 2, [3]), (4, 32, [4])],
 )
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_an_epoch_sees_every_case_once(desk, monkeypatch, cases: int, size: int, sizes: list[int], epochs: int) -> None:
-    bench, _ = desk("table_linear", input={"kind": "table", "numeric": ["a"]}, plan=TABLE_PLAN)
-    feed = Feed(cohort(torch.randn(cases, 1), {"cls": torch.arange(cases) % 3}), bench_input("a"), CPU)
+def test_an_epoch_sees_every_case_once(
+    attack_target, monkeypatch, cases: int, size: int, sizes: list[int], epochs: int
+) -> None:
+    local_model, _ = attack_target("table_linear", input={"kind": "table", "numeric": ["a"]}, plan=TABLE_PLAN)
+    loader = Loader(cohort(torch.randn(cases, 1), {"cls": torch.arange(cases) % 3}), local_model_input("a"), CPU)
     seen: list[list[int]] = []
-    real = feed.batches
+    real = loader.batches
     monkeypatch.setattr(
-        feed, "batches", lambda groups: real([seen.append(group.tolist()) or group for group in groups])
+        loader, "batches", lambda groups: real([seen.append(group.tolist()) or group for group in groups])
     )
-    facts = train(bench, feed, Gradient(epochs=epochs, batch_size=size), named("heads").keys(bench.tags), NOW)
+    facts = train(
+        local_model, loader, Gradient(epochs=epochs, batch_size=size), named("heads").keys(local_model.tags), NOW
+    )
     assert [len(group) for group in seen] == sizes * epochs
     assert facts["steps"] == len(sizes) * epochs
     flat = [case for group in seen for case in group]
@@ -187,10 +193,10 @@ def test_an_epoch_sees_every_case_once(desk, monkeypatch, cases: int, size: int,
         assert flat[:cases] != flat[cases:]
 
 
-def test_steps_are_counted_and_epochs_begin_anew_when_they_need_to(desk) -> None:
-    bench, feed = desk()
+def test_steps_are_counted_and_epochs_begin_anew_when_they_need_to(attack_target) -> None:
+    local_model, loader = attack_target()
     for count in (1, 3, 4, 10):
-        facts = train(bench, feed, steps(count), named("heads").keys(bench.tags), NOW)
+        facts = train(local_model, loader, steps(count), named("heads").keys(local_model.tags), NOW)
         assert facts["steps"] == count
 
 

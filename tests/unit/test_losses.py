@@ -15,7 +15,7 @@ from fedgraft.client.training.augment import augment
 from fedgraft.client.training.gradient import train
 from fedgraft.client.training.losses.supervised import supervised
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
-from fedgraft.client.training.model.loader import Feed
+from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.study.plan import Recalibrate, Role, named
 from fedgraft.common.study.training import Augment
@@ -50,14 +50,14 @@ def test_a_task_without_labels_moves_nothing_and_is_no_nan() -> None:
         assert torch.equal(logits.grad, torch.zeros(4, 3))
 
 
-def test_unlabelled_cases_do_not_change_what_is_trained(desk, make_study: MakeStudy) -> None:
+def test_unlabelled_cases_do_not_change_what_is_trained(attack_target, make_study: MakeStudy) -> None:
     inputs, known = images(27)
     some = known.clone()
     some[10:21] = -1
-    (whole, feed) = desk(labels=some)
-    part, study = desk()[0], make_study(model={"backbone": "slim_resnet"})
-    alone = Feed(cohort(inputs[:10], {"cls": known[:10]}), study.input, CPU)
-    facts = train(whole, feed, steps(), tuple(whole.tags), NOW)
+    (whole, loader) = attack_target(labels=some)
+    part, study = attack_target()[0], make_study(model={"backbone": "slim_resnet"})
+    alone = Loader(cohort(inputs[:10], {"cls": known[:10]}), study.input, CPU)
+    facts = train(whole, loader, steps(), tuple(whole.tags), NOW)
     train(part, alone, steps(), tuple(part.tags), NOW)
     assert facts["examples"] == 10
     assert not moved(snapshot(whole), snapshot(part))
@@ -73,58 +73,58 @@ def test_the_loss_of_several_tasks_is_their_sum() -> None:
     assert float(supervised(outputs, targets, weights)) == pytest.approx(float(want), rel=1e-6)
 
 
-def test_every_head_learns_from_its_own_labels(desk) -> None:
+def test_every_head_learns_from_its_own_labels(attack_target) -> None:
     tasks = [{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes": ["l", "r", "m"]}]
-    bench, feed = desk(tasks=tasks)
+    local_model, loader = attack_target(tasks=tasks)
     inputs, known = images(27)
-    feed = Feed(cohort(inputs, {"cls": known, "side": torch.full((27,), -1)}), feed._spec, CPU)
-    before = snapshot(bench)
-    train(bench, feed, steps(weight_decay=0), tuple(bench.tags), NOW)
-    gone = moved(before, snapshot(bench))
+    loader = Loader(cohort(inputs, {"cls": known, "side": torch.full((27,), -1)}), loader._spec, CPU)
+    before = snapshot(local_model)
+    train(local_model, loader, steps(weight_decay=0), tuple(local_model.tags), NOW)
+    gone = moved(before, snapshot(local_model))
     assert "heads.cls.weight" in gone
     assert not {"heads.side.weight", "heads.side.bias"} & gone
 
 
-def test_balanced_classes_count_the_same(desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_balanced_classes_count_the_same(attack_target, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.tensor([0] * 12 + [1] * 6 + [-1] * 3 + [2] * 6)  # class 2 is not among the training cases
-    bench, feed = desk(labels=labels)
+    local_model, loader = attack_target(labels=labels)
     seen: list[Tensor] = []
     real = supervised
     monkeypatch.setattr(
         "fedgraft.client.training.losses.supervised.supervised",
         lambda o, t, w, *more: seen.append(w["cls"]) or real(o, t, w, *more),
     )
-    train(bench, feed, steps(1, class_weights="balanced"), named("heads").keys(bench.tags), NOW)
+    train(local_model, loader, steps(1, class_weights="balanced"), named("heads").keys(local_model.tags), NOW)
     assert seen[0].tolist() == [0.75, 1.5, 0.0]
 
 
-def test_clipping_bounds_the_step(desk) -> None:
-    bench, feed = desk()
-    before = snapshot(bench)
-    keys = [key for key, tag in bench.tags.items() if tag.role is not Role.NORM_STATS]
-    train(bench, feed, steps(1, lr=1.0, momentum=0, clip_norm=0.01), keys, NOW)
-    after = snapshot(bench)
+def test_clipping_bounds_the_step(attack_target) -> None:
+    local_model, loader = attack_target()
+    before = snapshot(local_model)
+    keys = [key for key, tag in local_model.tags.items() if tag.role is not Role.NORM_STATS]
+    train(local_model, loader, steps(1, lr=1.0, momentum=0, clip_norm=0.01), keys, NOW)
+    after = snapshot(local_model)
     assert math.sqrt(sum(float(np.square(after[k] - before[k]).sum()) for k in keys)) == pytest.approx(0.01, rel=1e-3)
 
 
 @pytest.mark.parametrize("count", [1, 8])
-def test_a_diverging_run_says_so(desk, count: int) -> None:
-    bench, feed = desk()
+def test_a_diverging_run_says_so(attack_target, count: int) -> None:
+    local_model, loader = attack_target()
     with pytest.raises(Diverged):
-        train(bench, feed, steps(count, lr=1e38, weight_decay=1000), tuple(bench.tags), NOW)
+        train(local_model, loader, steps(count, lr=1e38, weight_decay=1000), tuple(local_model.tags), NOW)
 
 
-def test_too_few_cases(desk, make_study: MakeStudy) -> None:
-    bench, _ = desk()
+def test_too_few_cases(attack_target, make_study: MakeStudy) -> None:
+    local_model, _ = attack_target()
     inputs, known = images(1)
-    one = Feed(cohort(inputs, {"cls": known}), make_study().input, CPU)
-    none = Feed(cohort(inputs, {"cls": torch.tensor([-1])}), make_study().input, CPU)
-    train(bench, one, steps(1), named("heads").keys(bench.tags), NOW)
-    for feed, keys in ((one, tuple(bench.tags)), (none, named("heads").keys(bench.tags))):
+    one = Loader(cohort(inputs, {"cls": known}), make_study().input, CPU)
+    none = Loader(cohort(inputs, {"cls": torch.tensor([-1])}), make_study().input, CPU)
+    train(local_model, one, steps(1), named("heads").keys(local_model.tags), NOW)
+    for loader, keys in ((one, tuple(local_model.tags)), (none, named("heads").keys(local_model.tags))):
         with pytest.raises(TooFewCases):
-            train(bench, feed, steps(1), keys, NOW)
+            train(local_model, loader, steps(1), keys, NOW)
     with pytest.raises(TooFewCases):
-        recalibrate(bench, one, Recalibrate())
+        recalibrate(local_model, one, Recalibrate())
 
 
 # Augmentation.

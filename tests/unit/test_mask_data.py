@@ -13,8 +13,8 @@ from PIL import Image
 
 from fedgraft.client.data.cohorts.cohort import (
     Cohort,
+    CohortRequest,
     Place,
-    Wanted,
     load_cohort,
 )
 from fedgraft.client.data.cohorts.masks import fit_mask
@@ -50,7 +50,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> CohortSpec:
 
 
 def read(spec: CohortSpec, folder: Path, *tasks: Any, size: int = 64) -> Cohort:
-    wanted = Wanted(tasks, ImageInput(size=size), SplitSpec(train=0.5, val=0.25, test=0.25), 0)
+    wanted = CohortRequest(tasks, ImageInput(size=size), SplitSpec(train=0.5, val=0.25, test=0.25), 0)
     return load_cohort("north", spec, wanted, Place(folder / "state", folder / "cache", b"0" * 16))
 
 

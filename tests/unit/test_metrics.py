@@ -123,9 +123,9 @@ def test_merged_sites_give_the_pooled_value_not_the_mean_of_sites() -> None:
     # This site's scores run higher: pooling changes the ranking, so the mean of AUROCs is another number.
     logits[:20, 1] += 4
     parts = [ClassificationSums.of(logits[s], truth[s]) for s in (slice(0, 20), slice(20, 21), slice(21, 90))]
-    whole, merged = ClassificationSums.of(logits, truth).values(), sum(parts, ClassificationSums.zero(3)).values()
-    assert merged == pytest.approx(whole, rel=1e-12)
-    assert abs(merged["auroc"] - macro_mean([p.values() for p in parts], "auroc")) > 0.02
+    whole, aggregated = ClassificationSums.of(logits, truth).values(), sum(parts, ClassificationSums.zero(3)).values()
+    assert aggregated == pytest.approx(whole, rel=1e-12)
+    assert abs(aggregated["auroc"] - macro_mean([p.values() for p in parts], "auroc")) > 0.02
 
 
 def test_cases_with_unknown_label_do_not_count() -> None:

@@ -10,8 +10,8 @@ import torch
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.closed_form.closed_form import ridge_head
@@ -21,7 +21,7 @@ from fedgraft.common.protocol.instructions import Update
 from fedgraft.common.study.aggregates import Newton
 from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.study import parse_study
-from fedgraft.server.aggregation.aggregator import merger
+from fedgraft.server.aggregation.aggregator import aggregator
 from helpers.work import CPU, cohort, images
 
 Sums = dict[str, np.ndarray]
@@ -47,11 +47,11 @@ def empty() -> Sums:
 def test_a_step_of_all_sites_is_the_pooled_step() -> None:
     sites, state = [drawn(seed, 40 + 9 * seed) for seed in range(3)], empty()
     state["heads.cls.weight"] += np.random.default_rng(9).normal(size=(3, 4))
-    stage = Stage(name="x", local=Statistics(of="residuals"), merge=Newton(strength=0.1))
-    merging = merger(stage, {})
+    stage = Stage(name="x", local=Statistics(of="residuals"), aggregate=Newton(ridge_penalty=0.1))
+    aggregator = aggregator(stage, {})
     for site in sites:
-        merging.add(Update(1, sums_of(*site, state), {}, {}, {}))
-    found = merging.result(state)
+        aggregator.add(Update(1, sums_of(*site, state), {}, {}, {}))
+    found = aggregator.result(state)
     z, y = np.vstack([site[0] for site in sites]), np.concatenate([site[1] for site in sites])
     pooled = sums_of(z, y, state)
     weight, bias = ridge_head(pooled["cls/gram"], pooled["cls/cross"], 0.1, standardise=False)
@@ -72,7 +72,7 @@ def test_steps_end_at_the_logistic_regression_of_scikit_learn() -> None:
     (z, y), state = drawn(5, 400), empty()
     losses = []
     for _ in range(60):
-        state |= stepped_heads(sums_of(z, y, state), Newton(strength=1e-9), state)
+        state |= stepped_heads(sums_of(z, y, state), Newton(ridge_penalty=1e-9), state)
         head = np.vstack([state["heads.cls.weight"].T, state["heads.cls.bias"]])
         losses.append(float(-np.log(softmax(z @ head, axis=1)[np.arange(len(y)), y]).sum()))
     assert all(after <= before + 1e-9 for before, after in pairwise(losses))
@@ -85,14 +85,14 @@ def test_where_nothing_is_wrong_heads_stay() -> None:
     z, _ = drawn(6, 50)
     state = empty()
     sums = {"cls/gram": z.T @ z, "cls/cross": np.zeros((5, 3))}
-    found = stepped_heads(sums, Newton(strength=0.1), state)
+    found = stepped_heads(sums, Newton(ridge_penalty=0.1), state)
     assert all(np.array_equal(found[key], state[key]) for key in state)
 
 
 def test_a_step_without_labels_or_strength_is_refused() -> None:
     sums = {"cls/gram": np.zeros((5, 5)), "cls/cross": np.zeros((5, 3))}
     with pytest.raises(RunError, match="No site has a label"):
-        stepped_heads(sums, Newton(strength=0.1), empty())
+        stepped_heads(sums, Newton(ridge_penalty=0.1), empty())
     with pytest.raises(RunError, match="not chosen yet"):
         stepped_heads(sums, Newton(), empty())
 
@@ -108,19 +108,19 @@ def test_what_a_site_sends_is_what_its_heads_get_wrong() -> None:
     """For classes, labels and values, of validation cases alone, those without a label left out."""
     plan = [{"name": "x", "local": {"kind": "statistics"}, "share": "heads", "merge": {"kind": "ridge"}}]
     study = parse_study({"name": "x", "tasks": TASKS, "input": {"kind": "image", "size": 32}, "plan": plan}, "here")
-    bench = Workbench(study, CPU)
+    local_model = LocalModel(study, CPU)
     inputs, cls = images(20)
     rng = np.random.default_rng(3)
     found, size = rng.integers(0, 2, (20, 2)).astype(np.float32), rng.normal(25, 8, 20).astype(np.float32)
     cls[18], found[17, 1], size[16] = -1, np.nan, np.nan
     targets = {"cls": cls, "found": torch.from_numpy(found), "size": torch.from_numpy(size)}
-    feed = Feed(cohort(inputs, targets, held_out=8), study.input, CPU)
-    sums = feature_sums(bench, feed, "val", residuals=True)
-    (batch,) = feed.batches([torch.arange(12, 20)])
-    bench.model.eval()
+    loader = Loader(cohort(inputs, targets, held_out=8), study.input, CPU)
+    sums = feature_sums(local_model, loader, "val", residuals=True)
+    (batch,) = loader.batches([torch.arange(12, 20)])
+    local_model.model.eval()
     with torch.no_grad():
-        z = np.hstack([bench.model.features(batch.inputs).double().numpy(), np.ones((8, 1))])
-    state = {key: array.astype(np.float64) for key, array in state_arrays(bench.model).items()}
+        z = np.hstack([local_model.model.features(batch.inputs).double().numpy(), np.ones((8, 1))])
+    state = {key: array.astype(np.float64) for key, array in state_arrays(local_model.model).items()}
 
     def said(task: str) -> np.ndarray:
         return np.asarray(z @ np.vstack([state[f"heads.{task}.weight"].T, state[f"heads.{task}.bias"]]))
@@ -137,7 +137,7 @@ def test_what_a_site_sends_is_what_its_heads_get_wrong() -> None:
     known = ~np.isnan(size[late])
     wrong = (size[late][known] - 20) / 10 - said("size")[known, 0]
     np.testing.assert_allclose(sums["size/value"][:, 0], z[known].T @ wrong, rtol=1e-4, atol=1e-5)
-    stepped = stepped_heads(sums, Newton(strength=1.0), state)
+    stepped = stepped_heads(sums, Newton(ridge_penalty=1.0), state)
     labels = ridge_head(sums["found/gram"][1], sums["found/cross"][:, 1:], 1.0, standardise=False)[0]
     np.testing.assert_allclose(stepped["heads.found.weight"][1], state["heads.found.weight"][1] + 4 * labels[0])
     value = ridge_head(sums["size/gram"], sums["size/value"], 1.0, standardise=False)[0]

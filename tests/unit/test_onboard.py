@@ -19,8 +19,8 @@ from fedgraft.client.training.few_shot import (
     only,
     shots,
 )
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.auxiliary import moments_from_sums
@@ -41,9 +41,9 @@ def mine() -> Cohort:
 
 
 @pytest.fixture
-def bench(make_study: MakeStudy) -> tuple[Study, Workbench, dict[str, np.ndarray]]:
+def local_model(make_study: MakeStudy) -> tuple[Study, LocalModel, dict[str, np.ndarray]]:
     study = make_study()
-    made = Workbench(study, CPU)
+    made = LocalModel(study, CPU)
     return study, made, {key: array.copy() for key, array in state_arrays(made.model).items()}
 
 
@@ -65,9 +65,9 @@ def test_so_many_of_each_class_and_never_fewer(mine: Cohort) -> None:
     assert short.value.words() == "0 of right"
 
 
-def test_only_the_drawn_cases_are_learnt_from(mine: Cohort, bench: Any) -> None:
+def test_only_the_drawn_cases_are_learnt_from(mine: Cohort, local_model: Any) -> None:
     """Cases that were not drawn may be anything."""
-    study, made, state = bench
+    study, made, state = local_model
     chosen = shots(mine, TASK, 4, 0)
     others = sorted(set(range(len(mine.inputs))) - set(chosen.tolist()))
     spoilt = mine.inputs.clone()
@@ -83,8 +83,8 @@ def test_only_the_drawn_cases_are_learnt_from(mine: Cohort, bench: Any) -> None:
         assert all(np.array_equal(fits[0][key], fits[1][key]) for key in fits[0])
 
 
-def test_one_fit_leaves_nothing_behind_for_the_next(mine: Cohort, bench: Any) -> None:
-    study, made, state = bench
+def test_one_fit_leaves_nothing_behind_for_the_next(mine: Cohort, local_model: Any) -> None:
+    study, made, state = local_model
     own = only(mine, shots(mine, TASK, 4, 0))
 
     def tuned() -> dict[str, np.ndarray]:
@@ -99,17 +99,17 @@ def test_one_fit_leaves_nothing_behind_for_the_next(mine: Cohort, bench: Any) ->
     assert all(np.array_equal(first[key], again[key]) for key in first)
 
 
-def test_the_blend_is_as_if_the_common_cases_were_so_many(mine: Cohort, bench: Any) -> None:
+def test_the_blend_is_as_if_the_common_cases_were_so_many(mine: Cohort, local_model: Any) -> None:
     """A naive twin: the weighted ridge, and prototypes, of both sites' cases in one array."""
-    study, made, state = bench
+    study, made, state = local_model
     inputs, labels = images(90, seed=9)
     theirs = cohort(inputs, {"cls": labels})
     own = only(mine, shots(mine, TASK, 4, 0))
-    common = feature_sums(made, Feed(theirs, study.input, CPU))
+    common = feature_sums(made, Loader(theirs, study.input, CPU))
     rows, codes, weights = [], [], []
     for who, weight in ((own, 1.0), (theirs, 30 / 90)):
-        feed = Feed(who, study.input, CPU)
-        (batch,) = feed.batches([feed.labelled("train")])
+        loader = Loader(who, study.input, CPU)
+        (batch,) = loader.batches([loader.labelled("train")])
         made.model.eval()
         with torch.no_grad():
             rows.append(made.model.features(batch.inputs).double().numpy())
@@ -131,10 +131,10 @@ def test_the_blend_is_as_if_the_common_cases_were_so_many(mine: Cohort, bench: A
     np.testing.assert_allclose(heads["heads.cls.weight"], 5 * weight.T, rtol=1e-3, atol=1e-5)
 
 
-def test_without_common_sums_heads_are_the_sites_own(mine: Cohort, bench: Any) -> None:
-    study, made, _ = bench
-    own = feature_sums(made, Feed(only(mine, shots(mine, TASK, 4, 0)), study.input, CPU))
-    common = feature_sums(made, Feed(mine, study.input, CPU))
+def test_without_common_sums_heads_are_the_sites_own(mine: Cohort, local_model: Any) -> None:
+    study, made, _ = local_model
+    own = feature_sums(made, Loader(only(mine, shots(mine, TASK, 4, 0)), study.input, CPU))
+    common = feature_sums(made, Loader(mine, study.input, CPU))
     for sums in (blended(own, None, 20), blended(own, common, 0)):
         assert all(np.array_equal(sums[key], own[key]) for key in own)
     assert blended(own, common, 20)["cls/gram"][-1, -1] == pytest.approx(12 + 20)
@@ -149,7 +149,7 @@ def test_tasks_of_other_kinds_are_solved_where_that_can_be(make_study: MakeStudy
         {"name": "later", "classes": ["yes", "no"]},
     ]
     study = make_study(tasks=tasks)
-    made = Workbench(study, CPU)
+    made = LocalModel(study, CPU)
     state = {key: array.copy() for key, array in state_arrays(made.model).items()}
     inputs, labels = images(30)
     rng = np.random.default_rng(2)
@@ -160,7 +160,7 @@ def test_tasks_of_other_kinds_are_solved_where_that_can_be(make_study: MakeStudy
         "later": torch.full((30,), -1),
     }
     mine = cohort(inputs, targets)
-    common = feature_sums(made, Feed(mine, study.input, CPU))
+    common = feature_sums(made, Loader(mine, study.input, CPU))
     assert np.allclose(moments_from_sums(common)["moments/mean"], common["signs/gram"][0][-1, :-1] / 30)
 
     def solved(how: str) -> set[str]:

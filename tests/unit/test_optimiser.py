@@ -14,7 +14,7 @@ from fedgraft.common.study.plan import (
     Tag,
     named,
 )
-from fedgraft.server.aggregation.aggregator import merger
+from fedgraft.server.aggregation.aggregator import aggregator
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),
@@ -25,7 +25,7 @@ TAGS = {
 ROUNDS = 7
 
 
-def run(merge: ServerOptimiser | Mean, memory: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+def run(aggregate: ServerOptimiser | Mean, memory: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """The state after each round of three sites of 10, 20 and 30 cases that send random changes."""
     rng = np.random.default_rng(5)
     state = {
@@ -35,13 +35,13 @@ def run(merge: ServerOptimiser | Mean, memory: dict[str, np.ndarray]) -> list[di
         "heads.cls.weight": rng.normal(size=(2, 3)),
     }
     states = [state]
-    stage = Stage(name="s", local=Gradient(epochs=1), share=named("all"), merge=merge)
+    stage = Stage(name="s", local=Gradient(epochs=1), share=named("all"), aggregate=aggregate)
     for _ in range(ROUNDS):
-        merging = merger(stage, TAGS, memory)
+        aggregator = aggregator(stage, TAGS, memory)
         for cases in (10.0, 20.0, 30.0):
             sent = {key: old + rng.normal(0.1, 0.3, old.shape) for key, old in state.items() if old.ndim}
-            merging.add(Update(1, sent | {"backbone.n": np.array(5)}, {"*": cases, "cls": cases}, {}, {}))
-        state = state | merging.result(state)
+            aggregator.add(Update(1, sent | {"backbone.n": np.array(5)}, {"*": cases, "cls": cases}, {}, {}))
+        state = state | aggregator.result(state)
         states.append(state)
     return states
 

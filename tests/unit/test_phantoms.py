@@ -11,13 +11,13 @@ from fedgraft.common.base.seeds import derive
 from fedgraft.simulations.phantoms.patients import draw_patient
 from fedgraft.simulations.phantoms.phantoms import (
     FINDINGS,
-    Findings,
+    PhantomFindings,
     draw_phantoms,
     render,
 )
 from fedgraft.simulations.phantoms.scenario import PhantomSite
 
-LOOKS = Findings(size=(0.2, 0.36), contrast=0.3)
+LOOKS = PhantomFindings(size=(0.2, 0.36), contrast=0.3)
 MODALITIES = ("ct", "mr", "xr")
 FOUND = FINDINGS[1:]
 

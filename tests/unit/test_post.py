@@ -62,7 +62,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
 
 
-def order() -> dict[int, Message]:
+def instruction() -> dict[int, Message]:
     return {7: Message(RecordDict({"o": ConfigRecord({"x": 1})}), dst_node_id=7, message_type="train.visit")}
 
 
@@ -71,7 +71,7 @@ def probe(node: int) -> Message:
 
 
 def answers(site: Site, deadline_s: float | None = 5.0) -> list[tuple[int, str | None]]:
-    found = collect(site, order(), deadline_s, probe)
+    found = collect(site, instruction(), deadline_s, probe)
     return [(node, reply and str(reply.content["n"]["id"])) for node, reply in found]
 
 

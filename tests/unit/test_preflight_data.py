@@ -12,20 +12,20 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
-from fedgraft.client.data.cohorts.cohort import Wanted, load_cohort
+from fedgraft.client.data.cohorts.cohort import CohortRequest, load_cohort
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.enrolment.pseudonyms import place_of
-from fedgraft.client.preflight.check import Check, Site
-from fedgraft.client.preflight.report import Level, Line
+from fedgraft.client.preflight.check import Check, SiteUnderCheck
+from fedgraft.client.preflight.report import FindingLine, Level
 from fedgraft.common.study.study import Study
 from helpers.site_home import CLASSES, STUDY, Hospital, study
 
 
-def failing(lines: dict[str, Line]) -> set[str]:
+def failing(lines: dict[str, FindingLine]) -> set[str]:
     return {name for name, line in lines.items() if line.level is Level.FAILS}
 
 
-def noted(lines: dict[str, Line]) -> set[str]:
+def noted(lines: dict[str, FindingLine]) -> set[str]:
     return {name for name, line in lines.items() if line.level is Level.NOTE}
 
 
@@ -228,7 +228,9 @@ def test_a_class_without_a_training_case_is_noted(hospital: Hospital) -> None:
     """The site's patients were split before their labels were corrected."""
     config, asked = read_site(hospital.home), study()
     place = place_of(config, asked.digest)
-    cohort = load_cohort("north", config.cohort, Wanted(asked.tasks, asked.input, asked.split, asked.seed), place)
+    cohort = load_cohort(
+        "north", config.cohort, CohortRequest(asked.tasks, asked.input, asked.split, asked.seed), place
+    )
     trained = {cohort.patients[at] for at in cohort.splits["train"].tolist()}
     rows = hospital.rows()
     for row in rows:
@@ -362,7 +364,7 @@ def test_without_a_patient_column_the_splits_may_not_be_by_patient(hospital: Hos
 
 
 def test_without_a_study_data_cannot_be_judged(hospital: Hospital) -> None:
-    report = Check(Site(hospital.home, read_site(hospital.home)), None, lambda _: None).run(["data"])
+    report = Check(SiteUnderCheck(hospital.home, read_site(hospital.home)), None, lambda _: None).run(["data"])
     (line,) = report.parts[0].findings.lines
     assert line.level is Level.SKIPPED
     assert report.failing == 0

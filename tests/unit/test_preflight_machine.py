@@ -16,8 +16,8 @@ from pydicom import dcmread
 from fedgraft.client.preflight import environment
 from fedgraft.client.preflight.memory import PeakMemory
 from fedgraft.client.preflight.report import Level
-from fedgraft.client.training import microbatching as room
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training import microbatching as microbatching
+from fedgraft.client.training.model.local_model import LocalModel
 from helpers.site_home import Hospital, study
 
 ENVIRONMENT = {"versions", "gpu", "disk_state", "disk_cache", "private", "memory", "cores", "clock"}
@@ -164,7 +164,7 @@ def test_no_memory_for_a_batch_fails_and_the_rest_goes_on(hospital: Hospital, mo
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(room, "train", full)
+    monkeypatch.setattr(microbatching, "train", full)
     lines = hospital.lines("training")
     assert lines["stage_train"].level is Level.FAILS
     assert "memory" in lines["stage_train"].says
@@ -175,7 +175,7 @@ def test_no_memory_for_the_model_fails(hospital: Hospital, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Workbench, "__init__", full)
+    monkeypatch.setattr(LocalModel, "__init__", full)
     assert hospital.lines("training")["model"].level is Level.FAILS
 
 

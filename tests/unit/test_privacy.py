@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from fedgraft.common.privacy.accountant import (
     ORDERS,
     Event,
+    aggregate,
     default_delta,
     epsilon,
     epsilon_of,
     epsilon_prv,
-    merge,
     noise_for,
     rdp,
 )
@@ -54,7 +54,7 @@ def test_a_plain_gaussian_release_has_the_closed_form() -> None:
 def test_restarts_cost_what_one_run_costs() -> None:
     once = Event(1.3, 0.1, 60)
     parts = [Event(1.3, 0.1, 15)] * 4
-    assert merge(parts) == (once,)
+    assert aggregate(parts) == (once,)
     assert epsilon(parts, 1e-4) == pytest.approx(epsilon([once], 1e-4), abs=1e-9)
     summed = sum((rdp([part]) for part in parts), np.zeros(len(ORDERS)))
     assert epsilon_of(summed, 1e-4) == pytest.approx(epsilon([once], 1e-4), abs=1e-9)
@@ -68,13 +68,15 @@ def test_different_jobs_add_up_whatever_their_order() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([0.6, 0.8, 1.0, 2.0, 5.0]), st.sampled_from([0.01, 0.1, 0.3, 1.0]), st.integers(1, 5000))
-def test_more_noise_costs_less_and_more_of_anything_else_costs_more(sigma: float, q: float, steps: int) -> None:
-    cost = epsilon([Event(sigma, q, steps)], 1e-4)
-    assert epsilon([Event(sigma * 1.5, q, steps)], 1e-4) <= cost
-    assert epsilon([Event(sigma, min(1.0, q * 2), steps)], 1e-4) >= cost
-    assert epsilon([Event(sigma, q, steps + 1)], 1e-4) >= cost
-    assert epsilon([Event(sigma, q, steps)], 1e-5) >= cost
-    assert epsilon([Event(sigma, q, steps), Event(3.0, 0.1, 1)], 1e-4) >= cost
+def test_more_noise_costs_less_and_more_of_anything_else_costs_more(
+    noise_multiplier: float, q: float, steps: int
+) -> None:
+    cost = epsilon([Event(noise_multiplier, q, steps)], 1e-4)
+    assert epsilon([Event(noise_multiplier * 1.5, q, steps)], 1e-4) <= cost
+    assert epsilon([Event(noise_multiplier, min(1.0, q * 2), steps)], 1e-4) >= cost
+    assert epsilon([Event(noise_multiplier, q, steps + 1)], 1e-4) >= cost
+    assert epsilon([Event(noise_multiplier, q, steps)], 1e-5) >= cost
+    assert epsilon([Event(noise_multiplier, q, steps), Event(3.0, 0.1, 1)], 1e-4) >= cost
 
 
 BROKEN = [
@@ -111,8 +113,8 @@ def test_nothing_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize(("sigma", "q"), [(50.0, 1e-6), (1e3, 0.5), (0.5, 0.5), (5.0, 0.999)])
-def test_no_order_ever_pays_back(sigma: float, q: float) -> None:
-    assert (rdp([Event(sigma, q, 10**6)]) >= 0).all()
+def test_no_order_ever_pays_back(noise_multiplier: float, q: float) -> None:
+    assert (rdp([Event(noise_multiplier, q, 10**6)]) >= 0).all()
 
 
 def test_one_broken_order_does_not_hide_the_others() -> None:
@@ -142,17 +144,17 @@ def test_delta_needs_patients() -> None:
 @pytest.mark.parametrize(("limit", "by_prv"), [(1.0, 4.22), (3.0, 1.83), (8.0, 1.00)])
 def test_the_noise_for_a_limit_fits_and_is_hardly_more_than_needed(limit: float, by_prv: float) -> None:
     q, steps, delta = 64 / 500, 156, 500**-1.1
-    sigma = noise_for(limit, delta, q, steps)
-    assert by_prv <= sigma <= by_prv * 1.2
-    assert epsilon([Event(sigma, q, steps)], delta) <= limit
-    assert epsilon([Event(sigma * 0.997, q, steps)], delta) > limit
+    noise_multiplier = noise_for(limit, delta, q, steps)
+    assert by_prv <= noise_multiplier <= by_prv * 1.2
+    assert epsilon([Event(noise_multiplier, q, steps)], delta) <= limit
+    assert epsilon([Event(noise_multiplier * 0.997, q, steps)], delta) > limit
 
 
 def test_the_noise_for_a_limit_knows_what_was_spent() -> None:
     spent = [Event(2.1, 0.1, 100)]
-    sigma = noise_for(3.0, 1e-3, 0.1, 100, spent)
-    assert sigma > noise_for(3.0, 1e-3, 0.1, 100)
-    assert epsilon([*spent, Event(sigma, 0.1, 100)], 1e-3) <= 3.0
+    noise_multiplier = noise_for(3.0, 1e-3, 0.1, 100, spent)
+    assert noise_multiplier > noise_for(3.0, 1e-3, 0.1, 100)
+    assert epsilon([*spent, Event(noise_multiplier, 0.1, 100)], 1e-3) <= 3.0
     assert noise_for(1.0, 1e-3, 0.1, 100, [Event(0.5, 0.1, 100)]) == math.inf
     assert noise_for(math.nan, 1e-3, 0.1, 100) == math.inf
 

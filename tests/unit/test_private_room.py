@@ -46,56 +46,56 @@ class Gpu:
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 @pytest.mark.parametrize("way", ["forward", "backward"])
-def test_a_small_gpu_gives_the_sums_of_a_large_one(desk: Desk, mode: str, way: str, caplog) -> None:
-    bench, feed = desk()
-    spec = quiet(steps=3, clip=0.5, mode=mode, batch_size=16)
-    wanted = sums(bench, feed, ALONE, spec)
+def test_a_small_gpu_gives_the_sums_of_a_large_one(attack_target: Desk, mode: str, way: str, caplog) -> None:
+    local_model, loader = attack_target()
+    spec = quiet(steps=3, max_grad_norm=0.5, mode=mode, batch_size=16)
+    wanted = sums(local_model, loader, ALONE, spec)
     gpu = Gpu(5)
     with gpu.of(way), caplog.at_level(logging.WARNING):
-        got = sums(bench, feed, ALONE, spec)
+        got = sums(local_model, loader, ALONE, spec)
     assert gpu.failed == 2, "16 and 8 cases are too many, 4 are not, and the next steps know"
     assert float((got - wanted).norm() / wanted.norm()) < 1e-5
     assert "in groups of 4" in caplog.text
 
 
-def test_a_patient_is_clipped_once_in_whatever_group(desk: Desk) -> None:
-    bench, feed = desk()
-    spec = quiet(clip=0.1, views=3, batch_size=16)
-    wanted = sums(bench, feed, PATIENTS, spec)
+def test_a_patient_is_clipped_once_in_whatever_group(attack_target: Desk) -> None:
+    local_model, loader = attack_target()
+    spec = quiet(max_grad_norm=0.1, augmentation_multiplicity=3, batch_size=16)
+    wanted = sums(local_model, loader, PATIENTS, spec)
     gpu = Gpu(4)
     with gpu.of("forward"):
-        got = sums(bench, feed, PATIENTS, spec)
+        got = sums(local_model, loader, PATIENTS, spec)
     assert gpu.failed
     assert float((got - wanted).norm() / wanted.norm()) < 1e-5
 
 
-def test_what_does_not_fit_case_by_case_ends_and_leaves_nothing(desk: Desk) -> None:
-    bench, feed = desk()
-    before = snapshot(bench)
+def test_what_does_not_fit_case_by_case_ends_and_leaves_nothing(attack_target: Desk) -> None:
+    local_model, loader = attack_target()
+    before = snapshot(local_model)
     with Gpu(0).of("backward"), pytest.raises(torch.OutOfMemoryError):
-        sums(bench, feed, ALONE, terms())
-    assert all((value == before[key]).all() for key, value in snapshot(bench).items())
+        sums(local_model, loader, ALONE, terms())
+    assert all((value == before[key]).all() for key, value in snapshot(local_model).items())
     left = ("grad_sample", "_current_grad_sample", "_norm_sample", "_forward_counter")
-    assert not [key for key in trainable(bench) for name in left if hasattr(bench.parameters[key], name)]
-    assert all(bench.parameters[key].grad is None for key in trainable(bench))
+    assert not [key for key in trainable(local_model) for name in left if hasattr(local_model.parameters[key], name)]
+    assert all(local_model.parameters[key].grad is None for key in trainable(local_model))
 
 
-def test_the_figures_do_not_tell_that_memory_ran_out(desk: Desk) -> None:
+def test_the_figures_do_not_tell_that_memory_ran_out(attack_target: Desk) -> None:
     """They are public, and a group is full only if enough patients were drawn."""
     from fedgraft.client.privacy.dp.dpsgd import train_private
 
-    bench, feed = desk()
+    local_model, loader = attack_target()
     spec = terms(batch_size=16)
-    whole = train_private(bench, feed, ALONE, spec, trainable(bench), NOW)
+    whole = train_private(local_model, loader, ALONE, spec, trainable(local_model), NOW)
     with Gpu(4).of("forward"):
-        parts = train_private(bench, feed, ALONE, spec, trainable(bench), NOW)
+        parts = train_private(local_model, loader, ALONE, spec, trainable(local_model), NOW)
     assert whole == parts
 
 
-def test_noise_is_drawn_once_a_step(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_is_drawn_once_a_step(attack_target: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedgraft.client.privacy.dp import noise as noising
 
-    bench, feed = desk()
+    local_model, loader = attack_target()
     real, drawn = noising.noise, []
 
     def counted(like: Tensor, deviation: float) -> Tensor:
@@ -103,9 +103,9 @@ def test_noise_is_drawn_once_a_step(desk: Desk, monkeypatch: pytest.MonkeyPatch)
         return real(like, deviation)
 
     monkeypatch.setattr(noising, "noise", counted)
-    sums(bench, feed, ALONE, quiet(steps=2, batch_size=16))
+    sums(local_model, loader, ALONE, quiet(steps=2, batch_size=16))
     whole = list(drawn)
     drawn.clear()
     with Gpu(4).of("forward"):
-        sums(bench, feed, ALONE, quiet(steps=2, batch_size=16))
+        sums(local_model, loader, ALONE, quiet(steps=2, batch_size=16))
     assert drawn == whole

@@ -15,7 +15,7 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.join import join, rejoin, update_roster
-from fedgraft.client.privacy.masking.used_masks import MaskSettings, read_pairs
+from fedgraft.client.privacy.masking.used_masks import SecureAggregationSettings, read_pairs
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError, RosterError, StudyError
 from fedgraft.common.identity.keys import (
@@ -287,7 +287,7 @@ def test_sites_that_joined_share_secrets_for_masks_pair_by_pair(kits):
     assert read_pairs("north", masks(home)).secret("east") == east.secret("north") != north.secret("south")
 
 
-def masks(home: SiteHome) -> MaskSettings:
+def masks(home: SiteHome) -> SecureAggregationSettings:
     found = read_config(home.config).masks
     assert found is not None
     return found

@@ -8,11 +8,11 @@ import pytest
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.protocol.instructions import Update
 from fedgraft.common.study.aggregates import (
+    Aggregation,
     ClippedMean,
     Krum,
     Mean,
     Median,
-    Merge,
     TrimmedMean,
 )
 from fedgraft.common.study.plan import (
@@ -22,7 +22,7 @@ from fedgraft.common.study.plan import (
     Tag,
     named,
 )
-from fedgraft.server.aggregation.aggregator import merger
+from fedgraft.server.aggregation.aggregator import aggregator
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),
@@ -47,13 +47,13 @@ def honest(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def merged(
-    merge: Merge, sites: list[dict[str, np.ndarray]], labels: list[float] | None = None
+def aggregated(
+    aggregate: Aggregation, sites: list[dict[str, np.ndarray]], labels: list[float] | None = None
 ) -> dict[str, np.ndarray]:
-    merging = merger(Stage(name="s", local=Gradient(epochs=1), share=named("all"), merge=merge), TAGS)
+    aggregator = aggregator(Stage(name="s", local=Gradient(epochs=1), share=named("all"), aggregate=aggregate), TAGS)
     for tensors, count in zip(sites, labels or [5.0] * len(sites), strict=True):
-        merging.add(Update(1, tensors, {"*": 5.0, "cls": count}, {}, {}))
-    return merging.result(OLD)
+        aggregator.add(Update(1, tensors, {"*": 5.0, "cls": count}, {}, {}))
+    return aggregator.result(OLD)
 
 
 def stacked(sites: list[dict[str, np.ndarray]], key: str) -> np.ndarray:
@@ -62,7 +62,7 @@ def stacked(sites: list[dict[str, np.ndarray]], key: str) -> np.ndarray:
 
 def test_the_median_of_each_coordinate() -> None:
     sites = honest(5)
-    got = merged(Median(), sites)
+    got = aggregated(Median(), sites)
     for key, old in OLD.items():
         np.testing.assert_array_equal(got[key], np.median(stacked(sites, key), axis=0).astype(old.dtype))
         assert got[key].dtype == old.dtype
@@ -72,16 +72,16 @@ def test_the_median_of_each_coordinate() -> None:
 def test_the_trimmed_mean_cuts_at_either_end(count: int, trim: float, cut: int) -> None:
     sites = honest(count)
     values = np.sort(stacked(sites, "backbone.w"), axis=0)[cut : count - cut]
-    np.testing.assert_allclose(merged(TrimmedMean(trim=trim), sites)["backbone.w"], values.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(aggregated(TrimmedMean(trim=trim), sites)["backbone.w"], values.mean(axis=0), rtol=1e-6)
 
 
 def test_krum_takes_the_update_in_the_middle_of_the_others() -> None:
     sites = honest(5)
     middle = {key: np.mean(stacked(sites, key), axis=0).astype(OLD[key].dtype) for key in OLD}
-    got = merged(Krum(), [*sites[:4], middle])
+    got = aggregated(Krum(), [*sites[:4], middle])
     for key in OLD:
         np.testing.assert_array_equal(got[key], middle[key])
-    several = merged(Krum(keep=3), sites)["backbone.w"]
+    several = aggregated(Krum(keep=3), sites)["backbone.w"]
     means = [
         np.mean(stacked([sites[a], sites[b], sites[c]], "backbone.w"), axis=0)
         for a in range(5)
@@ -93,7 +93,7 @@ def test_krum_takes_the_update_in_the_middle_of_the_others() -> None:
 
 def test_krum_needs_enough_sites() -> None:
     with pytest.raises(RunError, match="needs 5 sites, and 4 answered"):
-        merged(Krum(), honest(4))
+        aggregated(Krum(), honest(4))
 
 
 def test_the_clipped_mean_holds_every_change_to_the_median_norm() -> None:
@@ -102,41 +102,43 @@ def test_the_clipped_mean_holds_every_change_to_the_median_norm() -> None:
     norms = [np.sqrt(sum(float((c**2).sum()) for c in change.values())) for change in changes]
     factors = [min(1.0, 2 * float(np.median(norms)) / norm) for norm in norms]
     want = OLD["backbone.w"] + sum(f * c["backbone.w"] for f, c in zip(factors, changes, strict=True)) / 3
-    np.testing.assert_allclose(merged(ClippedMean(bound=2.0), sites)["backbone.w"], want, rtol=1e-6)
+    np.testing.assert_allclose(aggregated(ClippedMean(bound=2.0), sites)["backbone.w"], want, rtol=1e-6)
 
 
 ROBUST = [Median(), TrimmedMean(), Krum(), ClippedMean()]
 
 
-@pytest.mark.parametrize("merge", ROBUST, ids=lambda merge: merge.kind)
+@pytest.mark.parametrize("merge", ROBUST, ids=lambda aggregate: aggregate.kind)
 @pytest.mark.parametrize("attack", [100.0, -100.0, 0.0])
-def test_one_of_five_sites_moves_the_result_by_no_more_than_the_honest_differ(merge: Merge, attack: float) -> None:
+def test_one_of_five_sites_moves_the_result_by_no_more_than_the_honest_differ(
+    aggregate: Aggregation, attack: float
+) -> None:
     """A site that multiplies its change by 100, turns it round, or sends nothing new; the plain mean is moved far."""
     sites = honest(5)
     evil = {key: (OLD[key] + attack * (sites[4][key] - OLD[key])).astype(OLD[key].dtype) for key in OLD}
-    calm, attacked = merged(merge, sites), merged(merge, [*sites[:4], evil])
+    calm, attacked = aggregated(aggregate, sites), aggregated(aggregate, [*sites[:4], evil])
     for key in ("backbone.w", "heads.cls.weight"):
         spread = np.ptp(stacked(sites, key), axis=0).max()
-        if isinstance(merge, ClippedMean):  # bounded, but still pulled: by the honest norm at most, over five
+        if isinstance(aggregate, ClippedMean):  # bounded, but still pulled: by the honest norm at most, over five
             spread = 2 * np.abs(stacked(sites, key) - OLD[key]).max() / 5
         assert np.abs(attacked[key].astype(np.float64) - calm[key]).max() <= spread
     if attack:
-        moved = merged(Mean(), [*sites[:4], evil])["backbone.w"] - merged(Mean(), sites)["backbone.w"]
+        moved = aggregated(Mean(), [*sites[:4], evil])["backbone.w"] - aggregated(Mean(), sites)["backbone.w"]
         assert np.abs(moved).max() > 5
 
 
-@pytest.mark.parametrize("merge", ROBUST, ids=lambda merge: merge.kind)
-def test_sites_without_labels_have_no_say_in_a_head(merge: Merge) -> None:
+@pytest.mark.parametrize("merge", ROBUST, ids=lambda aggregate: aggregate.kind)
+def test_sites_without_labels_have_no_say_in_a_head(aggregate: Aggregation) -> None:
     sites = honest(7)
     spoilt = [*sites[:5], *({**site, "heads.cls.weight": site["heads.cls.weight"] + 0.2} for site in sites[5:])]
     labels = [5.0] * 5 + [0.0] * 2
-    head = merged(merge, spoilt, labels)["heads.cls.weight"]
+    head = aggregated(aggregate, spoilt, labels)["heads.cls.weight"]
     assert head.max() <= stacked(sites[:5], "heads.cls.weight").max() + 1e-6
-    nobody = merged(merge, sites, [0.0] * 7)
+    nobody = aggregated(aggregate, sites, [0.0] * 7)
     assert set(nobody) == {"backbone.w", "backbone.n"}
 
 
-@pytest.mark.parametrize("merge", ROBUST, ids=lambda merge: merge.kind)
-def test_nothing_new_from_anybody_changes_nothing(merge: Merge) -> None:
-    got = merged(merge, [OLD] * 5)
+@pytest.mark.parametrize("merge", ROBUST, ids=lambda aggregate: aggregate.kind)
+def test_nothing_new_from_anybody_changes_nothing(aggregate: Aggregation) -> None:
+    got = aggregated(aggregate, [OLD] * 5)
     assert all((got[key] == OLD[key]).all() for key in OLD)

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.microbatching import PARTS, Room
+from fedgraft.client.training.microbatching import PARTS, Microbatching
 from fedgraft.client.training.model.evaluate import predictions
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import NoGpu, Workbench, device_named
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel, NoGpu, device_named
 from fedgraft.client.training.statistics import feature_sums
-from fedgraft.common.protocol.instructions import Order
+from fedgraft.common.protocol.instructions import Instruction
 from fedgraft.common.study.plan import Recalibrate, Role
 from helpers.work import CPU, NOW, a_site, cohort, images, snapshot, steps
 
@@ -28,53 +28,59 @@ class Gpu:
         self.cases, self.failed = cases, 0
 
     @contextmanager
-    def of(self, bench: Workbench) -> Iterator[None]:
+    def of(self, local_model: LocalModel) -> Iterator[None]:
         def full(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             if len(inputs[0]) > self.cases:
                 self.failed += 1
                 raise torch.OutOfMemoryError
 
         # In the middle of a pass, so that layers before it have been at work.
-        middle = list(bench.model.backbone.modules())[-3]
+        middle = list(local_model.model.backbone.modules())[-3]
         hook = middle.register_forward_pre_hook(full)
         yield
         hook.remove()
 
 
-def unbound(bench: Workbench) -> list[str]:
+def unbound(local_model: LocalModel) -> list[str]:
     """All that can be trained without tying the cases of a batch together."""
-    return [key for key, tag in bench.tags.items() if tag.role is not Role.NORM_STATS]
+    return [key for key, tag in local_model.tags.items() if tag.role is not Role.NORM_STATS]
 
 
-def worked(bench: Workbench, feed: Feed, changes: list[str], room: Room | None = None, **spec) -> dict[str, float]:
-    before = snapshot(bench)
-    room = room or Room(bench)
-    return room.train(feed, steps(5, **spec), changes, NOW, lambda: bench.begin(before, bench.tags))
+def worked(
+    local_model: LocalModel, loader: Loader, changes: list[str], microbatching: Microbatching | None = None, **spec
+) -> dict[str, float]:
+    before = snapshot(local_model)
+    microbatching = microbatching or Microbatching(local_model)
+    return microbatching.train(
+        loader, steps(5, **spec), changes, NOW, lambda: local_model.begin(before, local_model.tags)
+    )
 
 
 @pytest.mark.parametrize(
     "spec", [{}, {"class_weights": "balanced", "clip_norm": 0.5}, {"optimiser": "adamw", "lr": 0.002}]
 )
-def test_a_small_gpu_trains_what_a_large_one_does(desk, spec, caplog):
-    bench, feed = desk()
-    start = snapshot(bench)
-    whole = train(bench, feed, steps(5, **spec), unbound(bench), NOW)
-    wanted = snapshot(bench)
-    bench.load(start)
+def test_a_small_gpu_trains_what_a_large_one_does(attack_target, spec, caplog):
+    local_model, loader = attack_target()
+    start = snapshot(local_model)
+    whole = train(local_model, loader, steps(5, **spec), unbound(local_model), NOW)
+    wanted = snapshot(local_model)
+    local_model.load(start)
     gpu = Gpu(3)
-    with gpu.of(bench), caplog.at_level(logging.WARNING):
-        bench.begin(start, bench.tags)
-        found = worked(bench, feed, unbound(bench), Room(bench, logging.getLogger("room")), **spec)
+    with gpu.of(local_model), caplog.at_level(logging.WARNING):
+        local_model.begin(start, local_model.tags)
+        found = worked(
+            local_model, loader, unbound(local_model), Microbatching(local_model, logging.getLogger("room")), **spec
+        )
         assert (found[PARTS], gpu.failed) == (4, 2)
-        worked(bench, feed, unbound(bench), **spec)
+        worked(local_model, loader, unbound(local_model), **spec)
         assert gpu.failed == 2, "the next visit knows"
     assert found["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     assert "worked on in 4 parts" in caplog.text
     assert "norm layers" not in caplog.text
-    bench.begin(start, bench.tags)
-    again = worked(bench, feed, unbound(bench), **spec)
+    local_model.begin(start, local_model.tags)
+    again = worked(local_model, loader, unbound(local_model), **spec)
     assert again["loss"] == found["loss"]
-    ours = snapshot(bench)
+    ours = snapshot(local_model)
     for key, array in wanted.items():
         np.testing.assert_allclose(ours[key], array, rtol=2e-3, atol=2e-5, err_msg=key)
 
@@ -89,73 +95,73 @@ def test_labels_that_are_not_known_count_in_no_part(make_study):
     both = {"cls": labels, "side": images(16)[1]}
     results = []
     for parts in (1, 4):
-        bench = Workbench(study, CPU)
-        bench.parts = parts
-        feed = Feed(cohort(inputs, both), study.input, CPU)
-        train(bench, feed, steps(2, batch_size=16, class_weights="balanced"), unbound(bench), NOW)
-        results.append(snapshot(bench))
+        local_model = LocalModel(study, CPU)
+        local_model.parts = parts
+        loader = Loader(cohort(inputs, both), study.input, CPU)
+        train(local_model, loader, steps(2, batch_size=16, class_weights="balanced"), unbound(local_model), NOW)
+        results.append(snapshot(local_model))
     for key, array in results[0].items():
         np.testing.assert_allclose(results[1][key], array, rtol=1e-3, atol=1e-6, err_msg=key)
 
 
-def test_a_visit_that_began_again_is_one_that_had_parts_from_the_start(desk, caplog):
+def test_a_visit_that_began_again_is_one_that_had_parts_from_the_start(attack_target, caplog):
     """Norm layers moved before memory ran out; nothing of that is left."""
-    bench, feed = desk()
-    start = snapshot(bench)
-    with Gpu(4).of(bench), caplog.at_level(logging.WARNING):
-        worked(bench, feed, list(bench.tags), Room(bench, logging.getLogger("room")))
-    began_again = snapshot(bench)
+    local_model, loader = attack_target()
+    start = snapshot(local_model)
+    with Gpu(4).of(local_model), caplog.at_level(logging.WARNING):
+        worked(local_model, loader, list(local_model.tags), Microbatching(local_model, logging.getLogger("room")))
+    began_again = snapshot(local_model)
     assert "norm layers see parts" in caplog.text
-    bench.begin(start, bench.tags)
-    assert bench.parts == 2
-    train(bench, feed, steps(5), list(bench.tags), NOW)
-    ours = snapshot(bench)
+    local_model.begin(start, local_model.tags)
+    assert local_model.parts == 2
+    train(local_model, loader, steps(5), list(local_model.tags), NOW)
+    ours = snapshot(local_model)
     assert all(ours[key].tobytes() == array.tobytes() for key, array in began_again.items())
 
 
-def test_norm_layers_never_see_a_single_case(desk):
-    bench, feed = desk()
-    with Gpu(1).of(bench), pytest.raises(torch.OutOfMemoryError):
-        worked(bench, feed, list(bench.tags))
-    assert bench.parts == 4
+def test_norm_layers_never_see_a_single_case(attack_target):
+    local_model, loader = attack_target()
+    with Gpu(1).of(local_model), pytest.raises(torch.OutOfMemoryError):
+        worked(local_model, loader, list(local_model.tags))
+    assert local_model.parts == 4
 
 
-def test_looking_at_cases_goes_on_in_halves(desk):
-    bench, feed = desk()
-    whole, sums = predictions(bench, feed, "train"), feature_sums(bench, feed)
+def test_looking_at_cases_goes_on_in_halves(attack_target):
+    local_model, loader = attack_target()
+    whole, sums = predictions(local_model, loader, "train"), feature_sums(local_model, loader)
     gpu = Gpu(2)
-    with gpu.of(bench):
-        parts, halves = predictions(bench, feed, "train"), feature_sums(bench, feed)
+    with gpu.of(local_model):
+        parts, halves = predictions(local_model, loader, "train"), feature_sums(local_model, loader)
     assert gpu.failed
     np.testing.assert_allclose(parts["cls"][0], whole["cls"][0], rtol=1e-4, atol=1e-5)
     assert all(np.allclose(halves[key], sums[key], rtol=1e-4, atol=1e-5) for key in sums)
-    with Gpu(0).of(bench), pytest.raises(torch.OutOfMemoryError):
-        predictions(bench, feed, "train")
+    with Gpu(0).of(local_model), pytest.raises(torch.OutOfMemoryError):
+        predictions(local_model, loader, "train")
 
 
-def test_statistics_are_taken_over_smaller_batches(desk):
-    bench, feed = desk()
+def test_statistics_are_taken_over_smaller_batches(attack_target):
+    local_model, loader = attack_target()
     gpu = Gpu(5)
-    with gpu.of(bench):
-        Room(bench).recalibrate(feed, Recalibrate(batch_size=16))
-    ours = snapshot(bench)
-    Room(bench).recalibrate(feed, Recalibrate(batch_size=4))
+    with gpu.of(local_model):
+        Microbatching(local_model).recalibrate(loader, Recalibrate(batch_size=16))
+    ours = snapshot(local_model)
+    Microbatching(local_model).recalibrate(loader, Recalibrate(batch_size=4))
     assert gpu.failed
-    assert all(ours[key].tobytes() == array.tobytes() for key, array in snapshot(bench).items())
+    assert all(ours[key].tobytes() == array.tobytes() for key, array in snapshot(local_model).items())
 
 
 def test_a_site_says_so_in_its_log_and_in_its_figures(make_study, tmp_path):
     inputs, labels = images(24)
     study = make_study(method={"name": "fedavg", "rounds": 2, "local": {"steps": 3, "batch_size": 8, "lr": 0.01}})
     site = a_site(study, cohort(inputs, {"cls": labels}), tmp_path)
-    order = Order(study.digest, 1, 0, 1, work=True, evaluate=None, tensors=snapshot(site._bench))
-    with Gpu(4).of(site._bench):
-        update = site.visit(order)
+    instruction = Instruction(study.digest, 1, 0, 1, work=True, evaluate=None, tensors=snapshot(site._local_model))
+    with Gpu(4).of(site._local_model):
+        update = site.visit(instruction)
         assert update.train[PARTS] == 2
     log = (tmp_path / "site.log").read_text()
     assert "out of memory: batches are worked on in 2 parts" in log
-    with Gpu(0).of(site._bench):
-        assert site.visit(order).code == "out_of_memory"
+    with Gpu(0).of(site._local_model):
+        assert site.visit(instruction).code == "out_of_memory"
 
 
 def test_only_auto_falls_back_to_the_cpu(monkeypatch):

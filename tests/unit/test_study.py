@@ -133,7 +133,7 @@ def test_every_preset_makes_a_valid_study():
         assert isinstance(parse_study(MINIMAL | {"method": {"name": name, "teacher": "a finished run"}}, name), Study)
     plan = parse_study(MINIMAL | {"method": "graft"}, "here").plan
     assert [type(stage.local) for stage in plan] == [Statistics, Gradient, Recalibrate]
-    assert isinstance(plan[0].merge, Ridge)
+    assert isinstance(plan[0].aggregate, Ridge)
 
 
 def test_selections_by_name_role_and_depth():

@@ -8,19 +8,19 @@ import pytest
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.metrics.metrics import SHOWN, ClassificationSums
 from fedgraft.common.protocol.instructions import TRUNK, Update
-from fedgraft.common.protocol.packed_symmetric import folded
+from fedgraft.common.protocol.packed_symmetric import packed
 from fedgraft.common.secure_aggregation.summing import (
     metric_shapes,
-    metric_terms,
+    metric_summands,
     pooled_loss,
     pooled_metrics,
     pooled_update,
     tensor_shapes,
-    tensor_terms,
+    tensor_summands,
 )
 from fedgraft.common.study.aggregates import Mean, Ridge, ServerOptimiser
 from fedgraft.common.study.plan import Role, Stage, Tag
-from fedgraft.server.aggregation.aggregator import merger
+from fedgraft.server.aggregation.aggregator import aggregator
 
 TAGS = {"b.w": Tag(Role.BODY, 1), "b.n": Tag(Role.NORM_STATS, 1), "heads.cls.w": Tag(Role.HEAD, 2, "cls")}
 STATE = {"b.w": np.zeros(4, np.float32), "b.n": np.array(7), "heads.cls.w": np.full(2, 5.0, np.float32)}
@@ -52,10 +52,10 @@ def test_a_merger_makes_the_same_of_the_sum_as_of_all_updates(make_study, weight
     study = make_study()
     stage = study.plan[0].model_copy(update={"merge": Mean(weight=weight)})
     updates = [update(seed, cases, known) for seed, cases, known in zip((1, 2, 3), (12, 30, 9), labelled, strict=True)]
-    terms = [tensor_terms(one, stage, TAGS) for one in updates]
+    terms = [tensor_summands(one, stage, TAGS) for one in updates]
     assert {k: (a.shape, a.dtype.name) for k, a in terms[0].arrays.items()} == tensor_shapes(SHAPES, study, stage)
     whole = pooled_update(summed(terms), stage, TAGS, STATE)
-    one, many = merger(stage, TAGS), merger(stage, TAGS)
+    one, many = aggregator(stage, TAGS), aggregator(stage, TAGS)
     one.add(whole)
     for each in updates:
         many.add(each)
@@ -70,8 +70,8 @@ def test_a_server_optimiser_takes_the_same_step(make_study) -> None:
     rule = ServerOptimiser(rule="adam", lr=0.1, momentum=0.9)
     stage = make_study().plan[0].model_copy(update={"merge": rule})
     updates = [update(seed, 10.0 * seed, 5.0) for seed in (1, 2, 3)]
-    whole = pooled_update(summed([tensor_terms(one, stage, TAGS) for one in updates]), stage, TAGS, STATE)
-    one, many = merger(stage, TAGS), merger(stage, TAGS)
+    whole = pooled_update(summed([tensor_summands(one, stage, TAGS) for one in updates]), stage, TAGS, STATE)
+    one, many = aggregator(stage, TAGS), aggregator(stage, TAGS)
     one.add(whole)
     for each in updates:
         many.add(each)
@@ -81,9 +81,9 @@ def test_a_server_optimiser_takes_the_same_step(make_study) -> None:
 
 
 def test_sums_of_features_stay_sums(make_study) -> None:
-    stage = Stage(name="probe", local={"kind": "statistics"}, merge=Ridge())
-    sums = folded({"cls/gram": np.eye(3), "cls/cross": np.ones((3, 2))})
-    terms = tensor_terms(Update(1, sums, {}, {"examples": 4}, {}), stage, TAGS)
+    stage = Stage(name="probe", local={"kind": "statistics"}, aggregate=Ridge())
+    sums = packed({"cls/gram": np.eye(3), "cls/cross": np.ones((3, 2))})
+    terms = tensor_summands(Update(1, sums, {}, {"examples": 4}, {}), stage, TAGS)
     assert terms.arrays.keys() == sums.keys()
     assert not terms.factors
     assert pooled_update(summed([terms, terms]), stage, TAGS, STATE).tensors["cls/triangle"][0] == 2
@@ -99,7 +99,7 @@ def predictions(seed: int, cases: int, classes: int) -> ClassificationSums:
 def test_metrics_of_the_sum_are_those_of_all_cases(make_study, classes: int) -> None:
     study = make_study(tasks=[{"name": "cls", "classes": [f"c{n}" for n in range(classes)]}])
     sites = [predictions(seed, 400, classes) for seed in range(4)]
-    terms = [metric_terms({"cls": own}, {}) for own in sites]
+    terms = [metric_summands({"cls": own}, {}) for own in sites]
     assert {k: (a.shape, a.dtype.name) for k, a in terms[0].arrays.items()} == metric_shapes(study)
     found = pooled_metrics(summed(terms), study)["cls"]
     exact = (sites[0] + sites[1] + sites[2] + sites[3]).values()
@@ -112,27 +112,27 @@ def test_metrics_of_the_sum_are_those_of_all_cases(make_study, classes: int) -> 
 def test_the_loss_of_training_is_the_mean_over_all_cases() -> None:
     nothing = ClassificationSums.zero(3)
     figures = [{"loss": 1.0, "examples": 10.0}, {"loss": 4.0, "examples": 20.0, "steps": 3.0}, {"examples": 7.0}, {}]
-    assert pooled_loss(summed([metric_terms({"cls": nothing}, one) for one in figures])) == {"loss": 3.0}
-    assert pooled_loss(summed([metric_terms({"cls": nothing}, {})])) == {}
+    assert pooled_loss(summed([metric_summands({"cls": nothing}, one) for one in figures])) == {"loss": 3.0}
+    assert pooled_loss(summed([metric_summands({"cls": nothing}, {})])) == {}
 
 
 def test_a_mean_over_two_sites_is_not_told(make_study) -> None:
     study = make_study()
     nothing = ClassificationSums.zero(3)
     own = [predictions(1, 50, 3), predictions(2, 50, 3), nothing, nothing]
-    found = pooled_metrics(summed([metric_terms({"cls": one}, {}) for one in own]), study)["cls"]
+    found = pooled_metrics(summed([metric_summands({"cls": one}, {}) for one in own]), study)["cls"]
     assert found.macro == dict.fromkeys(SHOWN)
     assert found.sums.n == 100
 
 
 def test_shapes_do_not_follow_the_data() -> None:
-    few, many = (metric_terms({"cls": predictions(1, cases, 3)}, {}).arrays for cases in (3, 5000))
+    few, many = (metric_summands({"cls": predictions(1, cases, 3)}, {}).arrays for cases in (3, 5000))
     assert {k: (a.shape, a.dtype) for k, a in few.items()} == {k: (a.shape, a.dtype) for k, a in many.items()}
 
 
 @pytest.mark.parametrize("key", ["confusion", "scores", "calibration_cases"])
 def test_sums_that_no_predictions_could_give_are_refused(make_study, key: str) -> None:
-    sums = summed([metric_terms({"cls": predictions(1, 50, 3)}, {})])
+    sums = summed([metric_summands({"cls": predictions(1, 50, 3)}, {})])
     for change in (-200.0, 1.0):
         bent = {**sums, f"cls/{key}": sums[f"cls/{key}"].copy()}
         bent[f"cls/{key}"].reshape(-1)[0] += change
@@ -143,4 +143,4 @@ def test_sums_that_no_predictions_could_give_are_refused(make_study, key: str) -
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
 def test_a_weight_that_is_none_does_not_go_in(make_study, weight: float) -> None:
     with pytest.raises(ValueError, match="weight"):
-        tensor_terms(update(1, weight, 1.0), make_study().plan[0], TAGS)
+        tensor_summands(update(1, weight, 1.0), make_study().plan[0], TAGS)

@@ -26,7 +26,7 @@ from fedgraft.common.metrics.task_metrics import (
     zero,
 )
 from fedgraft.common.metrics.value_metrics import ValueSums
-from fedgraft.common.secure_aggregation.summing import metric_shapes, metric_terms, pooled_metrics
+from fedgraft.common.secure_aggregation.summing import metric_shapes, metric_summands, pooled_metrics
 from fedgraft.common.study.tasks import (
     Multilabel,
     Regression,
@@ -190,10 +190,10 @@ def test_sums_of_sites_are_those_of_the_pooled_cases(task: Any) -> None:
 
 
 def test_masked_sums_of_all_kinds_open_to_the_figures_of_all_sites(make_study) -> None:
-    study = make_study(tasks=[task.model_dump(mode="json") for task in TASKS], masked=True)
+    study = make_study(tasks=[task.model_dump(mode="json") for task in TASKS], secure_aggregation=True)
     rng = np.random.default_rng(5)
     sites = {name: {task.name: sums_of(rng, task) for task in TASKS} for name in ("a", "b", "c")}
-    terms = [metric_terms(own, {}).arrays for own in sites.values()]
+    terms = [metric_summands(own, {}).arrays for own in sites.values()]
     assert {key: (array.shape, array.dtype.name) for key, array in terms[0].items()} == metric_shapes(study)
     total = {key: np.sum([own[key] for own in terms], axis=0).astype(np.float64) for key in terms[0]}
     pooled, open_ = pooled_metrics(total, study), Scores(study, sites).values()

@@ -10,14 +10,14 @@ import pytest
 
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.losses.base import Around
+from fedgraft.client.training.losses.base import VisitContext
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.explain import describe_local
-from fedgraft.common.protocol.auxiliary import PRETRAINED, aside_shapes
-from fedgraft.common.study.losses import Anchor, Coupling, Supervised
+from fedgraft.common.protocol.auxiliary import PRETRAINED, auxiliary_shapes
+from fedgraft.common.study.losses import LossScope, Proximal, Supervised
 from fedgraft.common.study.plan import Gradient, Role, Tag
 from fedgraft.common.study.study import Study, parse_study
-from helpers.dp import terms as private
+from helpers.dp import losses as private
 from helpers.dp import trainable
 from helpers.work import NOW, snapshot, steps
 
@@ -48,54 +48,61 @@ def test_terms_are_written_only_where_they_say_something() -> None:
 def test_every_kind_of_term_has_its_place_in_the_objective() -> None:
     from typing import get_args
 
-    from fedgraft.client.training.losses.objective import LOSSES, PULLS
-    from fedgraft.common.study.losses import Term
+    from fedgraft.client.training.losses.objective import LOSSES, REGULARISERS
+    from fedgraft.common.study.losses import Loss
 
-    kinds = set(get_args(get_args(Term)[0]))
-    assert kinds == set(LOSSES) | set(PULLS)
-    assert set(PULLS) == {kind for kind in kinds if kind.coupling is Coupling.NONE}
+    kinds = set(get_args(get_args(Loss)[0]))
+    assert kinds == set(LOSSES) | set(REGULARISERS)
+    assert set(REGULARISERS) == {kind for kind in kinds if kind.scope is LossScope.REGULARISER}
 
 
-def pulled(bench: Any, feed: Any, to: str, around: Around, changes: list[str]) -> dict[str, np.ndarray]:
+def pulled(
+    local_model: Any, loader: Any, to: str, visit_context: VisitContext, changes: list[str]
+) -> dict[str, np.ndarray]:
     """What one step of rate 1 changes through the anchor alone: the step with it, less the step without."""
-    now, ends = replace(NOW, around=around), []
-    start = snapshot(bench)
-    for terms in ((Supervised(), Anchor(to=to, weight=0.25)), (Supervised(),)):
-        bench.touched(bench.tags)
-        bench.load(start)
-        train(bench, feed, steps(1, lr=1.0, momentum=0, terms=terms), changes, now)
-        ends.append(snapshot(bench))
+    now, ends = replace(NOW, visit_context=visit_context), []
+    start = snapshot(local_model)
+    for losses in ((Supervised(), Proximal(to=to, weight=0.25)), (Supervised(),)):
+        local_model.touched(local_model.tags)
+        local_model.load(start)
+        train(local_model, loader, steps(1, lr=1.0, momentum=0, losses=losses), changes, now)
+        ends.append(snapshot(local_model))
     return {key: ends[0][key] - ends[1][key] for key in changes}
 
 
-def test_l2sp_pulls_all_but_heads_to_the_start_of_the_run(desk) -> None:
-    bench, feed = desk()
-    changes = trainable(bench)
-    start = {key: value + np.float32(0.1) for key, value in snapshot(bench).items()}
+def test_l2sp_pulls_all_but_heads_to_the_start_of_the_run(attack_target) -> None:
+    local_model, loader = attack_target()
+    changes = trainable(local_model)
+    start = {key: value + np.float32(0.1) for key, value in snapshot(local_model).items()}
     stage = study({"terms": [LABELS, {"kind": "anchor", "to": "pretrained"}]}).plan[0]
     forms = {key: (value.shape, value.dtype.name) for key, value in start.items()}
-    aside = {name: start[name.removeprefix(PRETRAINED)] for name in aside_shapes(stage, bench.tags, forms)}
-    found = pulled(bench, feed, "pretrained", Around(aside=aside), changes)
+    auxiliary = {
+        name: start[name.removeprefix(PRETRAINED)] for name in auxiliary_shapes(stage, local_model.tags, forms)
+    }
+    found = pulled(local_model, loader, "pretrained", VisitContext(auxiliary=auxiliary), changes)
     for key, change in found.items():
         np.testing.assert_allclose(change, 0.0 if key.startswith("heads") else 0.025, atol=2e-6)
 
 
-def test_a_pull_to_the_round_is_nothing_in_its_first_step(desk) -> None:
-    bench, feed = desk()
-    assert all((change == 0).all() for change in pulled(bench, feed, "round", Around(), trainable(bench)).values())
-
-
-def test_an_anchor_is_added_after_clipping_and_noise(desk) -> None:
-    """It looks at no patient: clipped with their gradients it would vanish, noised it would be of no other value."""
-    bench, feed = desk()
-    changes = trainable(bench)
-    start = snapshot(bench)
-    around = Around(received={key: value + np.float32(1) for key, value in start.items()})
-    spec = private(3, sigma=1e-9, clip=1e-9, lr=0.5).model_copy(
-        update={"terms": (Supervised(), Anchor(to="global", weight=0.2))}
+def test_a_pull_to_the_round_is_nothing_in_its_first_step(attack_target) -> None:
+    local_model, loader = attack_target()
+    assert all(
+        (change == 0).all()
+        for change in pulled(local_model, loader, "round", VisitContext(), trainable(local_model)).values()
     )
-    train_private(bench, feed, [*map(str, range(27))], spec, changes, replace(NOW, around=around))
-    after = snapshot(bench)
+
+
+def test_an_anchor_is_added_after_clipping_and_noise(attack_target) -> None:
+    """It looks at no patient: clipped with their gradients it would vanish, noised it would be of no other value."""
+    local_model, loader = attack_target()
+    changes = trainable(local_model)
+    start = snapshot(local_model)
+    visit_context = VisitContext(received={key: value + np.float32(1) for key, value in start.items()})
+    spec = private(3, noise_multiplier=1e-9, max_grad_norm=1e-9, lr=0.5).model_copy(
+        update={"terms": (Supervised(), Proximal(to="global", weight=0.2))}
+    )
+    train_private(local_model, loader, [*map(str, range(27))], spec, changes, replace(NOW, visit_context=visit_context))
+    after = snapshot(local_model)
     for key in changes:
         np.testing.assert_allclose(after[key] - start[key], 1 - 0.9**3, atol=2e-6)
 
@@ -138,10 +145,10 @@ def test_explain_names_what_is_minimised() -> None:
     assert describe_local(stage).endswith(", on 1 x labels + 0.2 x a pull to the start of the run")
 
 
-def test_heights_count_from_the_heads(desk) -> None:
-    bench, _ = desk()
-    last = max(tag.depth for tag in bench.tags.values())
-    assert all(tag.height == last - tag.depth for tag in bench.tags.values())
-    top = Gradient(steps=1, train={"max_height": 1}).train.keys(bench.tags)
+def test_heights_count_from_the_heads(attack_target) -> None:
+    local_model, _ = attack_target()
+    last = max(tag.depth for tag in local_model.tags.values())
+    assert all(tag.height == last - tag.depth for tag in local_model.tags.values())
+    top = Gradient(steps=1, train={"max_height": 1}).train.keys(local_model.tags)
     assert {key.split(".")[0] for key in top} == {"heads", "backbone"}
-    assert {bench.tags[key].depth for key in top} == {last, last - 1}
+    assert {local_model.tags[key].depth for key in top} == {last, last - 1}

@@ -11,7 +11,7 @@ from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.closed_form.ood import (
     SHRINK,
-    Familiar,
+    OodModel,
     counted,
     distances,
     threshold,
@@ -64,22 +64,22 @@ def test_the_threshold_is_the_quantile_of_all_sites_distances() -> None:
 
 def test_moments_are_of_one_model_alone(tmp_path: Path) -> None:
     z = np.hstack([drawn(90, 3), np.ones((90, 1))])
-    known = Familiar({"cls/gram": z.T @ z}, 1.5, 0.99, 80)
+    known = OodModel({"cls/gram": z.T @ z}, 1.5, 0.99, 80)
     np.testing.assert_allclose(known.mean, z[:, :6].mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(known.covariance, np.cov(z[:, :6].T, bias=True), rtol=1e-4)
-    assert Familiar.read(tmp_path, "a" * 64) is None
+    assert OodModel.read(tmp_path, "a" * 64) is None
     known.write(tmp_path, "a" * 64)
-    back = Familiar.read(tmp_path, "a" * 64)
+    back = OodModel.read(tmp_path, "a" * 64)
     assert back is not None
     assert (back.threshold, back.quantile, back.cases) == (1.5, 0.99, 80)
     np.testing.assert_array_equal(back.distances(drawn(5, 2)), known.distances(drawn(5, 2)))
     with pytest.raises(InputError, match="not about the model"):
-        Familiar.read(tmp_path, "b" * 64)
+        OodModel.read(tmp_path, "b" * 64)
     data = bytearray((tmp_path / "moments.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "moments.safetensors").write_bytes(data)
     with pytest.raises(InputError, match="not about the model"):
-        Familiar.read(tmp_path, "a" * 64)
+        OodModel.read(tmp_path, "a" * 64)
 
 
 def flags(**more: object) -> dict[str, object]:
@@ -95,7 +95,7 @@ def test_flags_come_where_the_common_model_is_done(make_study: MakeStudy) -> Non
     assert names("fedper") == ["train", "describe", "distances"]
     for name in ("fedavg", "graft", "fedper", "ridge_probe", "local_finetuning"):
         check_study(make_study(method=flags(name=name)), "study.yaml")
-    check_study(make_study(method=flags(), masked=True), "study.yaml")
+    check_study(make_study(method=flags(), secure_aggregation=True), "study.yaml")
 
 
 def test_flags_that_would_not_fit_are_refused(make_study: MakeStudy) -> None:

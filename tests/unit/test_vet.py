@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fedgraft.common.protocol.instructions import Code, Order, Update
-from fedgraft.common.protocol.packed_symmetric import folded
+from fedgraft.common.protocol.instructions import Code, Instruction, Update
+from fedgraft.common.protocol.packed_symmetric import packed
 from fedgraft.common.study.aggregates import Mean, Ridge
 from fedgraft.common.study.plan import (
     Gradient,
@@ -12,7 +12,7 @@ from fedgraft.common.study.plan import (
     Tag,
     named,
 )
-from fedgraft.server.rounds.validation import Bar, fault, squares
+from fedgraft.server.rounds.validation import Limits, fault, squares
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),
@@ -24,9 +24,9 @@ STATE = {
     "backbone.v": np.ones(3, np.float32),
     "heads.cls.bias": np.zeros(2, np.float32),
 }
-STAGE = Stage(name="s", local=Gradient(epochs=1), share=named("all"), merge=Mean())
-BAR = Bar(STAGE, TAGS, STATE, {key: (array.shape, "float32") for key, array in STATE.items()}, limit=10.0)
-ORDER = Order("d", 5, 0, 1, True, None, {})
+STAGE = Stage(name="s", local=Gradient(epochs=1), share=named("all"), aggregate=Mean())
+BAR = Limits(STAGE, TAGS, STATE, {key: (array.shape, "float32") for key, array in STATE.items()}, limit=10.0)
+ORDER = Instruction("d", 5, 0, 1, True, None, {})
 
 
 def update(**changes: np.ndarray) -> Update:
@@ -70,18 +70,18 @@ def test_weights_must_be_plausible(weights: dict):
 
 
 def test_a_reply_to_an_evaluation_may_carry_no_tensors():
-    evaluation = Order("d", 5, 0, 1, False, "test", {})
+    evaluation = Instruction("d", 5, 0, 1, False, "test", {})
     assert fault(Update(5, STATE, {}, {}, {}), evaluation, BAR) is Code.WRONG_KEYS
     assert fault(Update(5, {}, {}, {}, {}), evaluation, BAR) is None
 
 
 def test_sums_must_be_finite_and_count_something_plausible():
-    probe = Stage(name="p", local=Statistics(), share=named("heads"), merge=Ridge())
+    probe = Stage(name="p", local=Statistics(), share=named("heads"), aggregate=Ridge())
     shapes = {"cls/triangle": ((3,), "float64"), "cls/cross": ((2, 2), "float64")}
-    bar = Bar(probe, TAGS, STATE, shapes, 10.0)
+    bar = Limits(probe, TAGS, STATE, shapes, 10.0)
 
     def sums(gram: np.ndarray) -> Update:
-        return Update(5, folded({"cls/gram": gram, "cls/cross": np.ones((2, 2))}), {}, {}, {})
+        return Update(5, packed({"cls/gram": gram, "cls/cross": np.ones((2, 2))}), {}, {}, {})
 
     assert fault(sums(np.eye(2)), ORDER, bar) is None
     assert fault(sums(np.full((2, 2), np.nan)), ORDER, bar) is Code.NOT_FINITE

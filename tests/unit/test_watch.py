@@ -18,7 +18,7 @@ from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.server.watch.board import Board
 from fedgraft.server.watch.screen import Lines, picture
-from fedgraft.server.watch.snapshot import Watched
+from fedgraft.server.watch.snapshot import WatchedRun
 from fedgraft.server.watch.web import Page
 from helpers.live import LiveRun
 
@@ -45,7 +45,7 @@ def lines_of(*boards: Board) -> str:
 
 
 def test_a_run_is_seen_from_before_its_beginning_to_its_end(live, board):
-    watched = Watched(live.folder)
+    watched = WatchedRun(live.folder)
     assert (watched.look().state, watched.look().sites) == ("not started", ())
     live.begin()
     seen = watched.look()
@@ -78,7 +78,7 @@ def test_what_was_spent_is_seen_and_so_is_what_no_noise_covers(live):
     spend = {"epsilon": 1.25, "delta": 1e-4, "unit": "patient", "steps": 5}
     live.done(1, spent={"north": spend})
     live.done(2, spent={"north": spend | {"epsilon": 2.5}, "east": spend})
-    seen = Watched(live.folder).look()
+    seen = WatchedRun(live.folder).look()
     assert [site.epsilon for site in seen.sites] == [1.25, 2.5, None]
     assert seen.plain == ("train",)
 
@@ -87,11 +87,11 @@ def test_a_deployed_run_whose_process_ended_is_interrupted(live):
     live.begin()
     live.start(1)
     (live.folder / "lock").touch()
-    assert Watched(live.folder).look().state == "interrupted"
+    assert WatchedRun(live.folder).look().state == "interrupted"
     assert RunFolder(live.folder).is_taken() is False
     with (live.folder / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert Watched(live.folder).look().state == "running"
+        assert WatchedRun(live.folder).look().state == "running"
 
 
 def test_a_run_that_is_continued_is_not_over_though_it_has_a_result(live, board):

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from fedgraft.common.privacy.accountant import Spend
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import (
-    Circles,
+    AggregationGroups,
     Code,
     Greeting,
     Hello,
-    Masked,
-    Order,
+    Instruction,
+    MaskedUpdate,
     Refusal,
     Update,
 )
@@ -42,9 +42,9 @@ def same(left: dict, right: dict) -> bool:
 
 @pytest.mark.parametrize("views", [False, True])
 def test_an_order_arrives_as_it_was_sent(views: bool):
-    order = Order("digest", 3, 1, 2, True, "val", ARRAYS, held="abc")
-    records = wire.pack_order(order, wire.pack_tensors(ARRAYS, views=views))
-    got = wire.unpack_order(records if views else over_the_wire(records))
+    instruction = Instruction("digest", 3, 1, 2, True, "val", ARRAYS, held="abc")
+    records = wire.pack_instruction(instruction, wire.pack_tensors(ARRAYS, views=views))
+    got = wire.unpack_instruction(records if views else over_the_wire(records))
     assert (got.study, got.exchange, got.stage, got.round, got.work, got.evaluate, got.held) == (
         "digest",
         3,
@@ -79,17 +79,20 @@ def test_hello_greeting_and_refusal_arrive_as_they_were_sent():
 def test_a_masked_study_s_messages_arrive_as_they_were_sent():
     greeting = Greeting("north", {}, {}, labelled=False, evaluates=False, nonce="ab" * 16)
     assert wire.unpack_greeting(over_the_wire(wire.pack_greeting(greeting))) == greeting
-    circles = Circles(3, {"tensors": {"north": "aa", "south": "bb"}, "metrics": {"north": "aa"}})
-    order = Order("d", 1, 0, 1, True, None, ARRAYS, circles=circles)
-    assert wire.unpack_order(over_the_wire(wire.pack_order(order, wire.pack_tensors(ARRAYS)))).circles == circles
+    groups = AggregationGroups(3, {"tensors": {"north": "aa", "south": "bb"}, "metrics": {"north": "aa"}})
+    instruction = Instruction("d", 1, 0, 1, True, None, ARRAYS, groups=groups)
+    assert (
+        wire.unpack_instruction(over_the_wire(wire.pack_instruction(instruction, wire.pack_tensors(ARRAYS)))).groups
+        == groups
+    )
     parts = {"tensors": np.arange(2**63, 2**63 + 5000, dtype=np.uint64), "metrics": np.zeros(3, np.uint64)}
-    sent = Masked(4, parts, {"tensors": "01", "metrics": "02"}, Spend(1.0, 0.01, "patient", steps=3))
+    sent = MaskedUpdate(4, parts, {"tensors": "01", "metrics": "02"}, Spend(1.0, 0.01, "patient", steps=3))
     got = wire.unpack_reply(over_the_wire(wire.pack_reply(sent)))
-    assert isinstance(got, Masked)
+    assert isinstance(got, MaskedUpdate)
     assert same(dict(got.parts), parts)
     assert (got.exchange, got.contexts, got.spent) == (4, sent.contexts, sent.spent)
-    nothing = wire.unpack_reply(over_the_wire(wire.pack_reply(Masked(4, {}, {}))))
-    assert nothing == Masked(4, {}, {})
+    nothing = wire.unpack_reply(over_the_wire(wire.pack_reply(MaskedUpdate(4, {}, {}))))
+    assert nothing == MaskedUpdate(4, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -100,27 +103,29 @@ def test_a_masked_study_s_messages_arrive_as_they_were_sent():
         {"number": 1, "parts": {"tensors": {"north": 3}}},
     ],
 )
-def test_circles_that_are_none_are_a_wire_error(circles: object):
+def test_circles_that_are_none_are_a_wire_error(groups: object):
     with pytest.raises(wire.WireError):
-        wire.unpack_order(RecordDict({"words": words(circles=circles)}))
+        wire.unpack_instruction(RecordDict({"words": words(groups=groups)}))
 
 
 @pytest.mark.parametrize("contexts", [3, [], {}, {"metrics": "ab"}, {"tensors": 3}, {"tensors": "ab", "metrics": "ab"}])
 def test_a_masked_answer_says_what_each_part_is_for(contexts: object):
-    records = wire.pack_reply(Masked(1, {"tensors": np.zeros(3, np.uint64)}, {"tensors": "ab"}))
+    records = wire.pack_reply(MaskedUpdate(1, {"tensors": np.zeros(3, np.uint64)}, {"tensors": "ab"}))
     records["words"] = ConfigRecord({"json": json.dumps({"exchange": 1, "contexts": contexts})})
     with pytest.raises(wire.WireError):
         wire.unpack_reply(records)
 
 
 def test_received_arrays_cannot_be_written_to():
-    got = wire.unpack_order(wire.pack_order(Order("d", 1, 0, 1, True, None, ARRAYS), wire.pack_tensors(ARRAYS)))
+    got = wire.unpack_instruction(
+        wire.pack_instruction(Instruction("d", 1, 0, 1, True, None, ARRAYS), wire.pack_tensors(ARRAYS))
+    )
     with pytest.raises(ValueError, match="read-only"):
         got.tensors["a.weight"][0, 0] = 1
 
 
 def test_size_counts_every_byte_of_the_tensors():
-    records = wire.pack_order(Order("d", 1, 0, 1, True, None, ARRAYS), wire.pack_tensors(ARRAYS))
+    records = wire.pack_instruction(Instruction("d", 1, 0, 1, True, None, ARRAYS), wire.pack_tensors(ARRAYS))
     assert 24 + 8 + 7 * 8 < wire.size(records) < 24 + 8 + 7 * 8 + 300
 
 
@@ -154,7 +159,7 @@ def words(**changes: object) -> ConfigRecord:
 )
 def test_garbage_is_a_wire_error_and_nothing_else(records: dict):
     with pytest.raises(wire.WireError):
-        wire.unpack_order(RecordDict(records))
+        wire.unpack_instruction(RecordDict(records))
 
 
 BUNDLE = "fedgraft.bundle"
@@ -169,7 +174,7 @@ def bundle(index: object, data: bytes = b"", tail: bytes = b"") -> RecordDict:
 
 def test_a_bundle_holds_what_its_index_says():
     data = np.arange(2, dtype=np.float32).tobytes()
-    got = wire.unpack_order(bundle([["a", "float32", [2]], ["b", "int64", []]], data + (5).to_bytes(8, "little")))
+    got = wire.unpack_instruction(bundle([["a", "float32", [2]], ["b", "int64", []]], data + (5).to_bytes(8, "little")))
     assert same(dict(got.tensors), {"a": np.arange(2, dtype=np.float32), "b": np.array(5)})
 
 
@@ -207,7 +212,7 @@ def test_a_bundle_holds_what_its_index_says():
 )
 def test_a_damaged_bundle_is_a_wire_error_and_nothing_else(records: RecordDict):
     with pytest.raises(wire.WireError):
-        wire.unpack_order(records)
+        wire.unpack_instruction(records)
 
 
 @given(st.binary(max_size=60), st.integers(0, 80))
@@ -217,7 +222,7 @@ def test_any_bytes_are_a_bundle_or_a_wire_error(noise: bytes, at: int):
     for data in (noise, good[:at] + noise + good[at + len(noise) :], good[: len(good) - at]):
         record = ArrayRecord({"x": Array("uint8", (1,), BUNDLE, data)})
         try:
-            wire.unpack_order(RecordDict({"words": words(), "tensors": record}))
+            wire.unpack_instruction(RecordDict({"words": words(), "tensors": record}))
         except wire.WireError:
             continue
 
@@ -228,7 +233,7 @@ def test_large_arrays_stay_where_they_are_within_a_process_and_all_travel_togeth
     record = wire.pack_tensors(arrays, views=views)
     assert len(record) == parts
     records = RecordDict({"words": words(), "tensors": record})
-    got = wire.unpack_order(records if views else over_the_wire(records))
+    got = wire.unpack_instruction(records if views else over_the_wire(records))
     assert same(dict(got.tensors), arrays)
 
 
@@ -246,7 +251,7 @@ KEYS = ("exchange", "weights", "train", "refused", "site", "cases", "labels", "c
 @settings(max_examples=200, deadline=None)
 def test_any_json_is_an_answer_or_a_wire_error(content: dict):
     records = RecordDict({"words": ConfigRecord({"json": json.dumps(content)})})
-    for unpack in (wire.unpack_reply, wire.unpack_greeting, wire.unpack_order, wire.unpack_hello):
+    for unpack in (wire.unpack_reply, wire.unpack_greeting, wire.unpack_instruction, wire.unpack_hello):
         try:
             unpack(records)
         except wire.WireError:

@@ -73,7 +73,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CohortRequest:
     """What a study wants of a cohort."""
 
     tasks: Sequence[AnyTask]
@@ -123,7 +123,7 @@ class Cohort:
         }
 
 
-def load_cohort(name: str, spec: CohortSpec, wanted: Wanted, place: Place) -> Cohort:
+def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place) -> Cohort:
     """A site's cohort, decoded or from the cache. DataError if nothing in it can be used.
 
     Writes to `place.state`: `splits.csv`, and `left_out.csv` with the files that were not used and why.
@@ -163,17 +163,17 @@ def learning_patients(study: Study, cohort: Cohort) -> int:
     """How many patients the study may learn from: those with a training case that has a label, or needs none."""
     cases = cohort.splits["train"]
     local = [stage.local for stage in study.plan if isinstance(stage.local, Gradient)]
-    if not any(wants_all_cases(work.terms) for work in local):
+    if not any(wants_all_cases(work.losses) for work in local):
         cases = cases[torch.stack([known(cohort.targets[task.name][cases]) for task in study.tasks]).any(dim=0)]
     return len({cohort.patients[at] for at in cases.tolist()})
 
 
-def _table(spec: CohortSpec, wanted: Wanted, columns: TableInput, place: Place) -> Decoded:
+def _table(spec: CohortSpec, wanted: CohortRequest, columns: TableInput, place: Place) -> Decoded:
     inputs, targets, patients, problems = read_table(spec, wanted.tasks, columns)
     return Decoded(inputs, targets, tuple(map(place.patient, patients)), dict(problems), {})
 
 
-def _images(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) -> tuple[Decoded, Counter[str]]:
+def _images(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place: Place) -> tuple[Decoded, Counter[str]]:
     for folder in (place.cache, place.state):
         if folder.resolve().is_relative_to(spec.root.resolve()):
             raise DataError(f"{folder}: is inside the cohort's own folder {spec.root}.", fix="Keep it somewhere else.")
@@ -190,7 +190,7 @@ def _images(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place) ->
     return decoded, Counter(decoded.facts)
 
 
-def _decoded(scan: Scan, wanted: Wanted, size: ImageInput, place: Place) -> Decoded:
+def _decoded(scan: Scan, wanted: CohortRequest, size: ImageInput, place: Place) -> Decoded:
     shape = (0, size.channels, size.size, size.size)
     inputs = np.stack(scan.images) if scan.images else np.zeros(shape, dtype=np.int16)
     nothing = np.zeros((0, size.size, size.size), dtype=np.int8)
@@ -215,7 +215,7 @@ def _decoded(scan: Scan, wanted: Wanted, size: ImageInput, place: Place) -> Deco
     )
 
 
-def _cache_key(spec: CohortSpec, wanted: Wanted, size: ImageInput, place: Place, found: Sequence[Path]) -> str:
+def _cache_key(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place: Place, found: Sequence[Path]) -> str:
     """A digest of everything that decoded images depend on.
 
     Files count by name, size and times, as in build tools: reading all of them would take as long as it saves. Labels
@@ -241,7 +241,7 @@ def _list_left_out(decoded: Decoded, names: Sequence[str], state: Path) -> None:
     write_atomic(state / "left_out.csv", ("\n".join(lines) + "\n").encode(), private=True)
 
 
-def _check_usable(name: str, spec: CohortSpec, decoded: Decoded, wanted: Wanted) -> None:
+def _check_usable(name: str, spec: CohortSpec, decoded: Decoded, wanted: CohortRequest) -> None:
     if not len(decoded.inputs):
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(decoded.problems.items())) or "no files"
         raise DataError(f"Site {name}: nothing in {spec.root} can be used ({reasons}).", fix="See left_out.csv.")

@@ -17,7 +17,7 @@ _COLOURS = ("Red", "Green", "Blue")
 
 
 @dataclass(frozen=True)
-class Table:
+class LookupTable:
     """`entries` for input values from `first` on, each of so many `bits`."""
 
     first: int
@@ -39,7 +39,9 @@ class Table:
         return np.asarray(self.entries[index])
 
 
-def read_table(descriptor: Sequence[int] | None, data: bytes | Sequence[int] | int | None, *, little: bool) -> Table:
+def read_table(
+    descriptor: Sequence[int] | None, data: bytes | Sequence[int] | int | None, *, little: bool
+) -> LookupTable:
     """The table that a descriptor and its data mean, whatever their type in the file. UnusableError: `bad_lut`."""
     try:
         count, first, bits = (int(value) for value in descriptor or ())
@@ -57,7 +59,7 @@ def read_table(descriptor: Sequence[int] | None, data: bytes | Sequence[int] | i
             raw = np.frombuffer(raw.astype("<u2").tobytes(), dtype="u1")
     if len(raw) < count:
         raise UnusableError("bad_lut")
-    return Table(first, bits, raw[:count].astype(np.float64))
+    return LookupTable(first, bits, raw[:count].astype(np.float64))
 
 
 def palette(dataset: Dataset, indices: NDArray[Any]) -> NDArray[np.float64]:

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from fedgraft.client.privacy.dp import secret
 from fedgraft.client.privacy.dp.units import units_of
 from fedgraft.client.training.model.errors import TooFewCases
-from fedgraft.client.training.model.loader import Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.protocol.instructions import NOISE
 from fedgraft.common.study.private_sums import PrivateSums
@@ -43,40 +43,42 @@ def bound(tasks: int) -> float:
     return math.sqrt(tasks * (1 + CONSTANT**2) * (2 + CONSTANT**2))
 
 
-def noised_sums(bench: Workbench, feed: Feed, patients: Sequence[str], private: PrivateSums) -> dict[str, np.ndarray]:
+def noised_sums(
+    local_model: LocalModel, loader: Loader, patients: Sequence[str], private: PrivateSums
+) -> dict[str, np.ndarray]:
     """`TASK/gram` and `TASK/cross` as of `feature_sums`, over units and with noise, and the noise's variance.
 
     `feed` gives features. `NOISE` (1,) is the variance on the diagonal of the features' part of each gram; those of
     several sites add up. Raises TooFewCases without labels, InputError for terms that are not private.
     """
-    if private.sigma is None or not (private.sigma > 0 and private.clip > 0):
+    if private.noise_multiplier is None or not (private.noise_multiplier > 0 and private.max_norm > 0):
         raise InputError("Private sums need noise and a bound.")
-    if any(not isinstance(task, Task) for task in bench.tasks.values()):
+    if any(not isinstance(task, Task) for task in local_model.tasks.values()):
         raise InputError("Private sums know the bound of classes alone.")
-    deviation = private.sigma * bound(len(bench.model.classes))
+    deviation = private.noise_multiplier * bound(len(local_model.model.classes))
     sums: dict[str, np.ndarray] = {}
-    labelled = feed.labelled("train")
+    labelled = loader.labelled("train")
     if not len(labelled):
         raise TooFewCases
-    (batch,) = feed.batches([labelled])
+    (batch,) = loader.batches([labelled])
     features = batch.inputs.double().cpu().numpy()
     place = {case: at for at, case in enumerate(labelled.tolist())}
     units = [np.array([place[case] for case in own]) for own in units_of(labelled, patients, private.unit)]
-    back = np.append(np.full(bench.model.feature_dim, private.clip), 1 / CONSTANT)
-    for task, classes in bench.model.classes.items():
+    back = np.append(np.full(local_model.model.feature_dim, private.max_norm), 1 / CONSTANT)
+    for task, classes in local_model.model.classes.items():
         target = batch.targets[task].cpu().numpy()
-        z, y = _rows(features, target, units, classes, private.clip)
+        z, y = _rows(features, target, units, classes, private.max_norm)
         gram, cross = z.T @ z, z.T @ y
         gram = gram + deviation * secret.normal(gram.size).reshape(gram.shape)
         cross = cross + deviation * secret.normal(cross.size).reshape(cross.shape)
         sums[f"{task}/gram"] = (gram + gram.T) / 2 * np.outer(back, back)
         sums[f"{task}/cross"] = cross * back[:, None]
-    sums[NOISE] = np.array([(deviation * private.clip**2) ** 2])
+    sums[NOISE] = np.array([(deviation * private.max_norm**2) ** 2])
     return sums
 
 
 def _rows(
-    features: Floats, target: NDArray[np.int64], units: Sequence[NDArray[np.int64]], classes: int, clip: float
+    features: Floats, target: NDArray[np.int64], units: Sequence[NDArray[np.int64]], classes: int, max_norm: float
 ) -> tuple[Floats, Floats]:
     """The rows z (units, dim + 1) and y (units, classes); zeros for a unit without labels or with broken features."""
     z, y = np.zeros((len(units), features.shape[1] + 1)), np.zeros((len(units), classes))
@@ -86,7 +88,7 @@ def _rows(
         length = float(np.linalg.norm(mean))
         if not math.isfinite(length):
             continue
-        z[at, :-1] = mean / max(clip, length)
+        z[at, :-1] = mean / max(max_norm, length)
         z[at, -1] = CONSTANT
         y[at] = np.bincount(target[known], minlength=classes) / len(known)
     return z, y

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedgraft.client.privacy.dp import secret
 from fedgraft.client.privacy.dp.noise import Noises, noisy_mean
-from fedgraft.client.privacy.dp.private_microbatching import Groups
+from fedgraft.client.privacy.dp.private_microbatching import PrivateMicrobatches
 from fedgraft.client.privacy.dp.trainer import Trainer, attached
 from fedgraft.client.privacy.dp.units import (
     Lots,
@@ -32,14 +32,14 @@ from fedgraft.client.privacy.dp.units import (
 )
 from fedgraft.client.training.augment import augment
 from fedgraft.client.training.gradient import dropout_seeded, optimiser_for
-from fedgraft.client.training.losses.base import Moment, Visit
+from fedgraft.client.training.losses.base import RoundContext, Visit
 from fedgraft.client.training.losses.objective import Objective
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
-from fedgraft.client.training.model.loader import Batch, Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Batch, Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.protocol.rates import rate_factor
-from fedgraft.common.study.losses import Coupling, Supervised
+from fedgraft.common.study.losses import LossScope, Supervised
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.training import Private
 
@@ -48,7 +48,12 @@ _FEATURES_AT_ONCE = 1024
 
 
 def train_private(
-    bench: Workbench, feed: Feed, patients: Sequence[str], spec: Gradient, changes: Sequence[str], moment: Moment
+    local_model: LocalModel,
+    loader: Loader,
+    patients: Sequence[str],
+    spec: Gradient,
+    changes: Sequence[str],
+    round_context: RoundContext,
 ) -> dict[str, float]:
     """Take exactly `spec.steps` noised steps in place; `changes` are the parameters that may move.
 
@@ -56,45 +61,45 @@ def train_private(
     of any patient beyond what noised steps have made of these: their gradients are added after the noise. The figures
     returned are public: no loss, no counts. Raises TooFewCases, Diverged, and InputError for what is not private.
     """
-    private, sigma, steps = _terms(bench, spec, changes)
-    objective = Objective(Visit(bench, spec, changes, moment))
-    units = units_of(feed.labelled("train"), patients, private.unit)
+    private, noise_multiplier, steps = _terms(local_model, spec, changes)
+    objective = Objective(Visit(local_model, spec, changes, round_context))
+    units = units_of(loader.labelled("train"), patients, private.unit)
     if not units:
         raise TooFewCases
-    lots, noises = Lots(units), Noises(sigma * private.clip, steps)
-    bench.model.freeze(changes, fixed_norm_stats=True)
-    bench.model.train()
-    _refuse_moving_statistics(bench.model)
-    optimiser = optimiser_for(bench, spec, changes)
+    lots, noises = Lots(units), Noises(noise_multiplier * private.max_grad_norm, steps)
+    local_model.model.freeze(changes, fixed_norm_stats=True)
+    local_model.model.train()
+    _refuse_moving_statistics(local_model.model)
+    optimiser = optimiser_for(local_model, spec, changes)
     rates = [group["lr"] for group in optimiser.param_groups]
     draw = torch.Generator().manual_seed(secret.seed())
-    at_once = max(spec.batch_size, _FEATURES_AT_ONCE) if feed.seen else spec.batch_size
-    groups = Groups(partial(attached, bench, feed, changes, private), at_once)
-    with groups, dropout_seeded(bench, secret.seed()):
+    at_once = max(spec.batch_size, _FEATURES_AT_ONCE) if loader.seen else spec.batch_size
+    groups = PrivateMicrobatches(partial(attached, local_model, loader, changes, private), at_once)
+    with groups, dropout_seeded(local_model, secret.seed()):
         for step in range(steps):
-            drawn = draw_units(len(units), private.sample)
-            rows = lots.rows(drawn, private.views, augmented=spec.augment is not None)
-            total = groups.sum_of(partial(_step_sum, feed, rows, spec, draw))
-            noisy = noisy_mean(total, noises, private.sample * len(units))
+            drawn = draw_units(len(units), private.sample_rate)
+            rows = lots.rows(drawn, private.augmentation_multiplicity, augmented=spec.augment is not None)
+            total = groups.sum_of(partial(_step_sum, loader, rows, spec, draw))
+            noisy = noisy_mean(total, noises, private.sample_rate * len(units))
             for parameter, gradient in zip(groups.trainer.parameters, noisy, strict=True):
                 parameter.grad = gradient
-            objective.pull()
+            objective.add_regularisers()
             if spec.schedule != "constant" or spec.warmup:
-                factor = rate_factor(spec, (moment.round - 1 + step / steps) / moment.rounds)
+                factor = rate_factor(spec, (round_context.round - 1 + step / steps) / round_context.rounds)
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
             optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    bench.model.eval()
-    if not bench.finite(changes):
+    local_model.model.eval()
+    if not local_model.finite(changes):
         raise Diverged
-    return {"steps": steps, "sigma": sigma, "sample": private.sample}
+    return {"steps": steps, "sigma": noise_multiplier, "sample": private.sample_rate}
 
 
 def _step_sum(
-    feed: Feed, rows: Rows, spec: Gradient, draw: torch.Generator, trainer: Trainer, size: int
+    loader: Loader, rows: Rows, spec: Gradient, draw: torch.Generator, trainer: Trainer, size: int
 ) -> list[Tensor]:
-    return clipped_sum(trainer, _batches(feed, list(rows.chunks(size)), spec, draw))
+    return clipped_sum(trainer, _batches(loader, list(rows.chunks(size)), spec, draw))
 
 
 def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list[Tensor]:
@@ -109,11 +114,13 @@ def clipped_sum(trainer: Trainer, batches: Iterator[tuple[Batch, Rows]]) -> list
     return [torch.zeros_like(parameter) for parameter in trainer.parameters] if total is None else total
 
 
-def _batches(feed: Feed, groups: Sequence[Rows], spec: Gradient, draw: torch.Generator) -> Iterator[tuple[Batch, Rows]]:
+def _batches(
+    loader: Loader, groups: Sequence[Rows], spec: Gradient, draw: torch.Generator
+) -> Iterator[tuple[Batch, Rows]]:
     """Batches without images that are not finite: one such pixel would spoil the sum, and thereby tell of itself."""
-    for read, rows in zip(feed.batches([group.indices for group in groups]), groups, strict=True):
+    for read, rows in zip(loader.batches([group.indices for group in groups]), groups, strict=True):
         batch = read
-        if not (feed.gaps or feed.sound):
+        if not (loader.gaps or loader.sound):
             finite = batch.inputs.isfinite().flatten(1).all(dim=1).nonzero()[:, 0]
             batch, rows = only(batch, rows, finite)  # noqa: PLW2901
         if not len(batch.indices):
@@ -123,25 +130,27 @@ def _batches(feed: Feed, groups: Sequence[Rows], spec: Gradient, draw: torch.Gen
         yield batch, rows
 
 
-def _terms(bench: Workbench, spec: Gradient, changes: Sequence[str]) -> tuple[Private, float, int]:
+def _terms(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> tuple[Private, float, int]:
     """What was asked for, once more: the last place where work that is not private can be stopped."""
     private = spec.private
     if private is None or spec.steps is None:
         raise InputError("Private work needs its terms and a number of steps.")
-    sigma = private.sigma
-    if sigma is None or not (sigma > 0 and private.clip > 0 and 0 < private.sample <= 1):
+    noise_multiplier = private.noise_multiplier
+    if noise_multiplier is None or not (
+        noise_multiplier > 0 and private.max_grad_norm > 0 and 0 < private.sample_rate <= 1
+    ):
         raise InputError("Private work needs noise, a bound, and a share of the units to sample.")
-    if spec.class_weights != "none" or any((spec.clip_norm, spec.heads_first, spec.lookahead, spec.fallback)):
+    if spec.class_weights != "none" or any((spec.clip_norm, spec.heads_first, spec.inner_steps, spec.rollback)):
         raise InputError("Class weights, clipped batches, steps of two kinds and a way back are not for private work.")
-    if bench.model.decodes:
+    if local_model.model.decodes:
         raise InputError("Gradients of single cases through a decoder of masks are not built.")
-    if private.mode == "ghost" and private.views > 1:
+    if private.mode == "ghost" and private.augmentation_multiplicity > 1:
         raise InputError("Ghost clipping knows single images only.")
-    if any(term.coupling is not Coupling.NONE and term != Supervised() for term in spec.terms):
+    if any(loss.scope is not LossScope.REGULARISER and loss != Supervised() for loss in spec.losses):
         raise InputError("Private work learns from the site's own labels, and from no other term that looks at cases.")
-    if not changes or not set(changes) <= set(bench.parameters):
+    if not changes or not set(changes) <= set(local_model.parameters):
         raise InputError("Private work trains parameters; running statistics are not noised and must stay.")
-    return private, sigma, spec.steps
+    return private, noise_multiplier, spec.steps
 
 
 def _refuse_moving_statistics(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from fedgraft.client.privacy.dp.trainer import Trainer
 _log = logging.getLogger("fedgraft.site")
 
 
-class Groups:
+class PrivateMicrobatches:
     """A trainer, and how many cases it works on at once.
 
     Every unit is clipped by itself, so that the sum is that of one whole group, whoever ran out of what. A pass that
@@ -29,7 +29,7 @@ class Groups:
         self.size = size
         """The most cases in a group, but for a unit that has more."""
 
-    def __enter__(self) -> Groups:
+    def __enter__(self) -> PrivateMicrobatches:
         self.trainer = self._stack.enter_context(self._attach())
         return self
 

@@ -17,8 +17,8 @@ from fedgraft.client.privacy.dp.dp_safe import LAYERS, dp_twin
 from fedgraft.client.privacy.dp.private_layers import NORM_SAMPLERS, SAMPLERS
 from fedgraft.client.privacy.dp.units import Rows, only
 from fedgraft.client.training.losses.task_losses import losses_by_case
-from fedgraft.client.training.model.loader import Batch, Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Batch, Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.models.model import Heads
 from fedgraft.common.study.tasks import AnyTask
 from fedgraft.common.study.training import Private
@@ -46,16 +46,16 @@ class Trainer:
         return (_ghost if self.private.mode == "ghost" else _kept)(self, batch, rows)
 
 
-def clip_factors(norms: Tensor, clip: float) -> Tensor:
+def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
     """What brings each norm down to `clip`; 0 for a norm that is infinite or no number."""
-    return (clip / norms).clamp_(max=1.0).nan_to_num_(nan=0.0)
+    return (max_grad_norm / norms).clamp_(max=1.0).nan_to_num_(nan=0.0)
 
 
-def clip_and_sum(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
+def clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float) -> list[Tensor]:
     """Per-unit gradients, (units, ...) per parameter, each unit clipped over all parameters together, then summed."""
     each = [torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64) for part in gradients]
     norms = torch.stack(each).norm(dim=0)
-    factors = clip_factors(norms, clip)
+    factors = clip_factors(norms, max_grad_norm)
     if not bool(norms.isfinite().all()):  # 0 times infinity is not 0, so a unit that overflowed is emptied first
         for part in gradients:
             part[~norms.isfinite()] = 0
@@ -71,7 +71,7 @@ def _kept(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     by_case = [_taken(parameter, "grad_sample") for parameter in trainer.parameters]
     for parameter in trainer.parameters:
         parameter.grad = None
-    return clip_and_sum([rows.by_unit(part) for part in by_case], trainer.private.clip)
+    return clip_and_sum([rows.by_unit(part) for part in by_case], trainer.private.max_grad_norm)
 
 
 def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> list[Tensor]:
@@ -82,12 +82,14 @@ def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> li
         errors = heads.errors(model(z), batch, None if share is None else share.to(z), trainer.tasks)
         if share is None:
             norms = heads.norms(errors, trainer.lengths.index_select(0, batch.indices.to(z.device)))
-            factors = clip_factors(norms, trainer.private.clip).to(z)
+            factors = clip_factors(norms, trainer.private.max_grad_norm).to(z)
             kept = {task: error.mul_(factors).nan_to_num_() for task, error in errors.items()}
             sums = heads.gradients(kept, z)
             return [sums[task][at] for task, at in trainer.places]
         each = heads.by_case(errors, z)
-        return clip_and_sum([rows.by_unit(each[task][at]) for task, at in trainer.places], trainer.private.clip)
+        return clip_and_sum(
+            [rows.by_unit(each[task][at]) for task, at in trainer.places], trainer.private.max_grad_norm
+        )
 
 
 def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
@@ -102,7 +104,7 @@ def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
         places = sound.nonzero()[:, 0]
         rest = only(batch, rows, places)
         return _ghost(trainer, *rest) if len(places) else [torch.zeros_like(p) for p in trainer.parameters]
-    factors = clip_factors(norms, trainer.private.clip).to(loss.dtype)
+    factors = clip_factors(norms, trainer.private.max_grad_norm).to(loss.dtype)
     trainer.hooks.disable_hooks()
     parts = torch.autograd.grad((loss * factors).sum(), list(trainer.parameters))
     trainer.hooks.enable_hooks()
@@ -110,26 +112,28 @@ def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
 
 
 @contextmanager
-def attached(bench: Workbench, feed: Feed, changes: Sequence[str], private: Private) -> Iterator[Trainer]:
+def attached(local_model: LocalModel, loader: Loader, changes: Sequence[str], private: Private) -> Iterator[Trainer]:
     """The model with hooks for per-case gradients, and without any trace of them afterwards."""
-    parameters = [bench.parameters[key] for key in changes]
-    if feed.seen:
-        places = [(bench.tags[key].task or "", int(key.endswith(".bias"))) for key in changes]
-        yield Trainer(feed.body(bench.model), parameters, None, private, feed.lengths(), places, bench.tasks)
+    parameters = [local_model.parameters[key] for key in changes]
+    if loader.seen:
+        places = [(local_model.tags[key].task or "", int(key.endswith(".bias"))) for key in changes]
+        yield Trainer(
+            loader.body(local_model.model), parameters, None, private, loader.lengths(), places, local_model.tasks
+        )
         return
-    model = dp_twin(bench.model, changes)
+    model = dp_twin(local_model.model, changes)
     hooks: Any = (_GhostHooks if private.mode == "ghost" else _KeptHooks)(model, loss_reduction="sum", strict=False)
     try:
         with warnings.catch_warnings():
             # The first layer's hook has no gradient of its input to show, and needs none.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield Trainer(model, parameters, hooks, private, tasks=bench.tasks)
+            yield Trainer(model, parameters, hooks, private, tasks=local_model.tasks)
     finally:
         hooks.cleanup()
         for part in model.modules():  # what a pass that failed has left
             for left in ("activations", "max_batch_len"):
                 part.__dict__.pop(left, None)
-        for parameter in bench.parameters.values():
+        for parameter in local_model.parameters.values():
             parameter.grad = None
 
 

@@ -97,23 +97,27 @@ class Lots:
         self._starts: Places = np.cumsum(self._sizes) - self._sizes
         self._alone = bool((self._sizes == 1).all())
 
-    def rows(self, drawn: Places | Sequence[int], views: int, *, augmented: bool) -> Rows:
+    def rows(self, drawn: Places | Sequence[int], augmentation_multiplicity: int, *, augmented: bool) -> Rows:
         """For each unit `drawn`, at most `views` of its cases at random; `augmented` ones may come again to fill up."""
         chosen: Places = np.asarray(drawn, dtype=np.int64)
-        single = views == 1 or (self._alone and not augmented)
+        single = augmentation_multiplicity == 1 or (self._alone and not augmented)
         if self._alone and single:
             places, unit = self._starts[chosen], np.arange(len(chosen))
         else:
-            places, unit = self._some(chosen, views, augmented=augmented)
+            places, unit = self._some(chosen, augmentation_multiplicity, augmented=augmented)
         return Rows(torch.from_numpy(self._cases[places]), torch.from_numpy(unit), len(chosen), single)
 
-    def _some(self, chosen: Places, views: int, *, augmented: bool) -> tuple[Places, Places]:
+    def _some(self, chosen: Places, augmentation_multiplicity: int, *, augmented: bool) -> tuple[Places, Places]:
         """Places in `_cases`, and for each the number of its unit among those `chosen`."""
         sizes = self._sizes[chosen]
         every = np.repeat(np.arange(len(chosen)), sizes)
         shuffled = np.lexsort((secret.uniform(len(every)), every))
         own = np.cumsum(sizes) - sizes  # where each unit begins among `every`
-        counts = np.full_like(sizes, views) if augmented else np.minimum(sizes, views)
+        counts = (
+            np.full_like(sizes, augmentation_multiplicity)
+            if augmented
+            else np.minimum(sizes, augmentation_multiplicity)
+        )
         unit = np.repeat(np.arange(len(chosen)), counts)
         nth = np.arange(len(unit)) - np.repeat(np.cumsum(counts) - counts, counts)
         at = shuffled[own[unit] + nth % sizes[unit]]

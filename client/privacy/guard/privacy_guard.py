@@ -21,11 +21,11 @@ from fedgraft.client.privacy.ledger.ledger import (
 )
 from fedgraft.client.privacy.ledger.reply_store import Replies
 from fedgraft.client.privacy.policy import (
+    EffectivePrivacy,
     Metrics,
+    PrivacyRequest,
     Reason,
-    Request,
     SitePolicy,
-    Terms,
     effective,
 )
 from fedgraft.common.base.errors import LedgerError
@@ -41,9 +41,9 @@ from fedgraft.common.protocol.instructions import Arrays, Code
 from fedgraft.common.protocol.routing import (
     Tags,
     changed,
-    keeps_sums,
-    privacy_asked,
+    privacy_request,
     releases_plainly,
+    retains_statistics,
 )
 from fedgraft.common.study.plan import Role, Stage
 from fedgraft.common.study.private_sums import PrivateSums
@@ -85,7 +85,7 @@ class Held:
         return Ledger(self.ledger, self.witness, epsilon_max)
 
 
-class Guard:
+class PrivacyGuard:
     """One site's policy and ledger in one study. `patients` counts those that the study may learn from.
 
     `is_source` says that they are no patients of a hospital, but public source data.
@@ -127,7 +127,7 @@ class Guard:
     @property
     def shows_metrics(self) -> bool:
         """Whether exact sums of metrics, losses and counts may leave, as this study asks for them: masked or not."""
-        return self._policy.metrics == "exact" or (self._study.masked and self._policy.metrics == "masked")
+        return self._policy.metrics == "exact" or (self._study.secure_aggregation and self._policy.metrics == "masked")
 
     def public(self, count: int) -> int:
         """A count as it may leave: exact, or rounded to tens, but never to 0 if there is any."""
@@ -137,40 +137,40 @@ class Guard:
 
     def admit(self, tags: Tags) -> None:
         """Look at the whole study before its first round; raises Refused if the site could not go through with it."""
-        self.demand_masks()
+        self.demand_secure_aggregation()
         planned = self.planned(tags)
-        events = [_event(terms) for _, terms in planned] + list(self.metrics_events())
+        events = [_event(privacy) for _, privacy in planned] + list(self.metrics_events())
         if not events:
             return
         delta = self.delta
-        if not epsilon(events, delta) <= self._policy.epsilon_job:
+        if not epsilon(events, delta) <= self._policy.epsilon_per_study:
             raise Refused(Code.BUDGET, "all stages together cost more than epsilon_job of the policy")
         if not epsilon(events + list(self._spent_by_others()), delta) <= self._policy.epsilon_lifetime:
             raise Refused(Code.BUDGET, "with what other studies have spent, more than epsilon_lifetime of the policy")
 
-    def demand_masks(self) -> None:
+    def demand_secure_aggregation(self) -> None:
         """Raise Refused if the policy lets nothing leave in the open, and the study has no masks."""
-        if self._policy.masked_only and not self._study.masked:
-            raise Refused(Code.POLICY, Reason.NOT_MASKED.value)
+        if self._policy.secure_aggregation_only and not self._study.secure_aggregation:
+            raise Refused(Code.POLICY, Reason.NOT_SECURE.value)
 
-    def planned(self, tags: Tags) -> list[tuple[Stage, Terms]]:
+    def planned(self, tags: Tags) -> list[tuple[Stage, EffectivePrivacy]]:
         """The study's private stages and what the site makes of each. Raises Refused for what policy does not allow."""
-        self.demand_masks()
+        self.demand_secure_aggregation()
         planned = []
         for stage in self._study.plan:
             if not self._asked_in(stage):
                 continue
             roles = frozenset(tags[key].role for key in changed(stage, tags))
             if releases_plainly(stage, tags):
-                self.allow_plain(roles, kept=keeps_sums(stage))
-            elif privacy_asked(stage) is not None:
-                planned.append((stage, self._terms(request_of(self._study, stage, roles))))
+                self.allow_plain(roles, kept=retains_statistics(stage))
+            elif privacy_request(stage) is not None:
+                planned.append((stage, self._effective(request_of(self._study, stage, roles))))
         return planned
 
     def _asked_in(self, stage: Stage) -> bool:
         """Whether the site could be asked to work in this stage: hospitals never for the source, and the other way."""
         if self.is_source or stage.where == "source":
-            return self.is_source and (stage.where == "source" or stage.joint is not None)
+            return self.is_source and (stage.where == "source" or stage.joint_lambda is not None)
         return stage.where != "labelled" or self._patients > 0
 
     def allow_plain(self, roles: frozenset[Role], *, kept: bool = False) -> None:
@@ -180,8 +180,12 @@ class Guard:
         """
         if (roles, kept) in self._allowed:
             return
-        architectures, masked = self._study.architectures, self._study.masked
-        self._terms(Request(architectures, roles, private=False, steps=1, masked=masked, kept=kept))
+        architectures, secure_aggregation = self._study.architectures, self._study.secure_aggregation
+        self._effective(
+            PrivacyRequest(
+                architectures, roles, private=False, steps=1, secure_aggregation=secure_aggregation, kept=kept
+            )
+        )
         self._allowed.add((roles, kept))
 
     def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private | PrivateSums:
@@ -189,20 +193,29 @@ class Guard:
 
         Raises Refused, or Replay if this round was answered before.
         """
-        asked = privacy_asked(stage)
+        asked = privacy_request(stage)
         assert asked is not None
-        terms = self._terms(request_of(self._study, stage, roles))
-        facts = Facts(terms.unit, self._patients, model, "train" if isinstance(asked, Private) else "sums")
-        event = Event(terms.sigma, terms.q, steps_of(stage))
-        self._charge(exchange, event, facts, terms)
-        effective_terms = {"sigma": terms.sigma, "clip": terms.clip, "unit": terms.unit, "epsilon": None}
-        return asked.model_copy(update=effective_terms | ({"sample": terms.q} if isinstance(asked, Private) else {}))
+        privacy = self._effective(request_of(self._study, stage, roles))
+        facts = Facts(privacy.unit, self._patients, model, "train" if isinstance(asked, Private) else "sums")
+        event = Event(privacy.noise_multiplier, privacy.sample_rate, steps_of(stage))
+        self._charge(exchange, event, facts, privacy)
+        effective_privacy = {
+            "sigma": privacy.noise_multiplier,
+            "clip": privacy.max_grad_norm,
+            "unit": privacy.unit,
+            "epsilon": None,
+        }
+        return asked.model_copy(
+            update=effective_privacy | ({"sample": privacy.sample_rate} if isinstance(asked, Private) else {})
+        )
 
-    def _charge(self, exchange: int, event: Event, facts: Facts, terms: Terms) -> None:
+    def _charge(self, exchange: int, event: Event, facts: Facts, privacy: EffectivePrivacy) -> None:
         # Looked at once more within the charge: another study may have been charged since the look before.
         limit = self._policy.metrics_lifetime if facts.release == "metrics" else math.inf
         try:
-            self._ledger(terms).charge(self._study.digest, exchange, event, facts, Caps(terms.epsilon_job, limit))
+            self._ledger(privacy).charge(
+                self._study.digest, exchange, event, facts, Caps(privacy.epsilon_per_study, limit)
+            )
         except ChargeRefused as refused:
             raise Refused(Code.BUDGET, refused.reason.value) from None
         except AlreadyCharged:
@@ -220,9 +233,19 @@ class Guard:
         if event is None:
             raise Refused(Code.BUDGET, "metrics of other studies have cost metrics_lifetime of the policy")
         facts = Facts(self._policy.unit, self._patients, model, "metrics")
-        terms = Terms(True, facts.unit, self._policy.epsilon_job, self.delta, event.sigma, 1.0, 1.0, 1, self.metrics)
-        self._charge(exchange, event, facts, terms)
-        return event.sigma
+        privacy = EffectivePrivacy(
+            True,
+            facts.unit,
+            self._policy.epsilon_per_study,
+            self.delta,
+            event.noise_multiplier,
+            1.0,
+            1.0,
+            1,
+            self.metrics,
+        )
+        self._charge(exchange, event, facts, privacy)
+        return event.noise_multiplier
 
     def admit_metrics(self, exchange: int) -> None:
         """Let exact but coarse counts out, once in a study and for few studies in all. Raises Refused, or Replay.
@@ -246,24 +269,24 @@ class Guard:
 
         All of them together may cost much less than all work together: each is a question about the same few cases.
         """
-        if self.metrics != "noised" or self._study.masked:
+        if self.metrics != "noised" or self._study.secure_aggregation:
             return
-        sigma = noise_for(self._policy.metrics_epsilon, self.delta, 1.0, 1)
-        event = Event(max(self._policy.sigma_min, sigma), 1.0, 1)
+        noise_multiplier = noise_for(self._policy.metrics_epsilon, self.delta, 1.0, 1)
+        event = Event(max(self._policy.noise_multiplier_min, noise_multiplier), 1.0, 1)
         if epsilon([*self._spent_by_others("metrics"), event], self.delta) <= self._policy.metrics_lifetime:
             yield event
 
     def grounds(self, stage: Stage | None, tags: Tags) -> str:
         """What the policy says of an answer to this stage's order; None for an order that only evaluates."""
         words = []
-        if stage is not None and (asked := privacy_asked(stage)) is not None:
+        if stage is not None and (asked := privacy_request(stage)) is not None:
             what = "entries trained" if isinstance(asked, Private) else "sums noised"
             words.append(f"{what} with differential privacy, charged to the ledger")
         elif stage is not None and releases_plainly(stage, tags):
             words.append("entries or sums without noise, by allow_non_dp of the policy")
         if self.shows_metrics:
             words.append("exact figures, by metrics of the policy")
-        if self._study.masked:
+        if self._study.secure_aggregation:
             words.append("masked, so that only sums over several sites can be read")
         if stage is None and self.metrics in ("noised", "suppressed"):
             words.append(f"counts of test cases, {self.metrics}, by metrics of the policy")
@@ -280,7 +303,7 @@ class Guard:
         try:
             ledger = self._held.open(self._policy.epsilon_lifetime)
             spent = ledger.spent(self._study.digest)
-            if spent.steps and self._study.masked:
+            if spent.steps and self._study.secure_aggregation:
                 delta = 10.0 ** math.ceil(math.log10(spent.delta) - 1e-9)
                 spent = replace(spent, delta=delta, epsilon=epsilon(ledger.events(self._study.digest), delta))
         except LedgerError as error:
@@ -291,12 +314,12 @@ class Guard:
         """Put what is about to be sent on disk, so that it can be sent again without being computed again."""
         self._replies.keep(exchange, shared, own)
 
-    def _terms(self, request: Request) -> Terms:
+    def _effective(self, request: PrivacyRequest) -> EffectivePrivacy:
         reserved = tuple(self.metrics_events()) if request.private else ()
-        terms = effective(self._policy, request, self._patients, self._delta(), reserved)
-        if isinstance(terms, Reason):
-            raise Refused(Code.BUDGET if terms is Reason.BUDGET else Code.POLICY, terms.value)
-        return terms
+        privacy = effective(self._policy, request, self._patients, self._delta(), reserved)
+        if isinstance(privacy, Reason):
+            raise Refused(Code.BUDGET if privacy is Reason.BUDGET else Code.POLICY, privacy.value)
+        return privacy
 
     def _delta(self) -> float | None:
         if not self._held.exists():
@@ -313,12 +336,12 @@ class Guard:
             others = (row for row in rows if row.job != self._study.digest)
             yield from (row.event for row in others if not releases or row.facts.release in releases)
 
-    def _ledger(self, terms: Terms) -> Ledger:
+    def _ledger(self, privacy: EffectivePrivacy) -> Ledger:
         if self._held.exists():
             return self._held.open(self._policy.epsilon_lifetime)
         held, limit = self._held, self._policy.epsilon_lifetime
-        return Ledger.create(held.ledger, held.witness, limit, terms.delta, terms.unit)
+        return Ledger.create(held.ledger, held.witness, limit, privacy.delta, privacy.unit)
 
 
-def _event(terms: Terms) -> Event:
-    return Event(terms.sigma, terms.q, terms.steps)
+def _event(privacy: EffectivePrivacy) -> Event:
+    return Event(privacy.noise_multiplier, privacy.sample_rate, privacy.steps)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from fedgraft.client.privacy.policy import Request
-from fedgraft.common.protocol.routing import privacy_asked
+from fedgraft.client.privacy.policy import PrivacyRequest
+from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Role, Stage
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.training import Private
 
 
-def request_of(study: Study, stage: Stage, roles: frozenset[Role]) -> Request:
+def request_of(study: Study, stage: Stage, roles: frozenset[Role]) -> PrivacyRequest:
     """The request of all the stage's rounds together; `roles` are those of the entries that are trained."""
-    asked = privacy_asked(stage)
+    asked = privacy_request(stage)
     assert asked is not None
-    return Request(
+    return PrivacyRequest(
         study.architectures,
         roles,
         unit=asked.unit,
         epsilon=asked.epsilon,
-        sigma=asked.sigma,
-        clip=asked.clip,
-        q=asked.sample,
+        noise_multiplier=asked.noise_multiplier,
+        max_grad_norm=asked.max_grad_norm if isinstance(asked, Private) else asked.max_norm,
+        sample_rate=asked.sample_rate,
         steps=steps_of(stage) * stage.rounds,
         sampled=isinstance(asked, Private),
-        masked=study.masked,
+        secure_aggregation=study.secure_aggregation,
     )
 
 

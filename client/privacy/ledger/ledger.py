@@ -36,8 +36,8 @@ from fedgraft.common.privacy.accountant import (
     Event,
     Spend,
     Unit,
+    aggregate,
     epsilon_of,
-    merge,
     rdp,
 )
 
@@ -99,7 +99,7 @@ class Caps:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedCharge:
     """A request that was turned down, and how often; `asked` is the event as text."""
 
     job: str
@@ -175,19 +175,19 @@ class Ledger:
 
     def events(self, job: str | None = None) -> tuple[Event, ...]:
         """What was released, equal events together: for the tight accountant, or to choose noise for what is left."""
-        return merge([row.event for row in self.rows() if job in (None, row.job)])
+        return aggregate([row.event for row in self.rows() if job in (None, row.job)])
 
     def rows(self) -> tuple[Row, ...]:
         """Every charge ever made, in order; LedgerError if they cannot be trusted."""
         return self._read()[1]
 
-    def refusals(self) -> tuple[Refused, ...]:
+    def refusals(self) -> tuple[RefusedCharge, ...]:
         """What was asked and turned down. It costs nothing, so these rows are not sealed."""
         with _connected(self._path) as db:
             found = db.execute(
                 "SELECT job, round, reason, asked, at, count FROM refusals ORDER BY at, rowid"
             ).fetchall()
-        return tuple(Refused(job, number, Denial(why), *rest) for job, number, why, *rest in found)
+        return tuple(RefusedCharge(job, number, Denial(why), *rest) for job, number, why, *rest in found)
 
     def verify(self) -> int:
         """Check everything, the recorded costs against the events too; the number of rows, or LedgerError."""
@@ -254,7 +254,7 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _plain(event: Event) -> Event:
     """The event as it will be read back, because its hash is taken over the text of its numbers."""
-    return Event(float(event.sigma), float(event.q), int(event.steps))
+    return Event(float(event.noise_multiplier), float(event.q), int(event.steps))
 
 
 def _next(genesis: Genesis, rows: tuple[Row, ...], row: Row) -> Row:
@@ -266,16 +266,16 @@ def _next(genesis: Genesis, rows: tuple[Row, ...], row: Row) -> Row:
 def _insert(db: sqlite3.Connection, row: Row) -> None:
     event, facts = row.event, row.facts
     values = (
-        *(row.seq, row.job, row.round, event.sigma, event.q, event.steps),
+        *(row.seq, row.job, row.round, event.noise_multiplier, event.q, event.steps),
         *(facts.unit, facts.patients, facts.model, facts.release, row.cost, row.at, row.previous, row.hash),
     )
     db.execute(f"INSERT INTO charges VALUES ({', '.join('?' * len(values))})", values)
 
 
 def _row(values: tuple[Any, ...]) -> Row:
-    seq, job, number, sigma, q, steps, unit, patients, model, release, cost, at, previous, digest = values
+    seq, job, number, noise_multiplier, q, steps, unit, patients, model, release, cost, at, previous, digest = values
     facts = Facts(unit, patients, model, release)
-    return Row(seq, job, number, Event(sigma, q, steps), facts, cost, at, previous, digest)
+    return Row(seq, job, number, Event(noise_multiplier, q, steps), facts, cost, at, previous, digest)
 
 
 def _now() -> str:

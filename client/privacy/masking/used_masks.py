@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS sums (
 _WAIT_S = 30.0
 
 
-class MaskSettings(BaseModel):
+class SecureAggregationSettings(BaseModel):
     """Where a site's mask key and the consortium's roster are, and the identities that it pinned at onboarding.
 
     `key`: X25519 private key in PEM, readable by its owner alone. `roster`: the signed mask keys of all sites. Public
@@ -70,7 +70,7 @@ class Occasion:
     work: bool
 
 
-def read_pairs(site: str, settings: MaskSettings) -> Pairs:
+def read_pairs(site: str, settings: SecureAggregationSettings) -> Pairs:
     """The site's half of all pairs' secrets. RosterError if its key or the roster cannot be used."""
     try:
         key = load_pem_private_key(settings.key.read_bytes(), None)
@@ -106,7 +106,7 @@ class MaskBook:
         with self._connected() as db:
             _check(db, study, nonce, number)
 
-    def circles(self, study: str, occasion: Occasion) -> set[tuple[str, ...]]:
+    def groups(self, study: str, occasion: Occasion) -> set[tuple[str, ...]]:
         """All circles of sites in which the site has masked this work before."""
         asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ? AND stage = ? AND work = ?"
         with self._connected() as db:

@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from fedgraft.client.privacy.dp import secret
-from fedgraft.client.privacy.guard.privacy_guard import Guard
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.ledger.reply_store import Replay
 from fedgraft.client.privacy.release.metric_release_kinds import (
     bounded_sums,
@@ -62,7 +62,7 @@ Tasks = Mapping[str, AnyTask]
 
 
 def release(
-    guard: Guard,
+    guard: PrivacyGuard,
     exchange: int,
     model: str,
     predict: Callable[[], Answers],
@@ -77,8 +77,8 @@ def release(
     labelled, units = cases
     try:
         if guard.metrics == "noised":
-            sigma = guard.charge_metrics(exchange, model)
-            shown = noised_counts(predict(), labelled, units, sigma, tasks)
+            noise_multiplier = guard.charge_metrics(exchange, model)
+            shown = noised_counts(predict(), labelled, units, noise_multiplier, tasks)
         elif guard.metrics == "suppressed":
             guard.admit_metrics(exchange)
             shown = {task: suppressed(sums_of(tasks[task], *pair)) for task, pair in predict().items()}
@@ -100,14 +100,14 @@ def bound(tasks: Iterable[AnyTask]) -> float:
 
 
 def noised_counts(
-    answers: Answers, labelled: Tensor, units: Sequence[Sequence[int]], sigma: float, tasks: Tasks
+    answers: Answers, labelled: Tensor, units: Sequence[Sequence[int]], noise_multiplier: float, tasks: Tasks
 ) -> dict[str, TaskSums]:
     """By task counts with Gaussian noise, made whole numbers again: confusion and coarse scores, or bounded sums.
 
     `answers` are those to the cases `labelled`; `units` their positions in the cohort by unit. Counts are of units, not
     of cases.
     """
-    deviation = sigma * bound(tasks[task] for task in answers)
+    deviation = noise_multiplier * bound(tasks[task] for task in answers)
     place = {case: at for at, case in enumerate(labelled.tolist())}
     places = [[place[case] for case in unit] for unit in units]
     return {task: _noised(tasks[task], *pair, places, deviation) for task, pair in answers.items()}
@@ -124,7 +124,7 @@ def suppressed(sums: TaskSums) -> TaskSums:
     if isinstance(sums, MaskSums):
         return suppressed_masks(sums, LEAST)
     coarse = sums.scores.coarsen(BINS, _SPREAD)
-    rows = [_merged(*coarse.ranked(row)) for row in range(coarse.rows)]
+    rows = [_aggregated(*coarse.ranked(row)) for row in range(coarse.rows)]
     confusion = np.where(sums.confusion >= LEAST, sums.confusion, 0)
     return labels_told(confusion, _scores(rows)) if isinstance(sums, LabelSums) else _partial(confusion, rows)
 
@@ -213,7 +213,7 @@ def _whole(noised: Floats) -> Counts:
     return whole.reshape(noised.shape)
 
 
-def _merged(positive: Floats, negative: Floats) -> Counts:
+def _aggregated(positive: Floats, negative: Floats) -> Counts:
     """Neighbouring bins together until each has enough of both kinds, (bins, 2) from low scores to high."""
     if min(positive.sum(), negative.sum()) < LEAST:
         return np.zeros((0, 2), np.int64)

@@ -10,27 +10,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.client.training.losses.base import (
-    Glance,
-    Loss,
-    Seen,
+    ForwardOutput,
+    LossFunction,
+    StepContext,
     Visit,
 )
 from fedgraft.common.study.losses import Adversarial
 
 
-def adversarial_term(term: Adversarial, visit: Visit) -> Loss:
+def adversarial_loss(spec: Adversarial, visit: Visit) -> LossFunction:
     """The critic's cross-entropy between source (1) and target (0), each domain counting half.
 
     Ganin et al. 2016, equations 9 to 15, as one loss; the critic itself always learns at full strength.
     """
-    critic = visit.bench.model.critics[term.critic]
+    domain_discriminator = visit.local_model.model.domain_discriminators[spec.domain_discriminator]
 
-    def loss(glance: Glance) -> Tensor:
-        assert glance.source is not None
-        strength = reversal(glance.progress, term.ramp)
+    def loss(step_context: StepContext) -> Tensor:
+        assert step_context.source is not None
+        strength = reversal(step_context.progress, spec.ramp)
         source, target = (
-            critic(Reversed.apply(_shown(seen, conditional=term.conditional), strength)).squeeze(1).float()
-            for seen in (glance.source, glance.target)
+            domain_discriminator(Reversed.apply(_shown(seen, conditional=spec.conditional), strength))
+            .squeeze(1)
+            .float()
+            for seen in (step_context.source, step_context.target)
         )
         of_source = F.binary_cross_entropy_with_logits(source, torch.ones_like(source))
         of_target = F.binary_cross_entropy_with_logits(target, torch.zeros_like(target))
@@ -44,7 +46,7 @@ def reversal(progress: float, ramp: float) -> float:
     return 2 / (1 + math.exp(-ramp * progress)) - 1
 
 
-def _shown(seen: Seen, *, conditional: bool) -> Tensor:
+def _shown(seen: ForwardOutput, *, conditional: bool) -> Tensor:
     """What the critic sees: features (N, d), or their products with all tasks' class probabilities (N, d C).
 
     The probabilities are given, as in Long et al. 2018: heads are not to be spoilt for the critic's sake.

@@ -10,66 +10,66 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.model.loader import Batch, Feed
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Batch, Loader
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.plan import Gradient
 
 
 @dataclass(frozen=True)
-class Around:
+class VisitContext:
     """What a visit has besides the site's own cases.
 
     `received` are the coordinator's entries, `aside` what came beside them, `kept` what the site keeps for itself.
     """
 
     received: Arrays = field(default_factory=dict)
-    aside: Arrays = field(default_factory=dict)
-    kept: Arrays = field(default_factory=dict)
-    source: Feed | None = None
+    auxiliary: Arrays = field(default_factory=dict)
+    local_state: Arrays = field(default_factory=dict)
+    source: Loader | None = None
 
 
-ALONE = Around()
+ALONE = VisitContext()
 """Nothing but the site's own cases."""
 
 
 @dataclass(frozen=True)
-class Moment:
+class RoundContext:
     """Where in a plan a visit happens, and with what: `seed` is its own, `round` of `rounds` counts from 1."""
 
     seed: int
     round: int
     rounds: int
-    around: Around = ALONE
+    visit_context: VisitContext = ALONE
 
 
 @dataclass(frozen=True)
 class Visit:
     """One visit's training: the model, what of it may change, and all that a term may look at."""
 
-    bench: Workbench
+    local_model: LocalModel
     spec: Gradient
     changes: Sequence[str]
-    moment: Moment
+    round_context: RoundContext
     class_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
-    def around(self) -> Around:
+    def visit_context(self) -> VisitContext:
         """What there is besides the site's own cases."""
-        return self.moment.around
+        return self.round_context.visit_context
 
     @property
     def trained(self) -> list[str]:
         """The parameters that may change."""
-        return [key for key in self.changes if key in self.bench.parameters]
+        return [key for key in self.changes if key in self.local_model.parameters]
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """An array on the model's device."""
-        return torch.tensor(array, device=self.bench.device)
+        return torch.tensor(array, device=self.local_model.device)
 
 
 @dataclass(frozen=True)
-class Seen:
+class ForwardOutput:
     """A batch, and what the model says of it; features only where a term asks for them."""
 
     batch: Batch
@@ -78,25 +78,25 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Glance:
+class StepContext:
     """All that a step shows to the terms: the site's own batch, a batch of the source, how much of the stage is done.
 
     `progress` goes from 0 to 1 over all rounds of the stage.
     """
 
-    target: Seen
-    source: Seen | None
+    target: ForwardOutput
+    source: ForwardOutput | None
     progress: float
 
 
-class Loss(Protocol):
+class LossFunction(Protocol):
     """A term that looks at cases."""
 
-    def __call__(self, glance: Glance) -> Tensor:
+    def __call__(self, step_context: StepContext) -> Tensor:
         """The term's value before its weight, a scalar."""
 
 
-class Pull(Protocol):
+class Regulariser(Protocol):
     """A term that looks at the model's entries alone, whose gradient is known without any pass."""
 
     def __call__(self) -> Mapping[str, Tensor]:

@@ -10,38 +10,45 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedgraft.client.training.losses.base import Moment, Pull, Visit
-from fedgraft.common.protocol.auxiliary import CONTROL, controlled
+from fedgraft.client.training.losses.base import Regulariser, RoundContext, Visit
+from fedgraft.common.protocol.auxiliary import CONTROL_VARIATE, with_control_variates
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.rates import stepped
 from fedgraft.common.protocol.routing import Tags
-from fedgraft.common.study.losses import Control
+from fedgraft.common.study.losses import ControlVariate
 from fedgraft.common.study.plan import Gradient, Stage
 
 
-def control_term(term: Control, visit: Visit) -> Pull:  # noqa: ARG001 - every term is built alike
+def control_variate_term(spec: ControlVariate, visit: Visit) -> Regulariser:  # noqa: ARG001 - every term is built alike
     """The constant gradient c - c_i."""
-    around = visit.around
+    visit_context = visit.visit_context
     pulls = {
-        key: visit.tensor(around.aside[CONTROL + key] - around.kept.get(CONTROL + key, np.float32(0)))
+        key: visit.tensor(
+            visit_context.auxiliary[CONTROL_VARIATE + key]
+            - visit_context.local_state.get(CONTROL_VARIATE + key, np.float32(0))
+        )
         for key in visit.trained
-        if CONTROL + key in around.aside
+        if CONTROL_VARIATE + key in visit_context.auxiliary
     }
     return lambda: pulls
 
 
-def own_control(kept: Arrays, number: int) -> dict[str, np.ndarray]:
+def site_control_variate(local_state: Arrays, number: int) -> dict[str, np.ndarray]:
     """What the site has kept of its control variates when round `number` begins: nothing in the stage's first."""
-    return {key: array for key, array in kept.items() if key.startswith(CONTROL)} if number > 1 else {}
+    return {key: array for key, array in local_state.items() if key.startswith(CONTROL_VARIATE)} if number > 1 else {}
 
 
-def next_control(stage: Stage, tags: Tags, moment: Moment, trained: Arrays) -> dict[str, np.ndarray]:
+def next_control_variate(
+    stage: Stage, tags: Tags, round_context: RoundContext, trained: Arrays
+) -> dict[str, np.ndarray]:
     """The site's own control variates after a visit that ended with the entries `trained`."""
     assert isinstance(stage.local, Gradient)
-    around, found = moment.around, {}
-    for key in controlled(stage, tags):
-        way = stepped(stage.local, tags[key], moment.round, moment.rounds)
-        before = around.kept.get(CONTROL + key, np.float32(0))
-        drift = (around.received[key] - trained[key]) / np.float32(way)
-        found[CONTROL + key] = np.asarray(before - around.aside[CONTROL + key] + drift, np.float32)
+    visit_context, found = round_context.visit_context, {}
+    for key in with_control_variates(stage, tags):
+        way = stepped(stage.local, tags[key], round_context.round, round_context.rounds)
+        before = visit_context.local_state.get(CONTROL_VARIATE + key, np.float32(0))
+        drift = (visit_context.received[key] - trained[key]) / np.float32(way)
+        found[CONTROL_VARIATE + key] = np.asarray(
+            before - visit_context.auxiliary[CONTROL_VARIATE + key] + drift, np.float32
+        )
     return found

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.losses.base import Glance, Loss, Visit
+from fedgraft.client.training.losses.base import LossFunction, StepContext, Visit
 from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN
 from fedgraft.common.study.losses import Discrepancy
 
@@ -15,18 +15,18 @@ _WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Of the kernels, as multiples of the mean squared distance between all cases."""
 
 
-def discrepancy_term(term: Discrepancy, visit: Visit) -> Loss:
+def discrepancy_loss(spec: Discrepancy, visit: Visit) -> LossFunction:
     """The distance that the term names."""
-    if term.measure == "moments":
-        mean, covariance = (visit.tensor(visit.around.aside[name]) for name in (MEAN, COVARIANCE))
-        return lambda glance: to_moments(_features(glance.target.features), mean, covariance)
-    return _between({"coral": coral, "mmd": mmd}[term.measure])
+    if spec.measure == "moments":
+        mean, covariance = (visit.tensor(visit.visit_context.auxiliary[name]) for name in (MEAN, COVARIANCE))
+        return lambda step_context: to_moments(_features(step_context.target.features), mean, covariance)
+    return _between({"coral": coral, "mmd": mmd}[spec.measure])
 
 
-def _between(distance: Callable[[Tensor, Tensor], Tensor]) -> Loss:
-    def loss(glance: Glance) -> Tensor:
-        assert glance.source is not None
-        return distance(_features(glance.source.features), _features(glance.target.features))
+def _between(distance: Callable[[Tensor, Tensor], Tensor]) -> LossFunction:
+    def loss(step_context: StepContext) -> Tensor:
+        assert step_context.source is not None
+        return distance(_features(step_context.source.features), _features(step_context.target.features))
 
     return loss
 

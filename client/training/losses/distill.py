@@ -8,25 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.client.training.losses.base import Glance, Loss, Visit
+from fedgraft.client.training.losses.base import LossFunction, StepContext, Visit
 from fedgraft.common.models.model import load_arrays
 from fedgraft.common.protocol.auxiliary import TEACHER
 from fedgraft.common.study.losses import Distill
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression
 
 
-def distill_term(term: Distill, visit: Visit) -> Loss:
+def distill_loss(spec: Distill, visit: Visit) -> LossFunction:
     """Summed over tasks, of all the site's cases, with labels or without; both see the very same images."""
-    teacher, tasks = visit.bench.teacher(term.teacher), visit.bench.tasks
-    given = visit.around.aside
+    teacher, tasks = visit.local_model.teacher(spec.teacher), visit.local_model.tasks
+    given = visit.visit_context.auxiliary
     load_arrays(teacher, {key.removeprefix(TEACHER): given[key] for key in given if key.startswith(TEACHER)})
     teacher.eval()
 
-    def loss(glance: Glance) -> Tensor:
+    def loss(step_context: StepContext) -> Tensor:
         with torch.no_grad():
-            answers: Mapping[str, Tensor] = teacher(glance.target.batch.inputs)
-        outputs = glance.target.outputs
-        parts = [distilled(tasks[name], own, answers[name], term.temperature) for name, own in outputs.items()]
+            answers: Mapping[str, Tensor] = teacher(step_context.target.batch.inputs)
+        outputs = step_context.target.outputs
+        parts = [distilled(tasks[name], own, answers[name], spec.temperature) for name, own in outputs.items()]
         return torch.stack(parts).sum()
 
     return loss

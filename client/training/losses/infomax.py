@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.losses.base import Loss, Visit
+from fedgraft.client.training.losses.base import LossFunction, Visit
 from fedgraft.common.study.losses import InfoMax
 
 
-def infomax_term(term: InfoMax, visit: Visit) -> Loss:  # noqa: ARG001 - every term is built alike
+def infomax_loss(spec: InfoMax, visit: Visit) -> LossFunction:  # noqa: ARG001 - every term is built alike
     """Summed over tasks, of all the site's cases, with labels or without (Liang et al. 2020, equation 2)."""
-    return lambda glance: torch.stack(
-        [infomax(scores.float(), term.diversity) for scores in glance.target.outputs.values()]
+    return lambda step_context: torch.stack(
+        [infomax(scores.float(), spec.diversity) for scores in step_context.target.outputs.values()]
     ).sum()
 
 

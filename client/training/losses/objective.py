@@ -8,42 +8,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.losses.adversarial import adversarial_term
+from fedgraft.client.training.losses.adversarial import adversarial_loss
 from fedgraft.client.training.losses.base import (
-    Glance,
-    Loss,
-    Pull,
+    LossFunction,
+    Regulariser,
+    StepContext,
     Visit,
 )
-from fedgraft.client.training.losses.control_variate import control_term
-from fedgraft.client.training.losses.discrepancy import discrepancy_term
-from fedgraft.client.training.losses.distill import distill_term
-from fedgraft.client.training.losses.infomax import infomax_term
-from fedgraft.client.training.losses.proximal import anchor_term
-from fedgraft.client.training.losses.pseudo_label import pseudo_label_term
-from fedgraft.client.training.losses.supervised import supervised_term
+from fedgraft.client.training.losses.control_variate import control_variate_term
+from fedgraft.client.training.losses.discrepancy import discrepancy_loss
+from fedgraft.client.training.losses.distill import distill_loss
+from fedgraft.client.training.losses.infomax import infomax_loss
+from fedgraft.client.training.losses.proximal import proximal_term
+from fedgraft.client.training.losses.pseudo_label import pseudo_label_loss
+from fedgraft.client.training.losses.supervised import supervised_loss
 from fedgraft.common.study.losses import (
     Adversarial,
-    Anchor,
-    Control,
+    ControlVariate,
     Discrepancy,
     Distill,
     InfoMax,
+    Proximal,
     PseudoLabel,
     Supervised,
 )
 
-LOSSES: Mapping[type, Callable[[Any, Visit], Loss]] = {
-    Supervised: supervised_term,
-    Adversarial: adversarial_term,
-    Discrepancy: discrepancy_term,
-    InfoMax: infomax_term,
-    PseudoLabel: pseudo_label_term,
-    Distill: distill_term,
+LOSSES: Mapping[type, Callable[[Any, Visit], LossFunction]] = {
+    Supervised: supervised_loss,
+    Adversarial: adversarial_loss,
+    Discrepancy: discrepancy_loss,
+    InfoMax: infomax_loss,
+    PseudoLabel: pseudo_label_loss,
+    Distill: distill_loss,
 }
 """Terms that look at cases."""
 
-PULLS: Mapping[type, Callable[[Any, Visit], Pull]] = {Anchor: anchor_term, Control: control_term}
+REGULARISERS: Mapping[type, Callable[[Any, Visit], Regulariser]] = {
+    Proximal: proximal_term,
+    ControlVariate: control_variate_term,
+}
 """Terms that look at the model's entries alone."""
 
 
@@ -51,20 +54,22 @@ class Objective:
     """The terms of one visit."""
 
     def __init__(self, visit: Visit) -> None:
-        terms = visit.spec.terms
-        self._losses = [(term.weight, LOSSES[type(term)](term, visit)) for term in terms if type(term) in LOSSES]
-        self._pulls = [(term.weight, PULLS[type(term)](term, visit)) for term in terms if type(term) in PULLS]
-        self._parameters = visit.bench.parameters
+        losses = visit.spec.losses
+        self._losses = [(spec.weight, LOSSES[type(spec)](spec, visit)) for spec in losses if type(spec) in LOSSES]
+        self._regularisers = [
+            (spec.weight, REGULARISERS[type(spec)](spec, visit)) for spec in losses if type(spec) in REGULARISERS
+        ]
+        self._parameters = visit.local_model.parameters
 
-    def loss(self, glance: Glance) -> Tensor:
+    def loss(self, step_context: StepContext) -> Tensor:
         """The weighted sum of what looks at cases; a term alone that counts once is left as it is, to the last bit."""
-        parts = [loss(glance) if weight == 1 else weight * loss(glance) for weight, loss in self._losses]
+        parts = [loss(step_context) if weight == 1 else weight * loss(step_context) for weight, loss in self._losses]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
-    def pull(self) -> None:
+    def add_regularisers(self) -> None:
         """Add the gradients of the other terms to those that a backward pass, or noise, has left."""
-        for weight, pull in self._pulls:
-            for key, gradient in pull().items():
+        for weight, add_regularisers in self._regularisers:
+            for key, gradient in add_regularisers().items():
                 parameter = self._parameters[key]
                 if parameter.grad is None:
                     parameter.grad = weight * gradient

@@ -6,17 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.client.training.losses.base import Glance, Loss, Visit
+from fedgraft.client.training.losses.base import LossFunction, StepContext, Visit
 from fedgraft.common.study.losses import PseudoLabel
 from fedgraft.common.study.tasks import UNKNOWN
 
 
-def pseudo_label_term(term: PseudoLabel, visit: Visit) -> Loss:  # noqa: ARG001 - every term is built alike
+def pseudo_label_loss(spec: PseudoLabel, visit: Visit) -> LossFunction:  # noqa: ARG001 - every term is built alike
     """Summed over tasks, of the site's cases whose label of the task is not known."""
 
-    def loss(glance: Glance) -> Tensor:
-        targets = glance.target.batch.targets
-        found = [pseudo(scores.float(), targets[task], term.sure) for task, scores in glance.target.outputs.items()]
+    def loss(step_context: StepContext) -> Tensor:
+        targets = step_context.target.batch.targets
+        found = [
+            pseudo(scores.float(), targets[task], spec.sure) for task, scores in step_context.target.outputs.items()
+        ]
         return torch.stack(found).sum()
 
     return loss

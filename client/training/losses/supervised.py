@@ -7,21 +7,21 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.losses.base import Loss, Seen, Visit
+from fedgraft.client.training.losses.base import ForwardOutput, LossFunction, Visit
 from fedgraft.client.training.losses.task_losses import task_loss
 from fedgraft.common.study.losses import Supervised
 from fedgraft.common.study.tasks import AnyTask
 
 
-def supervised_term(term: Supervised, visit: Visit) -> Loss:
+def supervised_loss(spec: Supervised, visit: Visit) -> LossFunction:
     """Of the site's own cases, with the stage's class weights; or of the source's, as they are."""
-    tasks = visit.bench.tasks
-    if term.of == "target":
-        return lambda glance: _of(glance.target, visit.class_weights, tasks)
-    return lambda glance: _of(glance.source, {}, tasks)
+    tasks = visit.local_model.tasks
+    if spec.of == "target":
+        return lambda step_context: _of(step_context.target, visit.class_weights, tasks)
+    return lambda step_context: _of(step_context.source, {}, tasks)
 
 
-def _of(seen: Seen | None, weights: Mapping[str, Tensor], tasks: Mapping[str, AnyTask]) -> Tensor:
+def _of(seen: ForwardOutput | None, weights: Mapping[str, Tensor], tasks: Mapping[str, AnyTask]) -> Tensor:
     assert seen is not None
     batch = seen.batch
     return supervised(seen.outputs, batch.targets, weights, batch.known, tasks, batch.share)

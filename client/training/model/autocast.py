@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 
-def in_room(work: Callable[[Tensor], Mapping[str, Tensor]], inputs: Tensor) -> Mapping[str, Tensor]:
+def in_halves(work: Callable[[Tensor], Mapping[str, Tensor]], inputs: Tensor) -> Mapping[str, Tensor]:
     """`work` on cases that have nothing to do with each other, in halves where memory runs out."""
     try:
         return work(inputs)
     except torch.OutOfMemoryError:
         if len(inputs) < 2:
             raise
-    halves = [in_room(work, half) for half in inputs.tensor_split(2)]
+    halves = [in_halves(work, half) for half in inputs.tensor_split(2)]
     return {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
 
 
-def features_in_room(work: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+def features_in_halves(work: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """The same for `work` that gives one tensor."""
-    return in_room(lambda cases: {"": work(cases)}, inputs)[""]
+    return in_halves(lambda cases: {"": work(cases)}, inputs)[""]

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from fedgraft.client.training.model.autocast import in_room
+from fedgraft.client.training.model.autocast import in_halves
 from fedgraft.client.training.model.errors import Diverged
-from fedgraft.client.training.model.loader import Feed, in_order
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader, in_order
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.metrics.mask_metrics import COLUMNS, mask_rows
 from fedgraft.common.metrics.task_metrics import TaskSums, sums_of
 from fedgraft.common.study.tasks import (
@@ -28,32 +28,32 @@ Predictions = Mapping[str, tuple[np.ndarray, np.ndarray]]
 with a 0 for each image whose mask is known and a -1 for others."""
 
 
-def evaluate(bench: Workbench, feed: Feed, split: str) -> dict[str, TaskSums]:
+def evaluate(local_model: LocalModel, loader: Loader, split: str) -> dict[str, TaskSums]:
     """Metric sums by task over the split's labelled cases. Raises Diverged if the model gives no finite numbers."""
-    return summed(bench, predictions(bench, feed, split))
+    return summed(local_model, predictions(local_model, loader, split))
 
 
-def summed(bench: Workbench, found: Predictions) -> dict[str, TaskSums]:
+def summed(local_model: LocalModel, found: Predictions) -> dict[str, TaskSums]:
     """Metric sums by task."""
-    return {task: sums_of(bench.tasks[task], *pair) for task, pair in found.items()}
+    return {task: sums_of(local_model.tasks[task], *pair) for task, pair in found.items()}
 
 
-def predictions(bench: Workbench, feed: Feed, split: str, *, labelled: bool = True) -> Predictions:
+def predictions(local_model: LocalModel, loader: Loader, split: str, *, labelled: bool = True) -> Predictions:
     """What the model says of the split's cases, or its labelled ones, in order. Raises Diverged if it is not finite."""
-    groups = in_order(feed.labelled(split) if labelled else feed.splits[split], BATCH)
-    found = {task: [_nothing(asked)] for task, asked in bench.tasks.items()}
-    bench.model.eval()
-    body = feed.body(bench.model)
+    groups = in_order(loader.labelled(split) if labelled else loader.splits[split], BATCH)
+    found = {task: [_nothing(asked)] for task, asked in local_model.tasks.items()}
+    local_model.model.eval()
+    body = loader.body(local_model.model)
     with torch.inference_mode():
-        for batch in feed.batches(groups):
-            with torch.autocast("cuda", torch.bfloat16, enabled=bench.device.type == "cuda"):
-                answers = in_room(body, batch.inputs)
+        for batch in loader.batches(groups):
+            with torch.autocast("cuda", torch.bfloat16, enabled=local_model.device.type == "cuda"):
+                answers = in_halves(body, batch.inputs)
             for task, scores in answers.items():
-                asked, target = bench.tasks[task], batch.targets[task].cpu().numpy()
+                asked, target = local_model.tasks[task], batch.targets[task].cpu().numpy()
                 given = scores.float().cpu().numpy()
                 if not np.isfinite(given).all():
                     raise Diverged
-                found[task].append(_answered(asked, given, target, feed.spacings[batch.indices].numpy()))
+                found[task].append(_answered(asked, given, target, loader.spacings[batch.indices].numpy()))
     return {
         task: (np.concatenate([answers for answers, _ in pairs]), np.concatenate([target for _, target in pairs]))
         for task, pairs in found.items()

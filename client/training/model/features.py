@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.model.autocast import features_in_room
+from fedgraft.client.training.model.autocast import features_in_halves
 from fedgraft.client.training.model.evaluate import BATCH
-from fedgraft.client.training.model.loader import Feed, in_order
-from fedgraft.client.training.model.local_model import Workbench
+from fedgraft.client.training.model.loader import Loader, in_order
+from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import (
     canonical_json,
@@ -51,9 +51,9 @@ class Features:
     batches, those of evaluation, so that it makes no difference to any result whether they were kept, or where.
     """
 
-    def __init__(self, feed: Feed, state: Path, study: str, *, keep: bool = True) -> None:
+    def __init__(self, loader: Loader, state: Path, study: str, *, keep: bool = True) -> None:
         """`state` is the site's folder and `study` a digest. Without `keep` they are computed anew for every use."""
-        self._feed = feed
+        self._feed = loader
         self._folder = state / _FOLDER / _name(study)
         self._keep = keep
         self._key = ""
@@ -61,18 +61,18 @@ class Features:
         self._known: set[str] = set()
         self._cases = ""
 
-    def feed(self, bench: Workbench, backbone: str, split: str) -> Feed:
+    def loader(self, local_model: LocalModel, backbone: str, split: str) -> Loader:
         """The feed with features as inputs, those of the split's labelled cases; all others are NaN.
 
         The model on the bench is the one to look through, and `backbone` the digest of its entries without heads.
         """
         if not self._keep or backbone != self._key or self._rows is None:
             self._key, self._known = backbone, set()
-            self._rows = torch.full((len(self._feed.splits["all"]), bench.model.feature_dim), float("nan"))
-            self._rows = self._rows.to(bench.device)
+            self._rows = torch.full((len(self._feed.splits["all"]), local_model.model.feature_dim), float("nan"))
+            self._rows = self._rows.to(local_model.device)
         if split not in self._known:
-            indices = self._feed.labelled(split).to(bench.device)
-            self._rows[indices] = self._found(bench, split)
+            indices = self._feed.labelled(split).to(local_model.device)
+            self._rows[indices] = self._found(local_model, split)
             self._known.add(split)
         return self._feed.through(self._rows)
 
@@ -81,16 +81,16 @@ class Features:
         self._rows, self._key, self._known = None, "", set()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _found(self, bench: Workbench, split: str) -> Tensor:
+    def _found(self, local_model: LocalModel, split: str) -> Tensor:
         """The split's features, (labelled cases, dim): from the disk, or else computed and put there."""
         if not self._keep:
-            return self._computed(bench, split)
-        path, digest = self._folder / f"{split}.safetensors", self._digest(bench, split)
+            return self._computed(local_model, split)
+        path, digest = self._folder / f"{split}.safetensors", self._digest(local_model, split)
         with contextlib.suppress(InputError, KeyError, ValueError):
             kept = load_tensors(path)
             if kept["of"].tobytes() == digest and kept["whole"].tobytes() == _whole(kept["rows"]):
-                return torch.from_numpy(kept["rows"]).to(bench.device)
-        rows = self._computed(bench, split)
+                return torch.from_numpy(kept["rows"]).to(local_model.device)
+        rows = self._computed(local_model, split)
         array = rows.cpu().numpy()
         entries = {"of": digest, "whole": _whole(array)}
         with contextlib.suppress(OSError):  # a full disk costs time, not the round
@@ -100,15 +100,17 @@ class Features:
             )
         return rows
 
-    def _computed(self, bench: Workbench, split: str) -> Tensor:
-        bench.model.eval()
+    def _computed(self, local_model: LocalModel, split: str) -> Tensor:
+        local_model.model.eval()
         groups = in_order(self._feed.labelled(split), BATCH)
         with torch.no_grad():
-            seen = (features_in_room(bench.model.features, batch.inputs) for batch in self._feed.batches(groups))
+            seen = (
+                features_in_halves(local_model.model.features, batch.inputs) for batch in self._feed.batches(groups)
+            )
             parts = [features.float() for features in seen]
-        return torch.cat(parts) if parts else torch.zeros((0, bench.model.feature_dim), device=bench.device)
+        return torch.cat(parts) if parts else torch.zeros((0, local_model.model.feature_dim), device=local_model.device)
 
-    def _digest(self, bench: Workbench, split: str) -> bytes:
+    def _digest(self, local_model: LocalModel, split: str) -> bytes:
         """Of all that these features depend on, to the last bit."""
         if not self._cases:
             self._cases = self._feed.digest()
@@ -118,7 +120,7 @@ class Features:
             "indices": self._feed.labelled(split).tolist(),
             "batch": BATCH,
             "torch": torch.__version__,
-            "device": [str(bench.device), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
+            "device": [str(local_model.device), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
         }
         return hashlib.sha256(canonical_json(content)).digest()
 

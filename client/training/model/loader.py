@@ -51,7 +51,7 @@ class Batch:
         return Batch(self.inputs[first:end], targets, self.indices[first:end], self.known)
 
 
-class Feed:
+class Loader:
     """A cohort's cases by index. Inputs of a large cohort stay compact in memory and become floats batch by batch."""
 
     def __init__(self, cohort: Cohort, spec: InputSpec, device: torch.device) -> None:
@@ -79,7 +79,7 @@ class Feed:
             if self._resident:
                 self._inputs = self._inputs.to(device)
 
-    def through(self, features: Tensor) -> Feed:
+    def through(self, features: Tensor) -> Loader:
         """The same cases as a resting backbone sees them: `features` (cases, dim), on the device, are the inputs."""
         seen = copy.copy(self)
         seen._inputs, seen._ready, seen._resident, seen.seen, seen.gaps = features, True, True, True, False

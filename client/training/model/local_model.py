@@ -41,7 +41,7 @@ class NoGpu(Exception):
     """The GPU that the site asks for is not there, and its configuration does not allow the CPU in its place."""
 
 
-class Workbench:
+class LocalModel:
     """The model, its tags, and which arrays lie in it now, so that entries that stay are not copied again."""
 
     def __init__(self, study: Study, device: torch.device) -> None:
@@ -52,7 +52,7 @@ class Workbench:
         self.model.to(device)
         if device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
-        self.tasks = study.asked
+        self.tasks = study.tasks_by_name
         self.tags: Mapping[str, Tag] = self.model.tags()
         self.parameters = dict(self.model.named_parameters())
         self.digests = Digests()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from fedgraft.common.study.aggregates import Newton, Temper
 from fedgraft.common.study.losses import Distill
-from fedgraft.common.study.methods.recipes import Method, rounds_of, with_terms
+from fedgraft.common.study.methods.recipes import Method, rounds_of, with_losses
 from fedgraft.common.study.plan import Stage, Statistics, named
 
 _STEPS = 5
@@ -14,7 +14,7 @@ _STEPS = 5
 
 def average(method: Method) -> tuple[Stage, ...]:  # noqa: ARG001 - one form for all methods
     """Each member's temperature; a committee answers with the mean of its members' probabilities anyway."""
-    return (_temper_members(),)
+    return (_temper_base_models(),)
 
 
 def stack(method: Method) -> tuple[Stage, ...]:
@@ -28,29 +28,29 @@ def stack(method: Method) -> tuple[Stage, ...]:
         where="labelled",
         local=Statistics(of="residuals", split="val", private=method.sums),
         share=named("heads"),
-        merge=Newton(),
+        aggregate=Newton(),
         rounds=_STEPS,
     )
-    return _temper_members(), steps, temper()
+    return _temper_base_models(), steps, temper()
 
 
 def distill(method: Method) -> tuple[Stage, ...]:
     """A student learns labels, where there are any, and a teacher's answers to all images."""
     if method.teacher is None:
         raise ValueError("distill needs a `teacher`: a finished run's folder, weights with heads, or a committee")
-    taught = rounds_of(with_terms(method, Distill(teacher=method.teacher)), "all")
+    taught = rounds_of(with_losses(method, Distill(teacher=method.teacher)), "all")
     return (taught.model_copy(update={"where": "all"}),)
 
 
 def temper() -> Stage:
     """One temperature for each task's answers."""
     local = Statistics(of="answers", split="val")
-    return Stage(name="temper", where="labelled", local=local, share=named("heads"), merge=Temper())
+    return Stage(name="temper", where="labelled", local=local, share=named("heads"), aggregate=Temper())
 
 
-def _temper_members() -> Stage:
+def _temper_base_models() -> Stage:
     local = Statistics(of="members", split="val")
-    return Stage(name="temper_members", where="labelled", local=local, merge=Temper())
+    return Stage(name="temper_members", where="labelled", local=local, aggregate=Temper())
 
 
 ENSEMBLES: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {

@@ -14,9 +14,9 @@ from fedgraft.common.study.aggregates import (
 )
 from fedgraft.common.study.losses import (
     Adversarial,
-    Anchor,
     Discrepancy,
     InfoMax,
+    Proximal,
     PseudoLabel,
     Supervised,
 )
@@ -26,7 +26,6 @@ from fedgraft.common.study.methods.recipes import (
     adapt,
     adapted,
     fixbn,
-    flagged,
     lp_ft,
     maml,
     moment_alignment,
@@ -38,10 +37,11 @@ from fedgraft.common.study.methods.recipes import (
     standardise,
     three_step,
     unfreezing,
-    with_terms,
+    with_losses,
+    with_ood_detection,
 )
 from fedgraft.common.study.plan import Stage
-from fedgraft.common.study.stopping import Average, Stop
+from fedgraft.common.study.stopping import EarlyStopping, WeightAveraging
 
 PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     "fedavg": ("all entries trained and averaged (McMahan et al. 2017)", lambda m: (rounds_of(m, "all"),)),
@@ -59,31 +59,31 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     ),
     "fedavgm": (
         "FedAvg with momentum at the coordinator (Hsu et al. 2019)",
-        lambda m: (rounds_of(m, "all", merge=ServerOptimiser(rule="sgd", momentum=0.9)),),
+        lambda m: (rounds_of(m, "all", aggregate=ServerOptimiser(rule="sgd", momentum=0.9)),),
     ),
     "fedadam": (
         "Adam at the coordinator over the mean change (Reddi et al. 2021)",
-        lambda m: (rounds_of(m, "all", merge=ServerOptimiser(rule="adam", lr=0.01, momentum=0.9)),),
+        lambda m: (rounds_of(m, "all", aggregate=ServerOptimiser(rule="adam", lr=0.01, momentum=0.9)),),
     ),
     "fedyogi": (
         "Yogi at the coordinator over the mean change (Reddi et al. 2021)",
-        lambda m: (rounds_of(m, "all", merge=ServerOptimiser(rule="yogi", lr=0.01, momentum=0.9)),),
+        lambda m: (rounds_of(m, "all", aggregate=ServerOptimiser(rule="yogi", lr=0.01, momentum=0.9)),),
     ),
     "fedadagrad": (
         "Adagrad at the coordinator over the mean change (Reddi et al. 2021)",
-        lambda m: (rounds_of(m, "all", merge=ServerOptimiser(rule="adagrad", lr=0.03)),),
+        lambda m: (rounds_of(m, "all", aggregate=ServerOptimiser(rule="adagrad", lr=0.03)),),
     ),
     "median": (
         "median over the sites of each number (Yin et al. 2018)",
-        lambda m: (rounds_of(m, "all", merge=Median()),),
+        lambda m: (rounds_of(m, "all", aggregate=Median()),),
     ),
     "trimmed_mean": (
         "mean without the largest and smallest values of each number (Yin et al. 2018)",
-        lambda m: (rounds_of(m, "all", merge=TrimmedMean()),),
+        lambda m: (rounds_of(m, "all", aggregate=TrimmedMean()),),
     ),
     "krum": (
         "the update closest to most others (Blanchard et al. 2017)",
-        lambda m: (rounds_of(m, "all", merge=Krum()),),
+        lambda m: (rounds_of(m, "all", aggregate=Krum()),),
     ),
     "linear_probe": (
         "backbone frozen, heads trained by gradient and averaged",
@@ -103,15 +103,15 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     ),
     "fedprox": (
         "FedAvg, each site pulled to where the round began (Li et al. 2020)",
-        lambda m: (rounds_of(with_terms(m, Anchor(to="round")), "all"),),
+        lambda m: (rounds_of(with_losses(m, Proximal(to="round")), "all"),),
     ),
     "l2sp": (
         "FedAvg, all but heads pulled to the pretrained entries (Li et al. 2018)",
-        lambda m: (rounds_of(with_terms(m, Anchor(to="pretrained")), "all"),),
+        lambda m: (rounds_of(with_losses(m, Proximal(to="pretrained")), "all"),),
     ),
     "ditto": (
         "FedAvg, then each site's own model, kept there and pulled to the common one (Li et al. 2021)",
-        lambda m: (rounds_of(m, "all"), personal(m, Anchor(to="global", weight=0.1))),
+        lambda m: (rounds_of(m, "all"), personal(m, Proximal(to="global", weight=0.1))),
     ),
     "scaffold": (
         "FedAvg with control variates against the sites' drift, plain SGD (Karimireddy et al. 2020)",
@@ -129,23 +129,23 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     "fixbn": ("FedAvg, whose norm statistics stay fixed after a warm-up (Zhong et al. 2023)", fixbn),
     "layer_decay": (
         "FedAvg with a rate that falls from block to block below the heads",
-        lambda m: (rounds_of(with_terms(m, layer_decay=0.75), "all"),),
+        lambda m: (rounds_of(with_losses(m, layer_decay=0.75), "all"),),
     ),
     "swa": (
         "FedAvg that ends with the mean of its last rounds' models (Izmailov et al. 2018)",
-        lambda m: (rounds_of(m, "all").model_copy(update={"average": Average(rule="swa")}),),
+        lambda m: (rounds_of(m, "all").model_copy(update={"average": WeightAveraging(rule="swa")}),),
     ),
     "ema": (
         "FedAvg that ends with a running mean of its rounds' models",
-        lambda m: (rounds_of(m, "all").model_copy(update={"average": Average(rule="ema")}),),
+        lambda m: (rounds_of(m, "all").model_copy(update={"average": WeightAveraging(rule="ema")}),),
     ),
     "early_stopping": (
         "FedAvg that stops when the sites' validation no longer improves",
-        lambda m: (rounds_of(m, "all").model_copy(update={"until": Stop()}),),
+        lambda m: (rounds_of(m, "all").model_copy(update={"until": EarlyStopping()}),),
     ),
     "fedrep": (
         "heads kept at the site and trained first, then the body, which is averaged (Collins et al. 2021)",
-        lambda m: (rounds_of(with_terms(m, heads_first=m.local.heads_first or 10), "all_but_heads", keep="heads"),),
+        lambda m: (rounds_of(with_losses(m, heads_first=m.local.heads_first or 10), "all_but_heads", keep="heads"),),
     ),
     "lg_fedavg": (
         "heads averaged, all else stays at the site (Liang et al. 2020)",
@@ -153,7 +153,7 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     ),
     "reptile": (
         "half a step towards the sites' mean, for a model that adapts quickly (Nichol et al. 2018)",
-        lambda m: (rounds_of(m, "all", merge=ServerOptimiser(rule="sgd", lr=0.5, weight="equal")),),
+        lambda m: (rounds_of(m, "all", aggregate=ServerOptimiser(rule="sgd", lr=0.5, weight="equal")),),
     ),
     "fomaml": (
         "gradients taken after a step ahead on other cases: first-order MAML (Fallah et al. 2020)",
@@ -189,7 +189,7 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     ),
     "joint_at_sites": (
         "L_target + L_source, the source in a folder at each site",
-        lambda m: (rounds_of(with_terms(m, Supervised(of="source")), "all"),),
+        lambda m: (rounds_of(with_losses(m, Supervised(of="source")), "all"),),
     ),
     "joint": (
         "L_source + L_target, the source at the coordinator as one more site",
@@ -216,5 +216,5 @@ def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
     if method.name not in PRESETS:
         raise ValueError(f"no method is called {method.name!r}; there are: {', '.join(PRESETS)}")
     stages = PRESETS[method.name][1](method)
-    stages = flagged(stages) if method.flags else stages
+    stages = with_ood_detection(stages) if method.ood_detection else stages
     return (standardise(), *stages) if table else stages

@@ -6,16 +6,16 @@ from typing import Any
 
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.aggregates import (
+    Aggregation,
     Discriminant,
     Mean,
-    Merge,
     Moments,
     NearestMean,
     Ridge,
     Standardise,
     Threshold,
 )
-from fedgraft.common.study.losses import Control, Discrepancy, Term
+from fedgraft.common.study.losses import ControlVariate, Discrepancy, Loss
 from fedgraft.common.study.model_spec import Teacher
 from fedgraft.common.study.plan import (
     Gradient,
@@ -27,7 +27,7 @@ from fedgraft.common.study.plan import (
     named,
 )
 from fedgraft.common.study.private_sums import PrivateSums
-from fedgraft.common.study.training import Fallback, Lookahead
+from fedgraft.common.study.training import InnerSteps, Rollback
 
 _RIDGE = Ridge()
 
@@ -43,9 +43,9 @@ class Method(Value):
     local: Gradient = Gradient(epochs=1)
     sums: PrivateSums | None = None
     """Noise on the sums of a closed-form head."""
-    flags: bool = False
+    ood_detection: bool = False
     """Two more exchanges, from which `fedgraft predict` can tell images that are unlike those of the sites."""
-    keep_sums: bool = False
+    retain_statistics: bool = False
     """The coordinator keeps each site's sums of a closed-form head, so that sites can leave or join it afterwards."""
     teacher: Teacher | None = None
     """A finished model, for methods whose sites learn from one."""
@@ -54,7 +54,9 @@ class Method(Value):
 _MEAN = Mean()
 
 
-def rounds_of(method: Method, share: str, keep: str = "none", train: str = "all", merge: Merge = _MEAN) -> Stage:
+def rounds_of(
+    method: Method, share: str, keep: str = "none", train: str = "all", aggregate: Aggregation = _MEAN
+) -> Stage:
     """A gradient stage at the sites with labels."""
     local = method.local.model_copy(update={"train": named(train)}) if train != "all" else method.local
     return Stage(
@@ -63,21 +65,21 @@ def rounds_of(method: Method, share: str, keep: str = "none", train: str = "all"
         local=local,
         share=named(share),
         keep=named(keep),
-        merge=merge,
+        aggregate=aggregate,
         rounds=method.rounds,
     )
 
 
-def with_terms(method: Method, *terms: Term, **changes: Any) -> Method:
+def with_losses(method: Method, *losses: Loss, **changes: Any) -> Method:
     """The same method with more terms in its loss, and other settings of its local work."""
     return method.model_copy(
-        update={"local": method.local.model_copy(update={"terms": (*method.local.terms, *terms), **changes})}
+        update={"local": method.local.model_copy(update={"terms": (*method.local.losses, *losses), **changes})}
     )
 
 
-def personal(method: Method, *terms: Term) -> Stage:
+def personal(method: Method, *losses: Loss) -> Stage:
     """Each site goes on by itself with a model of its own, which stays."""
-    local = with_terms(method, *terms).local
+    local = with_losses(method, *losses).local
     return Stage(name="personal", where="labelled", local=local, keep=named("all"), rounds=method.rounds)
 
 
@@ -112,19 +114,19 @@ def fixbn(method: Method) -> tuple[Stage, ...]:
     """All entries; after half of the rounds norm statistics stay."""
     first, then = _halves(method)
     warm = rounds_of(method, "all").model_copy(update={"name": "warm_up", "rounds": first})
-    fixed = rounds_of(with_terms(method, fixed_norm_stats=True), "all")
+    fixed = rounds_of(with_losses(method, fixed_norm_stats=True), "all")
     return warm, fixed.model_copy(update={"name": "fixed", "rounds": then})
 
 
-def adapted(method: Method, *terms: Term) -> Stage:
+def adapted(method: Method, *losses: Loss) -> Stage:
     """Sites with labels or without learn the source's task on features that do not tell the two apart."""
-    local = method.local.model_copy(update={"terms": terms})
+    local = method.local.model_copy(update={"terms": losses})
     return rounds_of(method, "all").model_copy(update={"name": "adapt", "where": "all", "local": local})
 
 
-def self_taught(method: Method, *terms: Term) -> tuple[Stage, ...]:
+def self_taught(method: Method, *losses: Loss) -> tuple[Stage, ...]:
     """FedAvg where there are labels; then each site goes on by itself, heads fixed, and keeps what that gives."""
-    changes = {"terms": terms, "train": named("all_but_heads"), "fallback": Fallback()}
+    changes = {"terms": losses, "train": named("all_but_heads"), "fallback": Rollback()}
     local = method.local.model_copy(update=changes)
     adapting = Stage(name="adapt", local=local, keep=named("all_but_heads"), rounds=method.rounds)
     return rounds_of(method, "all"), adapting
@@ -133,7 +135,7 @@ def self_taught(method: Method, *terms: Term) -> tuple[Stage, ...]:
 def moment_alignment(method: Method) -> tuple[Stage, ...]:
     """Train on the source, release the moments of its features, and align the sites' features to them."""
     pretrain = rounds_of(method, "all").model_copy(update={"name": "pretrain", "where": "source"})
-    released = Stage(name="release", where="source", local=Statistics(), merge=Moments())
+    released = Stage(name="release", where="source", local=Statistics(), aggregate=Moments())
     local = method.local.model_copy(
         update={"terms": (Discrepancy(measure="moments"),), "train": named("all_but_heads")}
     )
@@ -150,34 +152,37 @@ def three_step(method: Method) -> tuple[Stage, ...]:
 def maml(method: Method) -> tuple[Stage, ...]:
     """First-order MAML; counted in steps, as it must be."""
     steps = {} if method.local.steps else {"epochs": None, "steps": 5}
-    return (rounds_of(with_terms(method, lookahead=Lookahead(), **steps), "all"),)
+    return (rounds_of(with_losses(method, inner_steps=InnerSteps(), **steps), "all"),)
 
 
 def scaffold(method: Method) -> tuple[Stage, ...]:
     """FedAvg with control variates, by plain steps as they need."""
     steps = {} if method.local.steps else {"epochs": None, "steps": 10}
-    return (rounds_of(with_terms(method, Control(), optimiser="sgd", momentum=0.0, **steps), "all"),)
+    return (rounds_of(with_losses(method, ControlVariate(), optimiser="sgd", momentum=0.0, **steps), "all"),)
 
 
-def probe(method: Method, merge: Ridge | NearestMean | Discriminant = _RIDGE) -> Stage:
+def probe(method: Method, aggregate: Ridge | NearestMean | Discriminant = _RIDGE) -> Stage:
     """A closed-form head on frozen features."""
     return Stage(
         name="probe",
         where="labelled",
-        local=Statistics(private=method.sums, keep_sums=method.keep_sums),
+        local=Statistics(private=method.sums, retain_statistics=method.retain_statistics),
         share=Select(roles=named("heads").roles),
-        merge=merge,
+        aggregate=aggregate,
     )
 
 
-def flagged(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+def with_ood_detection(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """The same with moments of the features, and a threshold, as soon as what all share is done.
 
     What sites then change by themselves, for themselves, is another model than the one that is described.
     """
-    describe = Stage(name="describe", where="labelled", local=Statistics(), merge=Moments())
-    measure = Stage(name="distances", where="labelled", local=Statistics(of="distances"), merge=Threshold())
-    at = next((at for at, stage in enumerate(stages) if stage.keep.roles - {Role.HEAD, Role.CRITIC}), len(stages))
+    describe = Stage(name="describe", where="labelled", local=Statistics(), aggregate=Moments())
+    measure = Stage(name="distances", where="labelled", local=Statistics(of="distances"), aggregate=Threshold())
+    at = next(
+        (at for at, stage in enumerate(stages) if stage.keep.roles - {Role.HEAD, Role.DOMAIN_DISCRIMINATOR}),
+        len(stages),
+    )
     return (*stages[:at], describe, measure, *stages[at:])
 
 
@@ -188,4 +193,4 @@ def adapt() -> Stage:
 
 def standardise() -> Stage:
     """The stage that a table needs before any other: columns on one scale, agreed by all sites."""
-    return Stage(name="standardise", local=Statistics(of="columns"), merge=Standardise())
+    return Stage(name="standardise", local=Statistics(of="columns"), aggregate=Standardise())
