@@ -41,7 +41,7 @@ def scenario(sites: int = 4) -> Scenario:
 def study(method: str, epsilon: float | None, **changes: Any) -> Study:
     """A closed-form head, or 20 rounds of a trained one."""
     if method == "gradient":
-        private = {"private": {"epsilon": epsilon, "sample": 0.25}} if epsilon else {}
+        private = {"private": {"epsilon": epsilon, "sample_rate": 0.25}} if epsilon else {}
         chosen: dict[str, Any] = {"name": "linear_probe", "rounds": 20, "local": HEAD | private}
     else:
         chosen = {"name": f"{method}_probe"} | ({"sums": {"epsilon": epsilon} | changes} if epsilon else {})
@@ -78,7 +78,7 @@ def main() -> None:
         hospitals = Hospitals(make_hospitals(scenario(), Path(temporary) / "hospitals"))
         for epsilon in EPSILONS:
             for method in asked.methods:
-                changes = {} if method == "gradient" else {"clip": asked.clip}
+                changes = {} if method == "gradient" else {"max_grad_norm": asked.clip}
                 found = [
                     auroc(study(method, epsilon, **changes), hospitals, Path(temporary) / f"{method}-{epsilon}-{run}")
                     for run in range(asked.runs if epsilon else 1)

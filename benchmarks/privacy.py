@@ -66,7 +66,7 @@ CASES = {
 def study(selection: str) -> Study:
     """A resnet18 with one head."""
     local = {"kind": "gradient", "steps": 1, "train": selection, "fixed_norm_stats": True}
-    stage = {"name": "train", "local": local, "share": selection, "merge": {"kind": "mean"}}
+    stage = {"name": "train", "local": local, "share": selection, "aggregate": {"kind": "mean"}}
     return parse_study(
         {
             "name": "privacy",
@@ -144,7 +144,7 @@ def memory(name: str) -> None:
 
 
 def cache(runs: int) -> None:
-    """Print the CPU time of a study with a resting backbone, features kept and not."""
+    """Print the CPU time of a study with a frozen backbone, features kept and not."""
     load = replace(workload("heavy", ROUNDS, 2), train=1000)
     asked = local_model_study(load).model_dump(mode="json")
     asked["plan"][0] |= {"share": "heads"}

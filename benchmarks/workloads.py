@@ -89,7 +89,7 @@ def write(load: Workload, folder: Path) -> Hospitals:
 
 
 def names(load: Workload) -> list[str]:
-    """The sites' names, in the order in which they are merged."""
+    """The sites' names, in the order in which they are aggregated."""
     return [f"site{number:03d}" for number in range(load.sites)]
 
 

@@ -74,7 +74,7 @@ def start(
     home: Home,
     json_logs: Annotated[bool, typer.Option(help="Logs as JSON, a line per event.")] = False,
 ) -> None:
-    """Take part, until stopped by Ctrl-C or SIGTERM; the order at hand is finished first."""
+    """Take part, until stopped by Ctrl-C or SIGTERM; the instruction at hand is finished first."""
     from fedgraft.client.cli import deployed_commands as deployed
 
     deployed.start(home, as_json=json_logs)

@@ -68,7 +68,7 @@ def start(home: Path, *, as_json: bool) -> None:
     def asked_to_stop(*_: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
-        logging.getLogger("fedgraft.site").info("stopping after the order at hand; once more stops at once")
+        logging.getLogger("fedgraft.site").info("stopping after the instruction at hand; once more stops at once")
         stop.set()
 
     for kind in (signal.SIGTERM, signal.SIGINT):

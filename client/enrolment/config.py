@@ -69,7 +69,7 @@ class SiteConfig(BaseModel):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
     """A GPU if there is one, or the CPU; or only the CPU, only a GPU, only the GPU with this number."""
     secure_aggregation: SecureAggregationSettings | None = None
-    """What the site needs to take part in masked studies; it refuses them without."""
+    """What the site needs to take part in studies with secure aggregation; it refuses them without."""
     threads: Annotated[int, Field(ge=0)] = 0
     server: ServerAddress | None = None
     sync: bool = True
@@ -97,7 +97,7 @@ class SiteConfig(BaseModel):
             "cache": _anchored(self.cache, folder),
             "cohort": self.cohort.below(folder),
             "source": self.source and self.source.below(folder),
-            "masks": self.secure_aggregation and self.secure_aggregation.model_copy(update=keys),
+            "secure_aggregation": self.secure_aggregation and self.secure_aggregation.model_copy(update=keys),
             "server": server,
         }
         return self.model_copy(update=changes)

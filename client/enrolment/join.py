@@ -140,7 +140,7 @@ def _take_over(home: SiteHome, server: ServerAddress | None = None) -> None:
     config, fresh = read_config(home.config), _masks(home)
     if config.secure_aggregation is not None:
         fresh = config.secure_aggregation.model_copy(update={"identities": fresh.identities})
-    changes = {"masks": fresh.model_dump(mode="json")}
+    changes = {"secure_aggregation": fresh.model_dump(mode="json")}
     if server is not None and (config.server is None or config.server.address != server.address):
         changes["server"] = server.model_dump(mode="json")
     change_values(home.config, changes)

@@ -10,8 +10,7 @@ from pathlib import Path
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard, Refused
 from fedgraft.client.privacy.ledger.hash_chain import Row, total
-from fedgraft.client.privacy.ledger.ledger import Ledger
-from fedgraft.client.privacy.ledger.ledger import RefusedCharge
+from fedgraft.client.privacy.ledger.ledger import Ledger, RefusedCharge
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import write_atomic
 from fedgraft.common.models.initialise import make_model

@@ -29,7 +29,7 @@ from fedgraft.common.protocol.instructions import (
     Update,
 )
 
-Kind = Literal["greeting", "update", "masked", "refusal"]
+Kind = Literal["greeting", "update", "secure_aggregation", "refusal"]
 _FIRST = "0" * 64
 _FIELDS = ("seq", "at", "study", "exchange", "kind", "why", "tensors", "metrics", "words", "previous")
 
@@ -147,7 +147,7 @@ def _entry(seq: int, previous: str, study: str, answer: Greeting | Answer, why: 
             spent = asdict(answer.spent) if answer.spent else None
             words = {"weights": dict(answer.weights), "train": dict(answer.train), "spent": spent}
         case MaskedUpdate():
-            kind, tensors = "masked", answer.parts
+            kind, tensors = "secure_aggregation", answer.parts
             words = {"contexts": dict(answer.contexts), "spent": asdict(answer.spent) if answer.spent else None}
         case Greeting():
             kind, words = "greeting", asdict(answer)

@@ -60,7 +60,7 @@ def review(
             {
                 "name": stage.name,
                 "rounds": stage.rounds,
-                "says": sentence(stage, row),
+                "description": sentence(stage, row),
                 "leaves": {"entries": out.entries, "numbers": out.numbers, "bytes_per_round": out.bytes},
                 "figures": [] if secure_aggregation else _figures(stage, exact=exact),
                 "policy": _policy(verdict, at),
@@ -77,12 +77,12 @@ def review(
         "observer": verdict is None,
         "stages": stages,
         "bytes_up": bytes_up,
-        "masked": config.secure_aggregation.fewest
+        "secure_aggregation": config.secure_aggregation.fewest
         if secure_aggregation and config.secure_aggregation
         else FEWEST
         if secure_aggregation
         else None,
-        "masked_only": config.policy.secure_aggregation_only,
+        "secure_aggregation_only": config.policy.secure_aggregation_only,
         "counts": {"what": _MASKED_COUNTS if secure_aggregation else _COUNTS, "exact": exact},
         "metrics": {
             "split": study.evaluate.split,
@@ -99,7 +99,9 @@ def review(
 def _figures(stage: Stage, *, exact: bool) -> list[str]:
     """What is told of the training itself; private work tells what is public anyway."""
     if privacy_request(stage) is not None:
-        return ["steps", "sigma", "sample"] if isinstance(stage.local, Gradient) else ["sigma"]
+        return (
+            ["steps", "noise_multiplier", "sample_rate"] if isinstance(stage.local, Gradient) else ["noise_multiplier"]
+        )
     if not exact:
         return []
     if not isinstance(stage.local, Gradient):
@@ -114,9 +116,9 @@ def _policy(verdict: StudyVerdict | None, at: int) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": stage.kind, "refused": stage.refused}
     if stage.privacy is not None:
         found |= {
-            "sigma": stage.privacy.noise_multiplier,
-            "clip": stage.privacy.max_grad_norm,
-            "sample": stage.privacy.sample_rate,
+            "noise_multiplier": stage.privacy.noise_multiplier,
+            "max_grad_norm": stage.privacy.max_grad_norm,
+            "sample_rate": stage.privacy.sample_rate,
         }
         found |= {"steps": stage.privacy.steps, "unit": stage.privacy.unit, "epsilon": stage.epsilon}
     return found
@@ -133,7 +135,7 @@ def _cost(config: SiteConfig, verdict: StudyVerdict | None) -> dict[str, Any] | 
         "delta": verdict.cost.delta,
         "unit": privacy.unit if privacy is not None else config.policy.unit,
         "patients": verdict.patients,
-        "epsilon_job": config.policy.epsilon_per_study,
+        "epsilon_per_study": config.policy.epsilon_per_study,
         "epsilon_lifetime": config.policy.epsilon_lifetime,
     }
 
@@ -159,14 +161,16 @@ def in_words(content: dict[str, Any]) -> list[str]:
 def _leaves(content: dict[str, Any]) -> list[str]:
     counts, metrics = content["counts"], content["metrics"]
     lines = ["What will leave this site:"]
-    if content["masked_only"]:
-        lines.append("  nothing in the open, by masked_only of the policy: the site refuses studies without masks")
+    if content["secure_aggregation_only"]:
+        lines.append(
+            "  nothing in the open, by secure_aggregation_only of the policy: the site refuses studies without masks"
+        )
     if not content["observer"]:
         lines += [f"  {stage['name']}: {_stage_leaves(stage)}" for stage in content["stages"]]
         lines.append(f"  in all {_bytes(content['bytes_up'])}, besides these counts and metrics:")
-    if content["masked"]:
+    if content["secure_aggregation"]:
         lines.append(f"  all of it under masks: the coordinator reads sums over {content['masked']} sites or more")
-    how = "" if content["masked"] else " (exact)" if counts["exact"] else " (rounded to tens)"
+    how = "" if content["secure_aggregation"] else " (exact)" if counts["exact"] else " (rounded to tens)"
     lines.append(f"  counts{how}: {'; '.join(counts['what'])}")
     lines.append(f"  metrics: {_metrics(metrics)}")
     lines.append("  never: images, rows, patients' ids or their hashes, names of files, texts of errors")
@@ -206,7 +210,8 @@ def _costs(content: dict[str, Any]) -> list[str]:
         lines.append(f"  noised counts of the test cases, once: epsilon {cost['metrics']:.2f}")
     if cost is not None:
         lines.append(
-            f"  the whole study: epsilon {cost['epsilon']:.2f} of {cost['epsilon_job']:g}; with all that was spent "
+            f"  the whole study: epsilon {cost['epsilon']:.2f} of {cost['epsilon_per_study']:g}; with all "
+            f"that was spent "
             f"{cost['epsilon_after']:.2f} of {cost['epsilon_lifetime']:g}; at delta {cost['delta']:.1e}, for one "
             f"{cost['unit']} of {cost['patients']:,} in training"
         )

@@ -19,16 +19,18 @@ from fedgraft.common.study.study import Study
 _FIXES = {
     Reason.NOT_PRIVATE: "Ask for a private stage, or set allow_non_dp: true if your people accept that what leaves can "
     "be inverted.",
-    Reason.NOT_SECURE: "The policy says masked_only, and the study has no masks: ask the coordinator for masked: true.",
-    Reason.RETAINED_STATISTICS: "The coordinator would keep your sums, which can be inverted, beyond the study: set keep_sums: "
-    "true if your people accept that, or ask for a stage without local.keep_sums.",
+    Reason.NOT_SECURE: "The policy says secure_aggregation_only, and the study sends in the open: ask the coordinator "
+    "for secure_aggregation: true.",
+    Reason.RETAINED_STATISTICS: "The coordinator would keep your sums, which can be inverted, beyond the study: set "
+    "retain_statistics: "
+    "true if your people accept that, or ask for a stage without local.retain_statistics.",
     Reason.BACKBONE: "A backbone of the study, its members or its teacher is none of `backbones` in the policy.",
     Reason.ROLES: "The study trains entries that `train` in the policy does not list.",
     Reason.TOO_FEW_PATIENTS: "There are fewer training patients than min_patients of the policy; add patients.",
     Reason.BAD_REQUEST: "The study asks for privacy that makes no sense; tell the coordinator.",
     Reason.DELTA: "The study asks for a smaller delta than that of your ledger; tell the coordinator.",
     Reason.STEPS: "The study takes more steps than steps_max of the policy.",
-    Reason.BUDGET: "The study costs more than epsilon_job of the policy; it needs more noise, or fewer steps.",
+    Reason.BUDGET: "The study costs more than epsilon_per_study of the policy; it needs more noise, or fewer steps.",
 }
 _LEDGER_FIX = "The ledger cannot be trusted, so nothing may be released: see fedgraft site budget."
 _SECURE_FIX = "The study is masked: `masks` in site.yaml must name the site's mask key and the consortium's roster."

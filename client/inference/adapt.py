@@ -82,7 +82,10 @@ def adapt(asked: AdaptRequest, *, as_json: bool) -> None:
         return
     _show(facts, config.state, asked.model)
     if blended and given.sums is None:
-        say("The model brings no sums of its sites (method.flags of the study): heads are from the site's cases alone.")
+        say(
+            "The model brings no sums of its sites (method.ood_detection of the study): heads are from the "
+            "site's cases alone."
+        )
 
 
 def _config(asked: AdaptRequest) -> SiteConfig:

@@ -95,19 +95,20 @@ def _row(reader: Reader, one: Picture, shares: dict[str, np.ndarray]) -> dict[st
 def _ood(reader: Reader, far: np.ndarray | None, at: int) -> dict[str, str]:
     if far is None or reader.ood_model is None:
         return {}
-    return {"distance": f"{far[at]:.4f}", "unlike": "yes" if far[at] > reader.ood_model.threshold else "no"}
+    return {"distance": f"{far[at]:.4f}", "ood": "yes" if far[at] > reader.ood_model.threshold else "no"}
 
 
 def _say_ood(reader: Reader, rows: Sequence[dict[str, str]]) -> None:
-    """How many images are unlike those of the training sites, or why that is not known."""
+    """How many images are out of distribution for the training sites, or why that is not known."""
     known = reader.ood_model
     if known is None:
-        say(f"No image is flagged as unlike the training sites: {reader.no_ood_because}.")
+        say(f"No image is flagged as out of distribution for the training sites: {reader.no_ood_because}.")
         return
-    count = sum(row.get("unlike") == "yes" for row in rows)
+    count = sum(row.get("ood") == "yes" for row in rows)
     say(
-        f"{count} images are unlike those of the training sites: farther than {known.quantile:.1%} of {known.cases} "
-        "validation images of theirs. What is not flagged may be unlike them all the same."
+        f"{count} images are out of distribution for the training sites: farther than "
+        f"{known.quantile:.1%} of {known.cases} "
+        "validation images of theirs. What is not flagged may be so all the same."
     )
 
 

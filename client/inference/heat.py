@@ -33,7 +33,7 @@ def layer_cam(model: TransferModel, images: Tensor, task: str, classes: Tensor) 
     padded convolutions of that stride look, and smoothed by half a cell. InputError if no layer has maps.
     """
     if isinstance(model.backbone, Ensemble):
-        raise InputError("A committee has maps for each of its members, not one.", fix="Ask for --heat occlusion.")
+        raise InputError("An ensemble has maps for each of its base models, not one.", fix="Ask for --heat occlusion.")
     maps, outputs = _last_maps(model, images)
     (gradient,) = torch.autograd.grad(_log_odds(outputs, task, classes).sum(), maps)
     cells = (gradient.clamp(min=0) * maps).sum(1).clamp(min=0).detach()

@@ -38,7 +38,7 @@ class Reader:
     """A model that answers for images. WeightsError if the weights have no heads, or are not for images.
 
     `site` is a simulated or deployed site's folder of a run: its own norm layers and heads then stand in for the
-    merged ones. InputError if there is no such folder, or no run.
+    aggregated ones. InputError if there is no such folder, or no run.
     """
 
     def __init__(self, ref: str, site: Path | None = None) -> None:
@@ -50,7 +50,7 @@ class Reader:
         adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
         base_models = tuple(BaseModelSpec(backbone=backbone) for backbone in manifest.base_models)
         model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", base_models=base_models)
-        # A committee was built for all its tasks; those of other kinds are not shown.
+        # An ensemble was built for all its tasks; those of other kinds are not shown.
         self._others = manifest.tasks if base_models else ()
         tasks = (*self.tasks, *self._others)
         self.manifest = manifest
@@ -62,9 +62,9 @@ class Reader:
         self.local_model.model.eval()
         self.ood_model = OodModel.read(find(ref), manifest.sha256)
         self.no_ood_because = (
-            "" if self.ood_model else "the model brings no moments of its sites (method.flags of the study)"
+            "" if self.ood_model else "the model brings no moments of its sites (method.ood_detection of the study)"
         )
-        """Why it cannot be told which images are unlike those of the training sites; "" if it can."""
+        """Why it cannot be told which images are out of distribution for the training sites; "" if it can."""
         if self.ood_model is not None and any(self.local_model.tags[key].role is not Role.HEAD for key in mine):
             self.ood_model, self.no_ood_because = (
                 None,
@@ -88,7 +88,7 @@ class Reader:
         if len(some) < 2:
             raise InputError("--adapt needs two images or more.")
         if self.study.model.base_models:
-            raise InputError("A committee's members are finished, and take no statistics from these images.")
+            raise InputError("An ensemble's base models are finished, and take no statistics from these images.")
         recalibrate(self.local_model, self.loader(some), Recalibrate())
         if self.ood_model is not None:
             self.ood_model, self.no_ood_because = (
@@ -97,7 +97,7 @@ class Reader:
             )
 
     def distances(self, some: Sequence[Picture]) -> np.ndarray | None:
-        """How far images are from those of the training sites, (N,); None if `unlike` says why that is not known."""
+        """How far images are from those of the training sites, (N,); None if `no_ood_because` says why not."""
         if self.ood_model is None:
             return None
         (batch,) = self.loader(some).batches([torch.arange(len(some))])
@@ -119,7 +119,7 @@ def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
     if not (run / "study.yaml").is_file():
         raise InputError(f"{run}: has no study.yaml, so that a site's own entries cannot be found.")
     study, _ = read_study(run / "study.yaml")
-    folder = site / "kept" / study.digest[:16]
+    folder = site / "local_state" / study.digest[:16]
     if not folder.is_dir():
         raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
     kept = LocalState(folder).before(_LATEST)

@@ -112,7 +112,7 @@ def _stage(study: Study, site: str, stage: Stage, desk: tuple[LocalModel, Loader
     if isinstance(stage.local, Gradient):
         # Nothing comes from elsewhere: what pulls to the others, or to a source, is left out.
         own = tuple(loss for loss in stage.local.losses if not loss.requires - {Requirement.LABELS})
-        alone = stage.local.model_copy(update={"terms": own or SUPERVISED})
+        alone = stage.local.model_copy(update={"losses": own or SUPERVISED})
         for number in range(1, stage.rounds + 1):
             say(f"{stage.name}: round {number} of {stage.rounds}")
             seed = derive(study.seed, site, stage.name, number)
@@ -130,7 +130,7 @@ def _stage(study: Study, site: str, stage: Stage, desk: tuple[LocalModel, Loader
             if (
                 isinstance(aggregate, Ridge) and aggregate.ridge_penalty == "loso"
             ):  # there is no other site to choose it on
-                aggregate = aggregate.model_copy(update={"strength": Ridge().ridge_penalty})
+                aggregate = aggregate.model_copy(update={"ridge_penalty": Ridge().ridge_penalty})
             local_model.load(heads_from_sums(frozen_sums(local_model, loader, stage.local), aggregate, state))
         elif isinstance(stage.aggregate, Newton):
             step = (

@@ -103,7 +103,7 @@ def _handshake(found: Findings, server: ServerAddress, context: ssl.SSLContext) 
 def _fleet(found: Findings, server: ServerAddress, context: ssl.SSLContext) -> None:
     answer = _knock(found, server, context, _FLEET)
     if answer is None or answer.status == _CLOSED or answer.status >= 500:
-        fix = "Tell the coordinator: the server runs, but sites cannot fetch their orders from it."
+        fix = "Tell the coordinator: the server runs, but sites cannot fetch their instructions from it."
         found.fails("fleet", "the door for sites is closed", fix, status=answer.status if answer else None)
         return
     if answer.status < 300:

@@ -100,7 +100,7 @@ class Report:
                     "part": part.name,
                     "name": line.name,
                     "level": line.level.value,
-                    "says": line.description,
+                    "description": line.description,
                     "fix": line.fix,
                     "figures": dict(line.figures),
                 }

@@ -146,7 +146,9 @@ def _measure_gradient(
         from fedgraft.client.privacy.dp.dpsgd import train_private  # slow to import, and only private work needs it
 
         # Nothing is released, so nothing is charged, and any noise will do.
-        noised = spec.private.model_copy(update={"sigma": spec.private.noise_multiplier or 1.0, "epsilon": None})
+        noised = spec.private.model_copy(
+            update={"noise_multiplier": spec.private.noise_multiplier or 1.0, "epsilon": None}
+        )
         some = some.model_copy(update={"private": noised})
         return lambda: train_private(local_model, loader, patients, some, moves, round_context)
 

@@ -32,23 +32,23 @@ _Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 
 
-Metrics = Literal["none", "masked", "noised", "suppressed", "exact"]
+Metrics = Literal["none", "secure_aggregation", "noised", "suppressed", "exact"]
 
 
 class SitePolicy(Value):
     """What a hospital allows. Every default is on the safe side.
 
-    `masked_only` keeps the site out of studies without masks, where the coordinator sees each site's own part. `unit`
-    is what is protected: all images of a patient together, or each image by itself. `epsilon_job` bounds one
-    study, `epsilon_lifetime` all studies together. `delta` = None is min(1e-3, N^-1.1) of the site's patients.
-    `q_max` bounds the share of patients in one batch, `steps_max` the steps of a whole study. `backbones` and
-    `train` = None allow any. `metrics` is what may leave about the private data, besides what privacy pays for:
-    nothing; sums of metrics inside masked sums over several sites; noised counts of the test cases, once in a study, at
-    the price of `metrics_epsilon` and of `metrics_lifetime` for all studies; the same counts exact but for those below
-    ten, for the first `metrics_studies` studies and no more; or exact figures in every round, from which a coordinator
-    can find out every single label. `keep_features` lets what a resting backbone makes of the images lie on the site's
-    disk until the study ends. `keep_sums` lets the
-    coordinator keep the site's own sums of features beyond the study, where they are without noise.
+    `secure_aggregation_only` keeps the site out of studies without masks, where the coordinator sees each site's own
+    part. `unit` is what is protected: all images of a patient together, or each image by itself. `epsilon_per_study`
+    bounds one study, `epsilon_lifetime` all studies together. `delta` = None is min(1e-3, N^-1.1) of the site's
+    patients. `sample_rate_max` bounds the share of patients in one batch, `steps_max` the steps of a whole study.
+    `backbones` and `train` = None allow any. `metrics` is what may leave about the private data, besides what privacy
+    pays for: nothing; sums of metrics inside masked sums over several sites; noised counts of the test cases, once in a
+    study, at the price of `metrics_epsilon` and of `metrics_lifetime` for all studies; the same counts exact but for
+    those below ten, for the first `metrics_studies` studies and no more; or exact figures in every round, from which a
+    coordinator can find out every single label. `keep_features` lets what a frozen backbone makes of the images lie on
+    the site's disk until the study ends. `retain_statistics` lets the coordinator keep the site's own sums of features
+    beyond the study, where they are without noise.
     """
 
     allow_non_dp: _Switch = False
@@ -74,7 +74,7 @@ class SitePolicy(Value):
     @model_validator(mode="after")
     def _job_within_lifetime(self) -> SitePolicy:
         if self.epsilon_per_study > self.epsilon_lifetime:
-            raise ValueError("epsilon_job is larger than epsilon_lifetime")
+            raise ValueError("epsilon_per_study is larger than epsilon_lifetime")
         return self
 
     def delta_for(self, patients: int) -> float:
@@ -90,7 +90,7 @@ class PrivacyRequest:
     """
 
     backbones: tuple[str, ...]
-    """All that would run at the site: of a committee each member's, and a teacher's."""
+    """All that would run at the site: of an ensemble each member's, and a teacher's."""
     roles: frozenset[Role]
     private: bool = True
     unit: Unit = "patient"
@@ -112,7 +112,7 @@ class PrivacyRequest:
 class EffectivePrivacy:
     """What will be done. Without `private` there is no noise, and the figures of privacy say nothing.
 
-    `epsilon_job` is the policy's bound on the whole study.
+    `epsilon_per_study` is the policy's bound on the whole study.
     """
 
     private: bool
@@ -130,8 +130,8 @@ class Reason(StrEnum):
     """Why a site does not take part: constant words, which say nothing about its data."""
 
     NOT_PRIVATE = "not_private"
-    NOT_SECURE = "not_masked"
-    RETAINED_STATISTICS = "kept_sums"
+    NOT_SECURE = "not_secure"
+    RETAINED_STATISTICS = "retained_statistics"
     BACKBONE = "backbone"
     ROLES = "roles"
     TOO_FEW_PATIENTS = "too_few_patients"

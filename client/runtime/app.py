@@ -1,6 +1,7 @@
 """The ClientApp: answers two messages, hello and visit, with the site's installed code. Thin on purpose.
 
-A process keeps its sites between messages, one set per thread: cohort and model are there when the next order comes.
+A process keeps its sites between messages, one set per thread: cohort and model are there when the next instruction
+comes.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def hello(message: Message, context: Context) -> Message:
 
 @app.train(wire.VISIT.partition(".")[2])
 def visit(message: Message, context: Context) -> Message:
-    """Carry out one order."""
+    """Carry out one instruction."""
     answer = _visit(message, context)
     return _sealed(message, lambda: wire.pack_reply(answer, views=bool(context.node_config.get("views"))))
 
@@ -187,7 +188,7 @@ def _again(config: SiteConfig, digest: str) -> Site | None:
 
 
 _path = lru_cache(Path)
-"""Asked for every order."""
+"""Asked for every instruction."""
 
 
 def _config_path(context: Context) -> Path:
@@ -243,11 +244,13 @@ def _guard(study: Study, config: SiteConfig, cohort: Cohort) -> PrivacyGuard:
 
 
 def _sealer(study: Study, config: SiteConfig) -> Sealer | None:
-    """What masks the replies to a masked study; observers answer in the open. Raises Refused if the site cannot."""
+    """What masks the replies in secure aggregation; observers answer in the open. Raises Refused if the site cannot."""
     if not study.secure_aggregation or config.observer:
         return None
     if config.secure_aggregation is None:
-        raise Refused(Code.NO_SECURE_AGGREGATION, "the study is masked, and the site's file has no `masks`")
+        raise Refused(
+            Code.NO_SECURE_AGGREGATION, "the study asks for secure aggregation, and the site's file has no `masks`"
+        )
     try:
         return Sealer(study, config.secure_aggregation, config.name, config.state)
     except InputError as error:

@@ -1,7 +1,7 @@
-"""The running site: takes orders from the server, carries them out with the installed code, and sends the answers.
+"""The running site: takes instructions from the server, carries them out with the installed code, sends the answers.
 
 It speaks Flower's Fleet API as a SuperNode does, in one process that stays: imports, model and cohort are kept between
-orders, and nothing listens at the site. The bundle with code that Flower offers is never asked for.
+instructions, and nothing listens at the site. The bundle with code that Flower offers is never asked for.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _CLOCK_S = 4.0
 
 _TAKEN_S = 2.0 * HEARTBEAT_S + 2.0
 """A site that was killed is let in again when its own last heartbeat is forgotten; and it must have been away for long
-enough for the server to notice, or the order that it had would be waited for in vain."""
+enough for the server to notice, or the instruction that it had would be waited for in vain."""
 
 _log = logging.getLogger("fedgraft.site")
 Answer = TypeVar("Answer")
@@ -215,7 +215,7 @@ class Link:
 
 
 def run_site(home: SiteHome, stop: threading.Event) -> None:
-    """Take part until `stop` is set; the order at hand is finished first. RunError if the server refuses the site."""
+    """Take part until `stop` is set, and finish the instruction at hand. RunError if the server refuses the site."""
     link = Link(home, stop)
     context = Context(0, 0, {"site-config": str(home.config)}, RecordDict(), {})
     try:
@@ -236,7 +236,7 @@ def run_site(home: SiteHome, stop: threading.Event) -> None:
 
 
 def _serve(link: Link, work: Work, context: Context) -> None:
-    """Carry out one order. Trouble on the way costs the order, never the site."""
+    """Carry out one instruction. Trouble on the way costs the instruction, never the site."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = work.run, 0, context.node_id
     context.run_id = work.run
     try:
@@ -245,14 +245,14 @@ def _serve(link: Link, work: Work, context: Context) -> None:
         reply = _answer(message, context)
         seconds = time.monotonic() - started
         link.send(reply, seconds)
-        _log.info("order of kind %s answered after %.1f s", message.metadata.message_type, seconds)
+        _log.info("instruction of kind %s answered after %.1f s", message.metadata.message_type, seconds)
     except OverToo:
-        _log.info("an order came for a run that is over")
+        _log.info("an instruction came for a run that is over")
     except (RunError, Stopped):
         raise
     except Exception as error:  # a message that cannot be read or sent must not end the site
         # Its kind alone: the text of an exception may name a patient.
-        _log.error("an order was lost on its way: %s", type(error).__name__)
+        _log.error("an instruction was lost on its way: %s", type(error).__name__)
 
 
 def _read(link: Link, work: Work) -> Message:
@@ -268,7 +268,7 @@ def _answer(message: Message, context: Context) -> Message:
     try:
         return app(message, context)
     except Exception as error:  # Flower's own way would send the exception's text to the server
-        _log.error("an order could not be carried out: %s", type(error).__name__)
+        _log.error("an instruction could not be carried out: %s", type(error).__name__)
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "failed"), reply_to=message)
 
 

@@ -17,7 +17,7 @@ from fedgraft.common.study.plan import Stage
 
 
 class ReceivedState:
-    """The arrays that orders brought, each kept until another comes in its place."""
+    """The arrays that instructions brought, each kept until another comes in its place."""
 
     def __init__(self, local_model: LocalModel) -> None:
         self._local_model = local_model
@@ -27,9 +27,9 @@ class ReceivedState:
         """What the stage needs beside the model."""
 
     def take(self, instruction: Instruction, stage: Stage) -> None:
-        """Take in an order's arrays. Raises Refused if they do not fit, or if anything is missing or other than said.
+        """Take in an instruction's arrays. Raises Refused if they do not fit, or anything is missing or not as said.
 
-        An order without work needs nothing beside the model.
+        An instruction without work needs nothing beside the model.
         """
         tags, forms = self._local_model.tags, self._local_model.forms
         auxiliary_forms = auxiliary_shapes(stage, tags, forms, self._local_model.teacher_forms(stage))

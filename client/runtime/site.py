@@ -1,4 +1,4 @@
-"""A hospital's side of a study: cohort, device and the entries it keeps. `visit` answers one order."""
+"""A hospital's side of a study: cohort, device and the entries it keeps. `visit` answers one instruction."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Site:
     """One hospital in one study. The workbench may be shared with other sites of the same process.
 
     `guard` stands for the site's policy and ledger. Without one the site is an observer: its data are public, it
-    evaluates models and is never asked to train. `sealer` masks all answers to a masked study.
+    evaluates models and is never asked to train. `sealer` masks all answers to a study with secure aggregation.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Site:
         keep = guard is None or guard.keeps_features
         self._features = Features(self._feed, folder, study.digest, keep=keep)
         self._used: dict[str, np.ndarray] = {}
-        self._local_state = LocalState(folder / "kept" / study.digest[:16])
+        self._local_state = LocalState(folder / "local_state" / study.digest[:16])
         self._log = site_log(folder)
         self._microbatching = Microbatching(local_model, self._log)
         self._received_state = ReceivedState(local_model)
@@ -124,7 +124,7 @@ class Site:
     def greet(self) -> Greeting:
         """Who this site is and what it has, as counts. Raises Refused if its policy rules the study out.
 
-        In a masked study, where weights are hidden, counts are too.
+        In a study with secure aggregation, where weights are hidden, counts are too.
         """
         if self._guard is not None:
             self._guard.admit(self._local_model.tags)
@@ -140,7 +140,7 @@ class Site:
         return replace(counts, observer=self._guard is None, labelled=labelled, evaluates=shows, source=source)
 
     def visit(self, instruction: Instruction) -> Answer:
-        """Evaluate what the order brings, do its stage's work, and answer. Never raises: trouble is a constant code."""
+        """Evaluate what came, do the stage's work, and answer. Never raises: trouble is a constant code."""
         try:
             return self._visit(instruction)
         except Refused as refused:
@@ -200,7 +200,7 @@ class Site:
         return replace(update, metrics={task: sums.arrays() for task, sums in metrics.items()})
 
     def _ended(self, instruction: Instruction, before: Arrays) -> Update:
-        """The answer to an order without work; to the last one, with what policy lets out once in a study."""
+        """The answer to an instruction without work; to the last one, with what policy lets out once in a study."""
         update = Update(instruction.exchange, {}, {}, {}, {})
         if instruction.exchange != 1 + sum(stage.rounds for stage in self._study.plan):
             return update
@@ -223,7 +223,7 @@ class Site:
     def _summands(
         self, instruction: Instruction, accepted: Accepted, update: Update, metrics: Mapping[str, TaskSums]
     ) -> dict[str, Summands]:
-        """What goes into the sums of a masked study."""
+        """What goes into the sums of a study with secure aggregation."""
         summands = {}
         if TENSORS in accepted.parts:
             summands[TENSORS] = tensor_summands(update, self._study.plan[instruction.stage], self._local_model.tags)
@@ -269,7 +269,7 @@ class Site:
             return {}
 
     def _predict(self, instruction: Instruction, before: Arrays) -> Predictions:
-        """What the model that came with the order says. Where the backbone rests, before or now, only heads run."""
+        """What the model that came says. Where the backbone is frozen, before or now, only heads run."""
         assert instruction.evaluate is not None
         self._load(self._evaluated_stage(instruction), before)
         near = (self._study.plan[instruction.stage], self._evaluated_stage(instruction))
@@ -318,7 +318,7 @@ class Site:
             assert isinstance(stage.local, Statistics)
             sums = noised_sums(self._local_model, self._seen("train"), self._cohort.patients, private)
             work = WorkResult(
-                packed(sums, KINDS[stage.local.precision]), {}, {"sigma": private.noise_multiplier or 0.0}
+                packed(sums, KINDS[stage.local.precision]), {}, {"noise_multiplier": private.noise_multiplier or 0.0}
             )
         else:
             work = self._train_privately(stage, private, round_context)
@@ -336,7 +336,7 @@ class Site:
         return WorkResult(self._local_model.read(routing.sent), self._local_model.read(routing.stays), figures)
 
     def _cases(self, stage: Stage, local: Gradient) -> Loader:
-        """The training cases: as features where the backbone rests, unless images are to be changed at random."""
+        """The training cases: as features where the backbone is frozen, unless images are to be changed at random."""
         plain = local.augment is None and local.rollback is None and not looks_further(local.losses)
         frozen = self._routings[stage.name].frozen and plain and not self._local_model.model.decodes
         return self._seen("train") if frozen else self._feed

@@ -1,4 +1,4 @@
-"""Batches as the training loop sees them: of the site's own cases, beside one of a source where a term asks for it."""
+"""Batches as the training loop sees them: of the site's own cases, beside one of a source where a loss asks for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pair = tuple[Batch, Batch | None]
 
 
 def learnt_from(loader: Loader, spec: Gradient) -> Tensor:
-    """The training cases that a visit learns from: those with a label, or all of them if any term needs none."""
+    """The training cases that a visit learns from: those with a label, or all of them if any loss needs none."""
     return loader.splits["train"] if wants_all_cases(spec.losses) else loader.labelled("train")
 
 

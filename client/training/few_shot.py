@@ -90,7 +90,7 @@ def only(cohort: Cohort, chosen: torch.Tensor) -> Cohort:
 
 
 def _solvable(sums: Arrays, study: Study, aggregate: ClosedForm) -> dict[str, np.ndarray]:
-    """The sums of tasks that have a label for all that they ask, and that this merge can solve; other heads stay."""
+    """The sums of tasks with a label for all that they ask, which this aggregation can solve; other heads stay."""
     kept = {}
     for key, array in sums.items():
         task = key.partition("/")[0]

@@ -44,7 +44,7 @@ class Microbatching:
 
         A visit that began again ends as one that had so many parts from the start, and later visits have as many.
         Raises what `train` raises; torch.OutOfMemoryError if there is no room for the smallest parts either, or if a
-        term looks at whole batches, or at a source beside them.
+        loss looks at whole batches, or at a source beside them.
         """
         tied = trains_norm_statistics(self._local_model, changes)
         whole = any(loss.scope is not LossScope.REGULARISER and not _of_cases(loss) for loss in spec.losses)
@@ -80,5 +80,5 @@ class Microbatching:
 
 
 def _of_cases(loss: Loss) -> bool:
-    """Whether a term is a mean over the site's own cases, so that parts of a batch make up the whole."""
+    """Whether a loss is a mean over the site's own cases, so that parts of a batch make up the whole."""
     return isinstance(loss, Supervised) and loss.of == "target"

@@ -59,14 +59,14 @@ def site_sums(
             return column_sums(study, cases.plain)
         case "distances":
             return distance_counts(local_model, cases.seen("val"), auxiliary)
-        case "members":  # which look at the cases themselves
+        case "base_models":  # which look at the cases themselves
             return frozen_sums(local_model, cases.plain, local)
         case _:
             return frozen_sums(local_model, cases.seen(local.split), local)
 
 
 def frozen_sums(local_model: LocalModel, loader: Loader, spec: Statistics) -> dict[str, np.ndarray]:
-    """What a stage asks of cases that a resting backbone has seen, or that it looks at now."""
+    """What a stage asks of cases that a frozen backbone has seen, or that it looks at now."""
     if spec.of in ("features", "residuals"):
         return feature_sums(local_model, loader, spec.split, residuals=spec.of == "residuals")
     return loss_sums(local_model, loader, spec.of, spec.split)
@@ -154,8 +154,8 @@ def _coded(
 def loss_sums(local_model: LocalModel, loader: Loader, of: str, split: Split) -> dict[str, np.ndarray]:
     """Per task over the split's labelled cases, in float64, the loss at each temperature of the grid.
 
-    `TASK/members` (members, grid) of a committee's, which look at the cases themselves, or `TASK/answers` (1, grid) of
-    the heads' logits, as they are now; `TASK/cases` (1,) counts what is known. A value has no temperature.
+    `TASK/base models` (base models, grid) of an ensemble's, which look at the cases themselves, or `TASK/answers` (1,
+    grid) of the heads' logits, as they are now; `TASK/cases` (1,) counts what is known. A value has no temperature.
     """
     model = local_model.model
     tasks = {name: task for name, task in local_model.tasks.items() if isinstance(task, Task | Multilabel)}
@@ -176,12 +176,12 @@ def loss_sums(local_model: LocalModel, loader: Loader, of: str, split: Split) ->
 
 
 def _voices(model: TransferModel, of: str) -> int:
-    """How many say something of a case: members, or the heads as one."""
+    """How many say something of a case: base models, or the heads as one."""
     return len(model.backbone.base_models) if of == BASE_MODELS and isinstance(model.backbone, Ensemble) else 1
 
 
 def _logits(model: TransferModel, body: TransferModel | Heads, of: str, inputs: Tensor) -> dict[str, Tensor]:
-    """By task (N, members or 1, outputs)."""
+    """By task (N, base models or 1, outputs)."""
     if of == BASE_MODELS and isinstance(model.backbone, Ensemble):
         return model.backbone.logits(inputs)
     return {task: answers[:, None] for task, answers in body(inputs).items()}

@@ -14,7 +14,12 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """As pydantic's; what was worked out of the old values, such as a digest, is not taken along."""
+        """As pydantic's; what was worked out of the old values, such as a digest, is not taken along.
+
+        TypeError for a key that does not exist, which pydantic would leave out without a word.
+        """
+        if unknown := sorted(set(update or ()) - set(type(self).model_fields)):
+            raise TypeError(f"{type(self).__name__} has no {', '.join(unknown)}")
         made = super().model_copy(update=update, deep=deep)
         for name in set(made.__dict__) - set(type(made).model_fields):
             del made.__dict__[name]

@@ -49,12 +49,12 @@ _AGGREGATED_BY = {
     "features": (ClosedForm | Moments, "ridge, ncm, lda or moments"),
     "residuals": (Newton, "newton"),
     "columns": (Standardise, "standardise"),
-    "members": (Temper, "temper"),
+    "base_models": (Temper, "temper"),
     "answers": (Temper, "temper"),
     "distances": (Threshold, "threshold"),
 }
 _ADDS_UP = Mean | ServerOptimiser | Sums | Nothing
-"""Merges that need no more than the sum over the sites."""
+"""Aggregations that need no more than the sum over the sites."""
 
 
 def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
@@ -81,7 +81,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         local_backbone |= any(tags[key].role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for key in keeps)
     fresh = study.model.backbone != ENSEMBLE  # whose members have their own standardisation
     if fresh and isinstance(study.input, TableInput) and not isinstance(study.plan[0].aggregate, Standardise):
-        faults.append("plan.0: a table needs a first stage that standardises its columns (merge: standardise)")
+        faults.append("plan.0: a table needs a first stage that standardises its columns (aggregate: standardise)")
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
     faults += check_source(study)
@@ -99,18 +99,20 @@ def _secure(study: Study) -> Iterator[str]:
     for index, stage in enumerate(study.plan):
         if not isinstance(stage.aggregate, _ADDS_UP):
             yield (
-                f"plan.{index} ({stage.name}).merge: {stage.aggregate.kind} looks at the sites one by one, and masks hide "
-                "all but their sum; use mean, or masked: false"
+                f"plan.{index} ({stage.name}).aggregate: {stage.aggregate.kind} looks at the sites one by one, "
+                f"and masks hide "
+                "all but their sum; use mean, or secure_aggregation: false"
             )
         if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
             yield (
-                f"plan.{index} ({stage.name}).merge.strength: loso leaves out one site after the other, and masks hide "
-                "each site's sums; give a number, or masked: false"
+                f"plan.{index} ({stage.name}).aggregate.ridge_penalty: loso leaves out one site after the other, "
+                f"and masks hide "
+                "each site's sums; give a number, or secure_aggregation: false"
             )
     if study.rounds.max_change is not None:
         yield (
             "rounds.max_change: bounds the change of each site, which masks hide from the coordinator; leave it out, "
-            "or masked: false"
+            "or secure_aggregation: false"
         )
 
 
@@ -127,8 +129,8 @@ def _stage(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]
 def _guessing(study: Study, local: Gradient) -> Iterator[str]:
     """What looks at the classes that the model names is for tasks that ask for classes."""
     others = [task.name for task in study.tasks if not isinstance(task, Task)]
-    looks = [f"local.terms.{at} ({loss.kind})" for at, loss in enumerate(local.losses) if names_classes(loss)]
-    looks += ["local.fallback"] if local.rollback is not None else []
+    looks = [f"local.losses.{at} ({loss.kind})" for at, loss in enumerate(local.losses) if names_classes(loss)]
+    looks += ["local.rollback"] if local.rollback is not None else []
     if others:
         yield from (f"{key}: looks at the classes that the model names, and {others[0]} asks for none" for key in looks)
 
@@ -144,12 +146,15 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     if local.augment is not None and isinstance(study.input, TableInput):
         yield "local.augment: is for images, but the study's input is a table"
     if isinstance(stage.aggregate, Sums):
-        yield f"merge: {stage.aggregate.kind} merges sums, but gradient work gives entries; use mean or nothing"
+        yield f"aggregate: {stage.aggregate.kind} aggregates sums, but gradient work gives entries; use mean or nothing"
     travels = [key for key in moves if tags[key] in stage.share]
     if not isinstance(stage.aggregate, Nothing) and not travels:
-        yield "share: nothing that is trained travels, so there is nothing to merge; share more, or merge: nothing"
+        yield (
+            "share: nothing that is trained travels, so there is nothing to aggregate; share more, or "
+            "aggregate: nothing"
+        )
     if isinstance(stage.aggregate, Nothing) and travels:
-        yield "merge: what is shared must be merged; use merge: mean, or share: none"
+        yield "aggregate: what is shared must be aggregated; use aggregate: mean, or share: none"
     stray = [key for key in moves if tags[key] not in stage.share and tags[key] not in stage.keep]
     if stray:
         roles = sorted({tags[key].role.value for key in stray})
@@ -173,9 +178,14 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
     if local.epochs is not None:
         yield "local.epochs: how many steps an epoch takes depends on the data; private work is counted in steps"
     if local.clip_norm is not None:
-        yield "local.clip_norm: clips the mean of a batch, which protects nobody; private.clip clips every unit"
+        yield (
+            "local.clip_norm: clips the mean of a batch, which protects nobody; private.max_grad_norm clips every unit"
+        )
     if local.private.mode == "ghost" and local.private.augmentation_multiplicity > 1:
-        yield "local.private.views: ghost clipping knows single images only; use mode: hooks, or views: 1"
+        yield (
+            "local.private.augmentation_multiplicity: ghost clipping knows single images only; use mode: "
+            "hooks, or augmentation_multiplicity: 1"
+        )
     if study.mask_heads:
         yield (
             f"local.private: gradients of single cases through the decoder of {', '.join(study.mask_heads)} are not "
@@ -190,7 +200,7 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
 def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
     fits, kinds = _AGGREGATED_BY[local.of]
     if not isinstance(stage.aggregate, fits):
-        yield f"merge: sums of {local.of} are merged by {kinds}, not by {stage.aggregate.kind}"
+        yield f"aggregate: sums of {local.of} are aggregated by {kinds}, not by {stage.aggregate.kind}"
     if local.of == "columns" and not isinstance(study.input, TableInput):
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "columns" and local.private is not None:
@@ -203,11 +213,15 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
     if local.precision != "double" and (local.of not in ("features", "residuals") or study.secure_aggregation):
         yield "local.precision: is for sums of features without masks; masked numbers are all of one size"
     if local.retain_statistics and not isinstance(stage.aggregate, ClosedForm):
-        yield f"local.keep_sums: is for heads that sites can leave and join, but {stage.aggregate.kind} solves none"
+        yield (
+            f"local.retain_statistics: is for heads that sites can leave and join, but {stage.aggregate.kind} "
+            f"solves none"
+        )
     if local.retain_statistics and study.secure_aggregation:
         yield (
-            "local.keep_sums: masks hide each site's sums, so there are none to keep, and no site can leave without a "
-            "new run; use masked: false, or leave it out"
+            "local.retain_statistics: masks hide each site's sums, so there are none to keep, and no site "
+            "can leave without a "
+            "new run; use secure_aggregation: false, or leave it out"
         )
     if stage.rounds > 1 and local.of != "residuals":
         yield "rounds: sums do not change from round to round; one is enough"
@@ -229,20 +243,23 @@ def _other_kinds(study: Study, stage: Stage, local: Statistics) -> Iterator[str]
     if not study.heads:
         yield "local: masks have no head that sums of features could solve, and nothing else is asked"
     if other and isinstance(stage.aggregate, NearestMean | Discriminant):
-        yield f"merge: {stage.aggregate.kind} is for classes, but {', '.join(other)} asks for something else; use ridge"
+        yield (
+            f"aggregate: {stage.aggregate.kind} is for classes, but {', '.join(other)} asks for something "
+            f"else; use ridge"
+        )
     if other and local.private is not None:
         yield f"local.private: the bound of noised sums is known for classes alone, not for {', '.join(other)}"
     if study.mask_heads and local.private is not None:
         yield f"local.private: noised sums and the masks of {', '.join(study.mask_heads)} do not go together"
     if isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "loso" and local.private is not None:
-        yield "merge.strength: loso measures errors on sums that noise has spoilt; give a number"
+        yield "aggregate.ridge_penalty: loso measures errors on sums that noise has spoilt; give a number"
 
 
 def _recalibrate(stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:
     if not changed(stage, tags):
         yield "local: this backbone has no norm layers with running statistics to recalibrate"
     if not isinstance(stage.aggregate, Nothing):
-        yield "merge: recalibration shares nothing; use merge: nothing"
+        yield "aggregate: recalibration shares nothing; use aggregate: nothing"
     if stage.share.roles:
         yield "share: recalibrated statistics are the site's own; use share: none"
     if Role.NORM_STATS not in stage.keep.roles:

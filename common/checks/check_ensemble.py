@@ -17,28 +17,30 @@ from fedgraft.common.study.study import Study
 
 
 def check_ensemble(study: Study) -> Iterator[str]:
-    """What frozen members rule out, and what teachers do."""
+    """What frozen base models rule out, and what teachers do."""
     for at, stage in enumerate(study.plan):
         where = f"plan.{at} ({stage.name})"
         taught = study.teacher_of(stage) is not None
         if taught and study.mask_heads:
-            yield f"{where}.local.terms: a teacher draws no masks, but {', '.join(study.mask_heads)} asks for them"
+            yield f"{where}.local.losses: a teacher draws no masks, but {', '.join(study.mask_heads)} asks for them"
         if study.model.backbone != ENSEMBLE:
             continue
         if isinstance(stage.aggregate, Standardise):
-            yield f"{where}: a committee's members have their own standardisation, which stays"
+            yield f"{where}: an ensemble's base models have their own standardisation, which stays"
         if isinstance(stage.local, Recalibrate):
-            yield f"{where}.local: a committee's members are finished; recalibrate each in a run of its own"
+            yield f"{where}.local: an ensemble's base models are finished; recalibrate each in a run of its own"
         if isinstance(stage.local, Gradient) and Role.HEAD not in stage.local.train.roles:
-            yield f"{where}.local.train: nothing but heads can be trained on a committee, whose members are finished"
+            yield (
+                f"{where}.local.train: nothing but heads can be trained on an ensemble, whose base models are finished"
+            )
 
 
 def check_calibration(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
     """What temperatures, and sums over validation cases, need."""
     ensemble = study.model.backbone == ENSEMBLE
-    if local.of == "members" and not ensemble:
-        yield "local.of: members are those of a committee; give the study model.backbone: committee"
-    if local.of in ("members", "answers"):
+    if local.of == "base_models" and not ensemble:
+        yield "local.of: base models are those of an ensemble; give the study model.backbone: ensemble"
+    if local.of in ("base_models", "answers"):
         if not study.calibrated:
             yield "local.of: no task asks for probabilities, so that there is nothing to calibrate"
         if local.private is not None:
@@ -64,5 +66,5 @@ def check_calibration(study: Study, stage: Stage, local: Statistics) -> Iterator
 
 
 def _elsewhere(study: Study) -> bool:
-    """Whether no member has learnt from the cases of this study's sites."""
+    """Whether no base model has learnt from the cases of this study's sites."""
     return bool(study.model.base_models) and all(base_model.elsewhere for base_model in study.model.base_models)

@@ -1,4 +1,4 @@
-"""Combinations of a gradient stage's terms that cannot work, each with its reason."""
+"""Combinations of a gradient stage's losses that cannot work, each with its reason."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ Tags = Mapping[str, Tag]
 
 
 def check_losses(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
-    """Every reason why these terms cannot be minimised in this stage."""
+    """Every reason why these losses cannot be minimised in this stage."""
     if stage.where == "unlabelled" and Requirement.LABELS in requirements(local.losses):
         yield "where: the supervised loss needs labels, but the stage is for unlabelled sites"
     if local.rollback is not None and local.private is not None:
-        yield "local.fallback: whether work was undone would tell of the patients; leave it out of private work"
+        yield "local.rollback: whether work was undone would tell of the patients; leave it out of private work"
     if all(loss.scope is LossScope.REGULARISER for loss in local.losses):
-        yield "local.terms: none of them looks at a case, so there is nothing to learn"
+        yield "local.losses: none of them looks at a case, so there is nothing to learn"
     for at, loss in enumerate(local.losses):
-        key = f"local.terms.{at} ({loss.kind})"
+        key = f"local.losses.{at} ({loss.kind})"
         for fault in _CHECKS.get(type(loss), _nothing)(stage, local, tags):
             yield f"{key}: {fault}"
         if local.private is not None and (why := _not_private(loss)):
@@ -46,7 +46,7 @@ def check_losses(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
 
 
 def _not_private(loss: object) -> str:
-    """Why a term cannot be part of private work; "" if it can."""
+    """Why a loss cannot be part of private work; "" if it can."""
     match loss:
         case Proximal() | Supervised(of="target"):
             return ""
@@ -78,14 +78,14 @@ def _control_variate(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]
     if local.clip_norm is not None:
         yield "clipped steps do not add up to what they followed; leave clip_norm out"
     if not isinstance(stage.aggregate, Mean):
-        yield f"needs the sites' mean, but the merge is {stage.aggregate.kind}; use merge: mean"
+        yield f"needs the sites' mean, but the aggregation is {stage.aggregate.kind}; use aggregate: mean"
     if not sent(stage, tags):
         yield "nothing that is trained is shared, so there is no drift to correct"
 
 
 def _self_taught(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # noqa: ARG001 - one form for all
     if local.rollback is None:
-        yield "takes the model's own guesses for the truth, which can ruin it; set fallback: {} to have that undone"
+        yield "takes the model's own guesses for the truth, which can ruin it; set rollback: {} to have that undone"
 
 
 def _features(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # noqa: ARG001 - one form for all
@@ -95,7 +95,7 @@ def _features(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # no
 
 def _distill(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # noqa: ARG001 - one form for all
     if sum(isinstance(loss, Distill) for loss in local.losses) > 1:
-        yield "one stage has one teacher; several models teach as a committee"
+        yield "one stage has one teacher; several models teach as an ensemble"
 
 
 _CHECKS: Mapping[type, Callable[[Stage, Gradient, Tags], Iterator[str]]] = {

@@ -21,7 +21,7 @@ def check_stopping(study: Study, stage: Stage, local: Gradient, tags: Mapping[st
     if stage.early_stopping is not None:
         yield from _until(study, stage, tags)
     if stage.weight_averaging is not None and isinstance(stage.aggregate, Nothing):
-        yield "average: nothing is merged, so there is nothing to average"
+        yield "weight_averaging: nothing is aggregated, so there is nothing to average"
     if local.heads_first is not None:
         yield from _heads_first(stage, local, tags)
     if local.inner_steps is not None:
@@ -30,15 +30,15 @@ def check_stopping(study: Study, stage: Stage, local: Gradient, tags: Mapping[st
 
 def _until(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:
     if not study.evaluate.every:
-        yield "until: sites evaluate only at the end; set evaluate.every to 1"
+        yield "early_stopping: sites evaluate only at the end; set evaluate.every to 1"
     if study.evaluate.split != "val":
-        yield "until: would choose by the test split; set evaluate.split to val"
+        yield "early_stopping: would choose by the test split; set evaluate.split to val"
     if isinstance(stage.aggregate, Nothing):
-        yield "until: nothing is merged, so there is no common model to judge"
+        yield "early_stopping: nothing is aggregated, so there is no common model to judge"
     elif stays(stage, tags):
-        yield "until: what sites keep cannot be taken back to an earlier round; share all that is trained"
+        yield "early_stopping: what sites keep cannot be taken back to an earlier round; share all that is trained"
     if stage.weight_averaging is not None:
-        yield "until: a stage that goes back to its best round has no use for an average; leave one out"
+        yield "early_stopping: a stage that goes back to its best round has no use for an average; leave one out"
 
 
 def _heads_first(stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
@@ -52,8 +52,8 @@ def _heads_first(stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iter
 
 def _inner_steps(local: Gradient) -> Iterator[str]:
     if local.steps is None:
-        yield "local.lookahead: steps ahead are counted; give steps, not epochs"
+        yield "local.inner_steps: steps ahead are counted; give steps, not epochs"
     if local.private is not None:
-        yield "local.lookahead: is not built for private work"
+        yield "local.inner_steps: is not built for private work"
     if find(local.losses, ControlVariate) is not None:
-        yield "local.lookahead: control variates need steps of one kind"
+        yield "local.inner_steps: control variates need steps of one kind"

@@ -115,7 +115,7 @@ def plan_table(
                 "trains": _trains(stage),
                 "shares": _name(stage.share),
                 "keeps": _name(stage.keep),
-                "merge": _aggregate(stage),
+                "aggregate": _aggregate(stage),
                 "rounds": stage.rounds,
                 "trained_parameters": sum(sizes[key] for key in changed(stage, tags)),
                 "shared_parameters": sum(sizes[key] for key in sent(stage, tags)),
@@ -162,7 +162,7 @@ def describe_local(stage: Stage) -> str:
     return "norm statistics from the site's own images"
 
 
-_MEASURED = {"members": "each member", "answers": "the heads' answers"}
+_MEASURED = {"base_models": "each member", "answers": "the heads' answers"}
 _CASES = {"train": "training cases", "val": "validation cases"}
 
 
@@ -203,7 +203,8 @@ def _ends(stage: Stage) -> str:
     """How the stage ends, if not with its last round."""
     if stage.early_stopping is not None:
         return (
-            f"; ends early, with the best model so far, once the sites' mean {stage.early_stopping.metric} on validation "
+            f"; ends early, with the best model so far, once the sites' mean {stage.early_stopping.metric} on "
+            f"validation "
             f"has not risen for {stage.early_stopping.patience} rounds"
         )
     if stage.weight_averaging is None:
@@ -246,7 +247,7 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
     travels = f"{row['shared_parameters']:,} numbers travel each round{rest}"
-    return f"{who} {what}; {travels}; merged by {row['merge']}{_ends(stage)}."
+    return f"{who} {what}; {travels}; aggregated by {row['aggregate']}{_ends(stage)}."
 
 
 def _does(stage: Stage, row: dict[str, Any]) -> str:
@@ -272,7 +273,7 @@ def _sums(local: Statistics, rounds: int) -> str:
             return "send count, sum and sum of squares of each column"
         case "distances":
             return "count how far their validation images are from the mean of all sites' features, once"
-        case "members" | "answers":
+        case "base_models" | "answers":
             return f"send the loss of {_MEASURED[local.of]} at each temperature of a grid, over their {cases}, once"
         case "residuals":
             times = f"{rounds} times" if rounds > 1 else "once"
@@ -290,7 +291,7 @@ def _solved(stage: Stage, local: Statistics) -> str:
     if local.private is not None:
         solved = solved.removesuffix(" equal to the pooled one")
     if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
-        solved += ", with the strength that does best on sites left out, from the same sums"
+        solved += ", with the ridge penalty that does best on sites left out, from the same sums"
     if local.retain_statistics:
         solved += ", and keeps each site's sums, so that a site can leave or join later"
     if isinstance(stage.aggregate, Temper):

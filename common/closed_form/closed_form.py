@@ -23,11 +23,11 @@ def ridge_head(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ridge regression of one-hot labels on standardised features with a free intercept, from sums.
 
-    `gram` = sum z z' (d+1, d+1) and `cross` = sum z y' (d+1, C) with z = [features; 1]; `strength` is the penalty per
-    case. With mu and s the pooled mean and deviation of the features and G their centred second moments, it solves
-    (G / ss' + n strength I) V = (B_d - mu b') / s. Returns weight (C, d) and bias (C,) for raw features. Equals the
-    solution on the pooled cases up to rounding. Features without spread get weight 0. Without `standardise` s is 1, so
-    that a feature that hardly moves gets hardly any say.
+    `gram` = sum z z' (d+1, d+1) and `cross` = sum z y' (d+1, C) with z = [features; 1]; `ridge_penalty` is the penalty
+    per case. With mu and s the pooled mean and deviation of the features and G their centred second moments, it solves
+    (G / ss' + n ridge penalty I) V = (B_d - mu b') / s. Returns weight (C, d) and bias (C,) for raw features. Equals
+    the solution on the pooled cases up to rounding. Features without spread get weight 0. Without `standardise` s is 1,
+    so that a feature that hardly moves gets hardly any say.
 
     `noise` is the variance on the gram's diagonal of symmetric Gaussian noise, half of that beside it. Then what is
     negative in G is cut off, features are scaled the more alike the more noise there is, and the penalty grows by the
@@ -138,7 +138,7 @@ def heads_from_sums(
     """Entries of the heads that solve the problem of the sums `TASK/gram` and `TASK/cross`, typed as in `state`.
 
     `TASK/value` in place of `cross` is that of a value, and a gram of three dimensions has one for each of several
-    labels. `NOISE` among them is the variance of the noise in them. `strengths` by task go before that of `merge`.
+    labels. `NOISE` among them is the variance of the noise in them. `strengths` by task go before that of `aggregate`.
     RunError if there is not a single label.
     """
     heads = {}
@@ -147,7 +147,7 @@ def heads_from_sums(
         grams, crosses, scaled = problems_of(sums, task)
         own = aggregate
         if isinstance(aggregate, Ridge):
-            changes = {"strength": (ridge_penalties or {}).get(task, aggregate.ridge_penalty)} | (
+            changes = {"ridge_penalty": (ridge_penalties or {}).get(task, aggregate.ridge_penalty)} | (
                 {} if scaled else {"scale": 1.0}
             )
             own = aggregate.model_copy(update=changes)
@@ -177,7 +177,7 @@ def _solved(
     match aggregate:
         case Ridge(ridge_penalty=ridge_penalty, scale=scale):
             if isinstance(ridge_penalty, str):
-                raise RunError("The strength of the ridge is not chosen yet.", fix="Give it as a number.")
+                raise RunError("The ridge penalty of the ridge is not chosen yet.", fix="Give it as a number.")
             weight, bias = ridge_head(gram, cross, ridge_penalty, noise)
             return weight * scale, bias * scale
         case NearestMean(scale=scale):

@@ -26,14 +26,14 @@ def stepped_heads(
 ) -> dict[str, np.ndarray]:
     """Entries of the heads after a step, typed as in `state`, from the sums `TASK/gram` and `TASK/cross` of y - p.
 
-    `strengths` by task go before that of `merge`. RunError if there is not a single label, or no strength.
+    `strengths` by task go before that of `aggregate`. RunError if there is not a single label, or no ridge penalty.
     """
     heads = {}
     for task in tasks_in(sums):
         grams, crosses, logits = problems_of(sums, task)
         ridge_penalty = (ridge_penalties or {}).get(task, aggregate.ridge_penalty)
         if isinstance(ridge_penalty, str):
-            raise RunError("The strength of the step is not chosen yet.", fix="Give it as a number.")
+            raise RunError("The ridge penalty of the step is not chosen yet.", fix="Give it as a number.")
         if not all(gram[-1, -1] for gram in grams):
             raise RunError(f"No site has a label for task {task!r}.", fix="Check the sites' label columns.")
         step = (_LABELS if sums[f"{task}/gram"].ndim == 3 else _CLASSES) if logits else _VALUE

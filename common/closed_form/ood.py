@@ -1,4 +1,4 @@
-"""How unlike an image is to those of the training sites: its features' distance from their mean, and what is too far.
+"""Out-of-distribution detection: how far an image's features are from the training sites' mean, and what is too far.
 
 The Mahalanobis distance under one Gaussian over all classes, its covariance shrunk towards a multiple of one. Lee et
 al. 2018 take a mean for each class, Ren et al. 2021 the difference of the two; on phantoms neither told more, and one
@@ -73,7 +73,7 @@ def threshold(counts: np.ndarray, quantile: float) -> float:
 
 @dataclass(frozen=True)
 class OodModel:
-    """What a model's training sites are like: moments of their features, and from where on an image is unlike them."""
+    """What a model's training sites are like: moments of features, and the distance from which an image is foreign."""
 
     sums: Mapping[str, np.ndarray]
     """Sums of features over all sites, from which a new site's heads can start."""

@@ -42,7 +42,7 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
 
 
 def _loss_shapes(study: Study, of: str) -> Shapes:
-    """Of sums that temperatures are chosen from: losses on the grid, for each member or for the heads, and cases."""
+    """Of sums that temperatures are chosen from: losses on the grid, by base model or of the heads, and cases."""
     rows = len(study.model.base_models) if of == BASE_MODELS else 1
     shapes: dict[str, tuple[tuple[int, ...], str]] = {}
     for task in study.calibrated:

@@ -17,8 +17,8 @@ from fedgraft.common.protocol.instructions import Arrays
 TEMPERATURES: NDArray[np.float64] = np.logspace(-1, 1, 81)
 """What is tried: steps of 6 %, from answers ten times as sharp to ten times as flat; 1 is among them."""
 
-BASE_MODELS, ANSWERS, CASES = "members", "answers", "cases"
-"""Sums are called `TASK/members` (members, grid) or `TASK/answers` (1, grid), beside `TASK/cases` (1,)."""
+BASE_MODELS, ANSWERS, CASES = "base_models", "answers", "cases"
+"""Sums are called `TASK/base models` (base models, grid) or `TASK/answers` (1, grid), beside `TASK/cases` (1,)."""
 
 _PLACE = "backbone.temperatures.{}.values"
 
@@ -49,7 +49,7 @@ def best(losses: np.ndarray) -> NDArray[np.float64]:
 
 
 def tempered(sums: Arrays, state: Arrays) -> dict[str, np.ndarray]:
-    """Entries with the best temperatures in them: those of a committee's members, or of heads, typed as in `state`.
+    """Entries with the best temperatures in them: those of an ensemble's base models, or of heads, typed as in `state`.
 
     What was measured is relative to the temperatures in `state`. RunError if there is not a single label.
     """

@@ -17,7 +17,7 @@ MEAN_SCALE = 2.0**-10
 
 
 class Temperature(nn.Module):
-    """What one task's logits are divided by, one number for each member; 1 until the sites' sums say better."""
+    """What one task's logits are divided by, one number for each base model; 1 until the sites' sums say better."""
 
     values: Tensor
 
@@ -26,17 +26,18 @@ class Temperature(nn.Module):
         self.register_buffer("values", torch.ones(base_models))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """(N, members, outputs) to the same, calibrated."""
+        """(N, base models, outputs) to the same, calibrated."""
         return logits / self.values[:, None]
 
 
 class Ensemble(nn.Module):
-    """Members answer for themselves; features are, task by task, their mean answer and then each one's own.
+    """Base models answer for themselves; features are, task by task, their mean answer and then each one's own.
 
     The mean (N, outputs) is that of the calibrated probabilities, as logits again: its softmax (or sigmoid) is the mean
     itself. It comes times `MEAN_SCALE`, so small that a ridge on features as they are leaves it alone. Each one's own
-    are its calibrated probabilities, which a ridge weighs better than logits, where one case of which a member is too
-    sure counts as much as many. Values have no temperature and stay as they are. Members rest, whatever is asked.
+    are its calibrated probabilities, which a ridge weighs better than logits, where one case of which a base model is
+    too sure counts as much as many. Values have no temperature and stay as they are. Base models rest, whatever is
+    asked.
     """
 
     def __init__(self, base_models: Sequence[nn.Module], tasks: Mapping[str, AnyTask]) -> None:
@@ -48,7 +49,7 @@ class Ensemble(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - torch's signature
-        """Members never train."""
+        """Base models never train."""
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class Ensemble(nn.Module):
         return torch.cat(parts, dim=1)
 
     def logits(self, x: Tensor) -> dict[str, Tensor]:
-        """Each member's calibrated logits, or values, by task, (N, members, outputs)."""
+        """Each base model's calibrated logits, or values, by task, (N, base models, outputs)."""
         answers = [base_model(x) for base_model in self.base_models]
         return {
             name: self.temperatures[name](torch.stack([own[name].float() for own in answers], dim=1))
@@ -77,7 +78,7 @@ class Ensemble(nn.Module):
 
 
 def averaged(task: AnyTask, logits: Tensor) -> Tensor:
-    """The members' mean answer, (N, outputs), of their logits or values (N, members, outputs)."""
+    """The base models' mean answer, (N, outputs), of their logits or values (N, base models, outputs)."""
     if isinstance(task, Regression):
         return logits.mean(dim=1)
     count = math.log(logits.shape[1])

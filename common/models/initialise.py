@@ -1,4 +1,4 @@
-"""What a run starts from: the study's model, with the pretrained weights grafted on, or finished models as members."""
+"""What a run starts from: the study's model with pretrained weights grafted on, or an ensemble of finished models."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Initialised:
     manifest: WeightsManifest | None
     report: KeyReport | None
     base_models: tuple[WeightsManifest, ...] = ()
-    """Of a committee: where each member comes from."""
+    """Of an ensemble: where each base model comes from."""
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of all entries."""
@@ -80,10 +80,10 @@ def make_teacher(study: Study, teacher: Teacher) -> TransferModel:
 
 
 def _made(study: Study, model: Model, *, plain: bool = False) -> TransferModel:
-    """A model with seeded random entries; `plain` is one without critics, for whoever only answers."""
+    """A model with seeded random entries; `plain` is one without domain discriminators, for whoever only answers."""
     if model.backbone == ENSEMBLE:
         if study.mask_heads or not study.heads:
-            raise InputError("A committee does not answer with masks.", fix="Leave out tasks that ask for masks.")
+            raise InputError("An ensemble does not answer with masks.", fix="Leave out tasks that ask for masks.")
         base_models = [
             _made(study, Model(backbone=base_model.backbone), plain=True) for base_model in model.base_models
         ]
@@ -97,7 +97,7 @@ def _made(study: Study, model: Model, *, plain: bool = False) -> TransferModel:
 
 
 def start(study: Study) -> Initialised:
-    """Build the model, seeded by the study, and load its weights, or its members'. WeightsError if they do not fit."""
+    """Build the model, seeded by the study, and load its weights. WeightsError if they do not fit."""
     return _filled(study, study.model, make_model(study))
 
 
@@ -130,12 +130,12 @@ def _filled(study: Study, spec: Model, model: TransferModel) -> Initialised:
 
 
 def _assembled(study: Study, spec: Model, model: TransferModel) -> Initialised:
-    """A committee with every member's own entries in it."""
+    """An ensemble with every base model's own entries in it."""
     ensemble, found = model.backbone, []
     assert isinstance(ensemble, Ensemble)
     for at, (base_model, place) in enumerate(zip(spec.base_models, ensemble.base_models, strict=True)):
         assert isinstance(place, TransferModel)
-        found.append(_seated(study, base_model, place, f"members.{at} ({base_model.weights})"))
+        found.append(_seated(study, base_model, place, f"base_models.{at} ({base_model.weights})"))
     return Initialised(model, None, None, tuple(found))
 
 
@@ -143,7 +143,8 @@ def _seated(study: Study, base_model: BaseModelSpec, place: TransferModel, who: 
     manifest, arrays = load_weights(str(base_model.weights))
     if manifest.backbone != base_model.backbone:
         raise WeightsError(
-            f"{who}: is a {_described(manifest.backbone, manifest.base_models)}, but the study says {base_model.backbone}.",
+            f"{who}: is a {_described(manifest.backbone, manifest.base_models)}, but the study says "
+            f"{base_model.backbone}.",
             fix=f"Write {{weights: {base_model.weights}, backbone: {manifest.backbone}}}.",
         )
     _seen_alike(study, manifest, who)

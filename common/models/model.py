@@ -39,8 +39,8 @@ class TransferModel(nn.Module):
     """Features and heads. State keys are `backbone.` plus the backbone's own, and `heads.TASK.weight` and `.bias`.
 
     `decoders` make heads that answer for every pixel, by task; their keys begin with `heads.TASK.` as well. They are
-    made after all else but critics, so that they change no entry that is drawn for another. Critics, if a plan has any,
-    are `critics.NAME.`; they take no part in `forward`.
+    made after all else but domain discriminators, so that they change no entry that is drawn for another. Critics, if a
+    plan has any, are `domain_discriminators.NAME.`; they take no part in `forward`.
     """
 
     def __init__(
@@ -135,13 +135,13 @@ class TransferModel(nn.Module):
                 roles[f"{name}.{key}"] = _role(part, key, is_stem=name == stem)
         last = max(depths.values(), default=0) + 1
         tags = {}
-        frozen = tuple(f"{name}.members." for name, part in self.named_modules() if isinstance(part, Ensemble))
+        frozen = tuple(f"{name}.base_models." for name, part in self.named_modules() if isinstance(part, Ensemble))
         for key in self.state_dict():
             if key.startswith(frozen):
                 tags[key] = Tag(Role.BASE_MODEL, depths.get(key, 0))
             elif key.startswith("heads."):
                 tags[key] = Tag(Role.HEAD, last, key.split(".")[1])
-            elif key.startswith("critics."):
+            elif key.startswith("domain_discriminators."):
                 tags[key] = Tag(Role.DOMAIN_DISCRIMINATOR, last)
             else:
                 tags[key] = Tag(roles[key], depths.get(key, 0))
@@ -219,7 +219,7 @@ def _role(part: nn.Module, key: str, *, is_stem: bool) -> Role:
 
 
 class Extras(NamedTuple):
-    """What a model has beside linear heads: decoders for the tasks `masks`, and critics by name."""
+    """What a model has beside linear heads: decoders for the tasks `masks`, and domain discriminators by name."""
 
     masks: Sequence[str] = ()
     domain_discriminators: Collection[str] = ()
@@ -263,7 +263,7 @@ def build_table_model(
 def build_ensemble(base_models: Sequence[TransferModel], tasks: Mapping[str, AnyTask], seed: int) -> TransferModel:
     """Models as one, which answers with their mean: its heads begin as that, to the last bit.
 
-    `tasks` are those that every member has a head for, as it was built.
+    `tasks` are those that every base model has a head for, as it was built.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

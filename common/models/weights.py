@@ -45,7 +45,7 @@ class WeightsManifest(BaseModel):
     tasks: tuple[AnyTask, ...] = ()
     """Tasks of other kinds with heads in the file."""
     base_models: Annotated[tuple[str, ...], Field(exclude_if=unless(()))] = ()
-    """The members' backbones, of a committee."""
+    """The base models' backbones, of an ensemble."""
     table: Annotated[TableInput | None, Field(exclude_if=unless(None))] = None
     """The columns that they were trained on, of weights for tables."""
     held_out: Annotated[str, Field(exclude_if=unless(""))] = ""

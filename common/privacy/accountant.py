@@ -38,8 +38,8 @@ Unit = Literal["patient", "image"]
 class Event:
     """One release: `steps` times Gaussian noise on a sum over a Poisson sample.
 
-    `sigma` is the noise's deviation over the largest contribution of one unit, `q` the chance of each unit to be in
-    a sample. q = 1 with steps = 1 is a plain Gaussian release.
+    `noise_multiplier` is the noise's deviation over the largest contribution of one unit, `q` the chance of each unit
+    to be in a sample. q = 1 with steps = 1 is a plain Gaussian release.
     """
 
     noise_multiplier: float

@@ -1,4 +1,4 @@
-"""What travels to the sites beside the model, for the terms that need it: names and shapes, by one rule for both sides.
+"""What travels to sites beside the model, for losses that need it: names and shapes, by one rule for both sides.
 
 It goes the same way as the model's entries: sent once, and again only when it changes.
 """
@@ -26,7 +26,7 @@ from fedgraft.common.study.plan import (
 )
 from fedgraft.common.study.study import Study
 
-PRETRAINED, CONTROL_VARIATE, MOMENTS, TEACHER = "pretrained/", "control/", "moments/", "teacher/"
+PRETRAINED, CONTROL_VARIATE, MOMENTS, TEACHER = "pretrained/", "control_variate/", "moments/", "teacher/"
 """Prefixes of entries as they were when the run began, of control variates, of moments of a source's features, and of a
 finished model that teaches."""
 
@@ -37,7 +37,7 @@ _NO_PARAMETERS = frozenset({Role.NORM_STATS, Role.SCALE})
 
 
 def requirements_of(stage: Stage) -> frozenset[Requirement]:
-    """All that a stage's terms need at a site; distances need the moments from which they are taken."""
+    """All that a stage's losses need at a site; distances need the moments from which they are taken."""
     if isinstance(stage.local, Statistics) and stage.local.of == "distances":
         return frozenset({Requirement.MOMENTS})
     return requirements(stage.local.losses) if isinstance(stage.local, Gradient) else frozenset()

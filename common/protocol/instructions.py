@@ -51,9 +51,9 @@ class Code(StrEnum):
     """The site's budget of privacy is spent, or was charged for this round before."""
     LEDGER = "ledger"
     """The site's ledger cannot be trusted, so that nothing may be released."""
-    NO_SECURE_AGGREGATION = "no_masks"
+    NO_SECURE_AGGREGATION = "no_secure_aggregation"
     """The site has no mask key, or none that its roster knows, or the study asks for sums in the open."""
-    NOT_SECURE = "not_masked"
+    NOT_SECURE = "not_secure"
     """The site does not mask with the sites that it was named."""
     MASK_REUSED = "mask_reused"
     """The site has masked under this number before, or has been greeted for another run since."""
@@ -91,7 +91,7 @@ class Greeting:
     labels: Mapping[str, Mapping[str, int]]
     problems: Mapping[str, int] = field(default_factory=dict)
     observer: bool = False
-    """Evaluates the merged model on public data, and is never asked to train."""
+    """Evaluates the aggregated model on public data, and is never asked to train."""
     labelled: bool = True
     """Has training cases with a known label."""
     evaluates: bool = True
@@ -99,12 +99,12 @@ class Greeting:
     source: bool = False
     """Holds public source data: works only in stages that are for the source, and is not evaluated."""
     nonce: str = ""
-    """In a masked study: what all of the site's masks of this run depend on. Counts are left out of its greeting."""
+    """Under secure aggregation: what all of the site's masks of this run depend on. The greeting has no counts."""
 
 
 @dataclass(frozen=True)
 class AggregationGroups:
-    """Who masks with whom, for one order of a masked study.
+    """Who masks with whom, for one instruction of a study with secure aggregation.
 
     `number` counts the masked sums of a run. `parts` names, for each part of the reply that is wanted, all sites of its
     sum, each with the nonce that it greeted with.
@@ -131,7 +131,7 @@ class Instruction:
     tensors: Arrays
     held: str = ""
     groups: AggregationGroups | None = None
-    """In a masked study, with whom to mask the reply; None otherwise, and for observers."""
+    """In a study with secure aggregation, with whom to mask the reply; None otherwise, and for observers."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Update:
 
 @dataclass(frozen=True)
 class MaskedUpdate:
-    """A site's answer in a masked study: words that say nothing until those of all sites of the circle are added up.
+    """A site's answer under secure aggregation: words that say nothing until those of all its group are summed.
 
     `parts` holds uint64 words by part; `contexts` the digest (hex) of what each was masked for, so that a site that saw
     something else can be found.
@@ -174,7 +174,7 @@ class Refusal:
 
 
 Answer = Update | MaskedUpdate | Refusal
-"""What a site may reply to an order."""
+"""What a site may reply to an instruction."""
 
 
 class Digests:

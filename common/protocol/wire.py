@@ -45,7 +45,7 @@ PING = "query.ping"
 
 _RAW, _BUNDLE = "fedgraft.raw", "fedgraft.bundle"
 _SMALL_BYTES = 1 << 14
-_TENSORS, _METRICS, _MASKED, _WORDS = "tensors", "metrics", "masked", "words"
+_TENSORS, _METRICS, _MASKED, _WORDS = "tensors", "metrics", "secure_aggregation", "words"
 
 
 def pack_hello(hello: Hello) -> RecordDict:
@@ -116,7 +116,7 @@ def pack_tensors(arrays: Arrays, *, views: bool = False) -> ArrayRecord:
 
 
 def pack_instruction(instruction: Instruction, tensors: ArrayRecord) -> RecordDict:
-    """An order as records, its tensors already packed."""
+    """An instruction as records, its tensors already packed."""
     words = {
         "study": instruction.study,
         "exchange": instruction.exchange,
@@ -127,7 +127,7 @@ def pack_instruction(instruction: Instruction, tensors: ArrayRecord) -> RecordDi
         "held": instruction.held,
     }
     if instruction.groups is not None:
-        words["circles"] = {
+        words["groups"] = {
             "number": instruction.groups.number,
             "parts": {p: dict(c) for p, c in instruction.groups.parts.items()},
         }
@@ -135,7 +135,7 @@ def pack_instruction(instruction: Instruction, tensors: ArrayRecord) -> RecordDi
 
 
 def unpack_instruction(records: RecordDict) -> Instruction:
-    """An order from records; WireError on garbage."""
+    """An instruction from records; WireError on garbage."""
     words = _words(records)
     evaluate = words.get("evaluate")
     if evaluate not in (None, "train", "val", "test", "all") or not isinstance(words.get("work"), bool):
@@ -149,12 +149,12 @@ def unpack_instruction(records: RecordDict) -> Instruction:
         evaluate=evaluate,
         tensors=_unpack_arrays(records.get(_TENSORS)),
         held=_text(words, "held"),
-        groups=_groups(words.get("circles")),
+        groups=_groups(words.get("groups")),
     )
 
 
 def pack_reply(reply: Answer, *, views: bool = False) -> RecordDict:
-    """A site's answer to an order as records; `views` as for `pack_tensors`."""
+    """A site's answer to an instruction as records; `views` as for `pack_tensors`."""
     if isinstance(reply, Refusal):
         return _pack({"exchange": reply.exchange, "refused": reply.code.value, "site": reply.site})
     spent = {"spent": asdict(reply.spent)} if reply.spent else {}
@@ -282,11 +282,11 @@ def _groups(value: object) -> AggregationGroups | None:
     if value is None:
         return None
     if not isinstance(value, dict) or not isinstance(parts := value.get("parts"), dict):
-        raise WireError("circles")
+        raise WireError("groups")
     found = {}
     for part, group in parts.items():
         if not isinstance(group, dict):
-            raise WireError("circles")
+            raise WireError("groups")
         found[str(part)] = {str(site): _text(group, site) for site in group}
     return AggregationGroups(_count(value, "number"), found)
 

@@ -1,4 +1,4 @@
-"""What the sites of a masked study put into a sum, and what comes out of it: the update of one large site.
+"""What sites put into a masked sum, and what comes out of it: the update of one large site.
 
 A weighted mean needs no weight to be seen: a site puts in weight times entry, and its weight; the quotient of the sums
 is the mean. Sums (of features, of columns, of metrics) go in as they are. All that goes in has a shape that the study

@@ -1,4 +1,4 @@
-"""How the coordinator merges what sites send in a stage. Values; `fedgraft.server.aggregation` has the behaviour."""
+"""How the coordinator aggregates what sites send. Values; `fedgraft.server.aggregation` has the behaviour."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class ClippedMean(Value):
 class Ridge(Value):
     """Closed-form head: one ridge regression on standardised features, from the sites' sums, equal to the pooled one.
 
-    `strength` is relative to the number of cases; `loso` takes for each task the one that does best on the sites left
-    out one after the other, which follows from the same sums. `scale` multiplies the logits, so that their softmax is
-    about as sharp as that of a trained head; a value's head is not scaled.
+    `ridge_penalty` is relative to the number of cases; `loso` takes for each task the one that does best on the sites
+    left out one after the other, which follows from the same sums. `scale` multiplies the logits, so that their softmax
+    is about as sharp as that of a trained head; a value's head is not scaled.
     """
 
     kind: Literal["ridge"] = "ridge"
@@ -84,7 +84,7 @@ class Ridge(Value):
 class Newton(Value):
     """A step of Newton's method for logistic heads, from the sites' sums of features and of what the heads get wrong.
 
-    Equal to the pooled step, and never too long (Boehning 1992); a few rounds of it are enough. `strength` as of a
+    Equal to the pooled step, and never too long (Boehning 1992); a few rounds of it are enough. `ridge_penalty` as of a
     ridge, of what is wrong on features as they are: with `loso` a step is the shorter the less it would help sites that
     are left out.
     """
@@ -120,7 +120,7 @@ class Moments(Value):
 
 
 class Threshold(Value):
-    """From where on an image is unlike those of the training sites: a quantile of their counted distances."""
+    """From where on an image is out of distribution: a quantile of the training sites' counted distances."""
 
     kind: Literal["threshold"] = "threshold"
     quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
@@ -129,8 +129,8 @@ class Threshold(Value):
 class Temper(Value):
     """Logits divided by the temperature with the least loss over all sites' cases, of a fixed grid, from their sums.
 
-    Guo et al. 2017, "On calibration of modern neural networks": ranks stay, probabilities become usable. Each member of
-    a committee gets its own, or the heads of the model get one, task by task.
+    Guo et al. 2017, "On calibration of modern neural networks": ranks stay, probabilities become usable. Each base
+    model of an ensemble gets its own, or the heads of the model get one, task by task.
     """
 
     kind: Literal["temper"] = "temper"
@@ -143,15 +143,15 @@ class Standardise(Value):
 
 
 class Nothing(Value):
-    """Nothing is merged: what the sites did stays with them."""
+    """Nothing is aggregated: what the sites did stays with them."""
 
     kind: Literal["nothing"] = "nothing"
 
 
 Robust = Median | TrimmedMean | Krum | ClippedMean
-"""Merges that hold when a few sites send nonsense."""
+"""Aggregations that hold when a few sites send nonsense."""
 ClosedForm = Ridge | NearestMean | Discriminant
-"""Merges that solve heads from sums of features and labels."""
+"""Aggregations that solve heads from sums of features and labels."""
 Sums = ClosedForm | Newton | Moments | Temper | Threshold | Standardise
-"""Merges that add up sums, not entries."""
+"""Aggregations that add up sums, not entries."""
 Aggregation = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]

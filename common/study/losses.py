@@ -1,6 +1,6 @@
-"""What a gradient stage minimises: a weighted sum of terms. Values; `fedgraft.client.training.losses` computes them.
+"""What a gradient stage minimises: a weighted sum of losses. Values; `fedgraft.client.training.losses` computes them.
 
-Each term says what it needs, and what couples its cases. A term that looks at one case at a time has a gradient of each
+Each loss says what it needs, and what couples its cases. A loss that looks at one case at a time has a gradient of each
 case; one that compares cases of a batch has none; one that looks at no case at all can be added after noise.
 """
 
@@ -20,25 +20,25 @@ Weight = Annotated[float, Field(gt=0)]
 
 
 class Requirement(StrEnum):
-    """What a term cannot do without at a site."""
+    """What a loss cannot do without at a site."""
 
     LABELS = "labels"
     SOURCE = "source"
     """Labelled cases of a source, in a folder at the site."""
     PRETRAINED = "pretrained"
     """The entries that the run began with."""
-    CONTROL_VARIATE = "control"
+    CONTROL_VARIATE = "control_variate"
     """The coordinator's control variates, and the site's own."""
     MOMENTS = "moments"
     """Moments of a source's features, from an earlier stage."""
-    DOMAIN_DISCRIMINATOR = "critic"
+    DOMAIN_DISCRIMINATOR = "domain_discriminator"
     """A network that tells source from target."""
     TEACHER = "teacher"
     """The entries of a finished model that teaches."""
 
 
 class LossScope(StrEnum):
-    """What ties the cases of a batch together in a term."""
+    """What ties the cases of a batch together in a loss."""
 
     REGULARISER = "regulariser"
     """It looks at the model's entries alone."""
@@ -59,7 +59,7 @@ class _Loss(Value, ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """The term in a few words."""
+        """The loss in a few words."""
 
     @property
     def self_taught(self) -> bool:
@@ -80,7 +80,7 @@ class Supervised(_Loss):
 
     @property
     def description(self) -> str:
-        """The term in a few words."""
+        """The loss in a few words."""
         return "labels" if self.of == "target" else "labels of a source at the site"
 
 
@@ -92,7 +92,7 @@ class Proximal(_Loss):
     2021).
     """
 
-    kind: Literal["anchor"] = "anchor"
+    kind: Literal["proximal"] = "proximal"
     to: Literal["pretrained", "round", "global"] = "round"
     weight: Weight = 0.01
 
@@ -105,7 +105,7 @@ class Proximal(_Loss):
 
     @property
     def description(self) -> str:
-        """The term in a few words."""
+        """The loss in a few words."""
         end = {"pretrained": "the start of the run", "round": "the start of the round", "global": "the common model"}
         return f"a pull to {end[self.to]}"
 
@@ -116,7 +116,7 @@ class ControlVariate(_Loss):
     Karimireddy et al. 2020, option II. The site keeps its c_i; the coordinator works out c from what it gets anyway.
     """
 
-    kind: Literal["control"] = "control"
+    kind: Literal["control_variate"] = "control_variate"
     weight: Annotated[float, Field(ge=1, le=1)] = 1.0
 
     scope: ClassVar[LossScope] = LossScope.REGULARISER
@@ -128,16 +128,16 @@ class ControlVariate(_Loss):
 
     @property
     def description(self) -> str:
-        """The term in a few words."""
+        """The loss in a few words."""
         return "control variates"
 
 
 class Adversarial(_Loss):
-    """A critic learns to tell the source's features from the site's own, and the backbone learns to prevent it (DANN).
+    """A domain discriminator tells the source's features from the site's, and the backbone learns to prevent it (DANN).
 
-    Ganin et al. 2016. `conditional` shows the critic features times class probabilities (CDAN, Long et al. 2018). The
-    reversed gradient grows from 0 as 2 / (1 + exp(-ramp p)) - 1 with the share p of the stage that is done. The critic
-    has no norm layers, so each case has a loss of its own.
+    Ganin et al. 2016. `conditional` shows the domain discriminator features times class probabilities (CDAN, Long et
+    al. 2018). The reversed gradient grows from 0 as 2 / (1 + exp(-ramp p)) - 1 with the share p of the stage that is
+    done. The domain discriminator has no norm layers, so each case has a loss of its own.
     """
 
     kind: Literal["adversarial"] = "adversarial"
@@ -146,18 +146,19 @@ class Adversarial(_Loss):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """Source cases, and a critic."""
+        """Source cases, and a domain discriminator."""
         return frozenset({Requirement.SOURCE, Requirement.DOMAIN_DISCRIMINATOR})
 
     @property
     def domain_discriminator(self) -> str:
-        """The name of its critic in the model."""
+        """The name of its domain discriminator in the model."""
         return "conditional" if self.conditional else "features"
 
     @property
     def description(self) -> str:
-        """The term in a few words."""
-        return f"a critic of {'features by class' if self.conditional else 'features'} against a source at the site"
+        """The loss in a few words."""
+        what = "features by class" if self.conditional else "features"
+        return f"a domain discriminator of {what} against a source at the site"
 
 
 class Discrepancy(_Loss):
@@ -179,7 +180,7 @@ class Discrepancy(_Loss):
 
     @property
     def description(self) -> str:
-        """The term in a few words."""
+        """The loss in a few words."""
         to = "moments that a source released" if self.measure == "moments" else "a source at the site"
         return f"{self.measure} distance of features to {to}"
 
@@ -197,7 +198,7 @@ class InfoMax(_Loss):
 
     @property
     def description(self) -> str:
-        """The term in a few words."""
+        """The loss in a few words."""
         return "information maximisation"
 
     @property
@@ -214,7 +215,7 @@ class PseudoLabel(_Loss):
 
     @property
     def description(self) -> str:
-        """The term in a few words."""
+        """The loss in a few words."""
         return f"guesses of probability {self.sure:g} or more as labels"
 
     @property
@@ -224,7 +225,7 @@ class PseudoLabel(_Loss):
 
 
 class Distill(_Loss):
-    """The answers of a finished model, or of a committee, to the site's own images, with labels or without.
+    """The answers of a finished model, or of an ensemble, to the site's own images, with labels or without.
 
     Hinton et al. 2015, "Distilling the knowledge in a neural network": t^2 KL(teacher || student) of classes, both
     softened by the `temperature` t; of labels each alone; of values Huber's loss. Every case by itself.
@@ -241,14 +242,14 @@ class Distill(_Loss):
 
     @property
     def description(self) -> str:
-        """The term in a few words."""
+        """The loss in a few words."""
         base_models = self.teacher.base_models
         who = " + ".join(str(one.weights) for one in base_models) if base_models else str(self.teacher.weights)
-        return f"the answers of {'the committee ' if base_models else ''}{who}, softened by {self.temperature:g}"
+        return f"the answers of {'the ensemble ' if base_models else ''}{who}, softened by {self.temperature:g}"
 
 
 def names_classes(loss: Loss) -> bool:
-    """Whether a term looks at the probabilities of classes."""
+    """Whether a loss looks at the probabilities of classes."""
     return loss.self_taught or (isinstance(loss, Adversarial) and loss.conditional)
 
 
@@ -262,25 +263,25 @@ SUPERVISED = (Supervised(),)
 
 
 def requirements(losses: Iterable[Loss]) -> frozenset[Requirement]:
-    """All that these terms need."""
+    """All that these losses need."""
     return frozenset().union(*(loss.requires for loss in losses))
 
 
 def wants_all_cases(losses: Iterable[Loss]) -> bool:
-    """Whether any term learns from the site's cases without labels."""
+    """Whether any loss learns from the site's cases without labels."""
     return any(loss.scope is not LossScope.REGULARISER and not isinstance(loss, Supervised) for loss in losses)
 
 
 def looks_further(losses: Iterable[Loss]) -> bool:
-    """Whether any term looks at more than the site's own cases with labels."""
+    """Whether any loss looks at more than the site's own cases with labels."""
     return wants_all_cases(losses) or Requirement.SOURCE in requirements(losses)
 
 
 def sees_features(losses: Iterable[Loss]) -> bool:
-    """Whether any term looks at features, and not only at what heads make of them."""
+    """Whether any loss looks at features, and not only at what heads make of them."""
     return any(isinstance(loss, Adversarial | Discrepancy) for loss in losses)
 
 
 def find(losses: Iterable[Loss], kind: type[Value]) -> Loss | None:
-    """The first term of that kind."""
+    """The first loss of that kind."""
     return next((loss for loss in losses if isinstance(loss, kind)), None)

@@ -1,4 +1,4 @@
-"""Where a model comes from: a backbone by name with the weights it starts from, or finished models as a committee."""
+"""Where a model comes from: a backbone by name with the weights it starts from, or finished models as an ensemble."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pydantic import Field, model_validator
 
 from fedgraft.common.base.value import Value, unless
 
-ENSEMBLE = "committee"
+ENSEMBLE = "ensemble"
 """The backbone that is several finished models."""
 
 
 class BaseModelSpec(Value):
     """A finished model: its backbone, and the run's folder or the weights that it is read from.
 
-    A member that learnt from the very cases on which it is now to be weighed or tested would look better than it is. So
-    it must come from a study with the same seed and split, which held out the same patients, unless it `elsewhere`
-    learnt from other patients than those of this study's sites. In a file the folder or id alone means a slim_resnet.
+    A base model that learnt from the very cases on which it is now to be weighed or tested would look better than it
+    is. So it must come from a study with the same seed and split, which held out the same patients, unless it
+    `elsewhere` learnt from other patients than those of this study's sites. In a file the folder or id alone means a
+    slim_resnet.
     """
 
     weights: Annotated[str | None, Field(min_length=1)] = None
@@ -32,16 +33,16 @@ class BaseModelSpec(Value):
     @model_validator(mode="after")
     def _is_one_model(self) -> BaseModelSpec:
         if self.backbone == ENSEMBLE:
-            raise ValueError("a committee cannot be a member of another; name its members instead")
+            raise ValueError("an ensemble cannot be a base model of another; name its base models instead")
         return self
 
 
 class Model(Value):
     """The backbone by name, and the weights it starts from: an id, a folder, or none for random ones.
 
-    `heads` are `fresh`, or those of the `weights`, which must then be for the same tasks and classes. A `committee` has
-    two `members` or more, all frozen; its features are their answers. `weights` are then those of a finished committee,
-    whose members need not be read again.
+    `heads` are `fresh`, or those of the `weights`, which must then be for the same tasks and classes. An `ensemble` has
+    two `base_models` or more, all frozen; its features are their answers. `weights` are then those of a finished
+    ensemble, whose base models need not be read again.
     """
 
     backbone: str = "slim_resnet"
@@ -58,22 +59,22 @@ class Model(Value):
     @model_validator(mode="after")
     def _base_models_of_an_ensemble(self) -> Model:
         if (self.backbone == ENSEMBLE) != bool(self.base_models):
-            raise ValueError("backbone: committee and `members` go together")
+            raise ValueError("backbone: ensemble and `base_models` go together")
         if len(self.base_models) == 1:
-            raise ValueError("members: a committee has two or more")
+            raise ValueError("base_models: an ensemble has two or more")
         lacking = [str(at) for at, base_model in enumerate(self.base_models) if base_model.weights is None]
         if lacking and self.weights is None:
-            raise ValueError(f"members.{lacking[0]}: needs `weights`, a finished run's folder or an id")
+            raise ValueError(f"base_models.{lacking[0]}: needs `weights`, a finished run's folder or an id")
         return self
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """The backbones that a site would run; a committee is each of its members'."""
+        """The backbones that a site would run; an ensemble is each of its base models'."""
         return tuple(base_model.backbone for base_model in self.base_models) or (self.backbone,)
 
 
 class Teacher(Model):
-    """A finished model, or a committee of such, whose answers a student learns; as `Model`, with heads of its own."""
+    """A finished model, or an ensemble of such, whose answers a student learns; as `Model`, with heads of its own."""
 
     elsewhere: Annotated[bool, Field(exclude_if=unless(False))] = False
     """Whether it learnt from other patients than those of this study's sites, as of `Member`."""
@@ -86,5 +87,5 @@ class Teacher(Model):
     @model_validator(mode="after")
     def _is_finished(self) -> Teacher:
         if not self.base_models and self.weights is None:
-            raise ValueError("a teacher needs `weights`, a finished run's folder or an id, or `members`")
+            raise ValueError("a teacher needs `weights`, a finished run's folder or an id, or `base_models`")
         return self

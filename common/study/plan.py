@@ -1,4 +1,4 @@
-"""Stages of a study: who trains, what is trained, what travels and how it is merged. Values, no behaviour.
+"""Stages of a study: who trains, what is trained, what travels and how it is aggregated. Values, no behaviour.
 
 A method is a composition of these values, never a branch in the trainer. `methods.presets` names the usual ones;
 `fedgraft.common.checks` refuses the combinations that cannot work.
@@ -34,12 +34,12 @@ class Role(StrEnum):
     NORM_AFFINE = "norm_affine"
     NORM_STATS = "norm_stats"
     SCALE = "scale"
-    """A table's standardisation, or a committee's temperatures: set from the sites' sums, never by gradients."""
+    """A table's standardisation, or an ensemble's temperatures: set from the sites' sums, never by gradients."""
     HEAD = "head"
-    DOMAIN_DISCRIMINATOR = "critic"
+    DOMAIN_DISCRIMINATOR = "domain_discriminator"
     """Tells source from target while a stage trains against it; no part of what the model says."""
-    BASE_MODEL = "member"
-    """Belongs to a finished model in a committee: it never moves, so no selection has it, not even all."""
+    BASE_MODEL = "base_model"
+    """Belongs to a finished model in an ensemble: it never moves, so no selection has it, not even all."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def named(selection: str) -> Select:
 
 
 class Gradient(Value):
-    """Optimiser steps on a weighted sum of terms, which is the loss over the site's labels unless it says otherwise.
+    """Optimiser steps on a weighted sum of losses, which is the loss over the site's labels unless it says otherwise.
 
     `schedule` runs over all the rounds of the stage. `backbone_lr_factor` multiplies the rate of everything that is
     not a head. `fixed_norm_stats` leaves running statistics as received (FixBN). With `private`, `batch_size` says how
@@ -160,17 +160,18 @@ class Statistics(Value):
     """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`.
 
     Of `residuals` it is features with what the heads get wrong, label less probability, and may be asked again after
-    each step. Of `members` (of a committee) and of `answers` (of the model's heads) it is the loss at each temperature
-    of a fixed grid. Of `distances` it is counts of how far features are from moments that were released before.
+    each step. Of `base_models` (of an ensemble) and of `answers` (of the model's heads) it is the loss at each
+    temperature of a fixed grid. Of `distances` it is counts of how far features are from moments that were released
+    before.
 
     `split` are the cases that are summed: what is to weigh or calibrate finished models must be cases that these have
     not learnt from, `val`. In `single` precision sums of features travel in half the bytes, with 7 digits in place of
-    16. With `keep_sums` the coordinator keeps what each site sent, so that sites can leave or join
+    16. With `retain_statistics` the coordinator keeps what each site sent, so that sites can leave or join
     afterwards.
     """
 
     kind: Literal["statistics"] = "statistics"
-    of: Literal["features", "residuals", "columns", "members", "answers", "distances"] = "features"
+    of: Literal["features", "residuals", "columns", "base_models", "answers", "distances"] = "features"
     private: PrivateSums | None = None
     split: Annotated[Literal["train", "val"], Field(exclude_if=unless("train"))] = "train"
     precision: Annotated[Literal["double", "single"], Field(exclude_if=unless("double"))] = "double"
@@ -191,7 +192,7 @@ Local = Annotated[Gradient | Statistics | Recalibrate, Field(discriminator="kind
 
 
 class Stage(Value):
-    """One leg of a plan: `rounds` times the same local work at the sites `where`, then one merge.
+    """One leg of a plan: `rounds` times the same local work at the sites `where`, then one aggregation.
 
     `share` says which entries travel. `keep` says which trained entries stay at the site on purpose. `source` is a site
     that holds public source data: it works only in stages that are for it, or that minimise the joint loss

@@ -10,11 +10,11 @@ from fedgraft.common.base.value import Value
 
 
 class PrivateSums(Value):
-    """Sums leave with Gaussian noise, once: each unit gives one row, its mean features, of norm at most `clip`.
+    """Sums leave with Gaussian noise, once: each unit gives one row, its mean features, of norm at most `max_norm`.
 
-    The noise has deviation `sigma` times what one unit can change (see `dp_statistics` at the site). Give either
-    `sigma` or the `epsilon` that it may cost. Features that are usually longer than `clip` count by their direction
-    alone.
+    The noise has deviation `noise_multiplier` times what one unit can change (see `dp_statistics` at the site). Give
+    either `noise_multiplier` or the `epsilon` that it may cost. Features that are usually longer than `max_norm` count
+    by their direction alone.
     """
 
     noise_multiplier: Annotated[float, Field(gt=0)] | None = None
@@ -25,7 +25,7 @@ class PrivateSums(Value):
     @model_validator(mode="after")
     def _one_measure(self) -> PrivateSums:
         if (self.noise_multiplier is None) == (self.epsilon is None):
-            raise ValueError("give either sigma or epsilon")
+            raise ValueError("give either noise_multiplier or epsilon")
         return self
 
     @property

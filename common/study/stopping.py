@@ -10,9 +10,9 @@ from fedgraft.common.base.value import Value
 
 
 class EarlyStopping(Value):
-    """Early stopping on the sites' validation: the coordinator decides, by the figures it merges anyway.
+    """Early stopping on the sites' validation: the coordinator decides, by the figures it aggregates anyway.
 
-    One model is merged, so one decision ends the stage, and everybody takes the same: a site that stopped by itself
+    One model is aggregated, so one decision ends the stage, and everybody takes the same: a site that stopped by itself
     would leave the mean. The stage ends once `metric`, the mean over sites and then over tasks, has not risen by more
     than `least` in `patience` evaluations, and goes back to the best of the models that were evaluated. The round in
     which that is seen was trained in vain, since sites evaluate and train in one exchange. Sites whose policy keeps
@@ -25,10 +25,10 @@ class EarlyStopping(Value):
 
 
 class WeightAveraging(Value):
-    """The stage ends with an average of the merged models of its rounds; the rounds themselves go on without it.
+    """The stage ends with an average of the aggregated models of its rounds; the rounds themselves go on without it.
 
     `swa` is the plain mean over the last share `over` of the rounds (Izmailov et al. 2018), `ema` an exponential one
-    that keeps `decay` of itself in each round. It is made from what was merged, so it costs no privacy. Running
+    that keeps `decay` of itself in each round. It is made from what was aggregated, so it costs no privacy. Running
     statistics are averaged as well; a stage that recalibrates them can follow.
     """
 

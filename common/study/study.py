@@ -33,9 +33,9 @@ _LARGEST_CHANGE = 10.0
 class RoundRules(Value):
     """When a round counts. `quorum` is the share of the asked sites that must answer well, at least `min_sites`.
 
-    `deadline_s` bounds a site's answer to one order, in seconds; no deadline if absent. `max_change` bounds the norm
-    of a site's change of the model relative to the model's own norm; 10 if absent. In a masked study, where nobody sees
-    a site's change, it cannot be given, and the bound of 10 holds for the merged change.
+    `deadline_s` bounds a site's answer to one order, in seconds; no deadline if absent. `max_change` bounds the norm of
+    a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure aggregation,
+    where nobody sees a site's change, it cannot be given, and the bound of 10 holds for the aggregated change.
     """
 
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -105,7 +105,7 @@ class Study(Value):
 
     @property
     def domain_discriminators(self) -> tuple[str, ...]:
-        """Names of the critics that the plan trains against."""
+        """Names of the domain discriminators that the plan trains against."""
         losses = [loss for stage in self.plan if isinstance(stage.local, Gradient) for loss in stage.local.losses]
         return tuple(sorted({loss.domain_discriminator for loss in losses if isinstance(loss, Adversarial)}))
 
@@ -116,7 +116,7 @@ class Study(Value):
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """All backbones that a site would run: a committee is each of its members', and teachers count as well."""
+        """All backbones that a site would run: an ensemble is each of its base models', and teachers count as well."""
         teachers = [teacher for stage in self.plan if (teacher := self.teacher_of(stage)) is not None]
         return tuple(dict.fromkeys(name for model in (self.model, *teachers) for name in model.architectures))
 

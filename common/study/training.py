@@ -21,12 +21,13 @@ class Augment(Value):
 
 
 class Private(Value):
-    """DP-SGD: every step sees each unit with probability `sample`, clips its gradient to `clip`, adds noise to the sum.
+    """DP-SGD: each unit is in a step with probability `sample_rate`; its gradient is clipped, and the sum gets noise.
 
-    Abadi et al. 2016, "Deep learning with differential privacy". The noise has deviation `sigma * clip`; `sigma`,
-    `sample` and the number of steps are all that the privacy spent depends on. One unit, which may be added or removed,
-    is a patient with all images, or an image. Give either `sigma` or the `epsilon` that the whole stage may cost; each
-    site then finds the least noise for its own delta. Both are requests: a site's policy may ask for more noise.
+    Abadi et al. 2016, "Deep learning with differential privacy". The noise has deviation `noise_multiplier *
+    max_grad_norm`; `noise_multiplier`, `sample_rate` and the number of steps are all that the privacy spent depends on.
+    One unit, which may be added or removed, is a patient with all images, or an image. Give either `noise_multiplier`
+    or the `epsilon` that the whole stage may cost; each site then finds the least noise for its own delta. Both are
+    requests: a site's policy may ask for more noise.
     """
 
     noise_multiplier: Annotated[float, Field(gt=0)] | None = None
@@ -42,7 +43,7 @@ class Private(Value):
     @model_validator(mode="after")
     def _one_measure(self) -> Private:
         if (self.noise_multiplier is None) == (self.epsilon is None):
-            raise ValueError("give either sigma or epsilon")
+            raise ValueError("give either noise_multiplier or epsilon")
         return self
 
 

@@ -49,8 +49,8 @@ class Aggregator(Protocol):
         """The entries that change, with the types that they have in `state`."""
 
 
-def aggregator(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None) -> Aggregator:
-    """What merges the updates of this stage; `memory` is what it keeps from round to round, changed in place."""
+def aggregator_for(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None) -> Aggregator:
+    """What aggregates the updates of this stage; `memory` is what it keeps from round to round, changed in place."""
     match stage.aggregate:
         case Mean():
             return MeanAggregator(stage.aggregate, tags)
@@ -99,7 +99,7 @@ class HeadAggregator(_SumAggregator):
         self._keep = keep
         self._sites: list[Arrays] = []
         self.ridge_penalties: dict[str, float] = {}
-        """By task the ridge's strength, where it was chosen from the sums."""
+        """By task the ridge penalty, where it was chosen from the sums."""
 
     @property
     def kept(self) -> list[Arrays]:
@@ -107,7 +107,7 @@ class HeadAggregator(_SumAggregator):
         return self._sites if self._keep else []
 
     def add(self, update: Update) -> None:
-        """Add the site's sums; each is kept where the study says so, or the strength is chosen on sites left out."""
+        """Add the site's sums; each is kept if the study says so, or to choose the ridge penalty on sites left out."""
         super().add(update)
         if self._keep or self._chooses:
             self._sites.append(unpacked(update.tensors))

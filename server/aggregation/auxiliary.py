@@ -47,7 +47,7 @@ class Auxiliary:
         return self.kept
 
     def learn(self, stage: Stage, number: int, memory: Memory, change: tuple[Arrays, Arrays], share: float) -> None:
-        """Take from a round's merge what the next one sends; `change` is the state before, and what came instead.
+        """Take from a round's aggregation what the next one sends; `change` is the state before, and what came instead.
 
         With x the entries before, y their mean over the sites and `share` the part of the sites that answered, SCAFFOLD
         has c = c + share ((x - y) / (K eta) - c): the mean of the sites' own changes, without any of them sent.

@@ -9,11 +9,11 @@ from fedgraft.server.aggregation.aggregator import Aggregator
 
 
 class Joint:
-    """Passes updates on to a merge; those of sources come last, with weights that the hospitals' decide.
+    """Passes updates on to an aggregation; those of sources come last, with weights that the hospitals' decide.
 
-    In the mean over cases that a merge takes, all sources together count 1, and all hospitals together lambda: the
-    weights of the sources add up to those of the hospitals over lambda, by task. A task that no hospital has labels for
-    is the source's alone. Without lambda an update is passed on as it is.
+    In the mean over cases that an aggregation takes, all sources together count 1, and all hospitals together lambda:
+    the weights of the sources add up to those of the hospitals over lambda, by task. A task that no hospital has labels
+    for is the source's alone. Without lambda an update is passed on as it is.
     """
 
     def __init__(self, lam: float | None) -> None:

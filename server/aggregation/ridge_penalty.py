@@ -1,4 +1,4 @@
-"""The ridge's strength from the sites' own sums: exact leave-one-site-out errors, without another exchange.
+"""The ridge penalty from the sites' own sums: exact leave-one-site-out errors, without another exchange.
 
 The squared error of a head W on a site's cases is, with z = [features; 1], G = sum z z', C = sum z y',
 
@@ -22,7 +22,7 @@ RIDGE_PENALTIES: tuple[float, ...] = tuple(float(value) for value in np.logspace
 
 
 def choose(sites: Sequence[Arrays], *, standardise: bool = True) -> dict[str, float]:
-    """By task the strength with the least error on sites left out; of equals the larger.
+    """By task the ridge penalty with the least error on sites left out; of equals the larger.
 
     `sites` are the sums of each. Sites without a label of a problem take no part in it. RunError with fewer than two
     sites that have labels of a task.
@@ -32,15 +32,15 @@ def choose(sites: Sequence[Arrays], *, standardise: bool = True) -> dict[str, fl
         errors = left_out_errors(sites, task, standardise=standardise)
         if not errors:
             raise RunError(
-                f"The ridge's strength for task {task!r} is chosen on sites left out, and fewer than two have labels.",
-                fix="Give merge.strength as a number, such as 0.1.",
+                f"The ridge penalty for task {task!r} is chosen on sites left out, and fewer than two have labels.",
+                fix="Give aggregate.ridge_penalty as a number, such as 0.1.",
             )
         chosen[task] = min(reversed(errors), key=lambda ridge_penalty: errors[ridge_penalty])
     return chosen
 
 
 def left_out_errors(sites: Sequence[Arrays], task: str, *, standardise: bool = True) -> Mapping[float, float]:
-    """By strength the squared errors on all cases, each under the head of the other sites, up to sum |y|^2.
+    """By ridge penalty the squared errors on all cases, each under the head of the other sites, up to sum |y|^2.
 
     Empty if no problem of the task has two sites with labels.
     """

@@ -1,4 +1,4 @@
-"""Merges that hold when a few sites send nonsense on purpose. All sites count the same: weights could be claimed.
+"""Aggregations that hold when a few sites send nonsense on purpose. All sites count the same: weights could be claimed.
 
 They need the updates of all sites at once, so memory grows with their number.
 """
@@ -43,7 +43,7 @@ class RobustAggregator:
         self._updates.append((copies, update.weights))
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
-        """The merged entries, with the types that they have in `state`. RunError with too few sites."""
+        """The aggregated entries, with the types that they have in `state`. RunError with too few sites."""
         if not self._updates:
             return {}
         rule = self._rule(state)
@@ -93,7 +93,7 @@ def krum(changes: Sequence[Floats], aggregate: Krum) -> set[int]:
     if count < 2 * faulty + 3:
         raise RunError(
             f"Krum against {faulty} faulty sites needs {2 * faulty + 3} sites, and {count} answered.",
-            fix="Lower merge.faulty, raise rounds.min_sites, or use median.",
+            fix="Lower aggregate.faulty, raise rounds.min_sites, or use median.",
         )
     distances = np.array([[float(np.sum((a - b) ** 2)) for b in changes] for a in changes])
     np.fill_diagonal(distances, np.inf)

@@ -98,7 +98,7 @@ def _row(number: int, state: str, folder: Path) -> RunRow:
         stage=last["stage"],
         round=last["round"],
         refusals={site: dict(codes) for site, codes in sorted(refusals.items())},
-        last={site: row["exchange"] for row in history for site in row["sites_merged"]},
+        last={site: row["exchange"] for row in history for site in row["sites_aggregated"]},
     )
 
 

@@ -125,7 +125,7 @@ def curves(record: RunRecord, task: str, metric: str) -> Curves:
 
 
 def _of_all(metrics: Row, metric: str) -> float | None:
-    """A masked study's figure: the mean over sites, if they have worked it out, else that of all cases pooled."""
+    """The figure under secure aggregation: the mean over sites, if they worked it out, else of all cases pooled."""
     stated = number(mapping(metrics.get("macro")).get(metric))
     return number(mapping(metrics.get("pooled")).get(metric)) if stated is None else stated
 

@@ -147,7 +147,7 @@ def stages(record: RunRecord) -> ReportTable:
         "trains": "trains",
         "shares": "shares",
         "keeps": "keeps",
-        "merge": "merge",
+        "aggregate": "aggregate",
     }
     rows = [mapping(row) for row in sequence(record.result.get("plan"))]
     shown = {key: name for key, name in columns.items() if any(text(row.get(key)) for row in rows)}

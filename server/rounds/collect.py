@@ -1,4 +1,4 @@
-"""What comes back in one exchange: replies are looked over as they come, and merged in the order of sites' names."""
+"""What comes back in one exchange: replies are validated as they come, and aggregated in the order of names."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Collected:
 
 
 class Collector:
-    """Sends orders of one study, and takes in what comes back."""
+    """Sends instructions of one study, and takes in what comes back."""
 
     def __init__(self, study: Study, fleet: Fleet, greetings: Mapping[str, Greeting], tell: Tell) -> None:
         self._study = study
@@ -56,7 +56,7 @@ class Collector:
         self._tell = tell
 
     def collect(self, instructions: Mapping[str, Instruction], limits: Limits, aggregator: Aggregator) -> Collected:
-        """Vet replies as they come; merge them in the order of the sites' names, so that sums are reproducible."""
+        """Vet replies as they come; aggregate them in the order of the sites' names, so that sums are reproducible."""
         got, waiting = Collected(), sorted(instructions, reverse=True)
         joint = Joint(limits.stage.joint_lambda)
         ready: dict[str, Update | None] = {}
@@ -86,7 +86,7 @@ class Collector:
             yield reply
 
     def _answers(self, instructions: Mapping[str, Instruction], again: Mapping[str, Instruction]) -> Iterator[Reply]:
-        """The replies to `orders`, then those to the orders that were put into `again` meanwhile."""
+        """The replies to `instructions`, then those to the instructions that were put into `again` meanwhile."""
         yield from self._fleet.exchange(instructions, self._study.rounds.deadline_s)
         if again:
             yield from self._fleet.exchange(dict(again), self._study.rounds.deadline_s)

@@ -39,7 +39,7 @@ Enrolled = Callable[[], Mapping[int, str]] | None
 
 @dataclass(frozen=True)
 class Reply:
-    """One site's answer to an order and the payload it took, in bytes."""
+    """One site's answer to an instruction and the payload it took, in bytes."""
 
     site: str
     answer: Answer
@@ -107,7 +107,7 @@ class GridFleet:
         return self._enrolled is not None and node not in self._nodes.values() and now - self._asked[node] > _AGAIN_S
 
     def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
-        """Send the orders; tensors that several sites lack are packed once."""
+        """Send the instructions; tensors that several sites lack are packed once."""
         packed: dict[tuple[str, ...], ArrayRecord] = {}
         messages, sizes, names = {}, {}, {}
         for site, instruction in instructions.items():

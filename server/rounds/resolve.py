@@ -23,7 +23,7 @@ from fedgraft.common.protocol.routing import Tags, sent
 from fedgraft.common.study.aggregates import ClosedForm, Standardise
 from fedgraft.common.study.plan import Role, Stage, Statistics
 from fedgraft.common.study.study import Study
-from fedgraft.server.aggregation.aggregator import HeadAggregator, aggregator
+from fedgraft.server.aggregation.aggregator import HeadAggregator, aggregator_for
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
 from fedgraft.server.runs.run_folder import RunFolder
 
@@ -105,8 +105,8 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
 def solve(
     stage: Stage, tags: Tags, sites: Mapping[str, Arrays], state: Arrays
 ) -> tuple[dict[str, np.ndarray], Mapping[str, float]]:
-    """The heads from the sites' sums, added in the order in which a run adds them, and the strengths chosen."""
-    aggregator = aggregator(stage, tags)
+    """The heads from the sites' sums, added in the order in which a run adds them, and the ridge penalties chosen."""
+    aggregator = aggregator_for(stage, tags)
     assert isinstance(aggregator, HeadAggregator)
     for name in sorted(sites):
         aggregator.add(Update(0, sites[name], {}, {}, {}))
@@ -128,7 +128,7 @@ def _finished(path: Path) -> Finished:
     if not (isinstance(local, Statistics) and local.retain_statistics):
         raise RunError(
             f"{path}: the study did not say that the sites' sums are kept, so they were not.",
-            fix=f"Set plan.{at}.local.keep_sums (or method.keep_sums) to true, and run it again.",
+            fix=f"Set plan.{at}.local.retain_statistics (or method.retain_statistics) to true, and run it again.",
         )
     try:
         manifest, state = load_weights(str(path))
@@ -204,7 +204,7 @@ def _shaped(path: Path, before: Sequence[Stage], tags: Tags, solved: frozenset[s
     lines = (path / "history.jsonl").read_text(encoding="utf-8").splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return {
-        stage.name: sorted({site for row in rows if row["stage_index"] == at for site in row["sites_merged"]})
+        stage.name: sorted({site for row in rows if row["stage_index"] == at for site in row["sites_aggregated"]})
         for at, stage in enumerate(before)
         if isinstance(stage.aggregate, Standardise) or not solved.issuperset(sent(stage, tags))
     }

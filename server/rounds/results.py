@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: the result, the merged model with its manifest, the report."""
+"""What a finished run leaves behind: the result, the aggregated model with its manifest, the report."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def privacy(study: Study, tags: Tags, rows: list[dict[str, Any]], site: str) -> 
     """
     spent = [row["spent"][site] for row in rows if site in row.get("spent", {})]
     plain = [stage.name for stage in study.plan if releases_plainly(stage, tags)]
-    answered = {row["stage"] for row in rows if site in row["sites_merged"]}
+    answered = {row["stage"] for row in rows if site in row["sites_aggregated"]}
     figures = spent[-1] if spent else {}
     return {"dp": bool(spent), **figures, "without_dp": [name for name in plain if name in answered]}
 
@@ -108,7 +108,7 @@ def _headline(asked: int, missing: Mapping[str, Code], refusals: list[dict[str, 
 
 
 def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Initialised, synthetic: bool) -> None:
-    """Write the merged model and its manifest, so that the run's folder serves as weights for the next study."""
+    """Write the aggregated model and its manifest, so that the run's folder serves as weights for the next study."""
     facts = {
         "id": study.name,
         "backbone": study.model.backbone,
@@ -119,7 +119,7 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: In
         "licence": source.licence,
         "synthetic": synthetic,
         "how": f"study digest {study.digest}, starting from {source.says}",
-        "members": tuple(base_model.backbone for base_model in study.model.base_models),
+        "base_models": tuple(base_model.backbone for base_model in study.model.base_models),
         "table": study.input if isinstance(study.input, TableInput) else None,
         "held_out": held_out(study),
     }

@@ -1,4 +1,4 @@
-"""The round loop: order, collect, vet, merge, save; then once more to evaluate, and the run is done."""
+"""The round loop: instruct, collect, vet, aggregate, save; then once more to evaluate, and the run is done."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fedgraft.common.protocol.instructions import (
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.study import Study
-from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator
+from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
 from fedgraft.server.aggregation.auxiliary import Auxiliary
 from fedgraft.server.rounds.collect import Collected, Collector, headline
 from fedgraft.server.rounds.fleet import Fleet, lacking
@@ -72,7 +72,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a run ends with: the merged state, who took part, the last evaluation, and the totals."""
+    """What a run ends with: the aggregated state, who took part, the last evaluation, and the totals."""
 
     state: Arrays
     greetings: Mapping[str, Greeting]
@@ -146,7 +146,7 @@ class Coordinator:
 
     def _exchange(self, step: Step) -> Scores:
         started = time.monotonic()
-        # A masked study keeps the circle that it began with: its masks were agreed on at the greeting.
+        # A study with secure aggregation keeps the group that it began with: its masks were agreed on at the greeting.
         if step.exchange > self._first and not self._study.secure_aggregation:
             self._welcome()
         stage = self._study.plan[step.stage]
@@ -160,7 +160,7 @@ class Coordinator:
         if step.round == 1:
             # What a source released lasts; all else belongs to its stage.
             self._memory = {key: array for key, array in self._memory.items() if key.startswith(MOMENTS)}
-        aggregator = aggregator(stage, self._tags, self._memory)
+        aggregator = aggregator_for(stage, self._tags, self._memory)
         self._sent = self._state | (self._auxiliary.for_stage(stage, self._memory) if step.work else {})
         got = self._collect(step, stage, sites, aggregator)
         for site in (*got.aggregated, *got.observed):
@@ -182,7 +182,7 @@ class Coordinator:
             RetainedStatistics(stage.name, features, sites).write(self._folder.path)
 
     def _take(self, step: Step, stage: Stage, aggregator: Aggregator, scores: Scores, share: float) -> None:
-        """The state after a round: merged, averaged, or the best one of a stage that ends here."""
+        """The state after a round: aggregated, averaged, or the best one of a stage that ends here."""
         memory = self._memory
         if (number := stopped(stage, step.round, scores, self._state, memory)) is not None:
             self._totals.ended[stage.name] = number
@@ -291,7 +291,7 @@ class Coordinator:
             "bytes_up": got.bytes_up,
             "bytes_down": got.bytes_down,
             "sites_asked": sites,
-            "sites_merged": sorted(got.aggregated),
+            "sites_aggregated": sorted(got.aggregated),
             "missing": {site: code.value for site, code in sorted(got.missing.items())},
             "train": dict(sorted(got.train.items())),
             "spent": dict(sorted(got.spent.items())),

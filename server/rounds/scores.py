@@ -18,7 +18,7 @@ from fedgraft.common.study.study import Study
 
 
 class Scores:
-    """Sums by site and task; values are made from them only at the end. A masked study has only what is `pooled`."""
+    """Sums by site and task; values are made from them only at the end. Secure aggregation has only `pooled`."""
 
     def __init__(
         self,

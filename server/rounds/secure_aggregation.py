@@ -1,4 +1,4 @@
-"""The exchanges of a masked study: all sites of a circle answer, and their sum opens; or the circle is drawn anew.
+"""Exchanges under secure aggregation: all sites of a group answer, and their sum opens; or the group is drawn anew.
 
 The coordinator adds up words that say nothing, and looks only at the sum, as if it came from one site that has all
 cases. If a site is missing, its noise is left in the sum and nothing opens: the round is repeated with the others, who
@@ -71,7 +71,7 @@ class WantedSums:
 
 @dataclass
 class SumAttempt:
-    """One attempt at an exchange: its circles, and what their sites have sent so far, summed up."""
+    """One attempt at an exchange: its groups, and what their sites have sent so far, summed up."""
 
     groups: AggregationGroups
     sums: dict[str, MaskedSum]
@@ -114,13 +114,13 @@ class SumAttempt:
                     self.missing.setdefault(site, Code.OTHER_CONTEXT)
 
     def whole(self, part: str) -> bool:
-        """Whether all sites of the circle have put in this part, and alike."""
+        """Whether all sites of the group have put in this part, and alike."""
         group = self.groups.parts.get(part, {}).keys()
         return bool(group) and self.contexts[part].keys() == group and not group & self.missing.keys()
 
 
 class SecureCollector:
-    """Carries out the exchanges of one run of a masked study."""
+    """Carries out the exchanges of one run of a study with secure aggregation."""
 
     def __init__(self, study: Study, collector: Collector, greetings: Mapping[str, Greeting]) -> None:
         self._study = study
@@ -143,7 +143,7 @@ class SecureCollector:
             got.aggregated = [site for site in sites if site not in attempt.missing]
             for site in got.aggregated:
                 wanted.hold(site)
-            # Work is repeated for what it merges; metrics alone are worth another exchange only if that was all.
+            # Work is repeated for what it aggregates; metrics alone are worth another exchange only if that was all.
             part = TENSORS if wanted.work else METRICS
             if part not in groups.parts or not attempt.missing or attempt.whole(part):
                 break
@@ -154,7 +154,7 @@ class SecureCollector:
         return got
 
     def _groups(self, wanted: WantedSums, sites: list[str], limits: Limits, got: Collected) -> AggregationGroups:
-        """Who masks what with whom. QuorumError if what must be merged has too few sites."""
+        """Who masks what with whom. QuorumError if what must be aggregated has too few sites."""
         nonces = {site: self._greetings[site].nonce for site in sites}
         parts = {}
         if wanted.work and not isinstance(limits.stage.aggregate, Nothing):
@@ -213,7 +213,7 @@ class SecureCollector:
 
 
 def _own(wanted: WantedSums, site: str, groups: AggregationGroups) -> Instruction:
-    """A site's order: it masks the parts whose circle it is in, and measures only what it will mask."""
+    """A site's instruction: it masks the parts whose group it is in, and measures only what it will mask."""
     parts = {part: group for part, group in groups.parts.items() if site in group}
     instruction = wanted.instruction(site)
     return replace(

@@ -41,7 +41,7 @@ def best(memory: Memory) -> dict[str, np.ndarray]:
 
 
 def averaged(stage: Stage, number: int, aggregated: Arrays, memory: Memory) -> dict[str, np.ndarray]:
-    """Take in what round `number` has merged; the average of all such when the stage is at its end, else `merged`."""
+    """Take in what round `number` has aggregated; at the end of the stage their average, else `aggregated`."""
     rule = stage.weight_averaging
     if rule is None or (rule.rule == "swa" and number <= stage.rounds - max(1, round(rule.over * stage.rounds))):
         return dict(aggregated)

@@ -59,6 +59,6 @@ class RetainedStatistics:
 
 
 def features_digest(state: Arrays, tags: Tags) -> str:
-    """The digest of all that decides a case's features: every entry but heads and critics."""
+    """The digest of all that decides a case's features: every entry but heads and domain discriminators."""
     outside = (Role.HEAD, Role.DOMAIN_DISCRIMINATOR)
     return digest_arrays({key: array for key, array in state.items() if tags[key].role not in outside})

@@ -27,16 +27,16 @@ _TAKE_S = 3.0
 _TAKEN: list[IO[str]] = []
 """Locks that are held as long as the process lives."""
 
-_MEMORY = "memory of the merge:"
+_MEMORY = "memory of the aggregation:"
 _TELL_S = 0.1
 """Whoever watches a run learns of a reply this much later, at most, if another one follows."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The run after `exchange`: the merged state, and how long the history was then, in bytes.
+    """The run after `exchange`: the aggregated state, and how long the history was then, in bytes.
 
-    `memory` is what a stage's merge keeps from round to round; `totals` are running sums for the result (bytes,
+    `memory` is what a stage's aggregation keeps from round to round; `totals` are running sums for the result (bytes,
     seconds, refusals).
     """
 

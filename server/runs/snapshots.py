@@ -15,7 +15,7 @@ _MOST = 0.5
 
 
 class Snapshots:
-    """At most two files: a whole one, and one with what is different now. A resting backbone is written once.
+    """At most two files: a whole one, and one with what is different now. A frozen backbone is written once.
 
     Arrays that were given once must not be changed in place.
     """

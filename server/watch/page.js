@@ -61,7 +61,7 @@ function roundRow(one) {
   const missing = Object.entries(one.missing).map(([site, code]) => `${site}: ${code}`).join("; ");
   const number = one.stage === "evaluate" ? "–" : `${one.round} of ${one.rounds}`;
   return row([
-    [String(one.exchange), "number"], [one.stage, ""], [number, ""], [`${one.merged} of ${one.asked}`, ""],
+    [String(one.exchange), "number"], [one.stage, ""], [number, ""], [`${one.aggregated} of ${one.asked}`, ""],
     [several(one.metrics, "auroc"), ""], [figure(one.loss), "number"], [size(one.bytes_up), "number"],
     [size(one.bytes_down), "number"], [one.seconds.toFixed(1), "number"], [missing || "–", missing ? "trouble" : ""],
   ]);

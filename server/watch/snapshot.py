@@ -211,7 +211,7 @@ def _round(row: Row) -> RoundView:
         bytes_up=row["bytes_up"],
         bytes_down=row["bytes_down"],
         asked=len(row["sites_asked"]),
-        aggregated=len(row["sites_merged"]),
+        aggregated=len(row["sites_aggregated"]),
         missing=row["missing"],
         metrics={task: dict(values["macro"]) for task, values in row.get("metrics", {}).items()},
         loss=sum(losses) / len(losses) if losses else None,
@@ -249,7 +249,7 @@ def _site(
     name: str, history: list[Row], absent: Mapping[str, int], contact: Contact, answered: set[str] | None
 ) -> SiteView:
     refusals = Counter(absent) + Counter(row["missing"][name] for row in history if name in row["missing"])
-    aggregated = next((row for row in reversed(history) if name in row["sites_merged"]), None)
+    aggregated = next((row for row in reversed(history) if name in row["sites_aggregated"]), None)
     spent: Row = next((row["spent"][name] for row in reversed(history) if name in row.get("spent", {})), {})
     metrics: Row = next((row["metrics"] for row in reversed(history) if _measured(row, name)), {})
     state, heard_s = contact.get(name, ("", None))

@@ -87,7 +87,7 @@ def private_targets(study: Study, patients: int) -> list[AttackTarget]:
     for (stage, private, _), line in zip(private_stages(study), price(study, patients).lines, strict=True):
         if not isinstance(stage.local, Gradient):
             continue
-        terms = private.model_copy(update={"sigma": line.noise_multiplier, "epsilon": None})
+        terms = private.model_copy(update={"noise_multiplier": line.noise_multiplier, "epsilon": None})
         local = stage.local.model_copy(update={"private": terms})
         attack_targets.append(AttackTarget(study, stage.name, local, changed(stage, tags)))
     return attack_targets
@@ -134,7 +134,7 @@ def _metrics(seed: int) -> list[AttackAttempt]:
 def _masks(study: Study, seed: int) -> list[AttackAttempt]:
     claim = "a masked upload looks like uniform noise"
     if not study.secure_aggregation:
-        words = "the study is not masked: the coordinator sees what each site sends"
+        words = "the study has no secure aggregation: the coordinator sees what each site sends"
         return [AttackAttempt(_ALL, "masked uploads", claim, None, words)]
     return [
         AttackAttempt(_ALL, "masked uploads", claim, partial(masks.uniform, study, seed)),

@@ -137,7 +137,7 @@ def light(attack_target: AttackTarget, columns: int, backbone: str = "table_line
         "backbone_lr_factor": 1.0,
     }
     work |= {"schedule": "constant", "warmup": 0.0, "train": named("all")}
-    return replace(attack_target, study=study, changes=changes).asking(work, {"views": 1})
+    return replace(attack_target, study=study, changes=changes).asking(work, {"augmentation_multiplicity": 1})
 
 
 def shape(study: Study) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ def claimed(attack_target: AttackTarget, claim: float, seed: int) -> Measurement
     """The bound for this stage's trainer, clip and lots, with the noise that `claim` costs at delta 1e-5."""
     noise_multiplier = noise_for(claim, DELTA, attack_target.private.sample_rate, _STEPS)
     work = {"steps": _STEPS, "lr": _RATE, "batch_size": CANARIES}
-    small = light(attack_target, CANARIES).asking(work, {"sigma": noise_multiplier})
+    small = light(attack_target, CANARIES).asking(work, {"noise_multiplier": noise_multiplier})
     local_model, took_part = _blank(small), _coins(seed)
     cases = _canaries(took_part)
     train_private(local_model, loader_of(small.study, cases), cases.patients, small.local, small.changes, NOW)

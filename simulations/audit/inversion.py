@@ -41,7 +41,7 @@ Visit = Callable[[LocalModel, ExampleCases], None]
 
 def private_visit(attack_target: AttackTarget) -> Visit:
     """One step at these terms, with everybody in it: the attacker knows that the victim took part."""
-    asked = attack_target.asking({"steps": 1, "lr": 1.0, "batch_size": _CASES}, {"sample": 1.0})
+    asked = attack_target.asking({"steps": 1, "lr": 1.0, "batch_size": _CASES}, {"sample_rate": 1.0})
 
     def visit(local_model: LocalModel, cases: ExampleCases) -> None:
         train_private(

@@ -87,15 +87,15 @@ def sensitivity(attack_target: AttackTarget) -> Measurement:
     The random lots are clipped hard. In the others the clip is the size of a gradient, so that whatever the patient
     does to the gradients of all others shows as well.
     """
-    quiet = attack_target.still.asking({"steps": 1, "batch_size": 64}, {"sample": 1.0, "sigma": 1e-9})
+    quiet = attack_target.still.asking({"steps": 1, "batch_size": 64}, {"sample_rate": 1.0, "noise_multiplier": 1e-9})
     local_model, worst = quiet.local_model(), 0.0
     for lot in range(_LOTS):
         worst = max(worst, _change(quiet, _random_lot(quiet, lot), local_model))
     for label in range(min(_MOST_CLASSES, max(quiet.study.heads.values()))):
         cases = _aligned_lot(quiet, label)
-        alone = quiet.asking(None, {"clip": _NO_CLIP, "sigma": 1e-9 / _NO_CLIP})
+        alone = quiet.asking(None, {"max_grad_norm": _NO_CLIP, "noise_multiplier": 1e-9 / _NO_CLIP})
         size = float(released(alone, cases.only(torch.tensor([0])), local_model).norm())
-        worst = max(worst, _change(quiet.asking(None, {"clip": size or 1.0}), cases, local_model))
+        worst = max(worst, _change(quiet.asking(None, {"max_grad_norm": size or 1.0}), cases, local_model))
     return Measurement(
         worst, 1.001, f"one {attack_target.private.unit} more changes a sum by {worst:.4f} of the clip at most"
     )
@@ -136,7 +136,7 @@ def step_count(attack_target: AttackTarget) -> Measurement:
         (5, NOBODY),
         (3, 1.0),
     ):
-        asked = light(attack_target, 1).asking({"steps": steps}, {"sample": sample_rate})
+        asked = light(attack_target, 1).asking({"steps": steps}, {"sample_rate": sample_rate})
         wrong += abs(len(released(asked, cases, asked.local_model())) - steps)
         announced += steps
     return Measurement(wrong, 0, f"{announced} releases were announced, and the count is off by {wrong}")
@@ -147,7 +147,7 @@ def frozen_entries(attack_target: AttackTarget) -> Measurement:
     local_model = attack_target.local_model()
     before = local_model.read(local_model.tags)
     cases = _people(attack_target, 4)
-    asked = attack_target.asking({"steps": 2, "lr": 0.1, "augment": None}, {"sample": 1.0})
+    asked = attack_target.asking({"steps": 2, "lr": 0.1, "augment": None}, {"sample_rate": 1.0})
     train_private(
         local_model, loader_of(attack_target.study, cases), cases.patients, asked.local, attack_target.changes, NOW
     )

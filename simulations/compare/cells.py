@@ -89,7 +89,7 @@ class Cell:
             "code": code_digest(),
             "public": self.job.public,
             "sources": {site: spec.model_dump(mode="json") for site, spec in sorted(self.job.sources.items())},
-        } | ({"members": [cell.digest for cell in self.base_models]} if self.base_models else {})
+        } | ({"base_models": [cell.digest for cell in self.base_models]} if self.base_models else {})
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def words(self) -> str:
@@ -142,7 +142,7 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
 
 
 def _check(study: Study, source: str, arm: Arm) -> None:
-    """Refuse what cannot work; members are not there yet, and are looked at when they are."""
+    """Refuse what cannot work; base models are not there yet, and are looked at when they are."""
     if not arm.base_models:
         check_study(study, source)
     elif faults := check(study, make_model(study).tags()):
@@ -222,7 +222,7 @@ def _is_done(folder: Path, *, asked: bool) -> bool:
 
 
 def _with_base_models(cell: Cell, out: Path) -> ModelJob:
-    """The job, with the folders of members in place of their arms' names."""
+    """The job, with the folders of base models in place of their arms' names."""
     if not cell.base_models:
         return cell.job
     places = {ARM + one.arm: str((out / one.digest[:16] / _MODEL).resolve()) for one in cell.base_models}

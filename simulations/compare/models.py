@@ -180,8 +180,8 @@ def federate(home: Path) -> list[str]:
 
 
 def _kept(study: Study, home: Path, site: str, local_model: LocalModel) -> dict[str, np.ndarray]:
-    """What the site keeps in place of the merged entries at the end."""
-    kept = LocalState(home / "sites" / site / "kept" / study.digest[:16]).before(_LATEST)
+    """What the site keeps in place of the aggregated entries at the end."""
+    kept = LocalState(home / "sites" / site / "local_state" / study.digest[:16]).before(_LATEST)
     return {
         key: array
         for key, array in kept.items()

@@ -30,7 +30,7 @@ Metric = Literal["auroc", "accuracy", "balanced_accuracy", "brier"]
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
 _NONE: Mapping[str, Study] = MappingProxyType({})
 ARM = "arm:"
-"""How a member is named before the arm that it comes from has been carried out."""
+"""How a base model is named before the arm that it comes from has been carried out."""
 _FIRST = ("study", "scratch", "local", "pooled", "fedavg")
 
 
@@ -51,23 +51,23 @@ class Arm(Value):
     fit: Fit = Fit()
     """In a question about shots: how a new site fits the model to them."""
     base_models: tuple[str, ...] = ()
-    """Other arms, whose models of the same seed, fold and number of cases are this one's committee; or its teachers,
+    """Other arms, whose models of the same seed, fold and number of cases are this one's ensemble; or its teachers,
     if the method is `distill`."""
 
     @model_validator(mode="after")
     def _put_together(self) -> Arm:
         if self.method in ENSEMBLES and not self.base_models:
-            raise ValueError(f"{self.name}: {self.method} needs `members`, the names of other arms")
+            raise ValueError(f"{self.name}: {self.method} needs `base_models`, the names of other arms")
         return self
 
     def apply(self, study: Study, source: str, others: Mapping[str, Study] = _NONE) -> Study:
         """The study as this arm changes it; `others` are those of other arms. StudyError with every fault.
 
-        Members are named as `ARM + their name`, and get their place when they are there.
+        Base models are named as `ARM + their name`, and get their place when they are there.
         """
         data = study.model_dump(mode="json")
         named = [{"weights": ARM + name, "backbone": others[name].model.backbone} for name in self.base_models]
-        ensemble = {"backbone": ENSEMBLE, "members": named}
+        ensemble = {"backbone": ENSEMBLE, "base_models": named}
         if named and self.method != "distill":
             study = study.model_copy(update={"model": Model.model_validate(ensemble)})
             data["model"] = study.model.model_dump(mode="json")
@@ -231,12 +231,12 @@ def _arm(value: Any) -> Any:
 def _base_model_faults(arm: Arm, arms: Sequence[Arm]) -> Iterator[str]:
     there = {one.name: one for one in arms}
     if arm.base_models and arm.who != "together":
-        yield f"{arm.name}: only an arm that is carried out together can have members"
+        yield f"{arm.name}: only an arm that is carried out together can have base models"
     for name in arm.base_models:
         if name not in there:
-            yield f"{arm.name}: its member {name} is none of the arms {', '.join(there)}"
+            yield f"{arm.name}: its base model {name} is none of the arms {', '.join(there)}"
         elif there[name].who != "together" or there[name].base_models:
-            yield f"{arm.name}: its member {name} must be a model that sites train together, and no committee"
+            yield f"{arm.name}: its base model {name} must be a model that sites train together, and no ensemble"
 
 
 def _stages(study: Study, method: str, more: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Keys of simulated hospitals: what a consortium's kit brings to each site of a masked study."""
+"""Keys of simulated hospitals: what a consortium's kit brings to each site of a study with secure aggregation."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _variant(study: Study, stage: Stage, train: Select, epsilon: float | None, b
     if epsilon is None:
         changed = local.model_copy(update={"train": train, "private": None, "batch_size": batch})
     else:
-        private = local.private.model_copy(update={"epsilon": epsilon, "sigma": None})
+        private = local.private.model_copy(update={"epsilon": epsilon, "noise_multiplier": None})
         changed = local.model_copy(update={"train": train, "private": private})
     new = stage.model_copy(update={"local": changed, "share": train})
     return study.model_copy(update={"plan": tuple(new if one is stage else one for one in study.plan)})

@@ -117,7 +117,9 @@ def _candidates(study: Study, named: Sequence[str]) -> list[Study]:
     for ref in refs:
         manifest = next((one for one in list_weights() if one.id == ref), None)
         backbone = manifest.backbone if manifest else study.model.backbone
-        model = study.model.model_copy(update={"backbone": backbone, "weights": ref, "heads": "fresh", "members": ()})
+        model = study.model.model_copy(
+            update={"backbone": backbone, "weights": ref, "heads": "fresh", "base_models": ()}
+        )
         candidate = study.model_copy(update={"model": model})
         try:
             check_study(candidate, ref)

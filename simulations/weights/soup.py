@@ -17,7 +17,7 @@ from fedgraft.common.base.files import home
 from fedgraft.common.models.weights import WeightsManifest, load_weights, save_weights
 from fedgraft.common.study.model_spec import ENSEMBLE
 
-_ALIKE = ("backbone", "members", "input", "table", "classes", "tasks")
+_ALIKE = ("backbone", "base_models", "input", "table", "classes", "tasks")
 """What the manifests must agree on for a mean to make sense."""
 
 
@@ -31,7 +31,9 @@ def soup(refs: Sequence[str], name: str) -> tuple[WeightsManifest, Path]:
     found = [load_weights(ref) for ref in refs]
     (first, arrays), others = found[0], found[1:]
     if first.backbone == ENSEMBLE:
-        raise WeightsError(f"{refs[0]}: is a committee, whose members have no common start.", fix="Name its members.")
+        raise WeightsError(
+            f"{refs[0]}: is an ensemble, whose base models have no common start.", fix="Name its base models."
+        )
     for ref, (manifest, own) in zip(refs[1:], others, strict=True):
         wrong = [key for key in _ALIKE if getattr(manifest, key) != getattr(first, key)]
         wrong += [key for key in sorted(set(arrays) | set(own)) if _form(arrays, key) != _form(own, key)]

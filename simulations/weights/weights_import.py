@@ -46,7 +46,7 @@ _INPUTS = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights come from: a file, and what a person says of it. `enum` names a member of torchvision's weights.
+    """Where weights come from: a file, and what a person says of it. `enum` names an entry of torchvision's weights.
 
     `normalise` is how images were prepared for them: `imagenet` for the usual constants, `zscore`, or not known.
     """

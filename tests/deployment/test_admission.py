@@ -123,7 +123,7 @@ def test_a_renewed_site_comes_back_with_new_keys(federation, make_study):
     federation.fedgraft("site", "rejoin", kit, "--passphrase-file", passphrase, "--home", federation.site("north"))
     assert SiteHome(federation.site("north")).node_key() != old
     after = yaml.safe_load((federation.site("north") / "site.yaml").read_text())
-    assert {**after, "masks": None} == {**yaml.safe_load(before), "masks": None}
+    assert {**after, "secure_aggregation": None} == {**yaml.safe_load(before), "secure_aggregation": None}
     connected = federation.output("north").count("connected")
     federation.start_site("north")
     until(lambda: federation.output("north").count("connected") > connected, 120, "the renewed site")
@@ -146,5 +146,5 @@ def test_a_site_with_keys_of_its_own_is_added_while_the_server_runs_and_joins_a_
     assert "west" in SiteHome(federation.site("east")).roster().members
     federation.start_site("west", study)
     assert process.wait(400) == 0, federation.output("late")
-    assert "west" not in federation.history("late")[0]["sites_merged"]
-    assert "west" in federation.history("late")[-1]["sites_merged"]
+    assert "west" not in federation.history("late")[0]["sites_aggregated"]
+    assert "west" in federation.history("late")[-1]["sites_aggregated"]

@@ -123,7 +123,7 @@ def fill(disk: Path) -> None:
 
 
 def test_a_server_whose_disk_is_full_stops_with_a_word_and_continues(federation, make_study, three, disk, tmp_path):
-    """Nothing that was merged is lost, and no round is worked on twice but the one that could not be kept."""
+    """Nothing that was aggregated is lost, and no round is worked on twice but the one that could not be kept."""
     place, inside = disk
     study = make_study(method=METHOD | {"rounds": 6})
     for name in SITES:

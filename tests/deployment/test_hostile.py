@@ -210,7 +210,7 @@ def test_a_site_that_sends_nonsense_moves_nothing(federation, make_study, hospit
     rows = federation.history("lies")
     codes = ["not_finite", "wrong_shape", "wrong_keys", "wrong_keys", "too_large", "wrong_shape"]
     assert [row["missing"].get("south") for row in rows] == [*codes, None]
-    assert all(row["sites_merged"] == ["east", "north"] for row in rows[:6])
+    assert all(row["sites_aggregated"] == ["east", "north"] for row in rows[:6])
     others = replace(hospitals, cohorts={name: hospitals.cohorts[name] for name in ("east", "north")})
     assert same_weights(federation.root / "lies", simulate(study, others, tmp_path / "reference"))
 

@@ -112,10 +112,10 @@ def test_a_killed_site_misses_a_round_and_comes_back(federation, make_study):
     federation.start_site("south")
     assert process.wait(300) == 0, federation.output("site")
     rows = federation.history("site")
-    assert "south" in rows[-1]["sites_merged"], "the site took part at the end"
+    assert "south" in rows[-1]["sites_aggregated"], "the site took part at the end"
     lost = [row["exchange"] for row in rows if "south" in row["missing"]]
     assert lost, "the killed round is lost"
-    assert all({"east", "north"} <= set(row["sites_merged"]) for row in rows)
+    assert all({"east", "north"} <= set(row["sites_aggregated"]) for row in rows)
 
 
 def test_a_straggler_past_its_deadline_catches_up_to_the_newest_round(federation, make_study):
@@ -130,7 +130,7 @@ def test_a_straggler_past_its_deadline_catches_up_to_the_newest_round(federation
     assert process.wait(300) == 0, federation.output("straggler")
     rows = federation.history("straggler")
     assert rows[1]["missing"].get("north") in ("deadline", "unreachable")
-    assert "north" in rows[-1]["sites_merged"]
+    assert "north" in rows[-1]["sites_aggregated"]
     assert max(row["seconds"] for row in rows) < 20
 
 

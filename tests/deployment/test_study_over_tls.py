@@ -56,7 +56,9 @@ def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part
     """Every site has its masks from its kit; one of them refuses all that has none."""
     study, plain = (
         make_study(
-            method=METHOD, secure_aggregation=secure_aggregation, name="masked" if secure_aggregation else "open"
+            method=METHOD,
+            secure_aggregation=secure_aggregation,
+            name="secure_aggregation" if secure_aggregation else "open",
         )
         for secure_aggregation in (True, False)
     )
@@ -74,15 +76,15 @@ def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part
 
     restart(secure_aggregation_only=True)
     try:
-        federation.run(study, "masked")
+        federation.run(study, "secure_aggregation")
         federation.run(plain, "open")
     finally:
         restart()
-    assert same_weights(federation.root / "masked", simulate(study, three, tmp_path / "reference"))
+    assert same_weights(federation.root / "secure_aggregation", simulate(study, three, tmp_path / "reference"))
     logs = {name: (federation.site(name) / "state" / "egress.jsonl").read_text().splitlines() for name in SITES}
     for name in SITES:
         kinds = {line["kind"] for line in map(json.loads, logs[name]) if line["study"] == study.digest}
-        assert kinds == {"greeting", "masked"}
+        assert kinds == {"greeting", "secure_aggregation"}
     of_south = [line for line in map(json.loads, logs["south"]) if line["study"] == plain.digest]
     assert {line["kind"] for line in of_south} == {"refusal"}
     assert set(json.loads((federation.root / "open" / "result.json").read_text())["sites"]) == {"east", "north"}

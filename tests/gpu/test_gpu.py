@@ -39,7 +39,7 @@ def test_recalibrated_entries_stay_at_the_sites(hospitals, make_study, tmp_path)
     run = simulate(make_study(method="graft"), hospitals, tmp_path / "run")
     last = json.loads((run / "history.jsonl").read_text().splitlines()[-2])
     assert (last["stage"], last["bytes_up"] < 10_000) == ("adapt", True)
-    assert list((run / "sites" / "north" / "kept").glob("*.safetensors"))
+    assert list((run / "sites" / "north" / "local_state").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("few", [True, False])

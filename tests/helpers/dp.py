@@ -26,14 +26,14 @@ def terms(steps: int = 1, **changes: Any) -> Gradient:
     """
     rate = changes.pop("lr", 1e-3)
     own = {key: changes.pop(key) for key in tuple(changes) if key in Private.model_fields}
-    private = Private(**({"sigma": 1.0, "clip": 1.0, "sample": 1.0} | own))
+    private = Private(**({"noise_multiplier": 1.0, "max_grad_norm": 1.0, "sample_rate": 1.0} | own))
     base = {"batch_size": 5, "optimiser": "sgd", "momentum": 0.0, "fixed_norm_stats": True}
     return Gradient(steps=steps, private=private, **(base | changes)).model_copy(update={"lr": rate})
 
 
 def quiet(**changes: Any) -> Gradient:
     """Noise too small to be seen, so that what it is added to can be; the model stays as it is."""
-    return terms(**({"sigma": 1e-9, "lr": 0.0} | changes))
+    return terms(**({"noise_multiplier": 1e-9, "lr": 0.0} | changes))
 
 
 def trainable(local_model: LocalModel) -> list[str]:

@@ -73,7 +73,7 @@ def write_run(
                 "bytes_up": 0 if final else 1_240_000 * len(present),
                 "bytes_down": 1_244_000 * len(sites),
                 "sites_asked": list(sites),
-                "sites_merged": present,
+                "sites_aggregated": present,
                 "missing": missing,
                 "train": {}
                 if final
@@ -101,7 +101,7 @@ def write_run(
                 "local": "sums of features" if index == 0 else "gradient: adam, lr 0.001, 2 epochs of 16",
                 "trains": "heads" if index == 0 else "all",
                 "shares": "heads" if index == 0 else "all",
-                "merge": "ridge (strength 0.1)" if index == 0 else "mean",
+                "aggregate": "ridge (ridge penalty 0.1)" if index == 0 else "mean",
                 "rounds": of,
                 "trained_parameters": 516 if index == 0 else 311_044,
                 "shared_parameters": 516 if index == 0 else 311_044,

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 STANDARDISE = {
     "name": "columns",
     "local": {"kind": "statistics", "of": "columns"},
-    "merge": {"kind": "standardise"},
+    "aggregate": {"kind": "standardise"},
 }
 CASES = {"east": 40, "north": 60, "west": 80}
 WHOLE = 1000
@@ -80,7 +80,7 @@ class Trial:
 
     def kept(self, site: str) -> Floats:
         """The head that a site keeps for itself."""
-        (folder,) = (self.run / "sites" / site / "kept").iterdir()
+        (folder,) = (self.run / "sites" / site / "local_state").iterdir()
         return head(load_tensors(sorted(folder.iterdir())[-1]))
 
     @property

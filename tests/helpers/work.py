@@ -67,7 +67,7 @@ TABLE_PLAN = [
         "name": "columns",
         "local": {"kind": "statistics", "of": "columns"},
         "share": {"roles": ["scale"]},
-        "merge": {"kind": "standardise"},
+        "aggregate": {"kind": "standardise"},
     }
 ]
 

@@ -126,7 +126,7 @@ def test_suppressed_counts_are_shown_to_no_more_studies_if_all_ask_at_once(
 def test_a_ledger_that_breaks_between_the_look_and_the_charge_is_told_in_one_word(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    probe = {"name": "linear_probe", "local": {"steps": 1, "private": {"sigma": 9.0, "sample": 0.1}}}
+    probe = {"name": "linear_probe", "local": {"steps": 1, "private": {"noise_multiplier": 9.0, "sample_rate": 0.1}}}
     study = make_study(method=probe)
     guard, roles = a_guard(study, tmp_path, metrics="noised"), frozenset({Role.HEAD})
     guard.charge(study.plan[0], 1, roles, "b" * 64)

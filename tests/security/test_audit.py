@@ -47,7 +47,7 @@ LOUD = (sabotage.no_clip, sabotage.clip_of_the_mean, sabotage.noise_divided_agai
 
 @pytest.fixture
 def private_study(make_study: MakeStudy) -> Study:
-    local = {"steps": 2, "lr": 0.01, "private": {"epsilon": 3.0, "sample": 0.25}}
+    local = {"steps": 2, "lr": 0.01, "private": {"epsilon": 3.0, "sample_rate": 0.25}}
     return make_study(method={"name": "linear_probe", "rounds": 3, "local": local})
 
 
@@ -113,10 +113,10 @@ def test_canaries_refute_broken_training(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_little_noise_stops_inversion_and_nothing_else_does(attack_target: AttackTarget, seed: int) -> None:
-    least = attack_target.asking(None, {"sigma": 0.5})
+    least = attack_target.asking(None, {"noise_multiplier": 0.5})
     assert inversion.one_case(least, seed, private=True).value < 10
     assert inversion.imprint(least, seed, private=True).value == 0
-    clipped_alone = attack_target.asking(None, {"sigma": 1e-7})
+    clipped_alone = attack_target.asking(None, {"noise_multiplier": 1e-7})
     for found in (
         inversion.one_case(attack_target, seed, private=False),
         inversion.one_case(clipped_alone, seed, private=True),
@@ -151,7 +151,7 @@ def test_labels_come_out_of_exact_metrics_and_not_out_of_none(seed: int) -> None
     assert metrics_oracle.recovered("exact", seed).value > 0.95
     assert metrics_oracle.recovered("none", seed).value <= 0.6
     # The study is not masked, so a site that tells its metrics only under masks tells none.
-    assert metrics_oracle.recovered("masked", seed).value <= 0.6
+    assert metrics_oracle.recovered("secure_aggregation", seed).value <= 0.6
 
 
 # Masks.

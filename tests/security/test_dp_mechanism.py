@@ -26,7 +26,7 @@ from fedgraft.simulations.audit import attack_target as audit
 from fedgraft.simulations.audit.findings import Finding
 from fedgraft.simulations.audit.mechanism import CHECKS, mechanism
 from helpers import sabotage
-from helpers.dp import Desk, loader_of, quiet, sums, terms, trainable
+from helpers.dp import AttackTarget, loader_of, quiet, sums, terms, trainable
 from helpers.work import CPU, NOW, cohort, images, moved, snapshot
 
 OWN = tuple(map(str, range(27)))
@@ -34,7 +34,7 @@ OWN = tuple(map(str, range(27)))
 
 
 @pytest.fixture
-def attack_target(make_study) -> Desk:
+def attack_target(make_study) -> AttackTarget:
     """A workbench and a site of 27 training images."""
 
     def make(backbone: str = "slim_resnet", seed: int = 3, **changes: object) -> tuple[LocalModel, Loader]:
@@ -49,7 +49,7 @@ def attack_target(make_study) -> Desk:
 # The mechanism, as the audit measures it.
 
 
-def at_target(keys: str = "all", backbone: str = "slim_resnet", **changes: object) -> audit.Desk:
+def at_target(keys: str = "all", backbone: str = "slim_resnet", **changes: object) -> audit.AttackTarget:
     """A model for three classes and these terms; images of 32 pixels, or tables."""
     plan = {"name": "linear_probe", "local": {"epochs": 1}}
     spec = {"kind": "table", "numeric": ["a", "b", "c"]} if backbone.startswith("table") else {"size": 32}
@@ -59,19 +59,25 @@ def at_target(keys: str = "all", backbone: str = "slim_resnet", **changes: objec
     tags = LocalModel(study, CPU).tags
     still = (Role.NORM_STATS, Role.SCALE)
     moves = tuple(key for key in named(keys).keys(tags) if tags[key].role not in still)
-    return audit.Desk(study, "train", terms(**({"steps": 4, "sample": 0.25} | changes)), moves)
+    return audit.AttackTarget(study, "train", terms(**({"steps": 4, "sample_rate": 0.25} | changes)), moves)
 
 
-def measured(attack_target: audit.Desk, check: str) -> Finding:
+def measured(attack_target: audit.AttackTarget, check: str) -> Finding:
     return next(attempt for attempt in mechanism(attack_target) if attempt.name == check).find()
 
 
 ATTACK_TARGETS = {
-    "all": {"sigma": 1.5, "clip": 0.2},
-    "all, ghost, images": {"mode": "ghost", "unit": "image", "clip": 0.01, "sample": 1.0},
-    "heads, views": {"keys": "heads", "views": 4, "clip": 100.0, "sample": 0.05, "optimiser": "adamw"},
-    "norm and heads, augmented": {"keys": "norm_and_heads", "augment": Augment(), "sigma": 30.0},
-    "table": {"backbone": "table_mlp", "sigma": 0.3},
+    "all": {"noise_multiplier": 1.5, "max_grad_norm": 0.2},
+    "all, ghost, images": {"mode": "ghost", "unit": "image", "max_grad_norm": 0.01, "sample_rate": 1.0},
+    "heads, views": {
+        "keys": "heads",
+        "augmentation_multiplicity": 4,
+        "max_grad_norm": 100.0,
+        "sample_rate": 0.05,
+        "optimiser": "adamw",
+    },
+    "norm and heads, augmented": {"keys": "norm_and_heads", "augment": Augment(), "noise_multiplier": 30.0},
+    "table": {"backbone": "table_mlp", "noise_multiplier": 0.3},
 }
 MODEL_FREE = ("noise", "sizes of lots", "rates of lots")
 """They take a second each, and look at the same code whatever the model: once is enough."""
@@ -127,7 +133,9 @@ def test_a_broken_mechanism_is_found_out(
 
 
 @pytest.mark.parametrize("keys", ["heads", "norm_and_heads", "all"])
-def test_nothing_but_what_is_trained_changes_and_nothing_at_all_at_rate_zero(attack_target: Desk, keys: str) -> None:
+def test_nothing_but_what_is_trained_changes_and_nothing_at_all_at_rate_zero(
+    attack_target: AttackTarget, keys: str
+) -> None:
     for rate in (0.0, 0.1):
         local_model, loader = attack_target()
         spec = terms(2, sample_rate=0.5, optimiser="adamw", weight_decay=0.1, lr=rate)
@@ -137,7 +145,7 @@ def test_nothing_but_what_is_trained_changes_and_nothing_at_all_at_rate_zero(att
         before = snapshot(local_model)
         figures = train_private(local_model, loader, OWN, spec, changes, NOW)
         assert moved(before, snapshot(local_model)) == (set(changes) if rate else set())
-        assert figures == {"steps": 2, "sigma": 1.0, "sample": 0.5}
+        assert figures == {"steps": 2, "noise_multiplier": 1.0, "sample_rate": 0.5}
         assert tuple(local_model.model.state_dict()) == tuple(local_model.tags)
         assert not any(part.training for part in local_model.model.modules())
         assert not any(part._forward_hooks or part._backward_hooks for part in local_model.model.modules())
@@ -147,7 +155,7 @@ def test_nothing_but_what_is_trained_changes_and_nothing_at_all_at_rate_zero(att
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
-def test_an_image_that_is_no_image_spoils_nothing(attack_target: Desk, mode: str, value: float) -> None:
+def test_an_image_that_is_no_image_spoils_nothing(attack_target: AttackTarget, mode: str, value: float) -> None:
     local_model, loader = attack_target()
     inputs = loader._inputs.clone()
     spoilt = inputs.clone()
@@ -163,7 +171,7 @@ def test_an_image_that_is_no_image_spoils_nothing(attack_target: Desk, mode: str
     assert bool(all_bad.isfinite().all())
 
 
-def test_a_patients_other_images_count_as_if_the_spoilt_one_did_not_exist(attack_target: Desk) -> None:
+def test_a_patients_other_images_count_as_if_the_spoilt_one_did_not_exist(attack_target: AttackTarget) -> None:
     local_model, loader = attack_target()
     inputs, labels = loader._inputs[:6].clone(), loader._targets["cls"][:6]
     inputs[2, 0, 0, 0] = math.nan
@@ -183,7 +191,7 @@ def test_a_patients_other_images_count_as_if_the_spoilt_one_did_not_exist(attack
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
-def test_layers_that_overflow_spoil_nothing(attack_target: Desk) -> None:
+def test_layers_that_overflow_spoil_nothing(attack_target: AttackTarget) -> None:
     """An image that is finite, but of which the gradient is not."""
     for mode in ("hooks", "ghost"):
         local_model, loader = attack_target()
@@ -194,7 +202,9 @@ def test_layers_that_overflow_spoil_nothing(attack_target: Desk) -> None:
         assert float(got.norm()) > 1
 
 
-def test_norm_layers_that_look_at_the_batch_are_refused(attack_target: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norm_layers_that_look_at_the_batch_are_refused(
+    attack_target: AttackTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local_model, loader = attack_target()
     with pytest.raises(InputError, match="running statistics"):
         train_private(local_model, loader, OWN, terms(), tuple(local_model.tags), NOW)
@@ -210,10 +220,17 @@ def test_norm_layers_that_look_at_the_batch_are_refused(attack_target: Desk, mon
 
 @pytest.mark.parametrize(
     "bad",
-    [{"sigma": 0.0}, {"sigma": -1.0}, {"clip": 0.0}, {"sample": 0.0}, {"sample": 1.5}, {"sigma": math.nan}],
+    [
+        {"noise_multiplier": 0.0},
+        {"noise_multiplier": -1.0},
+        {"max_grad_norm": 0.0},
+        {"sample_rate": 0.0},
+        {"sample_rate": 1.5},
+        {"noise_multiplier": math.nan},
+    ],
     ids=str,
 )
-def test_terms_that_promise_nothing_are_refused(attack_target: Desk, bad: dict[str, float]) -> None:
+def test_terms_that_promise_nothing_are_refused(attack_target: AttackTarget, bad: dict[str, float]) -> None:
     local_model, loader = attack_target()
     spec = terms()
     assert spec.private is not None
@@ -224,14 +241,16 @@ def test_terms_that_promise_nothing_are_refused(attack_target: Desk, bad: dict[s
     assert not moved(before, snapshot(local_model))
 
 
-@pytest.mark.parametrize("changes", [{"clip_norm": 1.0}, {"class_weights": "balanced"}, {"mode": "ghost", "views": 2}])
-def test_work_that_ties_patients_together_is_refused(attack_target: Desk, changes: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"clip_norm": 1.0}, {"class_weights": "balanced"}, {"mode": "ghost", "augmentation_multiplicity": 2}]
+)
+def test_work_that_ties_patients_together_is_refused(attack_target: AttackTarget, changes: dict[str, object]) -> None:
     local_model, loader = attack_target()
     with pytest.raises(InputError):
         train_private(local_model, loader, OWN, terms(**changes), trainable(local_model), NOW)
 
 
-def test_two_images_of_a_patient_never_enter_a_step(attack_target: Desk) -> None:
+def test_two_images_of_a_patient_never_enter_a_step(attack_target: AttackTarget) -> None:
     cases = units.units_of(torch.arange(12), [str(number // 4) for number in range(12)], "patient")
     assert cases == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     lots = units.Lots(cases)
@@ -254,7 +273,7 @@ def test_two_images_of_a_patient_never_enter_a_step(attack_target: Desk) -> None
     assert units.units_of(torch.tensor([3, 5]), ["a"] * 6, "image") == [[3], [5]]
 
 
-def test_nothing_that_is_drawn_follows_the_studys_seed(attack_target: Desk) -> None:
+def test_nothing_that_is_drawn_follows_the_studys_seed(attack_target: AttackTarget) -> None:
     """Not the lots, nor augmentation, nor dropout: the same visit twice, without noise to tell it apart."""
     for backbone, spec in (
         ("slim_resnet", quiet(sample_rate=0.5)),

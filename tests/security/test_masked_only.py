@@ -1,4 +1,4 @@
-"""A site that lets nothing leave in the open takes part in masked studies, and in no others, whatever it is asked."""
+"""A site that lets nothing leave in the open takes part in secure aggregation alone, whatever it is asked."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.run import OPEN, Hospitals, simulate
 from helpers.work import CPU, MakeStudy, cohort, images
 
-ONLY = OPEN.model_copy(update={"masked_only": True})
+ONLY = OPEN.model_copy(update={"secure_aggregation_only": True})
 PROBE = {"name": "linear_probe", "rounds": 2, "local": {"steps": 1, "batch_size": 8, "lr": 0.01}}
 PLANS = {
     "plain": {"method": PROBE},
-    "private": {"method": PROBE | {"local": {"steps": 1, "lr": 0.01, "private": {"sigma": 5.0, "sample": 0.5}}}},
+    "private": {
+        "method": PROBE | {"local": {"steps": 1, "lr": 0.01, "private": {"noise_multiplier": 5.0, "sample_rate": 0.5}}}
+    },
     "silent": {
         "plan": [
             {
@@ -37,7 +39,7 @@ PLANS = {
                 "where": "all",
                 "local": {"kind": "recalibrate"},
                 "share": "none",
-                "merge": {"kind": "nothing"},
+                "aggregate": {"kind": "nothing"},
             }
         ]
     },
@@ -63,7 +65,7 @@ def test_nothing_is_said_nor_done_in_a_study_without_masks(make_study: MakeStudy
         else:
             with pytest.raises(Refused) as caught:
                 site.greet()
-            assert (caught.value.code, caught.value.why) == (Code.POLICY, "not_masked")
+            assert (caught.value.code, caught.value.why) == (Code.POLICY, "not_secure")
         for work, evaluate in ((True, None), (True, "test"), (False, "val"), (False, None)):
             got = site.visit(Instruction(study.digest, 1, 0, 1, work, evaluate, tensors))
             assert isinstance(got, Update) if answers else got == Refusal(1, Code.POLICY)
@@ -73,7 +75,7 @@ def test_nothing_is_said_nor_done_in_a_study_without_masks(make_study: MakeStudy
 
 def test_a_masked_study_runs_as_ever(hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path) -> None:
     strict = Hospitals(hospitals.cohorts, policies=dict.fromkeys(hospitals.cohorts, ONLY))
-    run = simulate(make_study(method=PROBE, secure_aggregation=True), strict, tmp_path / "masked")
+    run = simulate(make_study(method=PROBE, secure_aggregation=True), strict, tmp_path / "secure_aggregation")
     result = read_json(run / "result.json")
     assert result["status"] == "completed", result["headline"]
     assert np.isfinite(result["metrics"]["cls"]["pooled"]["auroc"])

@@ -155,7 +155,7 @@ def test_other_names_or_shapes_at_one_site_turn_the_sum_into_garbage(five: Conso
 
 
 def test_sites_told_different_partners_open_to_nothing(five: Consortium) -> None:
-    """The coordinator names one site a smaller circle, to get at a sum that the others are not in."""
+    """The coordinator names one site a smaller group, to get at a sum that the others are not in."""
     given, nonces = updates(five.names), dict(five.context().sites)
     few = five.context(sites={name: nonces[name] for name in ("east", "north", "south")})
     uploads = {name: five.upload(name, given[name], few if name == "east" else None) for name in five.names}

@@ -1,4 +1,4 @@
-"""A site masks only for circles that it lends itself to, and never twice under one number, whatever it is asked."""
+"""A site masks only for groups that it lends itself to, and never twice under one number, whatever it is asked."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ARRAYS = {"w": np.linspace(-1, 1, 50, dtype=np.float32)}
 
 
 class Sites:
-    """Four sites of a masked study, and the coordinator's part in between."""
+    """Four sites of a study with secure aggregation, and the coordinator's part in between."""
 
     def __init__(self, study: Study, folder: Path, regroup: Regroup = "private") -> None:
         for name in NAMES:
@@ -191,7 +191,7 @@ def test_fewer_than_three_cannot_be_allowed(sites: Sites) -> None:
         SecureAggregationSettings(**(sites.settings["east"].model_dump() | {"fewest": 2}))
 
 
-PRIVATE = {"steps": 2, "private": {"sigma": 1.0, "sample": 0.5}}
+PRIVATE = {"steps": 2, "private": {"noise_multiplier": 1.0, "sample_rate": 0.5}}
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_the_same_work_in_another_circle(make_study, tmp_path, regroup: Regroup,
         else:
             with pytest.raises(Refused):
                 sites.answer("east", instruction, sites.again("east"))
-    assert sites.answer("east", sites.instruction(3)).parts, "the first circle may always meet again"
+    assert sites.answer("east", sites.instruction(3)).parts, "the first group may always meet again"
 
 
 def test_metrics_are_left_out_of_a_new_circle_and_the_work_goes_on(make_study, tmp_path) -> None:

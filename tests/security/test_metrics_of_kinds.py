@@ -57,7 +57,7 @@ def answers(seed: int = 0, cases: int = CASES) -> dict[str, tuple[np.ndarray, np
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """All numbers as they are before noise, in the order in which they are made."""
+    """All numbers as they are before noise, in the instruction in which they are made."""
     found: list[np.ndarray] = []
     real_counts, real_sums = shown.counts, bounded_sums
 

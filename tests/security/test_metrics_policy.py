@@ -176,9 +176,9 @@ def a_cohort(seed: int = 0) -> tuple[Cohort, np.ndarray]:
 
 
 def a_study(make_study: MakeStudy, rounds: int, seed: int = 0) -> Study:
-    private = {"sigma": 20.0, "sample": 0.1}
+    private = {"noise_multiplier": 20.0, "sample_rate": 0.1}
     local = {"kind": "gradient", "steps": 1, "train": "heads", "lr": 1e-6, "private": private}
-    stage = {"name": "train", "local": local, "share": "heads", "merge": {"kind": "mean"}, "rounds": rounds}
+    stage = {"name": "train", "local": local, "share": "heads", "aggregate": {"kind": "mean"}, "rounds": rounds}
     return make_study(
         tasks=[{"name": "cls", "classes": ["no", "yes"]}],
         input=local_model_input(*COLUMNS),
@@ -315,7 +315,7 @@ def test_noised_counts_are_charged_once_and_never_in_rounds(make_study: MakeStud
 def test_room_for_the_metrics_is_left_within_the_studys_budget(make_study: MakeStudy, tmp_path: Path) -> None:
     study = a_study(make_study, 2)
     stage = study.plan[0]
-    private = stage.local.private.model_copy(update={"sigma": 0.01})  # type: ignore[union-attr]
+    private = stage.local.private.model_copy(update={"noise_multiplier": 0.01})  # type: ignore[union-attr]
     greedy = study.model_copy(
         update={"plan": (stage.model_copy(update={"local": stage.local.model_copy(update={"private": private})}),)}
     )

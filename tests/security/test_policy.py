@@ -25,7 +25,7 @@ from fedgraft.common.study.plan import Role
 
 POLICY = SitePolicy()
 HEADS = frozenset({Role.HEAD})
-MODEST = PrivacyRequest(("resnet18",), HEADS, noise_multiplier=3.0, q=0.1, steps=100)
+MODEST = PrivacyRequest(("resnet18",), HEADS, noise_multiplier=3.0, sample_rate=0.1, steps=100)
 PATIENTS = 600
 
 
@@ -36,12 +36,12 @@ def agreed(request: PrivacyRequest, policy: SitePolicy = POLICY) -> EffectivePri
 
 
 def cost(terms: EffectivePrivacy) -> float:
-    return epsilon([Event(terms.noise_multiplier, terms.q, terms.steps)], terms.delta)
+    return epsilon([Event(terms.noise_multiplier, terms.sample_rate, terms.steps)], terms.delta)
 
 
 def test_a_modest_request_is_taken_as_it_is() -> None:
     terms = agreed(MODEST)
-    assert (terms.noise_multiplier, terms.q, terms.steps, terms.max_grad_norm) == (3.0, 0.1, 100, 1.0)
+    assert (terms.noise_multiplier, terms.sample_rate, terms.steps, terms.max_grad_norm) == (3.0, 0.1, 100, 1.0)
     assert (terms.unit, terms.metrics, terms.private) == ("patient", "none", True)
     assert terms.delta == pytest.approx(PATIENTS**-1.1)
 
@@ -51,23 +51,24 @@ def test_the_stricter_side_wins() -> None:
     assert cost(agreed(replace(MODEST, epsilon=50.0, noise_multiplier=None))) == pytest.approx(3.0, rel=5e-3)
     assert agreed(replace(MODEST, epsilon=50.0)).epsilon_per_study == 3.0
     assert agreed(replace(MODEST, max_grad_norm=1e9)).max_grad_norm == 10.0
-    assert agreed(replace(MODEST, q=1.0)).q == 0.5
+    assert agreed(replace(MODEST, sample_rate=1.0)).sample_rate == 0.5
     assert agreed(replace(MODEST, delta=0.1)).delta == pytest.approx(PATIENTS**-1.1)
     assert agreed(replace(MODEST, unit="image")).unit == "patient"
     assert agreed(MODEST, SitePolicy(unit="image")).unit == "patient"
     assert agreed(replace(MODEST, unit="image"), SitePolicy(unit="image")).unit == "image"
 
 
-@pytest.mark.parametrize("sigma", [0.01, None])
+@pytest.mark.parametrize("noise_multiplier", [0.01, None])
 def test_too_little_noise_is_raised_until_the_job_fits(noise_multiplier: float | None) -> None:
     terms = agreed(replace(MODEST, noise_multiplier=noise_multiplier))
-    assert epsilon([Event(terms.noise_multiplier, terms.q, terms.steps)], terms.delta) <= 3.0
-    assert epsilon([Event(terms.noise_multiplier * 0.99, terms.q, terms.steps)], terms.delta) > 3.0
+    assert epsilon([Event(terms.noise_multiplier, terms.sample_rate, terms.steps)], terms.delta) <= 3.0
+    assert epsilon([Event(terms.noise_multiplier * 0.99, terms.sample_rate, terms.steps)], terms.delta) > 3.0
 
 
 def test_noise_never_falls_below_the_sites_least() -> None:
     assert (
-        agreed(replace(MODEST, noise_multiplier=0.1, q=0.001, steps=1)).noise_multiplier == POLICY.noise_multiplier_min
+        agreed(replace(MODEST, noise_multiplier=0.1, sample_rate=0.001, steps=1)).noise_multiplier
+        == POLICY.noise_multiplier_min
     )
 
 
@@ -86,11 +87,11 @@ def test_a_site_keeps_the_delta_of_its_ledger() -> None:
         ({"delta": 1e-9}, Reason.DELTA),
         ({"q": 1.5}, Reason.BAD_REQUEST),
         ({"q": math.nan}, Reason.BAD_REQUEST),
-        ({"sigma": math.nan}, Reason.BAD_REQUEST),
-        ({"sigma": math.inf}, Reason.BAD_REQUEST),
-        ({"sigma": 0.0}, Reason.BAD_REQUEST),
-        ({"sigma": 1e9}, Reason.BUDGET),
-        ({"clip": math.inf}, Reason.BAD_REQUEST),
+        ({"noise_multiplier": math.nan}, Reason.BAD_REQUEST),
+        ({"noise_multiplier": math.inf}, Reason.BAD_REQUEST),
+        ({"noise_multiplier": 0.0}, Reason.BAD_REQUEST),
+        ({"noise_multiplier": 1e9}, Reason.BUDGET),
+        ({"max_grad_norm": math.inf}, Reason.BAD_REQUEST),
         ({"epsilon": -1.0}, Reason.BAD_REQUEST),
     ],
     ids=str,
@@ -138,7 +139,7 @@ REQUESTS = st.builds(
     delta=mostly([None, 1e-3, 0.5], [1e-9, 2.0, math.nan]),
     noise_multiplier=mostly([None, 1e-9, 0.01, 0.3, 0.7, 3.0], [math.nan, math.inf, -1.0, 0.0, 1e9]),
     max_grad_norm=mostly([0.1, 1.0, 1e9], [math.nan, math.inf, -1.0]),
-    q=mostly([0.05, 1.0], [1.5, 0.0, math.nan]),
+    sample_rate=mostly([0.05, 1.0], [1.5, 0.0, math.nan]),
     steps=mostly([1, 2000], [2001, 10**6, 0, -5]),
 )
 
@@ -167,16 +168,18 @@ def _within(policy: SitePolicy, request: PrivacyRequest, terms: EffectivePrivacy
     assert terms.epsilon_per_study <= 3.0
     assert terms.noise_multiplier >= 0.5
     assert 0 < terms.max_grad_norm <= 10.0
-    assert 0 < terms.q <= 0.1
+    assert 0 < terms.sample_rate <= 0.1
     assert 1 <= terms.steps <= 2000
     assert set(request.backbones) == {"resnet18"}
     assert request.roles <= {Role.HEAD, Role.NORM_AFFINE}
-    assert epsilon([Event(terms.noise_multiplier, terms.q, terms.steps)], terms.delta) <= terms.epsilon_per_study
+    assert (
+        epsilon([Event(terms.noise_multiplier, terms.sample_rate, terms.steps)], terms.delta) <= terms.epsilon_per_study
+    )
 
 
 def test_a_policy_is_read_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
-    path.write_text("epsilon_job: 1\nbackbones: [resnet18]\ntrain: [head, norm_affine]\nmetrics: exact\n")
+    path.write_text("epsilon_per_study: 1\nbackbones: [resnet18]\ntrain: [head, norm_affine]\nmetrics: exact\n")
     policy = read_policy(path)
     assert policy == SitePolicy(
         epsilon_per_study=1.0, backbones=("resnet18",), train=frozenset({Role.HEAD, Role.NORM_AFFINE}), metrics="exact"
@@ -186,16 +189,25 @@ def test_a_policy_is_read_from_its_file(tmp_path: Path) -> None:
 def test_all_faults_of_a_policy_are_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text(
-        "masked_only: 'yes'\nallow_non_dp: 1\nepsilon_job: .nan\nsigma_min: '0.5'\nq_max: 2\nepsilon: 3\nunit: site\n"
+        "secure_aggregation_only: 'yes'\nallow_non_dp: 1\nepsilon_per_study: .nan\nnoise_multiplier_min: '0.5'\n"
+        "sample_rate_max: 2\nepsilon: 3\nunit: site\n"
     )
     with pytest.raises(StudyError) as caught:
         read_policy(path)
     keys = {fault.split(":")[0] for fault in caught.value.faults}
-    assert keys == {"masked_only", "allow_non_dp", "epsilon_job", "sigma_min", "q_max", "epsilon", "unit"}
+    assert keys == {
+        "secure_aggregation_only",
+        "allow_non_dp",
+        "epsilon_per_study",
+        "noise_multiplier_min",
+        "sample_rate_max",
+        "epsilon",
+        "unit",
+    }
 
 
 def test_a_job_may_not_have_more_than_the_lifetime(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
-    path.write_text("epsilon_job: 9\n")
+    path.write_text("epsilon_per_study: 9\n")
     with pytest.raises(StudyError, match="larger than epsilon_lifetime"):
         read_policy(path)

@@ -153,7 +153,7 @@ def test_no_server_is_no_failure() -> None:
 def test_a_name_that_nobody_knows(authority: Authority) -> None:
     found = check_connection(ServerAddress(address="server.invalid:443", ca=authority.ca))
     assert [(line.name, line.level) for line in found.lines] == [("name", Level.FAILS)]
-    assert "server.invalid" not in found.lines[0].says + found.lines[0].fix
+    assert "server.invalid" not in found.lines[0].description + found.lines[0].fix
     assert "server.invalid" in found.private[0]
 
 

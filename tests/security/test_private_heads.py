@@ -73,7 +73,7 @@ def test_the_sum_is_that_of_gradients_clipped_case_by_case(make_study: MakeStudy
     )
 
 
-@pytest.mark.parametrize("clip", [2.0, 1e3])  # where most are clipped, and where none is
+@pytest.mark.parametrize("max_grad_norm", [2.0, 1e3])  # where most are clipped, and where none is
 def test_a_patient_with_several_cases_is_clipped_once(make_study: MakeStudy, max_grad_norm: float) -> None:
     attack_target = Desk(make_study)
     patients = ["a", "b", "a", "c", *["d"] * 6, *map(str, range(20))]

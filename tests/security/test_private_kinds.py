@@ -73,7 +73,7 @@ def naive(
 
 
 @pytest.mark.parametrize(("features", "mode"), [(True, "hooks"), (False, "hooks"), (False, "ghost")])
-@pytest.mark.parametrize("clip", [0.7, 1e3])
+@pytest.mark.parametrize("max_grad_norm", [0.7, 1e3])
 def test_the_sum_is_that_of_gradients_clipped_case_by_case(
     make_study: MakeStudy, features: bool, mode: str, max_grad_norm: float
 ) -> None:
@@ -94,7 +94,7 @@ def test_what_has_no_bound_is_refused_at_the_site_too(make_study: MakeStudy) -> 
             local_model,
             loader,
             tuple(map(str, range(CASES))),
-            PrivateSums(epsilon=None, noise_multiplier=1.0, max_grad_norm=1.0),
+            PrivateSums(epsilon=None, noise_multiplier=1.0, max_norm=1.0),
         )
     study = make_study(tasks=[{"name": "lesion", "kind": "segmentation"}, *TASKS])
     masks = LocalModel(study, CPU)

@@ -20,7 +20,9 @@ def run(hospitals: Hospitals, make_study: MakeStudy, tmp_path_factory: pytest.Te
     """Three sites that have trained together, with the sums that others can start from."""
     some = replace(hospitals, cohorts={name: hospitals.cohorts[name] for name in ("east", "south", "west")})
     local = {"epochs": 2, "batch_size": 8, "lr": 0.003}
-    study = make_study(method={"name": "fedavg", "rounds": 3, "local": local, "flags": True}, evaluate={"every": 0})
+    study = make_study(
+        method={"name": "fedavg", "rounds": 3, "local": local, "ood_detection": True}, evaluate={"every": 0}
+    )
     return simulate(study, some, tmp_path_factory.mktemp("adapt") / "run")
 
 

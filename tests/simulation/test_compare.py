@@ -254,10 +254,10 @@ def put_together(make_study: MakeStudy, hospitals: Hospitals) -> list[Cell]:
     steps = {"steps": 4, "batch_size": 8, "lr": 0.003}
     study = make_study(evaluate={"every": 0}, method={"name": "fedavg", "rounds": 1, "local": steps})
     arms = [
-        {"name": "stacked", "method": "stacked_ensemble", "members": ["fedavg", "ridge_probe"]},
+        {"name": "stacked", "method": "stacked_ensemble", "base_models": ["fedavg", "ridge_probe"]},
         "fedavg",
         "ridge_probe",
-        {"name": "student", "method": "distill", "members": ["fedavg"]},
+        {"name": "student", "method": "distill", "base_models": ["fedavg"]},
     ]
     question = Question.model_validate({"arms": arms, "against": "fedavg", "folds": 2})
     return cells(study, question, hospitals, 2, "test")
@@ -285,7 +285,7 @@ def test_an_ensemble_is_made_of_its_arms_models(put_together: list[Cell], tmp_pa
     assert not troubles
     state = load_tensors(tmp_path / "again" / "all" / "model.safetensors")
     for key, array in load_tensors(kept / "model.safetensors").items():
-        assert state[f"backbone.members.0.{key}"].tobytes() == array.tobytes()
+        assert state[f"backbone.base_models.0.{key}"].tobytes() == array.tobytes()
     for site, tasks in outcome(stacked, tmp_path).found[MERGED].items():
         assert again[MERGED][site]["cls"].logits.tobytes() == tasks["cls"].logits.tobytes()
     shutil.rmtree(kept)
@@ -298,21 +298,21 @@ def placed(cell: Cell, out: Path) -> Study:
     folders = {one.arm: str(out / one.digest[:16] / "model") for one in cell.base_models}
     model = cell.job.study.model
     base_models = [one.model_copy(update={"weights": folders[str(one.weights)[4:]]}) for one in model.base_models]
-    placed = cell.job.study.model_copy(update={"model": model.model_copy(update={"members": tuple(base_models)})})
+    placed = cell.job.study.model_copy(update={"model": model.model_copy(update={"base_models": tuple(base_models)})})
     return Study.model_validate(placed.model_dump())  # a copy would keep the digest of what it was copied from
 
 
 @pytest.mark.parametrize(
     ("arms", "says"),
     [
-        (["fedavg", {"name": "x", "method": "stacked_ensemble"}], "stacked_ensemble needs `members`"),
+        (["fedavg", {"name": "x", "method": "stacked_ensemble"}], "stacked_ensemble needs `base_models`"),
         (
-            ["fedavg", {"name": "x", "method": "distill", "members": ["nobody"]}],
+            ["fedavg", {"name": "x", "method": "distill", "base_models": ["nobody"]}],
             "its member nobody is none of the arms",
         ),
-        (["local", {"name": "x", "method": "distill", "members": ["local"]}], "that sites train together"),
+        (["local", {"name": "x", "method": "distill", "base_models": ["local"]}], "that sites train together"),
         (
-            ["fedavg", {"name": "x", "who": "alone", "method": "distill", "members": ["fedavg"]}],
+            ["fedavg", {"name": "x", "who": "alone", "method": "distill", "base_models": ["fedavg"]}],
             "only an arm that is carried out together",
         ),
     ],

@@ -84,7 +84,7 @@ def test_a_run_with_a_stage_that_ends_early_resumes_to_identical_weights(
 ):
     """Wherever it is stopped: while that stage waits for a better model, where it ends, and in the next one."""
     local = {"kind": "gradient", "steps": 2, "batch_size": 8, "lr": 0.003}
-    first = {"name": "first", "local": local, "share": "all", "merge": {"kind": "mean"}, "rounds": 6}
+    first = {"name": "first", "local": local, "share": "all", "aggregate": {"kind": "mean"}, "rounds": 6}
     until = {"metric": "auroc", "least": 0.9, "patience": 2}  # which no model is ever better by
     study = make_study(plan=[first | {"until": until}, first | {"name": "then", "rounds": 2}])
     whole = stopped_and_resumed(study, hospitals, tmp_path, monkeypatch, stop)
@@ -151,9 +151,9 @@ def test_a_faulty_site_costs_its_own_round_only(hospitals, make_study, tmp_path,
     faulty = Hospitals(hospitals.cohorts, {"north": Fault(kind=kind, rounds=(2,))})
     run = simulate(make_study(method="fedavg"), faulty, tmp_path / kind, Engine(name="inprocess"))
     rows = history(run)
-    assert "north" not in rows[1]["sites_merged"]
-    assert rows[1]["sites_merged"] == ["east", "south", "west"]
-    assert all("north" in row["sites_merged"] for row in rows if row["exchange"] != 2)
+    assert "north" not in rows[1]["sites_aggregated"]
+    assert rows[1]["sites_aggregated"] == ["east", "south", "west"]
+    assert all("north" in row["sites_aggregated"] for row in rows if row["exchange"] != 2)
     code = {"silent": "deadline", "crash": "unreachable", "nan": "not_finite", "misshapen": "wrong_shape"}[kind]
     assert rows[1]["missing"] == {"north": code}
     assert all(np.isfinite(array).all() for array in weights(run).values())
@@ -212,7 +212,7 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, script, run], check=True, timeout=200, start_new_session=True)
     rows = history(run)
     assert rows[1]["missing"] == {"north": "deadline"}
-    assert "north" in rows[2]["sites_merged"]
+    assert "north" in rows[2]["sites_aggregated"]
 
 
 @pytest.mark.slow
@@ -240,8 +240,8 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, script, run], check=True, timeout=200)
     rows = history(run)
     assert rows[1]["missing"] == {"north": "unreachable"}
-    assert rows[1]["sites_merged"] == ["east", "south", "west"]
-    assert "north" in rows[2]["sites_merged"]
+    assert rows[1]["sites_aggregated"] == ["east", "south", "west"]
+    assert "north" in rows[2]["sites_aggregated"]
 
 
 def test_a_folder_in_use_is_not_touched(hospitals, make_study, tmp_path):

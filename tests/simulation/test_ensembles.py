@@ -57,7 +57,7 @@ def base_models(
     hospitals: Hospitals, make_study: MakeStudy, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """Two finished runs, of two backbones."""
-    folder = tmp_path_factory.mktemp("members")
+    folder = tmp_path_factory.mktemp("base_models")
     slim = simulate(make_study(name="slim", method=TRAINED), hospitals, folder / "slim")
     other = make_study(name="other", model={"backbone": OTHER}, method=TRAINED)
     return slim, simulate(other, hospitals, folder / "other")
@@ -65,7 +65,7 @@ def base_models(
 
 def ensemble(base_models: tuple[Path, Path], **more: Any) -> dict[str, Any]:
     named = [{"weights": str(base_models[0])}, {"weights": str(base_models[1]), "backbone": OTHER}]
-    return {"backbone": "committee", "members": [one | more for one in named]}
+    return {"backbone": "ensemble", "base_models": [one | more for one in named]}
 
 
 def answers(study: Study, run: Path, split: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -85,7 +85,7 @@ def pooled(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray,
 
 @pytest.fixture(scope="module")
 def of_base_models(base_models: tuple[Path, Path], make_study: MakeStudy) -> Any:
-    """What each member says by itself of all sites' cases of a split, by split, and the classes."""
+    """What each base model says by itself of all sites' cases of a split, by split, and the classes."""
 
     def found(split: str) -> tuple[list[np.ndarray], np.ndarray]:
         slim = pooled(answers(make_study(name="slim", method=TRAINED), base_models[0], split))
@@ -121,7 +121,7 @@ def test_temperatures_are_those_of_all_validation_cases_at_one_place(average, of
     np.testing.assert_allclose(found, [best_temperature(own, target) for own in logits], rtol=1e-6)
 
 
-@pytest.mark.parametrize("of", ["members", "answers"])
+@pytest.mark.parametrize("of", ["base_models", "answers"])
 def test_what_a_site_sends_is_the_loss_on_its_validation_cases(average, base_models, make_study, of) -> None:
     study, run = average
     local_model = LocalModel(study, CPU)
@@ -155,7 +155,7 @@ def test_the_average_is_the_mean_of_calibrated_probabilities(average, of_base_mo
 
 
 def features_of(logits: list[np.ndarray], temperatures: np.ndarray) -> np.ndarray:
-    """The mean answer as logits, and then each member's probabilities, as a committee's features are."""
+    """The mean answer as logits, and then each base model's probabilities, as an ensemble's features are."""
     shares = [softmax(own.astype(np.float64) / t, axis=1) for own, t in zip(logits, temperatures, strict=True)]
     return np.hstack([np.log(np.mean(shares, axis=0)) / 1024, *shares])
 
@@ -182,13 +182,13 @@ def test_the_stack_is_that_of_all_validation_cases_at_one_place(stacked, of_base
 
 
 def base_models_in(state: Arrays) -> dict[str, bytes]:
-    return {key: array.tobytes() for key, array in state.items() if key.startswith("backbone.members.")}
+    return {key: array.tobytes() for key, array in state.items() if key.startswith("backbone.base_models.")}
 
 
 def frozen(base_models: tuple[Path, Path]) -> dict[str, bytes]:
-    """All entries of both members, buffers as well, under the names that they have in a committee."""
+    """All entries of both base models, buffers as well, under the names that they have in an ensemble."""
     return {
-        f"backbone.members.{at}.{key}": array.tobytes()
+        f"backbone.base_models.{at}.{key}": array.tobytes()
         for at, run in enumerate(base_models)
         for key, array in load_tensors(run / "model.safetensors").items()
     }
@@ -208,9 +208,9 @@ def test_training_all_on_a_committee_moves_heads_alone(hospitals, make_study, ba
 
 def test_no_selection_moves_a_member_not_even_one_by_role(make_study, base_models) -> None:
     tags = make_model(make_study(name="average", model=ensemble(base_models), method="average_ensemble")).tags()
-    for train in ("all", {"roles": ["member", "scale", "head"]}, {"max_height": 9}):
+    for train in ("all", {"roles": ["base_model", "scale", "head"]}, {"max_height": 9}):
         local = {"kind": "gradient", "train": train, **LOCAL}
-        stage = Stage.model_validate({"name": "x", "local": local, "share": train, "merge": {"kind": "mean"}})
+        stage = Stage.model_validate({"name": "x", "local": local, "share": train, "aggregate": {"kind": "mean"}})
         assert {tags[key].role for key in changed(stage, tags)} == {Role.HEAD}
 
 
@@ -244,8 +244,10 @@ def test_masked_sums_give_the_same_average(hospitals, average, make_study, base_
 
 
 def test_a_masked_stack_must_name_its_strength(make_study, base_models) -> None:
-    study = make_study(name="masked", model=ensemble(base_models), method="stacked_ensemble", secure_aggregation=True)
-    with pytest.raises(StudyError, match="give a number, or masked: false"):
+    study = make_study(
+        name="secure_aggregation", model=ensemble(base_models), method="stacked_ensemble", secure_aggregation=True
+    )
+    with pytest.raises(StudyError, match="give a number, or secure_aggregation: false"):
         check_study(study, "here")
 
 
@@ -266,14 +268,14 @@ def test_predict_says_what_the_run_says(command: Command, stacked, hospitals, tm
     assert "--heat occlusion" in err
     code, _, err = command("predict", run, site, "--out", tmp_path / "r", "--adapt")
     assert code == 2
-    assert "members are finished" in err
+    assert "base models are finished" in err
 
 
 def test_a_finished_committee_is_weights_for_the_next_study(hospitals, stacked, make_study, tmp_path) -> None:
     _, run = stacked
     shape = [{}, {"backbone": OTHER}]
-    model = {"backbone": "committee", "weights": str(run), "heads": "weights", "members": shape}
-    plan = [{"name": "temper", "where": "labelled", "share": "heads", "merge": {"kind": "temper"}}]
+    model = {"backbone": "ensemble", "weights": str(run), "heads": "weights", "base_models": shape}
+    plan = [{"name": "temper", "where": "labelled", "share": "heads", "aggregate": {"kind": "temper"}}]
     plan[0]["local"] = {"kind": "statistics", "of": "answers", "split": "val"}  # type: ignore[assignment]
     again = simulate(make_study(name="again", model=model, plan=plan), hospitals, tmp_path / "again")
     before, after = (load_tensors(one / "model.safetensors") for one in (run, again))
@@ -281,24 +283,22 @@ def test_a_finished_committee_is_weights_for_the_next_study(hospitals, stacked, 
     assert np.array_equal(after["backbone.temperatures.cls.values"], before["backbone.temperatures.cls.values"])
     sharper = after["heads.cls.weight"] / before["heads.cls.weight"]
     np.testing.assert_allclose(sharper, sharper[0, 0], rtol=1e-5)
-    wrong = make_study(name="wrong", model=model | {"members": [{}, {}]}, plan=plan)
-    with pytest.raises(
-        WeightsError, match=f"committee of slim_resnet and {OTHER}, not committee of slim_resnet and sl"
-    ):
+    wrong = make_study(name="wrong", model=model | {"base_models": [{}, {}]}, plan=plan)
+    with pytest.raises(WeightsError, match=f"ensemble of slim_resnet and {OTHER}, not ensemble of slim_resnet and sl"):
         start(wrong)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"input": {"kind": "image", "size": 48}}, r"members\.0 .*slim.*other input than the study's.*'size': 32"),
+        ({"input": {"kind": "image", "size": 48}}, r"base_models\.0 .*slim.*other input than the study's.*'size': 32"),
         (
             {"input": {"kind": "image", "size": 32, "normalise": "fixed"}},
-            r"members\.0 .*other input.*'normalise': 'zscore'.*'normalise': 'fixed'",
+            r"base_models\.0 .*other input.*'normalise': 'zscore'.*'normalise': 'fixed'",
         ),
-        ({"tasks": [{"name": "cls", "classes": ["left", "right"]}]}, r"members\.0 .*no head for task 'cls'"),
-        ({"seed": 4}, r"members\.0 .*split by seed 3, .*this study by seed 4.*tested here"),
-        ({"split": {"train": 0.4, "val": 0.35, "test": 0.25}}, r"members\.0 .*0\.5 train.*tested here"),
+        ({"tasks": [{"name": "cls", "classes": ["left", "right"]}]}, r"base_models\.0 .*no head for task 'cls'"),
+        ({"seed": 4}, r"base_models\.0 .*split by seed 3, .*this study by seed 4.*tested here"),
+        ({"split": {"train": 0.4, "val": 0.35, "test": 0.25}}, r"base_models\.0 .*0\.5 train.*tested here"),
     ],
 )
 def test_members_that_do_not_fit_are_refused_by_name(make_study, base_models, changes, says) -> None:
@@ -308,8 +308,8 @@ def test_members_that_do_not_fit_are_refused_by_name(make_study, base_models, ch
 
 
 def test_a_member_of_another_backbone_than_said_is_refused(make_study, base_models) -> None:
-    model = {"backbone": "committee", "members": [str(base_models[0]), str(base_models[1])]}
-    with pytest.raises(StudyError, match=rf"members\.1 .*is a {OTHER}, but the study says slim_resnet"):
+    model = {"backbone": "ensemble", "base_models": [str(base_models[0]), str(base_models[1])]}
+    with pytest.raises(StudyError, match=rf"base_models\.1 .*is a {OTHER}, but the study says slim_resnet"):
         check_study(make_study(name="odd", model=model, method="average_ensemble"), "here")
 
 
@@ -321,11 +321,11 @@ def test_a_member_that_learnt_elsewhere_may_have_been_split_otherwise(make_study
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        ({"backbone": "committee"}, "go together"),
-        ({"backbone": "slim_resnet", "members": ["a", "b"]}, "go together"),
-        ({"backbone": "committee", "members": ["a"]}, "two or more"),
-        ({"backbone": "committee", "members": ["a", {"backbone": "resnet18"}]}, r"members\.1: needs `weights`"),
-        ({"backbone": "committee", "members": ["a", {"weights": "b", "backbone": "committee"}]}, "of another"),
+        ({"backbone": "ensemble"}, "go together"),
+        ({"backbone": "slim_resnet", "base_models": ["a", "b"]}, "go together"),
+        ({"backbone": "ensemble", "base_models": ["a"]}, "two or more"),
+        ({"backbone": "ensemble", "base_models": ["a", {"backbone": "resnet18"}]}, r"base_models\.1: needs `weights`"),
+        ({"backbone": "ensemble", "base_models": ["a", {"weights": "b", "backbone": "ensemble"}]}, "of another"),
     ],
 )
 def test_committees_that_make_no_sense_are_refused_when_read(make_study, model, says) -> None:
@@ -337,24 +337,24 @@ def test_committees_that_make_no_sense_are_refused_when_read(make_study, model, 
     ("stage", "says"),
     [
         ({"local": {"kind": "recalibrate"}, "keep": "norm_stats"}, "recalibrate each in a run of its own"),
-        ({"local": {"kind": "gradient", "train": "norm", **LOCAL}}, "nothing but heads can be trained on a committee"),
+        ({"local": {"kind": "gradient", "train": "norm", **LOCAL}}, "nothing but heads can be trained on an ensemble"),
         (
-            {"local": {"kind": "statistics"}, "share": "heads", "merge": {"kind": "ridge"}},
+            {"local": {"kind": "statistics"}, "share": "heads", "aggregate": {"kind": "ridge"}},
             "has learnt these cases.*split: val",
         ),
-        ({"local": {"kind": "statistics", "of": "members"}, "merge": {"kind": "temper"}}, "split: val"),
+        ({"local": {"kind": "statistics", "of": "base_models"}, "aggregate": {"kind": "temper"}}, "split: val"),
         (
-            {"local": {"kind": "statistics", "of": "members", "split": "val"}, "merge": {"kind": "ridge"}},
-            "merged by temper, not by ridge",
+            {"local": {"kind": "statistics", "of": "base_models", "split": "val"}, "aggregate": {"kind": "ridge"}},
+            "aggregated by temper, not by ridge",
         ),
         (
-            {"local": {"kind": "statistics", "of": "answers", "split": "val"}, "merge": {"kind": "temper"}},
+            {"local": {"kind": "statistics", "of": "answers", "split": "val"}, "aggregate": {"kind": "temper"}},
             "the calibrated heads must reach the sites",
         ),
         (
             {
-                "local": {"kind": "statistics", "of": "members", "split": "val", "private": {"epsilon": 1.0}},
-                "merge": {"kind": "temper"},
+                "local": {"kind": "statistics", "of": "base_models", "split": "val", "private": {"epsilon": 1.0}},
+                "aggregate": {"kind": "temper"},
             },
             "losses have no bound that could be noised",
         ),
@@ -367,14 +367,18 @@ def test_stages_that_cannot_work_on_a_committee_are_refused(make_study, base_mod
 
 
 def test_temperatures_of_members_need_members_and_validation_cases(make_study) -> None:
-    stage = {"name": "t", "local": {"kind": "statistics", "of": "members", "split": "val"}, "merge": {"kind": "temper"}}
+    stage = {
+        "name": "t",
+        "local": {"kind": "statistics", "of": "base_models", "split": "val"},
+        "aggregate": {"kind": "temper"},
+    }
     split = {"train": 0.7, "val": 0.0, "test": 0.3}
-    with pytest.raises(StudyError, match=r"(?s)those of a committee.*split\.val is 0"):
+    with pytest.raises(StudyError, match=r"(?s)those of an ensemble.*split\.val is 0"):
         check_study(make_study(plan=[stage], split=split, evaluate={"every": 0}), "here")
 
 
 def test_a_policy_sees_every_member_and_the_teacher(hospitals, make_study, base_models, tmp_path) -> None:
-    """A site that runs slim_resnet alone takes no part in a committee with another, nor learns from one."""
+    """A site that runs slim_resnet alone takes no part in an ensemble with another, nor learns from one."""
     policy = OPEN.model_copy(update={"backbones": ("slim_resnet",)})
     strict = replace(hospitals, policies=dict.fromkeys(hospitals.cohorts, policy))
     study = make_study(name="average", model=ensemble(base_models), method="average_ensemble")
@@ -391,15 +395,15 @@ def test_explain_says_it_in_plain_words(make_study, base_models) -> None:
     study = make_study(name="stacked", model=ensemble(base_models), method="stacked_ensemble")
     explained = explain(study, "here")
     told = [sentence(stage, row) for stage, row in zip(study.plan, explained.rows, strict=True)]
-    assert told[0].startswith("Sites with labels send the loss of each member at each temperature of a grid")
+    assert told[0].startswith("Sites with labels send the loss of each base model at each temperature of a grid")
     assert "sums of features and of what the heads get wrong on their validation cases, 5 times" in told[1]
     assert "each time a step towards a logistic head" in told[1]
-    assert "strength that does best on sites left out" in told[1]
+    assert "ridge penalty that does best on sites left out" in told[1]
     assert "the temperature that fits all sites' cases best" in told[2]
-    assert explained.start.says == "slim and other"
+    assert explained.start.description == "slim and other"
     taught = make_study(name="taught", method=TRAINED | {"name": "distill", "teacher": ensemble(base_models)})
     row = explain(taught, "here").rows[0]
-    assert f"the answers of the committee {base_models[0]} + {base_models[1]}, softened by 2" in row["local"]
+    assert f"the answers of the ensemble {base_models[0]} + {base_models[1]}, softened by 2" in row["local"]
 
 
 def test_a_committee_of_tables_keeps_each_members_own_scale(make_study, tmp_path) -> None:
@@ -412,14 +416,14 @@ def test_a_committee_of_tables_keeps_each_members_own_scale(make_study, tmp_path
         study = make_study(name=backbone, model={"backbone": backbone}, method=TRAINED, **base)
         runs.append(simulate(study, sites, tmp_path / backbone))
     named = [{"weights": str(run), "backbone": run.name} for run in runs]
-    model = {"backbone": "committee", "members": named}
+    model = {"backbone": "ensemble", "base_models": named}
     study = make_study(name="tables", model=model, method="stacked_ensemble", **base)
     state = load_tensors(simulate(study, sites, tmp_path / "stack") / "model.safetensors")
     for at, run in enumerate(runs):
         own = load_tensors(run / "model.safetensors")
         for key in ("mean", "std"):
             np.testing.assert_array_equal(
-                state[f"backbone.members.{at}.backbone.standardise.{key}"], own[f"backbone.standardise.{key}"]
+                state[f"backbone.base_models.{at}.backbone.standardise.{key}"], own[f"backbone.standardise.{key}"]
             )
     other = base | {"input": {"kind": "table", "numeric": ["two", "one"]}}
     with pytest.raises(StudyError, match="other input than the study's"):
@@ -463,7 +467,7 @@ def test_a_student_learns_at_sites_without_labels_and_its_teacher_travels_once(
     )
     run = simulate(study, one_blank, tmp_path / "run")
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    assert all(row["sites_merged"] == ["east", "north", "south", "west"] for row in rows)
+    assert all(row["sites_aggregated"] == ["east", "north", "south", "west"] for row in rows)
     teachers = sum((one / "model.safetensors").stat().st_size for one in base_models)
     student = (run / "model.safetensors").stat().st_size
     assert rows[0]["bytes_down"] > 4 * 0.9 * (teachers + student)
@@ -472,7 +476,7 @@ def test_a_student_learns_at_sites_without_labels_and_its_teacher_travels_once(
     assert set(state) == set(make_model(study).state_dict())
     manifest = read_json(run / "model.json")
     assert manifest["backbone"] == "slim_resnet"
-    assert "members" not in manifest
+    assert "base_models" not in manifest
 
 
 def test_heads_learn_from_a_teacher_where_nobody_has_a_label(hospitals, make_study, base_models, tmp_path) -> None:
@@ -505,7 +509,7 @@ def test_a_student_that_was_cut_off_ends_the_same(hospitals, make_study, base_mo
 
 
 def test_a_finished_committee_teaches_as_one_model(make_study, stacked) -> None:
-    model = {"backbone": "committee", "weights": str(stacked[1]), "members": [{}, {"backbone": OTHER}]}
+    model = {"backbone": "ensemble", "weights": str(stacked[1]), "base_models": [{}, {"backbone": OTHER}]}
     study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": model})
     taught = teach(study, study.plan[0])
     for key, array in load_tensors(stacked[1] / "model.safetensors").items():

@@ -51,7 +51,9 @@ QUESTION = Question(
 @pytest.fixture(scope="module")
 def study(make_study: MakeStudy) -> Study:
     local = {"epochs": 1, "batch_size": 8, "lr": 0.003}
-    return make_study(method={"name": "fedavg", "rounds": 1, "local": local, "flags": True}, evaluate={"every": 0})
+    return make_study(
+        method={"name": "fedavg", "rounds": 1, "local": local, "ood_detection": True}, evaluate={"every": 0}
+    )
 
 
 @pytest.fixture(scope="module")

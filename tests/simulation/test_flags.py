@@ -45,12 +45,12 @@ def study(method: dict[str, object], secure_aggregation: bool = False) -> Study:
         "model": {"backbone": "slim_resnet", "weights": "slim-ctmr-synthetic"},
         "method": method,
         "evaluate": {"every": 0},
-        "masked": secure_aggregation,
+        "secure_aggregation": secure_aggregation,
     }
     plan = [stage.model_dump(mode="json") for stage in parse_study(asked, "test").plan]
     for stage in plan:
-        if stage["merge"]["kind"] == "threshold":
-            stage["merge"]["quantile"] = QUANTILE
+        if stage["aggregate"]["kind"] == "threshold":
+            stage["aggregate"]["quantile"] = QUANTILE
     del asked["method"]
     return parse_study(asked | {"plan": plan}, "test")
 
@@ -65,7 +65,9 @@ def xrays(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
 @pytest.fixture(scope="module")
 def run(xrays: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Their classes solved on a backbone from CT and MR, with flags."""
-    return simulate(study({"name": "ridge_probe", "flags": True}), xrays, tmp_path_factory.mktemp("flags") / "run")
+    return simulate(
+        study({"name": "ridge_probe", "ood_detection": True}), xrays, tmp_path_factory.mktemp("ood_detection") / "run"
+    )
 
 
 def flagged(command: Command, model: object, images: Path, out: str, *more: object) -> float:
@@ -74,8 +76,8 @@ def flagged(command: Command, model: object, images: Path, out: str, *more: obje
     with Path(out, "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     known = read_json(Path(str(model)) / "moments.json")
-    assert all((float(row["distance"]) > known["threshold"]) == (row["unlike"] == "yes") for row in rows)
-    return sum(row["unlike"] == "yes" for row in rows) / len(rows)
+    assert all((float(row["distance"]) > known["threshold"]) == (row["ood"] == "yes") for row in rows)
+    return sum(row["ood"] == "yes" for row in rows) / len(rows)
 
 
 def test_other_modalities_and_noise_are_flagged_and_own_images_are_not(
@@ -105,7 +107,7 @@ def test_other_modalities_and_noise_are_flagged_and_own_images_are_not(
 
 def test_the_moments_are_those_of_all_sites_cases_together(run: Path, xrays: Hospitals) -> None:
     """A naive twin: the features of all sites' training images in one array."""
-    reader, asked = Reader(str(run)), study({"name": "ridge_probe", "flags": True})
+    reader, asked = Reader(str(run)), study({"name": "ridge_probe", "ood_detection": True})
     train, far = [], []
     for site in xrays.cohorts:
         cohort = simulated_cohort(asked, run, site)
@@ -126,7 +128,9 @@ def test_the_moments_are_those_of_all_sites_cases_together(run: Path, xrays: Hos
 
 def test_masked_sites_give_the_same_flags(run: Path, xrays: Hospitals, tmp_path: Path) -> None:
     secure_aggregation = simulate(
-        study({"name": "ridge_probe", "flags": True}, secure_aggregation=True), xrays, tmp_path / "masked"
+        study({"name": "ridge_probe", "ood_detection": True}, secure_aggregation=True),
+        xrays,
+        tmp_path / "secure_aggregation",
     )
     mine, theirs = read_json(run / "moments.json"), read_json(secure_aggregation / "moments.json")
     assert (mine["threshold"], mine["cases"]) == (theirs["threshold"], theirs["cases"])
@@ -136,7 +140,7 @@ def test_masked_sites_give_the_same_flags(run: Path, xrays: Hospitals, tmp_path:
 
 def test_a_site_that_lets_nothing_plain_out_is_in_no_moment(xrays: Hospitals, tmp_path: Path) -> None:
     strict = SitePolicy(**(OPEN.model_dump() | {"allow_non_dp": False}))
-    noised = {"name": "ridge_probe", "flags": True, "sums": {"epsilon": 8.0}}
+    noised = {"name": "ridge_probe", "ood_detection": True, "sums": {"epsilon": 8.0}}
     some = replace(xrays, policies={"north": strict})
     done = simulate(study(noised), some, tmp_path / "run")
     refusals = read_json(done / "result.json")["refusals"]
@@ -151,11 +155,11 @@ def test_without_moments_it_is_said_once(
     code, out, _ = command("predict", "slim-ctmr-synthetic", images, "--out", "p")
     assert code == 0
     assert out.count("No image is flagged") == 1
-    assert "unlike" not in Path("p/predictions.csv").read_text().splitlines()[0]
+    assert "ood" not in Path("p/predictions.csv").read_text().splitlines()[0]
     code, out, _ = command("predict", run, images, "--out", "q", "--adapt")
     assert "--adapt makes it another model" in out
     adapted = simulate(
-        study({"name": "graft", "rounds": 1, "local": {"steps": 1}, "flags": True}), xrays, tmp_path / "g"
+        study({"name": "graft", "rounds": 1, "local": {"steps": 1}, "ood_detection": True}), xrays, tmp_path / "g"
     )
     code, out, _ = command("predict", adapted, images, "--out", "r", "--site", adapted / "sites" / "north")
     assert code == 0

@@ -1,4 +1,4 @@
-"""A masked study gives what the same study gives in the open, and shows the coordinator nothing but sums."""
+"""A study with secure aggregation gives what it gives in the open, and shows the coordinator nothing but sums."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def furthest(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float
 @pytest.mark.parametrize("method", PLANS)
 def test_masked_and_open_studies_give_the_same_model_and_metrics(hospitals, make_study, tmp_path, method: str):
     runs = {}
-    for name, secure_aggregation in (("open", False), ("masked", True)):
+    for name, secure_aggregation in (("open", False), ("secure_aggregation", True)):
         study = make_study(method=PLANS[method], secure_aggregation=secure_aggregation)
         runs[name] = simulate(study, hospitals, tmp_path / name)
-    assert furthest(weights(runs["open"]), weights(runs["masked"])) < 1e-6
-    plain, hidden = (read_json(runs[name] / "result.json") for name in ("open", "masked"))
+    assert furthest(weights(runs["open"]), weights(runs["secure_aggregation"])) < 1e-6
+    plain, hidden = (read_json(runs[name] / "result.json") for name in ("open", "secure_aggregation"))
     pooled, found = plain["metrics"]["cls"]["pooled"], hidden["metrics"]["cls"]["pooled"]
     # A model that has hardly learnt gives scores so close together that some cases tie in the masked histogram.
     assert found["auroc"] == pytest.approx(pooled["auroc"], abs=0.01)
@@ -72,8 +72,8 @@ def test_masked_and_open_studies_give_the_same_model_and_metrics(hospitals, make
     for key, value in plain["metrics"]["cls"]["macro"].items():
         assert hidden["metrics"]["cls"]["macro"][key] == pytest.approx(value, rel=1e-3)
     assert hidden["status"] == "completed"
-    for ours, theirs in zip(history(runs["masked"]), history(runs["open"]), strict=True):
-        assert ours["sites_merged"] == theirs["sites_merged"]
+    for ours, theirs in zip(history(runs["secure_aggregation"]), history(runs["open"]), strict=True):
+        assert ours["sites_aggregated"] == theirs["sites_aggregated"]
         losses = [own["loss"] * own["examples"] for own in theirs["train"].values() if "loss" in own]
         if losses:
             seen = sum(own["examples"] for own in theirs["train"].values())
@@ -178,10 +178,10 @@ def test_a_round_with_a_missing_site_is_repeated_by_the_others(hospitals, make_s
         for secure_aggregation in (False, True)
     ]
     rows = history(runs[1])
-    assert rows[1]["sites_merged"] == ["east", "south", "west"]
+    assert rows[1]["sites_aggregated"] == ["east", "south", "west"]
     assert rows[1]["missing"] == history(runs[0])[1]["missing"]
     assert [row["repeats"] for row in rows] == [0, 1, 0]
-    assert rows[2]["sites_merged"] == ["east", "north", "south", "west"]
+    assert rows[2]["sites_aggregated"] == ["east", "north", "south", "west"]
     assert furthest(weights(runs[0]), weights(runs[1])) < 1e-6
 
 
@@ -193,7 +193,7 @@ def test_sites_that_do_not_regroup_stop_the_run_rather(hospitals, make_study, tm
     for site in hospitals.cohorts:
         path = tmp_path / "run" / "sites" / site / "site.json"
         config = read_json(path)
-        config["masks"]["regroup"] = "private"
+        config["secure_aggregation"]["regroup"] = "private"
         write_json(path, config)
     with pytest.raises(QuorumError, match="west, not_masked"):
         resume(tmp_path / "run")
@@ -277,11 +277,11 @@ def test_a_site_that_was_sent_another_model_gives_noise_and_is_found(hospitals, 
     run = simulate(make_study(method=PLANS["fedavg"], secure_aggregation=True), hospitals, tmp_path / "run")
     row = history(run)[1]
     assert (row["missing"], row["repeats"]) == ({"north": "other_context"}, 1)
-    assert row["sites_merged"] == ["east", "south", "west"]
+    assert row["sites_aggregated"] == ["east", "south", "west"]
 
 
 class Unmasking(InProcessGrid):
-    """A coordinator that asks for answers in the open in a masked study."""
+    """A coordinator that asks for answers in the open in a study with secure aggregation."""
 
     def _queue(self, message: Message) -> None:
         if message.metadata.group_id:
@@ -302,7 +302,7 @@ def test_a_site_without_the_key_of_its_roster_entry_takes_no_part(hospitals, mak
     sites = tmp_path / "run" / "sites"
     (sites / "north" / "mask_key.pem").write_bytes((sites / "west" / "mask_key.pem").read_bytes())
     config = read_json(sites / "south" / "site.json")
-    write_json(sites / "south" / "site.json", config | {"masks": None})
+    write_json(sites / "south" / "site.json", config | {"secure_aggregation": None})
     with pytest.raises(QuorumError, match="3 are needed"):
         resume(tmp_path / "run")
     assert "another mask key for 'north'" in (sites / "north" / "site.log").read_text()
@@ -332,7 +332,7 @@ def test_a_masked_run_resumes_to_identical_weights(hospitals, make_study, tmp_pa
     assert furthest(weights(run), weights(whole)) == 0
 
 
-PRIVATE = {"steps": 2, "lr": 0.01, "private": {"epsilon": 5.0, "sample": 0.5}}
+PRIVATE = {"steps": 2, "lr": 0.01, "private": {"epsilon": 5.0, "sample_rate": 0.5}}
 STRICT = SitePolicy(min_patients=1, epsilon_per_study=6.0)
 
 
@@ -368,13 +368,13 @@ def test_a_repeated_private_round_is_charged_once_and_is_the_same_update(hospita
         rows = Held.of(run / "sites" / site).open(100.0).rows()
         assert [row.round for row in rows] == ([1] if site == "north" else [1, 2])
         kinds = [entry.kind for entry in EgressLog(run / "sites" / site).entries()]
-        assert kinds == ["greeting", *["masked"] * (2 if site == "north" else 4)]
+        assert kinds == ["greeting", *["secure_aggregation"] * (2 if site == "north" else 4)]
 
 
 def test_sites_that_keep_their_metrics_are_left_out_of_them(hospitals, make_study, tmp_path):
     """With three others the metrics are those of the three; with two others there are none."""
     quiet = SitePolicy(min_patients=1, allow_non_dp=True)
-    secure_aggregation = quiet.model_copy(update={"metrics": "masked"})
+    secure_aggregation = quiet.model_copy(update={"metrics": "secure_aggregation"})
     study = make_study(method={"name": "ridge_probe"}, secure_aggregation=True)
     for silent, cases in ((1, 30), (2, None)):
         policies = {n: quiet if at < silent else secure_aggregation for at, n in enumerate(sorted(hospitals.cohorts))}
@@ -388,7 +388,7 @@ def test_observers_answer_in_the_open(hospitals, make_study, tmp_path):
     watched = Hospitals(hospitals.cohorts, observers=("north",))
     run = simulate(make_study(method={"name": "ridge_probe"}, secure_aggregation=True), watched, tmp_path / "run")
     rows = history(run)
-    assert [row["sites_merged"] for row in rows] == [["east", "south", "west"]] * 2
+    assert [row["sites_aggregated"] for row in rows] == [["east", "south", "west"]] * 2
     assert all(row["observers"]["cls"]["sites"].keys() == {"north"} for row in rows)
 
 

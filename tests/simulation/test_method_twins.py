@@ -1,4 +1,4 @@
-"""Methods against a few lines of NumPy from their papers, through whole runs: sites, wire, merge."""
+"""Methods against a few lines of NumPy from their papers, through whole runs: sites, wire, aggregate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from helpers.tables import Trial, sgd, slope, study, trial
 
 STEPS, LR, ROUNDS = 3, 0.5, 4
-MEAN = {"share": "all", "merge": {"kind": "mean"}}
+MEAN = {"share": "all", "aggregate": {"kind": "mean"}}
 
 
 def stage(local: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -45,14 +45,14 @@ def test_without_terms_it_is_fedavg(tmp_path: Path) -> None:
 
 
 def test_fedprox_pulls_to_the_start_of_the_round(tmp_path: Path) -> None:
-    terms = [{"kind": "supervised"}, {"kind": "anchor", "to": "round", "weight": 0.4}]
+    terms = [{"kind": "supervised"}, {"kind": "proximal", "to": "round", "weight": 0.4}]
     t = trial(study(stage(sgd(STEPS, LR, terms=terms))), tmp_path)
     assert same(t.last, fedavg(t, pull=0.4))
     assert not same(t.last, fedavg(t))
 
 
 def test_ditto_keeps_a_model_pulled_to_the_common_one(tmp_path: Path) -> None:
-    own = [{"kind": "supervised"}, {"kind": "anchor", "to": "global", "weight": 0.4}]
+    own = [{"kind": "supervised"}, {"kind": "proximal", "to": "global", "weight": 0.4}]
     personal = stage(sgd(STEPS, LR, terms=own), name="own", share="none", keep="all", aggregate={"kind": "nothing"})
     t = trial(study(stage(sgd(STEPS, LR)), personal), tmp_path)
     common = fedavg(t)
@@ -82,7 +82,7 @@ def scaffold(t: Trial, rates: list[float]) -> np.ndarray:
     return w
 
 
-SCAFFOLD = [{"kind": "supervised"}, {"kind": "control"}]
+SCAFFOLD = [{"kind": "supervised"}, {"kind": "control_variate"}]
 
 
 def test_scaffold_corrects_the_drift_of_the_sites(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_scaffold_comes_closer_to_the_pooled_optimum_than_fedavg(tmp_path: Path)
     assert found["scaffold"] < 0.1 * found["fedavg"], found
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("secure_aggregation", [False, True])
 def test_scaffold_sends_nothing_up_beside_the_entries(tmp_path: Path, secure_aggregation: bool) -> None:
     """The coordinator works out its control variates from the mean alone, so masks hide no less."""
     one = trial(study(stage(sgd(STEPS, LR)), secure_aggregation=secure_aggregation), tmp_path / "plain")

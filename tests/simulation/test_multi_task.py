@@ -1,4 +1,4 @@
-"""Studies of several kinds of tasks over real phantom DICOM: heads, merges, masks, policies, checks and reports."""
+"""Studies of several kinds of tasks over real phantom DICOM: heads, aggregates, masks, policies, checks and reports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WORDS = {
     "signs.hollow": {"none": "no", "smooth": "no", "spiculated": "no", "ring": "yes"},
 }
 LOCAL = {"kind": "gradient", "steps": 2, "batch_size": 8, "lr": 0.001, "optimiser": "sgd"}
-TUNE = {"name": "tune", "where": "labelled", "local": LOCAL, "share": "all", "merge": {"kind": "mean"}}
+TUNE = {"name": "tune", "where": "labelled", "local": LOCAL, "share": "all", "aggregate": {"kind": "mean"}}
 PROBE = {"name": "probe", "where": "labelled", "local": {"kind": "statistics"}, "share": "heads"}
 
 
@@ -75,9 +75,9 @@ def heads(run: Path, task: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["mean", "server_optimiser", "median"])
 def test_a_site_without_masks_does_not_change_how_the_decoder_is_merged(cohorts, tmp_path: Path, kind: str) -> None:
-    """Bit for bit: what is merged of the decoder with the site is what is merged of it without."""
+    """Bit for bit: what is aggregated of the decoder with the site is what is aggregated of it without."""
     aggregate = {"kind": kind} | ({"rule": "adam", "lr": 0.01} if kind == "server_optimiser" else {})
-    asked = study(plan=[TUNE | {"merge": aggregate}])
+    asked = study(plan=[TUNE | {"aggregate": aggregate}])
     runs = {}
     for name, sites in (("with", list(cohorts)), ("without", [site for site in cohorts if site != "bare"])):
         runs[name] = simulate(asked, Hospitals({site: cohorts[site] for site in sites}), tmp_path / name)
@@ -93,7 +93,7 @@ def test_a_site_without_masks_does_not_change_how_the_decoder_is_merged(cohorts,
 
 
 def test_a_run_of_all_kinds_leaves_figures_and_a_report_of_all(cohorts, tmp_path: Path) -> None:
-    plan = [PROBE | {"merge": {"kind": "ridge", "strength": "loso"}}, TUNE | {"rounds": 2}]
+    plan = [PROBE | {"aggregate": {"kind": "ridge", "ridge_penalty": "loso"}}, TUNE | {"rounds": 2}]
     run = simulate(study(plan=plan), Hospitals(cohorts), tmp_path / "run")
     result = read_json(run / "result.json")
     assert result["status"] == "completed"
@@ -115,12 +115,12 @@ def test_a_run_of_all_kinds_leaves_figures_and_a_report_of_all(cohorts, tmp_path
 
 def test_masked_and_open_studies_of_all_kinds_give_the_same(cohorts, tmp_path: Path) -> None:
     runs = {
-        name: simulate(study(secure_aggregation=name == "masked"), Hospitals(cohorts), tmp_path / name)
-        for name in ("open", "masked")
+        name: simulate(study(secure_aggregation=name == "secure_aggregation"), Hospitals(cohorts), tmp_path / name)
+        for name in ("open", "secure_aggregation")
     }
     models = {name: load_tensors(run / "model.safetensors") for name, run in runs.items()}
     for key, array in models["open"].items():
-        assert np.abs(models["masked"][key].astype(float) - array).max() < 1e-5, key
+        assert np.abs(models["secure_aggregation"][key].astype(float) - array).max() < 1e-5, key
     plain, hidden = (read_json(run / "result.json")["metrics"] for run in runs.values())
     for task, own in plain.items():
         assert hidden[task]["sites"] == {}
@@ -169,7 +169,7 @@ def test_experiments_change_labels_of_all_kinds_for_training_alone(cohorts, tmp_
 
 @pytest.mark.parametrize("metrics", ["noised", "suppressed"])
 def test_a_careful_site_tells_coarse_figures_of_all_kinds_once(cohorts, tmp_path: Path, metrics: str) -> None:
-    budget = {"epsilon_job": 100.0, "epsilon_lifetime": 100.0, "metrics_epsilon": 50.0, "metrics_lifetime": 100.0}
+    budget = {"epsilon_per_study": 100.0, "epsilon_lifetime": 100.0, "metrics_epsilon": 50.0, "metrics_lifetime": 100.0}
     policy = SitePolicy(allow_non_dp=True, metrics=metrics, min_patients=1, **budget)
     policies = dict.fromkeys(cohorts, policy)
     asked = study(split={"train": 0.2, "val": 0.1, "test": 0.7}, plan=[TUNE])
@@ -200,13 +200,13 @@ def home(cohorts, tmp_path: Path) -> Hospital:
 
 
 def test_a_site_checks_its_data_for_all_kinds(home: MakeHospital) -> None:
-    plan = [PROBE | {"merge": {"kind": "ridge", "strength": "loso"}}, TUNE]
+    plan = [PROBE | {"aggregate": {"kind": "ridge", "ridge_penalty": "loso"}}, TUNE]
     report = home.check("data", "training", "policy", against=study(plan=plan), baseline=True)
     lines = {line.name: line for part in report.parts for line in part.findings.lines}
     assert not [line for line in lines.values() if line.level.name == "FAILS"]
-    assert "have a mask" in lines["labels_lesion"].says
-    assert "mae" in lines["baseline_size_mm"].says
-    assert "dice" in lines["baseline_lesion"].says
+    assert "have a mask" in lines["labels_lesion"].description
+    assert "mae" in lines["baseline_size_mm"].description
+    assert "dice" in lines["baseline_lesion"].description
     assert lines["classes_signs"].figures["counts"]["hollow"] > 0
 
 

@@ -81,7 +81,7 @@ def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path,
     some = [one for one in pictures(phantoms / "dicom", reader.input) if by_file[one.file]["finding"] != "none"]
     labels = torch.tensor([classes.index(by_file[one.file]["finding"]) for one in some])
     masks = np.stack([np.asarray(Image.open(phantoms / by_file[one.file]["mask"])) > 0 for one in some])
-    (batch,) = reader.feed(some).batches([torch.arange(len(some))])
+    (batch,) = reader.loader(some).batches([torch.arange(len(some))])
     found = torch.from_numpy(reader.shares(some)["cls"]).argmax(1) == labels
     assert found.sum() > 60
     inputs, labels, masks = batch.inputs[found], labels[found], masks[found.numpy()]
@@ -103,7 +103,7 @@ def test_heat_is_of_the_class_that_is_asked_for(phantoms: Path) -> None:
     from fedgraft.client.inference.images import pictures
 
     some = list(pictures(phantoms / "dicom", reader.input))[:8]
-    (batch,) = reader.feed(some).batches([torch.arange(8)])
+    (batch,) = reader.loader(some).batches([torch.arange(8)])
     one, other = (layer_cam(reader.local_model.model, batch.inputs, "cls", torch.full((8,), label)) for label in (0, 3))
     assert (one - other).abs().amax((1, 2)).min() > 0.05
 

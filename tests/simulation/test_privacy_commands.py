@@ -13,7 +13,7 @@ from fedgraft.client.privacy.guard.privacy_guard import Held
 from fedgraft.common.privacy.accountant import Event, default_delta, epsilon
 from fedgraft.simulations.engines.run import Hospitals, simulate
 
-PRIVATE = {"epsilon": 5.0, "sample": 0.5}
+PRIVATE = {"epsilon": 5.0, "sample_rate": 0.5}
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_study_is_priced_before_it_runs(command, study_file: Path) -> None:
     (line,) = price["lines"]
     assert price["delta"] == default_delta(200) == 1e-3
     assert line["epsilon"] == price["epsilon"] == pytest.approx(5.0, rel=5e-3)
-    assert epsilon([Event(line["sigma"], 0.5, 6)], 1e-3) == line["epsilon"]
+    assert epsilon([Event(line["noise_multiplier"], 0.5, 6)], 1e-3) == line["epsilon"]
 
 
 def test_noised_metrics_are_priced_if_sites_say_what_they_cost(command, study_file: Path) -> None:
@@ -49,7 +49,7 @@ def test_noised_metrics_are_priced_if_sites_say_what_they_cost(command, study_fi
     line, metrics = both["lines"]
     assert [line] == alone["lines"]
     assert metrics["epsilon"] == pytest.approx(0.5, rel=0.01)
-    events = [Event(one["sigma"], one["sample"], one["steps"]) for one in both["lines"]]
+    events = [Event(one["noise_multiplier"], one["sample_rate"], one["steps"]) for one in both["lines"]]
     assert both["epsilon"] == epsilon(events, default_delta(200)) > alone["epsilon"]
     assert "--metrics-epsilon" in command(*words)[1]
     assert "--metrics-epsilon" not in command(*words, "--metrics-epsilon", 0.5)[1]
@@ -76,7 +76,7 @@ def test_advice_follows_the_size_of_a_site(command) -> None:
 
 
 def test_advice_knows_what_cannot_be_trained_privately(command, make_study, tmp_path: Path) -> None:
-    probe = {"name": "linear_probe", "local": {"steps": 50, "private": {"epsilon": 8.0, "sample": 0.25}}}
+    probe = {"name": "linear_probe", "local": {"steps": 50, "private": {"epsilon": 8.0, "sample_rate": 0.25}}}
     study = make_study(
         model={"backbone": "vit_b_16", "weights": None}, input={"kind": "image", "size": 32}, method=probe
     )
@@ -90,7 +90,7 @@ def test_longer_studies_and_larger_steps_cost_more(command, study_file: Path) ->
     code, out, _ = command("privacy", "plan", study_file, "--patients", 200, "--json")
     assert code == 0
     rows = json.loads(out)
-    cost = {(row["longer"], row["lines"][0]["sample"]): row["epsilon"] for row in rows}
+    cost = {(row["longer"], row["lines"][0]["sample_rate"]): row["epsilon"] for row in rows}
     assert len(cost) == len({length for length, _ in cost}) * len({share for _, share in cost})
     assert cost[1.0, 0.5] == pytest.approx(5.0, rel=5e-3)
     assert cost[0.5, 0.5] < cost[1.0, 0.5] < cost[2.0, 0.5]
@@ -144,7 +144,7 @@ def test_a_study_beyond_the_policy_is_named_as_such(command, study_file, hospita
     run = simulate(make_study(), hospitals, tmp_path / "run")
     folder = run / "sites" / "east"
     config = json.loads((folder / "site.json").read_text())
-    config["policy"] |= {"epsilon_job": 100.0, "epsilon_lifetime": 100.0, "steps_max": 3}
+    config["policy"] |= {"epsilon_per_study": 100.0, "epsilon_lifetime": 100.0, "steps_max": 3}
     (folder / "site.json").write_text(json.dumps(config))
     code, out, err = command("site", "budget", folder, "--study", study_file)
     assert code == 2

@@ -34,7 +34,7 @@ def private_study(make_study):
     """A head trained with noise in 3 rounds of 2 steps."""
 
     def make(measure: Mapping[str, float] | None = None, **changes: object):
-        private = dict(measure or {"epsilon": 5.0}) | {"sample": 0.5}
+        private = dict(measure or {"epsilon": 5.0}) | {"sample_rate": 0.5}
         local = {"steps": 2, "lr": 0.01, "private": private}
         return make_study(method={"name": "linear_probe", "rounds": 3, "local": local}, **changes)
 
@@ -95,7 +95,9 @@ def test_every_site_says_what_the_study_cost_it(hospitals: Hospitals, private_st
 
 def test_the_studys_seed_does_not_give_the_noise_away(hospitals: Hospitals, private_study, tmp_path: Path) -> None:
     one, other = (
-        load_tensors(simulate(private_study({"sigma": 1.0}), hospitals, tmp_path / name) / "model.safetensors")
+        load_tensors(
+            simulate(private_study({"noise_multiplier": 1.0}), hospitals, tmp_path / name) / "model.safetensors"
+        )
         for name in ("one", "other")
     )
     heads = [key for key in one if key.startswith("heads.")]
@@ -146,8 +148,8 @@ def test_a_rule_of_one_site_costs_nobody_else_anything(hospitals, private_study,
 
 def test_a_site_puts_more_noise_where_its_policy_is_stricter(hospitals, private_study, tmp_path: Path) -> None:
     policies = {
-        "east": OPEN.model_copy(update={"epsilon_job": 1.0}),
-        "west": OPEN.model_copy(update={"sigma_min": 9.0}),
+        "east": OPEN.model_copy(update={"epsilon_per_study": 1.0}),
+        "west": OPEN.model_copy(update={"noise_multiplier_min": 9.0}),
     }
     run = simulate(private_study(), under(hospitals, **policies), tmp_path / "run")
     privacy = read_json(run / "result.json")["privacy"]
@@ -160,7 +162,7 @@ def test_two_private_stages_are_added_up_and_refused_before_the_first(hospitals,
     study = private_study({"epsilon": 2.0})
     stage = study.plan[0].model_copy(update={"name": "again"})
     twice = study.model_copy(update={"plan": (study.plan[0], stage)})
-    tight = STRICT.model_copy(update={"epsilon_job": 2.1})
+    tight = STRICT.model_copy(update={"epsilon_per_study": 2.1})
     run = simulate(twice, under(hospitals, north=tight, south=STRICT), tmp_path / "run")
     result = read_json(run / "result.json")
     assert result["headline"] == "3 of 4 sites; missing: north, budget"
@@ -181,7 +183,7 @@ def test_what_a_closed_site_says_of_its_patients_is_rounded_or_not_said(hospital
     assert all(count in {0, 10} for facts in result["sites"].values() for count in facts["labels"]["cls"].values())
     assert not any(row["metrics"] for row in history)
     assert {tuple(figures) for row in history for figures in row["train"].values()} == {
-        ("steps", "sigma", "sample"),
+        ("steps", "noise_multiplier", "sample_rate"),
         (),
     }
     assert (run / "report.html").stat().st_size > 10_000

@@ -29,12 +29,12 @@ from fedgraft.simulations.engines.run import OPEN, Hospitals, simulate
 MakeStudy = Callable[..., Study]
 Command = Callable[..., tuple[int, str, str]]
 HEADS = ("heads.cls.weight", "heads.cls.bias")
-RIDGE = {"name": "ridge_probe", "keep_sums": True}
+RIDGE = {"name": "ridge_probe", "retain_statistics": True}
 
 
 def probe(make: MakeStudy, aggregate: dict[str, Any], **local: Any) -> Study:
-    local = {"kind": "statistics", "keep_sums": True} | local
-    return make(plan=[{"name": "probe", "where": "labelled", "local": local, "share": "heads", "merge": aggregate}])
+    local = {"kind": "statistics", "retain_statistics": True} | local
+    return make(plan=[{"name": "probe", "where": "labelled", "local": local, "share": "heads", "aggregate": aggregate}])
 
 
 def only(hospitals: Hospitals, *names: str) -> Hospitals:
@@ -48,8 +48,8 @@ def far(one: Path, other: Path) -> float:
 
 
 @pytest.mark.parametrize(
-    "merge",
-    [{"kind": "ridge"}, {"kind": "ridge", "strength": "loso"}, {"kind": "ncm"}, {"kind": "lda"}],
+    "aggregate",
+    [{"kind": "ridge"}, {"kind": "ridge", "ridge_penalty": "loso"}, {"kind": "ncm"}, {"kind": "lda"}],
     ids=["ridge", "loso", "ncm", "lda"],
 )
 def test_heads_are_those_of_a_run_of_exactly_these_sites(
@@ -60,7 +60,9 @@ def test_heads_are_those_of_a_run_of_exactly_these_sites(
     everyone = simulate(study, hospitals, tmp_path / "everyone")
     fewer = simulate(study, only(hospitals, *names), tmp_path / "fewer")
     north = (
-        simulate(study, only(hospitals, "north"), tmp_path / "north") if aggregate.get("strength") != "loso" else None
+        simulate(study, only(hospitals, "north"), tmp_path / "north")
+        if aggregate.get("ridge_penalty") != "loso"
+        else None
     )
     assert far(everyone, fewer) > 1e-4  # north matters
     found = resolve(everyone, tmp_path / "left", without=["north"])
@@ -83,7 +85,7 @@ def read_ridge_penalties(run: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def kept(hospitals: Hospitals, make_study: MakeStudy, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return simulate(make_study(method=RIDGE), hospitals, tmp_path_factory.mktemp("kept") / "run")
+    return simulate(make_study(method=RIDGE), hospitals, tmp_path_factory.mktemp("local_state") / "run")
 
 
 def test_subtracting_a_site_from_the_total_gives_the_same_heads(kept: Path, tmp_path: Path) -> None:
@@ -135,16 +137,16 @@ def test_a_run_keeps_no_sums_unless_the_study_says_so(
     with pytest.raises(FedgraftError, match="did not say that the sites' sums are kept"):
         resolve(run, tmp_path / "out", without=["east"])
     old = make_study(method="ridge_probe").to_json()
-    assert b"keep_sums" not in old  # studies of before keep their digest
+    assert b"retain_statistics" not in old  # studies of before keep their digest
 
 
 def test_where_influence_would_stay_nobody_leaves(hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path) -> None:
     work = {"epochs": 1, "batch_size": 8, "lr": 0.003}
     train = {"name": "train", "where": "labelled", "local": {"kind": "gradient", **work}, "share": "all"}
-    train |= {"merge": {"kind": "mean"}}
+    train |= {"aggregate": {"kind": "mean"}}
     heads = train | {"local": {"kind": "gradient", "train": "heads", **work}, "share": "heads"}
-    local = {"kind": "statistics", "keep_sums": True}
-    solved = {"name": "probe", "where": "labelled", "local": local, "share": "heads", "merge": {"kind": "ridge"}}
+    local = {"kind": "statistics", "retain_statistics": True}
+    solved = {"name": "probe", "where": "labelled", "local": local, "share": "heads", "aggregate": {"kind": "ridge"}}
     some = only(hospitals, "east", "south", "west")
     plans = {
         "would not fit the model": [solved, train],
@@ -193,7 +195,7 @@ def test_a_masked_study_keeps_nothing(make_study: MakeStudy) -> None:
 def test_a_site_whose_policy_does_not_say_so_stays_out(
     hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path
 ) -> None:
-    strict = SitePolicy(**(OPEN.model_dump() | {"keep_sums": False}))
+    strict = SitePolicy(**(OPEN.model_dump() | {"retain_statistics": False}))
     some = replace(hospitals, policies={"east": strict})
     run = simulate(make_study(method=RIDGE), some, tmp_path / "run")
     assert sorted(RetainedStatistics.read(run, "probe").sites) == ["north", "south", "west"]
@@ -206,10 +208,10 @@ def test_a_site_whose_policy_does_not_say_so_stays_out(
 def test_leave_for_sums_is_no_leave_to_keep_them(make_study: MakeStudy, tmp_path: Path) -> None:
     """A plan whose first sums may leave, and whose second ones would be kept as well."""
     probe = make_study(method=RIDGE).plan[0].model_dump(mode="json")
-    plain = probe | {"name": "first", "local": probe["local"] | {"keep_sums": False}}
+    plain = probe | {"name": "first", "local": probe["local"] | {"retain_statistics": False}}
     study = make_study(plan=[plain, probe])
     tags = make_model(study).tags()
-    policy = SitePolicy(**(OPEN.model_dump() | {"keep_sums": False}))
+    policy = SitePolicy(**(OPEN.model_dump() | {"retain_statistics": False}))
     PrivacyGuard(make_study(plan=[plain]), policy, tmp_path, 50).admit(tags)
     with pytest.raises(Refused, match=Code.POLICY):
         PrivacyGuard(study, policy, tmp_path, 50).admit(tags)
@@ -217,7 +219,7 @@ def test_leave_for_sums_is_no_leave_to_keep_them(make_study: MakeStudy, tmp_path
 
 def test_noised_sums_were_paid_for_and_may_be_kept(hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path) -> None:
     """What was released is left out, which is post-processing: the noise of those who stay is accounted for alone."""
-    strict = SitePolicy(**(OPEN.model_dump() | {"keep_sums": False}))
+    strict = SitePolicy(**(OPEN.model_dump() | {"retain_statistics": False}))
     noised = make_study(method=RIDGE | {"sums": {"epsilon": 8.0}})
     run = simulate(noised, replace(hospitals, policies={"east": strict}), tmp_path / "run")
     sums = RetainedStatistics.read(run, "probe").sites

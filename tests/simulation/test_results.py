@@ -107,6 +107,6 @@ def test_an_observer_sees_every_model_and_changes_none(hospitals: Hospitals, mak
     assert all((ours[key] == theirs[key]).all() for key in theirs)
     rows = [json.loads(line) for line in (watched / "history.jsonl").read_text().splitlines()]
     assert all(set(row["observers"]["cls"]["sites"]) == {"west"} for row in rows)
-    assert all("west" not in row["sites_merged"] + row["sites_asked"] for row in rows)
+    assert all("west" not in row["sites_aggregated"] + row["sites_asked"] for row in rows)
     assert "west" not in read_json(watched / "result.json")["metrics"]["cls"]["sites"]
     assert rows[-1]["observers"]["cls"]["pooled"]["n"] == 36

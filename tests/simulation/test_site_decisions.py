@@ -31,10 +31,10 @@ PRIVATE_STAGE = {
     "where": "labelled",
     "local": {
         "kind": "gradient", "train": "heads", "steps": 4, "batch_size": 8, "lr": 0.1, "optimiser": "sgd",
-        "fixed_norm_stats": True, "private": {"sigma": 2.0, "sample": 0.25},
+        "fixed_norm_stats": True, "private": {"noise_multiplier": 2.0, "sample_rate": 0.25},
     },
     "share": "heads",
-    "merge": {"kind": "mean"},
+    "aggregate": {"kind": "mean"},
     "rounds": 2,
 }  # fmt: skip
 PRIVATE = {key: value for key, value in STUDY.items() if key != "method"} | {"plan": [PRIVATE_STAGE]}
@@ -82,8 +82,8 @@ def test_the_report_as_json(command, hospital: Hospital, study_file: Path) -> No
 
 
 def test_the_home_is_fedgrafts_own_if_none_is_given(command, hospital: Hospital, monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "kept"))
-    shutil.copytree(hospital.home, tmp_path / "kept" / "site")
+    monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "local_state"))
+    shutil.copytree(hospital.home, tmp_path / "local_state" / "site")
     code, out, _ = command("site", "check")
     assert code == 0
     assert "needs a study" in out
@@ -110,7 +110,7 @@ def test_wrong_input_is_exit_2_with_a_reason(command, hospital: Hospital, case: 
 
 def test_a_study_that_cannot_work_is_refused_by_all_three(command, hospital: Hospital, tmp_path: Path) -> None:
     impossible = {key: value for key, value in STUDY.items() if key != "method"}
-    stage = {"name": "probe", "local": {"kind": "statistics"}, "share": "none", "merge": {"kind": "ridge"}}
+    stage = {"name": "probe", "local": {"kind": "statistics"}, "share": "none", "aggregate": {"kind": "ridge"}}
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(impossible | {"plan": [stage]}))
     for verb in ("check", "review", "approve"):
         code, _, err = command("site", verb, tmp_path / "bad.yaml", "--home", hospital.home)
@@ -158,7 +158,7 @@ def test_of_a_masked_study_review_says_what_a_masked_run_sends(command, hospital
     _, out, _ = command("site", "review", tmp_path / "asked.yaml", "--home", home, "--json")
     content = json.loads(out)
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    assert (content["masked"], content["refused"]) == (3, "")
+    assert (content["secure_aggregation"], content["refused"]) == (3, "")
     for at, stage in enumerate(content["stages"]):
         row = next(row for row in rows if row["stage_index"] == at and row["stage"] == stage["name"])
         besides = row["bytes_up"] / 4 - stage["leaves"]["bytes_per_round"]
@@ -175,18 +175,18 @@ def test_a_masked_study_needs_masks(command, hospital: Hospital, tmp_path: Path)
     assert code == 1
     assert "the policy does not allow the study: no_masks" in out
     code, _, err = command("site", "approve", tmp_path / "asked.yaml", "--home", hospital.home)
-    assert (code, "no_masks" in err) == (1, True)
+    assert (code, "no_secure_aggregation" in err) == (1, True)
 
 
 def test_review_prices_a_private_study_at_this_site(command, hospital: Hospital, private_file: Path) -> None:
-    hospital.write_config(policy={"min_patients": 1, "epsilon_job": 20.0, "epsilon_lifetime": 50.0})
+    hospital.write_config(policy={"min_patients": 1, "epsilon_per_study": 20.0, "epsilon_lifetime": 50.0})
     code, out, _ = command("site", "review", private_file, "--home", hospital.home, "--json")
     content = json.loads(out)
     assert (code, content["refused"]) == (0, "")
     cost = epsilon([Event(2.0, 0.25, 8)], default_delta(16))
     assert content["cost"]["epsilon"] == pytest.approx(cost)
     assert content["cost"]["patients"] == 16
-    assert content["stages"][0]["figures"] == ["steps", "sigma", "sample"]
+    assert content["stages"][0]["figures"] == ["steps", "noise_multiplier", "sample_rate"]
     assert content["metrics"]["sums"] == []
     _, out, _ = command("site", "review", private_file, "--home", hospital.home)
     assert f"epsilon {cost:.2f} of 20" in out
@@ -209,7 +209,7 @@ def test_review_says_how_metrics_leave(command, hospital: Hospital, study_file: 
 
 
 def test_the_price_of_noised_metrics_is_part_of_the_studys(command, hospital: Hospital, private_file: Path) -> None:
-    policy = {"min_patients": 1, "epsilon_job": 20.0, "epsilon_lifetime": 50.0}
+    policy = {"min_patients": 1, "epsilon_per_study": 20.0, "epsilon_lifetime": 50.0}
     costs = {}
     for metrics in ("none", "noised"):
         hospital.write_config(policy=policy | {"metrics": metrics})
@@ -235,11 +235,11 @@ def test_noised_metrics_have_a_price_where_nothing_else_has(command, hospital: H
 
 
 def test_a_site_that_sends_nothing_in_the_open_says_so(command, hospital: Hospital, study_file: Path) -> None:
-    hospital.write_config(policy={"allow_non_dp": True, "min_patients": 1, "masked_only": True})
+    hospital.write_config(policy={"allow_non_dp": True, "min_patients": 1, "secure_aggregation_only": True})
     code, out, _ = command("site", "review", study_file, "--home", hospital.home)
     assert code == 0
-    assert "nothing in the open, by masked_only of the policy" in out
-    assert "ask the coordinator for masked: true" in out
+    assert "nothing in the open, by secure_aggregation_only of the policy" in out
+    assert "ask the coordinator for secure_aggregation: true" in out
 
 
 def test_approval_is_kept_and_withdrawn(command, hospital: Hospital, study_file: Path) -> None:
@@ -264,14 +264,14 @@ def test_an_offered_study_is_reviewed_and_approved_by_its_digest(command, hospit
     assert is_approved(hospital.home, study().digest)
 
 
-KEPT = STUDY | {"method": {"name": "ridge_probe", "keep_sums": True}}
+KEPT = STUDY | {"method": {"name": "ridge_probe", "retain_statistics": True}}
 REFUSED = {
     "not_private": ({"min_patients": 1}, STUDY),
     "too_few_patients": ({"allow_non_dp": True, "min_patients": 17}, STUDY),
     "backbone": ({"allow_non_dp": True, "min_patients": 1, "backbones": ["resnet18"]}, STUDY),
     "roles": ({"allow_non_dp": True, "min_patients": 1, "train": ["body"]}, STUDY),
-    "not_masked": ({"allow_non_dp": True, "min_patients": 1, "masked_only": True}, STUDY),
-    "kept_sums": ({"allow_non_dp": True, "min_patients": 1}, KEPT),
+    "not_secure": ({"allow_non_dp": True, "min_patients": 1, "secure_aggregation_only": True}, STUDY),
+    "retained_statistics": ({"allow_non_dp": True, "min_patients": 1}, KEPT),
     "steps": ({"min_patients": 1, "steps_max": 7}, PRIVATE),
 }
 
@@ -294,11 +294,11 @@ def test_what_the_policy_refuses_is_said_and_cannot_be_approved(command, hospita
     lines = {line["name"]: line for line in json.loads(out)["lines"]}
     assert code == 1
     assert lines["study"]["level"] == "fails"
-    assert reason in lines["study"]["says"]
+    assert reason in lines["study"]["description"]
     assert lines["study"]["fix"]
     stages = [line for name, line in lines.items() if name.startswith("policy_") and line["level"] == "fails"]
     assert stages
-    assert {line["says"] for line in stages} == {f"refused: {reason}"}
+    assert {line["description"] for line in stages} == {f"refused: {reason}"}
     assert all(line["fix"] for line in stages)
 
 
@@ -306,7 +306,7 @@ def test_a_study_dearer_than_what_is_left_is_refused_as_a_whole(command, hospita
     two = [PRIVATE_STAGE, PRIVATE_STAGE | {"name": "again"}]
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(PRIVATE | {"plan": two}))
     cost = epsilon([Event(2.0, 0.25, 8)], default_delta(16))
-    hospital.write_config(policy={"min_patients": 1, "epsilon_job": 1.05 * cost, "epsilon_lifetime": 50.0})
+    hospital.write_config(policy={"min_patients": 1, "epsilon_per_study": 1.05 * cost, "epsilon_lifetime": 50.0})
     code, out, _ = command(
         "site", "check", tmp_path / "two.yaml", "--home", hospital.home, "--part", "policy", "--json"
     )
@@ -316,19 +316,19 @@ def test_a_study_dearer_than_what_is_left_is_refused_as_a_whole(command, hospita
 
 
 def test_a_private_study_is_tried_before_it_runs(command, hospital: Hospital, private_file: Path) -> None:
-    hospital.write_config(policy={"min_patients": 1, "epsilon_job": 20.0, "epsilon_lifetime": 50.0})
+    hospital.write_config(policy={"min_patients": 1, "epsilon_per_study": 20.0, "epsilon_lifetime": 50.0})
     code, out, _ = command("site", "check", private_file, "--home", hospital.home, "--json", "--baseline")
     lines = {line["name"]: line for line in json.loads(out)["lines"]}
     assert code == 0, out
     assert lines["stage_private"]["figures"]["steps"] == 4
-    assert "for 8 cases" in lines["stage_private"]["says"]  # a quarter of 32 images
+    assert "for 8 cases" in lines["stage_private"]["description"]  # a quarter of 32 images
     assert lines["policy_private"]["level"] == "ok"
     assert lines["baseline_cls"]["figures"]["test"]["n"] == 16
     assert not list((hospital.home / "state").glob("ledger*"))  # nothing was charged
 
 
 def test_a_ledger_that_cannot_be_trusted_stops_everything(command, hospital: Hospital, private_file: Path) -> None:
-    hospital.write_config(policy={"min_patients": 1, "epsilon_job": 20.0, "epsilon_lifetime": 50.0})
+    hospital.write_config(policy={"min_patients": 1, "epsilon_per_study": 20.0, "epsilon_lifetime": 50.0})
     (hospital.home / "state").mkdir(mode=0o700)
     (hospital.home / "state" / "witness.json").write_text("{}")  # a ledger was here, and is gone
     code, out, _ = command("site", "check", private_file, "--home", hospital.home, "--part", "policy")

@@ -64,17 +64,17 @@ def test_a_hospital_that_allows_nothing_plain_is_not_asked_by_a_stage_for_the_so
     """The source's stage needs no leave of the hospitals: nothing of theirs leaves in it."""
     strict = SitePolicy(allow_non_dp=False, metrics="exact", min_patients=1)
     hospitals = replace(with_public, policies=dict.fromkeys(("east", "north", "west"), strict))
-    adapt = {"name": "adapt", "local": {"kind": "recalibrate"}, "keep": "norm_stats", "merge": {"kind": "nothing"}}
+    adapt = {"name": "adapt", "local": {"kind": "recalibrate"}, "keep": "norm_stats", "aggregate": {"kind": "nothing"}}
     pretrain = {"name": "pretrain", "where": "source", "local": {"kind": "gradient", **LOCAL}, "share": "all"}
-    run = simulate(make_study(plan=[pretrain | {"merge": {"kind": "mean"}}, adapt]), hospitals, tmp_path / "run")
+    run = simulate(make_study(plan=[pretrain | {"aggregate": {"kind": "mean"}}, adapt]), hospitals, tmp_path / "run")
     assert read_json(run / "result.json")["status"] == "completed"
 
 
 def test_moments_of_the_source_reach_the_sites_and_no_image_does(with_public, make_study, tmp_path):
     run = simulate(make_study(**method("moment_alignment")), with_public, tmp_path / "run")
     stages = {row["stage"]: row for row in rows(run)}
-    assert stages["release"]["sites_merged"] == ["south"]
-    assert stages["align"]["sites_merged"] == ["east", "north", "west"]
+    assert stages["release"]["sites_aggregated"] == ["south"]
+    assert stages["align"]["sites_aggregated"] == ["east", "north", "west"]
     assert (run / "model.safetensors").stat().st_size > 0
     assert set(load_tensors(run / "model.safetensors")) == set(_released(run))
 
@@ -91,9 +91,9 @@ def test_sites_with_a_source_beside_their_cases_take_part_with_labels_or_without
     run = simulate(make_study(**method(name)), with_folders, tmp_path / "run")
     trained = [row for row in rows(run) if row["stage"] != "evaluate"]
     want = ["east", "north"] if name == "joint_at_sites" else ["east", "north", "west"]
-    assert all(row["sites_merged"] == want for row in trained)
+    assert all(row["sites_aggregated"] == want for row in trained)
     if name in ("dann", "cdan"):
-        assert any(key.startswith("critics.") for key in load_tensors(run / "model.safetensors"))
+        assert any(key.startswith("domain_discriminators.") for key in load_tensors(run / "model.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["shot_im", "pseudo_label"])
@@ -105,7 +105,7 @@ def test_sites_that_teach_themselves_share_nothing_of_it(hospitals, make_study, 
     assert max(row["bytes_up"] for row in adapted) < 20_000
     common = load_tensors(run / "model.safetensors")
     for site in hospitals.cohorts:
-        kept = load_tensors(sorted((run / "sites" / site / "kept").rglob("*.safetensors"))[-1])
+        kept = load_tensors(sorted((run / "sites" / site / "local_state").rglob("*.safetensors"))[-1])
         assert kept.keys() == {key for key in common if not key.startswith("heads.")}
         undone = all(row["train"][site]["undone"] for row in adapted)
         assert undone == all(np.array_equal(kept[key], common[key]) for key in kept)

@@ -20,7 +20,7 @@ HEAD = "heads.cls.weight"
 
 def ridge(make: MakeStudy, precision: str) -> Study:
     local = {"kind": "statistics", "precision": precision}
-    plan = [{"name": "probe", "where": "labelled", "local": local, "share": "heads", "merge": {"kind": "ridge"}}]
+    plan = [{"name": "probe", "where": "labelled", "local": local, "share": "heads", "aggregate": {"kind": "ridge"}}]
     return make(plan=plan, model={"backbone": "resnet18", "weights": None})
 
 

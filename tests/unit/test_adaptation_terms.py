@@ -127,13 +127,13 @@ def source_loader(loader: Loader, cases: int = 15) -> Loader:
 
 
 def plan_of(*losses: Any) -> list[dict[str, Any]]:
-    local = {"kind": "gradient", "steps": 1, "terms": [loss.model_dump() for loss in losses]}
-    return [{"name": "one", "local": local, "share": "all", "merge": {"kind": "mean"}}]
+    local = {"kind": "gradient", "steps": 1, "losses": [loss.model_dump() for loss in losses]}
+    return [{"name": "one", "local": local, "share": "all", "aggregate": {"kind": "mean"}}]
 
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_critics_learn_to_tell_domains_and_the_backbone_to_hide_them(attack_target, conditional: bool) -> None:
-    """At the start nothing is reversed: only the critic moves. Later the backbone works against it."""
+    """At the start nothing is reversed: only the domain discriminator moves. Later the backbone works against it."""
     loss = Adversarial(conditional=conditional)
     local_model, loader = attack_target(labels=UNKNOWN, plan=plan_of(loss))
     keys = [key for key, tag in local_model.tags.items() if tag.role is Role.DOMAIN_DISCRIMINATOR]
@@ -234,9 +234,9 @@ def test_the_way_back_is_taken_for_other_answers_or_for_fewer_classes() -> None:
 # What is refused.
 
 TASKS = [{"name": "cls", "classes": ["a", "b"]}]
-MEAN_AGGREGATION = {"name": "one", "share": "all", "merge": {"kind": "mean"}}
+MEAN_AGGREGATION = {"name": "one", "share": "all", "aggregate": {"kind": "mean"}}
 GRADIENT = {"kind": "gradient", "steps": 2}
-PRIVATE = {"fixed_norm_stats": True, "private": {"sigma": 1.0, "sample": 0.1}}
+PRIVATE = {"fixed_norm_stats": True, "private": {"noise_multiplier": 1.0, "sample_rate": 0.1}}
 SOURCE = {"kind": "supervised", "of": "source"}
 
 
@@ -245,7 +245,7 @@ def a_study(*plan: dict[str, Any], **more: Any) -> Study:
 
 
 def local(*losses: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {"local": GRADIENT | {"terms": list(losses)} | changes}
+    return {"local": GRADIENT | {"losses": list(losses)} | changes}
 
 
 PER_BATCH = [{"kind": "discrepancy"}, {"kind": "infomax"}]
@@ -259,14 +259,18 @@ ALONE = [{"kind": "adversarial"}, {"kind": "pseudo_label"}, SOURCE]
         *[(local({"kind": "supervised"}, loss, **PRIVATE), {}, "is not built for private work") for loss in ALONE],
         (local({"kind": "infomax"}), {}, "(infomax): takes the model's own guesses"),
         (local({"kind": "pseudo_label"}), {}, "(pseudo_label): takes the model's own guesses"),
-        (local({"kind": "supervised"}, **PRIVATE, rollback={}), {}, "fallback: whether work was undone"),
+        (local({"kind": "supervised"}, **PRIVATE, rollback={}), {}, "rollback: whether work was undone"),
         (local({"kind": "discrepancy"}, train="heads"), {}, "nothing below the heads is trained"),
         (local({"kind": "discrepancy", "measure": "moments"}), {}, "no stage before this one has released moments"),
-        ({"joint": 1.0, "merge": {"kind": "median"}}, {}, "joint: is a weight in a mean over cases"),
-        ({"joint": 1.0, "merge": {"kind": "mean", "weight": "equal"}}, {}, "joint: is a weight in a mean over cases"),
-        ({"joint": 1.0, "where": "source"}, {}, "joint: weighs the hospitals against the source"),
-        ({"joint": 1.0}, {"masked": True}, "joint: masks hide whose part"),
-        ({"where": "source"}, {"masked": True}, "where: masks hide who sends what"),
+        ({"joint_lambda": 1.0, "aggregate": {"kind": "median"}}, {}, "joint_lambda: is a weight in a mean over cases"),
+        (
+            {"joint_lambda": 1.0, "aggregate": {"kind": "mean", "weight": "equal"}},
+            {},
+            "joint_lambda: is a weight in a mean over cases",
+        ),
+        ({"joint_lambda": 1.0, "where": "source"}, {}, "joint_lambda: weighs the hospitals against the source"),
+        ({"joint_lambda": 1.0}, {"secure_aggregation": True}, "joint_lambda: masks hide whose part"),
+        ({"where": "source"}, {"secure_aggregation": True}, "where: masks hide who sends what"),
     ],
 )
 def test_what_a_source_cannot_be_asked_for_is_refused(stage, more, words: str) -> None:
@@ -283,8 +287,8 @@ def test_what_a_source_cannot_be_asked_for_is_refused(stage, more, words: str) -
 @pytest.mark.parametrize("term", [{"kind": "infomax"}, {"kind": "pseudo_label"}])
 def test_terms_that_look_at_classes_are_for_tasks_with_classes(make_study: MakeStudy, loss: dict[str, str]) -> None:
     value = {"name": "size", "kind": "regression", "unit": "mm", "mean": 30, "std": 10}
-    local = {"kind": "gradient", "steps": 1, "terms": [loss], "fallback": {}}
-    stage = {"name": "teach", "local": local, "share": "all", "merge": {"kind": "mean"}}
+    local = {"kind": "gradient", "steps": 1, "losses": [loss], "rollback": {}}
+    stage = {"name": "teach", "local": local, "share": "all", "aggregate": {"kind": "mean"}}
     study = make_study(tasks=[{"name": "cls", "classes": ["left", "right"]}, value], plan=[stage])
     faults = check(study, start(study).model.tags())
     assert any("looks at the classes" in fault and "size asks for none" in fault for fault in faults), faults

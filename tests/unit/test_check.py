@@ -23,9 +23,9 @@ def study(*plan: dict, **more: object) -> Study:
     return parse_study({"name": "x", "tasks": TASKS, "plan": stages, **more}, "here")
 
 
-FEDAVG = {"local": GRADIENT, "share": "all", "merge": {"kind": "mean"}}
-FEDBN = {"local": GRADIENT, "share": "all_but_norm", "keep": "norm", "merge": {"kind": "mean"}}
-PROBE = {"local": {"kind": "statistics"}, "share": "heads", "merge": {"kind": "ridge"}}
+FEDAVG = {"local": GRADIENT, "share": "all", "aggregate": {"kind": "mean"}}
+FEDBN = {"local": GRADIENT, "share": "all_but_norm", "keep": "norm", "aggregate": {"kind": "mean"}}
+PROBE = {"local": {"kind": "statistics"}, "share": "heads", "aggregate": {"kind": "ridge"}}
 ADAPT = {"local": {"kind": "recalibrate"}, "keep": "norm_stats"}
 
 
@@ -45,23 +45,23 @@ def test_masked_sums_have_one_precision():
     [
         ([FEDAVG | {"share": "all_but_norm"}], "neither shared nor declared"),
         ([FEDAVG | {"share": "none", "keep": "all"}], "nothing that is trained travels"),
-        ([FEDAVG | {"merge": {"kind": "nothing"}}], "what is shared must be merged"),
-        ([FEDAVG | {"merge": {"kind": "ridge"}}], "merges sums"),
+        ([FEDAVG | {"aggregate": {"kind": "nothing"}}], "what is shared must be aggregated"),
+        ([FEDAVG | {"aggregate": {"kind": "ridge"}}], "aggregates sums"),
         ([FEDAVG | {"where": "unlabelled"}], "needs labels"),
         ([FEDAVG | {"local": GRADIENT | {"train": "none"}}], "nothing that gradients could train"),
         ([FEDAVG | {"local": GRADIENT | {"train": "norm_stats"}}], "nothing that gradients could train"),
-        ([PROBE | {"merge": {"kind": "mean"}}], "merged by ridge"),
+        ([PROBE | {"aggregate": {"kind": "mean"}}], "aggregated by ridge"),
         ([PROBE | {"rounds": 2}], "one is enough"),
         ([PROBE | {"share": "none"}], "must reach the sites"),
         (
-            [PROBE | {"local": {"kind": "statistics", "of": "columns"}, "merge": {"kind": "standardise"}}],
+            [PROBE | {"local": {"kind": "statistics", "of": "columns"}, "aggregate": {"kind": "standardise"}}],
             "those of a table",
         ),
         (
             [
                 {
                     "local": {"kind": "statistics", "of": "columns", "precision": "single"},
-                    "merge": {"kind": "standardise"},
+                    "aggregate": {"kind": "standardise"},
                 }
             ],
             "local.precision: is for sums of features without masks",
@@ -69,7 +69,7 @@ def test_masked_sums_have_one_precision():
         ([FEDBN, PROBE], "same backbone at all sites"),
         ([ADAPT | {"share": "all"}], "the site's own"),
         ([ADAPT | {"keep": "none"}], "keeps its norm statistics"),
-        ([ADAPT | {"merge": {"kind": "mean"}}], "shares nothing"),
+        ([ADAPT | {"aggregate": {"kind": "mean"}}], "shares nothing"),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_reason(plan: list[dict], words: str):
@@ -95,7 +95,7 @@ def test_a_split_that_is_used_must_exist():
 def test_a_table_needs_its_columns_standardised_first():
     table = {"kind": "table", "numeric": ["age"]}
     assert any("standardises" in fault for fault in check(study(FEDAVG, input=table), TAGS))
-    first = {"local": {"kind": "statistics", "of": "columns"}, "merge": {"kind": "standardise"}}
+    first = {"local": {"kind": "statistics", "of": "columns"}, "aggregate": {"kind": "standardise"}}
     assert check(study(first, FEDAVG, input=table), TAGS) == []
 
 
@@ -116,7 +116,12 @@ def test_a_linear_probe_moves_and_sends_its_head_alone():
     assert sent(probe, TAGS) == ("heads.cls.weight",)
 
 
-PRIVATE = {"kind": "gradient", "steps": 5, "fixed_norm_stats": True, "private": {"sigma": 1.0, "sample": 0.1}}
+PRIVATE = {
+    "kind": "gradient",
+    "steps": 5,
+    "fixed_norm_stats": True,
+    "private": {"noise_multiplier": 1.0, "sample_rate": 0.1},
+}
 
 
 def test_private_work_that_can_be_private_is_let_through():
@@ -132,7 +137,10 @@ def test_private_work_that_can_be_private_is_let_through():
         ({"class_weights": "balanced"}, "local.class_weights: "),
         ({"steps": None, "epochs": 1}, "local.epochs: "),
         ({"clip_norm": 1.0}, "local.clip_norm: "),
-        ({"private": {"sigma": 1.0, "sample": 0.1, "mode": "ghost", "views": 2}}, "local.private.views: "),
+        (
+            {"private": {"noise_multiplier": 1.0, "sample_rate": 0.1, "mode": "ghost", "augmentation_multiplicity": 2}},
+            "local.private.augmentation_multiplicity: ",
+        ),
     ],
 )
 def test_private_work_that_would_not_be_private_is_refused(changes: dict, key: str):
@@ -147,11 +155,19 @@ def test_a_body_without_per_sample_gradients_is_refused(backbone: str):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"sigma": 0}, {"sigma": -1}, {"clip": 0}, {"sample": 0}, {"sample": 1.1}, {"views": 0}]
+    "bad",
+    [
+        {"noise_multiplier": 0},
+        {"noise_multiplier": -1},
+        {"max_grad_norm": 0},
+        {"sample_rate": 0},
+        {"sample_rate": 1.1},
+        {"augmentation_multiplicity": 0},
+    ],
 )
 def test_terms_that_promise_nothing_cannot_be_written(bad: dict):
     with pytest.raises(StudyError, match=next(iter(bad))):
-        study(FEDAVG | {"local": PRIVATE | {"private": {"sigma": 1.0, "sample": 0.1} | bad}})
+        study(FEDAVG | {"local": PRIVATE | {"private": {"noise_multiplier": 1.0, "sample_rate": 0.1} | bad}})
 
 
 def test_a_masked_study_cannot_look_at_single_sites():
@@ -163,7 +179,7 @@ def test_a_masked_study_cannot_look_at_single_sites():
 
 @pytest.mark.parametrize("kind", ["median", "trimmed_mean", "krum", "clipped_mean"])
 def test_a_merge_that_compares_sites_cannot_be_masked(kind: str):
-    plan = (PROBE, FEDAVG | {"merge": {"kind": kind}})
+    plan = (PROBE, FEDAVG | {"aggregate": {"kind": kind}})
     (fault,) = check(study(*plan, secure_aggregation=True), TAGS)
-    assert fault.startswith(f"plan.1 (s1).merge: {kind} looks at the sites one by one")
+    assert fault.startswith(f"plan.1 (s1).aggregate: {kind} looks at the sites one by one")
     assert check(study(*plan), TAGS) == []

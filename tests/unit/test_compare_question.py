@@ -107,9 +107,9 @@ def test_the_few_shot_study_that_ships_asks_what_can_be_answered() -> None:
         check_study(own, arm.name)
         plans[arm.name] = own.plan
     assert plans["fedavg_tuned"] == plans["fedavg_ridge"] == study.plan
-    # Only what makes a start differ: the merge of Reptile, the steps ahead of MAML.
+    # Only what makes a start differ: the aggregation of Reptile, the steps ahead of MAML.
     assert isinstance(plans["reptile_tuned"][0].aggregate, ServerOptimiser)
     assert plans["reptile_tuned"][0].local == plans["fedavg_tuned"][0].local
     ahead = plans["fomaml_tuned"][0].local
     assert isinstance(ahead, Gradient)
-    assert ahead.model_copy(update={"lookahead": None}) == plans["fedavg_tuned"][0].local
+    assert ahead.model_copy(update={"inner_steps": None}) == plans["fedavg_tuned"][0].local

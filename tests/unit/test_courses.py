@@ -94,37 +94,37 @@ def test_heads_learn_first_and_then_all_else(attack_target) -> None:
     assert facts["steps"] == 5
 
 
-FEDAVG = {"name": "one", "share": "all", "merge": {"kind": "mean"}}
+FEDAVG = {"name": "one", "share": "all", "aggregate": {"kind": "mean"}}
 GRADIENT = {"kind": "gradient", "steps": 2}
-PRIVATE = {"fixed_norm_stats": True, "private": {"sigma": 1.0, "sample": 0.1}}
-CONTROL_VARIATE = {"optimiser": "sgd", "momentum": 0, "terms": [{"kind": "supervised"}, {"kind": "control"}]}
+PRIVATE = {"fixed_norm_stats": True, "private": {"noise_multiplier": 1.0, "sample_rate": 0.1}}
+CONTROL_VARIATE = {"optimiser": "sgd", "momentum": 0, "losses": [{"kind": "supervised"}, {"kind": "control_variate"}]}
 
 
 @pytest.mark.parametrize(
     ("local", "stage", "more", "words"),
     [
-        ({}, {"until": {}}, {"evaluate": {"every": 0}}, "until: sites evaluate only at the end"),
-        ({}, {"until": {}}, {"evaluate": {"split": "test"}}, "until: would choose by the test split"),
-        ({}, {"until": {}, "share": "all_but_norm", "keep": "norm"}, {}, "until: what sites keep"),
-        ({}, {"until": {}, "average": {}}, {}, "has no use for an average"),
+        ({}, {"early_stopping": {}}, {"evaluate": {"every": 0}}, "early_stopping: sites evaluate only at the end"),
+        ({}, {"early_stopping": {}}, {"evaluate": {"split": "test"}}, "early_stopping: would choose by the test split"),
+        ({}, {"early_stopping": {}, "share": "all_but_norm", "keep": "norm"}, {}, "early_stopping: what sites keep"),
+        ({}, {"early_stopping": {}, "weight_averaging": {}}, {}, "has no use for an average"),
         (
             {},
-            {"until": {}, "share": "none", "keep": "all", "merge": {"kind": "nothing"}},
+            {"early_stopping": {}, "share": "none", "keep": "all", "aggregate": {"kind": "nothing"}},
             {},
-            "until: nothing is merged",
+            "early_stopping: nothing is aggregated",
         ),
         (
             {},
-            {"average": {}, "share": "none", "keep": "all", "merge": {"kind": "nothing"}},
+            {"weight_averaging": {}, "share": "none", "keep": "all", "aggregate": {"kind": "nothing"}},
             {},
-            "average: nothing is merged",
+            "weight_averaging: nothing is aggregated",
         ),
         ({"heads_first": 2, "train": "heads"}, {}, {}, "heads_first: alternates"),
         ({"heads_first": 2} | PRIVATE, {}, {}, "heads_first: is not built for private work"),
         ({"heads_first": 2} | CONTROL_VARIATE, {}, {}, "heads_first: control variates"),
-        ({"lookahead": {}, "steps": None, "epochs": 1}, {}, {}, "give steps, not epochs"),
-        ({"lookahead": {}} | PRIVATE, {}, {}, "lookahead: is not built for private work"),
-        ({"lookahead": {}} | CONTROL_VARIATE, {}, {}, "lookahead: control variates"),
+        ({"inner_steps": {}, "steps": None, "epochs": 1}, {}, {}, "give steps, not epochs"),
+        ({"inner_steps": {}} | PRIVATE, {}, {}, "inner_steps: is not built for private work"),
+        ({"inner_steps": {}} | CONTROL_VARIATE, {}, {}, "inner_steps: control variates"),
     ],
 )
 def test_courses_that_cannot_work_are_refused(local, stage, more, words: str) -> None:

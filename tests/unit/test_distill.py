@@ -69,8 +69,8 @@ def test_no_case_weighs_on_another(kind: str) -> None:
 
 def a_study(teacher: dict[str, Any], *more: dict[str, Any], **changes: Any) -> Study:
     loss = {"kind": "distill", "teacher": teacher}
-    stage = {"name": "train", "local": {"kind": "gradient", **LOCAL, "terms": [loss, *more]} | changes}
-    stage |= {"share": "all", "merge": {"kind": "mean"}}
+    stage = {"name": "train", "local": {"kind": "gradient", **LOCAL, "losses": [loss, *more]} | changes}
+    stage |= {"share": "all", "aggregate": {"kind": "mean"}}
     tasks = [{"name": "cls", "classes": ["left", "right", "middle"]}]
     return parse_study({"name": "x", "tasks": tasks, "input": {"kind": "image", "size": 32}, "plan": [stage]}, "here")
 
@@ -128,7 +128,7 @@ def test_a_teacher_is_another_network_than_the_student() -> None:
         (
             TEACHER_MODEL,
             [],
-            {"private": {"epsilon": 1, "sample": 0.2}, "fixed_norm_stats": True},
+            {"private": {"epsilon": 1, "sample_rate": 0.2}, "fixed_norm_stats": True},
             "not built for private work",
         ),
     ],

@@ -109,7 +109,7 @@ def test_a_network_of_ones_own_is_refused_with_the_reason() -> None:
 
 
 def private(**changes: object) -> Gradient:
-    terms = {"sigma": 0.5, "clip": 1.0, "sample": 0.3, "unit": "image"} | changes
+    terms = {"noise_multiplier": 0.5, "max_grad_norm": 1.0, "sample_rate": 0.3, "unit": "image"} | changes
     return Gradient(steps=2, batch_size=4, optimiser="sgd", lr=1e-3, fixed_norm_stats=True, private=Private(**terms))
 
 
@@ -123,7 +123,7 @@ def test_all_parameters_take_private_steps(attack_target, backbone: str, mode: s
     before = snapshot(local_model)
     facts = train_private(local_model, loader, [*map(str, range(6))], private(mode=mode), changes, NOW)
     after = snapshot(local_model)
-    assert facts == {"steps": 2, "sigma": 0.5, "sample": 0.3}
+    assert facts == {"steps": 2, "noise_multiplier": 0.5, "sample_rate": 0.3}
     assert moved(before, after) == set(changes)
     assert all(np.isfinite(after[key]).all() for key in changes)
 

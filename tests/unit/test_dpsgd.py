@@ -224,7 +224,7 @@ PLAN = {
     "name": "tune",
     "local": {"kind": "gradient", "train": "norm_and_heads", "steps": 2, "fixed_norm_stats": True},
     "share": "norm_and_heads",
-    "merge": {"kind": "mean"},
+    "aggregate": {"kind": "mean"},
 }
 
 
@@ -238,17 +238,19 @@ def visit(make_study: MakeStudy, folder: Path, private: dict[str, object] | None
 
 def test_a_site_works_privately_where_the_stage_says_so(make_study: MakeStudy, tmp_path: Path) -> None:
     plain = visit(make_study, tmp_path / "plain", None)
-    first, again = (visit(make_study, tmp_path / name, {"sigma": 1.0, "sample": 0.5}) for name in ("first", "again"))
+    first, again = (
+        visit(make_study, tmp_path / name, {"noise_multiplier": 1.0, "sample_rate": 0.5}) for name in ("first", "again")
+    )
     assert isinstance(plain, Update)
     assert isinstance(first, Update)
     assert isinstance(again, Update)
     assert set(first.tensors) == set(plain.tensors)
     assert "loss" in plain.train
-    assert first.train == {"steps": 2, "sigma": 1.0, "sample": 0.5}
+    assert first.train == {"steps": 2, "noise_multiplier": 1.0, "sample_rate": 0.5}
     assert all((first.tensors[key] != again.tensors[key]).any() for key in first.tensors)
 
 
 def test_the_site_refuses_in_one_word(make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedgraft.client.privacy.dp.trainer.LAYERS", ())
     monkeypatch.setattr("fedgraft.client.privacy.dp.dp_safe.LAYERS", ())
-    assert visit(make_study, tmp_path, {"sigma": 1.0, "sample": 0.5}) == Refusal(1, Code.BAD_DATA)
+    assert visit(make_study, tmp_path, {"noise_multiplier": 1.0, "sample_rate": 0.5}) == Refusal(1, Code.BAD_DATA)

@@ -28,9 +28,9 @@ def test_the_shipped_file_keeps_every_other_line(tmp_path):
     after = changed(tmp_path / "site.yaml", text, masks=MASKS, server={"address": "a.example:1", "ca": "ca.crt"})
     kept = [line for line in text.splitlines() if not line.startswith(("masks:", "server:"))]
     assert [line for line in after.splitlines() if line in kept] == kept
-    assert "# for masked studies, from the kit" in after
+    assert "# for studies with secure aggregation, from the kit" in after
     again = changed(tmp_path / "site.yaml", after, masks=MASKS | {"identities": {}})
-    assert "# for masked studies, from the kit" in again
+    assert "# for studies with secure aggregation, from the kit" in again
     assert [line for line in again.splitlines() if line in kept] == kept
 
 
@@ -41,7 +41,11 @@ def test_a_file_is_filled_with_other_values_and_still_explains_them():
     text = SHIPPED.read_text()
     values = yaml.safe_load(text)
     assert yaml.safe_load(filled(text, values)) == values
-    other = values | {"name": "a # b", "masks": MASKS, "cohort": values["cohort"] | {"label_map": ODD, "window": ODD}}
+    other = values | {
+        "name": "a # b",
+        "secure_aggregation": MASKS,
+        "cohort": values["cohort"] | {"label_map": ODD, "window": ODD},
+    }
     other["policy"] = values["policy"] | {"train": ["head"], "delta": 1e-7, "backbones": []}
     after = filled(text, other)
     assert yaml.safe_load(after) == other
@@ -79,14 +83,16 @@ def test_other_ways_to_write_it(tmp_path, text):
 
 
 def test_json_stays_json(tmp_path):
-    assert json.loads(changed(tmp_path / "site.yaml", json.dumps({"name": "a", "masks": None}), masks=MASKS))
+    assert json.loads(
+        changed(tmp_path / "site.yaml", json.dumps({"name": "a", "secure_aggregation": None}), masks=MASKS)
+    )
 
 
 def test_nothing_is_written_where_nothing_changes(tmp_path):
     path = tmp_path / "site.yaml"
     changed(path, "name: a\n", masks=MASKS)
     before = path.stat().st_mtime_ns
-    change_values(path, {"masks": MASKS})
+    change_values(path, {"secure_aggregation": MASKS})
     assert path.stat().st_mtime_ns == before
     assert path.stat().st_mode & 0o077 == 0
 
@@ -96,5 +102,5 @@ def test_what_only_a_person_can_change_is_left_and_said(tmp_path, text):
     path = tmp_path / "site.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match="by hand"):
-        change_values(path, {"masks": MASKS})
+        change_values(path, {"secure_aggregation": MASKS})
     assert path.read_text() == text

@@ -13,7 +13,7 @@ from fedgraft.client.data.cohorts.experiment import fewer
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.study.inputs import ImageInput, SplitSpec
 from fedgraft.common.study.tasks import UNKNOWN, Task
-from fedgraft.simulations.compare.folds import Fold, packed
+from fedgraft.simulations.compare.folds import Fold, folded
 from fedgraft.simulations.engines.run import Hospitals
 
 TASK = Task(name="cls", classes=("left", "right", "middle"))
@@ -76,7 +76,7 @@ def test_decoded_images_are_shared_by_all_experiments(hospitals: Hospitals, tmp_
 @pytest.mark.parametrize("count", [2, 5])
 def test_over_all_folds_each_patient_is_tested_once(count: int) -> None:
     strata = {f"p{number}": number % 4 - 1 for number in range(43)}
-    dealt = [packed(strata, Fold(number, count), 0.2, seed=3) for number in range(count)]
+    dealt = [folded(strata, Fold(number, count), 0.2, seed=3) for number in range(count)]
     tested = Counter(patient for splits in dealt for patient, split in splits.items() if split == "test")
     assert tested == Counter(dict.fromkeys(strata, 1))
     for splits in dealt:
@@ -86,7 +86,7 @@ def test_over_all_folds_each_patient_is_tested_once(count: int) -> None:
         assert sizes["val"] / (sizes["val"] + sizes["train"]) == pytest.approx(0.2, abs=0.05)
         per_class = Counter(strata[patient] for patient, split in splits.items() if split == "test")
         assert max(per_class.values()) - min(per_class.values()) <= 1
-    assert packed(strata, Fold(0, count), 0.2, seed=4) != dealt[0]
+    assert folded(strata, Fold(0, count), 0.2, seed=4) != dealt[0]
 
 
 def test_a_cohort_may_say_so_in_its_file() -> None:

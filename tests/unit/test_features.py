@@ -1,4 +1,4 @@
-"""Features under a resting backbone: computed once, kept on disk for their owner alone, and without any effect."""
+"""Features under a frozen backbone: computed once, kept on disk for their owner alone, and without any effect."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_masks_that_cannot_be_used_are_unknown_and_counted_and_the_check_says_so
     check_labels(found, cohort, mine, study)
     (line,) = (line for line in found.lines if line.name == "labels_lesion")
     assert line.level is Level.FAILS
-    assert "9 of 12 cases have a mask" in line.says
+    assert "9 of 12 cases have a mask" in line.description
 
 
 def test_a_mask_that_comes_later_is_seen(spec: CohortSpec, tmp_path: Path) -> None:

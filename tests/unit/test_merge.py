@@ -13,7 +13,7 @@ from fedgraft.common.study.plan import (
     Tag,
     named,
 )
-from fedgraft.server.aggregation.aggregator import aggregator
+from fedgraft.server.aggregation.aggregator import aggregator_for
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),
@@ -38,7 +38,7 @@ def state() -> dict[str, np.ndarray]:
 
 
 def test_the_mean_is_weighted_by_examples():
-    aggregator = aggregator(stage("examples"), TAGS)
+    aggregator = aggregator_for(stage("examples"), TAGS)
     for one in (update(1.0, 30, 30, 0), update(4.0, 10, 10, 0)):
         aggregator.add(one)
     aggregated = aggregator.result(state())
@@ -47,27 +47,27 @@ def test_the_mean_is_weighted_by_examples():
 
 
 def test_the_mean_may_be_equal():
-    aggregator = aggregator(stage("equal"), TAGS)
+    aggregator = aggregator_for(stage("equal"), TAGS)
     for one in (update(1.0, 30, 30, 30), update(4.0, 10, 10, 10)):
         aggregator.add(one)
     assert aggregator.result(state())["backbone.w"] == pytest.approx(np.full((2, 2), 2.5))
 
 
 def test_a_site_without_labels_of_a_task_does_not_dilute_its_head():
-    aggregator = aggregator(stage("examples"), TAGS)
+    aggregator = aggregator_for(stage("examples"), TAGS)
     for one in (update(1.0, 30, 30, 5), update(4.0, 10, 10, 0)):
         aggregator.add(one)
     assert aggregator.result(state())["heads.size.weight"] == pytest.approx(np.full((2, 2), 1.0))
 
 
 def test_a_head_that_nobody_has_labels_for_stays_as_it_was():
-    aggregator = aggregator(stage("examples"), TAGS)
+    aggregator = aggregator_for(stage("examples"), TAGS)
     aggregator.add(update(4.0, 10, 10, 0))
     assert "heads.size.weight" not in aggregator.result(state())
 
 
 def test_whole_numbers_stay_whole():
-    aggregator = aggregator(stage("examples"), TAGS)
+    aggregator = aggregator_for(stage("examples"), TAGS)
     for one in (update(1.0, 1, 1, 1), update(1.4, 2, 1, 1)):
         aggregator.add(one)
     aggregated = aggregator.result(state())["backbone.n"]
@@ -75,7 +75,7 @@ def test_whole_numbers_stay_whole():
 
 
 def test_sums_are_taken_in_float64():
-    aggregator = aggregator(stage("examples"), TAGS)
+    aggregator = aggregator_for(stage("examples"), TAGS)
     big, small = 2.0**24, 1.0
     for value in [big] + [small] * 64:
         aggregator.add(update(value, 1, 1, 1))
@@ -83,9 +83,9 @@ def test_sums_are_taken_in_float64():
     assert aggregator.result(state())["backbone.w"][0, 0] == exact
 
 
-@pytest.mark.parametrize(("local", "merge"), [(Gradient(epochs=1), Mean()), (Statistics(), Ridge())])
+@pytest.mark.parametrize(("local", "aggregate"), [(Gradient(epochs=1), Mean()), (Statistics(), Ridge())])
 def test_what_a_site_sent_is_taken_in_and_not_looked_at_again(local, aggregate):
-    """The memory that a reply lies in is given back once it is merged."""
+    """The memory that a reply lies in is given back once it is aggregated."""
     start = {"heads.cls.weight": np.zeros((2, 2), np.float32), "heads.cls.bias": np.zeros(2, np.float32)}
     if isinstance(aggregate, Ridge):
         tensors = packed({"cls/gram": np.diag([3.0, 5.0, 4.0]), "cls/cross": np.arange(6.0).reshape(3, 2)})
@@ -94,7 +94,7 @@ def test_what_a_site_sent_is_taken_in_and_not_looked_at_again(local, aggregate):
     results = []
     for spoil in (False, True):
         tags = {key: Tag(Role.HEAD, 2, "cls") for key in start}
-        aggregator = aggregator(Stage(name="p", local=local, share=named("heads"), aggregate=aggregate), tags)
+        aggregator = aggregator_for(Stage(name="p", local=local, share=named("heads"), aggregate=aggregate), tags)
         own = {key: array.copy() for key, array in tensors.items()}
         aggregator.add(Update(1, own, {"*": 1.0, "cls": 1.0}, {}, {}))
         for array in own.values() if spoil else ():
@@ -105,7 +105,7 @@ def test_what_a_site_sent_is_taken_in_and_not_looked_at_again(local, aggregate):
 
 def test_a_ridge_without_any_label_is_refused():
     probe = Stage(name="p", local=Statistics(), share=named("heads"), aggregate=Ridge())
-    aggregator = aggregator(probe, TAGS)
+    aggregator = aggregator_for(probe, TAGS)
     aggregator.add(Update(1, packed({"cls/gram": np.zeros((3, 3)), "cls/cross": np.zeros((3, 2))}), {}, {}, {}))
     with pytest.raises(RunError, match="cls"):
         aggregator.result({"heads.cls.weight": np.zeros((2, 2), np.float32), "heads.cls.bias": np.zeros(2, np.float32)})

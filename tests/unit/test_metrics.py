@@ -1,4 +1,4 @@
-"""Metrics from merged sums equal those of scikit-learn on the pooled predictions."""
+"""Metrics from aggregated sums equal those of scikit-learn on the pooled predictions."""
 
 from __future__ import annotations
 

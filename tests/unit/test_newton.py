@@ -21,7 +21,7 @@ from fedgraft.common.protocol.instructions import Update
 from fedgraft.common.study.aggregates import Newton
 from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.study import parse_study
-from fedgraft.server.aggregation.aggregator import aggregator
+from fedgraft.server.aggregation.aggregator import aggregator_for
 from helpers.work import CPU, cohort, images
 
 Sums = dict[str, np.ndarray]
@@ -48,7 +48,7 @@ def test_a_step_of_all_sites_is_the_pooled_step() -> None:
     sites, state = [drawn(seed, 40 + 9 * seed) for seed in range(3)], empty()
     state["heads.cls.weight"] += np.random.default_rng(9).normal(size=(3, 4))
     stage = Stage(name="x", local=Statistics(of="residuals"), aggregate=Newton(ridge_penalty=0.1))
-    aggregator = aggregator(stage, {})
+    aggregator = aggregator_for(stage, {})
     for site in sites:
         aggregator.add(Update(1, sums_of(*site, state), {}, {}, {}))
     found = aggregator.result(state)
@@ -106,7 +106,7 @@ TASKS = [
 
 def test_what_a_site_sends_is_what_its_heads_get_wrong() -> None:
     """For classes, labels and values, of validation cases alone, those without a label left out."""
-    plan = [{"name": "x", "local": {"kind": "statistics"}, "share": "heads", "merge": {"kind": "ridge"}}]
+    plan = [{"name": "x", "local": {"kind": "statistics"}, "share": "heads", "aggregate": {"kind": "ridge"}}]
     study = parse_study({"name": "x", "tasks": TASKS, "input": {"kind": "image", "size": 32}, "plan": plan}, "here")
     local_model = LocalModel(study, CPU)
     inputs, cls = images(20)

@@ -14,7 +14,7 @@ from fedgraft.common.study.plan import (
     Tag,
     named,
 )
-from fedgraft.server.aggregation.aggregator import aggregator
+from fedgraft.server.aggregation.aggregator import aggregator_for
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),
@@ -37,7 +37,7 @@ def run(aggregate: ServerOptimiser | Mean, memory: dict[str, np.ndarray]) -> lis
     states = [state]
     stage = Stage(name="s", local=Gradient(epochs=1), share=named("all"), aggregate=aggregate)
     for _ in range(ROUNDS):
-        aggregator = aggregator(stage, TAGS, memory)
+        aggregator = aggregator_for(stage, TAGS, memory)
         for cases in (10.0, 20.0, 30.0):
             sent = {key: old + rng.normal(0.1, 0.3, old.shape) for key, old in state.items() if old.ndim}
             aggregator.add(Update(1, sent | {"backbone.n": np.array(5)}, {"*": cases, "cls": cases}, {}, {}))

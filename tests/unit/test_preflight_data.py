@@ -136,7 +136,7 @@ def test_the_same_pixels_under_two_patients_fail(hospital: Hospital) -> None:
     line = hospital.lines("data")["duplicates"]
     assert line.level is Level.FAILS
     assert line.figures["of_several_patients"] == line.figures["with_other_labels"] == 1
-    assert one.PatientID not in line.says
+    assert one.PatientID not in line.description
 
 
 def row_of(hospital: Hospital, path: Path) -> dict[str, str]:
@@ -219,7 +219,7 @@ def test_a_class_that_no_patient_has_is_noted_and_a_single_class_fails(hospital:
     relabel(hospital, lambda label: "none" if label == "ring" else label)
     line = hospital.lines("data")["classes_cls"]
     assert (line.level, line.figures["counts"]["ring"]) == (Level.NOTE, 0)
-    assert "no case of ring" in line.says
+    assert "no case of ring" in line.description
     relabel(hospital, lambda _: "smooth")
     assert failing(hospital.lines("data")) == {"classes_cls"}
 
@@ -239,7 +239,7 @@ def test_a_class_without_a_training_case_is_noted(hospital: Hospital) -> None:
     hospital.write_rows(rows)
     line = hospital.lines("data")["classes_cls"]
     assert line.level is Level.NOTE
-    assert "no training case of ring" in line.says
+    assert "no training case of ring" in line.description
     assert line.figures["counts"]["ring"] > 0
 
 
@@ -307,7 +307,7 @@ def test_too_few_patients_to_split(hospital: Hospital) -> None:
             file.unlink()
     lines = hospital.lines("data")
     assert lines["splits"].level is Level.NOTE
-    assert lines["splits"].says.startswith("nobody in val, test")
+    assert lines["splits"].description.startswith("nobody in val, test")
 
 
 def test_splits_of_another_study_are_found_before_the_study_starts(hospital: Hospital) -> None:

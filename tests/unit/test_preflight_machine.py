@@ -16,7 +16,7 @@ from pydicom import dcmread
 from fedgraft.client.preflight import environment
 from fedgraft.client.preflight.memory import PeakMemory
 from fedgraft.client.preflight.report import Level
-from fedgraft.client.training import microbatching as microbatching
+from fedgraft.client.training import microbatching
 from fedgraft.client.training.model.local_model import LocalModel
 from helpers.site_home import Hospital, study
 
@@ -28,7 +28,7 @@ def test_a_machine_in_order(hospital: Hospital) -> None:
     lines = hospital.lines("environment")
     assert set(lines) == ENVIRONMENT
     assert {line.level for line in lines.values()} == {Level.FINE}
-    assert f"torch {version('torch')}" in lines["versions"].says
+    assert f"torch {version('torch')}" in lines["versions"].description
     assert lines["memory"].figures["total_gb"] >= lines["memory"].figures["free_gb"] > 0
     assert lines["cores"].figures["cores"] == len(os.sched_getaffinity(0))
 
@@ -37,8 +37,8 @@ def test_a_package_of_a_version_that_was_not_asked_for_fails(hospital: Hospital,
     monkeypatch.setattr(environment, "requires", lambda _: ["flwr==1.0.*", "numpy>=1", "nowhere>=1", "ray; extra=='x'"])
     line = hospital.lines("environment")["versions"]
     assert line.level is Level.FAILS
-    assert "flwr, nowhere;" in line.says
-    assert "numpy" not in line.says
+    assert "flwr, nowhere;" in line.description
+    assert "numpy" not in line.description
 
 
 def test_a_package_that_does_not_import_fails_and_its_text_stays_here(hospital: Hospital, monkeypatch) -> None:
@@ -50,7 +50,7 @@ def test_a_package_that_does_not_import_fails_and_its_text_stays_here(hospital: 
     report = hospital.check("environment")
     line = report.parts[0].findings.lines[0]
     assert (line.name, line.level) == ("versions", Level.FAILS)
-    assert "broken_package" in line.says
+    assert "broken_package" in line.description
     assert "DOE" in report.private[0]
     assert "DOE" not in str(report.content())
 
@@ -101,7 +101,7 @@ def test_files_that_others_may_read_fail(hospital: Hospital) -> None:
 def test_too_little_memory_fails(hospital: Hospital, monkeypatch) -> None:
     monkeypatch.setattr(environment, "_memory_bytes", lambda: (8e9, 1.5e9))
     line = hospital.lines("environment")["memory"]
-    assert (line.level, line.says) == (Level.FAILS, "1.5 of 8.0 GB free, 2 GB needed")
+    assert (line.level, line.description) == (Level.FAILS, "1.5 of 8.0 GB free, 2 GB needed")
 
 
 def test_more_threads_than_cores_are_noted(hospital: Hospital) -> None:
@@ -132,7 +132,7 @@ def test_a_round_that_takes_longer_than_the_study_waits_fails(hospital: Hospital
     slow = study(rounds={"deadline_s": 0.001})
     line = hospital.lines("training", against=slow)["stage_train"]
     assert line.level is Level.FAILS
-    assert "the study waits 0.001 s" in line.says
+    assert "the study waits 0.001 s" in line.description
 
 
 def test_stages_for_other_sites_are_skipped(hospital: Hospital) -> None:
@@ -150,14 +150,14 @@ def test_too_few_cases_for_a_step_fail(hospital: Hospital) -> None:
             file.unlink()
     lines = hospital.lines("training")
     assert lines["stage_train"].level is lines["stage_adapt"].level is Level.FAILS
-    assert "too few" in lines["stage_train"].says
+    assert "too few" in lines["stage_train"].description
 
 
 def test_numbers_that_grow_without_end_fail(hospital: Hospital) -> None:
     wild = study(method={"name": "fedavg", "rounds": 1, "local": {"epochs": 1, "lr": 1e30, "optimiser": "sgd"}})
     line = hospital.lines("training", against=wild)["stage_train"]
     assert line.level is Level.FAILS
-    assert "not finite" in line.says
+    assert "not finite" in line.description
 
 
 def test_no_memory_for_a_batch_fails_and_the_rest_goes_on(hospital: Hospital, monkeypatch) -> None:
@@ -167,7 +167,7 @@ def test_no_memory_for_a_batch_fails_and_the_rest_goes_on(hospital: Hospital, mo
     monkeypatch.setattr(microbatching, "train", full)
     lines = hospital.lines("training")
     assert lines["stage_train"].level is Level.FAILS
-    assert "memory" in lines["stage_train"].says
+    assert "memory" in lines["stage_train"].description
     assert lines["stage_adapt"].level is Level.FINE
 
 
@@ -213,7 +213,7 @@ def test_peak_memory_says_when_it_is_that_since_the_process_began(
     memory = PeakMemory(torch.device("cpu"))
     assert memory.whole_life
     assert memory.peak() > 320e6
-    assert "since it began" in hospital.lines("training")["peak_memory"].says
+    assert "since it began" in hospital.lines("training")["peak_memory"].description
 
 
 def test_a_part_that_breaks_down_is_a_line_and_the_others_go_on(hospital: Hospital, monkeypatch) -> None:

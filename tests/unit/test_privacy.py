@@ -112,7 +112,7 @@ def test_nothing_costs_nothing() -> None:
     assert epsilon([], 1e-4) == epsilon_prv([], 1e-4) == 0.0
 
 
-@pytest.mark.parametrize(("sigma", "q"), [(50.0, 1e-6), (1e3, 0.5), (0.5, 0.5), (5.0, 0.999)])
+@pytest.mark.parametrize(("noise_multiplier", "q"), [(50.0, 1e-6), (1e3, 0.5), (0.5, 0.5), (5.0, 0.999)])
 def test_no_order_ever_pays_back(noise_multiplier: float, q: float) -> None:
     assert (rdp([Event(noise_multiplier, q, 10**6)]) >= 0).all()
 

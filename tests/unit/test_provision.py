@@ -227,7 +227,9 @@ def test_a_renewed_kit_replaces_keys_and_nothing_else(kits):
     Authority(kits).renew_site("north")
     rejoin(kits / "north.zip", passphrase(kits), home)
     assert private_pem(home.node_key()) != private_pem(old)
-    assert read_config(home.config).model_copy(update={"masks": None}) == config.model_copy(update={"masks": None})
+    assert read_config(home.config).model_copy(update={"secure_aggregation": None}) == config.model_copy(
+        update={"secure_aggregation": None}
+    )
     with pytest.raises(InputError, match="another site"):
         rejoin(kits / "south.zip", passphrase(kits, "south"), home)
 
@@ -246,7 +248,7 @@ def test_a_persons_comments_outlive_a_newer_roster_and_a_renewed_kit(kits):
     assert "# the end\n" in text
     config = read_config(home.config)
     assert config.threads == 3
-    assert config.masks.identities == home.roster().identities()
+    assert config.secure_aggregation.identities == home.roster().identities()
 
 
 def test_an_older_roster_is_not_taken(kits):

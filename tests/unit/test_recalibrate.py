@@ -118,7 +118,7 @@ class Interrupted(Loader):
 
 
 RECALIBRATE = {"local": {"kind": "recalibrate", "batch_size": 8}, "keep": "norm_stats"}
-TRAIN_ALL = {"local": {"kind": "gradient", "steps": 3, "batch_size": 8}, "share": "all", "merge": {"kind": "mean"}}
+TRAIN_ALL = {"local": {"kind": "gradient", "steps": 3, "batch_size": 8}, "share": "all", "aggregate": {"kind": "mean"}}
 
 
 @pytest.mark.parametrize("stage", [RECALIBRATE, TRAIN_ALL])

@@ -1,4 +1,4 @@
-"""Merges that a few sites cannot spoil, against their definitions in a few lines."""
+"""Aggregations that a few sites cannot spoil, against their definitions in a few lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedgraft.common.study.plan import (
     Tag,
     named,
 )
-from fedgraft.server.aggregation.aggregator import aggregator
+from fedgraft.server.aggregation.aggregator import aggregator_for
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),
@@ -50,7 +50,8 @@ def honest(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
 def aggregated(
     aggregate: Aggregation, sites: list[dict[str, np.ndarray]], labels: list[float] | None = None
 ) -> dict[str, np.ndarray]:
-    aggregator = aggregator(Stage(name="s", local=Gradient(epochs=1), share=named("all"), aggregate=aggregate), TAGS)
+    stage = Stage(name="s", local=Gradient(epochs=1), share=named("all"), aggregate=aggregate)
+    aggregator = aggregator_for(stage, TAGS)
     for tensors, count in zip(sites, labels or [5.0] * len(sites), strict=True):
         aggregator.add(Update(1, tensors, {"*": 5.0, "cls": count}, {}, {}))
     return aggregator.result(OLD)
@@ -108,7 +109,7 @@ def test_the_clipped_mean_holds_every_change_to_the_median_norm() -> None:
 ROBUST = [Median(), TrimmedMean(), Krum(), ClippedMean()]
 
 
-@pytest.mark.parametrize("merge", ROBUST, ids=lambda aggregate: aggregate.kind)
+@pytest.mark.parametrize("aggregate", ROBUST, ids=lambda aggregate: aggregate.kind)
 @pytest.mark.parametrize("attack", [100.0, -100.0, 0.0])
 def test_one_of_five_sites_moves_the_result_by_no_more_than_the_honest_differ(
     aggregate: Aggregation, attack: float
@@ -127,7 +128,7 @@ def test_one_of_five_sites_moves_the_result_by_no_more_than_the_honest_differ(
         assert np.abs(moved).max() > 5
 
 
-@pytest.mark.parametrize("merge", ROBUST, ids=lambda aggregate: aggregate.kind)
+@pytest.mark.parametrize("aggregate", ROBUST, ids=lambda aggregate: aggregate.kind)
 def test_sites_without_labels_have_no_say_in_a_head(aggregate: Aggregation) -> None:
     sites = honest(7)
     spoilt = [*sites[:5], *({**site, "heads.cls.weight": site["heads.cls.weight"] + 0.2} for site in sites[5:])]
@@ -138,7 +139,7 @@ def test_sites_without_labels_have_no_say_in_a_head(aggregate: Aggregation) -> N
     assert set(nobody) == {"backbone.w", "backbone.n"}
 
 
-@pytest.mark.parametrize("merge", ROBUST, ids=lambda aggregate: aggregate.kind)
+@pytest.mark.parametrize("aggregate", ROBUST, ids=lambda aggregate: aggregate.kind)
 def test_nothing_new_from_anybody_changes_nothing(aggregate: Aggregation) -> None:
     got = aggregated(aggregate, [OLD] * 5)
     assert all((got[key] == OLD[key]).all() for key in OLD)

@@ -40,8 +40,11 @@ def test_relative_paths_count_from_the_file(tmp_path, monkeypatch):
     assert (config.state, config.cache) == (home / "state", home / "cache")
     assert config.server is not None
     assert config.server.ca == home / "ca.pem"
-    assert config.masks is not None
-    assert (config.masks.key, config.masks.roster) == (home / "mask.pem", home / "roster.json")
+    assert config.secure_aggregation is not None
+    assert (config.secure_aggregation.key, config.secure_aggregation.roster) == (
+        home / "mask.pem",
+        home / "roster.json",
+    )
 
 
 def test_absolute_paths_stay_and_a_tilde_is_the_persons_own(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_entries_may_come_go_and_return_to_what_they_were(tmp_path: Path, change
     if change == "gone":
         state = {key: array for key, array in changed.items() if key != "steps"}
     elif change == "new":
-        state = changed | {"memory of the merge:m": np.ones(4)}
+        state = changed | {"memory of the aggregation:m": np.ones(4)}
     names = snapshots.write("3.safetensors", state)
     snapshots.forget_all_but(names)
     assert same(Snapshots(tmp_path).read(names), state)

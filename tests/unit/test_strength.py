@@ -96,7 +96,12 @@ def test_heads_over_sites_are_those_of_the_pooled_cases(made: Any) -> None:
 
 
 STAGE = Stage.model_validate(
-    {"name": "probe", "local": {"kind": "statistics"}, "share": "heads", "merge": {"kind": "ridge", "strength": "loso"}}
+    {
+        "name": "probe",
+        "local": {"kind": "statistics"},
+        "share": "heads",
+        "aggregate": {"kind": "ridge", "ridge_penalty": "loso"},
+    }
 )
 
 

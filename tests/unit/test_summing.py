@@ -20,7 +20,7 @@ from fedgraft.common.secure_aggregation.summing import (
 )
 from fedgraft.common.study.aggregates import Mean, Ridge, ServerOptimiser
 from fedgraft.common.study.plan import Role, Stage, Tag
-from fedgraft.server.aggregation.aggregator import aggregator
+from fedgraft.server.aggregation.aggregator import aggregator_for
 
 TAGS = {"b.w": Tag(Role.BODY, 1), "b.n": Tag(Role.NORM_STATS, 1), "heads.cls.w": Tag(Role.HEAD, 2, "cls")}
 STATE = {"b.w": np.zeros(4, np.float32), "b.n": np.array(7), "heads.cls.w": np.full(2, 5.0, np.float32)}
@@ -50,12 +50,12 @@ def summed(terms: list) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("labelled", [(5.0, 0.0, 9.0), (0.0, 0.0, 0.0)])
 def test_a_merger_makes_the_same_of_the_sum_as_of_all_updates(make_study, weight: str, labelled: tuple) -> None:
     study = make_study()
-    stage = study.plan[0].model_copy(update={"merge": Mean(weight=weight)})
+    stage = study.plan[0].model_copy(update={"aggregate": Mean(weight=weight)})
     updates = [update(seed, cases, known) for seed, cases, known in zip((1, 2, 3), (12, 30, 9), labelled, strict=True)]
     terms = [tensor_summands(one, stage, TAGS) for one in updates]
     assert {k: (a.shape, a.dtype.name) for k, a in terms[0].arrays.items()} == tensor_shapes(SHAPES, study, stage)
     whole = pooled_update(summed(terms), stage, TAGS, STATE)
-    one, many = aggregator(stage, TAGS), aggregator(stage, TAGS)
+    one, many = aggregator_for(stage, TAGS), aggregator_for(stage, TAGS)
     one.add(whole)
     for each in updates:
         many.add(each)
@@ -68,10 +68,10 @@ def test_a_merger_makes_the_same_of_the_sum_as_of_all_updates(make_study, weight
 
 def test_a_server_optimiser_takes_the_same_step(make_study) -> None:
     rule = ServerOptimiser(rule="adam", lr=0.1, momentum=0.9)
-    stage = make_study().plan[0].model_copy(update={"merge": rule})
+    stage = make_study().plan[0].model_copy(update={"aggregate": rule})
     updates = [update(seed, 10.0 * seed, 5.0) for seed in (1, 2, 3)]
     whole = pooled_update(summed([tensor_summands(one, stage, TAGS) for one in updates]), stage, TAGS, STATE)
-    one, many = aggregator(stage, TAGS), aggregator(stage, TAGS)
+    one, many = aggregator_for(stage, TAGS), aggregator_for(stage, TAGS)
     one.add(whole)
     for each in updates:
         many.add(each)

@@ -59,30 +59,35 @@ def test_a_fault_names_its_key(make_study: MakeStudy, task: dict[str, Any], faul
 
 RIDGE = {"name": "probe", "where": "labelled", "local": {"kind": "statistics"}, "share": "heads"}
 DP = {"kind": "gradient", "train": "heads", "steps": 2, "fixed_norm_stats": True}
-DP |= {"private": {"epsilon": 3, "sample": 0.5}}
-TUNE = {"name": "tune", "where": "labelled", "local": DP, "share": "heads", "merge": {"kind": "mean"}}
-LOSO = {"kind": "ridge", "strength": "loso"}
+DP |= {"private": {"epsilon": 3, "sample_rate": 0.5}}
+TUNE = {"name": "tune", "where": "labelled", "local": DP, "share": "heads", "aggregate": {"kind": "mean"}}
+LOSO = {"kind": "ridge", "ridge_penalty": "loso"}
 
 
 @pytest.mark.parametrize(
     ("tasks", "stage", "changes", "fault"),
     [
         ([CLASSES, MASK], TUNE, {}, "plan.0 (tune).local.private: gradients of single cases through the decoder of"),
-        ([MASK], RIDGE | {"merge": {"kind": "ridge"}}, {}, "plan.0 (probe).local: masks have no head"),
-        ([CLASSES, VALUE], RIDGE | {"merge": {"kind": "ncm"}}, {}, "plan.0 (probe).merge: ncm is for classes"),
-        ([LABELS], RIDGE | {"merge": {"kind": "lda"}}, {}, "plan.0 (probe).merge: lda is for classes"),
-        ([CLASSES], RIDGE | {"merge": LOSO}, {"masked": True}, "plan.0 (probe).merge.strength: loso leaves out"),
+        ([MASK], RIDGE | {"aggregate": {"kind": "ridge"}}, {}, "plan.0 (probe).local: masks have no head"),
+        ([CLASSES, VALUE], RIDGE | {"aggregate": {"kind": "ncm"}}, {}, "plan.0 (probe).aggregate: ncm is for classes"),
+        ([LABELS], RIDGE | {"aggregate": {"kind": "lda"}}, {}, "plan.0 (probe).aggregate: lda is for classes"),
+        (
+            [CLASSES],
+            RIDGE | {"aggregate": LOSO},
+            {"secure_aggregation": True},
+            "plan.0 (probe).aggregate.ridge_penalty: loso leaves out",
+        ),
         (
             [CLASSES, VALUE],
-            RIDGE | {"local": {"kind": "statistics", "private": {"epsilon": 3}}, "merge": {"kind": "ridge"}},
+            RIDGE | {"local": {"kind": "statistics", "private": {"epsilon": 3}}, "aggregate": {"kind": "ridge"}},
             {},
             "plan.0 (probe).local.private: the bound of noised sums is known for classes alone, not for size",
         ),
         (
             [CLASSES],
-            RIDGE | {"local": {"kind": "statistics", "private": {"epsilon": 3}}, "merge": LOSO},
+            RIDGE | {"local": {"kind": "statistics", "private": {"epsilon": 3}}, "aggregate": LOSO},
             {},
-            "plan.0 (probe).merge.strength: loso measures errors on sums that noise has spoilt",
+            "plan.0 (probe).aggregate.ridge_penalty: loso measures errors on sums that noise has spoilt",
         ),
     ],
 )
@@ -94,7 +99,7 @@ def test_what_cannot_work_is_refused_before_round_1(make_study: MakeStudy, tasks
 def test_what_can_work_is_not_refused(make_study: MakeStudy) -> None:
     assert not faults(make_study(tasks=[CLASSES, MASK, VALUE, LABELS]))
     assert not faults(make_study(tasks=[CLASSES, VALUE, LABELS], plan=[TUNE]))
-    assert not faults(make_study(tasks=[MASK, VALUE, LABELS], plan=[RIDGE | {"merge": LOSO}]))
+    assert not faults(make_study(tasks=[MASK, VALUE, LABELS], plan=[RIDGE | {"aggregate": LOSO}]))
 
 
 def test_a_table_has_no_pixels(make_study: MakeStudy) -> None:

@@ -66,7 +66,7 @@ def test_each_member_has_its_own_and_a_head_keeps_its_ranks() -> None:
     (sharp, target), (flat, _) = cases(0, 900, 3.0), cases(0, 900, 0.5)
     losses = np.stack([class_losses(sharp, target), class_losses(flat, target)])
     state = {"backbone.temperatures.cls.values": np.array([2.0, 1.0], np.float32)}
-    found = tempered({"cls/members": losses, "cls/cases": np.array([900.0])}, state)
+    found = tempered({"cls/base_models": losses, "cls/cases": np.array([900.0])}, state)
     values = found["backbone.temperatures.cls.values"]
     assert values.dtype == np.float32
     np.testing.assert_allclose(values, best(losses) * [2.0, 1.0], rtol=1e-6)  # relative to what was measured

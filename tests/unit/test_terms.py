@@ -26,7 +26,7 @@ TAGS = {
     "backbone.bn.running_mean": Tag(Role.NORM_STATS, 1, height=1),
     "heads.cls.weight": Tag(Role.HEAD, 2, "cls"),
 }
-FEDAVG = {"share": "all", "merge": {"kind": "mean"}}
+FEDAVG = {"share": "all", "aggregate": {"kind": "mean"}}
 LABELS = {"kind": "supervised"}
 
 
@@ -37,10 +37,10 @@ def study(local: dict[str, Any], **stage: Any) -> Study:
 
 def test_terms_are_written_only_where_they_say_something() -> None:
     """A study of before has the digest it had, so that approvals and older sites still hold."""
-    plain, said = study({}), study({"terms": [LABELS]})
+    plain, said = study({}), study({"losses": [LABELS]})
     assert plain.digest == said.digest
     assert b'"terms"' not in plain.to_json()
-    other = study({"terms": [LABELS, {"kind": "anchor", "to": "round", "weight": 0.1}]})
+    other = study({"losses": [LABELS, {"kind": "proximal", "to": "round", "weight": 0.1}]})
     assert other.digest != plain.digest
     assert parse_study(__import__("json").loads(other.to_json()), "again") == other
 
@@ -74,7 +74,7 @@ def test_l2sp_pulls_all_but_heads_to_the_start_of_the_run(attack_target) -> None
     local_model, loader = attack_target()
     changes = trainable(local_model)
     start = {key: value + np.float32(0.1) for key, value in snapshot(local_model).items()}
-    stage = study({"terms": [LABELS, {"kind": "anchor", "to": "pretrained"}]}).plan[0]
+    stage = study({"losses": [LABELS, {"kind": "proximal", "to": "pretrained"}]}).plan[0]
     forms = {key: (value.shape, value.dtype.name) for key, value in start.items()}
     auxiliary = {
         name: start[name.removeprefix(PRETRAINED)] for name in auxiliary_shapes(stage, local_model.tags, forms)
@@ -99,7 +99,7 @@ def test_an_anchor_is_added_after_clipping_and_noise(attack_target) -> None:
     start = snapshot(local_model)
     visit_context = VisitContext(received={key: value + np.float32(1) for key, value in start.items()})
     spec = private(3, noise_multiplier=1e-9, max_grad_norm=1e-9, lr=0.5).model_copy(
-        update={"terms": (Supervised(), Proximal(to="global", weight=0.2))}
+        update={"losses": (Supervised(), Proximal(to="global", weight=0.2))}
     )
     train_private(local_model, loader, [*map(str, range(27))], spec, changes, replace(NOW, visit_context=visit_context))
     after = snapshot(local_model)
@@ -107,23 +107,23 @@ def test_an_anchor_is_added_after_clipping_and_noise(attack_target) -> None:
         np.testing.assert_allclose(after[key] - start[key], 1 - 0.9**3, atol=2e-6)
 
 
-ANCHOR = {"kind": "anchor", "to": "global"}
-PRIVATE = {"steps": 5, "fixed_norm_stats": True, "private": {"sigma": 1.0, "sample": 0.1}}
-PLAIN = {"optimiser": "sgd", "momentum": 0, "terms": [LABELS, {"kind": "control"}]}
+ANCHOR = {"kind": "proximal", "to": "global"}
+PRIVATE = {"steps": 5, "fixed_norm_stats": True, "private": {"noise_multiplier": 1.0, "sample_rate": 0.1}}
+PLAIN = {"optimiser": "sgd", "momentum": 0, "losses": [LABELS, {"kind": "control_variate"}]}
 
 
 @pytest.mark.parametrize(
     ("local", "stage", "words"),
     [
-        ({"terms": [LABELS, ANCHOR]}, {}, "terms.1 (anchor): pulls what a site keeps"),
-        ({"terms": [ANCHOR | {"to": "round"}]}, {}, "none of them looks at a case"),
+        ({"losses": [LABELS, ANCHOR]}, {}, "losses.1 (proximal): pulls what a site keeps"),
+        ({"losses": [ANCHOR | {"to": "round"}]}, {}, "none of them looks at a case"),
         ({}, {"where": "unlabelled"}, "needs labels"),
-        (PLAIN | {"momentum": 0.9}, {}, "(control): steps must be plain"),
-        (PLAIN | {"optimiser": "adamw"}, {}, "(control): steps must be plain"),
+        (PLAIN | {"momentum": 0.9}, {}, "(control_variate): steps must be plain"),
+        (PLAIN | {"optimiser": "adamw"}, {}, "(control_variate): steps must be plain"),
         (PLAIN | {"steps": None, "epochs": 1}, {}, "give steps, not epochs"),
         (PLAIN | {"clip_norm": 1.0}, {}, "leave clip_norm out"),
-        (PLAIN, {"merge": {"kind": "median"}}, "needs the sites' mean"),
-        (PLAIN, {"share": "none", "keep": "all", "merge": {"kind": "nothing"}}, "no drift to correct"),
+        (PLAIN, {"aggregate": {"kind": "median"}}, "needs the sites' mean"),
+        (PLAIN, {"share": "none", "keep": "all", "aggregate": {"kind": "nothing"}}, "no drift to correct"),
         (PLAIN | PRIVATE, {}, "control variates are not built for private work"),
     ],
 )
@@ -133,15 +133,15 @@ def test_terms_that_cannot_work_are_refused_with_their_reason(local, stage, word
 
 
 def test_terms_that_can_work_are_let_through() -> None:
-    assert check(study({"terms": [LABELS, {"kind": "anchor", "to": "round"}]}), TAGS) == []
-    assert check(study(PRIVATE | {"terms": [LABELS, {"kind": "anchor", "to": "round"}]}), TAGS) == []
-    assert check(study({"terms": [LABELS, ANCHOR]}, share="heads", keep="all_but_heads"), TAGS) == []
+    assert check(study({"losses": [LABELS, {"kind": "proximal", "to": "round"}]}), TAGS) == []
+    assert check(study(PRIVATE | {"losses": [LABELS, {"kind": "proximal", "to": "round"}]}), TAGS) == []
+    assert check(study({"losses": [LABELS, ANCHOR]}, share="heads", keep="all_but_heads"), TAGS) == []
     assert check(study(PLAIN), TAGS) == []
 
 
 def test_explain_names_what_is_minimised() -> None:
     assert describe_local(study({}).plan[0]) == "gradient: adamw, lr 0.001, 2 steps of 32"
-    stage = study({"terms": [LABELS, {"kind": "anchor", "to": "pretrained", "weight": 0.2}]}).plan[0]
+    stage = study({"losses": [LABELS, {"kind": "proximal", "to": "pretrained", "weight": 0.2}]}).plan[0]
     assert describe_local(stage).endswith(", on 1 x labels + 0.2 x a pull to the start of the run")
 
 

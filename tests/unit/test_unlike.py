@@ -83,7 +83,7 @@ def test_moments_are_of_one_model_alone(tmp_path: Path) -> None:
 
 
 def flags(**more: object) -> dict[str, object]:
-    return {"name": "fedavg", "rounds": 1, "local": {"epochs": 1}, "flags": True, **more}
+    return {"name": "fedavg", "rounds": 1, "local": {"epochs": 1}, "ood_detection": True, **more}
 
 
 def test_flags_come_where_the_common_model_is_done(make_study: MakeStudy) -> None:
@@ -101,7 +101,7 @@ def test_flags_come_where_the_common_model_is_done(make_study: MakeStudy) -> Non
 def test_flags_that_would_not_fit_are_refused(make_study: MakeStudy) -> None:
     train, describe, measure = (stage.model_dump(mode="json") for stage in make_study(method=flags(rounds=1)).plan)
     again = train | {"name": "again"}
-    sums = {"sigma": 1.0}
+    sums = {"noise_multiplier": 1.0}
     cases = {
         "no stage before this one has released moments": [train, measure],
         "the moments are of a backbone that has since changed": [describe, train, measure],
@@ -112,8 +112,8 @@ def test_flags_that_would_not_fit_are_refused(make_study: MakeStudy) -> None:
         "noised sums clip the features, so their moments": [
             train, describe | {"local": describe["local"] | {"private": sums}}, measure
         ],
-        "sums of distances are merged by threshold, not by moments": [
-            train, describe, measure | {"merge": {"kind": "moments"}}
+        "sums of distances are aggregated by threshold, not by moments": [
+            train, describe, measure | {"aggregate": {"kind": "moments"}}
         ],
     }  # fmt: skip
     for reason, plan in cases.items():

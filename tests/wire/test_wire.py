@@ -96,7 +96,7 @@ def test_a_masked_study_s_messages_arrive_as_they_were_sent():
 
 
 @pytest.mark.parametrize(
-    "circles",
+    "groups",
     [
         *(3, [], {}, {"number": 1}, {"number": -1, "parts": {}}, {"number": 1, "parts": []}),
         {"number": 1, "parts": {"tensors": ["north"]}},
@@ -244,7 +244,7 @@ json_values = st.recursive(
 )
 
 
-KEYS = ("exchange", "weights", "train", "refused", "site", "cases", "labels", "contexts", "circles", "nonce")
+KEYS = ("exchange", "weights", "train", "refused", "site", "cases", "labels", "contexts", "groups", "nonce")
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), json_values))

@@ -45,7 +45,7 @@ def dp_twin(model: TransferModel, trained: Collection[str]) -> nn.Module:
     if all(key.startswith("heads.") for key in trained):
         return model
     twin = DpTwin(out_of_place(model.backbone), model.heads)
-    if set(twin.state_dict()) != {key for key in model.state_dict() if not key.startswith("critics.")}:
+    if set(twin.state_dict()) != {key for key in model.state_dict() if not key.startswith("domain_discriminators.")}:
         raise InputError("This backbone has entries that its forward pass does not use.", fix="Train heads alone.")
     return twin
 

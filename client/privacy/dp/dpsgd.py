@@ -57,7 +57,7 @@ def train_private(
 ) -> dict[str, float]:
     """Take exactly `spec.steps` noised steps in place; `changes` are the parameters that may move.
 
-    `patients` names the patient of every case of the cohort. Terms that look at the model's entries alone say nothing
+    `patients` names the patient of every case of the cohort. Losses that look at the model's entries alone say nothing
     of any patient beyond what noised steps have made of these: their gradients are added after the noise. The figures
     returned are public: no loss, no counts. Raises TooFewCases, Diverged, and InputError for what is not private.
     """
@@ -93,7 +93,7 @@ def train_private(
     local_model.model.eval()
     if not local_model.finite(changes):
         raise Diverged
-    return {"steps": steps, "sigma": noise_multiplier, "sample": private.sample_rate}
+    return {"steps": steps, "noise_multiplier": noise_multiplier, "sample_rate": private.sample_rate}
 
 
 def _step_sum(
@@ -147,7 +147,7 @@ def _terms(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> t
     if private.mode == "ghost" and private.augmentation_multiplicity > 1:
         raise InputError("Ghost clipping knows single images only.")
     if any(loss.scope is not LossScope.REGULARISER and loss != Supervised() for loss in spec.losses):
-        raise InputError("Private work learns from the site's own labels, and from no other term that looks at cases.")
+        raise InputError("Private work learns from the site's own labels, and from no other loss that looks at cases.")
     if not changes or not set(changes) <= set(local_model.parameters):
         raise InputError("Private work trains parameters; running statistics are not noised and must stay.")
     return private, noise_multiplier, spec.steps

@@ -47,7 +47,7 @@ class Trainer:
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """What brings each norm down to `clip`; 0 for a norm that is infinite or no number."""
+    """What brings each norm down to `max_grad_norm`; 0 for a norm that is infinite or no number."""
     return (max_grad_norm / norms).clamp_(max=1.0).nan_to_num_(nan=0.0)
 
 

@@ -84,7 +84,7 @@ def units_of(indices: Tensor, patients: Sequence[str], unit: str) -> list[list[i
 
 
 def draw_units(count: int, sample: float) -> Places:
-    """A Poisson sample: each of `count` units is in it with probability `sample`, whatever the others do."""
+    """A Poisson sample: each of `count` units is in it with probability `sample_rate`, whatever the others do."""
     return (secret.uniform(count) < sample).nonzero()[0]
 
 
@@ -98,7 +98,7 @@ class Lots:
         self._alone = bool((self._sizes == 1).all())
 
     def rows(self, drawn: Places | Sequence[int], augmentation_multiplicity: int, *, augmented: bool) -> Rows:
-        """For each unit `drawn`, at most `views` of its cases at random; `augmented` ones may come again to fill up."""
+        """For each unit `drawn`, at most `augmentation_multiplicity` of its cases; `augmented` ones may recur."""
         chosen: Places = np.asarray(drawn, dtype=np.int64)
         single = augmentation_multiplicity == 1 or (self._alone and not augmented)
         if self._alone and single:

@@ -127,7 +127,9 @@ class PrivacyGuard:
     @property
     def shows_metrics(self) -> bool:
         """Whether exact sums of metrics, losses and counts may leave, as this study asks for them: masked or not."""
-        return self._policy.metrics == "exact" or (self._study.secure_aggregation and self._policy.metrics == "masked")
+        return self._policy.metrics == "exact" or (
+            self._study.secure_aggregation and self._policy.metrics == "secure_aggregation"
+        )
 
     def public(self, count: int) -> int:
         """A count as it may leave: exact, or rounded to tens, but never to 0 if there is any."""
@@ -144,7 +146,7 @@ class PrivacyGuard:
             return
         delta = self.delta
         if not epsilon(events, delta) <= self._policy.epsilon_per_study:
-            raise Refused(Code.BUDGET, "all stages together cost more than epsilon_job of the policy")
+            raise Refused(Code.BUDGET, "all stages together cost more than epsilon_per_study of the policy")
         if not epsilon(events + list(self._spent_by_others()), delta) <= self._policy.epsilon_lifetime:
             raise Refused(Code.BUDGET, "with what other studies have spent, more than epsilon_lifetime of the policy")
 
@@ -200,13 +202,13 @@ class PrivacyGuard:
         event = Event(privacy.noise_multiplier, privacy.sample_rate, steps_of(stage))
         self._charge(exchange, event, facts, privacy)
         effective_privacy = {
-            "sigma": privacy.noise_multiplier,
-            "clip": privacy.max_grad_norm,
+            "noise_multiplier": privacy.noise_multiplier,
+            "max_grad_norm": privacy.max_grad_norm,
             "unit": privacy.unit,
             "epsilon": None,
         }
         return asked.model_copy(
-            update=effective_privacy | ({"sample": privacy.sample_rate} if isinstance(asked, Private) else {})
+            update=effective_privacy | ({"sample_rate": privacy.sample_rate} if isinstance(asked, Private) else {})
         )
 
     def _charge(self, exchange: int, event: Event, facts: Facts, privacy: EffectivePrivacy) -> None:
@@ -295,8 +297,8 @@ class PrivacyGuard:
     def spend(self) -> Spend | None:
         """What this study has cost here so far; None if nothing.
 
-        The delta follows from the number of patients, which a masked study keeps from the coordinator: there it is
-        rounded up to a power of ten, and epsilon is that of the rounded delta.
+        The delta follows from the number of patients, which a study with secure aggregation keeps from the coordinator:
+        there it is rounded up to a power of ten, and epsilon is that of the rounded delta.
         """
         if not self._held.exists():
             return None

@@ -1,4 +1,4 @@
-"""A site's replies in one masked study: looked over before the work, sealed after it."""
+"""A site's replies in one study with secure aggregation: looked over before the work, sealed after it."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ class Sealer:
     def accept(self, instruction: Instruction, stage: Stage) -> Accepted:
         """Which parts of its reply the site will mask.
 
-        Raises Refused for a circle that the site does not lend itself to: too few, unknown sites, or, for tensors,
+        Raises Refused for a group that the site does not lend itself to: too few, unknown sites, or, for tensors,
         another one than before (metrics are then only left out); and for a number or a run that is over.
         """
         groups = instruction.groups
         if groups is None or not groups.parts.keys() <= {TENSORS, METRICS}:
-            raise _not_secure("the order asks for an answer in the open")
+            raise _not_secure("the instruction asks for an answer in the open")
         if not groups.parts:
             return Accepted(frozenset(), "")
         nonces = {group.get(self._pairs.site) for group in groups.parts.values()}
         if len(nonces) != 1 or (nonce := nonces.pop()) is None:
-            raise _not_secure("the site is not in the circle that it was named")
+            raise _not_secure("the site is not in the group that it was named")
         for group in groups.parts.values():
             if len(group) < self._settings.fewest:
-                raise _not_secure(f"the circle has {len(group)} sites, fewer than {self._settings.fewest}")
+                raise _not_secure(f"the group has {len(group)} sites, fewer than {self._settings.fewest}")
             if strangers := group.keys() - self._pairs.roster.keys.keys():
                 raise _not_secure(f"not on the roster: {', '.join(sorted(strangers))}")
         self._book.check(self._study.digest, nonce, groups.number)
@@ -77,7 +77,7 @@ class Sealer:
             parts.discard(METRICS)
         private = privacy_request(stage) is not None
         if TENSORS in parts and not self._may(instruction, groups, TENSORS, private=private):
-            raise _not_secure("this work was masked in another circle before, and `regroup` does not allow it again")
+            raise _not_secure("this work was masked in another group before, and `regroup` does not allow it again")
         return Accepted(frozenset(parts), nonce)
 
     def seal(
@@ -110,7 +110,7 @@ class Sealer:
         return MaskedUpdate(instruction.exchange, words, {part: context.hex() for part, context in contexts.items()})
 
     def _may(self, instruction: Instruction, groups: AggregationGroups, part: str, *, private: bool) -> bool:
-        """Whether the site masks this work with this circle: always with the same one, else as its settings say."""
+        """Whether the site masks this work with this group: always with the same one, else as its settings say."""
         before = self._book.groups(self._study.digest, Occasion(part, instruction.stage, instruction.work))
         regroup = self._settings.regroup
         same = before <= {tuple(sorted(groups.parts[part]))}

@@ -5,7 +5,7 @@ a nonce that all masks of the run depend on; within a run, sums are numbered, an
 refused, by whichever process of the site is asked; and the number is on disk before the first masked byte exists.
 
 The difference of two sums is one site's part if only that site has left in between. Hence the record of who took part
-in which sum: `regroup` says whether the site lends itself to the same work again in another circle.
+in which sum: `regroup` says whether the site lends itself to the same work again in another group.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class MaskBook:
         self._path = path
 
     def greet(self, study: str) -> str:
-        """A fresh nonce for a run of `study`; orders under an earlier one are refused from now on."""
+        """A fresh nonce for a run of `study`; instructions under an earlier one are refused from now on."""
         nonce = secrets.token_hex(16)
         with self._connected() as db:
             db.execute("BEGIN IMMEDIATE")
@@ -107,7 +107,7 @@ class MaskBook:
             _check(db, study, nonce, number)
 
     def groups(self, study: str, occasion: Occasion) -> set[tuple[str, ...]]:
-        """All circles of sites in which the site has masked this work before."""
+        """All groups of sites in which the site has masked this work before."""
         asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ? AND stage = ? AND work = ?"
         with self._connected() as db:
             rows = db.execute(asked, (study, occasion.part, occasion.stage, occasion.work)).fetchall()
@@ -116,7 +116,7 @@ class MaskBook:
     def use(
         self, study: str, nonce: str, number: int, exchange: int, parts: Mapping[Occasion, tuple[list[str], str]]
     ) -> None:
-        """Put on disk that `number` is now used for these parts, each with its circle and context.
+        """Put on disk that `number` is now used for these parts, each with its group and context.
 
         Raises Refused if it was used before.
         """

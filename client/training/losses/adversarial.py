@@ -1,4 +1,4 @@
-"""A critic of domains behind a reversed gradient: DANN and CDAN."""
+"""A domain discriminator of domains behind a reversed gradient: DANN and CDAN."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from fedgraft.common.study.losses import Adversarial
 
 
 def adversarial_loss(spec: Adversarial, visit: Visit) -> LossFunction:
-    """The critic's cross-entropy between source (1) and target (0), each domain counting half.
+    """The domain discriminator's cross-entropy between source (1) and target (0), each domain counting half.
 
-    Ganin et al. 2016, equations 9 to 15, as one loss; the critic itself always learns at full strength.
+    Ganin et al. 2016, equations 9 to 15, as one loss; the domain discriminator itself always learns at full strength.
     """
     domain_discriminator = visit.local_model.model.domain_discriminators[spec.domain_discriminator]
 
@@ -47,9 +47,9 @@ def reversal(progress: float, ramp: float) -> float:
 
 
 def _shown(seen: ForwardOutput, *, conditional: bool) -> Tensor:
-    """What the critic sees: features (N, d), or their products with all tasks' class probabilities (N, d C).
+    """What the discriminator sees: features (N, d), or their products with all tasks' class probabilities (N, d C).
 
-    The probabilities are given, as in Long et al. 2018: heads are not to be spoilt for the critic's sake.
+    The probabilities are given, as in Long et al. 2018: heads are not to be spoilt for the domain discriminator's sake.
     """
     assert seen.features is not None
     features = seen.features.float()

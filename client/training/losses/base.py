@@ -1,4 +1,4 @@
-"""What every term may know of the visit it belongs to, and the two shapes a term can have."""
+"""What every loss may know of the visit it belongs to, and the two shapes a loss can have."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class Visit:
-    """One visit's training: the model, what of it may change, and all that a term may look at."""
+    """One visit's training: the model, what of it may change, and all that a loss may look at."""
 
     local_model: LocalModel
     spec: Gradient
@@ -70,7 +70,7 @@ class Visit:
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """A batch, and what the model says of it; features only where a term asks for them."""
+    """A batch, and what the model says of it; features only where a loss asks for them."""
 
     batch: Batch
     outputs: Mapping[str, Tensor]
@@ -79,7 +79,7 @@ class ForwardOutput:
 
 @dataclass(frozen=True)
 class StepContext:
-    """All that a step shows to the terms: the site's own batch, a batch of the source, how much of the stage is done.
+    """All that a step shows to the losses: the site's own batch, a batch of the source, how much of the stage is done.
 
     `progress` goes from 0 to 1 over all rounds of the stage.
     """
@@ -90,14 +90,14 @@ class StepContext:
 
 
 class LossFunction(Protocol):
-    """A term that looks at cases."""
+    """A loss that looks at cases."""
 
     def __call__(self, step_context: StepContext) -> Tensor:
-        """The term's value before its weight, a scalar."""
+        """The loss's value before its weight, a scalar."""
 
 
 class Regulariser(Protocol):
-    """A term that looks at the model's entries alone, whose gradient is known without any pass."""
+    """A loss that looks at the model's entries alone, whose gradient is known without any pass."""
 
     def __call__(self) -> Mapping[str, Tensor]:
         """Gradient by parameter, before the weight."""

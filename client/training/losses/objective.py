@@ -1,4 +1,4 @@
-"""The weighted sum of a stage's terms, as the training loop uses it."""
+"""The weighted sum of a stage's losses, as the training loop uses it."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ LOSSES: Mapping[type, Callable[[Any, Visit], LossFunction]] = {
     PseudoLabel: pseudo_label_loss,
     Distill: distill_loss,
 }
-"""Terms that look at cases."""
+"""Losses that look at cases."""
 
 REGULARISERS: Mapping[type, Callable[[Any, Visit], Regulariser]] = {
     Proximal: proximal_term,
     ControlVariate: control_variate_term,
 }
-"""Terms that look at the model's entries alone."""
+"""Losses that look at the model's entries alone."""
 
 
 class Objective:
-    """The terms of one visit."""
+    """The losses of one visit."""
 
     def __init__(self, visit: Visit) -> None:
         losses = visit.spec.losses
@@ -62,12 +62,12 @@ class Objective:
         self._parameters = visit.local_model.parameters
 
     def loss(self, step_context: StepContext) -> Tensor:
-        """The weighted sum of what looks at cases; a term alone that counts once is left as it is, to the last bit."""
+        """The weighted sum of what looks at cases; a loss alone that counts once is left as it is, to the last bit."""
         parts = [loss(step_context) if weight == 1 else weight * loss(step_context) for weight, loss in self._losses]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
     def add_regularisers(self) -> None:
-        """Add the gradients of the other terms to those that a backward pass, or noise, has left."""
+        """Add the gradients of the other losses to those that a backward pass, or noise, has left."""
         for weight, add_regularisers in self._regularisers:
             for key, gradient in add_regularisers().items():
                 parameter = self._parameters[key]

@@ -1,4 +1,4 @@
-"""A pull to fixed entries: FedProx, L2-SP and Ditto are one term with three anchors."""
+"""A pull to fixed entries: FedProx, L2-SP and Ditto are one loss with three points to be pulled to."""
 
 from __future__ import annotations
 

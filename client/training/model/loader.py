@@ -80,7 +80,7 @@ class Loader:
                 self._inputs = self._inputs.to(device)
 
     def through(self, features: Tensor) -> Loader:
-        """The same cases as a resting backbone sees them: `features` (cases, dim), on the device, are the inputs."""
+        """The same cases as a frozen backbone sees them: `features` (cases, dim), on the device, are the inputs."""
         seen = copy.copy(self)
         seen._inputs, seen._ready, seen._resident, seen.seen, seen.gaps = features, True, True, True, False
         return seen

@@ -13,15 +13,15 @@ _STEPS = 5
 
 
 def average(method: Method) -> tuple[Stage, ...]:  # noqa: ARG001 - one form for all methods
-    """Each member's temperature; a committee answers with the mean of its members' probabilities anyway."""
+    """Each base model's temperature; an ensemble answers with the mean of its base models' probabilities anyway."""
     return (_temper_base_models(),)
 
 
 def stack(method: Method) -> tuple[Stage, ...]:
-    """From the members' average, steps towards a logistic head over their answers, and one temperature at the end.
+    """From the base models' average, steps towards a logistic head over their answers, and one temperature at the end.
 
     Each step is a ridge of what is still wrong, with a strength chosen on sites left out: where nothing can be gained,
-    the average stays. All on validation cases: on those that a member has learnt by heart, it would seem the best.
+    the average stays. All on validation cases: on those that a base model has learnt by heart, it would seem the best.
     """
     steps = Stage(
         name="stack",
@@ -37,7 +37,7 @@ def stack(method: Method) -> tuple[Stage, ...]:
 def distill(method: Method) -> tuple[Stage, ...]:
     """A student learns labels, where there are any, and a teacher's answers to all images."""
     if method.teacher is None:
-        raise ValueError("distill needs a `teacher`: a finished run's folder, weights with heads, or a committee")
+        raise ValueError("distill needs a `teacher`: a finished run's folder, weights with heads, or an ensemble")
     taught = rounds_of(with_losses(method, Distill(teacher=method.teacher)), "all")
     return (taught.model_copy(update={"where": "all"}),)
 
@@ -49,19 +49,19 @@ def temper() -> Stage:
 
 
 def _temper_base_models() -> Stage:
-    local = Statistics(of="members", split="val")
+    local = Statistics(of="base_models", split="val")
     return Stage(name="temper_members", where="labelled", local=local, aggregate=Temper())
 
 
 ENSEMBLES: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     "average_ensemble": (
-        "the mean of a committee's probabilities, each member with its own temperature (Guo et al. 2017)",
+        "the mean of an ensemble's probabilities, each base model with its own temperature (Guo et al. 2017)",
         average,
     ),
     "stacked_ensemble": (
-        "a logistic head over a committee's answers in a few exchanges, and one temperature after it (Wolpert 1992)",
+        "a logistic head over an ensemble's answers in a few exchanges, and one temperature after it (Wolpert 1992)",
         stack,
     ),
     "distill": ("a student learns labels and the answers of finished models (Hinton et al. 2015)", distill),
 }
-"""Presets that need finished models: members of a committee, or a teacher."""
+"""Presets that need finished models: base models of an ensemble, or a teacher."""

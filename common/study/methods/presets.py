@@ -133,15 +133,15 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     ),
     "swa": (
         "FedAvg that ends with the mean of its last rounds' models (Izmailov et al. 2018)",
-        lambda m: (rounds_of(m, "all").model_copy(update={"average": WeightAveraging(rule="swa")}),),
+        lambda m: (rounds_of(m, "all").model_copy(update={"weight_averaging": WeightAveraging(rule="swa")}),),
     ),
     "ema": (
         "FedAvg that ends with a running mean of its rounds' models",
-        lambda m: (rounds_of(m, "all").model_copy(update={"average": WeightAveraging(rule="ema")}),),
+        lambda m: (rounds_of(m, "all").model_copy(update={"weight_averaging": WeightAveraging(rule="ema")}),),
     ),
     "early_stopping": (
         "FedAvg that stops when the sites' validation no longer improves",
-        lambda m: (rounds_of(m, "all").model_copy(update={"until": EarlyStopping()}),),
+        lambda m: (rounds_of(m, "all").model_copy(update={"early_stopping": EarlyStopping()}),),
     ),
     "fedrep": (
         "heads kept at the site and trained first, then the body, which is averaged (Collins et al. 2021)",
@@ -160,11 +160,11 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
         maml,
     ),
     "dann": (
-        "features that a critic cannot tell from those of a source at the site (Ganin et al. 2016)",
+        "features that a domain discriminator cannot tell from those of a source at the site (Ganin et al. 2016)",
         lambda m: (adapted(m, Supervised(of="source"), Adversarial()),),
     ),
     "cdan": (
-        "the same with a critic of features by class (Long et al. 2018)",
+        "the same with a domain discriminator of features by class (Long et al. 2018)",
         lambda m: (adapted(m, Supervised(of="source"), Adversarial(conditional=True)),),
     ),
     "coral": (
@@ -193,7 +193,7 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     ),
     "joint": (
         "L_source + L_target, the source at the coordinator as one more site",
-        lambda m: (rounds_of(m, "all").model_copy(update={"joint": 1.0}),),
+        lambda m: (rounds_of(m, "all").model_copy(update={"joint_lambda": 1.0}),),
     ),
     "three_step": (
         "train on the source, fine-tune on the sites, adapt norm statistics to each",

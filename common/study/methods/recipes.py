@@ -44,7 +44,7 @@ class Method(Value):
     sums: PrivateSums | None = None
     """Noise on the sums of a closed-form head."""
     ood_detection: bool = False
-    """Two more exchanges, from which `fedgraft predict` can tell images that are unlike those of the sites."""
+    """Two more exchanges, from which `fedgraft predict` can tell images that are out of distribution for the sites."""
     retain_statistics: bool = False
     """The coordinator keeps each site's sums of a closed-form head, so that sites can leave or join it afterwards."""
     teacher: Teacher | None = None
@@ -73,7 +73,7 @@ def rounds_of(
 def with_losses(method: Method, *losses: Loss, **changes: Any) -> Method:
     """The same method with more terms in its loss, and other settings of its local work."""
     return method.model_copy(
-        update={"local": method.local.model_copy(update={"terms": (*method.local.losses, *losses), **changes})}
+        update={"local": method.local.model_copy(update={"losses": (*method.local.losses, *losses), **changes})}
     )
 
 
@@ -120,13 +120,13 @@ def fixbn(method: Method) -> tuple[Stage, ...]:
 
 def adapted(method: Method, *losses: Loss) -> Stage:
     """Sites with labels or without learn the source's task on features that do not tell the two apart."""
-    local = method.local.model_copy(update={"terms": losses})
+    local = method.local.model_copy(update={"losses": losses})
     return rounds_of(method, "all").model_copy(update={"name": "adapt", "where": "all", "local": local})
 
 
 def self_taught(method: Method, *losses: Loss) -> tuple[Stage, ...]:
     """FedAvg where there are labels; then each site goes on by itself, heads fixed, and keeps what that gives."""
-    changes = {"terms": losses, "train": named("all_but_heads"), "fallback": Rollback()}
+    changes = {"losses": losses, "train": named("all_but_heads"), "rollback": Rollback()}
     local = method.local.model_copy(update=changes)
     adapting = Stage(name="adapt", local=local, keep=named("all_but_heads"), rounds=method.rounds)
     return rounds_of(method, "all"), adapting
@@ -137,7 +137,7 @@ def moment_alignment(method: Method) -> tuple[Stage, ...]:
     pretrain = rounds_of(method, "all").model_copy(update={"name": "pretrain", "where": "source"})
     released = Stage(name="release", where="source", local=Statistics(), aggregate=Moments())
     local = method.local.model_copy(
-        update={"terms": (Discrepancy(measure="moments"),), "train": named("all_but_heads")}
+        update={"losses": (Discrepancy(measure="moments"),), "train": named("all_but_heads")}
     )
     align = rounds_of(method, "all_but_heads").model_copy(update={"name": "align", "where": "all", "local": local})
     return pretrain, released, align
