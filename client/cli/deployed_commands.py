@@ -20,9 +20,9 @@ from fedgraft.client.enrolment.join import join as join_consortium
 from fedgraft.client.enrolment.join import rejoin as rejoin_consortium
 from fedgraft.client.enrolment.join import update_roster
 from fedgraft.client.privacy.policy import SitePolicy, read_policy
+from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.identity.keys import fingerprint
-from fedgraft.common.study.study import describe
 
 _out = Console(soft_wrap=True, highlight=False)
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from fedgraft.common.base.value import Value
 
 Join = Literal["patient", "study", "series", "sop", "path"]
 
 
-class Window(BaseModel):
+class Window(Value):
     """A display window in the images' own units (Hounsfield units for CT), used in place of what the files say."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     center: float
     width: Annotated[float, Field(gt=0)]
 
 
-class CohortSpec(BaseModel):
+class CohortSpec(Value):
     """One site's data. `root` is a folder, or for a table the CSV file itself.
 
     DICOM: `labels` is a CSV with a row per patient, study, series, image or file; `join` says which, and `key_column`
@@ -28,7 +28,7 @@ class CohortSpec(BaseModel):
     """
 
     # YAML reads the 0 and 1 of a label column as numbers.
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     kind: Literal["dicom", "images", "table"]
     root: Path
@@ -38,10 +38,10 @@ class CohortSpec(BaseModel):
     """Column of `labels` with the key; by default the first of the usual names that is there."""
     mask_images: Path | None = None
     """Folder with masks of findings as PNG, named as their images are (see `fedgraft.client.data.cohorts.masks`)."""
-    label_columns: dict[str, str] = {}
+    label_columns: dict[str, str] = Field(default={})
     """Task to column; by default the task's own name, `diagnosis` or `label`. Of several labels TASK.LABEL to column;
     by default the label's own name."""
-    label_map: dict[str, dict[str, str]] = {}
+    label_map: dict[str, dict[str, str]] = Field(default={})
     """Task (or TASK.LABEL) to {value in the table: class name, yes or no, or number}."""
     patient_column: str | None = None
     """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""

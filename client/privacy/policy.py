@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from fedgraft.common.base.config_files import describe, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
 from fedgraft.common.privacy.accountant import (
@@ -23,7 +24,6 @@ from fedgraft.common.privacy.accountant import (
     noise_for,
 )
 from fedgraft.common.study.plan import Role
-from fedgraft.common.study.study import describe, read_mapping
 
 # Strict, because a rule that was read as something else than its author wrote is worse than none.
 _Switch = Annotated[bool, Field(strict=True)]

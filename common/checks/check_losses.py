@@ -12,6 +12,7 @@ from fedgraft.common.study.losses import (
     Discrepancy,
     Distill,
     InfoMax,
+    Loss,
     LossScope,
     Proximal,
     PseudoLabel,
@@ -45,14 +46,14 @@ def check_losses(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
             yield f"{key}: {why}"
 
 
-def _not_private(loss: object) -> str:
+def _not_private(loss: Loss) -> str:
     """Why a loss cannot be part of private work; "" if it can."""
     match loss:
         case Proximal() | Supervised(of="target"):
             return ""
         case ControlVariate():
-            return "control variates are not built for private work; use mean without them, or an anchor"
-        case _ if getattr(loss, "coupling", None) is LossScope.PER_BATCH:
+            return "control variates are not built for private work; use mean without them, or a proximal loss"
+        case _ if loss.scope is LossScope.PER_BATCH:
             return "it compares the cases of a batch, so no case has a gradient of its own that could be clipped"
     return "it is not built for private work, which learns from the site's own labels alone"
 

@@ -38,12 +38,12 @@ Unit = Literal["patient", "image"]
 class Event:
     """One release: `steps` times Gaussian noise on a sum over a Poisson sample.
 
-    `noise_multiplier` is the noise's deviation over the largest contribution of one unit, `q` the chance of each unit
-    to be in a sample. q = 1 with steps = 1 is a plain Gaussian release.
+    `noise_multiplier` is the noise's deviation over the largest contribution of one unit, `sample_rate` the chance of
+    each unit to be in a sample. A rate of 1 with one step is a plain Gaussian release.
     """
 
     noise_multiplier: float
-    q: float = 1.0
+    sample_rate: float = 1.0
     steps: int = 1
 
 
@@ -73,7 +73,9 @@ def aggregate(events: Sequence[Event]) -> tuple[Event, ...]:
     """The same events with equal (sigma, q) counted together, in order of first use."""
     steps: dict[tuple[float, float], int] = {}
     for event in events:
-        steps[event.noise_multiplier, event.q] = steps.get((event.noise_multiplier, event.q), 0) + event.steps
+        steps[event.noise_multiplier, event.sample_rate] = (
+            steps.get((event.noise_multiplier, event.sample_rate), 0) + event.steps
+        )
     return tuple(Event(noise_multiplier, q, count) for (noise_multiplier, q), count in steps.items())
 
 
@@ -83,7 +85,7 @@ def rdp(events: Sequence[Event]) -> np.ndarray:
         return np.full(len(ORDERS), math.inf)
     total = np.zeros(len(ORDERS))
     for event in aggregate(events):
-        total = total + event.steps * np.array(_per_step(float(event.noise_multiplier), float(event.q)))
+        total = total + event.steps * np.array(_per_step(float(event.noise_multiplier), float(event.sample_rate)))
     return total
 
 
@@ -129,7 +131,7 @@ def epsilon_prv(events: Sequence[Event], delta: float) -> float | None:
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
-    accountant.history = [(event.noise_multiplier, event.q, event.steps) for event in aggregated]
+    accountant.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in aggregated]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -165,7 +167,12 @@ def noise_for(limit: float, delta: float, q: float, steps: int, spent: Sequence[
 def _valid(event: Event) -> bool:
     whole = isinstance(event.steps, int) and not isinstance(event.steps, bool)
     # A sigma of 1e9 has a divergence below the rounding error of the formulas, which would then count as nothing.
-    return whole and 1 <= event.steps <= _STEPS_MAX and 0 < event.noise_multiplier <= _NOISE_MAX and 0 < event.q <= 1
+    return (
+        whole
+        and 1 <= event.steps <= _STEPS_MAX
+        and 0 < event.noise_multiplier <= _NOISE_MAX
+        and 0 < event.sample_rate <= 1
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from fedgraft.common.base.value import Value
 
 
-class ImageInput(BaseModel):
+class ImageInput(Value):
     """Square images of `size` pixels with 1 or 3 channels; values in [0, 1] before normalisation.
 
     `normalise: zscore` brings each image to mean 0 and deviation 1; `fixed` subtracts `mean` and divides by `std`,
     one number per channel, as pretrained weights often ask for.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["image"] = "image"
     size: Annotated[int, Field(ge=16, le=1024)] = 64
@@ -31,18 +31,16 @@ class ImageInput(BaseModel):
         return self
 
 
-class TableInput(BaseModel):
+class TableInput(Value):
     """Columns of a table, agreed by all sites: numbers as they are, categories one-hot in the listed order.
 
     The model's input has `width` columns: the numeric ones first, then one per category value. A missing number is
     NaN; a missing category is all zeros.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["table"] = "table"
     numeric: tuple[str, ...] = ()
-    categorical: dict[str, tuple[str, ...]] = {}
+    categorical: dict[str, tuple[str, ...]] = Field(default={})
 
     @model_validator(mode="after")
     def _some_columns(self) -> TableInput:
@@ -61,10 +59,8 @@ class TableInput(BaseModel):
 InputSpec = Annotated[ImageInput | TableInput, Field(discriminator="kind")]
 
 
-class SplitSpec(BaseModel):
+class SplitSpec(Value):
     """Shares of a site's patients for training, validation and test; they add up to 1."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     train: Annotated[float, Field(gt=0, le=1)] = 0.6
     val: Annotated[float, Field(ge=0, lt=1)] = 0.15

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from fedgraft.common.base.config_files import describe, override, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value
@@ -193,77 +194,3 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if faults:
         stages = expand(Method(name="fedavg"), table=table)
     return data | {"plan": [stage.model_dump() for stage in stages]}, faults
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; StudyError if it cannot be read, is no YAML, or is no mapping."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StudyError(str(path), ["there is no such file"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(str(path), [f"cannot be read: {error}"]) from None
-    except yaml.YAMLError as error:
-        raise StudyError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
-    if not isinstance(data, dict):
-        raise StudyError(str(path), ["must be a mapping of keys to values"])
-    return data
-
-
-def describe(error: ValidationError) -> list[str]:
-    """One line per fault: the dotted key, what is wrong, and the value found."""
-    lines = []
-    faults = error.errors(include_url=False, include_context=False)
-    for fault in faults:
-        # A list whose items are all faulty also counts as too short, which says nothing new.
-        if fault["type"] == "too_short" and any(_within(other["loc"], fault["loc"]) for other in faults):
-            continue
-        key = ".".join(str(part) for part in _as_written(fault["loc"])) or "the file as a whole"
-        message = fault["msg"].removeprefix("Value error, ")
-        shown = repr(fault["input"])
-        value = f" (found {shown})" if len(shown) <= 60 and fault["type"] != "missing" else ""
-        lines.append(f"{key}: {message}{value}")
-    return lines
-
-
-def _as_written(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A fault's key without the kind of task, which pydantic puts between."""
-    return place[:2] + place[3:] if place[:1] == ("tasks",) else place
-
-
-def _within(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
-    return len(inner) > len(outer) and inner[: len(outer)] == outer
-
-
-def override(data: dict[str, Any], item: str) -> str | None:
-    """Set `dotted.key=value` in place; the fault as text, or None."""
-    key, equals, text = item.partition("=")
-    if not equals or not key:
-        return f"--set {item}: must look like key=value"
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return f"--set {item}: the value is not valid YAML"
-    fault = put(data, key, value)
-    return fault and f"--set {item}: {fault}"
-
-
-def put(data: dict[str, Any], key: str, value: Any) -> str | None:
-    """Set a dotted key in place, numbers being places in a list; the fault as text, or None."""
-    *parents, last = key.split(".")
-    here: Any = data
-    for part in parents:
-        step = int(part) if isinstance(here, list) and part.isdigit() else part
-        if isinstance(here, list) and isinstance(step, int) and step < len(here):
-            here = here[step]
-        elif isinstance(here, dict):
-            here = here.setdefault(step, {})
-        else:
-            return f"there is no {part!r} to set a key in"
-    if isinstance(here, list) and last.isdigit() and int(last) < len(here):
-        here[int(last)] = value
-    elif isinstance(here, dict):
-        here[last] = value
-    else:
-        return f"{key} cannot be set"
-    return None

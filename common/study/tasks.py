@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_serializer
+from pydantic import Discriminator, Field, Tag, field_validator, model_serializer
 from pydantic_core.core_schema import SerializerFunctionWrapHandler
+
+from fedgraft.common.base.value import Value
 
 UNKNOWN = -1
 """The target of a case whose class or mask is not known; losses and metrics leave such cases out."""
 
 
-class _Question(BaseModel):
+class _Question(Value):
     """What all kinds share: a name, which is that of the head, and how much the task's loss counts in the sum."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "cls"
     weight: Annotated[float, Field(gt=0)] = 1.0

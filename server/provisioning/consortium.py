@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedgraft.common.base.config_files import describe, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.identity.roster import SiteName
-from fedgraft.common.study.study import describe, read_mapping
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 

@@ -12,10 +12,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.errors import ResumeError, RunError
 from fedgraft.common.base.files import read_json, write_atomic, write_json
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.study.study import Study, parse_study, read_mapping
+from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.runs.snapshots import Snapshots
 
 REASON = "fedgraft: "

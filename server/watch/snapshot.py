@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.errors import FedgraftError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Statistics
-from fedgraft.common.study.study import Study, parse_study, read_mapping
+from fedgraft.common.study.study import Study, parse_study
 
 Row = dict[str, Any]
 State = Literal["not started", "running", "interrupted", "completed", "incomplete"]

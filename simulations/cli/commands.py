@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
+from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import home, read_json
@@ -26,11 +27,7 @@ from fedgraft.common.base.terminal import (
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.models.weights import load_weights, save_weights
-from fedgraft.common.study.study import (
-    Study,
-    describe,
-    find_study,
-)
+from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.progress import shown
 from fedgraft.simulations.engines.run import Engine, prepare

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
+from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json, write_atomic, write_json
@@ -24,7 +25,7 @@ from fedgraft.common.base.terminal import (
     figure,
     say,
 )
-from fedgraft.common.study.study import Study, describe, find_study, locate
+from fedgraft.common.study.study import Study, find_study, locate
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page
 from fedgraft.simulations.compare.cells import Cell, cells, run

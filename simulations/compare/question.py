@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from fedgraft.common.base.config_files import describe, put, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.fit import Fit
@@ -17,13 +18,7 @@ from fedgraft.common.study.methods.presets import PRESETS, expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model
 from fedgraft.common.study.plan import Gradient
-from fedgraft.common.study.study import (
-    Study,
-    describe,
-    parse_study,
-    put,
-    read_mapping,
-)
+from fedgraft.common.study.study import Study, parse_study
 
 Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
 Metric = Literal["auroc", "accuracy", "balanced_accuracy", "brier"]

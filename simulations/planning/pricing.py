@@ -67,10 +67,12 @@ def price(
             noise_multiplier = noise_for(private.epsilon, delta, private.sample_rate, steps)
         repeats = longer if isinstance(private, Private) else 1  # sums leave once, however long training is
         event = Event(noise_multiplier, min(1.0, private.sample_rate * larger), max(1, round(steps * repeats)))
-        lines.append(PriceLine(stage.name, noise_multiplier, event.q, event.steps, epsilon([event], delta)))
+        lines.append(PriceLine(stage.name, noise_multiplier, event.sample_rate, event.steps, epsilon([event], delta)))
     if metrics_epsilon is not None and not study.secure_aggregation:
         event = Event(noise_for(metrics_epsilon, delta, 1.0, 1), 1.0, 1)
-        lines.append(PriceLine(METRICS, event.noise_multiplier, event.q, event.steps, epsilon([event], delta)))
+        lines.append(
+            PriceLine(METRICS, event.noise_multiplier, event.sample_rate, event.steps, epsilon([event], delta))
+        )
     return Price(patients, delta, tuple(lines), epsilon(_events(lines), delta))
 
 

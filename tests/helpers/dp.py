@@ -16,10 +16,10 @@ from fedgraft.common.study.training import Private
 from fedgraft.simulations.audit.attack_target import watched
 from helpers.work import CPU, NOW, cohort, images
 
-Desk = Callable[..., tuple[LocalModel, Loader]]
+MakeModel = Callable[..., tuple[LocalModel, Loader]]
 
 
-def terms(steps: int = 1, **changes: Any) -> Gradient:
+def private_work(steps: int = 1, **changes: Any) -> Gradient:
     """Private work by plain SGD; keys of `Private` are taken as such, all others are those of `Gradient`.
 
     The rate may be 0, so that one visit tells nothing to the next.
@@ -33,7 +33,7 @@ def terms(steps: int = 1, **changes: Any) -> Gradient:
 
 def quiet(**changes: Any) -> Gradient:
     """Noise too small to be seen, so that what it is added to can be; the model stays as it is."""
-    return terms(**({"noise_multiplier": 1e-9, "lr": 0.0} | changes))
+    return private_work(**({"noise_multiplier": 1e-9, "lr": 0.0} | changes))
 
 
 def trainable(local_model: LocalModel) -> list[str]:

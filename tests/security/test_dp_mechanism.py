@@ -26,7 +26,7 @@ from fedgraft.simulations.audit import attack_target as audit
 from fedgraft.simulations.audit.findings import Finding
 from fedgraft.simulations.audit.mechanism import CHECKS, mechanism
 from helpers import sabotage
-from helpers.dp import AttackTarget, loader_of, quiet, sums, terms, trainable
+from helpers.dp import MakeModel, loader_of, private_work, quiet, sums, trainable
 from helpers.work import CPU, NOW, cohort, images, moved, snapshot
 
 OWN = tuple(map(str, range(27)))
@@ -34,7 +34,7 @@ OWN = tuple(map(str, range(27)))
 
 
 @pytest.fixture
-def attack_target(make_study) -> AttackTarget:
+def attack_target(make_study) -> MakeModel:
     """A workbench and a site of 27 training images."""
 
     def make(backbone: str = "slim_resnet", seed: int = 3, **changes: object) -> tuple[LocalModel, Loader]:
@@ -59,7 +59,7 @@ def at_target(keys: str = "all", backbone: str = "slim_resnet", **changes: objec
     tags = LocalModel(study, CPU).tags
     still = (Role.NORM_STATS, Role.SCALE)
     moves = tuple(key for key in named(keys).keys(tags) if tags[key].role not in still)
-    return audit.AttackTarget(study, "train", terms(**({"steps": 4, "sample_rate": 0.25} | changes)), moves)
+    return audit.AttackTarget(study, "train", private_work(**({"steps": 4, "sample_rate": 0.25} | changes)), moves)
 
 
 def measured(attack_target: audit.AttackTarget, check: str) -> Finding:
@@ -134,11 +134,11 @@ def test_a_broken_mechanism_is_found_out(
 
 @pytest.mark.parametrize("keys", ["heads", "norm_and_heads", "all"])
 def test_nothing_but_what_is_trained_changes_and_nothing_at_all_at_rate_zero(
-    attack_target: AttackTarget, keys: str
+    attack_target: MakeModel, keys: str
 ) -> None:
     for rate in (0.0, 0.1):
         local_model, loader = attack_target()
-        spec = terms(2, sample_rate=0.5, optimiser="adamw", weight_decay=0.1, lr=rate)
+        spec = private_work(2, sample_rate=0.5, optimiser="adamw", weight_decay=0.1, lr=rate)
         changes = [
             key for key in named(keys).keys(local_model.tags) if local_model.tags[key].role is not Role.NORM_STATS
         ]
@@ -155,7 +155,7 @@ def test_nothing_but_what_is_trained_changes_and_nothing_at_all_at_rate_zero(
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
-def test_an_image_that_is_no_image_spoils_nothing(attack_target: AttackTarget, mode: str, value: float) -> None:
+def test_an_image_that_is_no_image_spoils_nothing(attack_target: MakeModel, mode: str, value: float) -> None:
     local_model, loader = attack_target()
     inputs = loader._inputs.clone()
     spoilt = inputs.clone()
@@ -167,11 +167,13 @@ def test_an_image_that_is_no_image_spoils_nothing(attack_target: AttackTarget, m
     want = sums(local_model, loader_of(loader, inputs[rest], labels[rest]), OWN[1:], spec)
     assert bool(got.isfinite().all())
     assert float((got - want).norm()) <= (1.001 if value == 1e30 else 1e-4)
-    all_bad = sums(local_model, loader_of(loader, torch.full_like(inputs, value), labels), OWN, terms(1, mode=mode))
+    all_bad = sums(
+        local_model, loader_of(loader, torch.full_like(inputs, value), labels), OWN, private_work(1, mode=mode)
+    )
     assert bool(all_bad.isfinite().all())
 
 
-def test_a_patients_other_images_count_as_if_the_spoilt_one_did_not_exist(attack_target: AttackTarget) -> None:
+def test_a_patients_other_images_count_as_if_the_spoilt_one_did_not_exist(attack_target: MakeModel) -> None:
     local_model, loader = attack_target()
     inputs, labels = loader._inputs[:6].clone(), loader._targets["cls"][:6]
     inputs[2, 0, 0, 0] = math.nan
@@ -191,7 +193,7 @@ def test_a_patients_other_images_count_as_if_the_spoilt_one_did_not_exist(attack
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
-def test_layers_that_overflow_spoil_nothing(attack_target: AttackTarget) -> None:
+def test_layers_that_overflow_spoil_nothing(attack_target: MakeModel) -> None:
     """An image that is finite, but of which the gradient is not."""
     for mode in ("hooks", "ghost"):
         local_model, loader = attack_target()
@@ -203,11 +205,11 @@ def test_layers_that_overflow_spoil_nothing(attack_target: AttackTarget) -> None
 
 
 def test_norm_layers_that_look_at_the_batch_are_refused(
-    attack_target: AttackTarget, monkeypatch: pytest.MonkeyPatch
+    attack_target: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local_model, loader = attack_target()
     with pytest.raises(InputError, match="running statistics"):
-        train_private(local_model, loader, OWN, terms(), tuple(local_model.tags), NOW)
+        train_private(local_model, loader, OWN, private_work(), tuple(local_model.tags), NOW)
     real = TransferModel.freeze
 
     def freeze(self: TransferModel, keys: Sequence[str], *, fixed_norm_stats: bool) -> None:
@@ -215,7 +217,7 @@ def test_norm_layers_that_look_at_the_batch_are_refused(
 
     monkeypatch.setattr(TransferModel, "freeze", freeze)
     with pytest.raises(InputError, match="ties patients together"):
-        train_private(local_model, loader, OWN, terms(), trainable(local_model), NOW)
+        train_private(local_model, loader, OWN, private_work(), trainable(local_model), NOW)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +232,9 @@ def test_norm_layers_that_look_at_the_batch_are_refused(
     ],
     ids=str,
 )
-def test_terms_that_promise_nothing_are_refused(attack_target: AttackTarget, bad: dict[str, float]) -> None:
+def test_terms_that_promise_nothing_are_refused(attack_target: MakeModel, bad: dict[str, float]) -> None:
     local_model, loader = attack_target()
-    spec = terms()
+    spec = private_work()
     assert spec.private is not None
     spec = spec.model_copy(update={"private": spec.private.model_copy(update=bad)})
     before = snapshot(local_model)
@@ -244,13 +246,13 @@ def test_terms_that_promise_nothing_are_refused(attack_target: AttackTarget, bad
 @pytest.mark.parametrize(
     "changes", [{"clip_norm": 1.0}, {"class_weights": "balanced"}, {"mode": "ghost", "augmentation_multiplicity": 2}]
 )
-def test_work_that_ties_patients_together_is_refused(attack_target: AttackTarget, changes: dict[str, object]) -> None:
+def test_work_that_ties_patients_together_is_refused(attack_target: MakeModel, changes: dict[str, object]) -> None:
     local_model, loader = attack_target()
     with pytest.raises(InputError):
-        train_private(local_model, loader, OWN, terms(**changes), trainable(local_model), NOW)
+        train_private(local_model, loader, OWN, private_work(**changes), trainable(local_model), NOW)
 
 
-def test_two_images_of_a_patient_never_enter_a_step(attack_target: AttackTarget) -> None:
+def test_two_images_of_a_patient_never_enter_a_step(attack_target: MakeModel) -> None:
     cases = units.units_of(torch.arange(12), [str(number // 4) for number in range(12)], "patient")
     assert cases == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     lots = units.Lots(cases)
@@ -273,7 +275,7 @@ def test_two_images_of_a_patient_never_enter_a_step(attack_target: AttackTarget)
     assert units.units_of(torch.tensor([3, 5]), ["a"] * 6, "image") == [[3], [5]]
 
 
-def test_nothing_that_is_drawn_follows_the_studys_seed(attack_target: AttackTarget) -> None:
+def test_nothing_that_is_drawn_follows_the_studys_seed(attack_target: MakeModel) -> None:
     """Not the lots, nor augmentation, nor dropout: the same visit twice, without noise to tell it apart."""
     for backbone, spec in (
         ("slim_resnet", quiet(sample_rate=0.5)),

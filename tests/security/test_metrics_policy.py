@@ -333,7 +333,7 @@ def test_room_for_the_metrics_is_left_within_the_studys_budget(make_study: MakeS
 def shape(terms):
     from fedgraft.common.privacy.accountant import Event
 
-    return Event(terms.noise_multiplier, terms.q, terms.steps)
+    return Event(terms.noise_multiplier, terms.sample_rate, terms.steps)
 
 
 def test_a_spent_budget_shows_nothing_and_charges_nothing(make_study: MakeStudy, tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.privacy.dp.private_layers import convolution, convolution_norm
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
-from helpers.dp import quiet, sums, terms
+from helpers.dp import private_work, quiet, sums
 from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot
 
 OWN = tuple(map(str, range(30)))
 TASKS = [{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes": ["l", "r"]}]
 
 
-class Desk:
+class MakeModel:
     """A workbench with two heads and a site of 30 cases whose features are given."""
 
     def __init__(self, make_study: MakeStudy, features: Tensor | None = None) -> None:
@@ -65,7 +65,7 @@ def close(got: Tensor, want: Tensor) -> bool:
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 def test_the_sum_is_that_of_gradients_clipped_case_by_case(make_study: MakeStudy, mode: str) -> None:
-    attack_target = Desk(make_study)
+    attack_target = MakeModel(make_study)
     max_grad_norm = float(np.median([float(attack_target.naive([[case]], 1e9).norm()) for case in range(30)]))
     assert close(
         attack_target.sum(max_grad_norm=max_grad_norm, mode=mode),
@@ -75,7 +75,7 @@ def test_the_sum_is_that_of_gradients_clipped_case_by_case(make_study: MakeStudy
 
 @pytest.mark.parametrize("max_grad_norm", [2.0, 1e3])  # where most are clipped, and where none is
 def test_a_patient_with_several_cases_is_clipped_once(make_study: MakeStudy, max_grad_norm: float) -> None:
-    attack_target = Desk(make_study)
+    attack_target = MakeModel(make_study)
     patients = ["a", "b", "a", "c", *["d"] * 6, *map(str, range(20))]
     units = [[at for at, own in enumerate(patients) if own == one] for one in dict.fromkeys(patients)]
     assert close(
@@ -91,11 +91,11 @@ def test_without_a_patient_the_sum_changes_by_at_most_the_clip(make_study: MakeS
         features = torch.randn(30, 128, generator=draw) * (1.0, 1e3, 1e-3)[lot % 3]
         if lot >= 9:
             features = features.abs() * 1e4
-        attack_target, max_grad_norm = Desk(make_study, features), (0.01, 1.0, 100.0)[lot % 3]
+        attack_target, max_grad_norm = MakeModel(make_study, features), (0.01, 1.0, 100.0)[lot % 3]
         patients = [str(case // (1 + lot % 2)) for case in range(30)]
         whole = attack_target.sum(patients, max_grad_norm=max_grad_norm, augmentation_multiplicity=1 + lot % 2)
         kept = [case for case in range(30) if patients[case] != "4"]
-        without = Desk(make_study, features)
+        without = MakeModel(make_study, features)
         without.loader._labelled["train"] = torch.tensor(kept)
         rest = without.sum(patients, max_grad_norm=max_grad_norm, augmentation_multiplicity=1 + lot % 2)
         change = float((whole - rest).norm()) / max_grad_norm
@@ -105,12 +105,12 @@ def test_without_a_patient_the_sum_changes_by_at_most_the_clip(make_study: MakeS
 
 
 def test_the_noise_is_that_of_sigma_times_the_clip(make_study: MakeStudy) -> None:
-    attack_target = Desk(make_study)
+    attack_target = MakeModel(make_study)
     drawn = sums(
         attack_target.local_model,
         attack_target.loader,
         OWN,
-        terms(120, noise_multiplier=1.5, max_grad_norm=0.2, sample_rate=1e-9),
+        private_work(120, noise_multiplier=1.5, max_grad_norm=0.2, sample_rate=1e-9),
         attack_target.heads,
     )
     assert drawn.numel() > 60_000
@@ -122,7 +122,7 @@ def test_the_noise_is_that_of_sigma_times_the_clip(make_study: MakeStudy) -> Non
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
 def test_a_case_that_is_not_finite_counts_nothing(make_study: MakeStudy, bad: float) -> None:
-    attack_target = Desk(make_study)
+    attack_target = MakeModel(make_study)
     want = attack_target.naive([[case] for case in range(30) if case != 7], 1.0)
     attack_target.features[7] = bad
     assert close(attack_target.sum(max_grad_norm=1.0), want) or (
@@ -132,7 +132,7 @@ def test_a_case_that_is_not_finite_counts_nothing(make_study: MakeStudy, bad: fl
 
 def test_a_case_of_which_the_answers_overflow_counts_nothing(make_study: MakeStudy) -> None:
     """Its features are finite, and what the heads make of them is not."""
-    attack_target = Desk(make_study)
+    attack_target = MakeModel(make_study)
     with torch.no_grad():
         for key in attack_target.heads:
             attack_target.local_model.parameters[key].mul_(100)
@@ -143,9 +143,9 @@ def test_a_case_of_which_the_answers_overflow_counts_nothing(make_study: MakeStu
 
 
 def test_nothing_but_the_heads_moves(make_study: MakeStudy) -> None:
-    attack_target = Desk(make_study)
+    attack_target = MakeModel(make_study)
     before = snapshot(attack_target.local_model)
-    train_private(attack_target.local_model, attack_target.loader, OWN, terms(2), attack_target.heads, NOW)
+    train_private(attack_target.local_model, attack_target.loader, OWN, private_work(2), attack_target.heads, NOW)
     assert moved(before, snapshot(attack_target.local_model)) == set(attack_target.heads)
 
 

@@ -152,7 +152,7 @@ def test_a_broken_image_counts_nothing_and_says_nothing(make_study: MakeStudy) -
 
 def test_without_noise_or_labels_nothing_is_released(make_study: MakeStudy) -> None:
     attack_target = Desk(make_study, torch.randn(6, DIM), torch.arange(6) % 3)
-    for bad in ({"noise_multiplier": None}, {"noise_multiplier": 0.0}, {"max_grad_norm": 0.0}):
+    for bad in ({"noise_multiplier": None}, {"noise_multiplier": 0.0}, {"max_norm": 0.0}):
         private = PrivateSums(noise_multiplier=1.0).model_copy(update=bad)
         with pytest.raises(InputError):
             noised_sums(attack_target.local_model, attack_target.loader, list("abcdef"), private)

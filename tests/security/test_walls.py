@@ -74,7 +74,7 @@ BROKEN: dict[str, tuple[object, str, Exception]] = {
     "a visit": (fedgraft.client.runtime.site.Site, "visit", RuntimeError(SECRET)),
     "what a visit is for": (fedgraft.client.runtime.site.Site, "grounds", RuntimeError(SECRET)),
     "the egress log": (EgressLog, "record", OSError(28, "No space left", f"/patients/{SECRET}")),
-    "the instruction": (wire, "unpack_order", RuntimeError(SECRET)),
+    "the instruction": (wire, "unpack_instruction", RuntimeError(SECRET)),
     "the reply": (wire, "pack_reply", RuntimeError(f"/patients/{SECRET}")),
 }
 

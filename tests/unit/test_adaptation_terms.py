@@ -284,7 +284,7 @@ def test_what_a_source_cannot_be_asked_for_is_refused(stage, more, words: str) -
     assert any(words in fault for fault in faults), faults
 
 
-@pytest.mark.parametrize("term", [{"kind": "infomax"}, {"kind": "pseudo_label"}])
+@pytest.mark.parametrize("loss", [{"kind": "infomax"}, {"kind": "pseudo_label"}])
 def test_terms_that_look_at_classes_are_for_tasks_with_classes(make_study: MakeStudy, loss: dict[str, str]) -> None:
     value = {"name": "size", "kind": "regression", "unit": "mm", "mean": 30, "std": 10}
     local = {"kind": "gradient", "steps": 1, "losses": [loss], "rollback": {}}

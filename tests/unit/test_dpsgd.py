@@ -28,7 +28,7 @@ from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Role, named
 from fedgraft.common.study.training import Augment
 from fedgraft.simulations.audit.attack_target import watched
-from helpers.dp import Desk, loader_of, losses, quiet, sums, trainable
+from helpers.dp import MakeModel, loader_of, private_work, quiet, sums, trainable
 from helpers.work import CPU, NOW, TABLE_PLAN, MakeStudy, a_site, cohort, images, moved, snapshot
 
 OWN = tuple(map(str, range(27)))
@@ -73,7 +73,7 @@ def optimiser_order(local_model: LocalModel, keys: Sequence[str]) -> list[str]:
     ],
 )
 def test_the_sum_is_that_of_gradients_clipped_case_by_case(
-    attack_target: Desk, backbone: str, keys: str, mode: str
+    attack_target: MakeModel, backbone: str, keys: str, mode: str
 ) -> None:
     local_model, loader = attack_target(backbone)
     loader = loader_of(loader, loader._inputs[:7], loader._targets["cls"][:7])
@@ -96,7 +96,7 @@ def no_depth(local_model: LocalModel) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_a_patients_gradient_is_the_mean_over_views_clipped_once(attack_target: Desk, size: int) -> None:
+def test_a_patients_gradient_is_the_mean_over_views_clipped_once(attack_target: MakeModel, size: int) -> None:
     """However many images are worked on at a time."""
     local_model, loader = attack_target()
     patients = ["a", "a", "b", "c", "c", "c", *["d"] * 6, *map(str, range(15))]
@@ -107,7 +107,7 @@ def test_a_patients_gradient_is_the_mean_over_views_clipped_once(attack_target: 
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
-def test_labels_that_are_not_known_contribute_nothing(attack_target: Desk) -> None:
+def test_labels_that_are_not_known_contribute_nothing(attack_target: MakeModel) -> None:
     tasks = [{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes": ["l", "r", "m"]}]
     local_model, loader = attack_target(tasks=tasks)
     labels = torch.arange(21) % 3
@@ -123,10 +123,10 @@ def test_labels_that_are_not_known_contribute_nothing(attack_target: Desk) -> No
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
-def test_without_noise_or_clip_it_is_plain_sgd_over_everybody(attack_target: Desk, mode: str) -> None:
+def test_without_noise_or_clip_it_is_plain_sgd_over_everybody(attack_target: MakeModel, mode: str) -> None:
     (ours, loader), (plain, _) = attack_target(), attack_target()
     changes = trainable(ours)
-    spec = losses(4, noise_multiplier=1e-12, max_grad_norm=1e4, mode=mode, lr=0.1, momentum=0.9)
+    spec = private_work(4, noise_multiplier=1e-12, max_grad_norm=1e4, mode=mode, lr=0.1, momentum=0.9)
     train_private(ours, loader, OWN, spec, changes, NOW)
     optimiser = torch.optim.SGD(plain.model.eval().parameters(), lr=0.1, momentum=0.9)
     for _ in range(4):
@@ -139,7 +139,7 @@ def test_without_noise_or_clip_it_is_plain_sgd_over_everybody(attack_target: Des
         np.testing.assert_allclose(ours_after[key], plain_after[key], rtol=1e-4, atol=1e-5)
 
 
-def test_a_table_takes_private_steps_and_missing_values_count_as_in_the_model(attack_target: Desk) -> None:
+def test_a_table_takes_private_steps_and_missing_values_count_as_in_the_model(attack_target: MakeModel) -> None:
     columns = TableInput(numeric=("a", "b"))
     local_model, _ = attack_target("table_mlp", input=columns.model_dump(), plan=TABLE_PLAN)
     inputs = torch.randn(12, 2)
@@ -152,7 +152,7 @@ def test_a_table_takes_private_steps_and_missing_values_count_as_in_the_model(at
     assert float((got - want).norm() / want.norm()) < 1e-5
 
 
-def test_the_mean_is_over_the_expected_number_not_the_number_that_came(attack_target: Desk) -> None:
+def test_the_mean_is_over_the_expected_number_not_the_number_that_came(attack_target: MakeModel) -> None:
     """Lots of a fixed sum: alike cases, so that the sum tells how many came."""
     local_model, loader = attack_target()
     same = loader_of(loader, loader._inputs[:1].expand(20, -1, -1, -1).clone(), torch.zeros(20, dtype=torch.long))
@@ -168,7 +168,9 @@ def test_the_mean_is_over_the_expected_number_not_the_number_that_came(attack_ta
     assert len(set(came.round().tolist())) > 1
 
 
-def test_augmented_views_make_up_the_number_and_differ(attack_target: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_augmented_views_make_up_the_number_and_differ(
+    attack_target: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local_model, loader = attack_target()
     seen: list[Tensor] = []
     real = Augment()
@@ -179,13 +181,13 @@ def test_augmented_views_make_up_the_number_and_differ(attack_target: Desk, monk
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_private_training_learns(attack_target: Desk, optimiser: str) -> None:
+def test_private_training_learns(attack_target: MakeModel, optimiser: str) -> None:
     local_model, loader = attack_target()
     local_model.model.eval()
     with torch.no_grad():
         before = F.cross_entropy(local_model.model(loader._inputs)["cls"], loader._targets["cls"])
     rate = {"sgd": 0.3, "adamw": 0.01}[optimiser]
-    spec = losses(
+    spec = private_work(
         50, noise_multiplier=0.05, max_grad_norm=1.0, sample_rate=0.7, lr=rate, optimiser=optimiser, batch_size=32
     )
     train_private(local_model, loader, OWN, spec, trainable(local_model), NOW)
@@ -195,13 +197,13 @@ def test_private_training_learns(attack_target: Desk, optimiser: str) -> None:
     assert float(after) < 0.8 * float(before)
 
 
-def test_the_rate_follows_the_schedule_of_the_stage(attack_target: Desk) -> None:
+def test_the_rate_follows_the_schedule_of_the_stage(attack_target: MakeModel) -> None:
     local_model, loader = attack_target()
     rates: list[float] = []
     real = torch.optim.SGD.step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or real(self))
-        spec = losses(2, schedule="cosine", lr=0.1)
+        spec = private_work(2, schedule="cosine", lr=0.1)
         for round_ in (1, 2):
             train_private(
                 local_model, loader, OWN, spec, named("heads").keys(local_model.tags), RoundContext(7, round_, 2)
@@ -209,15 +211,17 @@ def test_the_rate_follows_the_schedule_of_the_stage(attack_target: Desk) -> None
     assert rates == pytest.approx([0.05 * (1 + np.cos(np.pi * at / 4)) for at in range(4)])
 
 
-def test_nobody_to_learn_from_and_numbers_that_run_away(attack_target: Desk) -> None:
+def test_nobody_to_learn_from_and_numbers_that_run_away(attack_target: MakeModel) -> None:
     local_model, loader = attack_target()
     keys = named("heads").keys(local_model.tags)
     with pytest.raises(TooFewCases):
         train_private(
-            local_model, loader_of(loader, loader._inputs[:3], torch.full((3,), -1)), OWN, losses(), keys, NOW
+            local_model, loader_of(loader, loader._inputs[:3], torch.full((3,), -1)), OWN, private_work(), keys, NOW
         )
     with pytest.raises(Diverged):
-        train_private(local_model, loader, OWN, losses(2, lr=1e38, noise_multiplier=100.0, sample_rate=1e-3), keys, NOW)
+        train_private(
+            local_model, loader, OWN, private_work(2, lr=1e38, noise_multiplier=100.0, sample_rate=1e-3), keys, NOW
+        )
 
 
 PLAN = {

@@ -25,11 +25,13 @@ def changed(path: Path, text: str, **changes: object) -> str:
 
 def test_the_shipped_file_keeps_every_other_line(tmp_path):
     text = SHIPPED.read_text()
-    after = changed(tmp_path / "site.yaml", text, masks=MASKS, server={"address": "a.example:1", "ca": "ca.crt"})
-    kept = [line for line in text.splitlines() if not line.startswith(("masks:", "server:"))]
+    after = changed(
+        tmp_path / "site.yaml", text, secure_aggregation=MASKS, server={"address": "a.example:1", "ca": "ca.crt"}
+    )
+    kept = [line for line in text.splitlines() if not line.startswith(("secure_aggregation:", "server:"))]
     assert [line for line in after.splitlines() if line in kept] == kept
     assert "# for studies with secure aggregation, from the kit" in after
-    again = changed(tmp_path / "site.yaml", after, masks=MASKS | {"identities": {}})
+    again = changed(tmp_path / "site.yaml", after, secure_aggregation=MASKS | {"identities": {}})
     assert "# for studies with secure aggregation, from the kit" in again
     assert [line for line in again.splitlines() if line in kept] == kept
 
@@ -63,17 +65,17 @@ def test_a_file_that_does_not_explain_these_keys_is_not_filled(values):
 @pytest.mark.parametrize(
     "text",
     [
-        "# head\nname: a  # who\nmasks:\n  key: x\n  # within\n\n  roster: y\n# of the next\nstate: s\n",
-        "name: a\nmasks: {key: 'x # y', roster: z}   # flow\nstate: s",
-        "masks:\n# not indented\n  key: x\nstate: s # last\n",
+        "# head\nname: a  # who\nsecure_aggregation:\n  key: x\n  # within\n\n  roster: y\n# of the next\nstate: s\n",
+        "name: a\nsecure_aggregation: {key: 'x # y', roster: z}   # flow\nstate: s",
+        "secure_aggregation:\n# not indented\n  key: x\nstate: s # last\n",
         "name: a\n",
-        "masks: null\n\n\n# the end\n",
-        "masks:\n- a\n- b\nname: a\n",
-        '"masks": null\nname: a\n',
+        "secure_aggregation: null\n\n\n# the end\n",
+        "secure_aggregation:\n- a\n- b\nname: a\n",
+        '"secure_aggregation": null\nname: a\n',
     ],
 )
 def test_other_ways_to_write_it(tmp_path, text):
-    after = changed(tmp_path / "site.yaml", text, masks=MASKS)
+    after = changed(tmp_path / "site.yaml", text, secure_aggregation=MASKS)
     outside = [
         line for line in text.splitlines() if "#" in line and line.startswith("#") and "not indented" not in line
     ]
@@ -84,20 +86,22 @@ def test_other_ways_to_write_it(tmp_path, text):
 
 def test_json_stays_json(tmp_path):
     assert json.loads(
-        changed(tmp_path / "site.yaml", json.dumps({"name": "a", "secure_aggregation": None}), masks=MASKS)
+        changed(tmp_path / "site.yaml", json.dumps({"name": "a", "secure_aggregation": None}), secure_aggregation=MASKS)
     )
 
 
 def test_nothing_is_written_where_nothing_changes(tmp_path):
     path = tmp_path / "site.yaml"
-    changed(path, "name: a\n", masks=MASKS)
+    changed(path, "name: a\n", secure_aggregation=MASKS)
     before = path.stat().st_mtime_ns
     change_values(path, {"secure_aggregation": MASKS})
     assert path.stat().st_mtime_ns == before
     assert path.stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("text", ["{name: a, masks: null} # flow\n", "name: |\n  x\nmasks: &a\n  b: 1\nc: *a\n"])
+@pytest.mark.parametrize(
+    "text", ["{name: a, secure_aggregation: null} # flow\n", "name: |\n  x\nsecure_aggregation: &a\n  b: 1\nc: *a\n"]
+)
 def test_what_only_a_person_can_change_is_left_and_said(tmp_path, text):
     path = tmp_path / "site.yaml"
     path.write_text(text)

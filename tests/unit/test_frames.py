@@ -63,9 +63,9 @@ def test_what_a_killed_run_has_left_is_removed_and_what_is_in_use_is_not(tmp_pat
     code = f"""
 import os, tempfile
 from pathlib import Path
-from simulations import frames
-frames._MEMORY, tempfile.tempdir = Path({str(tmp_path / "nowhere")!r}), {str(tmp_path)!r}
-folder = frames.ExchangeFolder()
+from fedgraft.simulations.engines import shared_messages as messages
+messages._MEMORY, tempfile.tempdir = Path({str(tmp_path / "nowhere")!r}), {str(tmp_path)!r}
+folder = messages.ExchangeFolder()
 (folder.path / "tensors").write_bytes(b"x")
 print(folder.path, flush=True)
 os.kill(os.getpid(), 9)

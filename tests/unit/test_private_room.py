@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook, register_module_full_backward_pre_hook
 
-from helpers.dp import Desk, quiet, sums, terms, trainable
+from helpers.dp import MakeModel, private_work, quiet, sums, trainable
 from helpers.work import NOW, snapshot
 
 PATIENTS = ["a", "a", "b", "c", "c", "c", *["d"] * 3, *map(str, range(18))]
@@ -46,7 +46,7 @@ class Gpu:
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])
 @pytest.mark.parametrize("way", ["forward", "backward"])
-def test_a_small_gpu_gives_the_sums_of_a_large_one(attack_target: Desk, mode: str, way: str, caplog) -> None:
+def test_a_small_gpu_gives_the_sums_of_a_large_one(attack_target: MakeModel, mode: str, way: str, caplog) -> None:
     local_model, loader = attack_target()
     spec = quiet(steps=3, max_grad_norm=0.5, mode=mode, batch_size=16)
     wanted = sums(local_model, loader, ALONE, spec)
@@ -58,7 +58,7 @@ def test_a_small_gpu_gives_the_sums_of_a_large_one(attack_target: Desk, mode: st
     assert "in groups of 4" in caplog.text
 
 
-def test_a_patient_is_clipped_once_in_whatever_group(attack_target: Desk) -> None:
+def test_a_patient_is_clipped_once_in_whatever_group(attack_target: MakeModel) -> None:
     local_model, loader = attack_target()
     spec = quiet(max_grad_norm=0.1, augmentation_multiplicity=3, batch_size=16)
     wanted = sums(local_model, loader, PATIENTS, spec)
@@ -69,30 +69,30 @@ def test_a_patient_is_clipped_once_in_whatever_group(attack_target: Desk) -> Non
     assert float((got - wanted).norm() / wanted.norm()) < 1e-5
 
 
-def test_what_does_not_fit_case_by_case_ends_and_leaves_nothing(attack_target: Desk) -> None:
+def test_what_does_not_fit_case_by_case_ends_and_leaves_nothing(attack_target: MakeModel) -> None:
     local_model, loader = attack_target()
     before = snapshot(local_model)
     with Gpu(0).of("backward"), pytest.raises(torch.OutOfMemoryError):
-        sums(local_model, loader, ALONE, terms())
+        sums(local_model, loader, ALONE, private_work())
     assert all((value == before[key]).all() for key, value in snapshot(local_model).items())
     left = ("grad_sample", "_current_grad_sample", "_norm_sample", "_forward_counter")
     assert not [key for key in trainable(local_model) for name in left if hasattr(local_model.parameters[key], name)]
     assert all(local_model.parameters[key].grad is None for key in trainable(local_model))
 
 
-def test_the_figures_do_not_tell_that_memory_ran_out(attack_target: Desk) -> None:
+def test_the_figures_do_not_tell_that_memory_ran_out(attack_target: MakeModel) -> None:
     """They are public, and a group is full only if enough patients were drawn."""
     from fedgraft.client.privacy.dp.dpsgd import train_private
 
     local_model, loader = attack_target()
-    spec = terms(batch_size=16)
+    spec = private_work(batch_size=16)
     whole = train_private(local_model, loader, ALONE, spec, trainable(local_model), NOW)
     with Gpu(4).of("forward"):
         parts = train_private(local_model, loader, ALONE, spec, trainable(local_model), NOW)
     assert whole == parts
 
 
-def test_noise_is_drawn_once_a_step(attack_target: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_is_drawn_once_a_step(attack_target: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedgraft.client.privacy.dp import noise as noising
 
     local_model, loader = attack_target()

@@ -290,7 +290,7 @@ def test_sites_that_joined_share_secrets_for_masks_pair_by_pair(kits):
 
 
 def masks(home: SiteHome) -> SecureAggregationSettings:
-    found = read_config(home.config).masks
+    found = read_config(home.config).secure_aggregation
     assert found is not None
     return found
 

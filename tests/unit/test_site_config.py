@@ -32,7 +32,7 @@ def write(folder: Path, **changes: object) -> Path:
 
 def test_relative_paths_count_from_the_file(tmp_path, monkeypatch):
     masks = {"key": "mask.pem", "roster": "roster.json", "identities": {}}
-    write(tmp_path / "home", server={"address": "fl.example.org:443", "ca": "ca.pem"}, masks=masks)
+    write(tmp_path / "home", server={"address": "fl.example.org:443", "ca": "ca.pem"}, secure_aggregation=masks)
     monkeypatch.chdir("/")
     config = read_site(tmp_path / "home")
     home = tmp_path / "home"

@@ -35,7 +35,7 @@ def test_each_site_needs_a_source_where_the_loss_does() -> None:
     assert source_faults(study("fedavg"), lacking) == []
 
 
-@pytest.mark.parametrize("method", ["three_step", "joint_lambda", "moment_alignment"])
+@pytest.mark.parametrize("method", ["three_step", "joint", "moment_alignment"])
 def test_some_site_must_hold_the_public_source(method: str) -> None:
     (fault,) = source_faults(study(method), scenario(north={}, south={}))
     assert "a site that holds the source" in fault

@@ -17,7 +17,7 @@ from fedgraft.common.protocol.auxiliary import PRETRAINED, auxiliary_shapes
 from fedgraft.common.study.losses import LossScope, Proximal, Supervised
 from fedgraft.common.study.plan import Gradient, Role, Tag
 from fedgraft.common.study.study import Study, parse_study
-from helpers.dp import losses as private
+from helpers.dp import private_work as private
 from helpers.dp import trainable
 from helpers.work import NOW, snapshot, steps
 

@@ -203,7 +203,7 @@ class PrivacyGuard:
         self._charge(exchange, event, facts, privacy)
         effective_privacy = {
             "noise_multiplier": privacy.noise_multiplier,
-            "max_grad_norm": privacy.max_grad_norm,
+            "max_grad_norm" if isinstance(asked, Private) else "max_norm": privacy.max_grad_norm,
             "unit": privacy.unit,
             "epsilon": None,
         }

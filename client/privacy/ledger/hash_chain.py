@@ -46,7 +46,7 @@ class Row:
         """SHA-256 of all the row says and of the row before it, 64 hex digits."""
         event, facts = self.event, self.facts
         content = [
-            *(self.seq, self.job, self.round, event.noise_multiplier, event.q, event.steps),
+            *(self.seq, self.job, self.round, event.noise_multiplier, event.sample_rate, event.steps),
             *(facts.unit, facts.patients, facts.model, facts.release, self.cost.hex(), self.at, self.previous),
         ]
         return hashlib.sha256(canonical_json(content)).hexdigest()

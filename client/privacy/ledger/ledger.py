@@ -254,7 +254,7 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _plain(event: Event) -> Event:
     """The event as it will be read back, because its hash is taken over the text of its numbers."""
-    return Event(float(event.noise_multiplier), float(event.q), int(event.steps))
+    return Event(float(event.noise_multiplier), float(event.sample_rate), int(event.steps))
 
 
 def _next(genesis: Genesis, rows: tuple[Row, ...], row: Row) -> Row:
@@ -266,7 +266,7 @@ def _next(genesis: Genesis, rows: tuple[Row, ...], row: Row) -> Row:
 def _insert(db: sqlite3.Connection, row: Row) -> None:
     event, facts = row.event, row.facts
     values = (
-        *(row.seq, row.job, row.round, event.noise_multiplier, event.q, event.steps),
+        *(row.seq, row.job, row.round, event.noise_multiplier, event.sample_rate, event.steps),
         *(facts.unit, facts.patients, facts.model, facts.release, row.cost, row.at, row.previous, row.hash),
     )
     db.execute(f"INSERT INTO charges VALUES ({', '.join('?' * len(values))})", values)

@@ -1,0 +1,113 @@
+"""YAML files that people write: read strictly, with every fault told by its key and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.base.renamed import new_name
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key stands once in a mapping; the standard says so, and PyYAML lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """As PyYAML's; ConstructorError with both lines for a key that comes twice."""
+        places: dict[Hashable, int] = {}
+        for key, _ in node.value:
+            # Anchored mappings that are merged in (<<) may be overridden, which is what they are for.
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name, line = self.construct_object(key), key.start_mark.line + 1
+            if name in places:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice, on lines {places[name]} and {line}", None
+                )
+            places[name] = line
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value in a YAML text; YAMLError if it is none, or gives a key twice."""
+    return yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader that is stricter still
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; StudyError if it cannot be read, is no YAML, or is no mapping."""
+    try:
+        data = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(str(path), ["there is no such file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(str(path), [f"cannot be read: {error}"]) from None
+    except yaml.constructor.ConstructorError as error:
+        raise StudyError(str(path), [str(error.problem)]) from None
+    except yaml.YAMLError as error:
+        raise StudyError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(data, dict):
+        raise StudyError(str(path), ["must be a mapping of keys to values"])
+    return data
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One line per fault: the dotted key, what is wrong, and the value found."""
+    lines = []
+    faults = error.errors(include_url=False, include_context=False)
+    for fault in faults:
+        # A list whose items are all faulty also counts as too short, which says nothing new.
+        if fault["type"] == "too_short" and any(_within(other["loc"], fault["loc"]) for other in faults):
+            continue
+        key = ".".join(str(part) for part in _as_written(fault["loc"])) or "the file as a whole"
+        message = new_name(fault) or fault["msg"].removeprefix("Value error, ")
+        shown = repr(fault["input"])
+        value = f" (found {shown})" if len(shown) <= 60 and fault["type"] != "missing" else ""
+        lines.append(f"{key}: {message}{value}")
+    return lines
+
+
+def _as_written(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A fault's key without the kind of task, which pydantic puts between."""
+    return place[:2] + place[3:] if place[:1] == ("tasks",) else place
+
+
+def _within(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
+
+
+def override(data: dict[str, Any], item: str) -> str | None:
+    """Set `dotted.key=value` in place; the fault as text, or None."""
+    key, equals, text = item.partition("=")
+    if not equals or not key:
+        return f"--set {item}: must look like key=value"
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError:
+        return f"--set {item}: the value is not valid YAML"
+    fault = put(data, key, value)
+    return fault and f"--set {item}: {fault}"
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> str | None:
+    """Set a dotted key in place, numbers being places in a list; the fault as text, or None."""
+    *parents, last = key.split(".")
+    here: Any = data
+    for part in parents:
+        step = int(part) if isinstance(here, list) and part.isdigit() else part
+        if isinstance(here, list) and isinstance(step, int) and step < len(here):
+            here = here[step]
+        elif isinstance(here, dict):
+            here = here.setdefault(step, {})
+        else:
+            return f"there is no {part!r} to set a key in"
+    if isinstance(here, list) and last.isdigit() and int(last) < len(here):
+        here[int(last)] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        return f"{key} cannot be set"
+    return None
