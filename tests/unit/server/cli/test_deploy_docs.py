@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from fedgraft import cli
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8"), re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line]
 
