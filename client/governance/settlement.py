@@ -21,7 +21,6 @@ from fedgraft.client.governance.records import Records, TakenUp, kept_answers
 from fedgraft.client.privacy.guard.privacy_guard import Held
 from fedgraft.client.privacy.ledger.ledger import Ledger, read_account, salvage
 from fedgraft.client.privacy.ledger.spending import Account, Spending, largest, missing
-from fedgraft.client.privacy.masking.used_masks import MaskBook
 from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.base.files import sha256_file
 from fedgraft.common.privacy.accountant import Event, Unit, epsilon, noise_for
@@ -104,7 +103,6 @@ def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
             held.witness.unlink(missing_ok=True)
             Ledger.create(held.ledger, held.witness, float("inf"), settlement.delta, settlement.unit)
         Ledger.settle(held.ledger, held.witness, settlement.assumed, json.dumps(words, sort_keys=True))
-    MaskBook(config.state / "masks.sqlite").void()
     EgressLog(config.state, config.witness).settle(words)
 
 

@@ -134,11 +134,6 @@ class MaskBook:
         with self._connected() as db:
             return frozenset(context for (context,) in db.execute("SELECT context FROM sums"))
 
-    def void(self) -> None:
-        """End all runs: no instruction under a nonce that was given out before is followed any more."""
-        with self._connected() as db:
-            db.execute("DELETE FROM runs")
-
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -69,6 +69,7 @@ LOG = ("state/egress.jsonl", "state.witness/egress.json", "state/ledger/egress.j
 RESTORED: dict[str, tuple[str, ...]] = {
     "the ledger": LEDGER[:1],
     "the ledger and its witness": LEDGER,
+    "ledger, witness and answers": (*LEDGER, "state/replies"),
     "the ledger's folder and all witnesses": ("state/ledger", "state.witness"),
     "the egress log": LOG[:1],
     "the egress log and its witness": LOG[:2],
