@@ -20,7 +20,7 @@ FOLDERS = "common|client|server|simulations|configs|tests|benchmarks|docs|deploy
 def renamed(heading: str) -> dict[str, str]:
     """The table of the changelog under that heading: the first word in backticks of either cell."""
     table = CHANGELOG.partition(f"| {heading} |")[2].partition("\n\n")[0]
-    return {old: new for old, new in re.findall(r"^\| `(\w+)`[^|]*\| `(\w+)`", table, re.MULTILINE)}
+    return dict(re.findall(r"^\| `(\w+)`[^|]*\| `(\w+)`", table, re.MULTILINE))
 
 
 def test_the_changelog_has_every_renamed_key() -> None:
