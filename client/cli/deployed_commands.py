@@ -28,7 +28,7 @@ _out = Console(soft_wrap=True, highlight=False)
 
 
 def join(kit: Path, home: Path, passphrase: str, cohort: Mapping[str, Any], policy: Path | None) -> None:
-    """Take in a kit."""
+    """Make the site's home folder from a kit, and say what to do next; see `fedgraft.client.enrolment.join`."""
     try:
         spec = CohortSpec.model_validate(cohort)
     except ValidationError as error:
@@ -42,18 +42,18 @@ def join(kit: Path, home: Path, passphrase: str, cohort: Mapping[str, Any], poli
 
 
 def rejoin(kit: Path, home: Path, passphrase: str) -> None:
-    """Take over a renewed kit."""
+    """Take over a kit with new keys or a new server; the site's data and policy stay."""
     joined = rejoin_consortium(kit, passphrase, SiteHome(home))
     _say(f"{joined.site} has the keys and the server of {kit}; start the site again to use them")
 
 
 def roster(path: Path, home: Path, accept: Collection[str]) -> None:
-    """Take over a newer roster."""
+    """Use a newer roster; members with another identity than before only if `accept` names them."""
     _say(f"roster {update_roster(path, SiteHome(home), accept)} is in use")
 
 
 def start(home: Path, *, as_json: bool) -> None:
-    """Take part until told to stop."""
+    """Take part in approved studies until SIGTERM or Ctrl-C; features of an earlier study are deleted first."""
     from fedgraft.client.runtime.executor import run_site
     from fedgraft.client.training.model.features import forget_features
     from fedgraft.common.base.logs import start_logs

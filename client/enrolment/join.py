@@ -127,7 +127,7 @@ def _check_identities(old: Membership, new: Membership, accept: Collection[str],
 
 
 def _masks(home: SiteHome) -> SecureAggregationSettings:
-    """What the site needs for masked studies, from the roster that the kit brought; the members are pinned by it."""
+    """What the site needs for secure aggregation, from the roster in the kit; the members are pinned by it."""
     members = home.roster()
     write_json(home.secure_aggregation_file, members.mask_roster().model_dump(mode="json"))
     return SecureAggregationSettings(

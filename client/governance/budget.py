@@ -54,7 +54,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a study would cost this site: per private stage its noise over the clip and epsilon; why not, if not."""
+    """What a study would cost this site: per private stage its noise multiplier and epsilon; why not, if not."""
 
     study: str
     patients: int

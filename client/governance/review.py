@@ -97,7 +97,7 @@ def review(
 
 
 def _figures(stage: Stage, *, exact: bool) -> list[str]:
-    """What is told of the training itself; private work tells what is public anyway."""
+    """The figures of training that leave; of private work only those that are public anyway."""
     if privacy_request(stage) is not None:
         return (
             ["steps", "noise_multiplier", "sample_rate"] if isinstance(stage.local, Gradient) else ["noise_multiplier"]
@@ -141,7 +141,7 @@ def _cost(config: SiteConfig, verdict: StudyVerdict | None) -> dict[str, Any] | 
 
 
 def in_words(content: dict[str, Any]) -> list[str]:
-    """The review as lines for a person."""
+    """The review as lines that `site review` prints: what runs, what leaves, what it costs."""
     state = "approved here" if content["approved"] else "not approved here"
     start = content["weights"] or "random entries"
     tasks = "; ".join(f"{task} ({', '.join(classes)})" for task, classes in content["tasks"].items())

@@ -106,7 +106,7 @@ class Reader:
         return self.ood_model.distances(features)
 
     def shares(self, some: Sequence[Picture]) -> dict[str, np.ndarray]:
-        """Probabilities (N, classes) by task."""
+        """Probabilities (N, classes) by task, of N pictures."""
         logits = predictions(self.local_model, self.loader(some), "all", labelled=False)
         return {task.name: torch.from_numpy(logits[task.name][0]).softmax(1).numpy() for task in self.tasks}
 

@@ -110,7 +110,7 @@ def fit_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> t
 def _stage(study: Study, site: str, stage: Stage, desk: tuple[LocalModel, Loader], say: Say) -> None:
     local_model, loader = desk
     if isinstance(stage.local, Gradient):
-        # Nothing comes from elsewhere: what pulls to the others, or to a source, is left out.
+        # Nothing comes from elsewhere: losses that need the other sites, or a source, are left out.
         own = tuple(loss for loss in stage.local.losses if not loss.requires - {Requirement.LABELS})
         alone = stage.local.model_copy(update={"losses": own or SUPERVISED})
         for number in range(1, stage.rounds + 1):

@@ -64,7 +64,7 @@ class Given:
 def fitted(
     local_model: LocalModel, cohort: Cohort, study: Study, given: Given, how: Fit, seed: int
 ) -> dict[str, np.ndarray]:
-    """The entries that change when the model is fitted to the cohort's training cases; they lie on the bench.
+    """The entries that change when the model is fitted to the cohort's training cases; `local_model` has them.
 
     Raises TooFewCases, Diverged.
     """

@@ -79,7 +79,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         keeps = stays(stage, tags)
         bare |= set() if private else set(keeps)
         local_backbone |= any(tags[key].role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for key in keeps)
-    fresh = study.model.backbone != ENSEMBLE  # whose members have their own standardisation
+    fresh = study.model.backbone != ENSEMBLE  # whose base models have their own standardisation
     if fresh and isinstance(study.input, TableInput) and not isinstance(study.plan[0].aggregate, Standardise):
         faults.append("plan.0: a table needs a first stage that standardises its columns (aggregate: standardise)")
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":

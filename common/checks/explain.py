@@ -235,7 +235,7 @@ _SOLVED = {
 
 
 def sentence(stage: Stage, row: dict[str, Any]) -> str:
-    """One stage in plain words."""
+    """One stage as `study explain` prints it: who does what, what is sent, and how it is aggregated."""
     who = _WHO[stage.where]
     if stage.joint_lambda is not None:
         who += f" (counting {stage.joint_lambda:g}) and the source (counting 1)"
@@ -251,7 +251,7 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
 
 
 def _does(stage: Stage, row: dict[str, Any]) -> str:
-    """What the sites do."""
+    """What the sites do in a stage, as the middle of `sentence`: "train ...", "send ...", "set ..."."""
     match stage.local:
         case Gradient():
             private = " with differential privacy" if stage.local.private is not None else ""
@@ -266,7 +266,7 @@ def _does(stage: Stage, row: dict[str, Any]) -> str:
 
 
 def _sums(local: Statistics, rounds: int) -> str:
-    """What the sites send of their cases."""
+    """What the sites send of their cases in a closed-form stage, such as "send sums of features and labels once"."""
     cases = _CASES[local.split]
     match local.of:
         case "columns":

@@ -35,7 +35,7 @@ class Enrolment(BaseModel):
     signature: str = ""
 
     def content(self) -> bytes:
-        """What the signature is over."""
+        """What the signature is over: all other fields as canonical JSON."""
         return canonical_json(self.model_dump(mode="json", exclude={"signature"}))
 
 

@@ -31,7 +31,7 @@ def new_node_key() -> NodeKey:
 
 
 def new_masking_key() -> MaskingKey:
-    """A key to agree on masks with."""
+    """A new X25519 key, with which a site agrees on masks with every other."""
     return x25519.X25519PrivateKey.generate()
 
 
@@ -44,7 +44,7 @@ def private_pem(key: NodeKey | MaskingKey, passphrase: str | None = None) -> byt
 
 
 def public_pem(key: NodeKey | MaskingKey) -> bytes:
-    """The public half of a key."""
+    """The public half of a key, as PEM (SubjectPublicKeyInfo)."""
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -95,7 +95,7 @@ def _load_public(pem: bytes, source: str) -> object:
 
 
 def sign(key: NodeKey, message: bytes) -> bytes:
-    """An ECDSA signature with SHA-384."""
+    """An ECDSA signature with SHA-384, DER-encoded."""
     return key.sign(message, ec.ECDSA(hashes.SHA384()))
 
 

@@ -77,7 +77,7 @@ class Membership(BaseModel):
         return {name: member.node for name, member in self.members.items()}
 
     def write(self, path: Path) -> None:
-        """Write the file."""
+        """Write it as JSON, as `read_membership` takes it."""
         write_json(path, self.model_dump(mode="json"))
 
     def _content(self) -> bytes:

@@ -75,12 +75,12 @@ def _torchvision_names() -> tuple[str, ...]:
 
 
 def image_backbones() -> tuple[str, ...]:
-    """All names for images."""
+    """All names for `model.backbone` with images: fedgraft's own, torchvision's, and those with group norm."""
     return (*_OWN, *_torchvision_names())
 
 
 def table_backbones() -> tuple[str, ...]:
-    """All names for tables."""
+    """All names for `model.backbone` with tables."""
     return tuple(_TABLE)
 
 

@@ -47,7 +47,7 @@ class Initialised:
     """Of an ensemble: where each base model comes from."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Copies of all entries."""
+        """Copies of all entries by key, on the CPU."""
         return {key: array.copy() for key, array in state_arrays(self.model).items()}
 
     @property
@@ -58,7 +58,7 @@ class Initialised:
 
     @property
     def licence(self) -> str:
-        """The licences of all that went in."""
+        """The licences of all weights that went in, joined by "and"."""
         found = (self.manifest,) if self.manifest else self.base_models
         return " and ".join(dict.fromkeys(manifest.licence for manifest in found if manifest)) or _UNSTATED
 

@@ -39,8 +39,8 @@ class TransferModel(nn.Module):
     """Features and heads. State keys are `backbone.` plus the backbone's own, and `heads.TASK.weight` and `.bias`.
 
     `decoders` make heads that answer for every pixel, by task; their keys begin with `heads.TASK.` as well. They are
-    made after all else but domain discriminators, so that they change no entry that is drawn for another. Critics, if a
-    plan has any, are `domain_discriminators.NAME.`; they take no part in `forward`.
+    made after all else but domain discriminators, so that they change no entry that is drawn for another. Domain
+    discriminators, if a plan has any, are `domain_discriminators.NAME.`; they take no part in `forward`.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class TransferModel(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch, but what `freeze` put to rest stays in eval."""
+        """As in torch, but what `freeze` has frozen stays in eval."""
         super().train(mode)
         for part in self._frozen if mode else ():
             part.eval()
@@ -174,7 +174,7 @@ class Heads(nn.Module):
         return z, self(z)
 
     def forward(self, z: Tensor) -> dict[str, Tensor]:
-        """Logits (N, classes) by task."""
+        """Logits (N, classes) by task, from features (N, d)."""
         return {task: head(z) for task, head in self.heads.items()}
 
 

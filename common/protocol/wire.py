@@ -1,4 +1,4 @@
-"""Orders, updates and refusals as Flower records: the only file that knows record keys.
+"""Instructions, updates and refusals as Flower records: the only file that knows record keys.
 
 Arrays travel raw (C order, little endian) in a Flower ArrayRecord, together as one Array, since Flower's work is per
 Array; large ones that stay in this process travel as views of their own. All else travels as one JSON text. Nothing is
@@ -49,7 +49,7 @@ _TENSORS, _METRICS, _MASKED, _WORDS = "tensors", "metrics", "secure_aggregation"
 
 
 def pack_hello(hello: Hello) -> RecordDict:
-    """Hello as records."""
+    """The first message to a site as records, as `unpack_hello` takes them."""
     return _pack({"protocol": hello.protocol, "study": hello.study.decode()})
 
 
@@ -60,7 +60,7 @@ def unpack_hello(records: RecordDict) -> Hello:
 
 
 def pack_greeting(greeting: Greeting) -> RecordDict:
-    """A greeting as records."""
+    """A site's answer to hello as records, as `unpack_greeting` takes them."""
     words = {
         "site": greeting.site,
         "cases": dict(greeting.cases),

@@ -34,9 +34,10 @@ _LARGEST_CHANGE = 10.0
 class RoundRules(Value):
     """When a round counts. `quorum` is the share of the asked sites that must answer well, at least `min_sites`.
 
-    `deadline_s` bounds a site's answer to one order, in seconds; no deadline if absent. `max_change` bounds the norm of
-    a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure aggregation,
-    where nobody sees a site's change, it cannot be given, and the bound of 10 holds for the aggregated change.
+    `deadline_s` bounds a site's answer to one instruction, in seconds; no deadline if absent. `max_change` bounds the
+    norm of a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure
+    aggregation, where nobody sees a site's change, it cannot be given, and the bound of 10 holds for the aggregated
+    change.
     """
 
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -46,7 +47,7 @@ class RoundRules(Value):
 
     @property
     def largest_change(self) -> float:
-        """The bound that holds."""
+        """`max_change`, or 10 if the study does not give it."""
         return _LARGEST_CHANGE if self.max_change is None else self.max_change
 
 
@@ -101,7 +102,7 @@ class Study(Value):
 
     @cached_property
     def tasks_by_name(self) -> dict[str, AnyTask]:
-        """The tasks by name."""
+        """The tasks by name, in the study's order."""
         return {task.name: task for task in self.tasks}
 
     @property

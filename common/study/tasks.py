@@ -117,7 +117,7 @@ class Segmentation(_Question):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What people read of the answers."""
+        """What people read of the answers: a pixel is "inside" or not."""
         return ("inside",)
 
 

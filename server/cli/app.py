@@ -82,7 +82,7 @@ def enrol(
 
 @app.command()
 def revoke(site: Annotated[str, typer.Argument(help="The site's name.")], out: Out = Path("kits")) -> None:
-    """Shut a site out."""
+    """Shut a site out: its key no longer counts as soon as the new list is on the server."""
     from fedgraft.server.cli import commands
 
     commands.revoke(site, out)

@@ -43,14 +43,14 @@ def provision(path: Path, out: Path) -> None:
 
 
 def enrol(path: Path, out: Path) -> None:
-    """Take in the keys that a site made."""
+    """Take in the public keys that a site made, and print the fingerprint to compare by telephone."""
     name = Authority(out).enrol(path)
     _say(f"{name} is enrolled. Compare by telephone: {fingerprint(read_enrolment(path).node.encode())}")
     _say(f"Copy {out / 'server' / 'sites.json'} to the server, and send {out / 'roster.json'} to all sites.")
 
 
 def revoke(name: str, out: Path) -> None:
-    """Shut a site out."""
+    """Take a site out of the roster, and say what must be copied to the server."""
     Authority(out).revoke(name)
     _say(f"{name} is revoked. Copy {out / 'server' / 'sites.json'} to the server; it shuts the site out in seconds.")
 
@@ -126,7 +126,7 @@ def show_sites(home: Path, *, as_json: bool) -> None:
 
 
 def show_status(home: Path, *, as_json: bool) -> None:
-    """The server, its sites and its runs."""
+    """Print whether the server answers, its certificate's end, its sites and its runs."""
     from fedgraft.server.operations.overview import plain, runs, sites
 
     server = ServerHome(home)
@@ -180,7 +180,7 @@ def stop(home: Path, *, server_too: bool) -> None:
 
 
 def show_logs(home: Path, part: str, lines: int) -> None:
-    """The end of a log."""
+    """Print the last `lines` lines of one part's log, such as "superlink"."""
     path = ServerHome(home).logs / f"{part}.log"
     if not path.is_file():
         raise InputError(f"{path}: there is no such log.", fix="Has the server been started?")

@@ -88,7 +88,7 @@ class ServicePart:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether its process is there and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
@@ -123,7 +123,7 @@ class ServicePart:
         self.start()
 
     def stop(self) -> None:
-        """End it, and what it started."""
+        """End its process and all that this started; killed if it does not end within 10 s."""
         if self._process is None:
             return
         for how, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):

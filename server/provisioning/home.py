@@ -33,7 +33,7 @@ class Enrolled(BaseModel):
 
 
 class ServerFacts(BaseModel):
-    """What the server was provisioned as."""
+    """What provisioning fixed: the consortium's name, and where sites reach its server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -122,10 +122,10 @@ class ServerHome:
 
 
 def today() -> str:
-    """The moment in UTC, to the second."""
+    """Now in UTC to the second, as ISO 8601: "2026-01-31T12:00:00+00:00"."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def expires(path: Path) -> datetime:
-    """When a certificate ends."""
+    """When the certificate in this PEM file ends, in UTC."""
     return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc

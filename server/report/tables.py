@@ -240,7 +240,7 @@ def refusals(record: RunRecord) -> tuple[ReportTable, int]:
 
 
 def environment(record: RunRecord) -> ReportTable:
-    """What the run was made with."""
+    """Versions, device and settings of the machine that ran it, as a table."""
     facts = {
         "fedgraft": record.result.get("fedgraft"),
         "study digest": record.result.get("study_digest"),
@@ -253,7 +253,7 @@ def environment(record: RunRecord) -> ReportTable:
 
 
 def decimal(value: float | None) -> str:
-    """Three decimals."""
+    """A number with three decimals, a dash if there is none."""
     return NONE if value is None else f"{value:.3f}"
 
 
@@ -264,7 +264,7 @@ def whole(value: Any) -> str:
 
 
 def size(value: Any) -> str:
-    """Bytes in a readable unit."""
+    """Bytes in units of 1,000, such as "44.8 MB"; a dash if there are none."""
     found = number(value)
     if found is None:
         return NONE

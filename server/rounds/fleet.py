@@ -48,13 +48,13 @@ class Reply:
 
 
 class Fleet(Protocol):
-    """All sites of a run, by name."""
+    """The sites of a run by name: greets them, sends instructions, gives replies."""
 
     def greet(self, hello: Hello) -> Mapping[str, Greeting | Refusal]:
         """Say hello to every site that is there and has not greeted yet; what each answered."""
 
     def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
-        """Send every site its order; its reply, as it comes. Every site is answered for, if only with a refusal."""
+        """Send every site its instruction; its reply, as it comes. Every site has one, if only a refusal."""
 
 
 class GridFleet:

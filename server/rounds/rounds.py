@@ -1,4 +1,4 @@
-"""The round loop: instruct, collect, vet, aggregate, save; then once more to evaluate, and the run is done."""
+"""The round loop: instruct, collect, validate, aggregate, save; then once more to evaluate, and the run is done."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class Coordinator:
         self._state = self._state | averaged(stage, step.round, aggregated, memory)
 
     def _asked(self, step: Step, stage: Stage) -> list[str]:
-        """Sites that this exchange is for."""
+        """Names of the sites that this exchange goes to, in a fixed order."""
         hospitals = {site: g for site, g in self._greetings.items() if not g.observer and not g.source}
         if not step.work or stage.where == "all":
             chosen = set(hospitals)

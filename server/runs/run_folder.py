@@ -75,22 +75,22 @@ class RunFolder:
             return not _locked(lock, fcntl.LOCK_SH)
 
     def study(self) -> Study:
-        """The study as run."""
+        """The study that this run is of; ResumeError if the folder has none."""
         source = self.path / "study.yaml"
         if not source.is_file():
             raise ResumeError(f"{self.path}: is no run's folder: there is no study.yaml.")
         return parse_study(read_mapping(source), str(source))
 
     def write_study(self, study: Study) -> None:
-        """Write the study with all defaults."""
+        """Write `study.yaml`, all defaults written out."""
         write_atomic(self.path / "study.yaml", study.to_yaml().encode())
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file of the folder."""
+        """Write `content` as the JSON file `name`."""
         write_json(self.path / name, content)
 
     def append_history(self, row: Mapping[str, Any]) -> None:
-        """Add one exchange to the history."""
+        """Add a line to `history.jsonl`: one exchange, as JSON without NaN."""
         with self._history.open("ab") as file:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             file.flush()

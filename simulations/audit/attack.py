@@ -46,7 +46,7 @@ class Audit:
 
 
 def finished(study: Study, patients: int, findings: Sequence[Finding]) -> Audit:
-    """The audit of these findings."""
+    """The audit's result: the findings with the study, the number of patients and the seconds they took."""
     seconds = round(sum(finding.seconds for finding in findings), 1)
     return Audit(study.name, study.digest, patients, seconds, tuple(findings))
 

@@ -1,6 +1,6 @@
 """Metrics are an oracle: whoever may ask often enough how good crafted models are learns every hidden label.
 
-The attacker knows what the cases look like and wants the diagnoses. Each order brings crafted heads, so that every
+The attacker knows what the cases look like and wants the diagnoses. Each instruction brings crafted heads, so every
 prediction is known; each accuracy is then one linear equation in the labels.
 """
 

@@ -111,7 +111,7 @@ def make_data(name: str, out: Path) -> None:
 
 
 def list_weights(*, as_json: bool) -> None:
-    """All weights at hand."""
+    """Print all weights that studies can name: those that ship, and those that were imported."""
     from fedgraft.common.models.weights import list_weights as found
 
     manifests = found()

@@ -93,7 +93,7 @@ class Cell:
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def words(self) -> str:
-        """The cell in a line of progress."""
+        """The cell in a line of progress, such as "transfer: study, 40 cases, seed 1"."""
         cases = f", {self.cases} cases" if self.cases else ""
         fold = f", fold {self.fold.number + 1} of {self.fold.of}" if self.fold else ""
         return f"{self.question}: {self.arm}{cases}, seed {self.seed}{fold}"

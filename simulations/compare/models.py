@@ -81,7 +81,7 @@ class ModelJob:
 
     @property
     def hospitals(self) -> tuple[str, ...]:
-        """The sites that are hospitals."""
+        """Names of the sites that hold patients, without those that hold public source data."""
         return tuple(site for site in self.cohorts if site not in self.public)
 
 
@@ -195,7 +195,7 @@ def _ask(local_model: LocalModel, state: Arrays, study: Study, cohort: Cohort) -
 
 
 def answers_of(local_model: LocalModel, study: Study, cohort: Cohort) -> dict[str, Answers]:
-    """What the model on the bench says of the cohort's test cases, by task."""
+    """What the model in `local_model` says of the cohort's test cases, by task."""
     loader = Loader(cohort, study.input, local_model.device)
     names = [cohort.patients[case] for case in loader.labelled("test").tolist()]
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
@@ -219,7 +219,7 @@ def flat(found: Found) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def unflat(arrays: Mapping[str, np.ndarray]) -> Found:
-    """What `flat` was made of."""
+    """The answers by model, site and task, back from `flat`."""
     found: Found = {}
     for key in arrays:
         model, site, task, kind = key.split("/")

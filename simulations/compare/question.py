@@ -167,7 +167,7 @@ class Question(Value):
         return self.shots or self.cases or (None,)
 
     def _few(self) -> list[str]:
-        """What does not go with shots."""
+        """Faults of a question with `shots`: keys and metrics that do not go with it."""
         faults = ["shots: go with neither cases nor folds"] if self.cases or self.folds else []
         if self.metric == "auroc":
             faults.append(

@@ -42,12 +42,12 @@ class LocalGrid(Grid):
         self._numbers = count(1)
 
     def set_run(self, run: Run) -> None:
-        """Take another run's description."""
+        """Take over the description of the run that messages belong to (Flower's interface)."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run's description."""
+        """The description of the run that messages belong to (Flower's interface)."""
         return self._run
 
     def create_message(
@@ -58,15 +58,15 @@ class LocalGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """A message to a node."""
+        """A message to the node with this number, not yet sent (Flower's interface)."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes."""
+        """Numbers of all nodes, from 1."""
         return list(self._configs)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Queue messages for their nodes."""
+        """Queue messages for their nodes; their numbers, as Flower's interface wants them."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(next(self._numbers))
@@ -89,7 +89,7 @@ class LocalGrid(Grid):
 
     @abstractmethod
     def close(self) -> None:
-        """End what the grid started."""
+        """End the processes and free the memory that the grid started or took; here there is nothing."""
 
 
 class InProcessGrid(LocalGrid):
@@ -122,7 +122,7 @@ class InProcessGrid(LocalGrid):
         return [reply]
 
     def close(self) -> None:
-        """Let go of the sites' data."""
+        """Free the sites' models and data, which are kept between exchanges."""
         self._lane = None
         forget()
 

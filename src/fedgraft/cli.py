@@ -149,7 +149,7 @@ def data_make(
 
 @weights.command("list")
 def weights_list(as_json: AsJson = False) -> None:
-    """All weights that studies can name."""
+    """All weights that studies can name, by id."""
     from fedgraft.simulations.cli import commands
 
     commands.list_weights(as_json=as_json)
@@ -157,7 +157,7 @@ def weights_list(as_json: AsJson = False) -> None:
 
 @weights.command("show")
 def weights_show(ref: str) -> None:
-    """The manifest of some weights."""
+    """The manifest of some weights: backbone, input, licence, what they were trained on."""
     from fedgraft.common.models.weights import load_manifest
 
     typer.echo(load_manifest(ref).model_dump_json(indent=1))

@@ -74,7 +74,7 @@ class Place:
 
 @dataclass(frozen=True)
 class CohortRequest:
-    """What a study wants of a cohort."""
+    """What a study wants of a site's cases: targets, form of the inputs, split, and what decides the split."""
 
     tasks: Sequence[AnyTask]
     input: InputSpec

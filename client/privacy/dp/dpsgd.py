@@ -2,7 +2,7 @@
 
 Abadi et al. 2016, "Deep learning with differential privacy", with add/remove neighbours and Poisson sampling:
 
-    g = (sum over sampled units u of clip(mean over views of grad loss(u)) + sigma C z) / (q N),   z ~ N(0, I)
+    g = (sum over sampled units u of clip(mean over images of grad loss(u)) + sigma C z) / (q N),   z ~ N(0, I)
 
 What the optimiser makes of g is post-processing. Privacy spent depends on sigma, q and the number of steps alone, which
 all are fixed before the first step. Nothing here uses the study's seed: the coordinator knows it. That goes for dropout

@@ -111,7 +111,7 @@ class PrivacyGuard:
 
     @property
     def unit(self) -> Unit:
-        """Whom the policy protects."""
+        """What the site's policy protects as one: a patient with all images, or an image."""
         return self._policy.unit
 
     @property
@@ -279,7 +279,7 @@ class PrivacyGuard:
             yield event
 
     def grounds(self, stage: Stage | None, tags: Tags) -> str:
-        """What the policy says of an answer to this stage's order; None for an order that only evaluates."""
+        """What the policy says of an answer to this stage's instruction; None for one that only evaluates."""
         words = []
         if stage is not None and (asked := privacy_request(stage)) is not None:
             what = "entries trained" if isinstance(asked, Private) else "sums noised"

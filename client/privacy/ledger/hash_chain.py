@@ -15,7 +15,7 @@ from fedgraft.common.base.files import canonical_json, read_json, write_json
 from fedgraft.common.privacy.accountant import ORDERS, Event, Unit
 
 Release = Literal["train", "metrics", "sums"]
-"""What leaves in exchange for a charge; each kind is charged once per job and round."""
+"""What leaves in exchange for a charge; each kind is charged once per study (a job) and round."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Genesis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in the chain."""
+    """A row of the chain: its number, and its hash, which stands for all rows up to it."""
 
     seq: int
     hash: str

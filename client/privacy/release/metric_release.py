@@ -230,7 +230,7 @@ def _aggregated(positive: Floats, negative: Floats) -> Counts:
 
 
 def _partial(confusion: Counts, rows: Sequence[Counts]) -> ClassificationSums:
-    """Sums of which only the confusion and the scores, (bins, 2) per row from low to high, are told."""
+    """Sums of which only the confusion and the scores, (bins, 2) per row from low to high, are known."""
     none, empty = np.zeros(CALIBRATION_BINS, np.int64), np.zeros(CALIBRATION_BINS)
     return ClassificationSums(confusion, math.nan, math.nan, none, none, empty, _scores(rows))
 
