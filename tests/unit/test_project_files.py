@@ -1,4 +1,4 @@
-"""README, changelog, citation and docs agree with the code: versions, renamed keys, and every path that they name."""
+"""README, changelog, citation and guides agree with the code: versions, renamed keys, rooms, and paths that they name."""
 
 from __future__ import annotations
 
@@ -35,6 +35,14 @@ def test_the_version_is_the_same_everywhere() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert re.findall(r"^## \[(\d.*?)\]", CHANGELOG, re.MULTILINE)[0] == version
+
+
+def test_the_guide_for_contributors_lists_every_room() -> None:
+    packages = ("common", "client", "server", "simulations")
+    modules = [path for package in packages for path in (ROOT / package).rglob("*.py") if path.stem != "__init__"]
+    rooms = {str(path.parent.relative_to(ROOT)) for path in modules}
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert sorted(room for room in rooms if f"`{room}`" not in text) == []
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

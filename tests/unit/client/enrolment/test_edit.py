@@ -11,7 +11,7 @@ import yaml
 from fedgraft.client.enrolment.edit_yaml import change_values, filled
 from fedgraft.common.base.errors import InputError
 
-SHIPPED = Path(__file__).parents[2] / "configs" / "sites" / "hospital.yaml"
+SHIPPED = Path(__file__).parents[4] / "configs" / "sites" / "hospital.yaml"
 MASKS = {"key": "masking.key", "roster": "masks.json", "identities": {"north": "a b: # c", "south": "d'\"e"}}
 
 
