@@ -1,4 +1,4 @@
-"""README, changelog, citation and guides agree with the code: versions, renamed keys, rooms, and paths that they name."""
+"""README, changelog, citation and guides agree with the code: versions, renamed keys, rooms, and paths they name."""
 
 from __future__ import annotations
 
