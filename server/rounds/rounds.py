@@ -272,7 +272,7 @@ class Coordinator:
             "spent": dict(sorted(got.spent.items())),
             "train_pooled": got.train_pooled,
             "repeats": got.repeats,
-            "strengths": got.ridge_penalties,
+            "ridge_penalties": got.ridge_penalties,
             "evaluated": self._evaluated(step) if got.metrics or got.pooled or got.observed else None,
             "split": split_at(self._study, step) if got.metrics or got.pooled else None,
             "metrics": scores.values(),
