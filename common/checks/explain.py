@@ -13,7 +13,7 @@ import numpy as np
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.check import check
 from fedgraft.common.closed_form.shapes import expected
-from fedgraft.common.models.initialise import Initialised, start, teach
+from fedgraft.common.models.initialise import Initialised, initialise, teach
 from fedgraft.common.models.model import TransferModel, state_arrays
 from fedgraft.common.protocol.routing import Tags, changed, sent
 from fedgraft.common.secure_aggregation.masking import Layout
@@ -51,7 +51,7 @@ def check_study(study: Study, source: str) -> Initialised:
     """Build the study's model and refuse what cannot work; StudyError with every reason."""
     faults: list[str] = []
     try:
-        begin = start(study)
+        begin = initialise(study)
         for stage in study.plan:
             teach(study, stage)
     except FedgraftError as error:

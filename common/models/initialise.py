@@ -96,7 +96,7 @@ def _made(study: Study, model: Model, *, plain: bool = False) -> TransferModel:
     return build_model(model.backbone, heads, channels=channels, seed=seed, size=size, extras=extras)
 
 
-def start(study: Study) -> Initialised:
+def initialise(study: Study) -> Initialised:
     """Build the model, seeded by the study, and load its weights. WeightsError if they do not fit."""
     return _filled(study, study.model, make_model(study))
 

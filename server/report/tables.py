@@ -30,6 +30,7 @@ _HIDDEN = "masks hide single sites"
 MEANINGS = {
     Code.OTHER_PROTOCOL: "runs another version of fedgraft",
     Code.UNKNOWN_STUDY: "does not know this study",
+    Code.OUT_OF_TURN: "was asked for what the study does not have, or has behind it",
     Code.MISSING_TENSORS: "lacks entries of the model that it should hold",
     Code.BAD_TENSORS: "was sent entries that do not fit its model",
     Code.NO_LABELS: "has no labels",

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import FedgraftError, RunError
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.server.rounds.fleet import GridFleet
 from fedgraft.server.rounds.results import write_model, write_result
 from fedgraft.server.rounds.rounds import Coordinator
@@ -50,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
 def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None:
     study = folder.study()
     folder.write("environment.json", environment(study.seed, engine))
-    begin = start(study)
+    begin = initialise(study)
     tags = begin.model.tags()
     ours = engine in ("inprocess", "pool")
     enrolled = partial(_enrolled, grid) if engine == DEPLOYED else None

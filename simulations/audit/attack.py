@@ -11,6 +11,7 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.routing import changed, releases_plainly
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study
+from fedgraft.common.study.training import Private
 from fedgraft.simulations.audit import (
     canaries,
     inversion,
@@ -86,7 +87,7 @@ def private_targets(study: Study, patients: int) -> list[AttackTarget]:
     tags = LocalModel(study, CPU).tags
     attack_targets = []
     for (stage, private, _), line in zip(private_stages(study), price(study, patients).lines, strict=True):
-        if not isinstance(stage.local, Gradient):
+        if not isinstance(stage.local, Gradient) or not isinstance(private, Private):
             continue
         expected = private.expected_units or coarse(patients)
         found = {"noise_multiplier": line.noise_multiplier, "epsilon": None, "expected_units": expected}

@@ -19,7 +19,7 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.files import load_tensors, read_json
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import own
 from fedgraft.common.study.fit import Fit
@@ -101,7 +101,7 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
     if job.who == "new_site":
         return _newcomers(job, folder, counted, device)
     if job.who == "nobody":
-        local_model, state = LocalModel(job.study, device), start(job.study).state()
+        local_model, state = LocalModel(job.study, device), initialise(job.study).state()
         return {MERGED: {site: _ask(local_model, state, job.study, cohort) for site, cohort in counted.items()}}, []
     trainers = {MERGED: pool(list(cohorts.values()))} if job.who == "pooled" else cohorts
     found: Found = {}

@@ -101,6 +101,11 @@ class MaskBook:
             db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, 0)", (study, nonce))
         return nonce
 
+    def knows(self, study: str) -> bool:
+        """Whether the site was ever greeted for this study, as far as this file knows."""
+        with self._connected() as db:
+            return db.execute("SELECT 1 FROM runs WHERE study = ?", (study,)).fetchone() is not None
+
     def check(self, study: str, nonce: str, number: int) -> None:
         """Raise Refused unless `number` can still be used under `nonce`."""
         with self._connected() as db:

@@ -191,7 +191,7 @@ def test_review_prices_a_private_study_at_this_site(command, hospital: Hospital,
     _, out, _ = command("site", "review", private_file, "--home", hospital.home)
     assert f"epsilon {cost:.2f} of 20" in out
     assert "no differential privacy" not in out
-    assert "counts (rounded to tens)" in out
+    assert "its public number of patients" in out
     assert "metrics: none, by metrics of the policy" in out
 
 

@@ -15,7 +15,7 @@ import yaml
 from conftest import Command
 from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import load_tensors, read_json
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.cells import (
     Cell,
@@ -134,7 +134,7 @@ def test_a_source_that_lies_at_a_site_teaches_there(make_study, hospitals, tmp_p
     made = simulate(study, Hospitals(cell.job.cohorts, sources=beside), tmp_path / "run")
     said = read_json(made / "result.json")["metrics"]["cls"]["sites"]["east"]
     assert (len(found.targets), accuracy(found)) == (said["n"], pytest.approx(said["accuracy"]))
-    begun, ended = start(study).state(), load_tensors(made / "model.safetensors")
+    begun, ended = initialise(study).state(), load_tensors(made / "model.safetensors")
     assert not np.array_equal(begun["heads.cls.weight"], ended["heads.cls.weight"]), "the source was learnt from"
 
 
