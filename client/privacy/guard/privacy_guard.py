@@ -99,6 +99,8 @@ class PrivacyGuard:
         self._held = Held.of(folder)
         self._shown = folder / "shown.json"
         self._replies = Replies(folder / "replies" / study.digest[:16])
+        # Once in a study is once: what was released is never pushed out by later replies.
+        self._releases = Replies(folder / "releases" / study.digest[:16])
         self._patients = patients
         self._public = PublicCounts(folder / "public_counts.json")
         self._allowed: set[tuple[frozenset[Role], bool]] = set()
@@ -260,13 +262,18 @@ class PrivacyGuard:
         self._answered_once(exchange)
         with locked(self._shown):
             known = read_json(self._shown) if self._shown.exists() else []
-            if self._study.digest not in known:
-                if len(known) >= self._policy.metrics_studies:
-                    raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
-                write_json(self._shown, [*known, self._study.digest], private=True)
+            if self._study.digest in known:
+                raise Refused(Code.POLICY, "coarse counts were shown in this study before, and that answer is lost")
+            if len(known) >= self._policy.metrics_studies:
+                raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
+            write_json(self._shown, [*known, self._study.digest], private=True)
+
+    def keep_metrics(self, exchange: int, shown: Arrays) -> None:
+        """Put the study's only release of figures on disk, before it is sent."""
+        self._releases.keep(exchange, shown, {})
 
     def _answered_once(self, exchange: int) -> None:
-        if (answered := self._replies.of(exchange)) is not None:
+        if (answered := self._releases.of(exchange)) is not None:
             raise answered
 
     def metrics_events(self) -> Iterator[Event]:

@@ -87,7 +87,9 @@ def release(
     except Replay as replay:
         return _by_task(replay.shared)
     metrics: dict[str, Arrays] = {task: sums.arrays() for task, sums in shown.items()}
-    guard.keep(exchange, {f"{task}/{key}": array for task, own in metrics.items() for key, array in own.items()}, {})
+    guard.keep_metrics(
+        exchange, {f"{task}/{key}": array for task, own in metrics.items() for key, array in own.items()}
+    )
     return metrics
 
 
