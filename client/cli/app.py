@@ -24,6 +24,7 @@ SiteFolder = Annotated[
 ]
 PendingStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
+CodeFile = Annotated[Path | None, typer.Option(help="Read the kit's code here instead of asking.")]
 Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SITE", help="The site's folder.", default_factory=_home)]
 
 
@@ -35,35 +36,38 @@ def join(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     labels: Annotated[Path | None, typer.Option(help="The CSV file with the labels.")] = None,
     kind: Annotated[Literal["dicom", "images", "table"], typer.Option(help="What the data are.")] = "dicom",
     key_column: Annotated[str | None, typer.Option(help="The column of the labels that names a patient.")] = None,
-    passphrase_file: Annotated[Path | None, typer.Option(help="Read the passphrase here instead of asking.")] = None,
+    code_file: CodeFile = None,
     policy: Annotated[Path | None, typer.Option(help="A YAML file with what the site allows.")] = None,
 ) -> None:
-    """Unpack a kit into the site's folder."""
+    """Make the site's folder from a kit, and its keys; write what the coordinator needs to enrol it."""
     from fedgraft.client.cli import deployed_commands as deployed
 
     cohort = {"kind": kind, "root": data.resolve(), "labels": labels and labels.resolve(), "key_column": key_column}
-    deployed.join(kit, home, _passphrase(passphrase_file), cohort, policy)
+    deployed.join(kit, home, _code(code_file), cohort, policy)
 
 
 @app.command()
 def rejoin(
     home: Home,
     kit: Annotated[Path, typer.Argument(help="The renewed kit.")],
-    passphrase_file: Annotated[Path | None, typer.Option(help="Read the passphrase here instead of asking.")] = None,
+    code_file: CodeFile = None,
+    keep_keys: Annotated[bool, typer.Option("--keep-keys", help="Only the server is another.")] = False,
 ) -> None:
-    """Take over a renewed kit; data, state and approvals stay as they are."""
+    """Take over a renewed kit with new keys; data, state, approvals and pinned members stay as they are."""
     from fedgraft.client.cli import deployed_commands as deployed
 
-    deployed.rejoin(kit, home, _passphrase(passphrase_file))
+    deployed.rejoin(kit, home, _code(code_file), keep_keys=keep_keys)
 
 
 @app.command()
 def roster(
     home: Home,
-    file: Annotated[Path, typer.Argument(help="The roster.json that the coordinator sent.")],
-    accept: Annotated[list[str] | None, typer.Option(help="A site whose new identity you compared with it.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="The roster.json that the coordinator sent.")] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(help="NAME=FINGERPRINT: pin a site, by what its people told you by telephone.")
+    ] = None,
 ) -> None:
-    """Take over a newer list of members, signed by the consortium's authority."""
+    """This site's fingerprint, and with whom it masks: only with members that somebody here has pinned."""
     from fedgraft.client.cli import deployed_commands as deployed
 
     deployed.roster(file, home, accept or ())
@@ -183,7 +187,7 @@ def _checked(path: Path) -> Study:
     return found
 
 
-def _passphrase(path: Path | None) -> str:
+def _code(path: Path | None) -> str:
     if path is not None:
         return path.read_text(encoding="utf-8").strip()
-    return str(typer.prompt("Passphrase of the kit", hide_input=True)).strip()
+    return str(typer.prompt("Code of the kit", hide_input=True)).strip()

@@ -21,6 +21,9 @@ def change_values(path: Path, changes: Mapping[str, Any]) -> None:
     """
     text = path.read_text(encoding="utf-8")
     before = yaml.safe_load(text)
+    changes = {key: value for key, value in changes.items() if key not in before or before[key] != value}
+    if not changes:
+        return
     after = text
     try:
         json.loads(text)

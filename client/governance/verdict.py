@@ -33,7 +33,10 @@ _FIXES = {
     Reason.BUDGET: "The study costs more than epsilon_per_study of the policy; it needs more noise, or fewer steps.",
 }
 _LEDGER_FIX = "The ledger cannot be trusted, so nothing may be released: see fedgraft site budget."
-_SECURE_FIX = "The study is masked: `masks` in site.yaml must name the site's mask key and the consortium's roster."
+_SECURE_FIX = (
+    "The study has secure aggregation: `secure_aggregation` in site.yaml must name the site's mask key and roster, and "
+    "people here must have pinned enough other sites: fedgraft site roster --accept NAME=FINGERPRINT."
+)
 _WHOLE_FIX = "Together with what was spent it costs more than the policy allows: see fedgraft site budget."
 
 
@@ -83,8 +86,9 @@ def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> StudyV
 
 
 def _can_mask(config: SiteConfig) -> bool:
+    settings = config.secure_aggregation
     try:
-        return config.secure_aggregation is not None and bool(read_pairs(config.name, config.secure_aggregation))
+        return settings is not None and len(read_pairs(config.name, settings).roster.keys) >= settings.fewest
     except InputError:
         return False
 

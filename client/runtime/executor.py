@@ -124,7 +124,7 @@ class Link:
             try:
                 self._activate()
             except _Taken:
-                fix = "Is the site started twice, or was its kit used elsewhere? If not, ask for a new kit."
+                fix = "Is the site started twice, or was its folder copied? If not, ask for a new kit."
                 raise RunError(f"The server at {self._where} holds this site for connected.", fix=fix) from None
         self._beat.start()
         return int(self._node.node_id)

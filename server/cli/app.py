@@ -72,12 +72,13 @@ def resolve(
 
 @app.command()
 def enrol(
-    file: Annotated[Path, typer.Argument(help="What `fedgraft site join` wrote at the site.")], out: Out = Path("kits")
+    files: Annotated[list[Path], typer.Argument(help="What `fedgraft site join` wrote at the sites.")],
+    out: Out = Path("kits"),
 ) -> None:
-    """Take in the public keys of a site that makes its own."""
+    """Take in the public keys of sites, which make their own; each uses up the code of its kit."""
     from fedgraft.server.cli import commands
 
-    commands.enrol(file, out)
+    commands.enrol(files, out)
 
 
 @app.command()
@@ -93,7 +94,7 @@ def renew(
     site: Annotated[str | None, typer.Argument(help="A site; the server itself if not given.")] = None,
     out: Out = Path("kits"),
 ) -> None:
-    """New certificates for the server, or new keys for a site."""
+    """New certificates for the server, or a new kit and code for a site, which then makes new keys."""
     from fedgraft.server.cli import commands
 
     commands.renew(site, out)

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.identity.enrolment import read_enrolment
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.provisioning.consortium import read_consortium
 from fedgraft.server.provisioning.home import ServerHome, expires
@@ -32,38 +31,45 @@ _POLL_S = 0.5
 
 def provision(path: Path, out: Path) -> None:
     """Make authority, server and kits, or what is not there yet of them."""
-    made = Authority(out).provision(read_consortium(path))
+    authority = Authority(out)
+    made = authority.provision(read_consortium(path))
     for name, kit in made.kits.items():
-        _say(f"{name}: {kit}; its passphrase, to be sent another way, is in {kit.with_suffix('.passphrase')}")
-    if not made.kits:
-        _say("No new sites.")
+        _say_kit(authority, name, kit)
     if made.awaited:
-        _say(f"These sites make their own keys: {', '.join(made.awaited)}. Enrol what they send: server enrol FILE.")
+        _say(f"Each makes its own keys when it joins; enrol what they send: {', '.join(made.awaited)}")
+    else:
+        _say("All sites are enrolled.")
     _say(f"Copy {out / 'server'} to the server, and keep {out / 'authority'} off it.")
 
 
-def enrol(path: Path, out: Path) -> None:
-    """Take in the public keys that a site made, and print the fingerprint to compare by telephone."""
-    name = Authority(out).enrol(path)
-    _say(f"{name} is enrolled. Compare by telephone: {fingerprint(read_enrolment(path).node.encode())}")
+def enrol(paths: Sequence[Path], out: Path) -> None:
+    """Take in the keys that sites made."""
+    authority = Authority(out)
+    for path in paths:
+        found = authority.enrol(path)
+        _say(f"{found.site} is enrolled, fingerprint {fingerprint(found.member.node)}")
     _say(f"Copy {out / 'server' / 'sites.json'} to the server, and send {out / 'roster.json'} to all sites.")
 
 
 def revoke(name: str, out: Path) -> None:
-    """Take a site out of the roster, and say what must be copied to the server."""
+    """Shut a site out."""
     Authority(out).revoke(name)
     _say(f"{name} is revoked. Copy {out / 'server' / 'sites.json'} to the server; it shuts the site out in seconds.")
 
 
 def renew(name: str | None, out: Path) -> None:
-    """Renew the server's certificates, or a site's keys."""
+    """Renew the server's certificates, or a site's kit."""
     authority = Authority(out)
     if name is None:
         authority.renew_server()
         _say(f"New certificates until {expires(authority.home.gate[0]):%Y-%m-%d}. Restart the server to use them.")
     else:
-        kit = authority.renew_site(name)
-        _say(f"{name}: {kit}, for `fedgraft site rejoin`; the old keys are shut out.")
+        _say_kit(authority, name, authority.renew_site(name))
+        _say("For `fedgraft site rejoin`. Keys that it has now are good until its new ones are enrolled.")
+
+
+def _say_kit(authority: Authority, name: str, kit: Path) -> None:
+    _say(f"{name}: send {kit}, and tell the code in {authority.code_file(name)} another way")
 
 
 def start(home: Path, health_port: int | None, *, as_json: bool) -> None:
@@ -126,7 +132,7 @@ def show_sites(home: Path, *, as_json: bool) -> None:
 
 
 def show_status(home: Path, *, as_json: bool) -> None:
-    """Print whether the server answers, its certificate's end, its sites and its runs."""
+    """The server, its sites and its runs."""
     from fedgraft.server.operations.overview import plain, runs, sites
 
     server = ServerHome(home)
@@ -180,7 +186,7 @@ def stop(home: Path, *, server_too: bool) -> None:
 
 
 def show_logs(home: Path, part: str, lines: int) -> None:
-    """Print the last `lines` lines of one part's log, such as "superlink"."""
+    """The end of a log."""
     path = ServerHome(home).logs / f"{part}.log"
     if not path.is_file():
         raise InputError(f"{path}: there is no such log.", fix="Has the server been started?")

@@ -32,6 +32,8 @@ def found(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> Ite
         federation.start_server()
         for name in running:
             federation.join(name, study)
+        federation.enrol(*running)
+        for name in running:
             federation.start_site(name, study)
         return federation
 

@@ -26,7 +26,7 @@ from helpers.site_home import STUDY
 pytestmark = pytest.mark.deployment
 GUIDE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 EXAMPLE = re.findall(r"```yaml\n# consortium\.yaml\n(.*?)```", GUIDE, re.DOTALL)[0]
-PROVISION, START, JOIN, ENROL, RUN, LATER = (
+PROVISION, START, JOIN, ENROL, PIN, RUN, LATER = (
     block.strip().splitlines() for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
 )
 Process = subprocess.Popen[str]
@@ -61,7 +61,7 @@ class Person:
         assert words.pop(0) == "fedgraft"
         environment = os.environ | {
             "FEDGRAFT_HOME": str(self.folder / "home"),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "COLUMNS": "200",
         }
         return subprocess.Popen(
@@ -72,7 +72,7 @@ class Person:
             stdout=output,  # type: ignore[call-overload]
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # no terminal, so that the passphrase is asked of the standard input
+            start_new_session=True,  # no terminal, so that the code is asked of the standard input
         )
 
 
@@ -117,15 +117,19 @@ def test_the_guide(people: dict[str, Person], ended: list[Process]):
     assert len(JOIN) == 3, "three commands from a kit to a site that takes part"
     for name, person in (("north", north), ("south", south)):
         shutil.copy(kits / f"{name}.zip", person.folder)
-        words = [line.replace("north", name) for line in JOIN]
-        person.types(words[0], (kits / f"{name}.passphrase").read_text())
-        if name == "south":
-            shutil.copy(person.folder / "home" / "site" / "south.enrolment.json", coordinator.folder)
-            for line in ENROL:
-                coordinator.types(line)
+        person.types(JOIN[0].replace("north", name), (kits / f"{name}.code").read_text())
+        shutil.copy(person.folder / "home" / "site" / f"{name}.enrolment.json", coordinator.folder)
+    for line in ENROL:
+        coordinator.types(line)
+    for person, other, friend in ((north, "south", south), (south, "north", north)):
+        shutil.copy(kits / "roster.json", person.folder)
+        told = _fingerprint(friend)
+        heard = [person.types(line.replace("south", other).replace("FINGERPRINT", told)) for line in PIN]
+        assert f"Not pinned, so that it masks in no group with them: {other}" in heard[0]
+        assert "Pinned, so that this site masks with them: north, south" in heard[1]
         person.types("fedgraft site check --part connection")
-        person.types(words[1])
-        ended.append(person.starts(words[2]))
+        person.types(JOIN[1])
+        ended.append(person.starts(JOIN[2]))
 
     _study(coordinator, ended)
     result = json.loads((coordinator.folder / "runs" / "trial" / "result.json").read_text())
@@ -167,18 +171,25 @@ def _later(coordinator: Person, north: Person, south: Person, kits: Path, ended:
     for line in LATER:
         if " rejoin " in line:
             shutil.copy(kits / "north.zip", north.folder)
-            north.types(line, (kits / "north.passphrase").read_text())
-        elif " roster " in line:
-            shutil.copy(kits / "roster.json", south.folder)
-            south.types(f"{line} --accept north")
+            north.types(line, (kits / "north.code").read_text())
+            shutil.copy(north.folder / "home" / "site" / "north.enrolment.json", coordinator.folder)
         else:
             coordinator.types(line)
         if " revoke " in line:
             until(lambda: site.poll() is not None, 90, "the revoked site to be shut out")
             assert site.returncode == 1
             until(lambda: _states(coordinator)["north"] == "revoked", 30, "the revocation")
+    shutil.copy(kits / "roster.json", south.folder)
+    south.types(f"fedgraft site roster roster.json --accept north={_fingerprint(north)}")
     ended.append(north.starts(JOIN[2]))
     until(lambda: _states(coordinator)["north"] == "online", 120, "the renewed site")
+
+
+def _fingerprint(person: Person) -> str:
+    """What somebody reads out on the telephone."""
+    return re.findall(
+        r"this site's fingerprint: ((?:[0-9a-f]{4}-){7}[0-9a-f]{4})", person.types("fedgraft site roster")
+    )[0]
 
 
 def _states(coordinator: Person) -> dict[str, str]:

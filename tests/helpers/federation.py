@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,15 @@ from typing import Any
 
 import yaml
 
+from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.pseudonyms import keep_key
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.base.files import load_tensors
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.study.study import Study
+from fedgraft.server.provisioning.provision import Authority
 from fedgraft.simulations.engines.run import OPEN, Hospitals
+from helpers.members import pin_each_other
 from helpers.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +44,7 @@ class Federation:
         root.mkdir(parents=True, exist_ok=True)
         self.provision(sites)
 
-    def provision(self, sites: Sequence[str | dict[str, str]]) -> None:
+    def provision(self, sites: Sequence[str]) -> None:
         content = {"name": "trial", "server": self.server, "sites": list(sites)}
         (self.root / "consortium.yaml").write_text(yaml.safe_dump(content))
         self.fedgraft("server", "provision", "consortium.yaml", "--out", "kits")
@@ -72,18 +76,34 @@ class Federation:
         until(lambda: self.output("server").count("listens") > before, 120, "the server's start")
 
     def join(self, name: str, study: Study | None = None, kit: Path | None = None) -> None:
-        """Join with the site's data; given a study, with the key that a simulation of it has, since it splits."""
+        """Join with the site's data; given a study, with the key that a simulation of it has, since it splits.
+
+        The coordinator is not asked yet: see `enrol`.
+        """
         kit = kit or self.kits / f"{name}.zip"
         cohort = self.hospitals.cohorts[name]
-        passphrase = self.kits / f"{name}.passphrase"
+        code = self.kits / f"{name}.code"
         place = ("--data", cohort.root, "--kind", cohort.kind, "--home", self.site(name))
-        self.fedgraft("site", "join", kit, "--passphrase-file", passphrase, *place)
+        self.fedgraft("site", "join", kit, "--code-file", code, *place)
         config = yaml.safe_load((self.site(name) / "site.yaml").read_text())
         if study is not None:
             keep_key(self.site(name) / "state", derive(study.seed, name, "secret").to_bytes(16, "big"))
         (self.site(name) / "site.yaml").write_text(
             yaml.safe_dump(config | {"threads": 1, "device": "cpu", "policy": OPEN.model_dump(mode="json")})
         )
+
+    def enrol(self, *names: str) -> None:
+        """The coordinator takes in what sites made when they joined, and each site pins those that are enrolled."""
+        for name in names:
+            Authority(self.kits).enrol(self.site(name) / f"{name}.enrolment.json")
+        pin_each_other(self.kits, [SiteHome(self.site(name)) for name in names])
+        if "server" in self.processes:
+            self.await_admitted()
+
+    def await_admitted(self) -> None:
+        """Wait until the running server lets in all that are enrolled."""
+        count = str(len(Authority(self.kits).home.admitted()))
+        until(lambda: re.findall(r"(\d+) sites may connect", self.log("server"))[-1:] == [count], 30, "the enrolled")
 
     def start_site(self, name: str, *studies: Study) -> Started:
         for study in studies:

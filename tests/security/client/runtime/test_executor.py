@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,16 +14,14 @@ from flwr.app import Context, Message, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.home import SiteHome
-from fedgraft.client.enrolment.join import join
-from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime import executor
 from fedgraft.client.runtime.executor import Link, OverToo, Stopped
 from fedgraft.common.base.errors import RunError
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.provisioning.provision import Authority
+from helpers.members import joined
 from helpers.ports import free_port
 
 SECRET = "patient Jane Doe /data/1234"
@@ -69,10 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[SiteHome, ServerHom
     root, port = tmp_path_factory.mktemp("consortium"), free_port()
     content = {"name": "trial", "server": {"host": "localhost", "port": port}, "sites": ["north", "south"]}
     Authority(root / "kits").provision(Consortium.model_validate(content))
-    site = SiteHome(root / "north")
-    passphrase = (root / "kits" / "north.passphrase").read_text().strip()
-    join(root / "kits" / "north.zip", passphrase, CohortSpec(kind="images", root=Path("images")), SitePolicy(), site)
-    return site, Authority(root / "kits").home, port
+    return joined(root / "kits"), Authority(root / "kits").home, port
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from fedgraft.common.privacy.accountant import (
     epsilon,
     noise_for,
 )
+from fedgraft.simulations.engines.keys import make_keys
 from fedgraft.simulations.engines.run import Hospitals, simulate
 from helpers.site_home import STUDY, Hospital, study
 
@@ -176,6 +177,20 @@ def test_a_masked_study_needs_masks(command, hospital: Hospital, tmp_path: Path)
     assert "the policy does not allow the study: no_secure_aggregation" in out
     code, _, err = command("site", "approve", tmp_path / "asked.yaml", "--home", hospital.home)
     assert (code, "no_secure_aggregation" in err) == (1, True)
+
+
+def test_a_masked_study_needs_as_many_pinned_sites_as_a_group(command, hospital: Hospital, tmp_path: Path) -> None:
+    (tmp_path / "asked.yaml").write_text(study(secure_aggregation=True).to_yaml())
+    words = ("site", "approve", tmp_path / "asked.yaml", "--home", hospital.home)
+    for names, expected in ((("north", "south"), 1), (("north", "south", "west"), 0)):
+        folder = tmp_path / str(len(names))
+        for name in names:
+            (folder / name).mkdir(parents=True)
+        settings = make_keys(folder, names)["north"]
+        hospital.write_config(secure_aggregation=settings.model_dump(mode="json"))
+        code, _, err = command(*words)
+        assert code == expected, err
+        assert ("site roster --accept" in err) == bool(expected)
 
 
 def test_review_prices_a_private_study_at_this_site(command, hospital: Hospital, private_file: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 import yaml
 from cryptography import x509
 
-from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.enrolment.home import SiteHome
-from fedgraft.client.enrolment.join import join, rejoin, update_roster
+from fedgraft.client.enrolment.join import join, rejoin
+from fedgraft.client.enrolment.members import update_roster
 from fedgraft.client.privacy.masking.used_masks import SecureAggregationSettings, read_pairs
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError, RosterError, StudyError
+from fedgraft.common.identity.enrolment import SiteKeys, write_enrolment
 from fedgraft.common.identity.keys import (
     fingerprint,
     load_node_key,
@@ -30,11 +31,10 @@ from fedgraft.common.identity.kit import read_kit
 from fedgraft.common.identity.roster import read_membership
 from fedgraft.server.provisioning.consortium import Consortium, read_consortium
 from fedgraft.server.provisioning.provision import Authority
+from helpers.members import COHORT, code_of, enrolled, joined, pin_each_other, told
 
-COHORT = CohortSpec(kind="images", root=Path("images"))
 
-
-def consortium(*sites: str | dict[str, str], **changes: object) -> Consortium:
+def consortium(*sites: str, **changes: object) -> Consortium:
     base = {"name": "trial", "server": {"host": "fl.example.org"}, "sites": sites or ("north", "south")}
     return Consortium.model_validate(base | changes)
 
@@ -45,19 +45,9 @@ def kits(tmp_path: Path) -> Path:
     return tmp_path / "kits"
 
 
-def passphrase(kits: Path, site: str = "north") -> str:
-    return (kits / f"{site}.passphrase").read_text().strip()
-
-
-def joined(kits: Path, site: str = "north", folder: Path | None = None) -> SiteHome:
-    home = SiteHome(folder or kits.parent / site)
-    join(kits / f"{site}.zip", passphrase(kits, site), COHORT, SitePolicy(), home)
-    return home
-
-
 def test_what_must_be_private_is(kits):
     for path in kits.rglob("*"):
-        secret = path.suffix in (".key", ".zip", ".passphrase") or path.name in ("secret.bin", "sites.json")
+        secret = path.suffix in (".key", ".zip", ".code") or path.name in ("secret.bin", "sites.json")
         if path.is_file() and secret:
             assert path.stat().st_mode & 0o077 == 0, path
     assert not list((kits / "server").glob("ca.key")), "the server holds no authority"
@@ -74,30 +64,28 @@ def test_the_certificates_hold_for_the_servers_names_alone(kits):
     ssl.create_default_context(cafile=str(kits / "server" / "ca.crt"))
 
 
-def test_a_kit_opens_with_its_passphrase_alone(kits):
-    kit = read_kit(kits / "north.zip", passphrase(kits))
+def test_a_kit_opens_with_its_code_alone(kits):
+    kit = read_kit(kits / "north.zip", code_of(kits))
     assert kit.facts.site == "north"
-    assert b"ENCRYPTED" in kit.files["node.key"]
-    with pytest.raises(InputError, match="passphrase"):
-        read_kit(kits / "north.zip", passphrase(kits, "south"))
-    with pytest.raises(InputError, match="passphrase"):
-        load_node_key(kit.files["node.key"], "node.key", "another")
+    assert kit.files.keys() == {"kit.json", "ca.crt", "roster.json", "README.txt"}
+    with pytest.raises(InputError, match="code"):
+        read_kit(kits / "north.zip", code_of(kits, "south"))
 
 
 def test_a_kit_may_be_unpacked_first(kits, tmp_path):
     with zipfile.ZipFile(kits / "north.zip") as archive:
         archive.extractall(tmp_path / "unpacked")
-    assert read_kit(tmp_path / "unpacked", passphrase(kits)).facts.site == "north"
+    assert read_kit(tmp_path / "unpacked", code_of(kits)).facts.site == "north"
 
 
-@pytest.mark.parametrize("name", ["ca.crt", "roster.json", "node.key", "kit.json", "README.txt", "SHA256SUMS"])
+@pytest.mark.parametrize("name", ["ca.crt", "roster.json", "kit.json", "README.txt", "SHA256SUMS"])
 def test_a_kit_with_any_file_changed_is_refused(kits, tmp_path, name):
     with zipfile.ZipFile(kits / "north.zip") as archive:
         archive.extractall(tmp_path / "kit")
     path = tmp_path / "kit" / name
     path.write_bytes(path.read_bytes().replace(b"o", b"0", 1) + b" ")
     with pytest.raises(InputError, match=r"not what the kit's checksums say|was changed"):
-        read_kit(tmp_path / "kit", passphrase(kits))
+        read_kit(tmp_path / "kit", code_of(kits))
 
 
 def test_a_kit_with_a_file_more_or_less_is_refused(kits, tmp_path):
@@ -107,7 +95,7 @@ def test_a_kit_with_a_file_more_or_less_is_refused(kits, tmp_path):
             archive.extractall(folder)
         change(folder)
         with pytest.raises(InputError, match="checksums"):
-            read_kit(folder, passphrase(kits))
+            read_kit(folder, code_of(kits))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"\0" * 100])
@@ -125,11 +113,14 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
 
 
 def test_provisioning_again_adds_sites_and_changes_nothing_else(kits):
-    before = {path: path.read_bytes() for path in (*kits.glob("*.zip"), *kits.rglob("*.key"), *kits.rglob("*.crt"))}
+    enrolled(kits, "south")
+    kinds = ("*.zip", "*.code", "*.key", "*.crt")
+    before = {path: path.read_bytes() for kind in kinds for path in kits.rglob(kind)}
     made = Authority(kits).provision(consortium("north", "south", "east"))
     assert list(made.kits) == ["east"]
+    assert made.awaited == ("north", "east")
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert set(Authority(kits).home.admitted().values()) == {"north", "south", "east"}
+    assert set(Authority(kits).home.admitted().values()) == {"south"}
 
 
 def test_a_folder_is_for_one_consortium(kits, tmp_path):
@@ -141,21 +132,40 @@ def test_a_folder_is_for_one_consortium(kits, tmp_path):
         Authority(tmp_path / "used").provision(consortium())
 
 
-def test_a_revoked_site_is_out_until_it_is_renewed(kits):
-    authority = Authority(kits)
+def test_a_revoked_site_is_out_until_it_is_renewed_and_makes_other_keys(kits):
+    authority, north = Authority(kits), enrolled(kits)
+    enrolled(kits, "south")
     authority.revoke("north")
     assert set(authority.home.admitted().values()) == {"south"}
     assert authority.home.sites()["north"].revoked
     assert not (kits / "north.zip").exists()
     authority.provision(consortium())
+    assert not (kits / "north.code").exists()
     assert set(authority.home.admitted().values()) == {"south"}
     authority.renew_site("north")
+    assert set(authority.home.admitted().values()) == {"south"}, "an invitation lets nobody in"
+    path = north.path / "again.json"
+    write_enrolment(path, "trial", "north", SiteKeys(north.node_key(), north.masking_key()), code_of(kits))
+    with pytest.raises(InputError, match="shut out"):
+        authority.enrol(path)
+    rejoin(kits / "north.zip", code_of(kits), north)
+    authority.enrol(north.path / "north.enrolment.json")
     assert set(authority.home.admitted().values()) == {"north", "south"}
     with pytest.raises(InputError, match="no site nowhere"):
         authority.revoke("nowhere")
 
 
+def test_an_invitation_can_be_taken_back_and_stays_so(kits):
+    north, authority = joined(kits), Authority(kits)
+    authority.revoke("north")
+    assert authority.provision(consortium()).awaited == ("south",)
+    with pytest.raises(InputError, match="no code that is still good"):
+        authority.enrol(north.path / "north.enrolment.json")
+
+
 def test_the_roster_says_who_is_in_and_only_the_authority_can_sign_it(kits, tmp_path):
+    for name in ("north", "south"):
+        enrolled(kits, name)
     certificate = x509.load_pem_x509_certificate((kits / "authority" / "ca.crt").read_bytes())
     roster = read_membership(kits / "roster.json", certificate)
     assert set(roster.members) == {"north", "south"}
@@ -169,9 +179,12 @@ def test_the_roster_says_who_is_in_and_only_the_authority_can_sign_it(kits, tmp_
 
 
 def test_a_site_joins_once_and_keeps_its_keys_to_itself(kits):
-    home = joined(kits)
-    assert fingerprint(public_pem(home.node_key())) == fingerprint(home.roster().members["north"].node.encode())
-    assert fingerprint(public_pem(home.masking_key())) == fingerprint(home.roster().members["north"].masking.encode())
+    home = enrolled(kits)
+    update_roster(home, kits / "roster.json")
+    member = home.roster().members["north"]
+    assert fingerprint(public_pem(home.node_key()).decode()) == fingerprint(member.node)
+    assert fingerprint(public_pem(home.masking_key()).decode()) == fingerprint(member.masking)
+    assert "PRIVATE" not in (home.path / "north.enrolment.json").read_text()
     assert home.path.stat().st_mode & 0o077 == 0
     for name in ("node.key", "masking.key", "site.yaml", "joined.json"):
         assert (home.path / name).stat().st_mode & 0o077 == 0
@@ -179,69 +192,102 @@ def test_a_site_joins_once_and_keeps_its_keys_to_itself(kits):
     assert read_config(home.config).name == "north"
     assert [line for line in text.splitlines() if "#" not in line] == [], "every key says what it means"
     with pytest.raises(InputError, match="in use"):
-        joined(kits)
+        join(kits / "north.zip", "any", COHORT, SitePolicy(), home)
 
 
-def test_a_site_can_make_its_own_keys(tmp_path):
-    kits = tmp_path / "kits"
-    made = Authority(kits).provision(consortium("north", {"name": "south", "keys": "site"}))
-    assert made.awaited == ("south",)
-    home = joined(kits, "south")
-    enrolment = home.path / "south.enrolment.json"
-    assert "PRIVATE" not in enrolment.read_text()
-    assert Authority(kits).enrol(enrolment) == "south"
+def test_all_sites_are_enrolled_and_nobody_is_awaited(kits):
+    for name in ("north", "south"):
+        enrolled(kits, name)
+    made = Authority(kits).provision(consortium())
+    assert (made.kits, made.awaited) == ({}, ())
     assert set(Authority(kits).home.admitted().values()) == {"north", "south"}
-    assert update_roster(kits / "roster.json", home) == 2
-    assert home.roster().members["south"].node == public_pem(home.node_key()).decode()
 
 
-def test_an_enrolment_with_other_keys_put_in_is_refused(tmp_path):
-    kits = tmp_path / "kits"
-    Authority(kits).provision(consortium({"name": "south", "keys": "site"}, "north"))
+def test_an_enrolment_with_anything_changed_is_refused(kits):
     enrolment = joined(kits, "south").path / "south.enrolment.json"
     content = json.loads(enrolment.read_text())
     for field, key in (("node", new_node_key()), ("masking", new_masking_key())):
-        enrolment.write_text(json.dumps(content | {field: public_pem(key).decode()}))
+        member = content["member"] | {field: public_pem(key).decode()}
+        enrolment.write_text(json.dumps(content | {"member": member}))
         with pytest.raises(InputError, match="signature"):
             Authority(kits).enrol(enrolment)
-    enrolment.write_text(json.dumps(content | {"site": "north"}))
-    with pytest.raises(InputError, match="signature"):
-        Authority(kits).enrol(enrolment)
+    for change in ({"site": "north"}, {"consortium": "other"}):
+        enrolment.write_text(json.dumps(content | change))
+        with pytest.raises(InputError, match="signature"):
+            Authority(kits).enrol(enrolment)
+    assert Authority(kits).home.admitted() == {}
 
 
-def test_keys_of_another_site_cannot_be_replaced_by_enrolment(tmp_path):
-    from fedgraft.common.identity.enrolment import write_enrolment
-
-    Authority(tmp_path / "kits").provision(consortium())
-    write_enrolment(tmp_path / "e.json", "trial", "north", new_node_key(), new_masking_key())
-    with pytest.raises(InputError, match="has other keys"):
-        Authority(tmp_path / "kits").enrol(tmp_path / "e.json")
-    write_enrolment(tmp_path / "e.json", "other", "north", new_node_key(), new_masking_key())
+def test_keys_come_in_with_the_sites_own_code_once(kits, tmp_path):
+    authority, path, keys = Authority(kits), tmp_path / "e.json", SiteKeys.new()
+    code = code_of(kits)
+    for wrong in (code_of(kits, "south"), "", "guess"):
+        write_enrolment(path, "trial", "north", keys, wrong)
+        with pytest.raises(InputError, match="not made with the code of north"):
+            authority.enrol(path)
+    write_enrolment(path, "other", "north", keys, code)
     with pytest.raises(InputError, match="another consortium"):
-        Authority(tmp_path / "kits").enrol(tmp_path / "e.json")
+        authority.enrol(path)
+    write_enrolment(path, "trial", "nowhere", keys, code)
+    with pytest.raises(InputError, match="no code that is still good"):
+        authority.enrol(path)
+    assert authority.home.admitted() == {}
+    write_enrolment(path, "trial", "north", keys, code)
+    assert authority.enrol(path).site == "north"
+    assert authority.enrol(path).site == "north", "sent twice is no harm"
+    write_enrolment(path, "trial", "north", SiteKeys.new(), code)
+    with pytest.raises(InputError, match="no code that is still good"):
+        authority.enrol(path)
+    assert authority.home.admitted() == {public_pem(keys.node).decode(): "north"}
+
+
+def test_two_sites_cannot_enrol_with_one_key(kits, tmp_path):
+    keys = SiteKeys.new()
+    for name in ("north", "south"):
+        write_enrolment(tmp_path / f"{name}.json", "trial", name, keys, code_of(kits, name))
+    Authority(kits).enrol(tmp_path / "north.json")
+    with pytest.raises(RosterError, match="one key"):
+        Authority(kits).enrol(tmp_path / "south.json")
+    assert set(Authority(kits).home.admitted().values()) == {"north"}
 
 
 def test_a_renewed_kit_replaces_keys_and_nothing_else(kits):
-    home = joined(kits)
+    home = enrolled(kits)
     old, config = home.node_key(), read_config(home.config)
-    Authority(kits).renew_site("north")
-    rejoin(kits / "north.zip", passphrase(kits), home)
+    authority = Authority(kits)
+    authority.renew_site("north")
+    assert authority.home.admitted() == {public_pem(old).decode(): "north"}, "the old key is good until then"
+    rejoin(kits / "north.zip", code_of(kits), home)
     assert private_pem(home.node_key()) != private_pem(old)
+    authority.enrol(home.path / "north.enrolment.json")
+    assert authority.home.admitted() == {public_pem(home.node_key()).decode(): "north"}
     assert read_config(home.config).model_copy(update={"secure_aggregation": None}) == config.model_copy(
         update={"secure_aggregation": None}
     )
     with pytest.raises(InputError, match="another site"):
-        rejoin(kits / "south.zip", passphrase(kits, "south"), home)
+        rejoin(kits / "south.zip", code_of(kits, "south"), home)
+
+
+def test_a_server_that_moved_costs_no_new_keys(kits):
+    home = enrolled(kits)
+    old = private_pem(home.node_key())
+    authority = Authority(kits)
+    authority.provision(consortium(server={"host": "new.example.org"}))
+    authority.renew_site("north")
+    assert rejoin(kits / "north.zip", code_of(kits), home, keep_keys=True).enrolment is None
+    assert private_pem(home.node_key()) == old
+    assert (home.joined().host, read_config(home.config).server.host) == ("new.example.org", "new.example.org")
 
 
 def test_a_persons_comments_outlive_a_newer_roster_and_a_renewed_kit(kits):
-    home = joined(kits)
+    home, south = enrolled(kits), enrolled(kits, "south")
     commented = "# ours, change with care\n" + yaml.safe_dump(yaml.safe_load(home.config.read_text())) + "# the end\n"
     home.config.write_text(commented.replace("threads: 0", "threads: 3  # it has four"))
-    Authority(kits).renew_site("south")
-    update_roster(kits / "roster.json", home, accept=["south"])
+    update_roster(home, kits / "roster.json", {"south": told(south)})
     Authority(kits).renew_site("north")
-    rejoin(kits / "north.zip", passphrase(kits), home)
+    rejoin(kits / "north.zip", code_of(kits), home)
+    Authority(kits).enrol(home.path / "north.enrolment.json")
+    update_roster(home, kits / "roster.json")
     text = home.config.read_text()
     assert text.startswith("# ours, change with care\n")
     assert "threads: 3  # it has four\n" in text
@@ -252,13 +298,14 @@ def test_a_persons_comments_outlive_a_newer_roster_and_a_renewed_kit(kits):
 
 
 def test_an_older_roster_is_not_taken(kits):
+    home = enrolled(kits)
+    enrolled(kits, "south")
     old = (kits / "roster.json").read_bytes()
     Authority(kits).revoke("south")
-    home = joined(kits)
-    update_roster(kits / "roster.json", home)
+    update_roster(home, kits / "roster.json")
     (kits / "old.json").write_bytes(old)
     with pytest.raises(InputError, match="older"):
-        update_roster(kits / "old.json", home)
+        update_roster(home, kits / "old.json")
 
 
 def test_without_the_authoritys_key_nothing_is_signed(kits):
@@ -279,14 +326,21 @@ def test_all_faults_of_a_consortium_file_are_told_at_once(tmp_path):
         read_consortium(path)
 
 
-def test_sites_that_joined_share_secrets_for_masks_pair_by_pair(kits):
-    north, south = (read_pairs(name, masks(joined(kits, name))) for name in ("north", "south"))
-    assert north.secret("south") == south.secret("north")
+def test_a_site_with_keys_made_elsewhere_cannot_be_asked_for(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: good\nserver: {host: x}\nsites: [north, {name: south, keys: enclosed}]\n")
+    with pytest.raises(StudyError, match="makes its own keys"):
+        read_consortium(path)
+
+
+def test_sites_that_pinned_each_other_share_secrets_for_masks_pair_by_pair(kits):
+    homes = {name: enrolled(kits, name) for name in ("north", "south")}
     Authority(kits).provision(consortium("north", "south", "east"))
-    home = SiteHome(kits.parent / "north")
-    update_roster(kits / "roster.json", home)
-    east = read_pairs("east", masks(joined(kits, "east")))
-    assert read_pairs("north", masks(home)).secret("east") == east.secret("north") != north.secret("south")
+    homes["east"] = enrolled(kits, "east")
+    pin_each_other(kits, list(homes.values()))
+    north, south, east = (read_pairs(name, masks(homes[name])) for name in ("north", "south", "east"))
+    assert north.secret("south") == south.secret("north")
+    assert north.secret("east") == east.secret("north") != north.secret("south")
 
 
 def masks(home: SiteHome) -> SecureAggregationSettings:
@@ -299,22 +353,29 @@ def test_an_authority_cannot_put_a_mask_key_of_its_own_in_a_sites_place(kits):
     """The coordinator holds the authority: its signature alone must not be believed for mask keys."""
     certificate = x509.load_pem_x509_certificate((kits / "authority" / "ca.crt").read_bytes())
     key = load_node_key((kits / "authority" / "ca.key").read_bytes(), "ca.key")
-    home = joined(kits)
+    home, south = enrolled(kits), enrolled(kits, "south")
+    pin_each_other(kits, [home, south])
     honest = read_membership(kits / "roster.json", certificate)
     member = honest.members["south"].model_copy(update={"masking": public_pem(new_masking_key()).decode()})
     forged = honest.model_copy(update={"members": {**honest.members, "south": member}, "serial": 9})
     forged.signed_by(key).write(kits / "forged.json")
-    update_roster(kits / "forged.json", home)
+    update_roster(home, kits / "forged.json")
     with pytest.raises(RosterError, match="not signed by that site"):
         read_pairs("north", masks(home))
 
 
 def test_another_identity_of_a_known_site_is_believed_only_when_a_person_says_so(kits):
-    home = joined(kits)
-    before = home.roster_file.read_bytes()
+    home, south = enrolled(kits), enrolled(kits, "south")
+    pin_each_other(kits, [home, south])
+    before = home.roster_file.read_bytes(), home.config.read_bytes(), home.secure_aggregation_file.read_bytes()
     Authority(kits).renew_site("south")
-    with pytest.raises(InputError, match=r"other identities than before. south: ([0-9a-f]{4} ){7}"):
-        update_roster(kits / "roster.json", home)
-    assert home.roster_file.read_bytes() == before
-    update_roster(kits / "roster.json", home, accept=["south"])
+    rejoin(kits / "south.zip", code_of(kits, "south"), south)
+    Authority(kits).enrol(south.path / "south.enrolment.json")
+    for typed in ({}, {"south": told(home)}):
+        with pytest.raises(InputError, match=r"other identities than before for south|not that of its key") as error:
+            update_roster(home, kits / "roster.json", typed)
+        assert told(south) not in str(error.value), "what should be heard by telephone is not shown for copying"
+    after = home.roster_file.read_bytes(), home.config.read_bytes(), home.secure_aggregation_file.read_bytes()
+    assert after == before
+    update_roster(home, kits / "roster.json", {"south": told(south)})
     assert masks(home).identities["south"] == home.roster().members["south"].node
