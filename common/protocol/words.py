@@ -90,7 +90,7 @@ def counts(value: object) -> dict[str, int]:
 
 def number(value: object) -> float:
     """A finite number."""
-    if type(value) not in (int, float) or not abs(value) <= _LARGEST_NUMBER:  # type: ignore[arg-type, operator]
+    if type(value) not in (int, float) or not abs(value) <= _LARGEST_NUMBER:  # type: ignore[arg-type]
         raise WireError("number")
     return float(value)  # type: ignore[arg-type]
 
