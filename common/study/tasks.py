@@ -40,6 +40,8 @@ class Task(_Question):
     def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(classes)) != len(classes):
             raise ValueError("class names must differ")
+        if not all(0 < len(name) <= 128 and name.isprintable() for name in classes):
+            raise ValueError("class names must have 1 to 128 characters, all of them printable")
         return classes
 
     @property

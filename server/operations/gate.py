@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedgraft.server.operations.request_auth import AuthVerdict, RequestAuth
+from fedgraft.server.operations.senders import speaks_for_itself
 
 FLEET = frozenset(
     f"/v1/fleet/{name}"
@@ -89,7 +90,7 @@ class Gate:
         return _bare(await self._health() if healthy else 404)
 
     async def _fleet(self, scope: Scope, receive: Receive, address: str) -> Answer:
-        headers = _single(scope["headers"])
+        path, headers = scope["path"], _single(scope["headers"])
         if scope["method"] != "POST" or headers is None:
             return _bare(400)
         if not _fits(headers):
@@ -98,7 +99,12 @@ class Gate:
         if verdict is not AuthVerdict.PASS:
             return _bare(verdict.value)
         body = await _read(receive)
-        return _bare(body) if isinstance(body, int) else await self._pass_on(scope["path"], headers, body)
+        if isinstance(body, int):
+            return _bare(body)
+        if not speaks_for_itself(path, body):
+            self._log.warning("a site speaks in another's name: %s", self._guard.name(headers))
+            return _bare(403)
+        return await self._pass_on(path, headers, body)
 
     async def _pass_on(self, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
         passed = [(key, value) for key, value in headers.items() if key in _PASSED_ON or key.startswith(_PREFIX)]

@@ -53,8 +53,12 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None
     begin = initialise(study)
     tags = begin.model.tags()
     ours = engine in ("inprocess", "pool")
-    enrolled = partial(_enrolled, grid) if engine == DEPLOYED else None
-    fleet = GridFleet(grid, expires=ours, views=ours, enrolled=enrolled)
+    fleet = GridFleet(grid, expires=ours, views=ours)
+    if engine == DEPLOYED:
+        from fedgraft.server.rounds.intake import WalledIntake, room_for  # what a simulation has no use for
+
+        intake = partial(WalledIntake, grid, room_for(begin.state()))
+        fleet = GridFleet(grid, enrolled=partial(_enrolled, grid), intake=intake)
     outcome = Coordinator(study, fleet, folder, begin.state(), tags).run()
     write_model(folder, study, outcome, begin, synthetic)
     write_result(folder, study, tags, outcome, engine, synthetic)

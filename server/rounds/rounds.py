@@ -34,7 +34,7 @@ from fedgraft.server.rounds.fleet import Fleet, lacking
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.stopping import averaged, best, stopped
-from fedgraft.server.rounds.validation import Limits
+from fedgraft.server.rounds.validation import Limits, greeting_fault
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
 from fedgraft.server.runs.run_folder import RunFolder
 
@@ -119,11 +119,12 @@ class Coordinator:
     def _welcome(self) -> None:
         """Take in sites that are there and have not greeted yet: at the start, and those that come later."""
         for site, answer in self._fleet.greet(Hello(self._study.to_json())).items():
-            if isinstance(answer, Greeting):
+            code = greeting_fault(answer, self._study) if isinstance(answer, Greeting) else answer.code
+            if code is not None:
+                self._absent[site] = code
+            elif isinstance(answer, Greeting):
                 self._greetings[site] = answer
                 self._absent.pop(site, None)
-            else:
-                self._absent[site] = answer.code
 
     def _exchange(self, step: Step) -> Scores:
         started = time.monotonic()

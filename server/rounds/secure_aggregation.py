@@ -101,6 +101,7 @@ class SumAttempt:
                     self.sums[part].add(words)
                 except ValueError:
                     self.missing[site] = Code.WRONG_SHAPE
+                    return
                 self.contexts[part][site] = answer.contexts[part]
             if answer.spent is not None:
                 self.spent[site] = asdict(answer.spent)
