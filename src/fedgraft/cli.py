@@ -13,12 +13,14 @@ from fedgraft.client.cli.app import app as site
 from fedgraft.server.cli.app import app as server
 from fedgraft.simulations.cli.app import privacy, study
 
-# Flower reports home and looks for updates unless told not to; a hospital's machine does neither.
+# Flower reports home and looks for updates unless told not to; a hospital's machine does neither. And no Python that
+# is started from here looks for modules in the folder where somebody works, where a `random.py` may lie.
 for _switch, _value in (
     ("FLWR_TELEMETRY_ENABLED", "0"),
     ("FLWR_DISABLE_UPDATE_CHECK", "1"),
     ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1"),
     ("RAY_USAGE_STATS_ENABLED", "0"),
+    ("PYTHONSAFEPATH", "1"),
 ):
     os.environ.setdefault(_switch, _value)
 
