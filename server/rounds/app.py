@@ -56,7 +56,7 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None
     enrolled = partial(_enrolled, grid) if engine == DEPLOYED else None
     fleet = GridFleet(grid, expires=ours, views=ours, enrolled=enrolled)
     outcome = Coordinator(study, fleet, folder, begin.state(), tags).run()
-    write_model(folder, study, outcome, begin, synthetic)
+    write_model(folder, study, outcome, begin.provenance, synthetic)
     write_result(folder, study, tags, outcome, engine, synthetic)
     folder.event("finished")
 

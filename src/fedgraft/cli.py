@@ -152,9 +152,9 @@ def data_make(
 @weights.command("list")
 def weights_list(as_json: AsJson = False) -> None:
     """All weights that studies can name."""
-    from fedgraft.simulations.cli import commands
+    from fedgraft.simulations.cli import weights_commands
 
-    commands.list_weights(as_json=as_json)
+    weights_commands.list_weights(as_json=as_json)
 
 
 @weights.command("show")
@@ -187,7 +187,7 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
 ) -> None:
     """Take in weights from a local file; nothing is ever downloaded."""
     from fedgraft.common.base.errors import InputError
-    from fedgraft.simulations.cli import commands
+    from fedgraft.simulations.cli import weights_commands
     from fedgraft.simulations.weights.weights_import import Source
 
     by_name = not Path(source).exists() and "." in source and file is not None
@@ -195,7 +195,7 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
         raise InputError("--file goes with the name of torchvision's weights, such as ResNet18_Weights.IMAGENET1K_V1.")
     path, enum = (file, source) if by_name else (Path(source), None)
     assert path is not None
-    commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum), id_)
+    weights_commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum), id_)
 
 
 @weights.command("soup")
@@ -204,9 +204,9 @@ def weights_soup(
     id_: Annotated[str, typer.Option("--id", help="The name that studies will use.")],
 ) -> None:
     """Average finished models of the same backbone that began from the same weights."""
-    from fedgraft.simulations.cli import commands
+    from fedgraft.simulations.cli import weights_commands
 
-    commands.make_soup(refs, id_)
+    weights_commands.make_soup(refs, id_)
 
 
 @weights.command("pretrain")
@@ -218,9 +218,9 @@ def weights_pretrain(
     set_: Sets = None,
 ) -> None:
     """Train a source model on one site's data and keep it with a manifest."""
-    from fedgraft.simulations.cli import commands
+    from fedgraft.simulations.cli import weights_commands
 
-    commands.pretrain(study_file, out, id_, licence, tuple(set_ or ()))
+    weights_commands.pretrain(study_file, out, id_, licence, tuple(set_ or ()))
 
 
 def main() -> None:
