@@ -6,7 +6,8 @@ from typing import Any
 
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.verdict import StudyVerdict
-from fedgraft.common.checks.explain import leaving, plan_table, sentence
+from fedgraft.common.checks.explain import plan_table, sentence
+from fedgraft.common.checks.leaving import leaving
 from fedgraft.common.metrics.metrics import CALIBRATION_BINS
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.protocol.routing import privacy_request

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.models.architecture import Architecture, Entry
 from fedgraft.common.models.backbones import (
     Backbone,
     build_image_backbone,
@@ -284,6 +285,14 @@ def build_ensemble(base_models: Sequence[TransferModel], tasks: Mapping[str, Any
 def state_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     """All state entries as arrays; on the CPU they share the model's memory."""
     return {key: value.detach().cpu().numpy() for key, value in model.state_dict().items()}
+
+
+def describe(model: TransferModel) -> Architecture:
+    """What a model is made of."""
+    tags, own = model.tags(), state_arrays(model)
+    base_models = model.backbone.base_models if isinstance(model.backbone, Ensemble) else ()
+    parts = tuple(describe(part) for part in base_models if isinstance(part, TransferModel))
+    return Architecture({key: Entry(array.shape, array.dtype.name, tags[key]) for key, array in own.items()}, parts)
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:

@@ -24,8 +24,9 @@ from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.tasks import (
     AnyTask,
     Multilabel,
-    Segmentation,
     Task,
+    linear_heads,
+    mask_heads,
 )
 
 _LARGEST_CHANGE = 10.0
@@ -93,12 +94,12 @@ class Study(Value):
     @property
     def heads(self) -> dict[str, int]:
         """Outputs of the linear heads by task name; for a classification its classes."""
-        return {task.name: task.outputs for task in self.tasks if not isinstance(task, Segmentation)}
+        return linear_heads(self.tasks)
 
     @property
     def mask_heads(self) -> tuple[str, ...]:
         """Names of the tasks that ask for a mask."""
-        return tuple(task.name for task in self.tasks if isinstance(task, Segmentation))
+        return mask_heads(self.tasks)
 
     @cached_property
     def tasks_by_name(self) -> dict[str, AnyTask]:

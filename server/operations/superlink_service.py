@@ -16,7 +16,7 @@ from typing import IO
 
 from fedgraft.common.base.errors import FedgraftError, InputError, RunError
 from fedgraft.common.base.logs import file_log
-from fedgraft.server.operations import supervise as tethered
+from fedgraft.server.operations import supervise
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.operations.gate import Gate, gate_server
 from fedgraft.server.operations.request_auth import RequestAuth
@@ -94,7 +94,7 @@ class ServicePart:
     def start(self) -> None:
         """Start it, with its output in a log of its own."""
         process = subprocess.Popen(
-            [sys.executable, tethered.__file__, str(os.getpid()), *self._command],
+            [sys.executable, "-P", supervise.__file__, str(os.getpid()), *self._command],
             cwd=self._home.flower / "empty",
             env=environment(self._home),
             stdin=subprocess.DEVNULL,
@@ -172,6 +172,7 @@ def environment(home: ServerHome) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PYTHONSAFEPATH": "1",
         # Every question costs a write to the database, for which the models in transit wait.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1.0",
         "NO_PROXY": "127.0.0.1,localhost",

@@ -60,7 +60,7 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None
         intake = partial(WalledIntake, grid, room_for(begin.state()))
         fleet = GridFleet(grid, enrolled=partial(_enrolled, grid), intake=intake)
     outcome = Coordinator(study, fleet, folder, begin.state(), tags).run()
-    write_model(folder, study, outcome, begin, synthetic)
+    write_model(folder, study, outcome, begin.provenance, synthetic)
     write_result(folder, study, tags, outcome, engine, synthetic)
     folder.event("finished")
 

@@ -51,6 +51,7 @@ from fedgraft.simulations.compare.question import (
     changed,
 )
 from fedgraft.simulations.compare.shots import few_shot, part_of
+from fedgraft.simulations.engines.child_path import no_working_folder
 from fedgraft.simulations.engines.run import Hospitals
 
 _ANSWERS, _FACTS, _MODEL = "answers.safetensors", "cell.json", "model"
@@ -160,12 +161,15 @@ def run(todo: Sequence[Cell], out: Path, workers: int, threads: int) -> Iterator
     done = len(different) - len(missing)
     failures: list[tuple[Cell, Exception]] = []
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _one_thread, (threads,)) as pool:
+    with no_working_folder():
+        pool = ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _one_thread, (threads,))
+    with pool:
         for wave in (
             [cell for cell in missing if not cell.base_models],
             [cell for cell in missing if cell.base_models],
         ):
-            futures = {pool.submit(_run, cell, out, keep=cell.digest in asked): cell for cell in wave}
+            with no_working_folder():
+                futures = {pool.submit(_run, cell, out, keep=cell.digest in asked): cell for cell in wave}
             for future in as_completed(futures):
                 error = future.exception()
                 if isinstance(error, Exception):

@@ -24,6 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.client.runtime.app import forget
 from fedgraft.server.rounds.fleet import NODE_EXPIRED
+from fedgraft.simulations.engines.child_path import no_working_folder
 from fedgraft.simulations.engines.node import answer, context_for, deadline_of
 from fedgraft.simulations.engines.shared_messages import ExchangeFolder, SharedMessages
 
@@ -224,7 +225,8 @@ class PoolGrid(LocalGrid):
         here, there = self._start.Pipe()
         arguments = (there, str(self._folder.path), f"from{next(self._names)}", torch.get_num_threads())
         process = self._start.Process(target=work, args=arguments, daemon=True)
-        process.start()
+        with no_working_folder():
+            process.start()
         there.close()
         return _Worker(process, here, waiting)
 
