@@ -21,6 +21,11 @@ _COUNTS = [
     "files left out, by reason",
     "labelled training cases of each task, every round",
 ]
+_CLOSED_COUNTS = [
+    "the site's name in the study",
+    "whether it has labels, and whether it evaluates",
+    "its public number of patients: one coarse number, fixed when it was first needed",
+]
 _MASKED_COUNTS = ["the site's name in the study", "whether it has labels, and whether it evaluates"]
 _ONCE = {
     "noised": "counts of the test cases by class and score, once at the end, noised at the price of metrics_epsilon",
@@ -83,7 +88,7 @@ def review(
         if secure_aggregation
         else None,
         "secure_aggregation_only": config.policy.secure_aggregation_only,
-        "counts": {"what": _MASKED_COUNTS if secure_aggregation else _COUNTS, "exact": exact},
+        "counts": {"what": _counts(exact=exact, masked=secure_aggregation), "exact": exact},
         "metrics": {
             "split": study.evaluate.split,
             "every": study.evaluate.every,
@@ -94,6 +99,12 @@ def review(
         "refused": verdict.refused if verdict else "",
         "fix": verdict.fix if verdict else "",
     }
+
+
+def _counts(*, exact: bool, masked: bool) -> list[str]:
+    if masked:
+        return _MASKED_COUNTS
+    return _COUNTS if exact else _CLOSED_COUNTS
 
 
 def _figures(stage: Stage, *, exact: bool) -> list[str]:
@@ -154,7 +165,9 @@ def in_words(content: dict[str, Any]) -> list[str]:
     if content["observer"]:
         lines.append("  this site observes: it evaluates what it receives on its public data, and never trains")
     else:
-        lines += [f"  {at}. {stage['name']}: {stage['says']}" for at, stage in enumerate(content["stages"], start=1)]
+        lines += [
+            f"  {at}. {stage['name']}: {stage['description']}" for at, stage in enumerate(content["stages"], start=1)
+        ]
     return [*lines, "", *_leaves(content), "", *_costs(content)]
 
 
@@ -169,8 +182,10 @@ def _leaves(content: dict[str, Any]) -> list[str]:
         lines += [f"  {stage['name']}: {_stage_leaves(stage)}" for stage in content["stages"]]
         lines.append(f"  in all {_bytes(content['bytes_up'])}, besides these counts and metrics:")
     if content["secure_aggregation"]:
-        lines.append(f"  all of it under masks: the coordinator reads sums over {content['masked']} sites or more")
-    how = "" if content["secure_aggregation"] else " (exact)" if counts["exact"] else " (rounded to tens)"
+        lines.append(
+            f"  all of it under masks: the coordinator reads sums over {content['secure_aggregation']} sites or more"
+        )
+    how = " (exact)" if counts["exact"] and not content["secure_aggregation"] else ""
     lines.append(f"  counts{how}: {'; '.join(counts['what'])}")
     lines.append(f"  metrics: {_metrics(metrics)}")
     lines.append("  never: images, rows, patients' ids or their hashes, names of files, texts of errors")
@@ -202,8 +217,9 @@ def _costs(content: dict[str, Any]) -> list[str]:
         policy = stage["policy"]
         if policy["kind"] == "private" and cost is not None:
             lines.append(
-                f"  {stage['name']}: noise of {policy['sigma']:.2f} times the clip {policy['clip']:g}, "
-                f"{policy['sample']:.0%} of the patients in each of {policy['steps']} steps: "
+                f"  {stage['name']}: noise of {policy['noise_multiplier']:.2f} times the clip "
+                f"{policy['max_grad_norm']:g}, "
+                f"{policy['sample_rate']:.0%} of the patients in each of {policy['steps']} steps: "
                 f"epsilon {policy['epsilon']:.2f}"
             )
     if cost is not None and cost["metrics"]:

@@ -11,7 +11,7 @@ import torch
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.inference.adapted_model import read_adapted
 from fedgraft.client.inference.images import Picture
-from fedgraft.client.runtime.local_state import LocalState
+from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.training.model.evaluate import predictions
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel, device_named

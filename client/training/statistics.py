@@ -26,9 +26,8 @@ from fedgraft.common.closed_form.temperature import (
 from fedgraft.common.models.ensemble import Ensemble, likely
 from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN
-from fedgraft.common.protocol.instructions import Split
 from fedgraft.common.protocol.routing import DISTANCES
-from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.inputs import Split, TableInput
 from fedgraft.common.study.plan import Statistics
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (

@@ -107,7 +107,8 @@ class Context:
     """What is summed, and with whom. Sites must agree on every field, or nothing opens.
 
     `sites` are all that take part, each with the nonce that it drew for this run; `number` counts the sums of a run, so
-    that a round that is repeated draws new masks; `received` is the digest of the model that the site was sent.
+    that a round that is repeated draws new masks; `work` and `evaluate` are what the instruction asks for, and
+    `received` is the digest of all that came with it: the model, and what is beside it.
     """
 
     study: str
@@ -115,6 +116,8 @@ class Context:
     stage: int
     round: int
     exchange: int
+    work: bool
+    evaluate: str | None
     number: int
     sites: Mapping[str, str]
     received: str
@@ -124,9 +127,10 @@ class Context:
         if len(self.sites) < FEWEST:
             raise TooFewSites(f"masked sums need {FEWEST} sites: of {len(self.sites)}, one would learn another's part")
         keys = {site: pairs.roster.key(site).hex() for site in self.sites}
-        facts = [self.study, self.part, self.stage, self.round, self.exchange, self.number, self.received]
+        facts = [self.study, self.part, self.stage, self.round, self.exchange]
+        facts += [self.work, self.evaluate, self.number, self.received]
         return hashlib.sha256(
-            canonical_json(["fedgraft masked sum 1", facts, dict(self.sites), keys, layout.entries])
+            canonical_json(["fedgraft masked sum 2", facts, dict(self.sites), keys, layout.entries])
         ).digest()
 
 

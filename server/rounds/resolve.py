@@ -98,7 +98,7 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
     found = Resolved(tuple(sorted(sites)), tuple(sorted(without)), tuple(sorted(joined)), ridge_penalties)
     facts = {"schema": SCHEMA, "study_digest": own.study.digest, "stage": own.stage.name, "measured": False}
     facts |= {"from": own.manifest.sha256, "sites": found.sites, "left": found.left, "joined": found.joined}
-    write_json(out / _FACTS, facts | {"strengths": dict(ridge_penalties), "shaped": shaped})
+    write_json(out / _FACTS, facts | {"ridge_penalties": dict(ridge_penalties), "shaped": shaped})
     return found
 
 

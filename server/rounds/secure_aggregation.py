@@ -22,7 +22,6 @@ from fedgraft.common.protocol.instructions import (
     Instruction,
     MaskedUpdate,
     Refusal,
-    Split,
 )
 from fedgraft.common.secure_aggregation.masking import (
     FEWEST,
@@ -40,6 +39,7 @@ from fedgraft.common.secure_aggregation.summing import (
     tensor_shapes,
 )
 from fedgraft.common.study.aggregates import Nothing
+from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator
 from fedgraft.server.rounds.collect import Collected, Collector, headline
@@ -127,6 +127,7 @@ class SecureCollector:
         self._collector = collector
         self._greetings = greetings
         self._numbers = count(1)
+        self._measuring: frozenset[str] = frozenset()
 
     def collect(self, wanted: WantedSums, limits: Limits, aggregator: Aggregator) -> Collected:
         """Repeat with fewer sites until what is wanted opens.
@@ -161,9 +162,12 @@ class SecureCollector:
             if len(sites) < max(wanted.needed, FEWEST):
                 raise _too_few(wanted, sites, got.missing)
             parts[TENSORS] = nonces
-        measured = self._measured(sites)
+        measured = frozenset(self._measured(sites))
         if wanted.split is not None and len(measured) >= FEWEST:
-            parts[METRICS] = {site: nonces[site] for site in measured}
+            # Sites mask figures with one group alone in a study: the first, for as long as it is there.
+            if not self._measuring or not self._measuring <= measured:
+                self._measuring = measured
+            parts[METRICS] = {site: nonces[site] for site in sorted(self._measuring)}
         return AggregationGroups(next(self._numbers), parts)
 
     def _measured(self, sites: list[str]) -> list[str]:

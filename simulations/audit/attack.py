@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from fedgraft.client.privacy.ledger.public_counts import coarse
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.routing import changed, releases_plainly
 from fedgraft.common.study.plan import Gradient
@@ -87,7 +88,9 @@ def private_targets(study: Study, patients: int) -> list[AttackTarget]:
     for (stage, private, _), line in zip(private_stages(study), price(study, patients).lines, strict=True):
         if not isinstance(stage.local, Gradient):
             continue
-        terms = private.model_copy(update={"noise_multiplier": line.noise_multiplier, "epsilon": None})
+        expected = private.expected_units or coarse(patients)
+        found = {"noise_multiplier": line.noise_multiplier, "epsilon": None, "expected_units": expected}
+        terms = private.model_copy(update=found)
         local = stage.local.model_copy(update={"private": terms})
         attack_targets.append(AttackTarget(study, stage.name, local, changed(stage, tags)))
     return attack_targets

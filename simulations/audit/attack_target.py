@@ -178,10 +178,11 @@ def watched() -> Iterator[list[Tensor]]:
 def released(attack_target: AttackTarget, cases: ExampleCases, local_model: LocalModel) -> Tensor:
     """The noised sums of a visit's steps, (steps, entries), with the division by the expected lot undone."""
     loader = loader_of(attack_target.study, cases)
-    units = len(cases) if attack_target.private.unit == "image" else len(set(cases.patients))
     with watched() as seen:
         train_private(local_model, loader, cases.patients, attack_target.local, attack_target.changes, NOW)
-    return torch.stack(seen) * (attack_target.private.sample_rate * units)
+    private = attack_target.private
+    assert private.expected_units is not None
+    return torch.stack(seen) * (private.sample_rate * private.expected_units)
 
 
 def sizes(attack_target: AttackTarget, local_model: LocalModel) -> list[int]:

@@ -12,7 +12,7 @@ import torch
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.preflight.baseline import fit_alone
-from fedgraft.client.runtime.local_state import LocalState
+from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import predictions
 from fedgraft.client.training.model.loader import Loader

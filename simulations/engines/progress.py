@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedgraft.common.metrics.metric_names import title
+from fedgraft.common.study.schedule import schedule
 from fedgraft.common.study.study import Study
-from fedgraft.server.rounds.rounds import schedule
 
 _POLL_S = 0.25
 

@@ -169,7 +169,7 @@ def test_the_stack_is_that_of_all_validation_cases_at_one_place(stacked, of_base
     z = np.hstack([features, np.ones((len(target), 1))])
     head = np.vstack([np.eye(3) * 1024, np.zeros((7, 3))])  # the average
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    ridge_penalties = [row["strengths"]["cls"] for row in rows if row["stage"] == "stack"]
+    ridge_penalties = [row["ridge_penalties"]["cls"] for row in rows if row["stage"] == "stack"]
     assert len(ridge_penalties) == 5
     assert set(ridge_penalties) <= set(RIDGE_PENALTIES)
     for ridge_penalty in ridge_penalties:

@@ -97,8 +97,8 @@ def test_a_run_of_all_kinds_leaves_figures_and_a_report_of_all(cohorts, tmp_path
     run = simulate(study(plan=plan), Hospitals(cohorts), tmp_path / "run")
     result = read_json(run / "result.json")
     assert result["status"] == "completed"
-    assert set(history(run)[0]["strengths"]) == {"diagnosis", "size_mm", "organ", "signs"}
-    assert history(run)[1]["strengths"] == {}
+    assert set(history(run)[0]["ridge_penalties"]) == {"diagnosis", "size_mm", "organ", "signs"}
+    assert history(run)[1]["ridge_penalties"] == {}
     metrics = result["metrics"]
     assert set(metrics["size_mm"]["macro"]) == {"mae", "rmse", "r2"}
     assert metrics["signs"]["macro"]["auroc"] is not None

@@ -195,7 +195,7 @@ def test_sites_that_do_not_regroup_stop_the_run_rather(hospitals, make_study, tm
         config = read_json(path)
         config["secure_aggregation"]["regroup"] = "private"
         write_json(path, config)
-    with pytest.raises(QuorumError, match="west, not_masked"):
+    with pytest.raises(QuorumError, match="west, not_secure"):
         resume(tmp_path / "run")
     settings = tmp_path / "run" / "simulation.json"
     write_json(settings, read_json(settings) | {"faults": {}})
@@ -292,7 +292,7 @@ class Unmasking(InProcessGrid):
 
 def test_no_site_answers_a_masked_study_in_the_open(hospitals, make_study, tmp_path, monkeypatch):
     monkeypatch.setattr("fedgraft.simulations.engines.run.InProcessGrid", Unmasking)
-    with pytest.raises(QuorumError, match=r"0 of 4 sites; missing: east, not_masked; north, not_masked"):
+    with pytest.raises(QuorumError, match=r"0 of 4 sites; missing: east, not_secure; north, not_secure"):
         simulate(make_study(method=PLANS["fedavg"], secure_aggregation=True), hospitals, tmp_path / "run")
 
 

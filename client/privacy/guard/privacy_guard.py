@@ -19,6 +19,7 @@ from fedgraft.client.privacy.ledger.ledger import (
     ChargeRefused,
     Ledger,
 )
+from fedgraft.client.privacy.ledger.public_counts import PublicCounts
 from fedgraft.client.privacy.ledger.reply_store import Replies
 from fedgraft.client.privacy.policy import (
     EffectivePrivacy,
@@ -51,8 +52,6 @@ from fedgraft.common.study.study import Study
 from fedgraft.common.study.training import Private
 
 _LOST = "this round was charged, and then the site crashed: the charge is lost"
-_GRID = 10
-"""Counts that leave a site with `metrics: none` are rounded to tens: exact ones would tell who has come or gone."""
 
 
 class Refused(Exception):
@@ -101,13 +100,14 @@ class PrivacyGuard:
         self._shown = folder / "shown.json"
         self._replies = Replies(folder / "replies" / study.digest[:16])
         self._patients = patients
+        self._public = PublicCounts(folder / "public_counts.json")
         self._allowed: set[tuple[frozenset[Role], bool]] = set()
 
     @property
     def delta(self) -> float:
         """That of the site's ledger, or the one with which it would begin."""
         known = self._delta()
-        return self._policy.delta_for(self._patients) if known is None else known
+        return self._policy.delta_for(self.public_units("patient", 0)) if known is None else known
 
     @property
     def unit(self) -> Unit:
@@ -132,10 +132,12 @@ class PrivacyGuard:
         )
 
     def public(self, count: int) -> int:
-        """A count as it may leave: exact, or rounded to tens, but never to 0 if there is any."""
-        if self.shows_metrics or count == 0:
-            return count
-        return max(_GRID, round(count / _GRID) * _GRID)
+        """A count as it may leave: exact where metrics may; else the public number of patients, whatever it is."""
+        return count if self.shows_metrics else self._public.of("patient", self._patients)
+
+    def public_units(self, unit: Unit, count: int) -> int:
+        """The public number of units, by which private sums are divided; `count` is the true one, asked for once."""
+        return self._public.of(unit, self._patients if unit == "patient" else count)
 
     def admit(self, tags: Tags) -> None:
         """Look at the whole study before its first round; raises Refused if the site could not go through with it."""
@@ -160,7 +162,7 @@ class PrivacyGuard:
         self.demand_secure_aggregation()
         planned = []
         for stage in self._study.plan:
-            if not self._asked_in(stage):
+            if not self.asked_in(stage):
                 continue
             roles = frozenset(tags[key].role for key in changed(stage, tags))
             if releases_plainly(stage, tags):
@@ -169,7 +171,7 @@ class PrivacyGuard:
                 planned.append((stage, self._effective(request_of(self._study, stage, roles))))
         return planned
 
-    def _asked_in(self, stage: Stage) -> bool:
+    def asked_in(self, stage: Stage) -> bool:
         """Whether the site could be asked to work in this stage: hospitals never for the source, and the other way."""
         if self.is_source or stage.where == "source":
             return self.is_source and (stage.where == "source" or stage.joint_lambda is not None)
@@ -190,8 +192,12 @@ class PrivacyGuard:
         )
         self._allowed.add((roles, kept))
 
-    def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private | PrivateSums:
+    def charge(
+        self, stage: Stage, exchange: int, roles: frozenset[Role], model: str, cases: int
+    ) -> Private | PrivateSums:
         """Charge one round of private work on the `model` of that digest, and give what the site makes of the request.
+
+        `cases` is the number of training cases, of which only a public, coarse number is used.
 
         Raises Refused, or Replay if this round was answered before.
         """
@@ -201,15 +207,12 @@ class PrivacyGuard:
         facts = Facts(privacy.unit, self._patients, model, "train" if isinstance(asked, Private) else "sums")
         event = Event(privacy.noise_multiplier, privacy.sample_rate, steps_of(stage))
         self._charge(exchange, event, facts, privacy)
-        effective_privacy = {
-            "noise_multiplier": privacy.noise_multiplier,
-            "max_grad_norm" if isinstance(asked, Private) else "max_norm": privacy.max_grad_norm,
-            "unit": privacy.unit,
-            "epsilon": None,
-        }
-        return asked.model_copy(
-            update=effective_privacy | ({"sample_rate": privacy.sample_rate} if isinstance(asked, Private) else {})
-        )
+        found = {"noise_multiplier": privacy.noise_multiplier, "unit": privacy.unit, "epsilon": None}
+        if isinstance(asked, PrivateSums):
+            return asked.model_copy(update=found | {"max_norm": privacy.max_grad_norm})
+        expected = asked.expected_units or self.public_units(privacy.unit, cases)
+        found |= {"max_grad_norm": privacy.max_grad_norm, "sample_rate": privacy.sample_rate}
+        return asked.model_copy(update=found | {"expected_units": expected})
 
     def _charge(self, exchange: int, event: Event, facts: Facts, privacy: EffectivePrivacy) -> None:
         # Looked at once more within the charge: another study may have been charged since the look before.
@@ -318,7 +321,8 @@ class PrivacyGuard:
 
     def _effective(self, request: PrivacyRequest) -> EffectivePrivacy:
         reserved = tuple(self.metrics_events()) if request.private else ()
-        privacy = effective(self._policy, request, self._patients, self._delta(), reserved)
+        delta = self.delta if request.private else self._delta()
+        privacy = effective(self._policy, request, self._patients, delta, reserved)
         if isinstance(privacy, Reason):
             raise Refused(Code.BUDGET if privacy is Reason.BUDGET else Code.POLICY, privacy.value)
         return privacy

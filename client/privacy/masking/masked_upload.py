@@ -73,11 +73,11 @@ class Sealer:
                 raise _not_secure(f"not on the roster: {', '.join(sorted(strangers))}")
         self._book.check(self._study.digest, nonce, groups.number)
         parts = set(groups.parts)
-        if METRICS in parts and not self._may(instruction, groups, METRICS, private=False):
+        if METRICS in parts and not self._may(groups, METRICS, private=False):
             parts.discard(METRICS)
         private = privacy_request(stage) is not None
-        if TENSORS in parts and not self._may(instruction, groups, TENSORS, private=private):
-            raise _not_secure("this work was masked in another group before, and `regroup` does not allow it again")
+        if TENSORS in parts and not self._may(groups, TENSORS, private=private):
+            raise _not_secure("the site was in another group before, and `regroup` does not allow a change")
         return Accepted(frozenset(parts), nonce)
 
     def seal(
@@ -96,6 +96,8 @@ class Sealer:
                 stage=instruction.stage,
                 round=instruction.round,
                 exchange=instruction.exchange,
+                work=instruction.work,
+                evaluate=instruction.evaluate,
                 number=groups.number,
                 sites=group,
                 received=received,
@@ -109,9 +111,13 @@ class Sealer:
             mask(hidden, contexts[part], groups.parts[part], self._pairs)
         return MaskedUpdate(instruction.exchange, words, {part: context.hex() for part, context in contexts.items()})
 
-    def _may(self, instruction: Instruction, groups: AggregationGroups, part: str, *, private: bool) -> bool:
-        """Whether the site masks this work with this group: always with the same one, else as its settings say."""
-        before = self._book.groups(self._study.digest, Occasion(part, instruction.stage, instruction.work))
+    def _may(self, groups: AggregationGroups, part: str, *, private: bool) -> bool:
+        """Whether the site masks this part with this group: always with the same one, else as its settings say.
+
+        One group for a whole study: sums of one stage over four sites, and of the next over three of them, tell about
+        the fourth nearly as much as two sums of the same stage would.
+        """
+        before = self._book.groups(self._study.digest, part)
         regroup = self._settings.regroup
         same = before <= {tuple(sorted(groups.parts[part]))}
         return same or regroup == "always" or (regroup == "private" and private)

@@ -106,11 +106,11 @@ class MaskBook:
         with self._connected() as db:
             _check(db, study, nonce, number)
 
-    def groups(self, study: str, occasion: Occasion) -> set[tuple[str, ...]]:
-        """All groups of sites in which the site has masked this work before."""
-        asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ? AND stage = ? AND work = ?"
+    def groups(self, study: str, part: str) -> set[tuple[str, ...]]:
+        """All groups of sites in which the site has masked this part of the study before, in whatever stage."""
+        asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ?"
         with self._connected() as db:
-            rows = db.execute(asked, (study, occasion.part, occasion.stage, occasion.work)).fetchall()
+            rows = db.execute(asked, (study, part)).fetchall()
         return {tuple(sites.split("\n")) for (sites,) in rows}
 
     def use(

@@ -129,7 +129,7 @@ def test_a_ledger_that_breaks_between_the_look_and_the_charge_is_told_in_one_wor
     probe = {"name": "linear_probe", "local": {"steps": 1, "private": {"noise_multiplier": 9.0, "sample_rate": 0.1}}}
     study = make_study(method=probe)
     guard, roles = a_guard(study, tmp_path, metrics="noised"), frozenset({Role.HEAD})
-    guard.charge(study.plan[0], 1, roles, "b" * 64)
+    guard.charge(study.plan[0], 1, roles, "b" * 64, 600)
     real = Ledger.charge
 
     def harmed(self: Ledger, *rest: Any) -> object:
@@ -138,5 +138,5 @@ def test_a_ledger_that_breaks_between_the_look_and_the_charge_is_told_in_one_wor
 
     monkeypatch.setattr(Ledger, "charge", harmed)
     with pytest.raises(Refused) as caught:
-        guard.charge(study.plan[0], 2, roles, "b" * 64) if kind == "train" else guard.charge_metrics(2, "b" * 64)
+        guard.charge(study.plan[0], 2, roles, "b" * 64, 600) if kind == "train" else guard.charge_metrics(2, "b" * 64)
     assert caught.value.code is Code.LEDGER

@@ -275,7 +275,7 @@ def test_the_charge_is_made_before_anything_is_computed(make_study, tmp_path: Pa
     def stop(*_: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("fedgraft.client.runtime.site.noised_sums", stop)
+    monkeypatch.setattr("fedgraft.client.runtime.visit.work.noised_sums", stop)
     assert site.visit(instruction(study)) == Refusal(1, Code.FAILED)
     assert len(Held.of(tmp_path).open(8.0).rows()) == 1
     monkeypatch.undo()

@@ -10,7 +10,9 @@ from flwr.app import Context, Message
 from flwr.common.serde import message_to_proto
 
 import fedgraft.client.runtime.app
+import fedgraft.client.runtime.sessions
 import fedgraft.client.runtime.site
+import fedgraft.client.runtime.visit.evaluation
 import fedgraft.client.training.microbatching
 from fedgraft.client.governance.egress import EgressLog
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
@@ -56,9 +58,9 @@ def printed(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str])
 
 
 BROKEN: dict[str, tuple[object, str, Exception]] = {
-    "reading": (fedgraft.client.runtime.app, "load_cohort", RuntimeError(f"/patients/{SECRET}/1.dcm")),
+    "reading": (fedgraft.client.runtime.sessions, "load_cohort", RuntimeError(f"/patients/{SECRET}/1.dcm")),
     "reading, known": (
-        fedgraft.client.runtime.app,
+        fedgraft.client.runtime.sessions,
         "load_cohort",
         DataError(f"/patients/{SECRET}/1.dcm: no such file"),
     ),
@@ -67,7 +69,7 @@ BROKEN: dict[str, tuple[object, str, Exception]] = {
     "training": (fedgraft.client.training.microbatching, "train", ValueError(f"bad case {SECRET}")),
     "training, memory": (fedgraft.client.training.microbatching, "train", MemoryError(SECRET)),
     "evaluating": (
-        fedgraft.client.runtime.site,
+        fedgraft.client.runtime.visit.evaluation,
         "predictions",
         FileNotFoundError(2, "No such file", f"/patients/{SECRET}/1.dcm"),
     ),

@@ -173,7 +173,7 @@ def test_a_masked_study_needs_masks(command, hospital: Hospital, tmp_path: Path)
     (tmp_path / "asked.yaml").write_text(study(secure_aggregation=True).to_yaml())
     code, out, _ = command("site", "check", tmp_path / "asked.yaml", "--home", hospital.home, "--part", "policy")
     assert code == 1
-    assert "the policy does not allow the study: no_masks" in out
+    assert "the policy does not allow the study: no_secure_aggregation" in out
     code, _, err = command("site", "approve", tmp_path / "asked.yaml", "--home", hospital.home)
     assert (code, "no_secure_aggregation" in err) == (1, True)
 
@@ -395,7 +395,8 @@ def test_no_identifier_is_in_anything_that_may_be_shared(command, hospital: Hosp
 
 def test_help_of_the_site_commands_imports_nothing_slow() -> None:
     code = """
-import sys, fedgraft
+import sys
+from fedgraft import cli
 sys.argv = ["fedgraft", "site", "check", "--help"]
 try:
     cli.main()

@@ -80,7 +80,7 @@ def test_heads_are_those_of_a_run_of_exactly_these_sites(
 
 
 def read_ridge_penalties(run: Path) -> dict[str, float]:
-    return dict(json.loads((run / "history.jsonl").read_text().splitlines()[0])["strengths"])
+    return dict(json.loads((run / "history.jsonl").read_text().splitlines()[0])["ridge_penalties"])
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,8 @@ def study_file(tmp_path, hospitals: Hospitals) -> Path:
 
 def test_help_is_quick_because_it_imports_little():
     code = """
-import sys, fedgraft
+import sys
+from fedgraft import cli
 sys.argv = ["fedgraft", "--help"]
 try:
     cli.main()

@@ -308,7 +308,7 @@ def placed(cell: Cell, out: Path) -> Study:
         (["fedavg", {"name": "x", "method": "stacked_ensemble"}], "stacked_ensemble needs `base_models`"),
         (
             ["fedavg", {"name": "x", "method": "distill", "base_models": ["nobody"]}],
-            "its member nobody is none of the arms",
+            "its base model nobody is none of the arms",
         ),
         (["local", {"name": "x", "method": "distill", "base_models": ["local"]}], "that sites train together"),
         (

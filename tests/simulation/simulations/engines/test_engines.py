@@ -86,7 +86,7 @@ def test_a_run_with_a_stage_that_ends_early_resumes_to_identical_weights(
     local = {"kind": "gradient", "steps": 2, "batch_size": 8, "lr": 0.003}
     first = {"name": "first", "local": local, "share": "all", "aggregate": {"kind": "mean"}, "rounds": 6}
     until = {"metric": "auroc", "least": 0.9, "patience": 2}  # which no model is ever better by
-    study = make_study(plan=[first | {"until": until}, first | {"name": "then", "rounds": 2}])
+    study = make_study(plan=[first | {"early_stopping": until}, first | {"name": "then", "rounds": 2}])
     whole = stopped_and_resumed(study, hospitals, tmp_path, monkeypatch, stop)
     done = [row["stage"] for row in history(whole) if row["stage"] in ("first", "then")]
     assert 2 <= done.count("first") < 6

@@ -109,7 +109,13 @@ def test_a_network_of_ones_own_is_refused_with_the_reason() -> None:
 
 
 def private(**changes: object) -> Gradient:
-    terms = {"noise_multiplier": 0.5, "max_grad_norm": 1.0, "sample_rate": 0.3, "unit": "image"} | changes
+    terms = {
+        "noise_multiplier": 0.5,
+        "max_grad_norm": 1.0,
+        "sample_rate": 0.3,
+        "unit": "image",
+        "expected_units": 6,
+    } | changes
     return Gradient(steps=2, batch_size=4, optimiser="sgd", lr=1e-3, fixed_norm_stats=True, private=Private(**terms))
 
 

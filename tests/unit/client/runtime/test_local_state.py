@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedgraft.client.runtime.local_state import LocalState
+from fedgraft.client.runtime.visit.local_state import LocalState
 
 
 def entries(value: float) -> dict[str, np.ndarray]:

@@ -130,7 +130,7 @@ def test_a_visit_after_a_failed_one_is_as_if_nothing_had_happened(make_study, tm
     instruction = Instruction(study.digest, 1, 0, 1, work=True, evaluate="val", tensors=tensors)
     calm = a_site(study, mine, tmp_path / "calm")
     want = calm.visit(instruction)
-    monkeypatch.setattr("fedgraft.client.runtime.site.Loader", Interrupted)
+    monkeypatch.setattr("fedgraft.client.runtime.visit.workplace.Loader", Interrupted)
     shaken = a_site(study, mine, tmp_path / "shaken")
     assert shaken.visit(instruction) == Refusal(1, Code.FAILED)
     got = shaken.visit(instruction)

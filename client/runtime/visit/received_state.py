@@ -26,6 +26,11 @@ class ReceivedState:
         self.auxiliary: dict[str, np.ndarray] = {}
         """What the stage needs beside the model."""
 
+    @property
+    def everything(self) -> dict[str, np.ndarray]:
+        """All that came: the model, and what is beside it."""
+        return self.entries | self.auxiliary
+
     def take(self, instruction: Instruction, stage: Stage) -> None:
         """Take in an instruction's arrays. Raises Refused if they do not fit, or anything is missing or not as said.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.client.runtime.visit.progress import set_aside
 from fedgraft.common.base.files import load_tensors, save_tensors
 from fedgraft.common.protocol.instructions import Arrays
 
@@ -36,6 +37,11 @@ class LocalState:
         if self._latest is None or self._latest[0] != number:
             self._latest = (number, load_tensors(earlier) if earlier else {})
         return self._latest[1]
+
+    def set_aside(self) -> None:
+        """Put away what an earlier course of the study has left: a new one begins."""
+        set_aside(self._folder)
+        self._latest = None
 
     def save(self, exchange: int, entries: Arrays) -> None:
         """Put all of the site's own entries on disk as they are after `exchange`, all or nothing."""
