@@ -1,4 +1,4 @@
-"""What a run reports of tables is what its saved model says, whoever reads the study and however its keys are ordered."""
+"""What a run reports of tables is what its saved model says, however the keys of the study are ordered."""
 
 from __future__ import annotations
 
