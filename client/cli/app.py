@@ -111,6 +111,17 @@ def egress(
     show_egress(folder, show, as_json=as_json)
 
 
+@app.command("settle")
+def settle(
+    home: Home,
+    by: Annotated[str | None, typer.Option(help="Your name: put on record what is shown, as decided by you.")] = None,
+) -> int:
+    """After records of the site were lost or restored: what is assumed spent. Changes nothing without a name."""
+    from fedgraft.client.cli import records_commands
+
+    return records_commands.settle_records(home, by)
+
+
 @app.command("check")
 def check(
     home: Home,

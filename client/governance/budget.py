@@ -95,7 +95,7 @@ def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Pr
     if patients is None and not rows:
         raise InputError("This site has no ledger yet, so its size is not known.", fix="Say it with --patients N.")
     patients = rows[-1].facts.patients if patients is None else patients
-    guard = PrivacyGuard(study, config.policy, config.state, patients)
+    guard = PrivacyGuard(study, config.policy, config.state, patients, witness=config.witness)
     tags = make_model(study).tags()
     refused = None
     try:
@@ -139,7 +139,7 @@ def plot(account: Budget, path: Path) -> None:
 
 
 def _ledger(config: SiteConfig) -> Ledger | None:
-    held = Held.of(config.state)
+    held = Held.of(config.state, config.witness)
     return held.open(config.policy.epsilon_lifetime) if held.exists() else None
 
 

@@ -69,7 +69,7 @@ class StudyVerdict:
 def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> StudyVerdict:
     """What the policy in `config`, and the ledger in its state folder, say of a study."""
     stages = tuple(_judge_stage(config, study, stage, tags, patients) for stage in study.plan)
-    shows = PrivacyGuard(study, config.policy, config.state, patients).shows_metrics
+    shows = PrivacyGuard(study, config.policy, config.state, patients, witness=config.witness).shows_metrics
     first = next((stage for stage in stages if stage.refused), None)
     try:
         cost = propose(config, study, patients)
@@ -94,7 +94,9 @@ def _can_mask(config: SiteConfig) -> bool:
 
 
 def _judge_stage(config: SiteConfig, study: Study, stage: Stage, tags: Tags, patients: int) -> StageVerdict:
-    alone = PrivacyGuard(study.model_copy(update={"plan": (stage,)}), config.policy, config.state, patients)
+    alone = PrivacyGuard(
+        study.model_copy(update={"plan": (stage,)}), config.policy, config.state, patients, witness=config.witness
+    )
     kind = "plain" if releases_plainly(stage, tags) else "silent"
     try:
         planned = alone.planned(tags)

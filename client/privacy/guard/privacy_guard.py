@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
-from fedgraft.client.privacy.ledger.hash_chain import Facts, Release
+from fedgraft.client.privacy.ledger.hash_chain import Facts, Release, witness_folder
 from fedgraft.client.privacy.ledger.ledger import (
     AlreadyCharged,
     Caps,
@@ -71,9 +71,9 @@ class Held:
     witness: Path
 
     @classmethod
-    def of(cls, folder: Path) -> Held:
-        """The places in a site's state folder."""
-        return cls(folder / "ledger" / "ledger.sqlite", folder / "witness.json")
+    def of(cls, state: Path, elsewhere: Path | None = None) -> Held:
+        """The ledger in a site's state folder, and its witness in a folder that `witness_folder` says."""
+        return cls(state / "ledger" / "ledger.sqlite", witness_folder(state, elsewhere) / "ledger.json")
 
     def exists(self) -> bool:
         """Whether there is a ledger, or was one."""
@@ -87,16 +87,24 @@ class Held:
 class PrivacyGuard:
     """One site's policy and ledger in one study. `patients` counts those that the study may learn from.
 
-    `is_source` says that they are no patients of a hospital, but public source data.
+    `is_source` says that they are no patients of a hospital, but public source data. `witness` is where the ledger's
+    witness is, if not beside the site's state `folder`.
     """
 
     def __init__(
-        self, study: Study, policy: SitePolicy, folder: Path, patients: int, *, is_source: bool = False
+        self,
+        study: Study,
+        policy: SitePolicy,
+        folder: Path,
+        patients: int,
+        *,
+        is_source: bool = False,
+        witness: Path | None = None,
     ) -> None:
         self.is_source = is_source
         self._study = study
         self._policy = policy
-        self._held = Held.of(folder)
+        self._held = Held.of(folder, witness)
         self._shown = folder / "shown.json"
         self._replies = Replies(folder / "replies" / study.digest[:16])
         # Once in a study is once: what was released is never pushed out by later replies.
