@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fedgraft.client.data.cohorts.cohort import learning_patients
+from fedgraft.client.data.cohorts.splits import SplitRule
 from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
 from fedgraft.client.governance.approval import approve, is_approved, withdraw
 from fedgraft.client.governance.pending_studies import find_study
@@ -101,11 +102,13 @@ def withdraw_study(folder: Path | None, ref: str) -> None:
 def _reviewed(home: Path, config: SiteConfig, study: Study, ref: str) -> dict[str, Any]:
     model = _model_of(study, ref)
     verdict: StudyVerdict | None = None
+    rule: SplitRule | None = None
     if not config.observer:
         # What privacy costs, and whether the policy allows it, depends on how many patients there are.
         cohort = read_cohort(config, study, [])
         verdict = judge(config, study, model.tags(), learning_patients(study, cohort))
-    return review(study, model, config, verdict, approved=is_approved(home, study.digest))
+        rule = cohort.split_rule
+    return review(study, model, config, verdict, approved=is_approved(home, study.digest)) | {"split_rule": rule}
 
 
 def _model_of(study: Study, source: str) -> TransferModel:

@@ -48,6 +48,9 @@ class CohortSpec(Value):
     window: Window | None = None
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame file become images."""
+    split: Literal["auto", "independent"] = "auto"
+    """`auto`: patients are dealt out class by class where nothing private follows, else each stands alone;
+    `independent`: always so."""
     train_cases: Annotated[int, Field(ge=1)] | None = None
     """For experiments: of the patients who train, only so many that they have about this many cases."""
     train_labels: Literal["known", "hidden", "shuffled"] = "known"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedgraft.client.data.cohorts.splits import IN_WORDS
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.verdict import StudyVerdict
 from fedgraft.common.checks.explain import leaving, plan_table, sentence
@@ -154,7 +155,11 @@ def in_words(content: dict[str, Any]) -> list[str]:
     if content["observer"]:
         lines.append("  this site observes: it evaluates what it receives on its public data, and never trains")
     else:
-        lines += [f"  {at}. {stage['name']}: {stage['says']}" for at, stage in enumerate(content["stages"], start=1)]
+        lines += [
+            f"  {at}. {stage['name']}: {stage['description']}" for at, stage in enumerate(content["stages"], start=1)
+        ]
+    if content["split_rule"]:
+        lines += ["", f"The site's patients are {IN_WORDS[content['split_rule']]}."]
     return [*lines, "", *_leaves(content), "", *_costs(content)]
 
 
@@ -169,7 +174,9 @@ def _leaves(content: dict[str, Any]) -> list[str]:
         lines += [f"  {stage['name']}: {_stage_leaves(stage)}" for stage in content["stages"]]
         lines.append(f"  in all {_bytes(content['bytes_up'])}, besides these counts and metrics:")
     if content["secure_aggregation"]:
-        lines.append(f"  all of it under masks: the coordinator reads sums over {content['masked']} sites or more")
+        lines.append(
+            f"  all of it under masks: the coordinator reads sums over {content['secure_aggregation']} sites or more"
+        )
     how = "" if content["secure_aggregation"] else " (exact)" if counts["exact"] else " (rounded to tens)"
     lines.append(f"  counts{how}: {'; '.join(counts['what'])}")
     lines.append(f"  metrics: {_metrics(metrics)}")
@@ -202,9 +209,9 @@ def _costs(content: dict[str, Any]) -> list[str]:
         policy = stage["policy"]
         if policy["kind"] == "private" and cost is not None:
             lines.append(
-                f"  {stage['name']}: noise of {policy['sigma']:.2f} times the clip {policy['clip']:g}, "
-                f"{policy['sample']:.0%} of the patients in each of {policy['steps']} steps: "
-                f"epsilon {policy['epsilon']:.2f}"
+                f"  {stage['name']}: noise of {policy['noise_multiplier']:.2f} times the clip "
+                f"{policy['max_grad_norm']:g}, {policy['sample_rate']:.0%} of the patients in each of "
+                f"{policy['steps']} steps: epsilon {policy['epsilon']:.2f}"
             )
     if cost is not None and cost["metrics"]:
         lines.append(f"  noised counts of the test cases, once: epsilon {cost['metrics']:.2f}")

@@ -21,10 +21,10 @@ from flwr.clientapp import ClientApp
 
 from fedgraft.client.data.cohorts.cohort import (
     Cohort,
-    CohortRequest,
     learning_patients,
     load_cohort,
 )
+from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig, read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.governance.approval import is_approved
@@ -218,7 +218,7 @@ def _config(context: Context) -> SiteConfig:
 def _site(study: Study, config: SiteConfig) -> Site:
     if (site := _known(config, study.digest)) is not None:
         return site
-    wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
+    wanted = cohort_request(config, study)
     place = place_of(config, study.digest)
     cohort = load_cohort(config.name, config.cohort, wanted, place)
     if config.source is not None and requires_source(study):
