@@ -37,6 +37,13 @@ def join(kit: Path, home: Path, passphrase: str, cohort: Mapping[str, Any], poli
     own = read_policy(policy) if policy is not None else SitePolicy()
     done = join_consortium(kit, passphrase, spec, own, site)
     _say(f"{done.joined.site} joined {done.joined.consortium}; its folder is {site.path}")
+    if not spec.knows_patients:
+        case = "row" if spec.kind == "table" else "image"
+        _say(
+            f"Nothing says whose {case} a {case} is, so studies with differential privacy will be refused: name the "
+            f"column as patient_column in {site.config}, or set unit: image in its policy if each {case} may count by "
+            "itself."
+        )
     if done.enrolment is not None:
         _say(f"Send {done.enrolment} to the coordinator, and compare by telephone: {fingerprint(done.public_key)}")
 

@@ -75,6 +75,11 @@ class CohortSpec(Value):
             raise ValueError("; ".join(found))
         return self
 
+    @property
+    def knows_patients(self) -> bool:
+        """Whether it is said whose a case is; else each image or row would count as a patient."""
+        return self.kind == "dicom" or self.patient_column is not None
+
     def below(self, folder: Path) -> CohortSpec:
         """The same with relative paths counted from `folder`, and `~` meaning the person's own."""
         labels = None if self.labels is None else folder / self.labels.expanduser()

@@ -192,7 +192,10 @@ def _ids(found: Findings, spec: CohortSpec, problems: dict[str, int], patients: 
         found.note("patient_ids", description, fix, **figures)
     elif spec.kind != "dicom" and spec.patient_column is None:
         what = "row" if spec.kind == "table" else "file"
-        fix = "Name the column as `patient_column` in site.yaml if a patient has several, or splits are not by patient."
+        fix = (
+            "Name the column as `patient_column` in site.yaml if a patient has several, or splits are not by patient; "
+            "studies with differential privacy need it, unless the policy says unit: image."
+        )
         found.note("patient_ids", f"every {what} counts as a patient of its own", fix, **figures)
     else:
         found.fine("patient_ids", description, **figures)

@@ -240,7 +240,8 @@ def _device(config: SiteConfig) -> torch.device:
 
 def _guard(study: Study, config: SiteConfig, cohort: Cohort) -> PrivacyGuard:
     patients = learning_patients(study, cohort)
-    return PrivacyGuard(study, config.policy, config.state, patients, is_source=config.public_source)
+    about = {"is_source": config.public_source, "patients_known": config.cohort.knows_patients}
+    return PrivacyGuard(study, config.policy, config.state, patients, **about)
 
 
 def _sealer(study: Study, config: SiteConfig) -> Sealer | None:
