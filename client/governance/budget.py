@@ -95,7 +95,7 @@ def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Pr
     if patients is None and not rows:
         raise InputError("This site has no ledger yet, so its size is not known.", fix="Say it with --patients N.")
     patients = rows[-1].facts.patients if patients is None else patients
-    guard = PrivacyGuard(study, config.policy, config.state, patients, witness=config.witness)
+    guard = guard_of(config, study, patients)
     tags = make_model(study).tags()
     refused = None
     try:
@@ -117,6 +117,12 @@ def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Pr
     others = [row.event for row in rows if row.job != study.digest]
     cost, after = epsilon(events, delta), epsilon(others + events, delta)
     return Proposal(study.digest, patients, lines, cost, after, refused, delta, epsilon(shown, delta))
+
+
+def guard_of(config: SiteConfig, study: Study, patients: int) -> PrivacyGuard:
+    """The guard that the running site would have, with so many patients in training."""
+    known = config.cohort.knows_patients
+    return PrivacyGuard(study, config.policy, config.state, patients, patients_known=known, witness=config.witness)
 
 
 def plot(account: Budget, path: Path) -> None:
