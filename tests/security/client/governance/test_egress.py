@@ -31,7 +31,7 @@ def log(tmp_path: Path) -> Path:
     """A log of three messages."""
     one = EgressLog(tmp_path)
     one.record("ab", UPDATE, "because")
-    one.record("ab", Refusal(2, Code.BUDGET), "a constant word")
+    one.record("ab", Refusal(2, Code.BUDGET, "north"), "a constant word")
     EgressLog(tmp_path).record("cd", UPDATE, "because")
     return tmp_path
 
@@ -41,7 +41,7 @@ def test_a_line_says_what_left_and_why(log: Path) -> None:
     assert first.tensors == {"w": ("<f4", (2, 3), hashlib.sha256(UPDATE.tensors["w"].tobytes()).hexdigest())}
     assert first.words == {"weights": {"trunk": 4.0}, "train": {"loss": 0.5}, "spent": None}
     assert (first.kind, first.study, first.exchange, first.why) == ("update", "ab", 1, "because")
-    assert (second.kind, second.words) == ("refusal", {"code": "budget"})
+    assert (second.kind, second.words) == ("refusal", {"code": "budget", "site": "north"})
     assert (third.seq, third.study) == (3, "cd")
     assert (log / "egress.jsonl").stat().st_mode & 0o777 == 0o600
 

@@ -42,16 +42,6 @@ def test_cells(tmp_path):
     assert problems == {"missing_value": 2, "unknown_category": 1, "missing_category": 1}
 
 
-def test_columns_do_not_follow_the_order_in_which_somebody_wrote_their_keys(tmp_path):
-    """Sites get a study with sorted keys and people write it as they like: both must feed a model the same columns."""
-    path = tmp_path / "cases.csv"
-    path.write_text("id,side,kind\n1,left,a\n2,right,b\n")
-    one, other = {"side": ("left", "right"), "kind": ("b", "a")}, {"kind": ("b", "a"), "side": ("left", "right")}
-    spec = CohortSpec(kind="table", root=path)
-    inputs = [read_table(spec, [], TableInput(categorical=keys))[0].tolist() for keys in (one, other)]
-    assert inputs[0] == inputs[1] == [[0, 1, 1, 0], [1, 0, 0, 1]]
-
-
 def test_every_row_is_its_own_patient_unless_a_column_says(tmp_path):
     assert len(set(table(tmp_path)[2])) == 4
 
