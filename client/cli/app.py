@@ -162,7 +162,7 @@ def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.client.data.spec import CohortSpec
     from fedgraft.client.inference.adapt import AdaptRequest
     from fedgraft.client.inference.adapt import adapt as carry_out
-    from fedgraft.common.study.fit import Fit
+    from fedgraft.common.study.methods.fit import Fit
 
     spec = CohortSpec(kind=kind, root=data, labels=labels) if data is not None else None
     asked = Fit(how=fit, steps=steps, lr=lr, common=common)

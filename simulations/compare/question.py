@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fedgraft.common.base.config_files import describe, put, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
-from fedgraft.common.study.fit import Fit
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.methods.presets import PRESETS, expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model

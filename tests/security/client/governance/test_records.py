@@ -35,7 +35,7 @@ from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.keys import make_keys
 from helpers.played import PlayedSite
 
-POLICY = SitePolicy(min_patients=1, epsilon_per_study=6.0, epsilon_lifetime=5.5)
+POLICY = SitePolicy(min_patients=1, epsilon_per_study=5.2, epsilon_lifetime=5.5)
 
 
 @pytest.fixture
