@@ -261,7 +261,7 @@ def attacked(make_study: MakeStudy, folder: Path, policy: SitePolicy, hospital: 
 
 @pytest.mark.parametrize("metrics", ["noised", "suppressed", "exact"])
 def test_nor_do_a_hundred_studies(make_study, tmp_path: Path, metrics: str) -> None:
-    """At one hospital a hundred, of which few are said_of anything; at thirty more those few, as one guess may be lucky.
+    """At one hospital a hundred, of which few are told anything; at thirty more those few, as one guess may be lucky.
 
     With noise .556 of the labels are recovered on average; the mean over 31 hospitals deviates from that by .0065.
     """

@@ -55,7 +55,7 @@ class NoisedSite:
         private = PrivateSums(noise_multiplier=noise_multiplier, max_norm=max_norm, unit=unit)  # type: ignore[arg-type]
         return noised_sums(self.local_model, self.loader, patients, private)
 
-    def without(self, patients: Sequence[str], who: str) -> Desk:
+    def without(self, patients: Sequence[str], who: str) -> NoisedSite:
         self.loader._labelled["train"] = torch.tensor([at for at, name in enumerate(patients) if name != who])
         return self
 
