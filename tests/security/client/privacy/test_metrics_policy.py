@@ -248,7 +248,7 @@ def test_hundred_evaluations_of_one_study_do_not_give_the_labels_away(make_study
 
 
 def attacked(make_study: MakeStudy, folder: Path, policy: SitePolicy, hospital: int, studies: int) -> tuple[int, float]:
-    """How many of so many studies were said_of anything, and the share of labels that this gives away."""
+    """How many of so many studies were told anything, and the share of labels that this gives away."""
     _, labels = a_cohort(hospital)
     asked = np.random.default_rng(hospital + 5).choice([-1.0, 1.0], (studies, CASES))
     answers = []
