@@ -12,7 +12,7 @@ import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.cohorts.targets import known
-from fedgraft.client.privacy.dp.dp_statistics import noised_sums
+from fedgraft.client.privacy.dp.dp_statistics import noised_columns, noised_sums
 from fedgraft.client.privacy.dp.units import units_of
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
 from fedgraft.client.privacy.ledger.reply_store import Replay
@@ -63,6 +63,7 @@ from fedgraft.common.secure_aggregation.summing import (
     metric_summands,
     tensor_summands,
 )
+from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.losses import Requirement, looks_further, wants_all_cases
 from fedgraft.common.study.plan import (
     Gradient,
@@ -316,7 +317,11 @@ class Site:
             return WorkResult(replay.shared, replay.own, {})
         if isinstance(private, PrivateSums):
             assert isinstance(stage.local, Statistics)
-            sums = noised_sums(self._local_model, self._seen("train"), self._cohort.patients, private)
+            patients, columns = self._cohort.patients, self._study.input
+            if stage.local.of == "columns" and isinstance(columns, TableInput):
+                sums = noised_columns(columns, self._feed, patients, private)
+            else:
+                sums = noised_sums(self._local_model, self._seen("train"), patients, private)
             work = WorkResult(
                 packed(sums, KINDS[stage.local.precision]), {}, {"noise_multiplier": private.noise_multiplier or 0.0}
             )

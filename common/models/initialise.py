@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.models.ensemble import Ensemble
@@ -16,12 +17,14 @@ from fedgraft.common.models.model import (
     build_table_model,
     state_arrays,
 )
+from fedgraft.common.models.slim import StandardiseColumns
 from fedgraft.common.models.weights import (
     KeyReport,
     WeightsManifest,
     graft,
     load_weights,
 )
+from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.model_spec import (
     ENSEMBLE,
@@ -64,9 +67,13 @@ class Initialised:
 
 
 def held_out(study: Study) -> str:
-    """How patients are split: what decides it at a site beside the site's own key."""
+    """How patients are split: what decides it at a site beside the site's own key and policy.
+
+    In a private study each patient stands alone, in any other they are dealt out, so that the same seed tests others.
+    """
     split = study.split
-    return f"seed {study.seed}, {split.train:g} train, {split.val:g} val, {split.test:g} test"
+    rule = ", each patient alone" if is_private(study) else ""
+    return f"seed {study.seed}, {split.train:g} train, {split.val:g} val, {split.test:g} test{rule}"
 
 
 def make_model(study: Study) -> TransferModel:
@@ -90,7 +97,9 @@ def _made(study: Study, model: Model, *, plain: bool = False) -> TransferModel:
         return build_ensemble(base_models, study.tasks_by_name, study.seed)
     heads, seed, domain_discriminators = study.heads, study.seed, () if plain else study.domain_discriminators
     if isinstance(study.input, TableInput):
-        return build_table_model(model.backbone, heads, study.input.width, seed, domain_discriminators)
+        made = build_table_model(model.backbone, heads, study.input.width, seed, domain_discriminators)
+        _scale(made, study.input)
+        return made
     size, channels = study.input.size, study.input.channels
     extras = Extras(study.mask_heads, domain_discriminators)
     return build_model(model.backbone, heads, channels=channels, seed=seed, size=size, extras=extras)
@@ -126,7 +135,20 @@ def _filled(study: Study, spec: Model, model: TransferModel) -> Initialised:
     heads = frozenset(study.tasks_by_name) if spec.heads == "weights" else frozenset()
     if heads:
         _heads_fit(study, manifest, spec.weights)
-    return Initialised(model, manifest, graft(model, arrays, spec.weights, heads))
+    report = graft(model, arrays, spec.weights, heads)
+    if isinstance(study.input, TableInput):
+        _scale(model, study.input)  # whatever scale the weights have learnt
+    return Initialised(model, manifest, report)
+
+
+def _scale(model: TransferModel, columns: TableInput) -> None:
+    """Put the study's public numbers into the model's standardising layer, if it gives some."""
+    if (scale := columns.public_scale()) is None:
+        return
+    for part in model.backbone.modules():
+        if isinstance(part, StandardiseColumns):
+            part.mean.copy_(torch.tensor(scale[0]))
+            part.std.copy_(torch.tensor(scale[1]))
 
 
 def _assembled(study: Study, spec: Model, model: TransferModel) -> Initialised:
@@ -188,5 +210,5 @@ def _held_out_alike(study: Study, manifest: WeightsManifest, who: str, *, elsewh
     there = f"was split by {manifest.held_out}" if manifest.held_out else "does not say how patients were split"
     raise WeightsError(
         f"{who}: {there}, and this study by {held_out(study)}, so it may have learnt from cases that are tested here.",
-        fix="Give both the same seed and split; or say elsewhere: true, if it learnt from none of these patients.",
+        fix="Give both the same seed and split, and let both or none be private; or say elsewhere: true, if it learnt from none of these patients.",
     )
