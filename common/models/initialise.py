@@ -210,5 +210,6 @@ def _held_out_alike(study: Study, manifest: WeightsManifest, who: str, *, elsewh
     there = f"was split by {manifest.held_out}" if manifest.held_out else "does not say how patients were split"
     raise WeightsError(
         f"{who}: {there}, and this study by {held_out(study)}, so it may have learnt from cases that are tested here.",
-        fix="Give both the same seed and split, and let both or none be private; or say elsewhere: true, if it learnt from none of these patients.",
+        fix="Give both the same seed and split, and let both or none be private; or say elsewhere: true, if it learnt "
+        "from none of these patients.",
     )
