@@ -24,7 +24,7 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.checks.check import check
 from fedgraft.common.closed_form.closed_form import scale_from_sums
-from fedgraft.common.models.initialise import make_model, start
+from fedgraft.common.models.initialise import initialise, make_model
 from fedgraft.common.privacy.accountant import Event
 from fedgraft.common.protocol.instructions import NOISE, Code, Instruction, Refusal, Update
 from fedgraft.common.study.inputs import TableInput
