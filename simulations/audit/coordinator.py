@@ -148,7 +148,7 @@ def _bare(oracle: Oracle) -> None:
     first, second, *_ = oracle.sites.steps
     if oracle.answered(first):
         words = "private work on own entries that were computed without noise"
-        oracle.refused(words, oracle.sites.honest(second), but=frozenset({"progress"}))
+        oracle.refused(words, oracle.sites.honest(second), but=frozenset({"progress", "features"}))
 
 
 def _planted(study: Study, stage: Stage) -> Study | None:

@@ -29,10 +29,10 @@ _SIMPLE: dict[Any, Callable[[Any], list[Any]]] = {
 
 def lies_about(honest: Instruction, rng: np.random.Generator) -> list[tuple[str, Instruction]]:
     """All that one field alone can say otherwise, each with the field's name."""
-    hints = typing.get_type_hints(Instruction)
+    hints = typing.get_type_hints(type(honest))
     return [
         (field.name, replace(honest, **{field.name: other}))
-        for field in fields(Instruction)
+        for field in fields(honest)
         for other in others(hints[field.name], getattr(honest, field.name), rng)
     ]
 
