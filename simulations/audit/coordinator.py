@@ -78,7 +78,7 @@ def _told(oracle: Oracle, steps: tuple[Step, ...], rng: np.random.Generator) -> 
         lies = [single[one] for one in chosen] + mixed(single, honest, _MIXED // len(steps), rng)
         lies += _fewer(honest)
         for words, lie in lies:
-            if oracle.forbidden(lie, honest) or (at and words == _FEWER):
+            if oracle.forbidden(lie, honest) or (words == _FEWER and oracle.bound(honest)):
                 oracle.judge(words, lie, honest)
         if not oracle.answered(step):
             return

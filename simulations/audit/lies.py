@@ -98,7 +98,7 @@ def _other_arrays(value: np.ndarray) -> Iterator[np.ndarray]:
     yield value[None]
     yield value.ravel() if value.ndim != 1 else value.reshape(-1, 1)
     yield value.astype(np.float16 if value.dtype != np.float16 else np.float32)
-    yield value + np.ones((), value.dtype)
+    yield np.asarray(value + np.ones((), value.dtype))  # of one number NumPy makes no array
     if np.issubdtype(value.dtype, np.floating):
         yield np.full_like(value, np.nan)
 

@@ -60,6 +60,11 @@ class Oracle:
         """The steps that were honestly asked for and answered."""
         return [step for step in self.sites.steps if step.exchange in self._first]
 
+    def bound(self, honest: Instruction) -> bool:
+        """Whether all parts that this instruction asks for were masked before, so that their group is settled."""
+        masked = set().union(*map(_parts, self._first.values()))
+        return honest.groups is not None and honest.groups.parts.keys() <= masked
+
     def greeted(self) -> None:
         """A coordinator greets all sites anew."""
         self.sites.greet()
