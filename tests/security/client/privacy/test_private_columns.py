@@ -158,7 +158,7 @@ def mine() -> Cohort:
 def test_a_closed_site_takes_part_is_charged_and_says_the_same_again(tmp_path: Path) -> None:
     """The site's own policy lets nothing out without noise: before, no table study could pass it."""
     study = a_study()
-    instruction = Instruction(study.digest, 1, 0, 1, True, None, start(study).state())
+    instruction = Instruction(study.digest, 1, 0, 1, True, None, initialise(study).state())
     first = a_site(study, mine(), tmp_path, STRICT).visit(instruction)
     assert isinstance(first, Update)
     assert set(first.tensors) == {"count", "sum", "squares", NOISE}
@@ -176,7 +176,7 @@ def test_a_scale_that_the_coordinator_sends_changes_nothing_of_the_sums(tmp_path
     """A tiny deviation in the model would blow one patient up, if the site took it for the study's range."""
     study, seen = a_study(), []
     for name, factor in (("honest", 1.0), ("lying", 1e-12)):
-        state = start(study).state()
+        state = initialise(study).state()
         for key in state:
             if key.endswith((".std", ".mean")):
                 state[key] = state[key] * np.float32(factor)
@@ -193,7 +193,7 @@ def test_a_scale_that_the_coordinator_sends_changes_nothing_of_the_sums(tmp_path
 def test_plain_sums_of_columns_still_need_the_sites_word(tmp_path: Path) -> None:
     plain = {"name": "scale", "local": {"kind": "statistics", "of": "columns"}, "aggregate": {"kind": "standardise"}}
     study = a_study(plan=[plain, TRAIN])
-    instruction = Instruction(study.digest, 1, 0, 1, True, None, start(study).state())
+    instruction = Instruction(study.digest, 1, 0, 1, True, None, initialise(study).state())
     assert a_site(study, mine(), tmp_path, STRICT).visit(instruction) == Refusal(1, Code.POLICY)
 
 
@@ -203,7 +203,7 @@ def test_with_hardly_any_noise_the_scale_is_that_of_the_patients() -> None:
     values[:, 2] += rng.uniform(0, 1e-3, 500)
     values = values.astype(np.float32).astype(np.float64)
     sums = summed(values, [str(at) for at in range(500)])
-    state = start(a_study()).state()
+    state = initialise(a_study()).state()
     found = scale_from_sums(sums, state)
     mean, std = (next(array for key, array in found.items() if key.endswith(name)) for name in (".mean", ".std"))
     np.testing.assert_allclose(mean[:2], values[:, :2].mean(axis=0), rtol=1e-4)
@@ -212,7 +212,7 @@ def test_with_hardly_any_noise_the_scale_is_that_of_the_patients() -> None:
 
 
 def test_from_noise_alone_the_scale_is_that_of_the_range_and_never_broken() -> None:
-    state, at_the_edge = start(a_study()).state(), 0
+    state, at_the_edge = initialise(a_study()).state(), 0
     for _ in range(100):
         sums = summed(np.zeros((3, WIDE)), list("abc"), PrivateSums(noise_multiplier=1e4))
         found = scale_from_sums(sums, state)
@@ -297,7 +297,7 @@ def test_numbers_that_make_no_sense_are_refused(columns: dict[str, Any], says: s
 
 def test_public_numbers_are_in_the_model_and_a_preset_asks_nobody() -> None:
     study = a_study(input=PUBLIC, plan=[TRAIN])
-    state = start(study).state()
+    state = initialise(study).state()
     assert next(array for key, array in state.items() if key.endswith(".mean")).tolist() == [60, 20]
     assert next(array for key, array in state.items() if key.endswith(".std")).tolist() == [15, 30]
     base = {key: value for key, value in study.model_dump(mode="json").items() if key != "plan"}
