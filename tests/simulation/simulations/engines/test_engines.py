@@ -17,13 +17,8 @@ from fedgraft.common.base.errors import InputError, QuorumError, ResumeError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.faults import Fault
-from fedgraft.simulations.engines.run import (
-    Engine,
-    Hospitals,
-    prepare,
-    resume,
-    simulate,
-)
+from fedgraft.simulations.engines.run import Engine, Hospitals, prepare
+from helpers.simulated import resume, simulate
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:
