@@ -6,7 +6,6 @@ go. It holds no tensor: whoever has the message can be shown what the line says,
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ import numpy as np
 
 from fedgraft.common.base.errors import LedgerError
 from fedgraft.common.base.files import canonical_json
+from fedgraft.common.base.locking import lock
 from fedgraft.common.protocol.instructions import (
     Answer,
     Arrays,
@@ -75,7 +75,7 @@ class EgressLog:
         """Put a message on disk as about to leave. OSError if that cannot be done, and then it must not leave."""
         descriptor = self._open()
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor)
             size, seq, previous = self._last(descriptor)
             content = _entry(seq + 1, previous, study, answer, why).content()
             seal = hashlib.sha256(content).hexdigest()

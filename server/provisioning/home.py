@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import sqlite3
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.base.locking import try_lock
 from fedgraft.common.identity.roster import SiteName
 from fedgraft.server.provisioning.consortium import ServerEntry
 
@@ -89,9 +89,7 @@ class ServerHome:
     def process(self) -> int:
         """The running server's process number; InputError if none runs."""
         with (self.path / "lock").open("a+", encoding="ascii") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not try_lock(lock):
                 lock.seek(0)
                 return int(lock.read())
         raise InputError(f"The server of {self.path} does not run.")
@@ -99,11 +97,9 @@ class ServerHome:
     def lock(self) -> IO[str]:
         """Say that this process is the server of this folder, as long as the file is open; InputError if one is."""
         lock = (self.path / "lock").open("a+", encoding="ascii")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(lock):
             lock.close()
-            raise InputError(f"The server of {self.path} runs already.", fix="Stop that one first.") from None
+            raise InputError(f"The server of {self.path} runs already.", fix="Stop that one first.")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import numpy as np
 from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.errors import ResumeError, RunError
 from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.base.locking import try_lock
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.runs.snapshots import Snapshots
@@ -63,7 +63,7 @@ class RunFolder:
         """Keep the folder to this process for the rest of its life; RunError if another one has it."""
         lock = (self.path / "lock").open("a")
         ends = time.monotonic() + _TAKE_S
-        while not _locked(lock, fcntl.LOCK_EX):
+        while not try_lock(lock):
             if time.monotonic() > ends:
                 raise RunError(f"{self.path}: another process is at work on this run.")
             time.sleep(0.1)
@@ -72,7 +72,7 @@ class RunFolder:
     def is_taken(self) -> bool:
         """Whether a process is at work on the run."""
         with (self.path / "lock").open("a") as lock:
-            return not _locked(lock, fcntl.LOCK_SH)
+            return not try_lock(lock, shared=True)
 
     def study(self) -> Study:
         """The study that this run is of; ResumeError if the folder has none."""
@@ -145,11 +145,3 @@ def _after_whole_lines(path: Path) -> IO[bytes]:
         with path.open("r+b") as file:
             file.truncate(len(whole[0]) + len(whole[1]))
     return path.open("ab")
-
-
-def _locked(file: IO[str], how: int) -> bool:
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
