@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +25,7 @@ from fedgraft.common.base.errors import (
 )
 from fedgraft.common.base.files import (
     canonical_json,
+    home,
     load_tensors,
     read_json,
     save_tensors,
@@ -53,6 +54,7 @@ from fedgraft.simulations.compare.question import (
 )
 from fedgraft.simulations.compare.shots import few_shot, part_of
 from fedgraft.simulations.engines.child_path import no_working_folder
+from fedgraft.simulations.engines.process_server import process_server
 from fedgraft.simulations.engines.run import Hospitals
 
 _ANSWERS, _FACTS, _MODEL = "answers.safetensors", "cell.json", "model"
@@ -182,9 +184,9 @@ def run(todo: Sequence[Cell], out: Path, workers: int, threads: int) -> Iterator
     missing = [cell for digest, cell in different.items() if not _is_done(out / digest[:16], asked=digest in asked)]
     done = len(different) - len(missing)
     failures: list[tuple[Cell, Exception]] = []
-    context = multiprocessing.get_context("spawn")
     with no_working_folder():
-        pool = ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _one_thread, (threads,))
+        size = min(workers, max(1, len(missing)))
+        pool = ProcessPoolExecutor(size, process_server(), _made_ready, (threads, str(home())))
     with pool:
         for wave in (
             [cell for cell in missing if not cell.base_models],
@@ -273,5 +275,6 @@ def _folds(question: Question) -> list[Fold | None]:
     return [Fold(number, question.folds) for number in range(question.folds)] if question.folds else [None]
 
 
-def _one_thread(threads: int) -> None:
+def _made_ready(threads: int, home: str) -> None:
     torch.set_num_threads(threads)
+    os.environ["FEDGRAFT_HOME"] = home  # as it is now, and not as it was when the process server started

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import queue
 import threading
 import time
@@ -26,6 +25,7 @@ from fedgraft.client.runtime.app import forget
 from fedgraft.server.fleet.fleet import NODE_EXPIRED
 from fedgraft.simulations.engines.child_path import no_working_folder
 from fedgraft.simulations.engines.node import answer, context_for, deadline_of
+from fedgraft.simulations.engines.process_server import process_server
 from fedgraft.simulations.engines.shared_messages import ExchangeFolder, SharedMessages
 
 _CRASHED = 8
@@ -180,8 +180,7 @@ class PoolGrid(LocalGrid):
         self._folder = ExchangeFolder()
         self._messages = SharedMessages(self._folder.path, "to")
         self._names = count()
-        self._start = multiprocessing.get_context("forkserver")
-        self._start.set_forkserver_preload(["fedgraft.simulations.engines.worker"])
+        self._start = process_server()
         self._workers = [self._hire(deque()) for _ in range(min(workers, len(configs)))]
         self._home = _spread(list(self._configs), sizes or [1] * len(configs), len(self._workers))
 

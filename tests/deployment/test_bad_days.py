@@ -13,9 +13,9 @@ import pytest
 
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, command, lines, same_weights, until
 from helpers.line import Line
+from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
 SITES = ("east", "north", "south")

@@ -32,9 +32,9 @@ from fedgraft.common.identity.keys import new_node_key
 from fedgraft.common.study.study import Study
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
-from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, same_weights, until
 from helpers.gated import signed
+from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
 METHOD = {"name": "fedavg", "rounds": 3, "local": {"epochs": 8, "batch_size": 4, "lr": 0.003}}

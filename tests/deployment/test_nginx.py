@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fedgraft.simulations.engines.run import simulate
 from helpers.federation import ROOT, Federation, same_weights, until
 from helpers.ports import free_port
+from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
 METHOD = {"name": "fedavg", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}

@@ -10,9 +10,9 @@ import yaml
 
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.base.files import load_tensors
-from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, same_weights, until
 from helpers.plans import MANY_KINDS
+from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
 SITES = ("east", "north", "south")

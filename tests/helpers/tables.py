@@ -16,7 +16,8 @@ from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.common.base.files import load_tensors
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
+from helpers.simulated import simulate
 
 Floats = NDArray[np.float64]
 STANDARDISE = {

@@ -38,13 +38,8 @@ from fedgraft.common.study.plan import Role, Stage, Statistics
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.aggregation.ridge_penalty import RIDGE_PENALTIES
 from fedgraft.simulations.engines.faults import Fault
-from fedgraft.simulations.engines.run import (
-    OPEN,
-    Hospitals,
-    resume,
-    simulate,
-    simulated_cohort,
-)
+from fedgraft.simulations.engines.run import OPEN, Hospitals, simulated_cohort
+from helpers.simulated import resume, simulate
 from helpers.work import CPU, MakeStudy
 
 OTHER = "shufflenet_v2_x0_5"

@@ -18,9 +18,11 @@ from fedgraft.common.base.errors import WeightsError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study, find_study, parse_study
-from fedgraft.simulations.engines.run import Engine, Hospitals, simulate
+from fedgraft.server.report import build_report
+from fedgraft.simulations.engines.run import Engine, Hospitals
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario
+from helpers.simulated import simulate
 from helpers.site_home import Hospital, MakeHospital, copied
 
 SIGNS = {"name": "signs", "kind": "multilabel", "labels": ["any", "hollow"]}
@@ -108,7 +110,7 @@ def test_a_run_of_all_kinds_leaves_figures_and_a_report_of_all(cohorts, tmp_path
     assert (
         result["sites"]["site_ct"]["labels"]["signs"]["any"] > result["sites"]["site_ct"]["labels"]["signs"]["hollow"]
     )
-    page = (run / "report.html").read_text()
+    page = build_report(run).read_text()
     for words in ("macro MAE (mm)", "macro Dice", "HD95 (mm)", "Results: signs", "R²", "ROC, hollow", "false alarms"):
         assert words in page, words
 

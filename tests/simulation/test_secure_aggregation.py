@@ -25,14 +25,9 @@ from fedgraft.common.protocol.instructions import Greeting, MaskedUpdate
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.engines.grids import InProcessGrid
-from fedgraft.simulations.engines.run import (
-    Engine,
-    Hospitals,
-    prepare,
-    resume,
-    simulate,
-)
+from fedgraft.simulations.engines.run import Engine, Hospitals, prepare
 from helpers.runs import page_of
+from helpers.simulated import resume, simulate
 
 # Gentle steps: rounding differs in the last bit of some entries, and training at a high rate makes much of little.
 SGD = {"steps": 2, "batch_size": 8, "lr": 0.001, "optimiser": "sgd"}

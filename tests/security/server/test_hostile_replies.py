@@ -16,9 +16,11 @@ from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.bundle import pack_bundle
 from fedgraft.common.protocol.instructions import Code, Update
+from fedgraft.server.report import build_report
 from fedgraft.simulations.engines import grids
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
 from helpers.federation import lines, same_weights
+from helpers.simulated import simulate
 
 LIAR = "south"
 Lie = Callable[[RecordDict], RecordDict]
@@ -156,7 +158,7 @@ def test_whatever_a_site_sends_costs_it_the_round_and_changes_nothing_for_the_ot
     assert all(row["sites_aggregated"] == ["east", "north", "west"] for row in rows[: len(LIES)])
     others = replace(hospitals, cohorts={name: one for name, one in hospitals.cohorts.items() if name != LIAR})
     assert same_weights(run, simulate(study, others, tmp_path / "without"))
-    assert (run / "report.html").is_file()
+    assert build_report(run).is_file()
 
 
 METRIC_LIES: dict[str, Lie] = {

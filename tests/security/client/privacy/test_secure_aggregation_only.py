@@ -22,7 +22,8 @@ from fedgraft.common.protocol.instructions import (
     Update,
 )
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import OPEN, Hospitals, simulate
+from fedgraft.simulations.engines.run import OPEN, Hospitals
+from helpers.simulated import simulate
 from helpers.work import CPU, MakeStudy, cohort, images
 
 ONLY = OPEN.model_copy(update={"secure_aggregation_only": True})

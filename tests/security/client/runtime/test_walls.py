@@ -19,7 +19,7 @@ from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.common.base.errors import DataError, QuorumError
 from fedgraft.common.protocol import wire
 from fedgraft.simulations.engines import node
-from fedgraft.simulations.engines.run import simulate
+from helpers.simulated import simulate
 
 SECRET = "DOE^JANE"
 PARTS = ("DOE", "JANE", "patients/")

@@ -28,9 +28,9 @@ from fedgraft.simulations.audit.canaries import (
 )
 from fedgraft.simulations.audit.findings import Finding
 from fedgraft.simulations.audit.mechanism import CHECKS
-from fedgraft.simulations.engines.run import simulate
 from helpers import sabotage
 from helpers.runs import Page, page_of
+from helpers.simulated import simulate
 
 MakeStudy = Callable[..., Study]
 SIX = {

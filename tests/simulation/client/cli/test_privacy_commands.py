@@ -11,7 +11,8 @@ from PIL import Image
 
 from fedgraft.client.privacy.guard.privacy_guard import Held
 from fedgraft.common.privacy.accountant import Event, default_delta, epsilon
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
+from helpers.simulated import simulate
 
 PRIVATE = {"epsilon": 5.0, "sample_rate": 0.5}
 

@@ -25,7 +25,8 @@ from fedgraft.common.privacy.accountant import (
     noise_for,
 )
 from fedgraft.simulations.engines.keys import make_keys
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
+from helpers.simulated import simulate
 from helpers.site_home import KEY, STUDY, Hospital, study
 
 PRIVATE_STAGE = {

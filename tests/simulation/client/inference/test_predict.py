@@ -16,9 +16,10 @@ from fedgraft.client.inference.heat import HEATS, layer_cam, occlusion
 from fedgraft.client.inference.model import Reader
 from fedgraft.common.base.files import read_json
 from fedgraft.common.models.model import build_model
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import PhantomSite, Scenario, SiteEntry
+from helpers.simulated import simulate
 from helpers.work import MakeStudy
 
 SOURCE = "slim-ctmr-synthetic"

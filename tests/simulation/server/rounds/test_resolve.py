@@ -24,7 +24,8 @@ from fedgraft.common.study.aggregates import Ridge
 from fedgraft.common.study.study import Study
 from fedgraft.server.rounds.resolve import resolve
 from fedgraft.server.runs.retained_statistics import RetainedStatistics
-from fedgraft.simulations.engines.run import OPEN, Hospitals, simulate
+from fedgraft.simulations.engines.run import OPEN, Hospitals
+from helpers.simulated import simulate
 
 MakeStudy = Callable[..., Study]
 Command = Callable[..., tuple[int, str, str]]

@@ -26,7 +26,8 @@ from fedgraft.simulations.compare.cells import (
 )
 from fedgraft.simulations.compare.models import MERGED, ModelJob, carry_out, prepared
 from fedgraft.simulations.compare.question import BUILT_IN, Question
-from fedgraft.simulations.engines.run import Hospitals, simulate, simulated_cohort
+from fedgraft.simulations.engines.run import Hospitals, simulated_cohort
+from helpers.simulated import simulate
 from helpers.work import MakeStudy
 
 ARMS = ("study", "local", "pooled", "new_site")

@@ -30,12 +30,8 @@ from fedgraft.simulations.compare.cells import (
 from fedgraft.simulations.compare.models import answers_of
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.result import answered, groups, lines
-from fedgraft.simulations.engines.run import (
-    Hospitals,
-    prepare,
-    simulate,
-    simulated_cohort,
-)
+from fedgraft.simulations.engines.run import Hospitals, prepare, simulated_cohort
+from helpers.simulated import simulate
 from helpers.work import CPU, MakeStudy
 
 ARMS = (

@@ -27,12 +27,8 @@ from fedgraft.common.models.model import TransferModel, state_arrays
 from fedgraft.common.protocol.instructions import Arrays, Instruction, Update
 from fedgraft.common.study.schedule import Step, split_at
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import (
-    OPEN,
-    Hospitals,
-    prepare,
-    resume,
-)
+from fedgraft.simulations.engines.run import OPEN, Hospitals, prepare
+from helpers.simulated import resume
 from helpers.work import CPU, MakeStudy, images
 
 PROBE = {"name": "linear_probe", "rounds": 3, "local": {"epochs": 2, "batch_size": 8, "lr": 0.01}}
