@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-
-from cryptography import x509
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import ServerAddress, SiteConfig, read_config
@@ -21,6 +20,7 @@ from fedgraft.common.identity.keys import (
     MaskingKey,
     NodeKey,
     fingerprint,
+    load_certificate,
     load_masking_key,
     load_node_key,
     new_masking_key,
@@ -29,7 +29,7 @@ from fedgraft.common.identity.keys import (
     public_pem,
 )
 from fedgraft.common.identity.kit import Kit, read_kit
-from fedgraft.common.identity.roster import Membership, read_membership
+from fedgraft.common.identity.roster import Membership, parse_membership, read_membership
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def rejoin(path: Path, passphrase: str, home: SiteHome) -> Joined:
     if (kit.facts.consortium, kit.facts.site) != (before.consortium, before.site):
         raise InputError(f"{path}: is for another site or consortium than {home.path}.")
     old = home.roster()
-    new = Membership.model_validate_json(kit.files.get("roster.json", b"{}"))
+    new = parse_membership(_json(kit.files.get("roster.json", b"{}")), f"{path}: roster.json")
     _check_identities(old, new, (before.site,), path)
     if kit.facts.keys_enclosed:
         _write_keys(home, *_keys(kit, passphrase, path))
@@ -105,8 +105,7 @@ def update_roster(path: Path, home: SiteHome, accept: Collection[str] = ()) -> i
     A member that comes with another identity than before is believed only if it is in `accept`: whoever holds the
     authority could otherwise put an identity of their own in its place, and read what is masked for that member.
     """
-    certificate = x509.load_pem_x509_certificate(home.authority.read_bytes())
-    new, old = read_membership(path, certificate), home.roster()
+    new, old = read_membership(path, load_certificate(home.authority)), home.roster()
     if new.consortium != old.consortium or new.serial < old.serial:
         raise InputError(f"{path}: is older than the roster that is here.", fix="Ask the coordinator for the newest.")
     _check_identities(old, new, accept, path)
@@ -160,6 +159,13 @@ def _write_keys(home: SiteHome, node: NodeKey, masking: MaskingKey) -> None:
     # Unlocked, since a site starts without anybody there to type; the folder is its owner's alone.
     write_atomic(home.node_file, private_pem(node), private=True)
     write_atomic(home.masking_file, private_pem(masking), private=True)
+
+
+def _json(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _bracketed(host: str) -> str:

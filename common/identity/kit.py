@@ -76,7 +76,7 @@ def read_kit(path: Path, passphrase: str) -> Kit:
         if name not in content:
             raise InputError(f"{path}: is no kit: {name} is missing.", fix=again)
     salt, _, mac = content[_MAC].decode("ascii", "replace").strip().partition(" ")
-    if not hmac.compare_digest(mac, _mac(passphrase, _bytes(salt), content[_SUMS])):
+    if not hmac.compare_digest(mac.encode(), _mac(passphrase, _bytes(salt), content[_SUMS]).encode()):
         raise InputError(f"{path}: the passphrase is not that of this kit, or the kit was changed.", fix=again)
     files = {name: data for name, data in content.items() if name not in (_SUMS, _MAC)}
     lines = [line.partition("  ") for line in content[_SUMS].decode("utf-8", "replace").splitlines()]
@@ -100,19 +100,24 @@ def _zipped(path: Path) -> dict[str, bytes]:
             if sum(member.file_size for member in members) > _LARGEST_BYTES:
                 raise InputError(f"{path}: is too large for a kit.")
             return {member.filename: archive.read(member) for member in members}
-    except (OSError, zipfile.BadZipFile):
+    except InputError:
+        raise
+    except Exception:  # a damaged archive meets any part of its reader, which was not written for that
         raise InputError(f"{path}: is no readable kit.", fix="Give the zip file that the coordinator sent.") from None
 
 
 def _unpacked(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.iterdir() if path.is_file()]
-    if sum(path.stat().st_size for path in files) > _LARGEST_BYTES:
-        raise InputError(f"{folder}: is too large for a kit.")
-    return {path.name: path.read_bytes() for path in files}
+    try:
+        files = [path for path in folder.iterdir() if path.is_file()]
+        if sum(path.stat().st_size for path in files) > _LARGEST_BYTES:
+            raise InputError(f"{folder}: is too large for a kit.")
+        return {path.name: path.read_bytes() for path in files}
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}.") from None
 
 
 def _mac(passphrase: str, salt: bytes, message: bytes) -> str:
-    key = Scrypt(salt=salt, length=32, n=2**14, r=8, p=1).derive(passphrase.encode())
+    key = Scrypt(salt=salt, length=32, n=2**14, r=8, p=1).derive(passphrase.encode("utf-8", "surrogateescape"))
     return hmac.new(key, message, hashlib.sha256).hexdigest()
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(help="The coordinator's server: provision, start, run studies, watch.", no_args_is_help=True)
+from fedgraft.common.base.command_line import command_group
+
+app = command_group("The coordinator's server: provision, start, run studies, watch.")
 
 Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SERVER", help="The server's folder, made by provisioning.")]
 Out = Annotated[Path, typer.Option(help="The folder of authority, server and kits.")]

@@ -18,6 +18,7 @@ from fedgraft.common.base.errors import FedgraftError, InputError, RunError
 from fedgraft.common.base.logs import file_log
 from fedgraft.server.operations import supervise as tethered
 from fedgraft.server.operations.control import RunControl
+from fedgraft.server.operations.doors import DoorLimits
 from fedgraft.server.operations.gate import Gate, gate_server
 from fedgraft.server.operations.request_auth import RequestAuth
 from fedgraft.server.provisioning.home import Enrolled, ServerHome
@@ -39,6 +40,8 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
     `health_port`, if given, answers gRPC health checks on loopback.
     """
     facts = home.facts().server
+    home.check_certificates()
+    home.sites()
     for folder in (home.logs, home.flower, home.studies):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with home.lock():
@@ -52,7 +55,8 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
             ServicePart("superexec", _superexec(home), home),
         ]
         sites = EnrolledSites(home)
-        gate = Gate(RequestAuth(lambda: sites.admitted), f"https://{inner}", home.authority)
+        limits = DoorLimits(per_address=facts.connections_per_address, all=max(512, 2 * facts.connections_per_address))
+        gate = Gate(RequestAuth(lambda: sites.admitted), f"https://{inner}", home.authority, limits)
         server = gate_server(gate, (facts.listen, port), home.gate)
         stop = threading.Event()
         home.found_database()

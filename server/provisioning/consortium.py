@@ -19,6 +19,8 @@ class ServerEntry(BaseModel):
     """Where sites reach the server (`host`, `port`, further `names` in its certificate), and where it listens.
 
     `listen_port` is `port` if not given; another one stands behind a proxy. `inner_port` is Flower's own, on loopback.
+    `connections_per_address` is how many connections on which nothing was signed yet one address may hold: all sites
+    behind a proxy have one address.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +31,7 @@ class ServerEntry(BaseModel):
     listen: str = "0.0.0.0"
     listen_port: Port | None = None
     inner_port: Port = 8001
+    connections_per_address: Annotated[int, Field(ge=8, le=4096)] = 64
 
 
 class ConsortiumSite(BaseModel):

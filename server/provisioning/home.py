@@ -7,16 +7,17 @@ import fcntl
 import os
 import secrets
 import sqlite3
+import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from cryptography import x509
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.base.files import is_there, read_json, write_atomic, write_json
+from fedgraft.common.identity.keys import load_certificate
 from fedgraft.common.identity.roster import SiteName
 from fedgraft.server.provisioning.consortium import ServerEntry
 
@@ -74,7 +75,7 @@ class ServerHome:
     def sites(self) -> dict[SiteName, Enrolled]:
         """All sites that were ever enrolled with a key."""
         source = self.path / "sites.json"
-        if not source.is_file():
+        if not is_there(source):
             return {}
         try:
             return {name: Enrolled.model_validate(entry) for name, entry in read_json(source).items()}
@@ -93,7 +94,7 @@ class ServerHome:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 lock.seek(0)
-                return int(lock.read())
+                return _number(lock.read(), self.path / "lock")
         raise InputError(f"The server of {self.path} does not run.")
 
     def lock(self) -> IO[str]:
@@ -109,6 +110,17 @@ class ServerHome:
         lock.flush()
         return lock
 
+    def check_certificates(self) -> None:
+        """InputError unless the server's certificates are there, each with its key."""
+        load_certificate(self.authority)
+        for certificate, key in (self.gate, self.inner):
+            load_certificate(certificate)
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+            except (OSError, ValueError):  # an SSLError is an OSError that names no file
+                fix = "Make both anew with `fedgraft server renew`."
+                raise InputError(f"{key}: is not the key of {certificate.name}.", fix=fix) from None
+
     def found_database(self) -> None:
         """Make Flower's database, if there is none yet, with the largest pages: models come in pieces of 5 MiB."""
         if not self.database.exists():
@@ -121,6 +133,12 @@ class ServerHome:
         return {entry.node: name for name, entry in self.sites().items() if entry.revoked is None}
 
 
+def _number(text: str, source: Path) -> int:
+    if not text.isdecimal():
+        raise InputError(f"{source}: does not name the server's process.", fix="Stop the server by hand.")
+    return int(text)
+
+
 def today() -> str:
     """The moment in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -128,4 +146,4 @@ def today() -> str:
 
 def expires(path: Path) -> datetime:
     """When a certificate ends."""
-    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    return load_certificate(path).not_valid_after_utc

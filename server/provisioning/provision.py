@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import ValidationError
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.base.files import is_there, read_json, write_atomic, write_json
 from fedgraft.common.identity.enrolment import read_enrolment
 from fedgraft.common.identity.keys import (
     NodeKey,
+    load_certificate,
     load_masking_public,
     load_node_key,
     load_node_public,
@@ -26,7 +29,7 @@ from fedgraft.common.identity.keys import (
     public_pem,
 )
 from fedgraft.common.identity.kit import KitFacts, new_passphrase, write_kit
-from fedgraft.common.identity.roster import Member, Membership, SiteName
+from fedgraft.common.identity.roster import Member, Membership, SiteName, parse_membership
 from fedgraft.common.secure_aggregation.mask_keys import sign_entry, verified
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import (
@@ -154,7 +157,7 @@ class Authority:
         passphrase = new_passphrase() if locked is None else locked[2]
         readme = _README.format(site=name, consortium=facts.consortium, host=server.host, port=server.port)
         files = {
-            "ca.crt": (self._folder / "ca.crt").read_bytes(),
+            "ca.crt": self._certificate().public_bytes(Encoding.PEM),
             "roster.json": (self._out / "roster.json").read_bytes(),
             "README.txt": readme.encode(),
         }
@@ -167,7 +170,7 @@ class Authority:
 
     def _members(self) -> dict[SiteName, Member]:
         source = self._out / "roster.json"
-        return dict(Membership.model_validate(read_json(source)).members) if source.is_file() else {}
+        return dict(parse_membership(read_json(source), str(source)).members) if is_there(source) else {}
 
     def _write_members(self, members: Mapping[SiteName, Member]) -> None:
         """Sign the roster, and tell the server who may connect; who is not a member any more is revoked there."""
@@ -175,7 +178,7 @@ class Authority:
             load_node_public(member.node.encode(), name)
             load_masking_public(member.masking.encode(), name)
         source = self._out / "roster.json"
-        serial = Membership.model_validate(read_json(source)).serial + 1 if source.is_file() else 1
+        serial = parse_membership(read_json(source), str(source)).serial + 1 if is_there(source) else 1
         roster = Membership(consortium=self._consortium().name, serial=serial, members=dict(sorted(members.items())))
         verified(roster.mask_roster().entries, roster.identities())
         sites = {name: entry for name, entry in self.home.sites().items() if name not in members}
@@ -189,10 +192,14 @@ class Authority:
         return self._out / f"{name}.zip"
 
     def _consortium(self) -> Consortium:
-        return Consortium.model_validate(read_json(self._folder / "consortium.json"))
+        source = self._folder / "consortium.json"
+        try:
+            return Consortium.model_validate(read_json(source))
+        except ValidationError:
+            raise InputError(f"{source}: is not valid.", fix="Provision again with the consortium's file.") from None
 
     def _certificate(self) -> x509.Certificate:
-        return x509.load_pem_x509_certificate((self._folder / "ca.crt").read_bytes())
+        return load_certificate(self._folder / "ca.crt")
 
     def _key(self) -> NodeKey:
         source = self._folder / "ca.key"
