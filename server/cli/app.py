@@ -94,11 +94,14 @@ def revoke(site: Annotated[str, typer.Argument(help="The site's name.")], out: O
 def renew(
     site: Annotated[str | None, typer.Argument(help="A site; the server itself if not given.")] = None,
     out: Out = Path("kits"),
+    grace: Annotated[
+        float | None, typer.Option(min=0, help="Hours for which a site's old keys hold; 72, or as the file says.")
+    ] = None,
 ) -> None:
     """New certificates for the server, or new keys for a site."""
     from fedgraft.server.cli import commands
 
-    commands.renew(site, out)
+    commands.renew(site, out, grace)
 
 
 @app.command()

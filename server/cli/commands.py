@@ -9,13 +9,14 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.identity.enrolment import read_enrolment
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.provisioning.consortium import read_consortium
@@ -40,6 +41,7 @@ def provision(path: Path, out: Path) -> None:
     if made.awaited:
         _say(f"These sites make their own keys: {', '.join(made.awaited)}. Enrol what they send: server enrol FILE.")
     _say(f"Copy {out / 'server'} to the server, and keep {out / 'authority'} off it.")
+    _say(f"The server will listen on {ServerHome(out / 'server').facts().server.says_where}.")
 
 
 def enrol(path: Path, out: Path) -> None:
@@ -55,15 +57,37 @@ def revoke(name: str, out: Path) -> None:
     _say(f"{name} is revoked. Copy {out / 'server' / 'sites.json'} to the server; it shuts the site out in seconds.")
 
 
-def renew(name: str | None, out: Path) -> None:
+def renew(name: str | None, out: Path, grace_hours: float | None) -> None:
     """Renew the server's certificates, or a site's keys."""
     authority = Authority(out)
     if name is None:
         authority.renew_server()
         _say(f"New certificates until {expires(authority.home.gate[0]):%Y-%m-%d}. Restart the server to use them.")
-    else:
-        kit = authority.renew_site(name)
-        _say(f"{name}: {kit}, for `fedgraft site rejoin`; the old keys are shut out.")
+        return
+    connected = _is_connected(authority.home, name)
+    kit = authority.renew_site(name, None if grace_hours is None else timedelta(hours=grace_hours))
+    old = authority.home.sites()[name].old
+    ends = f"hold until {max(key.until for key in old):%Y-%m-%d %H:%M} UTC" if old else "are shut out"
+    _say(f"{name}: {kit}, for `fedgraft site rejoin`; the old keys {ends}.")
+    _say(f"Copy {out / 'server' / 'sites.json'} to the server, and send {out / 'roster.json'} to all sites.")
+    if connected:
+        then = "Until then it has to rejoin and start again." if old else "Its work ends now, until it has rejoined."
+        _say(f"Warning: {name} is connected at this moment, with its old keys. {then}")
+    elif connected is None:
+        _say(
+            f"The server does not run here, so that nobody knows whether {name} is connected: tell it before it is out."
+        )
+
+
+def _is_connected(home: ServerHome, name: str) -> bool | None:
+    """Whether a site is connected to the server of this folder; None if that server does not run here."""
+    from fedgraft.server.operations.control import RunControl
+
+    try:
+        with RunControl(home) as control:
+            return any(node.online and node.name == name for node in control.nodes())
+    except (RunError, InputError):
+        return None
 
 
 def start(home: Path, health_port: int | None, *, as_json: bool) -> None:
@@ -96,7 +120,7 @@ def run(home: Path, request: RunRequest, sites: int | None, wait_s: float) -> No
     if request.resume is not None and (request.study or request.out or request.overrides):
         raise InputError("--resume takes no study, --out or --set.")
     folder = request.resume or _set_up(request)
-    run_study(server, folder, Wait(sites or len(server.admitted()), wait_s), _say)
+    run_study(server, folder, Wait(sites or len(set(server.admitted().values())), wait_s), _say)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     _say(f"{result['status']}: {result['headline']}")
 

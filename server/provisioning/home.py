@@ -9,11 +9,11 @@ import secrets
 import sqlite3
 import ssl
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json, write_atomic, write_json
@@ -24,13 +24,41 @@ from fedgraft.server.provisioning.consortium import ServerEntry
 _FIX = "Make it with `fedgraft server provision`."
 
 
+class OldKey(BaseModel):
+    """A public key that was renewed, and the moment (UTC) from which the server refuses it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node: str
+    until: AwareDatetime
+
+
 class Enrolled(BaseModel):
-    """A site as the server knows it: the public key it signs with, and since when it is not welcome any more."""
+    """A site as the server knows it: the public key it signs with, and since when it is not welcome any more.
+
+    `old` are keys that it had before, which hold until it has had time to take over the new one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     node: str
     revoked: str | None = None
+    old: tuple[OldKey, ...] = ()
+
+    def valid_keys(self) -> tuple[str, ...]:
+        """The public keys that may connect now, the newest first."""
+        if self.revoked is not None:
+            return ()
+        now = datetime.now(UTC)
+        return (self.node, *(key.node for key in self.old if now < key.until))
+
+    def renewed(self, node: str, grace: timedelta) -> Enrolled:
+        """The same site with another key; the one that it had holds for so long. None of a site that was revoked."""
+        if node == self.node:
+            return Enrolled(node=node, old=self.old)
+        now = datetime.now(UTC)
+        had = () if self.revoked is not None else (*self.old, OldKey(node=self.node, until=now + grace))
+        return Enrolled(node=node, old=tuple(key for key in had if now < key.until and key.node != node))
 
 
 class ServerFacts(BaseModel):
@@ -130,7 +158,7 @@ class ServerHome:
 
     def admitted(self) -> dict[str, str]:
         """Public key to name, of all sites that may connect."""
-        return {entry.node: name for name, entry in self.sites().items() if entry.revoked is None}
+        return {key: name for name, entry in self.sites().items() for key in entry.valid_keys()}
 
 
 def _number(text: str, source: Path) -> int:

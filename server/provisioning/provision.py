@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -124,12 +125,14 @@ class Authority:
             write_atomic(private, issued.key, private=True)
             write_atomic(crt, issued.certificate)
 
-    def renew_site(self, name: str) -> Path:
-        """Give a site new keys in a new kit; the old keys are shut out."""
+    def renew_site(self, name: str, grace: timedelta | None = None) -> Path:
+        """Give a site new keys in a new kit; the old ones hold for as long as `grace`, or the consortium, says."""
+        if grace is None:
+            grace = timedelta(hours=self._consortium().renewal_grace_hours)
         if name not in {site.name for site in self._consortium().sites}:
             raise InputError(f"There is no site {name} in {self._out}.", fix="See `fedgraft server sites`.")
         locked, member = _new_keys(name)
-        self._write_members(self._members() | {name: member})
+        self._write_members(self._members() | {name: member}, grace)
         return self._make_kit(self.home.facts(), name, locked)
 
     def _start(self, consortium: Consortium) -> None:
@@ -172,7 +175,7 @@ class Authority:
         source = self._out / "roster.json"
         return dict(parse_membership(read_json(source), str(source)).members) if is_there(source) else {}
 
-    def _write_members(self, members: Mapping[SiteName, Member]) -> None:
+    def _write_members(self, members: Mapping[SiteName, Member], grace: timedelta = timedelta(0)) -> None:
         """Sign the roster, and tell the server who may connect; who is not a member any more is revoked there."""
         for name, member in members.items():
             load_node_public(member.node.encode(), name)
@@ -181,9 +184,14 @@ class Authority:
         serial = parse_membership(read_json(source), str(source)).serial + 1 if is_there(source) else 1
         roster = Membership(consortium=self._consortium().name, serial=serial, members=dict(sorted(members.items())))
         verified(roster.mask_roster().entries, roster.identities())
-        sites = {name: entry for name, entry in self.home.sites().items() if name not in members}
-        sites = {name: entry.model_copy(update={"revoked": entry.revoked or today()}) for name, entry in sites.items()}
-        sites |= {name: Enrolled(node=member.node) for name, member in members.items()}
+        known = self.home.sites()
+        sites = {
+            name: Enrolled(node=entry.node, revoked=entry.revoked or today())
+            for name, entry in known.items()
+            if name not in members
+        }
+        for name, member in members.items():
+            sites[name] = known.get(name, Enrolled(node=member.node)).renewed(member.node, grace)
         # Who is shut out is shut out first.
         self.home.write_sites(sites)
         roster.signed_by(self._key()).write(source)
