@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedgraft.common.base.command_line import command_group
+
 if TYPE_CHECKING:
     from fedgraft.common.study.study import Study
 
-app = typer.Typer(help="A hospital's site: join, check, approve, start.", no_args_is_help=True)
+app = command_group("A hospital's site: join, check, approve, start.")
 
 
 def _home() -> Path:
@@ -204,5 +206,12 @@ def _checked(path: Path) -> Study:
 
 def _code(path: Path | None) -> str:
     if path is not None:
-        return path.read_text(encoding="utf-8").strip()
+        from fedgraft.common.base.errors import InputError
+
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}.", fix="It holds the kit's code.") from None
+        except UnicodeError:
+            raise InputError(f"{path}: holds no code.", fix="It is one line of letters and digits.") from None
     return str(typer.prompt("Code of the kit", hide_input=True)).strip()

@@ -107,7 +107,7 @@ class Link:
         self._client = FleetHttpClient.from_server_address(
             f"[{joined.host}]:{joined.port}" if ":" in joined.host else f"{joined.host}:{joined.port}",
             False,
-            home.authority.read_bytes(),
+            home.authority_pem(),
             [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())],
         )
         self._node = Node()

@@ -89,6 +89,11 @@ def write_json(path: Path, content: Any, *, private: bool = False, sync: bool = 
     write_atomic(path, text.encode() + b"\n", private=private, sync=sync)
 
 
+def is_there(path: Path) -> bool:
+    """Whether something has this name, readable or not: what cannot be read must not be taken for what is not there."""
+    return os.path.lexists(path)
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; InputError names the file if it cannot be read or is no JSON."""
     try:

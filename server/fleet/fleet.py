@@ -103,7 +103,8 @@ class GridFleet:
             name = (answer.site if names is None else names[node]) or f"node {present.index(node)}"
             if isinstance(answer, Refusal) and name in answers:
                 name = f"node {present.index(node)}"
-            if name in answers or (isinstance(answer, Greeting) and name in self._nodes):
+            # A site that was enrolled may come back with other keys; nobody else can have its name.
+            if name in answers or (names is None and isinstance(answer, Greeting) and name in self._nodes):
                 raise RunError(f"Two sites are called {name!r}.", fix="Give each site a name of its own.")
             answers[name] = answer
             if isinstance(answer, Greeting):

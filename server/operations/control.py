@@ -27,6 +27,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedgraft.common.base.errors import RunError
+from fedgraft.common.identity.keys import load_certificate
 from fedgraft.server.operations.bundle import manifest
 from fedgraft.server.provisioning.home import ServerHome
 
@@ -51,6 +52,7 @@ class RunControl:
     def __init__(self, home: ServerHome) -> None:
         self._home = home
         port = home.facts().server.inner_port
+        load_certificate(home.authority)
         trusted = ssl.create_default_context(cafile=str(home.authority))
         self._client = ControlHttpClient(
             f"https://127.0.0.1:{port}", interceptors=[RuntimeVersionHttpInterceptor("fedgraft")], verify=trusted

@@ -6,30 +6,59 @@ import contextlib
 import os
 import secrets
 import sqlite3
+import ssl
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
-from cryptography import x509
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.base.files import is_there, read_json, write_atomic, write_json
 from fedgraft.common.base.locking import try_lock
+from fedgraft.common.identity.keys import load_certificate
 from fedgraft.common.identity.roster import SiteName
 from fedgraft.server.provisioning.consortium import ServerEntry
 
 _FIX = "Make it with `fedgraft server provision`."
 
 
+class OldKey(BaseModel):
+    """A public key that was renewed, and the moment (UTC) from which the server refuses it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node: str
+    until: AwareDatetime
+
+
 class Enrolled(BaseModel):
-    """A site as the server knows it: the public key it signs with, and since when it is not welcome any more."""
+    """A site as the server knows it: the public key it signs with, and since when it is not welcome any more.
+
+    `old` are keys that it had before, which hold until it has had time to take over the new one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     node: str
     revoked: str | None = None
+    old: tuple[OldKey, ...] = ()
+
+    def valid_keys(self) -> tuple[str, ...]:
+        """The public keys that may connect now, the newest first."""
+        if self.revoked is not None:
+            return ()
+        now = datetime.now(UTC)
+        return (self.node, *(key.node for key in self.old if now < key.until))
+
+    def renewed(self, node: str, grace: timedelta) -> Enrolled:
+        """The same site with another key; the one that it had holds for so long. None of a site that was revoked."""
+        if node == self.node:
+            return Enrolled(node=node, old=self.old)
+        now = datetime.now(UTC)
+        had = () if self.revoked is not None else (*self.old, OldKey(node=self.node, until=now + grace))
+        return Enrolled(node=node, old=tuple(key for key in had if now < key.until and key.node != node))
 
 
 class ServerFacts(BaseModel):
@@ -74,7 +103,7 @@ class ServerHome:
     def sites(self) -> dict[SiteName, Enrolled]:
         """All sites that were ever enrolled with a key."""
         source = self.path / "sites.json"
-        if not source.is_file():
+        if not is_there(source):
             return {}
         try:
             return {name: Enrolled.model_validate(entry) for name, entry in read_json(source).items()}
@@ -91,7 +120,7 @@ class ServerHome:
         with (self.path / "lock").open("a+", encoding="ascii") as lock:
             if not try_lock(lock):
                 lock.seek(0)
-                return int(lock.read())
+                return _number(lock.read(), self.path / "lock")
         raise InputError(f"The server of {self.path} does not run.")
 
     def lock(self) -> IO[str]:
@@ -105,6 +134,17 @@ class ServerHome:
         lock.flush()
         return lock
 
+    def check_certificates(self) -> None:
+        """InputError unless the server's certificates are there, each with its key."""
+        load_certificate(self.authority)
+        for certificate, key in (self.gate, self.inner):
+            load_certificate(certificate)
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+            except (OSError, ValueError):  # an SSLError is an OSError that names no file
+                fix = "Make both anew with `fedgraft server renew`."
+                raise InputError(f"{key}: is not the key of {certificate.name}.", fix=fix) from None
+
     def found_database(self) -> None:
         """Make Flower's database, if there is none yet, with the largest pages: models come in pieces of 5 MiB."""
         if not self.database.exists():
@@ -114,7 +154,13 @@ class ServerHome:
 
     def admitted(self) -> dict[str, str]:
         """Public key to name, of all sites that may connect."""
-        return {entry.node: name for name, entry in self.sites().items() if entry.revoked is None}
+        return {key: name for name, entry in self.sites().items() for key in entry.valid_keys()}
+
+
+def _number(text: str, source: Path) -> int:
+    if not text.isdecimal():
+        raise InputError(f"{source}: does not name the server's process.", fix="Stop the server by hand.")
+    return int(text)
 
 
 def today() -> str:
@@ -124,4 +170,4 @@ def today() -> str:
 
 def expires(path: Path) -> datetime:
     """When the certificate in this PEM file ends, in UTC."""
-    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    return load_certificate(path).not_valid_after_utc

@@ -66,5 +66,10 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None
 
 
 def _enrolled(grid: Grid) -> Mapping[int, str]:
-    """The sites that are online, under the names that they were provisioned with."""
-    return {node.node_id: node.name for node in grid.get_nodes()}
+    """The sites that are online, under the names that they were provisioned with.
+
+    A site whose keys were renewed can be there twice for a while, with the old ones and the new: the new ones count.
+    """
+    nodes = sorted(grid.get_nodes(), key=lambda node: node.registered_at)
+    newest = {node.name: node.node_id for node in nodes}
+    return {number: name for name, number in newest.items()}

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedgraft.common.base.command_line import command_group
+
 if TYPE_CHECKING:
     from fedgraft.common.study.study import Study
 
-study = typer.Typer(help="Look at a study before it runs.", no_args_is_help=True)
-privacy = typer.Typer(help="Price and attack a study.", no_args_is_help=True)
+study = command_group("Look at a study before it runs.")
+privacy = command_group("Price and attack a study.")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]

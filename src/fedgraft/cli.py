@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedgraft.client.cli.app import app as site
+from fedgraft.common.base.command_line import command_group, say_error
 from fedgraft.server.cli.app import app as server
 from fedgraft.simulations.cli.app import privacy, study
 
@@ -24,9 +25,9 @@ for _switch, _value in (
 ):
     os.environ.setdefault(_switch, _value)
 
-app = typer.Typer(help="Federated transfer learning for medical imaging across hospitals.", no_args_is_help=True)
-data = typer.Typer(help="Phantom hospitals.", no_args_is_help=True)
-weights = typer.Typer(help="Pretrained weights: train, import, look at, verify.", no_args_is_help=True)
+app = command_group("Federated transfer learning for medical imaging across hospitals.")
+data = command_group("Phantom hospitals.")
+weights = command_group("Pretrained weights: train, import, look at, verify.")
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 app.add_typer(study, name="study")
@@ -41,7 +42,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable out
 
 
 @app.callback()
-def _common(debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False) -> None:
+def _common(debug: Annotated[bool, typer.Option(help="Keep the trace of an error in a private file.")] = False) -> None:
     global _debug  # noqa: PLW0603 - the one switch that must reach main() past typer
     _debug = debug
 
@@ -224,26 +225,11 @@ def weights_pretrain(
 
 
 def main() -> None:
-    """Run the command; a known error is one message and its exit code, without a traceback."""
-    from fedgraft.common.base.errors import FedgraftError
-
+    """Run the command. However it ends, people see a message of a line, and programs an exit code."""
     try:
         code = app(standalone_mode=False)
-    except FedgraftError as error:
-        if _debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        typer.echo("stopped", err=True)
-        sys.exit(130)
-    except Exception as error:
-        if _debug or not hasattr(error, "exit_code"):
-            raise
-        show = getattr(error, "show", None)
-        if show is not None:
-            show()
-        sys.exit(error.exit_code)
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(say_error(error, debug=_debug))
     sys.exit(code if isinstance(code, int) else 0)
 
 
