@@ -43,15 +43,18 @@ def carried_out(study: Study, seed: int) -> Measurement:
     tally, small = Tally(), short(study)
     masked = study.secure_aggregation
     rules: tuple[Metrics, ...] = ("secure_aggregation",) if masked else ("exact", "noised", "suppressed")
-    with tempfile.TemporaryDirectory(prefix="fedgraft-") as temporary:
-        folder = Path(temporary)
-        for rule in rules:
-            _attacked(small, folder / rule, rule, tally, np.random.default_rng(seed))
-        for stage in small.plan:
-            if (planted := _planted(small, stage)) is not None:
-                local_model = LocalModel(planted, CPU)
-                with closing(Consortium(planted, local_model, folder / stage.name, rules[0])) as sites:
-                    _bare(Oracle(sites, tally))
+    try:
+        with tempfile.TemporaryDirectory(prefix="fedgraft-") as temporary:
+            folder = Path(temporary)
+            for rule in rules:
+                _attacked(small, folder / rule, rule, tally, np.random.default_rng(seed))
+            for stage in small.plan:
+                if (planted := _planted(small, stage)) is not None:
+                    local_model = LocalModel(planted, CPU)
+                    with closing(Consortium(planted, local_model, folder / stage.name, rules[0])) as sites:
+                        _bare(Oracle(sites, tally))
+    except Refused as refused:  # by the greeting: then nothing was tried, which is no reason for trust
+        return Measurement(float("inf"), 0.0, f"made-up sites do not take part in the study: {refused.code}")
     return tally.measured()
 
 

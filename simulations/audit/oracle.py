@@ -118,8 +118,8 @@ class Oracle:
         answer = self.sites.ask(asked)
         changed = _changed(before, self.sites.on_disk())
         if isinstance(answer, Refusal):
-            taken_up = legal or (due and complete and honest.groups is None)
-            changed -= _PASSING if taken_up else {"progress"} if due else set()
+            begun = due and complete  # so that work may have begun, and gone wrong: with a model of NaN, say
+            changed -= _PASSING - (set() if legal else {"masks.sqlite"}) if begun else {"progress"} if due else set()
             fault = "was refused" if changed else ""
         elif not due or not complete:
             fault = "was carried out"
