@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgraft.client.enrolment.config import SiteConfig
-from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.hash_chain import Row, total
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import Ledger, RefusedCharge
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import write_atomic

@@ -20,8 +20,8 @@ from typing import Any, Literal, assert_never
 
 import numpy as np
 
-from fedgraft.client.privacy.guard.privacy_guard import Held
 from fedgraft.client.privacy.ledger.hash_chain import STUCK, Mark, read_witness, write_witness
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import ledger_mark
 from fedgraft.common.base.errors import LedgerError
 from fedgraft.common.base.files import canonical_json

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.budget import Proposal, guard_of, propose
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.used_masks import read_pairs
 from fedgraft.client.privacy.policy import EffectivePrivacy, Reason
 from fedgraft.common.base.errors import InputError, LedgerError

@@ -16,7 +16,8 @@ from fedgraft.client.enrolment.config import SiteConfig, read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.governance.egress import EgressLog
 from fedgraft.client.governance.records import Records
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.runtime.log import close
 from fedgraft.client.runtime.site import Site

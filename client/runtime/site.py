@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.runtime.greeting import counts_of
 from fedgraft.client.runtime.log import site_log

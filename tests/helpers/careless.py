@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.ledger import AlreadyCharged, ChargeRefused, Ledger
 from fedgraft.client.privacy.masking import masked_upload, used_masks
 from fedgraft.client.privacy.masking.masked_upload import Accepted, Sealer

@@ -15,7 +15,7 @@ from scipy import stats
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.governance.egress import EgressLog
-from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import QuorumError, RunError
 from fedgraft.common.base.files import load_tensors, read_json, write_json

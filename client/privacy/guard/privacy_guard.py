@@ -6,13 +6,14 @@ The order matters: policy, charge, work, reply kept, reply sent. A crash in betw
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
-from fedgraft.client.privacy.ledger.hash_chain import Facts, Release, witness_folder
+from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.ledger.hash_chain import Facts, Release
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import (
     AlreadyCharged,
     Caps,
@@ -52,36 +53,6 @@ from fedgraft.common.study.study import Study
 from fedgraft.common.study.training import Private
 
 _LOST = "this round was charged, and then the site crashed: the charge is lost"
-
-
-class Refused(Exception):
-    """The site does not do what it was asked. `code` is all that leaves; `why` is for the site's own log."""
-
-    def __init__(self, code: Code, why: str = "") -> None:
-        super().__init__(code.value)
-        self.code = code
-        self.why = why
-
-
-@dataclass(frozen=True)
-class Held:
-    """Where a site's ledger lies, and its witness, which should not be restored together with it."""
-
-    ledger: Path
-    witness: Path
-
-    @classmethod
-    def of(cls, state: Path, elsewhere: Path | None = None) -> Held:
-        """The ledger in a site's state folder, and its witness in a folder that `witness_folder` says."""
-        return cls(state / "ledger" / "ledger.sqlite", witness_folder(state, elsewhere) / "ledger.json")
-
-    def exists(self) -> bool:
-        """Whether there is a ledger, or was one."""
-        return os.path.exists(self.ledger) or os.path.exists(self.witness)  # noqa: PTH110 - asked at every visit
-
-    def open(self, epsilon_max: float) -> Ledger:
-        """The site's ledger; LedgerError if it cannot be trusted."""
-        return Ledger(self.ledger, self.witness, epsilon_max)
 
 
 class PrivacyGuard:

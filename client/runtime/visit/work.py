@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from fedgraft.client.privacy.dp.dp_statistics import noised_columns, noised_sums
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.reply_store import Replay
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace

@@ -12,7 +12,9 @@ import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
 from fedgraft.client.privacy.dp.units import units_of
-from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.public_counts import coarse
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.privacy.release import metric_release as shown

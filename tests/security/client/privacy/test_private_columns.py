@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.privacy.dp.dp_statistics import CONSTANT, column_rows, columns_bound, noised_columns
 from fedgraft.client.privacy.dp.units import units_of
-from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.training.model.errors import TooFewCases
 from fedgraft.client.training.model.loader import Loader

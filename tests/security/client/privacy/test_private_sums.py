@@ -14,7 +14,8 @@ from torch import Tensor
 from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
 from fedgraft.client.privacy.dp import secret
 from fedgraft.client.privacy.dp.dp_statistics import CONSTANT, bound, noised_sums
-from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.errors import TooFewCases

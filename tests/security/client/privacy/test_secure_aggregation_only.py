@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fedgraft.client.data.cohorts.cohort import learning_patients
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.local_model import LocalModel

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.privacy.masking.used_masks import Regroup, SecureAggregationSettings
 from fedgraft.client.privacy.policy import SitePolicy

@@ -13,7 +13,9 @@ import yaml
 from conftest import Command, MakeStudy, write_images
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import read_config
-from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.files import read_json
 from fedgraft.common.study.study import Study

@@ -15,9 +15,9 @@ from fedgraft.common.base.files import CONFIGS
 from fedgraft.common.protocol.instructions import Answer, Instruction, Update
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.study import Study, find_study
-from fedgraft.simulations.audit import consortium, oracle
-from fedgraft.simulations.audit.coordinator import carried_out
-from fedgraft.simulations.audit.lies import lies_about, others
+from fedgraft.simulations.audit.lying import consortium, oracle
+from fedgraft.simulations.audit.lying.courses import carried_out
+from fedgraft.simulations.audit.lying.lies import lies_about, others
 from helpers import careless
 from helpers.work import MakeStudy
 

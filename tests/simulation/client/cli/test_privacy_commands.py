@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.common.privacy.accountant import Event, default_delta, epsilon
 from fedgraft.simulations.engines.run import Hospitals
 from helpers.simulated import simulate

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.base.files import load_tensors, read_json

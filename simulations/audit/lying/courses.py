@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import Metrics
 from fedgraft.client.runtime.log import close
 from fedgraft.client.runtime.site import Site
@@ -26,10 +26,10 @@ from fedgraft.common.study.plan import Gradient, Recalibrate, Role, Select, Stag
 from fedgraft.common.study.schedule import Step
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.audit.attack_target import CPU
-from fedgraft.simulations.audit.consortium import VICTIM, Consortium, short, written
 from fedgraft.simulations.audit.findings import Measurement
-from fedgraft.simulations.audit.lies import lies_about, mixed
-from fedgraft.simulations.audit.oracle import Oracle, Tally
+from fedgraft.simulations.audit.lying.consortium import VICTIM, Consortium, short, written
+from fedgraft.simulations.audit.lying.lies import lies_about, mixed
+from fedgraft.simulations.audit.lying.oracle import Oracle, Tally
 
 _LIES, _MIXED = 300, 90
 """So many lies at most about one field, and about several, over all steps of the study."""

@@ -19,8 +19,8 @@ from fedgraft.common.protocol.auxiliary import forms_of
 from fedgraft.common.protocol.instructions import Answer, Instruction, MaskedUpdate, Refusal
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.schedule import Step, split_at, step_at
-from fedgraft.simulations.audit.consortium import WITNESS, Consortium, asked_of_hospitals
 from fedgraft.simulations.audit.findings import Measurement
+from fedgraft.simulations.audit.lying.consortium import WITNESS, Consortium, asked_of_hospitals
 
 _PASSING = frozenset({"progress", "local_state", "features", "masks.sqlite"})
 """What a legal instruction may change on a site's disk again and again: never the ledger, nor what was released."""
