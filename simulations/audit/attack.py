@@ -14,7 +14,6 @@ from fedgraft.common.study.study import Study
 from fedgraft.common.study.training import Private
 from fedgraft.simulations.audit import (
     canaries,
-    coordinator,
     inversion,
     masks,
     metrics_oracle,
@@ -22,6 +21,7 @@ from fedgraft.simulations.audit import (
 )
 from fedgraft.simulations.audit.attack_target import CPU, AttackTarget, seen_at
 from fedgraft.simulations.audit.findings import AttackAttempt, Finding
+from fedgraft.simulations.audit.lying import courses
 from fedgraft.simulations.audit.mechanism import mechanism
 from fedgraft.simulations.planning.pricing import price, private_stages
 
@@ -139,7 +139,7 @@ def _metrics(seed: int) -> list[AttackAttempt]:
 
 def _coordinator(study: Study, seed: int) -> AttackAttempt:
     words = "no instruction that the study does not have is carried out"
-    return AttackAttempt(_ALL, "coordinator", words, partial(coordinator.carried_out, study, seed))
+    return AttackAttempt(_ALL, "coordinator", words, partial(courses.carried_out, study, seed))
 
 
 def _masks(study: Study, seed: int) -> list[AttackAttempt]:
