@@ -35,14 +35,18 @@ def join(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     data: Annotated[Path, typer.Option(help="The folder with the images, or for --kind table the CSV file.")],
     labels: Annotated[Path | None, typer.Option(help="The CSV file with the labels.")] = None,
     kind: Annotated[Literal["dicom", "images", "table"], typer.Option(help="What the data are.")] = "dicom",
-    key_column: Annotated[str | None, typer.Option(help="The column of the labels that names a patient.")] = None,
+    key_column: Annotated[str | None, typer.Option(help="The column by which labels are joined to the data.")] = None,
+    patient_column: Annotated[
+        str | None, typer.Option(help="For images and tables: the column that says whose a case is.")
+    ] = None,
     code_file: CodeFile = None,
     policy: Annotated[Path | None, typer.Option(help="A YAML file with what the site allows.")] = None,
 ) -> None:
     """Make the site's folder from a kit, and its keys; write what the coordinator needs to enrol it."""
     from fedgraft.client.cli import deployed_commands as deployed
 
-    cohort = {"kind": kind, "root": data.resolve(), "labels": labels and labels.resolve(), "key_column": key_column}
+    files = {"root": data.resolve(), "labels": labels and labels.resolve()}
+    cohort = {"kind": kind, **files, "key_column": key_column, "patient_column": patient_column}
     deployed.join(kit, home, _code(code_file), cohort, policy)
 
 
@@ -111,6 +115,17 @@ def egress(
     show_egress(folder, show, as_json=as_json)
 
 
+@app.command("settle")
+def settle(
+    home: Home,
+    by: Annotated[str | None, typer.Option(help="Your name: put on record what is shown, as decided by you.")] = None,
+) -> int:
+    """After records of the site were lost or restored: what is assumed spent. Changes nothing without a name."""
+    from fedgraft.client.cli import records_commands
+
+    return records_commands.settle_records(home, by)
+
+
 @app.command("check")
 def check(
     home: Home,
@@ -147,7 +162,7 @@ def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.client.data.spec import CohortSpec
     from fedgraft.client.inference.adapt import AdaptRequest
     from fedgraft.client.inference.adapt import adapt as carry_out
-    from fedgraft.common.study.fit import Fit
+    from fedgraft.common.study.methods.fit import Fit
 
     spec = CohortSpec(kind=kind, root=data, labels=labels) if data is not None else None
     asked = Fit(how=fit, steps=steps, lr=lr, common=common)

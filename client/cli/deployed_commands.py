@@ -22,7 +22,7 @@ from fedgraft.client.enrolment.join import rejoin as rejoin_consortium
 from fedgraft.client.enrolment.members import update_roster
 from fedgraft.client.privacy.policy import SitePolicy, read_policy
 from fedgraft.common.base.config_files import describe
-from fedgraft.common.base.errors import FedgraftError, InputError, StudyError
+from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.identity.keys import fingerprint, public_pem
 
 _out = Console(soft_wrap=True, highlight=False)
@@ -39,6 +39,13 @@ def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Pa
     done = join_consortium(kit, code, spec, own, site)
     _say(f"{done.joined.site} joined {done.joined.consortium}; its folder is {site.path}")
     _say_enrolment(site, done)
+    if not spec.knows_patients:
+        case = "row" if spec.kind == "table" else "image"
+        _say(
+            f"Nothing says whose {case} a {case} is, so studies with differential privacy will be refused: name the "
+            f"column as patient_column in {site.config}, or set unit: image in its policy if each {case} may count by "
+            "itself."
+        )
 
 
 def rejoin(kit: Path, home: Path, code: str, *, keep_keys: bool) -> None:
@@ -82,7 +89,8 @@ def _fingerprint(site: SiteHome) -> str:
 
 
 def start(home: Path, *, as_json: bool) -> None:
-    """Take part until told to stop."""
+    """Take part until told to stop. LedgerError if records of the site were lost."""
+    from fedgraft.client.cli.records_commands import demand_agreement
     from fedgraft.client.runtime.executor import run_site
     from fedgraft.client.training.model.features import forget_features
     from fedgraft.common.base.logs import start_logs
@@ -90,8 +98,10 @@ def start(home: Path, *, as_json: bool) -> None:
     site = SiteHome(home)
     site.joined()
     start_logs(site.path / "logs" / "site.log", as_json=as_json)
-    with contextlib.suppress(FedgraftError):  # what is wrong with the site's file, its answers say
-        forget_features(read_config(site.config).state)
+    with contextlib.suppress(StudyError):  # what is wrong with the site's file, its answers say
+        config = read_config(site.config)
+        demand_agreement(config)
+        forget_features(config.state)
     stop = threading.Event()
 
     def asked_to_stop(*_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.client.governance.about_data import data_in_words
 from fedgraft.client.governance.verdict import StudyVerdict
 from fedgraft.common.checks.explain import plan_table, sentence
 from fedgraft.common.checks.leaving import leaving
@@ -169,6 +170,8 @@ def in_words(content: dict[str, Any]) -> list[str]:
         lines += [
             f"  {at}. {stage['name']}: {stage['description']}" for at, stage in enumerate(content["stages"], start=1)
         ]
+    if content["data"]:
+        lines += ["", *data_in_words(content["data"])]
     return [*lines, "", *_leaves(content), "", *_costs(content)]
 
 
@@ -230,7 +233,7 @@ def _costs(content: dict[str, Any]) -> list[str]:
             f"  the whole study: epsilon {cost['epsilon']:.2f} of {cost['epsilon_per_study']:g}; with all "
             f"that was spent "
             f"{cost['epsilon_after']:.2f} of {cost['epsilon_lifetime']:g}; at delta {cost['delta']:.1e}, for one "
-            f"{cost['unit']} of {cost['patients']:,} in training"
+            f"{cost['unit']}"
         )
     plain = [stage["name"] for stage in content["stages"] if stage["policy"]["kind"] == "plain"]
     if plain:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -36,21 +37,25 @@ _sessions = Sessions()
 def hello(message: Message, context: Context) -> Message:
     """Take in the study, prepare the cohort, say who is here."""
     answer = _answer_hello(message, context)
-    return _sealed(
-        message, lambda: wire.pack_reply(answer) if isinstance(answer, Refusal) else wire.pack_greeting(answer)
-    )
+
+    def pack() -> RecordDict:
+        return wire.pack_reply(answer) if isinstance(answer, Refusal) else wire.pack_greeting(answer)
+
+    return _sealed(message, context, pack)
 
 
 @app.train(wire.VISIT.partition(".")[2])
 def visit(message: Message, context: Context) -> Message:
     """Carry out one instruction."""
     answer = _answer_visit(message, context)
-    return _sealed(message, lambda: wire.pack_reply(answer, views=bool(context.node_config.get("views"))))
+    views = bool(context.node_config.get("views"))
+    return _sealed(message, context, lambda: wire.pack_reply(answer, views=views))
 
 
 @app.query(wire.PING.partition(".")[2])
-def ping(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower calls it with both
+def ping(message: Message, context: Context) -> Message:
     """Say that all that was asked before is answered."""
+    note(context, "ping", {})
     return Message(RecordDict(), reply_to=message)
 
 
@@ -59,11 +64,21 @@ def forget() -> None:
     _sessions.forget()
 
 
-def _sealed(message: Message, pack: Callable[[], RecordDict]) -> Message:
+def note(context: Context, kind: Literal["ping", "error"], words: Mapping[str, Any]) -> None:
+    """Put constant words that are about to leave, and about no study, into the site's egress log, if there is one."""
+    try:
+        _sessions.at(_config_path(context)).egress.note(kind, words)
+    except Exception as error:  # the wall between a hospital and the network: no text may pass it
+        name = type(error).__name__
+        logging.getLogger(__name__).warning("a constant word leaves that the egress log does not have: %s", name)
+
+
+def _sealed(message: Message, context: Context, pack: Callable[[], RecordDict]) -> Message:
     """The reply; or an error without words, because Flower sends the text of what a ClientApp raises."""
     try:
         return Message(pack(), reply_to=message)
     except Exception:  # the wall between a hospital and the network: no text may pass it
+        note(context, "error", {"code": _RAISED})
         return Message(Error(_RAISED), reply_to=message)
 
 
@@ -97,6 +112,7 @@ def _greet(hello: Hello, session: Session) -> Greeting | Refusal:
     if hello.protocol != PROTOCOL:
         return Refusal(0, Code.OTHER_PROTOCOL, session.config.name)
     study = parse_study(json.loads(hello.study), "the study sent by the coordinator")
+    session.records.demand(study.digest)
     if not is_approved(session.home, study.digest):
         keep_pending(session.home, study)
         raise Refused(Code.NOT_APPROVED, f"study {study.digest}")
@@ -138,6 +154,7 @@ def _refuse_faults(session: Session) -> None:
 
 def _carry_out(instruction: Instruction, session: Session) -> Answer:
     _refuse_faults(session)
+    session.records.demand(instruction.study)
     # Asked every time: a site may take an approval back.
     if not is_approved(session.home, instruction.study):
         return Refusal(instruction.exchange, Code.NOT_APPROVED)

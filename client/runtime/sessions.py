@@ -10,14 +10,17 @@ from pathlib import Path
 
 import torch
 
-from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, learning_patients, load_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients, load_cohort
+from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig, read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.governance.egress import EgressLog
+from fedgraft.client.governance.records import Records
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.runtime.log import close
 from fedgraft.client.runtime.site import Site
+from fedgraft.client.runtime.visit.progress import progress_file, taken_up
 from fedgraft.client.training.model.local_model import LocalModel, NoGpu, device_named
 from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.common.protocol.auxiliary import requires_source
@@ -34,7 +37,8 @@ class Session:
         self._models = models
         self._stamp = _stamp(path)
         self.config = read_config(path)
-        self.egress = EgressLog(self.config.state, sync=self.config.sync)
+        self.egress = EgressLog(self.config.state, self.config.witness, sync=self.config.sync)
+        self.records = Records(self.config, exchanges_of, self.egress)
         self._sites: dict[str, Site] = {}
         self.fault = ""
         """Why the file as it is now cannot be used; "" if it can."""
@@ -72,7 +76,7 @@ class Session:
 
     def _open(self, study: Study) -> Site:
         config = self.config
-        wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
+        wanted = cohort_request(config, study)
         place = place_of(config, study.digest)
         cohort = load_cohort(config.name, config.cohort, wanted, place)
         if config.source is not None and requires_source(study):
@@ -132,6 +136,11 @@ class Sessions(threading.local):
         self._open, self._models = {}, Models()
 
 
+def exchanges_of(config: SiteConfig, digest: str) -> frozenset[int]:
+    """The exchanges of a study that the site's record of progress has."""
+    return taken_up(progress_file(config.folder(digest), digest))
+
+
 def _stamp(path: Path) -> tuple[int, int, int]:
     """What changes when a file is written or replaced."""
     try:
@@ -150,7 +159,15 @@ def _device(config: SiteConfig) -> torch.device:
 
 def _guard(study: Study, config: SiteConfig, cohort: Cohort) -> PrivacyGuard:
     patients = learning_patients(study, cohort)
-    return PrivacyGuard(study, config.policy, config.state, patients, is_source=config.public_source)
+    return PrivacyGuard(
+        study,
+        config.policy,
+        config.state,
+        patients,
+        is_source=config.public_source,
+        witness=config.witness,
+        patients_known=config.cohort.knows_patients,
+    )
 
 
 def _sealer(study: Study, config: SiteConfig) -> Sealer | None:

@@ -16,7 +16,7 @@ from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.visit.admission import Admission, Turn
 from fedgraft.client.runtime.visit.evaluation import evaluate, released
 from fedgraft.client.runtime.visit.local_state import LocalState
-from fedgraft.client.runtime.visit.progress import Progress
+from fedgraft.client.runtime.visit.progress import Progress, progress_file
 from fedgraft.client.runtime.visit.work import Worker
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
@@ -58,7 +58,7 @@ class Site:
         self._log = site_log(folder)
         self._worker = Worker(self._place, self._log)
         self._local_state = LocalState(folder / "local_state" / study.digest[:16])
-        self._progress = Progress(folder / "progress" / f"{study.digest[:16]}.log", sync=sync)
+        self._progress = Progress(progress_file(folder, study.digest), sync=sync)
         self._admission = Admission(study, self._progress, guard, sealer)
 
     def greet(self) -> Greeting:

@@ -258,7 +258,8 @@ def _sums(local: Statistics, rounds: int) -> str:
     cases = _CASES[local.split]
     match local.of:
         case "columns":
-            return "send count, sum and sum of squares of each column"
+            noise = "" if local.private is None else " within its public range, with noise for differential privacy"
+            return f"send count, sum and sum of squares of each column{noise}"
         case "distances":
             return "count how far their validation images are from the mean of all sites' features, once"
         case "base_models" | "answers":

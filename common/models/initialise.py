@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.architecture import Blueprint, blueprint
@@ -20,6 +21,7 @@ from fedgraft.common.models.model import (
     state_arrays,
 )
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
+from fedgraft.common.models.slim import StandardiseColumns
 from fedgraft.common.models.weights import KeyReport, fit
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.model_spec import ENSEMBLE, Teacher
@@ -60,7 +62,9 @@ def build(plan: Blueprint, seed: int) -> TransferModel:
         base_models = [build(plan.of_base_model(backbone), seed) for backbone in plan.base_models]
         return build_ensemble(base_models, tasks, seed)
     if isinstance(plan.input, TableInput):
-        return build_table_model(plan.backbone, heads, plan.input.width, seed, plan.domain_discriminators)
+        model = build_table_model(plan.backbone, heads, plan.input.width, seed, plan.domain_discriminators)
+        _scale(model, plan.input)
+        return model
     size, channels = plan.input.size, plan.input.channels
     extras = Extras(masks, plan.domain_discriminators)
     return build_model(plan.backbone, heads, channels=channels, seed=seed, size=size, extras=extras)
@@ -71,6 +75,8 @@ def initialise(study: Study) -> Initialised:
     model = make_model(study)
     taken, provenance = pretrained(study, study.model, describe(model))
     _put(taken, model)
+    if isinstance(study.input, TableInput):
+        _scale(model, study.input)  # whatever scale the weights have learnt
     return Initialised(model, provenance)
 
 
@@ -94,3 +100,13 @@ def graft(
 
 def _put(taken: Mapping[str, np.ndarray], model: TransferModel) -> None:
     load_arrays(model, state_arrays(model) | dict(taken))
+
+
+def _scale(model: TransferModel, columns: TableInput) -> None:
+    """Put the study's public numbers into the model's standardising layer, if it gives some."""
+    if (scale := columns.public_scale()) is None:
+        return
+    for part in model.backbone.modules():
+        if isinstance(part, StandardiseColumns):
+            part.mean.copy_(torch.tensor(scale[0]))
+            part.std.copy_(torch.tensor(scale[1]))

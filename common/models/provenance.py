@@ -18,6 +18,7 @@ from fedgraft.common.models.weights import (
     fit,
     load_weights,
 )
+from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.model_spec import (
     ENSEMBLE,
     BaseModelSpec,
@@ -56,9 +57,13 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def held_out(study: Study) -> str:
-    """How patients are split: what decides it at a site beside the site's own key."""
+    """How patients are split: what decides it at a site beside the site's own key and policy.
+
+    In a private study each patient stands alone, in any other they are dealt out, so that the same seed tests others.
+    """
     split = study.split
-    return f"seed {study.seed}, {split.train:g} train, {split.val:g} val, {split.test:g} test"
+    rule = ", each patient alone" if is_private(study) else ""
+    return f"seed {study.seed}, {split.train:g} train, {split.val:g} val, {split.test:g} test{rule}"
 
 
 def pretrained(study: Study, spec: Model, made_of: Architecture) -> tuple[Arrays, Provenance]:
@@ -149,5 +154,6 @@ def _held_out_alike(study: Study, manifest: WeightsManifest, who: str, *, elsewh
     there = f"was split by {manifest.held_out}" if manifest.held_out else "does not say how patients were split"
     raise WeightsError(
         f"{who}: {there}, and this study by {held_out(study)}, so it may have learnt from cases that are tested here.",
-        fix="Give both the same seed and split; or say elsewhere: true, if it learnt from none of these patients.",
+        fix="Give both the same seed and split, and let both or none be private; or say elsewhere: true, if it learnt "
+        "from none of these patients.",
     )

@@ -183,7 +183,8 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     method = data.pop("method")
     if "plan" in data:
         return data, ["method: give either method or plan, not both"]
-    table = isinstance(data.get("input"), dict) and data["input"].get("kind") == "table"
+    given = data["input"] if isinstance(data.get("input"), dict) else {}
+    table = given.get("kind") == "table" and bool(given.get("numeric")) and not given.get("standardise")
     finished = isinstance(data.get("model"), dict) and data["model"].get("backbone") == ENSEMBLE
     faults = []
     try:

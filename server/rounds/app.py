@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import FedgraftError, RunError
 from fedgraft.common.models.initialise import initialise
-from fedgraft.server.rounds.fleet import GridFleet
+from fedgraft.server.fleet.fleet import GridFleet
 from fedgraft.server.rounds.results import write_model, write_result
 from fedgraft.server.rounds.rounds import Coordinator
 from fedgraft.server.runs.run_folder import REASON, RunFolder
@@ -55,7 +55,7 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None
     ours = engine in ("inprocess", "pool")
     fleet = GridFleet(grid, expires=ours, views=ours)
     if engine == DEPLOYED:
-        from fedgraft.server.rounds.intake import WalledIntake, room_for  # what a simulation has no use for
+        from fedgraft.server.fleet.intake import WalledIntake, room_for  # what a simulation has no use for
 
         intake = partial(WalledIntake, grid, room_for(begin.state()))
         fleet = GridFleet(grid, enrolled=partial(_enrolled, grid), intake=intake)

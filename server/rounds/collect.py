@@ -20,7 +20,7 @@ from fedgraft.common.secure_aggregation.summing import Pooled
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator
 from fedgraft.server.aggregation.joint import Joint
-from fedgraft.server.rounds.fleet import Fleet, Reply
+from fedgraft.server.fleet.fleet import Fleet, Reply
 from fedgraft.server.rounds.validation import Limits, fault, metric_sums
 
 Tell = Callable[..., None]

@@ -29,8 +29,8 @@ from fedgraft.common.study.schedule import Step, schedule, split_at
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
 from fedgraft.server.aggregation.auxiliary import Auxiliary
+from fedgraft.server.fleet.fleet import Fleet, lacking
 from fedgraft.server.rounds.collect import Collected, Collector, headline
-from fedgraft.server.rounds.fleet import Fleet, lacking
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.stopping import averaged, best, stopped

@@ -14,6 +14,7 @@ from fedgraft.common.study.study import Study
 from fedgraft.common.study.training import Private
 from fedgraft.simulations.audit import (
     canaries,
+    coordinator,
     inversion,
     masks,
     metrics_oracle,
@@ -78,6 +79,7 @@ def attack(study: Study, patients: int, *, allow_plain: bool = False, seed: int 
         *attempts,
         *_masks(study, seed),
         *_metrics(seed),
+        _coordinator(study, seed),
         *(_controls(attack_targets[0], seed) if attack_targets else ()),
     ]
 
@@ -133,6 +135,11 @@ def _metrics(seed: int) -> list[AttackAttempt]:
         AttackAttempt(_ALL, "labels from metrics", words, closed),
         AttackAttempt(_CONTROL, "labels from exact metrics", _CONTROL_CLAIM, exact),
     ]
+
+
+def _coordinator(study: Study, seed: int) -> AttackAttempt:
+    words = "no instruction that the study does not have is carried out"
+    return AttackAttempt(_ALL, "coordinator", words, partial(coordinator.carried_out, study, seed))
 
 
 def _masks(study: Study, seed: int) -> list[AttackAttempt]:

@@ -34,6 +34,7 @@ from fedgraft.common.base.files import (
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.models.initialise import make_model
+from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.compare.folds import Fold
 from fedgraft.simulations.compare.models import (
@@ -125,6 +126,10 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
     arms = sorted(question.arms, key=lambda one: bool(one.base_models))
     for arm in arms:
         plain[arm.name] = arm.apply(asked, where, plain)
+    # What is compared is tested on the same patients, so one private arm asks the same of all.
+    alone = any(is_private(own) for own in plain.values())
+    if alone:
+        _refuse_tied(question, sites, where)
     for arm in arms:
         own = plain[arm.name]
         _check(own, f"{where}, arm {arm.name}", arm)
@@ -132,6 +137,8 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
         for cases in question.sizes:
             limit = None if few else cases
             asked_of = {site: _as_asked(sites.cohorts[site], site, limit, arm, question) for site in hospitals}
+            if alone:
+                asked_of = {site: spec.model_copy(update={"split": "independent"}) for site, spec in asked_of.items()}
             specs = dict(sites.cohorts) | asked_of
             for seed in range(seeds):
                 seeded = own.model_copy(update={"seed": own.seed + seed})
@@ -142,6 +149,21 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
                     found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job, own_base_models))
     places = {arm.name: at for at, arm in enumerate(question.arms)}
     return sorted(found, key=lambda cell: places[cell.arm])
+
+
+def _refuse_tied(question: Question, sites: Hospitals, where: str) -> None:
+    """InputError for what would let one patient decide who else trains, or with which label."""
+    capped = any(spec.train_cases is not None for spec in sites.cohorts.values())
+    if (question.cases and not question.shots) or capped:
+        raise InputError(
+            f"{where}: an arm is private, and `cases` takes the first so many patients, which ties them together.",
+            fix="Leave it out; fewer train with a smaller split.train in the question's `set`.",
+        )
+    if any(arm.labels == "shuffled" for arm in question.arms):
+        raise InputError(
+            f"{where}: an arm is private, and shuffled labels are those of other patients, which ties them together.",
+            fix="Ask about shuffled labels in a question of their own, without a private arm.",
+        )
 
 
 def _check(study: Study, source: str, arm: Arm) -> None:

@@ -22,7 +22,7 @@ from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import own
-from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Recalibrate
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task

@@ -15,7 +15,7 @@ from pydantic import Field
 from fedgraft.common.base.value import Value
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import MaskedUpdate, Update
-from fedgraft.server.rounds.fleet import NODE_EXPIRED
+from fedgraft.server.fleet.fleet import NODE_EXPIRED
 
 _RAISED = 2
 

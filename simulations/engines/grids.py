@@ -22,7 +22,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.client.runtime.app import forget
-from fedgraft.server.rounds.fleet import NODE_EXPIRED
+from fedgraft.server.fleet.fleet import NODE_EXPIRED
 from fedgraft.simulations.engines.child_path import no_working_folder
 from fedgraft.simulations.engines.node import answer, context_for, deadline_of
 from fedgraft.simulations.engines.process_server import process_server

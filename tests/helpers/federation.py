@@ -84,7 +84,9 @@ class Federation:
         cohort = self.hospitals.cohorts[name]
         code = self.kits / f"{name}.code"
         place = ("--data", cohort.root, "--kind", cohort.kind, "--home", self.site(name))
-        self.fedgraft("site", "join", kit, "--code-file", code, *place)
+        columns = {"--labels": cohort.labels, "--patient-column": cohort.patient_column}
+        more = [word for option, value in columns.items() if value is not None for word in (option, value)]
+        self.fedgraft("site", "join", kit, "--code-file", code, *place, *more)
         config = yaml.safe_load((self.site(name) / "site.yaml").read_text())
         if study is not None:
             keep_key(self.site(name) / "state", derive(study.seed, name, "secret").to_bytes(16, "big"))

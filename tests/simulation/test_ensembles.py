@@ -302,6 +302,16 @@ def test_members_that_do_not_fit_are_refused_by_name(make_study, base_models, ch
         check_study(study, "here")
 
 
+def test_members_of_a_plain_study_have_seen_patients_that_a_private_one_tests(make_study, base_models) -> None:
+    """Patients who each stand alone are split otherwise than those who are dealt out, from the same seed."""
+    local = {"kind": "gradient", "train": "heads", "steps": 1, "fixed_norm_stats": True}
+    terms = {"private": {"noise_multiplier": 1.0, "sample_rate": 0.5}}
+    plan = [{"name": "heads", "local": local | terms, "share": "heads", "aggregate": {"kind": "mean"}}]
+    with pytest.raises(StudyError, match=r"base_models\.0 .*each patient alone.*tested here.*both or none be private"):
+        check_study(make_study(name="odd", model=ensemble(base_models), plan=plan), "here")
+    check_study(make_study(name="else", model=ensemble(base_models, elsewhere=True), plan=plan), "here")
+
+
 def test_a_member_of_another_backbone_than_said_is_refused(make_study, base_models) -> None:
     model = {"backbone": "ensemble", "base_models": [str(base_models[0]), str(base_models[1])]}
     with pytest.raises(StudyError, match=rf"base_models\.1 .*is a {OTHER}, but the study says slim_resnet"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
-from fedgraft.client.privacy.ledger.hash_chain import Facts, Release
+from fedgraft.client.privacy.ledger.hash_chain import Facts, Release, witness_folder
 from fedgraft.client.privacy.ledger.ledger import (
     AlreadyCharged,
     Caps,
@@ -71,9 +71,9 @@ class Held:
     witness: Path
 
     @classmethod
-    def of(cls, folder: Path) -> Held:
-        """The places in a site's state folder."""
-        return cls(folder / "ledger" / "ledger.sqlite", folder / "witness.json")
+    def of(cls, state: Path, elsewhere: Path | None = None) -> Held:
+        """The ledger in a site's state folder, and its witness in a folder that `witness_folder` says."""
+        return cls(state / "ledger" / "ledger.sqlite", witness_folder(state, elsewhere) / "ledger.json")
 
     def exists(self) -> bool:
         """Whether there is a ledger, or was one."""
@@ -87,16 +87,26 @@ class Held:
 class PrivacyGuard:
     """One site's policy and ledger in one study. `patients` counts those that the study may learn from.
 
-    `is_source` says that they are no patients of a hospital, but public source data.
+    `is_source` says that they are no patients of a hospital, but public source data; `patients_known` whether the data
+    say whose a case is. `witness` is where the ledger's witness is, if not beside the site's state `folder`.
     """
 
-    def __init__(
-        self, study: Study, policy: SitePolicy, folder: Path, patients: int, *, is_source: bool = False
+    def __init__(  # noqa: PLR0913 - the rules of a site, and where its records are
+        self,
+        study: Study,
+        policy: SitePolicy,
+        folder: Path,
+        patients: int,
+        *,
+        is_source: bool = False,
+        witness: Path | None = None,
+        patients_known: bool = True,
     ) -> None:
         self.is_source = is_source
+        self._patients_known = patients_known or is_source
         self._study = study
         self._policy = policy
-        self._held = Held.of(folder)
+        self._held = Held.of(folder, witness)
         self._shown = folder / "shown.json"
         self._replies = Replies(folder / "replies" / study.digest[:16])
         # Once in a study is once: what was released is never pushed out by later replies.
@@ -236,6 +246,8 @@ class PrivacyGuard:
         Raises Refused, or Replay if it was released before, whatever model it was asked of.
         """
         self._answered_once(exchange)
+        if self._untold:
+            raise Refused(Code.POLICY, Reason.NO_PATIENTS.value)
         event = next(self.metrics_events(), None)
         if event is None:
             raise Refused(Code.BUDGET, "metrics of other studies have cost metrics_lifetime of the policy")
@@ -281,7 +293,7 @@ class PrivacyGuard:
 
         All of them together may cost much less than all work together: each is a question about the same few cases.
         """
-        if self.metrics != "noised" or self._study.secure_aggregation:
+        if self.metrics != "noised" or self._study.secure_aggregation or self._untold:
             return
         noise_multiplier = noise_for(self._policy.metrics_epsilon, self.delta, 1.0, 1)
         event = Event(max(self._policy.noise_multiplier_min, noise_multiplier), 1.0, 1)
@@ -327,12 +339,18 @@ class PrivacyGuard:
         self._replies.keep(exchange, shared, own)
 
     def _effective(self, request: PrivacyRequest) -> EffectivePrivacy:
+        request = replace(request, patients_known=self._patients_known)
         reserved = tuple(self.metrics_events()) if request.private else ()
         delta = self.delta if request.private else self._delta()
         privacy = effective(self._policy, request, self._patients, delta, reserved)
         if isinstance(privacy, Reason):
             raise Refused(Code.BUDGET if privacy is Reason.BUDGET else Code.POLICY, privacy.value)
         return privacy
+
+    @property
+    def _untold(self) -> bool:
+        """Whether patients are to be protected, and nothing says whose a case is."""
+        return not self._patients_known and self.unit == "patient"
 
     def _delta(self) -> float | None:
         if not self._held.exists():

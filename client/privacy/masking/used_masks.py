@@ -134,6 +134,16 @@ class MaskBook:
                 row = (study, nonce, number, o.part, o.stage, o.work, exchange, "\n".join(sites), context, at)
                 db.execute("INSERT INTO sums VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
+    def contexts(self) -> frozenset[str]:
+        """The digests of all that the site has masked for."""
+        with self._connected() as db:
+            return frozenset(context for (context,) in db.execute("SELECT context FROM sums"))
+
+    def void(self) -> None:
+        """End all runs: no instruction under a nonce that was given out before is followed any more."""
+        with self._connected() as db:
+            db.execute("DELETE FROM runs")
+
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -97,6 +97,23 @@ class Progress:
         return self._known
 
 
+def progress_file(folder: Path, digest: str) -> Path:
+    """Where the record of a study is, in the folder of what lasts of it."""
+    return folder / "progress" / f"{digest[:16]}.log"
+
+
+def taken_up(path: Path) -> frozenset[int]:
+    """All exchanges on a record, those of earlier courses of the study as well."""
+    found = set()
+    for one in (path, *path.parent.glob(f"{path.name}.before-*")):
+        if one.exists():
+            for line in one.read_text(encoding="ascii", errors="replace").splitlines():
+                number, _, stage = line.partition(" ")
+                if number.isdigit() and stage:
+                    found.add(int(number))
+    return frozenset(found)
+
+
 def _after(known: _Known, words: list[str]) -> _Known:
     match words:
         case [word] if word == _GREETED:

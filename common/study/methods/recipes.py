@@ -43,6 +43,8 @@ class Method(Value):
     local: Gradient = Gradient(epochs=1)
     sums: PrivateSums | None = None
     """Noise on the sums of a closed-form head."""
+    columns: PrivateSums | None = None
+    """Noise on the sums from which a table's columns get their scale; see `ranges` of the input."""
     ood_detection: bool = False
     """Two more exchanges, from which `fedgraft predict` can tell images that are out of distribution for the sites."""
     retain_statistics: bool = False
@@ -191,6 +193,6 @@ def adapt() -> Stage:
     return Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
 
 
-def standardise() -> Stage:
-    """The stage that a table needs before any other: columns on one scale, agreed by all sites."""
-    return Stage(name="standardise", local=Statistics(of="columns"), aggregate=Standardise())
+def standardise(private: PrivateSums | None = None) -> Stage:
+    """The stage that a table without public numbers needs before any other: columns on one scale, from the sites'."""
+    return Stage(name="standardise", local=Statistics(of="columns", private=private), aggregate=Standardise())

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedgraft.client.governance.egress import EgressLog
 from fedgraft.common.base.errors import LedgerError
-from fedgraft.common.base.files import read_json
+from fedgraft.common.base.files import canonical_json, read_json
 from fedgraft.common.protocol import wire
-from fedgraft.common.protocol.instructions import Code, Refusal, Update
+from fedgraft.common.protocol.instructions import Code, Greeting, Hello, Refusal, Update
 from fedgraft.simulations.engines.grids import InProcessGrid
+from helpers.played import PlayedSite
 from helpers.simulated import simulate
 
 UPDATE = Update(1, {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"trunk": 4.0}, {"loss": 0.5}, {})
@@ -31,7 +33,7 @@ def log(tmp_path: Path) -> Path:
     """A log of three messages."""
     one = EgressLog(tmp_path)
     one.record("ab", UPDATE, "because")
-    one.record("ab", Refusal(2, Code.BUDGET), "a constant word")
+    one.record("ab", Refusal(2, Code.BUDGET, "north"), "a constant word")
     EgressLog(tmp_path).record("cd", UPDATE, "because")
     return tmp_path
 
@@ -41,7 +43,7 @@ def test_a_line_says_what_left_and_why(log: Path) -> None:
     assert first.tensors == {"w": ("<f4", (2, 3), hashlib.sha256(UPDATE.tensors["w"].tobytes()).hexdigest())}
     assert first.words == {"weights": {"trunk": 4.0}, "train": {"loss": 0.5}, "spent": None}
     assert (first.kind, first.study, first.exchange, first.why) == ("update", "ab", 1, "because")
-    assert (second.kind, second.words) == ("refusal", {"code": "budget"})
+    assert (second.kind, second.words) == ("refusal", {"code": "budget", "site": "north"})
     assert (third.seq, third.study) == (3, "cd")
     assert (log / "egress.jsonl").stat().st_mode & 0o777 == 0o600
 
@@ -144,3 +146,60 @@ def test_a_line_is_on_the_disk_before_the_message_leaves_unless_a_simulation_say
     EgressLog(tmp_path / "played", sync=False).record("ab", UPDATE, "because")
     assert len(synced) == 1
     assert len(list(EgressLog(tmp_path / "played").entries())) == 1
+
+
+# --- every word that leaves
+
+
+def leaves(message: Message) -> list[str]:
+    """All that a reply says, as a line of the log would say it: its words, and digests of its arrays; or its error."""
+    if message.has_error():
+        return [f'"code":{message.error.code}']
+    found = []
+    for record in message.content.values():
+        if isinstance(record, ConfigRecord):
+            words = json.loads(str(record["json"]))
+            named = {{"refused": "code"}.get(key, key): value for key, value in words.items()}
+            found += [canonical_json({key: value}).decode()[1:-1] for key, value in named.items()]
+        else:
+            assert isinstance(record, ArrayRecord)
+            found += [hashlib.sha256(array.tobytes()).hexdigest() for array in wire._unpack_arrays(record).values()]
+    return found
+
+
+def told(site: PlayedSite) -> str:
+    """The last line of the log, as text."""
+    return (site.state / "egress.jsonl").read_bytes().splitlines()[-1].decode()
+
+
+def test_every_reply_has_its_line_and_every_word_of_it_stands_there(hospitals, make_study, tmp_path, monkeypatch):
+    """Greetings, updates, refusals of all kinds with the site's name, pings, and errors in place of a reply."""
+    site, study = PlayedSite(tmp_path / "north", hospitals.cohorts["north"]), make_study()
+    sent: list[Message] = []
+    plain = site.sends
+
+    def noted(kind: str, records: RecordDict) -> Message:
+        before = len(list(site.log.entries()))
+        sent.append(plain(kind, records))
+        assert len(list(site.log.entries())) == before + 1, "one line for one reply"
+        assert [what for what in leaves(sent[-1]) if what not in told(site)] == []
+        return sent[-1]
+
+    monkeypatch.setattr(site, "sends", noted)
+    garbage = RecordDict({"words": ConfigRecord({"json": "[]"})})
+    noted(wire.HELLO, garbage)
+    assert '"site":"north"' in told(site), "a hello that is refused is told who refuses"
+    noted(wire.HELLO, wire.pack_hello(Hello(study.to_json())))
+    assert '"not_approved"' in told(site)
+    assert isinstance(site.greets(study), Greeting)
+    noted(wire.VISIT, garbage)
+    assert isinstance(site.visits(study, 1), Update)
+    noted(wire.PING, RecordDict())
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "pack_reply", lambda *_, **__: 1 / 0)
+        before = len(list(site.log.entries()))
+        assert plain(wire.VISIT, garbage).has_error()
+        assert [entry.kind for entry in site.log.entries()][before:] == ["refusal", "error"]
+    kinds = [entry.kind for entry in site.log.entries()]
+    assert kinds == ["refusal", "refusal", "greeting", "refusal", "update", "ping", "refusal", "error"]
+    site.restart()

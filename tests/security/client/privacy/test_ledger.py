@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from fedgraft.client.privacy.ledger import ledger as module
+from fedgraft.client.privacy.ledger import ledger_file
 from fedgraft.client.privacy.ledger.hash_chain import (
     Facts,
     Genesis,
@@ -305,9 +306,9 @@ def test_a_row_with_a_wrong_cost_is_found_even_if_its_chain_is_right(files: File
     ledger = filled(files, 1)
     genesis, rows = ledger._read()
     free = rdp([SMALL]) * 0
-    row = module._next(genesis, rows, Row(0, "a", 7, SMALL, FACTS, free.tobytes(), module._now(), ""))
-    with module._connected(files.ledger) as db:
-        module._insert(db, row)
+    row = ledger_file.next_row(genesis, rows, Row(0, "a", 7, SMALL, FACTS, free.tobytes(), ledger_file.now(), ""))
+    with ledger_file.connected(files.ledger) as db:
+        ledger_file.insert(db, row)
     assert len(ledger.rows()) == 2
     with pytest.raises(LedgerError, match="recorded costs"):
         ledger.verify()
@@ -424,15 +425,15 @@ def test_two_processes_at_once_stop_at_the_cap_together(files: Files) -> None:
 
 def test_a_charge_after_a_thousand_others_is_quick(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     files.create(1e6)
-    with module._connected(files.ledger) as db:
+    with ledger_file.connected(files.ledger) as db:
         genesis = Genesis(*db.execute("SELECT format, delta, unit, nonce FROM site").fetchone())
         rows: tuple[Row, ...] = ()
         db.execute("BEGIN IMMEDIATE")
         for number in range(1000):
             event = POOL[number % 3]
-            blank = Row(0, f"job{number % 7}", number, event, FACTS, rdp([event]).tobytes(), module._now(), "")
-            rows = (*rows, module._next(genesis, rows, blank))
-            module._insert(db, rows[-1])
+            blank = Row(0, f"job{number % 7}", number, event, FACTS, rdp([event]).tobytes(), ledger_file.now(), "")
+            rows = (*rows, ledger_file.next_row(genesis, rows, blank))
+            ledger_file.insert(db, rows[-1])
         db.execute("COMMIT")
     write_witness(files.witness, Mark(rows[-1].seq, rows[-1].hash))
     ledger = files.open(1e6)

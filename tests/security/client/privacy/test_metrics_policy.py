@@ -203,7 +203,7 @@ def crafted(study: Study, asked: np.ndarray) -> Arrays:
     return state
 
 
-def told(update: Update | Refusal) -> float | None:
+def said_of(update: Update | Refusal) -> float | None:
     """How many of the answers were right, less how many were wrong, as far as the site says."""
     if isinstance(update, Refusal) or not update.metrics:
         return None
@@ -237,7 +237,7 @@ def test_hundred_evaluations_of_one_study_do_not_give_the_labels_away(make_study
     asked = np.random.default_rng(5).choice([-1.0, 1.0], (CASES, CASES))
     answers = []
     for wish in asked:  # the last exchange may be asked again, as after a crash of the coordinator
-        answers.append(told(site.visit(end(study, crafted(study, wish)))))
+        answers.append(said_of(site.visit(end(study, crafted(study, wish)))))
     share = recovered(asked, answers, labels)
     heard = [answer for answer in answers if answer is not None]
     assert len(heard) == (0 if metrics == "none" else CASES)
@@ -254,7 +254,7 @@ def attacked(make_study: MakeStudy, folder: Path, policy: SitePolicy, hospital: 
     answers = []
     for number, wish in enumerate(asked):
         study = a_study(make_study, 1, seed=number)
-        answers.append(told(a_site(study, folder, policy, hospital).visit(end(study, crafted(study, wish)))))
+        answers.append(said_of(a_site(study, folder, policy, hospital).visit(end(study, crafted(study, wish)))))
     heard = sum(answer is not None for answer in answers)
     return heard, recovered(asked, answers, labels, 15.0 if policy.metrics == "noised" else 0.1)
 
@@ -379,7 +379,7 @@ def test_figures_that_are_shown_once_are_not_shown_again_whatever_is_asked_in_be
     for _ in range(3):
         again = a_site(study, tmp_path, policy).visit(end(study, crafted(study, rng.choice([-1.0, 1.0], CASES))))
         assert isinstance(again, Update)
-        assert told(again) == told(first)
+        assert said_of(again) == said_of(first)
     for path in (tmp_path / "releases").rglob("*.safetensors"):
         path.unlink()  # the answer is lost, and stays so
     lost = a_site(study, tmp_path, policy).visit(end(study, crafted(study, -np.ones(CASES))))

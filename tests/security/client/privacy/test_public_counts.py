@@ -16,7 +16,9 @@ from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.models.model import state_arrays
+from fedgraft.common.privacy.accountant import default_delta
 from fedgraft.common.protocol.instructions import Greeting, Instruction, Update
+from fedgraft.common.study.plan import Role
 from fedgraft.common.study.study import Study
 from helpers.work import CPU, MakeStudy, images
 
@@ -89,6 +91,17 @@ def test_nothing_else_that_is_said_follows_the_number(make_study: MakeStudy, tmp
     assert said[0][0].cases == {"train": 50}
     assert not said[0][0].labels
     assert not said[0][0].problems
+
+
+def test_delta_follows_the_public_number(make_study: MakeStudy, tmp_path: Path) -> None:
+    """At hospitals so large that it is below the most that a delta may be."""
+    study = make_study(plan=[STAGE], evaluate={"every": 0}, split={"train": 0.8, "val": 0.0, "test": 0.2})
+    for patients in (1_001, 1_400, 1_500):
+        guard = PrivacyGuard(study, CLOSED, tmp_path / str(patients), patients)
+        guard.charge(study.plan[0], 1, frozenset({Role.BODY, Role.HEAD}), "0" * 64, patients)
+        spent = guard.spend()
+        assert spent is not None
+        assert spent.delta == default_delta(1_500) < 1e-3
 
 
 def test_the_number_stays_however_many_come_and_go(tmp_path: Path) -> None:

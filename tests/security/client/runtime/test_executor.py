@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 import uvicorn
 from flwr.app import Context, Message, RecordDict
-from flwr.proto.fleet_pb2 import ActivateNodeResponse, PullMessagesResponse
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeResponse,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.client.enrolment.home import SiteHome
@@ -25,7 +30,7 @@ from helpers.members import joined
 from helpers.ports import free_port
 
 SECRET = "patient Jane Doe /data/1234"
-ACTIVATE, PULL = "/v1/fleet/activate-node", "/v1/fleet/pull-messages"
+ACTIVATE, PULL, PUSH = (f"/v1/fleet/{name}" for name in ("activate-node", "pull-messages", "push-messages"))
 
 
 class Scripted:
@@ -34,6 +39,7 @@ class Scripted:
     def __init__(self, home: ServerHome, port: int) -> None:
         self.statuses: dict[str, list[int]] = {}
         self.asked: list[str] = []
+        self.bodies: list[tuple[str, bytes]] = []
         files = {"ssl_certfile": str(home.gate[0]), "ssl_keyfile": str(home.gate[1])}
         self._server = uvicorn.Server(
             uvicorn.Config(self, port=port, log_config=None, lifespan="off", ws="none", **files)
@@ -44,14 +50,20 @@ class Scripted:
             threading.Event().wait(0.02)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        while (await receive()).get("more_body"):
-            pass
-        path = scope["path"]
+        path, body, more = scope["path"], b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
         self.asked.append(path)
+        self.bodies.append((path, body))
         statuses = self.statuses.get(path, [200])
         status = statuses.pop(0) if len(statuses) > 1 else statuses[0]
-        body = {ACTIVATE: ActivateNodeResponse(node_id=5), PULL: PullMessagesResponse()}.get(path)
-        content = body.SerializeToString() if body is not None else b""
+        answer = {
+            ACTIVATE: ActivateNodeResponse(node_id=5),
+            PULL: PullMessagesResponse(),
+            PUSH: PushMessagesResponse(session_id="s"),
+        }.get(path)
+        content = answer.SerializeToString() if answer is not None else b""
         headers = [(b"content-type", b"application/x-protobuf")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
@@ -168,6 +180,25 @@ def test_no_word_of_what_went_wrong_reaches_the_server_or_the_shared_log(monkeyp
     assert reply.error.reason == "failed"
     assert SECRET not in str(vars(reply.error)) + caplog.text
     assert "ValueError" in caplog.text
+
+
+def test_how_long_an_answer_took_is_not_said(server, link, monkeypatch):
+    """The seconds of computing grow with the patients; Flower has a field for them."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    context = Context(1, 1, {}, RecordDict(), {})
+    for seconds in (0.0, 0.4):
+        asked = Message(RecordDict(), dst_node_id=1, message_type="train.visit")
+        asked.metadata.__dict__["_message_id"] = "m"
+
+        def slow(message: Message, _: Context, seconds: float = seconds) -> Message:
+            threading.Event().wait(seconds)
+            return Message(RecordDict(), reply_to=message)
+
+        monkeypatch.setattr(executor, "app", slow)
+        monkeypatch.setattr(Link, "read", lambda self, work, asked=asked: asked)
+        executor._serve(link, executor.Work(asked, None), context)
+    pushed = [PushMessagesRequest.FromString(body) for path, body in server.bodies if path == PUSH]
+    assert [list(request.clientapp_runtime_list) for request in pushed] == [[0.0], [0.0]]
 
 
 def test_an_order_that_cannot_be_read_costs_the_order_and_tells_nothing(server, link, monkeypatch, caplog):

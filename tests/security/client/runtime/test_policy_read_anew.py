@@ -24,7 +24,7 @@ from helpers.work import CPU, MakeStudy
 ROUNDS = 6
 
 
-class Told:
+class Asked:
     """The site `east` of a prepared run, as a coordinator talks to it."""
 
     def __init__(self, study: Study, run: Path) -> None:
@@ -54,25 +54,25 @@ class Told:
 
 
 @pytest.fixture
-def told(make_study: MakeStudy, hospitals: Hospitals, tmp_path: Path) -> Iterator[Told]:
+def site(make_study: MakeStudy, hospitals: Hospitals, tmp_path: Path) -> Iterator[Asked]:
     study = make_study(
         method={"name": "fedavg", "rounds": ROUNDS, "local": {"steps": 1, "batch_size": 8}}, evaluate={"every": 0}
     )
     prepare(study, hospitals, tmp_path / "run")
-    yield Told(study, tmp_path / "run")
+    yield Asked(study, tmp_path / "run")
     forget()
 
 
-def test_a_tightened_policy_acts_on_the_very_next_instruction(told: Told) -> None:
-    told.greet()
-    assert isinstance(told.ask(1), Update)
-    told.change(allow_non_dp=False)
+def test_a_tightened_policy_acts_on_the_very_next_instruction(site: Asked) -> None:
+    site.greet()
+    assert isinstance(site.ask(1), Update)
+    site.change(allow_non_dp=False)
     for number in (2, 3):
-        answer = told.ask(number)
+        answer = site.ask(number)
         assert isinstance(answer, Refusal)
         assert answer.code is Code.POLICY
-    told.change(allow_non_dp=True)
-    assert isinstance(told.ask(3), Update)
+    site.change(allow_non_dp=True)
+    assert isinstance(site.ask(3), Update)
 
 
 @pytest.mark.parametrize(
@@ -84,15 +84,15 @@ def test_a_tightened_policy_acts_on_the_very_next_instruction(told: Told) -> Non
     ],
     ids=["not JSON", "a key given twice", "gone"],
 )
-def test_under_rules_that_cannot_be_read_nothing_is_done(told: Told, spoil: Callable[[Path], object]) -> None:
-    told.greet()
-    assert isinstance(told.ask(1), Update)
-    before = told.config.read_text()
-    spoil(told.config)
-    answer = told.ask(2)
+def test_under_rules_that_cannot_be_read_nothing_is_done(site: Asked, spoil: Callable[[Path], object]) -> None:
+    site.greet()
+    assert isinstance(site.ask(1), Update)
+    before = site.config.read_text()
+    spoil(site.config)
+    answer = site.ask(2)
     assert isinstance(answer, Refusal)
     assert answer.code is Code.POLICY
-    log = [json.loads(line) for line in (told.config.parent / "egress.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (site.config.parent / "egress.jsonl").read_text().splitlines()]
     assert (log[-1]["kind"], log[-1]["words"]["code"]) == ("refusal", "policy")
-    told.config.write_text(before)
-    assert isinstance(told.ask(2), Update)
+    site.config.write_text(before)
+    assert isinstance(site.ask(2), Update)

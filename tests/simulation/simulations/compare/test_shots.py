@@ -18,7 +18,7 @@ from fedgraft.common.base.errors import RunError
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.models.weights import load_weights
-from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 from fedgraft.simulations.compare.cells import (

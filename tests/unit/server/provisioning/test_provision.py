@@ -31,7 +31,7 @@ from fedgraft.common.identity.kit import read_kit
 from fedgraft.common.identity.roster import read_membership
 from fedgraft.server.provisioning.consortium import Consortium, read_consortium
 from fedgraft.server.provisioning.provision import Authority
-from helpers.members import COHORT, code_of, enrolled, joined, pin_each_other, told
+from helpers.members import COHORT, code_of, enrolled, fingerprint_of, joined, pin_each_other
 
 
 def consortium(*sites: str, **changes: object) -> Consortium:
@@ -283,7 +283,7 @@ def test_a_persons_comments_outlive_a_newer_roster_and_a_renewed_kit(kits):
     home, south = enrolled(kits), enrolled(kits, "south")
     commented = "# ours, change with care\n" + yaml.safe_dump(yaml.safe_load(home.config.read_text())) + "# the end\n"
     home.config.write_text(commented.replace("threads: 0", "threads: 3  # it has four"))
-    update_roster(home, kits / "roster.json", {"south": told(south)})
+    update_roster(home, kits / "roster.json", {"south": fingerprint_of(south)})
     Authority(kits).renew_site("north")
     rejoin(kits / "north.zip", code_of(kits), home)
     Authority(kits).enrol(home.path / "north.enrolment.json")
@@ -371,11 +371,13 @@ def test_another_identity_of_a_known_site_is_believed_only_when_a_person_says_so
     Authority(kits).renew_site("south")
     rejoin(kits / "south.zip", code_of(kits, "south"), south)
     Authority(kits).enrol(south.path / "south.enrolment.json")
-    for typed in ({}, {"south": told(home)}):
+    for typed in ({}, {"south": fingerprint_of(home)}):
         with pytest.raises(InputError, match=r"other identities than before for south|not that of its key") as error:
             update_roster(home, kits / "roster.json", typed)
-        assert told(south) not in str(error.value), "what should be heard by telephone is not shown for copying"
+        assert fingerprint_of(south) not in str(error.value), (
+            "what should be heard by telephone is not shown for copying"
+        )
     after = home.roster_file.read_bytes(), home.config.read_bytes(), home.secure_aggregation_file.read_bytes()
     assert after == before
-    update_roster(home, kits / "roster.json", {"south": told(south)})
+    update_roster(home, kits / "roster.json", {"south": fingerprint_of(south)})
     assert masks(home).identities["south"] == home.roster().members["south"].node

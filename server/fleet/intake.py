@@ -34,7 +34,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 
 from fedgraft.common.protocol.instructions import Arrays, Code
-from fedgraft.server.rounds.transport import Taken
+from fedgraft.server.fleet.transport import Taken
 
 _ROOM = 1 << 30
 _LARGEST_WORDS = 8 << 20

@@ -1,4 +1,4 @@
-"""What docs/privacy-tests.md and docs/deploy-tests.md point at exists: every test, and every part that was broken."""
+"""What the documents about promises and faults point at exists: every test, and every part that was broken."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 PACKAGES = ("common", "client", "server", "simulations")
+PROMISES = ("privacy-tests.md", "deploy-tests.md")
+FAULTS = "history-of-faults.md"
 
 
 @cache
@@ -38,12 +40,25 @@ def column(document: str, heading: str) -> Iterator[tuple[str, list[str]]]:
         yield row[0], re.findall(r"`([^`]+)`", row[number])
 
 
-def rows(heading: str) -> list[object]:
-    """The cells under that heading in both documents, as parameters of a test."""
+def rows(heading: str, *documents: str) -> list[object]:
+    """The cells under that heading in these documents, as parameters of a test."""
     return [
         pytest.param(words, id=f"{document}: {promise[:60]}")
-        for document in ("privacy-tests.md", "deploy-tests.md")
+        for document in documents
         for promise, words in column(document, heading)
+    ]
+
+
+def played() -> list[object]:
+    """Of every section of docs/privacy.md that names an adversary, the words in backticks after "Played by"."""
+    text = (ROOT / "docs" / "privacy.md").read_text()
+    sections = [part for part in text.split("\n## ") if "- **Adversary**" in part]
+    return [
+        pytest.param(
+            re.findall(r"`([^`]+)`", part.partition("- **Played by**")[2].partition("\n- **")[0]),
+            id=f"privacy.md: {part.partition(chr(10))[0]}",
+        )
+        for part in sections
     ]
 
 
@@ -54,7 +69,7 @@ def is_in(name: str, found: set[str]) -> bool:
     return f"test_{name}" in found
 
 
-@pytest.mark.parametrize("words", rows("Tests"))
+@pytest.mark.parametrize("words", rows("Tests", *PROMISES, FAULTS) + played())
 def test_a_promise_points_at_tests_that_exist(words: list[str]) -> None:
     assert words
     assert words[0].endswith(".py")
@@ -68,7 +83,7 @@ def test_a_promise_points_at_tests_that_exist(words: list[str]) -> None:
             assert is_in(word, found), f"{of} has no test {word}"
 
 
-@pytest.mark.parametrize("words", rows("Seen to fail"))
+@pytest.mark.parametrize("words", rows("Seen to fail", *PROMISES))
 def test_what_was_broken_is_still_called_so(words: list[str]) -> None:
     """`file.py`, or `file.name` and `file.Class.name`; other words in backticks are no code."""
     for word in words:
@@ -80,5 +95,8 @@ def test_what_was_broken_is_still_called_so(words: list[str]) -> None:
             assert set(names) <= found, f"there is no {word}"
 
 
-def test_there_are_twenty_promises_of_privacy() -> None:
-    assert [promise for promise, _ in column("privacy-tests.md", "Tests")] == [f"P{number}" for number in range(1, 21)]
+def test_there_are_as_many_promises_of_privacy_as_their_document_says() -> None:
+    said = re.search(r"promises, P1 to P(\d+)", (ROOT / "docs" / "privacy-tests.md").read_text())
+    assert said
+    wanted = [f"P{number}" for number in range(1, int(said[1]) + 1)]
+    assert [promise for promise, _ in column("privacy-tests.md", "Tests")] == wanted

@@ -21,7 +21,7 @@ from fedgraft.common.protocol.instructions import (
     Instruction,
     Refusal,
 )
-from fedgraft.server.rounds.transport import Intake, Taken, collect
+from fedgraft.server.fleet.transport import Intake, Taken, collect
 
 NODE_EXPIRED = 9_001
 """Error code of our own grids for a site that let its deadline pass."""
