@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -70,8 +69,7 @@ def test_a_clock_that_is_ten_minutes_off_is_named(federation, copy, tmp_path):
     (tmp_path / "clock" / "shifted.py").write_text(shift)
     code = "import shifted, sys; sys.argv = ['fedgraft', 'site', 'start', '--home', sys.argv[1]]; "
     code += "from fedgraft.cli import main; main()"
-    environment = federation.environment()
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "clock"), environment["PYTHONPATH"]])
+    environment = federation.environment(tmp_path / "clock")
     command = [sys.executable, "-c", code, str(copy)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 1

@@ -38,8 +38,8 @@ def reference(study, three, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def federation(found, study) -> Federation:
-    return found(study)
+def federation(stand, study) -> Federation:
+    return stand(study)
 
 
 @pytest.mark.parametrize("program", ["fedgraft.server.operations.superlink", "flwr-serverapp", "flower-superexec"])

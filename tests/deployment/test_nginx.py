@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import httpx
@@ -39,7 +38,7 @@ def federation(found, make_study) -> Federation:
     # Its workers leave root's account, and then could not write to root's folders.
     user = "user root;" if os.getuid() == 0 else ""
     command = [NGINX, "-e", str(made.home / "logs" / "nginx.log"), "-c", str(made.home / "nginx.conf")]
-    made.processes["nginx"] = subprocess.Popen([*command, "-g", f"daemon off; {user}"])
+    made.spawn("nginx", [*command, "-g", f"daemon off; {user}"])
     until((made.home / "nginx.pid").exists, 20, "nginx")
     for name in ("east", "north", "south"):
         made.join(name, make_study(method=METHOD))

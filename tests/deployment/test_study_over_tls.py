@@ -20,9 +20,9 @@ METHOD = {"name": "silobn", "rounds": 2, "local": {"epochs": 1, "batch_size": 8,
 
 
 @pytest.fixture(scope="module")
-def federation(found, make_study) -> Federation:
-    """A server and three sites that approved the study."""
-    return found(make_study(method=METHOD))
+def federation(stand, make_study) -> Federation:
+    """A server and three sites that approved the study; the last tests end them."""
+    return stand(make_study(method=METHOD))
 
 
 def test_weights_and_metrics_are_those_of_the_simulation(federation, three, make_study, tmp_path):
