@@ -262,7 +262,7 @@ def test_a_renewed_kit_replaces_keys_and_nothing_else(kits):
     assert authority.home.admitted() == {public_pem(old).decode(): "north"}, "the old key is good until then"
     rejoin(kits / "north.zip", code_of(kits), home)
     assert private_pem(home.node_key()) != private_pem(old)
-    authority.enrol(home.path / "north.enrolment.json")
+    authority.enrol(home.path / "north.enrolment.json", timedelta(0))
     assert authority.home.admitted() == {public_pem(home.node_key()).decode(): "north"}
     assert read_config(home.config).model_copy(update={"secure_aggregation": None}) == config.model_copy(
         update={"secure_aggregation": None}
