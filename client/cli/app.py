@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fedgraft.common.base.command_line import command_group
+
 if TYPE_CHECKING:
     from fedgraft.common.study.study import Study
 
-app = typer.Typer(help="A hospital's site: join, check, approve, start.", no_args_is_help=True)
+app = command_group("A hospital's site: join, check, approve, start.")
 
 
 def _home() -> Path:
@@ -35,14 +37,18 @@ def join(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     data: Annotated[Path, typer.Option(help="The folder with the images, or for --kind table the CSV file.")],
     labels: Annotated[Path | None, typer.Option(help="The CSV file with the labels.")] = None,
     kind: Annotated[Literal["dicom", "images", "table"], typer.Option(help="What the data are.")] = "dicom",
-    key_column: Annotated[str | None, typer.Option(help="The column of the labels that names a patient.")] = None,
+    key_column: Annotated[str | None, typer.Option(help="The column by which labels are joined to the data.")] = None,
+    patient_column: Annotated[
+        str | None, typer.Option(help="For images and tables: the column that says whose a case is.")
+    ] = None,
     code_file: CodeFile = None,
     policy: Annotated[Path | None, typer.Option(help="A YAML file with what the site allows.")] = None,
 ) -> None:
     """Make the site's folder from a kit, and its keys; write what the coordinator needs to enrol it."""
     from fedgraft.client.cli import deployed_commands as deployed
 
-    cohort = {"kind": kind, "root": data.resolve(), "labels": labels and labels.resolve(), "key_column": key_column}
+    files = {"root": data.resolve(), "labels": labels and labels.resolve()}
+    cohort = {"kind": kind, **files, "key_column": key_column, "patient_column": patient_column}
     deployed.join(kit, home, _code(code_file), cohort, policy)
 
 
@@ -158,7 +164,7 @@ def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.client.data.spec import CohortSpec
     from fedgraft.client.inference.adapt import AdaptRequest
     from fedgraft.client.inference.adapt import adapt as carry_out
-    from fedgraft.common.study.fit import Fit
+    from fedgraft.common.study.methods.fit import Fit
 
     spec = CohortSpec(kind=kind, root=data, labels=labels) if data is not None else None
     asked = Fit(how=fit, steps=steps, lr=lr, common=common)
@@ -200,5 +206,12 @@ def _checked(path: Path) -> Study:
 
 def _code(path: Path | None) -> str:
     if path is not None:
-        return path.read_text(encoding="utf-8").strip()
+        from fedgraft.common.base.errors import InputError
+
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}.", fix="It holds the kit's code.") from None
+        except UnicodeError:
+            raise InputError(f"{path}: holds no code.", fix="It is one line of letters and digits.") from None
     return str(typer.prompt("Code of the kit", hide_input=True)).strip()

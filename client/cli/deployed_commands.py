@@ -39,6 +39,13 @@ def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Pa
     done = join_consortium(kit, code, spec, own, site)
     _say(f"{done.joined.site} joined {done.joined.consortium}; its folder is {site.path}")
     _say_enrolment(site, done)
+    if not spec.knows_patients:
+        case = "row" if spec.kind == "table" else "image"
+        _say(
+            f"Nothing says whose {case} a {case} is, so studies with differential privacy will be refused: name the "
+            f"column as patient_column in {site.config}, or set unit: image in its policy if each {case} may count by "
+            "itself."
+        )
 
 
 def rejoin(kit: Path, home: Path, code: str, *, keep_keys: bool) -> None:

@@ -41,7 +41,7 @@ class ServerAddress(BaseModel):
 
     @property
     def port(self) -> int:
-        """The server's port."""
+        """The port of `address`, which is HOST:PORT."""
         return int(self.address.rpartition(":")[2])
 
 

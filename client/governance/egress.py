@@ -9,7 +9,6 @@ was restored from a backup knows less than the log. The log's own last line stan
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,11 +20,12 @@ from typing import Any, Literal, assert_never
 
 import numpy as np
 
-from fedgraft.client.privacy.guard.privacy_guard import Held
 from fedgraft.client.privacy.ledger.hash_chain import STUCK, Mark, read_witness, write_witness
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import ledger_mark
 from fedgraft.common.base.errors import LedgerError
 from fedgraft.common.base.files import canonical_json
+from fedgraft.common.base.locking import lock
 from fedgraft.common.protocol.instructions import (
     Answer,
     Arrays,
@@ -127,7 +127,7 @@ class EgressLog:
     def _append(self, line: _Line, *, unseen: bool = False) -> None:
         descriptor = self._open()
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor)
             size, last = self._last(descriptor)
             if not size and (unseen or not any(path.exists() for path in self._witnesses)):
                 self._bear_witness(FIRST)  # from now on the log cannot be gone

@@ -14,8 +14,9 @@ from typing import Any
 
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.egress import FIRST, EgressEntry, EgressLog
-from fedgraft.client.privacy.guard.privacy_guard import Held, Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.hash_chain import Mark, Row
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.masking.used_masks import MaskBook
 from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.base.files import read_json

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.client.governance.about_data import data_in_words
 from fedgraft.client.governance.verdict import StudyVerdict
-from fedgraft.common.checks.explain import leaving, plan_table, sentence
+from fedgraft.common.checks.explain import plan_table, sentence
+from fedgraft.common.checks.leaving import leaving
 from fedgraft.common.metrics.metrics import CALIBRATION_BINS
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.protocol.routing import privacy_request
@@ -108,7 +110,7 @@ def _counts(*, exact: bool, masked: bool) -> list[str]:
 
 
 def _figures(stage: Stage, *, exact: bool) -> list[str]:
-    """What is told of the training itself; private work tells what is public anyway."""
+    """The figures of training that leave; of private work only those that are public anyway."""
     if privacy_request(stage) is not None:
         return (
             ["steps", "noise_multiplier", "sample_rate"] if isinstance(stage.local, Gradient) else ["noise_multiplier"]
@@ -152,7 +154,7 @@ def _cost(config: SiteConfig, verdict: StudyVerdict | None) -> dict[str, Any] | 
 
 
 def in_words(content: dict[str, Any]) -> list[str]:
-    """The review as lines for a person."""
+    """The review as lines that `site review` prints: what runs, what leaves, what it costs."""
     state = "approved here" if content["approved"] else "not approved here"
     start = content["weights"] or "random entries"
     tasks = "; ".join(f"{task} ({', '.join(classes)})" for task, classes in content["tasks"].items())
@@ -168,6 +170,8 @@ def in_words(content: dict[str, Any]) -> list[str]:
         lines += [
             f"  {at}. {stage['name']}: {stage['description']}" for at, stage in enumerate(content["stages"], start=1)
         ]
+    if content["data"]:
+        lines += ["", *data_in_words(content["data"])]
     return [*lines, "", *_leaves(content), "", *_costs(content)]
 
 
@@ -229,7 +233,7 @@ def _costs(content: dict[str, Any]) -> list[str]:
             f"  the whole study: epsilon {cost['epsilon']:.2f} of {cost['epsilon_per_study']:g}; with all "
             f"that was spent "
             f"{cost['epsilon_after']:.2f} of {cost['epsilon_lifetime']:g}; at delta {cost['delta']:.1e}, for one "
-            f"{cost['unit']} of {cost['patients']:,} in training"
+            f"{cost['unit']}"
         )
     plain = [stage["name"] for stage in content["stages"] if stage["policy"]["kind"] == "plain"]
     if plain:

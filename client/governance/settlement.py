@@ -18,7 +18,7 @@ from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.approval import read_approvals
 from fedgraft.client.governance.egress import EgressLog
 from fedgraft.client.governance.records import Records, TakenUp, kept_answers
-from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import Ledger, read_account, salvage
 from fedgraft.client.privacy.ledger.spending import Account, Spending, largest, missing
 from fedgraft.common.base.errors import InputError, LedgerError

@@ -42,7 +42,7 @@ class StepCost:
 
     @property
     def round_s(self) -> float:
-        """About how long a round takes."""
+        """About how many seconds a round takes: those of a step, times the steps."""
         return self.seconds * self.steps
 
 

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from fedgraft.client.governance.approval import is_approved
 from fedgraft.client.governance.pending_studies import keep_pending
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.sessions import Session, Sessions
 from fedgraft.client.training.model.features import forget_features

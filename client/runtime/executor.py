@@ -60,7 +60,7 @@ HEARTBEAT_S = 10
 
 _BUSY_S, _IDLE_S = 0.4, 2.0
 _QUIET_S = 120.0
-"""So long after its last order a site still asks for the next one often."""
+"""So long after its last instruction a site still asks for the next one often."""
 
 _SLOWEST_S = 15.0
 _DENIED_TIMES = 3
@@ -107,7 +107,7 @@ class Link:
         self._client = FleetHttpClient.from_server_address(
             f"[{joined.host}]:{joined.port}" if ":" in joined.host else f"{joined.host}:{joined.port}",
             False,
-            home.authority.read_bytes(),
+            home.authority_pem(),
             [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())],
         )
         self._node = Node()
@@ -130,7 +130,7 @@ class Link:
         return int(self._node.node_id)
 
     def receive(self) -> Work | None:
-        """The next message, if there is one."""
+        """The next message for this site, without its tensors; None if the server has none."""
         answer = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
         if not answer.messages_list:
             return None

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import torch
 
-from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, learning_patients, load_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients, load_cohort
+from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig, read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.governance.egress import EgressLog
 from fedgraft.client.governance.records import Records
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.runtime.log import close
 from fedgraft.client.runtime.site import Site
@@ -75,7 +77,7 @@ class Session:
 
     def _open(self, study: Study) -> Site:
         config = self.config
-        wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
+        wanted = cohort_request(config, study)
         place = place_of(config, study.digest)
         cohort = load_cohort(config.name, config.cohort, wanted, place)
         if config.source is not None and requires_source(study):
@@ -158,8 +160,15 @@ def _device(config: SiteConfig) -> torch.device:
 
 def _guard(study: Study, config: SiteConfig, cohort: Cohort) -> PrivacyGuard:
     patients = learning_patients(study, cohort)
-    source, witness = config.public_source, config.witness
-    return PrivacyGuard(study, config.policy, config.state, patients, is_source=source, witness=witness)
+    return PrivacyGuard(
+        study,
+        config.policy,
+        config.state,
+        patients,
+        is_source=config.public_source,
+        witness=config.witness,
+        patients_known=config.cohort.knows_patients,
+    )
 
 
 def _sealer(study: Study, config: SiteConfig) -> Sealer | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.runtime.greeting import counts_of
 from fedgraft.client.runtime.log import site_log
@@ -70,10 +71,11 @@ class Site:
             self._guard.admit(self._place.local_model.tags)
             if self._place.source is None and not self._guard.is_source and requires_source(self._study):
                 raise Refused(Code.NO_SOURCE, "the study learns from a source at the site, whose file names none")
+        been_here = self._progress.last > 0
         self._progress.greeted()
         labelled, shows = self._worker.is_labelled, self._shows_metrics
         if self._sealer is not None:
-            nonce = self._sealer.greet()
+            nonce = self._sealer.greet(been_here=been_here)
             return Greeting(self.name, {}, {}, labelled=labelled, evaluates=shows, nonce=nonce)
         counts = counts_of(self._study, self._place.cohort, self._guard)
         source = self._guard is not None and self._guard.is_source

@@ -52,7 +52,7 @@ class CaseSource:
 def site_sums(
     local: Statistics, study: Study, local_model: LocalModel, cases: CaseSource, auxiliary: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The sums that a stage asks for; `aside` is what came beside the model."""
+    """The sums that a stage asks for; `auxiliary` is what came beside the model."""
     match local.of:
         case "columns":
             return column_sums(study, cases.plain)
@@ -107,7 +107,7 @@ def feature_sums(
 def distance_counts(
     local_model: LocalModel, loader: Loader, auxiliary: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """`distances`: how many of the labelled validation cases are how far from the moments in `aside`, (BINS,)."""
+    """`distances`: how many of the labelled validation cases are how far from the moments in `auxiliary`, (BINS,)."""
     found = [np.zeros(0)]
     local_model.model.eval()
     body = loader.body(local_model.model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as format_safetensors
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.locking import lock
 
 PACKAGE = Path(__file__).parents[2]
 """Where fedgraft is installed, or the links of a checkout are."""
@@ -64,7 +64,7 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -87,6 +87,11 @@ def write_json(path: Path, content: Any, *, private: bool = False, sync: bool = 
     """Write `content` as readable JSON, all or nothing; `sync` as above. ValueError for NaN or infinity."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(path, text.encode() + b"\n", private=private, sync=sync)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name, readable or not: what cannot be read must not be taken for what is not there."""
+    return os.path.lexists(path)
 
 
 def read_json(path: Path) -> Any:

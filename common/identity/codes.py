@@ -21,7 +21,7 @@ def new_code() -> str:
 
 def code_mac(code: str, salt: bytes, message: bytes) -> str:
     """What only somebody with the code can work out for `message`, as hex digits; `salt` says what it is for."""
-    key = Scrypt(salt=salt, length=32, n=2**14, r=8, p=1).derive(code.encode())
+    key = Scrypt(salt=salt, length=32, n=2**14, r=8, p=1).derive(code.encode("utf-8", "surrogateescape"))
     return hmac.new(key, message, hashlib.sha256).hexdigest()
 
 

@@ -81,9 +81,11 @@ def read_enrolment(path: Path) -> Enrolment:
     try:
         found = Enrolment.model_validate(read_json(path))
         signature = b64decode(found.signature, validate=True)
+        node, masking = found.member.node.encode(), found.member.masking.encode()
+        content = found.content()
     except (ValidationError, ValueError):
         raise InputError(f"{path}: is no enrolment.", fix="Give the file that `fedgraft site join` wrote.") from None
-    load_masking_public(found.member.masking.encode(), str(path))
-    if not signed(load_node_public(found.member.node.encode(), str(path)), found.content(), signature):
+    load_masking_public(masking, str(path))
+    if not signed(load_node_public(node, str(path)), content, signature):
         raise InputError(f"{path}: its signature is not that of its own key.", fix="Ask the site to send it again.")
     return found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 from typing import cast
 
-from cryptography.exceptions import InvalidSignature
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 from cryptography.hazmat.primitives.serialization import (
@@ -23,6 +25,8 @@ from fedgraft.common.base.errors import InputError
 NodeKey = ec.EllipticCurvePrivateKey
 MaskingKey = x25519.X25519PrivateKey
 
+_AGAIN = "Restore it from where it was copied, or ask the coordinator for a new kit."
+
 
 def new_node_key() -> NodeKey:
     """A key to sign with: P-384, which Flower asks of its nodes."""
@@ -30,7 +34,7 @@ def new_node_key() -> NodeKey:
 
 
 def new_masking_key() -> MaskingKey:
-    """A key to agree on masks with."""
+    """A new X25519 key, with which a site agrees on masks with every other."""
     return x25519.X25519PrivateKey.generate()
 
 
@@ -40,7 +44,7 @@ def private_pem(key: NodeKey | MaskingKey) -> bytes:
 
 
 def public_pem(key: NodeKey | MaskingKey) -> bytes:
-    """The public half of a key."""
+    """The public half of a key, as PEM (SubjectPublicKeyInfo)."""
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -63,8 +67,18 @@ def load_masking_key(pem: bytes, source: str) -> MaskingKey:
 def _load(pem: bytes, source: str) -> object:
     try:
         return load_pem_private_key(pem, None)
-    except (ValueError, TypeError):
-        raise InputError(f"{source}: is no private key, or is locked with a passphrase.") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise InputError(f"{source}: is no private key, or is locked with a passphrase.", fix=_AGAIN) from None
+
+
+def load_certificate(path: Path) -> x509.Certificate:
+    """The certificate in a PEM file; InputError if there is none."""
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.", fix=_AGAIN) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise InputError(f"{path}: is no certificate.", fix=_AGAIN) from None
 
 
 def load_node_public(pem: bytes, source: str) -> ec.EllipticCurvePublicKey:
@@ -86,12 +100,12 @@ def load_masking_public(pem: bytes, source: str) -> x25519.X25519PublicKey:
 def _load_public(pem: bytes, source: str) -> object:
     try:
         return load_pem_public_key(pem)
-    except ValueError:
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise InputError(f"{source}: is no public key.") from None
 
 
 def sign(key: NodeKey, message: bytes) -> bytes:
-    """An ECDSA signature with SHA-384."""
+    """An ECDSA signature with SHA-384, DER-encoded."""
     return key.sign(message, ec.ECDSA(hashes.SHA384()))
 
 

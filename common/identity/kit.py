@@ -92,15 +92,20 @@ def _zipped(path: Path) -> dict[str, bytes]:
             if sum(member.file_size for member in members) > _LARGEST_BYTES:
                 raise InputError(f"{path}: is too large for a kit.")
             return {member.filename: archive.read(member) for member in members}
-    except (OSError, zipfile.BadZipFile):
+    except InputError:
+        raise
+    except Exception:  # a damaged archive meets any part of its reader, which was not written for that
         raise InputError(f"{path}: is no readable kit.", fix="Give the zip file that the coordinator sent.") from None
 
 
 def _unpacked(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.iterdir() if path.is_file()]
-    if sum(path.stat().st_size for path in files) > _LARGEST_BYTES:
-        raise InputError(f"{folder}: is too large for a kit.")
-    return {path.name: path.read_bytes() for path in files}
+    try:
+        files = [path for path in folder.iterdir() if path.is_file()]
+        if sum(path.stat().st_size for path in files) > _LARGEST_BYTES:
+            raise InputError(f"{folder}: is too large for a kit.")
+        return {path.name: path.read_bytes() for path in files}
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}.") from None
 
 
 def _bytes(digits: str) -> bytes:

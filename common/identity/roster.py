@@ -10,7 +10,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -69,7 +69,7 @@ class Membership(BaseModel):
         return {name: member.node for name, member in self.members.items()}
 
     def write(self, path: Path) -> None:
-        """Write the file."""
+        """Write it as JSON, as `read_membership` takes it."""
         write_json(path, self.model_dump(mode="json"))
 
     def _content(self) -> bytes:
@@ -92,9 +92,16 @@ def _raw(site: str, masking: str) -> str:
 
 def read_membership(path: Path, authority: x509.Certificate) -> Membership:
     """The roster in a file; InputError if it is none, or not signed by the authority."""
-    try:
-        roster = Membership.model_validate(read_json(path))
-    except ValidationError:
-        raise InputError(f"{path}: is no roster.") from None
+    roster = parse_membership(read_json(path), str(path))
     roster.check(authority, str(path))
+    return roster
+
+
+def parse_membership(content: Any, source: str) -> Membership:
+    """The roster in the content of a file, whoever signed it; InputError if it is none."""
+    try:
+        roster = Membership.model_validate(content)
+        canonical_json(roster.model_dump(mode="json"))  # what is half a letter cannot be signed, nor written
+    except (ValidationError, UnicodeError):
+        raise InputError(f"{source}: is no roster.", fix="Ask the coordinator for the newest roster.json.") from None
     return roster

@@ -16,6 +16,7 @@ from fedgraft.common.study.plan import (
     Tag,
 )
 from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.study import Study
 from fedgraft.common.study.training import Private
 
 KINDS = {"double": "float64", "single": "float32"}
@@ -83,6 +84,11 @@ def own(stage: Stage, tags: Tags, key: str) -> bool:
 def privacy_request(stage: Stage) -> Private | PrivateSums | None:
     """What the stage asks of its privacy; None if it is without noise."""
     return stage.local.private if isinstance(stage.local, Gradient | Statistics) else None
+
+
+def is_private(study: Study) -> bool:
+    """Whether any stage works with differential privacy, so that one patient must not move another."""
+    return any(privacy_request(stage) is not None for stage in study.plan)
 
 
 def frozen(stage: Stage, tags: Tags) -> bool:

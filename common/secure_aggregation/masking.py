@@ -74,7 +74,7 @@ class LayoutEntry(NamedTuple):
 
     @property
     def words(self) -> int:
-        """How many words the array takes."""
+        """Words of 64 bits that the array takes: one for each value, or two where it is `fine`."""
         return math.prod(self.shape) * (1 + self.fine)
 
 
@@ -91,11 +91,11 @@ class Layout:
 
     @cached_property
     def words(self) -> int:
-        """How many words an upload has."""
+        """Words of 64 bits in one upload, the tag among them."""
         return len(_TAG) + sum(entry.words for entry in self.entries)
 
     def places(self) -> Iterator[tuple[LayoutEntry, slice]]:
-        """Each array and where its words lie."""
+        """Each array with the slice of the upload's words that holds it, in the order of names."""
         at = len(_TAG)
         for entry in self.entries:
             yield entry, slice(at, at + entry.words)

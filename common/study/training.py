@@ -1,4 +1,4 @@
-"""How a gradient stage trains, beyond its rates: augmentation, privacy, look-ahead, and a way back. Values."""
+"""How a gradient stage trains, beyond its rates: augmentation, privacy, inner steps, and rollback. Values."""
 
 from __future__ import annotations
 

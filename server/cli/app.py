@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-app = typer.Typer(help="The coordinator's server: provision, start, run studies, watch.", no_args_is_help=True)
+from fedgraft.common.base.command_line import command_group
+
+app = command_group("The coordinator's server: provision, start, run studies, watch.")
 
 Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SERVER", help="The server's folder, made by provisioning.")]
 Out = Annotated[Path, typer.Option(help="The folder of authority, server and kits.")]
@@ -74,16 +76,19 @@ def resolve(
 def enrol(
     files: Annotated[list[Path], typer.Argument(help="What `fedgraft site join` wrote at the sites.")],
     out: Out = Path("kits"),
+    grace: Annotated[
+        float | None, typer.Option(min=0, help="Hours for which a site's old keys hold; 72, or as the file says.")
+    ] = None,
 ) -> None:
     """Take in the public keys of sites, which make their own; each uses up the code of its kit."""
     from fedgraft.server.cli import commands
 
-    commands.enrol(files, out)
+    commands.enrol(files, out, grace)
 
 
 @app.command()
 def revoke(site: Annotated[str, typer.Argument(help="The site's name.")], out: Out = Path("kits")) -> None:
-    """Shut a site out."""
+    """Shut a site out: its key no longer counts as soon as the new list is on the server."""
     from fedgraft.server.cli import commands
 
     commands.revoke(site, out)

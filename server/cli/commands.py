@@ -9,13 +9,14 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.provisioning.consortium import read_consortium
 from fedgraft.server.provisioning.home import ServerHome, expires
@@ -40,13 +41,15 @@ def provision(path: Path, out: Path) -> None:
     else:
         _say("All sites are enrolled.")
     _say(f"Copy {out / 'server'} to the server, and keep {out / 'authority'} off it.")
+    _say(f"The server will listen on {ServerHome(out / 'server').facts().server.says_where}.")
 
 
-def enrol(paths: Sequence[Path], out: Path) -> None:
+def enrol(paths: Sequence[Path], out: Path, grace_hours: float | None) -> None:
     """Take in the keys that sites made."""
     authority = Authority(out)
     for path in paths:
-        found = authority.enrol(path)
+        found = authority.enrol(path, None if grace_hours is None else timedelta(hours=grace_hours))
+        _say_old_keys(authority.home, found.site)
         _say(f"{found.site} is enrolled, fingerprint {fingerprint(found.member.node)}")
     _say(f"Copy {out / 'server' / 'sites.json'} to the server, and send {out / 'roster.json'} to all sites.")
 
@@ -70,6 +73,29 @@ def renew(name: str | None, out: Path) -> None:
 
 def _say_kit(authority: Authority, name: str, kit: Path) -> None:
     _say(f"{name}: send {kit}, and tell the code in {authority.code_file(name)} another way")
+
+
+def _say_old_keys(home: ServerHome, name: str) -> None:
+    """Until when keys hold that a site had before, and whether it works with them at this moment."""
+    if not (old := home.sites()[name].old):
+        return
+    _say(f"{name}: its old keys hold until {max(key.until for key in old):%Y-%m-%d %H:%M} UTC.")
+    connected = _is_connected(home, name)
+    if connected:
+        _say(f"Warning: {name} is connected at this moment with one of its keys. Until then it has to start again.")
+    elif connected is None:
+        _say(f"The server does not run here, so that nobody knows whether {name} is connected: tell it to start again.")
+
+
+def _is_connected(home: ServerHome, name: str) -> bool | None:
+    """Whether a site is connected to the server of this folder; None if that server does not run here."""
+    from fedgraft.server.operations.control import RunControl
+
+    try:
+        with RunControl(home) as control:
+            return any(node.online and node.name == name for node in control.nodes())
+    except (RunError, InputError):
+        return None
 
 
 def start(home: Path, health_port: int | None, *, as_json: bool) -> None:
@@ -102,7 +128,7 @@ def run(home: Path, request: RunRequest, sites: int | None, wait_s: float) -> No
     if request.resume is not None and (request.study or request.out or request.overrides):
         raise InputError("--resume takes no study, --out or --set.")
     folder = request.resume or _set_up(request)
-    run_study(server, folder, Wait(sites or len(server.admitted()), wait_s), _say)
+    run_study(server, folder, Wait(sites or len(set(server.admitted().values())), wait_s), _say)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     _say(f"{result['status']}: {result['headline']}")
 

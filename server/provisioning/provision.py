@@ -9,22 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import ValidationError
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.base.files import is_there, read_json, write_atomic, write_json
 from fedgraft.common.identity.codes import new_code
 from fedgraft.common.identity.enrolment import Enrolment, read_enrolment
 from fedgraft.common.identity.keys import (
     NodeKey,
+    load_certificate,
     load_masking_public,
     load_node_key,
     load_node_public,
 )
 from fedgraft.common.identity.kit import KitFacts, write_kit
-from fedgraft.common.identity.roster import Member, Membership, SiteName, mask_roster
+from fedgraft.common.identity.roster import Member, Membership, SiteName, mask_roster, parse_membership
 from fedgraft.common.secure_aggregation.mask_keys import verified
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import (
@@ -82,8 +86,11 @@ class Authority:
         kits = {name: self._invite(facts, name) for name in awaited if not self.code_file(name).exists()}
         return Made(kits, tuple(awaited))
 
-    def enrol(self, path: Path) -> Enrolment:
-        """Take in the public keys that a site made, and with them its code: the next enrolment needs another."""
+    def enrol(self, path: Path, grace: timedelta | None = None) -> Enrolment:
+        """Take in the public keys that a site made, and with them its code: the next enrolment needs another.
+
+        Keys that it had before hold for as long as `grace`, or the consortium, says, so that its work can end first.
+        """
         enrolment = read_enrolment(path)
         name, members = enrolment.site, self._members()
         if enrolment.consortium != self._consortium().name:
@@ -96,14 +103,16 @@ class Authority:
                 f"Add it to the consortium file and provision, or give it another with `fedgraft server renew {name}`."
             )
             raise InputError(f"{path}: {name} has no code that is still good.", fix=fix)
-        if not enrolment.proves(code.read_text(encoding="ascii").strip()):
+        if not enrolment.proves(_code(code)):
             raise InputError(f"{path}: was not made with the code of {name}.", fix="Ask that site, by telephone.")
         entry = self.home.sites().get(name)
         if entry is not None and entry.revoked and entry.node == enrolment.member.node:
             raise InputError(
                 f"{path}: these keys were shut out.", fix="Ask the site to make others with `site rejoin`."
             )
-        self._write_members(members | {name: enrolment.member})
+        if grace is None:
+            grace = timedelta(hours=self._consortium().renewal_grace_hours)
+        self._write_members(members | {name: enrolment.member}, grace)
         code.unlink()
         return enrolment
 
@@ -133,6 +142,7 @@ class Authority:
         """Give a site a new kit and code. Its keys, if it has any, are good until those come that it makes anew."""
         if name not in self._consortium().sites:
             raise InputError(f"There is no site {name} in {self._out}.", fix="Is it in the consortium file?")
+        self._members()  # a roster that cannot be read goes into no kit
         return self._invite(self.home.facts(), name)
 
     def code_file(self, name: str) -> Path:
@@ -158,7 +168,7 @@ class Authority:
         about = KitFacts(consortium=facts.consortium, site=name, host=server.host, port=server.port)
         readme = _README.format(site=name, consortium=facts.consortium, host=server.host, port=server.port)
         files = {
-            "ca.crt": (self._folder / "ca.crt").read_bytes(),
+            "ca.crt": self._certificate().public_bytes(Encoding.PEM),
             "roster.json": (self._out / "roster.json").read_bytes(),
             "README.txt": readme.encode(),
         }
@@ -168,20 +178,25 @@ class Authority:
 
     def _members(self) -> dict[SiteName, Member]:
         source = self._out / "roster.json"
-        return dict(Membership.model_validate(read_json(source)).members) if source.is_file() else {}
+        return dict(parse_membership(read_json(source), str(source)).members) if is_there(source) else {}
 
-    def _write_members(self, members: Mapping[SiteName, Member]) -> None:
+    def _write_members(self, members: Mapping[SiteName, Member], grace: timedelta = timedelta(0)) -> None:
         """Sign the roster, and tell the server who may connect; who is not a member any more is revoked there."""
         for name, member in members.items():
             load_node_public(member.node.encode(), name)
             load_masking_public(member.masking.encode(), name)
         source = self._out / "roster.json"
-        serial = Membership.model_validate(read_json(source)).serial + 1 if source.is_file() else 1
+        serial = parse_membership(read_json(source), str(source)).serial + 1 if is_there(source) else 1
         roster = Membership(consortium=self._consortium().name, serial=serial, members=dict(sorted(members.items())))
         verified(mask_roster(members).entries, roster.identities())
-        sites = {name: entry for name, entry in self.home.sites().items() if name not in members}
-        sites = {name: entry.model_copy(update={"revoked": entry.revoked or today()}) for name, entry in sites.items()}
-        sites |= {name: Enrolled(node=member.node) for name, member in members.items()}
+        known = self.home.sites()
+        sites = {
+            name: entry.model_copy(update={"revoked": entry.revoked or today(), "old": ()})
+            for name, entry in known.items()
+            if name not in members
+        }
+        for name, member in members.items():
+            sites[name] = known.get(name, Enrolled(node=member.node)).renewed(member.node, grace)
         # Who is shut out is shut out first.
         self.home.write_sites(sites)
         roster.signed_by(self._key()).write(source)
@@ -190,16 +205,27 @@ class Authority:
         return self._out / f"{name}.zip"
 
     def _consortium(self) -> Consortium:
-        return Consortium.model_validate(read_json(self._folder / "consortium.json"))
+        source = self._folder / "consortium.json"
+        try:
+            return Consortium.model_validate(read_json(source))
+        except ValidationError:
+            raise InputError(f"{source}: is not valid.", fix="Provision again with the consortium's file.") from None
 
     def _certificate(self) -> x509.Certificate:
-        return x509.load_pem_x509_certificate((self._folder / "ca.crt").read_bytes())
+        return load_certificate(self._folder / "ca.crt")
 
     def _key(self) -> NodeKey:
         source = self._folder / "ca.key"
         if not source.is_file():
             raise InputError(f"{source}: the authority's key is not here.", fix="Run this where you provisioned.")
         return load_node_key(source.read_bytes(), str(source))
+
+
+def _code(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError):
+        raise InputError(f"{path}: holds no code.", fix="Make another with `fedgraft server renew SITE`.") from None
 
 
 def _distinct(*names: str) -> list[str]:

@@ -49,13 +49,13 @@ class Finished:
 
     @property
     def stage(self) -> Stage:
-        """The stage that solved the heads."""
+        """The stage at place `at` of the plan."""
         return self.study.plan[self.at]
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Whose sums the new heads are from, who left, who joined, and the ridge's strengths where the sums chose them."""
+    """Whose sums the new heads are from, who left, who joined, and the ridge penalties where the sums chose them."""
 
     sites: tuple[str, ...]
     left: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The round loop: instruct, collect, vet, aggregate, save; then once more to evaluate, and the run is done."""
+"""The round loop: instruct, collect, validate, aggregate, save; then once more to evaluate, and the run is done."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from fedgraft.common.study.schedule import Step, schedule, split_at
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
 from fedgraft.server.aggregation.auxiliary import Auxiliary
+from fedgraft.server.fleet.fleet import Fleet, lacking
 from fedgraft.server.rounds.collect import Collected, Collector, headline
-from fedgraft.server.rounds.fleet import Fleet, lacking
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.stopping import averaged, best, stopped
-from fedgraft.server.rounds.validation import Limits
+from fedgraft.server.rounds.validation import Limits, greeting_fault
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
 from fedgraft.server.runs.run_folder import RunFolder
 
@@ -119,11 +119,12 @@ class Coordinator:
     def _welcome(self) -> None:
         """Take in sites that are there and have not greeted yet: at the start, and those that come later."""
         for site, answer in self._fleet.greet(Hello(self._study.to_json())).items():
-            if isinstance(answer, Greeting):
+            code = greeting_fault(answer, self._study) if isinstance(answer, Greeting) else answer.code
+            if code is not None:
+                self._absent[site] = code
+            elif isinstance(answer, Greeting):
                 self._greetings[site] = answer
                 self._absent.pop(site, None)
-            else:
-                self._absent[site] = answer.code
 
     def _exchange(self, step: Step) -> Scores:
         started = time.monotonic()
@@ -175,7 +176,7 @@ class Coordinator:
         self._state = self._state | averaged(stage, step.round, aggregated, memory)
 
     def _asked(self, step: Step, stage: Stage) -> list[str]:
-        """Sites that this exchange is for."""
+        """Names of the sites that this exchange goes to, in a fixed order."""
         hospitals = {site: g for site, g in self._greetings.items() if not g.observer and not g.source}
         if not step.work or stage.where == "all":
             chosen = set(hospitals)

@@ -56,8 +56,8 @@ _LOOK = "Look into the sites' own logs, or leave a site out, and continue with -
 class WantedSums:
     """What one exchange asks of `sites`: work, and measuring on `split`; it counts if `needed` of them take part.
 
-    `order` makes a site's order, anew for each attempt, since sites hold more of the model by then. `hold` is told of
-    each site that has taken in what it was sent. `observers` answer in the open, once.
+    `instruction` makes a site's instruction, anew for each attempt, since sites hold more of the model by then. `hold`
+    is called with each site that has taken in what it was sent. `observers` answer without masks, once.
     """
 
     sites: Collection[str]
@@ -81,7 +81,7 @@ class SumAttempt:
 
     @classmethod
     def begin(cls, groups: AggregationGroups, layouts: Mapping[str, Layout]) -> SumAttempt:
-        """Nothing is in yet."""
+        """An attempt in which no upload is in yet."""
         sums = {part: MaskedSum(layouts[part], len(group)) for part, group in groups.parts.items()}
         return cls(groups, sums, {part: {} for part in sums})
 
@@ -101,6 +101,7 @@ class SumAttempt:
                     self.sums[part].add(words)
                 except ValueError:
                     self.missing[site] = Code.WRONG_SHAPE
+                    return
                 self.contexts[part][site] = answer.contexts[part]
             if answer.spent is not None:
                 self.spent[site] = asdict(answer.spent)

@@ -13,8 +13,9 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
-from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, load_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.governance.approval import approve
@@ -140,8 +141,7 @@ def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> P
 def simulated_cohort(study: Study, out: Path, site: str) -> Cohort:
     """The cohort that a site of the run in `out` works with."""
     config = read_site(out / "sites" / site)
-    wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
-    return load_cohort(config.name, config.cohort, wanted, place_of(config, study.digest))
+    return load_cohort(config.name, config.cohort, cohort_request(config, study), place_of(config, study.digest))
 
 
 def _run_config(out: Path, engine: str, synthetic: bool) -> dict[str, bool | str | int | float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.identity.keys import new_node_key, private_pem
 from helpers.federation import Federation, until
-from helpers.members import told
+from helpers.members import fingerprint_of
 
 pytestmark = pytest.mark.deployment
 METHOD = {"name": "fedavg", "rounds": 3, "local": {"epochs": 6, "batch_size": 4, "lr": 0.003}}
@@ -70,8 +69,7 @@ def test_a_clock_that_is_ten_minutes_off_is_named(federation, copy, tmp_path):
     (tmp_path / "clock" / "shifted.py").write_text(shift)
     code = "import shifted, sys; sys.argv = ['fedgraft', 'site', 'start', '--home', sys.argv[1]]; "
     code += "from fedgraft.cli import main; main()"
-    environment = federation.environment()
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "clock"), environment["PYTHONPATH"]])
+    environment = federation.environment(tmp_path / "clock")
     command = [sys.executable, "-c", code, str(copy)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 1
@@ -145,7 +143,7 @@ def test_a_site_is_added_while_the_server_runs_and_joins_a_running_study(federat
     federation.await_event("exchange", "late", exchange=1)
     federation.fedgraft("server", "enrol", federation.site("west") / "west.enrolment.json", "--out", "kits")
     federation.await_admitted()
-    renewed = f"north={told(SiteHome(federation.site('north')))}"
+    renewed = f"north={fingerprint_of(SiteHome(federation.site('north')))}"
     words = ("site", "roster", federation.kits / "roster.json", "--home", federation.site("east"))
     assert federation.fedgraft(*words, fails=True).returncode == 2, "north has other keys than the ones pinned"
     heard = federation.fedgraft(*words, "--accept", renewed).stdout

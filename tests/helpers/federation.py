@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -40,6 +41,8 @@ class Federation:
         self.kits, self.home = root / "kits", root / "kits" / "server"
         self.port, self.inner = free_port(), free_port()
         self.processes: dict[str, Started] = {}
+        """The newest by name; those before it are in `_started` too."""
+        self._started: list[Started] = []
         self.server = {"host": "localhost", "port": self.port, "listen": "127.0.0.1", "inner_port": self.inner} | server
         root.mkdir(parents=True, exist_ok=True)
         self.provision(sites)
@@ -58,16 +61,25 @@ class Federation:
         return done
 
     def start(self, name: str, *arguments: object, within: Sequence[str] = ()) -> Started:
+        return self.spawn(name, [*within, *command(arguments)])
+
+    def spawn(self, name: str, words: Sequence[str], *paths: Path) -> Started:
+        """Start any program, which `end` ends; its output is that of `name`, and `paths` come before Python's own."""
         with (self.root / f"{name}.out").open("ab") as log:
             process = subprocess.Popen(
-                [*within, *command(arguments)], cwd=self.root, env=self.environment(), stdout=log, stderr=log
+                words, cwd=self.root, env=self.environment(*paths), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self.processes[name] = process
+        self._started.append(process)
         return process
 
-    def environment(self) -> dict[str, str]:
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    def environment(self, *paths: Path) -> dict[str, str]:
+        found = [*map(str, paths), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return os.environ | {"PYTHONPATH": os.pathsep.join(found), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+    def whole(self, *sites: str) -> bool:
+        """Whether the server and these sites run."""
+        return all(name in self.processes and self.processes[name].poll() is None for name in ("server", *sites))
 
     def start_server(self, *more: object, within: Sequence[str] = ()) -> None:
         """`within` is a command that runs another one, in some place of its own."""
@@ -84,7 +96,9 @@ class Federation:
         cohort = self.hospitals.cohorts[name]
         code = self.kits / f"{name}.code"
         place = ("--data", cohort.root, "--kind", cohort.kind, "--home", self.site(name))
-        self.fedgraft("site", "join", kit, "--code-file", code, *place)
+        columns = {"--labels": cohort.labels, "--patient-column": cohort.patient_column}
+        more = [word for option, value in columns.items() if value is not None for word in (option, value)]
+        self.fedgraft("site", "join", kit, "--code-file", code, *place, *more)
         config = yaml.safe_load((self.site(name) / "site.yaml").read_text())
         if study is not None:
             keep_key(self.site(name) / "state", derive(study.seed, name, "secret").to_bytes(16, "big"))
@@ -156,16 +170,26 @@ class Federation:
         return children(self.processes["server"].pid, name)
 
     def end(self) -> None:
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        for process in self.processes.values():
+        """End all that was started here, and all that this started in turn; what ends only by force is named."""
+        running = [process for process in self._started if process.poll() is None]
+        family = [child for process in running for child in children(process.pid, "")]
+        for process in running:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in running:
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        ends = time.monotonic() + 20
+        while (left := [child for child in family if line_of(child)]) and time.monotonic() < ends:
+            time.sleep(0.1)
+        named = [line_of(child) for child in left]
+        for child in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        assert not named, f"left behind: {named}"
 
 
 def command(arguments: Sequence[object]) -> list[str]:
@@ -185,13 +209,17 @@ def children(parent: int, name: str) -> list[int]:
     while waiting:
         for child in parents.get(waiting.pop(), []):
             waiting.append(child)
-            try:
-                line = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if name in line:
+            if (line := line_of(child)) and name in line:
                 found.append(child)
     return found
+
+
+def line_of(process: int) -> str:
+    """The command line of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def until(holds: Callable[[], bool], seconds: float, what: str) -> None:

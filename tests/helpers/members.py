@@ -34,7 +34,7 @@ def enrolled(kits: Path, site: str = "north", folder: Path | None = None) -> Sit
     return home
 
 
-def told(home: SiteHome) -> str:
+def fingerprint_of(home: SiteHome) -> str:
     """What people at a site read out on the telephone."""
     return fingerprint(public_pem(home.node_key()).decode())
 
@@ -43,6 +43,6 @@ def pin_each_other(kits: Path, homes: Sequence[SiteHome]) -> list[Members]:
     """Every site takes the newest roster and pins all the others."""
     names = {home.joined().site: home for home in homes}
     return [
-        update_roster(home, kits / "roster.json", {n: told(o) for n, o in names.items() if o is not home})
+        update_roster(home, kits / "roster.json", {n: fingerprint_of(o) for n, o in names.items() if o is not home})
         for home in homes
     ]

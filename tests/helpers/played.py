@@ -15,7 +15,7 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.governance.approval import approve
 from fedgraft.client.governance.egress import EgressLog
-from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.app import app, forget
 from fedgraft.client.training.model.local_model import LocalModel

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from fedgraft.common.base.files import load_tensors
-from fedgraft.common.checks.explain import leaving
+from fedgraft.common.checks.leaving import leaving
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
+from helpers.simulated import simulate
 
 MakeStudy = Callable[..., Study]
 HEAD = "heads.cls.weight"

@@ -15,7 +15,7 @@ from scipy import stats
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.governance.egress import EgressLog
-from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import QuorumError, RunError
 from fedgraft.common.base.files import load_tensors, read_json, write_json
@@ -25,14 +25,9 @@ from fedgraft.common.protocol.instructions import Greeting, MaskedUpdate
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.engines.grids import InProcessGrid
-from fedgraft.simulations.engines.run import (
-    Engine,
-    Hospitals,
-    prepare,
-    resume,
-    simulate,
-)
+from fedgraft.simulations.engines.run import Engine, Hospitals, prepare
 from helpers.runs import page_of
+from helpers.simulated import resume, simulate
 
 # Gentle steps: rounding differs in the last bit of some entries, and training at a high rate makes much of little.
 SGD = {"steps": 2, "batch_size": 8, "lr": 0.001, "optimiser": "sgd"}

@@ -1,7 +1,8 @@
-"""Sums of features and labels that leave with Gaussian noise: a closed-form head with differential privacy.
+"""Sums that leave with Gaussian noise: of features and labels for a closed-form head, of columns for their scale.
 
-Of each task, every unit u (a patient, or an image) with known labels gives one row: f, the mean features of its cases,
-shortened to norm C if longer, and y, the mean of its one-hot labels, of norm at most 1. With z = [f/C; b] and b = 1/2,
+**Features.** Of each task, every unit u (a patient, or an image) with known labels gives one row: f, the mean features
+of its cases, shortened to norm C if longer, and y, the mean of its one-hot labels, of norm at most 1. With z = [f/C; b]
+and b = 1/2,
 
     gram = sum_u z z',   cross = sum_u z y'.
 
@@ -12,6 +13,11 @@ Adding or removing one unit changes both together by at most, in Frobenius norm,
 and T tasks by sqrt(T) times that. Independent noise of sigma times this on every entry is the Gaussian mechanism.
 Making the noised gram symmetric afterwards is post-processing; so is undoing C and b. The small b gives the features,
 which are many, their share of the bound; the count of rows, which the constant is for, can bear more noise.
+
+**Columns.** Of each numeric column, every unit with a known value gives v, the mean of its known values, each brought
+to [-1, 1] by the study's public range and clipped there, and with it the row (b, v, v^2 - b), b = 1/2. Its square is
+1/4 + v^2 + (v^2 - 1/2)^2 = 1/2 + v^4 <= 3/2, so that one unit changes the sums of all d columns together by at most
+sqrt(3 d / 2). Counts and sums of squares follow from the rows' sums, which is post-processing.
 """
 
 from __future__ import annotations
@@ -29,13 +35,14 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.protocol.instructions import NOISE
+from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.private_sums import PrivateSums
 from fedgraft.common.study.tasks import Task
 
 Floats = NDArray[np.float64]
 
 CONSTANT = 0.5
-"""b, the last number of every row."""
+"""b, the number in every row that counts it."""
 
 
 def bound(tasks: int) -> float:
@@ -43,13 +50,61 @@ def bound(tasks: int) -> float:
     return math.sqrt(tasks * (1 + CONSTANT**2) * (2 + CONSTANT**2))
 
 
+def columns_bound(columns: int) -> float:
+    """The most that one unit changes the sums of so many columns together, in the units in which noise is added."""
+    return math.sqrt(1.5 * columns)
+
+
+def column_rows(columns: TableInput, values: Floats, units: Sequence[NDArray[np.int64]]) -> Floats:
+    """Each unit's rows (units, 3, numeric columns); zeros for a column of which it has no known value.
+
+    `values` (cases, width) are a table's, NaN where one is missing.
+    """
+    limits = np.array([columns.ranges[name] for name in columns.numeric]).reshape(-1, 2)
+    middle, half = limits.mean(axis=1), (limits[:, 1] - limits[:, 0]) / 2
+    scaled = np.clip((values[:, : len(middle)] - middle) / half, -1.0, 1.0)
+    rows = np.zeros((len(units), 3, len(middle)))
+    for at, unit in enumerate(units):
+        known = ~np.isnan(scaled[unit])
+        counts = known.sum(axis=0)
+        mean = np.where(known, scaled[unit], 0.0).sum(axis=0) / np.maximum(counts, 1)
+        rows[at] = np.where(counts > 0, [np.full_like(mean, CONSTANT), mean, mean**2 - CONSTANT], 0.0)
+    return rows
+
+
+def noised_columns(
+    columns: TableInput, loader: Loader, patients: Sequence[str], private: PrivateSums
+) -> dict[str, np.ndarray]:
+    """`count`, `sum` and `squares` (width,) of the columns over units, between -1 and 1 of their ranges, with noise.
+
+    `NOISE` (1,) is the variance of the noise in `sum`. Of categories there is nothing in it, and zeros stand for them.
+    Raises TooFewCases without labels, InputError for terms that are not private or a range that is not given.
+    """
+    if private.noise_multiplier is None or not private.noise_multiplier > 0:
+        raise InputError("Private sums need noise.")
+    if not columns.numeric or not columns.ranges:
+        raise InputError("Private sums of columns need their ranges.")
+    labelled = loader.labelled("train")
+    if not len(labelled):
+        raise TooFewCases
+    (batch,) = loader.batches([labelled])
+    place = {case: at for at, case in enumerate(labelled.tolist())}
+    units = [np.array([place[case] for case in own]) for own in units_of(labelled, patients, private.unit)]
+    deviation = private.noise_multiplier * columns_bound(len(columns.numeric))
+    total = column_rows(columns, batch.inputs.double().cpu().numpy(), units).sum(axis=0)
+    half, mean, square = total + deviation * secret.normal(total.size).reshape(total.shape)
+    wide = np.zeros((3, columns.width))
+    wide[:, : len(columns.numeric)] = half / CONSTANT, mean, square + half
+    return dict(zip(("count", "sum", "squares"), wide, strict=True)) | {NOISE: np.array([deviation**2])}
+
+
 def noised_sums(
     local_model: LocalModel, loader: Loader, patients: Sequence[str], private: PrivateSums
 ) -> dict[str, np.ndarray]:
     """`TASK/gram` and `TASK/cross` as of `feature_sums`, over units and with noise, and the noise's variance.
 
-    `feed` gives features. `NOISE` (1,) is the variance on the diagonal of the features' part of each gram; those of
-    several sites add up. Raises TooFewCases without labels, InputError for terms that are not private.
+    `loader` gives features. `NOISE` (1,) is the variance on the diagonal of the features' part of each gram; those of
+    several sites add up. Raises TooFewCases without labels, InputError for a request that is not private.
     """
     if private.noise_multiplier is None or not (private.noise_multiplier > 0 and private.max_norm > 0):
         raise InputError("Private sums need noise and a bound.")

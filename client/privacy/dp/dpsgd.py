@@ -2,7 +2,7 @@
 
 Abadi et al. 2016, "Deep learning with differential privacy", with add/remove neighbours and Poisson sampling:
 
-    g = (sum over sampled units u of clip(mean over views of grad loss(u)) + sigma C z) / (q E),   z ~ N(0, I)
+    g = (sum over sampled units u of clip(mean over images of grad loss(u)) + sigma C z) / (q E),   z ~ N(0, I)
 
 E is a public number of units, fixed beforehand: divided by the true N, the spread of the noise would tell N exactly.
 What the optimiser makes of g is post-processing. Privacy spent depends on sigma, q and the number of steps alone, which

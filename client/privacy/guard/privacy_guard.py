@@ -6,13 +6,14 @@ The order matters: policy, charge, work, reply kept, reply sent. A crash in betw
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
-from fedgraft.client.privacy.ledger.hash_chain import Facts, Release, witness_folder
+from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.ledger.hash_chain import Facts, Release
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import (
     AlreadyCharged,
     Caps,
@@ -54,44 +55,14 @@ from fedgraft.common.study.training import Private
 _LOST = "this round was charged, and then the site crashed: the charge is lost"
 
 
-class Refused(Exception):
-    """The site does not do what it was asked. `code` is all that leaves; `why` is for the site's own log."""
-
-    def __init__(self, code: Code, why: str = "") -> None:
-        super().__init__(code.value)
-        self.code = code
-        self.why = why
-
-
-@dataclass(frozen=True)
-class Held:
-    """Where a site's ledger lies, and its witness, which should not be restored together with it."""
-
-    ledger: Path
-    witness: Path
-
-    @classmethod
-    def of(cls, state: Path, elsewhere: Path | None = None) -> Held:
-        """The ledger in a site's state folder, and its witness in a folder that `witness_folder` says."""
-        return cls(state / "ledger" / "ledger.sqlite", witness_folder(state, elsewhere) / "ledger.json")
-
-    def exists(self) -> bool:
-        """Whether there is a ledger, or was one."""
-        return os.path.exists(self.ledger) or os.path.exists(self.witness)  # noqa: PTH110 - asked at every visit
-
-    def open(self, epsilon_max: float) -> Ledger:
-        """The site's ledger; LedgerError if it cannot be trusted."""
-        return Ledger(self.ledger, self.witness, epsilon_max)
-
-
 class PrivacyGuard:
     """One site's policy and ledger in one study. `patients` counts those that the study may learn from.
 
-    `is_source` says that they are no patients of a hospital, but public source data. `witness` is where the ledger's
-    witness is, if not beside the site's state `folder`.
+    `is_source` says that they are no patients of a hospital, but public source data; `patients_known` whether the data
+    say whose a case is. `witness` is where the ledger's witness is, if not beside the site's state `folder`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the rules of a site, and where its records are
         self,
         study: Study,
         policy: SitePolicy,
@@ -100,13 +71,17 @@ class PrivacyGuard:
         *,
         is_source: bool = False,
         witness: Path | None = None,
+        patients_known: bool = True,
     ) -> None:
         self.is_source = is_source
+        self._patients_known = patients_known or is_source
         self._study = study
         self._policy = policy
         self._held = Held.of(folder, witness)
         self._shown = folder / "shown.json"
         self._replies = Replies(folder / "replies" / study.digest[:16])
+        # Once in a study is once: what was released is never pushed out by later replies.
+        self._releases = Replies(folder / "releases" / study.digest[:16])
         self._patients = patients
         self._public = PublicCounts(folder / "public_counts.json")
         self._allowed: set[tuple[frozenset[Role], bool]] = set()
@@ -119,7 +94,7 @@ class PrivacyGuard:
 
     @property
     def unit(self) -> Unit:
-        """Whom the policy protects."""
+        """What the site's policy protects as one: a patient with all images, or an image."""
         return self._policy.unit
 
     @property
@@ -242,6 +217,8 @@ class PrivacyGuard:
         Raises Refused, or Replay if it was released before, whatever model it was asked of.
         """
         self._answered_once(exchange)
+        if self._untold:
+            raise Refused(Code.POLICY, Reason.NO_PATIENTS.value)
         event = next(self.metrics_events(), None)
         if event is None:
             raise Refused(Code.BUDGET, "metrics of other studies have cost metrics_lifetime of the policy")
@@ -268,13 +245,18 @@ class PrivacyGuard:
         self._answered_once(exchange)
         with locked(self._shown):
             known = read_json(self._shown) if self._shown.exists() else []
-            if self._study.digest not in known:
-                if len(known) >= self._policy.metrics_studies:
-                    raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
-                write_json(self._shown, [*known, self._study.digest], private=True)
+            if self._study.digest in known:
+                raise Refused(Code.POLICY, "coarse counts were shown in this study before, and that answer is lost")
+            if len(known) >= self._policy.metrics_studies:
+                raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
+            write_json(self._shown, [*known, self._study.digest], private=True)
+
+    def keep_metrics(self, exchange: int, shown: Arrays) -> None:
+        """Put the study's only release of figures on disk, before it is sent."""
+        self._releases.keep(exchange, shown, {})
 
     def _answered_once(self, exchange: int) -> None:
-        if (answered := self._replies.of(exchange)) is not None:
+        if (answered := self._releases.of(exchange)) is not None:
             raise answered
 
     def metrics_events(self) -> Iterator[Event]:
@@ -282,7 +264,7 @@ class PrivacyGuard:
 
         All of them together may cost much less than all work together: each is a question about the same few cases.
         """
-        if self.metrics != "noised" or self._study.secure_aggregation:
+        if self.metrics != "noised" or self._study.secure_aggregation or self._untold:
             return
         noise_multiplier = noise_for(self._policy.metrics_epsilon, self.delta, 1.0, 1)
         event = Event(max(self._policy.noise_multiplier_min, noise_multiplier), 1.0, 1)
@@ -290,7 +272,7 @@ class PrivacyGuard:
             yield event
 
     def grounds(self, stage: Stage | None, tags: Tags) -> str:
-        """What the policy says of an answer to this stage's order; None for an order that only evaluates."""
+        """What the policy says of an answer to this stage's instruction; None for one that only evaluates."""
         words = []
         if stage is not None and (asked := privacy_request(stage)) is not None:
             what = "entries trained" if isinstance(asked, Private) else "sums noised"
@@ -328,12 +310,18 @@ class PrivacyGuard:
         self._replies.keep(exchange, shared, own)
 
     def _effective(self, request: PrivacyRequest) -> EffectivePrivacy:
+        request = replace(request, patients_known=self._patients_known)
         reserved = tuple(self.metrics_events()) if request.private else ()
         delta = self.delta if request.private else self._delta()
         privacy = effective(self._policy, request, self._patients, delta, reserved)
         if isinstance(privacy, Reason):
             raise Refused(Code.BUDGET if privacy is Reason.BUDGET else Code.POLICY, privacy.value)
         return privacy
+
+    @property
+    def _untold(self) -> bool:
+        """Whether patients are to be protected, and nothing says whose a case is."""
+        return not self._patients_known and self.unit == "patient"
 
     def _delta(self) -> float | None:
         if not self._held.exists():

@@ -72,7 +72,7 @@ class Genesis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in the chain."""
+    """A row of the chain: its number, and its hash, which stands for all rows up to it."""
 
     seq: int
     hash: str

@@ -87,7 +87,7 @@ class AlreadyCharged(Exception):
 
 @dataclass(frozen=True)
 class Caps:
-    """The most that one job may cost, and all releases of the charge's kind together, whatever their jobs."""
+    """The most that one study (a job) may cost, and all releases of the charge's kind in all studies."""
 
     job: float
     release: float = math.inf
@@ -164,7 +164,7 @@ class Ledger:
         return row
 
     def spent(self, job: str | None = None) -> Spend:
-        """What one job, or all together, have spent."""
+        """What one study (a job), or all together, have spent."""
         rows = [row for row in self.rows() if job in (None, row.job)]
         epsilon = epsilon_of(total(rows), self.delta)
         return Spend(epsilon, self.delta, self.unit, steps=sum(row.event.steps for row in rows))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.used_masks import (
     MaskBook,
     Occasion,
@@ -48,8 +48,14 @@ class Sealer:
         self._pairs = read_pairs(site, settings)
         self._book = MaskBook(folder / "masks.sqlite")
 
-    def greet(self) -> str:
-        """The nonce for a run that begins, or is taken up again."""
+    def greet(self, *, been_here: bool = False) -> str:
+        """The nonce for a run that begins, or is taken up again.
+
+        Raises Refused if the site has `been_here` by another record, and its file of used masks knows nothing of that:
+        without it nobody can tell with whom the site has masked, and a second group would give one site away.
+        """
+        if been_here and not self._book.knows(self._study.digest):
+            raise Refused(Code.MASK_REUSED, "the file of used masks is gone, but the site has been in this study")
         return self._book.greet(self._study.digest)
 
     def accept(self, instruction: Instruction, stage: Stage) -> Accepted:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.errors import RosterError, StudyError
 from fedgraft.common.base.files import read_json
@@ -100,6 +100,11 @@ class MaskBook:
             db.execute("BEGIN IMMEDIATE")
             db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, 0)", (study, nonce))
         return nonce
+
+    def knows(self, study: str) -> bool:
+        """Whether the site was ever greeted for this study, as far as this file knows."""
+        with self._connected() as db:
+            return db.execute("SELECT 1 FROM runs WHERE study = ?", (study,)).fetchone() is not None
 
     def check(self, study: str, nonce: str, number: int) -> None:
         """Raise Refused unless `number` can still be used under `nonce`."""

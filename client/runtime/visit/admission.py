@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Accepted, Sealer
 from fedgraft.client.runtime.visit.progress import Progress
 from fedgraft.common.protocol.instructions import Code, Instruction

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fedgraft.client.privacy.dp.units import units_of
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.release.metric_release import release
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace

@@ -24,7 +24,7 @@ class LocalState:
     def before(self, exchange: int) -> dict[str, np.ndarray]:
         """The site's own entries after the last exchange before this one; none at first.
 
-        Versions of this or a later exchange are of a course that is being repeated, and are deleted.
+        Versions of this or a later exchange belong to exchanges that are being repeated, and are deleted.
         """
         earlier = None
         for path in self._paths():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.auxiliary import auxiliary_shapes
 from fedgraft.common.protocol.instructions import (

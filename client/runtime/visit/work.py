@@ -6,8 +6,9 @@ import logging
 from dataclasses import dataclass
 from functools import partial
 
-from fedgraft.client.privacy.dp.dp_statistics import noised_sums
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.dp.dp_statistics import noised_columns, noised_sums
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.reply_store import Replay
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
@@ -20,6 +21,7 @@ from fedgraft.common.protocol.auxiliary import requirements_of
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Code
 from fedgraft.common.protocol.packed_symmetric import packed
 from fedgraft.common.protocol.routing import KINDS, privacy_request, retains_statistics
+from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.losses import Requirement, wants_all_cases
 from fedgraft.common.study.plan import Gradient, Recalibrate, Stage, Statistics
 from fedgraft.common.study.private_sums import PrivateSums
@@ -109,8 +111,11 @@ class Worker:
             return WorkResult(replay.shared, replay.own, {})
         if isinstance(private, PrivateSums):
             assert isinstance(stage.local, Statistics)
-            loader = place.through_backbone("train")
-            sums = noised_sums(place.local_model, loader, place.cohort.patients, private)
+            if isinstance(place.study.input, TableInput) and stage.local.of == "columns":
+                sums = noised_columns(place.study.input, place.loader, place.cohort.patients, private)
+            else:
+                loader = place.through_backbone("train")
+                sums = noised_sums(place.local_model, loader, place.cohort.patients, private)
             tensors = packed(sums, KINDS[stage.local.precision])
             result = WorkResult(tensors, {}, {"noise_multiplier": private.noise_multiplier or 0.0})
         else:

@@ -18,8 +18,8 @@ from fedgraft.common.base.files import canonical_json, read_json
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import Code, Greeting, Hello, Refusal, Update
 from fedgraft.simulations.engines.grids import InProcessGrid
-from fedgraft.simulations.engines.run import simulate
 from helpers.played import PlayedSite
+from helpers.simulated import simulate
 
 UPDATE = Update(1, {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"trunk": 4.0}, {"loss": 0.5}, {})
 

@@ -22,7 +22,8 @@ from fedgraft.common.protocol.instructions import (
     Refusal,
 )
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import prepare, resume
+from fedgraft.simulations.engines.run import prepare
+from helpers.simulated import resume
 
 
 @pytest.fixture

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from fedgraft.client.privacy.guard import privacy_guard as module
-from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.hash_chain import Facts
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import (
     Caps,
     ChargeRefused,

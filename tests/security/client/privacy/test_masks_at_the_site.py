@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking import masked_upload as sealing
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.privacy.masking.used_masks import MaskBook, Regroup, SecureAggregationSettings

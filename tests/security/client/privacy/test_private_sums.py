@@ -14,7 +14,8 @@ from torch import Tensor
 from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
 from fedgraft.client.privacy.dp import secret
 from fedgraft.client.privacy.dp.dp_statistics import CONSTANT, bound, noised_sums
-from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.errors import TooFewCases
@@ -40,7 +41,7 @@ TASKS = [{"name": "cls", "classes": ["a", "b", "c"]}, {"name": "side", "classes"
 DIM = 128
 
 
-class Desk:
+class NoisedSite:
     """Cases whose features are given, and what their sums are without and with noise."""
 
     def __init__(self, make_study: MakeStudy, features: Tensor, labels: Tensor, side: Tensor | None = None) -> None:
@@ -55,7 +56,7 @@ class Desk:
         private = PrivateSums(noise_multiplier=noise_multiplier, max_norm=max_norm, unit=unit)  # type: ignore[arg-type]
         return noised_sums(self.local_model, self.loader, patients, private)
 
-    def without(self, patients: Sequence[str], who: str) -> Desk:
+    def without(self, patients: Sequence[str], who: str) -> NoisedSite:
         self.loader._labelled["train"] = torch.tensor([at for at, name in enumerate(patients) if name != who])
         return self
 
@@ -81,9 +82,11 @@ def test_one_patient_changes_the_sums_by_at_most_the_bound(make_study: MakeStudy
         labels = torch.randint(0, 3, (20,), generator=draw)
         patients = [str(max(0, case - 9)) if unit == "patient" else str(case) for case in range(20)]
         max_norm = (0.5, 1.0, 20.0)[lot // 4]
-        whole = flat(Desk(make_study, features, labels).sums(patients, max_norm=max_norm, unit=unit), max_norm)
+        whole = flat(NoisedSite(make_study, features, labels).sums(patients, max_norm=max_norm, unit=unit), max_norm)
         rest = flat(
-            Desk(make_study, features, labels).without(patients, "0").sums(patients, max_norm=max_norm, unit=unit),
+            NoisedSite(make_study, features, labels)
+            .without(patients, "0")
+            .sums(patients, max_norm=max_norm, unit=unit),
             max_norm,
         )
         change = float(np.linalg.norm(whole - rest)) / bound(2)
@@ -100,7 +103,7 @@ def deviates(noise: np.ndarray, deviation: float) -> bool:
 def test_the_noise_is_symmetric_of_the_deviation_that_it_says_and_fresh(make_study: MakeStudy) -> None:
     features, labels = torch.zeros(12, DIM), torch.arange(12) % 3
     attack_target, patients, max_norm, noise_multiplier = (
-        Desk(make_study, features, labels),
+        NoisedSite(make_study, features, labels),
         list(map(str, range(12))),
         3.0,
         2.0,
@@ -130,7 +133,7 @@ def test_the_noise_is_symmetric_of_the_deviation_that_it_says_and_fresh(make_stu
 
 
 def test_noise_comes_from_the_operating_system(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    attack_target, patients = Desk(make_study, torch.ones(6, DIM), torch.arange(6) % 3), list(map(str, range(6)))
+    attack_target, patients = NoisedSite(make_study, torch.ones(6, DIM), torch.arange(6) % 3), list(map(str, range(6)))
     torch.manual_seed(0)
     np.random.seed(0)
     first = attack_target.sums(patients, 1.0)
@@ -144,19 +147,19 @@ def test_noise_comes_from_the_operating_system(make_study: MakeStudy, monkeypatc
 def test_a_broken_image_counts_nothing_and_says_nothing(make_study: MakeStudy) -> None:
     features, labels = torch.randn(9, DIM), torch.arange(9) % 3
     patients = list(map(str, range(9)))
-    want = Desk(make_study, features.clone(), labels).without(patients, "4").sums(patients)
+    want = NoisedSite(make_study, features.clone(), labels).without(patients, "4").sums(patients)
     features[4] = math.nan
-    got = Desk(make_study, features, labels).sums(patients)
+    got = NoisedSite(make_study, features, labels).sums(patients)
     assert np.allclose(flat(got, 1.0), flat(want, 1.0), atol=1e-6)
 
 
 def test_without_noise_or_labels_nothing_is_released(make_study: MakeStudy) -> None:
-    attack_target = Desk(make_study, torch.randn(6, DIM), torch.arange(6) % 3)
+    attack_target = NoisedSite(make_study, torch.randn(6, DIM), torch.arange(6) % 3)
     for bad in ({"noise_multiplier": None}, {"noise_multiplier": 0.0}, {"max_norm": 0.0}):
         private = PrivateSums(noise_multiplier=1.0).model_copy(update=bad)
         with pytest.raises(InputError):
             noised_sums(attack_target.local_model, attack_target.loader, list("abcdef"), private)
-    empty = Desk(make_study, torch.randn(6, DIM), torch.full((6,), -1), torch.full((6,), -1))
+    empty = NoisedSite(make_study, torch.randn(6, DIM), torch.full((6,), -1), torch.full((6,), -1))
     with pytest.raises(TooFewCases):
         empty.sums(list("abcdef"))
 
@@ -164,8 +167,8 @@ def test_without_noise_or_labels_nothing_is_released(make_study: MakeStudy) -> N
 def test_a_patient_with_copies_of_an_image_counts_as_with_one(make_study: MakeStudy) -> None:
     draw = torch.Generator().manual_seed(3)
     one, labels = torch.randn(8, 128, generator=draw), torch.arange(8) % 3
-    thrice = Desk(make_study, one.repeat(3, 1), labels.repeat(3)).sums(list("abcdefgh") * 3, max_norm=50.0)
-    once = Desk(make_study, one, labels).sums(list("abcdefgh"), max_norm=50.0)
+    thrice = NoisedSite(make_study, one.repeat(3, 1), labels.repeat(3)).sums(list("abcdefgh") * 3, max_norm=50.0)
+    once = NoisedSite(make_study, one, labels).sums(list("abcdefgh"), max_norm=50.0)
     for key, value in once.items():
         np.testing.assert_allclose(thrice[key], value, rtol=1e-4, atol=1e-3)
 
@@ -188,13 +191,13 @@ def accuracy(head: tuple[np.ndarray, np.ndarray], seed: int = 7) -> float:
 
 def noised(make_study: MakeStudy, count: int, noise_multiplier: float, max_norm: float) -> dict[str, np.ndarray]:
     x, y = gaussians(count)
-    attack_target = Desk(make_study, torch.from_numpy(x).float(), torch.from_numpy(y))
+    attack_target = NoisedSite(make_study, torch.from_numpy(x).float(), torch.from_numpy(y))
     return attack_target.sums(list(map(str, range(count))), noise_multiplier, max_norm)
 
 
 def test_with_hardly_any_noise_the_heads_are_the_plain_ones(make_study: MakeStudy) -> None:
     x, y = gaussians(500)
-    attack_target = Desk(make_study, torch.from_numpy(x).float(), torch.from_numpy(y))
+    attack_target = NoisedSite(make_study, torch.from_numpy(x).float(), torch.from_numpy(y))
     plain = feature_sums(attack_target.local_model, attack_target.loader)
     private = attack_target.sums(list(map(str, range(500))), 1e-9, 1e3)
     noise = float(private[NOISE][0])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fedgraft.client.data.cohorts.cohort import learning_patients
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.local_model import LocalModel
@@ -22,7 +23,8 @@ from fedgraft.common.protocol.instructions import (
     Update,
 )
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import OPEN, Hospitals, simulate
+from fedgraft.simulations.engines.run import OPEN, Hospitals
+from helpers.simulated import simulate
 from helpers.work import CPU, MakeStudy, cohort, images
 
 ONLY = OPEN.model_copy(update={"secure_aggregation_only": True})
@@ -66,9 +68,9 @@ def test_nothing_is_said_nor_done_in_a_study_without_masks(make_study: MakeStudy
             with pytest.raises(Refused) as caught:
                 site.greet()
             assert (caught.value.code, caught.value.why) == (Code.POLICY, "not_secure")
-        for work, evaluate in ((True, None), (True, "test"), (False, "val"), (False, None)):
-            got = site.visit(Instruction(study.digest, 1, 0, 1, work, evaluate, tensors))
-            assert isinstance(got, Update) if answers else got == Refusal(1, Code.POLICY)
+        for exchange, work, evaluate in ((1, True, None), (1, True, "val"), (2, False, "test"), (2, False, None)):
+            got = site.visit(Instruction(study.digest, exchange, 0, 1, work, evaluate, tensors))
+            assert isinstance(got, Update) if answers else got == Refusal(exchange, Code.POLICY)
     assert not (tmp_path / "False" / "ledger").exists()
     assert not list((tmp_path / "False").rglob("*.safetensors"))
 

@@ -19,7 +19,7 @@ from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.common.base.errors import DataError, QuorumError
 from fedgraft.common.protocol import wire
 from fedgraft.simulations.engines import node
-from fedgraft.simulations.engines.run import simulate
+from helpers.simulated import simulate
 
 SECRET = "DOE^JANE"
 PARTS = ("DOE", "JANE", "patients/")
@@ -33,7 +33,7 @@ def failing(error: Exception) -> Callable[..., None]:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """All that Flower sends of the replies: their content, or the text of what the ClientApp raised."""
     sent: list[str] = []
 
@@ -82,15 +82,15 @@ BROKEN: dict[str, tuple[object, str, Exception]] = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_no_exception_says_a_word_to_others(hospitals, make_study, tmp_path, told, printed, what: str) -> None:
+def test_no_exception_says_a_word_to_others(hospitals, make_study, tmp_path, heard, printed, what: str) -> None:
     owner, name, error = BROKEN[what]
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, failing(error))
         with pytest.raises(QuorumError) as ended:
             simulate(make_study(), hospitals, run)
-    assert len(told) >= 4
+    assert len(heard) >= 4
     ours = [path for path in run.rglob("*") if path.is_file() and run / "sites" not in path.parents]
     assert ours
-    words = [*told, *printed(), str(ended.value), *(path.read_bytes().decode("latin-1") for path in ours)]
+    words = [*heard, *printed(), str(ended.value), *(path.read_bytes().decode("latin-1") for path in ours)]
     assert not [part for part in PARTS for text in words if part in text]

@@ -7,8 +7,14 @@ import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import Metadata, ObjectTree
+from flwr.proto.node_pb2 import Node
 
 from fedgraft.common.identity.keys import NodeKey, new_node_key, public_pem
 from fedgraft.server.operations.gate import (
@@ -18,6 +24,7 @@ from fedgraft.server.operations.gate import (
     gate_server,
 )
 from fedgraft.server.operations.request_auth import Bucket, RequestAuth
+from fedgraft.server.operations.senders import MOST_PIECES, PUSH
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.provisioning.provision import Authority
@@ -269,3 +276,47 @@ def test_old_tls_is_refused(gated):
         old.minimum_version = old.maximum_version = version
         with socket.create_connection(("localhost", gated.port), timeout=10) as plain, pytest.raises(OSError):
             old.wrap_socket(plain, server_hostname="localhost")
+
+
+def pushed(node: int = 7, **said: Any) -> bytes:
+    """A reply as a site pushes it, with other words on its envelope."""
+    told = {"src_node_id": 7, "dst_node_id": SUPERLINK_NODE_ID, "reply_to_message_id": "asked", "message_id": "own"}
+    message = ProtoMessage(metadata=Metadata(**(told | said)))
+    request = PushMessagesRequest(node=Node(node_id=node), messages_list=[message])
+    request.message_object_trees.append(ObjectTree(object_id="own"))
+    return request.SerializeToString()
+
+
+def two() -> bytes:
+    request = PushMessagesRequest.FromString(pushed())
+    request.MergeFrom(PushMessagesRequest.FromString(pushed(src_node_id=8)))
+    return request.SerializeToString()
+
+
+def of_many_pieces() -> bytes:
+    request = PushMessagesRequest.FromString(pushed())
+    request.message_object_trees[0].children.extend(ObjectTree(object_id=str(n)) for n in range(MOST_PIECES))
+    return request.SerializeToString()
+
+
+def test_a_site_s_own_reply_passes(gated, key):
+    assert gated.client.post(PUSH, content=pushed(), headers=signed(key)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pushed(src_node_id=8),
+        pushed(node=8),
+        pushed(src_node_id=SUPERLINK_NODE_ID, reply_to_message_id="", dst_node_id=8),
+        pushed(reply_to_message_id=""),
+        pushed(dst_node_id=8),
+        pushed(message_id="another's"),
+        two(),
+        of_many_pieces(),
+        b"\xff" * 20,
+    ],
+)
+def test_what_a_site_says_in_another_s_name_does_not_pass(gated, key, body):
+    assert gated.client.post(PUSH, content=body, headers=signed(key)).status_code == 403
+    assert gated.recorder.seen == []

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.common.privacy.accountant import Event, default_delta, epsilon
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
+from helpers.simulated import simulate
 
 PRIVATE = {"epsilon": 5.0, "sample_rate": 0.5}
 
@@ -122,7 +123,7 @@ def test_a_site_sees_its_account_and_what_the_next_study_would_cost(
     assert account["spent"] == job["epsilon"] == account["after_each"][-1] == pytest.approx(5.0, rel=5e-3)
     assert 0 < job["tight"] < job["epsilon"]
     assert account["after_each"] == sorted(account["after_each"])
-    assert proposal["patients"] == 24
+    assert proposal["patients"] == 25
     assert proposal["epsilon"] == pytest.approx(account["spent"])
     events = [row.event for row in Held.of(east).open(100.0).rows()]
     assert proposal["total_after"] == pytest.approx(epsilon(events * 2, account["delta"]))

@@ -14,6 +14,7 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.pseudonyms import keep_key
 from fedgraft.client.governance.approval import is_approved
 from fedgraft.client.governance.pending_studies import keep_pending
 from fedgraft.client.preflight.report import Level
@@ -24,8 +25,9 @@ from fedgraft.common.privacy.accountant import (
     noise_for,
 )
 from fedgraft.simulations.engines.keys import make_keys
-from fedgraft.simulations.engines.run import Hospitals, simulate
-from helpers.site_home import STUDY, Hospital, study
+from fedgraft.simulations.engines.run import Hospitals
+from helpers.simulated import simulate
+from helpers.site_home import KEY, STUDY, Hospital, study
 
 PRIVATE_STAGE = {
     "name": "private",
@@ -49,7 +51,9 @@ def study_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def private_file(tmp_path: Path) -> Path:
+def private_file(tmp_path: Path, hospital: Hospital) -> Path:
+    """A private study's file, and the site's key under which its patients split as the study's shares say."""
+    keep_key(hospital.home / "state", KEY)
     path = tmp_path / "private.yaml"
     path.write_text(yaml.safe_dump(PRIVATE))
     return path
@@ -206,7 +210,7 @@ def test_review_prices_a_private_study_at_this_site(command, hospital: Hospital,
     _, out, _ = command("site", "review", private_file, "--home", hospital.home)
     assert f"epsilon {cost:.2f} of 20" in out
     assert "no differential privacy" not in out
-    assert "counts (rounded to tens)" in out
+    assert "its public number of patients" in out
     assert "metrics: none, by metrics of the policy" in out
 
 
@@ -317,9 +321,9 @@ def test_what_the_policy_refuses_is_said_and_cannot_be_approved(command, hospita
     assert all(line["fix"] for line in stages)
 
 
-def test_a_study_dearer_than_what_is_left_is_refused_as_a_whole(command, hospital, tmp_path) -> None:
+def test_a_study_dearer_than_what_is_left_is_refused_as_a_whole(command, hospital, private_file, tmp_path) -> None:
     two = [PRIVATE_STAGE, PRIVATE_STAGE | {"name": "again"}]
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(PRIVATE | {"plan": two}))
+    private_file.with_name("two.yaml").write_text(yaml.safe_dump(PRIVATE | {"plan": two}))
     cost = epsilon([Event(2.0, 0.25, 8)], default_delta(16))
     hospital.write_config(policy={"min_patients": 1, "epsilon_per_study": 1.05 * cost, "epsilon_lifetime": 50.0})
     code, out, _ = command(
@@ -344,7 +348,6 @@ def test_a_private_study_is_tried_before_it_runs(command, hospital: Hospital, pr
 
 def test_a_ledger_that_cannot_be_trusted_stops_everything(command, hospital: Hospital, private_file: Path) -> None:
     hospital.write_config(policy={"min_patients": 1, "epsilon_per_study": 20.0, "epsilon_lifetime": 50.0})
-    (hospital.home / "state").mkdir(mode=0o700)
     (hospital.home / "state" / "witness.json").write_text("{}")  # a ledger was here, and is gone
     code, out, _ = command("site", "check", private_file, "--home", hospital.home, "--part", "policy")
     assert code == 1

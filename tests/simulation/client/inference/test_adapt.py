@@ -11,7 +11,8 @@ import pytest
 
 from conftest import Command, write_images
 from fedgraft.common.base.files import load_tensors, read_json
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
+from helpers.simulated import simulate
 from helpers.work import MakeStudy
 
 

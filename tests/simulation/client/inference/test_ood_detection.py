@@ -17,14 +17,10 @@ from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.simulations.engines.run import (
-    OPEN,
-    Hospitals,
-    simulate,
-    simulated_cohort,
-)
+from fedgraft.simulations.engines.run import OPEN, Hospitals, simulated_cohort
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import PhantomSite, Scenario, SiteEntry
+from helpers.simulated import simulate
 from helpers.work import MakeStudy
 
 SITES = {"north": {"noise": 0.1}, "harbour": {"noise": 0.1, "gamma": 1.2}, "valley": {"noise": 0.12, "gain": 0.9}}

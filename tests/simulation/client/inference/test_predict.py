@@ -16,9 +16,10 @@ from fedgraft.client.inference.heat import HEATS, layer_cam, occlusion
 from fedgraft.client.inference.model import Reader
 from fedgraft.common.base.files import read_json
 from fedgraft.common.models.model import build_model
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import PhantomSite, Scenario, SiteEntry
+from helpers.simulated import simulate
 from helpers.work import MakeStudy
 
 SOURCE = "slim-ctmr-synthetic"
@@ -71,7 +72,10 @@ def pointing(heats: torch.Tensor, masks: np.ndarray) -> float:
     return float(np.mean([mask.flat[int(heat.argmax())] for heat, mask in zip(heats, masks, strict=True)]))
 
 
-@pytest.mark.parametrize(("name", "least"), [("cam", 0.8), ("occlusion", 0.7)])
+SLOW = pytest.mark.slow  # 225 passes over all lesions, by two networks
+
+
+@pytest.mark.parametrize(("name", "least"), [("cam", 0.8), pytest.param("occlusion", 0.7, marks=SLOW)])
 def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path, truth: list[dict[str, str]]) -> None:
     from fedgraft.client.inference.images import pictures
 

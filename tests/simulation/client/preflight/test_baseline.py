@@ -14,7 +14,8 @@ from fedgraft.client.preflight.check import read_cohort
 from fedgraft.client.preflight.report import Level
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
+from helpers.simulated import simulate
 from helpers.site_home import Hospital, study
 from helpers.work import CPU
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.base.files import load_tensors, read_json
@@ -24,7 +25,8 @@ from fedgraft.common.study.aggregates import Ridge
 from fedgraft.common.study.study import Study
 from fedgraft.server.rounds.resolve import resolve
 from fedgraft.server.runs.retained_statistics import RetainedStatistics
-from fedgraft.simulations.engines.run import OPEN, Hospitals, simulate
+from fedgraft.simulations.engines.run import OPEN, Hospitals
+from helpers.simulated import simulate
 
 MakeStudy = Callable[..., Study]
 Command = Callable[..., tuple[int, str, str]]

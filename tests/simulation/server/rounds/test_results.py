@@ -18,9 +18,10 @@ from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.model import build_model, build_table_model, load_arrays
 from fedgraft.common.study.study import Study, find_study, parse_study
-from fedgraft.simulations.engines.run import Engine, Hospitals, simulate
+from fedgraft.simulations.engines.run import Engine, Hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import load_scenario
+from helpers.simulated import simulate
 
 
 def predictions(run: Path, study: Study, site: str) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,8 @@ import yaml
 from conftest import Command
 from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import load_tensors, read_json
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
+from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.cells import (
     Cell,
@@ -23,9 +24,10 @@ from fedgraft.simulations.compare.cells import (
     outcome,
     run,
 )
-from fedgraft.simulations.compare.models import MERGED, ModelJob, carry_out
+from fedgraft.simulations.compare.models import MERGED, ModelJob, carry_out, prepared
 from fedgraft.simulations.compare.question import BUILT_IN, Question
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals, simulated_cohort
+from helpers.simulated import simulate
 from helpers.work import MakeStudy
 
 ARMS = ("study", "local", "pooled", "new_site")
@@ -134,7 +136,7 @@ def test_a_source_that_lies_at_a_site_teaches_there(make_study, hospitals, tmp_p
     made = simulate(study, Hospitals(cell.job.cohorts, sources=beside), tmp_path / "run")
     said = read_json(made / "result.json")["metrics"]["cls"]["sites"]["east"]
     assert (len(found.targets), accuracy(found)) == (said["n"], pytest.approx(said["accuracy"]))
-    begun, ended = start(study).state(), load_tensors(made / "model.safetensors")
+    begun, ended = initialise(study).state(), load_tensors(made / "model.safetensors")
     assert not np.array_equal(begun["heads.cls.weight"], ended["heads.cls.weight"]), "the source was learnt from"
 
 
@@ -320,3 +322,35 @@ def placed(cell: Cell, out: Path) -> Study:
 def test_ensembles_of_what_is_no_model_are_refused(arms, says) -> None:
     with pytest.raises(ValueError, match=says):
         Question.model_validate({"arms": arms, "against": "x"})
+
+
+def private_question(**changes: object) -> Question:
+    """A study without noise against one with."""
+    local = {"kind": "gradient", "train": "heads", "steps": 1, "fixed_norm_stats": True}
+    terms = {"noise_multiplier": 1.0, "sample_rate": 0.5}
+    stage = {"name": "heads", "local": local | {"private": terms}, "share": "heads", "aggregate": {"kind": "mean"}}
+    arms = [BUILT_IN["study"], {"name": "private", "set": {"plan": [stage]}}]
+    return Question.model_validate({"name": "price", "arms": arms} | changes)
+
+
+def test_one_private_arm_has_all_arms_tested_on_patients_who_stand_alone(
+    make_study: MakeStudy, hospitals: Hospitals, tmp_path: Path
+) -> None:
+    jobs = [cell.job for cell in cells(make_study(), private_question(folds=3), hospitals, 1, "test")]
+    tested: dict[str, list[set[str]]] = {"study": [], "private": []}
+    for at, job in enumerate(jobs):
+        home = prepared(job, job.cohorts, tmp_path / str(at))
+        cohort = simulated_cohort(job.study, home, "east")
+        assert cohort.split_rule == "independent"
+        name = "private" if is_private(job.study) else "study"
+        tested[name].append({cohort.patients[case] for case in cohort.splits["test"].tolist()})
+    assert tested["study"] == tested["private"]
+    assert sum(map(len, tested["study"])) == len(set.union(*tested["study"])) == 48
+
+
+def test_a_private_arm_refuses_what_ties_patients_together(make_study: MakeStudy, hospitals: Hospitals) -> None:
+    with pytest.raises(InputError, match="the first so many patients"):
+        cells(make_study(), private_question(cases=[12]), hospitals, 1, "test")
+    arms = [*private_question().arms, BUILT_IN["shuffled"]]
+    with pytest.raises(InputError, match="labels are those of other patients"):
+        cells(make_study(), private_question(arms=arms), hospitals, 1, "test")

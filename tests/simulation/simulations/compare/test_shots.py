@@ -18,7 +18,7 @@ from fedgraft.common.base.errors import RunError
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.models.weights import load_weights
-from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 from fedgraft.simulations.compare.cells import (
@@ -30,12 +30,8 @@ from fedgraft.simulations.compare.cells import (
 from fedgraft.simulations.compare.models import answers_of
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.result import answered, groups, lines
-from fedgraft.simulations.engines.run import (
-    Hospitals,
-    prepare,
-    simulate,
-    simulated_cohort,
-)
+from fedgraft.simulations.engines.run import Hospitals, prepare, simulated_cohort
+from helpers.simulated import simulate
 from helpers.work import CPU, MakeStudy
 
 ARMS = (

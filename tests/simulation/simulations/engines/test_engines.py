@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,8 @@ from fedgraft.common.base.errors import InputError, QuorumError, ResumeError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.faults import Fault
-from fedgraft.simulations.engines.run import (
-    Engine,
-    Hospitals,
-    prepare,
-    resume,
-    simulate,
-)
+from fedgraft.simulations.engines.run import Engine, Hospitals, prepare
+from helpers.simulated import resume, simulate
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:
@@ -41,9 +38,25 @@ def history(run: Path) -> list[dict]:
 GRAFT = {"name": "graft", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003, "augment": {}}}
 
 
+Whole = Callable[[Study], Path]
+
+
+@pytest.fixture(scope="module")
+def whole(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The run of a study that nothing happens to, carried out once for all tests; not to be changed."""
+    done: dict[str, Path] = {}
+
+    def run(study: Study) -> Path:
+        if study.digest not in done:
+            done[study.digest] = simulate(study, hospitals, tmp_path_factory.mktemp("whole") / "run")
+        return done[study.digest]
+
+    return run
+
+
 @pytest.fixture
-def reference(hospitals: Hospitals, make_study, tmp_path: Path) -> Path:
-    return simulate(make_study(method=GRAFT), hospitals, tmp_path / "reference")
+def reference(whole: Whole, make_study) -> Path:
+    return whole(make_study(method=GRAFT))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -72,32 +85,32 @@ class Stopped(Exception):
     ("method", "stop"), [*(("fedbn", stop) for stop in range(5)), ("fedadam", 1), ("scaffold", 1), ("l2sp", 1)]
 )
 def test_a_run_stopped_anywhere_resumes_to_identical_weights(
-    hospitals, make_study, tmp_path, monkeypatch, method: str, stop: int
+    hospitals, make_study, whole, tmp_path, monkeypatch, *, method: str, stop: int
 ):
     """FedBN keeps entries at the sites, FedAdam moments at the coordinator, SCAFFOLD both; L2-SP sends the start."""
-    stopped_and_resumed(make_study(method={**GRAFT, "name": method}), hospitals, tmp_path, monkeypatch, stop)
+    study = make_study(method={**GRAFT, "name": method})
+    stopped_and_resumed(study, hospitals, whole(study), tmp_path, monkeypatch, stop)
 
 
 @pytest.mark.parametrize("stop", range(5))
 def test_a_run_with_a_stage_that_ends_early_resumes_to_identical_weights(
-    hospitals, make_study, tmp_path, monkeypatch, stop: int
+    hospitals, make_study, whole, tmp_path, monkeypatch, stop: int
 ):
     """Wherever it is stopped: while that stage waits for a better model, where it ends, and in the next one."""
     local = {"kind": "gradient", "steps": 2, "batch_size": 8, "lr": 0.003}
     first = {"name": "first", "local": local, "share": "all", "aggregate": {"kind": "mean"}, "rounds": 6}
     until = {"metric": "auroc", "least": 0.9, "patience": 2}  # which no model is ever better by
     study = make_study(plan=[first | {"early_stopping": until}, first | {"name": "then", "rounds": 2}])
-    whole = stopped_and_resumed(study, hospitals, tmp_path, monkeypatch, stop)
-    done = [row["stage"] for row in history(whole) if row["stage"] in ("first", "then")]
+    stopped_and_resumed(study, hospitals, whole(study), tmp_path, monkeypatch, stop)
+    done = [row["stage"] for row in history(whole(study)) if row["stage"] in ("first", "then")]
     assert 2 <= done.count("first") < 6
     assert done.count("then") == 2
 
 
-def stopped_and_resumed(study: Study, hospitals: Hospitals, tmp_path: Path, monkeypatch, stop: int) -> Path:
-    """The folder of a whole run, to which one that was stopped before its checkpoint `stop` + 1 was found equal."""
+def stopped_and_resumed(study: Study, hospitals: Hospitals, whole: Path, tmp_path: Path, monkeypatch, stop: int):
+    """A run that is stopped before its checkpoint `stop` + 1 and goes on ends as the whole one does."""
     from fedgraft.server.runs.run_folder import RunFolder
 
-    whole = simulate(study, hospitals, tmp_path / "whole")
     save, seen = RunFolder.save_checkpoint, []
 
     def interrupted(self, exchange, *rest):
@@ -117,7 +130,6 @@ def stopped_and_resumed(study: Study, hospitals: Hospitals, tmp_path: Path, monk
     timeless = [{k: v for k, v in row.items() if k not in ("seconds", "bytes_down")} for row in history(run)]
     assert timeless == [{k: v for k, v in row.items() if k not in ("seconds", "bytes_down")} for row in history(whole)]
     assert read_json(run / "result.json")["metrics"] == read_json(whole / "result.json")["metrics"]
-    return whole
 
 
 @pytest.mark.slow
@@ -172,7 +184,7 @@ def test_leaving_a_site_out_by_fault_is_leaving_it_out_of_the_mean(hospitals, ma
     assert identical(weights(with_fault), weights(without))
 
 
-def test_too_few_sites_stop_the_run_and_it_resumes(hospitals, make_study, tmp_path):
+def test_too_few_sites_stop_the_run_and_it_resumes(hospitals, make_study, whole, tmp_path):
     study = make_study(method="fedavg", rounds={"quorum": 0.9})
     faulty = Hospitals(hospitals.cohorts, {"north": Fault(kind="silent", rounds=(2,))})
     with pytest.raises(QuorumError, match="3 of 4 sites; missing: north, deadline") as caught:
@@ -182,8 +194,7 @@ def test_too_few_sites_stop_the_run_and_it_resumes(hospitals, make_study, tmp_pa
     settings = tmp_path / "run" / "simulation.json"
     settings.write_text(json.dumps(read_json(settings) | {"faults": {}}))
     run = resume(tmp_path / "run")
-    whole = simulate(study, hospitals, tmp_path / "whole")
-    assert identical(weights(run), weights(whole))
+    assert identical(weights(run), weights(whole(study)))
 
 
 @pytest.mark.slow
@@ -257,10 +268,11 @@ def test_what_is_no_run_cannot_be_resumed(tmp_path):
         resume(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_named(reference):
-    next((reference / "checkpoint").glob("*.safetensors")).write_bytes(b"garbage")
+def test_a_damaged_checkpoint_is_named(reference, tmp_path):
+    run = shutil.copytree(reference, tmp_path / "run")
+    next((run / "checkpoint").glob("*.safetensors")).write_bytes(b"garbage")
     with pytest.raises(InputError, match=r"checkpoint.*safetensors"):
-        resume(reference)
+        resume(run)
 
 
 def test_a_linear_probe_moves_its_head_and_little_else(hospitals, make_study, tmp_path):

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from fedgraft.common.base.files import load_tensors, read_json
-from fedgraft.simulations.engines.run import Engine, simulate
+from fedgraft.simulations.engines.run import Engine
 from helpers.plans import MANY_KINDS
+from helpers.simulated import simulate
 
 FEDBN = {"name": "fedbn", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}
 

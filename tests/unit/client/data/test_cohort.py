@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -239,7 +240,7 @@ def test_no_patient_is_in_two_splits(make_dicom, tmp_path, wanted, place):
         make_dicom(np.full((16, 16), n, np.uint8), f"dicom/{n:02}.dcm", PatientID=f"P{n % 20}", SOPInstanceUID=f"1.{n}")
         rows.append((f"1.{n}", ("no", "yes")[n % 3 == 0]))
     spec = CohortSpec(kind="dicom", root=tmp_path / "dicom", labels=write_labels(tmp_path, rows), join="sop")
-    cohort = load_cohort("n", spec, wanted, place)
+    cohort = load_cohort("n", spec, replace(wanted, rule="stratified"), place)
     who = [{cohort.patients[at] for at in positions.tolist()} for positions in cohort.splits.values()]
     assert [len(patients) for patients in who] == [12, 3, 5]
     assert len(set.union(*who)) == 20

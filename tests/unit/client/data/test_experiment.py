@@ -21,7 +21,7 @@ TASK = Task(name="cls", classes=("left", "right", "middle"))
 
 def loaded(hospitals: Hospitals, folder: Path, seed: int = 0, **changes: object):
     spec = hospitals.cohorts["south"].model_copy(update=changes)
-    wanted = CohortRequest([TASK], ImageInput(size=32), SplitSpec(train=0.5, val=0.2, test=0.3), seed)
+    wanted = CohortRequest([TASK], ImageInput(size=32), SplitSpec(train=0.5, val=0.2, test=0.3), seed, "stratified")
     return load_cohort("south", spec, wanted, Place(folder, folder.parent / "cache", b"0" * 32))
 
 

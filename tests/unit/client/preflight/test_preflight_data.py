@@ -14,10 +14,10 @@ from pydicom.uid import generate_uid
 
 from fedgraft.client.data.cohorts.cohort import CohortRequest, load_cohort
 from fedgraft.client.enrolment.config import read_site
-from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.preflight.check import Check, SiteUnderCheck
 from fedgraft.client.preflight.report import FindingLine, Level
-from fedgraft.common.study.study import Study
+from fedgraft.common.study.study import Study, parse_study
 from helpers.site_home import CLASSES, STUDY, Hospital, study
 
 
@@ -308,6 +308,26 @@ def test_too_few_patients_to_split(hospital: Hospital) -> None:
     lines = hospital.lines("data")
     assert lines["splits"].level is Level.NOTE
     assert lines["splits"].description.startswith("nobody in val, test")
+
+
+def test_a_tiny_site_of_a_private_study_is_told_that_chance_left_nobody_to_test(hospital: Hospital) -> None:
+    """Patients are not dealt out to fill the gap, since then one would move others; so the next step is said."""
+    for path in hospital.files():
+        if int(path.name[1:5]) > 4:
+            path.unlink()
+    keep_key(hospital.home / "state", (14).to_bytes(32, "big"))
+    local = {"kind": "gradient", "train": "heads", "steps": 1, "fixed_norm_stats": True}
+    private = {"private": {"noise_multiplier": 1.0, "sample_rate": 0.5}}
+    stage = {"name": "heads", "local": local | private, "share": "heads", "aggregate": {"kind": "mean"}}
+    asked = {key: value for key, value in STUDY.items() if key != "method"} | {"plan": [stage]}
+    line = hospital.lines("data", against=parse_study(asked, "test"))["splits"]
+    assert line.level is Level.NOTE
+    assert line.description.startswith("nobody in val, test: train 4 patients")
+    assert "each by that patient alone (independent)" in line.description
+    assert "another seed" in line.fix
+    plain = hospital.lines("data")["splits"]
+    assert "dealt out class by class (stratified)" in plain.description
+    assert "another seed" not in plain.fix
 
 
 def test_splits_of_another_study_are_found_before_the_study_starts(hospital: Hospital) -> None:

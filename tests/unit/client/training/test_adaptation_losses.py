@@ -22,7 +22,7 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.rollback import holds
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.checks.check import check
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN, moments_from_sums
 from fedgraft.common.study.losses import (
     Adversarial,
@@ -290,5 +290,5 @@ def test_terms_that_look_at_classes_are_for_tasks_with_classes(make_study: MakeS
     local = {"kind": "gradient", "steps": 1, "losses": [loss], "rollback": {}}
     stage = {"name": "teach", "local": local, "share": "all", "aggregate": {"kind": "mean"}}
     study = make_study(tasks=[{"name": "cls", "classes": ["left", "right"]}, value], plan=[stage])
-    faults = check(study, start(study).model.tags())
+    faults = check(study, initialise(study).model.tags())
     assert any("looks at the classes" in fault and "size asks for none" in fault for fault in faults), faults

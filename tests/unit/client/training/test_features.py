@@ -25,13 +25,10 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.models.model import TransferModel, state_arrays
 from fedgraft.common.protocol.instructions import Arrays, Instruction, Update
+from fedgraft.common.study.schedule import Step, split_at
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import (
-    OPEN,
-    Hospitals,
-    prepare,
-    resume,
-)
+from fedgraft.simulations.engines.run import OPEN, Hospitals, prepare
+from helpers.simulated import resume
 from helpers.work import CPU, MakeStudy, images
 
 PROBE = {"name": "linear_probe", "rounds": 3, "local": {"epochs": 2, "batch_size": 8, "lr": 0.01}}
@@ -81,12 +78,14 @@ def course(site: Site, study: Study, state: Arrays, *, end: bool = True) -> list
     for number, stage in enumerate(study.plan):
         for round_ in range(1, stage.rounds + 1):
             exchange += 1
-            instruction = Instruction(study.digest, exchange, number, round_, True, "val", dict(state))
+            split = split_at(study, Step(exchange, number, round_, work=True))
+            instruction = Instruction(study.digest, exchange, number, round_, True, split, dict(state))
             answers.append(answer(site, instruction))
             state = dict(state) | {key: a for key, a in answers[-1].tensors.items() if key in state}
     if end:
         last = len(study.plan) - 1
-        answers.append(answer(site, Instruction(study.digest, exchange + 1, last, 1, False, "test", dict(state))))
+        rounds = study.plan[last].rounds
+        answers.append(answer(site, Instruction(study.digest, exchange + 1, last, rounds, False, "test", dict(state))))
     return answers
 
 

@@ -24,7 +24,7 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.auxiliary import moments_from_sums
-from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 from helpers.work import CPU, MakeStudy, cohort, images

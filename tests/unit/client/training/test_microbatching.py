@@ -154,13 +154,14 @@ def test_a_site_says_so_in_its_log_and_in_its_figures(make_study, tmp_path):
     inputs, labels = images(24)
     study = make_study(method={"name": "fedavg", "rounds": 2, "local": {"steps": 3, "batch_size": 8, "lr": 0.01}})
     site = a_site(study, cohort(inputs, {"cls": labels}), tmp_path)
-    instruction = Instruction(study.digest, 1, 0, 1, work=True, evaluate=None, tensors=snapshot(site._local_model))
-    with Gpu(4).of(site._local_model):
+    model = site._place.local_model
+    instruction = Instruction(study.digest, 1, 0, 1, work=True, evaluate=None, tensors=snapshot(model))
+    with Gpu(4).of(site._place.local_model):
         update = site.visit(instruction)
         assert update.train[PARTS] == 2
     log = (tmp_path / "site.log").read_text()
     assert "out of memory: batches are worked on in 2 parts" in log
-    with Gpu(0).of(site._local_model):
+    with Gpu(0).of(model):
         assert site.visit(instruction).code == "out_of_memory"
 
 

@@ -138,7 +138,7 @@ def test_a_visit_after_a_failed_one_is_as_if_nothing_had_happened(make_study, tm
     assert isinstance(got, Update)
     assert not moved(dict(want.tensors), dict(got.tensors))
     assert not moved(dict(want.metrics["cls"]), dict(got.metrics["cls"]))
-    later = Instruction(study.digest, 2, 0, 1, work=False, evaluate="val", tensors=tensors)
+    later = Instruction(study.digest, 2, 0, 1, work=False, evaluate="test", tensors=tensors)
     assert not moved(dict(calm.visit(later).metrics["cls"]), dict(shaken.visit(later).metrics["cls"]))
 
 

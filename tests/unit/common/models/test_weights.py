@@ -16,10 +16,10 @@ from torch import Tensor
 from torchvision.models.vision_transformer import VisionTransformer
 
 from fedgraft.common.base.errors import WeightsError
+from fedgraft.common.models.initialise import graft
 from fedgraft.common.models.model import TransferModel, build_model, state_arrays
 from fedgraft.common.models.weights import (
     find,
-    graft,
     list_weights,
     load_manifest,
     load_weights,

@@ -8,7 +8,7 @@ import pytest
 
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.checks.check import check
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study, parse_study
 from helpers.work import TABLE_PLAN, MakeStudy
 
@@ -19,7 +19,7 @@ CLASSES = {"name": "cls", "classes": ["left", "right", "middle"]}
 
 
 def faults(study: Study) -> list[str]:
-    return check(study, start(study).model.tags())
+    return check(study, initialise(study).model.tags())
 
 
 def test_a_study_of_classes_is_written_as_before_there_were_kinds(make_study: MakeStudy) -> None:
@@ -105,5 +105,5 @@ def test_what_can_work_is_not_refused(make_study: MakeStudy) -> None:
 def test_a_table_has_no_pixels(make_study: MakeStudy) -> None:
     table = {"kind": "table", "numeric": ["a"]}
     study = make_study(tasks=[CLASSES, MASK], input=table, model={"backbone": "table_linear"}, plan=TABLE_PLAN)
-    tags = start(make_study(input=table, model={"backbone": "table_linear"}, plan=TABLE_PLAN)).model.tags()
+    tags = initialise(make_study(input=table, model={"backbone": "table_linear"}, plan=TABLE_PLAN)).model.tags()
     assert any(line.startswith("tasks: lesion asks for masks") for line in check(study, tags))

@@ -1,4 +1,4 @@
-"""What docs/deploy.md tells people to type exists, with those options."""
+"""What README and docs tell people to type exists, with those options."""
 
 from __future__ import annotations
 
@@ -12,17 +12,30 @@ from typer.main import get_command
 
 from fedgraft import cli
 
-ROOT = Path(__file__).parents[4]
-BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8"), re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line]
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
+GUIDE = ROOT / "docs" / "deploy.md"
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
 
 
-def test_there_are_commands():
-    assert len(COMMANDS) > 10
+def commands(text: Path) -> list[str]:
+    """The commands in the blocks of a text, each without what is said of it after two spaces or more."""
+    blocks = re.findall(r"```\w*\n(.*?)```", text.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
+    return [line.partition("  ")[0] for line in lines if line.startswith("fedgraft ")]
+
+
+COMMANDS = sorted({line for text in TEXTS for line in commands(text)})
+
+
+def test_the_guide_types_nothing_but_commands():
+    blocks = re.findall(r"```sh\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line]
+    assert len(lines) > 10
+    assert set(lines) <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_guide_exists_with_its_options(line):
+def test_a_command_of_the_texts_exists_with_its_options(line):
     words = shlex.split(line)
     assert words.pop(0) == "fedgraft"
     command = get_command(cli.app)

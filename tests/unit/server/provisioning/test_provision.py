@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import ssl
+import time
 import zipfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -29,9 +32,9 @@ from fedgraft.common.identity.keys import (
 )
 from fedgraft.common.identity.kit import read_kit
 from fedgraft.common.identity.roster import read_membership
-from fedgraft.server.provisioning.consortium import Consortium, read_consortium
+from fedgraft.server.provisioning.consortium import Consortium, ServerEntry, read_consortium
 from fedgraft.server.provisioning.provision import Authority
-from helpers.members import COHORT, code_of, enrolled, joined, pin_each_other, told
+from helpers.members import COHORT, code_of, enrolled, fingerprint_of, joined, pin_each_other
 
 
 def consortium(*sites: str, **changes: object) -> Consortium:
@@ -259,7 +262,7 @@ def test_a_renewed_kit_replaces_keys_and_nothing_else(kits):
     assert authority.home.admitted() == {public_pem(old).decode(): "north"}, "the old key is good until then"
     rejoin(kits / "north.zip", code_of(kits), home)
     assert private_pem(home.node_key()) != private_pem(old)
-    authority.enrol(home.path / "north.enrolment.json")
+    authority.enrol(home.path / "north.enrolment.json", timedelta(0))
     assert authority.home.admitted() == {public_pem(home.node_key()).decode(): "north"}
     assert read_config(home.config).model_copy(update={"secure_aggregation": None}) == config.model_copy(
         update={"secure_aggregation": None}
@@ -283,7 +286,7 @@ def test_a_persons_comments_outlive_a_newer_roster_and_a_renewed_kit(kits):
     home, south = enrolled(kits), enrolled(kits, "south")
     commented = "# ours, change with care\n" + yaml.safe_dump(yaml.safe_load(home.config.read_text())) + "# the end\n"
     home.config.write_text(commented.replace("threads: 0", "threads: 3  # it has four"))
-    update_roster(home, kits / "roster.json", {"south": told(south)})
+    update_roster(home, kits / "roster.json", {"south": fingerprint_of(south)})
     Authority(kits).renew_site("north")
     rejoin(kits / "north.zip", code_of(kits), home)
     Authority(kits).enrol(home.path / "north.enrolment.json")
@@ -371,11 +374,90 @@ def test_another_identity_of_a_known_site_is_believed_only_when_a_person_says_so
     Authority(kits).renew_site("south")
     rejoin(kits / "south.zip", code_of(kits, "south"), south)
     Authority(kits).enrol(south.path / "south.enrolment.json")
-    for typed in ({}, {"south": told(home)}):
+    for typed in ({}, {"south": fingerprint_of(home)}):
         with pytest.raises(InputError, match=r"other identities than before for south|not that of its key") as error:
             update_roster(home, kits / "roster.json", typed)
-        assert told(south) not in str(error.value), "what should be heard by telephone is not shown for copying"
+        assert fingerprint_of(south) not in str(error.value), (
+            "what should be heard by telephone is not shown for copying"
+        )
     after = home.roster_file.read_bytes(), home.config.read_bytes(), home.secure_aggregation_file.read_bytes()
     assert after == before
-    update_roster(home, kits / "roster.json", {"south": told(south)})
+    update_roster(home, kits / "roster.json", {"south": fingerprint_of(south)})
     assert masks(home).identities["south"] == home.roster().members["south"].node
+
+
+def keys_of(kits: Path, name: str) -> list[str]:
+    return [key for key, site in Authority(kits).home.admitted().items() if site == name]
+
+
+def renewed(kits: Path, home: SiteHome, grace: timedelta | None = None) -> str:
+    """The site makes new keys with a renewed kit, and they are enrolled; the new public key."""
+    name = home.joined().site
+    Authority(kits).renew_site(name)
+    rejoin(kits / f"{name}.zip", code_of(kits, name), home)
+    Authority(kits).enrol(home.path / f"{name}.enrolment.json", grace)
+    return Authority(kits).home.sites()[name].node
+
+
+def test_renewed_keys_leave_the_old_ones_time_and_then_only_the_new_ones_hold(kits):
+    north, south = enrolled(kits), enrolled(kits, "south")
+    (old,) = keys_of(kits, "north")
+    new = renewed(kits, north)
+    assert sorted(keys_of(kits, "north")) == sorted([new, old])
+    (kept,) = Authority(kits).home.sites()["north"].old
+    assert timedelta(hours=71) < kept.until - datetime.now(UTC) <= timedelta(hours=72)
+    new = renewed(kits, south, timedelta(seconds=0.5))
+    assert len(keys_of(kits, "south")) == 2
+    time.sleep(0.6)
+    assert keys_of(kits, "south") == [new]
+
+
+def test_a_grace_of_nothing_shuts_the_old_keys_out_at_once(kits):
+    new = renewed(kits, enrolled(kits), timedelta(0))
+    assert keys_of(kits, "north") == [new]
+    assert Authority(kits).home.sites()["north"].old == ()
+
+
+def test_the_grace_outlives_other_changes_of_the_list_and_a_second_renewal(kits):
+    north = enrolled(kits)
+    (first,) = keys_of(kits, "north")
+    second = renewed(kits, north)
+    Authority(kits).provision(consortium("north", "south", "east"))
+    assert sorted(keys_of(kits, "north")) == sorted([second, first])
+    third = renewed(kits, north)
+    assert sorted(keys_of(kits, "north")) == sorted([third, first, second])
+
+
+def test_revocation_knows_no_grace(kits):
+    north = enrolled(kits)
+    renewed(kits, north)
+    Authority(kits).revoke("north")
+    assert keys_of(kits, "north") == []
+    new = renewed(kits, north)
+    assert keys_of(kits, "north") == [new], "what was revoked does not come back"
+
+
+def test_the_consortium_says_how_long_old_keys_hold(tmp_path):
+    authority = Authority(tmp_path / "kits")
+    authority.provision(consortium("north", renewal_grace_hours=5))
+    renewed(tmp_path / "kits", enrolled(tmp_path / "kits"))
+    (kept,) = authority.home.sites()["north"].old
+    assert timedelta(hours=4) < kept.until - datetime.now(UTC) <= timedelta(hours=5)
+
+
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [
+        ({"host": "fl.example.org"}, "only this machine reaches it. For sites elsewhere, give `listen`"),
+        ({"host": "127.0.0.1"}, "127.0.0.1 port 8443, the loopback address: only this machine reaches it"),
+        ({"host": "fl.example.org", "listen": "::1"}, "only this machine"),
+        ({"host": "fl.example.org", "listen": "0.0.0.0"}, "0.0.0.0 port 8443: other machines can reach it"),
+        ({"host": "fl.example.org", "listen": "::"}, "other machines can reach it"),
+        ({"host": "fl.example.org", "listen": "10.1.2.3", "listen_port": 99}, "10.1.2.3 port 99: other machines"),
+        ({"host": "fl.example.org", "listen_port": 8444}, "127.0.0.1 port 8444, the loopback address"),
+    ],
+)
+def test_where_the_server_listens_is_said_and_is_loopback_unless_asked(server: dict[str, Any], said: str):
+    assert said in ServerEntry.model_validate(server).says_where
+    if "listen" not in server:
+        assert ServerEntry.model_validate(server).listen == "127.0.0.1"

@@ -12,7 +12,6 @@ from flwr.serverapp import Grid
 
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.protocol import wire
-from fedgraft.common.protocol.bundle import WireError
 from fedgraft.common.protocol.instructions import (
     Answer,
     Arrays,
@@ -22,7 +21,7 @@ from fedgraft.common.protocol.instructions import (
     Instruction,
     Refusal,
 )
-from fedgraft.server.rounds.transport import collect
+from fedgraft.server.fleet.transport import Intake, Taken, collect
 
 NODE_EXPIRED = 9_001
 """Error code of our own grids for a site that let its deadline pass."""
@@ -48,13 +47,13 @@ class Reply:
 
 
 class Fleet(Protocol):
-    """All sites of a run, by name."""
+    """The sites of a run by name: greets them, sends instructions, gives replies."""
 
     def greet(self, hello: Hello) -> Mapping[str, Greeting | Refusal]:
         """Say hello to every site that is there and has not greeted yet; what each answered."""
 
     def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
-        """Send every site its order; its reply, as it comes. Every site is answered for, if only with a refusal."""
+        """Send every site its instruction; its reply, as it comes. Every site has one, if only a refusal."""
 
 
 class GridFleet:
@@ -63,13 +62,23 @@ class GridFleet:
     `expires` says that the grid itself answers for sites that let their deadline pass, counted from when a site's
     turn comes; otherwise the deadline runs from the sending. `views` as for `wire.pack_tensors`. `enrolled` gives the
     nodes that are online with their names, if these are known beforehand: then no site can pass for another.
+    `intake` makes what takes the replies to each exchange, if not the grid itself.
     """
 
-    def __init__(self, grid: Grid, *, expires: bool = False, views: bool = False, enrolled: Enrolled = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        expires: bool = False,
+        views: bool = False,
+        enrolled: Enrolled = None,
+        intake: Callable[[], Intake] | None = None,
+    ) -> None:
         self._grid = grid
         self._expires = expires
         self._views = views
         self._enrolled = enrolled
+        self._intake: Callable[[], Intake | None] = intake or (lambda: None)
         self._nodes: dict[str, int] = {}
         self._asked: dict[int, float] = {}
 
@@ -87,14 +96,15 @@ class GridFleet:
         messages = {node: Message(records, dst_node_id=node, message_type=wire.HELLO, ttl=patience_s) for node in nodes}
         self._asked |= dict.fromkeys(nodes, now)
         answers: dict[str, Greeting | Refusal] = {}
-        for node, reply in collect(self._grid, messages, patience_s):
+        for node, reply in collect(self._grid, messages, patience_s, intake=self._intake()):
             answer = _read_greeting(reply)
             if names is not None and isinstance(answer, Greeting) and answer.site != names[node]:
                 answer = Refusal(0, Code.WRONG_NAME)
             name = (answer.site if names is None else names[node]) or f"node {present.index(node)}"
             if isinstance(answer, Refusal) and name in answers:
                 name = f"node {present.index(node)}"
-            if name in answers or (isinstance(answer, Greeting) and name in self._nodes):
+            # A site that was enrolled may come back with other keys; nobody else can have its name.
+            if name in answers or (names is None and isinstance(answer, Greeting) and name in self._nodes):
                 raise RunError(f"Two sites are called {name!r}.", fix="Give each site a name of its own.")
             answers[name] = answer
             if isinstance(answer, Greeting):
@@ -125,7 +135,8 @@ class GridFleet:
             )
             sizes[site], names[node] = wire.size(records), site
         probe = _ping if self._enrolled is not None else None
-        for node, reply in collect(self._grid, messages, None if self._expires else deadline_s, probe):
+        patience_s = None if self._expires else deadline_s
+        for node, reply in collect(self._grid, messages, patience_s, probe, self._intake()):
             site = names.pop(node)
             answer, up = _read_reply(reply, instructions[site].exchange)
             yield Reply(site, answer, up, sizes[site])
@@ -137,27 +148,30 @@ def _ping(node: int) -> Message:
     return Message(RecordDict(), dst_node_id=node, message_type=wire.PING)
 
 
-def _read_greeting(reply: Message | None) -> Greeting | Refusal:
-    if reply is None or not reply.has_content():
-        return Refusal(0, _error_code(reply))
+def _read_greeting(reply: Taken) -> Greeting | Refusal:
+    if isinstance(reply, Code) or not reply.has_content():
+        return Refusal(0, _why_none(reply))
     try:
         return wire.unpack_greeting(reply.content)
-    except WireError:
+    except Exception:  # the wall: nothing that a site sends ends a run
         return Refusal(0, Code.GARBAGE)
 
 
-def _read_reply(reply: Message | None, exchange: int) -> tuple[Answer, int]:
-    if reply is None or not reply.has_content():
-        return Refusal(exchange, _error_code(reply)), 0
-    up = wire.size(reply.content)
+def _read_reply(reply: Taken, exchange: int) -> tuple[Answer, int]:
+    if isinstance(reply, Code) or not reply.has_content():
+        return Refusal(exchange, _why_none(reply)), 0
+    up = 0
     try:
+        up = wire.size(reply.content)
         return wire.unpack_reply(reply.content), up
-    except WireError:
+    except Exception:  # the wall, as above
         return Refusal(exchange, Code.GARBAGE), up
 
 
-def _error_code(reply: Message | None) -> Code:
-    return Code.DEADLINE if reply is not None and reply.error.code == NODE_EXPIRED else Code.UNREACHABLE
+def _why_none(reply: Taken) -> Code:
+    if isinstance(reply, Code):
+        return reply
+    return Code.DEADLINE if reply.error.code == NODE_EXPIRED else Code.UNREACHABLE
 
 
 def lacking(state: Arrays, has: Arrays) -> Arrays:

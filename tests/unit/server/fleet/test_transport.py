@@ -10,8 +10,9 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedgraft.common.protocol.instructions import Code
+from fedgraft.server.fleet.transport import collect
 from fedgraft.server.rounds import transport as post
-from fedgraft.server.rounds.transport import collect
 
 
 class Site(Grid):
@@ -72,7 +73,7 @@ def probe(node: int) -> Message:
 
 def answers(site: Site, deadline_s: float | None = 5.0) -> list[tuple[int, str | None]]:
     found = collect(site, instruction(), deadline_s, probe)
-    return [(node, reply and str(reply.content["n"]["id"])) for node, reply in found]
+    return [(node, reply if isinstance(reply, Code) else str(reply.content["n"]["id"])) for node, reply in found]
 
 
 def test_a_lost_message_is_sent_again_and_answered():
@@ -100,7 +101,7 @@ def test_a_quick_site_is_asked_nothing():
 
 
 def test_a_message_that_cannot_be_sent_is_answered_for():
-    assert answers(Site({}, unknown={1})) == [(7, None)]
+    assert answers(Site({}, unknown={1})) == [(7, Code.UNREACHABLE)]
 
 
 def test_the_deadline_ends_the_wait():
