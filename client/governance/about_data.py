@@ -8,6 +8,7 @@ from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
 from fedgraft.client.data.cohorts.splits import IN_WORDS
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.budget import guard_of
+from fedgraft.client.privacy.ledger.public_counts import coarse
 from fedgraft.common.privacy.accountant import Unit
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.study import Study
@@ -16,13 +17,14 @@ _CASE = {"dicom": "image", "images": "image", "table": "row"}
 
 
 def about_data(config: SiteConfig, study: Study, cohort: Cohort) -> dict[str, Any]:
-    """`count` and `training` are numbers of units, exact or rounded to tens as the policy's `metrics` says."""
+    """`count` and `training` are numbers of units, exact or coarse as the policy's `metrics` says."""
     unit, spec = unit_of(config, study), config.cohort
     guard = guard_of(config, study, learning_patients(study, cohort))
     all_cases, train = range(len(cohort.inputs)), cohort.splits["train"].tolist()
 
     def units(cases: Any) -> int:
-        return guard.public(len(cases) if unit == "image" else len({cohort.patients[case] for case in cases}))
+        count = len(cases) if unit == "image" else len({cohort.patients[case] for case in cases})
+        return count if guard.shows_metrics else coarse(count)
 
     return {
         "unit": unit,
@@ -53,7 +55,7 @@ def data_in_words(data: dict[str, Any]) -> list[str]:
     lines = [
         "What counts as one here:",
         f"  one unit is {what}",
-        f"  there are {count} of them, {train} to train on" + ("" if data["exact"] else " (rounded to tens)"),
+        f"  there are {count} of them, {train} to train on" + ("" if data["exact"] else " (rounded up)"),
     ]
     if data["unit"] == "image" and told_by:
         lines.append(f"  a patient with several {case}s is protected less than the figures of privacy say")

@@ -118,7 +118,7 @@ def test_review_says_what_a_unit_is_and_how_many_there_are(
     code, out, _ = command("site", "review", "study.yaml", "--home", home)
     assert code == 0
     assert f"one unit is {words}" in out
-    whole = (24, 20) if cohort else (120, 120)
+    whole = (24, 30) if cohort else (120, 150)
     assert (f"there are {whole[0]} of them" if metrics == "exact" else f"there are about {whole[1]} of them") in out
     assert "patients are split each by that patient alone" in out
     refused = not cohort and not policy
@@ -135,7 +135,7 @@ def test_join_names_the_column_or_says_what_follows_without(command: Command, cl
     Authority(kits).provision(Consortium.model_validate(content))
     place = ("--data", clinic.root, "--kind", "images", "--labels", clinic.labels)
     for name, more in {"north": ("--patient-column", "patient"), "south": ()}.items():
-        kit = ("site", "join", kits / f"{name}.zip", "--passphrase-file", kits / f"{name}.passphrase")
+        kit = ("site", "join", kits / f"{name}.zip", "--code-file", kits / f"{name}.code")
         code, out, err = command(*kit, *place, *more, "--home", tmp_path / name)
         assert code == 0, err
         column = read_config(tmp_path / name / "site.yaml").cohort.patient_column
