@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgraft.common.base.errors import InputError
@@ -13,6 +13,7 @@ from fedgraft.common.base.files import home, read_json, write_json
 from fedgraft.common.identity.keys import (
     MaskingKey,
     NodeKey,
+    load_certificate,
     load_masking_key,
     load_node_key,
 )
@@ -61,16 +62,20 @@ class SiteHome:
         write_json(self._joined, joined.model_dump(mode="json"), private=True)
 
     def node_key(self) -> NodeKey:
-        """The key that says who the site is."""
+        """The private key that signs the site's requests; InputError if the file is missing or damaged."""
         return load_node_key(_bytes(self.node_file), str(self.node_file))
 
     def masking_key(self) -> MaskingKey:
         """The key that masks are agreed on with."""
         return load_masking_key(_bytes(self.masking_file), str(self.masking_file))
 
+    def authority_pem(self) -> bytes:
+        """The certificate that vouches for the server and the roster."""
+        return load_certificate(self.authority).public_bytes(Encoding.PEM)
+
     def roster(self) -> Membership:
         """The consortium's members, as its authority signed them."""
-        return read_membership(self.roster_file, x509.load_pem_x509_certificate(_bytes(self.authority)))
+        return read_membership(self.roster_file, load_certificate(self.authority))
 
 
 def default_home() -> Path:

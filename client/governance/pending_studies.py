@@ -17,7 +17,7 @@ from fedgraft.common.study.study import (
 
 _FOLDER = "offers"
 _MOST = 20
-"""How many offers are kept, the newest; a coordinator that keeps asking fills no disk."""
+"""How many pending studies are kept, the newest; a coordinator that keeps asking fills no disk."""
 _DIGEST = r"^[0-9a-f]{8,64}$"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.budget import Proposal, guard_of, propose
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.used_masks import read_pairs
 from fedgraft.client.privacy.policy import EffectivePrivacy, Reason
 from fedgraft.common.base.errors import InputError, LedgerError
@@ -36,7 +36,10 @@ _FIXES = {
     Reason.BUDGET: "The study costs more than epsilon_per_study of the policy; it needs more noise, or fewer steps.",
 }
 _LEDGER_FIX = "The ledger cannot be trusted, so nothing may be released: see fedgraft site budget."
-_SECURE_FIX = "The study is masked: `masks` in site.yaml must name the site's mask key and the consortium's roster."
+_SECURE_FIX = (
+    "The study has secure aggregation: `secure_aggregation` in site.yaml must name the site's mask key and roster, and "
+    "people here must have pinned enough other sites: fedgraft site roster --accept NAME=FINGERPRINT."
+)
 _WHOLE_FIX = "Together with what was spent it costs more than the policy allows: see fedgraft site budget."
 
 
@@ -86,8 +89,9 @@ def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> StudyV
 
 
 def _can_mask(config: SiteConfig) -> bool:
+    settings = config.secure_aggregation
     try:
-        return config.secure_aggregation is not None and bool(read_pairs(config.name, config.secure_aggregation))
+        return settings is not None and len(read_pairs(config.name, settings).roster.keys) >= settings.fewest
     except InputError:
         return False
 

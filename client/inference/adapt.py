@@ -32,8 +32,8 @@ from fedgraft.common.base.terminal import say
 from fedgraft.common.metrics.task_metrics import headline_metrics
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.models.weights import find
-from fedgraft.common.study.fit import Fit
 from fedgraft.common.study.inputs import SplitSpec
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.study import read_study
 
 

@@ -14,7 +14,9 @@ import torch
 from packaging.requirements import InvalidRequirement, Requirement
 
 from fedgraft.client.enrolment.config import SITE_FILE, SiteConfig
+from fedgraft.client.governance.records import SETTLE, Records
 from fedgraft.client.preflight.report import Findings, counted
+from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.environment import code_digest, environment
 
 _GB = 1e9
@@ -34,6 +36,7 @@ def check_environment(config: SiteConfig, home: Path, cohort_bytes: int) -> Find
     _gpu(found, config)
     _disk(found, config, cohort_bytes)
     _private(found, config, home)
+    _records(found, config)
     _memory(found)
     _cores(found, config)
     _clock(found)
@@ -168,6 +171,15 @@ def _private(found: Findings, config: SiteConfig, home: Path) -> None:
         "Close them: chmod -R go-rwx on the site's folder.",
         files=len(open_),
     )
+
+
+def _records(found: Findings, config: SiteConfig) -> None:
+    """What a restored backup, or a lost file, makes of the site's records."""
+    if wrong := Records(config, exchanges_of).contradictions():
+        found.private += wrong
+        found.fails("records", f"{counted(len(wrong), 'thing')} in the site's records does not agree", SETTLE)
+    else:
+        found.fine("records", "ledger, egress log, masks, progress and kept answers agree")
 
 
 def _open(path: Path) -> bool:

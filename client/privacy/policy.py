@@ -91,7 +91,7 @@ class PrivacyRequest:
     """
 
     backbones: tuple[str, ...]
-    """All that would run at the site: of an ensemble each member's, and a teacher's."""
+    """All that would run at the site: of an ensemble each base model's, and a teacher's."""
     roles: frozenset[Role]
     private: bool = True
     unit: Unit = "patient"
@@ -102,7 +102,7 @@ class PrivacyRequest:
     sample_rate: float = 0.25
     steps: int = 100
     sampled: bool = True
-    """Whether chance decides who is in a step; in sums all patients are, and `q` is 1."""
+    """Whether chance decides who is in a step; in sums all patients are, and `sample_rate` is 1."""
     secure_aggregation: bool = False
     """Whether all that leaves is under masks."""
     kept: bool = False

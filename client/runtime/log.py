@@ -25,7 +25,7 @@ def site_log(state: Path) -> logging.Logger:
 
 
 def close(state: Path) -> None:
-    """Let go of the file."""
+    """Close the log's file, so that the folder can be moved or deleted."""
     logger = logging.getLogger(f"fedgraft.site.{state}")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

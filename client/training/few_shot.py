@@ -19,7 +19,7 @@ from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.closed_form import heads_from_sums
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.aggregates import ClosedForm, Ridge
-from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Gradient, named
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
@@ -77,7 +77,7 @@ class Given:
 def fitted(
     local_model: LocalModel, cohort: Cohort, study: Study, given: Given, how: Fit, seed: int
 ) -> dict[str, np.ndarray]:
-    """The entries that change when the model is fitted to the cohort's training cases; they lie on the bench.
+    """The entries that change when the model is fitted to the cohort's training cases; `local_model` has them.
 
     Raises TooFewCases, Diverged.
     """

@@ -34,7 +34,12 @@ class _Strict(yaml.SafeLoader):
 
 def parse_yaml(text: str) -> Any:
     """The value in a YAML text; YAMLError if it is none, or gives a key twice."""
-    return yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader that is stricter still
+    try:
+        return yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader that is stricter still
+    except RecursionError:
+        raise yaml.YAMLError("its values stand too deep in each other") from None
+    except (ValueError, TypeError) as error:  # a date or a number that is none, a key that cannot be one
+        raise yaml.YAMLError(f"a value is not what it looks like: {error}") from None
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as format_safetensors
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.locking import lock
 
 PACKAGE = Path(__file__).parents[2]
 """Where fedgraft is installed, or the links of a checkout are."""
@@ -34,10 +34,11 @@ def home() -> Path:
     return Path(os.environ.get("FEDGRAFT_HOME") or Path.home() / ".fedgraft")
 
 
-def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
+def write_atomic(path: Path, data: bytes, *, private: bool = False, sync: bool = True) -> None:
     """Replace `path` by a file with `data`: after a crash it is the old one or the new one, never a part.
 
-    `private` makes it readable by its owner alone. Missing folders are made.
+    `private` makes it readable by its owner alone. Missing folders are made. Without `sync` that holds for a kill of
+    the process, and not for a loss of power.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -46,13 +47,15 @@ def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -61,7 +64,7 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -80,10 +83,15 @@ def canonical_json(content: Any) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def write_json(path: Path, content: Any, *, private: bool = False) -> None:
-    """Write `content` as readable JSON, all or nothing. ValueError for NaN or infinity."""
+def write_json(path: Path, content: Any, *, private: bool = False, sync: bool = True) -> None:
+    """Write `content` as readable JSON, all or nothing; `sync` as above. ValueError for NaN or infinity."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text.encode() + b"\n", private=private)
+    write_atomic(path, text.encode() + b"\n", private=private, sync=sync)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name, readable or not: what cannot be read must not be taken for what is not there."""
+    return os.path.lexists(path)
 
 
 def read_json(path: Path) -> Any:

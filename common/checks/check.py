@@ -108,6 +108,12 @@ def _secure(study: Study) -> Iterator[str]:
                 f"and masks hide "
                 "each site's sums; give a number, or secure_aggregation: false"
             )
+    sending = {stage.where for stage in study.plan if not isinstance(stage.aggregate, Nothing)}
+    if len(sending) > 1:
+        yield (
+            f"plan: stages that send are for {' and for '.join(sorted(sending))} sites, and a site masks with one "
+            "group alone: the sums of two groups tell about those in only one; give all of them the same `where`"
+        )
     if study.rounds.max_change is not None:
         yield (
             "rounds.max_change: bounds the change of each site, which masks hide from the coordinator; leave it out, "

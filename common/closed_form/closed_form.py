@@ -147,7 +147,7 @@ def noised_scale(sums: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tasks_in(sums: Arrays) -> list[str]:
-    """The tasks that sums are of, in order."""
+    """Names of the tasks that sums are of, sorted."""
     return sorted({key.partition("/")[0] for key in sums if "/" in key})
 
 
@@ -160,8 +160,8 @@ def heads_from_sums(
     """Entries of the heads that solve the problem of the sums `TASK/gram` and `TASK/cross`, typed as in `state`.
 
     `TASK/value` in place of `cross` is that of a value, and a gram of three dimensions has one for each of several
-    labels. `NOISE` among them is the variance of the noise in them. `strengths` by task go before that of `aggregate`.
-    RunError if there is not a single label.
+    labels. `NOISE` among them is the variance of the noise in them. `ridge_penalties` by task replace that of
+    `aggregate`. RunError if there is not a single label.
     """
     heads = {}
     noise = float(sums[NOISE][0]) if NOISE in sums else 0.0

@@ -8,8 +8,9 @@ entries to `secure_aggregation.mask_keys`, which believes no other.
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -63,25 +64,26 @@ class Membership(BaseModel):
         if not isinstance(public, ec.EllipticCurvePublicKey) or not signed(public, self._content(), signature):
             raise InputError(f"{source}: is not signed by the consortium's authority.", fix="Ask for the kit again.")
 
-    def mask_roster(self) -> SignedRoster:
-        """The members' mask keys with their own signatures."""
-        return SignedRoster(
-            entries=tuple(
-                MaskKeyEntry(site=name, key=_raw(name, member.masking), signature=member.vouch)
-                for name, member in self.members.items()
-            )
-        )
-
     def identities(self) -> dict[str, str]:
         """The keys that say who the members are."""
         return {name: member.node for name, member in self.members.items()}
 
     def write(self, path: Path) -> None:
-        """Write the file."""
+        """Write it as JSON, as `read_membership` takes it."""
         write_json(path, self.model_dump(mode="json"))
 
     def _content(self) -> bytes:
         return canonical_json(self.model_dump(mode="json", exclude={"signature"}))
+
+
+def mask_roster(members: Mapping[str, Member]) -> SignedRoster:
+    """These members' mask keys with their own signatures."""
+    return SignedRoster(
+        entries=tuple(
+            MaskKeyEntry(site=name, key=_raw(name, member.masking), signature=member.vouch)
+            for name, member in members.items()
+        )
+    )
 
 
 def _raw(site: str, masking: str) -> str:
@@ -90,9 +92,16 @@ def _raw(site: str, masking: str) -> str:
 
 def read_membership(path: Path, authority: x509.Certificate) -> Membership:
     """The roster in a file; InputError if it is none, or not signed by the authority."""
-    try:
-        roster = Membership.model_validate(read_json(path))
-    except ValidationError:
-        raise InputError(f"{path}: is no roster.") from None
+    roster = parse_membership(read_json(path), str(path))
     roster.check(authority, str(path))
+    return roster
+
+
+def parse_membership(content: Any, source: str) -> Membership:
+    """The roster in the content of a file, whoever signed it; InputError if it is none."""
+    try:
+        roster = Membership.model_validate(content)
+        canonical_json(roster.model_dump(mode="json"))  # what is half a letter cannot be signed, nor written
+    except (ValidationError, UnicodeError):
+        raise InputError(f"{source}: is no roster.", fix="Ask the coordinator for the newest roster.json.") from None
     return roster

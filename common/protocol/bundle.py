@@ -1,4 +1,7 @@
-"""Arrays as bytes: which types travel, and many small arrays as one piece. Knows nothing of messages."""
+"""Arrays as bytes: which types travel, and many small arrays as one piece. Knows nothing of messages.
+
+Whoever sends them is not trusted: what they say of shapes and names is held against bounds before anything is made.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,18 @@ TYPES = {
 NAMES = {name: dtype for dtype, name in TYPES.items()}
 """The types of arrays that travel, and back."""
 
+MOST_ARRAYS = 1 << 16
+"""So many arrays a message may hold; the largest models here have a few thousand entries."""
+
 _ALIGN = 8
+_MOST_DIMENSIONS = 32
+_LARGEST_ARRAY = 1 << 40
+"""Bytes that an array may have, or would have if its empty dimensions had one place: no shape of a model gets near."""
+
+_LONGEST_NAME = 512
+_LARGEST_INDEX = 8 << 20
+_KEPT_INDEX = 1 << 17
+"""Longer lists are read anew in every message: what is kept must stay small, whoever wrote it."""
 
 
 class WireError(ValueError):
@@ -31,6 +45,27 @@ def type_that_travels(array: np.ndarray) -> str:
     if name is None or sys.byteorder != "little":
         raise TypeError(f"arrays of {array.dtype} do not travel on a {sys.byteorder}-endian machine")
     return name
+
+
+def name_of(value: object) -> str:
+    """A name as messages have them: short, and nothing in it that a terminal or a file would take for more than text.
+
+    WireError for anything else.
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or not value.isprintable():
+        raise WireError("name")
+    return value
+
+
+def form_of(shape: object, dtype: np.dtype[Any]) -> tuple[tuple[int, ...], int]:
+    """The shape that somebody says an array has, and how many values it then holds. WireError if it cannot be."""
+    if not isinstance(shape, list | tuple) or len(shape) > _MOST_DIMENSIONS:
+        raise WireError("shape")
+    if any(type(n) is not int or not 0 <= n <= _LARGEST_ARRAY for n in shape):
+        raise WireError("shape")
+    if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _LARGEST_ARRAY:
+        raise WireError("shape")
+    return tuple(shape), math.prod(shape)
 
 
 def pack_bundle(arrays: Arrays) -> bytes:
@@ -47,25 +82,44 @@ def unpack_bundle(data: memoryview) -> dict[str, np.ndarray]:
     """The arrays of a bundle, as views of it; WireError on garbage."""
     arrays = {}
     length = int.from_bytes(data[:4], "little")
+    if length > min(len(data) - 4, _LARGEST_INDEX):
+        raise WireError("bundle")
+    text = bytes(data[4 : 4 + length])
     at = 4 + length + -(4 + length) % _ALIGN
-    for key, dtype, shape in _index(bytes(data[4 : 4 + length])):
-        count = math.prod(shape)
-        if key in arrays or count * dtype.itemsize > len(data) - at:
+    for key, dtype, shape, count in _kept_index(text) if length <= _KEPT_INDEX else _index(text):
+        size = count * dtype.itemsize
+        if key in arrays or size > len(data) - at:
             raise WireError("bundle with too few bytes, or two arrays of one name")
         arrays[key] = np.frombuffer(data, dtype, count, at).reshape(shape) if count else np.zeros(shape, dtype)
-        at += count * dtype.itemsize + -(count * dtype.itemsize) % _ALIGN
+        at += size + -size % _ALIGN
     if at != len(data):
         raise WireError("bundle with too many bytes")
     return arrays
 
 
-@lru_cache(maxsize=64)
-def _index(text: bytes) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
-    """Names, types and shapes from a bundle's list; kept, since it is the same in every message of a stage."""
+Index = list[tuple[str, np.dtype[Any], tuple[int, ...], int]]
+"""Names, types, shapes and numbers of values."""
+
+
+def _index(text: bytes) -> Index:
+    """What a bundle's list says; WireError if it is none."""
     try:
-        index = [(key, NAMES[name], tuple(shape)) for key, name, shape in json.loads(text)]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        rows = json.loads(text)
+    except (ValueError, RecursionError, MemoryError):
         raise WireError("bundle") from None
-    if any(not isinstance(key, str) or any(type(n) is not int or n < 0 for n in shape) for key, _, shape in index):
+    if not isinstance(rows, list) or len(rows) > MOST_ARRAYS:
         raise WireError("bundle")
-    return index
+    return [_row(row) for row in rows]
+
+
+def _row(row: object) -> tuple[str, np.dtype[Any], tuple[int, ...], int]:
+    if not isinstance(row, list) or len(row) != 3 or not isinstance(row[1], str) or row[1] not in NAMES:
+        raise WireError("bundle")
+    dtype = NAMES[row[1]]
+    return name_of(row[0]), dtype, *form_of(row[2], dtype)
+
+
+@lru_cache(maxsize=64)
+def _kept_index(text: bytes) -> Index:
+    """The same, kept, since it is the same in every message of a stage."""
+    return _index(text)

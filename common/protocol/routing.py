@@ -53,6 +53,8 @@ class Routing:
     frozen: bool
     plain: bool
     """Whether what is sent is computed from the site's data without noise."""
+    silent: bool
+    """Whether nothing that is computed from the site's data is sent."""
 
     @classmethod
     def of(cls, stage: Stage, tags: Tags) -> Routing:
@@ -60,7 +62,8 @@ class Routing:
         moves = changed(stage, tags)
         there, here = sent(stage, tags), stays(stage, tags)
         roles = frozenset(tags[key].role for key in moves)
-        return cls(moves, there, here, roles, frozen(stage, tags), releases_plainly(stage, tags))
+        silent = not there and not isinstance(stage.local, Statistics)
+        return cls(moves, there, here, roles, frozen(stage, tags), releases_plainly(stage, tags), silent)
 
 
 def sent(stage: Stage, tags: Tags) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Orders, updates and refusals as Flower records: the only file that knows record keys.
+"""Instructions, updates and refusals as Flower records: the only file that knows record keys.
 
 Arrays travel raw (C order, little endian) in a Flower ArrayRecord, together as one Array, since Flower's work is per
 Array; large ones that stay in this process travel as views of their own. All else travels as one JSON text. Nothing is
@@ -8,8 +8,6 @@ a hello has exchange 0.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, get_args
@@ -18,9 +16,13 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedgraft.common.privacy.accountant import Spend, Unit
+from fedgraft.common.protocol import words as said
 from fedgraft.common.protocol.bundle import (
+    MOST_ARRAYS,
     NAMES,
     WireError,
+    form_of,
+    name_of,
     pack_bundle,
     type_that_travels,
     unpack_bundle,
@@ -49,18 +51,18 @@ _TENSORS, _METRICS, _MASKED, _WORDS = "tensors", "metrics", "secure_aggregation"
 
 
 def pack_hello(hello: Hello) -> RecordDict:
-    """Hello as records."""
+    """The first message to a site as records, as `unpack_hello` takes them."""
     return _pack({"protocol": hello.protocol, "study": hello.study.decode()})
 
 
 def unpack_hello(records: RecordDict) -> Hello:
     """Hello from records; WireError on garbage."""
     words = _words(records)
-    return Hello(study=_text(words, "study").encode(), protocol=_count(words, "protocol"))
+    return Hello(study=said.long_text(words, "study"), protocol=said.count(words, "protocol"))
 
 
 def pack_greeting(greeting: Greeting) -> RecordDict:
-    """A greeting as records."""
+    """A site's answer to hello as records, as `unpack_greeting` takes them."""
     words = {
         "site": greeting.site,
         "cases": dict(greeting.cases),
@@ -80,19 +82,16 @@ def unpack_greeting(records: RecordDict) -> Greeting | Refusal:
     words = _words(records)
     if "refused" in words:
         return _refusal(words)
-    labels = words.get("labels")
-    if not isinstance(labels, dict):
-        raise WireError("labels")
     return Greeting(
-        site=_text(words, "site"),
-        cases=_counts(words.get("cases")),
-        labels={str(task): _counts(counts) for task, counts in labels.items()},
-        problems=_counts(words.get("problems")),
-        observer=words.get("observer") is True,
-        labelled=words.get("labelled") is True,
-        evaluates=words.get("evaluates") is True,
-        source=words.get("source") is True,
-        nonce=_text(words, "nonce"),
+        site=name_of(words.get("site")),
+        cases=said.counts(words.get("cases")),
+        labels={task: said.counts(counts) for task, counts in said.mapping(words.get("labels")).items()},
+        problems=said.counts(words.get("problems")),
+        observer=said.flag(words, "observer"),
+        labelled=said.flag(words, "labelled"),
+        evaluates=said.flag(words, "evaluates"),
+        source=said.flag(words, "source"),
+        nonce=said.nonce(words, "nonce"),
     )
 
 
@@ -131,24 +130,24 @@ def pack_instruction(instruction: Instruction, tensors: ArrayRecord) -> RecordDi
             "number": instruction.groups.number,
             "parts": {p: dict(c) for p, c in instruction.groups.parts.items()},
         }
-    return RecordDict({_WORDS: ConfigRecord({"json": json.dumps(words)}), _TENSORS: tensors})
+    return RecordDict({_WORDS: ConfigRecord({"json": said.write(words)}), _TENSORS: tensors})
 
 
 def unpack_instruction(records: RecordDict) -> Instruction:
     """An instruction from records; WireError on garbage."""
     words = _words(records)
     evaluate = words.get("evaluate")
-    if evaluate not in (None, "train", "val", "test", "all") or not isinstance(words.get("work"), bool):
-        raise WireError("evaluate or work")
+    if evaluate not in (None, "train", "val", "test", "all"):
+        raise WireError("evaluate")
     return Instruction(
-        study=_text(words, "study"),
-        exchange=_count(words, "exchange"),
-        stage=_count(words, "stage"),
-        round=_count(words, "round"),
-        work=words["work"],
+        study=said.text(words, "study"),
+        exchange=said.count(words, "exchange"),
+        stage=said.count(words, "stage"),
+        round=said.count(words, "round"),
+        work=said.flag(words, "work"),
         evaluate=evaluate,
         tensors=_unpack_arrays(records.get(_TENSORS)),
-        held=_text(words, "held"),
+        held=said.text(words, "held"),
         groups=_groups(words.get("groups")),
     )
 
@@ -177,12 +176,12 @@ def unpack_reply(records: RecordDict) -> Answer:
     if "refused" in words:
         return _refusal(words)
     if "contexts" in words:
-        contexts = words["contexts"]
+        contexts = said.mapping(words["contexts"])
         parts = _unpack_arrays(records.get(_MASKED))
-        if not isinstance(contexts, dict) or contexts.keys() != parts.keys():
+        if contexts.keys() != parts.keys():
             raise WireError("contexts")
-        digests = {part: _text(contexts, part) for part in contexts}
-        return MaskedUpdate(_count(words, "exchange"), parts, digests, _spend(words.get("spent")))
+        digests = {part: said.text(contexts, part) for part in contexts}
+        return MaskedUpdate(said.count(words, "exchange"), parts, digests, _spend(words.get("spent")))
     metrics: dict[str, dict[str, np.ndarray]] = {}
     for name, array in _unpack_arrays(records.get(_METRICS)).items():
         task, slash, key = name.partition("/")
@@ -190,10 +189,10 @@ def unpack_reply(records: RecordDict) -> Answer:
             raise WireError("metrics")
         metrics.setdefault(task, {})[key] = array
     return Update(
-        exchange=_count(words, "exchange"),
+        exchange=said.count(words, "exchange"),
         tensors=_unpack_arrays(records.get(_TENSORS)),
-        weights=_numbers(words.get("weights")),
-        train=_numbers(words.get("train")),
+        weights=said.numbers(words.get("weights")),
+        train=said.numbers(words.get("train")),
         metrics=metrics,
         spent=_spend(words.get("spent")),
     )
@@ -211,7 +210,7 @@ def size(records: RecordDict) -> int:
 
 
 def _pack(words: Mapping[str, Any]) -> RecordDict:
-    return RecordDict({_WORDS: ConfigRecord({"json": json.dumps(words)})})
+    return RecordDict({_WORDS: ConfigRecord({"json": said.write(words)})})
 
 
 def _view(array: np.ndarray) -> Array:
@@ -228,9 +227,11 @@ def _unpack_arrays(record: object) -> dict[str, np.ndarray]:
         raise WireError("not an array record")
     arrays: dict[str, np.ndarray] = {}
     for key, array in record.items():
-        found = unpack_bundle(memoryview(array.data)) if array.stype == _BUNDLE else {str(key): _unpack_array(array)}
-        if not arrays.keys().isdisjoint(found):
-            raise WireError("two arrays of one name")
+        found = (
+            unpack_bundle(memoryview(array.data)) if array.stype == _BUNDLE else {name_of(key): _unpack_array(array)}
+        )
+        if not arrays.keys().isdisjoint(found) or len(arrays) + len(found) > MOST_ARRAYS:
+            raise WireError("two arrays of one name, or too many")
         arrays |= found
     return arrays
 
@@ -239,87 +240,50 @@ def _unpack_array(array: Array) -> np.ndarray:
     dtype = NAMES.get(array.dtype)
     if array.stype != _RAW or dtype is None:
         raise WireError("array of a kind that does not travel")
-    shape = tuple(array.shape)
-    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(array.data):
+    shape, count = form_of(array.shape, dtype)
+    if count * dtype.itemsize != len(array.data):
         raise WireError("array with a wrong number of bytes")
     return np.frombuffer(array.data, dtype=dtype).reshape(shape)
 
 
 def _words(records: RecordDict) -> dict[str, Any]:
     record = records.get(_WORDS)
-    text = record.get("json") if isinstance(record, ConfigRecord) else None
-    if not isinstance(text, str):
+    if not isinstance(record, ConfigRecord):
         raise WireError("no words")
-    try:
-        words = json.loads(text)
-    except (ValueError, RecursionError):
-        raise WireError("words are not JSON") from None
-    if not isinstance(words, dict):
-        raise WireError("words are no mapping")
-    return words
-
-
-def _text(words: Mapping[str, Any], key: str) -> str:
-    if not isinstance(value := words.get(key), str):
-        raise WireError(key)
-    return value
-
-
-def _count(words: Mapping[str, Any], key: str) -> int:
-    value = words.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise WireError(key)
-    return value
-
-
-def _counts(value: object) -> dict[str, int]:
-    if not isinstance(value, dict):
-        raise WireError("counts")
-    return {str(key): _count(value, key) for key in value}
+    return said.read(record.get("json"))
 
 
 def _groups(value: object) -> AggregationGroups | None:
     if value is None:
         return None
-    if not isinstance(value, dict) or not isinstance(parts := value.get("parts"), dict):
-        raise WireError("groups")
+    groups = said.mapping(value)
     found = {}
-    for part, group in parts.items():
-        if not isinstance(group, dict):
-            raise WireError("groups")
-        found[str(part)] = {str(site): _text(group, site) for site in group}
-    return AggregationGroups(_count(value, "number"), found)
-
-
-def _number(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise WireError("number")
-    return float(value)
-
-
-def _numbers(value: object) -> dict[str, float]:
-    if not isinstance(value, dict):
-        raise WireError("numbers")
-    return {str(key): _number(number) for key, number in value.items()}
+    for part, group in said.mapping(groups.get("parts")).items():
+        sites = said.mapping(group)
+        found[part] = {site: said.text(sites, site) for site in sites}
+    return AggregationGroups(said.count(groups, "number"), found)
 
 
 def _spend(value: object) -> Spend | None:
     if value is None:
         return None
-    if not isinstance(value, dict) or set(value) != {field.name for field in fields(Spend)}:
+    found = said.mapping(value)
+    if set(found) != {field.name for field in fields(Spend)}:
         raise WireError("spent")
-    epsilon, delta = _number(value["epsilon"]), _number(value["delta"])
-    words = (value["unit"], value["relation"], value["accountant"])
+    epsilon, delta = said.number(found["epsilon"]), said.number(found["delta"])
+    words = (found["unit"], found["relation"], found["accountant"])
     known = (get_args(Unit), ("add/remove",), ("rdp", "prv"))
     if not (epsilon >= 0 and 0 < delta < 1) or any(word not in all_ for word, all_ in zip(words, known, strict=True)):
         raise WireError("spent")
     unit, relation, accountant = words
-    return Spend(epsilon, delta, unit, relation, accountant, _count(value, "steps"))
+    return Spend(epsilon, delta, unit, relation, accountant, said.count(found, "steps"))
 
 
 def _refusal(words: Mapping[str, Any]) -> Refusal:
     try:
-        code = Code(_text(words, "refused"))
+        code = Code(said.text(words, "refused"))
+    except WireError:
+        raise
     except ValueError:
         raise WireError("refused") from None
-    return Refusal(exchange=_count(words, "exchange"), code=code, site=_text(words, "site"))
+    return Refusal(exchange=said.count(words, "exchange"), code=code, site=said.text(words, "site"))

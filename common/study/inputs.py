@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from fedgraft.common.base.value import Value, unless
 
+Split = Literal["train", "val", "test", "all"]
+"""Cases of a site; `all` is for observers, whose data are public."""
+
 
 class ImageInput(Value):
     """Square images of `size` pixels with 1 or 3 channels; values in [0, 1] before normalisation.

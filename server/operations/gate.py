@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -19,7 +20,9 @@ import httpx
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fedgraft.server.operations.doors import Client, DoorLimits, Doors, listening
 from fedgraft.server.operations.request_auth import AuthVerdict, RequestAuth
+from fedgraft.server.operations.senders import speaks_for_itself
 
 FLEET = frozenset(
     f"/v1/fleet/{name}"
@@ -43,7 +46,7 @@ LARGEST_BYTES = 8 << 20
 
 _BODY_S = 60.0
 _HEAD_S = 20.0
-_CONNECTIONS = 512
+_BACKLOG = 1024
 _PASSED_ON = (b"content-type", b"accept")
 _PREFIX = b"flwr-"
 
@@ -56,17 +59,18 @@ Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
 class Gate:
-    """The ASGI application behind the gate's TLS. `inner` is Flower's base URL."""
+    """The ASGI application behind the gate's TLS. `inner` is Flower's base URL; `limits` are those of connections."""
 
-    def __init__(self, guard: RequestAuth, inner: str, authority: Path) -> None:
+    def __init__(self, guard: RequestAuth, inner: str, authority: Path, limits: DoorLimits | None = None) -> None:
         self._guard = guard
+        self.doors = Doors(limits)
         self._log = logging.getLogger("fedgraft.gate")
         trusted = ssl.create_default_context(cafile=str(authority))
         # The proxy of the environment is for the outer world.
         self._client = httpx.AsyncClient(base_url=inner, verify=trusted, trust_env=False, timeout=30.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one HTTP request: pass it on, or refuse it with a bare status."""
         if scope["type"] != "http":
             return
         status, headers, body = await self._answer(scope, receive)
@@ -82,23 +86,29 @@ class Gate:
         # The raw path too: what another parser might read differently is not for us.
         plain = scope.get("raw_path") == path.encode() and not scope.get("query_string")
         if path in FLEET and plain:
-            return await self._fleet(scope, receive, address)
+            return await self._fleet(scope, receive, scope.get("client") or ("", 0))
         if not self._guard.stranger(address):
             return _bare(429)
         healthy = path == "/health" and plain and scope["method"] in ("GET", "HEAD")
         return _bare(await self._health() if healthy else 404)
 
-    async def _fleet(self, scope: Scope, receive: Receive, address: str) -> Answer:
-        headers = _single(scope["headers"])
+    async def _fleet(self, scope: Scope, receive: Receive, client: Client) -> Answer:
+        path, headers = scope["path"], _single(scope["headers"])
         if scope["method"] != "POST" or headers is None:
             return _bare(400)
         if not _fits(headers):
             return _bare(413)
-        verdict = self._guard.judge(headers, address)
+        verdict = self._guard.judge(headers, client[0])
         if verdict is not AuthVerdict.PASS:
             return _bare(verdict.value)
+        self.doors.signed(client, self._guard.name(headers))
         body = await _read(receive)
-        return _bare(body) if isinstance(body, int) else await self._pass_on(scope["path"], headers, body)
+        if isinstance(body, int):
+            return _bare(body)
+        if not speaks_for_itself(path, body):
+            self._log.warning("a site speaks in another's name: %s", self._guard.name(headers))
+            return _bare(403)
+        return await self._pass_on(path, headers, body)
 
     async def _pass_on(self, path: str, headers: dict[bytes, bytes], body: bytes) -> Answer:
         passed = [(key, value) for key, value in headers.items() if key in _PASSED_ON or key.startswith(_PREFIX)]
@@ -153,8 +163,12 @@ async def _read(receive: Receive) -> bytes | int:
 class _Impatient(H11Protocol):
     """Closes connections that take their time over a request's head, or over nothing at all."""
 
+    doors: Doors
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if (client := transport.get_extra_info("peername")) is not None:
+            self.doors.agreed((client[0], client[1]))
         self._since = self.loop.time()
         self._timer = self.loop.call_later(_HEAD_S, self._look)
 
@@ -172,19 +186,31 @@ class _Impatient(H11Protocol):
         self._timer = self.loop.call_later(_HEAD_S / 2, self._look)
 
 
+class _GateServer(uvicorn.Server):
+    """A server that listens behind the gate's doors."""
+
+    doors: Doors
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen until told to stop."""
+        listen = (self.config.host, self.config.port)
+        await super().serve(sockets or [listening(self.doors, listen, _BACKLOG)])
+
+
 def gate_server(gate: Gate, listen: tuple[str, int], certificate: tuple[Path, Path]) -> uvicorn.Server:
     """A server for the gate on `listen`, with the certificate and key; TLS 1.2 at least."""
     config = uvicorn.Config(
         gate,
         host=listen[0],
         port=listen[1],
-        http=_Impatient,
+        http=type("_OfTheseDoors", (_Impatient,), {"doors": gate.doors}),
+        loop="asyncio",  # the one that asks the listening socket for each connection
+        backlog=_BACKLOG,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=int(_HEAD_S) * 2,
         h11_max_incomplete_event_size=1 << 14,
         ssl_certfile=str(certificate[0]),
@@ -194,4 +220,6 @@ def gate_server(gate: Gate, listen: tuple[str, int], certificate: tuple[Path, Pa
     config.load()
     assert config.ssl is not None
     config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-    return uvicorn.Server(config)
+    server = _GateServer(config)
+    server.doors = gate.doors
+    return server

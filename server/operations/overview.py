@@ -47,7 +47,8 @@ def sites(home: ServerHome) -> list[SiteRow]:
         nodes = {node.key: node for node in control.nodes()}
     rows, now = [], time.time()
     for name, entry in home.sites().items():
-        node = nodes.get(entry.node)
+        held = [nodes[key] for key in (entry.node, *(old.node for old in entry.old)) if key in nodes]
+        node = next((one for one in held if one.online), held[0] if held else None)
         heard = node.heard if node is not None else 0.0
         state = "revoked" if entry.revoked else "online" if node is not None and node.online else "offline"
         rows.append(SiteRow(name, state, round(max(0.0, now - heard), 1) if heard else None))
@@ -73,7 +74,7 @@ def running(home: ServerHome) -> list[int]:
 
 
 def plain(rows: list[SiteRow] | list[RunRow]) -> list[dict[str, Any]]:
-    """Rows as plain values."""
+    """Rows as plain values, for JSON."""
     return [asdict(row) for row in rows]
 
 

@@ -74,6 +74,10 @@ class RequestAuth:
             return AuthVerdict.UNKNOWN if self._strangers.take(address) else AuthVerdict.TOO_OFTEN
         return AuthVerdict.PASS if self._known.take(name) else AuthVerdict.TOO_OFTEN
 
+    def name(self, headers: Mapping[bytes, bytes]) -> str:
+        """Whose key a request that passed was signed with."""
+        return self._admitted().get(b64decode(headers[_KEY]).decode("ascii"), "")
+
     def stranger(self, address: str) -> bool:
         """Whether an unsigned request from `address` may have an answer."""
         return self._strangers.take(address)

@@ -16,11 +16,12 @@ from typing import IO
 
 from fedgraft.common.base.errors import FedgraftError, InputError, RunError
 from fedgraft.common.base.logs import file_log
-from fedgraft.server.operations import supervise as tethered
+from fedgraft.server.operations import supervise
 from fedgraft.server.operations.control import RunControl
+from fedgraft.server.operations.doors import DoorLimits
 from fedgraft.server.operations.gate import Gate, gate_server
 from fedgraft.server.operations.request_auth import RequestAuth
-from fedgraft.server.provisioning.home import Enrolled, ServerHome
+from fedgraft.server.provisioning.home import ServerHome
 
 _START_S = 60.0
 _WATCH_S = 0.5
@@ -39,6 +40,8 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
     `health_port`, if given, answers gRPC health checks on loopback.
     """
     facts = home.facts().server
+    home.check_certificates()
+    home.sites()
     for folder in (home.logs, home.flower, home.studies):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with home.lock():
@@ -52,7 +55,8 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
             ServicePart("superexec", _superexec(home), home),
         ]
         sites = EnrolledSites(home)
-        gate = Gate(RequestAuth(lambda: sites.admitted), f"https://{inner}", home.authority)
+        limits = DoorLimits(per_address=facts.connections_per_address, all=max(512, 2 * facts.connections_per_address))
+        gate = Gate(RequestAuth(lambda: sites.admitted), f"https://{inner}", home.authority, limits)
         server = gate_server(gate, (facts.listen, port), home.gate)
         stop = threading.Event()
         home.found_database()
@@ -63,7 +67,7 @@ def serve(home: ServerHome, health_port: int | None, say: Callable[[str], None])
             sites.sync()
             watch = threading.Thread(target=_watch, args=(parts, sites, stop), daemon=True)
             watch.start()
-            say(f"{home.facts().consortium}: the gate listens on {facts.listen} port {port}")
+            say(f"{home.facts().consortium}: the gate listens on {facts.says_where}.")
             # uvicorn ends at SIGTERM and SIGINT, and then raises them again.
             for kind in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(kind, lambda *_: None)
@@ -88,13 +92,13 @@ class ServicePart:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether its process is there and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Start it, with its output in a log of its own."""
         process = subprocess.Popen(
-            [sys.executable, tethered.__file__, str(os.getpid()), *self._command],
+            [sys.executable, "-P", supervise.__file__, str(os.getpid()), *self._command],
             cwd=self._home.flower / "empty",
             env=environment(self._home),
             stdin=subprocess.DEVNULL,
@@ -123,7 +127,7 @@ class ServicePart:
         self.start()
 
     def stop(self) -> None:
-        """End it, and what it started."""
+        """End its process and all that this started; killed if it does not end within 10 s."""
         if self._process is None:
             return
         for how, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
@@ -141,18 +145,16 @@ class EnrolledSites:
 
     def __init__(self, home: ServerHome) -> None:
         self._home = home
-        self._read: dict[str, Enrolled] | None = None
-        self._told: dict[str, Enrolled] | None = None
+        self._told: Mapping[str, str] | None = None
         self.admitted: Mapping[str, str] = {}
 
     def sync(self) -> None:
-        """Take over what changed. What Flower could not be told is told the next time."""
-        sites = self._home.sites()
-        if sites != self._read:
-            self._read = sites
-            self.admitted = {entry.node: name for name, entry in sites.items() if entry.revoked is None}
-            _log.info("%d sites may connect", len(self.admitted))
-        if sites != self._told:
+        """Take over what changed, old keys whose time is over too. What Flower could not be told is told next time."""
+        admitted = self._home.admitted()
+        if admitted != self.admitted:
+            self.admitted = admitted
+            _log.info("%d sites may connect, with %d keys", len(set(admitted.values())), len(admitted))
+        if admitted != self._told:
             with RunControl(self._home) as control:
                 nodes = {node.key: node for node in control.nodes()}
                 for key, node in nodes.items():
@@ -161,7 +163,7 @@ class EnrolledSites:
                 for key, name in self.admitted.items():
                     if key not in nodes:
                         control.register(name, key)
-            self._told = sites
+            self._told = admitted
 
 
 def environment(home: ServerHome) -> dict[str, str]:
@@ -172,6 +174,7 @@ def environment(home: ServerHome) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PYTHONSAFEPATH": "1",
         # Every question costs a write to the database, for which the models in transit wait.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1.0",
         "NO_PROXY": "127.0.0.1,localhost",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -18,7 +19,10 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class ServerEntry(BaseModel):
     """Where sites reach the server (`host`, `port`, further `names` in its certificate), and where it listens.
 
+    `listen` is the loopback address unless a person says otherwise: then no other machine reaches the server.
     `listen_port` is `port` if not given; another one stands behind a proxy. `inner_port` is Flower's own, on loopback.
+    `connections_per_address` is how many connections on which nothing was signed yet one address may hold: all sites
+    behind a proxy have one address.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,41 +30,57 @@ class ServerEntry(BaseModel):
     host: Annotated[str, Field(pattern=r"^[A-Za-z0-9:.-]{1,253}$")]
     port: Port = 8443
     names: tuple[str, ...] = ()
-    listen: str = "0.0.0.0"
+    listen: str = "127.0.0.1"
     listen_port: Port | None = None
     inner_port: Port = 8001
+    connections_per_address: Annotated[int, Field(ge=8, le=4096)] = 64
+
+    @property
+    def says_where(self) -> str:
+        """Where the server listens, in words, and who can reach it there."""
+        place = f"{self.listen} port {self.listen_port or self.port}"
+        if not _is_loopback(self.listen):
+            return f"{place}: other machines can reach it"
+        if self.listen_port is not None or _is_loopback(self.host):
+            return f"{place}, the loopback address: only this machine reaches it"
+        return (
+            f"{place}, the loopback address: only this machine reaches it. For sites elsewhere, give `listen` in the "
+            "consortium's file, such as 0.0.0.0 for all networks of this machine, and provision again"
+        )
 
 
-class ConsortiumSite(BaseModel):
-    """A site, and who makes its keys: the coordinator, who encloses them in the kit, or the site itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: SiteName
-    keys: Literal["enclosed", "site"] = "enclosed"
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Consortium(BaseModel):
-    """All of a consortium file. `valid_days` is how long the server's certificate holds."""
+    """All of a consortium file. `valid_days` is how long the server's certificate holds.
+
+    `renewal_grace_hours` is how long a site's old keys hold beside the new ones that `server enrol` takes in.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
     server: ServerEntry
-    sites: Annotated[tuple[ConsortiumSite, ...], Field(min_length=1)]
+    sites: Annotated[tuple[SiteName, ...], Field(min_length=1)]
     valid_days: Annotated[int, Field(ge=1, le=825)] = 365
+    renewal_grace_hours: Annotated[float, Field(ge=0, le=24 * 90)] = 72.0
 
     @field_validator("sites", mode="before")
     @classmethod
     def _plain_names(cls, sites: object) -> object:
-        if not isinstance(sites, list | tuple):
-            return sites
-        return [{"name": site} if isinstance(site, str) else site for site in sites]
+        if isinstance(sites, list | tuple) and any(isinstance(site, dict) for site in sites):
+            raise ValueError("list the sites' names alone; every site makes its own keys when it joins")
+        return sites
 
     @model_validator(mode="after")
     def _names_differ(self) -> Consortium:
         # Kits are files, and some file systems do not tell upper from lower case.
-        counts = Counter(site.name.lower() for site in self.sites)
+        counts = Counter(site.lower() for site in self.sites)
         if twice := sorted(name for name, count in counts.items() if count > 1):
             raise ValueError(f"more than one site is called {', '.join(twice)}")
         return self

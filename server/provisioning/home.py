@@ -3,37 +3,66 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import sqlite3
+import ssl
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
-from cryptography import x509
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.base.files import is_there, read_json, write_atomic, write_json
+from fedgraft.common.base.locking import try_lock
+from fedgraft.common.identity.keys import load_certificate
 from fedgraft.common.identity.roster import SiteName
 from fedgraft.server.provisioning.consortium import ServerEntry
 
 _FIX = "Make it with `fedgraft server provision`."
 
 
+class OldKey(BaseModel):
+    """A public key that was renewed, and the moment (UTC) from which the server refuses it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node: str
+    until: AwareDatetime
+
+
 class Enrolled(BaseModel):
-    """A site as the server knows it: the public key it signs with, and since when it is not welcome any more."""
+    """A site as the server knows it: the public key it signs with, and since when it is not welcome any more.
+
+    `old` are keys that it had before, which hold until it has had time to take over the new one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     node: str
     revoked: str | None = None
+    old: tuple[OldKey, ...] = ()
+
+    def valid_keys(self) -> tuple[str, ...]:
+        """The public keys that may connect now, the newest first."""
+        if self.revoked is not None:
+            return ()
+        now = datetime.now(UTC)
+        return (self.node, *(key.node for key in self.old if now < key.until))
+
+    def renewed(self, node: str, grace: timedelta) -> Enrolled:
+        """The same site with another key; the one that it had holds for so long. None of a site that was revoked."""
+        if node == self.node:
+            return Enrolled(node=node, old=self.old)
+        now = datetime.now(UTC)
+        had = () if self.revoked is not None else (*self.old, OldKey(node=self.node, until=now + grace))
+        return Enrolled(node=node, old=tuple(key for key in had if now < key.until and key.node != node))
 
 
 class ServerFacts(BaseModel):
-    """What the server was provisioned as."""
+    """What provisioning fixed: the consortium's name, and where sites reach its server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,7 +103,7 @@ class ServerHome:
     def sites(self) -> dict[SiteName, Enrolled]:
         """All sites that were ever enrolled with a key."""
         source = self.path / "sites.json"
-        if not source.is_file():
+        if not is_there(source):
             return {}
         try:
             return {name: Enrolled.model_validate(entry) for name, entry in read_json(source).items()}
@@ -89,25 +118,32 @@ class ServerHome:
     def process(self) -> int:
         """The running server's process number; InputError if none runs."""
         with (self.path / "lock").open("a+", encoding="ascii") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not try_lock(lock):
                 lock.seek(0)
-                return int(lock.read())
+                return _number(lock.read(), self.path / "lock")
         raise InputError(f"The server of {self.path} does not run.")
 
     def lock(self) -> IO[str]:
         """Say that this process is the server of this folder, as long as the file is open; InputError if one is."""
         lock = (self.path / "lock").open("a+", encoding="ascii")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(lock):
             lock.close()
-            raise InputError(f"The server of {self.path} runs already.", fix="Stop that one first.") from None
+            raise InputError(f"The server of {self.path} runs already.", fix="Stop that one first.")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         return lock
+
+    def check_certificates(self) -> None:
+        """InputError unless the server's certificates are there, each with its key."""
+        load_certificate(self.authority)
+        for certificate, key in (self.gate, self.inner):
+            load_certificate(certificate)
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+            except (OSError, ValueError):  # an SSLError is an OSError that names no file
+                fix = "Make both anew with `fedgraft server renew`."
+                raise InputError(f"{key}: is not the key of {certificate.name}.", fix=fix) from None
 
     def found_database(self) -> None:
         """Make Flower's database, if there is none yet, with the largest pages: models come in pieces of 5 MiB."""
@@ -118,14 +154,20 @@ class ServerHome:
 
     def admitted(self) -> dict[str, str]:
         """Public key to name, of all sites that may connect."""
-        return {entry.node: name for name, entry in self.sites().items() if entry.revoked is None}
+        return {key: name for name, entry in self.sites().items() for key in entry.valid_keys()}
+
+
+def _number(text: str, source: Path) -> int:
+    if not text.isdecimal():
+        raise InputError(f"{source}: does not name the server's process.", fix="Stop the server by hand.")
+    return int(text)
 
 
 def today() -> str:
-    """The moment in UTC, to the second."""
+    """Now in UTC to the second, as ISO 8601: "2026-01-31T12:00:00+00:00"."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def expires(path: Path) -> datetime:
-    """When a certificate ends."""
-    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+    """When the certificate in this PEM file ends, in UTC."""
+    return load_certificate(path).not_valid_after_utc

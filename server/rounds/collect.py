@@ -20,7 +20,7 @@ from fedgraft.common.secure_aggregation.summing import Pooled
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator
 from fedgraft.server.aggregation.joint import Joint
-from fedgraft.server.rounds.fleet import Fleet, Reply
+from fedgraft.server.fleet.fleet import Fleet, Reply
 from fedgraft.server.rounds.validation import Limits, fault, metric_sums
 
 Tell = Callable[..., None]
@@ -40,7 +40,7 @@ class Collected:
     observed: dict[str, dict[str, TaskSums]] = field(default_factory=dict)
     spent: dict[str, dict[str, Any]] = field(default_factory=dict)
     ridge_penalties: dict[str, float] = field(default_factory=dict)
-    """By task the ridge's strength, where the sums have decided it."""
+    """By task the ridge penalty, where the sums have decided it."""
     repeats: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -56,7 +56,7 @@ class Collector:
         self._tell = tell
 
     def collect(self, instructions: Mapping[str, Instruction], limits: Limits, aggregator: Aggregator) -> Collected:
-        """Vet replies as they come; aggregate them in the order of the sites' names, so that sums are reproducible."""
+        """Validate replies as they come; aggregate them in the order of the sites' names, so sums are reproducible."""
         got, waiting = Collected(), sorted(instructions, reverse=True)
         joint = Joint(limits.stage.joint_lambda)
         ready: dict[str, Update | None] = {}
@@ -100,15 +100,18 @@ class Collector:
         if isinstance(answer, MaskedUpdate):
             got.missing[site] = Code.GARBAGE
             return None
-        sums = metric_sums(answer, self._study)
-        code = fault(answer, instruction, limits) or (Code.GARBAGE if sums is None else None)
-        if code is None and max(answer.weights.values(), default=0) > self._greetings[site].cases.get("train", 0):
-            code = Code.BAD_WEIGHT  # more cases than the site said it has
-        if code is not None:
-            got.missing[site] = code
+        try:
+            code = fault(answer, instruction, limits) or self._bad_count(site, answer)
+            sums = metric_sums(answer, self._study, instruction) if code is None else None
+        except Exception as error:  # the wall: whatever a site sends costs that site its round, and nobody else
+            self._tell("garbage", exchange=instruction.exchange, site=site, error=type(error).__name__)
+            sums, code = None, None
+        if code is not None or sums is None:
+            got.missing[site] = code or Code.GARBAGE
             return None
         if self._greetings[site].observer:
-            got.observed[site] = sums or {}
+            if sums:
+                got.observed[site] = sums
             return None
         if answer.spent is not None:
             got.spent[site] = asdict(answer.spent)
@@ -117,6 +120,11 @@ class Collector:
         if sums:
             got.metrics[site] = sums
         return answer
+
+    def _bad_count(self, site: str, answer: Update) -> Code | None:
+        """A site may not count more cases than it said that it has."""
+        most = self._greetings[site].cases.get("train", 0)
+        return Code.BAD_WEIGHT if max(answer.weights.values(), default=0) > most else None
 
 
 def headline(present: int, asked: int, missing: Mapping[str, Code]) -> str:

@@ -49,13 +49,13 @@ class Finished:
 
     @property
     def stage(self) -> Stage:
-        """The stage that solved the heads."""
+        """The stage at place `at` of the plan."""
         return self.study.plan[self.at]
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Whose sums the new heads are from, who left, who joined, and the ridge's strengths where the sums chose them."""
+    """Whose sums the new heads are from, who left, who joined, and the ridge penalties where the sums chose them."""
 
     sites: tuple[str, ...]
     left: tuple[str, ...]
@@ -98,7 +98,7 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
     found = Resolved(tuple(sorted(sites)), tuple(sorted(without)), tuple(sorted(joined)), ridge_penalties)
     facts = {"schema": SCHEMA, "study_digest": own.study.digest, "stage": own.stage.name, "measured": False}
     facts |= {"from": own.manifest.sha256, "sites": found.sites, "left": found.left, "joined": found.joined}
-    write_json(out / _FACTS, facts | {"strengths": dict(ridge_penalties), "shaped": shaped})
+    write_json(out / _FACTS, facts | {"ridge_penalties": dict(ridge_penalties), "shaped": shaped})
     return found
 
 

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedgraft.common.base.command_line import command_group
+
 if TYPE_CHECKING:
     from fedgraft.common.study.study import Study
 
-study = typer.Typer(help="Look at a study before it runs.", no_args_is_help=True)
-privacy = typer.Typer(help="Price and attack a study.", no_args_is_help=True)
+study = command_group("Look at a study before it runs.")
+privacy = command_group("Price and attack a study.")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]
@@ -89,11 +91,11 @@ def privacy_curve(  # noqa: PLR0913, PLR0917 - a command's options are its param
     as_json: AsJson = False,
 ) -> None:
     """Accuracy against epsilon: run a private study at several budgets, and without noise."""
-    from fedgraft.simulations.cli import study_commands
+    from fedgraft.simulations.cli import curve_commands
     from fedgraft.simulations.planning.curve import Grid
 
     grid = Grid(tuple(train or ("heads", "norm_and_heads")), tuple(epsilon or (8.0, 3.0, 1.0)), seeds)
-    study_commands.privacy_curve(study_file, tuple(set_ or ()), grid, out, as_json=as_json)
+    curve_commands.privacy_curve(study_file, tuple(set_ or ()), grid, out, as_json=as_json)
 
 
 @privacy.command("audit")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +25,7 @@ from fedgraft.common.base.errors import (
 )
 from fedgraft.common.base.files import (
     canonical_json,
+    home,
     load_tensors,
     read_json,
     save_tensors,
@@ -52,6 +53,8 @@ from fedgraft.simulations.compare.question import (
     changed,
 )
 from fedgraft.simulations.compare.shots import few_shot, part_of
+from fedgraft.simulations.engines.child_path import no_working_folder
+from fedgraft.simulations.engines.process_server import process_server
 from fedgraft.simulations.engines.run import Hospitals
 
 _ANSWERS, _FACTS, _MODEL = "answers.safetensors", "cell.json", "model"
@@ -94,7 +97,7 @@ class Cell:
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def words(self) -> str:
-        """The cell in a line of progress."""
+        """The cell in a line of progress, such as "transfer: study, 40 cases, seed 1"."""
         cases = f", {self.cases} cases" if self.cases else ""
         fold = f", fold {self.fold.number + 1} of {self.fold.of}" if self.fold else ""
         return f"{self.question}: {self.arm}{cases}, seed {self.seed}{fold}"
@@ -181,13 +184,16 @@ def run(todo: Sequence[Cell], out: Path, workers: int, threads: int) -> Iterator
     missing = [cell for digest, cell in different.items() if not _is_done(out / digest[:16], asked=digest in asked)]
     done = len(different) - len(missing)
     failures: list[tuple[Cell, Exception]] = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _one_thread, (threads,)) as pool:
+    with no_working_folder():
+        size = min(workers, max(1, len(missing)))
+        pool = ProcessPoolExecutor(size, process_server(), _made_ready, (threads, str(home())))
+    with pool:
         for wave in (
             [cell for cell in missing if not cell.base_models],
             [cell for cell in missing if cell.base_models],
         ):
-            futures = {pool.submit(_run, cell, out, keep=cell.digest in asked): cell for cell in wave}
+            with no_working_folder():
+                futures = {pool.submit(_run, cell, out, keep=cell.digest in asked): cell for cell in wave}
             for future in as_completed(futures):
                 error = future.exception()
                 if isinstance(error, Exception):
@@ -269,5 +275,6 @@ def _folds(question: Question) -> list[Fold | None]:
     return [Fold(number, question.folds) for number in range(question.folds)] if question.folds else [None]
 
 
-def _one_thread(threads: int) -> None:
+def _made_ready(threads: int, home: str) -> None:
     torch.set_num_threads(threads)
+    os.environ["FEDGRAFT_HOME"] = home  # as it is now, and not as it was when the process server started

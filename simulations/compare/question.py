@@ -13,9 +13,9 @@ from fedgraft.common.base.config_files import describe, put, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.aggregates import Standardise
-from fedgraft.common.study.fit import Fit
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.methods.presets import PRESETS, expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model
@@ -169,7 +169,7 @@ class Question(Value):
         return self.shots or self.cases or (None,)
 
     def _few(self) -> list[str]:
-        """What does not go with shots."""
+        """Faults of a question with `shots`: keys and metrics that do not go with it."""
         faults = ["shots: go with neither cases nor folds"] if self.cases or self.folds else []
         if self.metric == "auroc":
             faults.append(

@@ -51,7 +51,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """What to run."""
+    """What a curve runs: every set of trained entries with every epsilon and seed."""
 
     sets: tuple[str, ...] = ("heads", "norm_and_heads")
     epsilons: tuple[float, ...] = (8.0, 3.0, 1.0)

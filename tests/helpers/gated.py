@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedgraft.common.identity.keys import NodeKey, public_pem
+from fedgraft.server.operations.doors import DoorLimits
 from fedgraft.server.operations.gate import Gate, gate_server
 from fedgraft.server.operations.request_auth import RequestAuth
 from fedgraft.server.provisioning.home import ServerHome
@@ -45,12 +46,19 @@ class Recorder:
 class Gated:
     """Both servers, each in a thread of its own; `url` is the gate's, `client` trusts its authority."""
 
-    def __init__(self, home: ServerHome, guard: RequestAuth, authority: Path | None = None) -> None:
+    def __init__(
+        self,
+        home: ServerHome,
+        guard: RequestAuth,
+        authority: Path | None = None,
+        limits: DoorLimits | None = None,
+    ) -> None:
         self.recorder, self.port, inner = Recorder(), free_port(), free_port()
         files = {"ssl_certfile": str(home.inner[0]), "ssl_keyfile": str(home.inner[1])}
         config = uvicorn.Config(self.recorder, port=inner, log_config=None, lifespan="off", **files)
         self._inner = uvicorn.Server(config)
-        gate = Gate(guard, f"https://127.0.0.1:{inner}", authority or home.authority)
+        gate = Gate(guard, f"https://127.0.0.1:{inner}", authority or home.authority, limits)
+        self.doors = gate.doors
         self._gate = gate_server(gate, ("127.0.0.1", self.port), home.gate)
         self._threads = [threading.Thread(target=_serve, args=(one,), daemon=True) for one in (self._inner, self._gate)]
         for thread in self._threads:

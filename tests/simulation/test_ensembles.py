@@ -31,20 +31,15 @@ from fedgraft.common.checks.explain import check_study, explain, sentence
 from fedgraft.common.closed_form.closed_form import ridge_head
 from fedgraft.common.closed_form.temperature import TEMPERATURES
 from fedgraft.common.models.ensemble import Ensemble
-from fedgraft.common.models.initialise import make_model, start, teach
+from fedgraft.common.models.initialise import initialise, make_model, teach
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import changed
 from fedgraft.common.study.plan import Role, Stage, Statistics
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.aggregation.ridge_penalty import RIDGE_PENALTIES
 from fedgraft.simulations.engines.faults import Fault
-from fedgraft.simulations.engines.run import (
-    OPEN,
-    Hospitals,
-    resume,
-    simulate,
-    simulated_cohort,
-)
+from fedgraft.simulations.engines.run import OPEN, Hospitals, simulated_cohort
+from helpers.simulated import resume, simulate
 from helpers.work import CPU, MakeStudy
 
 OTHER = "shufflenet_v2_x0_5"
@@ -125,7 +120,7 @@ def test_temperatures_are_those_of_all_validation_cases_at_one_place(average, of
 def test_what_a_site_sends_is_the_loss_on_its_validation_cases(average, base_models, make_study, of) -> None:
     study, run = average
     local_model = LocalModel(study, CPU)
-    local_model.load(start(study).state())  # before any temperature
+    local_model.load(initialise(study).state())  # before any temperature
     cohort = simulated_cohort(study, run, "south")
     loader = Loader(cohort, study.input, CPU)
     sums = frozen_sums(local_model, loader, Statistics.model_validate({"of": of, "split": "val"}))
@@ -169,7 +164,7 @@ def test_the_stack_is_that_of_all_validation_cases_at_one_place(stacked, of_base
     z = np.hstack([features, np.ones((len(target), 1))])
     head = np.vstack([np.eye(3) * 1024, np.zeros((7, 3))])  # the average
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    ridge_penalties = [row["strengths"]["cls"] for row in rows if row["stage"] == "stack"]
+    ridge_penalties = [row["ridge_penalties"]["cls"] for row in rows if row["stage"] == "stack"]
     assert len(ridge_penalties) == 5
     assert set(ridge_penalties) <= set(RIDGE_PENALTIES)
     for ridge_penalty in ridge_penalties:
@@ -203,7 +198,7 @@ def test_training_all_on_a_committee_moves_heads_alone(hospitals, make_study, ba
     run = simulate(study, hospitals, tmp_path / "run")
     state = load_tensors(run / "model.safetensors")
     assert base_models_in(state) == frozen(base_models)
-    assert not np.array_equal(state["heads.cls.weight"], start(study).state()["heads.cls.weight"])
+    assert not np.array_equal(state["heads.cls.weight"], initialise(study).state()["heads.cls.weight"])
 
 
 def test_no_selection_moves_a_member_not_even_one_by_role(make_study, base_models) -> None:
@@ -285,7 +280,7 @@ def test_a_finished_committee_is_weights_for_the_next_study(hospitals, stacked, 
     np.testing.assert_allclose(sharper, sharper[0, 0], rtol=1e-5)
     wrong = make_study(name="wrong", model=model | {"base_models": [{}, {}]}, plan=plan)
     with pytest.raises(WeightsError, match=f"ensemble of slim_resnet and {OTHER}, not ensemble of slim_resnet and sl"):
-        start(wrong)
+        initialise(wrong)
 
 
 @pytest.mark.parametrize(
@@ -500,7 +495,7 @@ def test_heads_learn_from_a_teacher_where_nobody_has_a_label(hospitals, make_stu
         name="student", method=TRAINED | {"name": "distill", "teacher": str(base_models[0]), "rounds": 1}
     )
     state = load_tensors(simulate(study, Hospitals(cohorts), tmp_path / "run") / "model.safetensors")
-    before = start(study).state()
+    before = initialise(study).state()
     assert not np.array_equal(state["heads.cls.weight"], before["heads.cls.weight"])
     assert not np.array_equal(state["backbone.conv1.weight"], before["backbone.conv1.weight"])
 

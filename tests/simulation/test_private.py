@@ -9,21 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedgraft.client.privacy.guard.privacy_guard import Held
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import QuorumError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.privacy.accountant import Event, default_delta, epsilon
 from fedgraft.common.study.plan import Role
+from fedgraft.server.report import build_report
 from fedgraft.server.runs.run_folder import RunFolder
-from fedgraft.simulations.engines.run import (
-    OPEN,
-    Engine,
-    Hospitals,
-    resume,
-    simulate,
-)
+from fedgraft.simulations.engines.run import OPEN, Engine, Hospitals
 from helpers.runs import page_of
+from helpers.simulated import resume, simulate
 
 TRAINING = {"east": 25, "north": 16, "south": 29, "west": 19}
 """Patients in training by site, as chance has it: each patient's split is by that patient alone."""
@@ -187,7 +183,7 @@ def test_what_a_closed_site_says_of_its_patients_is_rounded_or_not_said(hospital
         ("steps", "noise_multiplier", "sample_rate"),
         (),
     }
-    assert (run / "report.html").stat().st_size > 10_000
+    assert build_report(run).stat().st_size > 10_000
 
 
 class Stopped(Exception):

@@ -100,7 +100,7 @@ def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Labels | None:
 
 
 def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
-    """Read a folder of DICOM files."""
+    """The images below a folder of DICOM files, with labels and what was left out by reason."""
     labels, scan, seen = read_labels(spec, tasks), _empty(tasks), set[tuple[str, str]]()
     masks, used = Masks(spec, tasks, size), set[str]()
     for at, path in enumerate(files(spec.root)):

@@ -105,8 +105,8 @@ def noised_sums(
 ) -> dict[str, np.ndarray]:
     """`TASK/gram` and `TASK/cross` as of `feature_sums`, over units and with noise, and the noise's variance.
 
-    `feed` gives features. `NOISE` (1,) is the variance on the diagonal of the features' part of each gram; those of
-    several sites add up. Raises TooFewCases without labels, InputError for terms that are not private.
+    `loader` gives features. `NOISE` (1,) is the variance on the diagonal of the features' part of each gram; those of
+    several sites add up. Raises TooFewCases without labels, InputError for a request that is not private.
     """
     if private.noise_multiplier is None or not (private.noise_multiplier > 0 and private.max_norm > 0):
         raise InputError("Private sums need noise and a bound.")

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.errors import RosterError, StudyError
 from fedgraft.common.base.files import read_json
@@ -101,16 +101,21 @@ class MaskBook:
             db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, 0)", (study, nonce))
         return nonce
 
+    def knows(self, study: str) -> bool:
+        """Whether the site was ever greeted for this study, as far as this file knows."""
+        with self._connected() as db:
+            return db.execute("SELECT 1 FROM runs WHERE study = ?", (study,)).fetchone() is not None
+
     def check(self, study: str, nonce: str, number: int) -> None:
         """Raise Refused unless `number` can still be used under `nonce`."""
         with self._connected() as db:
             _check(db, study, nonce, number)
 
-    def groups(self, study: str, occasion: Occasion) -> set[tuple[str, ...]]:
-        """All groups of sites in which the site has masked this work before."""
-        asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ? AND stage = ? AND work = ?"
+    def groups(self, study: str, part: str) -> set[tuple[str, ...]]:
+        """All groups of sites in which the site has masked this part of the study before, in whatever stage."""
+        asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ?"
         with self._connected() as db:
-            rows = db.execute(asked, (study, occasion.part, occasion.stage, occasion.work)).fetchall()
+            rows = db.execute(asked, (study, part)).fetchall()
         return {tuple(sites.split("\n")) for (sites,) in rows}
 
     def use(
@@ -128,6 +133,16 @@ class MaskBook:
             for o, (sites, context) in parts.items():
                 row = (study, nonce, number, o.part, o.stage, o.work, exchange, "\n".join(sites), context, at)
                 db.execute("INSERT INTO sums VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def contexts(self) -> frozenset[str]:
+        """The digests of all that the site has masked for."""
+        with self._connected() as db:
+            return frozenset(context for (context,) in db.execute("SELECT context FROM sums"))
+
+    def void(self) -> None:
+        """End all runs: no instruction under a nonce that was given out before is followed any more."""
+        with self._connected() as db:
+            db.execute("DELETE FROM runs")
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:

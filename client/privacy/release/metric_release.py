@@ -87,7 +87,9 @@ def release(
     except Replay as replay:
         return _by_task(replay.shared)
     metrics: dict[str, Arrays] = {task: sums.arrays() for task, sums in shown.items()}
-    guard.keep(exchange, {f"{task}/{key}": array for task, own in metrics.items() for key, array in own.items()}, {})
+    guard.keep_metrics(
+        exchange, {f"{task}/{key}": array for task, own in metrics.items() for key, array in own.items()}
+    )
     return metrics
 
 
@@ -242,7 +244,7 @@ def _aggregated(positive: Floats, negative: Floats) -> Counts:
 
 
 def _partial(confusion: Counts, rows: Sequence[Counts]) -> ClassificationSums:
-    """Sums of which only the confusion and the scores, (bins, 2) per row from low to high, are told."""
+    """Sums of which only the confusion and the scores, (bins, 2) per row from low to high, are known."""
     none, empty = np.zeros(CALIBRATION_BINS, np.int64), np.zeros(CALIBRATION_BINS)
     return ClassificationSums(confusion, math.nan, math.nan, none, none, empty, _scores(rows))
 

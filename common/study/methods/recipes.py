@@ -73,7 +73,7 @@ def rounds_of(
 
 
 def with_losses(method: Method, *losses: Loss, **changes: Any) -> Method:
-    """The same method with more terms in its loss, and other settings of its local work."""
+    """The same method with more losses, and other settings of its local work."""
     return method.model_copy(
         update={"local": method.local.model_copy(update={"losses": (*method.local.losses, *losses), **changes})}
     )

@@ -1,0 +1,90 @@
+"""A site whose keys are renewed while it works: time to take the new ones over, and then the old ones are refused."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from fedgraft.client.enrolment.home import SiteHome
+from fedgraft.common.identity.keys import public_pem
+from fedgraft.server.operations.control import RunControl
+from fedgraft.server.provisioning.home import ServerHome
+from helpers.federation import Federation, until
+
+pytestmark = pytest.mark.deployment
+METHOD = {"name": "fedavg", "rounds": 30, "local": {"epochs": 20, "batch_size": 4, "lr": 0.003}}
+
+
+@pytest.fixture(scope="module")
+def federation(found, make_study) -> Federation:
+    return found(make_study(method=METHOD), running=("east", "north"))
+
+
+def state_of(federation: Federation, name: str) -> str:
+    rows = json.loads(federation.fedgraft("server", "sites", "--home", federation.home, "--json").stdout)
+    return {row["name"]: row["state"] for row in rows}[name]
+
+
+def renewed(federation: Federation, name: str, *more: object) -> str:
+    """A new kit, new keys made at the site, and the coordinator takes them in; what it was told."""
+    federation.fedgraft("server", "renew", name, "--out", "kits")
+    kit, code = federation.kits / f"{name}.zip", federation.kits / f"{name}.code"
+    federation.fedgraft("site", "rejoin", kit, "--code-file", code, "--home", federation.site(name))
+    enrolment = federation.site(name) / f"{name}.enrolment.json"
+    return federation.fedgraft("server", "enrol", enrolment, "--out", "kits", *more).stdout
+
+
+def test_a_site_takes_new_keys_over_while_a_study_runs(federation, make_study):
+    """Nobody has to stop the study, or the site before its new keys are taken in; then it takes part with them."""
+    study = make_study(method=METHOD)
+    process = federation.start_run(study, "run", "--sites", "2")
+    federation.await_event("done", "run", exchange=1)
+    old = public_pem(SiteHome(federation.site("north")).node_key())
+    told = renewed(federation, "north")
+    assert "old keys hold until" in told
+    assert "Warning: north is connected at this moment" in told
+    assert old != public_pem(SiteHome(federation.site("north")).node_key())
+    done = len(federation.history())
+    until(lambda: len(federation.history()) >= done + 2, 200, "two more rounds")
+    assert federation.history()[-1]["sites_aggregated"] == ["east", "north"], "the old keys still hold"
+    federation.processes["north"].terminate()
+    federation.processes["north"].wait(60)
+    federation.start_site("north")
+    left = len(federation.history())
+
+    def back() -> bool:
+        rows = federation.history()[left + 1 :]
+        return any("north" not in row["sites_aggregated"] for row in rows[:-1]) or any(
+            row["sites_aggregated"] == ["east", "north"] for row in rows
+        )
+
+    until(back, 300, "the renewed site in the same study")
+    until(lambda: federation.history()[-1]["sites_aggregated"] == ["east", "north"], 300, "both sites")
+    federation.fedgraft("server", "stop", "--home", federation.home)
+    process.wait(120)
+
+
+def test_when_the_time_is_over_the_old_keys_are_refused(federation):
+    home = ServerHome(federation.home)
+    told = renewed(federation, "east", "--grace", 0.01)
+    assert "old keys hold until" in told
+    (old,) = home.sites()["east"].old
+    time.sleep(8)
+    assert federation.processes["east"].poll() is None
+    assert state_of(federation, "east") == "online", "with the keys that it has"
+    until(lambda: federation.processes["east"].poll() is not None, 120, "the old keys to be refused")
+    assert "does not know this site's key, or no longer" in federation.output("east")
+    with RunControl(home) as control:
+        assert old.node not in {node.key for node in control.nodes()}, "Flower knows them no more either"
+    assert state_of(federation, "east") == "offline"
+
+
+def test_nothing_is_promised_of_a_server_that_is_not_here(federation, tmp_path, three):
+    elsewhere = Federation(tmp_path / "elsewhere", three, ["east"])
+    elsewhere.join("east")
+    elsewhere.enrol("east")
+    told = renewed(elsewhere, "east")
+    assert "old keys hold until" in told
+    assert "nobody knows whether east is connected" in told
