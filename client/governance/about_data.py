@@ -17,14 +17,14 @@ _CASE = {"dicom": "image", "images": "image", "table": "row"}
 
 
 def about_data(config: SiteConfig, study: Study, cohort: Cohort) -> dict[str, Any]:
-    """`count` and `training` are numbers of units, exact or coarse as the policy's `metrics` says."""
+    """`count` and `training` are numbers of units, exact or coarse as the policy's `metrics` says; nothing is fixed."""
     unit, spec = unit_of(config, study), config.cohort
-    guard = guard_of(config, study, learning_patients(study, cohort))
+    exact = guard_of(config, study, learning_patients(study, cohort)).shows_metrics
     all_cases, train = range(len(cohort.inputs)), cohort.splits["train"].tolist()
 
     def units(cases: Any) -> int:
         count = len(cases) if unit == "image" else len({cohort.patients[case] for case in cases})
-        return count if guard.shows_metrics else coarse(count)
+        return count if exact else coarse(count)
 
     return {
         "unit": unit,
@@ -32,7 +32,7 @@ def about_data(config: SiteConfig, study: Study, cohort: Cohort) -> dict[str, An
         "told_by": "PatientID" if spec.kind == "dicom" else spec.patient_column,
         "count": units(all_cases),
         "training": units(train),
-        "exact": guard.shows_metrics,
+        "exact": exact,
         "split_rule": cohort.split_rule,
     }
 
@@ -51,11 +51,11 @@ def data_in_words(data: dict[str, Any]) -> list[str]:
     case, told_by = data["case"], data["told_by"]
     cases = f"all {case}s with the same {told_by}" if told_by else f"a single {case}, since nothing says whose it is"
     what = f"a patient: {cases}" if data["unit"] == "patient" else f"a single {case}, whoever it is of"
-    count, train = (f"{data[key]:,}" if data["exact"] else f"about {data[key]:,}" for key in ("count", "training"))
+    count, train = (f"{data[key]:,}" if data["exact"] else f"up to {data[key]:,}" for key in ("count", "training"))
     lines = [
         "What counts as one here:",
         f"  one unit is {what}",
-        f"  there are {count} of them, {train} to train on" + ("" if data["exact"] else " (rounded up)"),
+        f"  there are {count} of them, {train} to train on" + ("" if data["exact"] else " (in coarse steps)"),
     ]
     if data["unit"] == "image" and told_by:
         lines.append(f"  a patient with several {case}s is protected less than the figures of privacy say")

@@ -10,7 +10,8 @@ Adding or removing one unit changes both together by at most, in Frobenius norm,
 
     sqrt(|z|^4 + |z|^2 |y|^2) <= sqrt((1 + b^2)^2 + (1 + b^2)) = sqrt((1 + b^2)(2 + b^2)),
 
-and T tasks by sqrt(T) times that. Independent noise of sigma times this on every entry is the Gaussian mechanism.
+and T tasks by sqrt(T) times that. Independent noise of sigma times this on every entry is the Gaussian mechanism (see
+`noise` for how it is added).
 Making the noised gram symmetric afterwards is post-processing; so is undoing C and b. The small b gives the features,
 which are many, their share of the bound; the count of rows, which the constant is for, can bear more noise.
 
@@ -28,7 +29,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgraft.client.privacy.dp import secret
+from fedgraft.client.privacy.dp.noise import noised, widened
 from fedgraft.client.privacy.dp.units import units_of
 from fedgraft.client.training.model.errors import TooFewCases
 from fedgraft.client.training.model.loader import Loader
@@ -90,9 +91,10 @@ def noised_columns(
     (batch,) = loader.batches([labelled])
     place = {case: at for at, case in enumerate(labelled.tolist())}
     units = [np.array([place[case] for case in own]) for own in units_of(labelled, patients, private.unit)]
-    deviation = private.noise_multiplier * columns_bound(len(columns.numeric))
+    bound_of = columns_bound(len(columns.numeric))
+    deviation = private.noise_multiplier * bound_of
     total = column_rows(columns, batch.inputs.double().cpu().numpy(), units).sum(axis=0)
-    half, mean, square = total + deviation * secret.normal(total.size).reshape(total.shape)
+    half, mean, square = noised(total, widened(deviation, bound_of, total.size))
     wide = np.zeros((3, columns.width))
     wide[:, : len(columns.numeric)] = half / CONSTANT, mean, square + half
     return dict(zip(("count", "sum", "squares"), wide, strict=True)) | {NOISE: np.array([deviation**2])}
@@ -110,7 +112,8 @@ def noised_sums(
         raise InputError("Private sums need noise and a bound.")
     if any(not isinstance(task, Task) for task in local_model.tasks.values()):
         raise InputError("Private sums know the bound of classes alone.")
-    deviation = private.noise_multiplier * bound(len(local_model.model.classes))
+    heads = local_model.model.classes
+    deviation = private.noise_multiplier * bound(len(heads))
     sums: dict[str, np.ndarray] = {}
     labelled = loader.labelled("train")
     if not len(labelled):
@@ -120,12 +123,11 @@ def noised_sums(
     place = {case: at for at, case in enumerate(labelled.tolist())}
     units = [np.array([place[case] for case in own]) for own in units_of(labelled, patients, private.unit)]
     back = np.append(np.full(local_model.model.feature_dim, private.max_norm), 1 / CONSTANT)
-    for task, classes in local_model.model.classes.items():
+    wider = widened(deviation, bound(len(heads)), len(back) * sum(len(back) + classes for classes in heads.values()))
+    for task, classes in heads.items():
         target = batch.targets[task].cpu().numpy()
         z, y = _rows(features, target, units, classes, private.max_norm)
-        gram, cross = z.T @ z, z.T @ y
-        gram = gram + deviation * secret.normal(gram.size).reshape(gram.shape)
-        cross = cross + deviation * secret.normal(cross.size).reshape(cross.shape)
+        gram, cross = noised(z.T @ z, wider), noised(z.T @ y, wider)
         sums[f"{task}/gram"] = (gram + gram.T) / 2 * np.outer(back, back)
         sums[f"{task}/cross"] = cross * back[:, None]
     sums[NOISE] = np.array([(deviation * private.max_norm**2) ** 2])

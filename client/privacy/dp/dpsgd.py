@@ -66,7 +66,8 @@ def train_private(
     private, noise_multiplier, expected, steps = _terms(local_model, spec, changes)
     objective = Objective(Visit(local_model, spec, changes, round_context))
     units = units_of(loader.labelled("train"), patients, private.unit)
-    lots, noises = Lots(units), Noises(noise_multiplier * private.max_grad_norm, steps)
+    clip = private.max_grad_norm
+    lots, noises = Lots(units), Noises(noise_multiplier * clip, steps, clip)
     local_model.model.freeze(changes, fixed_norm_stats=True)
     local_model.model.train()
     _refuse_moving_statistics(local_model.model)

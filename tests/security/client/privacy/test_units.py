@@ -119,7 +119,7 @@ def test_review_says_what_a_unit_is_and_how_many_there_are(
     assert code == 0
     assert f"one unit is {words}" in out
     whole = (24, 30) if cohort else (120, 150)
-    assert (f"there are {whole[0]} of them" if metrics == "exact" else f"there are about {whole[1]} of them") in out
+    assert (f"there are {whole[0]} of them" if metrics == "exact" else f"there are up to {whole[1]} of them") in out
     assert "patients are split each by that patient alone" in out
     refused = not cohort and not policy
     assert ("This site's policy refuses the study: no_patient_column." in out) == refused

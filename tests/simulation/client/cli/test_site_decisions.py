@@ -18,6 +18,7 @@ from fedgraft.client.enrolment.pseudonyms import keep_key
 from fedgraft.client.governance.approval import is_approved
 from fedgraft.client.governance.pending_studies import keep_pending
 from fedgraft.client.preflight.report import Level
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.common.privacy.accountant import (
     Event,
     default_delta,
