@@ -25,7 +25,7 @@ from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import ledger_mark
 from fedgraft.client.privacy.ledger.small_records import small_records
 from fedgraft.common.base.errors import LedgerError
-from fedgraft.common.base.files import canonical_json
+from fedgraft.common.base.files import canonical_json, make_folder
 from fedgraft.common.base.locking import lock
 from fedgraft.common.protocol.instructions import (
     Answer,
@@ -196,7 +196,7 @@ class EgressLog:
         try:
             return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except FileNotFoundError:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._path.parent)
             return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
     def entries(self) -> Iterator[EgressEntry]:

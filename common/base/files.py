@@ -35,8 +35,10 @@ def home() -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for its owner alone, unless there is one; missing ones above it are made as the system has it."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Make a folder for its owner alone, unless there is one, and all that are missing above it."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True, mode=0o700)
 
 
 def open_private(path: Path, mode: str) -> IO[Any]:
