@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients, load_cohort
+from fedgraft.client.data.cohorts.splits import TiedSplits
 from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig, read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
@@ -79,7 +80,10 @@ class Session:
         config = self.config
         wanted = cohort_request(config, study)
         place = place_of(config, study.digest)
-        cohort = load_cohort(config.name, config.cohort, wanted, place)
+        try:
+            cohort = load_cohort(config.name, config.cohort, wanted, place)
+        except TiedSplits as error:
+            raise Refused(Code.POLICY, str(error)) from None
         if config.source is not None and requires_source(study):
             beside = replace(place, state=place.state / "source")
             cohort = replace(cohort, source=load_cohort(config.name, config.source, wanted, beside))

@@ -150,7 +150,7 @@ def describe_local(stage: Stage) -> str:
     return "norm statistics from the site's own images"
 
 
-_MEASURED = {"base_models": "each member", "answers": "the heads' answers"}
+_MEASURED = {"base_models": "each base model", "answers": "the heads' answers"}
 _CASES = {"train": "training cases", "val": "validation cases"}
 
 

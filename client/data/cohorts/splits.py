@@ -33,6 +33,10 @@ IN_WORDS: Mapping[SplitRule, str] = {
 """How patients came into their splits."""
 
 
+class TiedSplits(DataError):
+    """The patients were dealt out together, where each must stand alone."""
+
+
 @dataclass(frozen=True)
 class Dealing:
     """How a study's patients get their splits: shares and seed of the study, the rule, and the site's own key.
@@ -112,7 +116,7 @@ def keep(path: Path, labels: Mapping[str, int], dealing: Dealing) -> tuple[dict[
     known, stated = _read(path, dealing) if path.exists() else ({}, dealing.rule or "independent")
     rule: SplitRule = "stratified" if stated == _UNSTATED else stated
     if dealing.rule == "independent" and stated == "stratified":
-        raise DataError(
+        raise TiedSplits(
             f"{path}: the patients were dealt out class by class, which ties them together, but this study or the "
             "site's policy asks for differential privacy.",
             fix="Give each study its own splits (many_studies: true in site.yaml), or remove the file to split anew; "

@@ -22,6 +22,7 @@ from fedgraft.common.protocol.instructions import (
     Refusal,
     Update,
 )
+from fedgraft.common.study.schedule import Step, split_at
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.run import OPEN, Hospitals
 from helpers.simulated import simulate
@@ -68,7 +69,10 @@ def test_nothing_is_said_nor_done_in_a_study_without_masks(make_study: MakeStudy
             with pytest.raises(Refused) as caught:
                 site.greet()
             assert (caught.value.code, caught.value.why) == (Code.POLICY, "not_secure")
-        for exchange, work, evaluate in ((1, True, None), (1, True, "val"), (2, False, "test"), (2, False, None)):
+        visits = ((1, True, split_at(study, Step(1, 0, 1, work=True))), (2, False, "test"))
+        if not answers:
+            visits = (*visits, (1, True, "val"), (2, False, None))
+        for exchange, work, evaluate in visits:
             got = site.visit(Instruction(study.digest, exchange, 0, 1, work, evaluate, tensors))
             assert isinstance(got, Update) if answers else got == Refusal(exchange, Code.POLICY)
     assert not (tmp_path / "False" / "ledger").exists()

@@ -24,6 +24,7 @@ from fedgraft.server.operations.superlink_service import (
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.provisioning.provision import Authority
+from helpers.members import enrolled
 from helpers.ports import free_port
 
 
@@ -126,6 +127,8 @@ def test_a_part_that_is_killed_is_started_again_and_one_that_keeps_ending_seldom
 
 
 def test_a_revoked_site_is_out_at_the_gate_even_while_flower_cannot_be_told(home):
+    for name in ("north", "south"):
+        enrolled(home.path.parent, name)
     sites = EnrolledSites(home)
     with pytest.raises(RunError, match="does not answer"):
         sites.sync()

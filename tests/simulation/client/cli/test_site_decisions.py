@@ -18,6 +18,7 @@ from fedgraft.client.enrolment.pseudonyms import keep_key
 from fedgraft.client.governance.approval import is_approved
 from fedgraft.client.governance.pending_studies import keep_pending
 from fedgraft.client.preflight.report import Level
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.common.privacy.accountant import (
     Event,
     default_delta,
@@ -348,7 +349,8 @@ def test_a_private_study_is_tried_before_it_runs(command, hospital: Hospital, pr
 
 def test_a_ledger_that_cannot_be_trusted_stops_everything(command, hospital: Hospital, private_file: Path) -> None:
     hospital.write_config(policy={"min_patients": 1, "epsilon_per_study": 20.0, "epsilon_lifetime": 50.0})
-    (hospital.home / "state" / "witness.json").write_text("{}")  # a ledger was here, and is gone
+    Held.of(hospital.home / "state").witness.parent.mkdir(parents=True, exist_ok=True)
+    Held.of(hospital.home / "state").witness.write_text("{}")  # a ledger was here, and is gone
     code, out, _ = command("site", "check", private_file, "--home", hospital.home, "--part", "policy")
     assert code == 1
     assert "FAILS  study: the policy does not allow the study: ledger" in out

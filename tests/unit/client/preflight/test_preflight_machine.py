@@ -20,7 +20,7 @@ from fedgraft.client.training import microbatching
 from fedgraft.client.training.model.local_model import LocalModel
 from helpers.site_home import Hospital, study
 
-ENVIRONMENT = {"versions", "gpu", "disk_state", "disk_cache", "private", "memory", "cores", "clock"}
+ENVIRONMENT = {"versions", "gpu", "disk_state", "disk_cache", "private", "memory", "cores", "clock", "records"}
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 

@@ -82,11 +82,13 @@ def course(site: Site, study: Study, state: Arrays, *, end: bool = True) -> list
             instruction = Instruction(study.digest, exchange, number, round_, True, split, dict(state))
             answers.append(answer(site, instruction))
             state = dict(state) | {key: a for key, a in answers[-1].tensors.items() if key in state}
-    if end:
-        last = len(study.plan) - 1
-        rounds = study.plan[last].rounds
-        answers.append(answer(site, Instruction(study.digest, exchange + 1, last, rounds, False, "test", dict(state))))
-    return answers
+    return [*answers, finish(site, study, exchange + 1, state)] if end else answers
+
+
+def finish(site: Site, study: Study, exchange: int, state: Arrays) -> Update:
+    """The last exchange, which only evaluates."""
+    last = len(study.plan) - 1
+    return answer(site, Instruction(study.digest, exchange, last, study.plan[last].rounds, False, "test", dict(state)))
 
 
 def answer(site: Site, instruction: Instruction) -> Update:
@@ -164,12 +166,12 @@ def test_features_of_another_backbone_are_not_used(make_study: MakeStudy, tmp_pa
 def test_they_lie_on_disk_for_their_owner_alone_until_the_study_ends(make_study: MakeStudy, tmp_path: Path) -> None:
     study = make_study(method=PROBE)
     site, state = a_site(study, tmp_path), start(study)
-    course(site, study, state, end=False)
+    visits = len(course(site, study, state, end=False))
     found = sorted((tmp_path / "features").rglob("*.safetensors"))
     assert [path.name for path in found] == ["train.safetensors", "val.safetensors"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
     assert stat.S_IMODE((tmp_path / "features" / study.digest[:16]).stat().st_mode) == 0o700
-    course(site, study, state)
+    finish(site, study, visits + 1, state)
     assert not list((tmp_path / "features").iterdir())
 
 
