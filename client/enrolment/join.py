@@ -12,7 +12,7 @@ from fedgraft.client.enrolment.home import Joined, SiteHome
 from fedgraft.client.enrolment.members import pin, pins_of, settings, write_mask_keys
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import CONFIGS, write_atomic
+from fedgraft.common.base.files import CONFIGS, make_folder, write_atomic
 from fedgraft.common.identity.enrolment import SiteKeys, write_enrolment
 from fedgraft.common.identity.keys import private_pem
 from fedgraft.common.identity.kit import Kit, KitFacts, read_kit
@@ -31,7 +31,7 @@ def join(path: Path, code: str, cohort: CohortSpec, policy: SitePolicy, home: Si
     if home.path.exists() and any(home.path.iterdir()):
         raise InputError(f"{home.path} is in use.", fix="Choose another --home, or use `fedgraft site rejoin`.")
     kit = read_kit(path, code)
-    home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(home.path)
     keys = _new_keys(home)
     _write_authority(home, kit)
     known = {kit.facts.site: keys.member(kit.facts.site)}

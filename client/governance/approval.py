@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.base.files import make_folder, read_json, write_json
 from fedgraft.common.base.value import Value
 
 _FILE = "approvals.json"
@@ -85,7 +85,7 @@ def withdraw(folder: Path, digest: str) -> Approval:
 
 
 def _write(folder: Path, approvals: tuple[Approval, ...]) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(folder)
     write_json(folder / _FILE, [one.model_dump(mode="json") for one in approvals], private=True)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +23,9 @@ import numpy as np
 from fedgraft.client.privacy.ledger.hash_chain import STUCK, Mark, read_witness, write_witness
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import ledger_mark
+from fedgraft.client.privacy.ledger.small_records import small_records
 from fedgraft.common.base.errors import LedgerError
-from fedgraft.common.base.files import canonical_json
+from fedgraft.common.base.files import canonical_json, make_folder
 from fedgraft.common.base.locking import lock
 from fedgraft.common.protocol.instructions import (
     Answer,
@@ -41,7 +42,20 @@ Kind = Literal["greeting", "update", "secure_aggregation", "refusal", "ping", "e
 FIRST = Mark(0, "0" * 64)
 """What the first line follows."""
 
-_FIELDS = ("seq", "at", "study", "exchange", "kind", "why", "tensors", "metrics", "words", "ledger", "previous")
+_FIELDS = (
+    "seq",
+    "at",
+    "study",
+    "exchange",
+    "kind",
+    "why",
+    "tensors",
+    "metrics",
+    "words",
+    "ledger",
+    "known",
+    "previous",
+)
 _WITNESS = "egress.json"
 
 
@@ -50,7 +64,7 @@ class EgressEntry:
     """One message. `tensors` and `metrics` hold (type, shape, SHA-256) by name; `words` are all the rest of it.
 
     `ledger` is where the site's ledger was, and what the study had spent; None if the site had none, or none that can
-    be read.
+    be read. `known` are the site's small records then (`small_records.py`).
     """
 
     seq: int
@@ -63,6 +77,7 @@ class EgressEntry:
     metrics: Mapping[str, tuple[str, tuple[int, ...], str]]
     words: Mapping[str, Any]
     ledger: Mapping[str, Any] | None
+    known: Mapping[str, Sequence[str]]
     previous: str
     hash: str = ""
 
@@ -132,7 +147,8 @@ class EgressLog:
             if not size and (unseen or not any(path.exists() for path in self._witnesses)):
                 self._bear_witness(FIRST)  # from now on the log cannot be gone
             at = datetime.now(UTC).isoformat(timespec="seconds")
-            content = _entry(last, at, line, self._ledger(line)).content()
+            known = {name: sorted(words) for name, words in small_records(self._path.parent).items()}
+            content = _entry(last, at, line, self._ledger(line), known).content()
             seal = hashlib.sha256(content).hexdigest()
             data = content[:-1] + f',"hash":"{seal}"}}\n'.encode()
             written = os.write(descriptor, data)
@@ -180,7 +196,7 @@ class EgressLog:
         try:
             return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except FileNotFoundError:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._path.parent)
             return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
     def entries(self) -> Iterator[EgressEntry]:
@@ -248,10 +264,12 @@ def _line(study: str, answer: Greeting | Answer, why: str) -> _Line:
     assert_never(answer)
 
 
-def _entry(last: Mark, at: str, line: _Line, ledger: Mapping[str, Any] | None) -> EgressEntry:
+def _entry(
+    last: Mark, at: str, line: _Line, ledger: Mapping[str, Any] | None, known: Mapping[str, Sequence[str]]
+) -> EgressEntry:
     tensors, metrics = _described(line.tensors), _described(line.metrics)
     place = line.study, line.exchange, line.kind, line.why
-    return EgressEntry(last.seq + 1, at, *place, tensors, metrics, line.words, ledger, last.hash)
+    return EgressEntry(last.seq + 1, at, *place, tensors, metrics, line.words, ledger, known, last.hash)
 
 
 def _described(arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...], str]]:

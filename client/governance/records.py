@@ -17,9 +17,9 @@ from fedgraft.client.governance.egress import FIRST, EgressEntry, EgressLog
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.hash_chain import Mark, Row
 from fedgraft.client.privacy.ledger.held import Held
+from fedgraft.client.privacy.ledger.small_records import small_records
 from fedgraft.client.privacy.masking.used_masks import MaskBook
-from fedgraft.common.base.errors import InputError, LedgerError
-from fedgraft.common.base.files import read_json
+from fedgraft.common.base.errors import LedgerError
 from fedgraft.common.protocol.instructions import Code
 
 TakenUp = Callable[[SiteConfig, str], frozenset[int]]
@@ -37,11 +37,14 @@ class _Told:
     exchanges: dict[str, set[int]] = field(default_factory=dict)
     contexts: set[str] = field(default_factory=set)
     greeted: set[str] = field(default_factory=set)
+    small: dict[str, set[str]] = field(default_factory=dict)
 
     def add(self, entry: EgressEntry) -> None:
         """Take in the next line."""
         if entry.ledger is not None:
             self.ledger[int(entry.ledger["seq"])] = str(entry.ledger["hash"])
+        for name, words in entry.known.items():
+            self.small.setdefault(name, set()).update(words)
         if entry.kind == "greeting":
             self.greeted.add(entry.study)
         elif entry.kind in _RELEASES:
@@ -90,6 +93,7 @@ class Records:
             yield f"The egress log does not have message {max(forgotten)} as its witness saw it: it is an older copy."
         yield from self._ledger(replies)
         yield from self._masks()
+        yield from self._small()
         for study in (self._told.exchanges.keys() | self._told.greeted) if studies is None else studies:
             yield from self._study(study)
 
@@ -129,6 +133,12 @@ class Records:
         if forgotten := self._told.contexts - used:
             yield f"The record of used masks does not have {len(forgotten)} masks that the egress log tells of."
 
+    def _small(self) -> Iterator[str]:
+        now = small_records(self._config.state)
+        for name, words in self._told.small.items():
+            if forgotten := words - now[name]:
+                yield f"{name} does not have {len(forgotten)} entries that the egress log tells of."
+
     def _study(self, study: str) -> Iterator[str]:
         done = self._told.exchanges.get(study, set())
         if forgotten := done - self._taken_up(self._config, study):
@@ -138,15 +148,6 @@ class Records:
 
 
 def kept_answers(state: Path) -> set[tuple[str, int]]:
-    """Study (16 digits) and exchange of all kept answers that must have been charged: coarse counts cost nothing."""
-    free = {str(digest)[:16] for digest in _listed(state / "shown.json")}
+    """Study (16 digits) and exchange of all answers with noise that are kept, and so must have been charged."""
     found = ((path.parent.name, path.stem) for path in (state / "replies").glob("*/*.safetensors"))
-    return {(study, int(number)) for study, number in found if number.isdigit() and study not in free}
-
-
-def _listed(path: Path) -> list[object]:
-    try:
-        found = read_json(path) if path.exists() else []
-    except InputError:
-        return []
-    return found if isinstance(found, list) else []
+    return {(study, int(number)) for study, number in found if number.isdigit()}

@@ -20,8 +20,8 @@ from fedgraft.client.governance.egress import EgressLog
 from fedgraft.client.governance.records import Records, TakenUp, kept_answers
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import Ledger, read_account, salvage
+from fedgraft.client.privacy.ledger.small_records import PUBLIC, SHOWN, remember
 from fedgraft.client.privacy.ledger.spending import Account, Spending, largest, missing
-from fedgraft.client.privacy.masking.used_masks import MaskBook
 from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.base.files import sha256_file
 from fedgraft.common.privacy.accountant import Event, Unit, epsilon, noise_for
@@ -43,6 +43,10 @@ class Settlement:
     assumed: Spending
     """What is added, so that no record tells of more."""
     closed: tuple[str, ...]
+    public: tuple[str, ...]
+    """The site's public numbers, as the log tells of them."""
+    shown: tuple[str, ...]
+    """The studies that count as shown coarse counts: under a policy that shows them, all that had begun."""
     sound: bool
     """Whether the ledger that is there can go on; if not, a new one begins with all that is assumed."""
 
@@ -83,7 +87,9 @@ def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Set
     wanted = [account.spent for account in known] + [_unpriced(config, known, begun, delta)]
     spent = kept.spent if kept is not None and sound else {}
     assumed = missing(largest(wanted), spent)
-    return Settlement(found, delta, unit, spent, assumed, tuple(sorted(begun)), sound)
+    shown = {*_small(lines, SHOWN), *(begun if config.policy.metrics == "suppressed" else ())}
+    closed, public = tuple(sorted(begun)), tuple(_small(lines, PUBLIC))
+    return Settlement(found, delta, unit, spent, assumed, closed, public, tuple(sorted(shown)), sound)
 
 
 def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
@@ -104,7 +110,7 @@ def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
             held.witness.unlink(missing_ok=True)
             Ledger.create(held.ledger, held.witness, float("inf"), settlement.delta, settlement.unit)
         Ledger.settle(held.ledger, held.witness, settlement.assumed, json.dumps(words, sort_keys=True))
-    MaskBook(config.state / "masks.sqlite").void()
+    remember(config.state, settlement.shown, settlement.public)
     EgressLog(config.state, config.witness).settle(words)
 
 
@@ -144,6 +150,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(content, dict):
             yield content
+
+
+def _small(lines: list[dict[str, Any]], name: str) -> Iterator[str]:
+    for line in lines:
+        if isinstance(known := line.get("known"), dict) and isinstance(words := known.get(name), list):
+            yield from map(str, words)
 
 
 def _words(line: dict[str, Any]) -> dict[str, Any]:

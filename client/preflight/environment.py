@@ -18,6 +18,7 @@ from fedgraft.client.governance.records import SETTLE, Records
 from fedgraft.client.preflight.report import Findings, counted
 from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.environment import code_digest, environment
+from fedgraft.common.base.files import make_folder
 
 _GB = 1e9
 _DISK_GB = 2.0
@@ -147,7 +148,7 @@ def _writable(folder: Path) -> bool:
     """Whether a file can really be made there; permissions alone do not tell, on read-only mounts for one."""
     probe = folder / f".fedgraft-{os.urandom(4).hex()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder)
         probe.touch(mode=0o600)
         probe.unlink()
     except OSError:

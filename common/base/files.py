@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -34,13 +34,25 @@ def home() -> Path:
     return Path(os.environ.get("FEDGRAFT_HOME") or Path.home() / ".fedgraft")
 
 
-def write_atomic(path: Path, data: bytes, *, private: bool = False, sync: bool = True) -> None:
+def make_folder(path: Path) -> None:
+    """Make a folder for its owner alone, unless there is one, and all that are missing above it."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True, mode=0o700)
+
+
+def open_private(path: Path, mode: str) -> IO[Any]:
+    """Open a file; one that is made is readable by its owner alone."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def write_atomic(path: Path, data: bytes, *, private: bool = True, sync: bool = True) -> None:
     """Replace `path` by a file with `data`: after a crash it is the old one or the new one, never a part.
 
-    `private` makes it readable by its owner alone. Missing folders are made. Without `sync` that holds for a kill of
-    the process, and not for a loss of power.
+    It is readable by its owner alone, unless it is not `private`. Missing folders are made. Without `sync` that holds
+    for a kill of the process, and not for a loss of power.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
     try:
@@ -83,7 +95,7 @@ def canonical_json(content: Any) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def write_json(path: Path, content: Any, *, private: bool = False, sync: bool = True) -> None:
+def write_json(path: Path, content: Any, *, private: bool = True, sync: bool = True) -> None:
     """Write `content` as readable JSON, all or nothing; `sync` as above. ValueError for NaN or infinity."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(path, text.encode() + b"\n", private=private, sync=sync)
@@ -104,7 +116,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: is not valid JSON: {error}.") from None
 
 
-def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = False) -> None:
+def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = True) -> None:
     """Write arrays as a safetensors file, all or nothing."""
     write_atomic(path, format_safetensors({k: np.asarray(a, order="C") for k, a in arrays.items()}), private=private)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgraft.common.base.errors import InputError, ResumeError, RunError
-from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.base.files import make_folder, read_json, write_json
 from fedgraft.common.study.study import Study
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
@@ -35,7 +35,7 @@ def prepare(study: Study, out: Path) -> None:
     """Set up the folder of a deployed run. InputError if it is in use."""
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     RunFolder(out).write_study(study)
     write_json(out / "deployment.json", {"started": []})
 

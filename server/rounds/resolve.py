@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.base.errors import FedgraftError, InputError, RunError
-from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.base.files import make_folder, read_json, write_json
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.models.weights import WeightsManifest, load_weights, save_weights
 from fedgraft.common.protocol.instructions import Arrays, Update
@@ -186,7 +186,7 @@ def _joining(own: Finished, other: Finished) -> dict[str, Arrays]:
 
 
 def _write(out: Path, own: Finished, state: Arrays, kept: RetainedStatistics) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     RunFolder(out).write_study(own.study)
     kept.write(out)
     facts = own.manifest.model_dump(exclude={"format", "sha256", "keys"})

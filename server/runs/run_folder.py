@@ -13,7 +13,7 @@ import numpy as np
 
 from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.errors import ResumeError, RunError
-from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.base.files import make_folder, open_private, read_json, write_atomic, write_json
 from fedgraft.common.base.locking import try_lock
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.study import Study, parse_study
@@ -61,7 +61,7 @@ class RunFolder:
 
     def take(self) -> None:
         """Keep the folder to this process for the rest of its life; RunError if another one has it."""
-        lock = (self.path / "lock").open("a")
+        lock = open_private(self.path / "lock", "a")
         ends = time.monotonic() + _TAKE_S
         while not try_lock(lock):
             if time.monotonic() > ends:
@@ -71,7 +71,7 @@ class RunFolder:
 
     def is_taken(self) -> bool:
         """Whether a process is at work on the run."""
-        with (self.path / "lock").open("a") as lock:
+        with open_private(self.path / "lock", "a") as lock:
             return not try_lock(lock, shared=True)
 
     def study(self) -> Study:
@@ -91,7 +91,7 @@ class RunFolder:
 
     def append_history(self, row: Mapping[str, Any]) -> None:
         """Add a line to `history.jsonl`: one exchange, as JSON without NaN."""
-        with self._history.open("ab") as file:
+        with open_private(self._history, "ab") as file:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             file.flush()
 
@@ -108,7 +108,7 @@ class RunFolder:
     def save_checkpoint(self, exchange: int, state: Arrays, memory: Arrays, totals: Mapping[str, Any]) -> None:
         """Make the run resumable from after `exchange`: first the tensors, then the file that names them."""
         folder = self.path / "checkpoint"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         arrays = dict(state) | {f"{_MEMORY}{key}": array for key, array in memory.items()}
         names = self._snapshots.write(f"{exchange:06d}.safetensors", arrays)
         size = self._history.stat().st_size if self._history.exists() else 0
@@ -144,4 +144,4 @@ def _after_whole_lines(path: Path) -> IO[bytes]:
     if whole[2]:
         with path.open("r+b") as file:
             file.truncate(len(whole[0]) + len(whole[1]))
-    return path.open("ab")
+    return open_private(path, "ab")

@@ -27,6 +27,7 @@ from fedgraft.common.base.files import (
     canonical_json,
     home,
     load_tensors,
+    make_folder,
     read_json,
     save_tensors,
     write_json,
@@ -225,9 +226,9 @@ def _run(cell: Cell, out: Path, *, keep: bool) -> None:
     started, folder = time.monotonic(), out / cell.digest[:16]
     found, troubles = (few_shot if cell.job.few else carry_out)(_with_base_models(cell, out), folder / "runs")
     if keep:
-        (folder / _MODEL).mkdir(exist_ok=True)
+        make_folder(folder / _MODEL)
         for name in ("model.safetensors", "model.json"):
-            shutil.copyfile(home_of(folder / "runs") / name, folder / _MODEL / name)
+            shutil.copy(home_of(folder / "runs") / name, folder / _MODEL / name)
     save_tensors(folder / _ANSWERS, dict(flat(found)))
     facts = {"troubles": troubles, "seconds": round(time.monotonic() - started, 3), "words": cell.words()}
     # Its presence says that the cell is done, so it comes last; what the models were made of is not kept.

@@ -21,7 +21,7 @@ from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.governance.approval import approve
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError, ResumeError
-from fedgraft.common.base.files import home, read_json, write_json
+from fedgraft.common.base.files import home, make_folder, read_json, write_json
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.study import Study
@@ -87,7 +87,8 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
     sites = out / "sites"
-    sites.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
+    make_folder(sites)
     for name in hospitals.cohorts:
         (sites / name).mkdir(mode=0o700)
     masking = [name for name in hospitals.cohorts if name not in hospitals.observers]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,15 @@ from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.app import app, forget
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol import wire
-from fedgraft.common.protocol.instructions import AggregationGroups, Answer, Greeting, Hello, Instruction, Refusal
+from fedgraft.common.protocol.instructions import (
+    AggregationGroups,
+    Answer,
+    Greeting,
+    Hello,
+    Instruction,
+    Refusal,
+    Split,
+)
 from fedgraft.common.study.schedule import step_at
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.run import OPEN
@@ -62,7 +69,12 @@ class PlayedSite:
         return wire.unpack_greeting(self.sends(wire.HELLO, wire.pack_hello(Hello(study.to_json()))).content)
 
     def visits(
-        self, study: Study, exchange: int, groups: AggregationGroups | None = None, shift: float = 0.0
+        self,
+        study: Study,
+        exchange: int,
+        groups: AggregationGroups | None = None,
+        shift: float = 0.0,
+        evaluate: Split | None = None,
     ) -> Answer:
         """The answer to the instruction that the study has under that number; `shift` makes the model another one."""
         step = step_at(study, exchange)
@@ -72,7 +84,9 @@ class PlayedSite:
             key: array + array.dtype.type(shift) if array.dtype.kind == "f" else array.copy()
             for key, array in model.read(model.tags).items()
         }
-        instruction = Instruction(study.digest, exchange, step.stage, step.round, step.work, None, arrays, "", groups)
+        instruction = Instruction(
+            study.digest, exchange, step.stage, step.round, step.work, evaluate, arrays, "", groups
+        )
         records = wire.pack_instruction(instruction, wire.pack_tensors(instruction.tensors))
         return wire.unpack_reply(self.sends(wire.VISIT, records).content)
 
@@ -92,8 +106,3 @@ class PlayedSite:
                 shutil.copytree(then, now, symlinks=True)
             elif then.exists():
                 shutil.copy2(then, now)
-
-
-def words_of(message: Message) -> Mapping[str, Any]:
-    """All words of a reply."""
-    return wire._words(message.content)

@@ -22,6 +22,7 @@ from fedgraft.client.privacy.ledger.ledger import (
 )
 from fedgraft.client.privacy.ledger.public_counts import PublicCounts
 from fedgraft.client.privacy.ledger.reply_store import Replies
+from fedgraft.client.privacy.ledger.small_records import PUBLIC, RELEASES, SHOWN
 from fedgraft.client.privacy.policy import (
     EffectivePrivacy,
     Metrics,
@@ -78,12 +79,12 @@ class PrivacyGuard:
         self._study = study
         self._policy = policy
         self._held = Held.of(folder, witness)
-        self._shown = folder / "shown.json"
+        self._shown = folder / SHOWN
         self._replies = Replies(folder / "replies" / study.digest[:16])
         # Once in a study is once: what was released is never pushed out by later replies.
-        self._releases = Replies(folder / "releases" / study.digest[:16])
+        self._releases = Replies(folder / RELEASES / study.digest[:16])
         self._patients = patients
-        self._public = PublicCounts(folder / "public_counts.json")
+        self._public = PublicCounts(folder / PUBLIC)
         self._allowed: set[tuple[frozenset[Role], bool]] = set()
 
     @property

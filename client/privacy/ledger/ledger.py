@@ -42,7 +42,7 @@ from fedgraft.client.privacy.ledger.ledger_file import (
 )
 from fedgraft.client.privacy.ledger.spending import Account, Spending
 from fedgraft.common.base.errors import InputError, LedgerError
-from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.base.files import make_folder, read_json, write_json
 from fedgraft.common.privacy.accountant import (
     Event,
     Spend,
@@ -127,7 +127,7 @@ class Ledger:
         if not 0 < delta < 1:
             raise LedgerError(f"{path}: delta must lie between 0 and 1.")
         genesis = Genesis(FORMAT, float(delta), unit, secrets.token_hex(16))
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(path.parent)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         with connected(path) as db:
             db.executescript(SCHEMA)

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.errors import RosterError, StudyError
-from fedgraft.common.base.files import read_json
+from fedgraft.common.base.files import make_folder, read_json
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.secure_aggregation.mask_keys import Pairs, SignedRoster, verified
 from fedgraft.common.secure_aggregation.masking import FEWEST
@@ -139,14 +139,9 @@ class MaskBook:
         with self._connected() as db:
             return frozenset(context for (context,) in db.execute("SELECT context FROM sums"))
 
-    def void(self) -> None:
-        """End all runs: no instruction under a nonce that was given out before is followed any more."""
-        with self._connected() as db:
-            db.execute("DELETE FROM runs")
-
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._path.parent)
         os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600))
         with closing(sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)) as db:
             db.execute("PRAGMA synchronous = EXTRA")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgraft.client.runtime.visit.progress import set_aside
-from fedgraft.common.base.files import load_tensors, save_tensors
+from fedgraft.common.base.files import load_tensors, make_folder, save_tensors
 from fedgraft.common.protocol.instructions import Arrays
 
 _VERSIONS = 3
@@ -45,7 +45,7 @@ class LocalState:
 
     def save(self, exchange: int, entries: Arrays) -> None:
         """Put all of the site's own entries on disk as they are after `exchange`, all or nothing."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._folder)
         save_tensors(self._folder / f"{exchange:06d}.safetensors", dict(entries), private=True)
         self._latest = (exchange, dict(entries))
         for path in self._paths()[:-_VERSIONS]:

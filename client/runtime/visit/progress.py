@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedgraft.common.base.files import make_folder
 from fedgraft.common.study.schedule import Step
 
 _LOOKED = "-"
@@ -69,7 +70,7 @@ class Progress:
         self._append(f"{step.exchange} {step.stage if work else _LOOKED}")
 
     def _append(self, words: str) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._path.parent)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             # The line before may have been torn by a crash; it must not swallow this one.

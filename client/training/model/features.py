@@ -24,6 +24,7 @@ from fedgraft.common.base.files import (
     canonical_json,
     digest_arrays,
     load_tensors,
+    make_folder,
     save_tensors,
 )
 
@@ -94,7 +95,7 @@ class Features:
         array = rows.cpu().numpy()
         entries = {"of": digest, "whole": _whole(array)}
         with contextlib.suppress(OSError):  # a full disk costs time, not the round
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._folder)
             save_tensors(
                 path, {"rows": array} | {k: np.frombuffer(v, np.uint8) for k, v in entries.items()}, private=True
             )

@@ -69,6 +69,7 @@ LOG = ("state/egress.jsonl", "state.witness/egress.json", "state/ledger/egress.j
 RESTORED: dict[str, tuple[str, ...]] = {
     "the ledger": LEDGER[:1],
     "the ledger and its witness": LEDGER,
+    "ledger, witness and answers": (*LEDGER, "state/replies"),
     "the ledger's folder and all witnesses": ("state/ledger", "state.witness"),
     "the egress log": LOG[:1],
     "the egress log and its witness": LOG[:2],
@@ -78,6 +79,7 @@ RESTORED: dict[str, tuple[str, ...]] = {
     "the study's folder": ("{study}",),
     "the studies": ("state/studies",),
     "the witnesses": ("state.witness",),
+    "the public numbers": ("state/public_counts.json",),
 }
 
 
@@ -98,7 +100,7 @@ def test_whoever_restores_an_older_copy_releases_nothing(
     newest = site.backup("newest")
     parts = [part.format(study=f"state/{private.digest[:16]}") for part in RESTORED[what]]
     for backup in (before, middle):
-        if what == "the studies" and backup is middle:
+        if what in ("the studies", "the public numbers") and backup is middle:
             continue  # as they were: the study had been taken in
         if what == "the witnesses" and backup is middle:
             continue  # a witness that is behind is what a crash leaves; without one, nobody knows
@@ -196,6 +198,29 @@ def test_a_mask_is_not_used_twice_after_a_restore(hospitals, make_study, tmp_pat
     site.restart()
     assert site.visits(study, 1, groups, shift=0.5) == refusal(1)
     assert any("used masks" in what for what in wrong(site))
+    site.restart()
+
+
+@pytest.mark.parametrize("part", ["state/shown.json", "state/releases"])
+def test_coarse_counts_that_were_shown_once_are_not_shown_again_after_a_restore(
+    hospitals, make_study, tmp_path: Path, part: str
+) -> None:
+    """Exact counts of the test cases, once in a study and in few studies: whoever forgets that shows them again."""
+    policy = SitePolicy(min_patients=1, allow_non_dp=True, metrics="suppressed", metrics_studies=1)
+    site, study = PlayedSite(tmp_path / "north", hospitals.cohorts["north"], policy), make_study()
+    site.greets(study)
+    for exchange in (1, 2):
+        assert isinstance(site.visits(study, exchange), Update)
+    backup = site.backup("backup")
+    answer = site.visits(study, 3, evaluate="test")
+    assert answer.metrics
+    site.restores(backup, part)
+    site.restart()
+    assert site.visits(study, 3, evaluate="test", shift=0.5) == refusal(3)
+    other = make_study(seed=4)
+    assert site.greets(other) == Refusal(0, Code.LEDGER, "north")
+    settle(site.config, propose_settlement(site.config, site.home, exchanges_of), "J. Operator")
+    assert json.loads((site.state / "shown.json").read_text()) == sorted({study.digest, other.digest})
     site.restart()
 
 
