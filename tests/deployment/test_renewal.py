@@ -14,7 +14,7 @@ from fedgraft.server.provisioning.home import ServerHome
 from helpers.federation import Federation, until
 
 pytestmark = pytest.mark.deployment
-METHOD = {"name": "fedavg", "rounds": 30, "local": {"epochs": 20, "batch_size": 4, "lr": 0.003}}
+METHOD = {"name": "fedavg", "rounds": 60, "local": {"epochs": 4, "batch_size": 4, "lr": 0.003}}
 
 
 @pytest.fixture(scope="module")
