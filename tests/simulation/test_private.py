@@ -177,7 +177,7 @@ def test_what_a_closed_site_says_of_its_patients_is_rounded_or_not_said(hospital
         "south": 30,
         "west": 20,
     }
-    assert all(count in {0, 10} for facts in result["sites"].values() for count in facts["labels"]["cls"].values())
+    assert not any(facts["labels"] for facts in result["sites"].values())
     assert not any(row["metrics"] for row in history)
     assert {tuple(figures) for row in history for figures in row["train"].values()} == {
         ("steps", "noise_multiplier", "sample_rate"),
