@@ -71,6 +71,34 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True, sync: bool = 
 
 
 @contextlib.contextmanager
+def private_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and all that is written below it meanwhile or was there before, its owner's alone: 700 and 600.
+
+    Whatever writes it: the mask of the process holds for other libraries and for processes that are started as well.
+    """
+    before = os.umask(0o077)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(PermissionError):  # somebody else's folder has somebody else's rules
+            folder.chmod(0o700)
+        yield
+    finally:
+        os.umask(before)
+        make_private(folder)
+
+
+def make_private(folder: Path) -> None:
+    """Take from all others what they may do with a folder and all below it; links are left alone."""
+    for place, folders, names in os.walk(folder):
+        own = [(Path(place), 0o700), *((Path(place, name), 0o600) for name in names)]
+        own += [(Path(place, name), 0o700) for name in folders]
+        for path, mode in own:
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                if not path.is_symlink() and path.stat().st_mode & 0o077:
+                    path.chmod(mode)
+
+
+@contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes that lock the same path out, by a file beside it that stays; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgraft.common.base.errors import InputError, ResumeError, RunError
-from fedgraft.common.base.files import make_folder, read_json, write_json
+from fedgraft.common.base.files import private_folder, read_json, write_json
 from fedgraft.common.study.study import Study
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
@@ -35,9 +35,9 @@ def prepare(study: Study, out: Path) -> None:
     """Set up the folder of a deployed run. InputError if it is in use."""
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
-    make_folder(out)
-    RunFolder(out).write_study(study)
-    write_json(out / "deployment.json", {"started": []})
+    with private_folder(out):
+        RunFolder(out).write_study(study)
+        write_json(out / "deployment.json", {"started": []})
 
 
 def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> Path:
@@ -49,6 +49,11 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
     if not (out / "deployment.json").is_file():
         raise ResumeError(f"{out} is no deployed run.", fix="Give the folder that `fedgraft server run` wrote.")
     _wait_for_sites(home, wait, say)
+    with private_folder(out):
+        return _carried_out(home, out, say)
+
+
+def _carried_out(home: ServerHome, out: Path, say: Callable[[str], None]) -> Path:
     tries, reached = 0, -1
     while True:
         number = _start(home, out)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.base.errors import FedgraftError, InputError, RunError
-from fedgraft.common.base.files import make_folder, read_json, write_json
+from fedgraft.common.base.files import private_folder, read_json, write_json
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.models.weights import WeightsManifest, load_weights, save_weights
 from fedgraft.common.protocol.instructions import Arrays, Update
@@ -94,11 +94,13 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
     if len(sites) < needed:
         raise RunError(f"{run}: {len(sites)} sites would be left, and rounds.min_sites of the study is {needed}.")
     heads, ridge_penalties = solve(own.stage, own.tags, sites, own.state)
-    _write(out, own, dict(own.state) | heads, RetainedStatistics(own.stage.name, own.kept.features, sites))
     found = Resolved(tuple(sorted(sites)), tuple(sorted(without)), tuple(sorted(joined)), ridge_penalties)
     facts = {"schema": SCHEMA, "study_digest": own.study.digest, "stage": own.stage.name, "measured": False}
     facts |= {"from": own.manifest.sha256, "sites": found.sites, "left": found.left, "joined": found.joined}
-    write_json(out / _FACTS, facts | {"ridge_penalties": dict(ridge_penalties), "shaped": shaped})
+    kept = RetainedStatistics(own.stage.name, own.kept.features, sites)
+    with private_folder(out):
+        _write(out, own, dict(own.state) | heads, kept)
+        write_json(out / _FACTS, facts | {"ridge_penalties": dict(ridge_penalties), "shaped": shaped})
     return found
 
 
@@ -186,11 +188,10 @@ def _joining(own: Finished, other: Finished) -> dict[str, Arrays]:
 
 
 def _write(out: Path, own: Finished, state: Arrays, kept: RetainedStatistics) -> None:
-    make_folder(out)
-    RunFolder(out).write_study(own.study)
-    kept.write(out)
     facts = own.manifest.model_dump(exclude={"format", "sha256", "keys"})
     words = f"heads solved anew from the sums of {len(kept.sites)} sites; before: {own.manifest.how}"
+    RunFolder(out).write_study(own.study)
+    kept.write(out)
     save_weights(out, state, facts | {"how": words, "trained_on": f"study {own.study.name}, resolved"})
 
 

@@ -218,14 +218,9 @@ class SecureCollector:
 
 
 def _own(wanted: WantedSums, site: str, groups: AggregationGroups) -> Instruction:
-    """A site's instruction: it masks the parts whose group it is in, and measures only what it will mask."""
+    """A site's instruction: it masks the parts whose group it is in. In all else sites are told the same."""
     parts = {part: group for part, group in groups.parts.items() if site in group}
-    instruction = wanted.instruction(site)
-    return replace(
-        instruction,
-        evaluate=instruction.evaluate if METRICS in parts else None,
-        groups=AggregationGroups(groups.number, parts),
-    )
+    return replace(wanted.instruction(site), groups=AggregationGroups(groups.number, parts))
 
 
 def _too_few(wanted: WantedSums, left: list[str], missing: Mapping[str, Code]) -> QuorumError:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedgraft.common.base.errors import InputError, RunError
-from fedgraft.common.base.files import write_json
+from fedgraft.common.base.files import private_folder, write_json
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study
 from fedgraft.server.report import build_audit_page, build_report
@@ -50,7 +50,8 @@ def audit(study: Study, source: str, out: Path | None, patients: int, *, allow_p
     shown = track(attempts, "attacking", console=_err, transient=True, disable=not _err.is_terminal)
     with torch_threads(1):
         result = finished(study, patients, [attempt.find() for attempt in shown])
-    page = _keep(result, folder)
+    with private_folder(folder):
+        page = _keep(result, folder)
     if as_json:
         sys.stdout.write(json.dumps(_plain(result)) + "\n")
     else:

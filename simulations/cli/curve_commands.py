@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import make_private
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
@@ -42,6 +43,7 @@ def privacy_curve(path: Path, overrides: tuple[str, ...], grid: Grid, out: Path,
         ERR.print(f"{cell.train}, {price}, seed {cell.seed}: AUROC {cell.auroc:.3f}", highlight=False)
     found = points(cells)
     write(found, cells, out)
+    make_private(out)
     if as_json:
         sys.stdout.write(json.dumps([asdict(point) for point in found]) + "\n")
         return

@@ -18,7 +18,7 @@ from rich.table import Table
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import make_folder, read_json, write_atomic, write_json
+from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
@@ -61,6 +61,7 @@ def compare(asked: CompareRequest, *, as_json: bool) -> None:
     out = asked.out or Path("runs") / f"{study.name}-compare"
     todo, synthetic = _cells(study, comparison, asked, shipped)
     _take(out, study)
+    out.chmod(0o700)
     for cell, done, of in run(
         [cell for own in todo.values() for cell in own], out / "cells", asked.workers, asked.threads
     ):
@@ -84,6 +85,7 @@ def compare(asked: CompareRequest, *, as_json: bool) -> None:
     write_json(out / "compare.json", result)
     write_atomic(out / "compare.csv", _csv(rows))
     page = build_comparison_page(out)
+    make_private(out)
     if as_json:
         sys.stdout.write(json.dumps(result | {"run": str(out)}) + "\n")
     else:

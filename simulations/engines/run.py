@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from flwr.app import Context, RecordDict
@@ -21,7 +21,7 @@ from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.governance.approval import approve
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError, ResumeError
-from fedgraft.common.base.files import home, make_folder, read_json, write_json
+from fedgraft.common.base.files import home, make_folder, private_folder, read_json, write_json
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.study import Study
@@ -86,8 +86,12 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
     """Set up a run's folder, so that `resume` can start it."""
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
+    with private_folder(out):
+        _write_sites(study, hospitals, out)
+
+
+def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
     sites = out / "sites"
-    make_folder(out)
     make_folder(sites)
     for name in hospitals.cohorts:
         (sites / name).mkdir(mode=0o700)
@@ -123,6 +127,14 @@ def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> P
         raise ResumeError(f"{out} is no simulated run.", fix="Give the folder that `fedgraft simulate` wrote.")
     facts = read_json(out / "simulation.json")
     out = out.resolve()
+    with private_folder(out):
+        _carry_out(out, engine, facts)
+        if report:
+            build_report(out)
+    return out
+
+
+def _carry_out(out: Path, engine: Engine, facts: Mapping[str, Any]) -> None:
     if engine.name == "ray":
         from fedgraft.simulations.engines.ray import run_with_ray
 
@@ -134,9 +146,6 @@ def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> P
         with torch_threads(engine.threads), _grid(out, names, engine, facts["faults"]) as grid:
             context = Context(1, 1, {}, RecordDict(), _run_config(out, engine.name, bool(facts["synthetic"])))
             server_app(grid, context)
-    if report:
-        build_report(out)
-    return out
 
 
 def simulated_cohort(study: Study, out: Path, site: str) -> Cohort:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fedgraft.simulations.engines.shared_messages import SharedMessages
 
 def work(line: Connection, folder: str, name: str, threads: int) -> None:
     """Answer what comes in by `line`; large tensors lie in `folder`, where this worker's files start with `name`."""
+    os.umask(0o077)  # what a site writes is below the run's folder
     torch.set_num_threads(threads)
     messages = SharedMessages(Path(folder), name)
     contexts = {}

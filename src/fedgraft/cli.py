@@ -226,10 +226,13 @@ def weights_pretrain(
 
 def main() -> None:
     """Run the command. However it ends, people see a message of a line, and programs an exit code."""
+    before = os.umask(0o077)  # what a command writes is for whoever typed it
     try:
         code = app(standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(say_error(error, debug=_debug))
+    finally:
+        os.umask(before)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -14,7 +14,7 @@ from fedgraft.server.provisioning.home import ServerHome
 from helpers.federation import Federation, until
 
 pytestmark = pytest.mark.deployment
-METHOD = {"name": "fedavg", "rounds": 30, "local": {"epochs": 20, "batch_size": 4, "lr": 0.003}}
+METHOD = {"name": "fedavg", "rounds": 60, "local": {"epochs": 4, "batch_size": 4, "lr": 0.003}}
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +47,18 @@ def test_a_site_takes_new_keys_over_while_a_study_runs(federation, make_study):
     assert "Warning: north is connected at this moment" in told
     assert old != public_pem(SiteHome(federation.site("north")).node_key())
     done = len(federation.history())
-    until(lambda: len(federation.history()) >= done + 2, 200, "two more rounds")
+    until(lambda: len(federation.history()) > done + 1, 200, "another round")
     assert federation.history()[-1]["sites_aggregated"] == ["east", "north"], "the old keys still hold"
     federation.processes["north"].terminate()
     federation.processes["north"].wait(60)
     federation.start_site("north")
-    left = len(federation.history())
-
-    def back() -> bool:
-        rows = federation.history()[left + 1 :]
-        return any("north" not in row["sites_aggregated"] for row in rows[:-1]) or any(
-            row["sites_aggregated"] == ["east", "north"] for row in rows
-        )
-
-    until(back, 300, "the renewed site in the same study")
-    until(lambda: federation.history()[-1]["sites_aggregated"] == ["east", "north"], 300, "both sites")
+    until(lambda: federation.output("north").count("connected") == 2, 120, "the renewed site")
+    after = len(federation.history()) + 1  # one may have been at work without it
+    until(
+        lambda: any(row["sites_aggregated"] == ["east", "north"] for row in federation.history()[after:]),
+        200,
+        "the renewed site in the same study",
+    )
     federation.fedgraft("server", "stop", "--home", federation.home)
     process.wait(120)
 

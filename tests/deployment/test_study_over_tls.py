@@ -12,6 +12,7 @@ from fedgraft.client.governance.approval import approve
 from fedgraft.common.base.files import load_tensors
 from helpers.federation import Federation, same_weights, until
 from helpers.plans import MANY_KINDS
+from helpers.runs import open_to_others
 from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
@@ -35,6 +36,7 @@ def test_weights_and_metrics_are_those_of_the_simulation(federation, three, make
     assert ours["status"] == "completed"
     assert ours["engine"] == "deployed"
     assert (federation.root / "run" / "report.html").is_file()
+    assert open_to_others(federation.root / "run") == []
 
 
 def test_stages_of_all_kinds_are_those_of_the_simulation(federation, three, make_study, tmp_path):

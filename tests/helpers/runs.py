@@ -181,3 +181,13 @@ def change(run: Path, name: str, edit: Callable[[Row], object]) -> None:
     content = json.loads((run / name).read_text())
     edit(content)
     (run / name).write_text(json.dumps(content))
+
+
+def open_to_others(folder: Path) -> list[str]:
+    """Files and folders of a run, itself among them, that anybody but their owner may read, write or enter."""
+    found = [folder, *folder.rglob("*")]
+    return sorted(
+        f"{path.relative_to(folder)} {path.stat().st_mode & 0o777:o}"
+        for path in found
+        if not path.is_symlink() and path.stat().st_mode & 0o777 != (0o700 if path.is_dir() else 0o600)
+    )

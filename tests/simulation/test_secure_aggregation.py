@@ -301,7 +301,7 @@ def test_a_site_without_the_key_of_its_roster_entry_takes_no_part(hospitals, mak
     with pytest.raises(QuorumError, match="3 are needed"):
         resume(tmp_path / "run")
     assert "another mask key for 'north'" in (sites / "north" / "site.log").read_text()
-    assert "has no `masks`" in (sites / "south" / "site.log").read_text()
+    assert "the site's file no key for it" in (sites / "south" / "site.log").read_text()
 
 
 class Stopped(Exception):

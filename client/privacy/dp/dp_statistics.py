@@ -28,10 +28,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedgraft.client.privacy.dp.noise import noised, widened
 from fedgraft.client.privacy.dp.units import units_of
-from fedgraft.client.training.model.errors import TooFewCases
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
@@ -79,21 +79,20 @@ def noised_columns(
     """`count`, `sum` and `squares` (width,) of the columns over units, between -1 and 1 of their ranges, with noise.
 
     `NOISE` (1,) is the variance of the noise in `sum`. Of categories there is nothing in it, and zeros stand for them.
-    Raises TooFewCases without labels, InputError for terms that are not private or a range that is not given.
+    Noise alone without labels, as with few. InputError for terms that are not private or a range that is not given.
     """
     if private.noise_multiplier is None or not private.noise_multiplier > 0:
         raise InputError("Private sums need noise.")
     if not columns.numeric or not columns.ranges:
         raise InputError("Private sums of columns need their ranges.")
     labelled = loader.labelled("train")
-    if not len(labelled):
-        raise TooFewCases
-    (batch,) = loader.batches([labelled])
-    place = {case: at for at, case in enumerate(labelled.tolist())}
-    units = [np.array([place[case] for case in own]) for own in units_of(labelled, patients, private.unit)]
     bound_of = columns_bound(len(columns.numeric))
     deviation = private.noise_multiplier * bound_of
-    total = column_rows(columns, batch.inputs.double().cpu().numpy(), units).sum(axis=0)
+    total = np.zeros((3, len(columns.numeric)))
+    if len(labelled):
+        (batch,) = loader.batches([labelled])
+        rows = column_rows(columns, batch.inputs.double().cpu().numpy(), _units(labelled, patients, private))
+        total = rows.sum(axis=0)
     half, mean, square = noised(total, widened(deviation, bound_of, total.size))
     wide = np.zeros((3, columns.width))
     wide[:, : len(columns.numeric)] = half / CONSTANT, mean, square + half
@@ -106,7 +105,7 @@ def noised_sums(
     """`TASK/gram` and `TASK/cross` as of `feature_sums`, over units and with noise, and the noise's variance.
 
     `loader` gives features. `NOISE` (1,) is the variance on the diagonal of the features' part of each gram; those of
-    several sites add up. Raises TooFewCases without labels, InputError for a request that is not private.
+    several sites add up. Noise alone without labels, as with few. InputError for a request that is not private.
     """
     if private.noise_multiplier is None or not (private.noise_multiplier > 0 and private.max_norm > 0):
         raise InputError("Private sums need noise and a bound.")
@@ -116,22 +115,28 @@ def noised_sums(
     deviation = private.noise_multiplier * bound(len(heads))
     sums: dict[str, np.ndarray] = {}
     labelled = loader.labelled("train")
-    if not len(labelled):
-        raise TooFewCases
-    (batch,) = loader.batches([labelled])
-    features = batch.inputs.double().cpu().numpy()
-    place = {case: at for at, case in enumerate(labelled.tolist())}
-    units = [np.array([place[case] for case in own]) for own in units_of(labelled, patients, private.unit)]
+    features = np.zeros((0, local_model.model.feature_dim))
+    targets = {task: np.zeros(0, dtype=np.int64) for task in heads}
+    if len(labelled):
+        (batch,) = loader.batches([labelled])
+        features = batch.inputs.double().cpu().numpy()
+        targets = {task: batch.targets[task].cpu().numpy() for task in heads}
+    units = _units(labelled, patients, private)
     back = np.append(np.full(local_model.model.feature_dim, private.max_norm), 1 / CONSTANT)
     wider = widened(deviation, bound(len(heads)), len(back) * sum(len(back) + classes for classes in heads.values()))
     for task, classes in heads.items():
-        target = batch.targets[task].cpu().numpy()
-        z, y = _rows(features, target, units, classes, private.max_norm)
+        z, y = _rows(features, targets[task], units, classes, private.max_norm)
         gram, cross = noised(z.T @ z, wider), noised(z.T @ y, wider)
         sums[f"{task}/gram"] = (gram + gram.T) / 2 * np.outer(back, back)
         sums[f"{task}/cross"] = cross * back[:, None]
     sums[NOISE] = np.array([(deviation * private.max_norm**2) ** 2])
     return sums
+
+
+def _units(labelled: Tensor, patients: Sequence[str], private: PrivateSums) -> list[NDArray[np.int64]]:
+    """The positions of each unit's cases among those that are labelled."""
+    place = {case: at for at, case in enumerate(labelled.tolist())}
+    return [np.array([place[case] for case in own]) for own in units_of(labelled, patients, private.unit)]
 
 
 def _rows(

@@ -13,6 +13,7 @@ from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Accepted, Sealer
 from fedgraft.client.runtime.visit.progress import Progress
 from fedgraft.common.protocol.instructions import Code, Instruction
+from fedgraft.common.secure_aggregation.summing import METRICS
 from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.schedule import Step, split_at, stage_before, step_at
@@ -71,7 +72,9 @@ class Admission:
         anew = self._progress.begins_anew(step)
         self._progress.take_up(step, work=instruction.work)
         before = stage_before(self._study, step)
-        return Turn(instruction, step, stage, before, instruction.evaluate, anew, accepted)
+        # All sites are told the same, or their masks would not cancel; whoever masks no metrics need not find them.
+        idle = accepted is not None and METRICS not in accepted.parts
+        return Turn(instruction, step, stage, before, None if idle else instruction.evaluate, anew, accepted)
 
     def _step(self, instruction: Instruction) -> Step:
         """The step that the study has under that number, if the instruction says the same of it."""

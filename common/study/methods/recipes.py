@@ -194,5 +194,10 @@ def adapt() -> Stage:
 
 
 def standardise(private: PrivateSums | None = None) -> Stage:
-    """The stage that a table without public numbers needs before any other: columns on one scale, from the sites'."""
-    return Stage(name="standardise", local=Statistics(of="columns", private=private), aggregate=Standardise())
+    """The stage that a table without public numbers needs before any other: columns on one scale, from the sites'.
+
+    Noised sums are over patients with labels alone, so they are asked of the sites that the other stages ask.
+    """
+    local = Statistics(of="columns", private=private)
+    stage = Stage(name="standardise", local=local, aggregate=Standardise())
+    return stage if private is None else stage.model_copy(update={"where": "labelled"})

@@ -18,7 +18,6 @@ from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
-from fedgraft.client.training.model.errors import TooFewCases
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import feature_sums
@@ -153,15 +152,16 @@ def test_a_broken_image_counts_nothing_and_says_nothing(make_study: MakeStudy) -
     assert np.allclose(flat(got, 1.0), flat(want, 1.0), atol=1e-6)
 
 
-def test_without_noise_or_labels_nothing_is_released(make_study: MakeStudy) -> None:
+def test_without_noise_nothing_is_released_and_without_labels_noise_alone(make_study: MakeStudy) -> None:
     attack_target = NoisedSite(make_study, torch.randn(6, DIM), torch.arange(6) % 3)
     for bad in ({"noise_multiplier": None}, {"noise_multiplier": 0.0}, {"max_norm": 0.0}):
         private = PrivateSums(noise_multiplier=1.0).model_copy(update=bad)
         with pytest.raises(InputError):
             noised_sums(attack_target.local_model, attack_target.loader, list("abcdef"), private)
     empty = NoisedSite(make_study, torch.randn(6, DIM), torch.full((6,), -1), torch.full((6,), -1))
-    with pytest.raises(TooFewCases):
-        empty.sums(list("abcdef"))
+    told = empty.sums(list("abcdef"))
+    assert told.keys() == attack_target.sums(list("abcdef")).keys(), "a refusal would say that nobody has a label"
+    assert not np.array_equal(told["cls/gram"], empty.sums(list("abcdef"))["cls/gram"]), "noise, and fresh"
 
 
 def test_a_patient_with_copies_of_an_image_counts_as_with_one(make_study: MakeStudy) -> None:
