@@ -210,10 +210,10 @@ def ignored(path: str) -> bool:
         if not line or line.startswith("#"):
             continue
         pattern, keep = line.removeprefix("!"), line.startswith("!")
-        above = [path, *map(str, Path(path).parents)]
-        if any(
-            fnmatch.fnmatch(one, pattern) or fnmatch.fnmatch(f"/{one}", pattern.replace("**", "*")) for one in above
-        ):
+        below = pattern.removeprefix("**/")
+        above = [path, *(str(folder) for folder in Path(path).parents if str(folder) != ".")]
+        names = [Path(one).name for one in above] if below != pattern else []
+        if any(fnmatch.fnmatch(one, pattern) for one in above) or any(fnmatch.fnmatch(one, below) for one in names):
             out = not keep
     return out
 
