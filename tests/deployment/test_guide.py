@@ -61,7 +61,7 @@ class Person:
         assert words.pop(0) == "fedgraft"
         environment = os.environ | {
             "FEDGRAFT_HOME": str(self.folder / "home"),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(ROOT / "src"),
             "COLUMNS": "200",
         }
         return subprocess.Popen(
