@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# `make fast ROOM=client/privacy`: the quick tests of one room. A test lies in tests/<tier>/<package>/<room>/, so a
+# room's tests are those in the folders of its name. ROOM=client takes all rooms of a package.
+ROOM ?=
+QUICK := not slow and not learning and not ray and not gpu and not deployment
 
 .PHONY: simulate test lint fast format clean
 
@@ -12,7 +16,7 @@ test: $(VENV)/installed-dev lint
 	$(BIN)/python -m pytest --numprocesses 2
 
 fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not learning and not ray and not gpu and not deployment"
+	$(BIN)/python -m pytest --numprocesses 2 -m "$(QUICK)" $(if $(ROOM),$(or $(wildcard tests/*/$(ROOM)),$(error no tests lie in tests/*/$(ROOM))))
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -19,14 +19,17 @@ _HERE = Path(__file__).resolve().parent
 
 
 def missing(root: Path) -> list[str]:
-    """Folders of the package that are not there."""
-    return [name for name in FOLDERS if not (root / "src" / "fedgraft" / name).is_dir()]
+    """Folders of the package that are not there: no link, a file with the link's text in its place, or empty."""
+    folders = {name: root / "src" / "fedgraft" / name for name in FOLDERS}
+    return [name for name, folder in folders.items() if not folder.is_dir() or not any(folder.iterdir())]
 
 
 def make(root: Path) -> None:
-    """Link every folder of the package that is not there to the project's."""
+    """Link every folder of the package that is not there to the project's. OSError if the system lets nobody."""
     for name in missing(root):
         link = root / "src" / "fedgraft" / name
+        if link.is_dir() and not link.is_symlink():
+            link.rmdir()
         link.unlink(missing_ok=True)
         link.symlink_to(Path("..", "..", name), target_is_directory=True)
 

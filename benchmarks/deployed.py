@@ -45,6 +45,8 @@ def main() -> None:
             federation.start_server()
             for name in SITES:
                 federation.join(name, study)
+            federation.enrol(*SITES)
+            for name in SITES:
                 federation.start_site(name, study)
             federation.run(study)
         finally:

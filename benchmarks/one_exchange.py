@@ -2,8 +2,8 @@
 
     python -m benchmarks.one_exchange --runs 3
 
-Four phantom X-ray hospitals of 1,000 training patients each, an image a patient, and a backbone trained on phantom CT
-and MR that rests. Splits are the same in all runs; what differs from run to run is the noise. Printed is the macro
+Four phantom X-ray hospitals of 1,000 training patients each, an image a patient, and a frozen backbone trained on
+phantom CT and MR. Splits are the same in all runs; what differs from run to run is the noise. Printed is the macro
 AUROC on the test split: mean over the runs, and its least and largest value.
 """
 

@@ -91,7 +91,10 @@ def works(case: Case) -> tuple[Callable[[], object], Callable[[], object]]:
     moves = changed(plan.plan[0], local_model.tags)
     plain = Gradient(train=named(case.train), steps=case.steps, batch_size=case.batch, fixed_norm_stats=True)
     terms = Private(
-        noise_multiplier=1.0, sample_rate=case.batch / case.images, mode="ghost" if case.mode == "ghost" else "hooks"
+        expected_units=case.images,
+        noise_multiplier=1.0,
+        sample_rate=case.batch / case.images,
+        mode="ghost" if case.mode == "ghost" else "hooks",
     )
     private = plain.model_copy(update={"private": terms})
     now = RoundContext(seed=0, round=1, rounds=1)

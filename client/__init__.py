@@ -1,1 +1,1 @@
-"""The hospital: reads its own data, does the local work of a stage and answers orders."""
+"""The hospital: reads its own data, does the local work of a stage and answers instructions."""

@@ -1,1 +1,1 @@
-"""The coordinator: sends instructions, vets and aggregates updates, keeps the run's folder."""
+"""The coordinator: sends instructions, validates and aggregates updates, keeps the run's folder."""

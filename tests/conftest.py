@@ -44,8 +44,9 @@ def _no_weights_left() -> Iterator[None]:
 
 
 def write_images(root: Path, seed: int, cases: int, size: int = 32) -> None:
-    """A folder per class; the class is where a bright bar stands in a noisy image."""
+    """A folder per class; the class is where a bright bar stands in a noisy image. `images.csv` says whose each is."""
     rng = np.random.default_rng(seed)
+    rows = ["path,cls,patient"]
     for number in range(cases):
         label = CLASSES[number % len(CLASSES)]
         image = rng.normal(100, 25, (size, size))
@@ -54,16 +55,19 @@ def write_images(root: Path, seed: int, cases: int, size: int = 32) -> None:
         folder = root / label
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(folder / f"{number:04d}.png")
+        rows.append(f"{label}/{number:04d}.png,{label},P{number}")
+    (root / "images.csv").write_text("\n".join(rows) + "\n")
 
 
 @pytest.fixture(scope="session")
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Hospitals:
-    """Four sites of 24 to 60 images."""
+    """Four sites of 24 to 60 images, each of a patient of its own."""
     root = tmp_path_factory.mktemp("images")
     cohorts = {}
     for number, (name, cases) in enumerate({"east": 48, "north": 24, "south": 60, "west": 36}.items()):
         write_images(root / name, number, cases)
-        cohorts[name] = CohortSpec(kind="images", root=root / name)
+        labels = root / name / "images.csv"
+        cohorts[name] = CohortSpec(kind="images", root=root / name, labels=labels, patient_column="patient")
     return Hospitals(cohorts)
 
 

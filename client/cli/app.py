@@ -26,6 +26,7 @@ SiteFolder = Annotated[
 ]
 PendingStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
+CodeFile = Annotated[Path | None, typer.Option(help="Read the kit's code here instead of asking.")]
 Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SITE", help="The site's folder.", default_factory=_home)]
 
 
@@ -36,36 +37,43 @@ def join(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     data: Annotated[Path, typer.Option(help="The folder with the images, or for --kind table the CSV file.")],
     labels: Annotated[Path | None, typer.Option(help="The CSV file with the labels.")] = None,
     kind: Annotated[Literal["dicom", "images", "table"], typer.Option(help="What the data are.")] = "dicom",
-    key_column: Annotated[str | None, typer.Option(help="The column of the labels that names a patient.")] = None,
-    passphrase_file: Annotated[Path | None, typer.Option(help="Read the passphrase here instead of asking.")] = None,
+    key_column: Annotated[str | None, typer.Option(help="The column by which labels are joined to the data.")] = None,
+    patient_column: Annotated[
+        str | None, typer.Option(help="For images and tables: the column that says whose a case is.")
+    ] = None,
+    code_file: CodeFile = None,
     policy: Annotated[Path | None, typer.Option(help="A YAML file with what the site allows.")] = None,
 ) -> None:
-    """Unpack a kit into the site's folder."""
+    """Make the site's folder from a kit, and its keys; write what the coordinator needs to enrol it."""
     from fedgraft.client.cli import deployed_commands as deployed
 
-    cohort = {"kind": kind, "root": data.resolve(), "labels": labels and labels.resolve(), "key_column": key_column}
-    deployed.join(kit, home, _passphrase(passphrase_file), cohort, policy)
+    files = {"root": data.resolve(), "labels": labels and labels.resolve()}
+    cohort = {"kind": kind, **files, "key_column": key_column, "patient_column": patient_column}
+    deployed.join(kit, home, _code(code_file), cohort, policy)
 
 
 @app.command()
 def rejoin(
     home: Home,
     kit: Annotated[Path, typer.Argument(help="The renewed kit.")],
-    passphrase_file: Annotated[Path | None, typer.Option(help="Read the passphrase here instead of asking.")] = None,
+    code_file: CodeFile = None,
+    keep_keys: Annotated[bool, typer.Option("--keep-keys", help="Only the server is another.")] = False,
 ) -> None:
-    """Take over a renewed kit; data, state and approvals stay as they are."""
+    """Take over a renewed kit with new keys; data, state, approvals and pinned members stay as they are."""
     from fedgraft.client.cli import deployed_commands as deployed
 
-    deployed.rejoin(kit, home, _passphrase(passphrase_file))
+    deployed.rejoin(kit, home, _code(code_file), keep_keys=keep_keys)
 
 
 @app.command()
 def roster(
     home: Home,
-    file: Annotated[Path, typer.Argument(help="The roster.json that the coordinator sent.")],
-    accept: Annotated[list[str] | None, typer.Option(help="A site whose new identity you compared with it.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="The roster.json that the coordinator sent.")] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(help="NAME=FINGERPRINT: pin a site, by what its people told you by telephone.")
+    ] = None,
 ) -> None:
-    """Take over a newer list of members, signed by the consortium's authority."""
+    """This site's fingerprint, and with whom it masks: only with members that somebody here has pinned."""
     from fedgraft.client.cli import deployed_commands as deployed
 
     deployed.roster(file, home, accept or ())
@@ -109,6 +117,17 @@ def egress(
     show_egress(folder, show, as_json=as_json)
 
 
+@app.command("settle")
+def settle(
+    home: Home,
+    by: Annotated[str | None, typer.Option(help="Your name: put on record what is shown, as decided by you.")] = None,
+) -> int:
+    """After records of the site were lost or restored: what is assumed spent. Changes nothing without a name."""
+    from fedgraft.client.cli import records_commands
+
+    return records_commands.settle_records(home, by)
+
+
 @app.command("check")
 def check(
     home: Home,
@@ -145,7 +164,7 @@ def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.client.data.spec import CohortSpec
     from fedgraft.client.inference.adapt import AdaptRequest
     from fedgraft.client.inference.adapt import adapt as carry_out
-    from fedgraft.common.study.fit import Fit
+    from fedgraft.common.study.methods.fit import Fit
 
     spec = CohortSpec(kind=kind, root=data, labels=labels) if data is not None else None
     asked = Fit(how=fit, steps=steps, lr=lr, common=common)
@@ -185,16 +204,14 @@ def _checked(path: Path) -> Study:
     return found
 
 
-def _passphrase(path: Path | None) -> str:
+def _code(path: Path | None) -> str:
     if path is not None:
         from fedgraft.common.base.errors import InputError
 
         try:
             return path.read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read: {error.strerror}.", fix="It holds the kit's passphrase."
-            ) from None
+            raise InputError(f"{path}: cannot be read: {error.strerror}.", fix="It holds the kit's code.") from None
         except UnicodeError:
-            raise InputError(f"{path}: holds no passphrase.", fix="It is one line of letters and digits.") from None
-    return str(typer.prompt("Passphrase of the kit", hide_input=True)).strip()
+            raise InputError(f"{path}: holds no code.", fix="It is one line of letters and digits.") from None
+    return str(typer.prompt("Code of the kit", hide_input=True)).strip()

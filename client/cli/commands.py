@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedgraft.client.cli.records_commands import demand_agreement
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.governance.budget import (
     Budget,
@@ -49,7 +50,8 @@ def show_budget(
 
 def show_egress(folder: Path, number: int | None, *, as_json: bool) -> None:
     """All that left, checked line by line; or one message with its names, shapes, digests and grounds."""
-    entries = list(EgressLog(read_site(folder).state).entries())
+    config = read_site(folder)
+    entries = list(EgressLog(config.state, config.witness).entries())
     if number is not None:
         if not 1 <= number <= len(entries):
             raise InputError(f"There is no message {number}: the log has {len(entries)}.")
@@ -60,6 +62,7 @@ def show_egress(folder: Path, number: int | None, *, as_json: bool) -> None:
         _show_entry(entries[0])
     else:
         _show_entries(entries)
+    demand_agreement(config)
 
 
 def _show_account(account: Budget) -> None:

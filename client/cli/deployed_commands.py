@@ -6,7 +6,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,81 @@ from rich.console import Console
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.enrolment.home import SiteHome
+from fedgraft.client.enrolment.join import Join
 from fedgraft.client.enrolment.join import join as join_consortium
 from fedgraft.client.enrolment.join import rejoin as rejoin_consortium
-from fedgraft.client.enrolment.join import update_roster
+from fedgraft.client.enrolment.members import update_roster
 from fedgraft.client.privacy.policy import SitePolicy, read_policy
 from fedgraft.common.base.config_files import describe
-from fedgraft.common.base.errors import FedgraftError, StudyError
-from fedgraft.common.identity.keys import fingerprint
+from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.identity.keys import fingerprint, public_pem
 
 _out = Console(soft_wrap=True, highlight=False)
 
 
-def join(kit: Path, home: Path, passphrase: str, cohort: Mapping[str, Any], policy: Path | None) -> None:
-    """Take in a kit."""
+def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Path | None) -> None:
+    """Take in a kit, and make the site's keys."""
     try:
         spec = CohortSpec.model_validate(cohort)
     except ValidationError as error:
         raise StudyError("the cohort", describe(error)) from None
     site = SiteHome(home)
     own = read_policy(policy) if policy is not None else SitePolicy()
-    done = join_consortium(kit, passphrase, spec, own, site)
+    done = join_consortium(kit, code, spec, own, site)
     _say(f"{done.joined.site} joined {done.joined.consortium}; its folder is {site.path}")
-    if done.enrolment is not None:
-        _say(f"Send {done.enrolment} to the coordinator, and compare by telephone: {fingerprint(done.public_key)}")
+    _say_enrolment(site, done)
+    if not spec.knows_patients:
+        case = "row" if spec.kind == "table" else "image"
+        _say(
+            f"Nothing says whose {case} a {case} is, so studies with differential privacy will be refused: name the "
+            f"column as patient_column in {site.config}, or set unit: image in its policy if each {case} may count by "
+            "itself."
+        )
 
 
-def rejoin(kit: Path, home: Path, passphrase: str) -> None:
+def rejoin(kit: Path, home: Path, code: str, *, keep_keys: bool) -> None:
     """Take over a renewed kit."""
-    joined = rejoin_consortium(kit, passphrase, SiteHome(home))
-    _say(f"{joined.site} has the keys and the server of {kit}; start the site again to use them")
+    site = SiteHome(home)
+    done = rejoin_consortium(kit, code, site, keep_keys=keep_keys)
+    _say(f"{done.joined.site} has taken over {kit}")
+    _say_enrolment(site, done)
 
 
-def roster(path: Path, home: Path, accept: Collection[str]) -> None:
-    """Take over a newer roster."""
-    _say(f"roster {update_roster(path, SiteHome(home), accept)} is in use")
+def roster(path: Path | None, home: Path, accept: Sequence[str]) -> None:
+    """Take over a newer roster, pin members, and say who is pinned."""
+    site = SiteHome(home)
+    found = update_roster(site, path, _typed(accept))
+    _say(f"Roster {found.serial}. Other sites ask you for this site's fingerprint: {_fingerprint(site)}")
+    _say(f"Pinned, so that this site masks with them: {', '.join(found.pinned)}")
+    if found.unpinned:
+        _say(f"Not pinned, so that it masks in no group with them: {', '.join(found.unpinned)}")
+        _say("Ask each for its fingerprint by telephone, and type: fedgraft site roster --accept NAME=FINGERPRINT")
+
+
+def _typed(accept: Sequence[str]) -> dict[str, str]:
+    typed = {}
+    for one in accept:
+        name, equals, fingerprint = one.partition("=")
+        if not equals:
+            fix = "A person at that site reads it to you, from what `fedgraft site roster` says there."
+            raise InputError(f"--accept {one}: give NAME=FINGERPRINT.", fix=fix)
+        typed[name] = fingerprint
+    return typed
+
+
+def _say_enrolment(site: SiteHome, done: Join) -> None:
+    if done.enrolment is not None:
+        _say(f"Send {done.enrolment} to the coordinator; its keys stay here. Start the site when it is enrolled.")
+        _say(f"Other sites ask you for this site's fingerprint: {_fingerprint(site)}")
+
+
+def _fingerprint(site: SiteHome) -> str:
+    return fingerprint(public_pem(site.node_key()).decode())
 
 
 def start(home: Path, *, as_json: bool) -> None:
-    """Take part until told to stop."""
+    """Take part until told to stop. LedgerError if records of the site were lost."""
+    from fedgraft.client.cli.records_commands import demand_agreement
     from fedgraft.client.runtime.executor import run_site
     from fedgraft.client.training.model.features import forget_features
     from fedgraft.common.base.logs import start_logs
@@ -61,8 +98,10 @@ def start(home: Path, *, as_json: bool) -> None:
     site = SiteHome(home)
     site.joined()
     start_logs(site.path / "logs" / "site.log", as_json=as_json)
-    with contextlib.suppress(FedgraftError):  # what is wrong with the site's file, its answers say
-        forget_features(read_config(site.config).state)
+    with contextlib.suppress(StudyError):  # what is wrong with the site's file, its answers say
+        config = read_config(site.config)
+        demand_agreement(config)
+        forget_features(config.state)
     stop = threading.Event()
 
     def asked_to_stop(*_: object) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from fedgraft.client.data.cohorts.cohort import learning_patients
 from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
+from fedgraft.client.governance.about_data import about_data
 from fedgraft.client.governance.approval import approve, is_approved, withdraw
 from fedgraft.client.governance.pending_studies import find_study
 from fedgraft.client.governance.review import in_words, review
@@ -101,11 +102,14 @@ def withdraw_study(folder: Path | None, ref: str) -> None:
 def _reviewed(home: Path, config: SiteConfig, study: Study, ref: str) -> dict[str, Any]:
     model = _model_of(study, ref)
     verdict: StudyVerdict | None = None
+    data: dict[str, Any] = {}
     if not config.observer:
         # What privacy costs, and whether the policy allows it, depends on how many patients there are.
         cohort = read_cohort(config, study, [])
         verdict = judge(config, study, model.tags(), learning_patients(study, cohort))
-    return review(study, model, config, verdict, approved=is_approved(home, study.digest))
+        data = about_data(config, study, cohort)
+    content = review(study, model, config, verdict, approved=is_approved(home, study.digest))
+    return content | {"data": data}
 
 
 def _model_of(study: Study, source: str) -> TransferModel:

@@ -48,6 +48,9 @@ class CohortSpec(Value):
     window: Window | None = None
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame file become images."""
+    split: Literal["auto", "independent"] = "auto"
+    """`auto`: patients are dealt out class by class where nothing private follows, else each stands alone;
+    `independent`: always so."""
     train_cases: Annotated[int, Field(ge=1)] | None = None
     """For experiments: of the patients who train, only so many that they have about this many cases."""
     train_labels: Literal["known", "hidden", "shuffled"] = "known"
@@ -71,6 +74,11 @@ class CohortSpec(Value):
         if found:
             raise ValueError("; ".join(found))
         return self
+
+    @property
+    def knows_patients(self) -> bool:
+        """Whether it is said whose a case is; else each image or row would count as a patient."""
+        return self.kind == "dicom" or self.patient_column is not None
 
     def below(self, folder: Path) -> CohortSpec:
         """The same with relative paths counted from `folder`, and `~` meaning the person's own."""

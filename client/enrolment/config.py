@@ -41,16 +41,16 @@ class ServerAddress(BaseModel):
 
     @property
     def port(self) -> int:
-        """The server's port."""
+        """The port of `address`, which is HOST:PORT."""
         return int(self.address.rpartition(":")[2])
 
 
 class SiteConfig(BaseModel):
     """One hospital. The file never leaves it, and holds no secret.
 
-    `state` holds what must last between rounds, among it the key of the hashes that stand for patients; `cache` the
-    decoded cohort. `threads` = 0 leaves torch's own choice. `many_studies` gives each study its own
-    splits and entries, in a folder below `state`.
+    `state` holds what must last between rounds, among it the key of the hashes that stand for patients; `witness` what
+    shows that `state` was restored from a backup, beside `state` if not given; `cache` the decoded cohort. `threads` of
+    0 leave torch's own choice. `many_studies` gives each study its own splits and entries, in a folder below `state`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +58,7 @@ class SiteConfig(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$")]
     cohort: CohortSpec
     state: Path = Path("state")
+    witness: Path | None = None
     cache: Path = Path("cache")
     policy: SitePolicy = SitePolicy()
     source: CohortSpec | None = None
@@ -94,6 +95,7 @@ class SiteConfig(BaseModel):
         )
         changes = {
             "state": _anchored(self.state, folder),
+            "witness": self.witness and _anchored(self.witness, folder),
             "cache": _anchored(self.cache, folder),
             "cohort": self.cohort.below(folder),
             "source": self.source and self.source.below(folder),

@@ -21,6 +21,9 @@ def change_values(path: Path, changes: Mapping[str, Any]) -> None:
     """
     text = path.read_text(encoding="utf-8")
     before = yaml.safe_load(text)
+    changes = {key: value for key, value in changes.items() if key not in before or before[key] != value}
+    if not changes:
+        return
     after = text
     try:
         json.loads(text)
@@ -68,7 +71,7 @@ _KEY = re.compile(r"^((?:  )?)([a-z_]+): *(.*?) *$")
 
 
 def _flow(value: Any) -> str:
-    """A value in one line."""
+    """A value as YAML in one line (flow style), or as JSON where YAML would need more lines."""
     shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
     shown = shown.removesuffix("\n...\n").strip()
     return json.dumps(value, ensure_ascii=False) if "\n" in shown else shown

@@ -62,7 +62,7 @@ class SiteHome:
         write_json(self._joined, joined.model_dump(mode="json"), private=True)
 
     def node_key(self) -> NodeKey:
-        """The key that says who the site is."""
+        """The private key that signs the site's requests; InputError if the file is missing or damaged."""
         return load_node_key(_bytes(self.node_file), str(self.node_file))
 
     def masking_key(self) -> MaskingKey:

@@ -13,7 +13,7 @@ from pathlib import Path
 from fedgraft.client.data.cohorts.cohort import Place
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.common.base.errors import DataError
-from fedgraft.common.base.files import write_atomic
+from fedgraft.common.base.files import make_folder, write_atomic
 
 _NAME = "patients.key"
 _BYTES = 32
@@ -46,7 +46,7 @@ def patient_key(state: Path) -> bytes:
 
 def keep_key(state: Path, key: bytes) -> None:
     """Write the key, readable by its owner alone, unless there is one: of two processes the first one's counts."""
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(state)
     fresh = state / f".{_NAME}.{os.urandom(4).hex()}"
     write_atomic(fresh, key.hex().encode() + b"\n", private=True)
     try:

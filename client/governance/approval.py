@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.base.files import make_folder, read_json, write_json
 from fedgraft.common.base.value import Value
 
 _FILE = "approvals.json"
@@ -45,7 +45,7 @@ def read_approvals(folder: Path) -> tuple[Approval, ...]:
 def is_approved(folder: Path, digest: str) -> bool:
     """Whether the study of this digest may run here. A damaged file approves nothing."""
     try:
-        facts = os.stat(f"{folder}/{_FILE}")  # noqa: PTH116 - asked for every order
+        facts = os.stat(f"{folder}/{_FILE}")  # noqa: PTH116 - asked for every instruction
     except OSError:
         return False
     return digest in _approved(str(folder), (facts.st_ino, facts.st_mtime_ns, facts.st_size))
@@ -53,7 +53,7 @@ def is_approved(folder: Path, digest: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _approved(folder: str, _version: tuple[int, int, int]) -> frozenset[str]:
-    """Digests that are approved. Asked for every order, so the file is read again only if it is another one."""
+    """Digests that are approved. Asked for every instruction, so the file is read again only if it is another one."""
     try:
         return frozenset(one.digest for one in read_approvals(Path(folder)) if one.withdrawn is None)
     except InputError:
@@ -85,7 +85,7 @@ def withdraw(folder: Path, digest: str) -> Approval:
 
 
 def _write(folder: Path, approvals: tuple[Approval, ...]) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(folder)
     write_json(folder / _FILE, [one.model_dump(mode="json") for one in approvals], private=True)
 
 

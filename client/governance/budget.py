@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgraft.client.enrolment.config import SiteConfig
-from fedgraft.client.privacy.guard.privacy_guard import Held, PrivacyGuard, Refused
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.hash_chain import Row, total
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import Ledger, RefusedCharge
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import write_atomic
@@ -54,7 +56,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a study would cost this site: per private stage its noise over the clip and epsilon; why not, if not."""
+    """What a study would cost this site: per private stage its noise multiplier and epsilon; why not, if not."""
 
     study: str
     patients: int
@@ -95,7 +97,7 @@ def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Pr
     if patients is None and not rows:
         raise InputError("This site has no ledger yet, so its size is not known.", fix="Say it with --patients N.")
     patients = rows[-1].facts.patients if patients is None else patients
-    guard = PrivacyGuard(study, config.policy, config.state, patients)
+    guard = guard_of(config, study, patients)
     tags = make_model(study).tags()
     refused = None
     try:
@@ -119,6 +121,12 @@ def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Pr
     return Proposal(study.digest, patients, lines, cost, after, refused, delta, epsilon(shown, delta))
 
 
+def guard_of(config: SiteConfig, study: Study, patients: int) -> PrivacyGuard:
+    """The guard that the running site would have, with so many patients in training."""
+    known = config.cohort.knows_patients
+    return PrivacyGuard(study, config.policy, config.state, patients, patients_known=known, witness=config.witness)
+
+
 def plot(account: Budget, path: Path) -> None:
     """Epsilon after each charge, with the policy's caps, as PNG."""
     from matplotlib.figure import Figure
@@ -139,7 +147,7 @@ def plot(account: Budget, path: Path) -> None:
 
 
 def _ledger(config: SiteConfig) -> Ledger | None:
-    held = Held.of(config.state)
+    held = Held.of(config.state, config.witness)
     return held.open(config.policy.epsilon_lifetime) if held.exists() else None
 
 

@@ -2,24 +2,31 @@
 
 A line names the message's tensors with shapes, types and digests, all its other words in full, and why policy let it
 go. It holds no tensor: whoever has the message can be shown what the line says, but the line does not tell of patients.
+
+It also says where the site's ledger was at that moment and what the study had spent, which never leaves: a ledger that
+was restored from a backup knows less than the log. The log's own last line stands with the ledger's witness.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import numpy as np
 
+from fedgraft.client.privacy.ledger.hash_chain import STUCK, Mark, read_witness, write_witness
+from fedgraft.client.privacy.ledger.held import Held
+from fedgraft.client.privacy.ledger.ledger import ledger_mark
+from fedgraft.client.privacy.ledger.small_records import small_records
 from fedgraft.common.base.errors import LedgerError
-from fedgraft.common.base.files import canonical_json
+from fedgraft.common.base.files import canonical_json, make_folder
+from fedgraft.common.base.locking import lock
 from fedgraft.common.protocol.instructions import (
     Answer,
     Arrays,
@@ -29,14 +36,36 @@ from fedgraft.common.protocol.instructions import (
     Update,
 )
 
-Kind = Literal["greeting", "update", "secure_aggregation", "refusal"]
-_FIRST = "0" * 64
-_FIELDS = ("seq", "at", "study", "exchange", "kind", "why", "tensors", "metrics", "words", "previous")
+Kind = Literal["greeting", "update", "secure_aggregation", "refusal", "ping", "error", "settlement"]
+"""What was sent. A settlement was not: it is what people decided after records were lost."""
+
+FIRST = Mark(0, "0" * 64)
+"""What the first line follows."""
+
+_FIELDS = (
+    "seq",
+    "at",
+    "study",
+    "exchange",
+    "kind",
+    "why",
+    "tensors",
+    "metrics",
+    "words",
+    "ledger",
+    "known",
+    "previous",
+)
+_WITNESS = "egress.json"
 
 
 @dataclass(frozen=True)
 class EgressEntry:
-    """One message. `tensors` and `metrics` hold (type, shape, SHA-256) by name; `words` are all the rest of it."""
+    """One message. `tensors` and `metrics` hold (type, shape, SHA-256) by name; `words` are all the rest of it.
+
+    `ledger` is where the site's ledger was, and what the study had spent; None if the site had none, or none that can
+    be read. `known` are the site's small records then (`small_records.py`).
+    """
 
     seq: int
     at: str
@@ -47,6 +76,8 @@ class EgressEntry:
     tensors: Mapping[str, tuple[str, tuple[int, ...], str]]
     metrics: Mapping[str, tuple[str, tuple[int, ...], str]]
     words: Mapping[str, Any]
+    ledger: Mapping[str, Any] | None
+    known: Mapping[str, Sequence[str]]
     previous: str
     hash: str = ""
 
@@ -59,59 +90,138 @@ class EgressEntry:
         return canonical_json({name: getattr(self, name) for name in _FIELDS})
 
 
+@dataclass(frozen=True)
+class _Line:
+    """What a line says besides its place in the log."""
+
+    study: str
+    exchange: int
+    kind: Kind
+    why: str
+    words: Mapping[str, Any]
+    tensors: Arrays = field(default_factory=dict)
+    metrics: Arrays = field(default_factory=dict)
+
+
 class EgressLog:
     """The file of one site. Safe for several processes at once."""
 
-    def __init__(self, folder: Path, *, sync: bool = True) -> None:
-        """The log in a site's state folder; the file is made with the first line.
+    def __init__(self, state: Path, witness: Path | None = None, *, sync: bool = True) -> None:
+        """The log in a site's state folder, its witness where `witness_folder` says; made with the first line.
 
         Without `sync` a line survives the kill of the process, but not a loss of power: enough for a simulation.
         """
-        self._path = folder / "egress.jsonl"
+        self._path = state / "egress.jsonl"
+        self._held = Held.of(state, witness)
+        self._witnesses = tuple(path.with_name(_WITNESS) for path in (self._held.witness, self._held.ledger))
         self._sync = sync
-        self._end = (0, 0, _FIRST)
+        self._end = (0, FIRST)
 
     def record(self, study: str, answer: Greeting | Answer, why: str) -> None:
         """Put a message on disk as about to leave. OSError if that cannot be done, and then it must not leave."""
+        self._append(_line(study, answer, why))
+
+    def note(self, kind: Literal["ping", "error"], words: Mapping[str, Any]) -> None:
+        """The same for what is not about a study: constant words alone."""
+        self._append(_Line("", 0, kind, "a constant word", words))
+
+    def settle(self, words: Mapping[str, Any]) -> None:
+        """Put on record what people decided about records that were lost, and take the log as it is from now on."""
+        self._append(_Line("", 0, "settlement", f"decided by {words['by']}", words), unseen=True)
+
+    def witnessed(self) -> list[Mark]:
+        """The lines that were known last to be on disk; none if no line ever was. LedgerError if nobody knows.
+
+        The second place is the ledger's folder: whoever restores the log and its witness, and not the ledger, is found.
+        """
+        copies = [path for path in self._witnesses[1:] if path.exists()]
+        if not self._witnesses[0].exists() and (not self._path.exists() or not self._path.stat().st_size):
+            return [read_witness(path) for path in copies]
+        return [read_witness(path) for path in (self._witnesses[0], *copies)]
+
+    def _append(self, line: _Line, *, unseen: bool = False) -> None:
         descriptor = self._open()
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            size, seq, previous = self._last(descriptor)
-            content = _entry(seq + 1, previous, study, answer, why).content()
+            lock(descriptor)
+            size, last = self._last(descriptor)
+            if not size and (unseen or not any(path.exists() for path in self._witnesses)):
+                self._bear_witness(FIRST)  # from now on the log cannot be gone
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            known = {name: sorted(words) for name, words in small_records(self._path.parent).items()}
+            content = _entry(last, at, line, self._ledger(line), known).content()
             seal = hashlib.sha256(content).hexdigest()
-            line = content[:-1] + f',"hash":"{seal}"}}\n'.encode()
-            written = os.write(descriptor, line)
-            if written != len(line):
+            data = content[:-1] + f',"hash":"{seal}"}}\n'.encode()
+            written = os.write(descriptor, data)
+            if written != len(data):
                 os.ftruncate(descriptor, size)
-                raise OSError(f"only {written} of {len(line)} bytes could be written")
+                raise OSError(f"only {written} of {len(data)} bytes could be written")
             if self._sync:
                 os.fdatasync(descriptor)
-            self._end = (size + len(line), seq + 1, seal)
+            mark = Mark(last.seq + 1, seal)
+            self._end = (size + len(data), mark)
+            if unseen or self._is_sound(last):
+                self._bear_witness(mark)
         finally:
             os.close(descriptor)
+
+    def _bear_witness(self, mark: Mark) -> None:
+        for path in self._witnesses:
+            if path is self._witnesses[0] or path.parent.is_dir():
+                write_witness(path, mark, sync=self._sync)
+
+    def _is_sound(self, last: Mark) -> bool:
+        """Whether the log up to its last line holds what its witnesses saw. If not, they stay as they are."""
+        try:
+            seen = self.witnessed()
+        except LedgerError:
+            return False
+        if all(mark == last for mark in seen):
+            return bool(seen)
+        # A crash between the files leaves the witness behind.
+        known = {FIRST, *(Mark(entry.seq, entry.hash) for entry in self.entries())}
+        return set(seen) <= known
+
+    def _ledger(self, line: _Line) -> dict[str, Any] | None:
+        if not self._held.ledger.exists():
+            return None
+        try:
+            mark, account = ledger_mark(self._held.ledger, line.study)
+        except LedgerError:
+            if line.kind in ("update", "secure_aggregation"):
+                raise
+            return None  # that it is damaged is what this word may be about
+        return {"seq": mark.seq, "hash": mark.hash, **account.content()}
 
     def _open(self) -> int:
         try:
             return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except FileNotFoundError:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._path.parent)
             return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
     def entries(self) -> Iterator[EgressEntry]:
         """All messages in order, each checked against the one before; LedgerError names the first that is wrong."""
-        previous, number = _FIRST, 0
+        yield from (entry for entry, _ in self.after(FIRST, 0))
+
+    def after(self, mark: Mark, size: int) -> Iterator[tuple[EgressEntry, int]]:
+        """The messages after the one of `mark`, which ends at byte `size`; each checked, with the byte it ends at."""
         if not self._path.exists():
+            if size:
+                raise LedgerError(f"{self._path}: is gone.", fix=STUCK)
             return
         with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < size:
+                raise LedgerError(f"{self._path}: is shorter than it was.", fix=STUCK)
+            file.seek(size)
             for line in file:
                 if not line.endswith(b"\n"):
                     return  # a message that was being written when the site was killed, and so never left
-                number += 1
+                number = mark.seq + 1
                 entry = self._parsed(line, number)
-                if entry.seq != number or entry.previous != previous or entry.seal() != entry.hash:
+                if entry.seq != number or entry.previous != mark.hash or entry.seal() != entry.hash:
                     raise LedgerError(f"{self._path}: line {number} was changed, or lines before it are gone.")
-                previous = entry.hash
-                yield entry
+                mark, size = Mark(number, entry.hash), size + len(line)
+                yield entry, size
 
     def _parsed(self, line: bytes, number: int) -> EgressEntry:
         try:
@@ -119,7 +229,7 @@ class EgressLog:
         except (ValueError, TypeError, RecursionError):
             raise LedgerError(f"{self._path}: line {number} is damaged.") from None
 
-    def _last(self, descriptor: int) -> tuple[int, int, str]:
+    def _last(self, descriptor: int) -> tuple[int, Mark]:
         """Size of the file, number and hash of its last line. A torn line at its end never left, and is cut off."""
         size = os.fstat(descriptor).st_size
         if size == self._end[0]:
@@ -130,32 +240,36 @@ class EgressLog:
             os.ftruncate(descriptor, whole)
         lines = data[:whole].splitlines()
         if not lines:
-            return 0, 0, _FIRST
+            return 0, FIRST
         last = self._parsed(lines[-1], len(lines))
-        return whole, last.seq, last.hash
+        return whole, Mark(last.seq, last.hash)
 
 
-def _entry(seq: int, previous: str, study: str, answer: Greeting | Answer, why: str) -> EgressEntry:
-    tensors: Arrays = {}
-    metrics: Arrays = {}
+def _line(study: str, answer: Greeting | Answer, why: str) -> _Line:
     words: dict[str, Any]
     match answer:
         case Update():
-            kind: Kind = "update"
-            tensors = answer.tensors
-            metrics = {f"{task}/{key}": array for task, sums in answer.metrics.items() for key, array in sums.items()}
+            sums = {f"{task}/{key}": array for task, own in answer.metrics.items() for key, array in own.items()}
             spent = asdict(answer.spent) if answer.spent else None
             words = {"weights": dict(answer.weights), "train": dict(answer.train), "spent": spent}
+            return _Line(study, answer.exchange, "update", why, words, answer.tensors, sums)
         case MaskedUpdate():
-            kind, tensors = "secure_aggregation", answer.parts
-            words = {"contexts": dict(answer.contexts), "spent": asdict(answer.spent) if answer.spent else None}
+            spent = asdict(answer.spent) if answer.spent else None
+            words = {"contexts": dict(answer.contexts), "spent": spent}
+            return _Line(study, answer.exchange, "secure_aggregation", why, words, answer.parts)
         case Greeting():
-            kind, words = "greeting", asdict(answer)
+            return _Line(study, 0, "greeting", why, asdict(answer))
         case Refusal():
-            kind, words = "refusal", {"code": answer.code.value}
-    exchange = 0 if isinstance(answer, Greeting) else answer.exchange
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    return EgressEntry(seq, at, study, exchange, kind, why, _described(tensors), _described(metrics), words, previous)
+            return _Line(study, answer.exchange, "refusal", why, {"code": answer.code.value, "site": answer.site})
+    assert_never(answer)
+
+
+def _entry(
+    last: Mark, at: str, line: _Line, ledger: Mapping[str, Any] | None, known: Mapping[str, Sequence[str]]
+) -> EgressEntry:
+    tensors, metrics = _described(line.tensors), _described(line.metrics)
+    place = line.study, line.exchange, line.kind, line.why
+    return EgressEntry(last.seq + 1, at, *place, tensors, metrics, line.words, ledger, known, last.hash)
 
 
 def _described(arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...], str]]:

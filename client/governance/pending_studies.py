@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import write_atomic
+from fedgraft.common.base.files import make_folder, write_atomic
 from fedgraft.common.study.study import (
     Study,
     locate,
@@ -17,14 +17,14 @@ from fedgraft.common.study.study import (
 
 _FOLDER = "offers"
 _MOST = 20
-"""How many offers are kept, the newest; a coordinator that keeps asking fills no disk."""
+"""How many pending studies are kept, the newest; a coordinator that keeps asking fills no disk."""
 _DIGEST = r"^[0-9a-f]{8,64}$"
 
 
 def keep_pending(folder: Path, study: Study) -> None:
     """Keep a study that the coordinator sent, in the site's home folder, until somebody looks at it."""
     offers = folder / _FOLDER
-    offers.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(offers)
     write_atomic(offers / f"{study.digest}.json", study.to_json(), private=True)
     for old in sorted(offers.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)[:-_MOST]:
         old.unlink()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.client.governance.about_data import data_in_words
 from fedgraft.client.governance.verdict import StudyVerdict
-from fedgraft.common.checks.explain import leaving, plan_table, sentence
+from fedgraft.common.checks.explain import plan_table, sentence
+from fedgraft.common.checks.leaving import leaving
 from fedgraft.common.metrics.metrics import CALIBRATION_BINS
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.protocol.routing import privacy_request
@@ -20,6 +22,11 @@ _COUNTS = [
     "training labels of each class",
     "files left out, by reason",
     "labelled training cases of each task, every round",
+]
+_CLOSED_COUNTS = [
+    "the site's name in the study",
+    "whether it has labels, and whether it evaluates",
+    "its public number of patients: one coarse number, fixed when it was first needed",
 ]
 _MASKED_COUNTS = ["the site's name in the study", "whether it has labels, and whether it evaluates"]
 _ONCE = {
@@ -83,7 +90,7 @@ def review(
         if secure_aggregation
         else None,
         "secure_aggregation_only": config.policy.secure_aggregation_only,
-        "counts": {"what": _MASKED_COUNTS if secure_aggregation else _COUNTS, "exact": exact},
+        "counts": {"what": _counts(exact=exact, masked=secure_aggregation), "exact": exact},
         "metrics": {
             "split": study.evaluate.split,
             "every": study.evaluate.every,
@@ -96,8 +103,14 @@ def review(
     }
 
 
+def _counts(*, exact: bool, masked: bool) -> list[str]:
+    if masked:
+        return _MASKED_COUNTS
+    return _COUNTS if exact else _CLOSED_COUNTS
+
+
 def _figures(stage: Stage, *, exact: bool) -> list[str]:
-    """What is told of the training itself; private work tells what is public anyway."""
+    """The figures of training that leave; of private work only those that are public anyway."""
     if privacy_request(stage) is not None:
         return (
             ["steps", "noise_multiplier", "sample_rate"] if isinstance(stage.local, Gradient) else ["noise_multiplier"]
@@ -141,7 +154,7 @@ def _cost(config: SiteConfig, verdict: StudyVerdict | None) -> dict[str, Any] | 
 
 
 def in_words(content: dict[str, Any]) -> list[str]:
-    """The review as lines for a person."""
+    """The review as lines that `site review` prints: what runs, what leaves, what it costs."""
     state = "approved here" if content["approved"] else "not approved here"
     start = content["weights"] or "random entries"
     tasks = "; ".join(f"{task} ({', '.join(classes)})" for task, classes in content["tasks"].items())
@@ -154,7 +167,11 @@ def in_words(content: dict[str, Any]) -> list[str]:
     if content["observer"]:
         lines.append("  this site observes: it evaluates what it receives on its public data, and never trains")
     else:
-        lines += [f"  {at}. {stage['name']}: {stage['says']}" for at, stage in enumerate(content["stages"], start=1)]
+        lines += [
+            f"  {at}. {stage['name']}: {stage['description']}" for at, stage in enumerate(content["stages"], start=1)
+        ]
+    if content["data"]:
+        lines += ["", *data_in_words(content["data"])]
     return [*lines, "", *_leaves(content), "", *_costs(content)]
 
 
@@ -169,8 +186,10 @@ def _leaves(content: dict[str, Any]) -> list[str]:
         lines += [f"  {stage['name']}: {_stage_leaves(stage)}" for stage in content["stages"]]
         lines.append(f"  in all {_bytes(content['bytes_up'])}, besides these counts and metrics:")
     if content["secure_aggregation"]:
-        lines.append(f"  all of it under masks: the coordinator reads sums over {content['masked']} sites or more")
-    how = "" if content["secure_aggregation"] else " (exact)" if counts["exact"] else " (rounded to tens)"
+        lines.append(
+            f"  all of it under masks: the coordinator reads sums over {content['secure_aggregation']} sites or more"
+        )
+    how = " (exact)" if counts["exact"] and not content["secure_aggregation"] else ""
     lines.append(f"  counts{how}: {'; '.join(counts['what'])}")
     lines.append(f"  metrics: {_metrics(metrics)}")
     lines.append("  never: images, rows, patients' ids or their hashes, names of files, texts of errors")
@@ -202,8 +221,9 @@ def _costs(content: dict[str, Any]) -> list[str]:
         policy = stage["policy"]
         if policy["kind"] == "private" and cost is not None:
             lines.append(
-                f"  {stage['name']}: noise of {policy['sigma']:.2f} times the clip {policy['clip']:g}, "
-                f"{policy['sample']:.0%} of the patients in each of {policy['steps']} steps: "
+                f"  {stage['name']}: noise of {policy['noise_multiplier']:.2f} times the clip "
+                f"{policy['max_grad_norm']:g}, "
+                f"{policy['sample_rate']:.0%} of the patients in each of {policy['steps']} steps: "
                 f"epsilon {policy['epsilon']:.2f}"
             )
     if cost is not None and cost["metrics"]:
@@ -213,7 +233,7 @@ def _costs(content: dict[str, Any]) -> list[str]:
             f"  the whole study: epsilon {cost['epsilon']:.2f} of {cost['epsilon_per_study']:g}; with all "
             f"that was spent "
             f"{cost['epsilon_after']:.2f} of {cost['epsilon_lifetime']:g}; at delta {cost['delta']:.1e}, for one "
-            f"{cost['unit']} of {cost['patients']:,} in training"
+            f"{cost['unit']}"
         )
     plain = [stage["name"] for stage in content["stages"] if stage["policy"]["kind"] == "plain"]
     if plain:

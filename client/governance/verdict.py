@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedgraft.client.enrolment.config import SiteConfig
-from fedgraft.client.governance.budget import Proposal, propose
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard, Refused
+from fedgraft.client.governance.budget import Proposal, guard_of, propose
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.used_masks import read_pairs
 from fedgraft.client.privacy.policy import EffectivePrivacy, Reason
 from fedgraft.common.base.errors import InputError, LedgerError
@@ -26,6 +26,9 @@ _FIXES = {
     "true if your people accept that, or ask for a stage without local.retain_statistics.",
     Reason.BACKBONE: "A backbone of the study, its members or its teacher is none of `backbones` in the policy.",
     Reason.ROLES: "The study trains entries that `train` in the policy does not list.",
+    Reason.NO_PATIENTS: "Nothing says whose an image or row is, so a patient with several would be protected less than "
+    "is said: name the column as patient_column in site.yaml, or set unit: image in the policy if each case may count "
+    "by itself.",
     Reason.TOO_FEW_PATIENTS: "There are fewer training patients than min_patients of the policy; add patients.",
     Reason.BAD_REQUEST: "The study asks for privacy that makes no sense; tell the coordinator.",
     Reason.DELTA: "The study asks for a smaller delta than that of your ledger; tell the coordinator.",
@@ -33,7 +36,10 @@ _FIXES = {
     Reason.BUDGET: "The study costs more than epsilon_per_study of the policy; it needs more noise, or fewer steps.",
 }
 _LEDGER_FIX = "The ledger cannot be trusted, so nothing may be released: see fedgraft site budget."
-_SECURE_FIX = "The study is masked: `masks` in site.yaml must name the site's mask key and the consortium's roster."
+_SECURE_FIX = (
+    "The study has secure aggregation: `secure_aggregation` in site.yaml must name the site's mask key and roster, and "
+    "people here must have pinned enough other sites: fedgraft site roster --accept NAME=FINGERPRINT."
+)
 _WHOLE_FIX = "Together with what was spent it costs more than the policy allows: see fedgraft site budget."
 
 
@@ -66,7 +72,7 @@ class StudyVerdict:
 def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> StudyVerdict:
     """What the policy in `config`, and the ledger in its state folder, say of a study."""
     stages = tuple(_judge_stage(config, study, stage, tags, patients) for stage in study.plan)
-    shows = PrivacyGuard(study, config.policy, config.state, patients).shows_metrics
+    shows = guard_of(config, study, patients).shows_metrics
     first = next((stage for stage in stages if stage.refused), None)
     try:
         cost = propose(config, study, patients)
@@ -83,14 +89,15 @@ def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> StudyV
 
 
 def _can_mask(config: SiteConfig) -> bool:
+    settings = config.secure_aggregation
     try:
-        return config.secure_aggregation is not None and bool(read_pairs(config.name, config.secure_aggregation))
+        return settings is not None and len(read_pairs(config.name, settings).roster.keys) >= settings.fewest
     except InputError:
         return False
 
 
 def _judge_stage(config: SiteConfig, study: Study, stage: Stage, tags: Tags, patients: int) -> StageVerdict:
-    alone = PrivacyGuard(study.model_copy(update={"plan": (stage,)}), config.policy, config.state, patients)
+    alone = guard_of(config, study.model_copy(update={"plan": (stage,)}), patients)
     kind = "plain" if releases_plainly(stage, tags) else "silent"
     try:
         planned = alone.planned(tags)

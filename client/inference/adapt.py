@@ -12,6 +12,7 @@ import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, load_cohort
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.cohort_request import split_rule
 from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.inference.adapted_model import write_adapted
@@ -31,8 +32,8 @@ from fedgraft.common.base.terminal import say
 from fedgraft.common.metrics.task_metrics import headline_metrics
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.models.weights import find
-from fedgraft.common.study.fit import Fit
 from fedgraft.common.study.inputs import SplitSpec
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.study import read_study
 
 
@@ -55,7 +56,7 @@ def adapt(asked: AdaptRequest, *, as_json: bool) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     reader = Reader(asked.model)
-    cohort = _cohort(config, reader, asked.model)
+    cohort = _cohort(config, reader, asked)
     chosen = _chosen(cohort, reader, asked)
     state = {key: array.copy() for key, array in state_arrays(reader.local_model.model).items()}
     given = Given(state, reader.ood_model.sums if reader.ood_model else None)
@@ -97,13 +98,16 @@ def _config(asked: AdaptRequest) -> SiteConfig:
     return SiteConfig(name="here", cohort=asked.data.below(Path.cwd()), state=place, cache=place / "cache")
 
 
-def _cohort(config: SiteConfig, reader: Reader, ref: str) -> Cohort:
+def _cohort(config: SiteConfig, reader: Reader, asked: AdaptRequest) -> Cohort:
     """The site's cases, split as the model's study splits them, so that none it learnt from is tested on."""
-    source = find(ref) / "study.yaml"
+    source = find(asked.model) / "study.yaml"
     study = read_study(source)[0] if source.is_file() else None
     split, seed = (study.split, study.seed) if study else (SplitSpec(), 0)
+    # A site of the study splits as it did or would there; elsewhere nothing private follows.
+    rule = split_rule(config.policy, study) if study is not None and asked.data is None else "stratified"
     place = place_of(config, study.digest if study else reader.manifest.sha256)
-    return load_cohort(config.name, config.cohort, CohortRequest(reader.tasks, reader.input, split, seed), place)
+    wanted = CohortRequest(reader.tasks, reader.input, split, seed, rule)
+    return load_cohort(config.name, config.cohort, wanted, place)
 
 
 def _chosen(cohort: Cohort, reader: Reader, asked: AdaptRequest) -> torch.Tensor:

@@ -12,6 +12,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import (
     digest_arrays,
     load_tensors,
+    make_folder,
     read_json,
     save_tensors,
     write_json,
@@ -24,7 +25,7 @@ _FOLDER = "adapted"
 def write_adapted(state: Path, model: str, entries: Arrays, facts: Mapping[str, Any]) -> None:
     """Put what a site has changed in the model of that digest into its folder; an earlier fit is replaced."""
     path = _path(state, model)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     save_tensors(path, dict(entries), private=True)
     write_json(path.with_suffix(".json"), {"model": model, "entries": digest_arrays(entries), **facts}, private=True)
 

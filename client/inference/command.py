@@ -17,7 +17,7 @@ from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import write_atomic
+from fedgraft.common.base.files import make_folder, write_atomic
 from fedgraft.common.base.terminal import say
 
 _BATCH = 64
@@ -47,7 +47,7 @@ def predict(asked: PredictRequest) -> None:
         raise InputError(f"No heat map is called {wrong[0]!r}; there are: {', '.join(HEATS)}.")
     reader = Reader(asked.model, asked.site)
     task = _task(reader, asked)
-    asked.out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(asked.out)
     everything = list(pictures(asked.images, reader.input))
     usable = [one for one in everything if one.stored is not None]
     if not usable:

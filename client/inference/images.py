@@ -28,8 +28,10 @@ class Picture:
 
 
 def pictures(root: Path, size: ImageInput) -> Iterator[Picture]:
-    """All frames of all files below a folder, in order. DataError if it is no folder."""
+    """All frames of all files below a folder but tables, in order. DataError if it is no folder."""
     for path in files(root):
+        if path.suffix.lower() == ".csv":  # the labels of images may lie beside them
+            continue
         name = name_below(path, root)
         try:
             if path.suffix.lower() in SUFFIXES:

@@ -11,14 +11,14 @@ import torch
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.inference.adapted_model import read_adapted
 from fedgraft.client.inference.images import Picture
-from fedgraft.client.runtime.local_state import LocalState
+from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.training.model.evaluate import predictions
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.closed_form.ood import OodModel
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import find, load_manifest
 from fedgraft.common.protocol.routing import own
 from fedgraft.common.study.model_spec import BaseModelSpec, Model
@@ -56,7 +56,7 @@ class Reader:
         self.manifest = manifest
         self.study = Study(name="predict", tasks=tasks, input=manifest.input, model=model, plan=(adapt,))
         self.local_model = LocalModel(self.study, device_named("auto"))
-        state = start(self.study).state()
+        state = initialise(self.study).state()
         mine = _of_site(find(ref), site, self) if site is not None else {}
         self.local_model.load(state | mine)
         self.local_model.model.eval()
@@ -106,7 +106,7 @@ class Reader:
         return self.ood_model.distances(features)
 
     def shares(self, some: Sequence[Picture]) -> dict[str, np.ndarray]:
-        """Probabilities (N, classes) by task."""
+        """Probabilities (N, classes) by task, of N pictures."""
         logits = predictions(self.local_model, self.loader(some), "all", labelled=False)
         return {task.name: torch.from_numpy(logits[task.name][0]).softmax(1).numpy() for task in self.tasks}
 

@@ -23,7 +23,7 @@ from fedgraft.common.closed_form.closed_form import heads_from_sums, scale_from_
 from fedgraft.common.closed_form.newton import stepped_heads
 from fedgraft.common.closed_form.temperature import tempered
 from fedgraft.common.metrics.task_metrics import TaskSums, headline_metrics
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.routing import changed
 from fedgraft.common.study.aggregates import (
@@ -97,7 +97,7 @@ def fit_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> t
     local_model, loader = LocalModel(study, device), Loader(cohort, study.input, device)
     pretrained = study.model.weights is not None
     try:
-        local_model.load(start(study).state())
+        local_model.load(initialise(study).state())
     except WeightsError:
         pretrained = False
     labelled = len(loader.labelled("train")) > 0
@@ -110,7 +110,7 @@ def fit_alone(study: Study, cohort: Cohort, device: torch.device, say: Say) -> t
 def _stage(study: Study, site: str, stage: Stage, desk: tuple[LocalModel, Loader], say: Say) -> None:
     local_model, loader = desk
     if isinstance(stage.local, Gradient):
-        # Nothing comes from elsewhere: what pulls to the others, or to a source, is left out.
+        # Nothing comes from elsewhere: losses that need the other sites, or a source, are left out.
         own = tuple(loss for loss in stage.local.losses if not loss.requires - {Requirement.LABELS})
         alone = stage.local.model_copy(update={"losses": own or SUPERVISED})
         for number in range(1, stage.rounds + 1):

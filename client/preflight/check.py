@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, load_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
 from fedgraft.client.data.cohorts.scan import files, name_below
+from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.preflight.baseline import Say, check_baseline
@@ -129,7 +130,7 @@ def read_cohort(config: SiteConfig, study: Study, left_out: list[str]) -> Cohort
         state = Path(folder)
         if (place.state / "splits.csv").exists():
             shutil.copy(place.state / "splits.csv", state)
-        wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
+        wanted = cohort_request(config, study)
         try:
             return load_cohort(config.name, config.cohort, wanted, replace(place, state=state))
         except DataError as error:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.data.cohorts.splits import IN_WORDS
 from fedgraft.client.data.cohorts.targets import known
 from fedgraft.client.data.decoding.facts import NOT_STATED, OTHER
 from fedgraft.client.data.spec import CohortSpec
@@ -144,12 +145,22 @@ def _splits(found: Findings, cohort: Cohort, study: Study) -> None:
     description = ", ".join(
         f"{split} {patients[split]:,} patients with {counted(cases[split], 'case')}" for split in cases
     )
-    figures = {"cases": cases, "patients": patients}
+    description += f"; {IN_WORDS[cohort.split_rule]}"
+    figures = {"cases": cases, "patients": patients, "rule": cohort.split_rule}
     empty = [split for split in cases if getattr(study.split, split) and not cases[split]]
+    by_chance = cohort.split_rule == "independent"
     if "train" in empty:
-        found.fails("splits", description, "There are too few patients to split; add more.", **figures)
+        fix = "There are too few patients to split; add more" + (
+            ", or ask the coordinator for another seed." if by_chance else "."
+        )
+        found.fails("splits", description, fix, **figures)
     elif empty:
-        fix = "The site trains, but cannot be evaluated on that split; more patients would help."
+        fix = "The site trains, but cannot be evaluated on that split; more patients would help" + (
+            ": so few can all fall elsewhere by chance. The coordinator can give the split a larger share, or the "
+            "study another seed; patients are not dealt out, since one would then move others."
+            if by_chance
+            else "."
+        )
         found.note("splits", f"nobody in {', '.join(empty)}: {description}", fix, **figures)
     else:
         found.fine("splits", description, **figures)
@@ -181,7 +192,10 @@ def _ids(found: Findings, spec: CohortSpec, problems: dict[str, int], patients: 
         found.note("patient_ids", description, fix, **figures)
     elif spec.kind != "dicom" and spec.patient_column is None:
         what = "row" if spec.kind == "table" else "file"
-        fix = "Name the column as `patient_column` in site.yaml if a patient has several, or splits are not by patient."
+        fix = (
+            "Name the column as `patient_column` in site.yaml if a patient has several, or splits are not by patient; "
+            "studies with differential privacy need it, unless the policy says unit: image."
+        )
         found.note("patient_ids", f"every {what} counts as a patient of its own", fix, **figures)
     else:
         found.fine("patient_ids", description, **figures)

@@ -14,8 +14,11 @@ import torch
 from packaging.requirements import InvalidRequirement, Requirement
 
 from fedgraft.client.enrolment.config import SITE_FILE, SiteConfig
+from fedgraft.client.governance.records import SETTLE, Records
 from fedgraft.client.preflight.report import Findings, counted
+from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.environment import code_digest, environment
+from fedgraft.common.base.files import make_folder
 
 _GB = 1e9
 _DISK_GB = 2.0
@@ -34,6 +37,7 @@ def check_environment(config: SiteConfig, home: Path, cohort_bytes: int) -> Find
     _gpu(found, config)
     _disk(found, config, cohort_bytes)
     _private(found, config, home)
+    _records(found, config)
     _memory(found)
     _cores(found, config)
     _clock(found)
@@ -144,7 +148,7 @@ def _writable(folder: Path) -> bool:
     """Whether a file can really be made there; permissions alone do not tell, on read-only mounts for one."""
     probe = folder / f".fedgraft-{os.urandom(4).hex()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder)
         probe.touch(mode=0o600)
         probe.unlink()
     except OSError:
@@ -168,6 +172,15 @@ def _private(found: Findings, config: SiteConfig, home: Path) -> None:
         "Close them: chmod -R go-rwx on the site's folder.",
         files=len(open_),
     )
+
+
+def _records(found: Findings, config: SiteConfig) -> None:
+    """What a restored backup, or a lost file, makes of the site's records."""
+    if wrong := Records(config, exchanges_of).contradictions():
+        found.private += wrong
+        found.fails("records", f"{counted(len(wrong), 'thing')} in the site's records does not agree", SETTLE)
+    else:
+        found.fine("records", "ledger, egress log, masks, progress and kept answers agree")
 
 
 def _open(path: Path) -> bool:

@@ -31,7 +31,7 @@ class PeakMemory:
             self.whole_life = not _counted_anew()
 
     def peak(self) -> int:
-        """Bytes at most so far."""
+        """The most bytes in use: of the GPU since this was made, of the process as `whole_life` says."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         peak = _status("VmHWM")

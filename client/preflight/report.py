@@ -45,7 +45,7 @@ class Findings:
     private: list[str] = field(default_factory=list)
 
     def fine(self, name: str, description: str, /, **figures: Any) -> None:
-        """All is well."""
+        """Add a line that says `ok`, with its figures."""
         self.lines.append(FindingLine(name, Level.FINE, description, figures=figures))
 
     def note(self, name: str, description: str, fix: str, /, **figures: Any) -> None:
@@ -57,7 +57,7 @@ class Findings:
         self.lines.append(FindingLine(name, Level.FAILS, description, fix, figures))
 
     def skipped(self, name: str, description: str) -> None:
-        """Nothing was looked at, and why."""
+        """Add a line that says `-`: `name` was not looked at, and why."""
         self.lines.append(FindingLine(name, Level.SKIPPED, description))
 
 
@@ -79,7 +79,7 @@ class Report:
 
     @property
     def failing(self) -> int:
-        """How many lines fail."""
+        """How many lines say FAILS; with any, the command ends with exit code 1."""
         return sum(line.level is Level.FAILS for part in self.parts for line in part.findings.lines)
 
     @property

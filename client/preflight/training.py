@@ -42,7 +42,7 @@ class StepCost:
 
     @property
     def round_s(self) -> float:
-        """About how long a round takes."""
+        """About how many seconds a round takes: those of a step, times the steps."""
         return self.seconds * self.steps
 
 
@@ -147,7 +147,11 @@ def _measure_gradient(
 
         # Nothing is released, so nothing is charged, and any noise will do.
         noised = spec.private.model_copy(
-            update={"noise_multiplier": spec.private.noise_multiplier or 1.0, "epsilon": None}
+            update={
+                "noise_multiplier": spec.private.noise_multiplier or 1.0,
+                "epsilon": None,
+                "expected_units": spec.private.expected_units or max(1, len(set(patients))),
+            }
         )
         some = some.model_copy(update={"private": noised})
         return lambda: train_private(local_model, loader, patients, some, moves, round_context)

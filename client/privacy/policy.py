@@ -39,7 +39,8 @@ class SitePolicy(Value):
     """What a hospital allows. Every default is on the safe side.
 
     `secure_aggregation_only` keeps the site out of studies without masks, where the coordinator sees each site's own
-    part. `unit` is what is protected: all images of a patient together, or each image by itself. `epsilon_per_study`
+    part. `unit` is what is protected: all images of a patient together, or each image by itself; "patient" keeps a site
+    whose data do not say whose an image is out of studies with differential privacy. `epsilon_per_study`
     bounds one study, `epsilon_lifetime` all studies together. `delta` = None is min(1e-3, N^-1.1) of the site's
     patients. `sample_rate_max` bounds the share of patients in one batch, `steps_max` the steps of a whole study.
     `backbones` and `train` = None allow any. `metrics` is what may leave about the private data, besides what privacy
@@ -90,7 +91,7 @@ class PrivacyRequest:
     """
 
     backbones: tuple[str, ...]
-    """All that would run at the site: of an ensemble each member's, and a teacher's."""
+    """All that would run at the site: of an ensemble each base model's, and a teacher's."""
     roles: frozenset[Role]
     private: bool = True
     unit: Unit = "patient"
@@ -101,11 +102,13 @@ class PrivacyRequest:
     sample_rate: float = 0.25
     steps: int = 100
     sampled: bool = True
-    """Whether chance decides who is in a step; in sums all patients are, and `q` is 1."""
+    """Whether chance decides who is in a step; in sums all patients are, and `sample_rate` is 1."""
     secure_aggregation: bool = False
     """Whether all that leaves is under masks."""
     kept: bool = False
     """Whether the coordinator keeps, site by site, what leaves without noise."""
+    patients_known: bool = True
+    """Whether the site's data say whose a case is."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class Reason(StrEnum):
     RETAINED_STATISTICS = "retained_statistics"
     BACKBONE = "backbone"
     ROLES = "roles"
+    NO_PATIENTS = "no_patient_column"
     TOO_FEW_PATIENTS = "too_few_patients"
     BAD_REQUEST = "bad_request"
     DELTA = "delta"
@@ -178,7 +182,8 @@ def effective(
                 )
             if not epsilon([Event(noise_multiplier, sample_rate, request.steps), *reserved_events], delta) <= limit:
                 return Reason.BUDGET
-    unit: Unit = "image" if policy.unit == request.unit == "image" else "patient"
+    single = request.unit == "image" or not request.patients_known
+    unit: Unit = "image" if policy.unit == "image" and single else "patient"
     max_grad_norm = min(policy.max_grad_norm_limit, request.max_grad_norm)
     return EffectivePrivacy(
         request.private,
@@ -206,6 +211,8 @@ def _refusal(policy: SitePolicy, request: PrivacyRequest, patients: int) -> Reas
         (request.kept and not policy.retain_statistics, Reason.RETAINED_STATISTICS),
         (policy.backbones is not None and not set(request.backbones) <= set(policy.backbones), Reason.BACKBONE),
         (policy.train is not None and not request.roles <= policy.train, Reason.ROLES),
+        # Each image would count as a patient, and one who has many would be protected less than is said.
+        (request.private and policy.unit == "patient" and not request.patients_known, Reason.NO_PATIENTS),
         (patients < policy.min_patients, Reason.TOO_FEW_PATIENTS),
         (not sound, Reason.BAD_REQUEST),
         # Fewer steps than asked for would stop a study halfway, after the site has paid for the first half.

@@ -51,7 +51,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedgraft.client.enrolment.home import SiteHome
-from fedgraft.client.runtime.app import app
+from fedgraft.client.runtime.app import app, note
 from fedgraft.common.base.errors import FedgraftError, RunError
 from fedgraft.common.identity.keys import public_pem
 
@@ -60,7 +60,7 @@ HEARTBEAT_S = 10
 
 _BUSY_S, _IDLE_S = 0.4, 2.0
 _QUIET_S = 120.0
-"""So long after its last order a site still asks for the next one often."""
+"""So long after its last instruction a site still asks for the next one often."""
 
 _SLOWEST_S = 15.0
 _DENIED_TIMES = 3
@@ -124,13 +124,13 @@ class Link:
             try:
                 self._activate()
             except _Taken:
-                fix = "Is the site started twice, or was its kit used elsewhere? If not, ask for a new kit."
+                fix = "Is the site started twice, or was its folder copied? If not, ask for a new kit."
                 raise RunError(f"The server at {self._where} holds this site for connected.", fix=fix) from None
         self._beat.start()
         return int(self._node.node_id)
 
     def receive(self) -> Work | None:
-        """The next message, if there is one."""
+        """The next message for this site, without its tensors; None if the server has none."""
         answer = self._call(self._client.PullMessages, PullMessagesRequest(node=self._node))
         if not answer.messages_list:
             return None
@@ -147,8 +147,8 @@ class Link:
         message.metadata.__dict__["_message_id"] = work.tree.object_id
         return message
 
-    def send(self, reply: Message, seconds: float) -> None:
-        """Send an answer and all that belongs to it."""
+    def send(self, reply: Message) -> None:
+        """Send an answer and all that belongs to it. How long it took is not said: that would tell of the patients."""
         reply.metadata.__dict__["_message_id"] = reply.object_id
         run = reply.metadata.run_id
         with no_object_id_recompute():
@@ -157,7 +157,7 @@ class Link:
                 node=self._node,
                 messages_list=[message_to_proto(bare)],
                 message_object_trees=[get_object_tree(reply)],
-                clientapp_runtime_list=[seconds],
+                clientapp_runtime_list=[0.0],
             )
             answer = self._call(self._client.PushMessages, request)
             push = make_push_object_fn_protobuf(
@@ -240,11 +240,11 @@ def _serve(link: Link, work: Work, context: Context) -> None:
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = work.run, 0, context.node_id
     context.run_id = work.run
     try:
-        message = _read(link, work)
+        message = _read(link, work, context)
         started = time.monotonic()
         reply = _answer(message, context)
         seconds = time.monotonic() - started
-        link.send(reply, seconds)
+        link.send(reply)
         _log.info("instruction of kind %s answered after %.1f s", message.metadata.message_type, seconds)
     except OverToo:
         _log.info("an instruction came for a run that is over")
@@ -255,12 +255,12 @@ def _serve(link: Link, work: Work, context: Context) -> None:
         _log.error("an instruction was lost on its way: %s", type(error).__name__)
 
 
-def _read(link: Link, work: Work) -> Message:
+def _read(link: Link, work: Work, context: Context) -> Message:
     """The whole message. If it cannot be had, the server is told, so that it does not wait."""
     try:
         return link.read(work)
     except ObjectPullError:
-        link.send(Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "lost"), reply_to=work.bare), 0.0)
+        link.send(_error(ErrorCode.MESSAGE_UNAVAILABLE, "lost", work.bare, context))
         raise
 
 
@@ -269,7 +269,13 @@ def _answer(message: Message, context: Context) -> Message:
         return app(message, context)
     except Exception as error:  # Flower's own way would send the exception's text to the server
         _log.error("an instruction could not be carried out: %s", type(error).__name__)
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "failed"), reply_to=message)
+        return _error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "failed", message, context)
+
+
+def _error(code: int, word: str, message: Message, context: Context) -> Message:
+    """A constant word instead of an answer; the site's egress log has it too."""
+    note(context, "error", {"code": code, "word": word})
+    return Message(Error(code, word), reply_to=message)
 
 
 class _Taken(Exception):

@@ -6,6 +6,8 @@ import logging
 import os
 from pathlib import Path
 
+from fedgraft.common.base.files import make_folder
+
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -13,7 +15,7 @@ def site_log(state: Path) -> logging.Logger:
     """The log in `site.log` of a site's folder, readable by its owner alone; one per folder and process."""
     logger = logging.getLogger(f"fedgraft.site.{state}")
     if not logger.handlers:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(state)
         path = state / "site.log"
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
         handler = logging.FileHandler(path, encoding="utf-8")
@@ -25,7 +27,7 @@ def site_log(state: Path) -> logging.Logger:
 
 
 def close(state: Path) -> None:
-    """Let go of the file."""
+    """Close the log's file, so that the folder can be moved or deleted."""
     logger = logging.getLogger(f"fedgraft.site.{state}")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

@@ -22,7 +22,7 @@ class Changes:
     brightness: Tensor
 
     def of_images(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W), changed."""
+        """The images (N, C, H, W), each turned, shifted, flipped and brightened as was drawn for it."""
         if self.theta is not None:
             # Bilinear weights would smooth the noise away: norm layers then learn statistics that no real image has.
             grid = self._grid(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.closed_form import heads_from_sums
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.aggregates import ClosedForm, Ridge
-from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Gradient, named
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
@@ -40,17 +41,29 @@ class TooFewShots(Exception):
 def shots(cohort: Cohort, task: Task, count: int, seed: int) -> torch.Tensor:
     """So many training cases of each class, by chance; more of them with the same seed contain fewer of them.
 
-    Raises TooFewShots rather than take fewer of any class.
+    A case's place in the draw follows from its patient alone, so that a patient more or less lets one other case of
+    its class slip in or out for each of its own, and all others stay. (So many of each class cannot mean less, so
+    this is for fits that never leave the site.) Raises TooFewShots rather than take fewer of any class.
     """
-    indices = cohort.splits["train"].numpy()
-    labels = cohort.targets[task.name].numpy()[indices]
-    own = {name: indices[labels == at] for at, name in enumerate(task.classes)}
+    draws = _draws(cohort, seed)
+    own: dict[str, list[int]] = {name: [] for name in task.classes}
+    for case in cohort.splits["train"].tolist():
+        if (label := int(cohort.targets[task.name][case])) >= 0:
+            own[task.classes[label]].append(case)
     if short := {name: len(cases) for name, cases in own.items() if len(cases) < count}:
         raise TooFewShots(short, count)
-    drawn = [
-        np.random.default_rng(derive(seed, "shots", name)).permutation(cases)[:count] for name, cases in own.items()
-    ]
-    return torch.from_numpy(np.sort(np.concatenate(drawn)))
+    drawn = [case for cases in own.values() for case in sorted(cases, key=draws.__getitem__)[:count]]
+    return torch.tensor(sorted(drawn), dtype=torch.int64)
+
+
+def _draws(cohort: Cohort, seed: int) -> dict[int, int]:
+    """A number drawn for every case, from its patient and its place among the patient's own."""
+    before: Counter[str] = Counter()
+    drawn = {}
+    for case, patient in enumerate(cohort.patients):
+        drawn[case] = derive(seed, "shots", patient, before[patient])
+        before[patient] += 1
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Given:
 def fitted(
     local_model: LocalModel, cohort: Cohort, study: Study, given: Given, how: Fit, seed: int
 ) -> dict[str, np.ndarray]:
-    """The entries that change when the model is fitted to the cohort's training cases; they lie on the bench.
+    """The entries that change when the model is fitted to the cohort's training cases; `local_model` has them.
 
     Raises TooFewCases, Diverged.
     """

@@ -34,7 +34,7 @@ def train(
 ) -> dict[str, float]:
     """Take the optimiser steps of one visit in place; `changes` are the entries that may move.
 
-    Returns the mean loss over the cases seen, the number of steps and of cases; with a `fallback` also whether the work
+    Returns the mean loss over the cases seen, the number of steps and of cases; with a `rollback` also whether the work
     was `undone`. Raises TooFewCases, Diverged.
     """
     if spec.rollback is None:

@@ -23,7 +23,7 @@ class Ahead:
 
     @property
     def length(self) -> int:
-        """Steps of one group."""
+        """Steps of one group: the inner ones and the one that counts; 1 without inner steps."""
         return 1 if self._spec is None else self._spec.steps + 1
 
     def counts(self, step: int) -> bool:

@@ -26,7 +26,7 @@ _TIED = "; norm layers see parts, so that this is not quite the same training"
 
 
 class Microbatching:
-    """Work on one bench that goes on with less memory. What it did about it is in `log`, if there is one."""
+    """Work on one model that goes on with less memory. What it did about it is in `log`, if there is one."""
 
     def __init__(self, local_model: LocalModel, log: logging.Logger | None = None) -> None:
         self._local_model = local_model

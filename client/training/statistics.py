@@ -26,9 +26,8 @@ from fedgraft.common.closed_form.temperature import (
 from fedgraft.common.models.ensemble import Ensemble, likely
 from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN
-from fedgraft.common.protocol.instructions import Split
 from fedgraft.common.protocol.routing import DISTANCES
-from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.inputs import Split, TableInput
 from fedgraft.common.study.plan import Statistics
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (
@@ -53,7 +52,7 @@ class CaseSource:
 def site_sums(
     local: Statistics, study: Study, local_model: LocalModel, cases: CaseSource, auxiliary: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The sums that a stage asks for; `aside` is what came beside the model."""
+    """The sums that a stage asks for; `auxiliary` is what came beside the model."""
     match local.of:
         case "columns":
             return column_sums(study, cases.plain)
@@ -108,7 +107,7 @@ def feature_sums(
 def distance_counts(
     local_model: LocalModel, loader: Loader, auxiliary: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """`distances`: how many of the labelled validation cases are how far from the moments in `aside`, (BINS,)."""
+    """`distances`: how many of the labelled validation cases are how far from the moments in `auxiliary`, (BINS,)."""
     found = [np.zeros(0)]
     local_model.model.eval()
     body = loader.body(local_model.model)

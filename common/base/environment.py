@@ -7,8 +7,6 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
 from fedgraft.common.base.files import PACKAGE
 
 _PACKAGES = (
@@ -28,6 +26,8 @@ _OURS = ("common", "client", "server", "simulations")
 
 def environment(seed: int, engine: str) -> dict[str, Any]:
     """Versions, device, threads and a digest of the code; nothing about the person or the machine's name."""
+    import torch  # takes a second, and the digest of the code is asked for without it
+
     cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),

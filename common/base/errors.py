@@ -65,7 +65,7 @@ class PolicyError(FedgraftError):
 
 
 class RunError(FedgraftError):
-    """The run failed."""
+    """A run, or the server or site that it needs, failed on the way; exit code 1."""
 
 
 class QuorumError(RunError):
@@ -73,4 +73,4 @@ class QuorumError(RunError):
 
 
 class ResumeError(RunError):
-    """A run's folder cannot be continued."""
+    """A run's folder cannot be continued: it is none, of another study, or its checkpoint is damaged."""

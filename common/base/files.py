@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -19,6 +18,7 @@ from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as format_safetensors
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.locking import lock
 
 PACKAGE = Path(__file__).parents[2]
 """Where fedgraft is installed, or the links of a checkout are."""
@@ -34,25 +34,40 @@ def home() -> Path:
     return Path(os.environ.get("FEDGRAFT_HOME") or Path.home() / ".fedgraft")
 
 
-def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
+def make_folder(path: Path) -> None:
+    """Make a folder for its owner alone, unless there is one, and all that are missing above it."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True, mode=0o700)
+
+
+def open_private(path: Path, mode: str) -> IO[Any]:
+    """Open a file; one that is made is readable by its owner alone."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def write_atomic(path: Path, data: bytes, *, private: bool = True, sync: bool = True) -> None:
     """Replace `path` by a file with `data`: after a crash it is the old one or the new one, never a part.
 
-    `private` makes it readable by its owner alone. Missing folders are made.
+    It is readable by its owner alone, unless it is not `private`. Missing folders are made. Without `sync` that holds
+    for a kill of the process, and not for a loss of power.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -89,7 +104,7 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -108,10 +123,10 @@ def canonical_json(content: Any) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def write_json(path: Path, content: Any, *, private: bool = False) -> None:
-    """Write `content` as readable JSON, all or nothing. ValueError for NaN or infinity."""
+def write_json(path: Path, content: Any, *, private: bool = True, sync: bool = True) -> None:
+    """Write `content` as readable JSON, all or nothing; `sync` as above. ValueError for NaN or infinity."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text.encode() + b"\n", private=private)
+    write_atomic(path, text.encode() + b"\n", private=private, sync=sync)
 
 
 def is_there(path: Path) -> bool:
@@ -129,7 +144,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: is not valid JSON: {error}.") from None
 
 
-def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = False) -> None:
+def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = True) -> None:
     """Write arrays as a safetensors file, all or nothing."""
     write_atomic(path, format_safetensors({k: np.asarray(a, order="C") for k, a in arrays.items()}), private=private)
 

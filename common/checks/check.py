@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from fedgraft.common.checks.check_columns import check_columns
 from fedgraft.common.checks.check_ensemble import check_calibration, check_ensemble
 from fedgraft.common.checks.check_losses import check_losses
 from fedgraft.common.checks.check_ood import check_ood
@@ -27,7 +28,6 @@ from fedgraft.common.study.aggregates import (
 )
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.losses import names_classes
-from fedgraft.common.study.model_spec import ENSEMBLE
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -79,9 +79,8 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         keeps = stays(stage, tags)
         bare |= set() if private else set(keeps)
         local_backbone |= any(tags[key].role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for key in keeps)
-    fresh = study.model.backbone != ENSEMBLE  # whose members have their own standardisation
-    if fresh and isinstance(study.input, TableInput) and not isinstance(study.plan[0].aggregate, Standardise):
-        faults.append("plan.0: a table needs a first stage that standardises its columns (aggregate: standardise)")
+    if isinstance(study.input, TableInput):
+        faults += check_columns(study, study.input)
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
     faults += check_source(study)
@@ -109,6 +108,12 @@ def _secure(study: Study) -> Iterator[str]:
                 f"and masks hide "
                 "each site's sums; give a number, or secure_aggregation: false"
             )
+    sending = {stage.where for stage in study.plan if not isinstance(stage.aggregate, Nothing)}
+    if len(sending) > 1:
+        yield (
+            f"plan: stages that send are for {' and for '.join(sorted(sending))} sites, and a site masks with one "
+            "group alone: the sums of two groups tell about those in only one; give all of them the same `where`"
+        )
     if study.rounds.max_change is not None:
         yield (
             "rounds.max_change: bounds the change of each site, which masks hide from the coordinator; leave it out, "
@@ -203,8 +208,6 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield f"aggregate: sums of {local.of} are aggregated by {kinds}, not by {stage.aggregate.kind}"
     if local.of == "columns" and not isinstance(study.input, TableInput):
         yield "local.of: columns are those of a table, but the study's input is images"
-    if local.of == "columns" and local.private is not None:
-        yield "local.private: sums of columns have no bound that could be noised; standardise by public numbers"
     if local.of == "distances" and local.private is not None:
         yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
     if local.of in ("features", "residuals"):

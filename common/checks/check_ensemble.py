@@ -1,4 +1,4 @@
-"""Committees, temperatures and teachers that cannot work, each with its reason."""
+"""Ensembles, temperatures and teachers that cannot work, each with its reason."""
 
 from __future__ import annotations
 

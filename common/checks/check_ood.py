@@ -1,4 +1,4 @@
-"""Whether flags for unlike images would fit the model that a plan ends with."""
+"""Whether out-of-distribution detection would fit the model that a plan ends with."""
 
 from __future__ import annotations
 

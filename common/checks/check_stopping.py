@@ -17,7 +17,7 @@ from fedgraft.common.study.study import Study
 
 
 def check_stopping(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
-    """Every reason why the stage cannot take this course."""
+    """Every reason why the stage cannot stop, average or split its steps in this way."""
     if stage.early_stopping is not None:
         yield from _until(study, stage, tags)
     if stage.weight_averaging is not None and isinstance(stage.aggregate, Nothing):

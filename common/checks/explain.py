@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,10 @@ import numpy as np
 
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.check import check
-from fedgraft.common.closed_form.shapes import expected
-from fedgraft.common.models.initialise import Initialised, start, teach
-from fedgraft.common.models.model import TransferModel, state_arrays
+from fedgraft.common.models.architecture import Architecture, blueprint
+from fedgraft.common.models.architecture_cache import architecture_of
+from fedgraft.common.models.provenance import Provenance, learnt, pretrained
 from fedgraft.common.protocol.routing import Tags, changed, sent
-from fedgraft.common.secure_aggregation.masking import Layout
-from fedgraft.common.secure_aggregation.summing import tensor_shapes
 from fedgraft.common.study.aggregates import Newton, Ridge, Temper
 from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.losses import SUPERVISED
@@ -36,33 +33,45 @@ from fedgraft.common.study.tasks import (
     Segmentation,
 )
 
-_WORD = 8
+
+@dataclass(frozen=True)
+class Checked:
+    """What a run of the study would start from: what its model is made of, and where its entries come from."""
+
+    architecture: Architecture
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
 class Explained:
     """The study's start and one row per stage, as in a run's result."""
 
-    start: Initialised
+    start: Checked
     rows: list[dict[str, Any]]
 
 
-def check_study(study: Study, source: str) -> Initialised:
-    """Build the study's model and refuse what cannot work; StudyError with every reason."""
-    faults: list[str] = []
+def check_study(study: Study, source: str) -> Checked:
+    """Read the weights that the study names, and refuse what cannot work; StudyError with every reason."""
     try:
-        begin = start(study)
-        for stage in study.plan:
-            teach(study, stage)
+        begin = _begin(study)
     except FedgraftError as error:
         raise StudyError(source, [f"model: {error}"]) from None
-    faults += check(study, begin.model.tags())
-    if begin.manifest is not None and begin.manifest.input is not None and begin.manifest.input != study.input:
-        wanted = begin.manifest.input
-        faults += _input_faults(study, wanted)
+    faults = check(study, begin.architecture.tags)
+    manifest = begin.provenance.manifest
+    if manifest is not None and manifest.input is not None and manifest.input != study.input:
+        faults += _input_faults(study, manifest.input)
     if faults:
         raise StudyError(source, faults)
     return begin
+
+
+def _begin(study: Study) -> Checked:
+    """What a run would begin with. InputError or WeightsError if it could not."""
+    own = architecture_of(blueprint(study, study.model))
+    _, provenance = pretrained(study, study.model, own)
+    for teacher in filter(None, map(study.teacher_of, study.plan)):
+        learnt(study, teacher, architecture_of(blueprint(study, teacher, plain=True)))
+    return Checked(own, provenance)
 
 
 def _input_faults(study: Study, wanted: ImageInput) -> list[str]:
@@ -93,8 +102,7 @@ def _for_channels(values: tuple[float, ...], channels: int) -> np.ndarray:
 def explain(study: Study, source: str) -> Explained:
     """What each stage will do; StudyError if the study cannot work."""
     begin = check_study(study, source)
-    sizes = {key: int(value.numel()) for key, value in begin.model.state_dict().items()}
-    return Explained(begin, plan_table(study, begin.model.tags(), sizes))
+    return Explained(begin, plan_table(study, begin.architecture.tags, begin.architecture.sizes))
 
 
 def plan_table(
@@ -128,26 +136,6 @@ def plan_table(
     return table
 
 
-@dataclass(frozen=True)
-class Leaving:
-    """What a site sends back in one round of a stage: arrays, numbers in them, and their bytes."""
-
-    entries: int
-    numbers: int
-    bytes: int
-
-
-def leaving(study: Study, stage: Stage, model: TransferModel) -> Leaving:
-    """What leaves a site in one round of this stage, besides counts and metrics; under masks a number is a word."""
-    shapes = expected(study, stage, model.tags(), state_arrays(model))
-    sizes = {name: math.prod(shape) for name, (shape, _) in shapes.items()}
-    if study.secure_aggregation and shapes:
-        size = _WORD * Layout.of(tensor_shapes(shapes, study, stage)).words
-    else:
-        size = sum(sizes[name] * np.dtype(kind).itemsize for name, (_, kind) in shapes.items())
-    return Leaving(len(sizes), sum(sizes.values()), size)
-
-
 def describe_local(stage: Stage) -> str:
     """A stage's local work in a few words."""
     local = stage.local
@@ -162,7 +150,7 @@ def describe_local(stage: Stage) -> str:
     return "norm statistics from the site's own images"
 
 
-_MEASURED = {"base_models": "each member", "answers": "the heads' answers"}
+_MEASURED = {"base_models": "each base model", "answers": "the heads' answers"}
 _CASES = {"train": "training cases", "val": "validation cases"}
 
 
@@ -270,7 +258,8 @@ def _sums(local: Statistics, rounds: int) -> str:
     cases = _CASES[local.split]
     match local.of:
         case "columns":
-            return "send count, sum and sum of squares of each column"
+            noise = "" if local.private is None else " within its public range, with noise for differential privacy"
+            return f"send count, sum and sum of squares of each column{noise}"
         case "distances":
             return "count how far their validation images are from the mean of all sites' features, once"
         case "base_models" | "answers":

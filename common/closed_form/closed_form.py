@@ -14,6 +14,12 @@ from fedgraft.common.study.aggregates import Discriminant, NearestMean, Ridge
 _TINY = 1e-12
 _HALF = 0.5
 """Fewer cases than this are none, and what was counted is noise."""
+_COUNT_DEVIATION = 2.0
+"""The noise in counts of noised columns, over that in their sums: they are given half as much of the bound."""
+_SQUARES_DEVIATION = 1.5
+"""The same of sums of squares, which are made of two of them."""
+_NARROWEST = 0.02
+"""The least deviation of a column that noised sums can tell, over half of its range."""
 _NEVER = -1e4
 """A bias that no case's features make up for."""
 
@@ -124,8 +130,24 @@ def standard_scale(count: np.ndarray, total: np.ndarray, squares: np.ndarray) ->
     return mean, np.where(flat, 1.0, np.sqrt(np.where(flat, 1.0, variance)))
 
 
+def noised_scale(sums: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation per column from noised sums of values between -1 and 1.
+
+    As many made-up patients as the noise of a count deviates by, spread evenly over the range, join the real ones: with
+    many patients they do not count, and where there is little but noise they are the answer. A deviation is never
+    smaller than what noise could make of none: too large a one does less harm.
+    """
+    noise = float(np.sqrt(sums[NOISE][0]))
+    made_up = _COUNT_DEVIATION * noise
+    patients = np.maximum(sums["count"], 0.0) + made_up
+    mean = np.clip(sums["sum"] / patients, -1.0, 1.0)
+    second = (sums["squares"] + made_up / 3) / patients
+    least = np.maximum(_NARROWEST**2, _SQUARES_DEVIATION * noise / patients)
+    return mean, np.sqrt(np.clip(second - mean**2, least, 1.0))
+
+
 def tasks_in(sums: Arrays) -> list[str]:
-    """The tasks that sums are of, in order."""
+    """Names of the tasks that sums are of, sorted."""
     return sorted({key.partition("/")[0] for key in sums if "/" in key})
 
 
@@ -138,8 +160,8 @@ def heads_from_sums(
     """Entries of the heads that solve the problem of the sums `TASK/gram` and `TASK/cross`, typed as in `state`.
 
     `TASK/value` in place of `cross` is that of a value, and a gram of three dimensions has one for each of several
-    labels. `NOISE` among them is the variance of the noise in them. `strengths` by task go before that of `aggregate`.
-    RunError if there is not a single label.
+    labels. `NOISE` among them is the variance of the noise in them. `ridge_penalties` by task replace that of
+    `aggregate`. RunError if there is not a single label.
     """
     heads = {}
     noise = float(sums[NOISE][0]) if NOISE in sums else 0.0
@@ -187,8 +209,18 @@ def _solved(
 
 
 def scale_from_sums(sums: Arrays, state: Arrays) -> dict[str, np.ndarray]:
-    """Entries of the standardising layer from the sums `count`, `sum` and `squares` of columns, typed as in `state`."""
-    mean, std = standard_scale(sums["count"], sums["sum"], sums["squares"])
+    """Entries of the standardising layer from the sums `count`, `sum` and `squares` of columns, typed as in `state`.
+
+    With `NOISE` among them, sums are of values in units of what is in `state`: the middle and half the width of the
+    columns' public ranges.
+    """
+    keys = {name: next(key for key in state if key.endswith(f".{name}")) for name in ("mean", "std")}
+    if NOISE in sums:
+        middle, half = (state[keys[name]].astype(np.float64) for name in ("mean", "std"))
+        mean, std = noised_scale(sums)
+        told = sums["squares"] != 0.0  # categories are not summed and stay as they are
+        mean, std = np.where(told, middle + half * mean, middle), np.where(told, half * std, half)
+    else:
+        mean, std = standard_scale(sums["count"], sums["sum"], sums["squares"])
     values: Arrays = {"mean": mean, "std": std}
-    keys = {name: next(key for key in state if key.endswith(f".{name}")) for name in values}
     return {key: values[name].astype(state[key].dtype) for name, key in keys.items()}

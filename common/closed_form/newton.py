@@ -26,7 +26,7 @@ def stepped_heads(
 ) -> dict[str, np.ndarray]:
     """Entries of the heads after a step, typed as in `state`, from the sums `TASK/gram` and `TASK/cross` of y - p.
 
-    `strengths` by task go before that of `aggregate`. RunError if there is not a single label, or no ridge penalty.
+    `ridge_penalties` by task replace that of `aggregate`. RunError without a single label or a penalty.
     """
     heads = {}
     for task in tasks_in(sums):

@@ -1,7 +1,7 @@
 """Out-of-distribution detection: how far an image's features are from the training sites' mean, and what is too far.
 
 The Mahalanobis distance under one Gaussian over all classes, its covariance shrunk towards a multiple of one. Lee et
-al. 2018 take a mean for each class, Ren et al. 2021 the difference of the two; on phantoms neither told more, and one
+al. 2018 take a mean for each class, Ren et al. 2021 the difference of the two; on phantoms neither did better, and one
 Gaussian needs no classes (Kamoi and Kobayashi 2020 found the same).
 """
 
@@ -88,16 +88,16 @@ class OodModel:
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean features (d,)."""
+        """Mean over the training sites' cases of each feature, (d,)."""
         return self._moments[MEAN]
 
     @property
     def covariance(self) -> np.ndarray:
-        """Covariance of the features (d, d)."""
+        """Covariance of the features over the training sites' cases, (d, d), not shrunk."""
         return self._moments[COVARIANCE]
 
     def distances(self, features: np.ndarray) -> np.ndarray:
-        """How far features (N, d) are, (N,)."""
+        """Mahalanobis distances (N,) of features (N, d) from the training sites' mean; compare with `threshold`."""
         return distances(features, self.mean, self.covariance)
 
     def write(self, folder: Path, model: str) -> None:

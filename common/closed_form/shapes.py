@@ -14,6 +14,8 @@ from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression
 
+_NOISE = {NOISE: ((1,), "float64")}
+
 
 def cross_name(task: AnyTask) -> str:
     """The name of a task's sums of features times labels; a value is no logit, so that its head is not scaled."""
@@ -24,7 +26,8 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
     """What an update of this stage must hold."""
     if isinstance(stage.local, Statistics) and stage.local.of == "columns":
         width = state[next(key for key in tags if key.endswith(".mean"))].shape
-        return dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
+        columns = dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
+        return {**columns, **({} if stage.local.private is None else _NOISE)}
     if isinstance(stage.local, Statistics) and stage.local.of == "distances":
         return {DISTANCES: ((BINS,), "float64")}
     if isinstance(stage.local, Statistics) and stage.local.of in (BASE_MODELS, ANSWERS):
@@ -37,7 +40,7 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
             half, kind = cells(dim), KINDS[stage.local.precision]
             shapes[task + PACKED] = ((count, half) if several else (half,), kind)
             shapes[cross_name(study.tasks_by_name[task])] = ((dim, count), kind)
-        return shapes | ({NOISE: ((1,), "float64")} if stage.local.private is not None else {})
+        return {**shapes, **({} if stage.local.private is None else _NOISE)}
     return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}
 
 

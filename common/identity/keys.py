@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import cast
 
@@ -11,9 +12,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
     Encoding,
-    KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
@@ -35,45 +34,41 @@ def new_node_key() -> NodeKey:
 
 
 def new_masking_key() -> MaskingKey:
-    """A key to agree on masks with."""
+    """A new X25519 key, with which a site agrees on masks with every other."""
     return x25519.X25519PrivateKey.generate()
 
 
-def private_pem(key: NodeKey | MaskingKey, passphrase: str | None = None) -> bytes:
-    """A private key as PKCS8, encrypted if there is a passphrase."""
-    locked: KeySerializationEncryption = NoEncryption()
-    if passphrase is not None:
-        locked = BestAvailableEncryption(passphrase.encode())
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)
+def private_pem(key: NodeKey | MaskingKey) -> bytes:
+    """A private key as PKCS8."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def public_pem(key: NodeKey | MaskingKey) -> bytes:
-    """The public half of a key."""
+    """The public half of a key, as PEM (SubjectPublicKeyInfo)."""
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
-def load_node_key(pem: bytes, source: str, passphrase: str | None = None) -> NodeKey:
-    """A P-384 key from PEM; InputError names `source` if it is none, or if the passphrase does not open it."""
-    key = _load(pem, source, passphrase)
+def load_node_key(pem: bytes, source: str) -> NodeKey:
+    """A P-384 key from PEM; InputError names `source` if it is none."""
+    key = _load(pem, source)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise InputError(f"{source}: is no P-384 key.")
     return key
 
 
-def load_masking_key(pem: bytes, source: str, passphrase: str | None = None) -> MaskingKey:
+def load_masking_key(pem: bytes, source: str) -> MaskingKey:
     """An X25519 key from PEM; InputError as for `load_node_key`."""
-    key = _load(pem, source, passphrase)
+    key = _load(pem, source)
     if not isinstance(key, x25519.X25519PrivateKey):
         raise InputError(f"{source}: is no X25519 key.")
     return key
 
 
-def _load(pem: bytes, source: str, passphrase: str | None) -> object:
+def _load(pem: bytes, source: str) -> object:
     try:
-        return load_pem_private_key(pem, passphrase.encode() if passphrase is not None else None)
+        return load_pem_private_key(pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        why = "is no private key that can be read" if passphrase is None else "the passphrase does not open this key"
-        raise InputError(f"{source}: {why}.", fix=_AGAIN) from None
+        raise InputError(f"{source}: is no private key, or is locked with a passphrase.", fix=_AGAIN) from None
 
 
 def load_certificate(path: Path) -> x509.Certificate:
@@ -110,7 +105,7 @@ def _load_public(pem: bytes, source: str) -> object:
 
 
 def sign(key: NodeKey, message: bytes) -> bytes:
-    """An ECDSA signature with SHA-384."""
+    """An ECDSA signature with SHA-384, DER-encoded."""
     return key.sign(message, ec.ECDSA(hashes.SHA384()))
 
 
@@ -123,8 +118,13 @@ def signed(public: ec.EllipticCurvePublicKey, message: bytes, signature: bytes) 
     return True
 
 
-def fingerprint(pem: bytes) -> str:
+def fingerprint(pem: str) -> str:
     """A public key in a form that people can compare over the telephone: 8 groups of 4 hex digits."""
-    key = cast("ec.EllipticCurvePublicKey | x25519.X25519PublicKey", load_pem_public_key(pem))
+    key = cast("ec.EllipticCurvePublicKey | x25519.X25519PublicKey", load_pem_public_key(pem.encode()))
     digits = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()[:32]
-    return " ".join(digits[place : place + 4] for place in range(0, 32, 4))
+    return "-".join(digits[place : place + 4] for place in range(0, 32, 4))
+
+
+def is_fingerprint_of(typed: str, pem: str) -> bool:
+    """Whether somebody typed the fingerprint of this public key, in whatever groups; all of it, and nothing else."""
+    return re.sub(r"[\s:-]", "", typed).lower() == fingerprint(pem).replace("-", "")

@@ -1,13 +1,12 @@
-"""A start-up kit: one zip per site with all that it needs to join. Checksums show damage, the passphrase shows forgery.
+"""A start-up kit: one zip per site with all that it needs to join. Checksums show damage, the code shows forgery.
 
-The passphrase travels another way than the kit. It authenticates every file of the kit and unlocks the private keys,
-if there are any: a site may make its own keys, and send back their public halves alone.
+Nothing in a kit is secret: the certificate of the authority, the roster, and where the server is. Keys are made at the
+site, which sends back their public halves. The code, which travels another way than the kit, authenticates both.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import io
 import secrets
 import zipfile
@@ -16,17 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import write_atomic
+from fedgraft.common.identity.codes import code_mac, same_mac
 from fedgraft.common.identity.roster import SiteName
 
 FORMAT = 1
 _SUMS, _MAC, _FACTS = "SHA256SUMS", "SHA256SUMS.mac", "kit.json"
 _LARGEST_BYTES = 1 << 20
-_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
 class KitFacts(BaseModel):
@@ -39,28 +37,22 @@ class KitFacts(BaseModel):
     site: SiteName
     host: str
     port: Annotated[int, Field(ge=1, le=65535)]
-    keys_enclosed: bool
 
 
 @dataclass(frozen=True)
 class Kit:
-    """A kit whose checksums and passphrase are right."""
+    """A kit whose checksums and code are right."""
 
     facts: KitFacts
     files: Mapping[str, bytes]
 
 
-def new_passphrase() -> str:
-    """120 random bits in six groups, without letters that look alike."""
-    return "-".join("".join(secrets.choice(_ALPHABET) for _ in range(4)) for _ in range(6))
-
-
-def write_kit(path: Path, facts: KitFacts, files: Mapping[str, bytes], passphrase: str) -> None:
+def write_kit(path: Path, facts: KitFacts, files: Mapping[str, bytes], code: str) -> None:
     """Write a kit, readable by its owner alone."""
     content = {_FACTS: facts.model_dump_json(indent=1).encode() + b"\n", **files}
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(content.items())).encode()
     salt = secrets.token_bytes(16)
-    content |= {_SUMS: sums, _MAC: f"{salt.hex()} {_mac(passphrase, salt, sums)}\n".encode()}
+    content |= {_SUMS: sums, _MAC: f"{salt.hex()} {code_mac(code, salt, sums)}\n".encode()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in content.items():
@@ -68,7 +60,7 @@ def write_kit(path: Path, facts: KitFacts, files: Mapping[str, bytes], passphras
     write_atomic(path, buffer.getvalue(), private=True)
 
 
-def read_kit(path: Path, passphrase: str) -> Kit:
+def read_kit(path: Path, code: str) -> Kit:
     """The kit in a zip file, or in the folder it was unpacked to; InputError if it is damaged or forged."""
     content = _unpacked(path) if path.is_dir() else _zipped(path)
     again = "Ask the coordinator for the kit again."
@@ -76,8 +68,8 @@ def read_kit(path: Path, passphrase: str) -> Kit:
         if name not in content:
             raise InputError(f"{path}: is no kit: {name} is missing.", fix=again)
     salt, _, mac = content[_MAC].decode("ascii", "replace").strip().partition(" ")
-    if not hmac.compare_digest(mac.encode(), _mac(passphrase, _bytes(salt), content[_SUMS]).encode()):
-        raise InputError(f"{path}: the passphrase is not that of this kit, or the kit was changed.", fix=again)
+    if not same_mac(mac, code_mac(code, _bytes(salt), content[_SUMS])):
+        raise InputError(f"{path}: the code is not that of this kit, or the kit was changed.", fix=again)
     files = {name: data for name, data in content.items() if name not in (_SUMS, _MAC)}
     lines = [line.partition("  ") for line in content[_SUMS].decode("utf-8", "replace").splitlines()]
     sums = {name: digest for digest, _, name in lines}
@@ -114,11 +106,6 @@ def _unpacked(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in files}
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}.") from None
-
-
-def _mac(passphrase: str, salt: bytes, message: bytes) -> str:
-    key = Scrypt(salt=salt, length=32, n=2**14, r=8, p=1).derive(passphrase.encode("utf-8", "surrogateescape"))
-    return hmac.new(key, message, hashlib.sha256).hexdigest()
 
 
 def _bytes(digits: str) -> bytes:

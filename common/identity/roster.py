@@ -8,6 +8,7 @@ entries to `secure_aggregation.mask_keys`, which believes no other.
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,25 +64,26 @@ class Membership(BaseModel):
         if not isinstance(public, ec.EllipticCurvePublicKey) or not signed(public, self._content(), signature):
             raise InputError(f"{source}: is not signed by the consortium's authority.", fix="Ask for the kit again.")
 
-    def mask_roster(self) -> SignedRoster:
-        """The members' mask keys with their own signatures."""
-        return SignedRoster(
-            entries=tuple(
-                MaskKeyEntry(site=name, key=_raw(name, member.masking), signature=member.vouch)
-                for name, member in self.members.items()
-            )
-        )
-
     def identities(self) -> dict[str, str]:
         """The keys that say who the members are."""
         return {name: member.node for name, member in self.members.items()}
 
     def write(self, path: Path) -> None:
-        """Write the file."""
+        """Write it as JSON, as `read_membership` takes it."""
         write_json(path, self.model_dump(mode="json"))
 
     def _content(self) -> bytes:
         return canonical_json(self.model_dump(mode="json", exclude={"signature"}))
+
+
+def mask_roster(members: Mapping[str, Member]) -> SignedRoster:
+    """These members' mask keys with their own signatures."""
+    return SignedRoster(
+        entries=tuple(
+            MaskKeyEntry(site=name, key=_raw(name, member.masking), signature=member.vouch)
+            for name, member in members.items()
+        )
+    )
 
 
 def _raw(site: str, masking: str) -> str:

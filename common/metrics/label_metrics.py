@@ -47,17 +47,17 @@ class LabelSums:
 
     @property
     def labels(self) -> int:
-        """Number of labels."""
+        """Number of labels of the task, L."""
         return len(self.confusion)
 
     @property
     def n(self) -> int:
-        """Number of cases."""
+        """Number of cases with any known label."""
         return self.cases
 
     @classmethod
     def zero(cls, labels: int) -> LabelSums:
-        """No cases of so many labels."""
+        """The sums over no cases, for a task of so many `labels`: what `+` begins with."""
         return cls(0, np.zeros((labels, 2, 2), np.int64), np.zeros(labels), ScoreHistogram.zero(labels))
 
     @classmethod
@@ -89,7 +89,7 @@ class LabelSums:
         return LabelSums(self.cases + other.cases, confusion, loss, self.scores + other.scores)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The sums for the wire."""
+        """The sums as arrays by name, as `from_arrays` takes them."""
         keys, counts, rows = self.scores.arrays()
         return {
             "cases": np.array([self.cases], np.int64),

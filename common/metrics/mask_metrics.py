@@ -63,7 +63,7 @@ class MaskSums:
     prediction, and `alarms` are predictions that are not where there is no finding. `both`, `predicted` and `true`
     count pixels. `dice` is the sum over findings of their Dice coefficients, `distance_mm` that of `distances`
     Hausdorff-95, `loss` that of the mean binary cross-entropy per pixel, in nats. Of noised sums only findings and dice
-    are told (and cases are findings).
+    are known (and cases are findings).
     """
 
     cases: int
@@ -80,12 +80,12 @@ class MaskSums:
 
     @property
     def n(self) -> int:
-        """Number of images."""
+        """Number of images with a known mask."""
         return self.cases
 
     @classmethod
     def zero(cls) -> MaskSums:
-        """No images."""
+        """The sums over no images: what `+` begins with."""
         return cls(0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0)
 
     @classmethod
@@ -114,7 +114,7 @@ class MaskSums:
         return MaskSums(*(getattr(self, key) + getattr(other, key) for key in (*_COUNTS, *_SUMS)))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The sums for the wire."""
+        """The sums as arrays (1,) by name, as `from_arrays` takes them."""
         counts = {key: np.array([getattr(self, key)], np.int64) for key in _COUNTS}
         return counts | {key: np.array([getattr(self, key)]) for key in _SUMS}
 

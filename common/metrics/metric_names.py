@@ -28,5 +28,5 @@ NEARER_0_IS_BETTER = frozenset({"bias"})
 
 
 def title(key: str) -> str:
-    """A metric's name for people."""
+    """A metric's name as reports print it."""
     return TITLES.get(key, key.replace("_", " "))

@@ -75,12 +75,12 @@ class ClassificationSums:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Number of classes of the task, C."""
         return len(self.confusion)
 
     @property
     def n(self) -> int:
-        """Number of cases."""
+        """Number of cases with a known class."""
         return int(self.confusion.sum())
 
     @classmethod

@@ -43,7 +43,7 @@ class ScoreHistogram:
 
     @classmethod
     def zero(cls, rows: int) -> ScoreHistogram:
-        """No cases."""
+        """Histograms of no cases, one for each of `rows`: what `+` begins with."""
         empty = np.zeros(0, np.int64)
         return cls(rows, empty, empty)
 
@@ -87,7 +87,7 @@ class ScoreHistogram:
         return _summed(self.rows, keys, np.concatenate([self.counts, other.counts]))
 
     def totals(self) -> Counts:
-        """Cases by row and truth, (rows, 2)."""
+        """Cases by row and truth, (rows, 2): negatives, then positives."""
         cell = (self.keys >> _ROW_SHIFT) << 1 | (self.keys & 1)
         totals = np.bincount(cell, self.counts, minlength=2 * self.rows)
         return totals.astype(np.int64).reshape(self.rows, 2)

@@ -25,7 +25,7 @@ def count(arrays: Mapping[str, Any], key: str, shape: tuple[int, ...] = (1,), mo
 
 
 def total(arrays: Mapping[str, Any], key: str, shape: tuple[int, ...] = (1,), *, signed: bool = False) -> NDArray[Any]:
-    """Finite float sums, from 0 on unless `signed`, or NaN for "not told"; InputError for anything else."""
+    """Finite float sums, from 0 on unless `signed`, or NaN for "not known"; InputError for anything else."""
     array = _shaped(arrays, key, shape)
     if array.dtype.kind not in "iuf":
         raise InputError(f"Metric sums: {key} holds {array.dtype}.")
@@ -50,14 +50,14 @@ def agree(faults: Mapping[str, bool]) -> None:
 
 
 def ratio(part: float, whole: float) -> float | None:
-    """The quotient; None if there is nothing to divide by, or the sum is not told."""
+    """The quotient; None if there is nothing to divide by, or the sum is not known."""
     return float(part / whole) if whole and not math.isnan(part) else None
 
 
 def _shaped(arrays: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> NDArray[Any]:
     try:
         given = arrays[key]
-        # JSON has no NaN: what is not told is null there.
+        # JSON has no NaN: what is not known is null there.
         array = np.asarray(given if isinstance(given, np.ndarray) else _numbers(given))
     except (ValueError, TypeError):
         raise InputError(f"Metric sums: {key} is no array.") from None

@@ -27,7 +27,7 @@ TaskSums = ClassificationSums | LabelSums | ValueSums | MaskSums
 
 @dataclass(frozen=True)
 class HeadlineMetrics:
-    """What is told first of a kind of task: `metrics` by macro mean over the sites, the first of them by worst site."""
+    """What reports show first of a kind of task: `metrics` by macro mean over sites, the first also by worst site."""
 
     metrics: tuple[str, ...]
     lower_is_better: bool = False
@@ -48,14 +48,14 @@ _SHOWN: Mapping[type[TaskSums], HeadlineMetrics] = {
 
 
 def shown_of(values: Mapping[str, Any]) -> HeadlineMetrics:
-    """What is told first of metrics of which only the values are there, as in a run's record."""
+    """What reports show first of metrics of which only the values are there, as in a run's record."""
     if "dice" in values:
         return _SHOWN[MaskSums]
     return _SHOWN[ValueSums] if "mae" in values else _CLASSES
 
 
 def kind_of(task: AnyTask) -> type[TaskSums]:
-    """The type of a task's sums."""
+    """The type of a task's sums, such as `MaskSums` for a segmentation."""
     if isinstance(task, Segmentation):
         return MaskSums
     if isinstance(task, Regression):
@@ -64,12 +64,12 @@ def kind_of(task: AnyTask) -> type[TaskSums]:
 
 
 def headline_metrics(what: AnyTask | type[TaskSums]) -> HeadlineMetrics:
-    """What is told first of a task, or of sums of that type."""
+    """What reports show first of a task, or of sums of that type."""
     return _SHOWN[what if isinstance(what, type) else kind_of(what)]
 
 
 def zero(task: AnyTask) -> TaskSums:
-    """No cases."""
+    """The sums over no cases of this task: what `+` begins with."""
     kind = kind_of(task)
     return kind.zero(task.outputs) if kind in (ClassificationSums, LabelSums) else kind.zero()  # type: ignore[call-arg]
 

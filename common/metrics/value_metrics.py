@@ -28,7 +28,7 @@ class ValueSums:
     """All that is needed of one task's predicted values, in the task's unit; `+` is exact for `n`.
 
     `absolute`, `squared` and `signed` are sums of |e|, e^2 and e = predicted - true; `value` and `value_squared` of the
-    true values. Of noised sums only `n` and `absolute` are told; the others are NaN.
+    true values. Of noised sums only `n` and `absolute` are known; the others are NaN.
     """
 
     n: int
@@ -40,7 +40,7 @@ class ValueSums:
 
     @classmethod
     def zero(cls) -> ValueSums:
-        """No cases."""
+        """The sums over no cases: what `+` begins with."""
         return cls(0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
     @classmethod
@@ -70,7 +70,7 @@ class ValueSums:
         return ValueSums(self.n + other.n, *floats)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The sums for the wire."""
+        """The sums as arrays (1,) by name, as `from_arrays` takes them."""
         return {"n": np.array([self.n], np.int64)} | {key: np.array([getattr(self, key)]) for key in _KEYS}
 
     @classmethod

@@ -54,6 +54,7 @@ _OWN: dict[str, Builder] = {
     "slim_resnet": lambda channels, _: SlimResNet(channels),
     "slim_resnet_gn": lambda channels, _: SlimResNet(channels, group_norm),
 }
+_SHIPPED = dict(_OWN)
 _GN = "_gn"
 """At the end of a name: group norm in place of batch norm. Weights trained with the one do not fit the other."""
 _TABLE: dict[str, Callable[[int], nn.Module]] = {"table_linear": TableLinear, "table_mlp": TableMLP}
@@ -62,6 +63,11 @@ _TABLE: dict[str, Callable[[int], nn.Module]] = {"table_linear": TableLinear, "t
 def register(name: str, builder: Builder) -> None:
     """Add an image backbone of one's own; it must have an attribute `feature_dim`."""
     _OWN[name] = builder
+
+
+def ships(name: str) -> bool:
+    """Whether the backbone of this name is fedgraft's or torchvision's, and not somebody's own."""
+    return _OWN.get(name) is _SHIPPED.get(name) and (name in _SHIPPED or name in _TABLE or name in _torchvision_names())
 
 
 @cache
@@ -75,12 +81,12 @@ def _torchvision_names() -> tuple[str, ...]:
 
 
 def image_backbones() -> tuple[str, ...]:
-    """All names for images."""
+    """All names for `model.backbone` with images: fedgraft's own, torchvision's, and those with group norm."""
     return (*_OWN, *_torchvision_names())
 
 
 def table_backbones() -> tuple[str, ...]:
-    """All names for tables."""
+    """All names for `model.backbone` with tables."""
     return tuple(_TABLE)
 
 

@@ -36,8 +36,8 @@ class Ensemble(nn.Module):
     The mean (N, outputs) is that of the calibrated probabilities, as logits again: its softmax (or sigmoid) is the mean
     itself. It comes times `MEAN_SCALE`, so small that a ridge on features as they are leaves it alone. Each one's own
     are its calibrated probabilities, which a ridge weighs better than logits, where one case of which a base model is
-    too sure counts as much as many. Values have no temperature and stay as they are. Base models rest, whatever is
-    asked.
+    too sure counts as much as many. Values have no temperature and stay as they are. Base models are frozen,
+    whatever is asked.
     """
 
     def __init__(self, base_models: Sequence[nn.Module], tasks: Mapping[str, AnyTask]) -> None:
@@ -49,7 +49,7 @@ class Ensemble(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - torch's signature
-        """Base models never train."""
+        """Stays in eval whatever `mode` is, since base models are frozen."""
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:

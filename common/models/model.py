@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.models.architecture import Architecture, Entry
 from fedgraft.common.models.backbones import (
     Backbone,
     build_image_backbone,
@@ -39,8 +40,8 @@ class TransferModel(nn.Module):
     """Features and heads. State keys are `backbone.` plus the backbone's own, and `heads.TASK.weight` and `.bias`.
 
     `decoders` make heads that answer for every pixel, by task; their keys begin with `heads.TASK.` as well. They are
-    made after all else but domain discriminators, so that they change no entry that is drawn for another. Critics, if a
-    plan has any, are `domain_discriminators.NAME.`; they take no part in `forward`.
+    made after all else but domain discriminators, so that they change no entry that is drawn for another. Domain
+    discriminators, if a plan has any, are `domain_discriminators.NAME.`; they take no part in `forward`.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class TransferModel(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch, but what `freeze` put to rest stays in eval."""
+        """As in torch, but what `freeze` has frozen stays in eval."""
         super().train(mode)
         for part in self._frozen if mode else ():
             part.eval()
@@ -174,7 +175,7 @@ class Heads(nn.Module):
         return z, self(z)
 
     def forward(self, z: Tensor) -> dict[str, Tensor]:
-        """Logits (N, classes) by task."""
+        """Logits (N, classes) by task, from features (N, d)."""
         return {task: head(z) for task, head in self.heads.items()}
 
 
@@ -284,6 +285,14 @@ def build_ensemble(base_models: Sequence[TransferModel], tasks: Mapping[str, Any
 def state_arrays(model: nn.Module) -> dict[str, np.ndarray]:
     """All state entries as arrays; on the CPU they share the model's memory."""
     return {key: value.detach().cpu().numpy() for key, value in model.state_dict().items()}
+
+
+def describe(model: TransferModel) -> Architecture:
+    """What a model is made of."""
+    tags, own = model.tags(), state_arrays(model)
+    base_models = model.backbone.base_models if isinstance(model.backbone, Ensemble) else ()
+    parts = tuple(describe(part) for part in base_models if isinstance(part, TransferModel))
+    return Architecture({key: Entry(array.shape, array.dtype.name, tags[key]) for key, array in own.items()}, parts)
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:

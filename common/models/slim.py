@@ -49,7 +49,7 @@ class SlimResNet(nn.Module):
         self.blocks = nn.Sequential(*(Block(*size, norm) for size in sizes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) to (N, 128)."""
+        """Features (N, 128) of images (N, channels, H, W)."""
         y = self.blocks(torch.relu(self.bn1(self.conv1(x))))
         features: Tensor = y.mean((2, 3))
         return features
@@ -67,7 +67,7 @@ class StandardiseColumns(nn.Module):
         self.register_buffer("std", torch.ones(columns))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, columns) to (N, columns), without NaN."""
+        """Standardised columns (N, columns); a missing value, which is NaN, becomes 0."""
         return torch.nan_to_num((x - self.mean) / self.std, nan=0.0)
 
 
@@ -80,7 +80,7 @@ class TableLinear(nn.Module):
         self.standardise = StandardiseColumns(columns)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, columns) to (N, columns)."""
+        """The standardised columns (N, columns), which are its features."""
         columns: Tensor = self.standardise(x)
         return columns
 
@@ -96,6 +96,6 @@ class TableMLP(nn.Module):
         self.layers = nn.Sequential(nn.Linear(columns, 64), nn.ReLU(), nn.Linear(64, self.feature_dim), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, columns) to (N, 32)."""
+        """Features (N, 32) of a table's rows (N, columns)."""
         features: Tensor = self.layers(self.standardise(x))
         return features

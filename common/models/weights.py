@@ -18,7 +18,7 @@ from safetensors.numpy import save as format_safetensors
 from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.base.files import CONFIGS, home, parse_tensors, write_atomic
 from fedgraft.common.base.value import unless
-from fedgraft.common.models.model import TransferModel, load_arrays, state_arrays
+from fedgraft.common.models.architecture import Architecture
 from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.tasks import AnyTask
@@ -135,45 +135,45 @@ def save_weights(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[
     return manifest
 
 
-def graft(
-    model: TransferModel, arrays: Mapping[str, np.ndarray], source: str, heads: Collection[str] = ()
-) -> KeyReport:
-    """Put pretrained backbone entries into a model, and the `heads` of these tasks; all other heads stay fresh.
+def fit(
+    made_of: Architecture, arrays: Mapping[str, np.ndarray], source: str, heads: Collection[str] = ()
+) -> tuple[dict[str, np.ndarray], KeyReport]:
+    """The entries that a model takes from pretrained ones: its backbone's, and the `heads` of these tasks.
 
-    A stem for 3 channels is adapted to 1, or 1 to 3. WeightsError lists all entries that are missing, extra or
-    misshapen.
+    A stem for 3 channels is adapted to 1, or 1 to 3. All other heads stay fresh. WeightsError lists all entries that
+    are missing, extra or misshapen.
     """
-    state = state_arrays(model)
-    tags = model.tags()
     wanted = {
-        key for key, tag in tags.items() if tag.role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) or tag.task in heads
+        key
+        for key, entry in made_of.entries.items()
+        if entry.tag.role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) or entry.tag.task in heads
     }
     given = {key for key in arrays if key.startswith("backbone.") or key in wanted}
     faults = [f"{key}: missing" for key in sorted(wanted - given)]
     faults += [f"{key}: not in this backbone" for key in sorted(given - wanted)]
-    aggregated, adapted = dict(state), []
+    taken: dict[str, np.ndarray] = {}
+    adapted = []
     for key in sorted(wanted & given):
-        array = arrays[key]
-        if tags[key].role is Role.STEM and _other_channels(array, state[key]):
-            array = adapt_stem(array, state[key].shape[1])
+        array, entry = arrays[key], made_of.entries[key]
+        if entry.tag.role is Role.STEM and _other_channels(array.shape, entry.shape):
+            array = adapt_stem(array, entry.shape[1])
             adapted.append(key)
-        if array.shape != state[key].shape:
-            faults.append(f"{key}: is {arrays[key].shape}, must be {state[key].shape}")
+        if array.shape != entry.shape:
+            faults.append(f"{key}: is {arrays[key].shape}, must be {entry.shape}")
         elif array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             faults.append(f"{key}: must hold finite real numbers")
         else:
-            aggregated[key] = array.astype(state[key].dtype)
+            taken[key] = array.astype(entry.dtype)
     if faults:
         raise WeightsError(f"{source}: does not fit the backbone:\n" + "\n".join(f"  - {line}" for line in faults))
-    load_arrays(model, aggregated)
     loaded = tuple(sorted((wanted & given) - set(adapted)))
-    fresh = tuple(key for key in state if key not in wanted)
-    return KeyReport(loaded, tuple(adapted), fresh, tuple(sorted(set(arrays) - given)))
+    fresh = tuple(key for key in made_of.entries if key not in wanted)
+    return taken, KeyReport(loaded, tuple(adapted), fresh, tuple(sorted(set(arrays) - given)))
 
 
-def _other_channels(given: np.ndarray, wanted: np.ndarray) -> bool:
-    """Whether both are kernels of a first convolution, one for grey images and one for colour."""
-    return given.ndim == wanted.ndim == 4 and {given.shape[1], wanted.shape[1]} == {1, 3}
+def _other_channels(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether both are shapes of a first convolution's kernels, one for grey images and one for colour."""
+    return len(given) == len(wanted) == 4 and {given[1], wanted[1]} == {1, 3}
 
 
 def adapt_stem(kernel: np.ndarray, channels: int) -> np.ndarray:

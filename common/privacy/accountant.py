@@ -70,7 +70,7 @@ def default_delta(patients: int) -> float:
 
 
 def aggregate(events: Sequence[Event]) -> tuple[Event, ...]:
-    """The same events with equal (sigma, q) counted together, in order of first use."""
+    """The same events with equal (noise_multiplier, sample_rate) counted together, in order of first use."""
     steps: dict[tuple[float, float], int] = {}
     for event in events:
         steps[event.noise_multiplier, event.sample_rate] = (
@@ -142,7 +142,7 @@ def epsilon_prv(events: Sequence[Event], delta: float) -> float | None:
 
 
 def noise_for(limit: float, delta: float, q: float, steps: int, spent: Sequence[Event] = ()) -> float:
-    """The least sigma, to 0.1 %, with which `steps` more steps keep epsilon within `limit` after what was `spent`.
+    """The least noise multiplier, to 0.1 %, with which `steps` more keep epsilon within `limit` after what was `spent`.
 
     Infinity if no noise is enough.
     """
@@ -166,7 +166,7 @@ def noise_for(limit: float, delta: float, q: float, steps: int, spent: Sequence[
 
 def _valid(event: Event) -> bool:
     whole = isinstance(event.steps, int) and not isinstance(event.steps, bool)
-    # A sigma of 1e9 has a divergence below the rounding error of the formulas, which would then count as nothing.
+    # At 1e9 the divergence is below the rounding error of the formulas, and would then count as nothing.
     return (
         whole
         and 1 <= event.steps <= _STEPS_MAX

@@ -92,5 +92,5 @@ def moments_from_sums(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def forms_of(state: Mapping[str, np.ndarray]) -> Shapes:
-    """Shapes and types of arrays."""
+    """By name the shape and the type's name of each array, such as ((3, 128), "float32")."""
     return {key: (array.shape, array.dtype.name) for key, array in state.items()}

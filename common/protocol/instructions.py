@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 
 from fedgraft.common.base.files import digest_arrays
 from fedgraft.common.privacy.accountant import Spend
+from fedgraft.common.study.inputs import Split
 
 PROTOCOL = 1
 """Both sides must speak the same version; a site refuses another."""
@@ -23,7 +23,6 @@ NOISE = "noise"
 """The name under which private sums say how much noise is in them: its variance, which adds up over sites."""
 
 Arrays = Mapping[str, np.ndarray]
-Split = Literal["train", "val", "test", "all"]
 
 
 class Code(StrEnum):
@@ -31,6 +30,8 @@ class Code(StrEnum):
 
     OTHER_PROTOCOL = "other_protocol"
     UNKNOWN_STUDY = "unknown_study"
+    OUT_OF_TURN = "out_of_turn"
+    """The study has no such exchange, or the site is past it."""
     MISSING_TENSORS = "missing_tensors"
     BAD_TENSORS = "bad_tensors"
     NO_LABELS = "no_labels"

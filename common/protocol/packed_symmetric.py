@@ -42,5 +42,5 @@ def unpacked(sent: Arrays) -> dict[str, np.ndarray]:
 
 
 def cells(side: int) -> int:
-    """How many numbers a half holds."""
+    """How many numbers one half of a `side` x `side` matrix holds, with its diagonal."""
     return side * (side + 1) // 2

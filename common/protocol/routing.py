@@ -16,6 +16,7 @@ from fedgraft.common.study.plan import (
     Tag,
 )
 from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.study import Study
 from fedgraft.common.study.training import Private
 
 KINDS = {"double": "float64", "single": "float32"}
@@ -52,6 +53,8 @@ class Routing:
     frozen: bool
     plain: bool
     """Whether what is sent is computed from the site's data without noise."""
+    silent: bool
+    """Whether nothing that is computed from the site's data is sent."""
 
     @classmethod
     def of(cls, stage: Stage, tags: Tags) -> Routing:
@@ -59,7 +62,8 @@ class Routing:
         moves = changed(stage, tags)
         there, here = sent(stage, tags), stays(stage, tags)
         roles = frozenset(tags[key].role for key in moves)
-        return cls(moves, there, here, roles, frozen(stage, tags), releases_plainly(stage, tags))
+        silent = not there and not isinstance(stage.local, Statistics)
+        return cls(moves, there, here, roles, frozen(stage, tags), releases_plainly(stage, tags), silent)
 
 
 def sent(stage: Stage, tags: Tags) -> tuple[str, ...]:
@@ -80,6 +84,11 @@ def own(stage: Stage, tags: Tags, key: str) -> bool:
 def privacy_request(stage: Stage) -> Private | PrivateSums | None:
     """What the stage asks of its privacy; None if it is without noise."""
     return stage.local.private if isinstance(stage.local, Gradient | Statistics) else None
+
+
+def is_private(study: Study) -> bool:
+    """Whether any stage works with differential privacy, so that one patient must not move another."""
+    return any(privacy_request(stage) is not None for stage in study.plan)
 
 
 def frozen(stage: Stage, tags: Tags) -> bool:

@@ -51,7 +51,7 @@ _TENSORS, _METRICS, _MASKED, _WORDS = "tensors", "metrics", "secure_aggregation"
 
 
 def pack_hello(hello: Hello) -> RecordDict:
-    """Hello as records."""
+    """The first message to a site as records, as `unpack_hello` takes them."""
     return _pack({"protocol": hello.protocol, "study": hello.study.decode()})
 
 
@@ -62,7 +62,7 @@ def unpack_hello(records: RecordDict) -> Hello:
 
 
 def pack_greeting(greeting: Greeting) -> RecordDict:
-    """A greeting as records."""
+    """A site's answer to hello as records, as `unpack_greeting` takes them."""
     words = {
         "site": greeting.site,
         "cases": dict(greeting.cases),

@@ -74,7 +74,7 @@ class LayoutEntry(NamedTuple):
 
     @property
     def words(self) -> int:
-        """How many words the array takes."""
+        """Words of 64 bits that the array takes: one for each value, or two where it is `fine`."""
         return math.prod(self.shape) * (1 + self.fine)
 
 
@@ -91,11 +91,11 @@ class Layout:
 
     @cached_property
     def words(self) -> int:
-        """How many words an upload has."""
+        """Words of 64 bits in one upload, the tag among them."""
         return len(_TAG) + sum(entry.words for entry in self.entries)
 
     def places(self) -> Iterator[tuple[LayoutEntry, slice]]:
-        """Each array and where its words lie."""
+        """Each array with the slice of the upload's words that holds it, in the order of names."""
         at = len(_TAG)
         for entry in self.entries:
             yield entry, slice(at, at + entry.words)
@@ -107,7 +107,8 @@ class Context:
     """What is summed, and with whom. Sites must agree on every field, or nothing opens.
 
     `sites` are all that take part, each with the nonce that it drew for this run; `number` counts the sums of a run, so
-    that a round that is repeated draws new masks; `received` is the digest of the model that the site was sent.
+    that a round that is repeated draws new masks; `work` and `evaluate` are what the instruction asks for, and
+    `received` is the digest of all that came with it: the model, and what is beside it.
     """
 
     study: str
@@ -115,6 +116,8 @@ class Context:
     stage: int
     round: int
     exchange: int
+    work: bool
+    evaluate: str | None
     number: int
     sites: Mapping[str, str]
     received: str
@@ -124,9 +127,10 @@ class Context:
         if len(self.sites) < FEWEST:
             raise TooFewSites(f"masked sums need {FEWEST} sites: of {len(self.sites)}, one would learn another's part")
         keys = {site: pairs.roster.key(site).hex() for site in self.sites}
-        facts = [self.study, self.part, self.stage, self.round, self.exchange, self.number, self.received]
+        facts = [self.study, self.part, self.stage, self.round, self.exchange]
+        facts += [self.work, self.evaluate, self.number, self.received]
         return hashlib.sha256(
-            canonical_json(["fedgraft masked sum 1", facts, dict(self.sites), keys, layout.entries])
+            canonical_json(["fedgraft masked sum 2", facts, dict(self.sites), keys, layout.entries])
         ).digest()
 
 

@@ -64,7 +64,7 @@ def tensor_summands(update: Update, stage: Stage, tags: Tags) -> Summands:
 
 
 def tensor_shapes(expected: Shapes, study: Study, stage: Stage) -> Shapes:
-    """The shapes of `tensor_terms`; `expected` are those of an update in the open."""
+    """The shapes of `tensor_summands`; `expected` are those of an update in the open."""
     if not isinstance(stage.aggregate, Mean | ServerOptimiser):
         return expected
     weights = {_WEIGHT + name: ((), "float64") for name in (TRUNK, *study.tasks_by_name)}
@@ -72,7 +72,7 @@ def tensor_shapes(expected: Shapes, study: Study, stage: Stage) -> Shapes:
 
 
 def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Update:
-    """The sums of `tensor_terms` as the update of a site that has all cases.
+    """The sums of `tensor_summands` as the update of a site that has all cases.
 
     Entries that no site gave weight stay as they are in `state`.
     """
@@ -107,19 +107,19 @@ def metric_summands(sums: Mapping[str, TaskSums], train: Mapping[str, float]) ->
 
 
 def metric_shapes(study: Study) -> Shapes:
-    """The shapes of `metric_terms`."""
+    """The shapes and types of `metric_summands` for this study, whatever a site has."""
     nothing = metric_summands({name: zero(task) for name, task in study.tasks_by_name.items()}, {})
     return {key: (array.shape, array.dtype.name) for key, array in nothing.arrays.items()}
 
 
 def pooled_loss(sums: Arrays) -> dict[str, float]:
-    """The mean loss of training over all cases, from the sums of `metric_terms`; nothing if none was trained on."""
+    """The mean loss of training over all cases, from the sums of `metric_summands`; nothing if none was trained on."""
     loss, seen = sums[_LOSS]
     return {"loss": float(loss / seen)} if seen else {}
 
 
 def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
-    """The sums of `metric_terms` by task. InputError if no predictions could have given them."""
+    """The sums of `metric_summands` by task. InputError if no predictions could have given them."""
     found = {}
     for task, asked in study.tasks_by_name.items():
         own = {key.partition("/")[2]: array for key, array in sums.items() if key.partition("/")[0] == task}

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedgraft.common.base.value import Value
+from fedgraft.common.base.value import Value, unless
+
+Split = Literal["train", "val", "test", "all"]
+"""Cases of a site; `all` is for observers, whose data are public."""
 
 
 class ImageInput(Value):
@@ -31,16 +34,29 @@ class ImageInput(Value):
         return self
 
 
+class Scale(Value):
+    """What a column's values are about, and how far they spread: public numbers, in the column's own unit."""
+
+    mean: float
+    std: Annotated[float, Field(gt=0)]
+
+
 class TableInput(Value):
     """Columns of a table, agreed by all sites: numbers as they are, categories one-hot in the listed order.
 
     The model's input has `width` columns: the numeric ones first, then one per category value. A missing number is
     NaN; a missing category is all zeros.
+
+    A model wants its columns on one scale. `standardise` gives it in public numbers, so that no site need be asked.
+    Without it the plan begins with sums over the sites; if these are to be private, `ranges` bounds what one patient
+    can change: public limits, beyond which a value counts as the limit. Each names all numeric columns, or none.
     """
 
     kind: Literal["table"] = "table"
     numeric: tuple[str, ...] = ()
     categorical: dict[str, tuple[str, ...]] = Field(default={})
+    standardise: Annotated[dict[str, Scale], Field(exclude_if=unless({}))] = Field(default={})
+    ranges: Annotated[dict[str, tuple[float, float]], Field(exclude_if=unless({}))] = Field(default={})
 
     @model_validator(mode="after")
     def _some_columns(self) -> TableInput:
@@ -48,7 +64,35 @@ class TableInput(Value):
             raise ValueError("a table needs at least one numeric or categorical column")
         if both := set(self.numeric) & set(self.categorical):
             raise ValueError(f"columns both numeric and categorical: {', '.join(sorted(both))}")
+        for key, given in (("standardise", self.standardise), ("ranges", self.ranges)):
+            if given and (absent := [name for name in self.numeric if name not in given]):
+                raise ValueError(f"{key} names all numeric columns or none, and lacks {', '.join(absent)}")
+            if strange := [name for name in given if name not in self.numeric]:
+                raise ValueError(f"{key} names {', '.join(strange)}, which is no numeric column")
+        if wrong := [name for name, (least, largest) in self.ranges.items() if not least < largest]:
+            raise ValueError(f"ranges of {', '.join(wrong)}: the first number must be below the second")
         return self
+
+    @property
+    def needs_sums(self) -> bool:
+        """Whether the scale of the columns has to be computed by the sites, since the study does not give it."""
+        return bool(self.numeric) and not self.standardise
+
+    def public_scale(self) -> tuple[list[float], list[float]] | None:
+        """Mean and deviation of all `width` columns by the study's own numbers; None if it gives none.
+
+        Of `ranges` alone these are the middle and half the width, from which noised sums are counted. Categories
+        stay 0 and 1.
+        """
+        if self.standardise:
+            own = [(self.standardise[name].mean, self.standardise[name].std) for name in self.numeric]
+        elif self.ranges:
+            limits = [self.ranges[name] for name in self.numeric]
+            own = [((least + largest) / 2, (largest - least) / 2) for least, largest in limits]
+        else:
+            return None
+        rest = self.width - len(own)
+        return [mean for mean, _ in own] + [0.0] * rest, [std for _, std in own] + [1.0] * rest
 
     @property
     def width(self) -> int:

@@ -53,13 +53,13 @@ class _Loss(Value, ABC):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """What the site must have."""
+        """What must be at a site, or be sent to it, for this loss; nothing unless a loss says so."""
         return frozenset()
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """The loss in a few words."""
+        """What is minimised, as `study explain` prints it after the weight: "1 x labels + 0.01 x a pull to ..."."""
 
     @property
     def self_taught(self) -> bool:
@@ -75,17 +75,17 @@ class Supervised(_Loss):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """Labels, or a source that has some."""
+        """Labels of the site's own cases, or a source at the site, whose cases all have labels."""
         return frozenset({Requirement.LABELS if self.of == "target" else Requirement.SOURCE})
 
     @property
     def description(self) -> str:
-        """The loss in a few words."""
+        """Says "labels", or "labels of a source at the site"."""
         return "labels" if self.of == "target" else "labels of a source at the site"
 
 
 class Proximal(_Loss):
-    """weight/2 |w - a|^2 over the trained parameters: they are pulled to `a` while they learn.
+    """weight/2 |w - a|^2 over the trained parameters, which keeps them near `a` while they learn.
 
     `to: round` is what the visit began with (FedProx, Li et al. 2020); `pretrained` what the run began with, heads left
     alone (L2-SP, Li et al. 2018); `global` the coordinator's entries, for a model that the site keeps (Ditto, Li et al.
@@ -100,12 +100,12 @@ class Proximal(_Loss):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """The start of the run, if that is the anchor."""
+        """The entries that the run began with, if `to` is `pretrained`."""
         return frozenset({Requirement.PRETRAINED}) if self.to == "pretrained" else frozenset()
 
     @property
     def description(self) -> str:
-        """The loss in a few words."""
+        """Says "a pull to the start of the round", or to what else `to` names."""
         end = {"pretrained": "the start of the run", "round": "the start of the round", "global": "the common model"}
         return f"a pull to {end[self.to]}"
 
@@ -123,12 +123,12 @@ class ControlVariate(_Loss):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """Control variates."""
+        """The coordinator's control variates c, which come with each instruction."""
         return frozenset({Requirement.CONTROL_VARIATE})
 
     @property
     def description(self) -> str:
-        """The loss in a few words."""
+        """Says "control variates"."""
         return "control variates"
 
 
@@ -146,7 +146,7 @@ class Adversarial(_Loss):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """Source cases, and a domain discriminator."""
+        """Cases of a source at the site, and a domain discriminator in the model."""
         return frozenset({Requirement.SOURCE, Requirement.DOMAIN_DISCRIMINATOR})
 
     @property
@@ -156,7 +156,7 @@ class Adversarial(_Loss):
 
     @property
     def description(self) -> str:
-        """The loss in a few words."""
+        """Says "a domain discriminator of features against a source at the site", or of "features by class" (CDAN)."""
         what = "features by class" if self.conditional else "features"
         return f"a domain discriminator of {what} against a source at the site"
 
@@ -175,12 +175,12 @@ class Discrepancy(_Loss):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """Source cases, or only their moments."""
+        """Cases of a source at the site; for `moments` only what the source released."""
         return frozenset({Requirement.MOMENTS if self.measure == "moments" else Requirement.SOURCE})
 
     @property
     def description(self) -> str:
-        """The loss in a few words."""
+        """The measure and what it compares to, such as "coral distance of features to a source at the site"."""
         to = "moments that a source released" if self.measure == "moments" else "a source at the site"
         return f"{self.measure} distance of features to {to}"
 
@@ -188,7 +188,7 @@ class Discrepancy(_Loss):
 class InfoMax(_Loss):
     """Sure about each case, even over the classes: mean entropy less `diversity` times the entropy of the mean.
 
-    Liang et al. 2020 (SHOT-IM). It can lead a model astray that begins badly, so it needs a `fallback`.
+    Liang et al. 2020 (SHOT-IM). It can lead a model astray that begins badly, so it needs a `rollback`.
     """
 
     kind: Literal["infomax"] = "infomax"
@@ -198,12 +198,12 @@ class InfoMax(_Loss):
 
     @property
     def description(self) -> str:
-        """The loss in a few words."""
+        """Says "information maximisation"."""
         return "information maximisation"
 
     @property
     def self_taught(self) -> bool:
-        """It is."""
+        """True: it makes the model surer of its own answers, whatever they are."""
         return True
 
 
@@ -215,12 +215,12 @@ class PseudoLabel(_Loss):
 
     @property
     def description(self) -> str:
-        """The loss in a few words."""
+        """What counts as a label, such as "guesses of probability 0.9 or more as labels"."""
         return f"guesses of probability {self.sure:g} or more as labels"
 
     @property
     def self_taught(self) -> bool:
-        """It is."""
+        """True: its labels are the model's own guesses."""
         return True
 
 
@@ -237,12 +237,12 @@ class Distill(_Loss):
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """The teacher."""
+        """The teacher's entries, which are sent once, beside the model."""
         return frozenset({Requirement.TEACHER})
 
     @property
     def description(self) -> str:
-        """The loss in a few words."""
+        """Whose answers, and how soft: "the answers of runs/one, softened by 2"."""
         base_models = self.teacher.base_models
         who = " + ".join(str(one.weights) for one in base_models) if base_models else str(self.teacher.weights)
         return f"the answers of {'the ensemble ' if base_models else ''}{who}, softened by {self.temperature:g}"
@@ -263,7 +263,7 @@ SUPERVISED = (Supervised(),)
 
 
 def requirements(losses: Iterable[Loss]) -> frozenset[Requirement]:
-    """All that these losses need."""
+    """Everything that any of these losses requires."""
     return frozenset().union(*(loss.requires for loss in losses))
 
 
@@ -283,5 +283,5 @@ def sees_features(losses: Iterable[Loss]) -> bool:
 
 
 def find(losses: Iterable[Loss], kind: type[Value]) -> Loss | None:
-    """The first loss of that kind."""
+    """The first of these losses that is of `kind`; None if there is none."""
     return next((loss for loss in losses if isinstance(loss, kind)), None)

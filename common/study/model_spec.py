@@ -77,7 +77,7 @@ class Teacher(Model):
     """A finished model, or an ensemble of such, whose answers a student learns; as `Model`, with heads of its own."""
 
     elsewhere: Annotated[bool, Field(exclude_if=unless(False))] = False
-    """Whether it learnt from other patients than those of this study's sites, as of `Member`."""
+    """Whether it learnt from other patients than those of this study's sites, as of `BaseModelSpec`."""
 
     @model_validator(mode="before")
     @classmethod

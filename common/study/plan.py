@@ -196,7 +196,7 @@ class Stage(Value):
 
     `share` says which entries travel. `keep` says which trained entries stay at the site on purpose. `source` is a site
     that holds public source data: it works only in stages that are for it, or that minimise the joint loss
-    L_source + `joint` L_target with it, each L a mean over cases.
+    L_source + `joint_lambda` L_target with it, each L a mean over cases.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]

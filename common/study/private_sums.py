@@ -30,5 +30,5 @@ class PrivateSums(Value):
 
     @property
     def sample_rate(self) -> float:
-        """All units are in the sums."""
+        """1: every unit is in the sums, so sampling gives no amplification."""
         return 1.0

@@ -24,8 +24,9 @@ from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.tasks import (
     AnyTask,
     Multilabel,
-    Segmentation,
     Task,
+    linear_heads,
+    mask_heads,
 )
 
 _LARGEST_CHANGE = 10.0
@@ -34,9 +35,10 @@ _LARGEST_CHANGE = 10.0
 class RoundRules(Value):
     """When a round counts. `quorum` is the share of the asked sites that must answer well, at least `min_sites`.
 
-    `deadline_s` bounds a site's answer to one order, in seconds; no deadline if absent. `max_change` bounds the norm of
-    a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure aggregation,
-    where nobody sees a site's change, it cannot be given, and the bound of 10 holds for the aggregated change.
+    `deadline_s` bounds a site's answer to one instruction, in seconds; no deadline if absent. `max_change` bounds the
+    norm of a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure
+    aggregation, where nobody sees a site's change, it cannot be given, and the bound of 10 holds for the aggregated
+    change.
     """
 
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -46,7 +48,7 @@ class RoundRules(Value):
 
     @property
     def largest_change(self) -> float:
-        """The bound that holds."""
+        """`max_change`, or 10 if the study does not give it."""
         return _LARGEST_CHANGE if self.max_change is None else self.max_change
 
 
@@ -92,16 +94,16 @@ class Study(Value):
     @property
     def heads(self) -> dict[str, int]:
         """Outputs of the linear heads by task name; for a classification its classes."""
-        return {task.name: task.outputs for task in self.tasks if not isinstance(task, Segmentation)}
+        return linear_heads(self.tasks)
 
     @property
     def mask_heads(self) -> tuple[str, ...]:
         """Names of the tasks that ask for a mask."""
-        return tuple(task.name for task in self.tasks if isinstance(task, Segmentation))
+        return mask_heads(self.tasks)
 
     @cached_property
     def tasks_by_name(self) -> dict[str, AnyTask]:
-        """The tasks by name."""
+        """The tasks by name, in the study's order."""
         return {task.name: task for task in self.tasks}
 
     @property
@@ -181,7 +183,8 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     method = data.pop("method")
     if "plan" in data:
         return data, ["method: give either method or plan, not both"]
-    table = isinstance(data.get("input"), dict) and data["input"].get("kind") == "table"
+    given = data["input"] if isinstance(data.get("input"), dict) else {}
+    table = given.get("kind") == "table" and bool(given.get("numeric")) and not given.get("standardise")
     finished = isinstance(data.get("model"), dict) and data["model"].get("backbone") == ENSEMBLE
     faults = []
     try:

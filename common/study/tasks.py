@@ -6,6 +6,7 @@ known), or a mask (1 inside, 0 outside; -1 everywhere = not known).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_serializer
@@ -119,7 +120,7 @@ class Segmentation(_Question):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What people read of the answers."""
+        """What people read of the answers: a pixel is "inside" or not."""
         return ("inside",)
 
 
@@ -140,3 +141,13 @@ AnyTask = Annotated[
     ),
 ]
 """A task of any kind; without `kind` it is multiclass."""
+
+
+def linear_heads(tasks: Iterable[AnyTask]) -> dict[str, int]:
+    """Outputs of the linear heads by task name; for a classification its classes."""
+    return {task.name: task.outputs for task in tasks if not isinstance(task, Segmentation)}
+
+
+def mask_heads(tasks: Iterable[AnyTask]) -> tuple[str, ...]:
+    """Names of the tasks that ask for a mask."""
+    return tuple(task.name for task in tasks if isinstance(task, Segmentation))

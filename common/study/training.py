@@ -1,4 +1,4 @@
-"""How a gradient stage trains, beyond its rates: augmentation, privacy, look-ahead, and a way back. Values."""
+"""How a gradient stage trains, beyond its rates: augmentation, privacy, inner steps, and rollback. Values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedgraft.common.base.value import Value
+from fedgraft.common.base.value import Value, unless
 
 
 class Augment(Value):
@@ -37,6 +37,9 @@ class Private(Value):
     unit: Literal["patient", "image"] = "patient"
     mode: Literal["hooks", "ghost"] = "hooks"
     """How gradients of single cases are found: kept all at once, or in two passes with less memory."""
+    expected_units: Annotated[int | None, Field(ge=1, exclude_if=unless(None))] = None
+    """How many units a site is expected to have: the noised sum is divided by `sample_rate` times this number, whatever
+    the true one is, which nobody is to learn. If absent, each site takes its own public, coarse number."""
     augmentation_multiplicity: Annotated[int, Field(ge=1)] = 1
     """A unit's gradient is the mean over up to this many of its images, or augmented copies of them."""
 

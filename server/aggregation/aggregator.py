@@ -79,13 +79,13 @@ def _of_sums(stage: Stage, aggregate: Sums, memory: dict[str, np.ndarray]) -> Ag
 
 
 class _SumAggregator:
-    """Adds up arrays by name."""
+    """Adds up the sites' arrays by name; what is made of the totals is each subclass's."""
 
     def __init__(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
 
     def add(self, update: Update) -> None:
-        """Add the site's sums."""
+        """Add a site's sums, in float64, halves of symmetric matrices unpacked."""
         for key, array in unpacked(update.tensors).items():
             self._sums[key] = self._sums[key] + array if key in self._sums else array
 
@@ -129,7 +129,7 @@ class StandardiseAggregator(_SumAggregator):
     """Sums of columns, then the mean and deviation of the model's first layer."""
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
-        """The standardising layer's entries."""
+        """Mean and deviation of the columns, as entries of the standardising layer."""
         return scale_from_sums(self._sums, state)
 
 
@@ -137,7 +137,7 @@ class TemperAggregator(_SumAggregator):
     """Sums of losses on a grid of temperatures, then the entries with the best ones in them."""
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
-        """Members' temperatures, or heads. RunError if no site had a label."""
+        """Base models' temperatures, or heads. RunError if no site had a label."""
         return tempered(self._sums, state)
 
 
@@ -174,8 +174,8 @@ class NothingAggregator:
     """Nothing comes back, nothing changes."""
 
     def add(self, update: Update) -> None:
-        """There is nothing to take in."""
+        """Ignores the update: the stage shares nothing."""
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
-        """No entry changes."""
+        """No entries: the state stays as it was."""
         return {}

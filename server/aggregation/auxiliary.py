@@ -40,7 +40,7 @@ class Auxiliary:
         """What was sent last."""
 
     def for_stage(self, stage: Stage, memory: Memory) -> dict[str, np.ndarray]:
-        """What goes out with the orders of this round."""
+        """What goes out with the instructions of this round."""
         teacher = self._teacher(stage)
         shapes = auxiliary_shapes(stage, self._tags, forms_of(self._start), forms_of(teacher))
         self.kept = {name: self._one(name, shape, memory) for name, (shape, _) in shapes.items()}

@@ -22,7 +22,7 @@ class Joint:
         self._sources: list[Update] = []
 
     def pass_on(self, update: Update, aggregator: Aggregator, *, of_source: bool) -> None:
-        """Take in one update."""
+        """Give an update to the aggregator; the source's is held back until the hospitals' weights are known."""
         if self._lam is not None and of_source:
             copies = {key: array.copy() for key, array in update.tensors.items()}
             self._sources.append(replace(update, tensors=copies))
@@ -32,7 +32,7 @@ class Joint:
         aggregator.add(update)
 
     def finish(self, aggregator: Aggregator) -> None:
-        """Pass on what was held back."""
+        """Give what was held back to the aggregator, with the source's share as its weight."""
         for update in self._sources:
             weights = {name: weight * self._factor(name) for name, weight in update.weights.items()}
             aggregator.add(replace(update, weights=weights))

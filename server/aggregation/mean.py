@@ -21,7 +21,7 @@ class MeanAggregator:
         self._weights: dict[str, float] = {}
 
     def add(self, update: Update) -> None:
-        """Add weight times entries."""
+        """Add a site's entries times its weight, in float64."""
         for key, array in update.tensors.items():
             weight = update.weights[self._tags[key].task or TRUNK]
             if self._equal:

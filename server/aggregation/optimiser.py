@@ -35,11 +35,11 @@ class ServerOptimiserAggregator:
         self._mean = MeanAggregator(Mean(weight=aggregate.weight), tags)
 
     def add(self, update: Update) -> None:
-        """Take in one site's update."""
+        """Add a site's entries to the mean, whose change is the gradient."""
         self._mean.add(update)
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
-        """The entries after the step."""
+        """The entries after one step of the server's optimiser; running statistics are the mean's."""
         aggregated = self._mean.result(state)
         for key, mean in self._mean.means():
             old = state[key]

@@ -4,7 +4,7 @@ The squared error of a head W on a site's cases is, with z = [features; 1], G = 
 
     sum |y - W' z|^2 = sum |y|^2 - 2 tr(W' C) + tr(W' G W),
 
-and the head of all other sites follows from the sums without that site's. The first term is the same for all strengths.
+and the head of all other sites follows from the sums without that site's. sum |y|^2 is the same for all penalties.
 """
 
 from __future__ import annotations

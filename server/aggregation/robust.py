@@ -38,7 +38,7 @@ class RobustAggregator:
         self._updates: list[tuple[dict[str, np.ndarray], Mapping[str, float]]] = []
 
     def add(self, update: Update) -> None:
-        """Take in one site's update."""
+        """Keep a copy of a site's update: medians and the like need all of them at once."""
         copies = {key: array.copy() for key, array in update.tensors.items()}
         self._updates.append((copies, update.weights))
 

@@ -74,17 +74,21 @@ def resolve(
 
 @app.command()
 def enrol(
-    file: Annotated[Path, typer.Argument(help="What `fedgraft site join` wrote at the site.")], out: Out = Path("kits")
+    files: Annotated[list[Path], typer.Argument(help="What `fedgraft site join` wrote at the sites.")],
+    out: Out = Path("kits"),
+    grace: Annotated[
+        float | None, typer.Option(min=0, help="Hours for which a site's old keys hold; 72, or as the file says.")
+    ] = None,
 ) -> None:
-    """Take in the public keys of a site that makes its own."""
+    """Take in the public keys of sites, which make their own; each uses up the code of its kit."""
     from fedgraft.server.cli import commands
 
-    commands.enrol(file, out)
+    commands.enrol(files, out, grace)
 
 
 @app.command()
 def revoke(site: Annotated[str, typer.Argument(help="The site's name.")], out: Out = Path("kits")) -> None:
-    """Shut a site out."""
+    """Shut a site out: its key no longer counts as soon as the new list is on the server."""
     from fedgraft.server.cli import commands
 
     commands.revoke(site, out)
@@ -94,14 +98,11 @@ def revoke(site: Annotated[str, typer.Argument(help="The site's name.")], out: O
 def renew(
     site: Annotated[str | None, typer.Argument(help="A site; the server itself if not given.")] = None,
     out: Out = Path("kits"),
-    grace: Annotated[
-        float | None, typer.Option(min=0, help="Hours for which a site's old keys hold; 72, or as the file says.")
-    ] = None,
 ) -> None:
-    """New certificates for the server, or new keys for a site."""
+    """New certificates for the server, or a new kit and code for a site, which then makes new keys."""
     from fedgraft.server.cli import commands
 
-    commands.renew(site, out, grace)
+    commands.renew(site, out)
 
 
 @app.command()

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgraft.common.base.errors import InputError, RunError
-from fedgraft.common.identity.enrolment import read_enrolment
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.provisioning.consortium import read_consortium
 from fedgraft.server.provisioning.home import ServerHome, expires
@@ -33,21 +32,25 @@ _POLL_S = 0.5
 
 def provision(path: Path, out: Path) -> None:
     """Make authority, server and kits, or what is not there yet of them."""
-    made = Authority(out).provision(read_consortium(path))
+    authority = Authority(out)
+    made = authority.provision(read_consortium(path))
     for name, kit in made.kits.items():
-        _say(f"{name}: {kit}; its passphrase, to be sent another way, is in {kit.with_suffix('.passphrase')}")
-    if not made.kits:
-        _say("No new sites.")
+        _say_kit(authority, name, kit)
     if made.awaited:
-        _say(f"These sites make their own keys: {', '.join(made.awaited)}. Enrol what they send: server enrol FILE.")
+        _say(f"Each makes its own keys when it joins; enrol what they send: {', '.join(made.awaited)}")
+    else:
+        _say("All sites are enrolled.")
     _say(f"Copy {out / 'server'} to the server, and keep {out / 'authority'} off it.")
     _say(f"The server will listen on {ServerHome(out / 'server').facts().server.says_where}.")
 
 
-def enrol(path: Path, out: Path) -> None:
-    """Take in the keys that a site made."""
-    name = Authority(out).enrol(path)
-    _say(f"{name} is enrolled. Compare by telephone: {fingerprint(read_enrolment(path).node.encode())}")
+def enrol(paths: Sequence[Path], out: Path, grace_hours: float | None) -> None:
+    """Take in the keys that sites made."""
+    authority = Authority(out)
+    for path in paths:
+        found = authority.enrol(path, None if grace_hours is None else timedelta(hours=grace_hours))
+        _say_old_keys(authority.home, found.site)
+        _say(f"{found.site} is enrolled, fingerprint {fingerprint(found.member.node)}")
     _say(f"Copy {out / 'server' / 'sites.json'} to the server, and send {out / 'roster.json'} to all sites.")
 
 
@@ -57,26 +60,31 @@ def revoke(name: str, out: Path) -> None:
     _say(f"{name} is revoked. Copy {out / 'server' / 'sites.json'} to the server; it shuts the site out in seconds.")
 
 
-def renew(name: str | None, out: Path, grace_hours: float | None) -> None:
-    """Renew the server's certificates, or a site's keys."""
+def renew(name: str | None, out: Path) -> None:
+    """Renew the server's certificates, or a site's kit."""
     authority = Authority(out)
     if name is None:
         authority.renew_server()
         _say(f"New certificates until {expires(authority.home.gate[0]):%Y-%m-%d}. Restart the server to use them.")
+    else:
+        _say_kit(authority, name, authority.renew_site(name))
+        _say("For `fedgraft site rejoin`. Keys that it has now are good until its new ones are enrolled.")
+
+
+def _say_kit(authority: Authority, name: str, kit: Path) -> None:
+    _say(f"{name}: send {kit}, and tell the code in {authority.code_file(name)} another way")
+
+
+def _say_old_keys(home: ServerHome, name: str) -> None:
+    """Until when keys hold that a site had before, and whether it works with them at this moment."""
+    if not (old := home.sites()[name].old):
         return
-    connected = _is_connected(authority.home, name)
-    kit = authority.renew_site(name, None if grace_hours is None else timedelta(hours=grace_hours))
-    old = authority.home.sites()[name].old
-    ends = f"hold until {max(key.until for key in old):%Y-%m-%d %H:%M} UTC" if old else "are shut out"
-    _say(f"{name}: {kit}, for `fedgraft site rejoin`; the old keys {ends}.")
-    _say(f"Copy {out / 'server' / 'sites.json'} to the server, and send {out / 'roster.json'} to all sites.")
+    _say(f"{name}: its old keys hold until {max(key.until for key in old):%Y-%m-%d %H:%M} UTC.")
+    connected = _is_connected(home, name)
     if connected:
-        then = "Until then it has to rejoin and start again." if old else "Its work ends now, until it has rejoined."
-        _say(f"Warning: {name} is connected at this moment, with its old keys. {then}")
+        _say(f"Warning: {name} is connected at this moment with one of its keys. Until then it has to start again.")
     elif connected is None:
-        _say(
-            f"The server does not run here, so that nobody knows whether {name} is connected: tell it before it is out."
-        )
+        _say(f"The server does not run here, so that nobody knows whether {name} is connected: tell it to start again.")
 
 
 def _is_connected(home: ServerHome, name: str) -> bool | None:

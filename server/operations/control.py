@@ -73,7 +73,7 @@ class RunControl:
             raise RunError(f"The server refused: {error.response.text[:200]}") from None
 
     def nodes(self) -> list[Node]:
-        """All registered sites."""
+        """All sites that Flower knows, connected or not."""
         answer = self._client.ListNodes(ListNodesRequest())
         return [
             Node(
@@ -88,11 +88,11 @@ class RunControl:
         ]
 
     def register(self, name: str, key: str) -> None:
-        """Let a site in."""
+        """Let a site in by its public key (PEM)."""
         self._client.RegisterNode(RegisterNodeRequest(public_key=key.encode("ascii"), name=name))
 
     def unregister(self, node: Node) -> None:
-        """Shut a site out."""
+        """Shut a site out: its key no longer counts."""
         self._client.UnregisterNode(UnregisterNodeRequest(node_id=node.id))
 
     def start(self, run: Path) -> int:
@@ -117,7 +117,7 @@ class RunControl:
         return _state(run), str(run.status.details)
 
     def stop(self, number: int) -> None:
-        """Stop a run; it can be continued."""
+        """Stop a run by its number; `server run --resume` can continue it."""
         self._client.StopRun(StopRunRequest(run_id=number))
 
 

@@ -70,7 +70,7 @@ class Gate:
         self._client = httpx.AsyncClient(base_url=inner, verify=trusted, trust_env=False, timeout=30.0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one HTTP request: pass it on, or refuse it with a bare status."""
         if scope["type"] != "http":
             return
         status, headers, body = await self._answer(scope, receive)

@@ -74,7 +74,7 @@ def running(home: ServerHome) -> list[int]:
 
 
 def plain(rows: list[SiteRow] | list[RunRow]) -> list[dict[str, Any]]:
-    """Rows as plain values."""
+    """Rows as plain values, for JSON."""
     return [asdict(row) for row in rows]
 
 

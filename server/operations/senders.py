@@ -5,7 +5,7 @@ that a reply names against the node that its message was sent to (`store_message
 against the request's node, so that any node could answer for another whose message number it knows; and a message that
 answers nothing is taken for an instruction of the coordinator's, if it says that it comes from there. What the pieces
 of a reply say of sender and message is not looked at here: the run believes the server's own record instead
-(`rounds.intake`).
+(`fleet.intake`).
 """
 
 from __future__ import annotations

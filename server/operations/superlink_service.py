@@ -16,7 +16,7 @@ from typing import IO
 
 from fedgraft.common.base.errors import FedgraftError, InputError, RunError
 from fedgraft.common.base.logs import file_log
-from fedgraft.server.operations import supervise as tethered
+from fedgraft.server.operations import supervise
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.operations.doors import DoorLimits
 from fedgraft.server.operations.gate import Gate, gate_server
@@ -92,13 +92,13 @@ class ServicePart:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether its process is there and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Start it, with its output in a log of its own."""
         process = subprocess.Popen(
-            [sys.executable, tethered.__file__, str(os.getpid()), *self._command],
+            [sys.executable, "-P", supervise.__file__, str(os.getpid()), *self._command],
             cwd=self._home.flower / "empty",
             env=environment(self._home),
             stdin=subprocess.DEVNULL,
@@ -127,7 +127,7 @@ class ServicePart:
         self.start()
 
     def stop(self) -> None:
-        """End it, and what it started."""
+        """End its process and all that this started; killed if it does not end within 10 s."""
         if self._process is None:
             return
         for how, patience_s in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
@@ -174,6 +174,7 @@ def environment(home: ServerHome) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PYTHONSAFEPATH": "1",
         # Every question costs a write to the database, for which the models in transit wait.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "1.0",
         "NO_PROXY": "127.0.0.1,localhost",

@@ -1,4 +1,4 @@
-"""Starts a program that ends with its parent, even if that is killed: `tethered.py PARENT PROGRAM ARGUMENT...`."""
+"""Starts a program that ends with its parent, even if that is killed: `supervise.py PARENT PROGRAM ARGUMENT...`."""
 
 from __future__ import annotations
 

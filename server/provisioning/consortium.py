@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -56,40 +56,31 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class ConsortiumSite(BaseModel):
-    """A site, and who makes its keys: the coordinator, who encloses them in the kit, or the site itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: SiteName
-    keys: Literal["enclosed", "site"] = "enclosed"
-
-
 class Consortium(BaseModel):
     """All of a consortium file. `valid_days` is how long the server's certificate holds.
 
-    `renewal_grace_hours` is how long a site's old keys hold beside the new ones that `server renew` made.
+    `renewal_grace_hours` is how long a site's old keys hold beside the new ones that `server enrol` takes in.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
     server: ServerEntry
-    sites: Annotated[tuple[ConsortiumSite, ...], Field(min_length=1)]
+    sites: Annotated[tuple[SiteName, ...], Field(min_length=1)]
     valid_days: Annotated[int, Field(ge=1, le=825)] = 365
     renewal_grace_hours: Annotated[float, Field(ge=0, le=24 * 90)] = 72.0
 
     @field_validator("sites", mode="before")
     @classmethod
     def _plain_names(cls, sites: object) -> object:
-        if not isinstance(sites, list | tuple):
-            return sites
-        return [{"name": site} if isinstance(site, str) else site for site in sites]
+        if isinstance(sites, list | tuple) and any(isinstance(site, dict) for site in sites):
+            raise ValueError("list the sites' names alone; every site makes its own keys when it joins")
+        return sites
 
     @model_validator(mode="after")
     def _names_differ(self) -> Consortium:
         # Kits are files, and some file systems do not tell upper from lower case.
-        counts = Counter(site.name.lower() for site in self.sites)
+        counts = Counter(site.lower() for site in self.sites)
         if twice := sorted(name for name, count in counts.items() if count > 1):
             raise ValueError(f"more than one site is called {', '.join(twice)}")
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import sqlite3
@@ -17,6 +16,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json, write_atomic, write_json
+from fedgraft.common.base.locking import try_lock
 from fedgraft.common.identity.keys import load_certificate
 from fedgraft.common.identity.roster import SiteName
 from fedgraft.server.provisioning.consortium import ServerEntry
@@ -62,7 +62,7 @@ class Enrolled(BaseModel):
 
 
 class ServerFacts(BaseModel):
-    """What the server was provisioned as."""
+    """What provisioning fixed: the consortium's name, and where sites reach its server."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -118,9 +118,7 @@ class ServerHome:
     def process(self) -> int:
         """The running server's process number; InputError if none runs."""
         with (self.path / "lock").open("a+", encoding="ascii") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not try_lock(lock):
                 lock.seek(0)
                 return _number(lock.read(), self.path / "lock")
         raise InputError(f"The server of {self.path} does not run.")
@@ -128,11 +126,9 @@ class ServerHome:
     def lock(self) -> IO[str]:
         """Say that this process is the server of this folder, as long as the file is open; InputError if one is."""
         lock = (self.path / "lock").open("a+", encoding="ascii")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(lock):
             lock.close()
-            raise InputError(f"The server of {self.path} runs already.", fix="Stop that one first.") from None
+            raise InputError(f"The server of {self.path} runs already.", fix="Stop that one first.")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -168,10 +164,10 @@ def _number(text: str, source: Path) -> int:
 
 
 def today() -> str:
-    """The moment in UTC, to the second."""
+    """Now in UTC to the second, as ISO 8601: "2026-01-31T12:00:00+00:00"."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def expires(path: Path) -> datetime:
-    """When a certificate ends."""
+    """When the certificate in this PEM file ends, in UTC."""
     return load_certificate(path).not_valid_after_utc

@@ -1,7 +1,8 @@
 """Provisioning: an authority, a server's folder and a kit per site, in one folder OUT.
 
 OUT/authority holds the key that signs and belongs on no server; OUT/server is copied to the server; OUT/SITE.zip goes
-to the site, and what is in OUT/SITE.passphrase goes there another way.
+to the site, and the code in OUT/SITE.code is told to it another way. Nothing here opens a key of a site: each makes its
+own, and sends back the public halves, once for each code.
 """
 
 from __future__ import annotations
@@ -17,21 +18,18 @@ from pydantic import ValidationError
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json, write_atomic, write_json
-from fedgraft.common.identity.enrolment import read_enrolment
+from fedgraft.common.identity.codes import new_code
+from fedgraft.common.identity.enrolment import Enrolment, read_enrolment
 from fedgraft.common.identity.keys import (
     NodeKey,
     load_certificate,
     load_masking_public,
     load_node_key,
     load_node_public,
-    new_masking_key,
-    new_node_key,
-    private_pem,
-    public_pem,
 )
-from fedgraft.common.identity.kit import KitFacts, new_passphrase, write_kit
-from fedgraft.common.identity.roster import Member, Membership, SiteName, parse_membership
-from fedgraft.common.secure_aggregation.mask_keys import sign_entry, verified
+from fedgraft.common.identity.kit import KitFacts, write_kit
+from fedgraft.common.identity.roster import Member, Membership, SiteName, mask_roster, parse_membership
+from fedgraft.common.secure_aggregation.mask_keys import verified
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.home import (
     Enrolled,
@@ -43,9 +41,11 @@ from fedgraft.server.provisioning.pki import new_authority, server_certificate
 
 _LOOPBACK = ("localhost", "127.0.0.1")
 _README = """\
-Start-up kit of the site {site} in the consortium {consortium}.
+Start-up kit of the site {site} in the consortium {consortium}. Nothing in it is secret.
 
-1. fedgraft site join {site}.zip --data FOLDER --labels TABLE      asks for the passphrase
+1. fedgraft site join {site}.zip --data FOLDER --labels TABLE
+   asks for the code that the coordinator told you, makes this site's keys, and writes {site}.enrolment.json:
+   send that file to the coordinator. The keys stay here.
 2. fedgraft site approve STUDY
 3. fedgraft site start
 
@@ -55,7 +55,7 @@ The server is {host}, port {port}. The site connects to it; nothing connects to 
 
 @dataclass(frozen=True)
 class Made:
-    """What a call made: kits by site, and sites that make their own keys and are yet to send the public halves."""
+    """What a call made: kits by site; and all sites whose public keys have not come yet."""
 
     kits: Mapping[str, Path]
     awaited: tuple[str, ...]
@@ -81,38 +81,51 @@ class Authority:
         members = self._members()
         # Who was shut out stays out, though the file may still name it: only `renew_site` lets it in again.
         shut = {name for name, entry in self.home.sites().items() if entry.revoked}
-        new = [site for site in consortium.sites if site.name not in shut and not self._kit(site.name).exists()]
-        locked: dict[str, tuple[bytes, bytes, str]] = {}
-        for site in new:
-            if site.keys == "enclosed":
-                locked[site.name], members[site.name] = _new_keys(site.name)
+        awaited = [name for name in consortium.sites if name not in members.keys() | shut]
         self._write_members(members)
-        kits = {site.name: self._make_kit(facts, site.name, locked.get(site.name)) for site in new}
-        awaited = tuple(site.name for site in consortium.sites if site.name not in members.keys() | shut)
-        return Made(kits, awaited)
+        kits = {name: self._invite(facts, name) for name in awaited if not self.code_file(name).exists()}
+        return Made(kits, tuple(awaited))
 
-    def enrol(self, path: Path) -> str:
-        """Take in the public keys that a site made; the site's name."""
+    def enrol(self, path: Path, grace: timedelta | None = None) -> Enrolment:
+        """Take in the public keys that a site made, and with them its code: the next enrolment needs another.
+
+        Keys that it had before hold for as long as `grace`, or the consortium, says, so that its work can end first.
+        """
         enrolment = read_enrolment(path)
-        known, consortium = self._members().get(enrolment.site), self._consortium()
-        if enrolment.consortium != consortium.name:
+        name, members = enrolment.site, self._members()
+        if enrolment.consortium != self._consortium().name:
             raise InputError(f"{path}: is for another consortium.", fix="Ask the site to join with its own kit.")
-        if enrolment.site not in {site.name for site in consortium.sites}:
-            raise InputError(f"{path}: {enrolment.site} is not in the consortium.", fix="Add it to the file first.")
-        if known is not None and known.node != enrolment.node:
-            raise InputError(f"{path}: {enrolment.site} has other keys.", fix="Revoke them first.")
-        member = Member(node=enrolment.node, masking=enrolment.masking, vouch=enrolment.vouch)
-        self._write_members(self._members() | {enrolment.site: member})
-        return enrolment.site
+        code = self.code_file(name)
+        if not code.exists():
+            if members.get(name) == enrolment.member:
+                return enrolment
+            fix = (
+                f"Add it to the consortium file and provision, or give it another with `fedgraft server renew {name}`."
+            )
+            raise InputError(f"{path}: {name} has no code that is still good.", fix=fix)
+        if not enrolment.proves(_code(code)):
+            raise InputError(f"{path}: was not made with the code of {name}.", fix="Ask that site, by telephone.")
+        entry = self.home.sites().get(name)
+        if entry is not None and entry.revoked and entry.node == enrolment.member.node:
+            raise InputError(
+                f"{path}: these keys were shut out.", fix="Ask the site to make others with `site rejoin`."
+            )
+        if grace is None:
+            grace = timedelta(hours=self._consortium().renewal_grace_hours)
+        self._write_members(members | {name: enrolment.member}, grace)
+        code.unlink()
+        return enrolment
 
     def revoke(self, name: str) -> None:
-        """Shut a site out: from the server within seconds, and from the roster. Its kit is deleted."""
-        members = self._members()
-        if members.pop(name, None) is None:
+        """Shut a site out: from the server within seconds, and from the roster. Its kit and code are deleted."""
+        members, code = self._members(), self.code_file(name)
+        if members.pop(name, None) is None and not code.exists():
             raise InputError(f"There is no site {name} in {self._out}.", fix="See `fedgraft server sites`.")
-        self._write_members(members)
-        for path in (self._kit(name), self._kit(name).with_suffix(".passphrase")):
+        for path in (code, self._kit(name)):
             path.unlink(missing_ok=True)
+        if name not in self.home.sites():
+            self.home.write_sites(self.home.sites() | {name: Enrolled(node="", revoked=today())})
+        self._write_members(members)
 
     def renew_server(self) -> None:
         """Give the server new certificates; sites notice nothing."""
@@ -125,15 +138,16 @@ class Authority:
             write_atomic(private, issued.key, private=True)
             write_atomic(crt, issued.certificate)
 
-    def renew_site(self, name: str, grace: timedelta | None = None) -> Path:
-        """Give a site new keys in a new kit; the old ones hold for as long as `grace`, or the consortium, says."""
-        if grace is None:
-            grace = timedelta(hours=self._consortium().renewal_grace_hours)
-        if name not in {site.name for site in self._consortium().sites}:
-            raise InputError(f"There is no site {name} in {self._out}.", fix="See `fedgraft server sites`.")
-        locked, member = _new_keys(name)
-        self._write_members(self._members() | {name: member}, grace)
-        return self._make_kit(self.home.facts(), name, locked)
+    def renew_site(self, name: str) -> Path:
+        """Give a site a new kit and code. Its keys, if it has any, are good until those come that it makes anew."""
+        if name not in self._consortium().sites:
+            raise InputError(f"There is no site {name} in {self._out}.", fix="Is it in the consortium file?")
+        self._members()  # a roster that cannot be read goes into no kit
+        return self._invite(self.home.facts(), name)
+
+    def code_file(self, name: str) -> Path:
+        """Where the code of a site is that it has not used yet."""
+        return self._out / f"{name}.code"
 
     def _start(self, consortium: Consortium) -> None:
         if self._out.exists() and any(self._out.iterdir()):
@@ -148,28 +162,19 @@ class Authority:
         self.home.write_facts(ServerFacts(consortium=consortium.name, server=consortium.server))
         self.renew_server()
 
-    def _make_kit(self, facts: ServerFacts, name: str, locked: tuple[bytes, bytes, str] | None) -> Path:
-        server = facts.server
-        about = KitFacts(
-            consortium=facts.consortium,
-            site=name,
-            host=server.host,
-            port=server.port,
-            keys_enclosed=locked is not None,
-        )
-        passphrase = new_passphrase() if locked is None else locked[2]
+    def _invite(self, facts: ServerFacts, name: str) -> Path:
+        """A kit for a site, and the code with which its keys are taken in."""
+        server, code = facts.server, new_code()
+        about = KitFacts(consortium=facts.consortium, site=name, host=server.host, port=server.port)
         readme = _README.format(site=name, consortium=facts.consortium, host=server.host, port=server.port)
         files = {
             "ca.crt": self._certificate().public_bytes(Encoding.PEM),
             "roster.json": (self._out / "roster.json").read_bytes(),
             "README.txt": readme.encode(),
         }
-        if locked is not None:
-            files |= {"node.key": locked[0], "masking.key": locked[1]}
-        path = self._kit(name)
-        write_atomic(path.with_suffix(".passphrase"), f"{passphrase}\n".encode(), private=True)
-        write_kit(path, about, files, passphrase)
-        return path
+        write_kit(self._kit(name), about, files, code)
+        write_atomic(self.code_file(name), f"{code}\n".encode(), private=True)
+        return self._kit(name)
 
     def _members(self) -> dict[SiteName, Member]:
         source = self._out / "roster.json"
@@ -183,10 +188,10 @@ class Authority:
         source = self._out / "roster.json"
         serial = parse_membership(read_json(source), str(source)).serial + 1 if is_there(source) else 1
         roster = Membership(consortium=self._consortium().name, serial=serial, members=dict(sorted(members.items())))
-        verified(roster.mask_roster().entries, roster.identities())
+        verified(mask_roster(members).entries, roster.identities())
         known = self.home.sites()
         sites = {
-            name: Enrolled(node=entry.node, revoked=entry.revoked or today())
+            name: entry.model_copy(update={"revoked": entry.revoked or today(), "old": ()})
             for name, entry in known.items()
             if name not in members
         }
@@ -216,12 +221,11 @@ class Authority:
         return load_node_key(source.read_bytes(), str(source))
 
 
-def _new_keys(site: str) -> tuple[tuple[bytes, bytes, str], Member]:
-    """Private keys locked with a new passphrase, and their public halves."""
-    node, masking, passphrase = new_node_key(), new_masking_key(), new_passphrase()
-    vouch = sign_entry(site, masking.public_key(), node).signature
-    member = Member(node=public_pem(node).decode(), masking=public_pem(masking).decode(), vouch=vouch)
-    return (private_pem(node, passphrase), private_pem(masking, passphrase), passphrase), member
+def _code(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError):
+        raise InputError(f"{path}: holds no code.", fix="Make another with `fedgraft server renew SITE`.") from None
 
 
 def _distinct(*names: str) -> list[str]:

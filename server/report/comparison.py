@@ -31,7 +31,7 @@ _WORDS = {"auroc": "AUROC", "brier": "Brier score"}
 
 @dataclass(frozen=True)
 class QuestionView:
-    """One question as the page shows it."""
+    """One question of a comparison, with its tables and plots ready for the page."""
 
     name: str
     asks: str

@@ -50,7 +50,7 @@ class RunRecord:
         return tuple(dict.fromkeys(task for metrics in seen for task in metrics))
 
     def shown(self, task: str) -> HeadlineMetrics:
-        """What is told first of a task."""
+        """The metrics that a report shows first of a task, by the metrics that the run recorded."""
         for row in (self.result, *self.exchanges):
             own = mapping(mapping(row.get("metrics")).get(task))
             if values := mapping(own.get("pooled")):
@@ -131,7 +131,7 @@ def _of_all(metrics: Row, metric: str) -> float | None:
 
 
 def training_loss(record: RunRecord) -> Curves:
-    """The loss each site reported of its own training, at the end of the round; its terms may differ by stage."""
+    """The loss each site reported of its own training, by the end of the round; stages may have other losses."""
     found = Curves({}, [], {}, [])
     for place, row in enumerate(record.exchanges):
         end = number(row.get("exchange")) or place + 1

@@ -172,7 +172,7 @@ def bytes_plot(up: Sequence[Point], down: Sequence[Point]) -> str:
 
 @mpl.rc_context(STYLE)
 def seconds_plot(seconds: Mapping[str, float]) -> str:
-    """Seconds by phase of the run."""
+    """Bars of the seconds of each phase of the run, as inline SVG."""
     figure, axes = panel(4.7, 2.7)
     names = list(seconds)[::-1]
     axes.barh(

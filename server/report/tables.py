@@ -30,6 +30,7 @@ _HIDDEN = "masks hide single sites"
 MEANINGS = {
     Code.OTHER_PROTOCOL: "runs another version of fedgraft",
     Code.UNKNOWN_STUDY: "does not know this study",
+    Code.OUT_OF_TURN: "was asked for what the study does not have, or has behind it",
     Code.MISSING_TENSORS: "lacks entries of the model that it should hold",
     Code.BAD_TENSORS: "was sent entries that do not fit its model",
     Code.NO_LABELS: "has no labels",
@@ -240,7 +241,7 @@ def refusals(record: RunRecord) -> tuple[ReportTable, int]:
 
 
 def environment(record: RunRecord) -> ReportTable:
-    """What the run was made with."""
+    """Versions, device and settings of the machine that ran it, as a table."""
     facts = {
         "fedgraft": record.result.get("fedgraft"),
         "study digest": record.result.get("study_digest"),
@@ -253,7 +254,7 @@ def environment(record: RunRecord) -> ReportTable:
 
 
 def decimal(value: float | None) -> str:
-    """Three decimals."""
+    """A number with three decimals, a dash if there is none."""
     return NONE if value is None else f"{value:.3f}"
 
 
@@ -264,7 +265,7 @@ def whole(value: Any) -> str:
 
 
 def size(value: Any) -> str:
-    """Bytes in a readable unit."""
+    """Bytes in units of 1,000, such as "44.8 MB"; a dash if there are none."""
     found = number(value)
     if found is None:
         return NONE

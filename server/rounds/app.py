@@ -12,8 +12,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import FedgraftError, RunError
-from fedgraft.common.models.initialise import start
-from fedgraft.server.rounds.fleet import GridFleet
+from fedgraft.common.models.initialise import initialise
+from fedgraft.server.fleet.fleet import GridFleet
 from fedgraft.server.rounds.results import write_model, write_result
 from fedgraft.server.rounds.rounds import Coordinator
 from fedgraft.server.runs.run_folder import REASON, RunFolder
@@ -50,17 +50,17 @@ def main(grid: Grid, context: Context) -> None:
 def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None:
     study = folder.study()
     folder.write("environment.json", environment(study.seed, engine))
-    begin = start(study)
+    begin = initialise(study)
     tags = begin.model.tags()
     ours = engine in ("inprocess", "pool")
     fleet = GridFleet(grid, expires=ours, views=ours)
     if engine == DEPLOYED:
-        from fedgraft.server.rounds.intake import WalledIntake, room_for  # what a simulation has no use for
+        from fedgraft.server.fleet.intake import WalledIntake, room_for  # what a simulation has no use for
 
         intake = partial(WalledIntake, grid, room_for(begin.state()))
         fleet = GridFleet(grid, enrolled=partial(_enrolled, grid), intake=intake)
     outcome = Coordinator(study, fleet, folder, begin.state(), tags).run()
-    write_model(folder, study, outcome, begin, synthetic)
+    write_model(folder, study, outcome, begin.provenance, synthetic)
     write_result(folder, study, tags, outcome, engine, synthetic)
     folder.event("finished")
 

@@ -20,7 +20,7 @@ from fedgraft.common.secure_aggregation.summing import Pooled
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator
 from fedgraft.server.aggregation.joint import Joint
-from fedgraft.server.rounds.fleet import Fleet, Reply
+from fedgraft.server.fleet.fleet import Fleet, Reply
 from fedgraft.server.rounds.validation import Limits, fault, metric_sums
 
 Tell = Callable[..., None]
@@ -40,7 +40,7 @@ class Collected:
     observed: dict[str, dict[str, TaskSums]] = field(default_factory=dict)
     spent: dict[str, dict[str, Any]] = field(default_factory=dict)
     ridge_penalties: dict[str, float] = field(default_factory=dict)
-    """By task the ridge's strength, where the sums have decided it."""
+    """By task the ridge penalty, where the sums have decided it."""
     repeats: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -56,7 +56,7 @@ class Collector:
         self._tell = tell
 
     def collect(self, instructions: Mapping[str, Instruction], limits: Limits, aggregator: Aggregator) -> Collected:
-        """Vet replies as they come; aggregate them in the order of the sites' names, so that sums are reproducible."""
+        """Validate replies as they come; aggregate them in the order of the sites' names, so sums are reproducible."""
         got, waiting = Collected(), sorted(instructions, reverse=True)
         joint = Joint(limits.stage.joint_lambda)
         ready: dict[str, Update | None] = {}

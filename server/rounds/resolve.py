@@ -49,13 +49,13 @@ class Finished:
 
     @property
     def stage(self) -> Stage:
-        """The stage that solved the heads."""
+        """The stage at place `at` of the plan."""
         return self.study.plan[self.at]
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Whose sums the new heads are from, who left, who joined, and the ridge's strengths where the sums chose them."""
+    """Whose sums the new heads are from, who left, who joined, and the ridge penalties where the sums chose them."""
 
     sites: tuple[str, ...]
     left: tuple[str, ...]
@@ -100,7 +100,7 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
     kept = RetainedStatistics(own.stage.name, own.kept.features, sites)
     with private_folder(out):
         _write(out, own, dict(own.state) | heads, kept)
-        write_json(out / _FACTS, facts | {"strengths": dict(ridge_penalties), "shaped": shaped})
+        write_json(out / _FACTS, facts | {"ridge_penalties": dict(ridge_penalties), "shaped": shaped})
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.checks.explain import plan_table
-from fedgraft.common.models.initialise import Initialised, held_out
+from fedgraft.common.models.provenance import Provenance, held_out
 from fedgraft.common.models.weights import save_weights
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.protocol.routing import Tags, releases_plainly
@@ -107,7 +107,7 @@ def _headline(asked: int, missing: Mapping[str, Code], refusals: list[dict[str, 
     return f"{line} at the end; missing on the way: " + "; ".join(sorted(ways))
 
 
-def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Initialised, synthetic: bool) -> None:
+def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Provenance, synthetic: bool) -> None:
     """Write the aggregated model and its manifest, so that the run's folder serves as weights for the next study."""
     facts = {
         "id": study.name,

@@ -1,10 +1,10 @@
-"""The round loop: instruct, collect, vet, aggregate, save; then once more to evaluate, and the run is done."""
+"""The round loop: instruct, collect, validate, aggregate, save; then once more to evaluate, and the run is done."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,41 +21,22 @@ from fedgraft.common.protocol.instructions import (
     Greeting,
     Hello,
     Instruction,
-    Split,
 )
 from fedgraft.common.protocol.routing import Tags
+from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.schedule import Step, schedule, split_at
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
 from fedgraft.server.aggregation.auxiliary import Auxiliary
+from fedgraft.server.fleet.fleet import Fleet, lacking
 from fedgraft.server.rounds.collect import Collected, Collector, headline
-from fedgraft.server.rounds.fleet import Fleet, lacking
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.stopping import averaged, best, stopped
 from fedgraft.server.rounds.validation import Limits, greeting_fault
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
 from fedgraft.server.runs.run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class Step:
-    """One exchange of the plan: the `round`-th (from 1) of a stage, or the evaluation at the end (`work` False)."""
-
-    exchange: int
-    stage: int
-    round: int
-    work: bool
-
-
-def schedule(study: Study) -> Iterator[Step]:
-    """All exchanges of a study, in order, counted from 1."""
-    exchange = 0
-    for index, stage in enumerate(study.plan):
-        for number in range(1, stage.rounds + 1):
-            exchange += 1
-            yield Step(exchange, index, number, work=True)
-    yield Step(exchange + 1, len(study.plan) - 1, study.plan[-1].rounds, work=False)
 
 
 @dataclass
@@ -195,7 +176,7 @@ class Coordinator:
         self._state = self._state | averaged(stage, step.round, aggregated, memory)
 
     def _asked(self, step: Step, stage: Stage) -> list[str]:
-        """Sites that this exchange is for."""
+        """Names of the sites that this exchange goes to, in a fixed order."""
         hospitals = {site: g for site, g in self._greetings.items() if not g.observer and not g.source}
         if not step.work or stage.where == "all":
             chosen = set(hospitals)
@@ -213,13 +194,7 @@ class Coordinator:
     def _observers(self) -> list[str]:
         return sorted(site for site, greeting in self._greetings.items() if greeting.observer)
 
-    def _split(self, step: Step) -> Split | None:
-        if not step.work:
-            return "test"
-        every = self._study.evaluate.every
-        return self._study.evaluate.split if every and (step.exchange - 1) % every == 0 else None
-
-    def _order(self, step: Step, site: str, split: Split | None) -> Instruction:
+    def _instruction(self, step: Step, site: str, split: Split | None) -> Instruction:
         going = self._sent if step.work else self._state
         tensors = lacking(going, self._held.get(site, {}))
         held = {key: array for key, array in going.items() if key not in tensors}
@@ -235,23 +210,23 @@ class Coordinator:
         )
 
     def _collect(self, step: Step, stage: Stage, sites: list[str], aggregator: Aggregator) -> Collected:
-        split = self._split(step)
+        split = split_at(self._study, step)
         shapes = expected(self._study, stage, self._tags, self._state)
         limits = Limits(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change)
         watch = replace(step, work=False)
-        observers = {site: self._order(watch, site, "all") for site in self._observers()}
+        observers = {site: self._instruction(watch, site, "all") for site in self._observers()}
         needed = self._needed(sites)
         if self._study.secure_aggregation:
 
             def instruction(site: str) -> Instruction:
-                return self._order(step, site, split)
+                return self._instruction(step, site, split)
 
             wanted = WantedSums(sites, needed, step.work, split, instruction, self._hold, observers)
             got = self._secure.collect(wanted, limits, aggregator)
         else:
             sources = self._sources()  # their data are not what the model is judged by
             instructions = {
-                site: self._order(step, site, None if site in sources else split) for site in sites
+                site: self._instruction(step, site, None if site in sources else split) for site in sites
             } | observers
             got = self._collector.collect(instructions, limits, aggregator)
         if step.work and len(got.aggregated) < needed:
@@ -298,9 +273,9 @@ class Coordinator:
             "spent": dict(sorted(got.spent.items())),
             "train_pooled": got.train_pooled,
             "repeats": got.repeats,
-            "strengths": got.ridge_penalties,
+            "ridge_penalties": got.ridge_penalties,
             "evaluated": self._evaluated(step) if got.metrics or got.pooled or got.observed else None,
-            "split": self._split(step) if got.metrics or got.pooled else None,
+            "split": split_at(self._study, step) if got.metrics or got.pooled else None,
             "metrics": scores.values(),
             "observers": Scores(self._study, got.observed).values(),
         }

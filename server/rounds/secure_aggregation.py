@@ -22,7 +22,6 @@ from fedgraft.common.protocol.instructions import (
     Instruction,
     MaskedUpdate,
     Refusal,
-    Split,
 )
 from fedgraft.common.secure_aggregation.masking import (
     FEWEST,
@@ -40,6 +39,7 @@ from fedgraft.common.secure_aggregation.summing import (
     tensor_shapes,
 )
 from fedgraft.common.study.aggregates import Nothing
+from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator
 from fedgraft.server.rounds.collect import Collected, Collector, headline
@@ -56,8 +56,8 @@ _LOOK = "Look into the sites' own logs, or leave a site out, and continue with -
 class WantedSums:
     """What one exchange asks of `sites`: work, and measuring on `split`; it counts if `needed` of them take part.
 
-    `order` makes a site's order, anew for each attempt, since sites hold more of the model by then. `hold` is told of
-    each site that has taken in what it was sent. `observers` answer in the open, once.
+    `instruction` makes a site's instruction, anew for each attempt, since sites hold more of the model by then. `hold`
+    is called with each site that has taken in what it was sent. `observers` answer without masks, once.
     """
 
     sites: Collection[str]
@@ -81,7 +81,7 @@ class SumAttempt:
 
     @classmethod
     def begin(cls, groups: AggregationGroups, layouts: Mapping[str, Layout]) -> SumAttempt:
-        """Nothing is in yet."""
+        """An attempt in which no upload is in yet."""
         sums = {part: MaskedSum(layouts[part], len(group)) for part, group in groups.parts.items()}
         return cls(groups, sums, {part: {} for part in sums})
 
@@ -128,6 +128,7 @@ class SecureCollector:
         self._collector = collector
         self._greetings = greetings
         self._numbers = count(1)
+        self._measuring: frozenset[str] = frozenset()
 
     def collect(self, wanted: WantedSums, limits: Limits, aggregator: Aggregator) -> Collected:
         """Repeat with fewer sites until what is wanted opens.
@@ -162,9 +163,12 @@ class SecureCollector:
             if len(sites) < max(wanted.needed, FEWEST):
                 raise _too_few(wanted, sites, got.missing)
             parts[TENSORS] = nonces
-        measured = self._measured(sites)
+        measured = frozenset(self._measured(sites))
         if wanted.split is not None and len(measured) >= FEWEST:
-            parts[METRICS] = {site: nonces[site] for site in measured}
+            # Sites mask figures with one group alone in a study: the first, for as long as it is there.
+            if not self._measuring or not self._measuring <= measured:
+                self._measuring = measured
+            parts[METRICS] = {site: nonces[site] for site in sorted(self._measuring)}
         return AggregationGroups(next(self._numbers), parts)
 
     def _measured(self, sites: list[str]) -> list[str]:
@@ -214,14 +218,9 @@ class SecureCollector:
 
 
 def _own(wanted: WantedSums, site: str, groups: AggregationGroups) -> Instruction:
-    """A site's instruction: it masks the parts whose group it is in, and measures only what it will mask."""
+    """A site's instruction: it masks the parts whose group it is in. In all else sites are told the same."""
     parts = {part: group for part, group in groups.parts.items() if site in group}
-    instruction = wanted.instruction(site)
-    return replace(
-        instruction,
-        evaluate=instruction.evaluate if METRICS in parts else None,
-        groups=AggregationGroups(groups.number, parts),
-    )
+    return replace(wanted.instruction(site), groups=AggregationGroups(groups.number, parts))
 
 
 def _too_few(wanted: WantedSums, left: list[str], missing: Mapping[str, Code]) -> QuorumError:

@@ -1,4 +1,4 @@
-"""The course of a stage: when it stops early, and the average that it may end with.
+"""How a stage ends: when it stops early, and the average that it may end with.
 
 All that lasts from round to round is in the stage's memory, and so in the checkpoint.
 """
@@ -36,7 +36,7 @@ def stopped(stage: Stage, number: int, scores: Scores, state: Arrays, memory: Me
 
 
 def best(memory: Memory) -> dict[str, np.ndarray]:
-    """The best model seen in this stage."""
+    """The state of the round with the best figure in this stage so far; empty before the first."""
     return {key.removeprefix(_BEST): array for key, array in memory.items() if key.startswith(_BEST)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Mapping
@@ -14,7 +13,8 @@ import numpy as np
 
 from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.errors import ResumeError, RunError
-from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.base.files import make_folder, open_private, read_json, write_atomic, write_json
+from fedgraft.common.base.locking import try_lock
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.runs.snapshots import Snapshots
@@ -61,9 +61,9 @@ class RunFolder:
 
     def take(self) -> None:
         """Keep the folder to this process for the rest of its life; RunError if another one has it."""
-        lock = (self.path / "lock").open("a")
+        lock = open_private(self.path / "lock", "a")
         ends = time.monotonic() + _TAKE_S
-        while not _locked(lock, fcntl.LOCK_EX):
+        while not try_lock(lock):
             if time.monotonic() > ends:
                 raise RunError(f"{self.path}: another process is at work on this run.")
             time.sleep(0.1)
@@ -71,27 +71,27 @@ class RunFolder:
 
     def is_taken(self) -> bool:
         """Whether a process is at work on the run."""
-        with (self.path / "lock").open("a") as lock:
-            return not _locked(lock, fcntl.LOCK_SH)
+        with open_private(self.path / "lock", "a") as lock:
+            return not try_lock(lock, shared=True)
 
     def study(self) -> Study:
-        """The study as run."""
+        """The study that this run is of; ResumeError if the folder has none."""
         source = self.path / "study.yaml"
         if not source.is_file():
             raise ResumeError(f"{self.path}: is no run's folder: there is no study.yaml.")
         return parse_study(read_mapping(source), str(source))
 
     def write_study(self, study: Study) -> None:
-        """Write the study with all defaults."""
+        """Write `study.yaml`, all defaults written out."""
         write_atomic(self.path / "study.yaml", study.to_yaml().encode())
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file of the folder."""
+        """Write `content` as the JSON file `name`."""
         write_json(self.path / name, content)
 
     def append_history(self, row: Mapping[str, Any]) -> None:
-        """Add one exchange to the history."""
-        with self._history.open("ab") as file:
+        """Add a line to `history.jsonl`: one exchange, as JSON without NaN."""
+        with open_private(self._history, "ab") as file:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             file.flush()
 
@@ -108,7 +108,7 @@ class RunFolder:
     def save_checkpoint(self, exchange: int, state: Arrays, memory: Arrays, totals: Mapping[str, Any]) -> None:
         """Make the run resumable from after `exchange`: first the tensors, then the file that names them."""
         folder = self.path / "checkpoint"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         arrays = dict(state) | {f"{_MEMORY}{key}": array for key, array in memory.items()}
         names = self._snapshots.write(f"{exchange:06d}.safetensors", arrays)
         size = self._history.stat().st_size if self._history.exists() else 0
@@ -144,12 +144,4 @@ def _after_whole_lines(path: Path) -> IO[bytes]:
     if whole[2]:
         with path.open("r+b") as file:
             file.truncate(len(whole[0]) + len(whole[1]))
-    return path.open("ab")
-
-
-def _locked(file: IO[str], how: int) -> bool:
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    return open_private(path, "ab")

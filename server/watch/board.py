@@ -29,7 +29,7 @@ class View:
     fault: str
 
     def plain(self) -> dict[str, Any]:
-        """The same as plain values."""
+        """The view as plain values, for JSON."""
         return asdict(self)
 
 

@@ -43,7 +43,7 @@ class ScreenPicture:
         self._live.stop()
 
     def show(self, view: View) -> None:
-        """Draw `view`."""
+        """Draw `view` in place of the one before."""
         self._live.update(picture(view), refresh=True)
 
 
@@ -93,7 +93,7 @@ class Lines:
 
 
 def picture(view: View) -> RenderableType:
-    """All of a view."""
+    """All of a view as something that rich can draw."""
     server = "" if view.answers is None else ", its server answers" if view.answers else ", its server does NOT answer"
     head = Text(f"{clean(view.consortium)}{server}" if view.consortium else "simulation")
     if view.run is None:
@@ -111,7 +111,7 @@ def clean(text: str) -> str:
 
 
 def describe(row: RoundView) -> str:
-    """One exchange in one line."""
+    """One exchange in one line: stage, round, sites, figures, bytes, seconds, who is missing."""
     where = row.stage if row.stage == "evaluate" else f"{row.stage}, round {row.round} of {row.rounds}"
     parts = [f"{row.aggregated} of {row.asked} sites", *_figures(row)]
     parts += [f"{size(row.bytes_up)} up, {size(row.bytes_down)} down", f"{row.seconds:.1f} s"]
@@ -131,12 +131,12 @@ def privacy(run: Snapshot) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for a person."""
+    """Bytes in units of 1,000, such as "44.8 MB"."""
     return next((f"{count / unit:.1f} {name}" for unit, name in _UNITS if count >= unit), f"{count} B")
 
 
 def ago(seconds: float | None) -> str:
-    """How long ago, in words."""
+    """How long ago, such as "5 minutes ago", "now" or "never"."""
     if seconds is None:
         return "never"
     return next((f"{seconds / unit:.0f} {name} ago" for unit, name in _AGES_S if seconds >= 2 * unit), "now")

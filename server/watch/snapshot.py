@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.errors import FedgraftError
 from fedgraft.common.base.files import read_json
+from fedgraft.common.base.locking import try_lock
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Statistics
 from fedgraft.common.study.study import Study, parse_study
@@ -167,12 +167,9 @@ def _taken(lock: Path) -> bool | None:
     """Whether a process is at work on a deployed run; None for a simulation, which takes no lock."""
     try:
         with lock.open("r", encoding="ascii") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not try_lock(file, shared=True)
     except FileNotFoundError:
         return None
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _plain(study: Study | None) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ class Page(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD of four paths."""
+    """Answers GET and HEAD for the page, its style, its script and the view as JSON."""
 
     server: Page
     server_version, sys_version = "fedgraft", ""

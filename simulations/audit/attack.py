@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from fedgraft.client.privacy.ledger.public_counts import coarse
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.routing import changed, releases_plainly
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study
+from fedgraft.common.study.training import Private
 from fedgraft.simulations.audit import (
     canaries,
     inversion,
@@ -19,6 +21,7 @@ from fedgraft.simulations.audit import (
 )
 from fedgraft.simulations.audit.attack_target import CPU, AttackTarget, seen_at
 from fedgraft.simulations.audit.findings import AttackAttempt, Finding
+from fedgraft.simulations.audit.lying import courses
 from fedgraft.simulations.audit.mechanism import mechanism
 from fedgraft.simulations.planning.pricing import price, private_stages
 
@@ -46,7 +49,7 @@ class Audit:
 
 
 def finished(study: Study, patients: int, findings: Sequence[Finding]) -> Audit:
-    """The audit of these findings."""
+    """The audit's result: the findings with the study, the number of patients and the seconds they took."""
     seconds = round(sum(finding.seconds for finding in findings), 1)
     return Audit(study.name, study.digest, patients, seconds, tuple(findings))
 
@@ -76,6 +79,7 @@ def attack(study: Study, patients: int, *, allow_plain: bool = False, seed: int 
         *attempts,
         *_masks(study, seed),
         *_metrics(seed),
+        _coordinator(study, seed),
         *(_controls(attack_targets[0], seed) if attack_targets else ()),
     ]
 
@@ -85,9 +89,11 @@ def private_targets(study: Study, patients: int) -> list[AttackTarget]:
     tags = LocalModel(study, CPU).tags
     attack_targets = []
     for (stage, private, _), line in zip(private_stages(study), price(study, patients).lines, strict=True):
-        if not isinstance(stage.local, Gradient):
+        if not isinstance(stage.local, Gradient) or not isinstance(private, Private):
             continue
-        terms = private.model_copy(update={"noise_multiplier": line.noise_multiplier, "epsilon": None})
+        expected = private.expected_units or coarse(patients)
+        found = {"noise_multiplier": line.noise_multiplier, "epsilon": None, "expected_units": expected}
+        terms = private.model_copy(update=found)
         local = stage.local.model_copy(update={"private": terms})
         attack_targets.append(AttackTarget(study, stage.name, local, changed(stage, tags)))
     return attack_targets
@@ -129,6 +135,11 @@ def _metrics(seed: int) -> list[AttackAttempt]:
         AttackAttempt(_ALL, "labels from metrics", words, closed),
         AttackAttempt(_CONTROL, "labels from exact metrics", _CONTROL_CLAIM, exact),
     ]
+
+
+def _coordinator(study: Study, seed: int) -> AttackAttempt:
+    words = "no instruction that the study does not have is carried out"
+    return AttackAttempt(_ALL, "coordinator", words, partial(courses.carried_out, study, seed))
 
 
 def _masks(study: Study, seed: int) -> list[AttackAttempt]:

@@ -1,4 +1,4 @@
-"""A made-up site to attack: the study's own model and terms, made-up patients, and the site's own trainer.
+"""A made-up site to attack: the study's own model and privacy settings, made-up patients, and the site's own trainer.
 
 The trainer is watched where privacy is decided: at what its optimiser is given, step by step.
 """
@@ -38,7 +38,7 @@ _LARGEST_IMAGE = 64
 
 @dataclass(frozen=True)
 class AttackTarget:
-    """A model to be trained and the private terms: `local` has its noise, `changes` are the entries that may move."""
+    """A model to be trained privately: `local` has its noise, `changes` are the entries that may move."""
 
     study: Study
     stage: str
@@ -47,13 +47,13 @@ class AttackTarget:
 
     @property
     def private(self) -> Private:
-        """The terms of privacy."""
+        """The stage's `private`: noise, clip, sampling, unit."""
         assert self.local.private is not None
         return self.local.private
 
     @property
     def noise_multiplier(self) -> float:
-        """The noise over the clip."""
+        """The noise's deviation in units of `max_grad_norm`."""
         assert self.private.noise_multiplier is not None
         return self.private.noise_multiplier
 
@@ -89,19 +89,19 @@ class ExampleCases:
         return len(self.inputs)
 
     def only(self, rows: Tensor) -> ExampleCases:
-        """Some of the cases."""
+        """The cases at the positions `rows`."""
         return ExampleCases(self.inputs[rows], self.labels[rows], tuple(self.patients[at] for at in rows.tolist()))
 
 
 class WatchedLoader(Loader):
-    """A feed that writes down which cases the trainer asks for, one list per step."""
+    """A loader that writes down which cases the trainer asks for, one list per step."""
 
     def __init__(self, cohort: Cohort, spec: InputSpec, device: torch.device) -> None:
         super().__init__(cohort, spec, device)
         self.asked: list[list[int]] = []
 
     def batches(self, groups: Sequence[Tensor]) -> Iterator[Batch]:
-        """As it is in `Feed`."""
+        """As `Loader.batches`, noted in `asked`."""
         self.asked.append([at for group in groups for at in group.tolist()])
         return super().batches(groups)
 
@@ -125,7 +125,7 @@ def table_study(columns: int, backbone: str = "table_linear") -> Study:
 
 
 def light(attack_target: AttackTarget, columns: int, backbone: str = "table_linear") -> AttackTarget:
-    """The same terms with a small model for tables, all of it trained by plain SGD."""
+    """The same privacy settings with a small model for tables, all of it trained by plain SGD."""
     study = table_study(columns, backbone)
     roles = {Role.BODY, Role.STEM, Role.HEAD}
     changes = tuple(key for key, tag in LocalModel(study, CPU).tags.items() if tag.role in roles)
@@ -141,7 +141,7 @@ def light(attack_target: AttackTarget, columns: int, backbone: str = "table_line
 
 
 def shape(study: Study) -> tuple[int, ...]:
-    """One case as the model sees it."""
+    """Shape of one case as the model sees it: (columns,), or (channels, size, size)."""
     if isinstance(study.input, TableInput):
         return (study.input.width,)
     return (study.input.channels, study.input.size, study.input.size)
@@ -178,10 +178,11 @@ def watched() -> Iterator[list[Tensor]]:
 def released(attack_target: AttackTarget, cases: ExampleCases, local_model: LocalModel) -> Tensor:
     """The noised sums of a visit's steps, (steps, entries), with the division by the expected lot undone."""
     loader = loader_of(attack_target.study, cases)
-    units = len(cases) if attack_target.private.unit == "image" else len(set(cases.patients))
     with watched() as seen:
         train_private(local_model, loader, cases.patients, attack_target.local, attack_target.changes, NOW)
-    return torch.stack(seen) * (attack_target.private.sample_rate * units)
+    private = attack_target.private
+    assert private.expected_units is not None
+    return torch.stack(seen) * (private.sample_rate * private.expected_units)
 
 
 def sizes(attack_target: AttackTarget, local_model: LocalModel) -> list[int]:
@@ -191,5 +192,5 @@ def sizes(attack_target: AttackTarget, local_model: LocalModel) -> list[int]:
 
 
 def moved(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> set[str]:
-    """Entries of which any bit differs."""
+    """Keys of entries of which any bit differs."""
     return {key for key in before if before[key].tobytes() != after[key].tobytes()}

@@ -100,7 +100,7 @@ def _show(result: Audit, page: Path) -> None:
 
 
 def verdict(finding: Finding) -> str:
-    """In one word."""
+    """Says "holds", "FAILS", "fails, accepted" or "not tested"."""
     if finding.passed is None:
         return "not tested"
     if finding.passed:

@@ -40,7 +40,7 @@ Visit = Callable[[LocalModel, ExampleCases], None]
 
 
 def private_visit(attack_target: AttackTarget) -> Visit:
-    """One step at these terms, with everybody in it: the attacker knows that the victim took part."""
+    """One step with these privacy settings, and everybody in it: the attacker knows that the victim took part."""
     asked = attack_target.asking({"steps": 1, "lr": 1.0, "batch_size": _CASES}, {"sample_rate": 1.0})
 
     def visit(local_model: LocalModel, cases: ExampleCases) -> None:
@@ -52,7 +52,7 @@ def private_visit(attack_target: AttackTarget) -> Visit:
 
 
 def plain_visit(attack_target: AttackTarget) -> Visit:
-    """One step without privacy."""
+    """A visit to attack: one step of plain SGD at rate 1, without clip and noise."""
 
     def visit(local_model: LocalModel, cases: ExampleCases) -> None:
         train(local_model, loader_of(attack_target.study, cases), _PLAIN, attack_target.changes, NOW)

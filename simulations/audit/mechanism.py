@@ -43,7 +43,7 @@ _NO_CLIP = 1e9
 
 
 def noise_deviation(attack_target: AttackTarget) -> Measurement:
-    """Noise on a sum to which patients add exactly nothing: deviation over sigma times clip, minus 1."""
+    """Noise on a sum to which patients add exactly nothing: deviation over noise multiplier times clip, minus 1."""
     noise = _noise(attack_target.still, _COORDINATES)
     ratio = float(noise.std()) / (attack_target.noise_multiplier * attack_target.private.max_grad_norm)
     words = f"deviation {ratio:.4f} of what was promised, over {noise.numel():,} numbers"
@@ -169,7 +169,7 @@ CHECKS: dict[str, tuple[str, Callable[[AttackTarget], Measurement]]] = {
 
 
 def mechanism(attack_target: AttackTarget) -> list[AttackAttempt]:
-    """All checks of one private stage."""
+    """One attempt for each of `CHECKS`, on one private stage."""
     return [
         AttackAttempt(attack_target.stage, name, claim, partial(measure, attack_target))
         for name, (claim, measure) in CHECKS.items()

@@ -1,6 +1,6 @@
 """Metrics are an oracle: whoever may ask often enough how good crafted models are learns every hidden label.
 
-The attacker knows what the cases look like and wants the diagnoses. Each order brings crafted heads, so that every
+The attacker knows what the cases look like and wants the diagnoses. Each instruction brings crafted heads, so every
 prediction is known; each accuracy is then one linear equation in the labels.
 """
 
@@ -47,12 +47,13 @@ def _ask(site: tuple[Site, Study, LocalModel], heads: NDArray[np.float32]) -> li
     """The accuracy of each head as the site tells it, if it does."""
     hospital, study, local_model = site
     answers: list[float | None] = []
-    for number, head in enumerate(heads, start=1):
+    end = 1 + study.plan[-1].rounds  # the exchange that only evaluates, and may be asked again after a crash
+    for head in heads:
         tensors = local_model.read(local_model.tags) | {
             "heads.cls.weight": np.stack([-head, head]),
             "heads.cls.bias": np.zeros(2, np.float32),
         }
-        reply = hospital.visit(Instruction(study.digest, number, 0, 1, work=False, evaluate="val", tensors=tensors))
+        reply = hospital.visit(Instruction(study.digest, end, 0, 1, work=False, evaluate="test", tensors=tensors))
         told = reply.metrics.get("cls") if isinstance(reply, Update) else None
         arrays = {key: array.tolist() for key, array in told.items()} if told else None
         answers.append(ClassificationSums.from_arrays(arrays, 2).values()["accuracy"] if arrays else None)
@@ -75,7 +76,7 @@ def _site(
 ) -> tuple[Site, Study, LocalModel]:
     study = table_study(_COLUMNS)
     cases = torch.arange(_LABELS)
-    splits = {"train": cases[:0], "val": cases, "test": cases[:0]}
+    splits = {"train": cases[:0], "val": cases[:0], "test": cases}
     targets = {"cls": torch.from_numpy(labels)}
     cohort = Cohort("audit", torch.from_numpy(inputs), targets, tuple(map(str, range(_LABELS))), splits, (), {})
     policy = SitePolicy(allow_non_dp=True, metrics=metrics)

@@ -91,11 +91,11 @@ def privacy_curve(  # noqa: PLR0913, PLR0917 - a command's options are its param
     as_json: AsJson = False,
 ) -> None:
     """Accuracy against epsilon: run a private study at several budgets, and without noise."""
-    from fedgraft.simulations.cli import study_commands
+    from fedgraft.simulations.cli import curve_commands
     from fedgraft.simulations.planning.curve import Grid
 
     grid = Grid(tuple(train or ("heads", "norm_and_heads")), tuple(epsilon or (8.0, 3.0, 1.0)), seeds)
-    study_commands.privacy_curve(study_file, tuple(set_ or ()), grid, out, as_json=as_json)
+    curve_commands.privacy_curve(study_file, tuple(set_ or ()), grid, out, as_json=as_json)
 
 
 @privacy.command("audit")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,6 @@ from fedgraft.common.base.terminal import (
 )
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.metrics.metric_names import title
-from fedgraft.common.models.weights import load_weights, save_weights
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.progress import shown
@@ -34,9 +32,6 @@ from fedgraft.simulations.engines.run import Engine, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario, source_faults
-from fedgraft.simulations.weights.soup import soup
-from fedgraft.simulations.weights.weights_import import Source
-from fedgraft.simulations.weights.weights_import import import_weights as take_in
 
 
 @dataclass(frozen=True)
@@ -108,60 +103,6 @@ def make_data(name: str, out: Path) -> None:
     cohorts = make_hospitals(scenario, out)
     for site, cohort in cohorts.items():
         say(f"{site}: {cohort.kind} in {cohort.root}")
-
-
-def list_weights(*, as_json: bool) -> None:
-    """All weights at hand."""
-    from fedgraft.common.models.weights import list_weights as found
-
-    manifests = found()
-    if as_json:
-        sys.stdout.write(json.dumps([manifest.model_dump(mode="json") for manifest in manifests]) + "\n")
-        return
-    table = Table("id", "backbone", "trained on", "licence")
-    for manifest in manifests:
-        label = " (synthetic)" if manifest.synthetic else ""
-        table.add_row(manifest.id + label, manifest.backbone, manifest.trained_on, manifest.licence)
-    OUT.print(table)
-
-
-def import_weights(source: Source, name: str) -> None:
-    """Take in weights, and say what became of every entry."""
-    manifest, report = take_in(source, name)
-    say(
-        f"{manifest.id}: {len(report.loaded)} entries of {manifest.backbone} taken in, {len(report.ignored)} left out "
-        f"({', '.join(report.ignored) or 'none'})"
-    )
-
-
-def make_soup(refs: list[str], name: str) -> None:
-    """Average finished models, and say where the mean is."""
-    manifest, folder = soup(refs, name)
-    say(f"Weights {manifest.id}, the mean of {len(refs)} models, are in {folder}")
-    say("Norm statistics were averaged too: let a study recalibrate them (plan: local: {kind: recalibrate}).")
-
-
-def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[str, ...]) -> None:
-    """Run a study and keep its model as weights of their own, with the figures that it reached."""
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty.", fix="Choose another --out.")
-    with tempfile.TemporaryDirectory(prefix="fedgraft-") as temporary:
-        run = Path(temporary) / "run"
-        simulate(SimulateRequest(path, None, run, None, overrides), Engine(), as_json=False)
-        result = read_json(run / "result.json")
-        manifest, arrays = load_weights(str(run))
-        figures = ", ".join(
-            f"{task} test "
-            + ", ".join(f"{title(key)} {figure(value)}" for key, value in list(values["macro"].items())[:2])
-            for task, values in result["metrics"].items()
-        )
-        facts = manifest.model_dump(exclude={"sha256", "keys", "format"}) | {
-            "id": name,
-            "licence": licence,
-            "how": f"fedgraft weights pretrain {path.name}; {manifest.how}; {figures}",
-        }
-        save_weights(out, arrays, facts)
-    say(f"Weights {name} are in {out}")
 
 
 def doctor(*, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What the front door can say of a study: what it will do, what privacy it costs, and what that costs in accuracy."""
+"""What the front door can say of a study before anything runs: what it will do, and what privacy it costs."""
 
 from __future__ import annotations
 
@@ -11,32 +11,18 @@ from pathlib import Path
 from rich.table import Table
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import make_private
-from fedgraft.common.base.terminal import (
-    ERR,
-    OUT,
-    figure,
-    say,
-)
+from fedgraft.common.base.terminal import OUT, say
 from fedgraft.common.checks.explain import (
+    Checked,
     check_study,
     describe_task,
     explain,
     sentence,
 )
-from fedgraft.common.models.initialise import Initialised
 from fedgraft.common.protocol.routing import releases_plainly
 from fedgraft.common.secure_aggregation.masking import FEWEST
 from fedgraft.common.study.study import Study, find_study
-from fedgraft.simulations.phantoms.hospitals import hospitals_of
-from fedgraft.simulations.phantoms.scenario import load_scenario
 from fedgraft.simulations.planning.advice import Advice, advise
-from fedgraft.simulations.planning.curve import (
-    Grid,
-    measure,
-    points,
-    write,
-)
 from fedgraft.simulations.planning.pricing import Price, price, private_stages
 
 
@@ -61,7 +47,7 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *
         return
     say(f"Study {study.name}, digest {study.digest}")
     base_models = f" of {' and '.join(study.model.architectures)}" if study.model.base_models else ""
-    say(f"Model: {study.model.backbone}{base_models} from {explained.start.says}")
+    say(f"Model: {study.model.backbone}{base_models} from {explained.start.provenance.says}")
     if study.model.base_models:
         say("Its members are finished: they travel once, stay as they are, and begin with their mean answer.")
     for task in study.tasks:
@@ -73,7 +59,7 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *
             f"Masked: the coordinator reads sums over at least {FEWEST} sites, of entries, weights and metrics, and no "
             "site's own. What it reads it can still learn from: masks take nothing away from the sum."
         )
-    tags = explained.start.model.tags()
+    tags = explained.start.architecture.tags
     plain = [stage.name for stage in study.plan if releases_plainly(stage, tags)]
     if plain:
         say(
@@ -87,9 +73,8 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *
     _show_advice(advice)
 
 
-def _advice(study: Study, begin: Initialised, patients: int) -> list[Advice]:
-    sizes = {key: int(value.numel()) for key, value in begin.model.state_dict().items()}
-    return list(advise(study, begin.model.tags(), sizes, patients))
+def _advice(study: Study, begin: Checked, patients: int) -> list[Advice]:
+    return list(advise(study, begin.architecture.tags, begin.architecture.sizes, patients))
 
 
 def _show_advice(advice: Sequence[Advice]) -> None:
@@ -131,35 +116,3 @@ def plan_privacy(path: Path, overrides: tuple[str, ...], patients: int, *, as_js
         table.add_row(f"{length:g}", *(f"{one.epsilon:.2f}" for one in row))
     OUT.print(table)
     _show_advice(_advice(study, begin, patients))
-
-
-def privacy_curve(path: Path, overrides: tuple[str, ...], grid: Grid, out: Path, *, as_json: bool) -> None:
-    """Run a private study at several budgets, and show what each costs in accuracy."""
-    study, named = find_study(path, overrides)
-    begin = check_study(study, str(path))
-    if named is None:
-        raise InputError(f"{path} names no scenario.", fix="Write `scenario: NAME` into it.")
-    sites = hospitals_of(load_scenario(named))
-    cells = []
-    for cell in measure(study, begin.model.tags(), sites, grid, out):
-        cells.append(cell)
-        price = "no noise" if cell.epsilon is None else f"epsilon {cell.epsilon:g}"
-        ERR.print(f"{cell.train}, {price}, seed {cell.seed}: AUROC {cell.auroc:.3f}", highlight=False)
-    found = points(cells)
-    write(found, cells, out)
-    make_private(out)
-    if as_json:
-        sys.stdout.write(json.dumps([asdict(point) for point in found]) + "\n")
-        return
-    table = Table("trained", "epsilon", "runs", "AUROC", "loss against no noise")
-    for point in found:
-        price = "no noise" if point.epsilon is None else f"{point.epsilon:g}"
-        shown = (_with(point.auroc, point.half_width), _with(point.loss, point.loss_half_width))
-        table.add_row(point.train, price, str(point.runs), *shown)
-    OUT.print(table)
-    best = max((point for point in found if point.epsilon is None), key=lambda point: point.auroc)
-    say(f"Best without noise: {best.train}, {best.auroc:.3f}. Intervals are 95 %, over seeds. Written to {out}")
-
-
-def _with(value: float | None, half_width: float | None) -> str:
-    return figure(value) + (f" +- {half_width:.3f}" if half_width is not None else "")

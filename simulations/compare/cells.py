@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,9 @@ from fedgraft.common.base.errors import (
 )
 from fedgraft.common.base.files import (
     canonical_json,
+    home,
     load_tensors,
+    make_folder,
     read_json,
     save_tensors,
     write_json,
@@ -33,6 +35,7 @@ from fedgraft.common.base.files import (
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.models.initialise import make_model
+from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.compare.folds import Fold
 from fedgraft.simulations.compare.models import (
@@ -51,6 +54,8 @@ from fedgraft.simulations.compare.question import (
     changed,
 )
 from fedgraft.simulations.compare.shots import few_shot, part_of
+from fedgraft.simulations.engines.child_path import no_working_folder
+from fedgraft.simulations.engines.process_server import process_server
 from fedgraft.simulations.engines.run import Hospitals
 
 _ANSWERS, _FACTS, _MODEL = "answers.safetensors", "cell.json", "model"
@@ -93,7 +98,7 @@ class Cell:
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def words(self) -> str:
-        """The cell in a line of progress."""
+        """The cell in a line of progress, such as "transfer: study, 40 cases, seed 1"."""
         cases = f", {self.cases} cases" if self.cases else ""
         fold = f", fold {self.fold.number + 1} of {self.fold.of}" if self.fold else ""
         return f"{self.question}: {self.arm}{cases}, seed {self.seed}{fold}"
@@ -122,6 +127,10 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
     arms = sorted(question.arms, key=lambda one: bool(one.base_models))
     for arm in arms:
         plain[arm.name] = arm.apply(asked, where, plain)
+    # What is compared is tested on the same patients, so one private arm asks the same of all.
+    alone = any(is_private(own) for own in plain.values())
+    if alone:
+        _refuse_tied(question, sites, where)
     for arm in arms:
         own = plain[arm.name]
         _check(own, f"{where}, arm {arm.name}", arm)
@@ -129,6 +138,8 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
         for cases in question.sizes:
             limit = None if few else cases
             asked_of = {site: _as_asked(sites.cohorts[site], site, limit, arm, question) for site in hospitals}
+            if alone:
+                asked_of = {site: spec.model_copy(update={"split": "independent"}) for site, spec in asked_of.items()}
             specs = dict(sites.cohorts) | asked_of
             for seed in range(seeds):
                 seeded = own.model_copy(update={"seed": own.seed + seed})
@@ -139,6 +150,21 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
                     found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job, own_base_models))
     places = {arm.name: at for at, arm in enumerate(question.arms)}
     return sorted(found, key=lambda cell: places[cell.arm])
+
+
+def _refuse_tied(question: Question, sites: Hospitals, where: str) -> None:
+    """InputError for what would let one patient decide who else trains, or with which label."""
+    capped = any(spec.train_cases is not None for spec in sites.cohorts.values())
+    if (question.cases and not question.shots) or capped:
+        raise InputError(
+            f"{where}: an arm is private, and `cases` takes the first so many patients, which ties them together.",
+            fix="Leave it out; fewer train with a smaller split.train in the question's `set`.",
+        )
+    if any(arm.labels == "shuffled" for arm in question.arms):
+        raise InputError(
+            f"{where}: an arm is private, and shuffled labels are those of other patients, which ties them together.",
+            fix="Ask about shuffled labels in a question of their own, without a private arm.",
+        )
 
 
 def _check(study: Study, source: str, arm: Arm) -> None:
@@ -159,13 +185,16 @@ def run(todo: Sequence[Cell], out: Path, workers: int, threads: int) -> Iterator
     missing = [cell for digest, cell in different.items() if not _is_done(out / digest[:16], asked=digest in asked)]
     done = len(different) - len(missing)
     failures: list[tuple[Cell, Exception]] = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _one_thread, (threads,)) as pool:
+    with no_working_folder():
+        size = min(workers, max(1, len(missing)))
+        pool = ProcessPoolExecutor(size, process_server(), _made_ready, (threads, str(home())))
+    with pool:
         for wave in (
             [cell for cell in missing if not cell.base_models],
             [cell for cell in missing if cell.base_models],
         ):
-            futures = {pool.submit(_run, cell, out, keep=cell.digest in asked): cell for cell in wave}
+            with no_working_folder():
+                futures = {pool.submit(_run, cell, out, keep=cell.digest in asked): cell for cell in wave}
             for future in as_completed(futures):
                 error = future.exception()
                 if isinstance(error, Exception):
@@ -197,9 +226,9 @@ def _run(cell: Cell, out: Path, *, keep: bool) -> None:
     started, folder = time.monotonic(), out / cell.digest[:16]
     found, troubles = (few_shot if cell.job.few else carry_out)(_with_base_models(cell, out), folder / "runs")
     if keep:
-        (folder / _MODEL).mkdir(exist_ok=True)
+        make_folder(folder / _MODEL)
         for name in ("model.safetensors", "model.json"):
-            shutil.copyfile(home_of(folder / "runs") / name, folder / _MODEL / name)
+            shutil.copy(home_of(folder / "runs") / name, folder / _MODEL / name)
     save_tensors(folder / _ANSWERS, dict(flat(found)))
     facts = {"troubles": troubles, "seconds": round(time.monotonic() - started, 3), "words": cell.words()}
     # Its presence says that the cell is done, so it comes last; what the models were made of is not kept.
@@ -247,5 +276,6 @@ def _folds(question: Question) -> list[Fold | None]:
     return [Fold(number, question.folds) for number in range(question.folds)] if question.folds else [None]
 
 
-def _one_thread(threads: int) -> None:
+def _made_ready(threads: int, home: str) -> None:
     torch.set_num_threads(threads)
+    os.environ["FEDGRAFT_HOME"] = home  # as it is now, and not as it was when the process server started

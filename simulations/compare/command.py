@@ -18,7 +18,7 @@ from rich.table import Table
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import make_private, read_json, write_atomic, write_json
+from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
@@ -146,6 +146,7 @@ def _take(out: Path, study: Study) -> None:
         raise InputError(f"{out} is not empty, and holds no comparison.", fix="Choose another --out.")
     if mark.is_file() and (out / "history.jsonl").exists():
         raise InputError(f"{out} holds a run.", fix="Choose another --out.")
+    make_folder(out)
     write_atomic(mark, study.to_yaml().encode())
 
 

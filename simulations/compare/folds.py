@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fedgraft.client.data.cohorts import splits
-from fedgraft.client.data.cohorts.cohort import CohortRequest, load_cohort
+from fedgraft.client.data.cohorts.cohort import dealing_of, load_cohort
+from fedgraft.client.data.cohorts.splits import Dealing
 from fedgraft.client.data.cohorts.targets import strata as strata_of
+from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.common.base.seeds import derive
@@ -26,20 +28,36 @@ class Fold(NamedTuple):
 def deal(study: Study, site: Path, fold: Fold) -> None:
     """Write the site's splits for this fold; the share of validation is that of the study among those who train."""
     config = read_site(site)
-    wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
+    wanted, place = cohort_request(config, study), place_of(config, study.digest)
     spec = config.cohort.model_copy(update={"train_cases": None, "train_labels": "known"})
-    cohort = load_cohort(config.name, spec, wanted, place_of(config, study.digest))
+    cohort = load_cohort(config.name, spec, wanted, place)
     targets = strata_of(study.tasks[0], cohort.targets[study.tasks[0].name].numpy())
     own: dict[str, list[int]] = {}
     for patient, target in zip(cohort.patients, targets, strict=True):
         own.setdefault(patient, []).append(target)
-    strata = {patient: splits.stratum(labels) for patient, labels in own.items()}
-    chosen = folded(strata, fold, study.split.val / (study.split.train + study.split.val), study.seed)
-    splits.write(site / "splits.csv", chosen, study.split, study.seed)
+    dealing, val = dealing_of(spec, wanted, place), study.split.val / (study.split.train + study.split.val)
+    if dealing.rule == "stratified":
+        strata = {patient: splits.stratum(labels) for patient, labels in own.items()}
+        chosen = folded(strata, fold, val, study.seed)
+    else:
+        chosen = folded_alone(own, fold, val, dealing)
+    splits.write(place.state / "splits.csv", chosen, dealing)
+
+
+def folded_alone(patients: Iterable[str], fold: Fold, val: float, dealing: Dealing) -> dict[str, str]:
+    """The split of every patient, from a keyed hash of that patient alone: no other patient counts."""
+    chosen = {}
+    for patient in patients:
+        if int(splits.chance(dealing.secret, dealing.seed, "folds", patient) * fold.of) == fold.number:
+            chosen[patient] = "test"
+        else:
+            drawn = splits.chance(dealing.secret, dealing.seed, f"fold {fold.number}", patient)
+            chosen[patient] = "val" if drawn < val else "train"
+    return chosen
 
 
 def folded(strata: Mapping[str, int], fold: Fold, val: float, seed: int) -> dict[str, str]:
-    """The split of every patient: the fold is the test split, a share `val` of all others validates.
+    """Stratified: the split of every patient; the fold is the test split, a share `val` of all others validates.
 
     Patients of a stratum are shuffled and dealt to the folds in turn, each stratum going on where the last one ended.
     """

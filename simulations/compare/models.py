@@ -12,17 +12,17 @@ import torch
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.preflight.baseline import fit_alone
-from fedgraft.client.runtime.local_state import LocalState
+from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import predictions
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.files import load_tensors, read_json
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import own
-from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Recalibrate
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
@@ -81,7 +81,7 @@ class ModelJob:
 
     @property
     def hospitals(self) -> tuple[str, ...]:
-        """The sites that are hospitals."""
+        """Names of the sites that hold patients, without those that hold public source data."""
         return tuple(site for site in self.cohorts if site not in self.public)
 
 
@@ -101,7 +101,7 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
     if job.who == "new_site":
         return _newcomers(job, folder, counted, device)
     if job.who == "nobody":
-        local_model, state = LocalModel(job.study, device), start(job.study).state()
+        local_model, state = LocalModel(job.study, device), initialise(job.study).state()
         return {MERGED: {site: _ask(local_model, state, job.study, cohort) for site, cohort in counted.items()}}, []
     trainers = {MERGED: pool(list(cohorts.values()))} if job.who == "pooled" else cohorts
     found: Found = {}
@@ -195,7 +195,7 @@ def _ask(local_model: LocalModel, state: Arrays, study: Study, cohort: Cohort) -
 
 
 def answers_of(local_model: LocalModel, study: Study, cohort: Cohort) -> dict[str, Answers]:
-    """What the model on the bench says of the cohort's test cases, by task."""
+    """What the model in `local_model` says of the cohort's test cases, by task."""
     loader = Loader(cohort, study.input, local_model.device)
     names = [cohort.patients[case] for case in loader.labelled("test").tolist()]
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
@@ -219,7 +219,7 @@ def flat(found: Found) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def unflat(arrays: Mapping[str, np.ndarray]) -> Found:
-    """What `flat` was made of."""
+    """The answers by model, site and task, back from `flat`."""
     found: Found = {}
     for key in arrays:
         model, site, task, kind = key.split("/")

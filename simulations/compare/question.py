@@ -12,12 +12,14 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fedgraft.common.base.config_files import describe, put, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
-from fedgraft.common.study.fit import Fit
+from fedgraft.common.study.aggregates import Standardise
+from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
+from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.methods.presets import PRESETS, expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model
-from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.plan import Gradient, Statistics
 from fedgraft.common.study.study import Study, parse_study
 
 Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
@@ -167,7 +169,7 @@ class Question(Value):
         return self.shots or self.cases or (None,)
 
     def _few(self) -> list[str]:
-        """What does not go with shots."""
+        """Faults of a question with `shots`: keys and metrics that do not go with it."""
         faults = ["shots: go with neither cases nor folds"] if self.cases or self.folds else []
         if self.metric == "auroc":
             faults.append(
@@ -240,4 +242,8 @@ def _stages(study: Study, method: str, more: Mapping[str, Any]) -> Any:
     settings: dict[str, Any] = {"name": method, **more}
     if work:
         settings |= {"rounds": sum(rounds for _, rounds in work), "local": work[0][0]}
-    return expand(Method(**settings), table=study.input.kind == "table" and study.model.backbone != ENSEMBLE)
+    columns = next((stage for stage in study.plan if isinstance(stage.aggregate, Standardise)), None)
+    if columns is not None and isinstance(columns.local, Statistics):
+        settings["columns"] = columns.local.private
+    needs_sums = isinstance(study.input, TableInput) and study.input.needs_sums
+    return expand(Method(**settings), table=needs_sums and study.model.backbone != ENSEMBLE)

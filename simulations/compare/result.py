@@ -103,8 +103,8 @@ def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
             for model, sites in ended.found.items():
                 for site, tasks in sites.items():
                     for task, answers in tasks.items():
-                        told = _told(question)
-                        values = {name: _value(name, answers) if name in told else None for name in METRICS}
+                        stated = _stated(question)
+                        values = {name: _value(name, answers) if name in stated else None for name in METRICS}
                         yield {
                             "question": question.name,
                             "arm": group.arm,
@@ -132,7 +132,7 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question) -> dict[str,
         "macro": _plain(over_replicates(macro)) if macro else None,
         "worst": _plain(over_replicates(worst)) if worst else None,
         "per_class": bool(question.shots),
-        "metrics": {name: _macro(group, task, name) for name in _told(question)},
+        "metrics": {name: _macro(group, task, name) for name in _stated(question)},
         "sites": {site: _mean([float(own[site][0]) for own in drawn.values() if site in own]) for site in sites},
         "by_replicate": [_number(float(macro[replicate][0])) for replicate in sorted(macro)],
         "difference": None,
@@ -141,7 +141,7 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question) -> dict[str,
     }
 
 
-def _told(question: Question) -> tuple[str, ...]:
+def _stated(question: Question) -> tuple[str, ...]:
     """Metrics that can be given: scores of several models, one for each draw of shots, make no AUROC."""
     return tuple(name for name in METRICS if name != "auroc" or not question.shots)
 

@@ -18,7 +18,7 @@ from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.ood import OodModel
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import load_weights
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
@@ -63,7 +63,7 @@ def few_shot(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
 def _given(job: ModelJob, folder: Path, site: str) -> tuple[Given, list[str]]:
     """The model that waits for the new site, and what was missing when it was made."""
     if job.who == "nobody":
-        return Given(start(job.study).state(), None), []
+        return Given(initialise(job.study).state(), None), []
     others = {name: spec for name, spec in job.cohorts.items() if name != site}
     home = prepared(job, others, folder / f"without-{site}")
     missing = [f"without {site}: {trouble}" for trouble in federate(home)]

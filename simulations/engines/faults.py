@@ -15,7 +15,7 @@ from pydantic import Field
 from fedgraft.common.base.value import Value
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import MaskedUpdate, Update
-from fedgraft.server.rounds.fleet import NODE_EXPIRED
+from fedgraft.server.fleet.fleet import NODE_EXPIRED
 
 _RAISED = 2
 
@@ -37,12 +37,12 @@ class FaultyGrid(Grid):
         self._spoilt: dict[str, str] = {}
 
     def set_run(self, run: Run) -> None:
-        """As the inner grid does."""
+        """Passed on to the inner grid."""
         self._inner.set_run(run)
 
     @property
     def run(self) -> Run:
-        """The inner grid's run."""
+        """The inner grid's description of the run."""
         return self._inner.run
 
     def create_message(
@@ -53,11 +53,11 @@ class FaultyGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """As the inner grid does."""
+        """Passed on to the inner grid."""
         return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes, faulty ones too."""
+        """Numbers of all nodes, those that fail as well."""
         return self._inner.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

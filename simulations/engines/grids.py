@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import queue
 import threading
 import time
@@ -23,8 +22,10 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.client.runtime.app import forget
-from fedgraft.server.rounds.fleet import NODE_EXPIRED
+from fedgraft.server.fleet.fleet import NODE_EXPIRED
+from fedgraft.simulations.engines.child_path import no_working_folder
 from fedgraft.simulations.engines.node import answer, context_for, deadline_of
+from fedgraft.simulations.engines.process_server import process_server
 from fedgraft.simulations.engines.shared_messages import ExchangeFolder, SharedMessages
 
 _CRASHED = 8
@@ -42,12 +43,12 @@ class LocalGrid(Grid):
         self._numbers = count(1)
 
     def set_run(self, run: Run) -> None:
-        """Take another run's description."""
+        """Take over the description of the run that messages belong to (Flower's interface)."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run's description."""
+        """The description of the run that messages belong to (Flower's interface)."""
         return self._run
 
     def create_message(
@@ -58,15 +59,15 @@ class LocalGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """A message to a node."""
+        """A message to the node with this number, not yet sent (Flower's interface)."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes."""
+        """Numbers of all nodes, from 1."""
         return list(self._configs)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Queue messages for their nodes."""
+        """Queue messages for their nodes; their numbers, as Flower's interface wants them."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(next(self._numbers))
@@ -89,7 +90,7 @@ class LocalGrid(Grid):
 
     @abstractmethod
     def close(self) -> None:
-        """End what the grid started."""
+        """End the processes and free the memory that the grid started or took; here there is nothing."""
 
 
 class InProcessGrid(LocalGrid):
@@ -122,7 +123,7 @@ class InProcessGrid(LocalGrid):
         return [reply]
 
     def close(self) -> None:
-        """Let go of the sites' data."""
+        """Free the sites' models and data, which are kept between exchanges."""
         self._lane = None
         forget()
 
@@ -179,8 +180,7 @@ class PoolGrid(LocalGrid):
         self._folder = ExchangeFolder()
         self._messages = SharedMessages(self._folder.path, "to")
         self._names = count()
-        self._start = multiprocessing.get_context("forkserver")
-        self._start.set_forkserver_preload(["fedgraft.simulations.engines.worker"])
+        self._start = process_server()
         self._workers = [self._hire(deque()) for _ in range(min(workers, len(configs)))]
         self._home = _spread(list(self._configs), sizes or [1] * len(configs), len(self._workers))
 
@@ -224,7 +224,8 @@ class PoolGrid(LocalGrid):
         here, there = self._start.Pipe()
         arguments = (there, str(self._folder.path), f"from{next(self._names)}", torch.get_num_threads())
         process = self._start.Process(target=work, args=arguments, daemon=True)
-        process.start()
+        with no_working_folder():
+            process.start()
         there.close()
         return _Worker(process, here, waiting)
 

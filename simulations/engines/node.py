@@ -14,7 +14,7 @@ _RAISED = 2
 
 
 def context_for(node: int, config: Path) -> Context:
-    """What a ClientApp sees of its node."""
+    """Flower's context for a simulated site: its node number, and the path of its configuration."""
     node_config: dict[str, bool | str | int | float] = {"site-config": str(config), "views": True}
     return Context(run_id=1, node_id=node, node_config=node_config, state=RecordDict(), run_config={})
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedgraft.common.metrics.metric_names import title
+from fedgraft.common.study.schedule import schedule
 from fedgraft.common.study.study import Study
-from fedgraft.server.rounds.rounds import schedule
 
 _POLL_S = 0.25
 
@@ -39,7 +39,7 @@ def shown(run: Path, study: Study, console: Console) -> Iterator[None]:
 
 
 class _Lines:
-    """One plain line per exchange."""
+    """Progress where there is no terminal: one plain line per exchange."""
 
     def __init__(self, console: Console, total: int) -> None:
         self._console = console
@@ -53,7 +53,7 @@ class _Lines:
         return None
 
     def take(self, event: dict[str, Any]) -> None:
-        """Show one event."""
+        """Print what the event says, if it says anything new."""
         if event["event"] == "greeted":
             self._console.print(f"{len(event['sites'])} sites ready", highlight=False, markup=False, soft_wrap=True)
         elif event["event"] == "exchange":
@@ -91,7 +91,7 @@ class _Bar:
         self._progress.stop()
 
     def take(self, event: dict[str, Any]) -> None:
-        """Show one event."""
+        """Move the bar by what the event says."""
         match event["event"]:
             case "exchange":
                 self._answered, self._asked = 0, event["sites"]

@@ -24,6 +24,7 @@ import torch
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import read_json
 from fedgraft.server.operations.bundle import manifest
+from fedgraft.simulations.engines.child_path import SAFE_PATH
 
 _POLL_S = 2.0
 _START_S = 60.0
@@ -73,6 +74,7 @@ def _environment(folder: Path, port: int, threads: int) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        SAFE_PATH: "1",
         "OMP_NUM_THREADS": str(threads),
         "NO_PROXY": "127.0.0.1,localhost",
         "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",

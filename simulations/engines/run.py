@@ -13,14 +13,15 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
-from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, load_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.governance.approval import approve
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError, ResumeError
-from fedgraft.common.base.files import home, private_folder, read_json, write_json
+from fedgraft.common.base.files import home, make_folder, private_folder, read_json, write_json
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.study import Study
@@ -91,7 +92,7 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
 
 def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
     sites = out / "sites"
-    sites.mkdir(parents=True, exist_ok=True)
+    make_folder(sites)
     for name in hospitals.cohorts:
         (sites / name).mkdir(mode=0o700)
     masking = [name for name in hospitals.cohorts if name not in hospitals.observers]
@@ -150,8 +151,7 @@ def _carry_out(out: Path, engine: Engine, facts: Mapping[str, Any]) -> None:
 def simulated_cohort(study: Study, out: Path, site: str) -> Cohort:
     """The cohort that a site of the run in `out` works with."""
     config = read_site(out / "sites" / site)
-    wanted = CohortRequest(study.tasks, study.input, study.split, study.seed)
-    return load_cohort(config.name, config.cohort, wanted, place_of(config, study.digest))
+    return load_cohort(config.name, config.cohort, cohort_request(config, study), place_of(config, study.digest))
 
 
 def _run_config(out: Path, engine: str, synthetic: bool) -> dict[str, bool | str | int | float]:

@@ -6,7 +6,6 @@ pickled. The files lie in memory where the system has a memory file system.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
 import os
@@ -19,6 +18,8 @@ from typing import TypedDict
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
+
+from fedgraft.common.base.locking import lock, try_lock
 
 _INLINE_BYTES = 1 << 16
 _ROOM_BYTES = 2 << 30
@@ -50,7 +51,7 @@ class ExchangeFolder:
             _remove_abandoned(left)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         self._lock = (self.path / _LOCK).open("wb")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        lock(self._lock)
 
     def close(self) -> None:
         """Remove the folder with all that is in it."""
@@ -60,11 +61,11 @@ class ExchangeFolder:
 
 def _remove_abandoned(folder: Path) -> None:
     try:
-        with (folder / _LOCK).open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+        with (folder / _LOCK).open("rb") as file:
+            if try_lock(file):  # else somebody works in it
+                shutil.rmtree(folder, ignore_errors=True)
     except OSError:
-        return  # somebody works in it, it is somebody else's, or it is being made
+        return  # it is somebody else's, or it is being made
 
 
 class SharedMessages:

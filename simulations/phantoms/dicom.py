@@ -67,7 +67,7 @@ class Shot:
 
 
 class DicomWriter:
-    """Files of one scanner and modality."""
+    """Writes phantoms of one site as DICOM files of one scanner and modality."""
 
     def __init__(self, scanner: Scanner, modality: Modality, site: str) -> None:
         self._scanner = scanner

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer
 
 from fedgraft.common.base.seeds import derive
 from fedgraft.simulations.phantoms.phantoms import (
@@ -117,6 +116,8 @@ class CancerPart:
 
 def cancer_parts(scenario: Scenario) -> dict[str, CancerPart]:
     """The part of every table site, by site name: disjoint, drawn as `TableSite` says."""
+    from sklearn.datasets import load_breast_cancer  # takes a second, and few scenarios have tables
+
     table = load_breast_cancer()
     names = [str(name) for name in table.target_names]
     left = {

@@ -180,7 +180,7 @@ def _ellipse(x: Array, y: Array, place: tuple[Array | float, Array | float], hal
 
 
 def _step(values: Array) -> Array:
-    """A soft step from 0 to 1 around 0."""
+    """A soft step (sigmoid) from 0 to 1, which is 1/2 where a value is 0."""
     return np.asarray(expit(values))
 
 

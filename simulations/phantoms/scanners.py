@@ -84,7 +84,7 @@ class Scanner(Value):
 
     @property
     def field_mm(self) -> float:
-        """Width and height of the image."""
+        """Width of the square image, in mm."""
         return self.matrix * self.spacing_mm
 
     def rescale(self, modality: Modality) -> tuple[float, float] | None:

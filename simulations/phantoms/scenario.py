@@ -103,7 +103,7 @@ class TableSite(Value):
 
     @property
     def cases(self) -> dict[str, int]:
-        """Number of patients by diagnosis."""
+        """Number of patients by diagnosis, which adds up to `patients`."""
         malignant = round(self.patients * self.malignant)
         return {"benign": self.patients - malignant, "malignant": malignant}
 

@@ -1,8 +1,9 @@
 """Which entries to train with differential privacy at a site of some size: as many as the noise lets learn.
 
-A step's noise has the length sigma C sqrt(d) / (q N) over d trained entries, and the mean of N q gradients of at most C
-is no longer than C. Where the first is above the second, steps lead mostly nowhere. On phantoms, sets with a ratio of
-up to 1 lost little to noise (benchmarks/README.md).
+With noise multiplier s, clip C, sample rate q and N patients, a step's noise has the length s C sqrt(d) / (q N) over d
+trained entries, and the mean of N q gradients of at most C is no longer than C. Where the first is above the
+second, steps lead mostly nowhere. On phantoms, sets with a ratio of up to 1 lost little to noise
+(benchmarks/README.md).
 """
 
 from __future__ import annotations

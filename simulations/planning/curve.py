@@ -7,7 +7,7 @@ import io
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Grid:
-    """What to run."""
+    """What a curve runs: every set of trained entries with every epsilon and seed."""
 
     sets: tuple[str, ...] = ("heads", "norm_and_heads")
     epsilons: tuple[float, ...] = (8.0, 3.0, 1.0)
@@ -61,6 +61,9 @@ class Grid:
 def measure(study: Study, tags: Tags, hospitals: Hospitals, grid: Grid, out: Path) -> Iterator[CurveCell]:
     """Run every cell that is not yet in `out`, and give all; each run's folder stays there."""
     stage = _only_private(study)
+    # The run without noise is to be tested on the same patients as those with, who must each stand alone.
+    alone = {site: spec.model_copy(update={"split": "independent"}) for site, spec in hospitals.cohorts.items()}
+    hospitals = replace(hospitals, cohorts=alone)
     for seed in range(grid.seeds):
         for train in grid.sets:
             batch = 0

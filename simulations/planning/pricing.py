@@ -23,7 +23,7 @@ METRICS = "metrics"
 
 @dataclass(frozen=True)
 class PriceLine:
-    """One private stage: its noise over the clip, the share of patients in a step, its steps, and its epsilon alone."""
+    """One private stage: its noise multiplier, the share of patients in a step, its steps, and its epsilon alone."""
 
     stage: str
     noise_multiplier: float

@@ -21,7 +21,7 @@ from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.common.base.terminal import OUT, figure, say
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import list_weights
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.common.study.tasks import Task
@@ -93,7 +93,7 @@ def look(study: Study, found: Hospitals, named: Sequence[str]) -> tuple[list[Can
     scored = []
     for candidate in _candidates(study, named):
         local_model = LocalModel(candidate, device)
-        local_model.load(start(candidate).state())
+        local_model.load(initialise(candidate).state())
         sums = {
             site: feature_sums(local_model, Loader(cohort, candidate.input, device)) for site, cohort in cohorts.items()
         }

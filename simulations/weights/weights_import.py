@@ -12,16 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torchvision
 
 from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.base.files import home, parse_tensors
 from fedgraft.common.models.backbones import Backbone, build_image_backbone, stem_name
+from fedgraft.common.models.initialise import graft
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.models.weights import (
     KeyReport,
     WeightsManifest,
-    graft,
     save_weights,
 )
 from fedgraft.common.study.inputs import ImageInput
@@ -155,6 +154,8 @@ def _describe(source: Source, data: bytes) -> dict[str, Any]:
     """Input, origin and licence: what torchvision says of its own weights, or what the person says."""
     if source.enum is None:
         return {"input": _INPUTS[source.normalise], "trained_on": source.trained_on, "licence": source.licence}
+    import torchvision  # takes seconds, and only its own weights need it
+
     try:
         weights = torchvision.models.get_weight(source.enum)
     except (ValueError, AttributeError, KeyError):

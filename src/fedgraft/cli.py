@@ -14,12 +14,14 @@ from fedgraft.common.base.command_line import command_group, say_error
 from fedgraft.server.cli.app import app as server
 from fedgraft.simulations.cli.app import privacy, study
 
-# Flower reports home and looks for updates unless told not to; a hospital's machine does neither.
+# Flower reports home and looks for updates unless told not to; a hospital's machine does neither. And no Python that
+# is started from here looks for modules in the folder where somebody works, where a `random.py` may lie.
 for _switch, _value in (
     ("FLWR_TELEMETRY_ENABLED", "0"),
     ("FLWR_DISABLE_UPDATE_CHECK", "1"),
     ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1"),
     ("RAY_USAGE_STATS_ENABLED", "0"),
+    ("PYTHONSAFEPATH", "1"),
 ):
     os.environ.setdefault(_switch, _value)
 
@@ -151,9 +153,9 @@ def data_make(
 @weights.command("list")
 def weights_list(as_json: AsJson = False) -> None:
     """All weights that studies can name."""
-    from fedgraft.simulations.cli import commands
+    from fedgraft.simulations.cli import weights_commands
 
-    commands.list_weights(as_json=as_json)
+    weights_commands.list_weights(as_json=as_json)
 
 
 @weights.command("show")
@@ -186,7 +188,7 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
 ) -> None:
     """Take in weights from a local file; nothing is ever downloaded."""
     from fedgraft.common.base.errors import InputError
-    from fedgraft.simulations.cli import commands
+    from fedgraft.simulations.cli import weights_commands
     from fedgraft.simulations.weights.weights_import import Source
 
     by_name = not Path(source).exists() and "." in source and file is not None
@@ -194,7 +196,7 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
         raise InputError("--file goes with the name of torchvision's weights, such as ResNet18_Weights.IMAGENET1K_V1.")
     path, enum = (file, source) if by_name else (Path(source), None)
     assert path is not None
-    commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum), id_)
+    weights_commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum), id_)
 
 
 @weights.command("soup")
@@ -203,9 +205,9 @@ def weights_soup(
     id_: Annotated[str, typer.Option("--id", help="The name that studies will use.")],
 ) -> None:
     """Average finished models of the same backbone that began from the same weights."""
-    from fedgraft.simulations.cli import commands
+    from fedgraft.simulations.cli import weights_commands
 
-    commands.make_soup(refs, id_)
+    weights_commands.make_soup(refs, id_)
 
 
 @weights.command("pretrain")
@@ -217,9 +219,9 @@ def weights_pretrain(
     set_: Sets = None,
 ) -> None:
     """Train a source model on one site's data and keep it with a manifest."""
-    from fedgraft.simulations.cli import commands
+    from fedgraft.simulations.cli import weights_commands
 
-    commands.pretrain(study_file, out, id_, licence, tuple(set_ or ()))
+    weights_commands.pretrain(study_file, out, id_, licence, tuple(set_ or ()))
 
 
 def main() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from fedgraft.client.governance.approval import approve
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.run import Hospitals
 from helpers.federation import Federation
@@ -24,17 +26,47 @@ def three(hospitals: Hospitals) -> Hospitals:
 @pytest.fixture(scope="module")
 def found(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Found]:
     """Founds a federation whose server runs, and whose `running` sites take part in a study."""
-    made: list[Federation] = []
+    with ExitStack() as made:
 
-    def make(study: Study, running: Sequence[str] = SITES, **server: Any) -> Federation:
-        federation = Federation(tmp_path_factory.mktemp("federation"), hospitals, SITES, **server)
-        made.append(federation)
-        federation.start_server()
-        for name in running:
-            federation.join(name, study)
-            federation.start_site(name, study)
-        return federation
+        def make(study: Study, running: Sequence[str] = SITES, **server: Any) -> Federation:
+            federation = Federation(tmp_path_factory.mktemp("federation"), hospitals, SITES, **server)
+            made.callback(federation.end)
+            start(federation, study, running)
+            return federation
 
-    yield make
-    for federation in made:
+        yield make
+
+
+def start(federation: Federation, study: Study, running: Sequence[str]) -> None:
+    federation.start_server()
+    for name in running:
+        federation.join(name, study)
+    federation.enrol(*running)
+    for name in running:
+        federation.start_site(name, study)
+
+
+Stand = Callable[[Study], Federation]
+
+
+@pytest.fixture(scope="session")
+def stand(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """Gives one federation to all modules that leave its server and its sites running; those approve the study.
+
+    If it is whole no more, since a test failed or was the last to use it, it ends and another one is founded.
+    """
+    standing: list[Federation] = []
+
+    def give(study: Study) -> Federation:
+        if standing and not standing[0].whole(*SITES):
+            standing.pop().end()
+        if not standing:
+            standing.append(Federation(tmp_path_factory.mktemp("standing"), hospitals, SITES))
+            start(standing[0], study, SITES)
+        for name in SITES:
+            approve(standing[0].site(name), study.digest)
+        return standing[0]
+
+    yield give
+    for federation in standing:
         federation.end()

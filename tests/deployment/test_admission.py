@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.identity.keys import new_node_key, private_pem
 from helpers.federation import Federation, until
+from helpers.members import fingerprint_of
 
 pytestmark = pytest.mark.deployment
 METHOD = {"name": "fedavg", "rounds": 3, "local": {"epochs": 6, "batch_size": 4, "lr": 0.003}}
@@ -69,8 +69,7 @@ def test_a_clock_that_is_ten_minutes_off_is_named(federation, copy, tmp_path):
     (tmp_path / "clock" / "shifted.py").write_text(shift)
     code = "import shifted, sys; sys.argv = ['fedgraft', 'site', 'start', '--home', sys.argv[1]]; "
     code += "from fedgraft.cli import main; main()"
-    environment = federation.environment()
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "clock"), environment["PYTHONPATH"]])
+    environment = federation.environment(tmp_path / "clock")
     command = [sys.executable, "-c", code, str(copy)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 1
@@ -115,24 +114,27 @@ def test_a_revoked_site_is_shut_out_while_it_runs(federation):
     assert not (federation.kits / "north.zip").exists(), "provisioning again lets nobody in again"
 
 
-def test_a_renewed_site_comes_back_with_new_keys(federation, make_study):
+def test_a_renewed_site_comes_back_with_new_keys_once_they_are_enrolled(federation, make_study):
     federation.fedgraft("server", "renew", "north", "--out", "kits")
-    kit, passphrase = federation.kits / "north.zip", federation.kits / "north.passphrase"
+    kit, code = federation.kits / "north.zip", federation.kits / "north.code"
     old = SiteHome(federation.site("north")).node_key()
     before = (federation.site("north") / "site.yaml").read_bytes()
-    federation.fedgraft("site", "rejoin", kit, "--passphrase-file", passphrase, "--home", federation.site("north"))
+    federation.fedgraft("site", "rejoin", kit, "--code-file", code, "--home", federation.site("north"))
     assert SiteHome(federation.site("north")).node_key() != old
     after = yaml.safe_load((federation.site("north") / "site.yaml").read_text())
     assert {**after, "secure_aggregation": None} == {**yaml.safe_load(before), "secure_aggregation": None}
+    assert federation.start_site("north").wait(60) == 1, "its new keys are not enrolled"
+    federation.fedgraft("server", "enrol", federation.site("north") / "north.enrolment.json", "--out", "kits")
+    federation.await_admitted()
     connected = federation.output("north").count("connected")
     federation.start_site("north")
     until(lambda: federation.output("north").count("connected") > connected, 120, "the renewed site")
 
 
-def test_a_site_with_keys_of_its_own_is_added_while_the_server_runs_and_joins_a_running_study(federation, make_study):
+def test_a_site_is_added_while_the_server_runs_and_joins_a_running_study(federation, make_study):
     # Long enough for a site to start meanwhile.
     study = make_study(method=METHOD | {"rounds": 6, "local": METHOD["local"] | {"epochs": 60}}, seed=92)
-    federation.provision(["east", "north", "south", {"name": "west", "keys": "site"}])
+    federation.provision(["east", "north", "south", "west"])
     federation.join("west", study)
     assert not (federation.site("west") / "west.enrolment.json").read_text().count("PRIVATE")
     for name in ("east", "north"):
@@ -140,9 +142,12 @@ def test_a_site_with_keys_of_its_own_is_added_while_the_server_runs_and_joins_a_
     process = federation.start_run(study, "late", "--sites", "2")
     federation.await_event("exchange", "late", exchange=1)
     federation.fedgraft("server", "enrol", federation.site("west") / "west.enrolment.json", "--out", "kits")
-    roster = federation.kits / "roster.json"
-    accept = ("--accept", "north")  # its keys were renewed meanwhile
-    federation.fedgraft("site", "roster", roster, *accept, "--home", federation.site("east"))
+    federation.await_admitted()
+    renewed = f"north={fingerprint_of(SiteHome(federation.site('north')))}"
+    words = ("site", "roster", federation.kits / "roster.json", "--home", federation.site("east"))
+    assert federation.fedgraft(*words, fails=True).returncode == 2, "north has other keys than the ones pinned"
+    heard = federation.fedgraft(*words, "--accept", renewed).stdout
+    assert "Not pinned, so that it masks in no group with them: west" in heard
     assert "west" in SiteHome(federation.site("east")).roster().members
     federation.start_site("west", study)
     assert process.wait(400) == 0, federation.output("late")

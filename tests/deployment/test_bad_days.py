@@ -13,9 +13,9 @@ import pytest
 
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, command, lines, same_weights, until
 from helpers.line import Line
+from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
 SITES = ("east", "north", "south")
@@ -74,7 +74,7 @@ def test_a_line_that_is_far_slow_and_cut_twice_changes_nothing(federation, study
     assert "the server does not answer; trying again" in federation.output("east")
 
 
-def small_disk(folder: Path, free_kb: int, words: list[str], federation: Federation) -> subprocess.Popen[bytes]:
+def small_disk(folder: Path, free_kb: int, words: list[str], federation: Federation) -> None:
     """Run a command for which `folder` lies on a disk with that little space; for no other process does it."""
     moved = folder.with_name(f"{folder.name}.before")
     shutil.copytree(folder, moved)
@@ -83,14 +83,7 @@ def small_disk(folder: Path, free_kb: int, words: list[str], federation: Federat
         'mount -t tmpfs -o size=2m tmpfs "$1" && cp -a "$2"/. "$1" || exit 1; '
         'cat /dev/zero > "$1/filler" 2>/dev/null; truncate -s "-$3" "$1/filler" && shift 3 && exec "$@"'
     )
-    with (federation.root / "small.out").open("ab") as log:
-        return subprocess.Popen(
-            [*_ALONE, "sh", "-c", script, "sh", str(folder), str(moved), f"{free_kb}K", *words],
-            env=federation.environment(),
-            cwd=federation.root,
-            stdout=log,
-            stderr=log,
-        )
+    federation.spawn("small", [*_ALONE, "sh", "-c", script, "sh", str(folder), str(moved), f"{free_kb}K", *words])
 
 
 @pytest.fixture
@@ -162,7 +155,7 @@ def test_a_site_whose_disk_is_full_says_so_and_the_others_go_on(federation, make
         federation.start_site(name)
     home = federation.site("south")
     start = command(["site", "start", "--home", home])
-    federation.processes["small"] = small_disk(home / "state", 24, start, federation)
+    small_disk(home / "state", 24, start, federation)
     federation.run(study, "full")
     result = json.loads((federation.root / "full" / "result.json").read_text())
     assert "south, disk" in result["headline"], result["headline"]

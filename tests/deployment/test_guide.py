@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from helpers.site_home import STUDY
 pytestmark = pytest.mark.deployment
 GUIDE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 EXAMPLE = re.findall(r"```yaml\n# consortium\.yaml\n(.*?)```", GUIDE, re.DOTALL)[0]
-PROVISION, START, JOIN, ENROL, RUN, LATER = (
+PROVISION, START, JOIN, ENROL, PIN, RUN, LATER = (
     block.strip().splitlines() for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
 )
 Process = subprocess.Popen[str]
@@ -37,7 +38,20 @@ class Person:
 
     def __init__(self, folder: Path, replaced: dict[str, str]) -> None:
         self.folder, self._replaced, self._started = folder, replaced, 0
+        self._processes: list[Process] = []
         folder.mkdir()
+
+    def ends(self) -> None:
+        """End whatever was typed and still runs, and wait for it."""
+        running = [process for process in self._processes if process.poll() is None]
+        for process in reversed(running):
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def types(self, line: str, answer: str = "") -> str:
         process = self._open(line, subprocess.PIPE)
@@ -61,10 +75,10 @@ class Person:
         assert words.pop(0) == "fedgraft"
         environment = os.environ | {
             "FEDGRAFT_HOME": str(self.folder / "home"),
-            "PYTHONPATH": str(ROOT / "src"),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "COLUMNS": "200",
         }
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command(words),
             cwd=self.folder,
             env=environment | {"OMP_NUM_THREADS": "1"},
@@ -72,23 +86,14 @@ class Person:
             stdout=output,  # type: ignore[call-overload]
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # no terminal, so that the passphrase is asked of the standard input
+            start_new_session=True,  # no terminal, so that the code is asked of the standard input
         )
+        self._processes.append(process)
+        return process
 
 
 @pytest.fixture
-def ended() -> Iterator[list[Process]]:
-    """Processes that are ended whatever happens."""
-    started: list[Process] = []
-    yield started
-    for process in reversed(started):
-        process.terminate()
-    for process in started:
-        process.wait(60)
-
-
-@pytest.fixture
-def people(phantom_site: Path, tmp_path: Path) -> dict[str, Person]:
+def people(phantom_site: Path, tmp_path: Path) -> Iterator[dict[str, Person]]:
     data = {"/data/images": str(phantom_site / "dicom"), "/data/labels.csv": str(phantom_site / "patients.csv")}
     made = {
         name: Person(tmp_path / name, data | {"8080": str(free_port())}) for name in ("coordinator", "north", "south")
@@ -100,10 +105,13 @@ def people(phantom_site: Path, tmp_path: Path) -> dict[str, Person]:
     for person in made.values():
         (person.folder / "study.yaml").write_text(study)
         (person.folder / "policy.yaml").write_text(yaml.safe_dump(OPEN.model_dump(mode="json")))
-    return made
+    with ExitStack() as ends:
+        for person in made.values():  # the coordinator's server ends last
+            ends.callback(person.ends)
+        yield made
 
 
-def test_the_guide(people: dict[str, Person], ended: list[Process]):
+def test_the_guide(people: dict[str, Person]):
     coordinator, north, south = people.values()
     kits = coordinator.folder / "kits"
     for line in PROVISION:
@@ -111,38 +119,42 @@ def test_the_guide(people: dict[str, Person], ended: list[Process]):
     promised = set(re.findall(r"\| `(kits/[^`]+)` \|", GUIDE))
     assert promised == {str(path.relative_to(kits.parent)) + "/" * path.is_dir() for path in kits.glob("*")} & promised
     (line,) = START
-    ended.append(coordinator.starts(line))
+    coordinator.starts(line)
     until(lambda: "listens" in coordinator.heard(1), 120, "the server")
 
     assert len(JOIN) == 3, "three commands from a kit to a site that takes part"
     for name, person in (("north", north), ("south", south)):
         shutil.copy(kits / f"{name}.zip", person.folder)
-        words = [line.replace("north", name) for line in JOIN]
-        person.types(words[0], (kits / f"{name}.passphrase").read_text())
-        if name == "south":
-            shutil.copy(person.folder / "home" / "site" / "south.enrolment.json", coordinator.folder)
-            for line in ENROL:
-                coordinator.types(line)
+        person.types(JOIN[0].replace("north", name), (kits / f"{name}.code").read_text())
+        shutil.copy(person.folder / "home" / "site" / f"{name}.enrolment.json", coordinator.folder)
+    for line in ENROL:
+        coordinator.types(line)
+    sites = []
+    for person, other, friend in ((north, "south", south), (south, "north", north)):
+        shutil.copy(kits / "roster.json", person.folder)
+        told = _fingerprint(friend)
+        heard = [person.types(line.replace("south", other).replace("FINGERPRINT", told)) for line in PIN]
+        assert f"Not pinned, so that it masks in no group with them: {other}" in heard[0]
+        assert "Pinned, so that this site masks with them: north, south" in heard[1]
         person.types("fedgraft site check --part connection")
-        person.types(words[1])
-        ended.append(person.starts(words[2]))
+        person.types(JOIN[1])
+        sites.append(person.starts(JOIN[2]))
 
-    _study(coordinator, ended)
+    _study(coordinator)
     result = json.loads((coordinator.folder / "runs" / "trial" / "result.json").read_text())
     assert set(result["sites"]) == {"north", "south"}
     for name in ("result.json", "model.safetensors", "report.html"):
         assert (coordinator.folder / "runs" / "trial" / name).is_file()
 
-    _later(coordinator, north, south, kits, ended)
+    _later(people, kits, sites[0])
 
 
-def _study(coordinator: Person, ended: list[Process]) -> None:
+def _study(coordinator: Person) -> None:
     """The commands of section 4: the study is watched, looked at, stopped and continued."""
     events = coordinator.folder / "runs" / "trial" / "events.jsonl"
     for line in RUN:
         if line.startswith("fedgraft server run study.yaml"):
             running = coordinator.starts(line)
-            ended.append(running)
             until(lambda: events.exists() and '"done"' in events.read_text(), 240, "the first round")
         elif "--web" in line:
             page = coordinator.starts(line)
@@ -154,31 +166,38 @@ def _study(coordinator: Person, ended: list[Process]) -> None:
             page.terminate()
             page.wait(20)
         elif " watch " in line:
-            ended.append(coordinator.starts(line))
+            coordinator.starts(line)
         else:
             coordinator.types(line)
         if " stop " in line:
             assert running.wait(60) == 1
 
 
-def _later(coordinator: Person, north: Person, south: Person, kits: Path, ended: list[Process]) -> None:
+def _later(people: dict[str, Person], kits: Path, site: Process) -> None:
     """The commands of section 6, by those who type them; at the end a site that was renewed is back."""
-    site = ended[1]
+    coordinator, north, south = people.values()
     for line in LATER:
         if " rejoin " in line:
             shutil.copy(kits / "north.zip", north.folder)
-            north.types(line, (kits / "north.passphrase").read_text())
-        elif " roster " in line:
-            shutil.copy(kits / "roster.json", south.folder)
-            south.types(f"{line} --accept north")
+            north.types(line, (kits / "north.code").read_text())
+            shutil.copy(north.folder / "home" / "site" / "north.enrolment.json", coordinator.folder)
         else:
             coordinator.types(line)
         if " revoke " in line:
             until(lambda: site.poll() is not None, 90, "the revoked site to be shut out")
             assert site.returncode == 1
             until(lambda: _states(coordinator)["north"] == "revoked", 30, "the revocation")
-    ended.append(north.starts(JOIN[2]))
+    shutil.copy(kits / "roster.json", south.folder)
+    south.types(f"fedgraft site roster roster.json --accept north={_fingerprint(north)}")
+    north.starts(JOIN[2])
     until(lambda: _states(coordinator)["north"] == "online", 120, "the renewed site")
+
+
+def _fingerprint(person: Person) -> str:
+    """What somebody reads out on the telephone."""
+    return re.findall(
+        r"this site's fingerprint: ((?:[0-9a-f]{4}-){7}[0-9a-f]{4})", person.types("fedgraft site roster")
+    )[0]
 
 
 def _states(coordinator: Person) -> dict[str, str]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -32,9 +30,9 @@ from fedgraft.common.identity.keys import new_node_key
 from fedgraft.common.study.study import Study
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
-from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, same_weights, until
 from helpers.gated import signed
+from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
 METHOD = {"name": "fedavg", "rounds": 3, "local": {"epochs": 8, "batch_size": 4, "lr": 0.003}}
@@ -47,8 +45,8 @@ def study(make_study) -> Study:
 
 
 @pytest.fixture(scope="module")
-def federation(found, study) -> Federation:
-    return found(study)
+def federation(stand, study) -> Federation:
+    return stand(study)
 
 
 @pytest.fixture
@@ -98,8 +96,9 @@ def attacks(federation: Federation) -> dict[str, Callable[[httpx.Client], int]]:
 
 
 def test_two_hundred_hostile_requests_reach_nothing_and_stop_nothing(federation, study, three, outside, tmp_path):
-    process = federation.start_run(study, "run")
-    federation.await_event("exchange", exchange=1)
+    earlier = len(federation.log("superlink"))
+    process = federation.start_run(study, "hostile")
+    federation.await_event("exchange", "hostile", exchange=1)
     answers: dict[str, Counter[int]] = {}
     for _ in range(20):
         for kind, attack in attacks(federation).items():
@@ -113,10 +112,10 @@ def test_two_hundred_hostile_requests_reach_nothing_and_stop_nothing(federation,
     assert answers["replayed"].pop(200, 0) + answers["replayed"].pop(400, 0) <= 20
     for kind, counts in answers.items():
         assert not any(200 <= status < 300 for status in counts), (kind, counts)
-    assert process.wait(200) == 0, federation.output("run")
-    assert same_weights(federation.root / "run", simulate(study, three, tmp_path / "reference"))
+    assert process.wait(200) == 0, federation.output("hostile")
+    assert same_weights(federation.root / "hostile", simulate(study, three, tmp_path / "reference"))
     # Flower's own record of who asked for what: on loopback, Control was used by our commands alone.
-    asked = [line for line in federation.log("superlink").splitlines() if "uvicorn.access" in line]
+    asked = [line for line in federation.log("superlink")[earlier:].splitlines() if "uvicorn.access" in line]
     assert asked, "Flower keeps a record"
     assert not any("/.." in line or "%2e" in line for line in asked)
     refused = [line for line in asked if "/v1/control/" in line and not line.endswith(" 200")]
@@ -196,13 +195,7 @@ def test_a_site_that_sends_nonsense_moves_nothing(federation, make_study, hospit
     (tmp_path / "lies" / "liar.py").write_text(LIAR)
     code = "import liar, sys; sys.argv = ['fedgraft', 'site', 'start', '--home', sys.argv[1]]; "
     code += "from fedgraft.cli import main; main()"
-    environment = federation.environment()
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "lies"), environment["PYTHONPATH"]])
-    with (federation.root / "liar.out").open("wb") as log:
-        liar = subprocess.Popen(
-            [sys.executable, "-c", code, str(federation.site("south"))], env=environment, stdout=log, stderr=log
-        )
-    federation.processes["south"] = liar
+    liar = federation.spawn("south", [sys.executable, "-c", code, str(federation.site("south"))], tmp_path / "lies")
     federation.run(study, "lies")
     liar.terminate()
     liar.wait(30)

@@ -17,9 +17,9 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, same_weights, until
 from helpers.ports import free_port
+from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
 SITES = ("east", "north", "south")
@@ -38,8 +38,8 @@ def reference(study, three, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def federation(found, study) -> Federation:
-    return found(study)
+def federation(stand, study) -> Federation:
+    return stand(study)
 
 
 @pytest.mark.parametrize("program", ["fedgraft.server.operations.superlink", "flwr-serverapp", "flower-superexec"])

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 
-from fedgraft.simulations.engines.run import simulate
 from helpers.federation import ROOT, Federation, same_weights, until
 from helpers.ports import free_port
+from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
 METHOD = {"name": "fedavg", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}
@@ -39,7 +38,7 @@ def federation(found, make_study) -> Federation:
     # Its workers leave root's account, and then could not write to root's folders.
     user = "user root;" if os.getuid() == 0 else ""
     command = [NGINX, "-e", str(made.home / "logs" / "nginx.log"), "-c", str(made.home / "nginx.conf")]
-    made.processes["nginx"] = subprocess.Popen([*command, "-g", f"daemon off; {user}"])
+    made.spawn("nginx", [*command, "-g", f"daemon off; {user}"])
     until((made.home / "nginx.pid").exists, 20, "nginx")
     for name in ("east", "north", "south"):
         made.join(name, make_study(method=METHOD))

@@ -41,8 +41,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 from fedgraft.common.base.files import write_json
 from fedgraft.common.protocol.instructions import Code
-from fedgraft.server.rounds.intake import WalledIntake
-from fedgraft.server.rounds.transport import collect
+from fedgraft.server.fleet.intake import WalledIntake
+from fedgraft.server.fleet.transport import collect
 
 app = ServerApp()
 

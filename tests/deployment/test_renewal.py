@@ -27,25 +27,32 @@ def state_of(federation: Federation, name: str) -> str:
     return {row["name"]: row["state"] for row in rows}[name]
 
 
+def renewed(federation: Federation, name: str, *more: object) -> str:
+    """A new kit, new keys made at the site, and the coordinator takes them in; what it was told."""
+    federation.fedgraft("server", "renew", name, "--out", "kits")
+    kit, code = federation.kits / f"{name}.zip", federation.kits / f"{name}.code"
+    federation.fedgraft("site", "rejoin", kit, "--code-file", code, "--home", federation.site(name))
+    enrolment = federation.site(name) / f"{name}.enrolment.json"
+    return federation.fedgraft("server", "enrol", enrolment, "--out", "kits", *more).stdout
+
+
 def test_a_site_takes_new_keys_over_while_a_study_runs(federation, make_study):
-    """Nobody has to stop the study, or the site before it has its kit; it takes part again with the new keys."""
+    """Nobody has to stop the study, or the site before its new keys are taken in; then it takes part with them."""
     study = make_study(method=METHOD)
     process = federation.start_run(study, "run", "--sites", "2")
     federation.await_event("done", "run", exchange=1)
-    told = federation.fedgraft("server", "renew", "north", "--out", "kits").stdout
-    assert "the old keys hold until" in told
+    old = public_pem(SiteHome(federation.site("north")).node_key())
+    told = renewed(federation, "north")
+    assert "old keys hold until" in told
     assert "Warning: north is connected at this moment" in told
+    assert old != public_pem(SiteHome(federation.site("north")).node_key())
     done = len(federation.history())
     until(lambda: len(federation.history()) > done + 1, 200, "another round")
     assert federation.history()[-1]["sites_aggregated"] == ["east", "north"], "the old keys still hold"
-    kit, passphrase = federation.kits / "north.zip", federation.kits / "north.passphrase"
-    old = public_pem(SiteHome(federation.site("north")).node_key())
-    federation.fedgraft("site", "rejoin", kit, "--passphrase-file", passphrase, "--home", federation.site("north"))
     federation.processes["north"].terminate()
     federation.processes["north"].wait(60)
     federation.start_site("north")
     until(lambda: federation.output("north").count("connected") == 2, 120, "the renewed site")
-    assert old != public_pem(SiteHome(federation.site("north")).node_key())
     after = len(federation.history()) + 1  # one may have been at work without it
     until(
         lambda: any(row["sites_aggregated"] == ["east", "north"] for row in federation.history()[after:]),
@@ -58,8 +65,8 @@ def test_a_site_takes_new_keys_over_while_a_study_runs(federation, make_study):
 
 def test_when_the_time_is_over_the_old_keys_are_refused(federation):
     home = ServerHome(federation.home)
-    told = federation.fedgraft("server", "renew", "east", "--out", "kits", "--grace", 0.01).stdout
-    assert "the old keys hold until" in told
+    told = renewed(federation, "east", "--grace", 0.01)
+    assert "old keys hold until" in told
     (old,) = home.sites()["east"].old
     time.sleep(8)
     assert federation.processes["east"].poll() is None
@@ -73,6 +80,8 @@ def test_when_the_time_is_over_the_old_keys_are_refused(federation):
 
 def test_nothing_is_promised_of_a_server_that_is_not_here(federation, tmp_path, three):
     elsewhere = Federation(tmp_path / "elsewhere", three, ["east"])
-    told = elsewhere.fedgraft("server", "renew", "east", "--out", "kits", "--grace", 0).stdout
-    assert "the old keys are shut out" in told
+    elsewhere.join("east")
+    elsewhere.enrol("east")
+    told = renewed(elsewhere, "east")
+    assert "old keys hold until" in told
     assert "nobody knows whether east is connected" in told

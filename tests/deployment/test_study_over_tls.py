@@ -10,10 +10,10 @@ import yaml
 
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.base.files import load_tensors
-from fedgraft.simulations.engines.run import simulate
 from helpers.federation import Federation, same_weights, until
 from helpers.plans import MANY_KINDS
 from helpers.runs import open_to_others
+from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
 SITES = ("east", "north", "south")
@@ -21,9 +21,9 @@ METHOD = {"name": "silobn", "rounds": 2, "local": {"epochs": 1, "batch_size": 8,
 
 
 @pytest.fixture(scope="module")
-def federation(found, make_study) -> Federation:
-    """A server and three sites that approved the study."""
-    return found(make_study(method=METHOD))
+def federation(stand, make_study) -> Federation:
+    """A server and three sites that approved the study; the last tests end them."""
+    return stand(make_study(method=METHOD))
 
 
 def test_weights_and_metrics_are_those_of_the_simulation(federation, three, make_study, tmp_path):

@@ -16,7 +16,8 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.study.plan import Role
-from fedgraft.simulations.engines.run import Engine, simulate
+from fedgraft.simulations.engines.run import Engine
+from helpers.simulated import simulate
 from helpers.work import NOW, cohort, images, steps
 
 pytestmark = [

@@ -26,7 +26,9 @@ def private_work(steps: int = 1, **changes: Any) -> Gradient:
     """
     rate = changes.pop("lr", 1e-3)
     own = {key: changes.pop(key) for key in tuple(changes) if key in Private.model_fields}
-    private = Private(**({"noise_multiplier": 1.0, "max_grad_norm": 1.0, "sample_rate": 1.0} | own))
+    private = Private(
+        **({"noise_multiplier": 1.0, "max_grad_norm": 1.0, "sample_rate": 1.0, "expected_units": 21} | own)
+    )
     base = {"batch_size": 5, "optimiser": "sgd", "momentum": 0.0, "fixed_norm_stats": True}
     return Gradient(steps=steps, private=private, **(base | changes)).model_copy(update={"lr": rate})
 
@@ -52,8 +54,7 @@ def sums(
 ) -> Tensor:
     """The noised sums of a visit's steps, (steps, coordinates), with the division by the expected batch undone."""
     assert spec.private is not None
-    labelled = loader.labelled("train").tolist()
-    units = len(labelled) if spec.private.unit == "image" else len({patients[at] for at in labelled})
+    assert spec.private.expected_units is not None
     with watched() as seen:
         train_private(local_model, loader, patients, spec, keys or trainable(local_model), NOW)
-    return torch.stack(seen) * (spec.private.sample_rate * units)
+    return torch.stack(seen) * (spec.private.sample_rate * spec.private.expected_units)

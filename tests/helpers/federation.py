@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +16,15 @@ from typing import Any
 
 import yaml
 
+from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.pseudonyms import keep_key
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.base.files import load_tensors
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.study.study import Study
+from fedgraft.server.provisioning.provision import Authority
 from fedgraft.simulations.engines.run import OPEN, Hospitals
+from helpers.members import pin_each_other
 from helpers.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -36,11 +41,13 @@ class Federation:
         self.kits, self.home = root / "kits", root / "kits" / "server"
         self.port, self.inner = free_port(), free_port()
         self.processes: dict[str, Started] = {}
+        """The newest by name; those before it are in `_started` too."""
+        self._started: list[Started] = []
         self.server = {"host": "localhost", "port": self.port, "listen": "127.0.0.1", "inner_port": self.inner} | server
         root.mkdir(parents=True, exist_ok=True)
         self.provision(sites)
 
-    def provision(self, sites: Sequence[str | dict[str, str]]) -> None:
+    def provision(self, sites: Sequence[str]) -> None:
         content = {"name": "trial", "server": self.server, "sites": list(sites)}
         (self.root / "consortium.yaml").write_text(yaml.safe_dump(content))
         self.fedgraft("server", "provision", "consortium.yaml", "--out", "kits")
@@ -54,16 +61,25 @@ class Federation:
         return done
 
     def start(self, name: str, *arguments: object, within: Sequence[str] = ()) -> Started:
+        return self.spawn(name, [*within, *command(arguments)])
+
+    def spawn(self, name: str, words: Sequence[str], *paths: Path) -> Started:
+        """Start any program, which `end` ends; its output is that of `name`, and `paths` come before Python's own."""
         with (self.root / f"{name}.out").open("ab") as log:
             process = subprocess.Popen(
-                [*within, *command(arguments)], cwd=self.root, env=self.environment(), stdout=log, stderr=log
+                words, cwd=self.root, env=self.environment(*paths), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self.processes[name] = process
+        self._started.append(process)
         return process
 
-    def environment(self) -> dict[str, str]:
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    def environment(self, *paths: Path) -> dict[str, str]:
+        found = [*map(str, paths), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return os.environ | {"PYTHONPATH": os.pathsep.join(found), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+    def whole(self, *sites: str) -> bool:
+        """Whether the server and these sites run."""
+        return all(name in self.processes and self.processes[name].poll() is None for name in ("server", *sites))
 
     def start_server(self, *more: object, within: Sequence[str] = ()) -> None:
         """`within` is a command that runs another one, in some place of its own."""
@@ -72,18 +88,36 @@ class Federation:
         until(lambda: self.output("server").count("listens") > before, 120, "the server's start")
 
     def join(self, name: str, study: Study | None = None, kit: Path | None = None) -> None:
-        """Join with the site's data; given a study, with the key that a simulation of it has, since it splits."""
+        """Join with the site's data; given a study, with the key that a simulation of it has, since it splits.
+
+        The coordinator is not asked yet: see `enrol`.
+        """
         kit = kit or self.kits / f"{name}.zip"
         cohort = self.hospitals.cohorts[name]
-        passphrase = self.kits / f"{name}.passphrase"
+        code = self.kits / f"{name}.code"
         place = ("--data", cohort.root, "--kind", cohort.kind, "--home", self.site(name))
-        self.fedgraft("site", "join", kit, "--passphrase-file", passphrase, *place)
+        columns = {"--labels": cohort.labels, "--patient-column": cohort.patient_column}
+        more = [word for option, value in columns.items() if value is not None for word in (option, value)]
+        self.fedgraft("site", "join", kit, "--code-file", code, *place, *more)
         config = yaml.safe_load((self.site(name) / "site.yaml").read_text())
         if study is not None:
             keep_key(self.site(name) / "state", derive(study.seed, name, "secret").to_bytes(16, "big"))
         (self.site(name) / "site.yaml").write_text(
             yaml.safe_dump(config | {"threads": 1, "device": "cpu", "policy": OPEN.model_dump(mode="json")})
         )
+
+    def enrol(self, *names: str) -> None:
+        """The coordinator takes in what sites made when they joined, and each site pins those that are enrolled."""
+        for name in names:
+            Authority(self.kits).enrol(self.site(name) / f"{name}.enrolment.json")
+        pin_each_other(self.kits, [SiteHome(self.site(name)) for name in names])
+        if "server" in self.processes:
+            self.await_admitted()
+
+    def await_admitted(self) -> None:
+        """Wait until the running server lets in all that are enrolled."""
+        count = str(len(Authority(self.kits).home.admitted()))
+        until(lambda: re.findall(r"(\d+) sites may connect", self.log("server"))[-1:] == [count], 30, "the enrolled")
 
     def start_site(self, name: str, *studies: Study) -> Started:
         for study in studies:
@@ -136,16 +170,26 @@ class Federation:
         return children(self.processes["server"].pid, name)
 
     def end(self) -> None:
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        for process in self.processes.values():
+        """End all that was started here, and all that this started in turn; what ends only by force is named."""
+        running = [process for process in self._started if process.poll() is None]
+        family = [child for process in running for child in children(process.pid, "")]
+        for process in running:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in running:
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        ends = time.monotonic() + 20
+        while (left := [child for child in family if line_of(child)]) and time.monotonic() < ends:
+            time.sleep(0.1)
+        named = [line_of(child) for child in left]
+        for child in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        assert not named, f"left behind: {named}"
 
 
 def command(arguments: Sequence[object]) -> list[str]:
@@ -165,13 +209,17 @@ def children(parent: int, name: str) -> list[int]:
     while waiting:
         for child in parents.get(waiting.pop(), []):
             waiting.append(child)
-            try:
-                line = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if name in line:
+            if (line := line_of(child)) and name in line:
                 found.append(child)
     return found
+
+
+def line_of(process: int) -> str:
+    """The command line of a process; empty if it has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def until(holds: Callable[[], bool], seconds: float, what: str) -> None:

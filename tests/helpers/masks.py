@@ -50,7 +50,7 @@ class Consortium:
 
     def context(self, **changes: Any) -> Context:
         sites = {name: f"nonce of {name}" for name in self.names}
-        return replace(Context("study", "tensors", 0, 1, 1, 1, sites, "model"), **changes)
+        return replace(Context("study", "tensors", 0, 1, 1, True, None, 1, sites, "model"), **changes)
 
     def upload(
         self, site: str, arrays: dict[str, np.ndarray], context: Context | None = None, **factors: float

@@ -117,4 +117,4 @@ def one_always_comes(patch: Patch) -> None:
 
 def a_step_too_few(patch: Patch) -> None:
     real = dpsgd._terms
-    patch.setattr(dpsgd, "_terms", lambda *args: (*real(*args)[:2], max(1, real(*args)[2] - 1)))
+    patch.setattr(dpsgd, "_terms", lambda *args: (*real(*args)[:3], max(1, real(*args)[3] - 1)))

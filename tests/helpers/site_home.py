@@ -30,6 +30,8 @@ STUDY: dict[str, Any] = {
     "model": {"backbone": "slim_resnet", "weights": None},
     "method": {"name": "graft", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}},
 }
+KEY = (42).to_bytes(32, "big")
+"""A site's key under which chance splits the 32 patients of that study as its shares say: 16, 8, 8."""
 
 
 def study(**changes: Any) -> Study:

@@ -14,9 +14,10 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.common.base.files import load_tensors
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.simulations.engines.run import Hospitals
+from helpers.simulated import simulate
 
 Floats = NDArray[np.float64]
 STANDARDISE = {
@@ -105,7 +106,7 @@ def trial(asked: Study, root: Path, **more: Any) -> Trial:
             at = cohort.splits["train"].numpy() if split == "train" else np.arange(len(cohort.inputs))
             x = (cohort.inputs.numpy()[at].astype(float) - state[_scale(state, "mean")]) / state[_scale(state, "std")]
             found[name] = (np.hstack([x, np.ones((len(x), 1))]), np.eye(2)[cohort.targets["cls"].numpy()[at]])
-    return Trial(run, head(start(asked).state()), head(state), *cases)
+    return Trial(run, head(initialise(asked).state()), head(state), *cases)
 
 
 def head(state: dict[str, np.ndarray]) -> Floats:

@@ -31,20 +31,15 @@ from fedgraft.common.checks.explain import check_study, explain, sentence
 from fedgraft.common.closed_form.closed_form import ridge_head
 from fedgraft.common.closed_form.temperature import TEMPERATURES
 from fedgraft.common.models.ensemble import Ensemble
-from fedgraft.common.models.initialise import make_model, start, teach
+from fedgraft.common.models.initialise import initialise, make_model, teach
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import changed
 from fedgraft.common.study.plan import Role, Stage, Statistics
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.aggregation.ridge_penalty import RIDGE_PENALTIES
 from fedgraft.simulations.engines.faults import Fault
-from fedgraft.simulations.engines.run import (
-    OPEN,
-    Hospitals,
-    resume,
-    simulate,
-    simulated_cohort,
-)
+from fedgraft.simulations.engines.run import OPEN, Hospitals, simulated_cohort
+from helpers.simulated import resume, simulate
 from helpers.work import CPU, MakeStudy
 
 OTHER = "shufflenet_v2_x0_5"
@@ -125,7 +120,7 @@ def test_temperatures_are_those_of_all_validation_cases_at_one_place(average, of
 def test_what_a_site_sends_is_the_loss_on_its_validation_cases(average, base_models, make_study, of) -> None:
     study, run = average
     local_model = LocalModel(study, CPU)
-    local_model.load(start(study).state())  # before any temperature
+    local_model.load(initialise(study).state())  # before any temperature
     cohort = simulated_cohort(study, run, "south")
     loader = Loader(cohort, study.input, CPU)
     sums = frozen_sums(local_model, loader, Statistics.model_validate({"of": of, "split": "val"}))
@@ -169,7 +164,7 @@ def test_the_stack_is_that_of_all_validation_cases_at_one_place(stacked, of_base
     z = np.hstack([features, np.ones((len(target), 1))])
     head = np.vstack([np.eye(3) * 1024, np.zeros((7, 3))])  # the average
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    ridge_penalties = [row["strengths"]["cls"] for row in rows if row["stage"] == "stack"]
+    ridge_penalties = [row["ridge_penalties"]["cls"] for row in rows if row["stage"] == "stack"]
     assert len(ridge_penalties) == 5
     assert set(ridge_penalties) <= set(RIDGE_PENALTIES)
     for ridge_penalty in ridge_penalties:
@@ -203,7 +198,7 @@ def test_training_all_on_a_committee_moves_heads_alone(hospitals, make_study, ba
     run = simulate(study, hospitals, tmp_path / "run")
     state = load_tensors(run / "model.safetensors")
     assert base_models_in(state) == frozen(base_models)
-    assert not np.array_equal(state["heads.cls.weight"], start(study).state()["heads.cls.weight"])
+    assert not np.array_equal(state["heads.cls.weight"], initialise(study).state()["heads.cls.weight"])
 
 
 def test_no_selection_moves_a_member_not_even_one_by_role(make_study, base_models) -> None:
@@ -281,11 +276,13 @@ def test_a_finished_committee_is_weights_for_the_next_study(hospitals, stacked, 
     before, after = (load_tensors(one / "model.safetensors") for one in (run, again))
     assert base_models_in(after) == base_models_in(before)
     assert np.array_equal(after["backbone.temperatures.cls.values"], before["backbone.temperatures.cls.values"])
-    sharper = after["heads.cls.weight"] / before["heads.cls.weight"]
-    np.testing.assert_allclose(sharper, sharper[0, 0], rtol=1e-5)
+    head = before["heads.cls.weight"]
+    sharper = after["heads.cls.weight"][0, 0] / head[0, 0]
+    assert sharper > 0
+    np.testing.assert_allclose(after["heads.cls.weight"], head * sharper, rtol=1e-5)
     wrong = make_study(name="wrong", model=model | {"base_models": [{}, {}]}, plan=plan)
     with pytest.raises(WeightsError, match=f"ensemble of slim_resnet and {OTHER}, not ensemble of slim_resnet and sl"):
-        start(wrong)
+        initialise(wrong)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +302,16 @@ def test_members_that_do_not_fit_are_refused_by_name(make_study, base_models, ch
     study = make_study(name="odd", model=ensemble(base_models), method="average_ensemble", **changes)
     with pytest.raises(StudyError, match=f"(?s){says}"):
         check_study(study, "here")
+
+
+def test_members_of_a_plain_study_have_seen_patients_that_a_private_one_tests(make_study, base_models) -> None:
+    """Patients who each stand alone are split otherwise than those who are dealt out, from the same seed."""
+    local = {"kind": "gradient", "train": "heads", "steps": 1, "fixed_norm_stats": True}
+    terms = {"private": {"noise_multiplier": 1.0, "sample_rate": 0.5}}
+    plan = [{"name": "heads", "local": local | terms, "share": "heads", "aggregate": {"kind": "mean"}}]
+    with pytest.raises(StudyError, match=r"base_models\.0 .*each patient alone.*tested here.*both or none be private"):
+        check_study(make_study(name="odd", model=ensemble(base_models), plan=plan), "here")
+    check_study(make_study(name="else", model=ensemble(base_models, elsewhere=True), plan=plan), "here")
 
 
 def test_a_member_of_another_backbone_than_said_is_refused(make_study, base_models) -> None:
@@ -361,7 +368,9 @@ def test_committees_that_make_no_sense_are_refused_when_read(make_study, model, 
     ],
 )
 def test_stages_that_cannot_work_on_a_committee_are_refused(make_study, base_models, stage, says) -> None:
-    study = make_study(name="odd", model=ensemble(base_models), plan=[{"name": "odd", **stage}])
+    # A private study splits patients as none of these runs did.
+    more = {"elsewhere": True} if "private" in stage["local"] else {}
+    study = make_study(name="odd", model=ensemble(base_models, **more), plan=[{"name": "odd", **stage}])
     with pytest.raises(StudyError, match=f"(?s){says}"):
         check_study(study, "here")
 
@@ -400,7 +409,7 @@ def test_explain_says_it_in_plain_words(make_study, base_models) -> None:
     assert "each time a step towards a logistic head" in told[1]
     assert "ridge penalty that does best on sites left out" in told[1]
     assert "the temperature that fits all sites' cases best" in told[2]
-    assert explained.start.description == "slim and other"
+    assert explained.start.provenance.says == "slim and other"
     taught = make_study(name="taught", method=TRAINED | {"name": "distill", "teacher": ensemble(base_models)})
     row = explain(taught, "here").rows[0]
     assert f"the answers of the ensemble {base_models[0]} + {base_models[1]}, softened by 2" in row["local"]
@@ -446,7 +455,7 @@ def test_a_study_without_a_committee_has_the_digest_that_it_had() -> None:
     assert study.digest == DIGEST
 
 
-DIGEST = "f1b4efd3292ac3f3c9a713bfe12beaab36b14d0ec69dece55e554693b6b65acf"
+DIGEST = "accb0e821f5c1f17e21c546e415b85f5aaf6b629e7bb425c31e674bf70c534f5"
 
 
 @pytest.fixture(scope="module")
@@ -490,7 +499,7 @@ def test_heads_learn_from_a_teacher_where_nobody_has_a_label(hospitals, make_stu
         name="student", method=TRAINED | {"name": "distill", "teacher": str(base_models[0]), "rounds": 1}
     )
     state = load_tensors(simulate(study, Hospitals(cohorts), tmp_path / "run") / "model.safetensors")
-    before = start(study).state()
+    before = initialise(study).state()
     assert not np.array_equal(state["heads.cls.weight"], before["heads.cls.weight"])
     assert not np.array_equal(state["backbone.conv1.weight"], before["backbone.conv1.weight"])
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedgraft.simulations.engines.run import prepare, resume
+from fedgraft.simulations.engines.run import prepare
+from helpers.simulated import resume
 
 
 @pytest.mark.parametrize("asked", ["cuda", "cuda:7"])

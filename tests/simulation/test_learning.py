@@ -13,9 +13,10 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.files import read_json
 from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.study.study import Study, find_study
-from fedgraft.simulations.engines.run import Engine, Hospitals, simulate
+from fedgraft.simulations.engines.run import Engine, Hospitals
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario
+from helpers.simulated import simulate
 
 SEEDS = (0, 1, 2)
 CLASSES = 4

@@ -46,14 +46,14 @@ def test_without_terms_it_is_fedavg(tmp_path: Path) -> None:
 
 def test_fedprox_pulls_to_the_start_of_the_round(tmp_path: Path) -> None:
     terms = [{"kind": "supervised"}, {"kind": "proximal", "to": "round", "weight": 0.4}]
-    t = trial(study(stage(sgd(STEPS, LR, terms=terms))), tmp_path)
+    t = trial(study(stage(sgd(STEPS, LR, losses=terms))), tmp_path)
     assert same(t.last, fedavg(t, pull=0.4))
     assert not same(t.last, fedavg(t))
 
 
 def test_ditto_keeps_a_model_pulled_to_the_common_one(tmp_path: Path) -> None:
     own = [{"kind": "supervised"}, {"kind": "proximal", "to": "global", "weight": 0.4}]
-    personal = stage(sgd(STEPS, LR, terms=own), name="own", share="none", keep="all", aggregate={"kind": "nothing"})
+    personal = stage(sgd(STEPS, LR, losses=own), name="own", share="none", keep="all", aggregate={"kind": "nothing"})
     t = trial(study(stage(sgd(STEPS, LR)), personal), tmp_path)
     common = fedavg(t)
     assert same(t.last, common)
@@ -86,7 +86,7 @@ SCAFFOLD = [{"kind": "supervised"}, {"kind": "control_variate"}]
 
 
 def test_scaffold_corrects_the_drift_of_the_sites(tmp_path: Path) -> None:
-    t = trial(study(stage(sgd(STEPS, LR, terms=SCAFFOLD))), tmp_path)
+    t = trial(study(stage(sgd(STEPS, LR, losses=SCAFFOLD))), tmp_path)
     assert same(t.last, scaffold(t, [LR] * STEPS))
     assert not same(t.last, fedavg(t))
 
@@ -95,7 +95,7 @@ def test_scaffold_comes_closer_to_the_pooled_optimum_than_fedavg(tmp_path: Path)
     """With many local steps FedAvg ends where the sites' drifts balance, SCAFFOLD where the pooled gradient is 0."""
     found = {}
     for name, terms in (("fedavg", [{"kind": "supervised"}]), ("scaffold", SCAFFOLD)):
-        t = trial(study(stage(sgd(20, LR, terms=terms), rounds=40)), tmp_path / name)
+        t = trial(study(stage(sgd(20, LR, losses=terms), rounds=40)), tmp_path / name)
         found[name] = np.linalg.norm(
             sum(weight * slope(t.last, z, y) for weight, (z, y) in zip(t.weights, t.cases.values(), strict=True))
         )
@@ -107,7 +107,7 @@ def test_scaffold_sends_nothing_up_beside_the_entries(tmp_path: Path, secure_agg
     """The coordinator works out its control variates from the mean alone, so masks hide no less."""
     one = trial(study(stage(sgd(STEPS, LR)), secure_aggregation=secure_aggregation), tmp_path / "plain")
     two = trial(
-        study(stage(sgd(STEPS, LR, terms=SCAFFOLD)), secure_aggregation=secure_aggregation), tmp_path / "scaffold"
+        study(stage(sgd(STEPS, LR, losses=SCAFFOLD)), secure_aggregation=secure_aggregation), tmp_path / "scaffold"
     )
     up = [_bytes_up(t) for t in (one, two)]
     assert np.abs(np.subtract(*up)).max() < 10  # counts and losses are written as text
@@ -152,7 +152,7 @@ def test_maml_takes_gradients_where_steps_ahead_lead(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rule", "figures"), [("swa", {"over": 0.5}), ("ema", {"decay": 0.7})])
 def test_a_stage_ends_with_the_average_of_its_rounds(tmp_path: Path, rule: str, figures: dict[str, float]) -> None:
-    t = trial(study(stage(sgd(STEPS, LR), average={"rule": rule, **figures})), tmp_path)
+    t = trial(study(stage(sgd(STEPS, LR), weight_averaging={"rule": rule, **figures})), tmp_path)
     rounds = [fedavg(t, rounds=number) for number in range(1, ROUNDS + 1)]
     if rule == "swa":
         want = np.mean(rounds[2:], axis=0)
@@ -172,7 +172,7 @@ def test_a_stage_that_no_longer_improves_ends_with_its_best_model(tmp_path: Path
     """At this rate the head overshoots: later rounds are no better on validation than an early one."""
     every = {"evaluate": {"every": 1, "split": "val"}}
     until = {"patience": 2, "metric": "accuracy", "least": 0.0}
-    t = trial(study(stage(sgd(STEPS, LR), rounds=30, until=until), **every), tmp_path / "stops")
+    t = trial(study(stage(sgd(STEPS, LR), rounds=30, early_stopping=until), **every), tmp_path / "stops")
     rows = [row for row in _history(t) if row["stage"] == "train"]
     values = [row["metrics"]["cls"]["macro"]["accuracy"] for row in rows]
     assert 3 <= len(rows) < 30
@@ -185,14 +185,14 @@ def test_a_stage_that_no_longer_improves_ends_with_its_best_model(tmp_path: Path
 
 def test_a_stage_that_improves_runs_to_its_end(tmp_path: Path) -> None:
     until = {"patience": 4, "metric": "auroc"}
-    t = trial(study(stage(sgd(STEPS, LR), until=until), evaluate={"every": 1, "split": "val"}), tmp_path)
+    t = trial(study(stage(sgd(STEPS, LR), early_stopping=until), evaluate={"every": 1, "split": "val"}), tmp_path)
     assert same(t.last, fedavg(t))
 
 
 @pytest.mark.parametrize("lam", [0.25, 3.0])
 def test_the_joint_loss_weighs_the_coordinators_source_against_all_hospitals(tmp_path: Path, lam: float) -> None:
     """One step a round is a step along the slope of L_source + lambda L_target, over 1 + lambda."""
-    asked = study(stage(sgd(1, LR), joint=lam))
+    asked = study(stage(sgd(1, LR), joint_lambda=lam))
     t = trial(asked, tmp_path, public_sources={"west"})
     hospitals = {site: found for site, found in t.cases.items() if site != "west"}
     counts = np.array([len(y) for _, y in hospitals.values()], float)
@@ -207,7 +207,7 @@ def test_the_joint_loss_weighs_the_coordinators_source_against_all_hospitals(tmp
 def test_a_source_in_a_folder_at_the_site_is_a_second_loss(tmp_path: Path) -> None:
     terms = [{"kind": "supervised"}, {"kind": "supervised", "of": "source", "weight": 0.5}]
     beside = {"east": "west", "north": "west", "west": "east"}
-    t = trial(study(stage(sgd(STEPS, LR, terms=terms))), tmp_path, beside=beside)
+    t = trial(study(stage(sgd(STEPS, LR, losses=terms))), tmp_path, beside=beside)
     w = t.first
     for _ in range(ROUNDS):
         ends = []
@@ -222,6 +222,6 @@ def test_a_source_in_a_folder_at_the_site_is_a_second_loss(tmp_path: Path) -> No
 
 def test_a_site_without_the_source_says_so_before_the_first_round(tmp_path: Path) -> None:
     terms = [{"kind": "supervised"}, {"kind": "supervised", "of": "source"}]
-    t = trial(study(stage(sgd(STEPS, LR, terms=terms))), tmp_path, beside={"east": "west", "west": "east"})
+    t = trial(study(stage(sgd(STEPS, LR, losses=terms))), tmp_path, beside={"east": "west", "west": "east"})
     result = json.loads((t.run / "result.json").read_text())
     assert [(row["site"], row["code"], row["round"]) for row in result["refusals"]] == [("north", "no_source", 0)]

@@ -16,11 +16,13 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import WeightsError
 from fedgraft.common.base.files import load_tensors, read_json
-from fedgraft.common.models.initialise import start
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study, find_study, parse_study
-from fedgraft.simulations.engines.run import Engine, Hospitals, simulate
+from fedgraft.server.report import build_report
+from fedgraft.simulations.engines.run import Engine, Hospitals
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario
+from helpers.simulated import simulate
 from helpers.site_home import Hospital, MakeHospital, copied
 
 SIGNS = {"name": "signs", "kind": "multilabel", "labels": ["any", "hollow"]}
@@ -97,8 +99,8 @@ def test_a_run_of_all_kinds_leaves_figures_and_a_report_of_all(cohorts, tmp_path
     run = simulate(study(plan=plan), Hospitals(cohorts), tmp_path / "run")
     result = read_json(run / "result.json")
     assert result["status"] == "completed"
-    assert set(history(run)[0]["strengths"]) == {"diagnosis", "size_mm", "organ", "signs"}
-    assert history(run)[1]["strengths"] == {}
+    assert set(history(run)[0]["ridge_penalties"]) == {"diagnosis", "size_mm", "organ", "signs"}
+    assert history(run)[1]["ridge_penalties"] == {}
     metrics = result["metrics"]
     assert set(metrics["size_mm"]["macro"]) == {"mae", "rmse", "r2"}
     assert metrics["signs"]["macro"]["auroc"] is not None
@@ -108,7 +110,7 @@ def test_a_run_of_all_kinds_leaves_figures_and_a_report_of_all(cohorts, tmp_path
     assert (
         result["sites"]["site_ct"]["labels"]["signs"]["any"] > result["sites"]["site_ct"]["labels"]["signs"]["hollow"]
     )
-    page = (run / "report.html").read_text()
+    page = build_report(run).read_text()
     for words in ("macro MAE (mm)", "macro Dice", "HD95 (mm)", "Results: signs", "R²", "ROC, hollow", "false alarms"):
         assert words in page, words
 
@@ -134,13 +136,16 @@ def test_the_next_study_goes_on_with_all_heads_and_predictions_name_classes(coho
     run = simulate(study(plan=[TUNE]), Hospitals(cohorts), tmp_path / "run")
     held = load_tensors(run / "model.safetensors")
     model = {"backbone": "slim_resnet", "weights": str(run), "heads": "weights"}
-    begun = start(study(model=model)).state()
+    begun = initialise(study(model=model)).state()
     assert all(begun[key].tobytes() == array.tobytes() for key, array in held.items())
     heavier = [task | {"weight": 3} for task in TASKS]
-    assert start(study(model=model, tasks=heavier)).state()["heads.lesion.last.bias"] == held["heads.lesion.last.bias"]
+    assert (
+        initialise(study(model=model, tasks=heavier)).state()["heads.lesion.last.bias"]
+        == held["heads.lesion.last.bias"]
+    )
     inches = [task | {"unit": "in"} if task["name"] == "size_mm" else task for task in TASKS]
     with pytest.raises(WeightsError, match="no head for task 'size_mm'"):
-        start(study(model=model, tasks=inches))
+        initialise(study(model=model, tasks=inches))
     code, _, err = command("predict", run, cohorts["site_ct"].root, "--out", tmp_path / "said")
     assert code == 0, err
     header = (tmp_path / "said" / "predictions.csv").read_text().splitlines()[0].split(",")

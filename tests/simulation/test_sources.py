@@ -15,12 +15,8 @@ from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import QuorumError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.server.runs.run_folder import RunFolder
-from fedgraft.simulations.engines.run import (
-    Engine,
-    Hospitals,
-    resume,
-    simulate,
-)
+from fedgraft.simulations.engines.run import Engine, Hospitals
+from helpers.simulated import resume, simulate
 
 LOCAL = {"steps": 2, "batch_size": 8, "lr": 0.003}
 

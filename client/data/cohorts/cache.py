@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgraft.common.base.files import canonical_json, digest_arrays, write_atomic
+from fedgraft.common.base.files import canonical_json, digest_arrays, make_folder, write_atomic
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Decoded:
 
 def store(folder: Path, key: str, decoded: Decoded) -> None:
     """Keep a cohort under `key`: first the images, then the file that makes them count."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(folder)
     _write_array(folder / f"{key}.npy", decoded.inputs)
     classes = {task: target.tolist() for task, target in decoded.targets.items() if target.dtype == np.int64}
     arrays = {task: target for task, target in decoded.targets.items() if task not in classes}

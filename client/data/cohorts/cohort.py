@@ -26,6 +26,7 @@ from fedgraft.client.data.cohorts.scan import (
     scan_images,
     stamps,
 )
+from fedgraft.client.data.cohorts.splits import Dealing, SplitRule
 from fedgraft.client.data.cohorts.table import read_table
 from fedgraft.client.data.cohorts.targets import known, stacked, strata
 from fedgraft.client.data.spec import CohortSpec
@@ -47,7 +48,7 @@ from fedgraft.common.study.tasks import (
     Task,
 )
 
-_VERSION = 5
+_VERSION = 6
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
@@ -74,12 +75,13 @@ class Place:
 
 @dataclass(frozen=True)
 class CohortRequest:
-    """What a study wants of a cohort."""
+    """What a study wants of a cohort. `rule` says how patients are split (see `splits`); None: as the file says."""
 
     tasks: Sequence[AnyTask]
     input: InputSpec
     split: SplitSpec
     seed: int
+    rule: SplitRule | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Cohort:
     """Sizes in mm of a pixel of each image as the model sees it, 0 where it is not known; empty for other data."""
     source: Cohort | None = None
     """Cases of a source that lie at the site as well."""
+    split_rule: SplitRule = "independent"
+    """Whether each patient's split follows from that patient alone, or patients were dealt out class by class."""
 
     def __repr__(self) -> str:
         return f"Cohort({self.name!r}, {len(self.inputs)} cases)"
@@ -140,7 +144,10 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
     for patient, label in zip(decoded.patients, strata(first, decoded.targets[first.name]), strict=True):
         by_patient.setdefault(patient, []).append(label)
     alike = {patient: splits.stratum(labels) for patient, labels in by_patient.items()}
-    chosen = splits.keep(place.state / "splits.csv", alike, wanted.split, wanted.seed)
+    dealing = dealing_of(spec, wanted, place)
+    chosen, rule = splits.keep(place.state / "splits.csv", alike, dealing)
+    if (dealing.rule or rule) == "independent":
+        experiment.refuse_tied(name, spec)
     cases = splits.indices(decoded.patients, chosen)
     targets = experiment.labels(decoded.targets, decoded.patients, cases, spec.train_labels, wanted.seed)
     if spec.train_cases is not None:
@@ -156,7 +163,14 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
         origins=decoded.origins,
         studies=decoded.studies,
         spacings=decoded.spacings,
+        split_rule=rule,
     )
+
+
+def dealing_of(spec: CohortSpec, wanted: CohortRequest, place: Place) -> Dealing:
+    """How the patients get their splits: as the study needs it, or stricter if the site's own file says so."""
+    rule = "independent" if spec.split == "independent" else wanted.rule
+    return Dealing(wanted.split, wanted.seed, place.secret, rule)
 
 
 def learning_patients(study: Study, cohort: Cohort) -> int:

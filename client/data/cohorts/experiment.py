@@ -1,4 +1,8 @@
-"""Changes of a cohort that experiments ask for: fewer training cases, hidden labels, labels without meaning."""
+"""Changes of a cohort that experiments ask for: fewer training cases, hidden labels, labels without meaning.
+
+Which patients are the first few, and whose label goes to whom, depends on who else is there. Where that must not be, it
+is refused; hiding labels depends on each patient's own split alone.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.errors import DataError
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.study.tasks import UNKNOWN
 
-KEYS = ("train_cases", "train_labels")
+KEYS = ("train_cases", "train_labels", "split")
 """Keys of a cohort that change nothing of what is decoded."""
 
 Targets = Mapping[str, NDArray[Any]]
+
+
+def refuse_tied(name: str, spec: CohortSpec) -> None:
+    """DataError for what would tie patients together where each must stand alone."""
+    if spec.train_cases is not None:
+        raise DataError(
+            f"Site {name}: train_cases takes the first so many patients, so that one patient more changes who else "
+            "trains; a study with differential privacy cannot count that.",
+            fix="Leave it out, and give the study's split a smaller share for training.",
+        )
+    if spec.train_labels == "shuffled":
+        raise DataError(
+            f"Site {name}: train_labels: shuffled gives patients each other's labels, so that one patient more changes "
+            "those of others; a study with differential privacy cannot count that.",
+            fix="Shuffle in a study without private stages.",
+        )
 
 
 def fewer(

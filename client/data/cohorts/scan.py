@@ -100,8 +100,8 @@ def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Labels | None:
 
 
 def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
-    """Read a folder of DICOM files."""
-    labels, scan, seen = read_labels(spec, tasks), _empty(tasks), set()
+    """The images below a folder of DICOM files, with labels and what was left out by reason."""
+    labels, scan, seen = read_labels(spec, tasks), _empty(tasks), set[tuple[str, str]]()
     masks, used = Masks(spec, tasks, size), set[str]()
     for at, path in enumerate(files(spec.root)):
         if spec.labels is not None and path.resolve() == spec.labels.resolve():
@@ -112,11 +112,11 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
         except UnusableError as unusable:
             _leave_out(scan, at, unusable.reason)
             continue
-        sop = image.keys["sop"]
-        if sop and sop in seen:
+        sop, patient = image.keys["sop"], image.keys["patient"]
+        if sop and (patient, sop) in seen:  # not of another patient's: whoever else is there must not count
             _leave_out(scan, at, "duplicate")
             continue
-        seen.add(sop)
+        seen.add((patient, sop))
         key = name if spec.join == "path" else image.keys[spec.join]
         found = _labels_for(labels, key, tasks, scan, used)
         for frame in image.frames:
@@ -126,11 +126,11 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
                 fitted_spacing(image.width_mm, shape[1], fitted_shape(shape, image.pixel_aspect, size)[1])
             )
             scan.origins.append(at)
-            scan.patients.append(image.keys["patient"] or NOBODY)
+            scan.patients.append(patient or NOBODY)
             scan.studies.append(image.keys["study"])
             _label(scan, found, masks.of(name, shape, image.pixel_aspect, len(image.frames)))
         scan.facts.update(f"{key} {value}" for key, value in image.facts.items())
-        if not image.keys["patient"]:
+        if not patient:
             scan.problems["no_patient_id"] += 1
     _unused(labels, used, scan)
     scan.problems.update(masks.finish())

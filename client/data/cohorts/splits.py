@@ -1,11 +1,20 @@
-"""Which patients train, validate and test: by patient, stratified, fixed by a seed, written down and kept."""
+"""Which patients train, validate and test: fixed by a seed, written down and kept. By one of two rules.
+
+`independent`: each patient's split follows from a keyed hash of that patient alone, so that one patient more or less
+moves nobody else. Differential privacy counts what one patient changes, so whatever ends in a private stage needs it.
+`stratified`: patients are dealt out class by class, so that the shares hold exactly; a patient moves others.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import hmac
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -16,10 +25,59 @@ from fedgraft.common.study.inputs import SplitSpec
 from fedgraft.common.study.tasks import UNKNOWN
 
 SPLITS = ("train", "val", "test")
+SplitRule = Literal["independent", "stratified"]
+IN_WORDS: Mapping[SplitRule, str] = {
+    "independent": "split each by that patient alone (independent)",
+    "stratified": "dealt out class by class (stratified), which is not for work with differential privacy",
+}
+"""How patients came into their splits."""
+
+
+class TiedSplits(DataError):
+    """The patients were dealt out together, where each must stand alone."""
+
+
+@dataclass(frozen=True)
+class Dealing:
+    """How a study's patients get their splits: shares and seed of the study, the rule, and the site's own key.
+
+    `rule` = None means the rule of the file that is there, or `independent` if there is none.
+    """
+
+    shares: SplitSpec
+    seed: int
+    secret: bytes
+    rule: SplitRule | None = None
+
+
+def chance(secret: bytes, seed: int, purpose: str, patient: str) -> float:
+    """A number in [0, 1) that looks drawn: HMAC-SHA256 under the site's key of purpose, seed and patient, and no more.
+
+    The coordinator knows the seed but not the key, so it cannot tell who is in which split.
+    """
+    digest = hmac.new(secret, f"{purpose}\0{seed}\0{patient}".encode(), hashlib.sha256).digest()
+    return int.from_bytes(digest[:8], "big") / 2.0**64
+
+
+def alone(patients: Iterable[str], dealing: Dealing) -> dict[str, str]:
+    """The split of every patient by thresholds on `chance`: the shares hold on average, and no other patient counts."""
+    return {
+        each: _by_threshold(chance(dealing.secret, dealing.seed, "split", each), dealing.shares) for each in patients
+    }
+
+
+def _by_threshold(drawn: float, shares: SplitSpec) -> str:
+    wanted = [split for split in SPLITS if getattr(shares, split) > 0]
+    passed = 0.0
+    for split in wanted[:-1]:
+        passed += getattr(shares, split)
+        if drawn < passed:
+            return split
+    return wanted[-1]  # whatever rounding has left of 1
 
 
 def assign(labels: Mapping[str, int], known: Mapping[str, str], shares: SplitSpec, seed: int) -> dict[str, str]:
-    """The split of every patient, from the patient's stratum (a class, or UNKNOWN); `known` patients stay put.
+    """Stratified: the split of every patient, from its stratum (a class, or UNKNOWN); `known` patients stay put.
 
     Depends on names, strata and seed, not on their order. Within a stratum patients are shuffled and dealt out so that
     the shares hold over all strata together as closely as whole patients allow; a stratum's first patient trains.
@@ -49,30 +107,53 @@ def assign(labels: Mapping[str, int], known: Mapping[str, str], shares: SplitSpe
     return splits
 
 
-def keep(path: Path, labels: Mapping[str, int], shares: SplitSpec, seed: int) -> dict[str, str]:
-    """The splits in the file `path`, with new patients added; patients that are in it never move.
+def keep(path: Path, labels: Mapping[str, int], dealing: Dealing) -> tuple[dict[str, str], SplitRule]:
+    """The splits in the file `path`, with new patients added, and the rule that holds; nobody in it ever moves.
 
-    The file is private. DataError if it is damaged or was made with other shares or another seed.
+    The file is private. DataError if it is damaged, was made with other shares or another seed, or was dealt by class
+    where each patient must stand alone. A file from before rules were written down stays as it is for its study.
     """
-    known = _read(path, _header(shares, seed)) if path.exists() else {}
-    splits = known | assign(labels, known, shares, seed)
+    known, stated = _read(path, dealing) if path.exists() else ({}, dealing.rule or "independent")
+    rule: SplitRule = "stratified" if stated == _UNSTATED else stated
+    if dealing.rule == "independent" and stated == "stratified":
+        raise TiedSplits(
+            f"{path}: the patients were dealt out class by class, which ties them together, but this study or the "
+            "site's policy asks for differential privacy.",
+            fix="Give each study its own splits (many_studies: true in site.yaml), or remove the file to split anew; "
+            "models that saw the old split must not be tested on the new one.",
+        )
+    if "independent" in (dealing.rule, rule):
+        splits = alone((patient for patient in labels if patient not in known), dealing) | known
+    else:
+        splits = known | assign(labels, known, dealing.shares, dealing.seed)
     if len(splits) > len(known):
-        write(path, splits, shares, seed)
-    return {patient: splits[patient] for patient in labels}
+        _write(path, splits, dealing, stated)
+    return {patient: splits[patient] for patient in labels}, rule
 
 
-def write(path: Path, splits: Mapping[str, str], shares: SplitSpec, seed: int) -> None:
+def write(path: Path, splits: Mapping[str, str], dealing: Dealing) -> None:
     """Put the split of every patient into the private file `path`, where `keep` finds it."""
+    _write(path, splits, dealing, dealing.rule or "independent")
+
+
+_UNSTATED: Literal["unstated"] = "unstated"
+"""The rule of a file that names none: it was dealt out class by class."""
+_Stated = SplitRule | Literal["unstated"]
+
+
+def _write(path: Path, splits: Mapping[str, str], dealing: Dealing, stated: _Stated) -> None:
     text = io.StringIO()
-    text.write(_header(shares, seed) + "\n")
+    text.write(_header(dealing, stated) + "\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("patient", "split"))
     writer.writerows(sorted(splits.items()))
     write_atomic(path, text.getvalue().encode(), private=True)
 
 
-def _header(shares: SplitSpec, seed: int) -> str:
-    return f"# shares {shares.train:g} {shares.val:g} {shares.test:g}, seed {seed}"
+def _header(dealing: Dealing, stated: _Stated) -> str:
+    shares = dealing.shares
+    text = f"# shares {shares.train:g} {shares.val:g} {shares.test:g}, seed {dealing.seed}"
+    return text if stated == _UNSTATED else f"{text}, {stated}"
 
 
 def stratum(targets: Sequence[int]) -> int:
@@ -86,9 +167,11 @@ def indices(patients: Sequence[str], splits: Mapping[str, str]) -> dict[str, np.
     return {split: np.flatnonzero(names == split) for split in SPLITS}
 
 
-def _read(path: Path, header: str) -> dict[str, str]:
+def _read(path: Path, dealing: Dealing) -> tuple[dict[str, str], _Stated]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    if not lines or lines[0] != header:
+    rules: tuple[_Stated, ...] = ("independent", "stratified", _UNSTATED)
+    stated = next((rule for rule in rules if lines[:1] == [_header(dealing, rule)]), None)
+    if stated is None:
         raise DataError(
             f"{path}: the patients were split with other shares or another seed.",
             fix="Remove the file to split them anew; models that saw the old split must not be tested on the new one.",
@@ -96,4 +179,4 @@ def _read(path: Path, header: str) -> dict[str, str]:
     rows = list(csv.reader(lines[2:]))
     if lines[1:2] != ["patient,split"] or any(len(row) != 2 or row[1] not in SPLITS for row in rows):
         raise DataError(f"{path}: is damaged.", fix="Restore it, or remove it to split the patients anew.")
-    return {row[0]: row[1] for row in rows}
+    return {row[0]: row[1] for row in rows}, stated

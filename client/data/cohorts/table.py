@@ -47,7 +47,7 @@ class Table:
     lines: list[int] = field(repr=False)
 
     def where(self, index: int) -> str:
-        """File and line of a row."""
+        """Where a row stands, for messages: "FILE, line NUMBER"."""
         return f"{self.path}, line {self.lines[index]}"
 
 

@@ -39,7 +39,7 @@ def known(targets: Tensor) -> Tensor:
 
 
 def all_known(targets: Tensor) -> bool:
-    """Whether nothing is missing at all."""
+    """Whether no target is missing: none is -1, or NaN where targets are floats."""
     return bool((targets >= 0).all() if not targets.is_floating_point() else ~targets.isnan().any())
 
 

@@ -30,7 +30,7 @@ class DpTwin(nn.Module):
         self.heads = heads
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Logits (N, classes) by task."""
+        """Logits (N, classes) by task, the same as of the model it was made from."""
         z = self.backbone(x)
         return {task: head(z) for task, head in self.heads.items()}
 

@@ -2,8 +2,9 @@
 
 Abadi et al. 2016, "Deep learning with differential privacy", with add/remove neighbours and Poisson sampling:
 
-    g = (sum over sampled units u of clip(mean over views of grad loss(u)) + sigma C z) / (q N),   z ~ N(0, I)
+    g = (sum over sampled units u of clip(mean over images of grad loss(u)) + sigma C z) / (q E),   z ~ N(0, I)
 
+E is a public number of units, fixed beforehand: divided by the true N, the spread of the noise would tell N exactly.
 What the optimiser makes of g is post-processing. Privacy spent depends on sigma, q and the number of steps alone, which
 all are fixed before the first step. Nothing here uses the study's seed: the coordinator knows it. That goes for dropout
 and augmentation as well, since with draws that others know, a patient left out shifts those of all others.
@@ -34,7 +35,7 @@ from fedgraft.client.training.augment import augment
 from fedgraft.client.training.gradient import dropout_seeded, optimiser_for
 from fedgraft.client.training.losses.base import RoundContext, Visit
 from fedgraft.client.training.losses.objective import Objective
-from fedgraft.client.training.model.errors import Diverged, TooFewCases
+from fedgraft.client.training.model.errors import Diverged
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
@@ -59,14 +60,14 @@ def train_private(
 
     `patients` names the patient of every case of the cohort. Losses that look at the model's entries alone say nothing
     of any patient beyond what noised steps have made of these: their gradients are added after the noise. The figures
-    returned are public: no loss, no counts. Raises TooFewCases, Diverged, and InputError for what is not private.
+    returned are public: no loss, no counts. A site without any case gives noise, as one with few nearly does. Raises
+    Diverged, which is read off the noised entries, and InputError for what is not private.
     """
-    private, noise_multiplier, steps = _terms(local_model, spec, changes)
+    private, noise_multiplier, expected, steps = _terms(local_model, spec, changes)
     objective = Objective(Visit(local_model, spec, changes, round_context))
     units = units_of(loader.labelled("train"), patients, private.unit)
-    if not units:
-        raise TooFewCases
-    lots, noises = Lots(units), Noises(noise_multiplier * private.max_grad_norm, steps)
+    clip = private.max_grad_norm
+    lots, noises = Lots(units), Noises(noise_multiplier * clip, steps, clip)
     local_model.model.freeze(changes, fixed_norm_stats=True)
     local_model.model.train()
     _refuse_moving_statistics(local_model.model)
@@ -80,7 +81,7 @@ def train_private(
             drawn = draw_units(len(units), private.sample_rate)
             rows = lots.rows(drawn, private.augmentation_multiplicity, augmented=spec.augment is not None)
             total = groups.sum_of(partial(_step_sum, loader, rows, spec, draw))
-            noisy = noisy_mean(total, noises, private.sample_rate * len(units))
+            noisy = noisy_mean(total, noises, private.sample_rate * expected)
             for parameter, gradient in zip(groups.trainer.parameters, noisy, strict=True):
                 parameter.grad = gradient
             objective.add_regularisers()
@@ -130,7 +131,7 @@ def _batches(
         yield batch, rows
 
 
-def _terms(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> tuple[Private, float, int]:
+def _terms(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> tuple[Private, float, int, int]:
     """What was asked for, once more: the last place where work that is not private can be stopped."""
     private = spec.private
     if private is None or spec.steps is None:
@@ -150,7 +151,9 @@ def _terms(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> t
         raise InputError("Private work learns from the site's own labels, and from no other loss that looks at cases.")
     if not changes or not set(changes) <= set(local_model.parameters):
         raise InputError("Private work trains parameters; running statistics are not noised and must stay.")
-    return private, noise_multiplier, spec.steps
+    if private.expected_units is None:
+        raise InputError("Private work needs a public number of units to divide by.")
+    return private, noise_multiplier, private.expected_units, spec.steps
 
 
 def _refuse_moving_statistics(model: nn.Module) -> None:

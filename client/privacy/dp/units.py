@@ -32,7 +32,7 @@ class Rows:
 
     @cached_property
     def alone(self) -> bool:
-        """Whether no unit has two cases here."""
+        """Whether every unit (patient or image) has at most one case here."""
         return self.single or bool((self.unit[1:] > self.unit[:-1]).all())
 
     def share(self) -> Tensor | None:

@@ -6,20 +6,23 @@ The order matters: policy, charge, work, reply kept, reply sent. A crash in betw
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.hash_chain import Facts, Release
+from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import (
     AlreadyCharged,
     Caps,
     ChargeRefused,
     Ledger,
 )
+from fedgraft.client.privacy.ledger.public_counts import PublicCounts
 from fedgraft.client.privacy.ledger.reply_store import Replies
+from fedgraft.client.privacy.ledger.small_records import PUBLIC, RELEASES, SHOWN
 from fedgraft.client.privacy.policy import (
     EffectivePrivacy,
     Metrics,
@@ -51,67 +54,48 @@ from fedgraft.common.study.study import Study
 from fedgraft.common.study.training import Private
 
 _LOST = "this round was charged, and then the site crashed: the charge is lost"
-_GRID = 10
-"""Counts that leave a site with `metrics: none` are rounded to tens: exact ones would tell who has come or gone."""
-
-
-class Refused(Exception):
-    """The site does not do what it was asked. `code` is all that leaves; `why` is for the site's own log."""
-
-    def __init__(self, code: Code, why: str = "") -> None:
-        super().__init__(code.value)
-        self.code = code
-        self.why = why
-
-
-@dataclass(frozen=True)
-class Held:
-    """Where a site's ledger lies, and its witness, which should not be restored together with it."""
-
-    ledger: Path
-    witness: Path
-
-    @classmethod
-    def of(cls, folder: Path) -> Held:
-        """The places in a site's state folder."""
-        return cls(folder / "ledger" / "ledger.sqlite", folder / "witness.json")
-
-    def exists(self) -> bool:
-        """Whether there is a ledger, or was one."""
-        return os.path.exists(self.ledger) or os.path.exists(self.witness)  # noqa: PTH110 - asked at every visit
-
-    def open(self, epsilon_max: float) -> Ledger:
-        """The site's ledger; LedgerError if it cannot be trusted."""
-        return Ledger(self.ledger, self.witness, epsilon_max)
 
 
 class PrivacyGuard:
     """One site's policy and ledger in one study. `patients` counts those that the study may learn from.
 
-    `is_source` says that they are no patients of a hospital, but public source data.
+    `is_source` says that they are no patients of a hospital, but public source data; `patients_known` whether the data
+    say whose a case is. `witness` is where the ledger's witness is, if not beside the site's state `folder`.
     """
 
-    def __init__(
-        self, study: Study, policy: SitePolicy, folder: Path, patients: int, *, is_source: bool = False
+    def __init__(  # noqa: PLR0913 - the rules of a site, and where its records are
+        self,
+        study: Study,
+        policy: SitePolicy,
+        folder: Path,
+        patients: int,
+        *,
+        is_source: bool = False,
+        witness: Path | None = None,
+        patients_known: bool = True,
     ) -> None:
         self.is_source = is_source
+        self._patients_known = patients_known or is_source
         self._study = study
         self._policy = policy
-        self._held = Held.of(folder)
-        self._shown = folder / "shown.json"
+        self._held = Held.of(folder, witness)
+        self._shown = folder / SHOWN
         self._replies = Replies(folder / "replies" / study.digest[:16])
+        # Once in a study is once: what was released is never pushed out by later replies.
+        self._releases = Replies(folder / RELEASES / study.digest[:16])
         self._patients = patients
+        self._public = PublicCounts(folder / PUBLIC)
         self._allowed: set[tuple[frozenset[Role], bool]] = set()
 
     @property
     def delta(self) -> float:
         """That of the site's ledger, or the one with which it would begin."""
         known = self._delta()
-        return self._policy.delta_for(self._patients) if known is None else known
+        return self._policy.delta_for(self.public_units("patient", 0)) if known is None else known
 
     @property
     def unit(self) -> Unit:
-        """Whom the policy protects."""
+        """What the site's policy protects as one: a patient with all images, or an image."""
         return self._policy.unit
 
     @property
@@ -132,10 +116,12 @@ class PrivacyGuard:
         )
 
     def public(self, count: int) -> int:
-        """A count as it may leave: exact, or rounded to tens, but never to 0 if there is any."""
-        if self.shows_metrics or count == 0:
-            return count
-        return max(_GRID, round(count / _GRID) * _GRID)
+        """A count as it may leave: exact where metrics may; else the public number of patients, whatever it is."""
+        return count if self.shows_metrics else self._public.of("patient", self._patients)
+
+    def public_units(self, unit: Unit, count: int) -> int:
+        """The public number of units, by which private sums are divided; `count` is the true one, asked for once."""
+        return self._public.of(unit, self._patients if unit == "patient" else count)
 
     def admit(self, tags: Tags) -> None:
         """Look at the whole study before its first round; raises Refused if the site could not go through with it."""
@@ -160,7 +146,7 @@ class PrivacyGuard:
         self.demand_secure_aggregation()
         planned = []
         for stage in self._study.plan:
-            if not self._asked_in(stage):
+            if not self.asked_in(stage):
                 continue
             roles = frozenset(tags[key].role for key in changed(stage, tags))
             if releases_plainly(stage, tags):
@@ -169,7 +155,7 @@ class PrivacyGuard:
                 planned.append((stage, self._effective(request_of(self._study, stage, roles))))
         return planned
 
-    def _asked_in(self, stage: Stage) -> bool:
+    def asked_in(self, stage: Stage) -> bool:
         """Whether the site could be asked to work in this stage: hospitals never for the source, and the other way."""
         if self.is_source or stage.where == "source":
             return self.is_source and (stage.where == "source" or stage.joint_lambda is not None)
@@ -190,8 +176,12 @@ class PrivacyGuard:
         )
         self._allowed.add((roles, kept))
 
-    def charge(self, stage: Stage, exchange: int, roles: frozenset[Role], model: str) -> Private | PrivateSums:
+    def charge(
+        self, stage: Stage, exchange: int, roles: frozenset[Role], model: str, cases: int
+    ) -> Private | PrivateSums:
         """Charge one round of private work on the `model` of that digest, and give what the site makes of the request.
+
+        `cases` is the number of training cases, of which only a public, coarse number is used.
 
         Raises Refused, or Replay if this round was answered before.
         """
@@ -201,15 +191,12 @@ class PrivacyGuard:
         facts = Facts(privacy.unit, self._patients, model, "train" if isinstance(asked, Private) else "sums")
         event = Event(privacy.noise_multiplier, privacy.sample_rate, steps_of(stage))
         self._charge(exchange, event, facts, privacy)
-        effective_privacy = {
-            "noise_multiplier": privacy.noise_multiplier,
-            "max_grad_norm" if isinstance(asked, Private) else "max_norm": privacy.max_grad_norm,
-            "unit": privacy.unit,
-            "epsilon": None,
-        }
-        return asked.model_copy(
-            update=effective_privacy | ({"sample_rate": privacy.sample_rate} if isinstance(asked, Private) else {})
-        )
+        found = {"noise_multiplier": privacy.noise_multiplier, "unit": privacy.unit, "epsilon": None}
+        if isinstance(asked, PrivateSums):
+            return asked.model_copy(update=found | {"max_norm": privacy.max_grad_norm})
+        expected = asked.expected_units or self.public_units(privacy.unit, cases)
+        found |= {"max_grad_norm": privacy.max_grad_norm, "sample_rate": privacy.sample_rate}
+        return asked.model_copy(update=found | {"expected_units": expected})
 
     def _charge(self, exchange: int, event: Event, facts: Facts, privacy: EffectivePrivacy) -> None:
         # Looked at once more within the charge: another study may have been charged since the look before.
@@ -231,6 +218,8 @@ class PrivacyGuard:
         Raises Refused, or Replay if it was released before, whatever model it was asked of.
         """
         self._answered_once(exchange)
+        if self._untold:
+            raise Refused(Code.POLICY, Reason.NO_PATIENTS.value)
         event = next(self.metrics_events(), None)
         if event is None:
             raise Refused(Code.BUDGET, "metrics of other studies have cost metrics_lifetime of the policy")
@@ -257,13 +246,18 @@ class PrivacyGuard:
         self._answered_once(exchange)
         with locked(self._shown):
             known = read_json(self._shown) if self._shown.exists() else []
-            if self._study.digest not in known:
-                if len(known) >= self._policy.metrics_studies:
-                    raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
-                write_json(self._shown, [*known, self._study.digest], private=True)
+            if self._study.digest in known:
+                raise Refused(Code.POLICY, "coarse counts were shown in this study before, and that answer is lost")
+            if len(known) >= self._policy.metrics_studies:
+                raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
+            write_json(self._shown, [*known, self._study.digest], private=True)
+
+    def keep_metrics(self, exchange: int, shown: Arrays) -> None:
+        """Put the study's only release of figures on disk, before it is sent."""
+        self._releases.keep(exchange, shown, {})
 
     def _answered_once(self, exchange: int) -> None:
-        if (answered := self._replies.of(exchange)) is not None:
+        if (answered := self._releases.of(exchange)) is not None:
             raise answered
 
     def metrics_events(self) -> Iterator[Event]:
@@ -271,7 +265,7 @@ class PrivacyGuard:
 
         All of them together may cost much less than all work together: each is a question about the same few cases.
         """
-        if self.metrics != "noised" or self._study.secure_aggregation:
+        if self.metrics != "noised" or self._study.secure_aggregation or self._untold:
             return
         noise_multiplier = noise_for(self._policy.metrics_epsilon, self.delta, 1.0, 1)
         event = Event(max(self._policy.noise_multiplier_min, noise_multiplier), 1.0, 1)
@@ -279,7 +273,7 @@ class PrivacyGuard:
             yield event
 
     def grounds(self, stage: Stage | None, tags: Tags) -> str:
-        """What the policy says of an answer to this stage's order; None for an order that only evaluates."""
+        """What the policy says of an answer to this stage's instruction; None for one that only evaluates."""
         words = []
         if stage is not None and (asked := privacy_request(stage)) is not None:
             what = "entries trained" if isinstance(asked, Private) else "sums noised"
@@ -317,11 +311,18 @@ class PrivacyGuard:
         self._replies.keep(exchange, shared, own)
 
     def _effective(self, request: PrivacyRequest) -> EffectivePrivacy:
+        request = replace(request, patients_known=self._patients_known)
         reserved = tuple(self.metrics_events()) if request.private else ()
-        privacy = effective(self._policy, request, self._patients, self._delta(), reserved)
+        delta = self.delta if request.private else self._delta()
+        privacy = effective(self._policy, request, self._patients, delta, reserved)
         if isinstance(privacy, Reason):
             raise Refused(Code.BUDGET if privacy is Reason.BUDGET else Code.POLICY, privacy.value)
         return privacy
+
+    @property
+    def _untold(self) -> bool:
+        """Whether patients are to be protected, and nothing says whose a case is."""
+        return not self._patients_known and self.unit == "patient"
 
     def _delta(self) -> float | None:
         if not self._held.exists():

@@ -28,7 +28,7 @@ def request_of(study: Study, stage: Stage, roles: frozenset[Role]) -> PrivacyReq
 
 
 def steps_of(stage: Stage) -> int:
-    """Steps of one round; sums are one."""
+    """Optimiser steps of one round; a stage of sums counts as one."""
     if not isinstance(stage.local, Gradient):
         return 1
     assert stage.local.steps is not None

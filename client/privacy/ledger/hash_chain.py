@@ -14,8 +14,11 @@ from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.base.files import canonical_json, read_json, write_json
 from fedgraft.common.privacy.accountant import ORDERS, Event, Unit
 
-Release = Literal["train", "metrics", "sums"]
-"""What leaves in exchange for a charge; each kind is charged once per job and round."""
+Release = Literal["train", "metrics", "sums", "settled"]
+"""What leaves in exchange for a charge; each kind is charged once per job and round.
+
+What is settled is assumed to have left: people at the site decided so after records were lost.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,27 +72,35 @@ class Genesis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in the chain."""
+    """A row of the chain: its number, and its hash, which stands for all rows up to it."""
 
     seq: int
     hash: str
 
 
+def witness_folder(state: Path, elsewhere: Path | None = None) -> Path:
+    """Where the witnesses of a state folder are: where its file says, or else beside it, and never in it.
+
+    So whoever restores the state folder from a backup does not restore them too.
+    """
+    return elsewhere or state.with_name(f"{state.name}.witness")
+
+
 def read_witness(path: Path) -> Mark:
-    """The last row that was known to be on disk; LedgerError if the file is missing or damaged."""
+    """The last place that was known to be on disk; LedgerError if the file is missing or damaged."""
     try:
         content = read_json(path)
     except InputError:
-        raise LedgerError(f"{path}: the ledger's witness is missing or damaged.", fix=STUCK) from None
+        raise LedgerError(f"{path}: the witness is missing or damaged.", fix=STUCK) from None
     match content:
         case {"seq": int(seq), "hash": str(digest)} if len(content) == 2:
             return Mark(seq, digest)
-    raise LedgerError(f"{path}: is not the witness of a ledger.", fix=STUCK)
+    raise LedgerError(f"{path}: is no witness.", fix=STUCK)
 
 
-def write_witness(path: Path, mark: Mark) -> None:
-    """Replace the witness, all or nothing."""
-    write_json(path, {"seq": mark.seq, "hash": mark.hash}, private=True)
+def write_witness(path: Path, mark: Mark, *, sync: bool = True) -> None:
+    """Replace the witness, all or nothing; a link to a place elsewhere stays one."""
+    write_json(path.resolve(), {"seq": mark.seq, "hash": mark.hash}, private=True, sync=sync)
 
 
 def check(genesis: Genesis, rows: Sequence[Row], witness: Mark) -> None:
@@ -119,5 +130,6 @@ def total(rows: Sequence[Row]) -> np.ndarray:
 
 
 STUCK = (
-    "Nothing is spent until the true ledger is back; an older copy does not help, because it forgets what was spent."
+    "Nothing is spent until the true ledger is back; an older copy does not help, because it forgets what was spent. "
+    "If it is lost, see what `fedgraft site settle` would assume."
 )

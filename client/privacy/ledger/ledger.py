@@ -1,22 +1,20 @@
 """The site's ledger of privacy: one SQLite file over all studies, charged before anything is computed.
 
 A second file, the witness, remembers the last row; a ledger that lost rows since is not used. Put it where whoever
-restores backups of the first does not restore it too: if both go back in time together, nobody can tell.
+restores backups of the first does not restore it too. Beside the witness stands what every study has spent, so that
+people can settle what was lost.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,12 +24,25 @@ from fedgraft.client.privacy.ledger.hash_chain import (
     Genesis,
     Mark,
     Row,
-    check,
     read_witness,
     total,
     write_witness,
 )
-from fedgraft.common.base.errors import LedgerError
+from fedgraft.client.privacy.ledger.ledger_file import (
+    FORMAT,
+    SCHEMA,
+    account_of,
+    connected,
+    genesis_of,
+    insert,
+    next_row,
+    now,
+    plain,
+    sound,
+)
+from fedgraft.client.privacy.ledger.spending import Account, Spending
+from fedgraft.common.base.errors import InputError, LedgerError
+from fedgraft.common.base.files import make_folder, read_json, write_json
 from fedgraft.common.privacy.accountant import (
     Event,
     Spend,
@@ -41,22 +52,6 @@ from fedgraft.common.privacy.accountant import (
     rdp,
 )
 
-_FORMAT = 1
-_LOCK_TIMEOUT_S = 60.0
-_SCHEMA = """
-CREATE TABLE site (format INTEGER NOT NULL, delta REAL NOT NULL, unit TEXT NOT NULL, nonce TEXT NOT NULL);
-CREATE TABLE charges (
-  seq INTEGER PRIMARY KEY, job TEXT NOT NULL, round INTEGER NOT NULL,
-  sigma REAL NOT NULL, q REAL NOT NULL, steps INTEGER NOT NULL,
-  unit TEXT NOT NULL, patients INTEGER NOT NULL, model TEXT NOT NULL, release TEXT NOT NULL,
-  cost BLOB NOT NULL, at TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL,
-  UNIQUE (job, round, release)
-);
-CREATE TABLE refusals (
-  job TEXT NOT NULL, round INTEGER NOT NULL, reason TEXT NOT NULL, asked TEXT NOT NULL, at TEXT NOT NULL,
-  count INTEGER NOT NULL, PRIMARY KEY (job, round, reason)
-);
-"""
 _REFUSE = (
     "INSERT INTO refusals VALUES (?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE"
     " SET asked = excluded.asked, at = excluded.at, count = count + 1"
@@ -92,7 +87,7 @@ class AlreadyCharged(Exception):
 
 @dataclass(frozen=True)
 class Caps:
-    """The most that one job may cost, and all releases of the charge's kind together, whatever their jobs."""
+    """The most that one study (a job) may cost, and all releases of the charge's kind in all studies."""
 
     job: float
     release: float = math.inf
@@ -131,13 +126,14 @@ class Ledger:
             raise LedgerError(f"{path}: this site has, or had, a ledger already.", fix=STUCK)
         if not 0 < delta < 1:
             raise LedgerError(f"{path}: delta must lie between 0 and 1.")
-        genesis = Genesis(_FORMAT, float(delta), unit, secrets.token_hex(16))
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        genesis = Genesis(FORMAT, float(delta), unit, secrets.token_hex(16))
+        make_folder(path.parent)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        with _connected(path) as db:
-            db.executescript(_SCHEMA)
+        with connected(path) as db:
+            db.executescript(SCHEMA)
             values = (genesis.format, genesis.delta, genesis.unit, genesis.nonce)
             db.execute("INSERT INTO site VALUES (?, ?, ?, ?)", values)
+        write_account(witness_path, Account(genesis.delta, unit, {}))
         write_witness(witness_path, Mark(0, genesis.seal()))
         return cls(path, witness_path, epsilon_max, delta)
 
@@ -148,17 +144,17 @@ class Ledger:
         before, LedgerError if the ledger cannot be trusted or written.
         """
         cost = rdp([event])
-        with _connected(self._path) as db:
+        with connected(self._path) as db:
             db.execute("BEGIN IMMEDIATE")
             genesis, rows = self._trusted(db, read_witness(self._witness_path))
             earlier = [r for r in rows if (r.job, r.round, r.facts.release) == (job, round_, facts.release)]
             again = bool(earlier) and (earlier[0].event, earlier[0].facts) == (event, facts)
             reason = Denial.REPLAY if earlier else self._denial(job, cost, facts, rows, caps)
             if reason is None:
-                row = _next(genesis, rows, Row(0, job, round_, _plain(event), facts, cost.tobytes(), _now(), ""))
-                _insert(db, row)
+                row = next_row(genesis, rows, Row(0, job, round_, plain(event), facts, cost.tobytes(), now(), ""))
+                insert(db, row)
             elif not again:
-                db.execute(_REFUSE, (job, round_, reason.value, repr(event), _now()))
+                db.execute(_REFUSE, (job, round_, reason.value, repr(event), now()))
             db.execute("COMMIT")
         self._bear_witness()
         if again:
@@ -168,7 +164,7 @@ class Ledger:
         return row
 
     def spent(self, job: str | None = None) -> Spend:
-        """What one job, or all together, have spent."""
+        """What one study (a job), or all together, have spent."""
         rows = [row for row in self.rows() if job in (None, row.job)]
         epsilon = epsilon_of(total(rows), self.delta)
         return Spend(epsilon, self.delta, self.unit, steps=sum(row.event.steps for row in rows))
@@ -183,7 +179,7 @@ class Ledger:
 
     def refusals(self) -> tuple[RefusedCharge, ...]:
         """What was asked and turned down. It costs nothing, so these rows are not sealed."""
-        with _connected(self._path) as db:
+        with connected(self._path) as db:
             found = db.execute(
                 "SELECT job, round, reason, asked, at, count FROM refusals ORDER BY at, rowid"
             ).fetchall()
@@ -191,13 +187,35 @@ class Ledger:
 
     def verify(self) -> int:
         """Check everything, the recorded costs against the events too; the number of rows, or LedgerError."""
-        with _connected(self._path) as db:
+        with connected(self._path) as db:
             if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
                 raise LedgerError(f"{self._path}: the file is damaged.", fix=STUCK)
         rows = self.rows()
         if not np.allclose(total(rows), rdp([row.event for row in rows]), rtol=1e-9, atol=1e-12):
             raise LedgerError(f"{self._path}: the recorded costs are not those of its events.", fix=STUCK)
         return len(rows)
+
+    @classmethod
+    def settle(cls, path: Path, witness_path: Path, assumed: Spending, words: str) -> None:
+        """Put on record what people assume to have been spent, whatever the caps, and let the witness follow.
+
+        `words` says who decided and why; its digest stands in the rows. LedgerError if the ledger is damaged in itself.
+        """
+        note = hashlib.sha256(words.encode()).hexdigest()
+        with connected(path) as db:
+            db.execute("BEGIN IMMEDIATE")
+            genesis, rows = sound(path, db)
+            for job, events in assumed.items():
+                for event in events:
+                    facts = Facts(genesis.unit, 0, note, "settled")
+                    number = sum((row.job, row.facts.release) == (job, "settled") for row in rows)
+                    cost = rdp([event]).tobytes()
+                    row = next_row(genesis, rows, Row(0, job, number, plain(event), facts, cost, now(), ""))
+                    insert(db, row)
+                    rows = (*rows, row)
+            write_account(witness_path, account_of(db))
+            db.execute("COMMIT")
+        write_witness(witness_path, Mark(len(rows), rows[-1].hash if rows else genesis.seal()))
 
     def _denial(self, job: str, cost: np.ndarray, facts: Facts, rows: tuple[Row, ...], caps: Caps) -> Denial | None:
         if not np.isfinite(epsilon_of(cost, self.delta)):
@@ -217,66 +235,57 @@ class Ledger:
     def _read(self) -> tuple[Genesis, tuple[Row, ...]]:
         # The witness first: rows are added before it follows, so in this order it can never seem to be ahead.
         witness = read_witness(self._witness_path)
-        with _connected(self._path) as db:
+        with connected(self._path) as db:
             db.execute("BEGIN")
             return self._trusted(db, witness)
 
     def _trusted(self, db: sqlite3.Connection, witness: Mark) -> tuple[Genesis, tuple[Row, ...]]:
         """The ledger's content inside a transaction, its chain checked as a whole."""
-        sites = db.execute("SELECT format, delta, unit, nonce FROM site").fetchall()
-        if len(sites) != 1 or sites[0][0] != _FORMAT:
-            raise LedgerError(f"{self._path}: is not a ledger of this version.", fix=STUCK)
-        genesis = Genesis(*sites[0])
-        rows = tuple(_row(values) for values in db.execute("SELECT * FROM charges ORDER BY seq"))
-        check(genesis, rows, witness)
-        return genesis, rows
+        return sound(self._path, db, witness)
 
     def _bear_witness(self) -> None:
         """Let the witness follow. Under the write lock, or a slower process could set it back."""
-        with _connected(self._path) as db:
+        with connected(self._path) as db:
             db.execute("BEGIN IMMEDIATE")
             last = db.execute("SELECT seq, hash FROM charges ORDER BY seq DESC LIMIT 1").fetchone()
             if last is not None and last[0] > read_witness(self._witness_path).seq:
+                write_account(self._witness_path, account_of(db))
                 write_witness(self._witness_path, Mark(*last))
 
 
-@contextmanager
-def _connected(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that never makes a file, and whose commits survive a loss of power; open work is rolled back."""
+def ledger_mark(path: Path, job: str) -> tuple[Mark, Account]:
+    """The ledger's last row and what one study has spent; its chain is not looked at. LedgerError if it is damaged."""
+    with connected(path) as db:
+        db.execute("BEGIN")
+        genesis = genesis_of(path, db)
+        last = db.execute("SELECT seq, hash FROM charges ORDER BY seq DESC LIMIT 1").fetchone()
+        return Mark(*last) if last is not None else Mark(0, genesis.seal()), account_of(db, job)
+
+
+def salvage(path: Path) -> tuple[Account, bool]:
+    """What a ledger says that may not be trusted, and whether it is sound in itself. LedgerError if it says nothing."""
+    with connected(path) as db:
+        db.execute("BEGIN")
+        account = account_of(db)
+        try:
+            sound(path, db)
+        except LedgerError:
+            return account, False
+        return account, True
+
+
+def read_account(witness_path: Path) -> Account | None:
+    """What the studies had spent when the witness was last written; None if nobody knows."""
     try:
-        target = f"{path.absolute().as_uri()}?mode=rw"
-        with closing(sqlite3.connect(target, _LOCK_TIMEOUT_S, isolation_level=None, uri=True)) as db:
-            db.execute("PRAGMA synchronous=EXTRA")
-            yield db
-    except (sqlite3.Error, OverflowError, ValueError, TypeError, AttributeError) as error:
-        raise LedgerError(f"{path}: the ledger cannot be used: {error}.", fix=STUCK) from None
+        return Account.of(read_json(_beside(witness_path)))
+    except (InputError, ValueError):
+        return None
 
 
-def _plain(event: Event) -> Event:
-    """The event as it will be read back, because its hash is taken over the text of its numbers."""
-    return Event(float(event.noise_multiplier), float(event.sample_rate), int(event.steps))
+def write_account(witness_path: Path, account: Account) -> None:
+    """Say beside the witness what the studies have spent."""
+    write_json(_beside(witness_path), account.content(), private=True)
 
 
-def _next(genesis: Genesis, rows: tuple[Row, ...], row: Row) -> Row:
-    previous = rows[-1].hash if rows else genesis.seal()
-    linked = replace(row, seq=len(rows) + 1, previous=previous)
-    return replace(linked, hash=linked.seal())
-
-
-def _insert(db: sqlite3.Connection, row: Row) -> None:
-    event, facts = row.event, row.facts
-    values = (
-        *(row.seq, row.job, row.round, event.noise_multiplier, event.sample_rate, event.steps),
-        *(facts.unit, facts.patients, facts.model, facts.release, row.cost, row.at, row.previous, row.hash),
-    )
-    db.execute(f"INSERT INTO charges VALUES ({', '.join('?' * len(values))})", values)
-
-
-def _row(values: tuple[Any, ...]) -> Row:
-    seq, job, number, noise_multiplier, q, steps, unit, patients, model, release, cost, at, previous, digest = values
-    facts = Facts(unit, patients, model, release)
-    return Row(seq, job, number, Event(noise_multiplier, q, steps), facts, cost, at, previous, digest)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _beside(witness_path: Path) -> Path:
+    return witness_path.resolve().with_suffix(".spent.json")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgraft.common.base.files import load_tensors, save_tensors
+from fedgraft.common.base.files import load_tensors, make_folder, save_tensors
 from fedgraft.common.protocol.instructions import Arrays
 
 _KEPT = 3
@@ -28,7 +28,7 @@ class Replies:
 
     def keep(self, exchange: int, shared: Arrays, own: Arrays) -> None:
         """Put what is about to be sent on disk, and forget the oldest."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._folder)
         entries = {f"shared/{key}": array for key, array in shared.items()}
         entries |= {f"own/{key}": array for key, array in own.items()}
         save_tensors(self._path(exchange), entries, private=True)

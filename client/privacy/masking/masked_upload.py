@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.used_masks import (
     MaskBook,
     Occasion,
@@ -48,8 +48,14 @@ class Sealer:
         self._pairs = read_pairs(site, settings)
         self._book = MaskBook(folder / "masks.sqlite")
 
-    def greet(self) -> str:
-        """The nonce for a run that begins, or is taken up again."""
+    def greet(self, *, been_here: bool = False) -> str:
+        """The nonce for a run that begins, or is taken up again.
+
+        Raises Refused if the site has `been_here` by another record, and its file of used masks knows nothing of that:
+        without it nobody can tell with whom the site has masked, and a second group would give one site away.
+        """
+        if been_here and not self._book.knows(self._study.digest):
+            raise Refused(Code.MASK_REUSED, "the file of used masks is gone, but the site has been in this study")
         return self._book.greet(self._study.digest)
 
     def accept(self, instruction: Instruction, stage: Stage) -> Accepted:
@@ -73,11 +79,11 @@ class Sealer:
                 raise _not_secure(f"not on the roster: {', '.join(sorted(strangers))}")
         self._book.check(self._study.digest, nonce, groups.number)
         parts = set(groups.parts)
-        if METRICS in parts and not self._may(instruction, groups, METRICS, private=False):
+        if METRICS in parts and not self._may(groups, METRICS, private=False):
             parts.discard(METRICS)
         private = privacy_request(stage) is not None
-        if TENSORS in parts and not self._may(instruction, groups, TENSORS, private=private):
-            raise _not_secure("this work was masked in another group before, and `regroup` does not allow it again")
+        if TENSORS in parts and not self._may(groups, TENSORS, private=private):
+            raise _not_secure("the site was in another group before, and `regroup` does not allow a change")
         return Accepted(frozenset(parts), nonce)
 
     def seal(
@@ -96,6 +102,8 @@ class Sealer:
                 stage=instruction.stage,
                 round=instruction.round,
                 exchange=instruction.exchange,
+                work=instruction.work,
+                evaluate=instruction.evaluate,
                 number=groups.number,
                 sites=group,
                 received=received,
@@ -109,9 +117,13 @@ class Sealer:
             mask(hidden, contexts[part], groups.parts[part], self._pairs)
         return MaskedUpdate(instruction.exchange, words, {part: context.hex() for part, context in contexts.items()})
 
-    def _may(self, instruction: Instruction, groups: AggregationGroups, part: str, *, private: bool) -> bool:
-        """Whether the site masks this work with this group: always with the same one, else as its settings say."""
-        before = self._book.groups(self._study.digest, Occasion(part, instruction.stage, instruction.work))
+    def _may(self, groups: AggregationGroups, part: str, *, private: bool) -> bool:
+        """Whether the site masks this part with this group: always with the same one, else as its settings say.
+
+        One group for a whole study: sums of one stage over four sites, and of the next over three of them, tell about
+        the fourth nearly as much as two sums of the same stage would.
+        """
+        before = self._book.groups(self._study.digest, part)
         regroup = self._settings.regroup
         same = before <= {tuple(sorted(groups.parts[part]))}
         return same or regroup == "always" or (regroup == "private" and private)

@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedgraft.client.privacy.guard.privacy_guard import Refused
+from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.errors import RosterError, StudyError
-from fedgraft.common.base.files import read_json
+from fedgraft.common.base.files import make_folder, read_json
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.secure_aggregation.mask_keys import Pairs, SignedRoster, verified
 from fedgraft.common.secure_aggregation.masking import FEWEST
@@ -101,16 +101,21 @@ class MaskBook:
             db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, 0)", (study, nonce))
         return nonce
 
+    def knows(self, study: str) -> bool:
+        """Whether the site was ever greeted for this study, as far as this file knows."""
+        with self._connected() as db:
+            return db.execute("SELECT 1 FROM runs WHERE study = ?", (study,)).fetchone() is not None
+
     def check(self, study: str, nonce: str, number: int) -> None:
         """Raise Refused unless `number` can still be used under `nonce`."""
         with self._connected() as db:
             _check(db, study, nonce, number)
 
-    def groups(self, study: str, occasion: Occasion) -> set[tuple[str, ...]]:
-        """All groups of sites in which the site has masked this work before."""
-        asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ? AND stage = ? AND work = ?"
+    def groups(self, study: str, part: str) -> set[tuple[str, ...]]:
+        """All groups of sites in which the site has masked this part of the study before, in whatever stage."""
+        asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ?"
         with self._connected() as db:
-            rows = db.execute(asked, (study, occasion.part, occasion.stage, occasion.work)).fetchall()
+            rows = db.execute(asked, (study, part)).fetchall()
         return {tuple(sites.split("\n")) for (sites,) in rows}
 
     def use(
@@ -129,9 +134,14 @@ class MaskBook:
                 row = (study, nonce, number, o.part, o.stage, o.work, exchange, "\n".join(sites), context, at)
                 db.execute("INSERT INTO sums VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
+    def contexts(self) -> frozenset[str]:
+        """The digests of all that the site has masked for."""
+        with self._connected() as db:
+            return frozenset(context for (context,) in db.execute("SELECT context FROM sums"))
+
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(self._path.parent)
         os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600))
         with closing(sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)) as db:
             db.execute("PRAGMA synchronous = EXTRA")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from torch import Tensor
 
-from fedgraft.client.privacy.dp import secret
+from fedgraft.client.privacy.dp.noise import noised, widened
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.ledger.reply_store import Replay
 from fedgraft.client.privacy.release.metric_release_kinds import (
@@ -87,7 +87,9 @@ def release(
     except Replay as replay:
         return _by_task(replay.shared)
     metrics: dict[str, Arrays] = {task: sums.arrays() for task, sums in shown.items()}
-    guard.keep(exchange, {f"{task}/{key}": array for task, own in metrics.items() for key, array in own.items()}, {})
+    guard.keep_metrics(
+        exchange, {f"{task}/{key}": array for task, own in metrics.items() for key, array in own.items()}
+    )
     return metrics
 
 
@@ -107,10 +109,22 @@ def noised_counts(
     `answers` are those to the cases `labelled`; `units` their positions in the cohort by unit. Counts are of units, not
     of cases.
     """
-    deviation = noise_multiplier * bound(tasks[task] for task in answers)
+    asked = [tasks[task] for task in answers]
+    deviation = widened(noise_multiplier * bound(asked), bound(asked), sum(map(_numbers, asked)))
     place = {case: at for at, case in enumerate(labelled.tolist())}
     places = [[place[case] for case in unit] for unit in units]
     return {task: _noised(tasks[task], *pair, places, deviation) for task, pair in answers.items()}
+
+
+def _numbers(task: AnyTask) -> int:
+    """How many counts of a task leave."""
+    if isinstance(task, Regression | Segmentation):
+        return 2
+    cells = 2 * BINS
+    if isinstance(task, Multilabel):
+        return len(task.labels) * (4 + cells)
+    classes = len(task.classes)
+    return classes**2 + (1 if classes == 2 else classes) * cells
 
 
 def suppressed(sums: TaskSums) -> TaskSums:
@@ -139,7 +153,7 @@ def _noised(
     known = counted(task, answers, targets)
     if isinstance(task, Regression | Segmentation):
         sums = bounded_sums(task, answers, targets, _weights(known, places))
-        return from_bounded(task, sums + deviation * secret.normal(2))
+        return from_bounded(task, noised(sums, deviation))
     if not isinstance(task, Multilabel):
         return _partial(*_noised_cells(answers, targets, _weights(known, places), deviation))
     confusions, rows = [], []
@@ -166,7 +180,7 @@ def _noised_cells(
     logits: NDArray[Any], targets: NDArray[np.int64], weights: Floats, deviation: float
 ) -> tuple[Counts, list[Counts]]:
     confusion, rows = counts(logits, targets, weights)
-    noisy = [part + deviation * secret.normal(part.size).reshape(part.shape) for part in (confusion, *rows)]
+    noisy = [noised(part, deviation) for part in (confusion, *rows)]
     whole = [np.stack([_whole(cells[:, 0]), _whole(cells[:, 1])], axis=1) for cells in noisy[1:]]
     return _whole(noisy[0]), whole
 
@@ -230,7 +244,7 @@ def _aggregated(positive: Floats, negative: Floats) -> Counts:
 
 
 def _partial(confusion: Counts, rows: Sequence[Counts]) -> ClassificationSums:
-    """Sums of which only the confusion and the scores, (bins, 2) per row from low to high, are told."""
+    """Sums of which only the confusion and the scores, (bins, 2) per row from low to high, are known."""
     none, empty = np.zeros(CALIBRATION_BINS, np.int64), np.zeros(CALIBRATION_BINS)
     return ClassificationSums(confusion, math.nan, math.nan, none, none, empty, _scores(rows))
 

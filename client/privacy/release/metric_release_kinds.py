@@ -1,4 +1,4 @@
-"""Figures of labels, values and masks as a careful site lets them out; those of classes are in `shown`.
+"""Figures of labels, values and masks as a careful site lets them out; those of classes are in `metric_release`.
 
 One unit's k known cases count 1/k each. Of every label it puts one in all into the confusion and one into the scores;
 of a value one into the count and at most one into the errors, which are cut off at `largest_error` and counted in units
@@ -73,16 +73,16 @@ def suppressed_masks(sums: MaskSums, least: int) -> MaskSums:
 
 
 def values_told(n: int, absolute: float) -> ValueSums:
-    """Sums of which only the number of cases and the absolute errors are told."""
+    """Sums of which only the number of cases and the absolute errors are known."""
     return ValueSums(n, absolute, *[math.nan] * 4)
 
 
 def masks_told(n: int, dice_sum: float) -> MaskSums:
-    """Sums of which only the number of findings and their Dice coefficients are told."""
+    """Sums of which only the number of findings and their Dice coefficients are known."""
     return MaskSums(n, n, 0, 0, 0, 0, 0, 0, dice_sum, math.nan, math.nan)
 
 
 def labels_told(confusion: Counts, scores: ScoreHistogram) -> LabelSums:
-    """Sums of which only confusions (L, 2, 2) and scores are told; as many cases as the label with most has."""
+    """Sums of which only confusions (L, 2, 2) and scores are known; as many cases as the label with most has."""
     cases = int(confusion.sum(axis=(1, 2)).max())
     return LabelSums(cases, confusion, np.full(len(confusion), math.nan), scores)

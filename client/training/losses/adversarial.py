@@ -64,11 +64,11 @@ class Reversed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
-        """As it is."""
+        """The identity; keeps `strength` for the way back."""
         ctx.strength = strength
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Turned around."""
+        """The gradient times -`strength`; `strength` itself has none."""
         return -ctx.strength * gradients[0], None

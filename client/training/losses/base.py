@@ -20,7 +20,8 @@ from fedgraft.common.study.plan import Gradient
 class VisitContext:
     """What a visit has besides the site's own cases.
 
-    `received` are the coordinator's entries, `aside` what came beside them, `kept` what the site keeps for itself.
+    `received` are the coordinator's entries, `auxiliary` what came beside them, `local_state` what the site keeps for
+    itself.
     """
 
     received: Arrays = field(default_factory=dict)
@@ -60,11 +61,11 @@ class Visit:
 
     @property
     def trained(self) -> list[str]:
-        """The parameters that may change."""
+        """Keys of the parameters among `changes`; running statistics are none."""
         return [key for key in self.changes if key in self.local_model.parameters]
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        """An array on the model's device."""
+        """A copy of an array as a tensor on the model's device."""
         return torch.tensor(array, device=self.local_model.device)
 
 
@@ -90,7 +91,7 @@ class StepContext:
 
 
 class LossFunction(Protocol):
-    """A loss that looks at cases."""
+    """A loss over the cases of a step: called once for each batch."""
 
     def __call__(self, step_context: StepContext) -> Tensor:
         """The loss's value before its weight, a scalar."""

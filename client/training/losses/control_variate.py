@@ -19,8 +19,8 @@ from fedgraft.common.study.losses import ControlVariate
 from fedgraft.common.study.plan import Gradient, Stage
 
 
-def control_variate_term(spec: ControlVariate, visit: Visit) -> Regulariser:  # noqa: ARG001 - every term is built alike
-    """The constant gradient c - c_i."""
+def control_variate_term(spec: ControlVariate, visit: Visit) -> Regulariser:  # noqa: ARG001 - every loss is built alike
+    """By parameter the constant gradient c - c_i, which is added to that of every step."""
     visit_context = visit.visit_context
     pulls = {
         key: visit.tensor(

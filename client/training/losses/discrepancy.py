@@ -16,7 +16,7 @@ _WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def discrepancy_loss(spec: Discrepancy, visit: Visit) -> LossFunction:
-    """The distance that the loss names."""
+    """The distance that `spec.measure` names, as a function of a step's features."""
     if spec.measure == "moments":
         mean, covariance = (visit.tensor(visit.visit_context.auxiliary[name]) for name in (MEAN, COVARIANCE))
         return lambda step_context: to_moments(_features(step_context.target.features), mean, covariance)

@@ -9,7 +9,7 @@ from fedgraft.client.training.losses.base import LossFunction, Visit
 from fedgraft.common.study.losses import InfoMax
 
 
-def infomax_loss(spec: InfoMax, visit: Visit) -> LossFunction:  # noqa: ARG001 - every term is built alike
+def infomax_loss(spec: InfoMax, visit: Visit) -> LossFunction:  # noqa: ARG001 - every loss is built alike
     """Summed over tasks, of all the site's cases, with labels or without (Liang et al. 2020, equation 2)."""
     return lambda step_context: torch.stack(
         [infomax(scores.float(), spec.diversity) for scores in step_context.target.outputs.values()]

@@ -51,7 +51,7 @@ REGULARISERS: Mapping[type, Callable[[Any, Visit], Regulariser]] = {
 
 
 class Objective:
-    """The losses of one visit."""
+    """The weighted sum of losses that one visit minimises, and what is logged of it."""
 
     def __init__(self, visit: Visit) -> None:
         losses = visit.spec.losses

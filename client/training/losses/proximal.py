@@ -1,4 +1,4 @@
-"""A pull to fixed entries: FedProx, L2-SP and Ditto are one loss with three points to be pulled to."""
+"""The proximal loss keeps entries near fixed ones: FedProx, L2-SP and Ditto differ in which these are."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fedgraft.common.study.losses import Proximal
 
 
 def proximal_term(spec: Proximal, visit: Visit) -> Regulariser:
-    """The gradient w - a of |w - a|^2 / 2, over the trained parameters that have an anchor."""
+    """The gradient w - a of |w - a|^2 / 2, over the trained parameters that have an `a`."""
     towards, parameters = _towards(spec, visit), visit.local_model.parameters
     return lambda: {key: parameters[key].detach() - anchor for key, anchor in towards.items()}
 
 
 def _towards(spec: Proximal, visit: Visit) -> Mapping[str, Tensor]:
-    """Parameters of which nothing came pretrained, the heads, have no anchor there."""
+    """The entries `a` by parameter; heads, of which nothing came pretrained, have none with `to: pretrained`."""
     visit_context = visit.visit_context
     if spec.to == "round":
         return {key: visit.local_model.parameters[key].detach().clone() for key in visit.trained}

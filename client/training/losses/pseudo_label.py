@@ -11,7 +11,7 @@ from fedgraft.common.study.losses import PseudoLabel
 from fedgraft.common.study.tasks import UNKNOWN
 
 
-def pseudo_label_loss(spec: PseudoLabel, visit: Visit) -> LossFunction:  # noqa: ARG001 - every term is built alike
+def pseudo_label_loss(spec: PseudoLabel, visit: Visit) -> LossFunction:  # noqa: ARG001 - every loss is built alike
     """Summed over tasks, of the site's cases whose label of the task is not known."""
 
     def loss(step_context: StepContext) -> Tensor:

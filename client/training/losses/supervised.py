@@ -1,4 +1,4 @@
-"""The loss over known labels."""
+"""The loss over known labels: cross-entropy and its kin, task by task, weighted by task."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def evaluate(local_model: LocalModel, loader: Loader, split: str) -> dict[str, T
 
 
 def summed(local_model: LocalModel, found: Predictions) -> dict[str, TaskSums]:
-    """Metric sums by task."""
+    """Metric sums by task, from what `predictions` found."""
     return {task: sums_of(local_model.tasks[task], *pair) for task, pair in found.items()}
 
 
@@ -73,7 +73,7 @@ def _answered(
 
 
 def _nothing(task: AnyTask) -> tuple[np.ndarray, np.ndarray]:
-    """Answers and targets of no cases."""
+    """Answers and targets of no cases, of the shapes that the task's metrics take."""
     if isinstance(task, Segmentation):
         return np.zeros((0, len(COLUMNS))), np.zeros(0, np.int64)
     if isinstance(task, Regression):

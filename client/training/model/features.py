@@ -1,4 +1,4 @@
-"""Features of a site's cases under a backbone that rests: computed once, then kept in memory and on the site's disk.
+"""Features of a site's cases under a frozen backbone: computed once, then kept in memory and on the site's disk.
 
 Features tell of patients what images tell. They lie in the site's own folder, readable by its owner alone, as one
 version per study, and are deleted when the study ends, another one begins, or the site is started anew.
@@ -24,6 +24,7 @@ from fedgraft.common.base.files import (
     canonical_json,
     digest_arrays,
     load_tensors,
+    make_folder,
     save_tensors,
 )
 
@@ -62,9 +63,9 @@ class Features:
         self._cases = ""
 
     def loader(self, local_model: LocalModel, backbone: str, split: str) -> Loader:
-        """The feed with features as inputs, those of the split's labelled cases; all others are NaN.
+        """The site's loader with features as inputs, those of the split's labelled cases; all others are NaN.
 
-        The model on the bench is the one to look through, and `backbone` the digest of its entries without heads.
+        `local_model` computes them, and `backbone` is the digest of its entries without heads.
         """
         if not self._keep or backbone != self._key or self._rows is None:
             self._key, self._known = backbone, set()
@@ -77,7 +78,7 @@ class Features:
         return self._feed.through(self._rows)
 
     def forget(self) -> None:
-        """Delete all: the study is over."""
+        """Delete all features in memory and on disk: the study is over."""
         self._rows, self._key, self._known = None, "", set()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -94,7 +95,7 @@ class Features:
         array = rows.cpu().numpy()
         entries = {"of": digest, "whole": _whole(array)}
         with contextlib.suppress(OSError):  # a full disk costs time, not the round
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._folder)
             save_tensors(
                 path, {"rows": array} | {k: np.frombuffer(v, np.uint8) for k, v in entries.items()}, private=True
             )

@@ -115,7 +115,7 @@ class Loader:
         return self._labelled[split]
 
     def targets(self, task: str, indices: Tensor) -> Tensor:
-        """Targets of these cases, on the CPU."""
+        """The task's targets of the cases at these positions, (len(indices), ...), on the CPU."""
         target = self._targets[task]
         return target[indices.to(target.device)].cpu()
 

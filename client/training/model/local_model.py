@@ -67,7 +67,7 @@ class LocalModel:
         self._teachers: dict[Teacher, TransferModel] = {}
 
     def teacher(self, teacher: Teacher) -> TransferModel:
-        """A model of the teacher's shape for answers alone, built once; its entries come with an order."""
+        """A model of the teacher's shape for answers alone, built once; its entries come with an instruction."""
         if teacher not in self._teachers:
             self._teachers = {teacher: make_teacher(self._study, teacher).eval().requires_grad_(False).to(self.device)}
         return self._teachers[teacher]
@@ -78,7 +78,7 @@ class LocalModel:
         return {} if teacher is None else forms_of(state_arrays(self.teacher(teacher)))
 
     def any_teacher(self, stage: Stage) -> dict[str, np.ndarray]:
-        """Entries of a teacher of the right shape that knows nothing, as they would come with an order."""
+        """Entries of a teacher of the right shape that knows nothing, as they would come with an instruction."""
         teacher = self._study.teacher_of(stage)
         known = {} if teacher is None else state_arrays(make_teacher(self._study, teacher))
         return {TEACHER + key: array for key, array in known.items()}
@@ -100,7 +100,7 @@ class LocalModel:
         self.touched(changes)
 
     def read(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
-        """Copies of the model's entries."""
+        """Copies of the model's entries with these keys, as arrays on the CPU."""
         if self._memory:
             return {key: self._memory[key].copy() for key in keys}
         return {key: np.array(self._live[key].cpu().numpy(), order="C") for key in keys}

@@ -20,8 +20,9 @@ def average(method: Method) -> tuple[Stage, ...]:  # noqa: ARG001 - one form for
 def stack(method: Method) -> tuple[Stage, ...]:
     """From the base models' average, steps towards a logistic head over their answers, and one temperature at the end.
 
-    Each step is a ridge of what is still wrong, with a strength chosen on sites left out: where nothing can be gained,
-    the average stays. All on validation cases: on those that a base model has learnt by heart, it would seem the best.
+    Each step is a ridge of what is still wrong, with a ridge penalty chosen on sites left out: where nothing can be
+    gained, the average stays. All on validation cases: on those that a base model has learnt by heart, it would seem
+    the best.
     """
     steps = Stage(
         name="stack",

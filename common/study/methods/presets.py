@@ -212,9 +212,9 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
 
 
 def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
-    """Stages of a preset; ValueError with the list of names for an unknown one."""
+    """Stages of a preset, after the sums that a `table` needs; ValueError with the list of names for an unknown one."""
     if method.name not in PRESETS:
         raise ValueError(f"no method is called {method.name!r}; there are: {', '.join(PRESETS)}")
     stages = PRESETS[method.name][1](method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
-    return (standardise(), *stages) if table else stages
+    return (standardise(method.columns), *stages) if table else stages

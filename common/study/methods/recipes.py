@@ -43,6 +43,8 @@ class Method(Value):
     local: Gradient = Gradient(epochs=1)
     sums: PrivateSums | None = None
     """Noise on the sums of a closed-form head."""
+    columns: PrivateSums | None = None
+    """Noise on the sums from which a table's columns get their scale; see `ranges` of the input."""
     ood_detection: bool = False
     """Two more exchanges, from which `fedgraft predict` can tell images that are out of distribution for the sites."""
     retain_statistics: bool = False
@@ -71,7 +73,7 @@ def rounds_of(
 
 
 def with_losses(method: Method, *losses: Loss, **changes: Any) -> Method:
-    """The same method with more terms in its loss, and other settings of its local work."""
+    """The same method with more losses, and other settings of its local work."""
     return method.model_copy(
         update={"local": method.local.model_copy(update={"losses": (*method.local.losses, *losses), **changes})}
     )
@@ -191,6 +193,11 @@ def adapt() -> Stage:
     return Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
 
 
-def standardise() -> Stage:
-    """The stage that a table needs before any other: columns on one scale, agreed by all sites."""
-    return Stage(name="standardise", local=Statistics(of="columns"), aggregate=Standardise())
+def standardise(private: PrivateSums | None = None) -> Stage:
+    """The stage that a table without public numbers needs before any other: columns on one scale, from the sites'.
+
+    Noised sums are over patients with labels alone, so they are asked of the sites that the other stages ask.
+    """
+    local = Statistics(of="columns", private=private)
+    stage = Stage(name="standardise", local=local, aggregate=Standardise())
+    return stage if private is None else stage.model_copy(update={"where": "labelled"})

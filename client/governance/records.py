@@ -1,0 +1,153 @@
+"""Whether a site's records agree: what one of them tells of, no other may have forgotten.
+
+Charges, masks, progress, and the study itself are on disk before the line of the egress log that rests on them, and the
+witness after it. So a record that knows less than the log, or a log that knows less than its witness, was restored from
+a backup, or lost. Nothing leaves the site then, until people have settled what was lost (`settlement.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.client.governance.egress import FIRST, EgressEntry, EgressLog
+from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.ledger.hash_chain import Mark, Row
+from fedgraft.client.privacy.ledger.held import Held
+from fedgraft.client.privacy.ledger.small_records import small_records
+from fedgraft.client.privacy.masking.used_masks import MaskBook
+from fedgraft.common.base.errors import LedgerError
+from fedgraft.common.protocol.instructions import Code
+
+TakenUp = Callable[[SiteConfig, str], frozenset[int]]
+"""The exchanges of a study, by its digest, that the site's own record of progress has."""
+
+SETTLE = "Restore the newest copies of all, or see what is lost: `fedgraft site settle`."
+_RELEASES = ("update", "secure_aggregation")
+
+
+@dataclass
+class _Told:
+    """What the egress log tells of, since people last settled what was lost."""
+
+    ledger: dict[int, str] = field(default_factory=dict)
+    exchanges: dict[str, set[int]] = field(default_factory=dict)
+    contexts: set[str] = field(default_factory=set)
+    greeted: set[str] = field(default_factory=set)
+    small: dict[str, set[str]] = field(default_factory=dict)
+
+    def add(self, entry: EgressEntry) -> None:
+        """Take in the next line."""
+        if entry.ledger is not None:
+            self.ledger[int(entry.ledger["seq"])] = str(entry.ledger["hash"])
+        for name, words in entry.known.items():
+            self.small.setdefault(name, set()).update(words)
+        if entry.kind == "greeting":
+            self.greeted.add(entry.study)
+        elif entry.kind in _RELEASES:
+            self.exchanges.setdefault(entry.study, set()).add(entry.exchange)
+            contexts: dict[str, Any] = entry.words.get("contexts", {})
+            self.contexts.update(map(str, contexts.values()))
+
+
+class Records:
+    """The records of one site. Remembers how far it has read the log, so that asking again is quick."""
+
+    def __init__(self, config: SiteConfig, taken_up: TakenUp, log: EgressLog | None = None) -> None:
+        self._config = config
+        self._taken_up = taken_up
+        self._log = log or EgressLog(config.state, config.witness, sync=config.sync)
+        self._held = Held.of(config.state, config.witness)
+        self._mark, self._size = FIRST, 0
+        self._hashes: dict[int, str] = {FIRST.seq: FIRST.hash}
+        self._told = _Told()
+        self._closed: set[str] = set()
+
+    def demand(self, study: str) -> None:
+        """Raise Refused unless all records that this study rests on agree, and it was not ended by a settlement."""
+        for what in self._contradictions([study]):
+            raise Refused(Code.LEDGER, f"{what} {SETTLE}")
+        if study in self._closed:
+            raise Refused(Code.LEDGER, "the study ended here when people settled what was lost of the site's records")
+
+    def contradictions(self) -> tuple[str, ...]:
+        """All that does not agree, in sentences for the people at the site; none, if all is well."""
+        return tuple(self._contradictions(None))
+
+    def _contradictions(self, studies: list[str] | None) -> Iterator[str]:
+        elsewhere = self._config.witness
+        if elsewhere is not None and not elsewhere.is_dir():
+            yield f"{elsewhere}: the folder of the witness is not there; is its disk mounted?"
+            return
+        # In the reverse order of writing: what is read later can only know more.
+        try:
+            witnesses, replies = self._log.witnessed(), kept_answers(self._config.state)
+            self._read_on()
+        except LedgerError as error:
+            yield str(error)
+            return
+        if forgotten := [mark.seq for mark in witnesses if self._hashes.get(mark.seq) != mark.hash]:
+            yield f"The egress log does not have message {max(forgotten)} as its witness saw it: it is an older copy."
+        yield from self._ledger(replies)
+        yield from self._masks()
+        yield from self._small()
+        for study in (self._told.exchanges.keys() | self._told.greeted) if studies is None else studies:
+            yield from self._study(study)
+
+    def _read_on(self) -> None:
+        for entry, size in self._log.after(self._mark, self._size):
+            self._mark, self._size = Mark(entry.seq, entry.hash), size
+            self._hashes[entry.seq] = entry.hash
+            if entry.kind == "settlement":
+                self._told = _Told()
+                self._closed.update(map(str, entry.words["closed"]))
+            self._told.add(entry)
+
+    def _ledger(self, replies: set[tuple[str, int]]) -> Iterator[str]:
+        told = self._told.ledger
+        if not self._held.exists():
+            if any(told):
+                yield "The privacy ledger is gone, and the egress log tells of what it held."
+            rows: tuple[Row, ...] = ()
+        else:
+            try:
+                rows = self._held.open(float("inf")).rows()
+            except LedgerError as error:
+                yield str(error)
+                return
+        hashes = {row.seq: row.hash for row in rows}
+        if forgotten := [seq for seq, seal in told.items() if seq and hashes.get(seq) != seal]:
+            yield f"The privacy ledger does not have {len(forgotten)} of the places that the egress log tells of."
+        charged = {(row.job[:16], row.round) for row in rows}
+        ended = {digest[:16] for digest in self._closed}
+        if free := {kept for kept in replies - charged if kept[0] not in ended}:
+            yield f"{len(free)} answers with noise are kept that the privacy ledger was never charged for."
+
+    def _masks(self) -> Iterator[str]:
+        if not self._told.contexts:
+            return
+        used = MaskBook(self._config.state / "masks.sqlite").contexts()
+        if forgotten := self._told.contexts - used:
+            yield f"The record of used masks does not have {len(forgotten)} masks that the egress log tells of."
+
+    def _small(self) -> Iterator[str]:
+        now = small_records(self._config.state)
+        for name, words in self._told.small.items():
+            if forgotten := words - now[name]:
+                yield f"{name} does not have {len(forgotten)} entries that the egress log tells of."
+
+    def _study(self, study: str) -> Iterator[str]:
+        done = self._told.exchanges.get(study, set())
+        if forgotten := done - self._taken_up(self._config, study):
+            yield f"The record of study {study[:12]} does not have exchange {min(forgotten)}, which was answered."
+        if study in self._told.greeted and not (self._config.state / "studies" / f"{study}.json").exists():
+            yield f"Study {study[:12]} was taken in, and is not among the studies any more."
+
+
+def kept_answers(state: Path) -> set[tuple[str, int]]:
+    """Study (16 digits) and exchange of all answers with noise that are kept, and so must have been charged."""
+    found = ((path.parent.name, path.stem) for path in (state / "replies").glob("*/*.safetensors"))
+    return {(study, int(number)) for study, number in found if number.isdigit()}

@@ -1,0 +1,31 @@
+"""Where a site's ledger is kept."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgraft.client.privacy.ledger.hash_chain import witness_folder
+from fedgraft.client.privacy.ledger.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where a site's ledger lies, and its witness, which should not be restored together with it."""
+
+    ledger: Path
+    witness: Path
+
+    @classmethod
+    def of(cls, state: Path, elsewhere: Path | None = None) -> Held:
+        """The ledger in a site's state folder, and its witness in a folder that `witness_folder` says."""
+        return cls(state / "ledger" / "ledger.sqlite", witness_folder(state, elsewhere) / "ledger.json")
+
+    def exists(self) -> bool:
+        """Whether there is a ledger, or was one."""
+        return os.path.exists(self.ledger) or os.path.exists(self.witness)  # noqa: PTH110 - asked at every visit
+
+    def open(self, epsilon_max: float) -> Ledger:
+        """The site's ledger; LedgerError if it cannot be trusted."""
+        return Ledger(self.ledger, self.witness, epsilon_max)

@@ -1,0 +1,47 @@
+"""What the model that came with an instruction says of the site's cases, and what policy lets out of that."""
+
+from __future__ import annotations
+
+from fedgraft.client.privacy.dp.units import units_of
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.release.metric_release import release
+from fedgraft.client.runtime.visit.admission import Turn
+from fedgraft.client.runtime.visit.workplace import Workplace
+from fedgraft.client.training.model.evaluate import Predictions, predictions, summed
+from fedgraft.common.metrics.task_metrics import TaskSums
+from fedgraft.common.protocol.instructions import Arrays, Code
+
+
+def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) -> dict[str, TaskSums]:
+    """Metric sums by task; none if nothing is asked, or if policy shows nothing (`shows`)."""
+    if turn.evaluate is None or not shows:
+        return {}
+    return summed(place.local_model, predict(place, turn, local_state))
+
+
+def predict(place: Workplace, turn: Turn, local_state: Arrays) -> Predictions:
+    """What the model that came says. Where the backbone is frozen, before or now, only heads run."""
+    assert turn.evaluate is not None
+    place.load(turn.before, local_state)
+    frozen = any(stage is not None and place.routing(stage).frozen for stage in (turn.stage, turn.before))
+    through = frozen and not place.local_model.model.decodes
+    loader = place.through_backbone(turn.evaluate) if through else place.loader
+    return predictions(place.local_model, loader, turn.evaluate)
+
+
+def released(
+    place: Workplace, turn: Turn, local_state: Arrays, guard: PrivacyGuard, worked: frozenset[int]
+) -> dict[str, Arrays]:
+    """Counts of the test cases as policy lets them out once in a study. Raises Refused.
+
+    Noise hides a patient among the test cases. It does not hide one of the training cases, who have shaped the site's
+    own entries; so noised counts of a model with own entries that were computed without noise are not released.
+    """
+    if guard.metrics == "noised" and (bare := place.bare(worked) & set(place.own(turn.before, local_state))):
+        raise Refused(Code.POLICY, f"own entries without noise are in the model: {', '.join(sorted(bare)[:3])}, ...")
+    labelled = place.loader.labelled("test")
+    cases = (labelled, units_of(labelled, place.cohort.patients, guard.unit))
+    model = place.local_model.digests.of(place.received.entries)
+    tasks = place.study.tasks_by_name
+    return release(guard, turn.exchange, model, lambda: predict(place, turn, local_state), cases, tasks)

@@ -1,0 +1,58 @@
+"""Entries that never leave the site (local norm layers, personal heads), on its disk, one version per exchange."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedgraft.client.runtime.visit.progress import set_aside
+from fedgraft.common.base.files import load_tensors, make_folder, save_tensors
+from fedgraft.common.protocol.instructions import Arrays
+
+_VERSIONS = 3
+"""How many versions stay on disk: an exchange may be repeated after a crash, and then needs the one before it."""
+
+
+class LocalState:
+    """The site's own entries as they were after each exchange."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._latest: tuple[int, dict[str, np.ndarray]] | None = None
+
+    def before(self, exchange: int) -> dict[str, np.ndarray]:
+        """The site's own entries after the last exchange before this one; none at first.
+
+        Versions of this or a later exchange belong to exchanges that are being repeated, and are deleted.
+        """
+        earlier = None
+        for path in self._paths():
+            if int(path.stem) >= exchange:
+                path.unlink()
+            else:
+                earlier = path
+        number = int(earlier.stem) if earlier else 0
+        # Another process may have answered the exchanges in between: what counts is on the disk.
+        if self._latest is None or self._latest[0] != number:
+            self._latest = (number, load_tensors(earlier) if earlier else {})
+        return self._latest[1]
+
+    def set_aside(self) -> None:
+        """Put away what an earlier course of the study has left: a new one begins."""
+        set_aside(self._folder)
+        self._latest = None
+
+    def save(self, exchange: int, entries: Arrays) -> None:
+        """Put all of the site's own entries on disk as they are after `exchange`, all or nothing."""
+        make_folder(self._folder)
+        save_tensors(self._folder / f"{exchange:06d}.safetensors", dict(entries), private=True)
+        self._latest = (exchange, dict(entries))
+        for path in self._paths()[:-_VERSIONS]:
+            path.unlink()
+
+    def _paths(self) -> list[Path]:
+        try:
+            return sorted(path for path in self._folder.iterdir() if path.match("[0-9]*.safetensors"))
+        except FileNotFoundError:
+            return []

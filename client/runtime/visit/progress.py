@@ -1,0 +1,132 @@
+"""How far a site has come in a study, on its own disk before it answers: a coordinator's word does not count.
+
+One line per exchange that the site took up, appended: its number, and the stage in which the site worked, or `-`; and
+one per greeting. A line that was torn by a crash never led to an answer.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedgraft.common.base.files import make_folder
+from fedgraft.common.study.schedule import Step
+
+_LOOKED = "-"
+_GREETED = "greeted"
+_BACK = 1
+"""By how many exchanges a coordinator that was started again may be behind: it saves each round after the answers."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the first `size` bytes of the file say: the last exchange, the stages worked in, whether greeted since."""
+
+    size: int = 0
+    last: int = 0
+    worked: frozenset[int] = frozenset()
+    greeted: bool = False
+
+
+class Progress:
+    """The record of one study at one site. Another process of the site may add to it in between."""
+
+    def __init__(self, path: Path, *, sync: bool = True) -> None:
+        """Without `sync` the record survives a kill of the process, not a loss of power: enough for a simulation."""
+        self._path = path
+        self._sync = sync
+        self._known = _Known()
+
+    @property
+    def last(self) -> int:
+        """The exchange that was taken up last; 0 at first."""
+        return self._read().last
+
+    @property
+    def worked(self) -> frozenset[int]:
+        """The stages in which the site has worked in this course of the study, as indices into its plan."""
+        return self._read().worked
+
+    def greeted(self) -> None:
+        """A coordinator has greeted: it may begin anew, or go on from its last checkpoint."""
+        if self._read().last:
+            self._append(_GREETED)
+
+    def in_turn(self, step: Step) -> bool:
+        """Whether the site may take up this step: the next, a later one if it missed some, or the same again."""
+        known = self._read()
+        again = known.greeted and (step.exchange >= known.last - _BACK or step.exchange == 1)
+        return step.exchange >= known.last or again
+
+    def begins_anew(self, step: Step) -> bool:
+        """Whether this step is the first of a new course, of a study that the site has been in before."""
+        return step.exchange == 1 < self._read().last
+
+    def take_up(self, step: Step, *, work: bool) -> None:
+        """Put the step on record, before anything of it is done."""
+        if self.begins_anew(step):
+            set_aside(self._path)
+        self._append(f"{step.exchange} {step.stage if work else _LOOKED}")
+
+    def _append(self, words: str) -> None:
+        make_folder(self._path.parent)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            # The line before may have been torn by a crash; it must not swallow this one.
+            os.write(descriptor, f"\n{words}\n".encode())
+            if self._sync:
+                os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _read(self) -> _Known:
+        try:
+            size = os.stat(self._path).st_size  # noqa: PTH116 - asked at every visit
+        except FileNotFoundError:
+            size = 0
+        if size < self._known.size:
+            self._known = _Known()
+        if size > self._known.size:
+            with self._path.open("rb") as file:
+                file.seek(self._known.size)
+                new = file.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            for line in whole.decode("ascii", "replace").splitlines():
+                self._known = _after(self._known, line.split())
+            self._known = replace(self._known, size=self._known.size + len(whole))
+        return self._known
+
+
+def progress_file(folder: Path, digest: str) -> Path:
+    """Where the record of a study is, in the folder of what lasts of it."""
+    return folder / "progress" / f"{digest[:16]}.log"
+
+
+def taken_up(path: Path) -> frozenset[int]:
+    """All exchanges on a record, those of earlier courses of the study as well."""
+    found = set()
+    for one in (path, *path.parent.glob(f"{path.name}.before-*")):
+        if one.exists():
+            for line in one.read_text(encoding="ascii", errors="replace").splitlines():
+                number, _, stage = line.partition(" ")
+                if number.isdigit() and stage:
+                    found.add(int(number))
+    return frozenset(found)
+
+
+def _after(known: _Known, words: list[str]) -> _Known:
+    match words:
+        case [word] if word == _GREETED:
+            return replace(known, greeted=True)
+        case [number, stage] if number.isdigit() and (stage.isdigit() or stage == _LOOKED):
+            worked = known.worked | ({int(stage)} if stage.isdigit() else set())
+            return _Known(known.size, int(number), worked)
+    return known
+
+
+def set_aside(path: Path) -> None:
+    """Give what is at `path` the first free name after it: nothing of an earlier course of a study is lost."""
+    if path.exists():
+        names = (path.with_name(f"{path.name}.before-{number}") for number in range(1, 10**6))
+        path.rename(next(name for name in names if not name.exists()))

@@ -1,0 +1,148 @@
+"""A stage's work at a site: with noise and charged to the ledger first, or as policy lets it out without."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+
+from fedgraft.client.privacy.dp.dp_statistics import noised_columns, noised_sums
+from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
+from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.ledger.reply_store import Replay
+from fedgraft.client.runtime.visit.admission import Turn
+from fedgraft.client.runtime.visit.workplace import Workplace
+from fedgraft.client.training.losses.base import RoundContext, VisitContext
+from fedgraft.client.training.losses.control_variate import next_control_variate, site_control_variate
+from fedgraft.client.training.microbatching import Microbatching
+from fedgraft.client.training.statistics import CaseSource, site_sums
+from fedgraft.common.base.seeds import derive
+from fedgraft.common.protocol.auxiliary import requirements_of
+from fedgraft.common.protocol.instructions import TRUNK, Arrays, Code
+from fedgraft.common.protocol.packed_symmetric import packed
+from fedgraft.common.protocol.routing import KINDS, privacy_request, retains_statistics
+from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.losses import Requirement, wants_all_cases
+from fedgraft.common.study.plan import Gradient, Recalibrate, Stage, Statistics
+from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.training import Private
+
+
+@dataclass(frozen=True)
+class WorkResult:
+    """What a visit did: tensors for the coordinator, the site's own entries afterwards, training figures."""
+
+    tensors: Arrays
+    own: Arrays
+    figures: dict[str, float]
+
+
+class Worker:
+    """Does the work of one site in one study."""
+
+    def __init__(self, place: Workplace, log: logging.Logger) -> None:
+        self._place = place
+        self._microbatching = Microbatching(place.local_model, log)
+        self._labelled = place.labelled()
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there are training cases with a label."""
+        return self._labelled[TRUNK] > 0
+
+    def work(self, turn: Turn, guard: PrivacyGuard, local_state: Arrays, worked: frozenset[int]) -> WorkResult:
+        """The work of this turn's stage; `worked` are the stages before, as they really happened. Raises Refused."""
+        self._place.load(turn.stage, local_state)
+        context = self._context(turn, local_state)
+        if privacy_request(turn.stage) is not None:
+            self._refuse_bare_entries(turn, local_state, worked - {turn.step.stage})
+            return self._with_noise(turn, guard, context)
+        return self._without_noise(turn.stage, guard, context)
+
+    def weights(self, stage: Stage, guard: PrivacyGuard) -> dict[str, float]:
+        """What the site's entries of this stage count in a mean: its cases, as far as policy lets them out."""
+        if not isinstance(stage.local, Gradient):
+            return {}
+        counts, losses = dict(self._labelled), stage.local.losses
+        if wants_all_cases(losses):
+            counts[TRUNK] = float(len(self._place.loader.splits["train"]))
+        if {Requirement.SOURCE, Requirement.TEACHER} & requirements_of(stage):
+            counts = dict.fromkeys(counts, counts[TRUNK])  # what they say has taught the heads as well
+        return {name: float(guard.public(int(count))) for name, count in counts.items()}
+
+    def _refuse_bare_entries(self, turn: Turn, local_state: Arrays, worked: frozenset[int]) -> None:
+        """What the plan's check promises of private work, once more of what really happened.
+
+        Own entries that were computed without noise would carry one patient into the gradients of all others.
+        """
+        bare = self._place.bare(worked) & set(self._place.own(turn.stage, local_state))
+        if bare:
+            raise Refused(Code.POLICY, f"own entries without noise: {', '.join(sorted(bare)[:3])}, ...")
+
+    def _without_noise(self, stage: Stage, guard: PrivacyGuard, context: RoundContext) -> WorkResult:
+        place, local, routing = self._place, stage.local, self._place.routing(stage)
+        if routing.plain:
+            guard.allow_plain(routing.roles, kept=retains_statistics(stage))
+        if isinstance(local, Statistics):
+            cases = CaseSource(place.loader, place.through_backbone)
+            sums = site_sums(local, place.study, place.local_model, cases, place.received.auxiliary)
+            examples = {"examples": float(len(place.loader.labelled(local.split)))}
+            return WorkResult(packed(sums, KINDS[local.precision]), {}, _shown(examples, guard))
+        begin = partial(place.local_model.begin, place.used, routing.changed)
+        if isinstance(local, Recalibrate):
+            begin()
+            figures = self._microbatching.recalibrate(place.loader, local)
+        else:
+            cases_ = place.training_cases(stage, local)
+            figures = self._microbatching.train(cases_, local, routing.changed, context, begin)
+        shared, mine = place.local_model.read(routing.sent), place.local_model.read(routing.stays)
+        if Requirement.CONTROL_VARIATE in requirements_of(stage):
+            mine |= next_control_variate(stage, place.local_model.tags, context, shared)
+        return WorkResult(shared, mine, _shown(figures, guard))
+
+    def _with_noise(self, turn: Turn, guard: PrivacyGuard, context: RoundContext) -> WorkResult:
+        """Charge, then work with noise, then keep the reply; a round that was answered gets the same answer."""
+        place, stage = self._place, turn.stage
+        model = place.local_model.digests.of(place.received.entries)
+        try:
+            cases = len(place.loader.labelled("train"))
+            private = guard.charge(stage, turn.exchange, place.routing(stage).roles, model, cases)
+        except Replay as replay:
+            return WorkResult(replay.shared, replay.own, {})
+        if isinstance(private, PrivateSums):
+            assert isinstance(stage.local, Statistics)
+            if isinstance(place.study.input, TableInput) and stage.local.of == "columns":
+                sums = noised_columns(place.study.input, place.loader, place.cohort.patients, private)
+            else:
+                loader = place.through_backbone("train")
+                sums = noised_sums(place.local_model, loader, place.cohort.patients, private)
+            tensors = packed(sums, KINDS[stage.local.precision])
+            result = WorkResult(tensors, {}, {"noise_multiplier": private.noise_multiplier or 0.0})
+        else:
+            result = self._trained(stage, private, context)
+        guard.keep(turn.exchange, result.tensors, result.own)
+        return result
+
+    def _trained(self, stage: Stage, private: Private, context: RoundContext) -> WorkResult:
+        from fedgraft.client.privacy.dp.dpsgd import train_private  # slow to import, and only this needs it
+
+        assert isinstance(stage.local, Gradient)
+        place, routing = self._place, self._place.routing(stage)
+        spec = stage.local.model_copy(update={"private": private})
+        place.local_model.touched(routing.changed)
+        cases = place.training_cases(stage, spec)
+        patients = place.cohort.patients
+        figures = train_private(place.local_model, cases, patients, spec, routing.changed, context)
+        return WorkResult(place.local_model.read(routing.sent), place.local_model.read(routing.stays), figures)
+
+    def _context(self, turn: Turn, local_state: Arrays) -> RoundContext:
+        place, step = self._place, turn.step
+        seed = derive(place.study.seed, place.cohort.name, turn.stage.name, step.round)
+        received, auxiliary = place.received.entries, place.received.auxiliary
+        visit = VisitContext(received, auxiliary, site_control_variate(local_state, step.round), place.source)
+        return RoundContext(seed, step.round, turn.stage.rounds, visit)
+
+
+def _shown(figures: dict[str, float], guard: PrivacyGuard) -> dict[str, float]:
+    """Losses and counts of training, which tell of the patients as metrics do."""
+    return figures if guard.shows_metrics else {}

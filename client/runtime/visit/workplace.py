@@ -1,0 +1,77 @@
+"""A site's cases, and the model that they are fed to, in one study: loaded for a visit, entry by entry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.data.cohorts.targets import known
+from fedgraft.client.runtime.visit.received_state import ReceivedState
+from fedgraft.client.training.model.features import Features
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.protocol.instructions import TRUNK, Arrays
+from fedgraft.common.protocol.routing import Routing, own, privacy_request, stays
+from fedgraft.common.study.inputs import Split
+from fedgraft.common.study.losses import looks_further
+from fedgraft.common.study.plan import Gradient, Role, Stage
+from fedgraft.common.study.study import Study
+
+
+class Workplace:
+    """What the steps of a visit share. The local model may be shared with other sites of the same process."""
+
+    def __init__(
+        self, study: Study, cohort: Cohort, local_model: LocalModel, folder: Path, *, keep_features: bool
+    ) -> None:
+        self.study = study
+        self.cohort = cohort
+        self.local_model = local_model
+        self.loader = Loader(cohort, study.input, local_model.device)
+        source = cohort.source
+        self.source = Loader(source, study.input, local_model.device) if source is not None else None
+        self.received = ReceivedState(local_model)
+        self.used: dict[str, np.ndarray] = {}
+        """The entries that the model was last put together from."""
+        self.features = Features(self.loader, folder, study.digest, keep=keep_features)
+        self._routings = {stage.name: Routing.of(stage, local_model.tags) for stage in study.plan}
+
+    def labelled(self) -> dict[str, float]:
+        """How many training cases have a known label: by task, and under `TRUNK` how many have any."""
+        indices = self.loader.labelled("train")
+        counts = {task.name: float(known(self.loader.targets(task.name, indices)).sum()) for task in self.study.tasks}
+        return counts | {TRUNK: float(len(indices))}
+
+    def routing(self, stage: Stage) -> Routing:
+        """What a visit in this stage does with the model's entries."""
+        return self._routings[stage.name]
+
+    def own(self, stage: Stage | None, local_state: Arrays) -> dict[str, np.ndarray]:
+        """The entries that the site has for itself and uses in this stage, in place of the coordinator's."""
+        tags = self.local_model.tags
+        return {k: a for k, a in local_state.items() if stage is not None and k in tags and own(stage, tags, k)}
+
+    def bare(self, worked: frozenset[int]) -> frozenset[str]:
+        """Own entries that these stages have computed from the site's data without noise."""
+        stages = [self.study.plan[index] for index in worked if index < len(self.study.plan)]
+        tags = self.local_model.tags
+        return frozenset(key for stage in stages if privacy_request(stage) is None for key in stays(stage, tags))
+
+    def load(self, stage: Stage | None, local_state: Arrays) -> None:
+        """Put the model together: what the coordinator sent, and in its place what this site keeps for itself."""
+        self.used = self.received.entries | self.own(stage, local_state)
+        self.local_model.load(self.used)
+
+    def through_backbone(self, split: Split) -> Loader:
+        """The cases through the backbone that is loaded, as features."""
+        tags = self.local_model.tags
+        backbone = {key: array for key, array in self.used.items() if tags[key].role is not Role.HEAD}
+        return self.features.loader(self.local_model, self.local_model.digests.of(backbone), split)
+
+    def training_cases(self, stage: Stage, local: Gradient) -> Loader:
+        """The training cases: as features where the backbone is frozen, unless images are to be changed at random."""
+        plain = local.augment is None and local.rollback is None and not looks_further(local.losses)
+        frozen = self.routing(stage).frozen and plain and not self.local_model.model.decodes
+        return self.through_backbone("train") if frozen else self.loader

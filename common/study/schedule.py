@@ -1,0 +1,61 @@
+"""What each exchange of a study is: derived from the study alone, so that coordinator and sites count alike.
+
+A site does not take a coordinator's word for where in the study it is; it looks the exchange up here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fedgraft.common.study.inputs import Split
+from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.study import Study
+
+
+@dataclass(frozen=True)
+class Step:
+    """One exchange of the plan: the `round`-th (from 1) of a stage, or the evaluation at the end (`work` False).
+
+    `exchange` counts from 1 over the whole study; `stage` is an index into its plan.
+    """
+
+    exchange: int
+    stage: int
+    round: int
+    work: bool
+
+
+def schedule(study: Study) -> Iterator[Step]:
+    """All exchanges of a study, in order."""
+    exchange = 0
+    for index, stage in enumerate(study.plan):
+        for number in range(1, stage.rounds + 1):
+            exchange += 1
+            yield Step(exchange, index, number, work=True)
+    yield Step(exchange + 1, len(study.plan) - 1, study.plan[-1].rounds, work=False)
+
+
+def step_at(study: Study, exchange: int) -> Step | None:
+    """The step with that number; None if the study has none."""
+    left = exchange
+    for index, stage in enumerate(study.plan):
+        if 1 <= left <= stage.rounds:
+            return Step(exchange, index, left, work=True)
+        left -= stage.rounds
+    return Step(exchange, len(study.plan) - 1, study.plan[-1].rounds, work=False) if left == 1 else None
+
+
+def split_at(study: Study, step: Step) -> Split | None:
+    """The cases on which a hospital evaluates what comes with this step; None if it does not."""
+    if not step.work:
+        return "test"
+    every = study.evaluate.every
+    return study.evaluate.split if every and (step.exchange - 1) % every == 0 else None
+
+
+def stage_before(study: Study, step: Step) -> Stage | None:
+    """The stage whose result comes with this step; None before the first round."""
+    if step.round > 1 or not step.work:
+        return study.plan[step.stage]
+    return study.plan[step.stage - 1] if step.stage else None

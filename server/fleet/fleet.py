@@ -1,0 +1,179 @@
+"""The round loop's port to the sites, and its implementation over a Flower Grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedgraft.common.base.errors import RunError
+from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.instructions import (
+    Answer,
+    Arrays,
+    Code,
+    Greeting,
+    Hello,
+    Instruction,
+    Refusal,
+)
+from fedgraft.server.fleet.transport import Intake, Taken, collect
+
+NODE_EXPIRED = 9_001
+"""Error code of our own grids for a site that let its deadline pass."""
+
+
+_GREET_S = 1800.0
+"""How long deployed sites may take to read their data for the first time."""
+
+_LATER_S, _AGAIN_S = 20.0, 60.0
+"""How long all others wait for a deployed site that comes later, and after what time it is asked again."""
+
+Enrolled = Callable[[], Mapping[int, str]] | None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One site's answer to an instruction and the payload it took, in bytes."""
+
+    site: str
+    answer: Answer
+    bytes_up: int
+    bytes_down: int
+
+
+class Fleet(Protocol):
+    """The sites of a run by name: greets them, sends instructions, gives replies."""
+
+    def greet(self, hello: Hello) -> Mapping[str, Greeting | Refusal]:
+        """Say hello to every site that is there and has not greeted yet; what each answered."""
+
+    def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
+        """Send every site its instruction; its reply, as it comes. Every site has one, if only a refusal."""
+
+
+class GridFleet:
+    """A fleet over a Flower Grid.
+
+    `expires` says that the grid itself answers for sites that let their deadline pass, counted from when a site's
+    turn comes; otherwise the deadline runs from the sending. `views` as for `wire.pack_tensors`. `enrolled` gives the
+    nodes that are online with their names, if these are known beforehand: then no site can pass for another.
+    `intake` makes what takes the replies to each exchange, if not the grid itself.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        expires: bool = False,
+        views: bool = False,
+        enrolled: Enrolled = None,
+        intake: Callable[[], Intake] | None = None,
+    ) -> None:
+        self._grid = grid
+        self._expires = expires
+        self._views = views
+        self._enrolled = enrolled
+        self._intake: Callable[[], Intake | None] = intake or (lambda: None)
+        self._nodes: dict[str, int] = {}
+        self._asked: dict[int, float] = {}
+
+    def greet(self, hello: Hello) -> Mapping[str, Greeting | Refusal]:
+        """Say hello to every node of the grid that has not greeted yet. RunError if two call themselves the same.
+
+        Simulated sites are asked once. Deployed ones may come later, and may change their mind after a refusal.
+        """
+        names = self._enrolled() if self._enrolled is not None else None
+        present = list(self._grid.get_node_ids() if names is None else names)
+        patience_s = None if names is None else (_LATER_S if self._asked else _GREET_S)
+        now = time.monotonic()
+        nodes = [node for node in present if self._due(node, now)]
+        records = wire.pack_hello(hello)
+        messages = {node: Message(records, dst_node_id=node, message_type=wire.HELLO, ttl=patience_s) for node in nodes}
+        self._asked |= dict.fromkeys(nodes, now)
+        answers: dict[str, Greeting | Refusal] = {}
+        for node, reply in collect(self._grid, messages, patience_s, intake=self._intake()):
+            answer = _read_greeting(reply)
+            if names is not None and isinstance(answer, Greeting) and answer.site != names[node]:
+                answer = Refusal(0, Code.WRONG_NAME)
+            name = (answer.site if names is None else names[node]) or f"node {present.index(node)}"
+            if isinstance(answer, Refusal) and name in answers:
+                name = f"node {present.index(node)}"
+            # A site that was enrolled may come back with other keys; nobody else can have its name.
+            if name in answers or (names is None and isinstance(answer, Greeting) and name in self._nodes):
+                raise RunError(f"Two sites are called {name!r}.", fix="Give each site a name of its own.")
+            answers[name] = answer
+            if isinstance(answer, Greeting):
+                self._nodes[name] = node
+        return dict(sorted(answers.items()))
+
+    def _due(self, node: int, now: float) -> bool:
+        if node not in self._asked:
+            return True
+        return self._enrolled is not None and node not in self._nodes.values() and now - self._asked[node] > _AGAIN_S
+
+    def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
+        """Send the instructions; tensors that several sites lack are packed once."""
+        packed: dict[tuple[str, ...], ArrayRecord] = {}
+        messages, sizes, names = {}, {}, {}
+        for site, instruction in instructions.items():
+            lacking = tuple(instruction.tensors)
+            if lacking not in packed:
+                packed[lacking] = wire.pack_tensors(instruction.tensors, views=self._views)
+            records = wire.pack_instruction(instruction, packed[lacking])
+            node = self._nodes[site]
+            messages[node] = Message(
+                records,
+                dst_node_id=node,
+                message_type=wire.VISIT,
+                ttl=deadline_s,
+                group_id=str(instruction.exchange),
+            )
+            sizes[site], names[node] = wire.size(records), site
+        probe = _ping if self._enrolled is not None else None
+        patience_s = None if self._expires else deadline_s
+        for node, reply in collect(self._grid, messages, patience_s, probe, self._intake()):
+            site = names.pop(node)
+            answer, up = _read_reply(reply, instructions[site].exchange)
+            yield Reply(site, answer, up, sizes[site])
+        for site in names.values():
+            yield Reply(site, Refusal(instructions[site].exchange, Code.DEADLINE), 0, sizes[site])
+
+
+def _ping(node: int) -> Message:
+    return Message(RecordDict(), dst_node_id=node, message_type=wire.PING)
+
+
+def _read_greeting(reply: Taken) -> Greeting | Refusal:
+    if isinstance(reply, Code) or not reply.has_content():
+        return Refusal(0, _why_none(reply))
+    try:
+        return wire.unpack_greeting(reply.content)
+    except Exception:  # the wall: nothing that a site sends ends a run
+        return Refusal(0, Code.GARBAGE)
+
+
+def _read_reply(reply: Taken, exchange: int) -> tuple[Answer, int]:
+    if isinstance(reply, Code) or not reply.has_content():
+        return Refusal(exchange, _why_none(reply)), 0
+    up = 0
+    try:
+        up = wire.size(reply.content)
+        return wire.unpack_reply(reply.content), up
+    except Exception:  # the wall, as above
+        return Refusal(exchange, Code.GARBAGE), up
+
+
+def _why_none(reply: Taken) -> Code:
+    if isinstance(reply, Code):
+        return reply
+    return Code.DEADLINE if reply.error.code == NODE_EXPIRED else Code.UNREACHABLE
+
+
+def lacking(state: Arrays, has: Arrays) -> Arrays:
+    """Entries of `state` that are not the very same arrays in `has`."""
+    return {key: array for key, array in state.items() if has.get(key) is not array}

@@ -1,0 +1,148 @@
+"""Takes replies from a real server, each behind a wall: what one site sent may cost that site its reply, and no more.
+
+Flower puts a reply together out of pieces that the site sent: it believes what the pieces say of the message that they
+answer, copies one piece as often as another asks, waits hours for one that does not come, and raises what it meets, in
+the middle of all other replies. Here the server's own record says what is answered, sizes are added up before anything
+is put together, and each reply comes in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import httpx
+from flwr.app import Array, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, PullObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_head_values_from_object_content,
+    iterate_object_tree,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+    pull_objects,
+)
+
+from fedgraft.common.protocol.instructions import Arrays, Code
+from fedgraft.server.fleet.transport import Taken
+
+_ROOM = 1 << 30
+_LARGEST_WORDS = 8 << 20
+"""Bytes of all that is no piece of an array."""
+
+_MOST_PIECES = 1 << 14
+_THREADS = 64
+
+
+def room_for(state: Arrays) -> int:
+    """Bytes that a reply about a model with these entries may have: sums of features can outgrow a small model."""
+    return _ROOM + 4 * sum(int(array.nbytes) for array in state.values())
+
+
+class _TooLarge(Exception):
+    """More than there is room for."""
+
+
+class WalledIntake:
+    """The replies to some messages of a run on a real server, none of more than `largest` bytes.
+
+    `close` lets go of those that are still on their way.
+    """
+
+    def __init__(self, grid: Grid, largest: int) -> None:
+        self._client: Any = grid._runtime_client  # type: ignore[attr-defined]  # the only way to pieces of replies
+        self._asked: dict[str, Any] = {"node": Node(node_id=SUPERLINK_NODE_ID), "run_id": grid.run.run_id}
+        self._largest = largest
+        self._over = threading.Event()
+        self._coming: dict[str, Future[Taken]] = {}
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reply")
+
+    @property
+    def coming(self) -> frozenset[str]:
+        """Numbers of messages whose replies are on their way."""
+        return frozenset(self._coming)
+
+    def take(self, numbers: Iterable[str]) -> list[tuple[str, Taken]]:
+        """The replies that are there by now to the messages with these numbers, each with the number it answers."""
+        wanted = {number for number in numbers if number not in self._coming}
+        if wanted:
+            found = self._client.PullMessages(PullAppMessagesRequest(message_ids=sorted(wanted)))
+            for sent, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+                answered = sent.metadata.reply_to_message_id
+                if answered in wanted:
+                    self._coming[answered] = self._threads.submit(self._one, sent.metadata.message_id, tree)
+        done = [number for number, future in self._coming.items() if future.done()]
+        return [(number, self._coming.pop(number).result()) for number in done]
+
+    def close(self) -> None:
+        """Wait for nothing any more."""
+        self._over.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _one(self, name: str, tree: ObjectTree) -> Taken:
+        """The message with this name, out of its pieces."""
+        try:
+            contents = self._pieces([piece.object_id for piece in iterate_object_tree(tree)])
+            self._client.ConfirmMessageReceived(ConfirmMessageReceivedRequest(message_object_id=name, **self._asked))
+            _measure(contents, self._largest)
+            message = inflate_object_from_contents(name, contents)
+        except ObjectPullError:
+            return Code.UNREACHABLE
+        except _TooLarge:
+            return Code.TOO_LARGE
+        except httpx.HTTPError:
+            raise  # this is the server's trouble, and no site's
+        except Exception:
+            return Code.GARBAGE
+        whole = isinstance(message, Message) and (message.has_error() or isinstance(message.content, RecordDict))
+        return message if whole else Code.GARBAGE  # type: ignore[return-value]  # whole says so
+
+    def _pieces(self, names: list[str]) -> dict[str, bytes]:
+        """What the pieces with these names hold, as they come; a piece that does not come is waited for."""
+        if len(names) > _MOST_PIECES:
+            raise _TooLarge
+        lock, left = threading.Lock(), self._largest
+
+        def pull(name: str) -> bytes:
+            nonlocal left
+            if self._over.is_set():
+                raise ObjectPullError(name, "nobody waits for it any more")
+            answer = self._client.PullObject(PullObjectRequest(object_id=name, **self._asked))
+            if not answer.object_found:
+                raise ObjectPullError(name, "it is not there")
+            if not answer.object_available:
+                raise ObjectUnavailableError(name)
+            with lock:
+                left -= len(answer.object_content)
+                if left < 0:
+                    raise _TooLarge
+            return bytes(answer.object_content)
+
+        return pull_objects(list(dict.fromkeys(names)), pull)
+
+
+def _measure(contents: Mapping[str, bytes], largest: int) -> None:
+    """Add up what putting the pieces together will take; an array may name a piece many times."""
+    words = arrays = 0
+    for content in contents.values():
+        kind, parts, _ = get_object_head_values_from_object_content(content)
+        if kind == "ArrayChunk":
+            continue
+        words += len(content)
+        if words > _LARGEST_WORDS:
+            raise _TooLarge
+        if kind == "Array":
+            places = json.loads(get_object_body(content, Array))["arraychunk_ids"]
+            arrays += sum(len(contents[parts[place]]) for place in places)
+            if arrays > largest:
+                raise _TooLarge

@@ -1,0 +1,122 @@
+"""Messages that are lost on their way are noticed and sent again; those that are at work are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedgraft.common.protocol.instructions import Code
+from fedgraft.server.fleet.transport import collect
+from fedgraft.server.rounds import transport as post
+
+
+class Site(Grid):
+    """One node that answers in order, after `work` looks at each message, but never gets those numbered `lost`."""
+
+    def __init__(self, work: dict[str, int], lost: set[int] = frozenset(), unknown: set[int] = frozenset()) -> None:
+        self.work, self.lost, self.unknown = work, lost, unknown
+        self.queue: list[tuple[str, Message]] = []
+        self.sent: list[str] = []
+        self.done: dict[str, Message] = {}
+        self.looks = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        numbers = []
+        for message in messages:
+            self.sent.append(message.metadata.message_type)
+            number = f"m{len(self.sent)}"
+            message.metadata.__dict__["_message_id"] = number
+            if len(self.sent) in self.unknown:
+                number = ""
+            elif len(self.sent) not in self.lost:
+                self.queue.append((number, message))
+            numbers.append(number)
+        return numbers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.looks += 1
+        if self.queue:
+            number, message = self.queue[0]
+            if self.looks >= self.work[message.metadata.message_type]:
+                self.queue.pop(0)
+                self.looks = 0
+                self.done[number] = Message(RecordDict({"n": ConfigRecord({"id": number})}), reply_to=message)
+        return [self.done.pop(number) for number in message_ids if number in self.done]
+
+    def run(self) -> Any: ...
+    def set_run(self, run: Any) -> None: ...
+    def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
+    def get_node_ids(self) -> Iterable[int]: ...
+    def send_and_receive(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post, "_POLL_S", 0.01)
+    monkeypatch.setattr(post, "_PROBE_S", 0.1)
+    monkeypatch.setattr(post, "_GRACE_S", 0.05)
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def instruction() -> dict[int, Message]:
+    return {7: Message(RecordDict({"o": ConfigRecord({"x": 1})}), dst_node_id=7, message_type="train.visit")}
+
+
+def probe(node: int) -> Message:
+    return Message(RecordDict({"h": ConfigRecord({"y": 2})}), dst_node_id=node, message_type="query.hello")
+
+
+def answers(site: Site, deadline_s: float | None = 5.0) -> list[tuple[int, str | None]]:
+    found = collect(site, instruction(), deadline_s, probe)
+    return [(node, reply if isinstance(reply, Code) else str(reply.content["n"]["id"])) for node, reply in found]
+
+
+def test_a_lost_message_is_sent_again_and_answered():
+    site = Site({"train.visit": 1, "query.hello": 1}, lost={1})
+    assert answers(site) == [(7, "m3")]
+    assert site.sent == ["train.visit", "query.hello", "train.visit"]
+
+
+def test_a_lost_probe_is_asked_again():
+    site = Site({"train.visit": 1, "query.hello": 1}, lost={1, 2})
+    assert answers(site) == [(7, "m4")]
+    assert site.sent == ["train.visit", "query.hello", "query.hello", "train.visit"]
+
+
+def test_a_site_that_is_at_work_is_asked_once_and_gets_nothing_twice():
+    site = Site({"train.visit": 40, "query.hello": 1})
+    assert answers(site) == [(7, "m1")]
+    assert site.sent == ["train.visit", "query.hello"]
+
+
+def test_a_quick_site_is_asked_nothing():
+    site = Site({"train.visit": 1, "query.hello": 1})
+    assert answers(site) == [(7, "m1")]
+    assert site.sent == ["train.visit"]
+
+
+def test_a_message_that_cannot_be_sent_is_answered_for():
+    assert answers(Site({}, unknown={1})) == [(7, Code.UNREACHABLE)]
+
+
+def test_the_deadline_ends_the_wait():
+    assert answers(Site({"train.visit": 10**6, "query.hello": 1}), 0.3) == []
+
+
+def test_an_error_in_answer_to_a_probe_says_nothing_of_the_message():
+    class Gone(Site):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            self.looks += 1
+            if self.queue and self.queue[0][1].metadata.message_type == "query.hello":
+                number, message = self.queue.pop(0)
+                self.done[number] = Message(Error(5, "Node Unavailable"), reply_to=message)
+            return [self.done.pop(number) for number in message_ids if number in self.done]
+
+    site = Gone({}, lost={1})
+    assert answers(site, 0.6) == []
+    assert site.sent.count("train.visit") == 1
