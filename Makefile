@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ROOM ?=
 QUICK := not slow and not learning and not ray and not gpu and not deployment
 
-.PHONY: simulate test lint fast format clean
+.PHONY: simulate test lint fast format lock sbom clean
 
 simulate: $(VENV)/installed
 	$(BIN)/fedgraft simulate configs/studies/quickstart.yaml --out runs/quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -27,6 +27,24 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What a hospital installs, to the byte: pip install --require-hashes -r requirements.lock. Versions are those that are
+# installed here; deploy/build.lock is what builds the wheel in the image.
+LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint $(VENV)/versions.txt
+lock: $(VENV)/installed
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' > $(VENV)/versions.txt
+	$(BIN)/python -c "import tomllib, pathlib; \
+	  print(*tomllib.loads(pathlib.Path('pyproject.toml').read_text())['build-system']['requires'], sep='\n')" \
+	  > $(VENV)/build.in
+	$(LOCK) pyproject.toml --output-file requirements.lock
+	$(LOCK) $(VENV)/build.in --output-file deploy/build.lock
+
+# What that is, with licences, as CycloneDX.
+sbom: $(VENV)/installed
+	$(BIN)/uv tool run --quiet --from 'cyclonedx-bom==7.5.0' cyclonedx-py environment $(BIN)/python \
+	  --pyproject pyproject.toml --output-reproducible --of JSON --sv 1.6 --output-file $(VENV)/environment.json
+	$(BIN)/python deploy/sbom.py $(VENV)/environment.json requirements.lock deploy/sbom.json
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -111,7 +111,7 @@ class Federation:
         for name in names:
             Authority(self.kits).enrol(self.site(name) / f"{name}.enrolment.json")
         pin_each_other(self.kits, [SiteHome(self.site(name)) for name in names])
-        if "server" in self.processes:
+        if names and "server" in self.processes:
             self.await_admitted()
 
     def await_admitted(self) -> None:

@@ -74,7 +74,7 @@ def test_private_files_are_their_owners_alone(tmp_path: Path) -> None:
         write_atomic(tmp_path / "a" / "b" / "secret", b"x", private=True)
         write_json(tmp_path / "secret.json", {}, private=True)
         save_tensors(tmp_path / "secret.safetensors", ARRAYS, private=True)
-        write_atomic(tmp_path / "open", b"x")
+        write_atomic(tmp_path / "open", b"x", private=False)
         (tmp_path / "was_open").write_bytes(b"x")
         (tmp_path / "was_open").chmod(0o666)
         write_atomic(tmp_path / "was_open", b"x", private=True)
