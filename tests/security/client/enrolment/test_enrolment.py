@@ -34,7 +34,7 @@ from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.provision import Authority
 from fedgraft.simulations.engines.run import OPEN
 from helpers import work
-from helpers.members import code_of, enrolled, joined, fingerprint_of, pin_each_other
+from helpers.members import code_of, enrolled, fingerprint_of, joined, pin_each_other
 
 NAMES = ("north", "south", "west")
 
@@ -188,7 +188,14 @@ def test_a_member_is_pinned_by_the_fingerprint_that_its_people_say_and_by_nothin
     signed_roster(kits, honest.members | {"south": false}, honest.serial + 1)
     deployed_commands.roster(kits / "roster.json", north.path, [f"west={fingerprint_of(west)}"])
     before = north.config.read_bytes()
-    for typed in (fingerprint_of(south), "", "south", fingerprint_of(west), fingerprint_of(south)[:-1], fingerprint(false.node)[:20]):
+    for typed in (
+        fingerprint_of(south),
+        "",
+        "south",
+        fingerprint_of(west),
+        fingerprint_of(south)[:-1],
+        fingerprint(false.node)[:20],
+    ):
         with pytest.raises(InputError, match="not that of its key"):
             deployed_commands.roster(None, north.path, [f"south={typed}"])
     for typed in ("south", "--all"):
@@ -203,7 +210,9 @@ def test_a_member_is_pinned_by_the_fingerprint_that_its_people_say_and_by_nothin
     assert fingerprint_of(north) in heard
     assert fingerprint(false.node) not in heard, "what a person must hear from south is never offered for copying"
     signed_roster(kits, honest.members, honest.serial + 2)
-    deployed_commands.roster(kits / "roster.json", north.path, [f"south={fingerprint_of(south).upper().replace('-', ' ')}"])
+    deployed_commands.roster(
+        kits / "roster.json", north.path, [f"south={fingerprint_of(south).upper().replace('-', ' ')}"]
+    )
     assert isinstance(asked(north, study, NAMES), MaskedUpdate)
 
 
