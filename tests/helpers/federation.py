@@ -106,6 +106,14 @@ class Federation:
             yaml.safe_dump(config | {"threads": 1, "device": "cpu", "policy": OPEN.model_dump(mode="json")})
         )
 
+    def admit(self, study: Study, *names: str) -> None:
+        """All that comes before sites can be started: they join, are enrolled, pin each other and approve the study."""
+        for name in names:
+            self.join(name, study)
+        self.enrol(*names)
+        for name in names:
+            approve(self.site(name), study.digest)
+
     def enrol(self, *names: str) -> None:
         """The coordinator takes in what sites made when they joined, and each site pins those that are enrolled."""
         for name in names:
