@@ -43,11 +43,9 @@ def main() -> None:
         federation = Federation(root / "federation", _hospitals(root / "images"), SITES)
         try:
             federation.start_server()
+            federation.admit(study, *SITES)
             for name in SITES:
-                federation.join(name, study)
-            federation.enrol(*SITES)
-            for name in SITES:
-                federation.start_site(name, study)
+                federation.start_site(name)
             federation.run(study)
         finally:
             federation.end()

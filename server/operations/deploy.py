@@ -81,7 +81,7 @@ def _wait_for_sites(home: ServerHome, wait: Wait, say: Callable[[str], None]) ->
     ends, told = time.monotonic() + wait.seconds, -1
     while True:
         with RunControl(home) as control:
-            online = len({node.name for node in control.nodes() if node.online})
+            online = len({node.name or node.id for node in control.nodes() if node.online})
         if online >= wait.sites:
             return
         if time.monotonic() > ends:

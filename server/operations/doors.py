@@ -43,7 +43,7 @@ class DoorLimits:
 
     per_address: int = 64
     all: int = 512
-    per_key: int = 64
+    per_key: int = 32
     handshake_s: float = 10.0
 
 

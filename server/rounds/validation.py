@@ -108,7 +108,7 @@ def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:
     """Noise may make a small count negative, but its own variance never is."""
     if not all(np.isfinite(array).all() for array in tensors.values()):
         return Code.NOT_FINITE
-    if any((np.abs(array) > _LARGEST_SUM).any() for array in tensors.values()):
+    if any(float(np.abs(array).max(initial=0)) > _LARGEST_SUM for array in tensors.values()):
         return Code.TOO_LARGE
     if noised and not (tensors[NOISE] > 0).all():
         return Code.BAD_WEIGHT

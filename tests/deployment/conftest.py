@@ -39,11 +39,9 @@ def found(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 def start(federation: Federation, study: Study, running: Sequence[str]) -> None:
     federation.start_server()
+    federation.admit(study, *running)
     for name in running:
-        federation.join(name, study)
-    federation.enrol(*running)
-    for name in running:
-        federation.start_site(name, study)
+        federation.start_site(name)
 
 
 Stand = Callable[[Study], Federation]

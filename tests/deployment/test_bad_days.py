@@ -33,9 +33,7 @@ def study(make_study) -> Study:
 def federation(found, study) -> Federation:
     """A federation whose sites do not run yet."""
     made = found(study, running=())
-    for name in SITES:
-        made.join(name, study)
-        approve(made.site(name), study.digest)
+    made.admit(study, *SITES)
     return made
 
 

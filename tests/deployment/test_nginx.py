@@ -15,6 +15,7 @@ from helpers.ports import free_port
 from helpers.simulated import simulate
 
 pytestmark = pytest.mark.deployment
+SITES = ("east", "north", "south")
 METHOD = {"name": "fedavg", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}}
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
@@ -40,9 +41,9 @@ def federation(found, make_study) -> Federation:
     command = [NGINX, "-e", str(made.home / "logs" / "nginx.log"), "-c", str(made.home / "nginx.conf")]
     made.spawn("nginx", [*command, "-g", f"daemon off; {user}"])
     until((made.home / "nginx.pid").exists, 20, "nginx")
-    for name in ("east", "north", "south"):
-        made.join(name, make_study(method=METHOD))
-        made.start_site(name, make_study(method=METHOD))
+    made.admit(make_study(method=METHOD), *SITES)
+    for name in SITES:
+        made.start_site(name)
     return made
 
 

@@ -106,12 +106,20 @@ class Federation:
             yaml.safe_dump(config | {"threads": 1, "device": "cpu", "policy": OPEN.model_dump(mode="json")})
         )
 
+    def admit(self, study: Study, *names: str) -> None:
+        """All that comes before sites can be started: they join, are enrolled, pin each other and approve the study."""
+        for name in names:
+            self.join(name, study)
+        self.enrol(*names)
+        for name in names:
+            approve(self.site(name), study.digest)
+
     def enrol(self, *names: str) -> None:
         """The coordinator takes in what sites made when they joined, and each site pins those that are enrolled."""
         for name in names:
             Authority(self.kits).enrol(self.site(name) / f"{name}.enrolment.json")
         pin_each_other(self.kits, [SiteHome(self.site(name)) for name in names])
-        if "server" in self.processes:
+        if names and "server" in self.processes:
             self.await_admitted()
 
     def await_admitted(self) -> None:

@@ -156,7 +156,7 @@ def test_the_next_study_goes_on_with_all_heads_and_predictions_name_classes(coho
 @pytest.mark.parametrize("how", ["shuffled", "hidden"])
 def test_experiments_change_labels_of_all_kinds_for_training_alone(cohorts, tmp_path: Path, how: str) -> None:
     asked, found = study(), {}
-    wanted = CohortRequest(asked.tasks, asked.input, asked.split, asked.seed)
+    wanted = CohortRequest(asked.tasks, asked.input, asked.split, asked.seed, "stratified")
     for train_labels in ("known", how):
         spec = cohorts["site_ct"].model_copy(update={"train_labels": train_labels})
         place = Place(tmp_path / train_labels, tmp_path / "cache", b"0" * 16)

@@ -60,11 +60,11 @@ class Admission:
         """What is to be done, on record from now on. Raises Refused."""
         if instruction.study != self._study.digest:
             raise Refused(Code.UNKNOWN_STUDY)
-        step = self._step(instruction)
         if self._guard is not None:
             self._guard.demand_secure_aggregation()
-            if instruction.work and not self._guard.asked_in(self._study.plan[step.stage]):
-                raise Refused(Code.OUT_OF_TURN, f"stage {step.stage} is not for this site")
+        step = self._step(instruction)
+        if self._guard is not None and instruction.work and not self._guard.asked_in(self._study.plan[step.stage]):
+            raise Refused(Code.OUT_OF_TURN, f"stage {step.stage} is not for this site")
         if not self._progress.in_turn(step):
             raise Refused(Code.OUT_OF_TURN, f"exchange {step.exchange} after exchange {self._progress.last}")
         stage = self._study.plan[step.stage]

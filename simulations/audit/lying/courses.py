@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.ledger.hash_chain import witness_folder
 from fedgraft.client.privacy.policy import Metrics
 from fedgraft.client.runtime.log import close
 from fedgraft.client.runtime.site import Site
@@ -120,7 +121,10 @@ def _lost(oracle: Oracle, folder: Path) -> None:
     for at, name in enumerate(written(oracle.sites.place())):
         for greets in (False, True):
             place = folder / f"{at}-{greets}"
-            shutil.copytree(oracle.sites.place(), place)
+            state = oracle.sites.place()
+            shutil.copytree(state, place)
+            if (witness := witness_folder(state)).is_dir():  # it lies beside the site's folder
+                shutil.copytree(witness, witness_folder(place))
             (place / name).unlink()
             _without(oracle, name, place, greets=greets)
             close(place)

@@ -178,7 +178,7 @@ def test_what_left_can_be_listed_and_looked_at(command, make_study, hospitals, t
 def test_accuracy_against_epsilon_is_measured_written_and_taken_up_again(
     command, study_file: Path, hospitals: Hospitals, tmp_path: Path, monkeypatch
 ) -> None:
-    sites = [{"name": name, "cohort": {"kind": "images", "root": str(c.root)}} for name, c in hospitals.cohorts.items()]
+    sites = [{"name": name, "cohort": c.model_dump(mode="json")} for name, c in hospitals.cohorts.items()]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"name": "mine", "sites": sites}))
     study_file.write_text(study_file.read_text() + "\nscenario: mine.yaml\n")
     words = ["privacy", "curve", study_file, "--out", "curve", "--seeds", 2, "--train", "heads", "--json"]

@@ -11,8 +11,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.common.protocol.instructions import Code
+from fedgraft.server.fleet import transport as post
 from fedgraft.server.fleet.transport import collect
-from fedgraft.server.rounds import transport as post
 
 
 class Site(Grid):
