@@ -221,7 +221,7 @@ def _costs(content: dict[str, Any]) -> list[str]:
         policy = stage["policy"]
         if policy["kind"] == "private" and cost is not None:
             lines.append(
-                f"  {stage['name']}: noise of {policy['noise_multiplier']:.2f} times the clip "
+                f"  {stage['name']}: noise of {policy['noise_multiplier']:.2f} times `max_grad_norm` "
                 f"{policy['max_grad_norm']:g}, "
                 f"{policy['sample_rate']:.0%} of the patients in each of {policy['steps']} steps: "
                 f"epsilon {policy['epsilon']:.2f}"
