@@ -70,8 +70,8 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
     described = _describe(source, data)
     given = _current_names(_with_prefix(_tensors(source.file, data)))
     own = _backbone_for(source.backbone, described["input"].size if described["input"] else _SIZE, given)
-    aside = ("heads.", "backbone.aux1.", "backbone.aux2.", *([f"backbone.{own.head}."] if own.head else []))
-    kept = {key: array for key, array in given.items() if not key.startswith(aside)}
+    unused = ("heads.", "backbone.aux1.", "backbone.aux2.", *([f"backbone.{own.head}."] if own.head else []))
+    kept = {key: array for key, array in given.items() if not key.startswith(unused)}
     model = TransferModel(own, {})
     # Files from before torch counted batches lack the counts; only a momentum of None would need them.
     kept |= {key: np.array(0) for key in model.tags() if key.endswith(".num_batches_tracked") and key not in kept}

@@ -28,7 +28,7 @@ from fedgraft.common.study.schedule import Step
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.audit.attack_target import CPU
 from fedgraft.simulations.audit.findings import Measurement
-from fedgraft.simulations.audit.lying.consortium import VICTIM, Consortium, short, written
+from fedgraft.simulations.audit.lying.consortium import VICTIM, AuditedSites, short, written
 from fedgraft.simulations.audit.lying.lies import lies_about, mixed
 from fedgraft.simulations.audit.lying.oracle import Oracle, Tally
 
@@ -52,7 +52,7 @@ def carried_out(study: Study, seed: int) -> Measurement:
             for stage in small.plan:
                 if (planted := _planted(small, stage)) is not None:
                     local_model = LocalModel(planted, CPU)
-                    with closing(Consortium(planted, local_model, folder / stage.name, rules[0])) as sites:
+                    with closing(AuditedSites(planted, local_model, folder / stage.name, rules[0])) as sites:
                         _bare(Oracle(sites, tally))
     except Refused as refused:  # by the greeting: then nothing was tried, which is no reason for trust
         return Measurement(float("inf"), 0.0, f"made-up sites do not take part in the study: {refused.code}")
@@ -62,14 +62,14 @@ def carried_out(study: Study, seed: int) -> Measurement:
 def _attacked(study: Study, folder: Path, rule: Metrics, tally: Tally, rng: np.random.Generator) -> None:
     """All courses under one rule of metrics; for rules that show figures once, only the end, where they are shown."""
     local_model = LocalModel(study, CPU)
-    with closing(Consortium(study, local_model, folder / "told", rule)) as sites:
+    with closing(AuditedSites(study, local_model, folder / "told", rule)) as sites:
         oracle, once = Oracle(sites, tally), sites.shows_once
         _told(oracle, sites.steps[-1:] if once else sites.steps, rng)
         _lost(oracle, folder / "lost")
         if not once:
             _resumed(oracle)
     if not once:
-        with closing(Consortium(study, local_model, folder / "late", rule)) as sites:
+        with closing(AuditedSites(study, local_model, folder / "late", rule)) as sites:
             _late_first(Oracle(sites, tally))
 
 
