@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from fedgraft.client.data.cohorts.splits import (
 )
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import SplitSpec
+from fedgraft.common.study.tasks import UNKNOWN
 
 LABELS = st.dictionaries(st.text("abcdef0123456789", min_size=4, max_size=8), st.integers(-1, 3), max_size=60)
 SHARES = st.sampled_from([SplitSpec(), SplitSpec(train=0.8, val=0.1, test=0.1), SplitSpec(train=1, val=0, test=0)])
@@ -80,6 +82,40 @@ def test_shares_hold_overall_and_in_each_class(shares):
         assert abs(sum(split == name for split in splits.values()) - 1000 * wanted) <= 2
         rare = sum(splits[patient] == name for patient, label in labels.items() if label == 1)
         assert abs(rare - 100 * wanted) <= 2
+
+
+def dealt_by_hand(sizes: list[int], wanted: dict[str, Fraction]) -> Counter[tuple[int, str]]:
+    """How many of each class go to each split, in fractions: where most is lacking in the class, then overall."""
+    counts = Counter[tuple[int, str]]()
+    for label, size in enumerate(sizes):
+        for place in range(size):
+            lack = {
+                split: (
+                    share * (place + 1) - counts[label, split],
+                    share * (counts.total() + 1) - sum(counts[other, split] for other in range(len(sizes))),
+                )
+                for split, share in wanted.items()
+                if share
+            }
+            counts[label, "train" if place == 0 else max(lack, key=lambda split: lack[split])] += 1
+    return counts
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 14), min_size=1, max_size=4), st.integers(1, 8), st.integers(0, 7))
+def test_patients_are_dealt_as_by_hand(sizes, train, val):
+    """Shares in eighths, which floats hold exactly, so that nothing hangs on how a tie is rounded."""
+    val = min(val, 8 - train)
+    parts = {"train": train, "val": val, "test": 8 - train - val}
+    wanted = {name: Fraction(parts[name], 8) for name in SPLITS}
+    labels = {f"{label}-{number}": label for label, size in enumerate(sizes) for number in range(size)}
+    splits = assign(labels, {}, SplitSpec(**{name: float(share) for name, share in wanted.items()}), 1)
+    assert Counter((labels[patient], split) for patient, split in splits.items()) == dealt_by_hand(sizes, wanted)
+
+
+@pytest.mark.parametrize(("targets", "class_of"), [([UNKNOWN, 0, 2], 2), ([1, UNKNOWN], 1), ([], UNKNOWN), ([0, 1], 1)])
+def test_a_patient_stands_among_those_of_its_highest_known_class(targets, class_of):
+    assert stratum(targets) == class_of
 
 
 @pytest.mark.parametrize("shares", [SplitSpec(), SplitSpec(train=0.7, val=0, test=0.3)])
