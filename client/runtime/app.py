@@ -166,7 +166,15 @@ def _carry_out(instruction: Instruction, session: Session) -> Answer:
     if not is_approved(session.home, instruction.study):
         return Refusal(instruction.exchange, Code.NOT_APPROVED)
     site = session.known(instruction.study)
-    return site.visit(instruction) if site is not None else Refusal(instruction.exchange, Code.UNKNOWN_STUDY)
+    if site is None:
+        return Refusal(instruction.exchange, Code.UNKNOWN_STUDY)
+    answer = site.visit(instruction)
+    # Once more: work takes hours, and what people at the site have changed meanwhile they mean for its answer too.
+    if session.stale or not is_approved(session.home, instruction.study):
+        raise Refused(
+            Code.POLICY, "the site's file, or the approval, has changed during the work: nothing of it leaves"
+        )
+    return answer
 
 
 def _recorded(session: Session | None, study: str, answer: Greeting | Answer, why: str) -> bool:
