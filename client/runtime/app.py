@@ -24,7 +24,7 @@ from fedgraft.common.base.files import DISK_FULL, write_atomic
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.bundle import WireError
 from fedgraft.common.protocol.instructions import PROTOCOL, Answer, Code, Greeting, Hello, Instruction, Refusal
-from fedgraft.common.study.study import parse_study
+from fedgraft.common.study.study import Study, parse_study
 
 _RAISED = 2
 """Flower's error code for a ClientApp that raised."""
@@ -85,12 +85,17 @@ def _sealed(message: Message, context: Context, pack: Callable[[], RecordDict]) 
 def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
     # The site's own log may say what is wrong; the network may not.
     log, session, study, name = logging.getLogger(__name__), None, "", ""
+    answer: Greeting | Refusal
     try:
         session = _sessions.at(_config_path(context))
         name, log = session.config.name, site_log(session.config.state)
         hello = wire.unpack_hello(message.content)
         study = hashlib.sha256(hello.study).hexdigest()
-        answer = _greet(hello, session)
+        _refuse_faults(session)
+        asked = _asked(hello)
+        # Under the digest that all records know it by, however the coordinator spelt it.
+        study = asked.digest
+        answer = _greet(asked, session)
     except WireError:
         answer = Refusal(0, Code.GARBAGE, name)
     except Refused as refused:
@@ -107,11 +112,13 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
     return answer if _recorded(session, study, answer, why) else Refusal(0, Code.DISK, name)
 
 
-def _greet(hello: Hello, session: Session) -> Greeting | Refusal:
-    _refuse_faults(session)
+def _asked(hello: Hello) -> Study:
     if hello.protocol != PROTOCOL:
-        return Refusal(0, Code.OTHER_PROTOCOL, session.config.name)
-    study = parse_study(json.loads(hello.study), "the study sent by the coordinator")
+        raise Refused(Code.OTHER_PROTOCOL)
+    return parse_study(json.loads(hello.study), "the study sent by the coordinator")
+
+
+def _greet(study: Study, session: Session) -> Greeting:
     session.records.demand(study.digest)
     if not is_approved(session.home, study.digest):
         keep_pending(session.home, study)
@@ -159,7 +166,15 @@ def _carry_out(instruction: Instruction, session: Session) -> Answer:
     if not is_approved(session.home, instruction.study):
         return Refusal(instruction.exchange, Code.NOT_APPROVED)
     site = session.known(instruction.study)
-    return site.visit(instruction) if site is not None else Refusal(instruction.exchange, Code.UNKNOWN_STUDY)
+    if site is None:
+        return Refusal(instruction.exchange, Code.UNKNOWN_STUDY)
+    answer = site.visit(instruction)
+    # Once more: work takes hours, and what people at the site have changed meanwhile they mean for its answer too.
+    if session.stale or not is_approved(session.home, instruction.study):
+        raise Refused(
+            Code.POLICY, "the site's file, or the approval, has changed during the work: nothing of it leaves"
+        )
+    return answer
 
 
 def _recorded(session: Session | None, study: str, answer: Greeting | Answer, why: str) -> bool:

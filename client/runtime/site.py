@@ -60,7 +60,7 @@ class Site:
         self._worker = Worker(self._place, self._log)
         self._local_state = LocalState(folder / "local_state" / study.digest[:16])
         self._progress = Progress(progress_file(folder, study.digest), sync=sync)
-        self._admission = Admission(study, self._progress, guard, sealer)
+        self._admission = Admission(study, self._progress, self._local_state, guard, sealer)
 
     def greet(self) -> Greeting:
         """Who this site is and what it has, as counts. Raises Refused if its policy rules the study out.
@@ -107,16 +107,10 @@ class Site:
         """Admit, receive, evaluate, work, seal."""
         turn = self._admission.admit(instruction)
         self._place.received.take(instruction, turn.stage)
-        before = self._own_entries(turn)
+        before = self._local_state.before(turn.exchange)
         metrics = evaluate(self._place, turn, before, shows=self._shows_metrics)
         update = self._work(turn, before) if turn.work else self._end(turn, before)
         return self._seal(turn, update, metrics)
-
-    def _own_entries(self, turn: Turn) -> Arrays:
-        """What the site keeps for itself, as it was before this exchange."""
-        if turn.anew:
-            self._local_state.set_aside()
-        return self._local_state.before(turn.exchange)
 
     def _work(self, turn: Turn, before: Arrays) -> Update:
         """Do the stage's work, and keep what stays.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,7 +14,6 @@ from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.ledger import AlreadyCharged, ChargeRefused, Ledger
 from fedgraft.client.privacy.masking import masked_upload, used_masks
 from fedgraft.client.privacy.masking.masked_upload import Accepted, Sealer
-from fedgraft.client.privacy.masking.used_masks import MaskBook
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.runtime.visit.admission import Admission
 from fedgraft.client.runtime.visit.progress import Progress
@@ -147,17 +145,16 @@ def one_group_per_stage(patch: Patch) -> None:
         stages[:] = [asked.stage]
         return real(self, asked, stage)
 
-    def groups(self: MaskBook, study: str, part: str) -> set[tuple[str, ...]]:
-        with closing(sqlite3.connect(self._path)) as db:
-            asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ? AND stage = ?"
-            return {tuple(sites.split("\n")) for (sites,) in db.execute(asked, (study, part, stages[0]))}
+    def groups(db: sqlite3.Connection, study: str, part: str) -> set[tuple[str, ...]]:
+        asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ? AND stage = ?"
+        return {tuple(sites.split("\n")) for (sites,) in db.execute(asked, (study, part, stages[0]))}
 
     patch.setattr(Sealer, "accept", accept)
-    patch.setattr(MaskBook, "groups", groups)
+    patch.setattr(used_masks, "_groups", groups)
 
 
 def any_group(patch: Patch) -> None:
-    patch.setattr(Sealer, "_may", lambda *_, **__: True)
+    patch.setattr(Sealer, "_changes", lambda *_: True)
 
 
 def lost_masks_forgotten(patch: Patch) -> None:
