@@ -9,6 +9,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from fedgraft.common.base.value import Value
 
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
+"""What stands for a missing value, in any case, unless the site lists other words."""
+
 Join = Literal["patient", "study", "series", "sop", "path"]
 
 
@@ -42,7 +45,12 @@ class CohortSpec(Value):
     """Task to column; by default the task's own name, `diagnosis` or `label`. Of several labels TASK.LABEL to column;
     by default the label's own name."""
     label_map: dict[str, dict[str, str]] = Field(default={})
-    """Task (or TASK.LABEL) to {value in the table: class name, yes or no, or number}."""
+    """Task (or TASK.LABEL) to {value in the table: class name, yes or no, or number; '' for "not known"}. The entry
+    `all others` stands for every word that is not listed, is no name and does not mean "missing"."""
+    missing: tuple[str, ...] = MISSING
+    """Words that mean "not known", in any case and in all columns. A class or category of that name is meant first."""
+    missing_values: dict[str, tuple[str, ...]] = Field(default={})
+    """Column to the words or numbers that mean "not known" in it alone, such as -9."""
     patient_column: str | None = None
     """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""
     window: Window | None = None

@@ -20,11 +20,12 @@ from fedgraft.client.data.cohorts.table import (
     row_targets,
 )
 from fedgraft.client.data.cohorts.targets import (
+    LabelReader,
     Target,
     same,
-    target,
     unknown,
 )
+from fedgraft.client.data.cohorts.words import Cell, check_words
 from fedgraft.client.data.decoding.dicom import read_dicom
 from fedgraft.client.data.decoding.images import SUFFIXES, read_image
 from fedgraft.client.data.decoding.unusable import UnusableError
@@ -142,7 +143,7 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
 def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
     """Read a folder of ordinary images: labels from the table, or from the name of the sub-folder."""
     labels, scan, masks = read_labels(spec, tasks), _empty(tasks), Masks(spec, tasks, size)
-    by_folder = _by_folder(spec, tasks) if labels is None else None
+    by_folder, reader = (_by_folder(spec, tasks) if labels is None else None), LabelReader(spec, tasks)
     patients, used = _patients(spec), set[str]()
     for at, path in enumerate(files(spec.root)):
         name = name_below(path, spec.root)
@@ -157,9 +158,9 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
             continue
         if labels is None:
             folder = name.split("/")[0] if "/" in name else ""
-            where = f"the name of a sub-folder of {spec.root}"
+            cell = Cell(folder, f"the name of a sub-folder of {spec.root}")
             found: Mapping[str, Target] = (
-                {by_folder.name: target(by_folder, folder, spec, where)} if by_folder is not None else {}
+                {by_folder.name: reader.of(by_folder, {by_folder.name: cell})} if by_folder is not None else {}
             )
         else:
             found = _labels_for(labels, name, tasks, scan, used)
@@ -171,6 +172,7 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
         if not patient:
             scan.problems["no_patient_id"] += 1
         _label(scan, found, masks.of(name, image.shape[:2], 1.0, 1))
+    reader.finish()
     _unused(labels, used, scan)
     scan.problems.update(masks.finish())
     return scan
@@ -182,6 +184,7 @@ def _by_folder(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Task | None:
     if not asked:
         return None
     if len(asked) == 1 and isinstance(asked[0], Task):
+        check_words(spec, asked[0].name, "", asked[0].classes)
         return asked[0]
     raise DataError(f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table.")
 
