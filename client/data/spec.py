@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -13,6 +13,23 @@ MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 """What stands for a missing value, in any case, unless the site lists other words."""
 
 Join = Literal["patient", "study", "series", "sop", "path"]
+
+
+Derived = Literal[
+    "localizer",
+    "dose_report",
+    "secondary_capture",
+    "slide_label",
+    "derived_image",
+    "segmentation",
+    "parametric_map",
+    "rt_dose",
+    "presentation_state",
+    "report",
+    "other_object",
+]
+DERIVED: tuple[str, ...] = get_args(Derived)
+"""Kinds of DICOM objects that are no acquired images (see `decoding.acquired`)."""
 
 
 class Window(Value):
@@ -56,6 +73,8 @@ class CohortSpec(Value):
     window: Window | None = None
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame file become images."""
+    accept: tuple[Derived, ...] = ()
+    """DICOM: kinds of objects that no scanner took and that are used all the same, such as `secondary_capture`."""
     split: Literal["auto", "independent"] = "auto"
     """`auto`: patients are dealt out class by class where nothing private follows, else each stands alone;
     `independent`: always so."""
@@ -79,6 +98,8 @@ class CohortSpec(Value):
             found.append("mask_images does not apply: a table has no images")
         if self.window is not None and not dicom:
             found.append("window applies to DICOM only")
+        if self.accept and not dicom:
+            found.append("accept applies to DICOM only")
         if found:
             raise ValueError("; ".join(found))
         return self

@@ -109,7 +109,7 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
             continue
         name = name_below(path, spec.root)
         try:
-            image = read_dicom(path, spec.window, spec.frames)
+            image = read_dicom(path, spec.window, spec.frames, spec.accept)
         except UnusableError as unusable:
             _leave_out(scan, at, unusable.reason)
             continue
