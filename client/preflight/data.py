@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.data.cohorts.reasons import STRANGERS, UNREADABLE
 from fedgraft.client.data.cohorts.splits import IN_WORDS
 from fedgraft.client.data.cohorts.targets import known
 from fedgraft.client.data.decoding.facts import NOT_STATED, OTHER
-from fedgraft.client.data.reasons import STRANGERS, UNREADABLE
 from fedgraft.client.data.spec import DERIVED, CohortSpec
 from fedgraft.client.preflight.labels import check_labels
 from fedgraft.client.preflight.report import Findings, counted, listed

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
+from fedgraft.client.data.cohorts.reasons import ODD, SEPARATE, STRANGERS, UNREADABLE
 from fedgraft.client.data.decoding import acquired
 from fedgraft.client.data.decoding.acquired import not_acquired
-from fedgraft.client.data.reasons import ODD, SEPARATE, STRANGERS, UNREADABLE
 from fedgraft.client.data.spec import DERIVED, CohortSpec
 from fedgraft.client.inference.images import pictures
 from fedgraft.client.preflight.report import Level
