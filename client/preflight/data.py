@@ -200,7 +200,7 @@ def _ids(found: Findings, spec: CohortSpec, problems: dict[str, int], patients: 
         found.fails("patient_ids", f"{description}; {counted(unknown, 'case')} without a patient id", fix, **figures)
     elif alike:
         fix = "If they are the same person, write the id in one way; else leave them."
-        description = f"{description}; {counted(alike, 'id')} alike but for case, separators or leading zeros"
+        description = f"{description}; {counted(alike, 'id')} alike but for case, separators, leading zeros or .0"
         found.note("patient_ids", description, fix, **figures)
     elif spec.kind != "dicom" and spec.patient_column is None:
         what = "row" if spec.kind == "table" else "file"

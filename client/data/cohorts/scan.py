@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
 from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
+from fedgraft.client.data.cohorts.patient_ids import SIMILAR, similar
 from fedgraft.client.data.cohorts.table import (
     NOBODY,
     column,
@@ -64,8 +64,6 @@ class Scan:
     problems: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
 
-
-_NO_WORD, _LEADING_ZEROS = re.compile(r"[\W_]+"), re.compile(r"(?<!\d)0+(?=\d)")
 
 Labels = Mapping[str, Mapping[str, Target]]
 """Targets by task, by key of the join."""
@@ -135,8 +133,7 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
             scan.problems["no_patient_id"] += 1
     _unused(labels, used, scan)
     scan.problems.update(masks.finish())
-    if alike := _alike(scan.patients):
-        scan.problems["similar_patient_ids"] += alike
+    _count_similar(scan)
     return scan
 
 
@@ -175,6 +172,8 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
     reader.finish()
     _unused(labels, used, scan)
     scan.problems.update(masks.finish())
+    if patients is not None:
+        _count_similar(scan)
     return scan
 
 
@@ -234,10 +233,9 @@ def _labels_for(
     return {task.name: unknown(task) for task in tasks if not isinstance(task, Segmentation)}
 
 
-def _alike(patients: Sequence[str]) -> int:
-    """How many patients' ids differ from another's in case, separators and leading zeros only."""
-    plain = Counter(_LEADING_ZEROS.sub("", _NO_WORD.sub(" ", key).strip().lower()) for key in set(patients))
-    return sum(count for key, count in plain.items() if key and count > 1)
+def _count_similar(scan: Scan) -> None:
+    if alike := similar(scan.patients):
+        scan.problems[SIMILAR] += alike
 
 
 def _unused(labels: Labels | None, used: set[str], scan: Scan) -> None:

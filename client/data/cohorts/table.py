@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgraft.client.data.cohorts.patient_ids import SIMILAR, similar
 from fedgraft.client.data.cohorts.targets import (
     LabelReader,
     Target,
@@ -144,6 +145,8 @@ def read_table(
     encoder.finish()
     labels = set(label_columns(table, tasks, spec).values())
     patients = [_patient(row, spec, labels, problems) for row in table.rows]
+    if spec.patient_column is not None and (alike := similar(patients)):
+        problems[SIMILAR] += alike
     return inputs, targets, patients, problems
 
 
