@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from rich.console import Console
 from rich.table import Table
 
 from fedgraft.common.base.config_files import describe
@@ -28,7 +29,7 @@ from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.progress import shown
-from fedgraft.simulations.engines.run import Engine, prepare
+from fedgraft.simulations.engines.run import Engine, check_hospitals, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario, source_faults
@@ -55,6 +56,7 @@ def engine(name: str, workers: int, threads: int) -> Engine:
 
 def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None:
     """Set up a run or continue one, show its progress, and say what came out."""
+    console = ERR if as_json else OUT
     if request.resume is not None:
         if request.study or request.scenario or request.out or request.overrides:
             raise InputError("--resume takes no other study, scenario, --out or --set.")
@@ -63,8 +65,7 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
             raise InputError(f"{run} is no simulated run.", fix="Give the folder that `fedgraft simulate` wrote.")
         study = RunFolder(run).study()
     else:
-        study, run = _set_up(request)
-    console = ERR if as_json else OUT
+        study, run = _set_up(request, console)
     with shown(run, study, console):
         try:
             resume_run(run, engine)
@@ -77,7 +78,7 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
         _show_result(run, result)
 
 
-def _set_up(request: SimulateRequest) -> tuple[Study, Path]:
+def _set_up(request: SimulateRequest, console: Console) -> tuple[Study, Path]:
     if request.study is None:
         raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
     study, named = find_study(request.study, request.overrides)
@@ -93,7 +94,9 @@ def _set_up(request: SimulateRequest) -> tuple[Study, Path]:
     run = request.out or Path("runs") / study.name
     if run.exists() and any(run.iterdir()):
         raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
-    prepare(study, hospitals_of(scenario), run)
+    hospitals = hospitals_of(scenario)
+    check_hospitals(study, hospitals, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+    prepare(study, hospitals, run)
     return study, run
 
 

@@ -29,7 +29,7 @@ from fedgraft.client.data.cohorts.scan import (
 from fedgraft.client.data.cohorts.splits import Dealing, SplitRule
 from fedgraft.client.data.cohorts.table import read_table
 from fedgraft.client.data.cohorts.targets import known, stacked, strata
-from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.spec import DERIVED, CohortSpec
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.base.files import canonical_json, sha256_file, write_atomic
 from fedgraft.common.study.inputs import (
@@ -48,7 +48,7 @@ from fedgraft.common.study.tasks import (
     Task,
 )
 
-_VERSION = 6
+_VERSION = 7
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
@@ -258,7 +258,10 @@ def _list_left_out(decoded: Decoded, names: Sequence[str], state: Path) -> None:
 def _check_usable(name: str, spec: CohortSpec, decoded: Decoded, wanted: CohortRequest) -> None:
     if not len(decoded.inputs):
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(decoded.problems.items())) or "no files"
-        raise DataError(f"Site {name}: nothing in {spec.root} can be used ({reasons}).", fix="See left_out.csv.")
+        fix = "See left_out.csv."
+        if set(DERIVED) & decoded.problems.keys():
+            fix += " If what no scanner took are the images of the study, list its kind as `accept` of the cohort."
+        raise DataError(f"Site {name}: nothing in {spec.root} can be used ({reasons}).", fix=fix)
     for task in wanted.tasks:
         target: NDArray[Any] = decoded.targets[task.name]
         if isinstance(task, Task) and target.max(initial=UNKNOWN) >= len(task.classes):

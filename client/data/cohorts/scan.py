@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
 from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
+from fedgraft.client.data.cohorts.patient_ids import SIMILAR, similar
 from fedgraft.client.data.cohorts.table import (
     NOBODY,
     column,
@@ -20,11 +20,12 @@ from fedgraft.client.data.cohorts.table import (
     row_targets,
 )
 from fedgraft.client.data.cohorts.targets import (
+    LabelReader,
     Target,
     same,
-    target,
     unknown,
 )
+from fedgraft.client.data.cohorts.words import Cell, check_words
 from fedgraft.client.data.decoding.dicom import read_dicom
 from fedgraft.client.data.decoding.images import SUFFIXES, read_image
 from fedgraft.client.data.decoding.unusable import UnusableError
@@ -63,8 +64,6 @@ class Scan:
     problems: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
 
-
-_NO_WORD, _LEADING_ZEROS = re.compile(r"[\W_]+"), re.compile(r"(?<!\d)0+(?=\d)")
 
 Labels = Mapping[str, Mapping[str, Target]]
 """Targets by task, by key of the join."""
@@ -108,7 +107,7 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
             continue
         name = name_below(path, spec.root)
         try:
-            image = read_dicom(path, spec.window, spec.frames)
+            image = read_dicom(path, spec.window, spec.frames, spec.accept)
         except UnusableError as unusable:
             _leave_out(scan, at, unusable.reason)
             continue
@@ -134,15 +133,14 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
             scan.problems["no_patient_id"] += 1
     _unused(labels, used, scan)
     scan.problems.update(masks.finish())
-    if alike := _alike(scan.patients):
-        scan.problems["similar_patient_ids"] += alike
+    _count_similar(scan)
     return scan
 
 
 def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
     """Read a folder of ordinary images: labels from the table, or from the name of the sub-folder."""
     labels, scan, masks = read_labels(spec, tasks), _empty(tasks), Masks(spec, tasks, size)
-    by_folder = _by_folder(spec, tasks) if labels is None else None
+    by_folder, reader = (_by_folder(spec, tasks) if labels is None else None), LabelReader(spec, tasks)
     patients, used = _patients(spec), set[str]()
     for at, path in enumerate(files(spec.root)):
         name = name_below(path, spec.root)
@@ -157,9 +155,9 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
             continue
         if labels is None:
             folder = name.split("/")[0] if "/" in name else ""
-            where = f"the name of a sub-folder of {spec.root}"
+            cell = Cell(folder, f"the name of a sub-folder of {spec.root}")
             found: Mapping[str, Target] = (
-                {by_folder.name: target(by_folder, folder, spec, where)} if by_folder is not None else {}
+                {by_folder.name: reader.of(by_folder, {by_folder.name: cell})} if by_folder is not None else {}
             )
         else:
             found = _labels_for(labels, name, tasks, scan, used)
@@ -171,8 +169,11 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
         if not patient:
             scan.problems["no_patient_id"] += 1
         _label(scan, found, masks.of(name, image.shape[:2], 1.0, 1))
+    reader.finish()
     _unused(labels, used, scan)
     scan.problems.update(masks.finish())
+    if patients is not None:
+        _count_similar(scan)
     return scan
 
 
@@ -182,6 +183,7 @@ def _by_folder(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Task | None:
     if not asked:
         return None
     if len(asked) == 1 and isinstance(asked[0], Task):
+        check_words(spec, asked[0].name, "", asked[0].classes)
         return asked[0]
     raise DataError(f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table.")
 
@@ -231,10 +233,9 @@ def _labels_for(
     return {task.name: unknown(task) for task in tasks if not isinstance(task, Segmentation)}
 
 
-def _alike(patients: Sequence[str]) -> int:
-    """How many patients' ids differ from another's in case, separators and leading zeros only."""
-    plain = Counter(_LEADING_ZEROS.sub("", _NO_WORD.sub(" ", key).strip().lower()) for key in set(patients))
-    return sum(count for key, count in plain.items() if key and count > 1)
+def _count_similar(scan: Scan) -> None:
+    if alike := similar(scan.patients):
+        scan.problems[SIMILAR] += alike
 
 
 def _unused(labels: Labels | None, used: set[str], scan: Scan) -> None:

@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgraft.client.data.cohorts.patient_ids import SIMILAR, similar
 from fedgraft.client.data.cohorts.targets import (
-    MISSING,
+    LabelReader,
     Target,
     columns_of,
+    finite,
+    names_of,
     stacked,
-    target_of,
 )
+from fedgraft.client.data.cohorts.words import Cell, UnknownWords, check_words, is_missing, meant, refuse
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import TableInput
@@ -29,8 +32,6 @@ from fedgraft.common.study.tasks import AnyTask
 
 NOBODY = "without a patient id"
 """Cases whose patient is not said cannot be told apart, so they count as one patient: never two splits of one."""
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 Row = Mapping[str, str]
 
@@ -49,6 +50,10 @@ class Table:
     def where(self, index: int) -> str:
         """Where a row stands, for messages: "FILE, line NUMBER"."""
         return f"{self.path}, line {self.lines[index]}"
+
+    def cell(self, index: int, row: Mapping[str, str], name: str) -> Cell:
+        """A row's cell of the column `name`, with its place."""
+        return Cell(row[name], f"{self.where(index)}, column {name!r}", name)
 
 
 def read_csv(path: Path) -> Table:
@@ -101,12 +106,17 @@ def label_columns(table: Table, tasks: Sequence[AnyTask], spec: CohortSpec) -> d
 
 
 def row_targets(table: Table, tasks: Sequence[AnyTask], spec: CohortSpec) -> list[dict[str, Target]]:
-    """By row, the target by task, without masks. DataError names line and column of a value that cannot be one."""
+    """By row, the target by task, without masks. DataError names all words that cannot be one, with line and column."""
     columns = label_columns(table, tasks, spec)
-    rows = []
+    for task in tasks:
+        for key, _ in columns_of(task):
+            if names := names_of(task):
+                check_words(spec, key, columns[key], names)
+    reader, rows = LabelReader(spec, tasks), []
     for at, row in enumerate(table.rows):
-        cells = {key: (row[name], f"{table.where(at)}, column {name!r}") for key, name in columns.items()}
-        rows.append({task.name: target_of(task, cells, spec) for task in tasks if columns_of(task)})
+        cells = {key: table.cell(at, row, name) for key, name in columns.items()}
+        rows.append({task.name: reader.of(task, cells) for task in tasks if columns_of(task)})
+    reader.finish()
     return rows
 
 
@@ -129,10 +139,14 @@ def read_table(
     targets = {task.name: stacked(task, [found[task.name] for found in by_row]) for task in tasks}
     problems: Counter[str] = Counter()
     inputs = np.full((len(table.rows), columns.width), np.nan, dtype=np.float32)
+    encoder = _Encoder(spec, columns, problems)
     for at, row in enumerate(table.rows):
-        inputs[at] = _encode(row, columns, table.where(at), problems)
+        inputs[at] = encoder.encode({name: table.cell(at, row, name) for name in encoder.names})
+    encoder.finish()
     labels = set(label_columns(table, tasks, spec).values())
     patients = [_patient(row, spec, labels, problems) for row in table.rows]
+    if spec.patient_column is not None and (alike := similar(patients)):
+        problems[SIMILAR] += alike
     return inputs, targets, patients, problems
 
 
@@ -148,24 +162,34 @@ def _patient(row: Row, spec: CohortSpec, labels: Collection[str], problems: Coun
     return row[spec.patient_column] or NOBODY
 
 
-def _encode(row: Row, columns: TableInput, where: str, problems: Counter[str]) -> list[float]:
-    values = [_number(row[name], f"{where}, column {name!r}", problems) for name in columns.numeric]
-    for name, categories in columns.categorical.items():
-        value = row[name]
-        if value not in categories:
-            problems["missing_category" if value.lower() in MISSING else "unknown_category"] += 1
-        values += [float(value == category) for category in categories]
-    return values
+class _Encoder:
+    """Rows of cells to numbers, NaN or no category where a value is missing; `finish` refuses what is no number."""
 
+    def __init__(self, spec: CohortSpec, columns: TableInput, problems: Counter[str]) -> None:
+        self._spec, self._columns, self._problems = spec, columns, problems
+        self.names = (*columns.numeric, *columns.categorical)
+        self._unknown = {name: UnknownWords(name, "is no number", ()) for name in columns.numeric}
 
-def _number(text: str, where: str, problems: Counter[str]) -> float:
-    if text.lower() in MISSING:
-        problems["missing_value"] += 1
-        return math.nan
-    try:
-        number = float(text if "_" not in text else "")
-    except ValueError:
-        raise DataError(f"{where} is no number.", fix="Correct it, or leave the cell empty.") from None
-    if not math.isfinite(number) or abs(number) > _LARGEST:
-        raise DataError(f"{where} is no finite number.", fix="Correct it, or leave the cell empty.")
-    return number
+    def encode(self, cells: Mapping[str, Cell]) -> list[float]:
+        values = [self._number(cells[name]) for name in self._columns.numeric]
+        for name, categories in self._columns.categorical.items():
+            found = meant(cells[name].text, categories)
+            if found is None:
+                missing = is_missing(cells[name], self._spec)
+                self._problems["missing_category" if missing else "unknown_category"] += 1
+            values += [float(found == category) for category in categories]
+        return values
+
+    def finish(self) -> None:
+        refuse(self._unknown.values())
+
+    def _number(self, cell: Cell) -> float:
+        if is_missing(cell, self._spec):
+            self._problems["missing_value"] += 1
+            return math.nan
+        number = finite(cell.text)
+        if number is None:
+            self._unknown[cell.column].cells.append(cell)
+            return math.nan
+        self._unknown[cell.column].read += 1
+        return number

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import get_expected_length, pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
+from fedgraft.client.data.decoding.acquired import not_acquired
 from fedgraft.client.data.decoding.facts import facts
 from fedgraft.client.data.decoding.grey import (
     Floats,
@@ -38,6 +39,7 @@ _TAGS = [
     "SeriesInstanceUID",
     "SOPInstanceUID",
     "SOPClassUID",
+    "ImageType",
     "Modality",
     "Manufacturer",
     "BurnedInAnnotation",
@@ -108,12 +110,15 @@ class DicomImage:
     width_mm: float = 0.0
 
 
-def read_dicom(path: Path, window: Window | None, frames: str) -> DicomImage:
-    """Read one file. UnusableError says why it cannot be used; nothing else is raised for a bad file."""
+def read_dicom(path: Path, window: Window | None, frames: str, accept: Collection[str] = ()) -> DicomImage:
+    """Read one file. UnusableError says why it cannot be used; nothing else is raised for a bad file.
+
+    `accept` lists kinds of objects that are used though no scanner took them (see `acquired`).
+    """
     with _quiet():
         dataset = _open(path)
         try:
-            _check(dataset)
+            _check(dataset, accept)
             indices = _chosen(dataset, frames)
             images = [_image(dataset, index, window) for index in indices]
             aspect, width_mm = _pixel(dataset, indices[0])
@@ -166,10 +171,12 @@ def _guessed_syntax(dataset: Dataset) -> pydicom.uid.UID:
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _check(dataset: Dataset) -> None:
-    """UnusableError for what is no image, may show who the patient is, or lacks what an image needs."""
+def _check(dataset: Dataset, accept: Collection[str]) -> None:
+    """UnusableError for what is no acquired image, may show who the patient is, or lacks what an image needs."""
     if dataset.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
         raise UnusableError("not_an_image")
+    if (kind := not_acquired(dataset, accept)) is not None:
+        raise UnusableError(kind)
     if str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":
         raise UnusableError("burned_in_annotation")
     native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated

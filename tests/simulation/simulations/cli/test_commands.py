@@ -176,9 +176,10 @@ def test_a_used_folder_is_left_alone(command, study_file, tmp_path):
 def test_a_site_whose_data_cannot_be_read_is_named_and_the_others_go_on(command, study_file, tmp_path):
     text = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     text["sites"][1]["cohort"]["root"] = str(tmp_path / "nowhere")
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text | {"allow_missing_sites": True}))
     code, out, _ = command("simulate", study_file, "--out", tmp_path / "run")
     assert code == 0
+    assert "1 of 4 sites may not take part, which the scenario allows:\n  - north: " in out
     assert "incomplete: 3 of 4 sites" in out
     assert "bad_data" in out
     log = tmp_path / "run" / "sites" / "north" / "site.log"
@@ -186,15 +187,17 @@ def test_a_site_whose_data_cannot_be_read_is_named_and_the_others_go_on(command,
     assert log.stat().st_mode & 0o777 == 0o600
 
 
-def test_no_site_with_usable_data_is_exit_1(command, study_file, tmp_path):
+def test_no_site_with_usable_data_begins_nothing(command, study_file, tmp_path):
     text = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     for site in text["sites"]:
         site["cohort"]["root"] = str(tmp_path / "nowhere")
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
-    code, _, err = command("simulate", study_file, "--out", tmp_path / "run")
-    assert code == 1
-    assert "No site can take part" in err
-    assert "site.log" in err
+    for allowed, words in ((False, "4 of 4 sites cannot take part"), (True, "No site can take part")):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text | {"allow_missing_sites": allowed}))
+        code, _, err = command("simulate", study_file, "--out", tmp_path / "run")
+        assert code == 2
+        assert words in err
+        assert err.count("nowhere: is no folder") == 4
+        assert not (tmp_path / "run").exists()
 
 
 def test_explain_says_what_travels(command):
