@@ -11,6 +11,7 @@ import numpy as np
 
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.arms_told import arms_told
 from fedgraft.simulations.compare.bootstrap import (
     LOWER_IS_BETTER,
     Floats,
@@ -39,20 +40,29 @@ class Group:
     arm: str
     cases: int | None
     outcomes: dict[Replicate, CellOutcome]
+    study: Study
+    """What was run, with the first seed."""
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds: the folds of one seed share its randomness, and are no more than one."""
+        return len({seed for seed, _ in self.outcomes})
 
 
 def groups(own: Sequence[Cell], out: Path) -> list[Group]:
     """The cells of a question, all of which were run, by arm and number of cases."""
-    found: dict[tuple[str, int | None], dict[Replicate, CellOutcome]] = {}
+    found: dict[tuple[str, int | None], Group] = {}
     for cell in own:
-        found.setdefault((cell.arm, cell.cases), {})[cell.replicate] = outcome(cell, out)
-    return [Group(arm, cases, outcomes) for (arm, cases), outcomes in found.items()]
+        group = found.setdefault((cell.arm, cell.cases), Group(cell.arm, cell.cases, {}, cell.job.study))
+        group.outcomes[cell.replicate] = outcome(cell, out)
+    return list(found.values())
 
 
 def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str, Any]:
     """A question's result as plain values. RunError if arms were not tested on the same patients."""
     task = question.task or study.tasks[0].name
     drawn = {(group.arm, group.cases): _draw(group, task, question.metric) for group in own}
+    seeds = max(group.seeds for group in own)
     rows = []
     for cases in question.sizes:
         here = [group for group in own if group.cases == cases]
@@ -76,6 +86,7 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
                         difference,
                         adjusted[group.arm],
                         question.margin,
+                        seeds=group.seeds,
                         lower_is_better=question.metric in LOWER_IS_BETTER,
                     ),
                 }
@@ -89,10 +100,12 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
         "against": question.against,
         "margin": question.margin,
         "replicates": max(len(group.outcomes) for group in own),
+        "seeds": seeds,
         "folds": question.folds,
+        "arms": arms_told(question, {group.arm: group.study for group in own}),
         "rows": rows,
         "matrices": [_matrix(group, task, question.metric) for group in own if _has_matrix(group)],
-        "expectations": [one for each in question.expect for one in _expected(each, question, drawn)],
+        "expectations": [one for each in question.expect for one in _expected(each, question, drawn, seeds)],
     }
 
 
@@ -136,6 +149,7 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question) -> dict[str,
         "sites": {site: _mean([float(own[site][0]) for own in drawn.values() if site in own]) for site in sites},
         "by_replicate": [_number(float(macro[replicate][0])) for replicate in sorted(macro)],
         "difference": None,
+        "models": {str(seed): one.model for (seed, _), one in sorted(group.outcomes.items()) if one.model},
         "seconds": round(float(np.median([one.seconds for one in group.outcomes.values()])), 1),
         "troubles": troubles,
     }
@@ -175,7 +189,7 @@ def _differences(one: Drawn, other: Drawn) -> dict[Replicate, Floats]:
 
 
 def _expected(
-    one: Expectation, question: Question, drawn: Mapping[tuple[str, int | None], Drawn]
+    one: Expectation, question: Question, drawn: Mapping[tuple[str, int | None], Drawn], seeds: int
 ) -> Iterator[dict[str, Any]]:
     for cases in (one.cases,) if one.cases is not None else question.sizes:
         apart = _differences(drawn[one.arm, cases], drawn[one.over, cases])
@@ -197,7 +211,8 @@ def _expected(
             "over": one.over,
             "cases": cases,
             "wanted": " and ".join(wanted) + (", with its interval" if one.surely else ""),
-            "reached": all(bounds.values()),
+            # The interval of one seed is over patients alone: nothing is sure of another seed.
+            "reached": None if one.surely and seeds < 2 else all(bounds.values()),
             **_plain(found),
         }
 

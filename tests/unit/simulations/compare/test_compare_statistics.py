@@ -117,12 +117,13 @@ def interval(value: float, low: float, high: float, low90: float, high90: float)
     ],
 )
 def test_verdicts_say_no_more_than_is_known(found: Interval, adjusted: float, words: str) -> None:
-    assert verdict(found, adjusted, 0.02) == words
+    assert verdict(found, adjusted, 0.02, seeds=3) == words
+    assert verdict(found, adjusted, 0.02, seeds=1) == "one seed decides nothing"
 
 
 def test_of_a_score_that_should_be_low_less_is_better() -> None:
     found = interval(-0.1, -0.15, -0.05, -0.14, -0.06)
-    assert verdict(found, 0.01, 0.02, lower_is_better=True) == "better"
+    assert verdict(found, 0.01, 0.02, seeds=2, lower_is_better=True) == "better"
 
 
 def test_sites_count_the_same_and_undefined_ones_not_at_all() -> None:
