@@ -72,5 +72,9 @@ class QuorumError(RunError):
     """Too few sites answered for the round to count."""
 
 
+class IncompleteError(RunError):
+    """A run came to its end with fewer sites than were asked, and its study does not say that fewer will do."""
+
+
 class ResumeError(RunError):
     """A run's folder cannot be continued: it is none, of another study, or its checkpoint is damaged."""

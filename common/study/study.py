@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,10 +31,15 @@ from fedgraft.common.study.tasks import (
 )
 
 _LARGEST_CHANGE = 10.0
+_QUORUM, _FEWEST = 0.5, 2
+"""What must answer in a study that does not say so: this share of the sites, and of several at least so many."""
 
 
 class RoundRules(Value):
-    """When a round counts. `quorum` is the share of the asked sites that must answer well, at least `min_sites`.
+    """When a round counts, and with how few sites a run is still a success.
+
+    `quorum` is the share of the asked sites that must answer well, at least `min_sites`. A study that gives neither
+    goes on with half of them, of several with 2 at least, but then a run in which any was missing has not completed.
 
     `deadline_s` bounds a site's answer to one instruction, in seconds; no deadline if absent. `max_change` bounds the
     norm of a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure
@@ -41,10 +47,20 @@ class RoundRules(Value):
     change.
     """
 
-    quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
-    min_sites: Annotated[int, Field(ge=1)] = 1
+    quorum: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_sites: Annotated[int, Field(ge=1)] | None = None
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     max_change: Annotated[float, Field(gt=0)] | None = None
+
+    def needed(self, asked: int) -> int:
+        """How many of so many sites must answer well for a round to count."""
+        least = min(_FEWEST, asked) if self.min_sites is None else self.min_sites
+        return max(least, math.ceil((self.quorum or _QUORUM) * asked - 1e-9))
+
+    @property
+    def says_how_few(self) -> bool:
+        """Whether the study says with how few sites it is content."""
+        return self.quorum is not None or self.min_sites is not None
 
     @property
     def largest_change(self) -> float:

@@ -58,7 +58,7 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None
         from fedgraft.server.fleet.intake import WalledIntake, room_for  # what a simulation has no use for
 
         intake = partial(WalledIntake, grid, room_for(begin.state()))
-        fleet = GridFleet(grid, enrolled=partial(_enrolled, grid), intake=intake)
+        fleet = GridFleet(grid, enrolled=partial(_enrolled, grid), intake=intake, expected=folder.sites())
     outcome = Coordinator(study, fleet, folder, begin.state(), tags).run()
     write_model(folder, study, outcome, begin.provenance, synthetic)
     write_result(folder, study, tags, outcome, engine, synthetic)

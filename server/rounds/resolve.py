@@ -90,7 +90,7 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
             raise InputError(f"{path}: {', '.join(both)} would be in the heads twice.")
         sites |= more
         joined += more
-    needed = own.study.rounds.min_sites
+    needed = own.study.rounds.min_sites or 1
     if len(sites) < needed:
         raise RunError(f"{run}: {len(sites)} sites would be left, and rounds.min_sites of the study is {needed}.")
     heads, ridge_penalties = solve(own.stage, own.tags, sites, own.state)

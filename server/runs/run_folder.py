@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -55,6 +55,7 @@ class RunFolder:
         self.path = path
         self._history = path / "history.jsonl"
         self._events = path / "events.jsonl"
+        self._deployment = path / "deployment.json"
         self._snapshots = Snapshots(path / "checkpoint")
         self._watched: IO[bytes] | None = None
         self._told = 0.0
@@ -80,6 +81,30 @@ class RunFolder:
         if not source.is_file():
             raise ResumeError(f"{self.path}: is no run's folder: there is no study.yaml.")
         return parse_study(read_mapping(source), str(source))
+
+    def start_deployment(self, sites: Collection[str]) -> None:
+        """Say that this run is over real sites, and which should take part."""
+        write_json(self._deployment, {"started": [], "sites": sorted(sites)})
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether the run is over real sites."""
+        return self._deployment.is_file()
+
+    def sites(self) -> tuple[str, ...]:
+        """The sites that a deployed run is over: those of the consortium when it was begun."""
+        return tuple(map(str, self._deployed()["sites"]))
+
+    def started_as(self, number: int) -> None:
+        """Note under which of Flower's numbers the run was started, once more."""
+        facts = self._deployed()
+        write_json(self._deployment, facts | {"started": [*facts["started"], str(number)]})
+
+    def _deployed(self) -> dict[str, list[Any]]:
+        match read_json(self._deployment):
+            case {"started": list(), "sites": list()} as facts:
+                return dict(facts)
+        raise ResumeError(f"{self._deployment}: does not say which sites the run is over.", fix="Begin a new run.")
 
     def write_study(self, study: Study) -> None:
         """Write `study.yaml`, all defaults written out."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
@@ -21,12 +19,11 @@ from fedgraft.common.base.files import home, read_json
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
-    figure,
     say,
 )
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.study.study import Study, find_study
+from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.progress import shown
 from fedgraft.simulations.engines.run import Engine, check_hospitals, prepare
@@ -75,7 +72,10 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
     if as_json:
         sys.stdout.write(json.dumps(result | {"run": str(run), "sums": None}) + "\n")
     else:
-        _show_result(run, result)
+        show_result(run, result)
+        if result["synthetic"]:
+            say("Phantoms prove the machinery, not clinical benefit.")
+    demand_enough(run, result)
 
 
 def _set_up(request: SimulateRequest, console: Console) -> tuple[Study, Path]:
@@ -139,23 +139,3 @@ def _problems() -> list[str]:
 
 def _site_log(run: Path) -> str:
     return f" Details: {run / 'run.log'}" if (run / "run.log").exists() else ""
-
-
-def _show_result(run: Path, result: dict[str, Any]) -> None:
-    say(f"{result['status']}: {result['headline']}")
-    for task, values in result["metrics"].items():
-        keys = list(values["macro"])
-        table = Table(f"{task} (test)", "cases", *map(title, keys))
-        for site, row in values["sites"].items():
-            table.add_row(site, *_cells(row, keys))
-        table.add_section()
-        table.add_row("macro mean", "", *(figure(values["macro"][key]) for key in keys))
-        table.add_row("all cases", *_cells(values["pooled"], keys))
-        OUT.print(table)
-    say(f"Report: {run / 'report.html'}")
-    if result["synthetic"]:
-        say("Phantoms prove the machinery, not clinical benefit.")
-
-
-def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    return [str(int(row["n"])), *(figure(row[key]) for key in keys)]

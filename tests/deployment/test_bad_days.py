@@ -146,7 +146,7 @@ def test_a_server_whose_disk_is_full_stops_with_a_word_and_continues(federation,
 
 @pytest.mark.usefixtures("_namespaces")
 def test_a_site_whose_disk_is_full_says_so_and_the_others_go_on(federation, make_study):
-    study = make_study(method=METHOD, seed=55)
+    study = make_study(method=METHOD, seed=55, rounds={"min_sites": 2})
     for name in SITES:
         approve(federation.site(name), study.digest)
     for name in ("east", "north"):

@@ -107,7 +107,9 @@ def test_twenty_kills_over_one_study_change_nothing(federation, make_study, thre
 
 def test_a_killed_site_misses_a_round_and_comes_back(federation, make_study):
     """The rounds that are left take longer than a site needs to start and be let in again, half a minute or so."""
-    study = make_study(method={**METHOD, "rounds": 14, "local": {"epochs": 20, "batch_size": 4, "lr": 0.003}})
+    study = make_study(
+        method={**METHOD, "rounds": 14, "local": {"epochs": 20, "batch_size": 4, "lr": 0.003}}, rounds={"quorum": 0.5}
+    )
     for name in SITES:
         approve(federation.site(name), study.digest)
     process = federation.start_run(study, "site")
@@ -124,7 +126,7 @@ def test_a_killed_site_misses_a_round_and_comes_back(federation, make_study):
 
 
 def test_a_straggler_past_its_deadline_catches_up_to_the_newest_round(federation, make_study):
-    study = make_study(method={**METHOD, "rounds": 5}, rounds={"deadline_s": 6})
+    study = make_study(method={**METHOD, "rounds": 5}, rounds={"deadline_s": 6, "min_sites": 2})
     for name in SITES:
         approve(federation.site(name), study.digest)
     process = federation.start_run(study, "straggler")
