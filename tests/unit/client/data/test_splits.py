@@ -24,6 +24,7 @@ from fedgraft.client.data.cohorts.splits import (
     indices,
     keep,
     stratum,
+    write,
 )
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import SplitSpec
@@ -168,6 +169,12 @@ def test_the_file_is_private_and_tied_to_shares_and_seed(tmp_path, rule):
     for shares, seed in ((SplitSpec(), 2), (SplitSpec(train=0.5, val=0.25, test=0.25), 1)):
         with pytest.raises(DataError, match="other shares or another seed"):
             keep(path, labels, dealing(seed, shares, rule))
+
+
+@pytest.mark.parametrize(("rule", "said"), [*((rule, rule) for rule in RULES), (None, "independent")])
+def test_splits_that_were_made_elsewhere_bear_the_rule_that_made_them(tmp_path, rule, said):
+    write(tmp_path / "splits.csv", {"a": "train"}, dealing(rule=rule))
+    assert keep(tmp_path / "splits.csv", {"a": 0}, dealing(rule=None)) == ({"a": "train"}, said)
 
 
 def test_whoever_needs_patients_to_stand_alone_takes_no_file_that_was_dealt(tmp_path):
