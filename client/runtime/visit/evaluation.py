@@ -14,10 +14,13 @@ from fedgraft.common.protocol.instructions import Arrays, Code
 
 
 def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) -> dict[str, TaskSums]:
-    """Metric sums by task; none if nothing is asked, or if policy shows nothing (`shows`)."""
+    """Metric sums by task; none if nothing is asked, or if policy shows nothing (`shows`).
+
+    Under masks what is no number passes: a refusal would tell of this site alone what the sum hides.
+    """
     if turn.evaluate is None or not shows:
         return {}
-    return summed(place.local_model, predict(place, turn, local_state))
+    return summed(place.local_model, predict(place, turn, local_state, passes=turn.accepted is not None))
 
 
 def predict(place: Workplace, turn: Turn, local_state: Arrays, *, passes: bool = False) -> Predictions:
