@@ -16,6 +16,7 @@ from fedgraft.client.privacy.masking import masked_upload, used_masks
 from fedgraft.client.privacy.masking.masked_upload import Accepted, Sealer
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.runtime.visit.admission import Admission
+from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.runtime.visit.progress import Progress
 from fedgraft.client.runtime.visit.received_state import ReceivedState
 from fedgraft.client.runtime.visit.work import Worker
@@ -61,6 +62,20 @@ def study_not_checked(patch: Patch) -> None:
 
 def turn_not_checked(patch: Patch) -> None:
     patch.setattr(Progress, "in_turn", lambda self, step: True)
+
+
+def each_greeting_leads_one_back(patch: Patch) -> None:
+    def in_turn(self: Progress, step: Step) -> bool:
+        known = self._read()
+        again = known.greeted and (step.exchange >= known.last - 1 or step.exchange == 1)
+        return step.exchange >= known.last or again
+
+    patch.setattr(Progress, "in_turn", in_turn)
+
+
+def own_entries_not_put_aside(patch: Patch) -> None:
+    """A course that begins anew finds those of the course before, and tidies them up."""
+    patch.setattr(LocalState, "set_aside", lambda self: None)
 
 
 def turn_not_written(patch: Patch) -> None:
