@@ -19,6 +19,7 @@ from fedgraft.client.data.cohorts.splits import (
     SPLITS,
     Dealing,
     SplitRule,
+    TiedSplits,
     alone,
     assign,
     indices,
@@ -186,19 +187,21 @@ def test_whoever_needs_patients_to_stand_alone_takes_no_file_that_was_dealt(tmp_
     assert path.read_bytes() == before
 
 
-def test_a_file_without_a_rule_stays_for_its_study_and_says_what_it_is(tmp_path):
-    """Files from before rules were written down: nobody in it moves, and whoever comes stands alone where asked."""
+def test_a_file_without_a_rule_counts_as_dealt_class_by_class(tmp_path):
+    """Nobody in it moves; and where privacy is asked for, patients who were dealt out together are not taken."""
     path, labels = tmp_path / "splits.csv", {f"{n}": n % 2 for n in range(30)}
     old, _ = keep(path, labels, dealing())
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0].removesuffix(", stratified"), *lines[1:]]) + "\n")
     more = labels | {f"new {n}": 0 for n in range(30)}
-    found, rule = keep(path, more, dealing(rule="independent"))
+    with pytest.raises(TiedSplits):
+        keep(path, more, dealing(rule="independent"))
+    found, rule = keep(path, more, dealing(rule=None))
     assert rule == "stratified"
     assert {patient: found[patient] for patient in old} == old
-    fresh = [patient for patient in more if patient not in old]
-    assert {patient: found[patient] for patient in fresh} == alone(fresh, dealing())
-    assert keep(path, more, dealing(rule="independent")) == (found, "stratified")
+    assert path.read_text().splitlines()[0].endswith(", stratified")
+    with pytest.raises(TiedSplits):
+        keep(path, more, dealing(rule="independent"))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe\x00", b"a,train\nb,somewhere\n", b"a,train,x\n"])
