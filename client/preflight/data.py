@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.data.cohorts.reasons import STRANGERS, UNREADABLE
+from fedgraft.client.data.cohorts.reasons import NOTES, STRANGERS, UNREADABLE
 from fedgraft.client.data.cohorts.splits import IN_WORDS
 from fedgraft.client.data.cohorts.targets import known
 from fedgraft.client.data.decoding.facts import NOT_STATED, OTHER
@@ -36,6 +36,7 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
         _values(found, cohort, problems)
     else:
         _readable(found, cohort, problems)
+        _notes(found, problems)
     check_labels(found, cohort, spec, study)
     _splits(found, cohort, study)
     _ids(found, spec, problems, len(set(cohort.patients)))
@@ -82,6 +83,13 @@ def _acquired(found: Findings, problems: dict[str, int]) -> None:
         found.note("acquired", description, fix, left_out=derived)
     else:
         found.fine("acquired", "every DICOM object is an acquired image", left_out={})
+
+
+def _notes(found: Findings, problems: dict[str, int]) -> None:
+    """What is odd in files that are used all the same."""
+    for reason in sorted(NOTES.keys() & problems.keys()):
+        what, fix = NOTES[reason]
+        found.note(f"notes_{reason}", f"{problems[reason]:,} {what}", fix, files=problems[reason])
 
 
 def _values(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:

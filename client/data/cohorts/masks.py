@@ -12,9 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from fedgraft.client.data.cohorts.batches import fitted_shape
+from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput
@@ -70,9 +72,9 @@ class Masks:
             return self._none()
         self._used[task].add(path)
         try:
-            with Image.open(path) as opened:
+            with wall(UNREADABLE), Image.open(path) as opened:
                 inside: NDArray[Any] = np.asarray(opened.convert("L")) > 0
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+        except UnusableError:
             self.problems[UNREADABLE] += 1
             return self._none()
         if inside.shape != tuple(shape):

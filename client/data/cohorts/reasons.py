@@ -19,7 +19,12 @@ UNREADABLE: Mapping[str, str] = {
     "unsupported_palette": "",
     "integers_outside_16_bits": "Save them with 8 or 16 bits",
     "float_outside_0_1": "Save them with values from 0 to 1",
-    "too_large": "",
+    "too_large": "It takes more memory than a single file may; have it divided, or export fewer frames",
+    "unreadable_element": "A number in the header is no number; have the program mended that wrote it",
+    "unsupported_syntax": "No decoder is installed for their transfer syntax; export them in another one, for instance "
+    "Explicit VR Little Endian",
+    "no_right_to_read": "Give this account the right to read them",
+    "pages_of_several_sizes": "Save the page that is meant as a file of its own",
 }
 """Files that should be images and give none, with what to do if it is not to export them again."""
 ODD = frozenset(
@@ -27,4 +32,23 @@ ODD = frozenset(
     | {"missing_value", "missing_category", "unknown_category"}
     | {"mask_other_size", "mask_unreadable", "mask_without_image"}
 )
-"""What was used all the same, or is no file."""
+"""What has a line of its own in the check: files that were used all the same, rows, masks."""
+NOTES: Mapping[str, tuple[str, str]] = {
+    "same_uid_other_pixels": (
+        "images that share a SOPInstanceUID with other pixels",
+        "They are used as different images; have the de-identifier mended that wrote one UID for several.",
+    ),
+    "window_width_1": (
+        "images whose window of width 1 would leave black and white of values from 0 to 1",
+        "They are shown from 0 to 1; set `window` of the cohort for another range.",
+    ),
+    "several_pages": (
+        "files with several pages, of which one is used",
+        "Say by `frames` of the cohort which: all, middle or first.",
+    ),
+    "twelve_bits_in_16": (
+        "files of 16 bits that use the lowest 12 of them, or fewer",
+        "They are as dark as a screen shows them; stretch them to 16 bits if other sites' are bright.",
+    ),
+}
+"""What is odd in files that are used all the same: what it is, and what to do."""

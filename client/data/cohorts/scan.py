@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,8 @@ from fedgraft.client.data.cohorts.targets import (
     unknown,
 )
 from fedgraft.client.data.cohorts.words import Cell, check_words
-from fedgraft.client.data.decoding.dicom import read_dicom
-from fedgraft.client.data.decoding.images import SUFFIXES, read_image
+from fedgraft.client.data.decoding.dicom import DicomImage, read_dicom
+from fedgraft.client.data.decoding.images import SUFFIXES, read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
@@ -100,7 +101,7 @@ def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Labels | None:
 
 def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
     """The images below a folder of DICOM files, with labels and what was left out by reason."""
-    labels, scan, seen = read_labels(spec, tasks), _empty(tasks), set[tuple[str, str]]()
+    labels, scan, seen = read_labels(spec, tasks), _empty(tasks), _Seen()
     masks, used = Masks(spec, tasks, size), set[str]()
     for at, path in enumerate(files(spec.root)):
         if spec.labels is not None and path.resolve() == spec.labels.resolve():
@@ -111,11 +112,10 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
         except UnusableError as unusable:
             _leave_out(scan, at, unusable.reason)
             continue
-        sop, patient = image.keys["sop"], image.keys["patient"]
-        if sop and (patient, sop) in seen:  # not of another patient's: whoever else is there must not count
+        patient = image.keys["patient"]
+        if seen.again(patient, image):
             _leave_out(scan, at, "duplicate")
             continue
-        seen.add((patient, sop))
         key = name if spec.join == "path" else image.keys[spec.join]
         found = _labels_for(labels, key, tasks, scan, used)
         for frame in image.frames:
@@ -129,12 +129,55 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
             scan.studies.append(image.keys["study"])
             _label(scan, found, masks.of(name, shape, image.pixel_aspect, len(image.frames)))
         scan.facts.update(f"{key} {value}" for key, value in image.facts.items())
+        scan.problems.update(image.notes)
         if not patient:
             scan.problems["no_patient_id"] += 1
     _unused(labels, used, scan)
+    seen.finish(spec, scan)
     scan.problems.update(masks.finish())
     _count_similar(scan)
     return scan
+
+
+class _Seen:
+    """Images by their SOP instance UID. The same pixels under one patient are a copy; other pixels are another image.
+
+    Not of another patient's: whoever else is there must not count.
+    """
+
+    def __init__(self) -> None:
+        self._pixels: dict[str, set[bytes]] = {}
+        self._own: set[tuple[str, str, bytes]] = set()
+        self._files: Counter[str] = Counter()
+
+    def again(self, patient: str, image: DicomImage) -> bool:
+        """Whether this patient's image of that UID and these pixels was there before."""
+        if not (sop := image.keys["sop"]):
+            return False
+        digest = hashlib.blake2b(digest_size=16)
+        for frame in image.frames:
+            digest.update(repr(frame.shape).encode())
+            digest.update(np.ascontiguousarray(frame).data)
+        pixels = digest.digest()
+        if (patient, sop, pixels) in self._own:
+            return True
+        self._own.add((patient, sop, pixels))
+        self._pixels.setdefault(sop, set()).add(pixels)
+        self._files[sop] += 1
+        return False
+
+    def finish(self, spec: CohortSpec, scan: Scan) -> None:
+        """Count images that share their UID with other pixels. DataError if labels go by that UID."""
+        shared = sum(self._files[sop] for sop, pixels in self._pixels.items() if len(pixels) > 1)
+        if not shared:
+            return
+        if spec.labels is not None and spec.join == "sop":
+            raise DataError(
+                f"{spec.root}: {shared} images with other pixels share a SOPInstanceUID, so that it does not say which "
+                "of them a label is of.",
+                fix="Join by path, or have the UIDs mended; some de-identifiers write the same one everywhere.",
+            )
+        scan.problems["same_uid_other_pixels"] += shared
 
 
 def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
@@ -149,7 +192,7 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
                 _leave_out(scan, at, "not_an_image")
             continue
         try:
-            image = read_image(path)
+            image = read_images(path, spec.frames)
         except UnusableError as unusable:
             _leave_out(scan, at, unusable.reason)
             continue
@@ -161,14 +204,16 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
             )
         else:
             found = _labels_for(labels, name, tasks, scan, used)
-        scan.images.append(fit(image, 1.0, size))
-        scan.spacings.append(0.0)
-        scan.origins.append(at)
         patient = name if patients is None else patients.get(name, "")
-        scan.patients.append(patient or NOBODY)
         if not patient:
             scan.problems["no_patient_id"] += 1
-        _label(scan, found, masks.of(name, image.shape[:2], 1.0, 1))
+        scan.problems.update(image.notes)
+        for frame in image.frames:
+            scan.images.append(fit(frame, 1.0, size))
+            scan.spacings.append(0.0)
+            scan.origins.append(at)
+            scan.patients.append(patient or NOBODY)
+            _label(scan, found, masks.of(name, frame.shape[:2], 1.0, len(image.frames)))
     reader.finish()
     _unused(labels, used, scan)
     scan.problems.update(masks.finish())
