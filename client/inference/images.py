@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit
-from fedgraft.client.data.cohorts.scan import files, name_below
+from fedgraft.client.data.cohorts.folders import HIDDEN, walk
+from fedgraft.client.data.cohorts.scan import name_below
 from fedgraft.client.data.decoding.dicom import read_dicom
 from fedgraft.client.data.decoding.images import SUFFIXES, read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
@@ -29,7 +30,8 @@ class Picture:
 
 def pictures(root: Path, size: ImageInput) -> Iterator[Picture]:
     """All frames of all files below a folder but tables, in order. DataError if it is no folder."""
-    for path in files(root):
+    found = walk(root)
+    for path in found.files:
         if path.suffix.lower() == ".csv":  # the labels of images may lie beside them
             continue
         name = name_below(path, root)
@@ -44,3 +46,6 @@ def pictures(root: Path, size: ImageInput) -> Iterator[Picture]:
             continue
         for number, frame in enumerate(frames):
             yield Picture(name, number, fit(frame, aspect, size))
+    for path, reason in found.passed_over:
+        if reason != HIDDEN:
+            yield Picture(name_below(path, root), 0, None, reason)

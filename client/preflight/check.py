@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
-from fedgraft.client.data.cohorts.scan import files, name_below
+from fedgraft.client.data.cohorts.folders import files
+from fedgraft.client.data.cohorts.scan import name_below
 from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.enrolment.pseudonyms import place_of

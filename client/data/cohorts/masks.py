@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedgraft.client.data.cohorts.batches import fitted_shape
+from fedgraft.client.data.cohorts.folders import files
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import CohortSpec
@@ -57,7 +58,7 @@ class Masks:
     def finish(self) -> Counter[str]:
         """All that was odd, once every image has been looked up."""
         for task, folder in self._folders.items():
-            there = {path for path in folder.rglob(f"*{SUFFIX}") if path.is_file()}
+            there = {path for path in files(folder) if path.suffix == SUFFIX}
             if rest := len(there - self._used[task]):
                 self.problems[WITHOUT_IMAGE] += rest
         return self.problems

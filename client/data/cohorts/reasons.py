@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-STRANGERS = frozenset({"not_dicom", "not_an_image", "no_pixels"})
+from fedgraft.client.data.cohorts.folders import BROKEN, HIDDEN, NO_RIGHT, SPECIAL, TWICE
+
+STRANGERS = frozenset({"not_dicom", "not_an_image", "no_pixels", HIDDEN})
 """Files that were never meant to be images of the cohort."""
 SEPARATE = frozenset({"burned_in_annotation", "duplicate"})
 """Files left out for a reason that has a line of its own in the check."""
@@ -27,6 +29,13 @@ UNREADABLE: Mapping[str, str] = {
     "pages_of_several_sizes": "Save the page that is meant as a file of its own",
 }
 """Files that should be images and give none, with what to do if it is not to export them again."""
+PASSED_OVER: Mapping[str, str] = {
+    NO_RIGHT: "Give this account the right to open them: what is in them is missing.",
+    BROKEN: "Mend or remove them: what they pointed at is missing.",
+    TWICE: "Nothing is missing: they lead to folders that were read already.",
+    SPECIAL: "Nothing is missing: they are no files.",
+}
+"""Folders and links that were not read, with what to do."""
 ODD = frozenset(
     {"no_patient_id", "similar_patient_ids", "no_label_row", "label_without_file"}
     | {"missing_value", "missing_category", "unknown_category"}

@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
+from fedgraft.client.data.cohorts.csv_tables import column, read_csv
+from fedgraft.client.data.cohorts.folders import walk
+from fedgraft.client.data.cohorts.joins import differences
 from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.patient_ids import SIMILAR, similar
-from fedgraft.client.data.cohorts.table import (
-    NOBODY,
-    column,
-    read_csv,
-    row_targets,
-)
+from fedgraft.client.data.cohorts.table import NOBODY, row_targets
 from fedgraft.client.data.cohorts.targets import (
     LabelReader,
     Target,
@@ -70,14 +68,6 @@ Labels = Mapping[str, Mapping[str, Target]]
 """Targets by task, by key of the join."""
 
 
-def files(root: Path) -> list[Path]:
-    """All files below a folder, in a fixed order; hidden ones are left out. DataError if it is no folder."""
-    if not root.is_dir():
-        raise DataError(f"{root}: is no folder.", fix="Check `root` of the site's cohort.")
-    below = (path for path in root.rglob("*") if path.is_file())
-    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(root).parts))
-
-
 def name_below(path: Path, root: Path) -> str:
     """A file's name relative to `root`; bytes that are no UTF-8, as old archives have them, are spelt out."""
     return path.relative_to(root).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -102,8 +92,8 @@ def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Labels | None:
 def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
     """The images below a folder of DICOM files, with labels and what was left out by reason."""
     labels, scan, seen = read_labels(spec, tasks), _empty(tasks), _Seen()
-    masks, used = Masks(spec, tasks, size), set[str]()
-    for at, path in enumerate(files(spec.root)):
+    masks, join = Masks(spec, tasks, size), _Join(labels, tasks)
+    for at, path in enumerate(_all_files(spec, scan)):
         if spec.labels is not None and path.resolve() == spec.labels.resolve():
             continue
         name = name_below(path, spec.root)
@@ -117,7 +107,7 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
             _leave_out(scan, at, "duplicate")
             continue
         key = name if spec.join == "path" else image.keys[spec.join]
-        found = _labels_for(labels, key, tasks, scan, used)
+        found = join.of(key)
         for frame in image.frames:
             shape = frame.shape[:2]
             scan.images.append(fit(frame, image.pixel_aspect, size))
@@ -132,7 +122,7 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
         scan.problems.update(image.notes)
         if not patient:
             scan.problems["no_patient_id"] += 1
-    _unused(labels, used, scan)
+    scan.problems.update(join.finish())
     seen.finish(spec, scan)
     scan.problems.update(masks.finish())
     _count_similar(scan)
@@ -184,8 +174,8 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
     """Read a folder of ordinary images: labels from the table, or from the name of the sub-folder."""
     labels, scan, masks = read_labels(spec, tasks), _empty(tasks), Masks(spec, tasks, size)
     by_folder, reader = (_by_folder(spec, tasks) if labels is None else None), LabelReader(spec, tasks)
-    patients, used = _patients(spec), set[str]()
-    for at, path in enumerate(files(spec.root)):
+    patients, join = _patients(spec), _Join(labels, tasks)
+    for at, path in enumerate(_all_files(spec, scan)):
         name = name_below(path, spec.root)
         if path.suffix.lower() not in SUFFIXES:
             if path.suffix.lower() != ".csv":
@@ -203,7 +193,7 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
                 {by_folder.name: reader.of(by_folder, {by_folder.name: cell})} if by_folder is not None else {}
             )
         else:
-            found = _labels_for(labels, name, tasks, scan, used)
+            found = join.of(name)
         patient = name if patients is None else patients.get(name, "")
         if not patient:
             scan.problems["no_patient_id"] += 1
@@ -215,7 +205,7 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
             scan.patients.append(patient or NOBODY)
             _label(scan, found, masks.of(name, frame.shape[:2], 1.0, len(image.frames)))
     reader.finish()
-    _unused(labels, used, scan)
+    scan.problems.update(join.finish())
     scan.problems.update(masks.finish())
     if patients is not None:
         _count_similar(scan)
@@ -267,25 +257,42 @@ def _leave_out(scan: Scan, at: int, reason: str) -> None:
     scan.problems[reason] += 1
 
 
-def _labels_for(
-    labels: Labels | None, key: str, tasks: Sequence[AnyTask], scan: Scan, used: set[str]
-) -> Mapping[str, Target]:
-    if labels is not None and key and key in labels:
-        used.add(key)
-        return labels[key]
-    if labels is not None:
-        scan.problems["no_label_row"] += 1
-    return {task.name: unknown(task) for task in tasks if not isinstance(task, Segmentation)}
+def _all_files(spec: CohortSpec, scan: Scan) -> list[Path]:
+    """The files of the cohort; what was passed over on the way to them is counted."""
+    found = walk(spec.root)
+    scan.problems.update(reason for _, reason in found.passed_over)
+    return found.files
+
+
+class _Join:
+    """Rows of the labels table by key: those that met a file, and files that met none."""
+
+    def __init__(self, labels: Labels | None, tasks: Sequence[AnyTask]) -> None:
+        self._labels = labels
+        self._nothing = {task.name: unknown(task) for task in tasks if not isinstance(task, Segmentation)}
+        self._used = set[str]()
+        self._alone: Counter[str] = Counter()
+
+    def of(self, key: str) -> Mapping[str, Target]:
+        """The targets of a file with this key; all unknown if the table has no row of it."""
+        if self._labels is not None and key and key in self._labels:
+            self._used.add(key)
+            return self._labels[key]
+        self._alone[key] += 1
+        return self._nothing
+
+    def finish(self) -> Counter[str]:
+        """How many files had no row, how many rows no file, and by what their keys differ if by little."""
+        if self._labels is None:
+            return Counter()
+        rows = [key for key in self._labels if key not in self._used]
+        counts = Counter({"no_label_row": self._alone.total(), "label_without_file": len(rows)})
+        return +(counts + differences(self._alone, rows))
 
 
 def _count_similar(scan: Scan) -> None:
     if alike := similar(scan.patients):
         scan.problems[SIMILAR] += alike
-
-
-def _unused(labels: Labels | None, used: set[str], scan: Scan) -> None:
-    if labels is not None and (rest := len(labels) - len(used)):
-        scan.problems["label_without_file"] += rest
 
 
 def stamps(paths: Sequence[Path], root: Path) -> Iterator[tuple[str, int, int, int]]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedgraft.client.data.cohorts.table import read_csv, read_table
+from fedgraft.client.data.cohorts.csv_tables import read_csv
+from fedgraft.client.data.cohorts.table import read_table
 from fedgraft.client.data.decoding.images import read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
