@@ -75,6 +75,9 @@ class CohortSpec(Value):
     """Which frames of a multi-frame DICOM file, or pages of a TIFF or PNG, become images."""
     accept: tuple[Derived, ...] = ()
     """DICOM: kinds of objects that no scanner took and that are used all the same, such as `secondary_capture`."""
+    file_seconds: Annotated[float, Field(gt=0)] = 120.0
+    file_gigabytes: Annotated[float, Field(gt=0)] = 4.0
+    """The most time and memory that decoding a single file may take; a file that takes more is left out."""
     split: Literal["auto", "independent"] = "auto"
     """`auto`: patients are dealt out class by class where nothing private follows, else each stands alone;
     `independent`: always so."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from fedgraft.client.data.cohorts.batches import fit
 from fedgraft.client.data.cohorts.folders import HIDDEN, walk
 from fedgraft.client.data.cohorts.scan import name_below
-from fedgraft.client.data.decoding.dicom import read_dicom
-from fedgraft.client.data.decoding.images import SUFFIXES, read_images
+from fedgraft.client.data.decoding.decoder import read_dicom, read_images
+from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.common.study.inputs import ImageInput
 

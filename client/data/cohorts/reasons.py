@@ -21,7 +21,8 @@ UNREADABLE: Mapping[str, str] = {
     "unsupported_palette": "",
     "integers_outside_16_bits": "Save them with 8 or 16 bits",
     "float_outside_0_1": "Save them with values from 0 to 1",
-    "too_large": "It takes more memory than a single file may; have it divided, or export fewer frames",
+    "too_large": "It takes more than `file_gigabytes` of the cohort; have it divided, or allow more",
+    "too_slow": "It takes more than `file_seconds` of the cohort; look whether it is damaged, or allow more",
     "unreadable_element": "A number in the header is no number; have the program mended that wrote it",
     "unsupported_syntax": "No decoder is installed for their transfer syntax; export them in another one, for instance "
     "Explicit VR Little Endian",

@@ -25,8 +25,9 @@ from fedgraft.client.data.cohorts.targets import (
     unknown,
 )
 from fedgraft.client.data.cohorts.words import Cell, check_words
-from fedgraft.client.data.decoding.dicom import DicomImage, read_dicom
-from fedgraft.client.data.decoding.images import SUFFIXES, read_images
+from fedgraft.client.data.decoding.decoder import Limits, read_dicom, read_images
+from fedgraft.client.data.decoding.dicom import DicomImage
+from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
@@ -93,12 +94,13 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
     """The images below a folder of DICOM files, with labels and what was left out by reason."""
     labels, scan, seen = read_labels(spec, tasks), _empty(tasks), _Seen()
     masks, join = Masks(spec, tasks, size), _Join(labels, tasks)
+    limits = Limits(spec.file_seconds, spec.file_gigabytes)
     for at, path in enumerate(_all_files(spec, scan)):
         if spec.labels is not None and path.resolve() == spec.labels.resolve():
             continue
         name = name_below(path, spec.root)
         try:
-            image = read_dicom(path, spec.window, spec.frames, spec.accept)
+            image = read_dicom(path, spec.window, spec.frames, spec.accept, limits)
         except UnusableError as unusable:
             _leave_out(scan, at, unusable.reason)
             continue
@@ -175,6 +177,7 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
     labels, scan, masks = read_labels(spec, tasks), _empty(tasks), Masks(spec, tasks, size)
     by_folder, reader = (_by_folder(spec, tasks) if labels is None else None), LabelReader(spec, tasks)
     patients, join = _patients(spec), _Join(labels, tasks)
+    limits = Limits(spec.file_seconds, spec.file_gigabytes)
     for at, path in enumerate(_all_files(spec, scan)):
         name = name_below(path, spec.root)
         if path.suffix.lower() not in SUFFIXES:
@@ -182,7 +185,7 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
                 _leave_out(scan, at, "not_an_image")
             continue
         try:
-            image = read_images(path, spec.frames)
+            image = read_images(path, spec.frames, limits)
         except UnusableError as unusable:
             _leave_out(scan, at, unusable.reason)
             continue
