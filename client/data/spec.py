@@ -72,9 +72,12 @@ class CohortSpec(Value):
     """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""
     window: Window | None = None
     frames: Literal["all", "middle", "first"] = "middle"
-    """Which frames of a multi-frame file become images."""
+    """Which frames of a multi-frame DICOM file, or pages of a TIFF or PNG, become images."""
     accept: tuple[Derived, ...] = ()
     """DICOM: kinds of objects that no scanner took and that are used all the same, such as `secondary_capture`."""
+    file_seconds: Annotated[float, Field(gt=0)] = 120.0
+    file_gigabytes: Annotated[float, Field(gt=0)] = 4.0
+    """The most time and memory that decoding a single file may take; a file that takes more is left out."""
     split: Literal["auto", "independent"] = "auto"
     """`auto`: patients are dealt out class by class where nothing private follows, else each stands alone;
     `independent`: always so."""
@@ -98,6 +101,8 @@ class CohortSpec(Value):
             found.append("mask_images does not apply: a table has no images")
         if self.window is not None and not dicom:
             found.append("window applies to DICOM only")
+        if self.frames != "middle" and self.kind == "table":
+            found.append("frames does not apply: a table has no images")
         if self.accept and not dicom:
             found.append("accept applies to DICOM only")
         if found:

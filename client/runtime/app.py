@@ -19,7 +19,7 @@ from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.sessions import Session, Sessions
 from fedgraft.client.training.model.features import forget_features
-from fedgraft.common.base.errors import FedgraftError
+from fedgraft.common.base.errors import ENDS, FedgraftError
 from fedgraft.common.base.files import DISK_FULL, write_atomic
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.bundle import WireError
@@ -68,7 +68,9 @@ def note(context: Context, kind: Literal["ping", "error"], words: Mapping[str, A
     """Put constant words that are about to leave, and about no study, into the site's egress log, if there is one."""
     try:
         _sessions.at(_config_path(context)).egress.note(kind, words)
-    except Exception as error:  # the wall between a hospital and the network: no text may pass it
+    except ENDS:
+        raise
+    except BaseException as error:  # the wall between a hospital and the network: no text may pass it
         name = type(error).__name__
         logging.getLogger(__name__).warning("a constant word leaves that the egress log does not have: %s", name)
 
@@ -77,7 +79,9 @@ def _sealed(message: Message, context: Context, pack: Callable[[], RecordDict]) 
     """The reply; or an error without words, because Flower sends the text of what a ClientApp raises."""
     try:
         return Message(pack(), reply_to=message)
-    except Exception:  # the wall between a hospital and the network: no text may pass it
+    except ENDS:
+        raise
+    except BaseException:  # the wall between a hospital and the network: no text may pass it
         note(context, "error", {"code": _RAISED})
         return Message(Error(_RAISED), reply_to=message)
 
@@ -104,7 +108,9 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
     except FedgraftError as error:
         log.error("cannot take part: %s", error)
         answer = Refusal(0, Code.BAD_DATA, name)
-    except Exception as error:  # the wall between a hospital and the network: no text may pass it
+    except ENDS:
+        raise
+    except BaseException as error:  # the wall between a hospital and the network: no text may pass it
         log.exception("cannot take part")
         full = isinstance(error, OSError) and error.errno in DISK_FULL
         answer = Refusal(0, Code.DISK if full else Code.FAILED, name)
@@ -146,7 +152,9 @@ def _answer_visit(message: Message, context: Context) -> Answer:
         if session is not None:
             site_log(session.config.state).warning("exchange %d: %s", exchange, refused.why or refused.code)
         answer = Refusal(exchange, refused.code)
-    except Exception:  # the wall between a hospital and the network: no text may pass it
+    except ENDS:
+        raise
+    except BaseException:  # the wall between a hospital and the network: no text may pass it
         log = site_log(session.config.state) if session is not None else logging.getLogger(__name__)
         log.exception("visit failed")
         answer = Refusal(exchange, Code.FAILED)

@@ -23,7 +23,7 @@ from fedgraft.client.runtime.visit.work import Worker
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.base.errors import FedgraftError
+from fedgraft.common.base.errors import ENDS, FedgraftError
 from fedgraft.common.base.files import DISK_FULL
 from fedgraft.common.metrics.task_metrics import TaskSums
 from fedgraft.common.privacy.accountant import Spend
@@ -91,7 +91,9 @@ class Site:
         except Refused as refused:
             code = refused.code
             self._log.warning("exchange %d: %s", instruction.exchange, refused.why or code)
-        except Exception as error:  # the wall between a hospital and the network: no text may pass it
+        except ENDS:
+            raise
+        except BaseException as error:  # the wall between a hospital and the network: no text may pass it
             code = _code_of(error)
             self._log.error("exchange %d failed", instruction.exchange, exc_info=_worth_a_trace(error))
         self._log.warning("exchange %d: refused, %s", instruction.exchange, code)
@@ -127,7 +129,9 @@ class Site:
             result = self._worker.work(turn, self._guard, before, self._progress.worked)
         except Refused:
             raise
-        except Exception as error:
+        except ENDS:
+            raise
+        except BaseException as error:
             closed = not self._shows_metrics and self._place.routing(turn.stage).silent
             if not closed and not self._goes_on(turn, error):
                 raise
@@ -138,7 +142,7 @@ class Site:
             self._local_state.save(turn.exchange, {**before, **result.own})
         return Update(turn.exchange, result.tensors, weights, result.figures, {}, self._guard.spend())
 
-    def _goes_on(self, turn: Turn, error: Exception) -> bool:
+    def _goes_on(self, turn: Turn, error: BaseException) -> bool:
         """Whether work without noise under masks that went wrong by the site's cases is answered with nothing.
 
         The masks hide what a site puts into the sum, so that a refusal would be all that there is to see of it.
@@ -200,7 +204,7 @@ class Site:
         return self._guard is None or self._guard.shows_metrics
 
 
-def _code_of(error: Exception) -> Code:
+def _code_of(error: BaseException) -> Code:
     match error:
         case MemoryError() | torch.OutOfMemoryError():
             return Code.OUT_OF_MEMORY
@@ -215,6 +219,6 @@ def _code_of(error: Exception) -> Code:
     return Code.FAILED
 
 
-def _worth_a_trace(error: Exception) -> bool:
+def _worth_a_trace(error: BaseException) -> bool:
     """Whether somebody at the site may want to see where it happened."""
     return not isinstance(error, MemoryError | torch.OutOfMemoryError | TooFewCases | Diverged | OutOfRange)

@@ -9,6 +9,7 @@ from flwr.app.constants import DEFAULT_TTL
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.client.runtime.app import app as client_app
+from fedgraft.common.base.errors import ENDS
 
 _RAISED = 2
 """Flower's error code for a ClientApp that raised."""
@@ -29,7 +30,9 @@ def answer(message: Message, context: Context) -> Message:
     """The ClientApp's reply; an exception becomes an error without text, as between hospitals."""
     try:
         return client_app(message, context)
-    except Exception:  # the same wall as in a deployment
+    except ENDS:
+        raise
+    except BaseException:  # the same wall as in a deployment
         return Message(Error(_RAISED), reply_to=message)
 
 

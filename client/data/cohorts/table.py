@@ -1,20 +1,17 @@
-"""CSV tables: as a site's data, and as the list of labels that goes with its images."""
+"""What the rows of a CSV table mean: as a site's data, and as the list of labels that goes with its images."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgraft.client.data.cohorts.csv_tables import Row, Table, column, read_csv
 from fedgraft.client.data.cohorts.patient_ids import SIMILAR, similar
 from fedgraft.client.data.cohorts.targets import (
     LabelReader,
@@ -32,67 +29,6 @@ from fedgraft.common.study.tasks import AnyTask
 
 NOBODY = "without a patient id"
 """Cases whose patient is not said cannot be told apart, so they count as one patient: never two splits of one."""
-
-Row = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of a CSV file by column name, and the line of the file that each ends on.
-
-    Errors name file, line and column, and never show a cell: a wrong column may hold names of patients.
-    """
-
-    path: Path
-    rows: list[dict[str, str]] = field(repr=False)
-    lines: list[int] = field(repr=False)
-
-    def where(self, index: int) -> str:
-        """Where a row stands, for messages: "FILE, line NUMBER"."""
-        return f"{self.path}, line {self.lines[index]}"
-
-    def cell(self, index: int, row: Mapping[str, str], name: str) -> Cell:
-        """A row's cell of the column `name`, with its place."""
-        return Cell(row[name], f"{self.where(index)}, column {name!r}", name)
-
-
-def read_csv(path: Path) -> Table:
-    """A CSV file with a header, comma or semicolon. DataError if it cannot be read or rows do not fit."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text.", fix="Save the table as CSV in UTF-8.") from None
-    first = text.partition("\n")[0]
-    delimiter = ";" if first.count(";") > first.count(",") else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows, lines = [], []
-    try:
-        for row in reader:
-            rows.append(row)
-            lines.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num} is no CSV: {error}.") from None
-    names = [name.strip() for name in reader.fieldnames or ()]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path}: has two columns {', '.join(map(repr, twice))}.", fix="Rename or remove one of them.")
-    if not rows:
-        raise DataError(f"{path}: has no rows.")
-    for line, row in zip(lines, rows, strict=True):
-        if None in row or None in row.values():
-            raise DataError(f"{path}: line {line} has more or fewer cells than the header.")
-    return Table(path, [{key.strip(): value.strip() for key, value in row.items()} for row in rows], lines)
-
-
-def column(table: Table, name: str | None, usual: Sequence[str], what: str) -> str:
-    """The column that was named, or the first usual one there is. DataError lists those that exist."""
-    header = table.rows[0]
-    for candidate in (name,) if name else usual:
-        if candidate in header:
-            return candidate
-    wanted = repr(name) if name else f"any of {', '.join(usual)}"
-    raise DataError(f"{table.path}: has no column for {what} ({wanted}).", fix=f"It has: {', '.join(header)}.")
 
 
 def label_columns(table: Table, tasks: Sequence[AnyTask], spec: CohortSpec) -> dict[str, str]:

@@ -129,6 +129,8 @@ def test_from_the_command_line_a_site_that_cannot_take_part_ends_it(command, tmp
     assert code == 2
     assert "1 of 2 sites cannot take part" in err
     assert f"south: {tmp_path / 'south.csv'}" in err
+    assert "12 images without a row of the labels table" in err
+    assert "the same but for leading zeros (12)" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
 

@@ -132,7 +132,8 @@ def test_all_of_a_known_collection_is_read_or_refused_with_a_reason():
             wrong.append(f"{name} takes long")
     assert not wrong
     reasons = {"no_pixels", "not_dicom", "not_an_image", "undecodable", "truncated", "unreadable", "missing_elements"}
-    assert refused.keys() <= reasons, refused
+    assert refused.keys() <= reasons | {"unreadable_element"}, refused
+    assert refused["unreadable_element"] == {"badVR.dcm"}  # which says that it has 1A frames
     assert "MR_truncated.dcm" in refused["truncated"], refused
     bad = {"JPEG-lossy.dcm", "JPEG2000-embedded-sequence-delimiter.dcm"}
     broken = {"badVR.dcm", "meta_missing_tsyntax.dcm", "nested_priv_SQ.dcm"}
