@@ -162,7 +162,7 @@ class Site:
             if TENSORS in turn.accepted.parts:
                 summands[TENSORS] = tensor_summands(update, turn.stage, self._place.local_model.tags)
             if METRICS in turn.accepted.parts and metrics:
-                summands[METRICS] = metric_summands(metrics, update.train)
+                summands[METRICS] = metric_summands(metrics, update.train, self._study.evaluate.floor)
             received = self._place.local_model.digests.of(self._place.received.everything)
             sealed = self._sealer.seal(turn.instruction, turn.accepted, summands, received)
             return replace(sealed, spent=update.spent)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.table import Table
 
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
@@ -20,13 +18,12 @@ from fedgraft.common.base.files import home, read_json
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
-    figure,
     say,
 )
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.simulations.cli.figures import task_table
 from fedgraft.simulations.engines.progress import shown
 from fedgraft.simulations.engines.run import Engine, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
@@ -140,19 +137,10 @@ def _site_log(run: Path) -> str:
 
 def _show_result(run: Path, result: dict[str, Any]) -> None:
     say(f"{result['status']}: {result['headline']}")
+    for remark in result["remarks"]:
+        say(remark)
     for task, values in result["metrics"].items():
-        keys = list(values["macro"])
-        table = Table(f"{task} (test)", "cases", *map(title, keys))
-        for site, row in values["sites"].items():
-            table.add_row(site, *_cells(row, keys))
-        table.add_section()
-        table.add_row("macro mean", "", *(figure(values["macro"][key]) for key in keys))
-        table.add_row("all cases", *_cells(values["pooled"], keys))
-        OUT.print(table)
+        OUT.print(task_table(task, values))
     say(f"Report: {run / 'report.html'}")
     if result["synthetic"]:
         say("Phantoms prove the machinery, not clinical benefit.")
-
-
-def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    return [str(int(row["n"])), *(figure(row[key]) for key in keys)]
