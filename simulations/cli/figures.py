@@ -46,9 +46,9 @@ def _sides(support: Mapping[str, Any]) -> str:
     positives, negatives = support["positives"], support["negatives"]
     if len(positives) == 1:
         return f"{positives[0]} / {negatives[0]}"
-    return " ".join(map(str, positives)) if len(positives) <= 6 else ""
+    return f"{min(positives)} +" if positives else ""  # of the rarest class or label; all of them are in the report
 
 
 def _ends(interval: Sequence[float | None]) -> str:
     low, high = interval
-    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    return "" if low is None or high is None else f"{low:.3f}–{high:.3f}".replace("0.", ".")

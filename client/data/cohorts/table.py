@@ -118,11 +118,7 @@ def read_table(
     DataError names file, line and column of a number that is none, and all missing columns.
     """
     table = read_csv(spec.root)
-    header = table.rows[0]
-    if absent := [name for name in (*columns.numeric, *columns.categorical) if name not in header]:
-        raise DataError(
-            f"{spec.root}: has no column {', '.join(map(repr, absent))}.", fix=f"It has: {', '.join(header)}."
-        )
+    _need(table, columns)
     if spec.patient_column is not None:
         column(table, spec.patient_column, (), "the patients")
     by_row = row_targets(table, tasks, spec)
@@ -134,6 +130,26 @@ def read_table(
     labels = set(label_columns(table, tasks, spec).values())
     patients = [_patient(row, spec, labels, problems) for row in table.rows]
     return inputs, targets, patients, problems
+
+
+def read_inputs(path: Path, columns: TableInput) -> tuple[Table, NDArray[np.float32], Counter[str]]:
+    """A table's rows and their inputs (N, width) alone, not yet standardised, and problems by reason.
+
+    DataError as `read_table`.
+    """
+    table, problems = read_csv(path), Counter[str]()
+    _need(table, columns)
+    rows = [_encode(row, columns, table.where(at), problems) for at, row in enumerate(table.rows)]
+    return table, np.array(rows, dtype=np.float32), problems
+
+
+def _need(table: Table, columns: TableInput) -> None:
+    """DataError that names all columns which are not there."""
+    header = table.rows[0]
+    if absent := [name for name in (*columns.numeric, *columns.categorical) if name not in header]:
+        raise DataError(
+            f"{table.path}: has no column {', '.join(map(repr, absent))}.", fix=f"It has: {', '.join(header)}."
+        )
 
 
 def _patient(row: Row, spec: CohortSpec, labels: Collection[str], problems: Counter[str]) -> str:

@@ -121,6 +121,6 @@ def test_the_terminal_says_what_figures_rest_on() -> None:
     lines = {words[0]: line for line in console.export_text().splitlines() if (words := line.replace("│", " ").split())}
     low, high = intervals(SITES["large"]["cls"])["auroc"]
     assert "60 / 90" in lines["large"]
-    assert f"{low:.3f} to {high:.3f}" in lines["large"]
+    assert f"{low:.3f}–{high:.3f}".replace("0.", ".") in lines["large"]
     assert "too few to say" in lines["one"]
     assert f"{auroc('one'):.3f}" not in lines["one"]
