@@ -76,14 +76,14 @@ def test_every_study_that_ships(name: str, phantoms: Hospitals, tmp_path: Path) 
     study = shortened(CONFIGS / "studies" / f"{name}.yaml")
     run = simulate(study, hospitals(study, phantoms), tmp_path / "run")
     result = read_json(run / "result.json")
-    for site, cohort in tested(study, run, result).items():
+    for site, cohort in cohorts_of(study, run, result).items():
         reader = Reader(str(run), own_folder(run, site), everything=True)
         found = evaluate(reader.local_model, Loader(cohort, reader.input, reader.local_model.device), "test")
         for task, values in result["metrics"].items():
             assert_same(found[task].values(), values["sites"][site], (site, task))
 
 
-def tested(study: Study, run: Path, result: dict[str, Any]) -> dict[str, Cohort]:
+def cohorts_of(study: Study, run: Path, result: dict[str, Any]) -> dict[str, Cohort]:
     """The sites whose figures the run reports, and what they hold."""
     sites = {site for task in result["metrics"].values() for site in task["sites"]}
     assert len(sites) >= 3
@@ -141,7 +141,7 @@ def test_the_table_of_predict_has_the_figures_of_the_run(
     """Of tasks of every kind, from the files that the command writes and nothing else, with what each site keeps."""
     study, run = all_kinds(method)
     result = read_json(run / "result.json")
-    for site, cohort in tested(study, run, result).items():
+    for site, cohort in cohorts_of(study, run, result).items():
         root = read_site(run / "sites" / site).cohort.root
         own = ("--site", run / "sites" / site) if method != "fedavg" else ()
         code, _, err = command("predict", run, root, "--out", f"said-{site}", *own)
@@ -177,7 +177,7 @@ def test_the_table_of_predict_has_the_figures_of_a_run_over_tables(command: Comm
     study = shortened(CONFIGS / "studies" / "breast_cancer.yaml")
     run = simulate(study, hospitals_of(load_scenario("breast_cancer")), tmp_path / "run")
     result = read_json(run / "result.json")
-    for site, cohort in tested(study, run, result).items():
+    for site, cohort in cohorts_of(study, run, result).items():
         root = read_site(run / "sites" / site).cohort.root
         code, _, err = command("predict", run, root, "--out", f"said-{site}")
         assert code == 0, err
