@@ -182,7 +182,7 @@ class Site:
             if TENSORS in turn.accepted.parts:
                 summands[TENSORS] = tensor_summands(update, turn.stage, self._place.local_model.tags)
             if METRICS in turn.accepted.parts and metrics:
-                own = metric_summands(metrics, update.train)
+                own = metric_summands(metrics, update.train, self._study.evaluate.floor)
                 summands[METRICS] = replace(own, arrays=brought_in(own.arrays, len(groups.parts[METRICS])))
             received = self._place.local_model.digests.of(self._place.received.everything)
             try:

@@ -20,11 +20,13 @@ from fedgraft.server.report.history import (
     text,
 )
 from fedgraft.server.report.page import template
+from fedgraft.server.report.sureness import TOO_FEW, is_too_few, sides
 from fedgraft.server.report.tables import (
     NONE,
     ReportTable,
     TableLine,
     duration,
+    whole,
 )
 
 _WORDS = {"auroc": "AUROC", "brier": "Brier score"}
@@ -144,11 +146,19 @@ def _expected(one: Row) -> TableLine:
 
 
 def _sites(rows: Sequence[Row]) -> ReportTable:
+    """By arm the values at each site, below the test cases that they are of: positives and negatives, or classes."""
     names = sorted({site for row in rows for site in mapping(row.get("sites"))})
+    supports = [{site: mapping(mapping(row.get("support")).get(site)) for site in names} for row in rows]
+    cases = (next((_cases(own[site]) for own in supports if own[site]), "") for site in names)
     lines = (
         TableLine((_name(row), *(_figure(mapping(row.get("sites")).get(site)) for site in names)), "") for row in rows
     )
-    return ReportTable(("arm", *names), tuple(lines), words=1)
+    return ReportTable(("arm", *names), (TableLine(("test cases", *cases), "summary"), *lines), words=1)
+
+
+def _cases(support: Row) -> str:
+    few = f"\n{TOO_FEW}" if is_too_few(support) else ""
+    return f"{whole(support.get('n'))}\n{sides(support, '')}{few}"
 
 
 def _name(row: Row) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,26 +65,46 @@ def read_table(
     DataError names file, line and column of a number that is none, and all missing columns.
     """
     table = read_csv(spec.root)
-    header = table.rows[0]
-    if absent := [name for name in (*columns.numeric, *columns.categorical) if name not in header]:
-        raise DataError(
-            f"{spec.root}: has no column {', '.join(map(repr, absent))}.", fix=f"It has: {', '.join(header)}."
-        )
     if spec.patient_column is not None:
         column(table, spec.patient_column, (), "the patients")
+    inputs, problems = _encoded(table, spec, columns)
     by_row = row_targets(table, tasks, spec)
     targets = {task.name: stacked(task, [found[task.name] for found in by_row]) for task in tasks}
-    problems: Counter[str] = Counter()
-    inputs = np.full((len(table.rows), columns.width), np.nan, dtype=np.float32)
-    encoder = _Encoder(spec, columns, problems)
-    for at, row in enumerate(table.rows):
-        inputs[at] = encoder.encode({name: table.cell(at, row, name) for name in encoder.names})
-    encoder.finish()
     labels = set(label_columns(table, tasks, spec).values())
     patients = [_patient(row, spec, labels, problems) for row in table.rows]
     if spec.patient_column is not None and (alike := similar(patients)):
         problems[SIMILAR] += alike
     return inputs, targets, patients, problems
+
+
+def read_inputs(path: Path, columns: TableInput) -> tuple[Table, NDArray[np.float32], Counter[str]]:
+    """A table's rows and their inputs (N, width) alone, not yet standardised, and problems by reason.
+
+    DataError as `read_table`.
+    """
+    table = read_csv(path)
+    return table, *_encoded(table, CohortSpec(kind="table", root=path), columns)
+
+
+def _encoded(table: Table, spec: CohortSpec, columns: TableInput) -> tuple[NDArray[np.float32], Counter[str]]:
+    """Inputs (N, width) of all rows, and problems by reason; DataError names all columns, or words, that do not fit."""
+    _need(table, columns)
+    problems = Counter[str]()
+    inputs = np.full((len(table.rows), columns.width), np.nan, dtype=np.float32)
+    encoder = _Encoder(spec, columns, problems)
+    for at, row in enumerate(table.rows):
+        inputs[at] = encoder.encode({name: table.cell(at, row, name) for name in encoder.names})
+    encoder.finish()
+    return inputs, problems
+
+
+def _need(table: Table, columns: TableInput) -> None:
+    """DataError that names all columns which are not there."""
+    header = table.rows[0]
+    if absent := [name for name in (*columns.numeric, *columns.categorical) if name not in header]:
+        raise DataError(
+            f"{table.path}: has no column {', '.join(map(repr, absent))}.", fix=f"It has: {', '.join(header)}."
+        )
 
 
 def _patient(row: Row, spec: CohortSpec, labels: Collection[str], problems: Counter[str]) -> str:

@@ -218,7 +218,7 @@ def files(hospitals: Hospitals, tmp_path: Path) -> Path:
         "tasks": [{"name": "cls", "classes": ["left", "right", "middle"]}],
         "input": {"kind": "image", "size": 32},
         "split": {"train": 0.5, "val": 0.0, "test": 0.5},
-        "evaluate": {"every": 0},
+        "evaluate": {"every": 0, "floor": 1},
         "method": {"name": "fedavg", "rounds": 2, "local": {"epochs": 2, "batch_size": 8, "lr": 0.003}},
         "compare": {
             "seeds": 2,
