@@ -22,8 +22,8 @@ from fedgraft.client.runtime.visit.work import Worker
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import FedgraftError
-from fedgraft.common.base.files import DISK_FULL
 from fedgraft.common.metrics.task_metrics import TaskSums
 from fedgraft.common.protocol.auxiliary import requires_source
 from fedgraft.common.protocol.instructions import Answer, Arrays, Code, Greeting, Instruction, Refusal, Update

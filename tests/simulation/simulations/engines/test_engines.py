@@ -158,6 +158,23 @@ def test_a_killed_process_resumes_to_identical_weights(hospitals, make_study, tm
     assert len(history(run)) == len(history(whole))
 
 
+@pytest.mark.parametrize("name", ["*.safetensors", "state.json", "history.jsonl"])
+def test_a_flipped_bit_in_what_a_run_goes_on_from_costs_a_round_and_changes_nothing(
+    hospitals, make_study, whole, tmp_path, name
+):
+    """It gave other weights before, with exit code 0."""
+    study = make_study(method="fedavg")
+    run = simulate(study, hospitals, tmp_path / "run")
+    path = run / name if name == "history.jsonl" else sorted((run / "checkpoint").glob(name))[-1]
+    content = bytearray(path.read_bytes())
+    last_round = content.rindex(b"\n", 0, content.rindex(b"\n", 0, -1)) if name == "history.jsonl" else -20
+    content[last_round + 10] ^= 1
+    path.write_bytes(content)
+    resume(run)
+    assert identical(weights(run), weights(whole(study)))
+    assert [row["exchange"] for row in history(run)] == [row["exchange"] for row in history(whole(study))]
+
+
 @pytest.mark.parametrize("kind", ["silent", "crash", "nan", "misshapen"])
 def test_a_faulty_site_costs_its_own_round_only(hospitals, make_study, tmp_path, kind: str):
     faulty = Hospitals(hospitals.cohorts, {"north": Fault(kind=kind, rounds=(2,))})
