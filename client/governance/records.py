@@ -92,7 +92,8 @@ class Records:
             yield str(error)
             return
         if forgotten := [mark.seq for mark in witnesses if self._hashes.get(mark.seq) != mark.hash]:
-            yield f"The egress log does not have message {max(forgotten)} as its witness saw it: it is an older copy."
+            old = f"{self._config.state / 'egress.jsonl'} is an older copy"
+            yield f"The egress log does not have message {max(forgotten)} as its witness saw it: {old}."
         yield from self._ledger(replies)
         yield from self._masks()
         yield from self._small()

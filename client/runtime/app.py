@@ -19,8 +19,9 @@ from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.sessions import Session, Sessions
 from fedgraft.client.training.model.features import forget_features
+from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import ENDS, FedgraftError
-from fedgraft.common.base.files import DISK_FULL, write_atomic
+from fedgraft.common.base.files import write_atomic
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.bundle import WireError
 from fedgraft.common.protocol.instructions import PROTOCOL, Answer, Code, Greeting, Hello, Instruction, Refusal

@@ -23,8 +23,8 @@ from fedgraft.client.runtime.visit.work import Worker
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import ENDS, FedgraftError
-from fedgraft.common.base.files import DISK_FULL
 from fedgraft.common.metrics.task_metrics import TaskSums
 from fedgraft.common.privacy.accountant import Spend
 from fedgraft.common.protocol.auxiliary import requires_source

@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from fedgraft.common.base.config_files import describe, override, read_mapping
+from fedgraft.common.base.config_files import describe, of_overrides, override, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value, unless
@@ -84,6 +84,9 @@ class Evaluation(Value):
 
 class Study(Value):
     """All that the sites are asked to do. Two studies with the same digest ask the same."""
+
+    WRITTEN_TOO: ClassVar = ("method", "scenario", "compare")
+    """What a study's file may have besides; it is taken out before this is made of it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0)] = 0
@@ -175,7 +178,10 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | 
     scenario = data.pop("scenario", None)
     if scenario is not None and not isinstance(scenario, str):
         raise StudyError(str(path), ["scenario: must be the name or path of a scenario file"])
-    return parse_study(data, str(path)), scenario
+    try:
+        return parse_study(data, str(path)), scenario
+    except StudyError as error:
+        raise StudyError(str(path), of_overrides(error.faults, overrides)) from None
 
 
 def find_study(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Study, str | None]:
@@ -189,7 +195,7 @@ def parse_study(data: Mapping[str, Any], source: str) -> Study:
     try:
         study = Study.model_validate(plain)
     except ValidationError as error:
-        raise StudyError(source, faults + describe(error)) from None
+        raise StudyError(source, faults + describe(error, Study)) from None
     if faults:
         raise StudyError(source, faults)
     return study
@@ -210,7 +216,7 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         chosen = Method.model_validate({"name": method} if isinstance(method, str) else method)
         stages = expand(chosen, table=table and not finished)
     except ValidationError as error:
-        faults = [f"method.{line}" for line in describe(error)]
+        faults = [f"method.{line}" for line in describe(error, Method)]
     except ValueError as error:
         faults = [f"method: {error}"]
     if faults:

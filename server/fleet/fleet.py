@@ -66,10 +66,10 @@ class GridFleet:
     """A fleet over a Flower Grid.
 
     `expires` says that the grid itself answers for sites that let their deadline pass, counted from when a site's
-    turn comes; otherwise the deadline runs from the sending. `views` as for `wire.pack_tensors`. `enrolled` gives the
-    nodes that are online with their names, if these are known beforehand: then no site can pass for another.
-    `intake` makes what takes the replies to each exchange, if not the grid itself. `expected` are the sites that
-    should be there, if these are known beforehand.
+    turn comes, and that all sites are on this machine; otherwise the deadline runs from the sending. `views` as for
+    `wire.pack_tensors`. `enrolled` gives the nodes that are online with their names, if these are known beforehand:
+    then no site can pass for another. `intake` makes what takes the replies to each exchange, if not the grid itself.
+    `expected` are the sites that should be there, if these are known beforehand.
     """
 
     def __init__(
@@ -153,6 +153,11 @@ class GridFleet:
         for node, reply in collect(self._grid, messages, patience_s, probe, self._intake()):
             site = names.pop(node)
             answer, up = _read_reply(reply, instructions[site].exchange)
+            if self._expires and isinstance(answer, Refusal) and answer.code is Code.OUT_OF_MEMORY:
+                raise RunError(
+                    f"This machine's memory is not enough to simulate {site} in exchange {answer.exchange}.",
+                    fix="Use fewer --workers, a smaller batch_size or a smaller backbone; continue with --resume.",
+                )
             yield Reply(site, answer, up, sizes[site])
         for site in names.values():
             yield Reply(site, Refusal(instructions[site].exchange, Code.DEADLINE), 0, sizes[site])

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedgraft.common.base.errors import InputError, ResumeError, RunError
-from fedgraft.common.base.files import private_folder, read_json, write_json
+from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.files import private_folder, write_json
 from fedgraft.common.study.study import Study
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
@@ -36,8 +36,7 @@ def prepare(study: Study, sites: Collection[str], out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
     with private_folder(out):
-        RunFolder(out).write_study(study)
-        RunFolder(out).start_deployment(sites)
+        RunFolder(out).start_deployment(study, sites)
 
 
 def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> Path:
@@ -46,8 +45,9 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
     RunError if the run fails or is stopped; it can then be continued.
     """
     out = out.resolve()
-    if not RunFolder(out).is_deployed:
-        raise ResumeError(f"{out} is no deployed run.", fix="Give the folder that `fedgraft server run` wrote.")
+    RunFolder(out).demand_deployment()
+    if RunFolder(out).is_taken():
+        raise RunError(f"{out}: another process is at work on this run.", fix="Wait for it, or end it.")
     # Who joined the consortium after the run was begun may come, and is not waited for; who was shut out is not either.
     sites = set(RunFolder(out).sites()) & set(home.admitted().values())
     _wait_for_sites(home, sites, wait, say)
@@ -70,7 +70,7 @@ def _carried_out(home: ServerHome, out: Path, say: Callable[[str], None]) -> Pat
             raise RunError(details.partition(REASON)[2])
         if state == "finished:stopped":
             raise RunError("The run was stopped.", fix=f"Continue it with --resume {out}.")
-        before, reached = reached, _exchange(out)
+        before, reached = reached, RunFolder(out).checkpoints.reached()
         tries = tries + 1 if reached == before else 1
         if tries > _TRIES:
             raise RunError(f"Flower ended the run as {state}.", fix=f"See {home.logs / 'superexec.log'}.")
@@ -129,8 +129,3 @@ def _follow(home: ServerHome, number: int, folder: RunFolder) -> tuple[str, str]
             if time.monotonic() - heard > _AWAY_S:
                 raise
         time.sleep(_POLL_S)
-
-
-def _exchange(out: Path) -> int:
-    path = out / "checkpoint" / "state.json"
-    return int(read_json(path)["exchange"]) if path.is_file() else 0

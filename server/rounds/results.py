@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ def write_result(
     folder: RunFolder, study: Study, tags: Tags, outcome: RunOutcome, engine: str, synthetic: bool
 ) -> None:
     """Write `result.json`; the run counts as completed when every site that was asked took part to the end."""
-    rows = _history(folder)
+    rows = folder.history()
     totals = outcome.totals
     asked = {site: greeting for site, greeting in outcome.greetings.items() if site not in outcome.late}
     took_part = attendance(study, asked, outcome.absent, rows)
@@ -129,8 +128,3 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Pr
     manifest = save_weights(folder.path, outcome.state, facts)
     if outcome.ood_model is not None:
         outcome.ood_model.write(folder.path, manifest.sha256)
-
-
-def _history(folder: RunFolder) -> list[dict[str, Any]]:
-    lines = (folder.path / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]

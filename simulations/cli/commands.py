@@ -7,15 +7,14 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
 from rich.console import Console
 
-from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import home, read_json
+from fedgraft.common.base.suggest import instead
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
@@ -26,7 +25,7 @@ from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.progress import shown
-from fedgraft.simulations.engines.run import Engine, check_hospitals, prepare
+from fedgraft.simulations.engines.run import Engine, EngineName, check_hospitals, demand_simulated, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario, source_faults
@@ -45,10 +44,10 @@ class SimulateRequest:
 
 def engine(name: str, workers: int, threads: int) -> Engine:
     """The engine by name; InputError for one that does not exist."""
-    try:
-        return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
-    except ValidationError as error:
-        raise InputError("; ".join(describe(error))) from None
+    names: tuple[EngineName, ...] = get_args(EngineName)
+    if name not in names:
+        raise InputError(f"--engine {name}: there is no such engine{instead(name, names)}.")
+    return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
 
 
 def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None:
@@ -58,8 +57,7 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
         if request.study or request.scenario or request.out or request.overrides:
             raise InputError("--resume takes no other study, scenario, --out or --set.")
         run = request.resume
-        if not (run / "simulation.json").is_file():
-            raise InputError(f"{run} is no simulated run.", fix="Give the folder that `fedgraft simulate` wrote.")
+        demand_simulated(run)
         study = RunFolder(run).study()
     else:
         study, run = _set_up(request, console)
