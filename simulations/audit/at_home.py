@@ -24,6 +24,7 @@ from fedgraft.common.study.plan import Role
 from fedgraft.simulations.audit.findings import AttackAttempt, Measurement
 from fedgraft.simulations.audit.home import CLOSED, PRIVATE, SILENT, Hospital, home_study
 from fedgraft.simulations.audit.lying.oracle import leaves
+from fedgraft.simulations.audit.members import members_nobody_pinned
 
 _FEW, _MANY = 8, 1000
 """Columns: where what is learnt is asked about, and where the spread of noise is measured."""
@@ -210,5 +211,6 @@ _CHECKS = (
     ("whose a case is", "without a column of patients nobody is called one", _whose),
     ("records put back", "what one record tells of no other may have forgotten", _restored),
     ("rules changed", "the site's rules act at once", _rules),
+    ("members", "a site hides its part with keys of members alone whom its own people pinned", members_nobody_pinned),
     ("words of errors", "no text of an error leaves", _words),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 
 from fedgraft.client.data.cohorts import splits
 from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
+from fedgraft.client.enrolment import join as enrolment
+from fedgraft.client.enrolment import members
+from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.governance.records import Records
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.ledger.ledger import Ledger
@@ -21,6 +25,7 @@ from fedgraft.client.runtime.visit import evaluation
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.common.base.errors import FedgraftError
+from fedgraft.common.identity.enrolment import SiteKeys
 from fedgraft.common.privacy.accountant import default_delta
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import Arrays
@@ -122,6 +127,26 @@ def errors_are_told(patch: Patch) -> None:
     patch.setattr(wire, "pack_reply", lambda answer, **how: packed(replace(answer, site=told[0]), **how))
 
 
+def everybody_is_pinned(patch: Patch) -> None:
+    patch.setattr(members, "_known", lambda home, own, roster, pins: dict(roster.members))
+
+
+def fingerprints_are_not_compared(patch: Patch) -> None:
+    patch.setattr(members, "_check_typed", lambda *_: None)
+
+
+def keys_come_from_the_coordinator(patch: Patch) -> None:
+    """As in the first edition, whose kits held what the site masks with."""
+    real = enrolment._new_keys
+
+    def told(home: SiteHome) -> SiteKeys:
+        keys = real(home)
+        shutil.copy(home.masking_file, home.path.parent / "kits" / f"{home.path.name}.key")
+        return keys
+
+    patch.setattr(enrolment, "_new_keys", told)
+
+
 CARELESS: list[tuple[Callable[[Patch], None], str]] = [
     (true_number_divides, "number of patients"),
     (delta_of_the_true_number, "number of patients"),
@@ -136,6 +161,9 @@ CARELESS: list[tuple[Callable[[Patch], None], str]] = [
     (rules_read_once, "rules changed"),
     (approvals_read_once, "rules changed"),
     (errors_are_told, "words of errors"),
+    (everybody_is_pinned, "members"),
+    (fingerprints_are_not_compared, "members"),
+    (keys_come_from_the_coordinator, "members"),
 ]
 
 
