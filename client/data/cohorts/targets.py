@@ -111,7 +111,7 @@ class LabelReader:
         word = mapped(self._spec, task.name, cell, ())
         if is_missing(word, self._spec):
             return math.nan
-        if (number := finite(word.text)) is None:
+        if (number := finite(word)) is None:
             self._note(task.name, cell, missing=False)
             return math.nan
         self._unknown[task.name].read += 1
@@ -130,8 +130,9 @@ def _should_be(task: AnyTask, key: str) -> str:
     return f"is no class of task {task.name!r}"
 
 
-def finite(text: str) -> float | None:
-    """The finite number, of single precision, that a text is; None if it is none."""
+def finite(cell: Cell) -> float | None:
+    """The finite number, of single precision, that a cell says; None if it says none."""
+    text = cell.text.replace(",", ".") if cell.comma and "." not in cell.text else cell.text
     try:
         number = float(text if "_" not in text else "")
     except ValueError:

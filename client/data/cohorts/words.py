@@ -24,6 +24,8 @@ class Cell(NamedTuple):
     text: str
     where: str
     column: str = ""
+    comma: bool = False
+    """Whether the numbers of its table have a comma where others have a point."""
 
 
 def meant(word: str, names: Iterable[str]) -> str | None:
@@ -82,14 +84,18 @@ class UnknownWords:
             return f"{first}. {self._advice(('WORD',))}"
         text = f"{first}, and {cells - 1:,} more."
         if not (self.read or 2 * len(counts) <= cells) or len(counts) > _MOST_WORDS:
-            return f"{text} They are {len(counts):,} different words: is this the right column?"
+            advice = "" if self.names else f" {self._advice(())}"
+            return f"{text} They are {len(counts):,} different words: is this the right column?{advice}"
         words = [word for word, _ in by_count(counts)]
         shown = ", ".join(f"{_short(word)!r} {counts[word]:,}" for word in words)
         return f"{text} All of them: {shown}. {self._advice(words)}"
 
     def _advice(self, words: Sequence[str]) -> str:
         if not self.names:
-            return "Correct it, leave it empty, or list what means 'not known' as `missing_values` of the cohort."
+            return (
+                "Write numbers with a point and without a unit, leave the cell empty, or list what means 'not known' "
+                "as `missing_values` of the cohort."
+            )
         entries = "".join(f"{_short(word)!r}: ..., " for word in words[:3])
         return (
             f"Names are {', '.join(self.names)}. Say what others mean by "
