@@ -116,7 +116,7 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
     accept: Annotated[
-        list[str] | None, typer.Option(help="DICOM objects that no scanner took, to use as well.")
+        list[str] | None, typer.Option(help="A kind of derived DICOM objects to use as well.")
     ] = None,
 ) -> None:
     """What a model says of the images in a folder or of a table's rows, as a table, and where it looks."""
