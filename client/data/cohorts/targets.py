@@ -92,7 +92,7 @@ class LabelReader:
         refuse(self._unknown.values())
 
     def _class(self, task: Task, cell: Cell) -> int:
-        word = mapped(self._spec, task.name, cell, task.classes)
+        word = mapped(self._spec, task.name, cell, lambda cell: meant(cell.text, task.classes) is not None)
         if (name := meant(word.text, task.classes)) is not None:
             self._unknown[task.name].read += 1
             return task.classes.index(name)
@@ -100,7 +100,7 @@ class LabelReader:
         return UNKNOWN
 
     def _yes_or_no(self, key: str, cell: Cell) -> float:
-        word = mapped(self._spec, key, cell, _YES | _NO)
+        word = mapped(self._spec, key, cell, lambda cell: meant(cell.text, _YES | _NO) is not None)
         if (text := meant(word.text, _YES | _NO)) is not None:
             self._unknown[key].read += 1
             return float(text in _YES)
@@ -108,7 +108,7 @@ class LabelReader:
         return math.nan
 
     def _value(self, task: Regression, cell: Cell) -> float:
-        word = mapped(self._spec, task.name, cell, ())
+        word = mapped(self._spec, task.name, cell, lambda cell: finite(cell) is not None)
         if is_missing(word, self._spec):
             return math.nan
         if (number := finite(word)) is None:

@@ -100,6 +100,13 @@ def test_all_others_leaves_names_and_missing_words_alone(tmp_path):
     assert load(spec, tmp_path).targets["cls"].tolist() == [0, -1, 1, -1, 1, -1]
 
 
+def test_all_others_leaves_numbers_alone(tmp_path):
+    value = Regression(kind="regression", name="size", unit="mm", mean=1, std=1)
+    given = {"size": {"<5": "2.5", "all others": ""}}
+    cohort = load(table(tmp_path, "7", "<5", "n.d.", "", header="a,size", label_map=given), tmp_path, value)
+    np.testing.assert_array_equal(cohort.targets["size"].numpy(), [7, 2.5, np.nan, np.nan])
+
+
 def test_words_of_a_column_that_seems_the_wrong_one_are_not_shown(tmp_path):
     with pytest.raises(DataError) as caught:
         load(table(tmp_path, "Doe", "Roe", "Poe"), tmp_path)
