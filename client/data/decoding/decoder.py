@@ -90,9 +90,15 @@ class _Decoder:
             messages.write(process.stdin, asked)
             return messages.read(process.stdout)
         except (EOFError, OSError):
-            ended = -process.wait(_END_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+            ended = -(process.returncode or 0)
             self.close()
             return {"reason": _KILLED.get(ended, "undecodable")}, []  # type: ignore[call-overload]
+        except BaseException:  # Ctrl-C: half an answer must not be taken for the start of the next one
+            process.kill()
+            self.close()
+            raise
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._parent != os.getpid():  # after a fork it is the parent's
