@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from fedgraft.common.base.errors import DataError
 
 Which = Literal["all", "middle", "first"]
 _END_S = 5.0
-_KILLED = {signal.SIGALRM: "too_slow", signal.SIGKILL: "too_large"}
+_KILLED: Mapping[int, str] = {signal.SIGALRM: "too_slow", signal.SIGKILL: "too_large"}
 """What a signal that ended the process means: the clock's, and the system's when memory ran out."""
 
 
@@ -94,7 +94,7 @@ class _Decoder:
                 process.wait(_END_S)
             ended = -(process.returncode or 0)
             self.close()
-            return {"reason": _KILLED.get(ended, "undecodable")}, []  # type: ignore[call-overload]
+            return {"reason": _KILLED.get(ended, "undecodable")}, []
         except BaseException:  # Ctrl-C: half an answer must not be taken for the start of the next one
             process.kill()
             self.close()
