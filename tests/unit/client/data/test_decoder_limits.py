@@ -183,6 +183,21 @@ def test_an_answer_that_was_broken_off_is_not_the_next_ones(make_dicom, monkeypa
     assert abs(float(frame.mean()) * 255 - 200) < 1
 
 
+def test_an_idle_process_ends_and_comes_back(make_dicom, monkeypatch):
+    """A site that takes part for weeks does not keep one."""
+    decoder._DECODER.close()
+    monkeypatch.setattr(decoder, "_IDLE_S", 0.2)
+    path = make_dicom(RAMP)
+    decoder.read_dicom(path, None, "middle")
+    process = decoder._DECODER._process
+    assert process is not None
+    process.wait(30)
+    monkeypatch.setattr(process, "poll", lambda: None)  # it ends between a look at it and the question
+    monkeypatch.setattr(decoder, "_IDLE_S", 30.0)
+    assert decoder.read_dicom(path, None, "middle").frames[0].shape == (16, 16)
+    assert worker() != process.pid
+
+
 def test_the_process_ends_with_the_one_that_asks(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "a.png")
     code = (
