@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from fedgraft.client.data.cohorts.table import read_inputs
+from fedgraft.client.data.spec import DERIVED
 from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
@@ -40,6 +41,7 @@ class PredictRequest:
     task: str | None = None
     of: str | None = None
     adapt: bool = False
+    accept: tuple[str, ...] = ()
 
 
 def predict(asked: PredictRequest) -> None:
@@ -48,13 +50,15 @@ def predict(asked: PredictRequest) -> None:
         raise InputError(f"{asked.out} is not empty.", fix="Choose another --out.")
     if wrong := [name for name in asked.heat if name not in HEATS]:
         raise InputError(f"No heat map is called {wrong[0]!r}; there are: {', '.join(HEATS)}.")
+    if unknown := [kind for kind in asked.accept if kind not in DERIVED]:
+        raise InputError(f"No kind of DICOM object is called {unknown[0]!r}; there are: {', '.join(DERIVED)}.")
     reader = Reader(asked.model, asked.site, everything=True)
     if isinstance(reader.input, TableInput):
         _predict_table(reader, reader.input, asked)
         return
     task = _task(reader, asked)
     make_folder(asked.out)
-    everything = list(pictures(asked.images, reader.input))
+    everything = list(pictures(asked.images, reader.input, asked.accept))
     usable = [one for one in everything if one.stored is not None]
     if not usable:
         reasons = ", ".join(sorted({one.problem for one in everything})) or "no files"

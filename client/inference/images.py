@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,11 @@ class Picture:
     problem: str = ""
 
 
-def pictures(root: Path, size: ImageInput) -> Iterator[Picture]:
-    """All frames of all files below a folder but tables, in order. DataError if it is no folder."""
+def pictures(root: Path, size: ImageInput, accept: Collection[str] = ()) -> Iterator[Picture]:
+    """All frames of all files below a folder but tables, in order. DataError if it is no folder.
+
+    `accept` lists kinds of DICOM objects that no scanner took and that are looked at all the same.
+    """
     found = walk(root)
     for path in found.files:
         if path.suffix.lower() == ".csv":  # the labels of images may lie beside them
@@ -39,7 +42,7 @@ def pictures(root: Path, size: ImageInput) -> Iterator[Picture]:
             if path.suffix.lower() in SUFFIXES:
                 frames, aspect = read_images(path, "all").frames, 1.0
             else:
-                image = read_dicom(path, None, "all")
+                image = read_dicom(path, None, "all", accept)
                 frames, aspect = image.frames, image.pixel_aspect
         except UnusableError as unusable:
             yield Picture(name, 0, None, unusable.reason)

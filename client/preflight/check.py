@@ -51,6 +51,7 @@ class Check:
         self._study = study
         self._say = say
         self._cohort: Cohort | None = None
+        self._told = False
 
     def run(self, parts: Collection[str] = PARTS, *, baseline: bool = False) -> Report:
         """Carry out the parts, in their order."""
@@ -111,6 +112,9 @@ class Check:
                 self._cohort = read_cohort(self._site.config, self._study, left_out)
             except DataError as error:
                 found.private.append(str(error))
+                if not self._told:  # on the terminal of whoever asked, and not in the report
+                    self._say(f"For you alone: {error}")
+                self._told = True
                 fix = f"See {DETAILS} of the site's folder for what is wrong, and correct the data or site.yaml."
                 found.fails("cohort", "the data cannot be made into a cohort for this study", fix)
                 return found

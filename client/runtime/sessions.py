@@ -20,7 +20,7 @@ from fedgraft.client.governance.records import Records
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Sealer
-from fedgraft.client.runtime.log import close
+from fedgraft.client.runtime.log import close, site_log
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.runtime.visit.progress import progress_file, taken_up
 from fedgraft.client.training.model.local_model import LocalModel, NoGpu, device_named
@@ -84,6 +84,8 @@ class Session:
             cohort = load_cohort(config.name, config.cohort, wanted, place)
         except TiedSplits as error:
             raise Refused(Code.POLICY, str(error)) from None
+        if odd := ", ".join(f"{problem.reason} {problem.count}" for problem in cohort.problems):
+            site_log(config.state).warning("%d cases; left out or odd: %s", len(cohort.inputs), odd)
         if config.source is not None and requires_source(study):
             beside = replace(place, state=place.state / "source")
             cohort = replace(cohort, source=load_cohort(config.name, config.source, wanted, beside))

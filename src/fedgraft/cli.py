@@ -115,12 +115,13 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     of: Annotated[str | None, typer.Option("--class", help="The class of the overlays; the likeliest.")] = None,
     site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
+    accept: Annotated[list[str] | None, typer.Option(help="A kind of derived DICOM objects to use as well.")] = None,
 ) -> None:
     """What a model says of the images in a folder or of a table's rows, as a table, and where it looks."""
     from fedgraft.client.inference.command import PredictRequest
     from fedgraft.client.inference.command import predict as carry_out
 
-    carry_out(PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt))
+    carry_out(PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, tuple(accept or ())))
 
 
 @app.command()

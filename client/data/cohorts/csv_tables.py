@@ -18,6 +18,7 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
 """The line that Excel writes first, and reads, to say what divides cells."""
 _FORMULA = re.compile(r'="(.*)"', re.DOTALL)
 """How Excel is kept from taking 00123 for a number."""
+_COMMA, _POINT = re.compile(r"[+-]?(0,\d+|\d+,(\d{1,2}|\d{4,}))"), re.compile(r"[+-]?\d*\.\d+")
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
@@ -31,6 +32,7 @@ class Table:
     path: Path
     rows: list[dict[str, str]] = field(repr=False)
     lines: list[int] = field(repr=False)
+    decimal_comma: bool = False
 
     def where(self, index: int) -> str:
         """Where a row stands, for messages: "FILE, line NUMBER"."""
@@ -38,7 +40,7 @@ class Table:
 
     def cell(self, index: int, row: Row, name: str) -> Cell:
         """A row's cell of the column `name`, with its place."""
-        return Cell(row[name], f"{self.where(index)}, column {name!r}", name)
+        return Cell(row[name], f"{self.where(index)}, column {name!r}", name, self.decimal_comma)
 
 
 def read_csv(path: Path) -> Table:
@@ -51,7 +53,8 @@ def read_csv(path: Path) -> Table:
     first = _SEPARATOR.match(text)
     skipped = 1 if first else 0
     text = text[first.end() :] if first else text
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=first[1] if first else _delimiter(text))
+    delimiter = first[1] if first else _delimiter(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     header: list[str] = []
     rows, lines = [], []
     for line, cells in _rows(path, reader, skipped):
@@ -66,7 +69,7 @@ def read_csv(path: Path) -> Table:
         lines.append(line)
     if not rows:
         raise DataError(f"{path}: has no rows.")
-    return Table(path, rows, lines)
+    return Table(path, rows, lines, delimiter != "," and _has_decimal_commas(rows))
 
 
 def column(table: Table, name: str | None, usual: Sequence[str], what: str) -> str:
@@ -122,6 +125,12 @@ def _plain(cell: str) -> str:
     text = cell.strip()
     formula = _FORMULA.fullmatch(text)
     return formula[1].strip() if formula else text
+
+
+def _has_decimal_commas(rows: Sequence[Row]) -> bool:
+    """Whether some number can only have a decimal comma, and none has a point; 1,234 alone might be a thousand."""
+    cells = {cell for row in rows for cell in row.values()}
+    return any(map(_COMMA.fullmatch, cells)) and not any(map(_POINT.fullmatch, cells))
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from fedgraft.client.data.cohorts.folders import walk
 from fedgraft.client.data.cohorts.joins import differences
 from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.patient_ids import SIMILAR, similar
-from fedgraft.client.data.cohorts.table import NOBODY, row_targets
+from fedgraft.client.data.cohorts.table import NOBODY, check_missing, row_targets
 from fedgraft.client.data.cohorts.targets import (
     LabelReader,
     Target,
@@ -80,6 +80,7 @@ def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Labels | None:
         return None
     join = "path" if spec.kind == "images" else spec.join
     table = read_csv(spec.labels)
+    check_missing(table, spec)
     key_column = column(table, spec.key_column, _KEYS[join], f"the {join}")
     labels: dict[str, dict[str, Target]] = {}
     for at, found in enumerate(row_targets(table, tasks, spec)):

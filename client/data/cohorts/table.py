@@ -42,6 +42,12 @@ def label_columns(table: Table, tasks: Sequence[AnyTask], spec: CohortSpec) -> d
     }
 
 
+def check_missing(table: Table, spec: CohortSpec) -> None:
+    """DataError for a column of `missing_values` that the table has not: nobody would read its words."""
+    for name in spec.missing_values:
+        column(table, name, (), "`missing_values`")
+
+
 def row_targets(table: Table, tasks: Sequence[AnyTask], spec: CohortSpec) -> list[dict[str, Target]]:
     """By row, the target by task, without masks. DataError names all words that cannot be one, with line and column."""
     columns = label_columns(table, tasks, spec)
@@ -67,6 +73,7 @@ def read_table(
     table = read_csv(spec.root)
     if spec.patient_column is not None:
         column(table, spec.patient_column, (), "the patients")
+    check_missing(table, spec)
     inputs, problems = _encoded(table, spec, columns)
     by_row = row_targets(table, tasks, spec)
     targets = {task.name: stacked(task, [found[task.name] for found in by_row]) for task in tasks}
@@ -144,7 +151,7 @@ class _Encoder:
         if is_missing(cell, self._spec):
             self._problems["missing_value"] += 1
             return math.nan
-        number = finite(cell.text)
+        number = finite(cell)
         if number is None:
             self._unknown[cell.column].cells.append(cell)
             return math.nan

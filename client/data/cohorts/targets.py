@@ -92,7 +92,7 @@ class LabelReader:
         refuse(self._unknown.values())
 
     def _class(self, task: Task, cell: Cell) -> int:
-        word = mapped(self._spec, task.name, cell, task.classes)
+        word = mapped(self._spec, task.name, cell, lambda cell: meant(cell.text, task.classes) is not None)
         if (name := meant(word.text, task.classes)) is not None:
             self._unknown[task.name].read += 1
             return task.classes.index(name)
@@ -100,7 +100,7 @@ class LabelReader:
         return UNKNOWN
 
     def _yes_or_no(self, key: str, cell: Cell) -> float:
-        word = mapped(self._spec, key, cell, _YES | _NO)
+        word = mapped(self._spec, key, cell, lambda cell: meant(cell.text, _YES | _NO) is not None)
         if (text := meant(word.text, _YES | _NO)) is not None:
             self._unknown[key].read += 1
             return float(text in _YES)
@@ -108,10 +108,10 @@ class LabelReader:
         return math.nan
 
     def _value(self, task: Regression, cell: Cell) -> float:
-        word = mapped(self._spec, task.name, cell, ())
+        word = mapped(self._spec, task.name, cell, lambda cell: finite(cell) is not None)
         if is_missing(word, self._spec):
             return math.nan
-        if (number := finite(word.text)) is None:
+        if (number := finite(word)) is None:
             self._note(task.name, cell, missing=False)
             return math.nan
         self._unknown[task.name].read += 1
@@ -130,8 +130,9 @@ def _should_be(task: AnyTask, key: str) -> str:
     return f"is no class of task {task.name!r}"
 
 
-def finite(text: str) -> float | None:
-    """The finite number, of single precision, that a text is; None if it is none."""
+def finite(cell: Cell) -> float | None:
+    """The finite number, of single precision, that a cell says; None if it says none."""
+    text = cell.text.replace(",", ".") if cell.comma and "." not in cell.text else cell.text
     try:
         number = float(text if "_" not in text else "")
     except ValueError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from fedgraft.client.data.spec import CohortSpec
@@ -24,6 +25,8 @@ class Cell(NamedTuple):
     text: str
     where: str
     column: str = ""
+    comma: bool = False
+    """Whether the numbers of its table have a comma where others have a point."""
 
 
 def meant(word: str, names: Iterable[str]) -> str | None:
@@ -42,15 +45,14 @@ def is_missing(cell: Cell, spec: CohortSpec) -> bool:
     """Whether a cell says that a value is not known: it is empty, or has a word that the cohort lists for it."""
     if not cell.text:
         return True
-    own = spec.missing_values.get(cell.column, ())
-    return _plain(cell.text) in {_plain(word) for word in (*spec.missing, *own)}
+    return _plain(cell.text) in _plain_words((*spec.missing, *spec.missing_values.get(cell.column, ())))
 
 
-def mapped(spec: CohortSpec, key: str, cell: Cell, names: Iterable[str]) -> Cell:
-    """A cell with what `label_map` makes of its text; words that mean something by themselves are not "all others"."""
+def mapped(spec: CohortSpec, key: str, cell: Cell, is_plain: Callable[[Cell], bool]) -> Cell:
+    """A cell with what `label_map` makes of its text; what is plain by itself, or missing, is not of "all others"."""
     words = spec.label_map.get(key, {})
     text = words.get(cell.text)
-    if text is None and OTHERS in words and meant(cell.text, names) is None and not is_missing(cell, spec):
+    if text is None and OTHERS in words and not is_plain(cell) and not is_missing(cell, spec):
         text = words[OTHERS]
     return cell if text is None else cell._replace(text=text)
 
@@ -82,14 +84,18 @@ class UnknownWords:
             return f"{first}. {self._advice(('WORD',))}"
         text = f"{first}, and {cells - 1:,} more."
         if not (self.read or 2 * len(counts) <= cells) or len(counts) > _MOST_WORDS:
-            return f"{text} They are {len(counts):,} different words: is this the right column?"
+            advice = "" if self.names else f" {self._advice(())}"
+            return f"{text} They are {len(counts):,} different words: is this the right column?{advice}"
         words = [word for word, _ in by_count(counts)]
         shown = ", ".join(f"{_short(word)!r} {counts[word]:,}" for word in words)
         return f"{text} All of them: {shown}. {self._advice(words)}"
 
     def _advice(self, words: Sequence[str]) -> str:
         if not self.names:
-            return "Correct it, leave it empty, or list what means 'not known' as `missing_values` of the cohort."
+            return (
+                "Write numbers with a point and without a unit, leave the cell empty, or list what means 'not known' "
+                "as `missing_values` of the cohort."
+            )
         entries = "".join(f"{_short(word)!r}: ..., " for word in words[:3])
         return (
             f"Names are {', '.join(self.names)}. Say what others mean by "
@@ -129,6 +135,12 @@ def _short(word: str) -> str:
     return word if len(word) <= _LONGEST else f"{word[:_LONGEST]}..."
 
 
+@lru_cache
+def _plain_words(words: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(_plain, words))
+
+
+@lru_cache(maxsize=4096)
 def _plain(word: str) -> str:
     """A word without case; of a whole number its digits alone, since 1, 01 and 1.0 are written for each other."""
     number = _NUMBER.fullmatch(word)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +22,10 @@ from fedgraft.client.data.spec import Window
 from fedgraft.common.base.errors import DataError
 
 Which = Literal["all", "middle", "first"]
-_END_S = 5.0
-_KILLED = {signal.SIGALRM: "too_slow", signal.SIGKILL: "too_large"}
-"""What a signal that ended the process means: the clock's, and the system's when memory ran out."""
+_END_S, _IDLE_S = 5.0, 30.0
+_LEFT = "left"
+_ENDED: Mapping[int | None, str] = {signal.SIGALRM: "too_slow", signal.SIGKILL: "too_large", 0: _LEFT}
+"""What the end of the process means: the clock's signal, the system's when memory ran out, or that it was idle."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class _Decoder:
         }
         with self._lock:
             words, found = self._answer(asked)
+            if words.get("reason") == _LEFT:
+                words, found = self._answer(asked)
             if words.get("reason") == "too_large":
                 self.close()  # what it has taken does not come back
         if "reason" in words:
@@ -90,9 +93,15 @@ class _Decoder:
             messages.write(process.stdin, asked)
             return messages.read(process.stdout)
         except (EOFError, OSError):
-            ended = -process.wait(_END_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+            ended = -process.returncode if process.returncode is not None else None
             self.close()
-            return {"reason": _KILLED.get(ended, "undecodable")}, []  # type: ignore[call-overload]
+            return {"reason": _ENDED.get(ended, "undecodable")}, []
+        except BaseException:  # Ctrl-C: half an answer must not be taken for the start of the next one
+            process.kill()
+            self.close()
+            raise
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._parent != os.getpid():  # after a fork it is the parent's
@@ -122,7 +131,7 @@ def _start() -> subprocess.Popen[bytes]:
     single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     environment = os.environ | single | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fedgraft.client.data.decoding.worker"],
+        [sys.executable, "-P", "-m", "fedgraft.client.data.decoding.worker", str(_IDLE_S)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # decoders quote what they read
@@ -137,7 +146,7 @@ def _start() -> subprocess.Popen[bytes]:
         process.wait()
         raise DataError(
             "The process that decodes files could not be started.",
-            fix=f"Try `{sys.executable} -m fedgraft.client.data.decoding.worker` to see why.",
+            fix=f"Try `{sys.executable} -m fedgraft.client.data.decoding.worker 9` to see why.",
         ) from None
     return process
 

@@ -1,11 +1,13 @@
 """A process that decodes one file after another, so that one that never ends, or takes all memory, ends this alone.
 
-Run by `decoder`: `python -m fedgraft.client.data.decoding.worker`. It reads requests, and ends when there are no more.
+Run by `decoder`: `python -m fedgraft.client.data.decoding.worker SECONDS`. It reads requests, and ends when there are
+no more, or none has come for so many seconds.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from dataclasses import asdict
@@ -20,15 +22,15 @@ from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import Window
 
 
-def main() -> None:
-    """Answer requests until their stream ends."""
+def main(idle_s: float) -> None:
+    """Answer requests until their stream ends, or is silent for `idle_s` seconds."""
     asked = sys.stdin.buffer
     # Libraries of decoders print; what they print must not come between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     frames.write(answers, {"ready": True})
-    while True:
+    while select.select([asked], [], [], idle_s)[0]:
         try:
             request, _ = frames.read(asked)
         except EOFError:
@@ -74,4 +76,4 @@ def _limit_memory(size: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(float(sys.argv[1]))

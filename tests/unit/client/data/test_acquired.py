@@ -79,6 +79,8 @@ def test_a_prediction_is_not_made_of_them_either(export):
     found = list(pictures(export / "dicom", ImageInput(size=16)))
     assert len([one for one in found if one.stored is not None]) == 8
     assert {one.problem for one in found} == {"", "localizer", "rt_dose", "secondary_capture", "segmentation"}
+    asked = list(pictures(export / "dicom", ImageInput(size=16), ["localizer"]))
+    assert len([one for one in asked if one.stored is not None]) == 12
 
 
 def test_the_check_counts_them_apart_from_files_that_cannot_be_read(hospital: Hospital) -> None:

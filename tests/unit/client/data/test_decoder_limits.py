@@ -166,6 +166,38 @@ def worker_after(path: Path) -> int:
     return worker()
 
 
+def test_an_answer_that_was_broken_off_is_not_the_next_ones(make_dicom, monkeypatch):
+    """As by Ctrl-C in a notebook, whose next cell reads the next file."""
+    first, second = (make_dicom(np.full((16, 16), n, np.uint8), f"{n}.dcm", WindowCenter="128", WindowWidth="256")
+                     for n in (10, 200))  # fmt: skip
+    decoder.read_dicom(first, None, "middle")
+
+    def interrupted(stream: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder.messages, "read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            decoder.read_dicom(first, None, "middle")
+    frame = decoder.read_dicom(second, None, "middle").frames[0]
+    assert abs(float(frame.mean()) * 255 - 200) < 1
+
+
+def test_an_idle_process_ends_and_comes_back(make_dicom, monkeypatch):
+    """A site that takes part for weeks does not keep one."""
+    decoder._DECODER.close()
+    monkeypatch.setattr(decoder, "_IDLE_S", 0.2)
+    path = make_dicom(RAMP)
+    decoder.read_dicom(path, None, "middle")
+    process = decoder._DECODER._process
+    assert process is not None
+    process.wait(30)
+    monkeypatch.setattr(process, "poll", lambda: None)  # it ends between a look at it and the question
+    monkeypatch.setattr(decoder, "_IDLE_S", 30.0)
+    assert decoder.read_dicom(path, None, "middle").frames[0].shape == (16, 16)
+    assert worker() != process.pid
+
+
 def test_the_process_ends_with_the_one_that_asks(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "a.png")
     code = (

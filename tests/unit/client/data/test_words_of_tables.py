@@ -100,6 +100,13 @@ def test_all_others_leaves_names_and_missing_words_alone(tmp_path):
     assert load(spec, tmp_path).targets["cls"].tolist() == [0, -1, 1, -1, 1, -1]
 
 
+def test_all_others_leaves_numbers_alone(tmp_path):
+    value = Regression(kind="regression", name="size", unit="mm", mean=1, std=1)
+    given = {"size": {"<5": "2.5", "all others": ""}}
+    cohort = load(table(tmp_path, "7", "<5", "n.d.", "", header="a,size", label_map=given), tmp_path, value)
+    np.testing.assert_array_equal(cohort.targets["size"].numpy(), [7, 2.5, np.nan, np.nan])
+
+
 def test_words_of_a_column_that_seems_the_wrong_one_are_not_shown(tmp_path):
     with pytest.raises(DataError) as caught:
         load(table(tmp_path, "Doe", "Roe", "Poe"), tmp_path)
@@ -142,6 +149,28 @@ def test_all_that_is_no_number_or_neither_yes_nor_no_is_told_at_once(tmp_path):
     cells = table(tmp_path, "none,1", "none,<5", "nodule,n.d.", "none,<5", header="a,cls,b")
     with pytest.raises(DataError, match=r"column 'b' is no number, and 2 more. All of them: '<5' 2, 'n.d.' 1"):
         load(cells, tmp_path, columns=TableInput(numeric=("b",)))
+
+
+def test_numbers_with_commas_are_read_where_the_whole_table_has_them(tmp_path):
+    """As a spreadsheet writes them in half of Europe, with semicolons between the cells."""
+    path, columns = tmp_path / "t.csv", TableInput(numeric=("b",))
+    spec = CohortSpec(kind="table", root=path)
+
+    def numbers(*cells: str, delimiter: str = ";") -> list[float]:
+        lines = [f"{cell}{delimiter}none" for cell in cells]
+        path.write_text("\n".join([f"b{delimiter}cls", *lines]) + "\n")
+        return [round(float(number), 4) for number in load(spec, tmp_path, columns=columns).inputs[:, 0]]
+
+    assert numbers("1,5", "-0,25", "7", "1,234") == [1.5, -0.25, 7, 1.234]
+    assert numbers("1,5", "3", delimiter="\t") == [1.5, 3]
+    for ambiguous in (("1,234", "2,345"), ("1,5", "2.5"), ("1.234,5", "2,5")):
+        with pytest.raises(DataError, match="Write numbers with a point"):
+            numbers(*ambiguous)
+
+
+def test_missing_values_of_a_column_that_is_not_there_are_refused(tmp_path):
+    with pytest.raises(DataError, match="has no column for `missing_values`"):
+        load(table(tmp_path, "none", "nodule", missing_values={"agee": ["-9"]}), tmp_path)
 
 
 @pytest.mark.parametrize(
