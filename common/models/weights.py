@@ -18,6 +18,7 @@ from safetensors.numpy import save as format_safetensors
 from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.base.files import CONFIGS, home, parse_tensors, write_atomic
 from fedgraft.common.base.value import unless
+from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.models.architecture import Architecture
 from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.plan import Role
@@ -48,6 +49,8 @@ class WeightsManifest(BaseModel):
     """The base models' backbones, of an ensemble."""
     table: Annotated[TableInput | None, Field(exclude_if=unless(None))] = None
     """The columns that they were trained on, of weights for tables."""
+    operating_points: Annotated[dict[str, tuple[OperatingPoint, ...]], Field(exclude_if=unless({}))] = Field(default={})
+    """By task, and there by label, from which score on a case is positive, where the study asked for it."""
     held_out: Annotated[str, Field(exclude_if=unless(""))] = ""
     """How patients were split: models that say the same held out the same patients of the same sites."""
     trained_on: str

@@ -17,7 +17,8 @@ from fedgraft.common.study.study import Study
 class Step:
     """One exchange of the plan: the `round`-th (from 1) of a stage, or the evaluation at the end (`work` False).
 
-    `exchange` counts from 1 over the whole study; `stage` is an index into its plan.
+    `exchange` counts from 1 over the whole study; `stage` is an index into its plan. Where the study asks for an
+    operating point there are two evaluations: of validation cases, and of test cases.
     """
 
     exchange: int
@@ -33,7 +34,8 @@ def schedule(study: Study) -> Iterator[Step]:
         for number in range(1, stage.rounds + 1):
             exchange += 1
             yield Step(exchange, index, number, work=True)
-    yield Step(exchange + 1, len(study.plan) - 1, study.plan[-1].rounds, work=False)
+    for more in range(1, _evaluations(study) + 1):
+        yield Step(exchange + more, len(study.plan) - 1, study.plan[-1].rounds, work=False)
 
 
 def step_at(study: Study, exchange: int) -> Step | None:
@@ -43,13 +45,24 @@ def step_at(study: Study, exchange: int) -> Step | None:
         if 1 <= left <= stage.rounds:
             return Step(exchange, index, left, work=True)
         left -= stage.rounds
-    return Step(exchange, len(study.plan) - 1, study.plan[-1].rounds, work=False) if left == 1 else None
+    if not 1 <= left <= _evaluations(study):
+        return None
+    return Step(exchange, len(study.plan) - 1, study.plan[-1].rounds, work=False)
+
+
+def last_exchange(study: Study) -> int:
+    """The number of the last exchange of a study, which evaluates the test cases."""
+    return sum(stage.rounds for stage in study.plan) + _evaluations(study)
+
+
+def _evaluations(study: Study) -> int:
+    return 1 if study.evaluate.operating_point is None else 2
 
 
 def split_at(study: Study, step: Step) -> Split | None:
     """The cases on which a hospital evaluates what comes with this step; None if it does not."""
     if not step.work:
-        return "test"
+        return "test" if step.exchange == last_exchange(study) else "val"
     every = study.evaluate.every
     return study.evaluate.split if every and (step.exchange - 1) % every == 0 else None
 

@@ -20,6 +20,7 @@ from fedgraft.common.study.losses import Adversarial, Distill
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model, Teacher
+from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.tasks import (
     AnyTask,
@@ -64,6 +65,9 @@ class Evaluation(Value):
     floor: Annotated[int, Field(ge=1, exclude_if=unless(10))] = 10
     """Cases of either class that a site needs for its figures to count in means over sites, in the choice of a round
     and in early stopping; of more classes, as many as make their mean as sure. Below it they are too few to say."""
+    operating_point: Annotated[OperatingRule | None, Field(exclude_if=unless(None))] = None
+    """With a rule, sites evaluate the final model on their validation cases too, in one more exchange; from these the
+    threshold of each task of two classes, and of each label, is chosen, which is then counted on the test cases."""
 
 
 class Study(Value):

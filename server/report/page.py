@@ -58,6 +58,9 @@ class TaskView:
     legend: tuple[Key, ...]
     learning: tuple[Markup, ...]
     metrics: tables.ReportTable
+    points: tables.ReportTable
+    chosen: str
+    """How the operating points were chosen."""
     final: tuple[Markup, ...]
     remark: str
 
@@ -143,8 +146,22 @@ def _task_view(record: RunRecord, task: str) -> TaskView:
         legend=_legend(ink, ranking, _cases(record, task)),
         learning=tuple(map(Markup, learning)),
         metrics=figures.site_metrics(record, task),
+        points=figures.at_operating_points(record, task),
+        chosen=_chosen(record, task),
         final=tuple(map(Markup, final)),
         remark=remark,
+    )
+
+
+def _chosen(record: RunRecord, task: str) -> str:
+    """By which rule, and on which validation cases, each threshold was chosen."""
+    points = map(mapping, sequence(mapping(record.result.get("operating_points")).get(task)))
+    return "; ".join(
+        f"{text(one.get('name'))} by {text(one.get('rule'))}, on {text(one.get('positives'))} positive and "
+        f"{text(one.get('negatives'))} negative validation cases, where it gave a sensitivity of "
+        f"{tables.decimal(number(one.get('sensitivity')))} and a specificity of "
+        f"{tables.decimal(number(one.get('specificity')))}"
+        for one in points
     )
 
 

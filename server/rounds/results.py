@@ -8,6 +8,7 @@ from typing import Any
 
 from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.checks.explain import plan_table
+from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.models.provenance import Provenance, held_out
 from fedgraft.common.models.weights import save_weights
 from fedgraft.common.protocol.instructions import Code
@@ -17,6 +18,7 @@ from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.rounds.collect import headline
 from fedgraft.server.rounds.rounds import RunOutcome
+from fedgraft.server.rounds.scores import Points
 from fedgraft.server.runs.run_folder import RunFolder
 
 SCHEMA = 1
@@ -40,9 +42,10 @@ def write_result(
         "synthetic": synthetic,
         "headline": _headline(asked, missing, totals.refusals),
         "plan": plan_table(study, tags, {key: int(value.size) for key, value in outcome.state.items()}, rows),
-        "remarks": _remarks(study, totals.undecided),
+        "remarks": [*_remarks(study, totals.undecided), *_no_points(study, outcome.points)],
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
+        "operating_points": outcome.scores.at(outcome.points),
         "sites": {
             site: {
                 "cases": dict(g.cases),
@@ -119,6 +122,22 @@ def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:
     ]
 
 
+def _no_points(study: Study, points: Points) -> list[str]:
+    """Tasks and labels without the operating point that the study asks for."""
+    if study.evaluate.operating_point is None:
+        return []
+    lacking = []
+    for task in study.tasks:
+        known = {point.name for point in points.get(task.name, []) if point is not None}
+        lacking += [f"{task.name} ({name})" for name in names_of(task) if name not in known]
+    if not lacking:
+        return []
+    return [
+        f"No operating point for {', '.join(lacking)}: too few validation cases to say came back (evaluate.floor "
+        f"{study.evaluate.floor} of either kind, the sites' policies on metrics)."
+    ]
+
+
 def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Provenance, synthetic: bool) -> None:
     """Write the aggregated model and its manifest, so that the run's folder serves as weights for the next study."""
     facts = {
@@ -134,6 +153,9 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Pr
         "base_models": tuple(base_model.backbone for base_model in study.model.base_models),
         "table": study.input if isinstance(study.input, TableInput) else None,
         "held_out": held_out(study),
+        "operating_points": {
+            task: known for task, own in outcome.points.items() if (known := tuple(filter(None, own)))
+        },
     }
     manifest = save_weights(folder.path, outcome.state, facts)
     if outcome.ood_model is not None:

@@ -31,7 +31,7 @@ from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, a
 from fedgraft.server.aggregation.auxiliary import Auxiliary
 from fedgraft.server.fleet.fleet import Fleet, lacking
 from fedgraft.server.rounds.collect import Collected, Collector, headline
-from fedgraft.server.rounds.scores import Scores
+from fedgraft.server.rounds.scores import Points, Scores
 from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.stopping import averaged, best, stopped, undecided
 from fedgraft.server.rounds.validation import Limits, greeting_fault
@@ -62,6 +62,8 @@ class RunOutcome:
     absent: Mapping[str, Code]
     scores: Scores
     totals: Totals
+    points: Points = field(default_factory=dict)
+    """The operating points, if the study asked for some."""
     ood_model: OodModel | None = None
     """What the sites' images are like, if the plan asked."""
 
@@ -94,15 +96,19 @@ class Coordinator:
             done, self._state, self._memory = checkpoint.exchange, checkpoint.state, checkpoint.memory
             self._totals = Totals(**checkpoint.totals)
         self._greet()
-        scores = Scores(self._study, {})
+        scores, rule = Scores(self._study, {}), self._study.evaluate.operating_point
+        points: Points = {}
         for step in schedule(self._study):
             if step.exchange <= done or (step.work and self._study.plan[step.stage].name in self._totals.ended):
                 continue
             self._first = self._first or step.exchange
             scores = self._exchange(step)
+            if not step.work and rule is not None and split_at(self._study, step) == "val":
+                points = scores.operating_points(rule)
             if step.work:
                 self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
-        return RunOutcome(self._state, self._greetings, self._absent, scores, self._totals, ood_model(self._memory))
+        ended = (self._state, self._greetings, self._absent, scores, self._totals)
+        return RunOutcome(*ended, points, ood_model(self._memory))
 
     def _greet(self) -> None:
         started = time.monotonic()

@@ -23,7 +23,7 @@ from fedgraft.common.base.terminal import (
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.runs.run_folder import RunFolder
-from fedgraft.simulations.cli.figures import task_table
+from fedgraft.simulations.cli.figures import at_point, task_table
 from fedgraft.simulations.engines.progress import shown
 from fedgraft.simulations.engines.run import Engine, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
@@ -141,6 +141,8 @@ def _show_result(run: Path, result: dict[str, Any]) -> None:
         say(remark)
     for task, values in result["metrics"].items():
         OUT.print(task_table(task, values))
+        for point in result["operating_points"].get(task, []):
+            say(at_point(task, point))
     say(f"Report: {run / 'report.html'}")
     if result["synthetic"]:
         say("Phantoms prove the machinery, not clinical benefit.")

@@ -33,6 +33,15 @@ def task_table(task: str, values: Mapping[str, Any]) -> Table:
     return table
 
 
+def at_point(task: str, point: Mapping[str, Any]) -> str:
+    """An operating point in one line, with what it gives of all test cases."""
+    said = f"{task}: {point['name']} from a probability of {point['probability']:.3g} on, by {point['rule']}"
+    if (own := point["pooled"]) is None:
+        return f"{said}; the sites' policies let out no counts at it"
+    names = {"recall": "recall", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
+    return f"{said}: {', '.join(f'{name} {figure(own[key])}' for key, name in names.items())} on all test cases"
+
+
 def _cells(
     row: Mapping[str, Any], support: Mapping[str, Any], intervals: Mapping[str, Sequence[float]], keys: Sequence[str]
 ) -> list[str]:
