@@ -70,13 +70,19 @@ class KeyReport:
 
 
 def find(ref: str) -> Path:
-    """The folder of some weights: a path, or an id among those that ship and those in fedgraft's home."""
+    """The folder of some weights: by its path, by that of the file in it, or by an id that ships or is in the home."""
     if os.path.isdir(ref):  # noqa: PTH112 - unlike Path.is_dir it has no errors, whatever the name
         return Path(ref)
     if re.fullmatch(_ID, ref):
         for root in _roots():
             if (root / ref / _MANIFEST).is_file():
                 return root / ref
+    if os.path.isfile(ref):  # noqa: PTH113 - as above
+        if os.path.basename(ref) in (_TENSORS, _MANIFEST):  # noqa: PTH119
+            return Path(ref).parent
+        raise WeightsError(
+            f"{ref}: is no {_TENSORS} with a manifest beside it.", fix="Make one of it with `fedgraft weights import`."
+        )
     known = ", ".join(manifest.id for manifest in list_weights()) or "none"
     raise WeightsError(f"No weights are called {ref!r}.", fix=f"Known ids: {known}. A folder's path works as well.")
 

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedgraft.common.study.inputs import Split
-from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.study import Study
+
+_MEASURE = Stage(name="evaluate", local=Statistics())
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def schedule(study: Study) -> Iterator[Step]:
             exchange += 1
             yield Step(exchange, index, number, work=True)
     for more in range(1, _evaluations(study) + 1):
-        yield Step(exchange + more, len(study.plan) - 1, study.plan[-1].rounds, work=False)
+        yield _evaluation(study, exchange + more)
 
 
 def step_at(study: Study, exchange: int) -> Step | None:
@@ -47,7 +49,18 @@ def step_at(study: Study, exchange: int) -> Step | None:
         left -= stage.rounds
     if not 1 <= left <= _evaluations(study):
         return None
-    return Step(exchange, len(study.plan) - 1, study.plan[-1].rounds, work=False)
+    return _evaluation(study, exchange)
+
+
+def stage_of(study: Study, step: Step) -> Stage:
+    """The stage that a step belongs to; of a study that only measures, one in which nothing is done or sent."""
+    return study.plan[step.stage] if study.plan else _MEASURE
+
+
+def _evaluation(study: Study, exchange: int) -> Step:
+    """An evaluation belongs to the last round of the last stage, if there is any."""
+    last = max(0, len(study.plan) - 1)
+    return Step(exchange, last, study.plan[last].rounds if study.plan else 1, work=False)
 
 
 def last_exchange(study: Study) -> int:
@@ -69,6 +82,8 @@ def split_at(study: Study, step: Step) -> Split | None:
 
 def stage_before(study: Study, step: Step) -> Stage | None:
     """The stage whose result comes with this step; None before the first round."""
+    if not study.plan:
+        return None
     if step.round > 1 or not step.work:
         return study.plan[step.stage]
     return study.plan[step.stage - 1] if step.stage else None

@@ -79,7 +79,8 @@ class Study(Value):
     input: InputSpec = ImageInput()
     split: SplitSpec = SplitSpec()
     model: Model = Model()
-    plan: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    plan: tuple[Stage, ...]
+    """What is done, in order. Nothing at all, `[]`: sites measure the model that its weights give, with its heads."""
     rounds: RoundRules = RoundRules()
     evaluate: Evaluation = Evaluation()
     secure_aggregation: bool = False
@@ -91,6 +92,21 @@ class Study(Value):
         for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"more than one {what} is called {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measured_with_its_heads(cls, value: Any) -> Any:
+        """What is only measured comes with its heads: nobody would make others."""
+        model = value.get("model") if isinstance(value, dict) else None
+        if not isinstance(model, dict) or value.get("plan") not in ([], ()) or model.get("weights") is None:
+            return value
+        return {**value, "model": {"heads": "weights", **model}}
+
+    @model_validator(mode="after")
+    def _has_something_to_measure(self) -> Study:
+        if not self.plan and not self.model.base_models and self.model.heads != "weights":
+            raise ValueError("plan: [] measures a finished model: name its run or its file as model.weights")
         return self
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any
 from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.checks.explain import plan_table
 from fedgraft.common.metrics.operating_point import names_of
-from fedgraft.common.models.provenance import Provenance, held_out
+from fedgraft.common.models.provenance import Provenance, held_out, may_have_learnt
 from fedgraft.common.models.weights import save_weights
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.protocol.routing import Tags, releases_plainly
@@ -25,10 +25,10 @@ SCHEMA = 1
 
 
 def write_result(
-    folder: RunFolder, study: Study, tags: Tags, outcome: RunOutcome, engine: str, synthetic: bool
+    folder: RunFolder, study: Study, tags: Tags, outcome: RunOutcome, source: Provenance, how: tuple[str, bool]
 ) -> None:
     """Write `result.json`; the run counts as complete when every site that greeted took part to the end."""
-    rows = _history(folder)
+    (engine, synthetic), rows = how, _history(folder)
     totals, last = outcome.totals, rows[-1]
     missing = {site: Code(code) for site, code in last["missing"].items()} | dict(outcome.absent)
     asked = len(last["sites_asked"]) + len(outcome.absent)
@@ -42,7 +42,7 @@ def write_result(
         "synthetic": synthetic,
         "headline": _headline(asked, missing, totals.refusals),
         "plan": plan_table(study, tags, {key: int(value.size) for key, value in outcome.state.items()}, rows),
-        "remarks": [*_remarks(study, totals.undecided), *_no_points(study, outcome.points)],
+        "remarks": [*_measured(study, source), *_remarks(study, totals.undecided), *_no_points(study, outcome.points)],
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
         "operating_points": outcome.scores.at(outcome.points),
@@ -122,6 +122,14 @@ def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:
     ]
 
 
+def _measured(study: Study, source: Provenance) -> list[str]:
+    """That a finished model was measured, and whether that was a fair test, where nobody trained."""
+    if study.plan:
+        return []
+    doubt = may_have_learnt(study, source.manifest) if source.manifest else ""
+    return [f"Nobody trained: {source.says} was measured as it is.", *([doubt] if doubt else [])]
+
+
 def _no_points(study: Study, points: Points) -> list[str]:
     """Tasks and labels without the operating point that the study asks for."""
     if study.evaluate.operating_point is None:
@@ -139,20 +147,25 @@ def _no_points(study: Study, points: Points) -> list[str]:
 
 
 def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Provenance, synthetic: bool) -> None:
-    """Write the aggregated model and its manifest, so that the run's folder serves as weights for the next study."""
+    """Write the aggregated model and its manifest, so that the run's folder serves as weights for the next study.
+
+    A model that was only measured is what it was, and says so: who trained it, and which patients were held out then.
+    """
+    measured = source.manifest if not study.plan else None
+    how = "starting from" if study.plan else "measured there as it is:"
     facts = {
         "id": study.name,
         "backbone": study.model.backbone,
         "input": study.input if isinstance(study.input, ImageInput) else None,
         "classes": {task.name: task.classes for task in study.tasks if isinstance(task, Task)},
         "tasks": tuple(task for task in study.tasks if not isinstance(task, Task)),
-        "trained_on": f"study {study.name} over {len(outcome.greetings)} sites",
+        "trained_on": measured.trained_on if measured else f"study {study.name} over {len(outcome.greetings)} sites",
         "licence": source.licence,
-        "synthetic": synthetic,
-        "how": f"study digest {study.digest}, starting from {source.says}",
+        "synthetic": synthetic or bool(measured and measured.synthetic),
+        "how": f"study digest {study.digest}, {how} {source.says}",
         "base_models": tuple(base_model.backbone for base_model in study.model.base_models),
         "table": study.input if isinstance(study.input, TableInput) else None,
-        "held_out": held_out(study),
+        "held_out": measured.held_out if measured else held_out(study),
         "operating_points": {
             task: known for task, own in outcome.points.items() if (known := tuple(filter(None, own)))
         },

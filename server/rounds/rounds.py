@@ -25,7 +25,7 @@ from fedgraft.common.protocol.instructions import (
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.plan import Stage
-from fedgraft.common.study.schedule import Step, schedule, split_at
+from fedgraft.common.study.schedule import Step, schedule, split_at, stage_of
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
 from fedgraft.server.aggregation.auxiliary import Auxiliary
@@ -139,7 +139,7 @@ class Coordinator:
         # A study with secure aggregation keeps the group that it began with: its masks were agreed on at the greeting.
         if step.exchange > self._first and not self._study.secure_aggregation:
             self._welcome()
-        stage = self._study.plan[step.stage]
+        stage = stage_of(self._study, step)
         sites = self._asked(step, stage)
         self._folder.event(
             "exchange",
@@ -296,6 +296,8 @@ class Coordinator:
     def _evaluated(self, step: Step) -> dict[str, Any]:
         """Which model went out in this exchange: the one that the exchange before left behind."""
         plan = self._study.plan
+        if not plan:
+            return {"stage": "start", "round": 0}
         if step.work and step.round > 1:
             return {"stage": plan[step.stage].name, "round": step.round - 1}
         if step.work and step.stage == 0:
