@@ -10,9 +10,13 @@ import pytest
 import yaml
 
 from conftest import Command
+from fedgraft.client.enrolment.config import read_site
+from fedgraft.client.governance.review import in_words, review
+from fedgraft.client.governance.verdict import judge
 from fedgraft.common.base.errors import StudyError, WeightsError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.checks.explain import check_study, explain
+from fedgraft.common.models.model import build_model
 from fedgraft.common.models.weights import find, load_manifest
 from fedgraft.common.study.schedule import schedule, split_at, step_at
 from fedgraft.common.study.study import Study, find_study, parse_study
@@ -20,7 +24,7 @@ from fedgraft.server.report import build_report
 from fedgraft.simulations.compare.cells import cells, outcome, run
 from fedgraft.simulations.compare.models import MERGED
 from fedgraft.simulations.compare.question import BUILT_IN, Question
-from fedgraft.simulations.engines.run import OPEN, Engine, Hospitals
+from fedgraft.simulations.engines.run import OPEN, Engine, Hospitals, prepare
 from helpers.simulated import simulate
 from helpers.work import MakeStudy
 
@@ -143,8 +147,22 @@ def test_a_table_model_is_measured_on_the_scale_that_it_learnt(command: Command,
     assert one["operating_points"] == two["operating_points"] != {}
 
 
-def test_it_is_explained(make_study: MakeStudy, trained: Path) -> None:
-    assert explain(measuring(make_study, trained), "x").rows == []
+def test_a_hospital_reads_that_nothing_is_trained(
+    make_study: MakeStudy, hospitals: Hospitals, trained: Path, tmp_path: Path
+) -> None:
+    """Under a policy that lets nothing out without noise: there is nothing to refuse, and figures are named."""
+    study = measuring(make_study, trained)
+    assert explain(study, "x").rows == []
+    strict = OPEN.model_copy(update={"allow_non_dp": False})
+    prepare(study, Hospitals(hospitals.cohorts, policies={"east": strict}), tmp_path / "run")
+    config = read_site(tmp_path / "run" / "sites" / "east")
+    model = build_model("slim_resnet", {"cls": 3}, channels=1, seed=0)
+    found = judge(config, study, model.tags(), 24)
+    assert (found.refused, found.stages) == ("", ())
+    told = " ".join(in_words(review(study, model, config, found, approved=False) | {"data": None}))
+    assert "nothing is trained and no entry leaves" in told
+    assert "over the site's cases of the test split once" in told
+    assert "val split" not in told
 
 
 def test_finished_models_are_arms_of_a_comparison(
