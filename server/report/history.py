@@ -42,6 +42,8 @@ class RunRecord:
     study_text: str
     sums: dict[str, FinalSums]
     audit: Row
+    has_scenario: bool = False
+    """Whether the hospitals of a simulation are described in the folder."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -99,6 +101,7 @@ def read_run(run: Path) -> RunRecord:
         study_text=study.read_text(encoding="utf-8", errors="replace") if study.is_file() else "",
         sums=_sums(mapping(result.get("sums")), run / "result.json"),
         audit=read_audit(run),
+        has_scenario=(run / "scenario.yaml").is_file(),
     )
 
 

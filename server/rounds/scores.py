@@ -127,6 +127,7 @@ class Scores:
 
 
 Mean = dict[str, Any] | None
+_ERRORS = frozenset({"mae", "rmse", "hd95_mm"})
 
 
 def _means(
@@ -137,4 +138,12 @@ def _means(
     if not known:
         return None, None
     own = {site: found[site][metric] for site in known if metric in found[site]}
-    return equal_mean(known, own), precise_mean(known, own)
+    return _possible(metric, equal_mean(known, own)), _possible(metric, precise_mean(known, own))
+
+
+def _possible(metric: str, mean: Mean) -> Mean:
+    """The mean with its interval cut off where the metric ends: no share is above 1, no error below 0."""
+    if mean is None or mean["low"] is None or metric == "r2":
+        return mean
+    most = mean["high"] if metric in _ERRORS else min(1.0, mean["high"])
+    return mean | {"low": max(0.0, mean["low"]), "high": most}

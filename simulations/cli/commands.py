@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError, RunError, StudyError
-from fedgraft.common.base.files import home, read_json
+from fedgraft.common.base.files import home, read_json, write_atomic
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
@@ -91,6 +92,9 @@ def _set_up(request: SimulateRequest) -> tuple[Study, Path]:
     if run.exists() and any(run.iterdir()):
         raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
     prepare(study, hospitals_of(scenario), run)
+    # With it, the run can be repeated from its folder alone.
+    plain = yaml.safe_dump(scenario.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    write_atomic(run / "scenario.yaml", plain.encode(), private=True)
     return study, run
 
 
