@@ -12,7 +12,8 @@ from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.study import Study
 
-_MEASURE = Stage(name="evaluate", local=Statistics())
+MEASURE = Stage(name="evaluate", local=Statistics())
+"""What an evaluation belongs to in a study that only measures."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def step_at(study: Study, exchange: int) -> Step | None:
 
 def stage_of(study: Study, step: Step) -> Stage:
     """The stage that a step belongs to; of a study that only measures, one in which nothing is done or sent."""
-    return study.plan[step.stage] if study.plan else _MEASURE
+    return study.plan[step.stage] if study.plan else MEASURE
 
 
 def _evaluation(study: Study, exchange: int) -> Step:

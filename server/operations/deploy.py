@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedgraft.common.base.errors import InputError, ResumeError, RunError
-from fedgraft.common.base.files import private_folder, read_json, write_json
+from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.files import private_folder, write_json
 from fedgraft.common.study.study import Study
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
@@ -25,19 +25,18 @@ the second time; each further time twice as long, since what kills it may need t
 
 @dataclass(frozen=True)
 class Wait:
-    """Start when so many sites are online, or give up after `seconds`."""
+    """Start when so many of the run's sites are online, all if None; give up after `seconds`."""
 
-    sites: int
+    sites: int | None
     seconds: float
 
 
-def prepare(study: Study, out: Path) -> None:
-    """Set up the folder of a deployed run. InputError if it is in use."""
+def prepare(study: Study, sites: Collection[str], out: Path) -> None:
+    """Set up the folder of a deployed run over these sites. InputError if it is in use."""
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
     with private_folder(out):
-        RunFolder(out).write_study(study)
-        write_json(out / "deployment.json", {"started": []})
+        RunFolder(out).start_deployment(study, sites)
 
 
 def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> Path:
@@ -46,9 +45,12 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
     RunError if the run fails or is stopped; it can then be continued.
     """
     out = out.resolve()
-    if not (out / "deployment.json").is_file():
-        raise ResumeError(f"{out} is no deployed run.", fix="Give the folder that `fedgraft server run` wrote.")
-    _wait_for_sites(home, wait, say)
+    RunFolder(out).demand_deployment()
+    if RunFolder(out).is_taken():
+        raise RunError(f"{out}: another process is at work on this run.", fix="Wait for it, or end it.")
+    # Who joined the consortium after the run was begun may come, and is not waited for; who was shut out is not either.
+    sites = set(RunFolder(out).sites()) & set(home.admitted().values())
+    _wait_for_sites(home, sites, wait, say)
     with private_folder(out):
         return _carried_out(home, out, say)
 
@@ -68,7 +70,7 @@ def _carried_out(home: ServerHome, out: Path, say: Callable[[str], None]) -> Pat
             raise RunError(details.partition(REASON)[2])
         if state == "finished:stopped":
             raise RunError("The run was stopped.", fix=f"Continue it with --resume {out}.")
-        before, reached = reached, _exchange(out)
+        before, reached = reached, RunFolder(out).checkpoints.reached()
         tries = tries + 1 if reached == before else 1
         if tries > _TRIES:
             raise RunError(f"Flower ended the run as {state}.", fix=f"See {home.logs / 'superexec.log'}.")
@@ -77,18 +79,21 @@ def _carried_out(home: ServerHome, out: Path, say: Callable[[str], None]) -> Pat
             time.sleep(_PAUSE_S * 2 ** (tries - 2))
 
 
-def _wait_for_sites(home: ServerHome, wait: Wait, say: Callable[[str], None]) -> None:
+def _wait_for_sites(home: ServerHome, sites: Collection[str], wait: Wait, say: Callable[[str], None]) -> None:
+    wanted = len(sites) if wait.sites is None else wait.sites
     ends, told = time.monotonic() + wait.seconds, -1
     while True:
         with RunControl(home) as control:
-            online = len({node.name or node.id for node in control.nodes() if node.online})
-        if online >= wait.sites:
+            there = {node.name for node in control.nodes() if node.online}
+        online = len(there if wait.sites is not None else there & set(sites))
+        if online >= wanted:
             return
+        away = ", ".join(sorted(set(sites) - there))
         if time.monotonic() > ends:
             fix = "See `fedgraft server sites`, or ask for fewer with --sites."
-            raise RunError(f"{online} of {wait.sites} sites are online.", fix=fix)
+            raise RunError(f"{online} of {wanted} sites are online; not: {away}.", fix=fix)
         if online != told:
-            say(f"waiting for sites: {online} of {wait.sites} are online")
+            say(f"waiting for sites: {online} of {wanted} are online; not: {away}")
             told = online
         time.sleep(_POLL_S)
 
@@ -97,8 +102,7 @@ def _start(home: ServerHome, out: Path) -> int:
     (out / "result.json").unlink(missing_ok=True)
     with RunControl(home) as control:
         number = control.start(out)
-    numbers = [*read_json(out / "deployment.json")["started"], str(number)]
-    write_json(out / "deployment.json", {"started": numbers})
+    RunFolder(out).started_as(number)
     write_json(home.studies / f"{number}.json", {"run": str(out)})
     return number
 
@@ -125,8 +129,3 @@ def _follow(home: ServerHome, number: int, folder: RunFolder) -> tuple[str, str]
             if time.monotonic() - heard > _AWAY_S:
                 raise
         time.sleep(_POLL_S)
-
-
-def _exchange(out: Path) -> int:
-    path = out / "checkpoint" / "state.json"
-    return int(read_json(path)["exchange"]) if path.is_file() else 0

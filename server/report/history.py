@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedgraft.common.base.disk import read_bytes, why_no_file
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import read_json
+from fedgraft.common.base.files import is_there, read_json
 from fedgraft.common.metrics.metrics import macro_mean
 from fedgraft.common.metrics.task_metrics import (
     HeadlineMetrics,
@@ -87,15 +88,14 @@ class Span:
 
 def read_run(run: Path) -> RunRecord:
     """Everything in a run's folder that the report shows; InputError names the file, and the line, that is damaged."""
-    if not (run / "history.jsonl").is_file():
-        raise InputError(
-            f"{run}: is no run's folder: there is no history.jsonl.", fix="Give the folder a run was written to."
-        )
+    if not (source := run / "history.jsonl").is_file():
+        fix = "Give the folder a run was written to."
+        raise InputError(f"{run}: is no run's folder: {why_no_file(source)}.", fix=fix)
     result = _optional(run / "result.json")
     study = run / "study.yaml"
     return RunRecord(
         name=run.resolve().name,
-        exchanges=_exchanges(run / "history.jsonl"),
+        exchanges=_exchanges(source),
         result=result,
         environment=_optional(run / "environment.json"),
         study_text=study.read_text(encoding="utf-8", errors="replace") if study.is_file() else "",
@@ -204,7 +204,7 @@ def text(value: Any) -> str:
 
 def _exchanges(path: Path) -> tuple[Row, ...]:
     rows: list[Row] = []
-    for count, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for count, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -214,14 +214,16 @@ def _exchanges(path: Path) -> tuple[Row, ...]:
                 f"{path}, line {count}: is not valid JSON: {error}.",
                 fix="Restore it, or continue the run with --resume.",
             ) from None
-        if not isinstance(row, dict):
+        if not isinstance(row, dict) or "exchange" not in row:
             raise InputError(f"{path}, line {count}: is not an exchange.", fix="Restore the line.")
         rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: holds no exchange.", fix="Look again once the run has done one.")
     return tuple(rows)
 
 
 def _optional(path: Path) -> Row:
-    if not path.is_file():
+    if not is_there(path):
         return {}
     content = read_json(path)
     if not isinstance(content, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
 from fedgraft.server.aggregation.auxiliary import Auxiliary
 from fedgraft.server.fleet.fleet import Fleet, lacking
+from fedgraft.server.rounds.attendance import asked_in, counts_absent
 from fedgraft.server.rounds.collect import Collected, Collector, headline
 from fedgraft.server.rounds.scores import Points, Scores
 from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
@@ -64,6 +64,10 @@ class RunOutcome:
     totals: Totals
     points: Points = field(default_factory=dict)
     """The operating points, if the study asked for some."""
+    late: frozenset[str] = frozenset()
+    """Sites that were not asked at the start, and came by themselves."""
+    others: Mapping[str, Code] = field(default_factory=dict)
+    """Of sites that were not asked at the start, those that came and did not take part, and why."""
     ood_model: OodModel | None = None
     """What the sites' images are like, if the plan asked."""
 
@@ -85,6 +89,7 @@ class Coordinator:
         self._sent: Arrays = {}
         self._greetings: dict[str, Greeting] = {}
         self._absent: dict[str, Code] = {}
+        self._others: dict[str, Code] = {}
         self._collector = Collector(study, fleet, self._greetings, folder.event)
         self._secure = SecureCollector(study, self._collector, self._greetings)
         self._first = 0
@@ -107,8 +112,10 @@ class Coordinator:
                 points = scores.operating_points(rule)
             if step.work:
                 self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
+        late = frozenset(site for site in self._greetings if not self._fleet.expects(site))
+        ood = ood_model(self._memory)
         ended = (self._state, self._greetings, self._absent, scores, self._totals)
-        return RunOutcome(*ended, points, ood_model(self._memory))
+        return RunOutcome(*ended, points, late, self._others, ood)
 
     def _greet(self) -> None:
         started = time.monotonic()
@@ -129,10 +136,11 @@ class Coordinator:
         for site, answer in self._fleet.greet(Hello(self._study.to_json())).items():
             code = greeting_fault(answer, self._study) if isinstance(answer, Greeting) else answer.code
             if code is not None:
-                self._absent[site] = code
+                (self._absent if self._fleet.expects(site) else self._others)[site] = code
             elif isinstance(answer, Greeting):
                 self._greetings[site] = answer
                 self._absent.pop(site, None)
+                self._others.pop(site, None)
 
     def _exchange(self, step: Step) -> Scores:
         started = time.monotonic()
@@ -187,16 +195,10 @@ class Coordinator:
 
     def _asked(self, step: Step, stage: Stage) -> list[str]:
         """Names of the sites that this exchange goes to, in a fixed order."""
-        hospitals = {site: g for site, g in self._greetings.items() if not g.observer and not g.source}
-        if not step.work or stage.where == "all":
-            chosen = set(hospitals)
-        else:
-            chosen = {site for site, g in hospitals.items() if g.labelled == (stage.where == "labelled")}
-        if step.work and stage.where == "source":
-            chosen = set(self._sources())
+        chosen = asked_in(stage, self._greetings, work=step.work)
         if not chosen:
             raise QuorumError(f"Stage {stage.name!r} is for {stage.where} sites, and there are none.")
-        return sorted(chosen | (set(self._sources()) if step.work and stage.joint_lambda is not None else set()))
+        return sorted(chosen)
 
     def _sources(self) -> list[str]:
         return sorted(site for site, greeting in self._greetings.items() if greeting.source)
@@ -225,7 +227,10 @@ class Coordinator:
         limits = Limits(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change)
         watch = replace(step, work=False)
         observers = {site: self._instruction(watch, site, "all") for site in self._observers()}
-        needed = self._needed(sites)
+        due = self._due(step, stage, sites)
+        needed = self._study.rounds.needed(len(due))
+        if step.work and len(sites) < needed:
+            raise self._too_few(step, len(sites), due, needed)
         if self._study.secure_aggregation:
 
             def instruction(site: str) -> Instruction:
@@ -240,16 +245,22 @@ class Coordinator:
             } | observers
             got = self._collector.collect(instructions, limits, aggregator)
         if step.work and len(got.aggregated) < needed:
-            raise QuorumError(
-                f"Stage {stage.name!r}, round {step.round}: {headline(len(got.aggregated), len(sites), got.missing)}; "
-                f"{needed} are needed.",
-                fix="Continue with --resume once the sites are back.",
-            )
+            raise self._too_few(step, len(got.aggregated), due | got.missing, needed)
         return got
 
-    def _needed(self, sites: list[str]) -> int:
-        """How many of these sites must take part."""
-        return max(self._study.rounds.min_sites, math.ceil(self._study.rounds.quorum * len(sites) - 1e-9))
+    def _due(self, step: Step, stage: Stage, sites: list[str]) -> dict[str, Code | None]:
+        """All sites that should take part in this exchange, with the reason why they do not if it is known."""
+        absent = self._absent if counts_absent(self._study, stage, work=step.work) else {}
+        return dict.fromkeys(sites) | dict(absent)
+
+    def _too_few(self, step: Step, present: int, due: Mapping[str, Code | None], needed: int) -> QuorumError:
+        missing = {site: code for site, code in due.items() if code is not None}
+        return QuorumError(
+            f"Stage {self._study.plan[step.stage].name!r}, round {step.round}: "
+            f"{headline(present, len(due), missing)}; {needed} are needed.",
+            fix="Continue with --resume once the sites are back. "
+            "A study that is content with fewer says so: rounds.min_sites, and rounds.quorum, a share.",
+        )
 
     def _hold(self, site: str) -> None:
         """Remember that a site has what was sent in this exchange."""

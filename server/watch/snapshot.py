@@ -165,7 +165,7 @@ class WatchedRun:
 
 
 def _taken(lock: Path) -> bool | None:
-    """Whether a process is at work on a deployed run; None for a simulation, which takes no lock."""
+    """Whether a process is at work on a run; None if none ever was."""
     try:
         with lock.open("r", encoding="ascii") as file:
             return not try_lock(file, shared=True)

@@ -7,15 +7,15 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from rich.console import Console
 
-from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import home, read_json, write_atomic
+from fedgraft.common.base.suggest import instead
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
@@ -23,10 +23,10 @@ from fedgraft.common.base.terminal import (
 )
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study, find_study
+from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.runs.run_folder import RunFolder
-from fedgraft.simulations.cli.figures import at_point, task_table
 from fedgraft.simulations.engines.progress import shown
-from fedgraft.simulations.engines.run import Engine, prepare
+from fedgraft.simulations.engines.run import Engine, EngineName, check_hospitals, demand_simulated, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario, source_faults
@@ -45,24 +45,23 @@ class SimulateRequest:
 
 def engine(name: str, workers: int, threads: int) -> Engine:
     """The engine by name; InputError for one that does not exist."""
-    try:
-        return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
-    except ValidationError as error:
-        raise InputError("; ".join(describe(error))) from None
+    names: tuple[EngineName, ...] = get_args(EngineName)
+    if name not in names:
+        raise InputError(f"--engine {name}: there is no such engine{instead(name, names)}.")
+    return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
 
 
 def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None:
     """Set up a run or continue one, show its progress, and say what came out."""
+    console = ERR if as_json else OUT
     if request.resume is not None:
         if request.study or request.scenario or request.out or request.overrides:
             raise InputError("--resume takes no other study, scenario, --out or --set.")
         run = request.resume
-        if not (run / "simulation.json").is_file():
-            raise InputError(f"{run} is no simulated run.", fix="Give the folder that `fedgraft simulate` wrote.")
+        demand_simulated(run)
         study = RunFolder(run).study()
     else:
-        study, run = _set_up(request)
-    console = ERR if as_json else OUT
+        study, run = _set_up(request, console)
     with shown(run, study, console):
         try:
             resume_run(run, engine)
@@ -72,10 +71,13 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
     if as_json:
         sys.stdout.write(json.dumps(result | {"run": str(run), "sums": None}) + "\n")
     else:
-        _show_result(run, result)
+        show_result(run, result)
+        if result["synthetic"]:
+            say("Phantoms prove the machinery, not clinical benefit.")
+    demand_enough(run, result)
 
 
-def _set_up(request: SimulateRequest) -> tuple[Study, Path]:
+def _set_up(request: SimulateRequest, console: Console) -> tuple[Study, Path]:
     if request.study is None:
         raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
     study, named = find_study(request.study, request.overrides)
@@ -91,7 +93,9 @@ def _set_up(request: SimulateRequest) -> tuple[Study, Path]:
     run = request.out or Path("runs") / study.name
     if run.exists() and any(run.iterdir()):
         raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
-    prepare(study, hospitals_of(scenario), run)
+    hospitals = hospitals_of(scenario)
+    check_hospitals(study, hospitals, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+    prepare(study, hospitals, run)
     # With it, the run can be repeated from its folder alone.
     plain = yaml.safe_dump(scenario.model_dump(mode="json", exclude_none=True), sort_keys=False)
     write_atomic(run / "scenario.yaml", plain.encode(), private=True)
@@ -137,16 +141,3 @@ def _problems() -> list[str]:
 
 def _site_log(run: Path) -> str:
     return f" Details: {run / 'run.log'}" if (run / "run.log").exists() else ""
-
-
-def _show_result(run: Path, result: dict[str, Any]) -> None:
-    say(f"{result['status']}: {result['headline']}")
-    for remark in result["remarks"]:
-        say(remark)
-    for task, values in result["metrics"].items():
-        OUT.print(task_table(task, values))
-        for point in result["operating_points"].get(task, []):
-            say(at_point(task, point))
-    say(f"Report: {run / 'report.html'}")
-    if result["synthetic"]:
-        say("Phantoms prove the machinery, not clinical benefit.")

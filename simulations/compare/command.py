@@ -33,6 +33,7 @@ from fedgraft.simulations.compare.cells import Cell, cells, run
 from fedgraft.simulations.compare.progress import time_left
 from fedgraft.simulations.compare.question import Comparison, Question, read_comparison
 from fedgraft.simulations.compare.result import answered, groups, lines
+from fedgraft.simulations.engines.run import check_hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import load_scenario
 
@@ -125,7 +126,7 @@ def _cells(
     study: Study, comparison: Comparison, asked: CompareRequest, shipped: str | None
 ) -> tuple[dict[str, list[Cell]], bool]:
     """The cells by question, all of them checked, and whether any hospital is made up."""
-    found, synthetic = {}, False
+    found, synthetic, looked_at = {}, False, set[str]()
     for question in comparison.questions:
         task = study.tasks_by_name.get(question.task or study.tasks[0].name)
         if task is not None and not isinstance(task, Task):
@@ -139,8 +140,11 @@ def _cells(
         base = locate(asked.study).parent if asked.scenario is None else Path()
         scenario = load_scenario(base / name if (base / name).is_file() else name)
         synthetic |= scenario.synthetic
-        seeds = _seeds(comparison, asked, question)
-        found[question.name] = cells(study, question, hospitals_of(scenario), seeds, str(asked.study))
+        hospitals, seeds = hospitals_of(scenario), _seeds(comparison, asked, question)
+        if name not in looked_at:
+            looked_at.add(name)
+            check_hospitals(study, hospitals, lambda text: ERR.print(text, highlight=False, markup=False))
+        found[question.name] = cells(study, question, hospitals, seeds, str(asked.study))
     return found, synthetic
 
 

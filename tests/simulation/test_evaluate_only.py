@@ -90,6 +90,17 @@ def test_what_leaves_is_what_each_site_s_policy_of_metrics_says(
     assert read_json(made / "result.json")["status"] == "completed"
 
 
+def test_under_masks_the_sums_of_all_sites_are_read_and_no_more(
+    make_study: MakeStudy, hospitals: Hospitals, trained: Path, tmp_path: Path
+) -> None:
+    study = measuring(make_study, trained, secure_aggregation=True)
+    made = simulate(study, hospitals, tmp_path / "run")
+    found, wanted = (read_json(one / "result.json")["metrics"]["cls"] for one in (made, trained))
+    assert found["sites"] == {}
+    assert found["pooled"]["n"] == wanted["pooled"]["n"]
+    assert found["pooled"]["accuracy"] == wanted["pooled"]["accuracy"]
+
+
 def test_a_model_that_may_have_seen_the_test_cases_is_said_to(
     make_study: MakeStudy, hospitals: Hospitals, trained: Path, tmp_path: Path
 ) -> None:

@@ -18,7 +18,8 @@ from scipy.special import logit
 
 from conftest import Command
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.data.cohorts.scan import files, name_below
+from fedgraft.client.data.cohorts.folders import files
+from fedgraft.client.data.cohorts.scan import name_below
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.inference.model import Reader
 from fedgraft.client.training.model.evaluate import evaluate

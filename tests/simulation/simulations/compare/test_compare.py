@@ -355,7 +355,7 @@ def test_an_ensemble_is_made_of_its_arms_models(put_together: list[Cell], tmp_pa
 
 
 def placed(cell: Cell, out: Path) -> Study:
-    """The cell's study, with its members' folders in it."""
+    """The cell's study, with its base models' folders in it."""
     folders = {one.arm: str(out / one.digest[:16] / "model") for one in cell.base_models}
     model = cell.job.study.model
     base_models = [one.model_copy(update={"weights": folders[str(one.weights)[4:]]}) for one in model.base_models]

@@ -14,9 +14,9 @@ from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.metrics.support import intervals
 from fedgraft.common.secure_aggregation.summing import metric_summands, pooled_metrics
 from fedgraft.common.study.study import Study, parse_study
+from fedgraft.server.cli.figures import task_table
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.rounds.stopping import stopped
-from fedgraft.simulations.cli.figures import task_table
 
 LOCAL = {"kind": "gradient", "steps": 1}
 STAGE = {"name": "train", "local": LOCAL, "share": "all", "aggregate": {"kind": "mean"}, "rounds": 9}
