@@ -87,7 +87,8 @@ def review(
         "counts": {"what": _counts(exact=exact, masked=secure_aggregation), "exact": exact},
         "metrics": {
             "split": study.evaluate.split,
-            "every": study.evaluate.every,
+            "every": study.evaluate.every if study.plan else 0,
+            "chosen_on_val": study.evaluate.operating_point is not None,
             "sums": [what for kind, own in _SUMS.items() if kind in kinds for what in own] if exact else [],
             "once": "" if exact or secure_aggregation else _ONCE.get(config.policy.metrics, ""),
         },
@@ -168,7 +169,7 @@ def in_words(content: dict[str, Any]) -> list[str]:
     else:
         lines += [
             f"  {at}. {stage['name']}: {stage['description']}" for at, stage in enumerate(content["stages"], start=1)
-        ]
+        ] or ["  nothing is trained and no entry leaves: the model that comes is measured on this site's cases"]
     if content["data"]:
         lines += ["", *data_in_words(content["data"])]
     return [*lines, "", *_leaves(content), "", *_costs(content)]
@@ -209,9 +210,14 @@ def _metrics(metrics: dict[str, Any]) -> str:
     if not metrics["sums"]:
         return metrics["once"] or "none, by metrics of the policy"
     every = metrics["every"]
-    often = "at the end alone" if not every else f"every {every} exchanges" if every > 1 else "in every exchange"
     sums = ", ".join(metrics["sums"])
-    return f"{sums}, over the site's cases of the {metrics['split']} split {often}, and of the test split once"
+    when = [f"of the {metrics['split']} split {_often(every)}"] if every else []
+    when += ["of the val split once more at the end, for the operating point"] if metrics["chosen_on_val"] else []
+    return f"{sums}, over the site's cases {', '.join([*when, 'of the test split once'])}"
+
+
+def _often(every: int) -> str:
+    return f"every {every} exchanges" if every > 1 else "in every exchange"
 
 
 def _costs(content: dict[str, Any]) -> list[str]:

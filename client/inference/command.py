@@ -18,7 +18,7 @@ from fedgraft.client.data.spec import DERIVED
 from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
-from fedgraft.client.inference.told import told
+from fedgraft.client.inference.told import thresholds, told
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, write_atomic
 from fedgraft.common.base.terminal import say
@@ -81,6 +81,8 @@ def predict(asked: PredictRequest) -> None:
     if len(usable) < len(everything):
         say(f"{len(everything) - len(usable)} files could not be used; the table says why.")
     _say_ood(reader, rows)
+    for line in thresholds(reader):
+        say(line)
     say("Not a medical device: the model was not validated for any use.")
 
 
@@ -99,6 +101,8 @@ def _predict_table(reader: Reader, columns: TableInput, asked: PredictRequest) -
     say(f"{len(rows)} rows of {asked.images}: {asked.out / 'predictions.csv'}")
     for problem, count in sorted(problems.items()):
         say(f"{problem.replace('_', ' ')}: {count}")
+    for line in thresholds(reader):
+        say(line)
     say("Not a medical device: the model was not validated for any use.")
 
 

@@ -173,5 +173,5 @@ def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
     return {
         key: array
         for key, array in kept.items()
-        if key in local_model.tags and own(study.plan[-1], local_model.tags, key)
+        if key in local_model.tags and study.plan and own(study.plan[-1], local_model.tags, key)
     }

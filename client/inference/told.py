@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import assert_never
 
 import numpy as np
 from PIL import Image
+from scipy.special import logit
 
 from fedgraft.client.inference.model import Reader
 from fedgraft.common.base.files import write_atomic
+from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 
-_HALF = 0.5
+_HALF, _ROUNDING = 0.5, 1e-9
 
 
 def told(reader: Reader, said: Mapping[str, np.ndarray], out: Path, number: int) -> dict[str, str]:
@@ -24,27 +26,46 @@ def told(reader: Reader, said: Mapping[str, np.ndarray], out: Path, number: int)
     """
     row: dict[str, str] = {}
     for task in (*reader.tasks, *reader.others):
-        row |= _cells(task, said[task.name], out, number)
+        points = {point.name: point for point in reader.manifest.operating_points.get(task.name, ())}
+        row |= _cells(task, said[task.name], points, out / f"{task.name}/{number:06d}.png")
     return row
 
 
-def _cells(task: AnyTask, own: np.ndarray, out: Path, number: int) -> dict[str, str]:
+def thresholds(reader: Reader) -> Iterator[str]:
+    """From which probability on the model's tasks are said to be positive, in sentences."""
+    for task, points in reader.manifest.operating_points.items():
+        for point in points:
+            yield (
+                f"{task}: {point.name} from a probability of {point.probability:.3g} on, by {point.rule} on "
+                f"{point.positives} positive and {point.negatives} negative validation cases"
+            )
+
+
+def _cells(task: AnyTask, own: np.ndarray, points: Mapping[str, OperatingPoint], mask: Path) -> dict[str, str]:
     match task:
         case Task():
             shares = {f"{task.name}:{name}": repr(float(share)) for name, share in zip(task.classes, own, strict=True)}
-            return {task.name: task.classes[int(own.argmax())], **shares}
+            chosen = int(own.argmax())
+            if (point := points.get(task.classes[1])) is not None:
+                chosen = int(_is_positive(float(own[1]), point))
+            return {task.name: task.classes[chosen], **shares}
         case Multilabel():
             pairs = list(zip(task.labels, own.tolist(), strict=True))
-            yes = "; ".join(name for name, share in pairs if share > _HALF)
+            yes = "; ".join(name for name, share in pairs if _is_positive(share, points.get(name)))
             return {task.name: yes, **{f"{task.name}:{name}": repr(share) for name, share in pairs}}
         case Regression():
             return {f"{task.name} ({task.unit})": repr(float(own))}
         case Segmentation():
-            path = f"{task.name}/{number:06d}.png"
-            write_atomic(out / path, _png(own), private=True)
-            return {task.name: path}
+            write_atomic(mask, _png(own), private=True)
+            return {task.name: f"{mask.parent.name}/{mask.name}"}
         case _:
             assert_never(task)
+
+
+def _is_positive(share: float, point: OperatingPoint | None) -> bool:
+    if point is None:
+        return share > _HALF
+    return float(logit(share)) >= point.log_odds - _ROUNDING
 
 
 def _png(mask: np.ndarray) -> bytes:

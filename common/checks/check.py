@@ -11,6 +11,7 @@ from fedgraft.common.checks.check_losses import check_losses
 from fedgraft.common.checks.check_ood import check_ood
 from fedgraft.common.checks.check_source import check_source
 from fedgraft.common.checks.check_stopping import check_stopping
+from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.protocol.routing import changed, own, stays
 from fedgraft.common.study.aggregates import (
     ClosedForm,
@@ -84,6 +85,8 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         faults += check_columns(study, study.input)
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
+    if study.evaluate.operating_point is not None:
+        faults += _operating_point(study)
     faults += check_source(study)
     faults += check_ood(study, tags)
     faults += check_ensemble(study)
@@ -120,6 +123,13 @@ def _secure(study: Study) -> Iterator[str]:
             "rounds.max_change: bounds the change of each site, which masks hide from the coordinator; leave it out, "
             "or secure_aggregation: false"
         )
+
+
+def _operating_point(study: Study) -> Iterator[str]:
+    if study.split.val == 0:
+        yield "evaluate.operating_point: is chosen on validation cases, and split.val is 0; give val a share"
+    if not any(names_of(task) for task in study.tasks):
+        yield "evaluate.operating_point: is for tasks of two classes or of labels, and there are none; leave it out"
 
 
 def _stage(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:

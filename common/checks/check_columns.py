@@ -18,7 +18,8 @@ _MAX_NORM = PrivateSums.model_fields["max_norm"].default
 def check_columns(study: Study, columns: TableInput) -> Iterator[str]:
     """Every reason why the columns would have no scale, two, or one that gives patients away; each with its key."""
     summed = any(isinstance(stage.aggregate, Standardise) for stage in study.plan)
-    fresh = study.model.backbone != ENSEMBLE  # whose base models have their own standardisation
+    # Base models have their own standardisation, and so has a finished model that is only measured.
+    fresh = study.model.backbone != ENSEMBLE and bool(study.plan)
     if fresh and columns.needs_sums and not isinstance(study.plan[0].aggregate, Standardise):
         yield (
             "plan.0: a table needs its columns on one scale: public numbers (input.standardise), or a first stage "

@@ -9,6 +9,8 @@ TITLES = {
     "balanced_accuracy": "balanced accuracy",
     "recall": "recall",
     "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
     "f1": "F1",
     "brier": "Brier",
     "ece": "ECE",

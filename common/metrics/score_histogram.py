@@ -101,6 +101,12 @@ class ScoreHistogram:
         negative = np.bincount(place, counts * (1 - (keys & 1)), minlength=len(bins))
         return positive[::-1].astype(np.float64), negative[::-1].astype(np.float64)
 
+    def scored(self, row: int) -> tuple[Floats, Floats, Floats]:
+        """As `ranked`, after the scores themselves: log-odds, of which no case of the entry has less."""
+        first, last = np.searchsorted(self.keys, [row << _ROW_SHIFT, (row + 1) << _ROW_SHIFT])
+        bins = np.unique((self.keys[first:last] & _KEY_MASK) >> 1)
+        return (_scores(bins)[::-1], *self.ranked(row))
+
     def coarsen(self, bins: int, spread: float = COARSE_SPREAD) -> ScoreHistogram:
         """The same cases on a grid of `bins` scores, the same for all sites, so that what is coarse still adds up.
 

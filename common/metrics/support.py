@@ -84,6 +84,15 @@ def _effective(sums: ClassificationSums | LabelSums, smaller: Sequence[float]) -
     return 1 / parts if sums.classes == 2 else rows * (rows - 1) / parts
 
 
+def is_exact(sums: TaskSums) -> bool:
+    """Whether these are counts as they are, and neither noised nor coarse."""
+    if isinstance(sums, ValueSums):
+        return not math.isnan(sums.squared)
+    if isinstance(sums, MaskSums):
+        return not math.isnan(sums.loss)
+    return not math.isnan(sums.loss_sum if isinstance(sums, ClassificationSums) else float(sums.loss.sum()))
+
+
 def intervals(sums: TaskSums) -> dict[str, Interval]:
     """By metric its 95 % interval, for those that have one; none of noised or coarse sums."""
     if isinstance(sums, ValueSums):
@@ -100,7 +109,7 @@ def intervals(sums: TaskSums) -> dict[str, Interval]:
 
 
 def _of_classes(sums: ClassificationSums) -> dict[str, Interval | None]:
-    if math.isnan(sums.loss_sum):
+    if not is_exact(sums):
         return {}
     hit, true, guessed = np.diag(sums.confusion), sums.confusion.sum(axis=1), sums.confusion.sum(axis=0)
     rejected, others = sums.n - true - guessed + hit, sums.n - true
@@ -115,7 +124,7 @@ def _of_classes(sums: ClassificationSums) -> dict[str, Interval | None]:
 
 
 def _of_labels(sums: LabelSums) -> dict[str, Interval | None]:
-    if math.isnan(sums.loss.sum()):
+    if not is_exact(sums):
         return {}
     true, hit = sums.confusion.sum(axis=2), np.diagonal(sums.confusion, axis1=1, axis2=2)
     both, any_ = (true > 0).all(axis=1), (true > 0).any(axis=1)
@@ -137,7 +146,7 @@ def _of_values(sums: ValueSums) -> dict[str, Interval | None]:
 
 
 def _of_masks(sums: MaskSums) -> dict[str, Interval | None]:
-    if math.isnan(sums.loss):
+    if not is_exact(sums):
         return {}
     return {
         "dice": wilson(sums.dice, sums.findings),

@@ -16,6 +16,7 @@ from fedgraft.common.models.weights import (
     KeyReport,
     WeightsManifest,
     fit,
+    load_manifest,
     load_weights,
 )
 from fedgraft.common.protocol.routing import is_private
@@ -80,6 +81,8 @@ def pretrained(study: Study, spec: Model, made_of: Architecture) -> tuple[Arrays
     heads = frozenset(study.tasks_by_name) if spec.heads == "weights" else frozenset()
     if heads:
         _heads_fit(study, manifest, spec.weights)
+    if not study.plan:  # it is only measured, and answers for what it has learnt to see
+        _seen_alike(study, manifest, spec.weights)
     taken, report = fit(made_of, arrays, spec.weights, heads)
     return taken, Provenance(manifest, report)
 
@@ -146,6 +149,32 @@ def _seen_alike(study: Study, manifest: WeightsManifest, who: str) -> None:
             f"{who}: answers for other input than the study's. It was trained on {there}, the study gives {here}.",
             fix="Give the study that input, or train the model anew on this one.",
         )
+
+
+def finished(study: Study, ref: str, *, elsewhere: bool) -> WeightsManifest:
+    """The manifest of a finished model that this study is to measure. WeightsError if that would be no fair test.
+
+    It answers for the study's input and tasks, and has held out the patients that are tested here; or it learnt
+    `elsewhere`, from none of them.
+    """
+    manifest = load_manifest(ref)
+    _seen_alike(study, manifest, ref)
+    _heads_fit(study, manifest, ref)
+    _held_out_alike(study, manifest, ref, elsewhere=elsewhere)
+    return manifest
+
+
+def may_have_learnt(study: Study, manifest: WeightsManifest) -> str:
+    """A sentence where a model that is measured may have learnt from cases that are tested; "" where it has not."""
+    if manifest.held_out == held_out(study):
+        return ""
+    how = (
+        f"held out patients by {manifest.held_out}" if manifest.held_out else "does not say which patients it held out"
+    )
+    return (
+        f"The model ({manifest.trained_on}) {how}, and this study tests by {held_out(study)}: where a hospital of this "
+        "study took part in its training, it may have learnt from cases that are tested here."
+    )
 
 
 def _held_out_alike(study: Study, manifest: WeightsManifest, who: str, *, elsewhere: bool) -> None:

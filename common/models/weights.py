@@ -18,6 +18,7 @@ from safetensors.numpy import save as format_safetensors
 from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.base.files import CONFIGS, home, parse_tensors, write_atomic
 from fedgraft.common.base.value import unless
+from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.models.architecture import Architecture
 from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.plan import Role
@@ -48,6 +49,8 @@ class WeightsManifest(BaseModel):
     """The base models' backbones, of an ensemble."""
     table: Annotated[TableInput | None, Field(exclude_if=unless(None))] = None
     """The columns that they were trained on, of weights for tables."""
+    operating_points: Annotated[dict[str, tuple[OperatingPoint, ...]], Field(exclude_if=unless({}))] = Field(default={})
+    """By task, and there by label, from which score on a case is positive, where the study asked for it."""
     held_out: Annotated[str, Field(exclude_if=unless(""))] = ""
     """How patients were split: models that say the same held out the same patients of the same sites."""
     trained_on: str
@@ -67,13 +70,19 @@ class KeyReport:
 
 
 def find(ref: str) -> Path:
-    """The folder of some weights: a path, or an id among those that ship and those in fedgraft's home."""
+    """The folder of some weights: by its path, by that of the file in it, or by an id that ships or is in the home."""
     if os.path.isdir(ref):  # noqa: PTH112 - unlike Path.is_dir it has no errors, whatever the name
         return Path(ref)
     if re.fullmatch(_ID, ref):
         for root in _roots():
             if (root / ref / _MANIFEST).is_file():
                 return root / ref
+    if os.path.isfile(ref):  # noqa: PTH113 - as above
+        if os.path.basename(ref) in (_TENSORS, _MANIFEST):  # noqa: PTH119
+            return Path(ref).parent
+        raise WeightsError(
+            f"{ref}: is no {_TENSORS} with a manifest beside it.", fix="Make one of it with `fedgraft weights import`."
+        )
     known = ", ".join(manifest.id for manifest in list_weights()) or "none"
     raise WeightsError(f"No weights are called {ref!r}.", fix=f"Known ids: {known}. A folder's path works as well.")
 

@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedgraft.common.study.inputs import Split
-from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.study import Study
+
+MEASURE = Stage(name="evaluate", local=Statistics())
+"""What an evaluation belongs to in a study that only measures."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One exchange of the plan: the `round`-th (from 1) of a stage, or the evaluation at the end (`work` False).
 
-    `exchange` counts from 1 over the whole study; `stage` is an index into its plan.
+    `exchange` counts from 1 over the whole study; `stage` is an index into its plan. Where the study asks for an
+    operating point there are two evaluations: of validation cases, and of test cases.
     """
 
     exchange: int
@@ -33,7 +37,8 @@ def schedule(study: Study) -> Iterator[Step]:
         for number in range(1, stage.rounds + 1):
             exchange += 1
             yield Step(exchange, index, number, work=True)
-    yield Step(exchange + 1, len(study.plan) - 1, study.plan[-1].rounds, work=False)
+    for more in range(1, _evaluations(study) + 1):
+        yield _evaluation(study, exchange + more)
 
 
 def step_at(study: Study, exchange: int) -> Step | None:
@@ -43,19 +48,43 @@ def step_at(study: Study, exchange: int) -> Step | None:
         if 1 <= left <= stage.rounds:
             return Step(exchange, index, left, work=True)
         left -= stage.rounds
-    return Step(exchange, len(study.plan) - 1, study.plan[-1].rounds, work=False) if left == 1 else None
+    if not 1 <= left <= _evaluations(study):
+        return None
+    return _evaluation(study, exchange)
+
+
+def stage_of(study: Study, step: Step) -> Stage:
+    """The stage that a step belongs to; of a study that only measures, one in which nothing is done or sent."""
+    return study.plan[step.stage] if study.plan else MEASURE
+
+
+def _evaluation(study: Study, exchange: int) -> Step:
+    """An evaluation belongs to the last round of the last stage, if there is any."""
+    last = max(0, len(study.plan) - 1)
+    return Step(exchange, last, study.plan[last].rounds if study.plan else 1, work=False)
+
+
+def last_exchange(study: Study) -> int:
+    """The number of the last exchange of a study, which evaluates the test cases."""
+    return sum(stage.rounds for stage in study.plan) + _evaluations(study)
+
+
+def _evaluations(study: Study) -> int:
+    return 1 if study.evaluate.operating_point is None else 2
 
 
 def split_at(study: Study, step: Step) -> Split | None:
     """The cases on which a hospital evaluates what comes with this step; None if it does not."""
     if not step.work:
-        return "test"
+        return "test" if step.exchange == last_exchange(study) else "val"
     every = study.evaluate.every
     return study.evaluate.split if every and (step.exchange - 1) % every == 0 else None
 
 
 def stage_before(study: Study, step: Step) -> Stage | None:
     """The stage whose result comes with this step; None before the first round."""
+    if not study.plan:
+        return None
     if step.round > 1 or not step.work:
         return study.plan[step.stage]
     return study.plan[step.stage - 1] if step.stage else None

@@ -21,6 +21,7 @@ from fedgraft.common.study.losses import Adversarial, Distill
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model, Teacher
+from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.tasks import (
     AnyTask,
@@ -80,6 +81,9 @@ class Evaluation(Value):
     floor: Annotated[int, Field(ge=1, exclude_if=unless(10))] = 10
     """Cases of either class that a site needs for its figures to count in means over sites, in the choice of a round
     and in early stopping; of more classes, as many as make their mean as sure. Below it they are too few to say."""
+    operating_point: Annotated[OperatingRule | None, Field(exclude_if=unless(None))] = None
+    """With a rule, sites evaluate the final model on their validation cases too, in one more exchange; from these the
+    threshold of each task of two classes, and of each label, is chosen, which is then counted on the test cases."""
 
 
 class Study(Value):
@@ -94,7 +98,8 @@ class Study(Value):
     input: InputSpec = ImageInput()
     split: SplitSpec = SplitSpec()
     model: Model = Model()
-    plan: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    plan: tuple[Stage, ...]
+    """What is done, in order. Nothing at all, `[]`: sites measure the model that its weights give, with its heads."""
     rounds: RoundRules = RoundRules()
     evaluate: Evaluation = Evaluation()
     secure_aggregation: bool = False
@@ -106,6 +111,21 @@ class Study(Value):
         for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"more than one {what} is called {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measured_with_its_heads(cls, value: Any) -> Any:
+        """What is only measured comes with its heads: nobody would make others."""
+        model = value.get("model") if isinstance(value, dict) else None
+        if not isinstance(model, dict) or value.get("plan") not in ([], ()) or model.get("weights") is None:
+            return value
+        return {**value, "model": {"heads": "weights", **model}}
+
+    @model_validator(mode="after")
+    def _has_something_to_measure(self) -> Study:
+        if not self.plan and not self.model.base_models and self.model.heads != "weights":
+            raise ValueError("plan: [] measures a finished model: name its run or its file as model.weights")
         return self
 
     @cached_property

@@ -18,7 +18,7 @@ def task_table(task: str, values: Mapping[str, Any]) -> Table:
     keys = list(values["macro"])
     table = Table()
     for at, name in enumerate((f"{task} (test)", "cases", "+ / −", *map(title, keys), "95 %")):
-        table.add_column(name, no_wrap=at == 0)  # a name in two lines is not found again
+        table.add_column(name, no_wrap=at == 0 or name == "95 %")  # a name in two lines is not found again
     supports, intervals = values["support"], values["intervals"]
     for site, row in values["sites"].items():
         table.add_row(site, *_cells(row, supports["sites"][site], intervals["sites"][site], keys))
@@ -31,6 +31,15 @@ def task_table(task: str, values: Mapping[str, Any]) -> Table:
             table.add_row(name, "", "", *map(figure, cells), _ends((first.get("low"), first.get("high"))))
     table.add_row("all cases", *_cells(values["pooled"], supports["pooled"], intervals["pooled"], keys))
     return table
+
+
+def at_point(task: str, point: Mapping[str, Any]) -> str:
+    """An operating point in one line, with what it gives of all test cases."""
+    said = f"{task}: {point['name']} from a probability of {point['probability']:.3g} on, by {point['rule']}"
+    if (own := point["pooled"]) is None:
+        return f"{said}; the sites' policies let out no counts at it"
+    names = {"recall": "recall", "specificity": "specificity", "ppv": "PPV", "npv": "NPV"}
+    return f"{said}: {', '.join(f'{name} {figure(own[key])}' for key, name in names.items())} on all test cases"
 
 
 def _cells(
@@ -51,4 +60,4 @@ def _sides(support: Mapping[str, Any]) -> str:
 
 def _ends(interval: Sequence[float | None]) -> str:
     low, high = interval
-    return "" if low is None or high is None else f"{low:.3f}–{high:.3f}".replace("0.", ".")
+    return "" if low is None or high is None else f"{low:.3f}–{high:.3f}".replace("0.", ".").replace("1.000", "1")

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedgraft.common.base.errors import IncompleteError
 from fedgraft.common.base.terminal import OUT, say
-from fedgraft.server.cli.figures import task_table
+from fedgraft.server.cli.figures import at_point, task_table
 
 Row = dict[str, Any]
 
@@ -19,6 +19,8 @@ def show_result(run: Path, result: Row) -> None:
         say(remark)
     for task, values in result["metrics"].items():
         OUT.print(task_table(task, values))
+        for point in result["operating_points"].get(task, []):
+            say(at_point(task, point))
     say(f"Report: {run / 'report.html'}")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgraft.common.base.files import read_json
+from fedgraft.common.study.schedule import last_exchange
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.runs.run_folder import RunFolder
@@ -95,7 +96,7 @@ def _row(number: int, state: str, folder: Path) -> RunRow:
         folder=str(folder),
         study=study.name,
         exchange=last["exchange"],
-        exchanges=sum(stage.rounds for stage in study.plan) + 1,
+        exchanges=last_exchange(study),
         stage=last["stage"],
         round=last["round"],
         refusals={site: dict(codes) for site, codes in sorted(refusals.items())},

@@ -153,3 +153,30 @@ def _unit(record: RunRecord, task: str) -> str:
     kind = mapping(record.result.get("task_kinds")).get(task)
     names = sequence(mapping(record.result.get("task_classes")).get(task))
     return f" ({text(names[0])})" if kind == "regression" and names else ""
+
+
+def at_operating_points(record: RunRecord, task: str) -> ReportTable:
+    """What the thresholds that were chosen on validation cases give on the test cases, over all and site by site."""
+    keys = ("recall", "specificity", "ppv", "npv")
+    supports = mapping(mapping(record.final(task).get("support")).get("sites"))
+    rows: list[TableLine] = []
+    for point in map(mapping, sequence(mapping(record.result.get("operating_points")).get(task))):
+        name, probability = text(point.get("name")), number(point.get("probability"))
+        head = f"{name} from {probability:.3g}" if probability is not None else name
+        rows.append(
+            TableLine((head, "all cases", *_at_cells(mapping(point.get("pooled")), keys, few=False)), "summary")
+        )
+        for site, own in sorted(mapping(point.get("sites")).items()):
+            few = is_too_few(mapping(supports.get(site)))
+            rows.append(TableLine((head, site, *_at_cells(mapping(own), keys, few=few))))
+    columns = ("positive", "site", "found", "missed", "false alarms", "rejected", *map(title, keys))
+    return ReportTable(columns, tuple(rows), words=2)
+
+
+def _at_cells(own: Row, keys: Sequence[str], *, few: bool) -> tuple[str, ...]:
+    """Counts and shares; where policy lets out noised or coarse counts alone, neither is known."""
+    counts = (whole(own.get(key)) for key in ("found", "missed", "alarms", "rejected"))
+    if few:
+        return *counts, TOO_FEW, *(NONE for _ in keys[1:])
+    intervals = mapping(own.get("intervals"))
+    return *counts, *(with_interval(decimal(number(own.get(key))), intervals.get(key)) for key in keys)

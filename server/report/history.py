@@ -43,6 +43,8 @@ class RunRecord:
     study_text: str
     sums: dict[str, FinalSums]
     audit: Row
+    has_scenario: bool = False
+    """Whether the hospitals of a simulation are described in the folder."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -99,6 +101,7 @@ def read_run(run: Path) -> RunRecord:
         study_text=study.read_text(encoding="utf-8", errors="replace") if study.is_file() else "",
         sums=_sums(mapping(result.get("sums")), run / "result.json"),
         audit=read_audit(run),
+        has_scenario=(run / "scenario.yaml").is_file(),
     )
 
 
@@ -110,12 +113,17 @@ def read_audit(folder: Path) -> Row:
 def curves(record: RunRecord, task: str, metric: str) -> Curves:
     """One metric over the exchanges. An exchange measures the model that went out, so before its own training."""
     found = Curves({}, [], {}, [])
+    trained = 0.0
     for place, row in enumerate(record.exchanges):
         own_metrics = mapping(mapping(row.get("metrics")).get(task))
         sites = mapping(own_metrics.get("sites"))
         values = {site: {metric: number(mapping(own).get(metric))} for site, own in sites.items()}
         test = row.get("split") == "test"
         rounds = (number(row.get("exchange")) or place + 1) - 1
+        if text(row.get("stage")) == "evaluate":
+            rounds = trained if place else rounds  # the second of two evaluations is of the same model
+        else:
+            trained = rounds + 1
         if (count := number(mapping(own_metrics.get("pooled")).get("n"))) is not None:
             found.cases["test" if test else "val"] = int(count)
         by_site, mean = (found.test_sites, found.test_macro) if test else (found.sites, found.macro)

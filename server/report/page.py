@@ -58,6 +58,9 @@ class TaskView:
     legend: tuple[Key, ...]
     learning: tuple[Markup, ...]
     metrics: tables.ReportTable
+    points: tables.ReportTable
+    chosen: str
+    """How the operating points were chosen."""
     final: tuple[Markup, ...]
     remark: str
 
@@ -99,6 +102,7 @@ def render(record: RunRecord) -> str:
         headline=text(result.get("headline")) or "The run has not finished; this page shows how far it got.",
         remarks=[text(remark) for remark in sequence(result.get("remarks"))],
         synthetic=result.get("synthetic") is True,
+        alarm=_alarm(record),
         facts=_facts(record),
         tasks=[_task_view(record, task) for task in record.tasks],
         stages=tables.stages(record),
@@ -110,6 +114,7 @@ def render(record: RunRecord) -> str:
         cost=_cost(record),
         audit=audited(record.audit),
         environment=tables.environment(record),
+        repeat=_repeat(record),
         command=_command(record),
         study_text=record.study_text,
     )
@@ -143,8 +148,22 @@ def _task_view(record: RunRecord, task: str) -> TaskView:
         legend=_legend(ink, ranking, _cases(record, task)),
         learning=tuple(map(Markup, learning)),
         metrics=figures.site_metrics(record, task),
+        points=figures.at_operating_points(record, task),
+        chosen=_chosen(record, task),
         final=tuple(map(Markup, final)),
         remark=remark,
+    )
+
+
+def _chosen(record: RunRecord, task: str) -> str:
+    """By which rule, and on which validation cases, each threshold was chosen."""
+    points = map(mapping, sequence(mapping(record.result.get("operating_points")).get(task)))
+    return "; ".join(
+        f"{text(one.get('name'))} by {text(one.get('rule'))}, on {text(one.get('positives'))} positive and "
+        f"{text(one.get('negatives'))} negative validation cases, where it gave a sensitivity of "
+        f"{tables.decimal(number(one.get('sensitivity')))} and a specificity of "
+        f"{tables.decimal(number(one.get('specificity')))}"
+        for one in points
     )
 
 
@@ -234,8 +253,39 @@ def _cost(record: RunRecord) -> list[Markup]:
     return [Markup(svg) for svg in drawn]
 
 
+def _repeat(record: RunRecord) -> str:
+    if is_deployed(record):
+        return "The sites must have approved the study, and be online:"
+    if not record.has_scenario:
+        return "The hospitals were given by a program, not by a file: give it the same ones again, with this study:"
+    return "The hospitals are described beside the study; data of your own must lie where they lay:"
+
+
+def is_deployed(record: RunRecord) -> bool:
+    """Whether real sites took part."""
+    return record.result.get("engine") == "deployed"
+
+
 def _command(record: RunRecord) -> str:
+    study = f"{record.name}/study.yaml"
+    if is_deployed(record):
+        return f"fedgraft server run {study} --out {record.name}-again"
     engine: Any = record.result.get("engine")
-    words = ["fedgraft", "simulate", f"{record.name}/study.yaml", "--scenario", "SCENARIO"]
+    if not record.has_scenario:
+        return f"fedgraft study show {study}"
+    words = ["fedgraft", "simulate", study, "--scenario", f"{record.name}/scenario.yaml"]
     words += ["--engine", engine] if isinstance(engine, str) and engine else []
     return " ".join([*words, "--out", f"{record.name}-again"])
+
+
+def _alarm(record: RunRecord) -> str:
+    """Who was missing at the end, or how often on the way; nothing where nobody was."""
+    refused = [mapping(row) for row in sequence(record.result.get("refusals"))]
+    if not refused:
+        return ""
+    last = max((int(number(row.get("exchange")) or 0) for row in record.exchanges), default=0)
+    away = sorted({text(row.get("site")) for row in refused if int(number(row.get("exchange")) or 0) in (0, last)})
+    times = tables.plural(len(refused), "answer")
+    if away:
+        return f"Not there at the end: {', '.join(away)}. The figures are of the others; {times} did not come in all."
+    return f"{times} did not come on the way; all sites were there at the end. See \u201cWho was missing\u201d."

@@ -93,6 +93,9 @@ def curve_plot(name: str, drawn: Curves, ink: Mapping[str, Ink], stages: Sequenc
         axes.plot(*zip(*points, strict=True), "D", color=of_site.colour, markersize=3.5, zorder=of_site.layer)
     if drawn.test_macro:
         axes.plot(*zip(*drawn.test_macro, strict=True), "D", color=INK, markersize=6, zorder=6)
+    _sensible(
+        axes, name, [y for _, y in (*drawn.macro, *drawn.test_macro, *_all(drawn.sites), *_all(drawn.test_sites))]
+    )
     _show_stages(axes, stages)
     axes.set(xlabel=f"rounds trained{_cases(drawn.cases)}", ylabel=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -218,6 +221,23 @@ def _line(axes: Axes, points: Iterable[Point], ink: Ink, *, markers: bool = True
         markersize=ink.width + 1.2,
         zorder=ink.layer,
     )
+
+
+_SHARES = frozenset({"AUROC", "accuracy", "balanced accuracy", "recall", "specificity", "Dice", "missed"})
+
+
+def _all(sites: Mapping[str, Sequence[Point]]) -> list[Point]:
+    return [point for points in sites.values() for point in points]
+
+
+def _sensible(axes: Axes, name: str, values: Sequence[float]) -> None:
+    """A share is drawn up to 1, from a half on or lower; what cannot be below 0 from 0 on: noise looks like noise."""
+    if not values:
+        return
+    if name in _SHARES:
+        axes.set_ylim(max(0.0, min(0.5, min(values) - 0.03)), 1.01)
+    elif min(values) >= 0:
+        axes.set_ylim(0.0, max(values) * 1.06 or 1.0)
 
 
 def _cases(counts: Mapping[str, int]) -> str:

@@ -60,7 +60,7 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None
         fleet = GridFleet(grid, enrolled=partial(_enrolled, grid), intake=intake, expected=folder.sites())
     outcome = Coordinator(study, fleet, folder, begin.state(), tags).run()
     write_model(folder, study, outcome, begin.provenance, synthetic)
-    write_result(folder, study, tags, outcome, engine, synthetic)
+    write_result(folder, study, tags, outcome, begin.provenance, (engine, synthetic))
     folder.event("finished")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedgraft.common.protocol.instructions import Code, Greeting
 from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.schedule import MEASURE
 from fedgraft.common.study.study import RoundRules, Study
 from fedgraft.server.rounds.collect import headline
 
@@ -70,7 +71,7 @@ def attendance(
 
 
 def _round(study: Study, greetings: Mapping[str, Greeting], absent: Mapping[str, Code], row: Row) -> _Round:
-    stage, work = study.plan[row["stage_index"]], row["stage"] != "evaluate"
+    stage, work = study.plan[row["stage_index"]] if study.plan else MEASURE, row["stage"] != "evaluate"
     due = asked_in(stage, greetings, work=work) | set(row["sites_asked"])
     if counts_absent(study, stage, work=work):
         due |= set(absent)

@@ -7,7 +7,8 @@ from typing import Any
 
 from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.checks.explain import plan_table
-from fedgraft.common.models.provenance import Provenance, held_out
+from fedgraft.common.metrics.operating_point import names_of
+from fedgraft.common.models.provenance import Provenance, held_out, may_have_learnt
 from fedgraft.common.models.weights import save_weights
 from fedgraft.common.protocol.routing import Tags, releases_plainly
 from fedgraft.common.study.inputs import ImageInput, TableInput
@@ -15,16 +16,17 @@ from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.rounds.attendance import attendance
 from fedgraft.server.rounds.rounds import RunOutcome
+from fedgraft.server.rounds.scores import Points
 from fedgraft.server.runs.run_folder import RunFolder
 
 SCHEMA = 1
 
 
 def write_result(
-    folder: RunFolder, study: Study, tags: Tags, outcome: RunOutcome, engine: str, synthetic: bool
+    folder: RunFolder, study: Study, tags: Tags, outcome: RunOutcome, source: Provenance, how: tuple[str, bool]
 ) -> None:
     """Write `result.json`; the run counts as completed when every site that was asked took part to the end."""
-    rows = folder.history()
+    (engine, synthetic), rows = how, folder.history()
     totals = outcome.totals
     asked = {site: greeting for site, greeting in outcome.greetings.items() if site not in outcome.late}
     took_part = attendance(study, asked, outcome.absent, rows)
@@ -39,9 +41,10 @@ def write_result(
         "synthetic": synthetic,
         "headline": took_part.headline,
         "plan": plan_table(study, tags, {key: int(value.size) for key, value in outcome.state.items()}, rows),
-        "remarks": _remarks(study, totals.undecided),
+        "remarks": [*_measured(study, source), *_remarks(study, totals.undecided), *_no_points(study, outcome.points)],
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
+        "operating_points": outcome.scores.at(outcome.points),
         "sites": {
             site: {
                 "cases": dict(g.cases),
@@ -109,21 +112,53 @@ def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:
     ]
 
 
+def _measured(study: Study, source: Provenance) -> list[str]:
+    """That a finished model was measured, and whether that was a fair test, where nobody trained."""
+    if study.plan:
+        return []
+    doubt = may_have_learnt(study, source.manifest) if source.manifest else ""
+    return [f"Nobody trained: {source.says} was measured as it is.", *([doubt] if doubt else [])]
+
+
+def _no_points(study: Study, points: Points) -> list[str]:
+    """Tasks and labels without the operating point that the study asks for."""
+    if study.evaluate.operating_point is None:
+        return []
+    lacking = []
+    for task in study.tasks:
+        known = {point.name for point in points.get(task.name, []) if point is not None}
+        lacking += [f"{task.name} ({name})" for name in names_of(task) if name not in known]
+    if not lacking:
+        return []
+    return [
+        f"No operating point for {', '.join(lacking)}: too few validation cases to say came back (evaluate.floor "
+        f"{study.evaluate.floor} of either kind, the sites' policies on metrics)."
+    ]
+
+
 def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Provenance, synthetic: bool) -> None:
-    """Write the aggregated model and its manifest, so that the run's folder serves as weights for the next study."""
+    """Write the aggregated model and its manifest, so that the run's folder serves as weights for the next study.
+
+    A model that was only measured is what it was, and says so: who trained it, and which patients were held out then.
+    """
+    measured = source.manifest if not study.plan else None
+    how = "starting from" if study.plan else "measured there as it is:"
     facts = {
         "id": study.name,
         "backbone": study.model.backbone,
         "input": study.input if isinstance(study.input, ImageInput) else None,
         "classes": {task.name: task.classes for task in study.tasks if isinstance(task, Task)},
         "tasks": tuple(task for task in study.tasks if not isinstance(task, Task)),
-        "trained_on": f"study {study.name} over {len(outcome.greetings)} sites",
+        "trained_on": measured.trained_on if measured else f"study {study.name} over {len(outcome.greetings)} sites",
         "licence": source.licence,
-        "synthetic": synthetic,
-        "how": f"study digest {study.digest}, starting from {source.says}",
+        "synthetic": synthetic or bool(measured and measured.synthetic),
+        "how": f"study digest {study.digest}, {how} {source.says}",
         "base_models": tuple(base_model.backbone for base_model in study.model.base_models),
         "table": study.input if isinstance(study.input, TableInput) else None,
-        "held_out": held_out(study),
+        "held_out": measured.held_out if measured else held_out(study),
+        "operating_points": {
+            task: known for task, own in outcome.points.items() if (known := tuple(filter(None, own)))
+        },
     }
     manifest = save_weights(folder.path, outcome.state, facts)
     if outcome.ood_model is not None:

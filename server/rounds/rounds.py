@@ -24,14 +24,14 @@ from fedgraft.common.protocol.instructions import (
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.plan import Stage
-from fedgraft.common.study.schedule import Step, schedule, split_at
+from fedgraft.common.study.schedule import Step, schedule, split_at, stage_of
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
 from fedgraft.server.aggregation.auxiliary import Auxiliary
 from fedgraft.server.fleet.fleet import Fleet, lacking
 from fedgraft.server.rounds.attendance import asked_in, counts_absent
 from fedgraft.server.rounds.collect import Collected, Collector, headline
-from fedgraft.server.rounds.scores import Scores
+from fedgraft.server.rounds.scores import Points, Scores
 from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.stopping import averaged, best, stopped, undecided
 from fedgraft.server.rounds.validation import Limits, greeting_fault
@@ -62,6 +62,8 @@ class RunOutcome:
     absent: Mapping[str, Code]
     scores: Scores
     totals: Totals
+    points: Points = field(default_factory=dict)
+    """The operating points, if the study asked for some."""
     late: frozenset[str] = frozenset()
     """Sites that were not asked at the start, and came by themselves."""
     others: Mapping[str, Code] = field(default_factory=dict)
@@ -99,17 +101,21 @@ class Coordinator:
             done, self._state, self._memory = checkpoint.exchange, checkpoint.state, checkpoint.memory
             self._totals = Totals(**checkpoint.totals)
         self._greet()
-        scores = Scores(self._study, {})
+        scores, rule = Scores(self._study, {}), self._study.evaluate.operating_point
+        points: Points = {}
         for step in schedule(self._study):
             if step.exchange <= done or (step.work and self._study.plan[step.stage].name in self._totals.ended):
                 continue
             self._first = self._first or step.exchange
             scores = self._exchange(step)
+            if not step.work and rule is not None and split_at(self._study, step) == "val":
+                points = scores.operating_points(rule)
             if step.work:
                 self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
         late = frozenset(site for site in self._greetings if not self._fleet.expects(site))
         ood = ood_model(self._memory)
-        return RunOutcome(self._state, self._greetings, self._absent, scores, self._totals, late, self._others, ood)
+        ended = (self._state, self._greetings, self._absent, scores, self._totals)
+        return RunOutcome(*ended, points, late, self._others, ood)
 
     def _greet(self) -> None:
         started = time.monotonic()
@@ -141,7 +147,7 @@ class Coordinator:
         # A study with secure aggregation keeps the group that it began with: its masks were agreed on at the greeting.
         if step.exchange > self._first and not self._study.secure_aggregation:
             self._welcome()
-        stage = self._study.plan[step.stage]
+        stage = stage_of(self._study, step)
         sites = self._asked(step, stage)
         self._folder.event(
             "exchange",
@@ -301,6 +307,8 @@ class Coordinator:
     def _evaluated(self, step: Step) -> dict[str, Any]:
         """Which model went out in this exchange: the one that the exchange before left behind."""
         plan = self._study.plan
+        if not plan:
+            return {"stage": "start", "round": 0}
         if step.work and step.round > 1:
             return {"stage": plan[step.stage].name, "round": step.round - 1}
         if step.work and step.stage == 0:

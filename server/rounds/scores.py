@@ -8,6 +8,7 @@ from typing import Any
 
 from fedgraft.common.metrics.intervals import Interval
 from fedgraft.common.metrics.metrics import worst
+from fedgraft.common.metrics.operating_point import OperatingPoint, chosen, counted
 from fedgraft.common.metrics.support import equal_mean, intervals, precise_mean, support
 from fedgraft.common.metrics.task_metrics import (
     TaskSums,
@@ -16,7 +17,11 @@ from fedgraft.common.metrics.task_metrics import (
     plain,
 )
 from fedgraft.common.secure_aggregation.summing import Pooled
+from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.study import Study
+
+Points = Mapping[str, list[OperatingPoint | None]]
+"""By task, and there by label (or of the second of two classes)."""
 
 
 class Scores:
@@ -53,6 +58,29 @@ class Scores:
             sites = {site: plain(sums[task]) for site, sums in self._sums.items()}
             lists[task] = {"sites": sites, "pooled": plain(self._pooled(task))}
         return lists
+
+    def operating_points(self, rule: OperatingRule) -> Points:
+        """By task the points that the rule asks for on these sums, all sites together; None for too few to say."""
+        if not self._sums and not self._secure:
+            return {}
+        found = {name: chosen(task, self._pooled(name), rule, self._floor) for name, task in self._tasks.items()}
+        return {task: points for task, points in found.items() if points}
+
+    def at(self, points: Points) -> dict[str, Any]:
+        """By task the points, each with what it gives of these sums, over all cases and at each site."""
+        if not self._sums and not self._secure:
+            return {}
+        return {task: [self._at(task, row, one) for row, one in enumerate(own) if one] for task, own in points.items()}
+
+    def _at(self, task: str, row: int, point: OperatingPoint) -> dict[str, Any]:
+        sums = {} if task in self._secure else {site: own[task] for site, own in self._sums.items()}
+        known = {site: counted(own, row, point) for site, own in sums.items()}
+        pooled = counted(self._pooled(task), row, point)
+        return point.model_dump() | {
+            "probability": point.probability,
+            "pooled": pooled and pooled.plain(),
+            "sites": {site: None if one is None else one.plain() for site, one in known.items()},
+        }
 
     def macro(self) -> dict[str, float | None]:
         """By task the `summary` of the metric that is shown first, for a progress line."""
@@ -99,6 +127,7 @@ class Scores:
 
 
 Mean = dict[str, Any] | None
+_ERRORS = frozenset({"mae", "rmse", "hd95_mm"})
 
 
 def _means(
@@ -109,4 +138,12 @@ def _means(
     if not known:
         return None, None
     own = {site: found[site][metric] for site in known if metric in found[site]}
-    return equal_mean(known, own), precise_mean(known, own)
+    return _possible(metric, equal_mean(known, own)), _possible(metric, precise_mean(known, own))
+
+
+def _possible(metric: str, mean: Mean) -> Mean:
+    """The mean with its interval cut off where the metric ends: no share is above 1, no error below 0."""
+    if mean is None or mean["low"] is None or metric == "r2":
+        return mean
+    most = mean["high"] if metric in _ERRORS else min(1.0, mean["high"])
+    return mean | {"low": max(0.0, mean["low"]), "high": most}

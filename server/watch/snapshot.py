@@ -16,6 +16,7 @@ from fedgraft.common.base.files import read_json
 from fedgraft.common.base.locking import try_lock
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Statistics
+from fedgraft.common.study.schedule import last_exchange
 from fedgraft.common.study.study import Study, parse_study
 
 Row = dict[str, Any]
@@ -116,7 +117,7 @@ class WatchedRun:
             round=now["round"],
             rounds=now["rounds"],
             exchange=now["exchange"],
-            exchanges=sum(stage.rounds for stage in study.plan) + 1 if study else 0,
+            exchanges=last_exchange(study) if study else 0,
             idle_s=round(max(0.0, time.time() - float(events[-1]["time"])), 1) if events else None,
             bytes_up=sum(row["bytes_up"] for row in history),
             bytes_down=sum(row["bytes_down"] for row in history),

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from rich.console import Console
 
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError, RunError, StudyError
-from fedgraft.common.base.files import home, read_json
+from fedgraft.common.base.files import home, read_json, write_atomic
 from fedgraft.common.base.suggest import instead
 from fedgraft.common.base.terminal import (
     ERR,
@@ -95,6 +96,9 @@ def _set_up(request: SimulateRequest, console: Console) -> tuple[Study, Path]:
     hospitals = hospitals_of(scenario)
     check_hospitals(study, hospitals, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
     prepare(study, hospitals, run)
+    # With it, the run can be repeated from its folder alone.
+    plain = yaml.safe_dump(scenario.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    write_atomic(run / "scenario.yaml", plain.encode(), private=True)
     return study, run
 
 

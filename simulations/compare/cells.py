@@ -22,6 +22,7 @@ from fedgraft.common.base.errors import (
     InputError,
     RunError,
     StudyError,
+    WeightsError,
 )
 from fedgraft.common.base.files import (
     canonical_json,
@@ -35,6 +36,8 @@ from fedgraft.common.base.files import (
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.models.initialise import make_model
+from fedgraft.common.models.provenance import finished
+from fedgraft.common.models.weights import load_manifest
 from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.compare.folds import Fold
@@ -94,6 +97,7 @@ class Cell:
             "few": few and {"shots": few.shots, "draws": few.draws, "task": few.task, "fits": fits},
             "code": code_digest(),
             "public": self.job.public,
+            "weights": _content(self.job.study.model.weights),
             "sources": {site: spec.model_dump(mode="json") for site, spec in sorted(self.job.sources.items())},
             "faults": {site: fault.model_dump(mode="json") for site, fault in sorted(self.job.faults.items())},
             "policies": {site: policy.model_dump(mode="json") for site, policy in sorted(self.job.policies.items())},
@@ -116,6 +120,11 @@ class CellOutcome:
     seconds: float
     model: str | None = None
     """SHA-256 of the model that all sites share, as in the `model.json` of a run; None where there is none."""
+
+
+def _content(ref: str | None) -> str | None:
+    """What the weights of that name hold: a folder can get others."""
+    return None if ref is None or ref.startswith(ARM) else load_manifest(ref).sha256
 
 
 def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source: str) -> list[Cell]:
@@ -148,6 +157,8 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
             specs = dict(sites.cohorts) | asked_of
             for seed in range(seeds):
                 seeded = own.model_copy(update={"seed": own.seed + seed})
+                if arm.weights is not None:
+                    _refuse_seen(seeded, arm, question, f"{where}, arm {arm.name}")
                 for fold in _folds(question):
                     job = _job(ModelJob(seeded, arm.who, specs, fold, question.measure, few, public), sites)
                     alike = [cell for cell in found if (cell.cases, cell.seed, cell.fold) == (cases, seeded.seed, fold)]
@@ -175,6 +186,17 @@ def _refuse_tied(question: Question, sites: Hospitals, where: str) -> None:
             f"{where}: an arm is private, and shuffled labels are those of other patients, which ties them together.",
             fix="Ask about shuffled labels in a question of their own, without a private arm.",
         )
+
+
+def _refuse_seen(study: Study, arm: Arm, question: Question, where: str) -> None:
+    """StudyError for a finished model that may have learnt from cases that it would be tested on."""
+    assert arm.weights is not None
+    if question.folds and not arm.elsewhere:
+        raise StudyError(where, ["weights: with folds every patient is tested, those too that the model learnt from"])
+    try:
+        finished(study, arm.weights, elsewhere=arm.elsewhere)
+    except WeightsError as error:
+        raise StudyError(where, [f"weights: {error}"]) from None
 
 
 def _check(study: Study, source: str, arm: Arm) -> None:

@@ -193,7 +193,7 @@ def _kept(study: Study, home: Path, site: str, local_model: LocalModel) -> dict[
     return {
         key: array
         for key, array in kept.items()
-        if key in local_model.tags and own(study.plan[-1], local_model.tags, key)
+        if key in local_model.tags and study.plan and own(study.plan[-1], local_model.tags, key)
     }
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fedgraft.common.base.config_files import describe, put, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
+from fedgraft.common.models.weights import load_manifest
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.methods.presets import PRESETS
@@ -42,6 +43,10 @@ class Arm(Value):
     method: str | None = None
     keys: dict[str, Any] = Field(default={}, alias="set")
     labels: Literal["known", "shuffled"] = "known"
+    weights: str | None = None
+    """A finished model, as a run's folder or the id of weights, which is measured as it is; nobody trains."""
+    elsewhere: bool = False
+    """Whether it learnt from none of these hospitals' patients. Else it must have held out those that are tested."""
     fit: Fit = Fit()
     """In a question about shots: how a new site fits the model to them."""
     base_models: tuple[str, ...] = ()
@@ -52,6 +57,22 @@ class Arm(Value):
     def _put_together(self) -> Arm:
         if self.method in ENSEMBLES and not self.base_models:
             raise ValueError(f"{self.name}: {self.method} needs `base_models`, the names of other arms")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nobody_trains_what_is_finished(cls, value: Any) -> Any:
+        finished = isinstance(value, dict) and value.get("weights") is not None
+        return {"who": "nobody", **value} if finished else value
+
+    @model_validator(mode="after")
+    def _is_measured_as_it_is(self) -> Arm:
+        if self.weights is not None and (self.who != "nobody" or self.method or self.base_models):
+            raise ValueError(
+                f"{self.name}: a finished model is measured as it is; leave out who, method and base_models"
+            )
+        if self.elsewhere and self.weights is None:
+            raise ValueError(f"{self.name}: elsewhere goes with `weights`")
         return self
 
     def apply(self, study: Study, source: str, others: Mapping[str, Study] = _NONE) -> Study:
@@ -65,6 +86,8 @@ class Arm(Value):
         if named and self.method != "distill":
             study = study.model_copy(update={"model": Model.model_validate(ensemble)})
             data["model"] = study.model.model_dump(mode="json")
+        if self.weights is not None:
+            data |= {"model": _finished(self.weights), "plan": []}
         if self.method is not None:
             teacher = {} if self.method != "distill" else {"teacher": named[0] if len(named) == 1 else ensemble}
             data["plan"] = [stage.model_dump(mode="json") for stage in preset(study, self.method, teacher)]
@@ -212,6 +235,14 @@ def changed(data: dict[str, Any], keys: Mapping[str, Any], source: str) -> Study
     if faults:
         raise StudyError(source, faults)
     return parse_study(data, source)
+
+
+def _finished(ref: str) -> dict[str, Any]:
+    """A finished model as a study names it."""
+    manifest = load_manifest(ref)
+    bases = [{"backbone": backbone} for backbone in manifest.base_models]
+    model = {"backbone": manifest.backbone, "weights": ref, "heads": "weights"}
+    return model | ({"base_models": bases} if bases else {})
 
 
 def _arm(value: Any) -> Any:

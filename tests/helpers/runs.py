@@ -139,6 +139,7 @@ def write_run(
     }
     (run / "environment.json").write_text(json.dumps(environment))
     (run / "study.yaml").write_text("name: quickstart\nseed: 0\n")
+    (run / "scenario.yaml").write_text("name: four\n")
     return run
 
 

@@ -18,7 +18,8 @@ from scipy.special import logit
 
 from conftest import Command
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.data.cohorts.scan import files, name_below
+from fedgraft.client.data.cohorts.folders import files
+from fedgraft.client.data.cohorts.scan import name_below
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.inference.model import Reader
 from fedgraft.client.training.model.evaluate import evaluate
@@ -26,9 +27,11 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.files import CONFIGS, read_json
 from fedgraft.common.metrics.mask_metrics import mask_rows
 from fedgraft.common.metrics.task_metrics import sums_of
+from fedgraft.common.models.weights import load_manifest
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study, parse_study, read_study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation
+from fedgraft.server.report import build_report
 from fedgraft.simulations.engines.run import Hospitals, simulated_cohort
 from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
 from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario
@@ -191,3 +194,58 @@ def test_the_table_of_predict_has_the_figures_of_a_run_over_tables(command: Comm
     code, _, err = command("predict", run, root, "--out", "heat", "--heat", "cam")
     assert code == 2
     assert "this model is for tables" in err
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_operating_point_is_chosen_on_validation_cases_kept_and_used(
+    hidden: bool, command: Command, tmp_path: Path
+) -> None:
+    """Held against the cases themselves: validation cases for the choice, test cases for what it gives."""
+    study = shortened(CONFIGS / "studies" / "breast_cancer.yaml")
+    data = study.model_dump(mode="json") | {"secure_aggregation": hidden}
+    data["evaluate"] = {"every": 0, "operating_point": {"sensitivity": 0.9}}
+    study = parse_study(data, "point")
+    run = simulate(study, hospitals_of(load_scenario("breast_cancer")), tmp_path / "run")
+    result = read_json(run / "result.json")
+    (kept,) = load_manifest(str(run)).operating_points["diagnosis"]
+    reader = Reader(str(run), everything=True)
+    names = read_json(run / "sites" / "index.json")
+    cohorts = {site: simulated_cohort(study, run, site) for site in names}
+    odds, truth = {}, {}
+    for site, cohort in cohorts.items():
+        odds[site] = logit(reader.answers(Loader(cohort, reader.input, reader.local_model.device))["diagnosis"][:, 1])
+        truth[site] = cohort.targets["diagnosis"].numpy() == 1
+    near = 0.02 if hidden else 1e-6  # masked scores lie on a coarser grid
+    val = {site: cohort.splits["val"].numpy() for site, cohort in cohorts.items()}
+    score = np.concatenate([odds[site][val[site]] for site in names])
+    yes = np.concatenate([truth[site][val[site]] for site in names])
+    assert (kept.name, kept.rule, kept.positives, kept.negatives) == (
+        "malignant",
+        "a sensitivity of 0.9",
+        yes.sum(),
+        (~yes).sum(),
+    )
+    assert kept.sensitivity == pytest.approx((score[yes] >= kept.log_odds).mean(), abs=near)
+    assert kept.sensitivity >= 0.9 - near
+    assert (score[yes] >= kept.log_odds + 0.02).mean() < 0.9 + near
+    (shown,) = result["operating_points"]["diagnosis"]
+    assert set(shown["sites"]) == (set() if hidden else set(names))
+    test = {site: cohort.splits["test"].numpy() for site, cohort in cohorts.items()}
+    for site, own in shown["sites"].items():
+        said, true = odds[site][test[site]] >= kept.log_odds, truth[site][test[site]]
+        assert (own["found"], own["missed"]) == ((said & true).sum(), (~said & true).sum())
+        assert (own["alarms"], own["rejected"]) == ((said & ~true).sum(), (~said & ~true).sum())
+    assert shown["pooled"]["found"] + shown["pooled"]["missed"] == sum(truth[s][test[s]].sum() for s in names)
+    root = read_site(run / "sites" / names[0]).cohort.root
+    code, out, err = command("predict", run, root, "--out", "said")
+    assert code == 0, err
+    assert f"malignant from a probability of {kept.probability:.3g} on, by a sensitivity of 0.9" in " ".join(
+        out.split()
+    )
+    with Path("said/predictions.csv").open(newline="") as file:
+        told = [row["diagnosis"] == "malignant" for row in csv.DictReader(file)]
+    assert told == (odds[names[0]] >= kept.log_odds - 1e-9).tolist()
+    assert told != (odds[names[0]] > 0).tolist(), "at a half other cases would be positive"
+    page = build_report(run).read_text()
+    assert "At the operating point, on test cases" in page
+    assert "chosen before the test cases were looked at: malignant by a sensitivity of 0.9" in page

@@ -28,6 +28,7 @@ from fedgraft.common.secure_aggregation.masking import (
 )
 from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summands
 from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.schedule import MEASURE
 from fedgraft.common.study.study import Study
 
 _OTHER_GROUP = "the site was in another group before, and `regroup` does not allow a change"
@@ -113,7 +114,7 @@ class Sealer:
             contexts[part] = context
             record[Occasion(part, instruction.stage, instruction.work)] = (sorted(group), context.hex())
         if record:
-            stage = self._study.plan[instruction.stage]
+            stage = self._study.plan[instruction.stage] if self._study.plan else MEASURE
             only = frozenset(part for part in summands if not self._changes(part, stage))
             self._book.use(self._study.digest, accepted.nonce, groups.number, instruction.exchange, record, only)
         for part, hidden in words.items():

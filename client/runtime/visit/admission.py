@@ -17,7 +17,7 @@ from fedgraft.common.protocol.instructions import Code, Instruction
 from fedgraft.common.secure_aggregation.summing import METRICS
 from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.plan import Stage
-from fedgraft.common.study.schedule import Step, split_at, stage_before, step_at
+from fedgraft.common.study.schedule import Step, split_at, stage_before, stage_of, step_at
 from fedgraft.common.study.study import Study
 
 
@@ -71,11 +71,11 @@ class Admission:
         if self._guard is not None:
             self._guard.demand_secure_aggregation()
         step = self._step(instruction)
-        if self._guard is not None and instruction.work and not self._guard.asked_in(self._study.plan[step.stage]):
+        stage = stage_of(self._study, step)
+        if self._guard is not None and instruction.work and not self._guard.asked_in(stage):
             raise Refused(Code.OUT_OF_TURN, f"stage {step.stage} is not for this site")
         if not self._progress.in_turn(step):
             raise Refused(Code.OUT_OF_TURN, f"exchange {step.exchange} after exchange {self._progress.last}")
-        stage = self._study.plan[step.stage]
         accepted = self._sealer.accept(instruction, stage) if self._sealer else None
         if self._progress.begins_anew(step):
             # First, and here: a course whose record is new must find no entries of the one before, whatever becomes

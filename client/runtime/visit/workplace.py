@@ -46,6 +46,8 @@ class Workplace:
 
     def routing(self, stage: Stage) -> Routing:
         """What a visit in this stage does with the model's entries."""
+        if stage.name not in self._routings:  # a study that only measures has no stage of its own
+            self._routings[stage.name] = Routing.of(stage, self.local_model.tags)
         return self._routings[stage.name]
 
     def own(self, stage: Stage | None, local_state: Arrays) -> dict[str, np.ndarray]:

@@ -16,8 +16,8 @@ from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.study.study import parse_study
 from fedgraft.server.report import build_report
 from fedgraft.server.report.figures import site_metrics
-from fedgraft.server.report.history import curves, read_run, spans
-from fedgraft.server.report.plots import inks, reliability_plot
+from fedgraft.server.report.history import Curves, curves, read_run, spans
+from fedgraft.server.report.plots import curve_plot, inks, reliability_plot
 from fedgraft.server.report.tables import MEANINGS
 from fedgraft.server.rounds.scores import Scores
 from helpers.runs import SITES, Page, change, page_of, write_run
@@ -273,3 +273,37 @@ def test_reliability_of_few_cases_is_hollow() -> None:
     assert drawn.count("fill: #ffffff; stroke: #0072b2") == 2, "the point, and its key"
     many = reliability_plot(ClassificationSums.of(np.stack([np.zeros(30), sure[:30]], axis=1), np.ones(30, int)))
     assert "fewer than 10" not in many
+
+
+def test_it_is_told_how_to_repeat_it_with_what_there_is(run: Path) -> None:
+    """No word stands for a file that the reader has to find."""
+    page = page_of(run)
+    assert (
+        "fedgraft simulate run/study.yaml --scenario run/scenario.yaml --engine inprocess --out run-again" in page.text
+    )
+    (run / "scenario.yaml").unlink()
+    assert "SCENARIO" not in page_of(run).text
+    change(run, "result.json", lambda r: r.update(engine="deployed"))
+    page = page_of(run)
+    assert "fedgraft server run run/study.yaml --out run-again" in page.text
+    assert "simulate" not in page.text.partition("How to repeat it")[2].partition("Made with")[0]
+
+
+def test_missing_sites_are_an_alarm(run: Path) -> None:
+    assert "1 answer did not come on the way; all sites were there at the end" in page_of(run).text
+    last = {"exchange": 7, "stage": "evaluate", "round": 1, "site": "west", "code": "deadline"}
+    change(run, "result.json", lambda r: r.update(refusals=[last]))
+    page = page_of(run)
+    assert ("role", "alert") in page.attributes
+    assert "Sites are missing. Not there at the end: west." in page.text
+    change(run, "result.json", lambda r: r.update(refusals=[]))
+    assert ("role", "alert") not in page_of(run).attributes
+
+
+def test_curves_of_shares_end_at_one_and_begin_at_a_half_or_below() -> None:
+    """Differences of a thousandth, zoomed in on, would look like progress."""
+    flat = Curves({"east": [(0, 0.901), (1, 0.902)]}, [(0, 0.901), (1, 0.902)], {}, [])
+    ticks = re.findall(r">(\d\.\d+)</text>", curve_plot("AUROC", flat, {}, ()))
+    assert {"0.5", "1.0"} <= set(ticks)
+    low = Curves({}, [(0, 0.2), (1, 0.4)], {}, [])
+    assert "0.2" in re.findall(r">(\d\.\d+)</text>", curve_plot("accuracy", low, {}, ()))

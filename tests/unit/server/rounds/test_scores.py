@@ -71,6 +71,14 @@ def test_means_over_sites_have_intervals_each_counting_alike_and_by_precision() 
     assert found["intervals"]["sites"]["large"]["auroc"] == intervals(SITES["large"]["cls"])["auroc"]
 
 
+def test_no_mean_of_shares_may_be_above_one() -> None:
+    sure = {site: a_site(15, 15, 4.0, seed) for seed, site in enumerate(("a", "b"))}
+    found = Scores(a_study(), sure).values()["cls"]
+    for means in (found["macro_intervals"], found["macro_by_precision"]):
+        assert means["auroc"]["high"] == 1.0
+        assert means["auroc"]["low"] < means["auroc"]["value"] <= 1.0
+
+
 FEW = {site: a_site(6, 9, 1.0, seed) for seed, site in enumerate(("a", "b", "c"))}
 
 
@@ -121,6 +129,6 @@ def test_the_terminal_says_what_figures_rest_on() -> None:
     lines = {words[0]: line for line in console.export_text().splitlines() if (words := line.replace("│", " ").split())}
     low, high = intervals(SITES["large"]["cls"])["auroc"]
     assert "60 / 90" in lines["large"]
-    assert f"{low:.3f}–{high:.3f}".replace("0.", ".") in lines["large"]
+    assert f"{low:.3f}–{high:.3f}".replace("0.", ".").replace("1.000", "1") in lines["large"]
     assert "too few to say" in lines["one"]
     assert f"{auroc('one'):.3f}" not in lines["one"]
