@@ -101,7 +101,7 @@ class Link:
 
     def __init__(self, home: SiteHome, stop: threading.Event) -> None:
         joined, key = home.joined(), home.node_key()
-        self._where = f"{joined.host} port {joined.port}"
+        self.where = f"{joined.host} port {joined.port}"
         self._stop = stop
         self._public = public_pem(key)
         self._client = FleetHttpClient.from_server_address(
@@ -125,7 +125,7 @@ class Link:
                 self._activate()
             except _Taken:
                 fix = "Is the site started twice, or was its folder copied? If not, ask for a new kit."
-                raise RunError(f"The server at {self._where} holds this site for connected.", fix=fix) from None
+                raise RunError(f"The server at {self.where} holds this site for connected.", fix=fix) from None
         self._beat.start()
         return int(self._node.node_id)
 
@@ -198,13 +198,13 @@ class Link:
                 if status == httpx.codes.UNAUTHORIZED:
                     denied += 1
                     if denied >= _DENIED_TIMES:
-                        raise _denied(self._where, error.response.headers.get("date", "")) from None
+                        raise _denied(self.where, error.response.headers.get("date", "")) from None
                 elif status == httpx.codes.FORBIDDEN:
                     raise OverToo from None
                 elif status != httpx.codes.TOO_MANY_REQUESTS and status < 500:
-                    _raise(status, error, self._where)
+                    _raise(status, error, self.where)
             except httpx.TransportError as error:
-                _check_certificate(error, self._where)
+                _check_certificate(error, self.where)
                 _log.info("the server does not answer; trying again")
             self._pause(delay)
             delay = min(2 * delay, _SLOWEST_S)
@@ -219,6 +219,7 @@ def run_site(home: SiteHome, stop: threading.Event) -> None:
     link = Link(home, stop)
     context = Context(0, 0, {"site-config": str(home.config)}, RecordDict(), {})
     try:
+        _log.info("connecting to the server at %s", link.where)
         context.node_id = link.open()
         _log.info("connected")
         last = time.monotonic()
