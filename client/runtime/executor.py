@@ -51,9 +51,10 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedgraft.client.enrolment.home import SiteHome
+from fedgraft.client.enrolment.server_address import server_of
 from fedgraft.client.runtime.app import app, note
 from fedgraft.common.base.errors import FedgraftError, RunError
-from fedgraft.common.identity.keys import public_pem
+from fedgraft.common.identity.keys import load_bundle, public_pem
 
 HEARTBEAT_S = 10
 """How often the site says that it is there; Flower calls it gone after two that did not come."""
@@ -100,14 +101,14 @@ class Link:
     """The connection to the server's gate. Waits for a server that is away; RunError if it refuses the site."""
 
     def __init__(self, home: SiteHome, stop: threading.Event) -> None:
-        joined, key = home.joined(), home.node_key()
-        self.where = f"{joined.host} port {joined.port}"
+        server, key = server_of(home), home.node_key()
+        self.where = f"{server.host} port {server.port}"
         self._stop = stop
         self._public = public_pem(key)
         self._client = FleetHttpClient.from_server_address(
-            f"[{joined.host}]:{joined.port}" if ":" in joined.host else f"{joined.host}:{joined.port}",
+            server.address,
             False,
-            home.authority_pem(),
+            load_bundle(server.ca),
             [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())],
         )
         self._node = Node()
