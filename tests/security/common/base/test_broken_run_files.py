@@ -73,6 +73,8 @@ HARMLESS = {
     ("report", "environment.json", "gone"),
     ("report", "environment.json", "another object"),
     ("report", "result.json", "another object"),
+    ("report", "history.jsonl", "empty"),
+    ("report", "history.jsonl", "another object"),
     ("resume", "history.jsonl", "cut"),  # of the evaluation at the end, which is done again
 }
 """What is no fault: reports show what there is, and a run goes on from its last checkpoint."""
