@@ -17,9 +17,15 @@ from fedgraft import cli
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.engines.run import Hospitals
+from helpers import no_skips
 from helpers.site_home import Hospital, copied, generate
 
 CLASSES = ("left", "right", "middle")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("FEDGRAFT_NO_SKIPS"):
+        no_skips.pytest_configure(config)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -83,7 +83,7 @@ def _show_account(account: Budget) -> None:
 def _show_proposal(proposal: Proposal) -> None:
     say(f"Study {proposal.study[:12]} at a site of {proposal.patients} patients:")
     for stage, noise_multiplier, cost in proposal.stages:
-        say(f"  {stage}: noise {noise_multiplier:.2f} times the clip, epsilon {cost:.2f}")
+        say(f"  {stage}: noise {noise_multiplier:.2f} times `max_grad_norm`, epsilon {cost:.2f}")
     if proposal.stages:
         say(f"  the whole study: epsilon {proposal.epsilon:.2f}; all studies after it: {proposal.total_after:.2f}")
     say(f"  refused ({proposal.refused})" if proposal.refused else "  within the policy")

@@ -15,7 +15,7 @@ from fedgraft.common.study.study import (
     read_study,
 )
 
-_FOLDER = "offers"
+_FOLDER = "pending_studies"
 _MOST = 20
 """How many pending studies are kept, the newest; a coordinator that keeps asking fills no disk."""
 _DIGEST = r"^[0-9a-f]{8,64}$"
@@ -23,10 +23,10 @@ _DIGEST = r"^[0-9a-f]{8,64}$"
 
 def keep_pending(folder: Path, study: Study) -> None:
     """Keep a study that the coordinator sent, in the site's home folder, until somebody looks at it."""
-    offers = folder / _FOLDER
-    make_folder(offers)
-    write_atomic(offers / f"{study.digest}.json", study.to_json(), private=True)
-    for old in sorted(offers.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)[:-_MOST]:
+    pending = folder / _FOLDER
+    make_folder(pending)
+    write_atomic(pending / f"{study.digest}.json", study.to_json(), private=True)
+    for old in sorted(pending.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)[:-_MOST]:
         old.unlink()
 
 

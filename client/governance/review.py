@@ -53,10 +53,8 @@ def review(
 ) -> dict[str, Any]:
     """All of it as plain values. `model` has the study's shape, whatever its entries; an observer has no verdict."""
     sizes = {key: int(value.numel()) for key, value in model.state_dict().items()}
-    exact, secure_aggregation = (
-        verdict is None or verdict.shows_metrics,
-        study.secure_aggregation and verdict is not None,
-    )
+    exact = verdict is None or verdict.shows_metrics
+    secure_aggregation = study.secure_aggregation and verdict is not None
     stages: list[dict[str, Any]] = []
     kinds = {task.kind for task in study.tasks}
     bytes_up = 0
@@ -84,11 +82,7 @@ def review(
         "observer": verdict is None,
         "stages": stages,
         "bytes_up": bytes_up,
-        "secure_aggregation": config.secure_aggregation.fewest
-        if secure_aggregation and config.secure_aggregation
-        else FEWEST
-        if secure_aggregation
-        else None,
+        "secure_aggregation": _fewest(config) if secure_aggregation else None,
         "secure_aggregation_only": config.policy.secure_aggregation_only,
         "counts": {"what": _counts(exact=exact, masked=secure_aggregation), "exact": exact},
         "metrics": {
@@ -101,6 +95,11 @@ def review(
         "refused": verdict.refused if verdict else "",
         "fix": verdict.fix if verdict else "",
     }
+
+
+def _fewest(config: SiteConfig) -> int:
+    """The fewest sites over which this one lets a sum be opened."""
+    return config.secure_aggregation.fewest if config.secure_aggregation else FEWEST
 
 
 def _counts(*, exact: bool, masked: bool) -> list[str]:
@@ -221,7 +220,7 @@ def _costs(content: dict[str, Any]) -> list[str]:
         policy = stage["policy"]
         if policy["kind"] == "private" and cost is not None:
             lines.append(
-                f"  {stage['name']}: noise of {policy['noise_multiplier']:.2f} times the clip "
+                f"  {stage['name']}: noise of {policy['noise_multiplier']:.2f} times `max_grad_norm` "
                 f"{policy['max_grad_norm']:g}, "
                 f"{policy['sample_rate']:.0%} of the patients in each of {policy['steps']} steps: "
                 f"epsilon {policy['epsilon']:.2f}"

@@ -77,8 +77,8 @@ def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Set
         raise InputError(found[0], fix="Mount it, or name another folder as `witness` in site.yaml.")
     held, lines = Held.of(config.state, config.witness), list(_lines(EgressFiles(config.state)))
     kept, sound = _salvaged(held.ledger)
-    aside = [_salvaged(path)[0] for path in held.ledger.parent.glob(f"{held.ledger.name}.before-*")]
-    accounts = [kept, read_account(held.witness), *_accounts(lines), *aside]
+    set_aside = [_salvaged(path)[0] for path in held.ledger.parent.glob(f"{held.ledger.name}.before-*")]
+    accounts = [kept, read_account(held.witness), *_accounts(lines), *set_aside]
     known = [account for account in accounts if account is not None]
     told = {str(line.get("study")) for line in lines if line.get("study")}
     told |= {str(digest) for line in lines for digest in _words(line).get("closed", ())}
@@ -96,16 +96,16 @@ def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Set
 def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
     """Put a settlement on record. What is spent comes first, and the line in the egress log last: then it is done."""
     held, log = Held.of(config.state, config.witness), EgressFiles(config.state)
-    found = [] if _unbroken(config) else log.all()
-    aside = [path for one in found if (path := _set_aside(one)) is not None]
+    broken = [] if _unbroken(config) else log.all()
+    set_aside = [path for one in broken if (path := _set_aside(one)) is not None]
     words: dict[str, Any] = {
         "by": by,
         "found": list(settlement.found),
         "assumed": Account(settlement.delta, settlement.unit, settlement.assumed).content(),
         "epsilon": {"before": f"{settlement.before:.4g}", "after": f"{settlement.after:.4g}"},
         "closed": list(settlement.closed),
-        "log_before": {"file": aside[-1].name, "sha256": sha256_file(aside[-1])} if aside else None,
-        "sealed_before": [{"file": path.name, "sha256": sha256_file(path)} for path in aside[:-1]],
+        "log_before": {"file": set_aside[-1].name, "sha256": sha256_file(set_aside[-1])} if set_aside else None,
+        "sealed_before": [{"file": path.name, "sha256": sha256_file(path)} for path in set_aside[:-1]],
     }
     if held.exists() or settlement.assumed:
         if not settlement.sound:

@@ -24,7 +24,7 @@ _FIXES = {
     Reason.RETAINED_STATISTICS: "The coordinator would keep your sums, which can be inverted, beyond the study: set "
     "retain_statistics: "
     "true if your people accept that, or ask for a stage without local.retain_statistics.",
-    Reason.BACKBONE: "A backbone of the study, its members or its teacher is none of `backbones` in the policy.",
+    Reason.BACKBONE: "A backbone of the study, its base models or its teacher is none of `backbones` in the policy.",
     Reason.ROLES: "The study trains entries that `train` in the policy does not list.",
     Reason.NO_PATIENTS: "Nothing says whose an image or row is, so a patient with several would be protected less than "
     "is said: name the column as patient_column in site.yaml, or set unit: image in the policy if each case may count "

@@ -36,7 +36,9 @@ def _stage(found: Findings, stage: StageVerdict) -> None:
     if stage.refused:
         found.fails(name, f"refused: {stage.refused}", stage.fix, refused=stage.refused)
     elif stage.privacy is not None and stage.epsilon is not None:
-        description = f"private: noise {stage.privacy.noise_multiplier:.2f} times the clip, epsilon {stage.epsilon:.2f}"
+        description = (
+            f"private: noise {stage.privacy.noise_multiplier:.2f} times `max_grad_norm`, epsilon {stage.epsilon:.2f}"
+        )
         found.fine(
             name,
             description,

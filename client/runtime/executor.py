@@ -53,7 +53,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.server_address import server_of
 from fedgraft.client.runtime.app import app, note
-from fedgraft.common.base.errors import FedgraftError, RunError
+from fedgraft.common.base.errors import ENDS, FedgraftError, RunError
 from fedgraft.common.identity.keys import load_bundle, public_pem
 
 HEARTBEAT_S = 10
@@ -252,7 +252,9 @@ def _serve(link: Link, work: Work, context: Context) -> None:
         _log.info("an instruction came for a run that is over")
     except (RunError, Stopped):
         raise
-    except Exception as error:  # a message that cannot be read or sent must not end the site
+    except ENDS:
+        raise
+    except BaseException as error:  # a message that cannot be read or sent must not end the site
         # Its kind alone: the text of an exception may name a patient.
         _log.error("an instruction was lost on its way: %s", type(error).__name__)
 
@@ -269,7 +271,9 @@ def _read(link: Link, work: Work, context: Context) -> Message:
 def _answer(message: Message, context: Context) -> Message:
     try:
         return app(message, context)
-    except Exception as error:  # Flower's own way would send the exception's text to the server
+    except ENDS:
+        raise
+    except BaseException as error:  # Flower's own way would send the exception's text to the server
         _log.error("an instruction could not be carried out: %s", type(error).__name__)
         return _error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "failed", message, context)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,19 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.renamed import new_name
 from fedgraft.common.base.suggest import instead, keys_at
 
+_BOOLEAN = "tag:yaml.org,2002:bool"
+
 
 class _Strict(yaml.SafeLoader):
-    """YAML in which a key stands once in a mapping; the standard says so, and PyYAML lets the last one win."""
+    """YAML in which a key stands once in a mapping; the standard says so, and PyYAML lets the last one win.
+
+    Only true and false are true and false, as in YAML 1.2: yes, no, on and off are words, such as the names of classes.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as PyYAML declares it
+        first: [(tag, pattern) for tag, pattern in found if tag != _BOOLEAN]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """As PyYAML's; ConstructorError with both lines for a key that comes twice."""
@@ -31,6 +42,9 @@ class _Strict(yaml.SafeLoader):
                 )
             places[name] = line
         return super().construct_mapping(node, deep)
+
+
+_Strict.add_implicit_resolver(_BOOLEAN, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def parse_yaml(text: str) -> Any:
@@ -73,6 +87,8 @@ def describe(error: ValidationError, model: type[BaseModel] | None = None) -> li
             continue
         key = ".".join(str(part) for part in _as_written(fault["loc"])) or "the file as a whole"
         message = new_name(fault) or _no_such_key(fault, model) or fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "string_type" and not isinstance(fault["input"], list | dict):
+            message += "; YAML takes this for something else than a word, so put it in quotes"
         shown = repr(fault["input"])
         value = f" (found {shown})" if len(shown) <= 60 and fault["type"] != "missing" else ""
         lines.append(f"{key}: {message}{value}")

@@ -17,6 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends a program on purpose, and is let through by a wall that holds everything else up.
+
+Such a wall catches BaseException: extensions in Rust (safetensors, cryptography, some decoders) panic with one that is
+no Exception.
+"""
+
 
 class FedgraftError(Exception):
     """Base of all errors a person may see: one sentence of what is wrong, and what to do next."""

@@ -137,7 +137,7 @@ def plan_table(
 
 
 def describe_local(stage: Stage) -> str:
-    """A stage's local work in a few words."""
+    """A stage's local work: its optimiser and length, or which sums, and with noise or not."""
     local = stage.local
     if isinstance(local, Gradient):
         length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
@@ -155,7 +155,7 @@ _CASES = {"train": "training cases", "val": "validation cases"}
 
 
 def describe_task(task: AnyTask) -> str:
-    """What a task asks for, in a few words."""
+    """A task's name, what is predicted (and its unit), and its weight where it is not 1."""
     match task:
         case Segmentation():
             what = "a mask, drawn by a decoder"

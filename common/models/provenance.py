@@ -42,7 +42,7 @@ class Provenance:
 
     @property
     def says(self) -> str:
-        """Where the entries come from, in a few words."""
+        """The ids of the weights that the entries come from, or that they are random."""
         found = (self.manifest,) if self.manifest else self.base_models
         return " and ".join(manifest.id for manifest in found) or "random entries"
 

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from fedgraft.common.base.config_files import describe, of_overrides, override, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
-from fedgraft.common.base.value import Value
+from fedgraft.common.base.value import Value, unless
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.losses import Adversarial, Distill
 from fedgraft.common.study.methods.presets import expand
@@ -77,6 +77,9 @@ class Evaluation(Value):
     every: Annotated[int, Field(ge=0)] = 1
     """0 = sites only at the end."""
     split: Literal["val", "test"] = "val"
+    floor: Annotated[int, Field(ge=1, exclude_if=unless(10))] = 10
+    """Cases of either class that a site needs for its figures to count in means over sites, in the choice of a round
+    and in early stopping; of more classes, as many as make their mean as sure. Below it they are too few to say."""
 
 
 class Study(Value):

@@ -10,7 +10,7 @@ from typing import Protocol
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedgraft.common.base.errors import RunError
+from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import (
     Answer,
@@ -172,7 +172,9 @@ def _read_greeting(reply: Taken) -> Greeting | Refusal:
         return Refusal(0, _why_none(reply))
     try:
         return wire.unpack_greeting(reply.content)
-    except Exception:  # the wall: nothing that a site sends ends a run
+    except ENDS:
+        raise
+    except BaseException:  # the wall: nothing that a site sends ends a run
         return Refusal(0, Code.GARBAGE)
 
 
@@ -183,7 +185,9 @@ def _read_reply(reply: Taken, exchange: int) -> tuple[Answer, int]:
     try:
         up = wire.size(reply.content)
         return wire.unpack_reply(reply.content), up
-    except Exception:  # the wall, as above
+    except ENDS:
+        raise
+    except BaseException:  # the wall, as above
         return Refusal(exchange, Code.GARBAGE), up
 
 

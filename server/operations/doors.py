@@ -160,7 +160,7 @@ class DoorSocket(socket.socket):
         """The next connection that may stay; as any socket's if there is none."""
         for _ in range(_AT_ONCE):
             plain, address = super().accept()
-            line = _Line(plain.family, plain.type, plain.proto, fileno=plain.detach())
+            line = _Connection(plain.family, plain.type, plain.proto, fileno=plain.detach())
             client = (address[0], address[1])
             if self.doors.admit(line, client):
                 line.doors, line.client = self.doors, client
@@ -172,7 +172,7 @@ class DoorSocket(socket.socket):
         raise BlockingIOError  # others of this process have their turn, and then it is asked again
 
 
-class _Line(socket.socket):
+class _Connection(socket.socket):
     """A connection that says when it is closed."""
 
     doors: Doors | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,8 @@ class Curves:
     macro: list[Point]
     test_sites: dict[str, list[Point]]
     test_macro: list[Point]
+    cases: dict[str, int] = field(default_factory=dict)
+    """How many cases the last points of each split are of, all sites together."""
 
 
 @dataclass(frozen=True)
@@ -114,20 +116,30 @@ def curves(record: RunRecord, task: str, metric: str) -> Curves:
         values = {site: {metric: number(mapping(own).get(metric))} for site, own in sites.items()}
         test = row.get("split") == "test"
         rounds = (number(row.get("exchange")) or place + 1) - 1
+        if (count := number(mapping(own_metrics.get("pooled")).get("n"))) is not None:
+            found.cases["test" if test else "val"] = int(count)
         by_site, mean = (found.test_sites, found.test_macro) if test else (found.sites, found.macro)
         for site, own in values.items():
             if (value := own[metric]) is not None:
                 by_site.setdefault(site, []).append((rounds, value))
-        average = macro_mean(list(values.values()), metric) if values else _of_all(own_metrics, metric)
+        told = [values[site] for site in enough(own_metrics)]
+        average = macro_mean(told, metric) if told else _of_all(own_metrics, metric)
         if average is not None:
             mean.append((rounds, average))
     return found
 
 
+def enough(metrics: Row) -> list[str]:
+    """The sites of one task's metrics that have enough cases to say something; all where their support is not told."""
+    supports = mapping(mapping(metrics.get("support")).get("sites"))
+    return [site for site in mapping(metrics.get("sites")) if mapping(supports.get(site)).get("enough") is not False]
+
+
 def _of_all(metrics: Row, metric: str) -> float | None:
-    """The figure under secure aggregation: the mean over sites, if they worked it out, else of all cases pooled."""
+    """Where no site's figure counts: the mean that sites worked out under masks, else that of all cases, if enough."""
     stated = number(mapping(metrics.get("macro")).get(metric))
-    return number(mapping(metrics.get("pooled")).get(metric)) if stated is None else stated
+    few = mapping(mapping(metrics.get("support")).get("pooled")).get("enough") is False
+    return stated if stated is not None or few else number(mapping(metrics.get("pooled")).get(metric))
 
 
 def training_loss(record: RunRecord) -> Curves:

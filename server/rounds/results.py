@@ -39,6 +39,7 @@ def write_result(
         "synthetic": synthetic,
         "headline": took_part.headline,
         "plan": plan_table(study, tags, {key: int(value.size) for key, value in outcome.state.items()}, rows),
+        "remarks": _remarks(study, totals.undecided),
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
         "sites": {
@@ -95,6 +96,17 @@ def overall(spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
         "one_site": {"epsilon": epsilons[0], "delta": deltas[0]},
         "two_sites": {"epsilon": sum(epsilons[:2]), "delta": sum(deltas[:2])},
     }
+
+
+def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:
+    """What is no fault and yet changes what the figures mean, in sentences."""
+    return [
+        f"Stage {stage.name!r} could not stop early in {undecided[stage.name]} of {stage.rounds} rounds: too few cases "
+        f"to say came back (evaluate.floor {study.evaluate.floor}, evaluate.every "
+        f"{study.evaluate.every}, the sites' policies on metrics)."
+        for stage in study.plan
+        if undecided.get(stage.name)
+    ]
 
 
 def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Provenance, synthetic: bool) -> None:

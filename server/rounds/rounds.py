@@ -33,7 +33,7 @@ from fedgraft.server.rounds.attendance import asked_in, counts_absent
 from fedgraft.server.rounds.collect import Collected, Collector, headline
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
-from fedgraft.server.rounds.stopping import averaged, best, stopped
+from fedgraft.server.rounds.stopping import averaged, best, stopped, undecided
 from fedgraft.server.rounds.validation import Limits, greeting_fault
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
 from fedgraft.server.runs.run_folder import RunFolder
@@ -49,6 +49,8 @@ class Totals:
     refusals: list[dict[str, Any]] = field(default_factory=list)
     ended: dict[str, int] = field(default_factory=dict)
     """Stages that ended before their last round, and the round whose model they went back to."""
+    undecided: dict[str, int] = field(default_factory=dict)
+    """Stages that may end early, and in how many rounds there were too few cases to say."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ class Coordinator:
     def _take(self, step: Step, stage: Stage, aggregator: Aggregator, scores: Scores, share: float) -> None:
         """The state after a round: aggregated, averaged, or the best one of a stage that ends here."""
         memory = self._memory
+        if undecided(stage, scores):
+            self._totals.undecided[stage.name] = self._totals.undecided.get(stage.name, 0) + 1
         if (number := stopped(stage, step.round, scores, self._state, memory)) is not None:
             self._totals.ended[stage.name] = number
             self._state = self._state | best(memory)

@@ -211,7 +211,7 @@ def _round(row: Row) -> RoundView:
         asked=len(row["sites_asked"]),
         aggregated=len(row["sites_aggregated"]),
         missing=row["missing"],
-        metrics={task: dict(values["macro"]) for task, values in row.get("metrics", {}).items()},
+        metrics={task: dict(values.get("summary", values["macro"])) for task, values in row.get("metrics", {}).items()},
         loss=sum(losses) / len(losses) if losses else None,
     )
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from rich.console import Console
+
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import home, read_json
@@ -23,7 +25,7 @@ from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.server.watch.progress import shown
-from fedgraft.simulations.engines.run import Engine, EngineName, demand_simulated, prepare
+from fedgraft.simulations.engines.run import Engine, EngineName, check_hospitals, demand_simulated, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario, source_faults
@@ -50,6 +52,7 @@ def engine(name: str, workers: int, threads: int) -> Engine:
 
 def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None:
     """Set up a run or continue one, show its progress, and say what came out."""
+    console = ERR if as_json else OUT
     if request.resume is not None:
         if request.study or request.scenario or request.out or request.overrides:
             raise InputError("--resume takes no other study, scenario, --out or --set.")
@@ -57,8 +60,7 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
         demand_simulated(run)
         study = RunFolder(run).study()
     else:
-        study, run = _set_up(request)
-    console = ERR if as_json else OUT
+        study, run = _set_up(request, console)
     with shown(run, study, console):
         try:
             resume_run(run, engine)
@@ -74,7 +76,7 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
     demand_enough(run, result)
 
 
-def _set_up(request: SimulateRequest) -> tuple[Study, Path]:
+def _set_up(request: SimulateRequest, console: Console) -> tuple[Study, Path]:
     if request.study is None:
         raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
     study, named = find_study(request.study, request.overrides)
@@ -90,7 +92,9 @@ def _set_up(request: SimulateRequest) -> tuple[Study, Path]:
     run = request.out or Path("runs") / study.name
     if run.exists() and any(run.iterdir()):
         raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
-    prepare(study, hospitals_of(scenario), run)
+    hospitals = hospitals_of(scenario)
+    check_hospitals(study, hospitals, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+    prepare(study, hospitals, run)
     return study, run
 
 

@@ -49,7 +49,7 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *
     base_models = f" of {' and '.join(study.model.architectures)}" if study.model.base_models else ""
     say(f"Model: {study.model.backbone}{base_models} from {explained.start.provenance.says}")
     if study.model.base_models:
-        say("Its members are finished: they travel once, stay as they are, and begin with their mean answer.")
+        say("Its base models are finished: they travel once, stay as they are, and begin with their mean answer.")
     for task in study.tasks:
         say(f"Asks for {describe_task(task)}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):

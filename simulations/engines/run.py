@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import logging
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ from fedgraft.server.report import build_report
 from fedgraft.server.rounds.app import app as server_app
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.faults import Fault, FaultyGrid
+from fedgraft.simulations.engines.first_look import first_look
 from fedgraft.simulations.engines.grids import InProcessGrid, LocalGrid, PoolGrid
 from fedgraft.simulations.engines.keys import make_keys
 
@@ -73,15 +76,30 @@ class Hospitals:
     policies: Mapping[str, SitePolicy] = field(default_factory=dict)
     """The rules of sites that have some; all others are as open as whoever simulates them."""
     synthetic: bool = True
+    allow_missing_sites: bool = False
+    """Go on without sites whose data cannot be used; else they stop a simulation before it begins."""
 
 
 def simulate(study: Study, hospitals: Hospitals, out: Path, engine: Engine | None = None) -> Path:
     """Run `study` in the new folder `out`, and return it with result, model and report in it.
 
-    InputError if `out` is in use; RunError if the run fails, and then `resume` continues it.
+    InputError if `out` is in use; DataError if a hospital cannot take part; RunError if the run fails, and then
+    `resume` continues it.
     """
+    check_hospitals(study, hospitals, logging.getLogger(__name__).warning)
     prepare(study, hospitals, out)
     return resume(out, engine)
+
+
+def check_hospitals(study: Study, hospitals: Hospitals, say: Callable[[str], object]) -> None:
+    """Before anything is spent: look at the data of all hospitals, and say what is odd.
+
+    DataError with every one that cannot take part, unless the hospitals may be missing. Decoded images stay in the
+    cache, where the run finds them.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedgraft-look-") as folder:
+        prepare(study, hospitals, Path(folder) / "run")
+        first_look(study, Path(folder) / "run", say, allow_missing_sites=hospitals.allow_missing_sites)
 
 
 def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:

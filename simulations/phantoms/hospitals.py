@@ -198,5 +198,11 @@ def hospitals_of(scenario: Scenario) -> Hospitals:
     sources = {site.name: cohorts[site.source] for site in scenario.sites if site.source is not None}
     public = {site.name for site in scenario.sites if site.public_source}
     return Hospitals(
-        cohorts, faults, public_sources=public, sources=sources, policies=policies, synthetic=scenario.synthetic
+        cohorts,
+        faults,
+        public_sources=public,
+        sources=sources,
+        policies=policies,
+        synthetic=scenario.synthetic,
+        allow_missing_sites=scenario.allow_missing_sites,
     )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fedgraft.common.base.errors import InputError, WeightsError
+from fedgraft.common.base.errors import ENDS, InputError, WeightsError
 from fedgraft.common.base.files import home, parse_tensors
 from fedgraft.common.models.backbones import Backbone, build_image_backbone, stem_name
 from fedgraft.common.models.initialise import graft
@@ -70,8 +70,8 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
     described = _describe(source, data)
     given = _current_names(_with_prefix(_tensors(source.file, data)))
     own = _backbone_for(source.backbone, described["input"].size if described["input"] else _SIZE, given)
-    aside = ("heads.", "backbone.aux1.", "backbone.aux2.", *([f"backbone.{own.head}."] if own.head else []))
-    kept = {key: array for key, array in given.items() if not key.startswith(aside)}
+    unused = ("heads.", "backbone.aux1.", "backbone.aux2.", *([f"backbone.{own.head}."] if own.head else []))
+    kept = {key: array for key, array in given.items() if not key.startswith(unused)}
     model = TransferModel(own, {})
     # Files from before torch counted batches lack the counts; only a momentum of None would need them.
     kept |= {key: np.array(0) for key in model.tags() if key.endswith(".num_batches_tracked") and key not in kept}
@@ -105,7 +105,9 @@ def _tensors(path: Path, data: bytes) -> dict[str, np.ndarray]:
             raise WeightsError(str(error)) from None
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # the bytes are a stranger's: whatever they break, they are refused
+    except ENDS:
+        raise
+    except BaseException as error:  # the bytes are a stranger's: whatever they break, they are refused
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"{path}: holds more than tensors, or is damaged ({reason}).",

@@ -72,7 +72,7 @@ def test_a_tests_file_is_found_by_its_name_alone():
 
 def make(*words: str) -> subprocess.CompletedProcess[str]:
     """`make` without carrying anything out: it prints the commands, as if all were installed."""
-    environment = os.environ | {"MAKEFLAGS": ""}
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     words = ("make", "--dry-run", f"VENV={Path(sys.prefix)}", *words)
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -89,3 +89,39 @@ def test_a_room_that_is_not_there_is_no_run_of_all_tests():
     done = make("fast", "ROOM=client/cellar")
     assert done.returncode != 0
     assert "client/cellar" in done.stderr
+
+
+SKIPPING = """
+import pytest
+def test_passes(): pass
+@pytest.mark.skipif(True, reason="there is no {what}")
+def test_skips(): pass
+def test_skips_later(): pytest.{how}("there is no {what}")
+"""
+
+
+def strict(folder: Path, name: str, how: str, what: str) -> subprocess.CompletedProcess[str]:
+    """A run of pytest that fails for what it skips, over one file `name`."""
+    file = folder / name
+    file.parent.mkdir(parents=True)
+    file.write_text(SKIPPING.format(how=how, what=what))
+    environment = os.environ | {"PYTHONPATH": str(TESTS)}
+    words = (sys.executable, "-m", "pytest", "-p", "helpers.no_skips", "-p", "no:cacheprovider", f"--rootdir={folder}")
+    return subprocess.run((*words, name), cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_what_is_skipped_without_leave_fails_the_run(tmp_path):
+    done = strict(tmp_path, "tests/deployment/test_x.py", "skip", "nginx")
+    assert done.returncode == 1
+    assert "SKIPPED WITHOUT LEAVE tests/deployment/test_x.py::test_skips: Skipped: there is no nginx" in done.stdout
+    assert "test_x.py::test_skips_later: Skipped: there is no nginx" in done.stdout
+
+
+def test_a_skip_has_leave_for_one_reason_alone(tmp_path):
+    assert strict(tmp_path / "a", "tests/gpu/test_gpu.py", "skip", "CUDA device").returncode == 0
+    assert strict(tmp_path / "b", "tests/gpu/test_gpu.py", "skip", "time").returncode == 1
+
+
+def test_an_expected_failure_is_no_skip(tmp_path):
+    done = strict(tmp_path, "tests/gpu/test_gpu.py", "xfail", "CUDA device")
+    assert (done.returncode, "1 xfailed" in done.stdout) == (0, True)

@@ -193,7 +193,7 @@ def test_members_stay_as_they_are_to_the_last_bit(stacked, base_models) -> None:
     assert base_models_in(load_tensors(stacked[1] / "model.safetensors")) == frozen(base_models)
 
 
-def test_training_all_on_a_committee_moves_heads_alone(hospitals, make_study, base_models, tmp_path) -> None:
+def test_training_all_on_an_ensemble_moves_heads_alone(hospitals, make_study, base_models, tmp_path) -> None:
     study = make_study(name="all", model=ensemble(base_models), method=TRAINED)
     run = simulate(study, hospitals, tmp_path / "run")
     state = load_tensors(run / "model.safetensors")
@@ -266,7 +266,7 @@ def test_predict_says_what_the_run_says(command: Command, stacked, hospitals, tm
     assert "base models are finished" in err
 
 
-def test_a_finished_committee_is_weights_for_the_next_study(hospitals, stacked, make_study, tmp_path) -> None:
+def test_a_finished_ensemble_is_weights_for_the_next_study(hospitals, stacked, make_study, tmp_path) -> None:
     _, run = stacked
     shape = [{}, {"backbone": OTHER}]
     model = {"backbone": "ensemble", "weights": str(run), "heads": "weights", "base_models": shape}
@@ -335,7 +335,7 @@ def test_a_member_that_learnt_elsewhere_may_have_been_split_otherwise(make_study
         ({"backbone": "ensemble", "base_models": ["a", {"weights": "b", "backbone": "ensemble"}]}, "of another"),
     ],
 )
-def test_committees_that_make_no_sense_are_refused_when_read(make_study, model, says) -> None:
+def test_ensembles_that_make_no_sense_are_refused_when_read(make_study, model, says) -> None:
     with pytest.raises(StudyError, match=says):
         make_study(model=model, method="average_ensemble")
 
@@ -367,7 +367,7 @@ def test_committees_that_make_no_sense_are_refused_when_read(make_study, model, 
         ),
     ],
 )
-def test_stages_that_cannot_work_on_a_committee_are_refused(make_study, base_models, stage, says) -> None:
+def test_stages_that_cannot_work_on_an_ensemble_are_refused(make_study, base_models, stage, says) -> None:
     # A private study splits patients as none of these runs did.
     more = {"elsewhere": True} if "private" in stage["local"] else {}
     study = make_study(name="odd", model=ensemble(base_models, **more), plan=[{"name": "odd", **stage}])
@@ -415,7 +415,7 @@ def test_explain_says_it_in_plain_words(make_study, base_models) -> None:
     assert f"the answers of the ensemble {base_models[0]} + {base_models[1]}, softened by 2" in row["local"]
 
 
-def test_a_committee_of_tables_keeps_each_members_own_scale(make_study, tmp_path) -> None:
+def test_an_ensemble_of_tables_keeps_each_base_models_own_scale(make_study, tmp_path) -> None:
     from helpers.tables import tables
 
     sites = tables(tmp_path / "tables")
@@ -439,7 +439,7 @@ def test_a_committee_of_tables_keeps_each_members_own_scale(make_study, tmp_path
         check_study(make_study(name="odd", model=model, method="stacked_ensemble", **other), "here")
 
 
-def test_a_committee_rests_whatever_is_asked(make_study, base_models) -> None:
+def test_an_ensemble_rests_whatever_is_asked(make_study, base_models) -> None:
     model = make_model(make_study(name="average", model=ensemble(base_models), method="average_ensemble"))
     model.freeze(frozenset(model.state_dict()))
     model.train()
@@ -450,7 +450,7 @@ def test_a_committee_rests_whatever_is_asked(make_study, base_models) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_study_without_a_committee_has_the_digest_that_it_had() -> None:
+def test_a_study_without_an_ensemble_has_the_digest_that_it_had() -> None:
     study = parse_study({"name": "x", "tasks": [{"classes": ["a", "b"]}], "method": "gradual_unfreezing"}, "here")
     assert study.digest == DIGEST
 
@@ -517,7 +517,7 @@ def test_a_student_that_was_cut_off_ends_the_same(hospitals, make_study, base_mo
         assert array.tobytes() == whole[key].tobytes(), key
 
 
-def test_a_finished_committee_teaches_as_one_model(make_study, stacked) -> None:
+def test_a_finished_ensemble_teaches_as_one_model(make_study, stacked) -> None:
     model = {"backbone": "ensemble", "weights": str(stacked[1]), "base_models": [{}, {"backbone": OTHER}]}
     study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": model})
     taught = teach(study, study.plan[0])

@@ -83,9 +83,9 @@ def units_of(indices: Tensor, patients: Sequence[str], unit: str) -> list[list[i
     return list(cases.values())
 
 
-def draw_units(count: int, sample: float) -> Places:
+def draw_units(count: int, sample_rate: float) -> Places:
     """A Poisson sample: each of `count` units is in it with probability `sample_rate`, whatever the others do."""
-    return (secret.uniform(count) < sample).nonzero()[0]
+    return (secret.uniform(count) < sample_rate).nonzero()[0]
 
 
 class Lots:

@@ -14,7 +14,7 @@ from fedgraft.common.study.losses import Proximal
 def proximal_term(spec: Proximal, visit: Visit) -> Regulariser:
     """The gradient w - a of |w - a|^2 / 2, over the trained parameters that have an `a`."""
     towards, parameters = _towards(spec, visit), visit.local_model.parameters
-    return lambda: {key: parameters[key].detach() - anchor for key, anchor in towards.items()}
+    return lambda: {key: parameters[key].detach() - centre for key, centre in towards.items()}
 
 
 def _towards(spec: Proximal, visit: Visit) -> Mapping[str, Tensor]:

@@ -51,7 +51,7 @@ def temper() -> Stage:
 
 def _temper_base_models() -> Stage:
     local = Statistics(of="base_models", split="val")
-    return Stage(name="temper_members", where="labelled", local=local, aggregate=Temper())
+    return Stage(name="temper_base_models", where="labelled", local=local, aggregate=Temper())
 
 
 ENSEMBLES: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {

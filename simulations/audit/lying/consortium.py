@@ -68,7 +68,7 @@ def policy_for(study: Study, metrics: Metrics) -> SitePolicy:
     )
 
 
-class Consortium:
+class AuditedSites:
     """Four sites if the study has secure aggregation, else one; each in a folder of its own below `folder`.
 
     `local_model` is shared by all. Raises Refused if the study is not for such sites.

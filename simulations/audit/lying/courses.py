@@ -28,7 +28,7 @@ from fedgraft.common.study.schedule import Step
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.audit.attack_target import CPU
 from fedgraft.simulations.audit.findings import Measurement
-from fedgraft.simulations.audit.lying.consortium import VICTIM, Consortium, short, written
+from fedgraft.simulations.audit.lying.consortium import VICTIM, AuditedSites, short, written
 from fedgraft.simulations.audit.lying.lies import lies_about, mixed
 from fedgraft.simulations.audit.lying.oracle import Oracle, Tally
 
@@ -52,7 +52,7 @@ def carried_out(study: Study, seed: int) -> Measurement:
             for stage in small.plan:
                 if (planted := _planted(small, stage)) is not None:
                     local_model = LocalModel(planted, CPU)
-                    with closing(Consortium(planted, local_model, folder / stage.name, rules[0])) as sites:
+                    with closing(AuditedSites(planted, local_model, folder / stage.name, rules[0])) as sites:
                         _bare(Oracle(sites, tally))
     except Refused as refused:  # by the greeting: then nothing was tried, which is no reason for trust
         return Measurement(float("inf"), 0.0, f"made-up sites do not take part in the study: {refused.code}")
@@ -62,14 +62,14 @@ def carried_out(study: Study, seed: int) -> Measurement:
 def _attacked(study: Study, folder: Path, rule: Metrics, tally: Tally, rng: np.random.Generator) -> None:
     """All courses under one rule of metrics; for rules that show figures once, only the end, where they are shown."""
     local_model = LocalModel(study, CPU)
-    with closing(Consortium(study, local_model, folder / "told", rule)) as sites:
+    with closing(AuditedSites(study, local_model, folder / "told", rule)) as sites:
         oracle, once = Oracle(sites, tally), sites.shows_once
         _told(oracle, sites.steps[-1:] if once else sites.steps, rng)
         _lost(oracle, folder / "lost")
         if not once:
             _resumed(oracle)
     if not once:
-        with closing(Consortium(study, local_model, folder / "late", rule)) as sites:
+        with closing(AuditedSites(study, local_model, folder / "late", rule)) as sites:
             _late_first(Oracle(sites, tally))
 
 
@@ -110,10 +110,30 @@ def _resumed(oracle: Oracle) -> None:
         if 1 < step.exchange < last.exchange - 1:
             oracle.refused("a step too far back after a greeting", oracle.sites.honest(step))
     for step in before[-1:] + before[:1]:
+        if step is before[0] and len(before) > 1:
+            _stepped_back(oracle, before[1:-1])
+            _broken_off(oracle, step)
         honest = oracle.sites.honest(step)
         oracle.judge("repetition", honest, honest)
         for words, lie in _fewer(honest):
             oracle.judge(words, lie, honest)
+
+
+def _stepped_back(oracle: Oracle, steps: list[Step]) -> None:
+    """A greeting each time does not lead further back, step by step."""
+    for step in reversed(steps):
+        oracle.greeted()
+        oracle.refused("a step too far back after many greetings", oracle.sites.honest(step))
+
+
+def _broken_off(oracle: Oracle, first: Step) -> None:
+    """The study begins anew with an instruction that fails; what the site has for itself must still be there."""
+    own = oracle.own_entries()
+    oracle.greeted()
+    honest = oracle.sites.honest(first)
+    oracle.refused("a beginning without tensors", replace(honest, tensors={}), frozenset({"progress", "local_state"}))
+    oracle.sites.ask(oracle.sites.honest(first))
+    oracle.kept(own, honest)
 
 
 def _lost(oracle: Oracle, folder: Path) -> None:

@@ -20,7 +20,7 @@ from fedgraft.common.protocol.instructions import Answer, Instruction, MaskedUpd
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.schedule import Step, split_at, step_at
 from fedgraft.simulations.audit.findings import Measurement
-from fedgraft.simulations.audit.lying.consortium import WITNESS, Consortium, asked_of_hospitals
+from fedgraft.simulations.audit.lying.consortium import WITNESS, AuditedSites, asked_of_hospitals
 
 _PASSING = frozenset({"progress", "local_state", "features", "masks.sqlite"})
 """What a legal instruction may change on a site's disk again and again: never the ledger, nor what was released."""
@@ -48,7 +48,7 @@ class Tally:
 class Oracle:
     """Asks the sites of a consortium, and judges by what leaves and by what changes on the victim's disk."""
 
-    def __init__(self, sites: Consortium, tally: Tally) -> None:
+    def __init__(self, sites: AuditedSites, tally: Tally) -> None:
         self.sites = sites
         self._tally = tally
         self._first: dict[int, Answer] = {}
@@ -129,6 +129,15 @@ class Oracle:
         if fault:
             with_it = f", and changed {', '.join(sorted(changed))}" if changed else ""
             self._breach(f"another {words} {fault}{with_it}", asked)
+
+    def own_entries(self) -> frozenset[str]:
+        """Digests of what the victim keeps for itself."""
+        return frozenset(digest for name, digest in self.sites.on_disk().items() if name.startswith("local_state/"))
+
+    def kept(self, own: frozenset[str], asked: Instruction) -> None:
+        """Own entries of before may be put aside, never deleted."""
+        if own - self.own_entries():
+            self._breach("own entries were deleted by a course that begins anew", asked)
 
     def forbidden(self, asked: Instruction, honest: Instruction) -> bool:
         """Whether no site may answer this, were it the first instruction of its step."""

@@ -58,7 +58,7 @@ def test_the_page_moves_while_the_run_does(live, page, browser, tmp_path):
         assert browser.text("#done") == f"{exchange} of 4"
     assert browser.text("#privacy") == "ε ≤ 1.50 per patient"
     assert "deadline ×1" in browser.text("#sites")
-    assert browser.evaluate("document.querySelectorAll('#charts group').length") == 3
+    assert browser.evaluate("document.querySelectorAll('#charts circle').length") == 3
     assert browser.evaluate("document.querySelector('progress').value") == 3
     browser.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 20_000

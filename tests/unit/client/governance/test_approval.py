@@ -77,7 +77,7 @@ def test_a_study_is_found_by_file_by_name_and_by_the_digest_of_an_offer(tmp_path
 def test_an_offer_that_was_changed_on_disk_is_not_the_one_that_was_made(tmp_path, make_study):
     study = make_study()
     keep_pending(tmp_path, study)
-    path = tmp_path / "offers" / f"{study.digest}.json"
+    path = tmp_path / "pending_studies" / f"{study.digest}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 77}))
     with pytest.raises(InputError, match="not the study that was offered"):
         find_study(tmp_path, study.digest)
@@ -87,9 +87,9 @@ def test_only_the_newest_offers_are_kept(tmp_path, make_study):
     for seed in range(25):
         study = make_study(seed=seed)
         keep_pending(tmp_path, study)
-        os.utime(tmp_path / "offers" / f"{study.digest}.json", ns=(seed, seed))
+        os.utime(tmp_path / "pending_studies" / f"{study.digest}.json", ns=(seed, seed))
     keep_pending(tmp_path, make_study(seed=99))
-    kept = {path.stem for path in (tmp_path / "offers").iterdir()}
+    kept = {path.stem for path in (tmp_path / "pending_studies").iterdir()}
     assert len(kept) == 20
     assert make_study(seed=99).digest in kept
     assert make_study(seed=0).digest not in kept
