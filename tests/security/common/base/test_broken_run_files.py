@@ -148,9 +148,11 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_place_that_cannot_be_written_is_named(own: Path, command: Command, tmp_path, name: str):
+def test_a_place_that_cannot_be_written_is_named(
+    own: Path, hospitals: Hospitals, command: Command, tmp_path, name: str
+):
     (tmp_path / "README.md").write_text("a file")
-    site = {"name": "east", "cohort": {"kind": "images", "root": str(own)}}
+    site = {"name": "east", "cohort": {"kind": "images", "root": str(hospitals.cohorts["east"].root)}}
     (tmp_path / "hospitals.yaml").write_text(json.dumps({"name": "mine", "sites": [site]}))
     study = json.loads(json.dumps({"scenario": "hospitals.yaml"})) | _study()
     (tmp_path / "study.yaml").write_text(json.dumps(study))
