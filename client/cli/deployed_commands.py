@@ -34,6 +34,7 @@ def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Pa
         spec = CohortSpec.model_validate(cohort)
     except ValidationError as error:
         raise StudyError("the cohort", describe(error)) from None
+    _demand_data(spec)
     site = SiteHome(home)
     own = read_policy(policy) if policy is not None else SitePolicy()
     done = join_consortium(kit, code, spec, own, site)
@@ -46,6 +47,18 @@ def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Pa
             f"column as patient_column in {site.config}, or set unit: image in its policy if each {case} may count by "
             "itself."
         )
+
+
+def _demand_data(spec: CohortSpec) -> None:
+    """InputError unless the data are where somebody says that they are; a wrong path would be found days later."""
+    if spec.kind == "table":
+        wrong = not spec.root.is_file() and f"--data {spec.root}: is no file"
+    else:
+        wrong = not spec.root.is_dir() and f"--data {spec.root}: is no folder"
+    if not wrong and spec.labels is not None and not spec.labels.is_file():
+        wrong = f"--labels {spec.labels}: is no file"
+    if wrong:
+        raise InputError(f"{wrong}.", fix="Give the path as it is on this machine, and join again.")
 
 
 def rejoin(kit: Path, home: Path, code: str, *, keep_keys: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgraft.common.base.errors import InputError
@@ -68,10 +67,6 @@ class SiteHome:
     def masking_key(self) -> MaskingKey:
         """The key that masks are agreed on with."""
         return load_masking_key(_bytes(self.masking_file), str(self.masking_file))
-
-    def authority_pem(self) -> bytes:
-        """The certificate that vouches for the server and the roster."""
-        return load_certificate(self.authority).public_bytes(Encoding.PEM)
 
     def roster(self) -> Membership:
         """The consortium's members, as its authority signed them."""

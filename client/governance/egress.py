@@ -20,14 +20,13 @@ from typing import Any, Literal, assert_never
 
 import numpy as np
 
+from fedgraft.client.governance.egress_files import EgressFiles
 from fedgraft.client.privacy.ledger.hash_chain import STUCK, Mark, read_witness, write_witness
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import ledger_mark
 from fedgraft.client.privacy.ledger.small_records import small_records
-from fedgraft.common.base.disk import naming
 from fedgraft.common.base.errors import LedgerError
-from fedgraft.common.base.files import canonical_json, make_folder
-from fedgraft.common.base.locking import lock
+from fedgraft.common.base.files import canonical_json
 from fedgraft.common.protocol.instructions import (
     Answer,
     Arrays,
@@ -112,11 +111,12 @@ class EgressLog:
 
         Without `sync` a line survives the kill of the process, but not a loss of power: enough for a simulation.
         """
-        self._path = state / "egress.jsonl"
+        self._files = EgressFiles(state)
+        self._path = self._files.active
         self._held = Held.of(state, witness)
         self._witnesses = tuple(path.with_name(_WITNESS) for path in (self._held.witness, self._held.ledger))
         self._sync = sync
-        self._end = (0, FIRST)
+        self._end = (0, 0, FIRST)
 
     def record(self, study: str, answer: Greeting | Answer, why: str) -> None:
         """Put a message on disk as about to leave. OSError if that cannot be done, and then it must not leave."""
@@ -136,16 +136,14 @@ class EgressLog:
         The second place is the ledger's folder: whoever restores the log and its witness, and not the ledger, is found.
         """
         copies = [path for path in self._witnesses[1:] if path.exists()]
-        if not self._witnesses[0].exists() and (not self._path.exists() or not self._path.stat().st_size):
+        if not self._witnesses[0].exists() and not self._files.size():
             return [read_witness(path) for path in copies]
         return [read_witness(path) for path in (self._witnesses[0], *copies)]
 
     def _append(self, line: _Line, *, unseen: bool = False) -> None:
-        descriptor = self._open()
-        try:
-            lock(descriptor)
+        with self._files.appending() as descriptor:
             size, last = self._last(descriptor)
-            if not size and (unseen or not any(path.exists() for path in self._witnesses)):
+            if last == FIRST and (unseen or not any(path.exists() for path in self._witnesses)):
                 self._bear_witness(FIRST)  # from now on the log cannot be gone
             at = datetime.now(UTC).isoformat(timespec="seconds")
             known = {name: sorted(words) for name, words in small_records(self._path.parent).items()}
@@ -159,11 +157,9 @@ class EgressLog:
             if self._sync:
                 os.fdatasync(descriptor)
             mark = Mark(last.seq + 1, seal)
-            self._end = (size + len(data), mark)
+            self._end = (os.fstat(descriptor).st_ino, size + len(data), mark)
             if unseen or self._is_sound(last):
                 self._bear_witness(mark)
-        finally:
-            os.close(descriptor)
 
     def _bear_witness(self, mark: Mark) -> None:
         for path in self._witnesses:
@@ -193,57 +189,45 @@ class EgressLog:
             return None  # that it is damaged is what this word may be about
         return {"seq": mark.seq, "hash": mark.hash, **account.content()}
 
-    def _open(self) -> int:
-        try:
-            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        except FileNotFoundError:
-            make_folder(self._path.parent)
-            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-
     def entries(self) -> Iterator[EgressEntry]:
         """All messages in order, each checked against the one before; LedgerError names the first that is wrong."""
         yield from (entry for entry, _ in self.after(FIRST, 0))
 
     def after(self, mark: Mark, size: int) -> Iterator[tuple[EgressEntry, int]]:
         """The messages after the one of `mark`, which ends at byte `size`; each checked, with the byte it ends at."""
-        if not self._path.exists():
+        if not (files := self._files.all()):
             if size:
                 raise LedgerError(f"{self._path}: is gone.", fix=STUCK)
             return
-        with naming(self._path), self._path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) < size:
-                raise LedgerError(f"{self._path}: is shorter than it was.", fix=STUCK)
-            file.seek(size)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return  # a message that was being written when the site was killed, and so never left
-                number = mark.seq + 1
-                entry = self._parsed(line, number)
-                if entry.seq != number or entry.previous != mark.hash or entry.seal() != entry.hash:
-                    raise LedgerError(f"{self._path}: line {number} was changed, or lines before it are gone.")
-                mark, size = Mark(number, entry.hash), size + len(line)
-                yield entry, size
+        if self._files.size() < size:
+            raise LedgerError(f"{files[-1]}: is shorter than it was.", fix=STUCK)
+        for line in self._files.lines(size):
+            if not line.endswith(b"\n"):
+                return  # a message that was being written when the site was killed, and so never left
+            number = mark.seq + 1
+            entry = self._parsed(line, number)
+            if entry.seq != number or entry.previous != mark.hash or entry.seal() != entry.hash:
+                raise LedgerError(f"{self._path}: line {number} was changed, or lines before it are gone.")
+            mark, size = Mark(number, entry.hash), size + len(line)
+            yield entry, size
 
     def _parsed(self, line: bytes, number: int) -> EgressEntry:
         try:
             return EgressEntry(**_frozen(json.loads(line)))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise LedgerError(f"{self._path}: line {number} is damaged.") from None
+            which = f"line {number}" if number else "its last line"
+            raise LedgerError(f"{self._path}: {which} is damaged.") from None
 
     def _last(self, descriptor: int) -> tuple[int, Mark]:
-        """Size of the file, number and hash of its last line. A torn line at its end never left, and is cut off."""
-        size = os.fstat(descriptor).st_size
-        if size == self._end[0]:
-            return self._end
-        data = os.pread(descriptor, size, 0)
-        whole = data.rfind(b"\n") + 1
-        if whole != size:
-            os.ftruncate(descriptor, whole)
-        lines = data[:whole].splitlines()
-        if not lines:
-            return 0, FIRST
-        last = self._parsed(lines[-1], len(lines))
-        return whole, Mark(last.seq, last.hash)
+        """Size of the file that is written, number and hash of the log's last line."""
+        facts = os.fstat(descriptor)
+        if (facts.st_ino, facts.st_size) == self._end[:2] and facts.st_size:
+            return facts.st_size, self._end[2]
+        line, size = self._files.last_line(descriptor)
+        if not line:
+            return size, FIRST
+        last = self._parsed(line, 0)
+        return size, Mark(last.seq, last.hash)
 
 
 def _line(study: str, answer: Greeting | Answer, why: str) -> _Line:

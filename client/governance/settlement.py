@@ -17,6 +17,7 @@ from typing import Any
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.approval import read_approvals
 from fedgraft.client.governance.egress import EgressLog
+from fedgraft.client.governance.egress_files import EgressFiles
 from fedgraft.client.governance.records import Records, TakenUp, kept_answers
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import Ledger, read_account, salvage
@@ -74,7 +75,7 @@ def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Set
         return None
     if config.witness is not None and not config.witness.is_dir():
         raise InputError(found[0], fix="Mount it, or name another folder as `witness` in site.yaml.")
-    held, lines = Held.of(config.state, config.witness), list(_lines(config.state / "egress.jsonl"))
+    held, lines = Held.of(config.state, config.witness), list(_lines(EgressFiles(config.state)))
     kept, sound = _salvaged(held.ledger)
     set_aside = [_salvaged(path)[0] for path in held.ledger.parent.glob(f"{held.ledger.name}.before-*")]
     accounts = [kept, read_account(held.witness), *_accounts(lines), *set_aside]
@@ -94,15 +95,17 @@ def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Set
 
 def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
     """Put a settlement on record. What is spent comes first, and the line in the egress log last: then it is done."""
-    held, log = Held.of(config.state, config.witness), config.state / "egress.jsonl"
-    set_aside = _set_aside(log) if log.exists() and not _unbroken(config) else None
+    held, log = Held.of(config.state, config.witness), EgressFiles(config.state)
+    broken = [] if _unbroken(config) else log.all()
+    set_aside = [path for one in broken if (path := _set_aside(one)) is not None]
     words: dict[str, Any] = {
         "by": by,
         "found": list(settlement.found),
         "assumed": Account(settlement.delta, settlement.unit, settlement.assumed).content(),
         "epsilon": {"before": f"{settlement.before:.4g}", "after": f"{settlement.after:.4g}"},
         "closed": list(settlement.closed),
-        "log_before": {"file": set_aside.name, "sha256": sha256_file(set_aside)} if set_aside else None,
+        "log_before": {"file": set_aside[-1].name, "sha256": sha256_file(set_aside[-1])} if set_aside else None,
+        "sealed_before": [{"file": path.name, "sha256": sha256_file(path)} for path in set_aside[:-1]],
     }
     if held.exists() or settlement.assumed:
         if not settlement.sound:
@@ -141,9 +144,9 @@ def _accounts(lines: list[dict[str, Any]]) -> Iterator[Account]:
             continue
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(log: EgressFiles) -> Iterator[dict[str, Any]]:
     """All that can be read of an egress log, whether or not its chain holds."""
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in log.lines(0):
         try:
             content = json.loads(line)
         except (ValueError, RecursionError):

@@ -51,9 +51,10 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedgraft.client.enrolment.home import SiteHome
+from fedgraft.client.enrolment.server_address import server_of
 from fedgraft.client.runtime.app import app, note
 from fedgraft.common.base.errors import ENDS, FedgraftError, RunError
-from fedgraft.common.identity.keys import public_pem
+from fedgraft.common.identity.keys import load_bundle, public_pem
 
 HEARTBEAT_S = 10
 """How often the site says that it is there; Flower calls it gone after two that did not come."""
@@ -100,14 +101,14 @@ class Link:
     """The connection to the server's gate. Waits for a server that is away; RunError if it refuses the site."""
 
     def __init__(self, home: SiteHome, stop: threading.Event) -> None:
-        joined, key = home.joined(), home.node_key()
-        self._where = f"{joined.host} port {joined.port}"
+        server, key = server_of(home), home.node_key()
+        self.where = f"{server.host} port {server.port}"
         self._stop = stop
         self._public = public_pem(key)
         self._client = FleetHttpClient.from_server_address(
-            f"[{joined.host}]:{joined.port}" if ":" in joined.host else f"{joined.host}:{joined.port}",
+            server.address,
             False,
-            home.authority_pem(),
+            load_bundle(server.ca),
             [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())],
         )
         self._node = Node()
@@ -125,7 +126,7 @@ class Link:
                 self._activate()
             except _Taken:
                 fix = "Is the site started twice, or was its folder copied? If not, ask for a new kit."
-                raise RunError(f"The server at {self._where} holds this site for connected.", fix=fix) from None
+                raise RunError(f"The server at {self.where} holds this site for connected.", fix=fix) from None
         self._beat.start()
         return int(self._node.node_id)
 
@@ -198,13 +199,13 @@ class Link:
                 if status == httpx.codes.UNAUTHORIZED:
                     denied += 1
                     if denied >= _DENIED_TIMES:
-                        raise _denied(self._where, error.response.headers.get("date", "")) from None
+                        raise _denied(self.where, error.response.headers.get("date", "")) from None
                 elif status == httpx.codes.FORBIDDEN:
                     raise OverToo from None
                 elif status != httpx.codes.TOO_MANY_REQUESTS and status < 500:
-                    _raise(status, error, self._where)
+                    _raise(status, error, self.where)
             except httpx.TransportError as error:
-                _check_certificate(error, self._where)
+                _check_certificate(error, self.where)
                 _log.info("the server does not answer; trying again")
             self._pause(delay)
             delay = min(2 * delay, _SLOWEST_S)
@@ -219,6 +220,7 @@ def run_site(home: SiteHome, stop: threading.Event) -> None:
     link = Link(home, stop)
     context = Context(0, 0, {"site-config": str(home.config)}, RecordDict(), {})
     try:
+        _log.info("connecting to the server at %s", link.where)
         context.node_id = link.open()
         _log.info("connected")
         last = time.monotonic()

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from fedgraft.common.base.files import make_folder
+from fedgraft.common.base.logs import RotatedFile
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def site_log(state: Path) -> logging.Logger:
-    """The log in `site.log` of a site's folder, readable by its owner alone; one per folder and process."""
+    """The log in `site.log` of a site's folder, rotated and readable by its owner alone; one per process."""
     logger = logging.getLogger(f"fedgraft.site.{state}")
     if not logger.handlers:
         make_folder(state)
-        path = state / "site.log"
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = RotatedFile(state / "site.log")
         handler.setFormatter(logging.Formatter(_FORMAT))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

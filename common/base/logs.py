@@ -29,7 +29,7 @@ class _Json(logging.Formatter):
 def start_logs(file: Path, *, as_json: bool) -> None:
     """Send all logs of this process to stderr and to `file`, which is rotated and readable by its owner alone."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), _Private(file, "a", _FILE_BYTES, _FILES)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), RotatedFile(file)]
     for handler in handlers:
         handler.setFormatter(_Json() if as_json else logging.Formatter(_PLAIN))
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
@@ -41,13 +41,18 @@ def file_log(path: Path) -> logging.Logger:
     """A log of plain lines in a file of its own, rotated and private; for what other programs say."""
     logger = logging.getLogger(f"fedgraft.file.{path}")
     if not logger.handlers:
-        logger.addHandler(_Private(path, "a", _FILE_BYTES, _FILES))
+        logger.addHandler(RotatedFile(path))
         logger.setLevel(logging.INFO)
         logger.propagate = False
     return logger
 
 
-class _Private(RotatingFileHandler):
+class RotatedFile(RotatingFileHandler):
+    """A log's file that is its owner's alone and does not grow for ever: older lines go to FILE.1 and so on."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "a", _FILE_BYTES, _FILES, encoding="utf-8")
+
     def _open(self):  # type: ignore[no-untyped-def]  # as in the base class
         file = super()._open()
         Path(self.baseFilename).chmod(0o600)

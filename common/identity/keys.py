@@ -81,6 +81,17 @@ def load_certificate(path: Path) -> x509.Certificate:
         raise InputError(f"{path}: is no certificate.", fix=_AGAIN) from None
 
 
+def load_bundle(path: Path) -> bytes:
+    """All certificates in a PEM file, and nothing else of it; InputError if there is none."""
+    try:
+        found = x509.load_pem_x509_certificates(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}.", fix=_AGAIN) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise InputError(f"{path}: is no certificate.", fix=_AGAIN) from None
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in found)
+
+
 def load_node_public(pem: bytes, source: str) -> ec.EllipticCurvePublicKey:
     """A public P-384 key from PEM; InputError if it is none."""
     key = _load_public(pem, source)

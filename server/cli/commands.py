@@ -124,13 +124,16 @@ class RunRequest:
 def run(home: Path, request: RunRequest, sites: int | None, wait_s: float) -> None:
     """Run a study on the running server, or continue one."""
     from fedgraft.server.operations.deploy import Wait, run_study
+    from fedgraft.server.runs.run_folder import RunFolder
+    from fedgraft.server.watch.progress import shown
 
     server = ServerHome(home)
     server.facts()
     if request.resume is not None and (request.study or request.out or request.overrides):
         raise InputError("--resume takes no study, --out or --set.")
     folder = request.resume or _set_up(server, request)
-    run_study(server, folder, Wait(sites, wait_s), _say)
+    with shown(folder, RunFolder(folder).study(), _out):
+        run_study(server, folder, Wait(sites, wait_s), _say)
     result = read_json(folder / "result.json")
     show_result(folder, result)
     demand_enough(folder, result)
@@ -162,7 +165,7 @@ def show_sites(home: Path, *, as_json: bool) -> None:
 
 def show_status(home: Path, *, as_json: bool) -> None:
     """The server, its sites and its runs."""
-    from fedgraft.server.operations.overview import plain, runs, sites
+    from fedgraft.server.operations.overview import plain, resume_command, runs, sites
 
     server = ServerHome(home)
     until = expires(server.gate[0])
@@ -173,12 +176,16 @@ def show_status(home: Path, *, as_json: bool) -> None:
     online = sum(row.state == "online" for row in there)
     _say(f"{server.facts().consortium}: {online} of {len(there)} sites online; certificate until {until:%Y-%m-%d}")
     _show_sites(there, rows[0] if rows else None)
-    table = Table("study", "state", "exchange", "stage", "round", "refusals", "folder")
+    table = Table("study", "state", "exchange", "stage", "round", "refusals")
     for row in rows:
         refusals = "; ".join(f"{site}: {_counted(codes)}" for site, codes in row.refusals.items())
         done = f"{row.exchange} of {row.exchanges}"
-        table.add_row(row.study, row.state, done, row.stage, str(row.round), refusals, row.folder)
+        table.add_row(row.study, row.status, done, row.stage, str(row.round), refusals)
     _out.print(table)
+    for row in rows:
+        _say(f"{row.study} is in {row.folder}")
+        if row.status in ("stopped", "failed"):
+            _say(f"  {row.status}; continue it with: {resume_command(server, row.folder)}")
 
 
 def watch(home: Path, run: Path | None, port: int | None, address: str) -> None:
@@ -202,13 +209,17 @@ def watch(home: Path, run: Path | None, port: int | None, address: str) -> None:
 def stop(home: Path, *, server_too: bool) -> None:
     """Stop the running studies, which can be continued, and the server if asked."""
     from fedgraft.server.operations.control import RunControl
-    from fedgraft.server.operations.overview import running
+    from fedgraft.server.operations.overview import resume_command, running
 
     server = ServerHome(home)
-    for number in running(server):
+    for number, folder in (found := running(server)).items():
         with RunControl(server) as control:
             control.stop(number)
-        _say(f"run {number} is stopped; continue it with `fedgraft server run --resume FOLDER`")
+        _say(f"run {number} in {folder or 'an unknown folder'} is stopped")
+        if folder:
+            _say(f"  continue it with: {resume_command(server, folder)}")
+    if not found:
+        _say("no study runs")
     if server_too:
         os.kill(server.process(), signal.SIGTERM)
         _say("the server stops")

@@ -72,8 +72,8 @@ class RunControl:
         if isinstance(error, httpx.HTTPStatusError):
             raise RunError(f"The server refused: {error.response.text[:200]}") from None
 
-    def nodes(self) -> list[Node]:
-        """All sites that Flower knows, connected or not."""
+    def nodes(self, *, gone: bool = False) -> list[Node]:
+        """All sites that Flower knows, connected or not; with `gone` also those that were shut out."""
         answer = self._client.ListNodes(ListNodesRequest())
         return [
             Node(
@@ -84,7 +84,7 @@ class RunControl:
                 heard=node.online_until - HEARTBEATS * node.heartbeat_interval if node.last_activated_at else 0.0,
             )
             for node in answer.nodes_info
-            if node.status != "unregistered"
+            if gone or node.status != "unregistered"
         ]
 
     def register(self, name: str, key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -28,10 +29,13 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run. `refusals` counts, by site, its refusals by code; `last` says in what exchange a site last took part."""
+    """One run. `state` is Flower's word; `status` is running, stopped, failed, completed or incomplete.
+
+    `refusals` counts, by site, its refusals by code; `last` says in what exchange a site last took part."""
 
     number: int
     state: str
+    status: str
     folder: str
     study: str
     exchange: int
@@ -45,12 +49,12 @@ class RunRow:
 def sites(home: ServerHome) -> list[SiteRow]:
     """All sites that were ever enrolled, as the running server knows them."""
     with RunControl(home) as control:
-        nodes = {node.key: node for node in control.nodes()}
+        nodes = {node.key: node for node in control.nodes(gone=True)}
     rows, now = [], time.time()
     for name, entry in home.sites().items():
         held = [nodes[key] for key in (entry.node, *(old.node for old in entry.old)) if key in nodes]
         node = next((one for one in held if one.online), held[0] if held else None)
-        heard = node.heard if node is not None else 0.0
+        heard = max((one.heard for one in held), default=0.0)  # a renewed site may not have come with its new key yet
         state = "revoked" if entry.revoked else "online" if node is not None and node.online else "offline"
         rows.append(SiteRow(name, state, round(max(0.0, now - heard), 1) if heard else None))
     return rows
@@ -68,10 +72,12 @@ def runs(home: ServerHome) -> list[RunRow]:
     return list(rows.values())
 
 
-def running(home: ServerHome) -> list[int]:
-    """Flower's numbers of all runs that are not over."""
+def running(home: ServerHome) -> dict[int, str]:
+    """The folders of all runs that are not over, by Flower's number; "" if it is not known."""
     with RunControl(home) as control:
-        return [number for number, state in control.states().items() if not state.startswith("finished")]
+        numbers = [number for number, state in control.states().items() if not state.startswith("finished")]
+    notes = {number: home.studies / f"{number}.json" for number in numbers}
+    return {number: str(read_json(note)["run"]) if note.is_file() else "" for number, note in notes.items()}
 
 
 def plain(rows: list[SiteRow] | list[RunRow]) -> list[dict[str, Any]]:
@@ -93,6 +99,7 @@ def _row(number: int, state: str, folder: Path) -> RunRow:
     return RunRow(
         number=number,
         state=state,
+        status=_status(state, folder / "result.json"),
         folder=str(folder),
         study=study.name,
         exchange=last["exchange"],
@@ -102,6 +109,19 @@ def _row(number: int, state: str, folder: Path) -> RunRow:
         refusals={site: dict(codes) for site, codes in sorted(refusals.items())},
         last={site: row["exchange"] for row in history for site in row["sites_aggregated"]},
     )
+
+
+def _status(state: str, result: Path) -> str:
+    if not state.startswith("finished"):
+        return "running"
+    if state == "finished:completed" and result.is_file():
+        return str(read_json(result).get("status", "completed"))
+    return "stopped" if state == "finished:stopped" else "failed"
+
+
+def resume_command(home: ServerHome, folder: str | Path) -> str:
+    """What to type to continue a run."""
+    return f"fedgraft server run --resume {shlex.quote(str(folder))} --home {shlex.quote(str(home.path))}"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

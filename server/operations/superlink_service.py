@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,9 @@ _QUICK_S = 5.0
 """A process that lives shorter than this is started again only after a pause that grows up to `_PAUSE_S`."""
 
 _PAUSE_S = 30.0
+
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+"""What Flower writes for terminals, which no file needs."""
 
 _log = logging.getLogger("fedgraft.server")
 
@@ -113,7 +117,7 @@ class ServicePart:
     def _copy(self, output: IO[bytes]) -> None:
         """Write what the process says to its log, as long as it says something."""
         for line in output:
-            self._log.info(line.decode(errors="replace").rstrip())
+            self._log.info(_COLOURS.sub("", line.decode(errors="replace")).rstrip())
 
     def keep_alive(self) -> None:
         """Start it again if it ended; a process that keeps ending is started less and less often."""

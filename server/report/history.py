@@ -214,11 +214,9 @@ def _exchanges(path: Path) -> tuple[Row, ...]:
                 f"{path}, line {count}: is not valid JSON: {error}.",
                 fix="Restore it, or continue the run with --resume.",
             ) from None
-        if not isinstance(row, dict) or "exchange" not in row:
+        if not isinstance(row, dict):
             raise InputError(f"{path}, line {count}: is not an exchange.", fix="Restore the line.")
         rows.append(row)
-    if not rows:
-        raise InputError(f"{path}: holds no exchange.", fix="Look again once the run has done one.")
     return tuple(rows)
 
 

@@ -105,7 +105,8 @@ class Checkpoints:
     def _begin_again(self) -> None:
         """Without a checkpoint a run begins anew; but one that had got further has lost it."""
         rows = read_bytes(self._history).count(b"\n") if self._history.is_file() else 0
-        if rows > 1:  # the first may stand there before the first checkpoint does
+        # The first may stand there before the first checkpoint does.
+        if rows > 1 and any(self._folder.glob("*.safetensors")):
             raise ResumeError(f"{self._folder / _NEWEST}: is gone, after {rows} exchanges.", fix=_ANEW)
         self._history.unlink(missing_ok=True)
 

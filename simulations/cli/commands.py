@@ -25,7 +25,7 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.runs.run_folder import RunFolder
-from fedgraft.simulations.engines.progress import shown
+from fedgraft.server.watch.progress import shown
 from fedgraft.simulations.engines.run import Engine, EngineName, check_hospitals, demand_simulated, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals

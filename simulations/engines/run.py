@@ -147,10 +147,10 @@ def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> P
     RunError if another process is at work on it.
     """
     engine = engine or Engine()
-    facts = _facts(out)
+    demand_simulated(out)
     out = out.resolve()
     with private_folder(out), RunFolder(out).held():
-        _carry_out(out, engine, facts)
+        _carry_out(out, engine, _facts(out))
         if report:
             build_report(out)
     return out
@@ -166,7 +166,6 @@ def demand_simulated(out: Path) -> None:
 
 def _facts(out: Path) -> Mapping[str, Any]:
     """What the run was begun with. ResumeError if this is none any more, or one of another study."""
-    demand_simulated(out)
     match read_json(out / _FACTS):
         case {"synthetic": bool(), "faults": dict(), "study": str(digest)} as facts:
             RunFolder(out).demand_study(digest)

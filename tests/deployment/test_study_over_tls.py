@@ -115,6 +115,10 @@ def test_a_study_that_one_site_refuses_goes_on_without_it(federation, make_study
         assert result["status"] == "incomplete"
         assert "south, not_approved" in result["headline"]
         assert result["headline"] in done.stdout
+        assert "2 sites ready" in done.stdout
+        assert "1/" in done.stdout, "a line for each round"
+        assert "macro mean" in done.stdout
+        assert f"Report: {out}/report.html" in done.stdout
         assert set(result["sites"]) == {"east", "north"}
 
 

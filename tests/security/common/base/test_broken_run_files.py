@@ -73,6 +73,8 @@ HARMLESS = {
     ("report", "environment.json", "gone"),
     ("report", "environment.json", "another object"),
     ("report", "result.json", "another object"),
+    ("report", "history.jsonl", "empty"),
+    ("report", "history.jsonl", "another object"),
     ("resume", "history.jsonl", "cut"),  # of the evaluation at the end, which is done again
 }
 """What is no fault: reports show what there is, and a run goes on from its last checkpoint."""
@@ -146,9 +148,11 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_place_that_cannot_be_written_is_named(own: Path, command: Command, tmp_path, name: str):
+def test_a_place_that_cannot_be_written_is_named(
+    own: Path, hospitals: Hospitals, command: Command, tmp_path, name: str
+):
     (tmp_path / "README.md").write_text("a file")
-    site = {"name": "east", "cohort": {"kind": "images", "root": str(own)}}
+    site = {"name": "east", "cohort": {"kind": "images", "root": str(hospitals.cohorts["east"].root)}}
     (tmp_path / "hospitals.yaml").write_text(json.dumps({"name": "mine", "sites": [site]}))
     study = json.loads(json.dumps({"scenario": "hospitals.yaml"})) | _study()
     (tmp_path / "study.yaml").write_text(json.dumps(study))

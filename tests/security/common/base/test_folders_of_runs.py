@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedgraft.common.base.errors import QuorumError
+from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_private, private_folder
 from fedgraft.server.rounds.resolve import resolve
 from fedgraft.simulations.engines.run import Engine, prepare, resume, simulate
@@ -44,7 +44,7 @@ def test_so_is_one_that_fails_or_is_continued(hospitals, make_study, tmp_path):
     assert open_to_others(tmp_path / "run") == []
     (tmp_path / "run" / "note.txt").write_text("put there by hand")
     (tmp_path / "run" / "sites" / "south" / "site.json").write_text("{}")
-    with pytest.raises(QuorumError, match="4 are needed"):
+    with pytest.raises(InputError, match=r"south/site\.json: 2 faults"):
         resume(tmp_path / "run")
     assert open_to_others(tmp_path / "run") == []
 

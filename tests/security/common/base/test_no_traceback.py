@@ -289,6 +289,25 @@ def test_a_code_file_that_is_none_is_named(own: Folders, command: Command, tmp_p
     assert "north." in outcome[2]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--data", "/nope"), "--data /nope: is no folder"),
+        (("--data", "{data}", "--labels", "/nope.csv"), "--labels /nope.csv: is no file"),
+        (("--data", "{data}", "--kind", "table"), "--data {data}: is no file"),
+    ],
+)
+def test_data_that_are_not_there_are_no_site(own: Folders, command: Command, tmp_path, words, said):
+    """It joined, and was told days later."""
+    kit, code_file = own.kits / "north.zip", own.kits / "north.code"
+    data = own.root / "data"
+    typed = [word.format(data=data) for word in words]
+    code, _, err = command("site", "join", kit, "--code-file", code_file, *typed, "--home", tmp_path / "x")
+    assert code == 2
+    assert said.format(data=data) in err
+    assert not (tmp_path / "x").exists()
+
+
 def fails(_: object, *, as_json: bool) -> None:
     passphrase = "correct-horse-battery"
     del as_json

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from flwr.proto.run_pb2 import Run, RunStatus
 
 from fedgraft.common.base.errors import InputError, ResumeError, RunError
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.server.operations import deploy
+from fedgraft.server.operations import deploy, overview
 from fedgraft.server.operations.deploy import Wait, prepare, run_study
 from fedgraft.server.provisioning.consortium import Consortium
-from fedgraft.server.provisioning.home import Enrolled, ServerHome
+from fedgraft.server.provisioning.home import Enrolled, OldKey, ServerHome
 from fedgraft.server.provisioning.provision import Authority
 from fedgraft.server.runs.run_folder import REASON
 from helpers.ports import free_port
@@ -43,6 +44,8 @@ class Control:
     def __init__(self, home: ServerHome) -> None:
         self.ends: list[tuple[str, str]] = []
         self.online, self.started, self.stopped = 2, 0, 0
+        self.status = "finished"
+        self.nodes: list[NodeInfo] = []
         files = {"ssl_certfile": str(home.inner[0]), "ssl_keyfile": str(home.inner[1])}
         config = uvicorn.Config(
             self, port=home.facts().server.inner_port, log_config=None, lifespan="off", ws="none", **files
@@ -67,7 +70,7 @@ class Control:
                 NodeInfo(node_id=n + 1, name=name, status="online" if n < self.online else "offline")
                 for n, name in enumerate(SITES)
             ]
-            return ListNodesResponse(nodes_info=nodes)
+            return ListNodesResponse(nodes_info=self.nodes or nodes)
         if call == "start-run":
             self.started += 1
             return StartRunResponse(run_id=self.started)
@@ -75,7 +78,7 @@ class Control:
             self.stopped += 1
             return StopRunResponse(success=True)
         how, details = self.ends[min(self.started, len(self.ends)) - 1]
-        status = RunStatus(status="finished", sub_status=how, details=details)
+        status = RunStatus(status=self.status, sub_status=how if self.status == "finished" else "", details=details)
         return ListRunsResponse(run_dict={self.started: Run(run_id=self.started, status=status)})
 
     def close(self) -> None:
@@ -193,3 +196,39 @@ def test_a_run_has_a_folder_of_its_own(home, control, study, run, tmp_path):
 def test_a_server_that_does_not_answer_is_named(home, run):
     with pytest.raises(RunError, match="does not answer"):
         run_study(home, run, READY, print)
+
+
+def test_status_and_stop_say_where_a_run_is_and_what_to_type_to_continue_it(home, control, run, command):
+    """In full: a folder that a table cuts off can be copied nowhere."""
+    control.ends = [("stopped", "")]
+    with pytest.raises(RunError, match="stopped"):
+        run_study(home, run, READY, print)
+    again = f"fedgraft server run --resume {run.resolve()} --home {home.path}"
+    code, out, _ = command("server", "status", "--home", home.path)
+    assert code == 0
+    assert f"test is in {run.resolve()}\n" in out
+    assert f"stopped; continue it with: {again}\n" in out
+    control.status = "running"
+    code, out, _ = command("server", "stop", "--home", home.path)
+    assert code == 0
+    assert f"in {run.resolve()} is stopped\n" in out
+    assert f"continue it with: {again}\n" in out
+    assert control.stopped == 1
+
+
+@pytest.mark.usefixtures("enrolled")
+def test_a_site_that_is_away_shows_when_it_was_last_heard_of(home, control):
+    """Also one that was given new keys and has not come with them, and one that was shut out."""
+    hour = time.time() - 3600
+    old = OldKey(node="old key of north", until=datetime.now(UTC) + timedelta(hours=1))
+    south = Enrolled(node="key of south", revoked="2026-01-01T00:00:00+00:00")
+    home.write_sites({"north": Enrolled(node="key of north", old=(old,)), "south": south})
+    gone = {"status": "offline", "last_activated_at": "2026-01-01T00:00:00+00:00", "online_until": hour}
+    control.nodes = [
+        NodeInfo(node_id=1, name="north", public_key=b"key of north", status="offline"),
+        NodeInfo(node_id=2, name="north", public_key=b"old key of north", **gone),
+        NodeInfo(node_id=3, name="south", public_key=b"key of south", **gone | {"status": "unregistered"}),
+    ]
+    rows = {row.name: row for row in overview.sites(home)}
+    assert (rows["north"].state, rows["south"].state) == ("offline", "revoked")
+    assert all(3590 < (row.heard_s or 0) < 3700 for row in rows.values()), rows

@@ -159,3 +159,14 @@ def test_a_port_that_is_taken_is_named(home):
         taken.listen()
         with pytest.raises(InputError, match="Change port"):
             _check_port("127.0.0.1", taken.getsockname()[1], "port")
+
+
+def test_the_log_of_a_part_has_no_codes_for_colours(home):
+    part = ServicePart(
+        "bright", [sys.executable, "-c", "print('\\033[92mINFO\\033[0m : \\033[1;31mready\\033[0m')"], home
+    )
+    part.start()
+    path = home.logs / "bright.log"
+    until(lambda: path.is_file() and path.read_bytes() != b"")
+    part.stop()
+    assert path.read_text() == "INFO : ready\n"

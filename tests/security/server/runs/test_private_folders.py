@@ -36,7 +36,7 @@ def test_a_simulated_run_and_what_is_made_of_it_is_its_owners_alone(hospitals, m
 
 
 def test_a_deployed_runs_folder_is_its_owners_alone(make_study, tmp_path: Path) -> None:
-    prepare(make_study(), tmp_path / "run")
+    prepare(make_study(), ["north"], tmp_path / "run")
     assert open_to_others(tmp_path / "run") == []
 
 

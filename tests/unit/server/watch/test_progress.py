@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedgraft.simulations.engines.progress import shown
+from fedgraft.server.watch.progress import shown
 
 EVENTS = [
     {"event": "greeted", "sites": ["east", "north"], "absent": {}},

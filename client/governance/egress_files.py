@@ -1,0 +1,119 @@
+"""The files of an egress log: the one that is written, and before it the sealed ones, which never change again.
+
+Together they are one log: positions count bytes from the first line that ever left, and each file's first line follows
+the last one of the file before. So a sealed file that was changed or taken away shows in the chain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedgraft.common.base.disk import naming
+from fedgraft.common.base.files import make_folder
+from fedgraft.common.base.locking import lock
+
+SEGMENT_BYTES = 32 << 20
+"""A file that is longer is sealed before the next line is written."""
+
+
+class EgressFiles:
+    """Those in a site's state folder. Safe for several processes at once."""
+
+    def __init__(self, state: Path) -> None:
+        self.active = state / "egress.jsonl"
+
+    def sealed(self) -> list[Path]:
+        """The files that are full, in the order in which they were written."""
+        return sorted(self.active.parent.glob("egress-[0-9]*.jsonl"))
+
+    def all(self) -> list[Path]:
+        """All files that there are, in order."""
+        return [*self.sealed(), *([self.active] if self.active.exists() else [])]
+
+    def sealed_bytes(self) -> int:
+        """How long the sealed ones are together."""
+        return sum(path.stat().st_size for path in self.sealed())
+
+    def size(self) -> int:
+        """How long the log is."""
+        return sum(path.stat().st_size for path in self.all())
+
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[int]:
+        """The descriptor of the file that is written, which nobody else appends to meanwhile; sealed if it is full."""
+        while True:
+            descriptor = self._open()
+            try:
+                lock(descriptor)
+                if not self._is_active(descriptor):  # somebody sealed it while this waited
+                    continue
+                if os.fstat(descriptor).st_size > SEGMENT_BYTES:
+                    self._seal()
+                    continue
+                yield descriptor
+                return
+            finally:
+                os.close(descriptor)
+
+    def lines(self, start: int) -> Iterator[bytes]:
+        """The lines after byte `start` of the log, the last one perhaps torn; also while others write and seal."""
+        at = start
+        while True:
+            sealed = self.sealed()
+            path, offset = self._place(sealed, at)
+            with contextlib.ExitStack() as stack:
+                try:
+                    file = stack.enter_context(path.open("rb"))
+                except FileNotFoundError:
+                    if self.sealed() == sealed:
+                        return
+                    continue
+                if self.sealed() != sealed:
+                    continue
+                with naming(path):
+                    file.seek(offset)
+                    for line in file:
+                        at += len(line)
+                        yield line
+            if path == self.active and self.sealed() == sealed:
+                return
+
+    def last_line(self, descriptor: int) -> tuple[bytes, int]:
+        """The last whole line of the log, and how long the file that is written is. What was torn there is cut off."""
+        size = os.fstat(descriptor).st_size
+        data = os.pread(descriptor, size, 0)
+        whole = data.rfind(b"\n") + 1
+        if whole != size:
+            os.ftruncate(descriptor, whole)
+        if not whole and (sealed := self.sealed()):
+            data = sealed[-1].read_bytes()
+        lines = data[: data.rfind(b"\n") + 1].splitlines()
+        return lines[-1] if lines else b"", whole
+
+    def _place(self, sealed: list[Path], at: int) -> tuple[Path, int]:
+        for path in sealed:
+            size = path.stat().st_size
+            if at < size:
+                return path, at
+            at -= size
+        return self.active, at
+
+    def _is_active(self, descriptor: int) -> bool:
+        try:
+            return os.fstat(descriptor).st_ino == self.active.stat().st_ino
+        except FileNotFoundError:
+            return False
+
+    def _seal(self) -> None:
+        numbers = [int(path.stem.partition("-")[2]) for path in self.sealed()]
+        self.active.rename(self.active.with_name(f"egress-{max(numbers, default=0) + 1:06d}.jsonl"))
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.active, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        except FileNotFoundError:
+            make_folder(self.active.parent)
+            return os.open(self.active, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
