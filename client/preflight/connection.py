@@ -12,12 +12,15 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from fedgraft.client.enrolment.config import ServerAddress
-from fedgraft.client.preflight.report import Findings, counted
+from fedgraft.client.preflight.report import Findings
+from fedgraft.common.identity.expiry import WARN_DAYS, left
 
 _TIMEOUT_S = 8.0
 _AHEAD_S, _BEHIND_S = 4.0, 240.0
 """Flower takes signatures from 5 s in the future to 305 s in the past; the Date header is right to a second."""
-_DAYS_LEFT = 30
+_TIMES = {9: "is not valid yet", 10: "has expired"}
+"""By OpenSSL's number what is wrong with the time of a certificate."""
+
 _FLEET = "/v1/fleet/pull-messages"
 _ADMIN = {"control": "/v1/control/list-runs", "runtime": "/v1/runtime/get-nodes"}
 """Paths of Flower's HTTP interfaces: sites need the first alone; the others start runs and hand out work.
@@ -74,6 +77,12 @@ def _handshake(found: Findings, server: ServerAddress, context: ssl.SSLContext) 
             version, ends = secure.version(), dict(secure.getpeercert() or {}).get("notAfter")
     except ssl.SSLCertVerificationError as error:
         found.private.append(f"{server.address}: {error.verify_message}")
+        if error.verify_code in _TIMES:
+            fix = (
+                "Tell the coordinator, who makes a new one with `fedgraft server renew`. Is this machine's clock right?"
+            )
+            found.fails("tls", f"the server's certificate {_TIMES[error.verify_code]}", fix)
+            return False
         fix = "Do not go on: ask the coordinator whether the kit is current. A proxy that opens TLS must let this pass."
         found.fails("tls", "the server's certificate is not vouched for by the CA of your kit, or names another", fix)
         return False
@@ -90,10 +99,10 @@ def _handshake(found: Findings, server: ServerAddress, context: ssl.SSLContext) 
     found.fine("reach", "the server answers")
     days = (ssl.cert_time_to_seconds(str(ends)) - time.time()) / 86400
     description, figures = (
-        f"{version}; the certificate is good for {counted(int(days), 'day')}",
+        f"{version}; the certificate is good for {left(days)}",
         {"days_left": int(days)},
     )
-    if days < _DAYS_LEFT:
+    if days < WARN_DAYS:
         found.note("tls", description, "Tell the coordinator to renew it.", **figures)
     else:
         found.fine("tls", description, **figures)

@@ -10,13 +10,14 @@ from pathlib import Path
 from fedgraft.common.base.errors import InputError, ResumeError, RunError
 from fedgraft.common.base.files import private_folder, read_json, write_json
 from fedgraft.common.study.study import Study
+from fedgraft.server.fleet.presence import AWAY_S, PATIENCE_S
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.runs.run_folder import REASON, RunFolder
 
 _POLL_S = 1.0
-_AWAY_S = 180.0
-"""How long the server may be away, for example while it restarts."""
+_SERVER_S = 600.0
+"""How long the server may be away at least, for example while it restarts; longer if the run's patience is longer."""
 
 _TRIES, _PAUSE_S = 6, 1.0
 """How often a run that was killed is started again without getting one exchange further, and how long that waits after
@@ -25,10 +26,15 @@ the second time; each further time twice as long, since what kills it may need t
 
 @dataclass(frozen=True)
 class Wait:
-    """Start when so many sites are online, or give up after `seconds`."""
+    """Start when so many sites are online, all that are enrolled if none is given, or give up after `seconds`.
 
-    sites: int
+    Once it has begun, a round waits `away_s` for each site that is away, and `patience_s` for as many as it needs.
+    """
+
+    sites: int | None
     seconds: float
+    patience_s: float = PATIENCE_S
+    away_s: float = AWAY_S
 
 
 def prepare(study: Study, out: Path) -> None:
@@ -50,15 +56,15 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
         raise ResumeError(f"{out} is no deployed run.", fix="Give the folder that `fedgraft server run` wrote.")
     _wait_for_sites(home, wait, say)
     with private_folder(out):
-        return _carried_out(home, out, say)
+        return _carried_out(home, out, wait, say)
 
 
-def _carried_out(home: ServerHome, out: Path, say: Callable[[str], None]) -> Path:
+def _carried_out(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> Path:
     tries, reached = 0, -1
     while True:
-        number = _start(home, out)
+        number = _start_again(home, out, wait) if tries else _start(home, out, wait)
         say(f"run {number} in {out}")
-        state, details = _follow(home, number, RunFolder(out))
+        state, details = _follow(home, number, RunFolder(out), wait)
         if state == "finished:completed" and (out / "result.json").is_file():
             from fedgraft.server.report import build_report  # plots take seconds to import
 
@@ -79,31 +85,44 @@ def _carried_out(home: ServerHome, out: Path, say: Callable[[str], None]) -> Pat
 
 def _wait_for_sites(home: ServerHome, wait: Wait, say: Callable[[str], None]) -> None:
     ends, told = time.monotonic() + wait.seconds, -1
+    wanted = wait.sites or len(set(home.admitted().values()))
     while True:
         with RunControl(home) as control:
             online = len({node.name or node.id for node in control.nodes() if node.online})
-        if online >= wait.sites:
+        if online >= wanted:
             return
         if time.monotonic() > ends:
             fix = "See `fedgraft server sites`, or ask for fewer with --sites."
-            raise RunError(f"{online} of {wait.sites} sites are online.", fix=fix)
+            raise RunError(f"{online} of {wanted} sites are online.", fix=fix)
         if online != told:
-            say(f"waiting for sites: {online} of {wait.sites} are online")
+            say(f"waiting for sites: {online} of {wanted} are online")
             told = online
         time.sleep(_POLL_S)
 
 
-def _start(home: ServerHome, out: Path) -> int:
+def _start(home: ServerHome, out: Path, wait: Wait) -> int:
     (out / "result.json").unlink(missing_ok=True)
     with RunControl(home) as control:
-        number = control.start(out)
+        number = control.start(out, {"patience_s": float(wait.patience_s), "away_s": float(wait.away_s)})
     numbers = [*read_json(out / "deployment.json")["started"], str(number)]
     write_json(out / "deployment.json", {"started": numbers})
     write_json(home.studies / f"{number}.json", {"run": str(out)})
     return number
 
 
-def _follow(home: ServerHome, number: int, folder: RunFolder) -> tuple[str, str]:
+def _start_again(home: ServerHome, out: Path, wait: Wait) -> int:
+    """As `_start`, for a run that was interrupted: what did that may take the server away once more."""
+    ends = time.monotonic() + max(_SERVER_S, wait.patience_s)
+    while True:
+        try:
+            return _start(home, out, wait)
+        except RunError:
+            if time.monotonic() > ends:
+                raise
+        time.sleep(_POLL_S)
+
+
+def _follow(home: ServerHome, number: int, folder: RunFolder, wait: Wait) -> tuple[str, str]:
     """Wait for the run's end; Flower's word for it, and for its reason.
 
     Flower notices only after a minute that the process of a run was killed; that its folder is free shows it at once.
@@ -122,7 +141,7 @@ def _follow(home: ServerHome, number: int, folder: RunFolder) -> tuple[str, str]
             if state.startswith("finished"):
                 return state, details
         except RunError:
-            if time.monotonic() - heard > _AWAY_S:
+            if time.monotonic() - heard > max(_SERVER_S, wait.patience_s):
                 raise
         time.sleep(_POLL_S)
 

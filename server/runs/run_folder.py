@@ -105,6 +105,14 @@ class RunFolder:
             self._watched.flush()
             self._told = now
 
+    def greeted(self) -> set[str]:
+        """The sites that took part when the run was last begun; none if it never was."""
+        if not self._events.exists():
+            return set()
+        lines = self._events.read_bytes().split(b"\n")[:-1]
+        found = (json.loads(line) for line in reversed(lines) if b'"event": "greeted"' in line)
+        return set(next((event["sites"] for event in found if event["sites"]), ()))
+
     def save_checkpoint(self, exchange: int, state: Arrays, memory: Arrays, totals: Mapping[str, Any]) -> None:
         """Make the run resumable from after `exchange`: first the tensors, then the file that names them."""
         folder = self.path / "checkpoint"

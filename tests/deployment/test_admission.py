@@ -63,7 +63,7 @@ def test_an_unknown_key_is_denied(federation, copy):
 def test_a_clock_that_is_ten_minutes_off_is_named(federation, copy, tmp_path):
     (tmp_path / "clock").mkdir()
     shift = "from datetime import timedelta\nimport flwr.supercore.date as d\n"
-    shift += "import fedgraft.client.runtime.executor as e\n"
+    shift += "import fedgraft.client.runtime.link as e\n"
     shift += "import flwr.supernode.node_auth_http_interceptor as i\nreal = d.now\n"
     shift += "i.now = lambda: real() - timedelta(minutes=10)\ne.this_moment = i.now\n"
     (tmp_path / "clock" / "shifted.py").write_text(shift)
