@@ -136,12 +136,15 @@ def check(
         list[str] | None, typer.Option(help="environment, data, training, connection or policy alone.")
     ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Also train on this site's data alone.")] = False,
+    share: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a report for others: no exact count is in it.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Check whether this site can take part; the report names nobody and may be shared."""
+    """Check whether this site can take part. The report names nobody, but its counts are exact: it is for this site."""
     from fedgraft.client.cli import governance_commands as decisions
 
-    return decisions.check_site(home, study_ref, part or (), baseline=baseline, as_json=as_json)
+    return decisions.check_site(home, study_ref, part or (), baseline=baseline, share=share, as_json=as_json)
 
 
 @app.command("adapt")

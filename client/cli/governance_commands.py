@@ -25,8 +25,9 @@ from fedgraft.client.preflight.check import (
     read_cohort,
 )
 from fedgraft.client.preflight.report import Level, Report
+from fedgraft.client.preflight.shareable import shareable
 from fedgraft.common.base.errors import InputError, PolicyError, StudyError
-from fedgraft.common.base.files import write_atomic
+from fedgraft.common.base.files import write_atomic, write_json
 from fedgraft.common.base.terminal import ERR, say
 from fedgraft.common.checks.check import check as faults_of
 from fedgraft.common.models.initialise import make_model
@@ -36,8 +37,16 @@ from fedgraft.common.study.study import Study
 _MARKS = {Level.FINE: "ok", Level.NOTE: "note", Level.FAILS: "FAILS", Level.SKIPPED: "-"}
 
 
-def check_site(folder: Path | None, ref: str | None, parts: Collection[str], *, baseline: bool, as_json: bool) -> int:
-    """Check the site, show the report, and give the exit code: 1 if a line fails."""
+def check_site(
+    folder: Path | None,
+    ref: str | None,
+    parts: Collection[str],
+    *,
+    baseline: bool,
+    share: Path | None,
+    as_json: bool,
+) -> int:
+    """Check the site, show the report, and give the exit code: 1 if a line fails. `share` gets one for others."""
     if unknown := sorted(set(parts) - set(PARTS)):
         raise InputError(f"No part of the check is called {', '.join(unknown)}.", fix=f"There are: {', '.join(PARTS)}.")
     if baseline and ref is None:
@@ -51,6 +60,8 @@ def check_site(folder: Path | None, ref: str | None, parts: Collection[str], *, 
         torch.set_num_threads(site.config.threads)
     report = Check(site, study, _progress).run(parts or PARTS, baseline=baseline)
     _keep_details(home, report)
+    if share is not None:
+        write_json(share, shareable(report))
     if as_json:
         sys.stdout.write(json.dumps(report.content()) + "\n")
     else:
@@ -129,7 +140,10 @@ def _show(report: Report) -> None:
                 say(f"         -> {line.fix}")
     count = report.failing
     say("Nothing fails." if not count else f"{count} line{'s' * (count > 1)} fail{'s' * (count == 1)}.")
-    say(f"This report names nobody and may be shared; {DETAILS} in the site's folder may not.")
+    say(
+        "This report is for the people at this site: it names nobody, but its counts are exact. "
+        f"{DETAILS} in the site's folder names files. What may be given to others is written by --share FILE."
+    )
 
 
 def _progress(text: str) -> None:

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_validator
 
 from fedgraft.common.base.value import Value
 
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
+"""What stands for a missing value, in any case, unless the site lists other words."""
+
 Join = Literal["patient", "study", "series", "sop", "path"]
+
+
+Derived = Literal[
+    "localizer",
+    "dose_report",
+    "secondary_capture",
+    "slide_label",
+    "derived_image",
+    "segmentation",
+    "parametric_map",
+    "rt_dose",
+    "presentation_state",
+    "report",
+    "other_object",
+]
+DERIVED: tuple[str, ...] = get_args(Derived)
+"""Kinds of DICOM objects that are no acquired images (see `decoding.acquired`)."""
 
 
 class Window(Value):
@@ -42,12 +62,22 @@ class CohortSpec(Value):
     """Task to column; by default the task's own name, `diagnosis` or `label`. Of several labels TASK.LABEL to column;
     by default the label's own name."""
     label_map: dict[str, dict[str, str]] = Field(default={})
-    """Task (or TASK.LABEL) to {value in the table: class name, yes or no, or number}."""
+    """Task (or TASK.LABEL) to {value in the table: class name, yes or no, or number; '' for "not known"}. The entry
+    `all others` stands for every word that is not listed, is no name and does not mean "missing"."""
+    missing: tuple[str, ...] = MISSING
+    """Words that mean "not known", in any case and in all columns. A class or category of that name is meant first."""
+    missing_values: dict[str, tuple[str, ...]] = Field(default={})
+    """Column to the words or numbers that mean "not known" in it alone, such as -9."""
     patient_column: str | None = None
     """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""
     window: Window | None = None
     frames: Literal["all", "middle", "first"] = "middle"
-    """Which frames of a multi-frame file become images."""
+    """Which frames of a multi-frame DICOM file, or pages of a TIFF or PNG, become images."""
+    accept: tuple[Derived, ...] = ()
+    """DICOM: kinds of objects that no scanner took and that are used all the same, such as `secondary_capture`."""
+    file_seconds: Annotated[float, Field(gt=0)] = 120.0
+    file_gigabytes: Annotated[float, Field(gt=0)] = 4.0
+    """The most time and memory that decoding a single file may take; a file that takes more is left out."""
     split: Literal["auto", "independent"] = "auto"
     """`auto`: patients are dealt out class by class where nothing private follows, else each stands alone;
     `independent`: always so."""
@@ -71,6 +101,10 @@ class CohortSpec(Value):
             found.append("mask_images does not apply: a table has no images")
         if self.window is not None and not dicom:
             found.append("window applies to DICOM only")
+        if self.frames != "middle" and self.kind == "table":
+            found.append("frames does not apply: a table has no images")
+        if self.accept and not dicom:
+            found.append("accept applies to DICOM only")
         if found:
             raise ValueError("; ".join(found))
         return self

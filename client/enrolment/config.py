@@ -13,7 +13,7 @@ from fedgraft.client.privacy.masking.used_masks import SecureAggregationSettings
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.config_files import describe, read_mapping
 from fedgraft.common.base.errors import InputError, StudyError
-from fedgraft.common.base.files import home, write_atomic
+from fedgraft.common.base.files import home, is_there, write_atomic
 
 SITE_FILE, _SIMULATED = "site.yaml", "site.json"
 """The configuration's name in a site's home folder, and in the folder of a simulated one."""
@@ -121,7 +121,7 @@ def site_home(folder: Path | None) -> Path:
 def read_site(folder: Path) -> SiteConfig:
     """The configuration in a site's folder. InputError if there is none, StudyError with every fault of it."""
     for name in (SITE_FILE, _SIMULATED):
-        if (folder / name).is_file():
+        if is_there(folder / name):
             return read_config(folder / name)
     raise InputError(
         f"{folder}: is no site's folder, since it has no {SITE_FILE}.",

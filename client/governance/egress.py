@@ -24,6 +24,7 @@ from fedgraft.client.privacy.ledger.hash_chain import STUCK, Mark, read_witness,
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import ledger_mark
 from fedgraft.client.privacy.ledger.small_records import small_records
+from fedgraft.common.base.disk import naming
 from fedgraft.common.base.errors import LedgerError
 from fedgraft.common.base.files import canonical_json, make_folder
 from fedgraft.common.base.locking import lock
@@ -209,7 +210,7 @@ class EgressLog:
             if size:
                 raise LedgerError(f"{self._path}: is gone.", fix=STUCK)
             return
-        with self._path.open("rb") as file:
+        with naming(self._path), self._path.open("rb") as file:
             if file.seek(0, os.SEEK_END) < size:
                 raise LedgerError(f"{self._path}: is shorter than it was.", fix=STUCK)
             file.seek(size)
@@ -226,7 +227,7 @@ class EgressLog:
     def _parsed(self, line: bytes, number: int) -> EgressEntry:
         try:
             return EgressEntry(**_frozen(json.loads(line)))
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise LedgerError(f"{self._path}: line {number} is damaged.") from None
 
     def _last(self, descriptor: int) -> tuple[int, Mark]:

@@ -65,6 +65,8 @@ class Records:
         self._hashes: dict[int, str] = {FIRST.seq: FIRST.hash}
         self._told = _Told()
         self._closed: set[str] = set()
+        self._charged: dict[str, set[int]] = {}
+        """By study the exchanges that the ledger was charged for, as of the last look."""
 
     def demand(self, study: str) -> None:
         """Raise Refused unless all records that this study rests on agree, and it was not ended by a settlement."""
@@ -90,11 +92,13 @@ class Records:
             yield str(error)
             return
         if forgotten := [mark.seq for mark in witnesses if self._hashes.get(mark.seq) != mark.hash]:
-            yield f"The egress log does not have message {max(forgotten)} as its witness saw it: it is an older copy."
+            old = f"{self._config.state / 'egress.jsonl'} is an older copy"
+            yield f"The egress log does not have message {max(forgotten)} as its witness saw it: {old}."
         yield from self._ledger(replies)
         yield from self._masks()
         yield from self._small()
-        for study in (self._told.exchanges.keys() | self._told.greeted) if studies is None else studies:
+        known = self._told.exchanges.keys() | self._told.greeted | self._charged.keys()
+        for study in known if studies is None else studies:
             yield from self._study(study)
 
     def _read_on(self) -> None:
@@ -118,6 +122,10 @@ class Records:
             except LedgerError as error:
                 yield str(error)
                 return
+        self._charged = {}
+        for row in rows:
+            if row.facts.release != "settled" and row.job not in self._closed:
+                self._charged.setdefault(row.job, set()).add(row.round)
         hashes = {row.seq: row.hash for row in rows}
         if forgotten := [seq for seq, seal in told.items() if seq and hashes.get(seq) != seal]:
             yield f"The privacy ledger does not have {len(forgotten)} of the places that the egress log tells of."
@@ -140,9 +148,9 @@ class Records:
                 yield f"{name} does not have {len(forgotten)} entries that the egress log tells of."
 
     def _study(self, study: str) -> Iterator[str]:
-        done = self._told.exchanges.get(study, set())
+        done = self._told.exchanges.get(study, set()) | self._charged.get(study, set())
         if forgotten := done - self._taken_up(self._config, study):
-            yield f"The record of study {study[:12]} does not have exchange {min(forgotten)}, which was answered."
+            yield f"The record of study {study[:12]} lacks exchange {min(forgotten)}, which was answered or paid."
         if study in self._told.greeted and not (self._config.state / "studies" / f"{study}.json").exists():
             yield f"Study {study[:12]} was taken in, and is not among the studies any more."
 

@@ -1,4 +1,4 @@
-"""`fedgraft predict`: a table of probabilities for a folder of images, and maps of where the model looked."""
+"""`fedgraft predict`: what a model says of images or of a table's rows, and maps of where it looked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
+from fedgraft.client.data.cohorts.table import read_inputs
 from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.told import told
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, write_atomic
 from fedgraft.common.base.terminal import say
+from fedgraft.common.study.inputs import TableInput
 
 _BATCH = 64
 _SCALE = 4
@@ -45,7 +48,10 @@ def predict(asked: PredictRequest) -> None:
         raise InputError(f"{asked.out} is not empty.", fix="Choose another --out.")
     if wrong := [name for name in asked.heat if name not in HEATS]:
         raise InputError(f"No heat map is called {wrong[0]!r}; there are: {', '.join(HEATS)}.")
-    reader = Reader(asked.model, asked.site)
+    reader = Reader(asked.model, asked.site, everything=True)
+    if isinstance(reader.input, TableInput):
+        _predict_table(reader, reader.input, asked)
+        return
     task = _task(reader, asked)
     make_folder(asked.out)
     everything = list(pictures(asked.images, reader.input))
@@ -58,11 +64,12 @@ def predict(asked: PredictRequest) -> None:
     rows: list[dict[str, str]] = []
     for start in range(0, len(usable), _BATCH):
         some = usable[start : start + _BATCH]
-        shares = reader.shares(some)
+        said = reader.answers(reader.loader(some))
         far = reader.distances(some)
-        maps = _overlays(reader, some, shares[task], (task, asked), start)
+        maps = _overlays(reader, some, said.get(task, np.zeros(0)), (task, asked), start)
         for at, (one, drawn) in enumerate(zip(some, maps, strict=True)):
-            row = _row(reader, one, {name: own[at] for name, own in shares.items()})
+            row = {"file": one.file, "frame": str(one.frame), "problem": ""}
+            row |= told(reader, {name: own[at] for name, own in said.items()}, asked.out, start + at + 1)
             rows.append(row | _ood(reader, far, at) | drawn)
     rows += [{"file": one.file, "frame": str(one.frame), "problem": one.problem} for one in everything if one.problem]
     write_atomic(asked.out / "predictions.csv", _table(rows), private=True)
@@ -73,23 +80,35 @@ def predict(asked: PredictRequest) -> None:
     say("Not a medical device: the model was not validated for any use.")
 
 
+def _predict_table(reader: Reader, columns: TableInput, asked: PredictRequest) -> None:
+    """What the model says of every row of a CSV file, by the line that it ends on."""
+    if asked.heat or asked.adapt:
+        raise InputError("--heat and --adapt are for images, and this model is for tables.", fix="Leave them out.")
+    table, inputs, problems = read_inputs(asked.images, columns)
+    make_folder(asked.out)
+    said = reader.answers(reader.over(torch.from_numpy(inputs)))
+    rows = [
+        {"line": str(line)} | told(reader, {name: own[at] for name, own in said.items()}, asked.out, at + 1)
+        for at, line in enumerate(table.lines)
+    ]
+    write_atomic(asked.out / "predictions.csv", _table(rows), private=True)
+    say(f"{len(rows)} rows of {asked.images}: {asked.out / 'predictions.csv'}")
+    for problem, count in sorted(problems.items()):
+        say(f"{problem.replace('_', ' ')}: {count}")
+    say("Not a medical device: the model was not validated for any use.")
+
+
 def _task(reader: Reader, asked: PredictRequest) -> str:
+    """The task of the overlays; "" if none is asked for and there is none with classes."""
     tasks = {task.name: task.classes for task in reader.tasks}
-    name = asked.task or next(iter(tasks))
+    if not tasks and not asked.heat and asked.task is None:
+        return ""
+    name = asked.task or next(iter(tasks), "")
     if name not in tasks:
         raise InputError(f"The model has no task {name!r}; it has: {', '.join(tasks)}.")
     if asked.of is not None and asked.of not in tasks[name]:
         raise InputError(f"Task {name!r} has no class {asked.of!r}; it has: {', '.join(tasks[name])}.")
     return name
-
-
-def _row(reader: Reader, one: Picture, shares: dict[str, np.ndarray]) -> dict[str, str]:
-    row = {"file": one.file, "frame": str(one.frame), "problem": ""}
-    for task in reader.tasks:
-        own = shares[task.name]
-        row[task.name] = task.classes[int(own.argmax())]
-        row |= {f"{task.name}:{name}": f"{share:.4f}" for name, share in zip(task.classes, own, strict=True)}
-    return row
 
 
 def _ood(reader: Reader, far: np.ndarray | None, at: int) -> dict[str, str]:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit
-from fedgraft.client.data.cohorts.scan import files, name_below
-from fedgraft.client.data.decoding.dicom import read_dicom
-from fedgraft.client.data.decoding.images import SUFFIXES, read_image
+from fedgraft.client.data.cohorts.folders import HIDDEN, walk
+from fedgraft.client.data.cohorts.scan import name_below
+from fedgraft.client.data.decoding.decoder import read_dicom, read_images
+from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.common.study.inputs import ImageInput
 
@@ -29,17 +30,22 @@ class Picture:
 
 def pictures(root: Path, size: ImageInput) -> Iterator[Picture]:
     """All frames of all files below a folder but tables, in order. DataError if it is no folder."""
-    for path in files(root):
+    found = walk(root)
+    for path in found.files:
         if path.suffix.lower() == ".csv":  # the labels of images may lie beside them
             continue
         name = name_below(path, root)
         try:
             if path.suffix.lower() in SUFFIXES:
-                yield Picture(name, 0, fit(read_image(path), 1.0, size))
-                continue
-            image = read_dicom(path, None, "all")
+                frames, aspect = read_images(path, "all").frames, 1.0
+            else:
+                image = read_dicom(path, None, "all")
+                frames, aspect = image.frames, image.pixel_aspect
         except UnusableError as unusable:
             yield Picture(name, 0, None, unusable.reason)
             continue
-        for number, frame in enumerate(image.frames):
-            yield Picture(name, number, fit(frame, image.pixel_aspect, size))
+        for number, frame in enumerate(frames):
+            yield Picture(name, number, fit(frame, aspect, size))
+    for path, reason in found.passed_over:
+        if reason != HIDDEN:
+            yield Picture(name_below(path, root), 0, None, reason)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import torch
+from scipy.special import expit, softmax
+from torch import Tensor
 
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.inference.adapted_model import read_adapted
 from fedgraft.client.inference.images import Picture
 from fedgraft.client.runtime.visit.local_state import LocalState
-from fedgraft.client.training.model.evaluate import predictions
-from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.evaluate import BATCH, predictions
+from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.errors import InputError, WeightsError
@@ -21,6 +24,7 @@ from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import find, load_manifest
 from fedgraft.common.protocol.routing import own
+from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.model_spec import BaseModelSpec, Model
 from fedgraft.common.study.plan import (
     Recalibrate,
@@ -29,32 +33,36 @@ from fedgraft.common.study.plan import (
     named,
 )
 from fedgraft.common.study.study import Study, read_study
-from fedgraft.common.study.tasks import UNKNOWN, Regression, Task
+from fedgraft.common.study.tasks import UNKNOWN, Multilabel, Regression, Segmentation, Task
 
 _LATEST = 1 << 40
 
 
 class Reader:
-    """A model that answers for images. WeightsError if the weights have no heads, or are not for images.
+    """A model that answers for images, by the classes of its tasks. WeightsError if the weights have no such heads.
 
-    `site` is a simulated or deployed site's folder of a run: its own norm layers and heads then stand in for the
-    aggregated ones. InputError if there is no such folder, or no run.
+    With `everything` it answers for tables too, and for tasks of other kinds. `site` is a simulated or deployed site's
+    folder of a run: its own norm layers and heads then stand in for the aggregated ones. InputError if there is no such
+    folder, or no run.
     """
 
-    def __init__(self, ref: str, site: Path | None = None) -> None:
+    def __init__(self, ref: str, site: Path | None = None, *, everything: bool = False) -> None:
         manifest = load_manifest(ref)
-        if manifest.input is None or not manifest.classes:
-            raise WeightsError(f"{ref}: has no head, or is not for images.", fix="Name the folder of a finished run.")
-        self.input = manifest.input
+        given = manifest.input or (manifest.table if everything else None)
+        if given is None or not (manifest.classes or (everything and manifest.tasks)):
+            what = "" if everything else ", or is not for images"
+            raise WeightsError(f"{ref}: has no head{what}.", fix="Name the folder of a finished run.")
+        self.input: InputSpec = given
         self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
         adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
         base_models = tuple(BaseModelSpec(backbone=backbone) for backbone in manifest.base_models)
         model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", base_models=base_models)
-        # An ensemble was built for all its tasks; those of other kinds are not shown.
-        self._others = manifest.tasks if base_models else ()
-        tasks = (*self.tasks, *self._others)
+        # An ensemble was built for all its tasks.
+        self.others = manifest.tasks if everything or base_models else ()
+        """Tasks of other kinds than classes."""
+        tasks = (*self.tasks, *self.others)
         self.manifest = manifest
-        self.study = Study(name="predict", tasks=tasks, input=manifest.input, model=model, plan=(adapt,))
+        self.study = Study(name="predict", tasks=tasks, input=given, model=model, plan=(adapt,))
         self.local_model = LocalModel(self.study, device_named("auto"))
         state = initialise(self.study).state()
         mine = _of_site(find(ref), site, self) if site is not None else {}
@@ -73,10 +81,16 @@ class Reader:
 
     def loader(self, some: Sequence[Picture]) -> Loader:
         """Images as the model sees them; all are given."""
-        stored = torch.from_numpy(np.stack([one.stored for one in some if one.stored is not None]))
+        return self.over(torch.from_numpy(np.stack([one.stored for one in some if one.stored is not None])))
+
+    def over(self, stored: Tensor) -> Loader:
+        """Inputs (N, ...) as a cohort stores them, of which no label is known, as the model sees them."""
         everything, nothing = torch.arange(len(stored)), torch.arange(0)
         targets = {task.name: torch.full((len(stored),), UNKNOWN) for task in self.tasks}
-        for task in self._others:
+        for task in self.others:
+            if isinstance(task, Segmentation):
+                targets[task.name] = torch.full((len(stored), 1, 1), UNKNOWN)
+                continue
             shape = (len(stored),) if isinstance(task, Regression) else (len(stored), task.outputs)
             targets[task.name] = torch.full(shape, torch.nan)
         splits = {"train": everything, "val": nothing, "test": nothing}
@@ -107,8 +121,41 @@ class Reader:
 
     def shares(self, some: Sequence[Picture]) -> dict[str, np.ndarray]:
         """Probabilities (N, classes) by task, of N pictures."""
-        logits = predictions(self.local_model, self.loader(some), "all", labelled=False)
-        return {task.name: torch.from_numpy(logits[task.name][0]).softmax(1).numpy() for task in self.tasks}
+        found = self.answers(self.loader(some))
+        return {task.name: found[task.name] for task in self.tasks}
+
+    def answers(self, loader: Loader) -> dict[str, np.ndarray]:
+        """What the model says of all cases of a loader, by task, in float64, in which no answer is rounded to certain.
+
+        Probabilities (N, classes), which add up to 1, or (N, labels); values (N,) in their unit; masks (N, H, W) of 0
+        and 1 as `masks` gives them.
+        """
+        found = predictions(self.local_model, loader, "all", labelled=False)
+        said: dict[str, np.ndarray] = {}
+        for task in (*self.tasks, *self.others):
+            logits = found[task.name][0].astype(np.float64)
+            match task:
+                case Task():
+                    said[task.name] = softmax(logits, axis=1)
+                case Multilabel():
+                    said[task.name] = expit(logits)
+                case Regression():
+                    said[task.name] = logits
+                case Segmentation():
+                    said[task.name] = self.masks(loader, task.name)
+                case _:
+                    assert_never(task)
+        return said
+
+    def masks(self, loader: Loader, task: str) -> np.ndarray:
+        """Masks (N, H, W) uint8 of all cases, at the size that the model sees: 1 where a pixel's logit is above 0."""
+        drawn = []
+        on_gpu = self.local_model.device.type == "cuda"
+        # As `predictions` runs it, so that a mask is the one that figures are of.
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+            for batch in loader.batches(in_order(loader.splits["all"], BATCH)):
+                drawn.append((self.local_model.model(batch.inputs)[task] > 0).to(torch.uint8).cpu().numpy())
+        return np.concatenate(drawn)
 
 
 def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:

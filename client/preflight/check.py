@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
-from fedgraft.client.data.cohorts.scan import files, name_below
+from fedgraft.client.data.cohorts.folders import files
+from fedgraft.client.data.cohorts.scan import name_below
 from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.enrolment.pseudonyms import place_of
@@ -25,7 +26,7 @@ from fedgraft.client.preflight.policy import check_policy
 from fedgraft.client.preflight.report import Findings, Report, ReportPart
 from fedgraft.client.preflight.training import check_training
 from fedgraft.client.training.model.local_model import NoGpu, device_named
-from fedgraft.common.base.errors import DataError
+from fedgraft.common.base.errors import ENDS, DataError
 from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.study import Study
 
@@ -144,7 +145,9 @@ def _survived(part: Callable[[], Findings]) -> Findings:
     """What the part found; if it broke down, a line that says so, since the other parts are worth having."""
     try:
         return part()
-    except Exception:  # the text of an exception may name patients: it is for the site's people alone
+    except ENDS:
+        raise
+    except BaseException:  # the text of an exception may name patients: it is for the site's people alone
         found = Findings(private=[traceback.format_exc()])
         fix = f"See {DETAILS} of the site's folder; if it is not clear, tell whoever maintains fedgraft."
         found.fails("broken", "this part of the check did not come to its end", fix)

@@ -9,19 +9,17 @@ import numpy as np
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.data.cohorts.folders import NO_RIGHT
+from fedgraft.client.data.cohorts.reasons import NOTES, PASSED_OVER, STRANGERS, UNREADABLE
 from fedgraft.client.data.cohorts.splits import IN_WORDS
 from fedgraft.client.data.cohorts.targets import known
 from fedgraft.client.data.decoding.facts import NOT_STATED, OTHER
-from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.preflight.labels import ABOUT_MASKS, check_labels
+from fedgraft.client.data.spec import DERIVED, CohortSpec
+from fedgraft.client.preflight.labels import check_labels
 from fedgraft.client.preflight.report import Findings, counted, listed
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import UNKNOWN
 
-_NO_IMAGES = frozenset({"not_dicom", "not_an_image", "no_pixels"})
-"""Reasons that say: this file was never meant to be an image of the cohort."""
-_SEPARATE = frozenset({"burned_in_annotation", "duplicate"})
-_ABOUT_CASES = frozenset({"no_patient_id", "similar_patient_ids", "no_label_row", "label_without_file"})
 _ABOUT_VALUES = frozenset({"missing_value", "missing_category", "unknown_category"})
 _MOST_UNREADABLE = 0.1
 """Up to this share of unreadable files a cohort is still that of the hospital; beyond it something is wrong."""
@@ -39,6 +37,8 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
         _values(found, cohort, problems)
     else:
         _readable(found, cohort, problems)
+        _folders(found, problems)
+        _notes(found, problems)
     check_labels(found, cohort, spec, study)
     _splits(found, cohort, study)
     _ids(found, spec, problems, len(set(cohort.patients)))
@@ -50,15 +50,15 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
         _torn(found, cohort, same, names)
         _blank(found, cohort, names)
     if spec.kind == "dicom":
+        _acquired(found, problems)
         _stated(found, cohort, spec)
         _burned_in(found, cohort, problems)
     return found
 
 
 def _readable(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
-    other = _NO_IMAGES | _SEPARATE | _ABOUT_CASES | ABOUT_MASKS
-    bad = {reason: count for reason, count in problems.items() if reason not in other}
-    strangers = sum(count for reason, count in problems.items() if reason in _NO_IMAGES)
+    bad = {reason: count for reason, count in problems.items() if reason in UNREADABLE}
+    strangers = sum(count for reason, count in problems.items() if reason in STRANGERS)
     usable, lost = len(cohort.inputs), sum(bad.values())
     description = f"{counted(usable, 'image')} can be used"
     if strangers:
@@ -69,7 +69,40 @@ def _readable(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None
         return
     description += f"; {counted(lost, 'file')} cannot be read ({listed(bad)})"
     fix = "Export those files from the archive again. They are listed in check-details.txt of the site's folder."
+    own = [f"{UNREADABLE[reason]} ({reason})." for reason in sorted(bad) if UNREADABLE[reason]]
+    if own:
+        again = [fix] if any(not UNREADABLE[reason] for reason in bad) else [_DETAILS]
+        fix = " ".join([*own, *again])
     (found.fails if lost > _MOST_UNREADABLE * (usable + lost) else found.note)("readable", description, fix, **figures)
+
+
+def _acquired(found: Findings, problems: dict[str, int]) -> None:
+    """What no scanner took: segmentations, dose reports, localizers and their like."""
+    derived = {kind: problems[kind] for kind in DERIVED if kind in problems}
+    if derived:
+        description = f"{counted(sum(derived.values()), 'object')} that no scanner took left out ({listed(derived)})"
+        fix = f"If such are the images of the study, list their kind as `accept` of the cohort. {_DETAILS}"
+        found.note("acquired", description, fix, left_out=derived)
+    else:
+        found.fine("acquired", "every DICOM object is an acquired image", left_out={})
+
+
+def _folders(found: Findings, problems: dict[str, int]) -> None:
+    """Folders and links in which nobody could look."""
+    odd = {reason: problems[reason] for reason in PASSED_OVER if reason in problems}
+    if not odd:
+        found.fine("folders", "every folder and link was read", passed_over={})
+        return
+    description = f"{counted(sum(odd.values()), 'folder or link', 'folders or links')} not read ({listed(odd)})"
+    fix = " ".join([*(f"{reason}: {PASSED_OVER[reason]}" for reason in odd), _DETAILS])
+    (found.fails if NO_RIGHT in odd else found.note)("folders", description, fix, passed_over=odd)
+
+
+def _notes(found: Findings, problems: dict[str, int]) -> None:
+    """What is odd in files that are used all the same."""
+    for reason in sorted(NOTES.keys() & problems.keys()):
+        what, fix = NOTES[reason]
+        found.note(f"notes_{reason}", f"{problems[reason]:,} {what}", fix, files=problems[reason])
 
 
 def _values(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
@@ -188,7 +221,7 @@ def _ids(found: Findings, spec: CohortSpec, problems: dict[str, int], patients: 
         found.fails("patient_ids", f"{description}; {counted(unknown, 'case')} without a patient id", fix, **figures)
     elif alike:
         fix = "If they are the same person, write the id in one way; else leave them."
-        description = f"{description}; {counted(alike, 'id')} alike but for case, separators or leading zeros"
+        description = f"{description}; {counted(alike, 'id')} alike but for case, separators, leading zeros or .0"
         found.note("patient_ids", description, fix, **figures)
     elif spec.kind != "dicom" and spec.patient_column is None:
         what = "row" if spec.kind == "table" else "file"

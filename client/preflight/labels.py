@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from torch import Tensor
 
 from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.data.cohorts.joins import IN_WORDS
 from fedgraft.client.data.cohorts.masks import OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE
 from fedgraft.client.data.cohorts.targets import known, label_counts
+from fedgraft.client.data.cohorts.words import by_count
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.preflight.report import Findings, counted, listed
 from fedgraft.common.study.study import Study
@@ -55,7 +58,7 @@ def _labels(found: Findings, cohort: Cohort, spec: CohortSpec, study: Study, pro
         else:
             found.fine(name, description, **figures)
     if spec.labels is not None:
-        _joined(found, problems)
+        _joined(found, problems, len(set(cohort.origins)))
 
 
 def _masks(found: Findings, name: str, description: str, figures: dict[str, int], problems: dict[str, int]) -> None:
@@ -80,18 +83,25 @@ def _unlabelled(found: Findings, study: Study, name: str, description: str, figu
         found.fails(name, description, fix, **figures)
 
 
-def _joined(found: Findings, problems: dict[str, int]) -> None:
+def _joined(found: Findings, problems: dict[str, int], images: int) -> None:
     without_row, without_file = problems.get("no_label_row", 0), problems.get("label_without_file", 0)
-    figures = {"images_without_row": without_row, "rows_without_image": without_file}
+    differ = {word: problems[word] for word in IN_WORDS if word in problems}
+    figures: dict[str, Any] = {"images_without_row": without_row, "rows_without_image": without_file}
     description = (
         f"{counted(without_row, 'image')} without a row of the labels table, "
         f"{counted(without_file, 'row')} without an image"
     )
-    if without_row or without_file:
-        fix = "Compare how the table and the files write their keys; `join` and `key_column` in site.yaml say which."
-        found.note("joined", description, fix, **figures)
-    else:
+    if not without_row and not without_file:
         found.fine("joined", "every image has its row in the labels table, and every row an image", **figures)
+        return
+    fix = "Compare how the table and the files write their keys; `join` and `key_column` in site.yaml say which."
+    if differ:
+        figures["differ_by"] = differ
+        ways = ", ".join(f"{IN_WORDS[word]} ({count:,})" for word, count in by_count(differ))
+        description += f"; their keys are the same but for {ways}"
+        fix = "Write the keys in the table as the files have them. A spreadsheet keeps them if the column is text."
+    few = without_row > _LEAST_LABELLED * images
+    (found.fails if few else found.note)("joined", description, fix, **figures)
 
 
 def _classes(found: Findings, cohort: Cohort, study: Study) -> None:

@@ -19,12 +19,13 @@ from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.sessions import Session, Sessions
 from fedgraft.client.training.model.features import forget_features
-from fedgraft.common.base.errors import FedgraftError
-from fedgraft.common.base.files import DISK_FULL, write_atomic
+from fedgraft.common.base.disk import DISK_FULL
+from fedgraft.common.base.errors import ENDS, FedgraftError
+from fedgraft.common.base.files import write_atomic
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.bundle import WireError
 from fedgraft.common.protocol.instructions import PROTOCOL, Answer, Code, Greeting, Hello, Instruction, Refusal
-from fedgraft.common.study.study import parse_study
+from fedgraft.common.study.study import Study, parse_study
 
 _RAISED = 2
 """Flower's error code for a ClientApp that raised."""
@@ -68,7 +69,9 @@ def note(context: Context, kind: Literal["ping", "error"], words: Mapping[str, A
     """Put constant words that are about to leave, and about no study, into the site's egress log, if there is one."""
     try:
         _sessions.at(_config_path(context)).egress.note(kind, words)
-    except Exception as error:  # the wall between a hospital and the network: no text may pass it
+    except ENDS:
+        raise
+    except BaseException as error:  # the wall between a hospital and the network: no text may pass it
         name = type(error).__name__
         logging.getLogger(__name__).warning("a constant word leaves that the egress log does not have: %s", name)
 
@@ -77,7 +80,9 @@ def _sealed(message: Message, context: Context, pack: Callable[[], RecordDict]) 
     """The reply; or an error without words, because Flower sends the text of what a ClientApp raises."""
     try:
         return Message(pack(), reply_to=message)
-    except Exception:  # the wall between a hospital and the network: no text may pass it
+    except ENDS:
+        raise
+    except BaseException:  # the wall between a hospital and the network: no text may pass it
         note(context, "error", {"code": _RAISED})
         return Message(Error(_RAISED), reply_to=message)
 
@@ -85,12 +90,17 @@ def _sealed(message: Message, context: Context, pack: Callable[[], RecordDict]) 
 def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
     # The site's own log may say what is wrong; the network may not.
     log, session, study, name = logging.getLogger(__name__), None, "", ""
+    answer: Greeting | Refusal
     try:
         session = _sessions.at(_config_path(context))
         name, log = session.config.name, site_log(session.config.state)
         hello = wire.unpack_hello(message.content)
         study = hashlib.sha256(hello.study).hexdigest()
-        answer = _greet(hello, session)
+        _refuse_faults(session)
+        asked = _asked(hello)
+        # Under the digest that all records know it by, however the coordinator spelt it.
+        study = asked.digest
+        answer = _greet(asked, session)
     except WireError:
         answer = Refusal(0, Code.GARBAGE, name)
     except Refused as refused:
@@ -99,7 +109,9 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
     except FedgraftError as error:
         log.error("cannot take part: %s", error)
         answer = Refusal(0, Code.BAD_DATA, name)
-    except Exception as error:  # the wall between a hospital and the network: no text may pass it
+    except ENDS:
+        raise
+    except BaseException as error:  # the wall between a hospital and the network: no text may pass it
         log.exception("cannot take part")
         full = isinstance(error, OSError) and error.errno in DISK_FULL
         answer = Refusal(0, Code.DISK if full else Code.FAILED, name)
@@ -107,11 +119,13 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
     return answer if _recorded(session, study, answer, why) else Refusal(0, Code.DISK, name)
 
 
-def _greet(hello: Hello, session: Session) -> Greeting | Refusal:
-    _refuse_faults(session)
+def _asked(hello: Hello) -> Study:
     if hello.protocol != PROTOCOL:
-        return Refusal(0, Code.OTHER_PROTOCOL, session.config.name)
-    study = parse_study(json.loads(hello.study), "the study sent by the coordinator")
+        raise Refused(Code.OTHER_PROTOCOL)
+    return parse_study(json.loads(hello.study), "the study sent by the coordinator")
+
+
+def _greet(study: Study, session: Session) -> Greeting:
     session.records.demand(study.digest)
     if not is_approved(session.home, study.digest):
         keep_pending(session.home, study)
@@ -139,7 +153,9 @@ def _answer_visit(message: Message, context: Context) -> Answer:
         if session is not None:
             site_log(session.config.state).warning("exchange %d: %s", exchange, refused.why or refused.code)
         answer = Refusal(exchange, refused.code)
-    except Exception:  # the wall between a hospital and the network: no text may pass it
+    except ENDS:
+        raise
+    except BaseException:  # the wall between a hospital and the network: no text may pass it
         log = site_log(session.config.state) if session is not None else logging.getLogger(__name__)
         log.exception("visit failed")
         answer = Refusal(exchange, Code.FAILED)
@@ -159,7 +175,15 @@ def _carry_out(instruction: Instruction, session: Session) -> Answer:
     if not is_approved(session.home, instruction.study):
         return Refusal(instruction.exchange, Code.NOT_APPROVED)
     site = session.known(instruction.study)
-    return site.visit(instruction) if site is not None else Refusal(instruction.exchange, Code.UNKNOWN_STUDY)
+    if site is None:
+        return Refusal(instruction.exchange, Code.UNKNOWN_STUDY)
+    answer = site.visit(instruction)
+    # Once more: work takes hours, and what people at the site have changed meanwhile they mean for its answer too.
+    if session.stale or not is_approved(session.home, instruction.study):
+        raise Refused(
+            Code.POLICY, "the site's file, or the approval, has changed during the work: nothing of it leaves"
+        )
+    return answer
 
 
 def _recorded(session: Session | None, study: str, answer: Greeting | Answer, why: str) -> bool:

@@ -19,7 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.runtime.app import app, note
 from fedgraft.client.runtime.link import Link, OverToo, Stopped, Work
-from fedgraft.common.base.errors import RunError
+from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.protocol import wire
 
 _BUSY_S, _IDLE_S = 0.4, 2.0
@@ -96,7 +96,9 @@ def _serve(link: Link, work: Work, context: Context) -> None:
         _log.info("an instruction came for a run that is over")
     except (RunError, Stopped):
         raise
-    except Exception as error:  # a message that cannot be read or sent must not end the site
+    except ENDS:
+        raise
+    except BaseException as error:  # a message that cannot be read or sent must not end the site
         # Its kind alone: the text of an exception may name a patient.
         _log.error("an instruction was lost on its way: %s", type(error).__name__)
 
@@ -113,7 +115,9 @@ def _read(link: Link, work: Work, context: Context) -> Message:
 def _answer(message: Message, context: Context) -> Message:
     try:
         return app(message, context)
-    except Exception as error:  # Flower's own way would send the exception's text to the server
+    except ENDS:
+        raise
+    except BaseException as error:  # Flower's own way would send the exception's text to the server
         _log.error("an instruction could not be carried out: %s", type(error).__name__)
         return _error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "failed", message, context)
 

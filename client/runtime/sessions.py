@@ -147,12 +147,12 @@ def exchanges_of(config: SiteConfig, digest: str) -> frozenset[int]:
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
-    """What changes when a file is written or replaced."""
+    """What changes when a file is written or replaced, even if its own time is set back."""
     try:
         found = path.stat()
     except OSError:
         return 0, 0, 0
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def _device(config: SiteConfig) -> torch.device:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort
@@ -22,12 +23,14 @@ from fedgraft.client.runtime.visit.work import Worker
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.base.errors import FedgraftError
-from fedgraft.common.base.files import DISK_FULL
+from fedgraft.common.base.disk import DISK_FULL
+from fedgraft.common.base.errors import ENDS, FedgraftError
 from fedgraft.common.metrics.task_metrics import TaskSums
+from fedgraft.common.privacy.accountant import Spend
 from fedgraft.common.protocol.auxiliary import requires_source
 from fedgraft.common.protocol.instructions import Answer, Arrays, Code, Greeting, Instruction, Refusal, Update
-from fedgraft.common.secure_aggregation.masking import OutOfRange
+from fedgraft.common.protocol.routing import privacy_request
+from fedgraft.common.secure_aggregation.masking import OutOfRange, brought_in
 from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summands, metric_summands, tensor_summands
 from fedgraft.common.study.study import Study
 
@@ -60,7 +63,7 @@ class Site:
         self._worker = Worker(self._place, self._log)
         self._local_state = LocalState(folder / "local_state" / study.digest[:16])
         self._progress = Progress(progress_file(folder, study.digest), sync=sync)
-        self._admission = Admission(study, self._progress, guard, sealer)
+        self._admission = Admission(study, self._progress, self._local_state, guard, sealer)
 
     def greet(self) -> Greeting:
         """Who this site is and what it has, as counts. Raises Refused if its policy rules the study out.
@@ -88,7 +91,9 @@ class Site:
         except Refused as refused:
             code = refused.code
             self._log.warning("exchange %d: %s", instruction.exchange, refused.why or code)
-        except Exception as error:  # the wall between a hospital and the network: no text may pass it
+        except ENDS:
+            raise
+        except BaseException as error:  # the wall between a hospital and the network: no text may pass it
             code = _code_of(error)
             self._log.error("exchange %d failed", instruction.exchange, exc_info=_worth_a_trace(error))
         self._log.warning("exchange %d: refused, %s", instruction.exchange, code)
@@ -107,16 +112,10 @@ class Site:
         """Admit, receive, evaluate, work, seal."""
         turn = self._admission.admit(instruction)
         self._place.received.take(instruction, turn.stage)
-        before = self._own_entries(turn)
+        before = self._local_state.before(turn.exchange)
         metrics = evaluate(self._place, turn, before, shows=self._shows_metrics)
         update = self._work(turn, before) if turn.work else self._end(turn, before)
         return self._seal(turn, update, metrics)
-
-    def _own_entries(self, turn: Turn) -> Arrays:
-        """What the site keeps for itself, as it was before this exchange."""
-        if turn.anew:
-            self._local_state.set_aside()
-        return self._local_state.before(turn.exchange)
 
     def _work(self, turn: Turn, before: Arrays) -> Update:
         """Do the stage's work, and keep what stays.
@@ -130,15 +129,34 @@ class Site:
             result = self._worker.work(turn, self._guard, before, self._progress.worked)
         except Refused:
             raise
-        except Exception as error:
-            if self._shows_metrics or not self._place.routing(turn.stage).silent:
+        except ENDS:
+            raise
+        except BaseException as error:
+            closed = not self._shows_metrics and self._place.routing(turn.stage).silent
+            if not closed and not self._goes_on(turn, error):
                 raise
             self._log.error("exchange %d failed in silence", turn.exchange, exc_info=_worth_a_trace(error))
             self._place.local_model.touched(self._place.local_model.tags)
-            return Update(turn.exchange, {}, weights, {}, {}, self._guard.spend())
+            return self._nothing(turn, weights, self._guard.spend())
         if result.own:
             self._local_state.save(turn.exchange, {**before, **result.own})
         return Update(turn.exchange, result.tensors, weights, result.figures, {}, self._guard.spend())
+
+    def _goes_on(self, turn: Turn, error: BaseException) -> bool:
+        """Whether work without noise under masks that went wrong by the site's cases is answered with nothing.
+
+        The masks hide what a site puts into the sum, so that a refusal would be all that there is to see of it.
+        """
+        told = isinstance(error, TooFewCases | Diverged)
+        return turn.accepted is not None and told and privacy_request(turn.stage) is None
+
+    def _nothing(self, turn: Turn, weights: Mapping[str, float], spent: Spend | None) -> Update:
+        """An update that says nothing, and under masks counts nothing."""
+        if turn.accepted is None:
+            return Update(turn.exchange, {}, weights, {}, {}, spent)
+        forms = self._place.local_model.forms
+        zeros = {key: np.zeros(forms[key][0], forms[key][1]) for key in self._place.routing(turn.stage).sent}
+        return Update(turn.exchange, zeros, dict.fromkeys(weights, 0.0), {}, {}, spent)
 
     def _end(self, turn: Turn, before: Arrays) -> Update:
         """The answer to an instruction without work; to the last one, with what policy lets out once in a study."""
@@ -159,12 +177,23 @@ class Site:
         """The answer as it leaves: masked if the study says so, with figures only if policy shows them."""
         if self._sealer is not None and turn.accepted is not None:
             summands: dict[str, Summands] = {}
+            groups = turn.instruction.groups
+            assert groups is not None
             if TENSORS in turn.accepted.parts:
                 summands[TENSORS] = tensor_summands(update, turn.stage, self._place.local_model.tags)
             if METRICS in turn.accepted.parts and metrics:
-                summands[METRICS] = metric_summands(metrics, update.train)
+                own = metric_summands(metrics, update.train, self._study.evaluate.floor)
+                summands[METRICS] = replace(own, arrays=brought_in(own.arrays, len(groups.parts[METRICS])))
             received = self._place.local_model.digests.of(self._place.received.everything)
-            sealed = self._sealer.seal(turn.instruction, turn.accepted, summands, received)
+            try:
+                sealed = self._sealer.seal(turn.instruction, turn.accepted, summands, received)
+            except OutOfRange:
+                if TENSORS not in summands or privacy_request(turn.stage) is not None:
+                    raise
+                self._log.exception("exchange %d: too large for the sum, so nothing is put into it", turn.exchange)
+                zeros = {key: np.zeros_like(array) for key, array in summands[TENSORS].arrays.items()}
+                summands[TENSORS] = Summands(zeros, {})
+                sealed = self._sealer.seal(turn.instruction, turn.accepted, summands, received)
             return replace(sealed, spent=update.spent)
         if not self._shows_metrics:
             return update
@@ -175,7 +204,7 @@ class Site:
         return self._guard is None or self._guard.shows_metrics
 
 
-def _code_of(error: Exception) -> Code:
+def _code_of(error: BaseException) -> Code:
     match error:
         case MemoryError() | torch.OutOfMemoryError():
             return Code.OUT_OF_MEMORY
@@ -190,6 +219,6 @@ def _code_of(error: Exception) -> Code:
     return Code.FAILED
 
 
-def _worth_a_trace(error: Exception) -> bool:
+def _worth_a_trace(error: BaseException) -> bool:
     """Whether somebody at the site may want to see where it happened."""
     return not isinstance(error, MemoryError | torch.OutOfMemoryError | TooFewCases | Diverged | OutOfRange)

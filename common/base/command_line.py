@@ -56,8 +56,10 @@ def _told(error: BaseException) -> tuple[str, int]:
 
     if isinstance(error, FedgraftError):
         return str(error), error.exit_code
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}.", _WRONG
+    if isinstance(error, OSError) and error.errno:
+        from fedgraft.common.base.disk import DISK_FULL, told
+
+        return told(error), _FAILED if error.errno in DISK_FULL else _WRONG
     if isinstance(error, MemoryError):
         return "There is not enough memory for this.", _FAILED
     last = traceback.extract_tb(error.__traceback__)[-1:]

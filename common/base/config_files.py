@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.renamed import new_name
+from fedgraft.common.base.suggest import instead, keys_at
+
+_BOOLEAN = "tag:yaml.org,2002:bool"
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML in which a key stands once in a mapping; the standard says so, and PyYAML lets the last one win."""
+    """YAML in which a key stands once in a mapping; the standard says so, and PyYAML lets the last one win.
+
+    Only true and false are true and false, as in YAML 1.2: yes, no, on and off are words, such as the names of classes.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as PyYAML declares it
+        first: [(tag, pattern) for tag, pattern in found if tag != _BOOLEAN]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """As PyYAML's; ConstructorError with both lines for a key that comes twice."""
@@ -30,6 +42,9 @@ class _Strict(yaml.SafeLoader):
                 )
             places[name] = line
         return super().construct_mapping(node, deep)
+
+
+_Strict.add_implicit_resolver(_BOOLEAN, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def parse_yaml(text: str) -> Any:
@@ -59,8 +74,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def describe(error: ValidationError) -> list[str]:
-    """One line per fault: the dotted key, what is wrong, and the value found."""
+def describe(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
+    """One line per fault: the dotted key, what is wrong, and the value found.
+
+    By the `model` of the whole file it is said what was meant by a key that does not exist.
+    """
     lines = []
     faults = error.errors(include_url=False, include_context=False)
     for fault in faults:
@@ -68,11 +86,20 @@ def describe(error: ValidationError) -> list[str]:
         if fault["type"] == "too_short" and any(_within(other["loc"], fault["loc"]) for other in faults):
             continue
         key = ".".join(str(part) for part in _as_written(fault["loc"])) or "the file as a whole"
-        message = new_name(fault) or fault["msg"].removeprefix("Value error, ")
+        message = new_name(fault) or _no_such_key(fault, model) or fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "string_type" and not isinstance(fault["input"], list | dict):
+            message += "; YAML takes this for something else than a word, so put it in quotes"
         shown = repr(fault["input"])
         value = f" (found {shown})" if len(shown) <= 60 and fault["type"] != "missing" else ""
         lines.append(f"{key}: {message}{value}")
     return lines
+
+
+def _no_such_key(fault: Mapping[str, Any], model: type[BaseModel] | None) -> str:
+    if fault["type"] != "extra_forbidden" or model is None:
+        return ""
+    *place, name = fault["loc"]
+    return f"there is no such key{instead(str(name), keys_at(model, tuple(place)))}"
 
 
 def _as_written(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -95,6 +122,18 @@ def override(data: dict[str, Any], item: str) -> str | None:
         return f"--set {item}: the value is not valid YAML"
     fault = put(data, key, value)
     return fault and f"--set {item}: {fault}"
+
+
+def of_overrides(faults: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The faults of a file, those that `--set` has brought in with what was typed."""
+    typed = {item.partition("=")[0]: item for item in overrides}
+    return [next((f"--set {item}: {f}" for key, item in typed.items() if _about(f, key)), f) for f in faults]
+
+
+def _about(fault: str, key: str) -> bool:
+    place, typed = fault.partition(":")[0].split("."), key.split(".")
+    rest = iter(place)  # in which kinds of losses and stages stand between, as pydantic tells them
+    return all(part in rest for part in typed) or typed[: len(place)] == place
 
 
 def put(data: dict[str, Any], key: str, value: Any) -> str | None:

@@ -17,6 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends a program on purpose, and is let through by a wall that holds everything else up.
+
+Such a wall catches BaseException: extensions in Rust (safetensors, cryptography, some decoders) panic with one that is
+no Exception.
+"""
+
 
 class FedgraftError(Exception):
     """Base of all errors a person may see: one sentence of what is wrong, and what to do next."""
@@ -70,6 +77,10 @@ class RunError(FedgraftError):
 
 class QuorumError(RunError):
     """Too few sites answered for the round to count."""
+
+
+class IncompleteError(RunError):
+    """A run came to its end with fewer sites than were asked, and its study does not say that fewer will do."""
 
 
 class ResumeError(RunError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as format_safetensors
 
+from fedgraft.common.base.disk import naming
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.locking import lock
 
@@ -24,9 +24,6 @@ PACKAGE = Path(__file__).parents[2]
 """Where fedgraft is installed, or the links of a checkout are."""
 CONFIGS = PACKAGE / "configs"
 """The files that ship: studies, scenarios, sites, weights."""
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What the operating system says when a disk takes no more."""
 
 
 def home() -> Path:
@@ -56,7 +53,7 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True, sync: bool = 
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             if sync:
@@ -144,17 +141,21 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: is not valid JSON: {error}.") from None
 
 
-def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = True) -> None:
-    """Write arrays as a safetensors file, all or nothing."""
-    write_atomic(path, format_safetensors({k: np.asarray(a, order="C") for k, a in arrays.items()}), private=private)
+def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = True) -> str:
+    """Write arrays as a safetensors file, all or nothing; the SHA-256 of the file, 64 hex digits."""
+    data = format_safetensors({k: np.asarray(a, order="C") for k, a in arrays.items()})
+    write_atomic(path, data, private=private)
+    return hashlib.sha256(data).hexdigest()
 
 
-def load_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file; InputError names the file if it is missing or damaged."""
+def load_tensors(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file; InputError names the file if it is missing, damaged, or not of this digest."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{path}: is not as it was written: its digest is another.")
     return parse_tensors(data, str(path))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from fedgraft.common.checks.check_columns import check_columns
 from fedgraft.common.checks.check_ensemble import check_calibration, check_ensemble
+from fedgraft.common.checks.check_length import check_length
 from fedgraft.common.checks.check_losses import check_losses
 from fedgraft.common.checks.check_ood import check_ood
 from fedgraft.common.checks.check_source import check_source
@@ -59,7 +60,7 @@ _ADDS_UP = Mean | ServerOptimiser | Sums | Nothing
 
 def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     """Every reason why this study cannot work with a model of these tags, each with its key; none if it can."""
-    faults: list[str] = []
+    faults = list(check_length(study))
     local_backbone = False
     bare: set[str] = set()
     for index, stage in enumerate(study.plan):

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.errors import ENDS, InputError
 from fedgraft.common.base.files import write_atomic
 from fedgraft.common.identity.codes import code_mac, same_mac
 from fedgraft.common.identity.roster import SiteName
@@ -94,7 +94,9 @@ def _zipped(path: Path) -> dict[str, bytes]:
             return {member.filename: archive.read(member) for member in members}
     except InputError:
         raise
-    except Exception:  # a damaged archive meets any part of its reader, which was not written for that
+    except ENDS:
+        raise
+    except BaseException:  # a damaged archive meets any part of its reader, which was not written for that
         raise InputError(f"{path}: is no readable kit.", fix="Give the zip file that the coordinator sent.") from None
 
 

@@ -23,6 +23,7 @@ from fedgraft.common.models.model import (
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
 from fedgraft.common.models.slim import StandardiseColumns
 from fedgraft.common.models.weights import KeyReport, fit
+from fedgraft.common.study.aggregates import Standardise
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.model_spec import ENSEMBLE, Teacher
 from fedgraft.common.study.plan import Stage
@@ -75,7 +76,7 @@ def initialise(study: Study) -> Initialised:
     model = make_model(study)
     taken, provenance = pretrained(study, study.model, describe(model))
     _put(taken, model)
-    if isinstance(study.input, TableInput):
+    if isinstance(study.input, TableInput) and not _keeps_scale(study):
         _scale(model, study.input)  # whatever scale the weights have learnt
     return Initialised(model, provenance)
 
@@ -96,6 +97,14 @@ def graft(
     taken, report = fit(describe(model), arrays, source, heads)
     _put(taken, model)
     return report
+
+
+def _keeps_scale(study: Study) -> bool:
+    """Whether heads come with the weights and no stage makes a scale anew: then theirs is the one they learnt on.
+
+    The study's own numbers in its place, or the middle of public ranges, would make another model of a finished one.
+    """
+    return study.model.heads == "weights" and not any(isinstance(one.aggregate, Standardise) for one in study.plan)
 
 
 def _put(taken: Mapping[str, np.ndarray], model: TransferModel) -> None:

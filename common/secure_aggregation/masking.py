@@ -139,6 +139,17 @@ def most(sites: int) -> float:
     return 2.0 ** (_SUM_BITS - SCALE_BITS) / sites
 
 
+def brought_in(arrays: Arrays, sites: int) -> dict[str, NDArray[Any]]:
+    """The arrays with what is too large for a sum over so many sites brought to the largest, and 0 for no number."""
+    limit = most(sites) * (1 - 1e-6)  # with room for rounding
+    return {
+        name: np.clip(np.nan_to_num(array, nan=0.0, posinf=limit, neginf=-limit), -limit, limit)
+        if array.dtype.kind == "f"
+        else array
+        for name, array in arrays.items()
+    }
+
+
 def encode(arrays: Arrays, factors: Mapping[str, float], layout: Layout, sites: int) -> Words:
     """`factor * array` as words behind the tag; a factor that is not given is 1.
 

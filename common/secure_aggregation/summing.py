@@ -17,6 +17,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.metrics.label_metrics import LabelSums
 from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.metrics.score_histogram import Counts, ScoreHistogram
+from fedgraft.common.metrics.support import support
 from fedgraft.common.metrics.task_metrics import (
     TaskSums,
     headline_metrics,
@@ -87,8 +88,10 @@ def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Upda
     return Update(0, tensors, weights, {}, {})
 
 
-def metric_summands(sums: Mapping[str, TaskSums], train: Mapping[str, float]) -> Summands:
+def metric_summands(sums: Mapping[str, TaskSums], train: Mapping[str, float], floor: int = 0) -> Summands:
     """What a site puts in for its metrics: its sums, and the metrics themselves, with a count of those it has.
+
+    With fewer cases than `floor` the site's metrics are too few to say, and it has none.
 
     The loss of training goes in here too, since only sites that let metrics out are in this sum.
     """
@@ -99,8 +102,8 @@ def metric_summands(sums: Mapping[str, TaskSums], train: Mapping[str, float]) ->
         whole = {key: array if array.dtype.kind == "f" else array.astype(np.int64) for key, array in plain.items()}
         if isinstance(own, ClassificationSums | LabelSums):
             whole["scores"] = own.scores.grid()
-        values = own.values()
-        told = [values[key] for key in headline_metrics(type(own)).metrics]
+        values = own.values() if support(own).effective >= floor else {}
+        told = [values.get(key) for key in headline_metrics(type(own)).metrics]
         whole[_MEANS] = np.array([[0.0 if v is None else v, 0.0 if v is None else 1.0] for v in told])
         arrays |= {f"{task}/{key}": array for key, array in whole.items()}
     return Summands(arrays, {})

@@ -13,10 +13,11 @@ class EarlyStopping(Value):
     """Early stopping on the sites' validation: the coordinator decides, by the figures it aggregates anyway.
 
     One model is aggregated, so one decision ends the stage, and everybody takes the same: a site that stopped by itself
-    would leave the mean. The stage ends once `metric`, the mean over sites and then over tasks, has not risen by more
-    than `least` in `patience` evaluations, and goes back to the best of the models that were evaluated. The round in
-    which that is seen was trained in vain, since sites evaluate and train in one exchange. Sites whose policy keeps
-    metrics to itself have no say; without any figure the stage runs to its end.
+    would leave the mean. The stage ends once `metric`, the mean over sites with enough cases (or, if none has, over all
+    cases) and then over tasks, has not risen by more than `least` in `patience` evaluations, and goes back to the best
+    of the models that were evaluated. The round in which that is seen was trained in vain, since sites evaluate and
+    train in one exchange. Sites whose policy keeps metrics to itself have no say; without any figure the stage runs to
+    its end.
     """
 
     patience: Annotated[int, Field(ge=1)] = 3

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from fedgraft.common.base.config_files import describe, override, read_mapping
+from fedgraft.common.base.config_files import describe, of_overrides, override, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
-from fedgraft.common.base.value import Value
+from fedgraft.common.base.value import Value, unless
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.losses import Adversarial, Distill
 from fedgraft.common.study.methods.presets import expand
@@ -30,10 +31,15 @@ from fedgraft.common.study.tasks import (
 )
 
 _LARGEST_CHANGE = 10.0
+_QUORUM, _FEWEST = 0.5, 2
+"""What must answer in a study that does not say so: this share of the sites, and of several at least so many."""
 
 
 class RoundRules(Value):
-    """When a round counts. `quorum` is the share of the asked sites that must answer well, at least `min_sites`.
+    """When a round counts, and with how few sites a run is still a success.
+
+    `quorum` is the share of the asked sites that must answer well, at least `min_sites`. A study that gives neither
+    goes on with half of them, of several with 2 at least, but then a run in which any was missing has not completed.
 
     `deadline_s` bounds a site's answer to one instruction, in seconds; no deadline if absent. `max_change` bounds the
     norm of a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure
@@ -41,10 +47,20 @@ class RoundRules(Value):
     change.
     """
 
-    quorum: Annotated[float, Field(gt=0, le=1)] = 0.5
-    min_sites: Annotated[int, Field(ge=1)] = 1
+    quorum: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_sites: Annotated[int, Field(ge=1)] | None = None
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     max_change: Annotated[float, Field(gt=0)] | None = None
+
+    def needed(self, asked: int) -> int:
+        """How many of so many sites must answer well for a round to count."""
+        least = min(_FEWEST, asked) if self.min_sites is None else self.min_sites
+        return max(least, math.ceil((self.quorum or _QUORUM) * asked - 1e-9))
+
+    @property
+    def says_how_few(self) -> bool:
+        """Whether the study says with how few sites it is content."""
+        return self.quorum is not None or self.min_sites is not None
 
     @property
     def largest_change(self) -> float:
@@ -61,10 +77,16 @@ class Evaluation(Value):
     every: Annotated[int, Field(ge=0)] = 1
     """0 = sites only at the end."""
     split: Literal["val", "test"] = "val"
+    floor: Annotated[int, Field(ge=1, exclude_if=unless(10))] = 10
+    """Cases of either class that a site needs for its figures to count in means over sites, in the choice of a round
+    and in early stopping; of more classes, as many as make their mean as sure. Below it they are too few to say."""
 
 
 class Study(Value):
     """All that the sites are asked to do. Two studies with the same digest ask the same."""
+
+    WRITTEN_TOO: ClassVar = ("method", "scenario", "compare")
+    """What a study's file may have besides; it is taken out before this is made of it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0)] = 0
@@ -156,7 +178,10 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | 
     scenario = data.pop("scenario", None)
     if scenario is not None and not isinstance(scenario, str):
         raise StudyError(str(path), ["scenario: must be the name or path of a scenario file"])
-    return parse_study(data, str(path)), scenario
+    try:
+        return parse_study(data, str(path)), scenario
+    except StudyError as error:
+        raise StudyError(str(path), of_overrides(error.faults, overrides)) from None
 
 
 def find_study(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Study, str | None]:
@@ -170,7 +195,7 @@ def parse_study(data: Mapping[str, Any], source: str) -> Study:
     try:
         study = Study.model_validate(plain)
     except ValidationError as error:
-        raise StudyError(source, faults + describe(error)) from None
+        raise StudyError(source, faults + describe(error, Study)) from None
     if faults:
         raise StudyError(source, faults)
     return study
@@ -191,7 +216,7 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         chosen = Method.model_validate({"name": method} if isinstance(method, str) else method)
         stages = expand(chosen, table=table and not finished)
     except ValidationError as error:
-        faults = [f"method.{line}" for line in describe(error)]
+        faults = [f"method.{line}" for line in describe(error, Method)]
     except ValueError as error:
         faults = [f"method: {error}"]
     if faults:

@@ -36,6 +36,12 @@ class Task(_Question):
     kind: Literal["multiclass"] = "multiclass"
     classes: tuple[str, ...] = Field(min_length=2)
 
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _words(cls, classes: Any) -> Any:
+        """Numbers, and true and false, are words here, as a person who writes `classes: [0, 1]` means them."""
+        return [_word(name) for name in classes] if isinstance(classes, list | tuple) else classes
+
     @field_validator("classes")
     @classmethod
     def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,6 +128,12 @@ class Segmentation(_Question):
     def names(self) -> tuple[str, ...]:
         """What people read of the answers: a pixel is "inside" or not."""
         return ("inside",)
+
+
+def _word(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
 
 
 def _kind(value: Any) -> str:

@@ -32,7 +32,8 @@ class Private(Value):
 
     noise_multiplier: Annotated[float, Field(gt=0)] | None = None
     epsilon: Annotated[float, Field(gt=0)] | None = None
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(ge=1e-12)] = 1.0
+    """Not so small that clipped gradients leave the range of single precision, where rounding makes them longer."""
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     unit: Literal["patient", "image"] = "patient"
     mode: Literal["hooks", "ghost"] = "hooks"

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.files import read_json
 from fedgraft.common.identity.keys import fingerprint
+from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.provisioning.consortium import read_consortium
 from fedgraft.server.provisioning.home import ServerHome, expires, soon_to_end
 from fedgraft.server.provisioning.provision import Authority
@@ -130,10 +132,11 @@ def run(home: Path, request: RunRequest, wait: Wait) -> None:
     server.facts()
     if request.resume is not None and (request.study or request.out or request.overrides):
         raise InputError("--resume takes no study, --out or --set.")
-    folder = request.resume or _set_up(request)
+    folder = request.resume or _set_up(server, request)
     run_study(server, folder, wait, _say)
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    _say(f"{result['status']}: {result['headline']}")
+    result = read_json(folder / "result.json")
+    show_result(folder, result)
+    demand_enough(folder, result)
 
 
 def resolve(run: Path, out: Path, without: Sequence[str], others: Sequence[Path]) -> None:
@@ -227,7 +230,7 @@ def show_logs(home: Path, part: str, lines: int) -> None:
         sys.stdout.writelines(deque(file, lines))
 
 
-def _set_up(request: RunRequest) -> Path:
+def _set_up(server: ServerHome, request: RunRequest) -> Path:
     from fedgraft.common.checks.explain import check_study
     from fedgraft.common.study.study import read_study
     from fedgraft.server.operations.deploy import prepare
@@ -237,7 +240,7 @@ def _set_up(request: RunRequest) -> Path:
     study, _ = read_study(request.study, request.overrides)
     check_study(study, str(request.study))
     folder = request.out or Path("runs") / study.name
-    prepare(study, folder)
+    prepare(study, set(server.admitted().values()), folder)
     _say(f"study {study.name}, digest {study.digest}")
     return folder
 

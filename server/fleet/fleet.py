@@ -10,7 +10,7 @@ from typing import Protocol
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedgraft.common.base.errors import RunError
+from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import (
     Answer,
@@ -49,7 +49,13 @@ class Fleet(Protocol):
     """The sites of a run by name: greets them, sends instructions, gives replies."""
 
     def greet(self, hello: Hello) -> Mapping[str, Greeting | Refusal]:
-        """Say hello to every site that is there and has not greeted yet; what each answered."""
+        """Say hello to every site that is there and has not greeted yet; what each answered.
+
+        A site that should be there, and is not, is unreachable.
+        """
+
+    def expects(self, site: str) -> bool:
+        """Whether a site should take part from the start; others may come, and nobody waits for them."""
 
     def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
         """Send every site its instruction; its reply, as it comes. Every site has one, if only a refusal."""
@@ -68,9 +74,10 @@ class GridFleet:
     """A fleet over a Flower Grid.
 
     `expires` says that the grid itself answers for sites that let their deadline pass, counted from when a site's
-    turn comes; otherwise the deadline runs from the sending. `views` as for `wire.pack_tensors`. `presence` knows the
-    nodes that are online with their names, if these are known beforehand: then no site can pass for another, and one
-    that is away may come back. `intake` makes what takes the replies to each exchange, if not the grid itself.
+    turn comes, and that all sites are on this machine; otherwise the deadline runs from the sending. `views` as for
+    `wire.pack_tensors`. `presence` knows the nodes that are online with their names, if these are known beforehand:
+    then no site can pass for another, and one that is away may come back. `intake` makes what takes the replies to each
+    exchange, if not the grid itself. `expected` are the sites that should be there, if these are known beforehand.
     """
 
     def __init__(
@@ -81,12 +88,14 @@ class GridFleet:
         views: bool = False,
         presence: Presence | None = None,
         intake: Callable[[], Intake] | None = None,
+        expected: Collection[str] = (),
     ) -> None:
         self._grid = grid
         self._expires = expires
         self._views = views
         self._presence = presence
         self._intake: Callable[[], Intake | None] = intake or (lambda: None)
+        self._expected = frozenset(expected)
         self._nodes: dict[str, int] = {}
         self._asked: dict[int, float] = {}
 
@@ -105,7 +114,8 @@ class GridFleet:
         records = wire.pack_hello(hello)
         messages = {node: Message(records, dst_node_id=node, message_type=wire.HELLO, ttl=patience_s) for node in nodes}
         self._asked |= dict.fromkeys(nodes, now)
-        answers: dict[str, Greeting | Refusal] = {}
+        away = self._expected - self._nodes.keys() - set((names or {}).values())
+        answers: dict[str, Greeting | Refusal] = {site: Refusal(0, Code.UNREACHABLE, site) for site in away}
         for node, reply in self._collect(messages, patience_s):
             answer = _read_greeting(reply)
             if names is not None and isinstance(answer, Greeting) and answer.site != names[node]:
@@ -120,6 +130,10 @@ class GridFleet:
             if isinstance(answer, Greeting):
                 self._nodes[name] = node
         return dict(sorted(answers.items()))
+
+    def expects(self, site: str) -> bool:
+        """Whether a site should take part from the start: all, unless these are known beforehand."""
+        return not self._expected or site in self._expected
 
     def _due(self, node: int, now: float) -> bool:
         if node not in self._asked:
@@ -147,6 +161,11 @@ class GridFleet:
         for node, reply in self._collect(messages, None if self._expires else deadline_s):
             site = names.pop(node)
             answer, up = _read_reply(reply, instructions[site].exchange)
+            if self._expires and isinstance(answer, Refusal) and answer.code is Code.OUT_OF_MEMORY:
+                raise RunError(
+                    f"This machine's memory is not enough to simulate {site} in exchange {answer.exchange}.",
+                    fix="Use fewer --workers, a smaller batch_size or a smaller backbone; continue with --resume.",
+                )
             yield Reply(site, answer, up, sizes[site])
         for site in names.values():
             yield Reply(site, Refusal(instructions[site].exchange, Code.DEADLINE), 0, sizes[site])
@@ -173,7 +192,9 @@ def _read_greeting(reply: Taken) -> Greeting | Refusal:
         return Refusal(0, _why_none(reply))
     try:
         return wire.unpack_greeting(reply.content)
-    except Exception:  # the wall: nothing that a site sends ends a run
+    except ENDS:
+        raise
+    except BaseException:  # the wall: nothing that a site sends ends a run
         return Refusal(0, Code.GARBAGE)
 
 
@@ -184,7 +205,9 @@ def _read_reply(reply: Taken, exchange: int) -> tuple[Answer, int]:
     try:
         up = wire.size(reply.content)
         return wire.unpack_reply(reply.content), up
-    except Exception:  # the wall, as above
+    except ENDS:
+        raise
+    except BaseException:  # the wall, as above
         return Refusal(exchange, Code.GARBAGE), up
 
 

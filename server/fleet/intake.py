@@ -33,6 +33,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
 )
 
+from fedgraft.common.base.errors import ENDS
 from fedgraft.common.protocol.instructions import Arrays, Code
 from fedgraft.server.fleet.transport import Taken
 
@@ -102,7 +103,9 @@ class WalledIntake:
             return Code.TOO_LARGE
         except httpx.HTTPError:
             raise  # this is the server's trouble, and no site's
-        except Exception:
+        except ENDS:
+            raise
+        except BaseException:
             return Code.GARBAGE
         whole = isinstance(message, Message) and (message.has_error() or isinstance(message.content, RecordDict))
         return message if whole else Code.GARBAGE  # type: ignore[return-value]  # whole says so

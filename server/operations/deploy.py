@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedgraft.common.base.errors import InputError, ResumeError, RunError
-from fedgraft.common.base.files import private_folder, read_json, write_json
+from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.files import private_folder, write_json
 from fedgraft.common.study.study import Study
 from fedgraft.server.fleet.presence import AWAY_S, PATIENCE_S
 from fedgraft.server.operations.control import RunControl
@@ -26,7 +26,7 @@ the second time; each further time twice as long, since what kills it may need t
 
 @dataclass(frozen=True)
 class Wait:
-    """Start when so many sites are online, all that are enrolled if none is given, or give up after `seconds`.
+    """Start when so many of the run's sites are online, all if None; give up after `seconds`.
 
     Once it has begun, a round waits `away_s` for each site that is away, and `patience_s` for as many as it needs.
     """
@@ -37,13 +37,12 @@ class Wait:
     away_s: float = AWAY_S
 
 
-def prepare(study: Study, out: Path) -> None:
-    """Set up the folder of a deployed run. InputError if it is in use."""
+def prepare(study: Study, sites: Collection[str], out: Path) -> None:
+    """Set up the folder of a deployed run over these sites. InputError if it is in use."""
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
     with private_folder(out):
-        RunFolder(out).write_study(study)
-        write_json(out / "deployment.json", {"started": []})
+        RunFolder(out).start_deployment(study, sites)
 
 
 def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> Path:
@@ -52,9 +51,12 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
     RunError if the run fails or is stopped; it can then be continued.
     """
     out = out.resolve()
-    if not (out / "deployment.json").is_file():
-        raise ResumeError(f"{out} is no deployed run.", fix="Give the folder that `fedgraft server run` wrote.")
-    _wait_for_sites(home, wait, say)
+    RunFolder(out).demand_deployment()
+    if RunFolder(out).is_taken():
+        raise RunError(f"{out}: another process is at work on this run.", fix="Wait for it, or end it.")
+    # Who joined the consortium after the run was begun may come, and is not waited for; who was shut out is not either.
+    sites = set(RunFolder(out).sites()) & set(home.admitted().values())
+    _wait_for_sites(home, sites, wait, say)
     with private_folder(out):
         return _carried_out(home, out, wait, say)
 
@@ -74,7 +76,7 @@ def _carried_out(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], N
             raise RunError(details.partition(REASON)[2])
         if state == "finished:stopped":
             raise RunError("The run was stopped.", fix=f"Continue it with --resume {out}.")
-        before, reached = reached, _exchange(out)
+        before, reached = reached, RunFolder(out).checkpoints.reached()
         tries = tries + 1 if reached == before else 1
         if tries > _TRIES:
             raise RunError(f"Flower ended the run as {state}.", fix=f"See {home.logs / 'superexec.log'}.")
@@ -83,19 +85,21 @@ def _carried_out(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], N
             time.sleep(_PAUSE_S * 2 ** (tries - 2))
 
 
-def _wait_for_sites(home: ServerHome, wait: Wait, say: Callable[[str], None]) -> None:
+def _wait_for_sites(home: ServerHome, sites: Collection[str], wait: Wait, say: Callable[[str], None]) -> None:
+    wanted = len(sites) if wait.sites is None else wait.sites
     ends, told = time.monotonic() + wait.seconds, -1
-    wanted = wait.sites or len(set(home.admitted().values()))
     while True:
         with RunControl(home) as control:
-            online = len({node.name or node.id for node in control.nodes() if node.online})
+            there = {node.name for node in control.nodes() if node.online}
+        online = len(there if wait.sites is not None else there & set(sites))
         if online >= wanted:
             return
+        away = ", ".join(sorted(set(sites) - there))
         if time.monotonic() > ends:
             fix = "See `fedgraft server sites`, or ask for fewer with --sites."
-            raise RunError(f"{online} of {wanted} sites are online.", fix=fix)
+            raise RunError(f"{online} of {wanted} sites are online; not: {away}.", fix=fix)
         if online != told:
-            say(f"waiting for sites: {online} of {wanted} are online")
+            say(f"waiting for sites: {online} of {wanted} are online; not: {away}")
             told = online
         time.sleep(_POLL_S)
 
@@ -104,8 +108,7 @@ def _start(home: ServerHome, out: Path, wait: Wait) -> int:
     (out / "result.json").unlink(missing_ok=True)
     with RunControl(home) as control:
         number = control.start(out, {"patience_s": float(wait.patience_s), "away_s": float(wait.away_s)})
-    numbers = [*read_json(out / "deployment.json")["started"], str(number)]
-    write_json(out / "deployment.json", {"started": numbers})
+    RunFolder(out).started_as(number)
     write_json(home.studies / f"{number}.json", {"run": str(out)})
     return number
 
@@ -144,8 +147,3 @@ def _follow(home: ServerHome, number: int, folder: RunFolder, wait: Wait) -> tup
             if time.monotonic() - heard > max(_SERVER_S, wait.patience_s):
                 raise
         time.sleep(_POLL_S)
-
-
-def _exchange(out: Path) -> int:
-    path = out / "checkpoint" / "state.json"
-    return int(read_json(path)["exchange"]) if path.is_file() else 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from markupsafe import Markup
 
 from fedgraft.common.base.errors import InputError
@@ -19,11 +20,13 @@ from fedgraft.server.report.history import (
     text,
 )
 from fedgraft.server.report.page import template
+from fedgraft.server.report.sureness import TOO_FEW, is_too_few, sides
 from fedgraft.server.report.tables import (
     NONE,
     ReportTable,
     TableLine,
     duration,
+    whole,
 )
 
 _WORDS = {"auroc": "AUROC", "brier": "Brier score"}
@@ -38,6 +41,9 @@ class QuestionView:
     how: str
     table: ReportTable
     expected: ReportTable
+    arms: ReportTable
+    plans: tuple[tuple[str, str], ...]
+    """By arm its whole model and plan, as YAML."""
     sites: ReportTable
     drawn: tuple[Markup, ...]
     troubles: tuple[str, ...]
@@ -53,6 +59,7 @@ def write_comparison_page(folder: Path) -> Path:
         mapping(one) for row in sequence(found.get("questions")) for one in sequence(mapping(row).get("expectations"))
     ]
     reached = sum(one.get("reached") is True for one in expected)
+    undecided = sum(one.get("reached") is None for one in expected)
     page = template("compare.html.jinja").render(
         study=text(found.get("study")),
         synthetic=found.get("synthetic") is True,
@@ -61,6 +68,7 @@ def write_comparison_page(folder: Path) -> Path:
         quick=found.get("quick") is True,
         expected=len(expected),
         reached=reached,
+        undecided=undecided,
         questions=questions,
     )
     write_atomic(folder / "compare.html", page.encode("utf-8"))
@@ -88,10 +96,28 @@ def _view(question: Row) -> QuestionView:
             tuple(_expected(mapping(one)) for one in sequence(question.get("expectations"))),
             words=3,
         ),
+        _arms(question, against),
+        tuple(_plan(mapping(one)) for one in sequence(question.get("arms"))),
         _sites(rows),
         tuple(Markup(svg) for svg in plots.drawn(question, metric, against, margin)),
         troubles,
     )
+
+
+def _arms(question: Row, against: str) -> ReportTable:
+    """Who trains in each arm, and all that it says otherwise than the arm that it is held against."""
+    lines = []
+    for one in map(mapping, sequence(question.get("arms"))):
+        name = text(one.get("arm"))
+        differs = "; ".join(map(text, sequence(one.get("differs"))))
+        nothing = "all others are held against it" if name == against else "nothing"
+        lines.append(TableLine((name, text(one.get("who")).replace("_", " "), differs or nothing), ""))
+    return ReportTable(("arm", "who trains", f"differs from {against} in"), tuple(lines), words=3)
+
+
+def _plan(one: Row) -> tuple[str, str]:
+    content = {key: one.get(key) for key in ("who", "labels", "fit", "model", "plan") if one.get(key) is not None}
+    return text(one.get("arm")), yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _line(row: Row) -> TableLine:
@@ -113,17 +139,26 @@ def _line(row: Row) -> TableLine:
 def _expected(one: Row) -> TableLine:
     cases = number(one.get("cases"))
     name = f"{text(one.get('arm'))} over {text(one.get('over'))}" + (f", {int(cases)} cases" if cases else "")
-    reached = one.get("reached") is True
-    cells = (name, text(one.get("wanted")), "reached" if reached else "missed", _figure(one.get("value"), signed=True))
-    return TableLine((*cells, _range(one, signed=True)), "" if reached else "failed")
+    reached = one.get("reached")
+    word = "reached" if reached is True else "missed" if reached is False else "one seed decides nothing"
+    cells = (name, text(one.get("wanted")), word, _figure(one.get("value"), signed=True))
+    return TableLine((*cells, _range(one, signed=True)), "failed" if reached is False else "")
 
 
 def _sites(rows: Sequence[Row]) -> ReportTable:
+    """By arm the values at each site, below the test cases that they are of: positives and negatives, or classes."""
     names = sorted({site for row in rows for site in mapping(row.get("sites"))})
+    supports = [{site: mapping(mapping(row.get("support")).get(site)) for site in names} for row in rows]
+    cases = (next((_cases(own[site]) for own in supports if own[site]), "") for site in names)
     lines = (
         TableLine((_name(row), *(_figure(mapping(row.get("sites")).get(site)) for site in names)), "") for row in rows
     )
-    return ReportTable(("arm", *names), tuple(lines), words=1)
+    return ReportTable(("arm", *names), (TableLine(("test cases", *cases), "summary"), *lines), words=1)
+
+
+def _cases(support: Row) -> str:
+    few = f"\n{TOO_FEW}" if is_too_few(support) else ""
+    return f"{whole(support.get('n'))}\n{sides(support, '')}{few}"
 
 
 def _name(row: Row) -> str:

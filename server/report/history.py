@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedgraft.common.base.disk import read_bytes, why_no_file
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import read_json
+from fedgraft.common.base.files import is_there, read_json
 from fedgraft.common.metrics.metrics import macro_mean
 from fedgraft.common.metrics.task_metrics import (
     HeadlineMetrics,
@@ -70,6 +71,8 @@ class Curves:
     macro: list[Point]
     test_sites: dict[str, list[Point]]
     test_macro: list[Point]
+    cases: dict[str, int] = field(default_factory=dict)
+    """How many cases the last points of each split are of, all sites together."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,14 @@ class Span:
 
 def read_run(run: Path) -> RunRecord:
     """Everything in a run's folder that the report shows; InputError names the file, and the line, that is damaged."""
-    if not (run / "history.jsonl").is_file():
-        raise InputError(
-            f"{run}: is no run's folder: there is no history.jsonl.", fix="Give the folder a run was written to."
-        )
+    if not (source := run / "history.jsonl").is_file():
+        fix = "Give the folder a run was written to."
+        raise InputError(f"{run}: is no run's folder: {why_no_file(source)}.", fix=fix)
     result = _optional(run / "result.json")
     study = run / "study.yaml"
     return RunRecord(
         name=run.resolve().name,
-        exchanges=_exchanges(run / "history.jsonl"),
+        exchanges=_exchanges(source),
         result=result,
         environment=_optional(run / "environment.json"),
         study_text=study.read_text(encoding="utf-8", errors="replace") if study.is_file() else "",
@@ -114,20 +116,30 @@ def curves(record: RunRecord, task: str, metric: str) -> Curves:
         values = {site: {metric: number(mapping(own).get(metric))} for site, own in sites.items()}
         test = row.get("split") == "test"
         rounds = (number(row.get("exchange")) or place + 1) - 1
+        if (count := number(mapping(own_metrics.get("pooled")).get("n"))) is not None:
+            found.cases["test" if test else "val"] = int(count)
         by_site, mean = (found.test_sites, found.test_macro) if test else (found.sites, found.macro)
         for site, own in values.items():
             if (value := own[metric]) is not None:
                 by_site.setdefault(site, []).append((rounds, value))
-        average = macro_mean(list(values.values()), metric) if values else _of_all(own_metrics, metric)
+        told = [values[site] for site in enough(own_metrics)]
+        average = macro_mean(told, metric) if told else _of_all(own_metrics, metric)
         if average is not None:
             mean.append((rounds, average))
     return found
 
 
+def enough(metrics: Row) -> list[str]:
+    """The sites of one task's metrics that have enough cases to say something; all where their support is not told."""
+    supports = mapping(mapping(metrics.get("support")).get("sites"))
+    return [site for site in mapping(metrics.get("sites")) if mapping(supports.get(site)).get("enough") is not False]
+
+
 def _of_all(metrics: Row, metric: str) -> float | None:
-    """The figure under secure aggregation: the mean over sites, if they worked it out, else of all cases pooled."""
+    """Where no site's figure counts: the mean that sites worked out under masks, else that of all cases, if enough."""
     stated = number(mapping(metrics.get("macro")).get(metric))
-    return number(mapping(metrics.get("pooled")).get(metric)) if stated is None else stated
+    few = mapping(mapping(metrics.get("support")).get("pooled")).get("enough") is False
+    return stated if stated is not None or few else number(mapping(metrics.get("pooled")).get(metric))
 
 
 def training_loss(record: RunRecord) -> Curves:
@@ -184,7 +196,7 @@ def text(value: Any) -> str:
 
 def _exchanges(path: Path) -> tuple[Row, ...]:
     rows: list[Row] = []
-    for count, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for count, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -194,14 +206,16 @@ def _exchanges(path: Path) -> tuple[Row, ...]:
                 f"{path}, line {count}: is not valid JSON: {error}.",
                 fix="Restore it, or continue the run with --resume.",
             ) from None
-        if not isinstance(row, dict):
+        if not isinstance(row, dict) or "exchange" not in row:
             raise InputError(f"{path}, line {count}: is not an exchange.", fix="Restore the line.")
         rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: holds no exchange.", fix="Look again once the run has done one.")
     return tuple(rows)
 
 
 def _optional(path: Path) -> Row:
-    if not path.is_file():
+    if not is_there(path):
         return {}
     content = read_json(path)
     if not isinstance(content, dict):

@@ -15,7 +15,7 @@ from fedgraft.common.base.files import write_atomic
 from fedgraft.common.metrics.label_metrics import LabelSums
 from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.metrics.metrics import ClassificationSums
-from fedgraft.server.report import plots, tables
+from fedgraft.server.report import figures, plots, tables
 from fedgraft.server.report.audit import audited
 from fedgraft.server.report.history import (
     FinalSums,
@@ -30,6 +30,7 @@ from fedgraft.server.report.history import (
     text,
     training_loss,
 )
+from fedgraft.server.report.sureness import TOO_FEW, is_too_few, of_site
 
 _MOST_ROC_CLASSES = 6
 _CURVES = {
@@ -53,7 +54,7 @@ class TaskView:
     """All that the page shows of one task."""
 
     name: str
-    tiles: tuple[tables.Tile, ...]
+    tiles: tuple[figures.Tile, ...]
     legend: tuple[Key, ...]
     learning: tuple[Markup, ...]
     metrics: tables.ReportTable
@@ -96,6 +97,7 @@ def render(record: RunRecord) -> str:
         study=text(result.get("study")) or record.name,
         status=text(result.get("status")) or "unfinished",
         headline=text(result.get("headline")) or "The run has not finished; this page shows how far it got.",
+        remarks=[text(remark) for remark in sequence(result.get("remarks"))],
         synthetic=result.get("synthetic") is True,
         facts=_facts(record),
         tasks=[_task_view(record, task) for task in record.tasks],
@@ -137,10 +139,10 @@ def _task_view(record: RunRecord, task: str) -> TaskView:
     final, remark = _final_plots(record, task, ink)
     return TaskView(
         name=task,
-        tiles=tables.tiles(record, task),
-        legend=_legend(ink, ranking),
+        tiles=figures.tiles(record, task),
+        legend=_legend(ink, ranking, _cases(record, task)),
         learning=tuple(map(Markup, learning)),
-        metrics=tables.site_metrics(record, task),
+        metrics=figures.site_metrics(record, task),
         final=tuple(map(Markup, final)),
         remark=remark,
     )
@@ -156,19 +158,36 @@ def _ranking(record: RunRecord, task: str) -> dict[str, float | None]:
         found |= dict.fromkeys(mapping(row.get("train")))
     for points in (drawn.sites, drawn.test_sites):
         found |= {site: own[-1][1] for site, own in points.items()}
-    for site, values in mapping(record.final(task).get("sites")).items():
-        found[site] = number(mapping(values).get(told.first))
+    final = record.final(task)
+    for site, values in mapping(final.get("sites")).items():
+        few = is_too_few(of_site(final, site)[0])  # neither best nor worst: nobody can say
+        found[site] = None if few else number(mapping(values).get(told.first))
     if told.lower_is_better:
         found = {site: None if value is None else -value for site, value in found.items()}
     return found
 
 
-def _legend(ink: Mapping[str, plots.Ink], ranking: Mapping[str, float | None]) -> tuple[Key, ...]:
-    keys = [Key(plots.MEAN, "macro mean of sites; in ROC, all cases pooled")]
+def _cases(record: RunRecord, task: str) -> dict[str, str]:
+    """By site how many test cases its curves are of, and whether those are too few to say."""
+    final = record.final(task)
+    found = {}
+    for site, values in mapping(final.get("sites")).items():
+        few = f", {TOO_FEW}" if is_too_few(of_site(final, site)[0]) else ""
+        found[site] = f" ({tables.whole(mapping(values).get('n'))} test cases{few})"
+    return found
+
+
+def _legend(
+    ink: Mapping[str, plots.Ink], ranking: Mapping[str, float | None], cases: Mapping[str, str]
+) -> tuple[Key, ...]:
+    keys = [Key(plots.MEAN, "macro mean of sites with enough cases; else, and in ROC, all cases pooled")]
     if len(ink) <= plots.MANY_SITES:
-        return (*keys, *(Key(of_site, site) for site, of_site in ink.items()))
+        return (*keys, *(Key(of_site, site + cases.get(site, "")) for site, of_site in ink.items()))
     special = sorted((site for site in ink if ink[site].layer > 2), key=lambda site: -(ranking[site] or 0))
-    keys += [Key(ink[site], f"{word} site: {site}") for word, site in zip(("best", "worst"), special, strict=False)]
+    keys += [
+        Key(ink[site], f"{word} site: {site}{cases.get(site, '')}")
+        for word, site in zip(("best", "worst"), special, strict=False)
+    ]
     grey = next(of_site for of_site in ink.values() if of_site.layer == 2)
     return (*keys, Key(grey, f"the other {len(ink) - len(special)} sites"))
 

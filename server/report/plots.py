@@ -28,6 +28,8 @@ MANY_SITES = 10
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _BEST, _WORST, _OTHER, INK, FAINT = "#0072b2", "#d55e00", "#b9bec6", "#1b1f24", "#667080"
 _MOST_POINTS = 160
+FEW = 10
+"""Reliability of fewer cases is drawn hollow."""
 _MOST_NUMBERS = 12
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -92,7 +94,7 @@ def curve_plot(name: str, drawn: Curves, ink: Mapping[str, Ink], stages: Sequenc
     if drawn.test_macro:
         axes.plot(*zip(*drawn.test_macro, strict=True), "D", color=INK, markersize=6, zorder=6)
     _show_stages(axes, stages)
-    axes.set(xlabel="rounds trained", ylabel=name)
+    axes.set(xlabel=f"rounds trained{_cases(drawn.cases)}", ylabel=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     last = max((x for x, _ in (*drawn.macro, *drawn.test_macro)), default=1)
     axes.set_xlim(-0.03 * last, 1.03 * last)
@@ -109,6 +111,8 @@ def roc_plot(title: str, sums: Mapping[str, TaskSums], pooled: Ranked, row: int,
         _line(axes, _thinned(own.roc(row)), ink.get(site, Ink(_OTHER)), markers=False)
     _line(axes, _thinned(pooled.roc(row)), MEAN, markers=False)
     axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    negatives, positives = pooled.scores.totals()[row if len(pooled.scores.totals()) > 1 else 0].tolist()
+    axes.text(0.98, 0.03, f"all cases: {positives} + {negatives} −", ha="right", color=FAINT, zorder=6)
     axes.set_title(label(title, 34))
     axes.set_aspect("equal")
     return svg(figure, f"ROC curves, {title}", f"roc{row}")
@@ -140,14 +144,20 @@ def confusion_plot(pooled: ClassificationSums, classes: Sequence[str]) -> str:
 
 @mpl.rc_context(STYLE)
 def reliability_plot(pooled: ClassificationSums) -> str:
-    """How often predictions were right by how sure the model was; bars show how many cases were that sure."""
+    """How often predictions were right by how sure the model was, hollow where of few cases; bars show how many."""
     bins = pooled.reliability()
     figure, axes = panel(3.4, 3.3)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
     axes.bar(bins.confidence, bins.cases / max(1, pooled.n), width=0.05, color="#d5e3ef", zorder=2)
-    axes.plot(bins.confidence, bins.accuracy, "-o", color=_BEST, linewidth=1.6, markersize=4, zorder=4)
-    axes.set(xlabel="confidence", ylabel="share correct", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.plot(bins.confidence, bins.accuracy, "-", color=_BEST, linewidth=1.6, zorder=4)
+    few = bins.cases < FEW
+    for chosen, inside, name in ((~few, _BEST, f"{FEW} cases or more"), (few, "white", f"fewer than {FEW}")):
+        if chosen.any():
+            x, y = bins.confidence[chosen], bins.accuracy[chosen]
+            axes.plot(x, y, "o", color=_BEST, markerfacecolor=inside, markersize=4.5, zorder=5, label=name)
+    axes.set(xlabel=f"confidence, of {pooled.n} cases", ylabel="share correct", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.set_title("Reliability, all cases")
+    axes.legend(frameon=False, loc="upper left")
     return svg(figure, "Reliability diagram", "reliability")
 
 
@@ -208,6 +218,13 @@ def _line(axes: Axes, points: Iterable[Point], ink: Ink, *, markers: bool = True
         markersize=ink.width + 1.2,
         zorder=ink.layer,
     )
+
+
+def _cases(counts: Mapping[str, int]) -> str:
+    """How many cases a curve is of, for its axis."""
+    words = {"val": "validation", "test": "test"}
+    said = ", ".join(f"{counts[split]:,} {word}" for split, word in words.items() if split in counts)
+    return f" ({said} cases)" if said else ""
 
 
 def _show_stages(axes: Axes, stages: Sequence[Span]) -> None:

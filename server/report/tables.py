@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedgraft.common.metrics.metric_names import (
-    LOWER_IS_BETTER,
-    NEARER_0_IS_BETTER,
-    TITLES,
-    title,
-)
-from fedgraft.common.metrics.metrics import macro_mean, worst
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.server.report.history import (
     Row,
@@ -25,8 +17,6 @@ from fedgraft.server.report.history import (
 
 NONE = "–"
 _MOST_REFUSALS = 60
-_REMARKS = {"accuracy": "of the likeliest class", "hd95_mm": "between outlines, where both are there"}
-_HIDDEN = "masks hide single sites"
 MEANINGS = {
     Code.OTHER_PROTOCOL: "runs another version of fedgraft",
     Code.UNKNOWN_STUDY: "does not know this study",
@@ -77,66 +67,6 @@ class ReportTable:
     columns: tuple[str, ...]
     rows: tuple[TableLine, ...]
     words: int = 1
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One large figure with its label and a remark."""
-
-    value: str
-    label: str
-    remark: str = ""
-
-
-def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
-    """The figures that answer "did it work": the final model on the test split."""
-    final, told = record.final(task), record.shown(task)
-    first, second, unit = told.first, told.metrics[1], _unit(record, task)
-    sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
-    lowest = lowest_site(record, task)
-    secure_aggregation = bool(pooled) and not sites
-    alike = (
-        "mean of the sites, each alike" if secure_aggregation else f"mean of {_plural(len(sites), 'site')}, each alike"
-    )
-    return (
-        Tile(decimal(_macro(final, first)), f"macro {title(first)}{unit}", alike),
-        Tile(
-            decimal(lowest[1]) if lowest else NONE,
-            f"worst site’s {title(first)}{unit}",
-            lowest[0] if lowest else _HIDDEN * secure_aggregation,
-        ),
-        Tile(decimal(_macro(final, second)), f"macro {title(second)}{unit}", _REMARKS.get(second, "")),
-        Tile(
-            decimal(number(pooled.get(first))),
-            f"pooled {title(first)}{unit}",
-            f"{whole(pooled.get('n'))} test cases together",
-        ),
-    )
-
-
-def lowest_site(record: RunRecord, task: str) -> tuple[str, float] | None:
-    """The site that the metric shown first is worst at."""
-    told, sites = record.shown(task), mapping(record.final(task).get("sites"))
-    values = {site: {told.first: number(mapping(own).get(told.first))} for site, own in sites.items()}
-    return worst(values, told.first, largest=told.lower_is_better)
-
-
-def site_metrics(record: RunRecord, task: str) -> ReportTable:
-    """Sites by metrics, below the macro mean, the worst value of any site, and all cases pooled."""
-    final = record.final(task)
-    sites = {site: mapping(own) for site, own in sorted(mapping(final.get("sites")).items())}
-    pooled, lowest = mapping(final.get("pooled")), lowest_site(record, task)
-    keys = [key for key in TITLES if key in pooled]
-    rows = [
-        TableLine(("macro mean of sites", "", *(decimal(_macro(final, key)) for key in keys)), "summary"),
-        TableLine(("worst of the sites", "", *(decimal(_worst_value(sites, key)) for key in keys)), "summary"),
-        TableLine(("all cases pooled", *_metric_cells(pooled, keys)), "summary"),
-    ]
-    for site, own in sites.items():
-        rows.append(TableLine((site, *_metric_cells(own, keys)), "worst" if lowest and site == lowest[0] else ""))
-    if pooled and not sites:
-        del rows[1]  # masks hide the single sites, the worst too
-    return ReportTable(("site", "cases", *map(title, keys)), tuple(rows) if pooled else ())
 
 
 def stages(record: RunRecord) -> ReportTable:
@@ -286,34 +216,6 @@ def duration(value: Any) -> str:
     return f"{found / 60:.0f} min" if found < 7200 else f"{found / 3600:.1f} h"
 
 
-def _macro(final: Row, key: str) -> float | None:
-    stated = number(mapping(final.get("macro")).get(key))
-    if stated is not None:
-        return stated
-    sites = mapping(final.get("sites")).values()
-    return macro_mean([{key: number(mapping(own).get(key))} for own in sites], key)
-
-
-def _worst_value(sites: Mapping[str, Row], key: str) -> float | None:
-    known = [value for own in sites.values() if (value := number(own.get(key))) is not None]
-    if not known:
-        return None
-    if key in NEARER_0_IS_BETTER:
-        return max(known, key=abs)
-    return max(known) if key in LOWER_IS_BETTER else min(known)
-
-
-def _metric_cells(values: Row, keys: Sequence[str]) -> tuple[str, ...]:
-    return whole(values.get("n")), *(decimal(number(values.get(key))) for key in keys)
-
-
-def _unit(record: RunRecord, task: str) -> str:
-    """The unit of a task that asks for a value, in brackets."""
-    kind = mapping(record.result.get("task_kinds")).get(task)
-    names = sequence(mapping(record.result.get("task_classes")).get(task))
-    return f" ({text(names[0])})" if kind == "regression" and names else ""
-
-
 def _pairs(values: Row) -> str:
     return ", ".join(f"{key} {text(value)}" for key, value in values.items() if text(value))
 
@@ -328,5 +230,6 @@ def _delta(values: Row) -> str:
     return NONE if value is None else f"{value:.1e}"
 
 
-def _plural(count: int, word: str) -> str:
+def plural(count: int, word: str) -> str:
+    """A number of things, such as "1 site" or "3 sites"."""
     return f"{count} {word}{'' if count == 1 else 's'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedgraft.common.base.disk import DISK_FULL, told
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import FedgraftError, RunError
 from fedgraft.common.models.initialise import initialise
@@ -48,10 +48,9 @@ def main(grid: Grid, context: Context) -> None:
     except FedgraftError as error:
         raise RunError(f"{REASON}{error}") from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.filename is None and error.errno not in DISK_FULL:  # of the network, which comes back
             raise
-        fix = "Free some space, then continue with --resume."
-        raise RunError(f"{REASON}{folder.path} cannot be written: {error.strerror}. {fix}") from error
+        raise RunError(f"{REASON}{told(error)} Then continue with --resume.") from error
 
 
 def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool, presence: Presence | None = None) -> None:
@@ -65,7 +64,7 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool, presenc
         from fedgraft.server.fleet.intake import WalledIntake, room_for  # what a simulation has no use for
 
         intake = partial(WalledIntake, grid, room_for(begin.state()))
-        fleet = GridFleet(grid, presence=presence, intake=intake)
+        fleet = GridFleet(grid, presence=presence, intake=intake, expected=folder.sites())
     outcome = Coordinator(study, fleet, folder, begin.state(), tags).run()
     write_model(folder, study, outcome, begin.provenance, synthetic)
     write_result(folder, study, tags, outcome, engine, synthetic)

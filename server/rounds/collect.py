@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from fedgraft.common.base.errors import ENDS
 from fedgraft.common.metrics.task_metrics import TaskSums
 from fedgraft.common.protocol.instructions import (
     Arrays,
@@ -109,7 +110,9 @@ class Collector:
         try:
             code = fault(answer, instruction, limits) or self._bad_count(site, answer)
             sums = metric_sums(answer, self._study, instruction) if code is None else None
-        except Exception as error:  # the wall: whatever a site sends costs that site its round, and nobody else
+        except ENDS:
+            raise
+        except BaseException as error:  # the wall: whatever a site sends costs that site its round, and nobody else
             self._tell("garbage", exchange=instruction.exchange, site=site, error=type(error).__name__)
             sums, code = None, None
         if code is not None or sums is None:

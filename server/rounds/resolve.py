@@ -6,11 +6,9 @@ would have ended with, up to rounding. That is so only where nothing else in the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -90,7 +88,7 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
             raise InputError(f"{path}: {', '.join(both)} would be in the heads twice.")
         sites |= more
         joined += more
-    needed = own.study.rounds.min_sites
+    needed = own.study.rounds.min_sites or 1
     if len(sites) < needed:
         raise RunError(f"{run}: {len(sites)} sites would be left, and rounds.min_sites of the study is {needed}.")
     heads, ridge_penalties = solve(own.stage, own.tags, sites, own.state)
@@ -202,8 +200,7 @@ def _shaped(path: Path, before: Sequence[Stage], tags: Tags, solved: frozenset[s
     """
     if (path / _FACTS).is_file():
         return dict(read_json(path / _FACTS)["shaped"])
-    lines = (path / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    rows = RunFolder(path).history()
     return {
         stage.name: sorted({site for row in rows if row["stage_index"] == at for site in row["sites_aggregated"]})
         for at, stage in enumerate(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +9,11 @@ from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.checks.explain import plan_table
 from fedgraft.common.models.provenance import Provenance, held_out
 from fedgraft.common.models.weights import save_weights
-from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.protocol.routing import Tags, releases_plainly
 from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
-from fedgraft.server.rounds.collect import headline
+from fedgraft.server.rounds.attendance import attendance
 from fedgraft.server.rounds.rounds import RunOutcome
 from fedgraft.server.runs.run_folder import RunFolder
 
@@ -25,21 +23,23 @@ SCHEMA = 1
 def write_result(
     folder: RunFolder, study: Study, tags: Tags, outcome: RunOutcome, engine: str, synthetic: bool
 ) -> None:
-    """Write `result.json`; the run counts as complete when every site that greeted took part to the end."""
-    rows = _history(folder)
-    totals, last = outcome.totals, rows[-1]
-    missing = {site: Code(code) for site, code in last["missing"].items()} | dict(outcome.absent)
-    asked = len(last["sites_asked"]) + len(outcome.absent)
+    """Write `result.json`; the run counts as completed when every site that was asked took part to the end."""
+    rows = folder.history()
+    totals = outcome.totals
+    asked = {site: greeting for site, greeting in outcome.greetings.items() if site not in outcome.late}
+    took_part = attendance(study, asked, outcome.absent, rows)
     spent = {site: privacy(study, tags, rows, site) for site, g in outcome.greetings.items() if not g.observer}
     content = {
         "schema": SCHEMA,
         "fedgraft": fedgraft_version(),
-        "status": "incomplete" if missing or totals.refusals else "completed",
+        "status": took_part.status,
+        "enough": took_part.enough,
         "study": study.name,
         "study_digest": study.digest,
         "synthetic": synthetic,
-        "headline": _headline(asked, missing, totals.refusals),
+        "headline": took_part.headline,
         "plan": plan_table(study, tags, {key: int(value.size) for key, value in outcome.state.items()}, rows),
+        "remarks": _remarks(study, totals.undecided),
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
         "sites": {
@@ -54,7 +54,7 @@ def write_result(
         "seconds": {phase: round(seconds, 3) for phase, seconds in totals.seconds.items()},
         "refusals": [
             {"exchange": 0, "stage": "hello", "round": 0, "site": site, "code": code.value}
-            for site, code in outcome.absent.items()
+            for site, code in {**outcome.absent, **outcome.others}.items()
         ]
         + totals.refusals,
         "privacy": spent,
@@ -98,13 +98,15 @@ def overall(spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _headline(asked: int, missing: Mapping[str, Code], refusals: list[dict[str, Any]]) -> str:
-    """Who took part at the end, or, if all did, where somebody was missing on the way."""
-    line = headline(asked - len(missing), asked, missing)
-    if missing or not refusals:
-        return line
-    ways = {f"{r['site']}, {r['code']} ({r['stage']}, round {r['round']})" for r in refusals}
-    return f"{line} at the end; missing on the way: " + "; ".join(sorted(ways))
+def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:
+    """What is no fault and yet changes what the figures mean, in sentences."""
+    return [
+        f"Stage {stage.name!r} could not stop early in {undecided[stage.name]} of {stage.rounds} rounds: too few cases "
+        f"to say came back (evaluate.floor {study.evaluate.floor}, evaluate.every "
+        f"{study.evaluate.every}, the sites' policies on metrics)."
+        for stage in study.plan
+        if undecided.get(stage.name)
+    ]
 
 
 def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Provenance, synthetic: bool) -> None:
@@ -126,8 +128,3 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Pr
     manifest = save_weights(folder.path, outcome.state, facts)
     if outcome.ood_model is not None:
         outcome.ood_model.write(folder.path, manifest.sha256)
-
-
-def _history(folder: RunFolder) -> list[dict[str, Any]]:
-    lines = (folder.path / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]

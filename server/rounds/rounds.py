@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -30,11 +29,12 @@ from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
 from fedgraft.server.aggregation.auxiliary import Auxiliary
 from fedgraft.server.fleet.fleet import Fleet, lacking
+from fedgraft.server.rounds.attendance import asked_in, counts_absent
 from fedgraft.server.rounds.collect import Collected, Collector, headline
 from fedgraft.server.rounds.outages import Outages
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
-from fedgraft.server.rounds.stopping import averaged, best, stopped
+from fedgraft.server.rounds.stopping import averaged, best, stopped, undecided
 from fedgraft.server.rounds.validation import Limits, greeting_fault
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
 from fedgraft.server.runs.run_folder import RunFolder
@@ -50,6 +50,8 @@ class Totals:
     refusals: list[dict[str, Any]] = field(default_factory=list)
     ended: dict[str, int] = field(default_factory=dict)
     """Stages that ended before their last round, and the round whose model they went back to."""
+    undecided: dict[str, int] = field(default_factory=dict)
+    """Stages that may end early, and in how many rounds there were too few cases to say."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class RunOutcome:
     absent: Mapping[str, Code]
     scores: Scores
     totals: Totals
+    late: frozenset[str] = frozenset()
+    """Sites that were not asked at the start, and came by themselves."""
+    others: Mapping[str, Code] = field(default_factory=dict)
+    """Of sites that were not asked at the start, those that came and did not take part, and why."""
     ood_model: OodModel | None = None
     """What the sites' images are like, if the plan asked."""
 
@@ -82,6 +88,7 @@ class Coordinator:
         self._sent: Arrays = {}
         self._greetings: dict[str, Greeting] = {}
         self._absent: dict[str, Code] = {}
+        self._others: dict[str, Code] = {}
         self._collector = Collector(study, fleet, self._greetings, folder.event)
         self._outages = Outages(fleet, folder.event)
         self._secure = SecureCollector(study, self._collector, self._greetings, self._outages)
@@ -102,7 +109,9 @@ class Coordinator:
             scores = self._exchange(step)
             if step.work:
                 self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
-        return RunOutcome(self._state, self._greetings, self._absent, scores, self._totals, ood_model(self._memory))
+        late = frozenset(site for site in self._greetings if not self._fleet.expects(site))
+        ood = ood_model(self._memory)
+        return RunOutcome(self._state, self._greetings, self._absent, scores, self._totals, late, self._others, ood)
 
     def _greet(self) -> None:
         started = time.monotonic()
@@ -124,10 +133,11 @@ class Coordinator:
         for site, answer in self._fleet.greet(Hello(self._study.to_json())).items():
             code = greeting_fault(answer, self._study) if isinstance(answer, Greeting) else answer.code
             if code is not None:
-                self._absent[site] = code
+                (self._absent if self._fleet.expects(site) else self._others)[site] = code
             elif isinstance(answer, Greeting):
                 self._greetings[site] = answer
                 self._absent.pop(site, None)
+                self._others.pop(site, None)
 
     def _exchange(self, step: Step) -> Scores:
         started = time.monotonic()
@@ -168,6 +178,8 @@ class Coordinator:
     def _take(self, step: Step, stage: Stage, aggregator: Aggregator, scores: Scores, share: float) -> None:
         """The state after a round: aggregated, averaged, or the best one of a stage that ends here."""
         memory = self._memory
+        if undecided(stage, scores):
+            self._totals.undecided[stage.name] = self._totals.undecided.get(stage.name, 0) + 1
         if (number := stopped(stage, step.round, scores, self._state, memory)) is not None:
             self._totals.ended[stage.name] = number
             self._state = self._state | best(memory)
@@ -179,16 +191,10 @@ class Coordinator:
 
     def _asked(self, step: Step, stage: Stage) -> list[str]:
         """Names of the sites that this exchange goes to, in a fixed order."""
-        hospitals = {site: g for site, g in self._greetings.items() if not g.observer and not g.source}
-        if not step.work or stage.where == "all":
-            chosen = set(hospitals)
-        else:
-            chosen = {site for site, g in hospitals.items() if g.labelled == (stage.where == "labelled")}
-        if step.work and stage.where == "source":
-            chosen = set(self._sources())
+        chosen = asked_in(stage, self._greetings, work=step.work)
         if not chosen:
             raise QuorumError(f"Stage {stage.name!r} is for {stage.where} sites, and there are none.")
-        return sorted(chosen | (set(self._sources()) if step.work and stage.joint_lambda is not None else set()))
+        return sorted(chosen)
 
     def _sources(self) -> list[str]:
         return sorted(site for site, greeting in self._greetings.items() if greeting.source)
@@ -213,7 +219,10 @@ class Coordinator:
 
     def _counted(self, step: Step, stage: Stage, sites: list[str]) -> tuple[Collected, Aggregator]:
         """What came back, once it is enough: repeated after an outage. QuorumError if it stays too little."""
-        needed, before = self._needed(sites), Collected()
+        due = self._due(step, stage, sites)
+        needed, before = self._study.rounds.needed(len(due)), Collected()
+        if step.work and len(sites) < needed:
+            raise self._too_few(step, len(sites), due, needed)
         while True:
             aggregator = aggregator_for(stage, self._tags, self._memory)
             got = self._collect(step, stage, sites, aggregator)
@@ -225,11 +234,7 @@ class Coordinator:
                 break
             before, got.repeats = got, got.repeats + 1
         if step.work:
-            raise QuorumError(
-                f"Stage {stage.name!r}, round {step.round}: {headline(here, len(sites), got.missing)}; "
-                f"{needed} are needed.",
-                fix="Continue with --resume once the sites are back.",
-            )
+            raise self._too_few(step, here, due | got.missing, needed)
         return got, aggregator
 
     def _collect(self, step: Step, stage: Stage, sites: list[str], aggregator: Aggregator) -> Collected:
@@ -243,16 +248,26 @@ class Coordinator:
             def instruction(site: str) -> Instruction:
                 return self._instruction(step, site, split)
 
-            needed = self._needed(sites)
+            needed = self._study.rounds.needed(len(self._due(step, stage, sites)))
             wanted = WantedSums(step.exchange, sites, needed, step.work, split, instruction, self._hold, observers)
             return self._secure.collect(wanted, limits, aggregator)
         sources = self._sources()  # their data are not what the model is judged by
         instructions = {site: self._instruction(step, site, None if site in sources else split) for site in sites}
         return self._collector.collect(instructions | observers, limits, aggregator)
 
-    def _needed(self, sites: list[str]) -> int:
-        """How many of these sites must take part."""
-        return max(self._study.rounds.min_sites, math.ceil(self._study.rounds.quorum * len(sites) - 1e-9))
+    def _due(self, step: Step, stage: Stage, sites: list[str]) -> dict[str, Code | None]:
+        """All sites that should take part in this exchange, with the reason why they do not if it is known."""
+        absent = self._absent if counts_absent(self._study, stage, work=step.work) else {}
+        return dict.fromkeys(sites) | dict(absent)
+
+    def _too_few(self, step: Step, present: int, due: Mapping[str, Code | None], needed: int) -> QuorumError:
+        missing = {site: code for site, code in due.items() if code is not None}
+        return QuorumError(
+            f"Stage {self._study.plan[step.stage].name!r}, round {step.round}: "
+            f"{headline(present, len(due), missing)}; {needed} are needed.",
+            fix="Continue with --resume once the sites are back. "
+            "A study that is content with fewer says so: rounds.min_sites, and rounds.quorum, a share.",
+        )
 
     def _hold(self, site: str) -> None:
         """Remember that a site has what was sent in this exchange."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
-from fedgraft.common.metrics.metrics import macro_mean, worst
+from fedgraft.common.metrics.intervals import Interval
+from fedgraft.common.metrics.metrics import worst
+from fedgraft.common.metrics.support import equal_mean, intervals, precise_mean, support
 from fedgraft.common.metrics.task_metrics import (
     TaskSums,
     add,
@@ -27,13 +29,18 @@ class Scores:
         pooled: Mapping[str, Pooled] | None = None,
     ) -> None:
         self._tasks = study.tasks_by_name
+        self._floor = study.evaluate.floor
         self._sums = {site: sums[site] for site in sorted(sums)}
         self._secure = dict(pooled or {})
 
     def values(self) -> dict[str, Any]:
         """By task: `sites` (by name), `pooled` over all cases, `macro` mean over sites, `worst` site.
 
-        The worst is that with the lowest AUROC or Dice coefficient, or the largest absolute error.
+        The worst is that with the lowest AUROC or Dice coefficient, or the largest absolute error. Means and worst are
+        over the sites with enough cases: `support` says how many each has, `intervals` how far its figures may be off,
+        `macro_intervals` the same of the mean in which each site counts alike, and `macro_by_precision` has the mean in
+        which each counts one over its squared standard error. `summary` is what a choice of a round rests on, and what
+        is shown of one: the macro mean, or, if no site has enough cases, the figure of all pooled, if those are enough.
         """
         if not self._sums and not self._secure:
             return {}
@@ -48,9 +55,9 @@ class Scores:
         return lists
 
     def macro(self) -> dict[str, float | None]:
-        """By task the macro mean of the metric that is shown first, for a progress line."""
+        """By task the `summary` of the metric that is shown first, for a progress line."""
         return {
-            task: values["macro"][headline_metrics(self._tasks[task]).first] for task, values in self.values().items()
+            task: values["summary"][headline_metrics(self._tasks[task]).first] for task, values in self.values().items()
         }
 
     def headline_metrics(self) -> dict[str, str]:
@@ -63,15 +70,43 @@ class Scores:
         return reduce(add, (sums[task] for sums in self._sums.values()))
 
     def _task_values(self, task: str) -> dict[str, Any]:
-        if task in self._secure:
-            macro = dict(self._secure[task].macro)
-            return {"sites": {}, "pooled": self._pooled(task).values(), "macro": macro, "worst": None}
-        sites = {site: sums[task].values() for site, sums in self._sums.items()}
-        told = headline_metrics(self._tasks[task])
-        lowest = worst(sites, told.first, largest=told.lower_is_better)
+        pooled, told = self._pooled(task), headline_metrics(self._tasks[task])
+        sums = {} if task in self._secure else {site: own[task] for site, own in self._sums.items()}
+        supports = {site: support(own).plain(self._floor) for site, own in sums.items()}
+        found = {site: intervals(own) for site, own in sums.items()}
+        sites = {site: own.values() for site, own in sums.items()}
+        enough = {site: values for site, values in sites.items() if supports[site]["enough"]}
+        lowest = worst(enough, told.first, largest=told.lower_is_better)
+        means = {metric: _means(metric, enough, found) for metric in told.metrics}
+        macro = {metric: None if equal is None else equal["value"] for metric, (equal, _) in means.items()}
+        macro = dict(self._secure[task].macro) if task in self._secure else macro
+        of_all, rests_on = pooled.values(), support(pooled).plain(self._floor)
         return {
             "sites": sites,
-            "pooled": self._pooled(task).values(),
-            "macro": {metric: macro_mean(list(sites.values()), metric) for metric in told.metrics},
+            "pooled": of_all,
+            "macro": macro,
+            "summary": {
+                metric: of_all[metric] if value is None and rests_on["enough"] else value
+                for metric, value in macro.items()
+            },
             "worst": None if lowest is None else {"site": lowest[0], told.first: lowest[1]},
+            "floor": self._floor,
+            "support": {"sites": supports, "pooled": rests_on},
+            "intervals": {"sites": found, "pooled": intervals(pooled)},
+            "macro_intervals": {metric: equal for metric, (equal, _) in means.items()},
+            "macro_by_precision": {metric: precise for metric, (_, precise) in means.items()},
         }
+
+
+Mean = dict[str, Any] | None
+
+
+def _means(
+    metric: str, sites: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Interval]]
+) -> tuple[Mean, Mean]:
+    """The mean of one metric over the sites that have it, each counting alike and by precision."""
+    known = {site: float(own[metric]) for site, own in sites.items() if own[metric] is not None}
+    if not known:
+        return None, None
+    own = {site: found[site][metric] for site in known if metric in found[site]}
+    return equal_mean(known, own), precise_mean(known, own)

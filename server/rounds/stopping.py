@@ -35,6 +35,11 @@ def stopped(stage: Stage, number: int, scores: Scores, state: Arrays, memory: Me
     return int(of) if waited + 1 >= stage.early_stopping.patience else None
 
 
+def undecided(stage: Stage, scores: Scores) -> bool:
+    """Whether the stage may end early, and what came back of this round is too little to judge it by."""
+    return stage.early_stopping is not None and _figure(stage.early_stopping, scores) is None
+
+
 def best(memory: Memory) -> dict[str, np.ndarray]:
     """The state of the round with the best figure in this stage so far; empty before the first."""
     return {key.removeprefix(_BEST): array for key, array in memory.items() if key.startswith(_BEST)}
@@ -63,7 +68,7 @@ def _kept(rule: WeightAveraging, count: float) -> float:
 
 
 def _figure(stop: EarlyStopping, scores: Scores) -> float | None:
-    """What the stage is judged by: the macro mean over sites, and its mean over the tasks that have one."""
-    found = [values["macro"].get(stop.metric) for values in scores.values().values()]
+    """What the stage is judged by: the `summary` of its metric, over the tasks that have one."""
+    found = [values["summary"].get(stop.metric) for values in scores.values().values()]
     known = [float(value) for value in found if value is not None]
     return float(np.mean(known)) if known else None

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from fedgraft.common.base.config_files import read_mapping
+from fedgraft.common.base.disk import naming, read_bytes, understood, why_no_file
 from fedgraft.common.base.errors import ResumeError, RunError
-from fedgraft.common.base.files import make_folder, open_private, read_json, write_atomic, write_json
+from fedgraft.common.base.files import is_there, open_private, read_json, write_atomic, write_json
 from fedgraft.common.base.locking import try_lock
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.server.runs.snapshots import Snapshots
+from fedgraft.server.runs.checkpoints import Checkpoint, Checkpoints
 
 REASON = "fedgraft: "
 """How a deployed run's own reason for its end begins in Flower's words: a run that was killed has none."""
@@ -28,24 +27,8 @@ _TAKE_S = 3.0
 _TAKEN: list[IO[str]] = []
 """Locks that are held as long as the process lives."""
 
-_MEMORY = "memory of the aggregation:"
 _TELL_S = 0.1
 """Whoever watches a run learns of a reply this much later, at most, if another one follows."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The run after `exchange`: the aggregated state, and how long the history was then, in bytes.
-
-    `memory` is what a stage's aggregation keeps from round to round; `totals` are running sums for the result (bytes,
-    seconds, refusals).
-    """
-
-    exchange: int
-    state: dict[str, np.ndarray]
-    memory: dict[str, np.ndarray]
-    history_bytes: int
-    totals: dict[str, Any]
 
 
 class RunFolder:
@@ -55,19 +38,30 @@ class RunFolder:
         self.path = path
         self._history = path / "history.jsonl"
         self._events = path / "events.jsonl"
-        self._snapshots = Snapshots(path / "checkpoint")
+        self._deployment = path / "deployment.json"
+        self.checkpoints = Checkpoints(path)
         self._watched: IO[bytes] | None = None
         self._told = 0.0
 
     def take(self) -> None:
-        """Keep the folder to this process for the rest of its life; RunError if another one has it."""
+        """Keep the folder to this process for the rest of its life; RunError if somebody else has it."""
+        _TAKEN.append(self._lock())
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder to whoever is in this block; RunError if somebody else has it."""
+        with self._lock():
+            yield
+
+    def _lock(self) -> IO[str]:
         lock = open_private(self.path / "lock", "a")
         ends = time.monotonic() + _TAKE_S
         while not try_lock(lock):
             if time.monotonic() > ends:
-                raise RunError(f"{self.path}: another process is at work on this run.")
+                lock.close()
+                raise RunError(f"{self.path}: another process is at work on this run.", fix="Wait for it, or end it.")
             time.sleep(0.1)
-        _TAKEN.append(lock)
+        return lock
 
     def is_taken(self) -> bool:
         """Whether a process is at work on the run."""
@@ -78,8 +72,44 @@ class RunFolder:
         """The study that this run is of; ResumeError if the folder has none."""
         source = self.path / "study.yaml"
         if not source.is_file():
-            raise ResumeError(f"{self.path}: is no run's folder: there is no study.yaml.")
+            raise ResumeError(f"{self.path}: is no run's folder: {why_no_file(source)}.")
         return parse_study(read_mapping(source), str(source))
+
+    def demand_study(self, digest: str) -> None:
+        """ResumeError unless `study.yaml` is the study with this digest, which the sites approved."""
+        if (now := self.study().digest) != digest:
+            raise ResumeError(
+                f"{self.path / 'study.yaml'}: is not the study that this run was begun with: its digest was "
+                f"{digest[:12]}, and is {now[:12]} now.",
+                fix="Undo the change, or begin a new run with another --out.",
+            )
+
+    def start_deployment(self, study: Study, sites: Collection[str]) -> None:
+        """Say that this run of a study is over real sites, and which should take part."""
+        self.write_study(study)
+        write_json(self._deployment, {"started": [], "sites": sorted(sites), "study": study.digest})
+
+    def demand_deployment(self) -> None:
+        """ResumeError unless this is a deployed run, and still of the study that it was begun with."""
+        if not is_there(self._deployment):
+            fix = "Give the folder that `fedgraft server run` wrote."
+            raise ResumeError(f"{self.path} is no deployed run: there is no {self._deployment.name}.", fix=fix)
+        self.demand_study(str(self._deployed()["study"]))
+
+    def sites(self) -> tuple[str, ...]:
+        """The sites that a deployed run is over: those of the consortium when it was begun."""
+        return tuple(map(str, self._deployed()["sites"]))
+
+    def started_as(self, number: int) -> None:
+        """Note under which of Flower's numbers the run was started, once more."""
+        facts = self._deployed()
+        write_json(self._deployment, facts | {"started": [*facts["started"], str(number)]})
+
+    def _deployed(self) -> dict[str, Any]:
+        match read_json(self._deployment):
+            case {"started": list(), "sites": list(), "study": str()} as facts:
+                return dict(facts)
+        raise ResumeError(f"{self._deployment}: does not say which sites the run is over.", fix="Begin a new run.")
 
     def write_study(self, study: Study) -> None:
         """Write `study.yaml`, all defaults written out."""
@@ -91,7 +121,7 @@ class RunFolder:
 
     def append_history(self, row: Mapping[str, Any]) -> None:
         """Add a line to `history.jsonl`: one exchange, as JSON without NaN."""
-        with open_private(self._history, "ab") as file:
+        with naming(self._history), open_private(self._history, "ab") as file:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
             file.flush()
 
@@ -100,50 +130,36 @@ class RunFolder:
         if self._watched is None:
             self._watched = _after_whole_lines(self._events)
         now = time.time()
-        self._watched.write(json.dumps({"time": round(now, 3), "event": kind, **facts}).encode() + b"\n")
-        if kind != "reply" or now - self._told > _TELL_S:
-            self._watched.flush()
-            self._told = now
+        with naming(self._events):
+            self._watched.write(json.dumps({"time": round(now, 3), "event": kind, **facts}).encode() + b"\n")
+            if kind != "reply" or now - self._told > _TELL_S:
+                self._watched.flush()
+                self._told = now
 
     def greeted(self) -> set[str]:
         """The sites that took part when the run was last begun; none if it never was."""
-        if not self._events.exists():
-            return set()
-        lines = self._events.read_bytes().split(b"\n")[:-1]
-        found = (json.loads(line) for line in reversed(lines) if b'"event": "greeted"' in line)
-        return set(next((event["sites"] for event in found if event["sites"]), ()))
+        lines = self._events.read_bytes().split(b"\n")[:-1] if self._events.exists() else []
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, KeyError):  # what a crash damaged is no reason not to go on
+                if b'"event": "greeted"' in line and (sites := json.loads(line)["sites"]):
+                    return set(sites)
+        return set()
 
     def save_checkpoint(self, exchange: int, state: Arrays, memory: Arrays, totals: Mapping[str, Any]) -> None:
-        """Make the run resumable from after `exchange`: first the tensors, then the file that names them."""
-        folder = self.path / "checkpoint"
-        make_folder(folder)
-        arrays = dict(state) | {f"{_MEMORY}{key}": array for key, array in memory.items()}
-        names = self._snapshots.write(f"{exchange:06d}.safetensors", arrays)
-        size = self._history.stat().st_size if self._history.exists() else 0
-        facts = {"exchange": exchange, "tensors": names, "history_bytes": size, "totals": dict(totals)}
-        write_json(folder / "state.json", facts)
-        self._snapshots.forget_all_but(names)
+        """Make the run resumable from after `exchange`; `memory` and `totals` as in a `Checkpoint`."""
+        self.checkpoints.save(exchange, state, memory, totals)
 
     def load_checkpoint(self) -> Checkpoint | None:
-        """The last checkpoint, with the history cut back to it; None if there is none."""
-        source = self.path / "checkpoint" / "state.json"
-        if not source.is_file():
-            if self._history.exists():
-                self._history.unlink()
-            return None
-        try:
-            facts = read_json(source)
-            names = facts["tensors"]
-            found = self._snapshots.read([names] if isinstance(names, str) else names)  # one name: an older version's
-            state = {key: array for key, array in found.items() if not key.startswith(_MEMORY)}
-            memory = {key.removeprefix(_MEMORY): array for key, array in found.items() if key.startswith(_MEMORY)}
-            checkpoint = Checkpoint(facts["exchange"], state, memory, facts["history_bytes"], facts["totals"])
-        except (KeyError, TypeError, IndexError) as error:
-            raise ResumeError(f"{source}: is not a checkpoint: {error}.") from None
-        if checkpoint.history_bytes:
-            with self._history.open("r+b") as file:
-                file.truncate(checkpoint.history_bytes)
-        return checkpoint
+        """The last checkpoint, with the history cut back to it; None if there is none. ResumeError if all are lost."""
+        return self.checkpoints.load()
+
+    def history(self) -> list[dict[str, Any]]:
+        """All exchanges that are done. InputError names the file, and the line that is damaged."""
+        rows = []
+        for number, line in enumerate(read_bytes(self._history).splitlines(), start=1):
+            with understood(self._history, f"a history in line {number}"):
+                rows.append(dict(json.loads(line)))
+        return rows
 
 
 def _after_whole_lines(path: Path) -> IO[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ _MOST = 0.5
 
 
 class Snapshots:
-    """At most two files: a whole one, and one with what is different now. A frozen backbone is written once.
+    """For each checkpoint a whole file, and one with what is different. A frozen backbone is written once.
 
     Arrays that were given once must not be changed in place.
     """
@@ -24,25 +24,28 @@ class Snapshots:
         self._folder = folder
         self._whole: dict[str, np.ndarray] = {}
         self._name = ""
+        self._digest = ""
 
-    def write(self, name: str, arrays: Arrays) -> list[str]:
-        """Put `arrays` on disk; the files that hold them, in the order in which they must be read."""
+    def write(self, name: str, arrays: Arrays) -> dict[str, str]:
+        """Put `arrays` on disk; the files that hold them with their SHA-256, in the order in which to read them."""
         new = {key: array for key, array in arrays.items() if not self._has(key, array)}
         changed, total = (sum(array.nbytes for array in some.values()) for some in (new, arrays))
         if not self._name or self._whole.keys() - arrays.keys() or changed > _MOST * total:
-            self._whole, self._name, new = dict(arrays), name, dict(arrays)
-        elif not new:
-            return [self._name]
-        save_tensors(self._folder / name, new)
-        return list(dict.fromkeys([self._name, name]))
+            self._digest = save_tensors(self._folder / name, arrays)
+            self._whole, self._name = dict(arrays), name
+            return {name: self._digest}
+        if not new:
+            return {self._name: self._digest}
+        return {self._name: self._digest, name: save_tensors(self._folder / name, new)}
 
-    def read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """What `write` put there. InputError if a file is missing or damaged."""
-        parts = [load_tensors(self._folder / name) for name in names]
-        self._whole, self._name = dict(parts[0]), names[0]
-        return {key: array for part in parts for key, array in part.items()}
+    def read(self, files: Mapping[str, str]) -> dict[str, np.ndarray]:
+        """What `write` put there, by what it gave. InputError if a file is missing or not as it was written."""
+        parts = {name: load_tensors(self._folder / name, digest) for name, digest in files.items()}
+        self._name, self._digest = next(iter(files.items()))
+        self._whole = dict(parts[self._name])
+        return {key: array for part in parts.values() for key, array in part.items()}
 
-    def forget_all_but(self, names: Sequence[str]) -> None:
+    def forget_all_but(self, names: Collection[str]) -> None:
         """Delete the files of earlier checkpoints."""
         for old in self._folder.glob("*.safetensors"):
             if old.name not in names:

@@ -164,7 +164,7 @@ class WatchedRun:
 
 
 def _taken(lock: Path) -> bool | None:
-    """Whether a process is at work on a deployed run; None for a simulation, which takes no lock."""
+    """Whether a process is at work on a run; None if none ever was."""
     try:
         with lock.open("r", encoding="ascii") as file:
             return not try_lock(file, shared=True)
@@ -211,7 +211,7 @@ def _round(row: Row) -> RoundView:
         asked=len(row["sites_asked"]),
         aggregated=len(row["sites_aggregated"]),
         missing=row["missing"],
-        metrics={task: dict(values["macro"]) for task, values in row.get("metrics", {}).items()},
+        metrics={task: dict(values.get("summary", values["macro"])) for task, values in row.get("metrics", {}).items()},
         loss=sum(losses) / len(losses) if losses else None,
     )
 

@@ -19,6 +19,7 @@ from fedgraft.simulations.audit import (
     metrics_oracle,
     plain,
 )
+from fedgraft.simulations.audit.at_home import promises
 from fedgraft.simulations.audit.attack_target import CPU, AttackTarget, seen_at
 from fedgraft.simulations.audit.findings import AttackAttempt, Finding
 from fedgraft.simulations.audit.lying import courses
@@ -80,6 +81,7 @@ def attack(study: Study, patients: int, *, allow_plain: bool = False, seed: int 
         *_masks(study, seed),
         *_metrics(seed),
         _coordinator(study, seed),
+        *promises(_ALL),
         *(_controls(attack_targets[0], seed) if attack_targets else ()),
     ]
 

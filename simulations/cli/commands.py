@@ -5,30 +5,27 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
-from rich.table import Table
+from rich.console import Console
 
-from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import home, read_json
+from fedgraft.common.base.suggest import instead
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
-    figure,
     say,
 )
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.study.study import Study, find_study
+from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.progress import shown
-from fedgraft.simulations.engines.run import Engine, prepare
+from fedgraft.simulations.engines.run import Engine, EngineName, check_hospitals, demand_simulated, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario, source_faults
@@ -47,24 +44,23 @@ class SimulateRequest:
 
 def engine(name: str, workers: int, threads: int) -> Engine:
     """The engine by name; InputError for one that does not exist."""
-    try:
-        return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
-    except ValidationError as error:
-        raise InputError("; ".join(describe(error))) from None
+    names: tuple[EngineName, ...] = get_args(EngineName)
+    if name not in names:
+        raise InputError(f"--engine {name}: there is no such engine{instead(name, names)}.")
+    return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
 
 
 def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None:
     """Set up a run or continue one, show its progress, and say what came out."""
+    console = ERR if as_json else OUT
     if request.resume is not None:
         if request.study or request.scenario or request.out or request.overrides:
             raise InputError("--resume takes no other study, scenario, --out or --set.")
         run = request.resume
-        if not (run / "simulation.json").is_file():
-            raise InputError(f"{run} is no simulated run.", fix="Give the folder that `fedgraft simulate` wrote.")
+        demand_simulated(run)
         study = RunFolder(run).study()
     else:
-        study, run = _set_up(request)
-    console = ERR if as_json else OUT
+        study, run = _set_up(request, console)
     with shown(run, study, console):
         try:
             resume_run(run, engine)
@@ -74,10 +70,13 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
     if as_json:
         sys.stdout.write(json.dumps(result | {"run": str(run), "sums": None}) + "\n")
     else:
-        _show_result(run, result)
+        show_result(run, result)
+        if result["synthetic"]:
+            say("Phantoms prove the machinery, not clinical benefit.")
+    demand_enough(run, result)
 
 
-def _set_up(request: SimulateRequest) -> tuple[Study, Path]:
+def _set_up(request: SimulateRequest, console: Console) -> tuple[Study, Path]:
     if request.study is None:
         raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
     study, named = find_study(request.study, request.overrides)
@@ -93,7 +92,9 @@ def _set_up(request: SimulateRequest) -> tuple[Study, Path]:
     run = request.out or Path("runs") / study.name
     if run.exists() and any(run.iterdir()):
         raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
-    prepare(study, hospitals_of(scenario), run)
+    hospitals = hospitals_of(scenario)
+    check_hospitals(study, hospitals, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
+    prepare(study, hospitals, run)
     return study, run
 
 
@@ -136,23 +137,3 @@ def _problems() -> list[str]:
 
 def _site_log(run: Path) -> str:
     return f" Details: {run / 'run.log'}" if (run / "run.log").exists() else ""
-
-
-def _show_result(run: Path, result: dict[str, Any]) -> None:
-    say(f"{result['status']}: {result['headline']}")
-    for task, values in result["metrics"].items():
-        keys = list(values["macro"])
-        table = Table(f"{task} (test)", "cases", *map(title, keys))
-        for site, row in values["sites"].items():
-            table.add_row(site, *_cells(row, keys))
-        table.add_section()
-        table.add_row("macro mean", "", *(figure(values["macro"][key]) for key in keys))
-        table.add_row("all cases", *_cells(values["pooled"], keys))
-        OUT.print(table)
-    say(f"Report: {run / 'report.html'}")
-    if result["synthetic"]:
-        say("Phantoms prove the machinery, not clinical benefit.")
-
-
-def _cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    return [str(int(row["n"])), *(figure(row[key]) for key in keys)]

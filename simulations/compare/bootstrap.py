@@ -88,11 +88,17 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def verdict(difference: Interval, adjusted: float, margin: float, *, lower_is_better: bool = False) -> str:
+ONE_SEED = "one seed decides nothing"
+
+
+def verdict(difference: Interval, adjusted: float, margin: float, *, seeds: int, lower_is_better: bool = False) -> str:
     """In words: better, worse, as good within the margin (both one-sided tests at 5 %), or not decided.
 
-    Not to be significant is never taken for equal.
+    Not to be significant is never taken for equal. Of one seed nothing is said: what another order of batches would
+    change is in no interval that is made of patients alone.
     """
+    if seeds < 2:
+        return ONE_SEED
     equal = -margin < difference.low90 and difference.high90 < margin
     if adjusted < 0.05:
         word = "better" if (difference.value > 0) != lower_is_better else "worse"

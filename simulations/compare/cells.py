@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,7 @@ from fedgraft.simulations.compare.models import (
     home_of,
     unflat,
 )
+from fedgraft.simulations.compare.progress import Tell, as_they_end
 from fedgraft.simulations.compare.question import (
     ARM,
     Arm,
@@ -94,6 +95,8 @@ class Cell:
             "code": code_digest(),
             "public": self.job.public,
             "sources": {site: spec.model_dump(mode="json") for site, spec in sorted(self.job.sources.items())},
+            "faults": {site: fault.model_dump(mode="json") for site, fault in sorted(self.job.faults.items())},
+            "policies": {site: policy.model_dump(mode="json") for site, policy in sorted(self.job.policies.items())},
         } | ({"base_models": [cell.digest for cell in self.base_models]} if self.base_models else {})
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
@@ -111,6 +114,8 @@ class CellOutcome:
     found: Found
     troubles: tuple[str, ...]
     seconds: float
+    model: str | None = None
+    """SHA-256 of the model that all sites share, as in the `model.json` of a run; None where there is none."""
 
 
 def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source: str) -> list[Cell]:
@@ -144,12 +149,17 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
             for seed in range(seeds):
                 seeded = own.model_copy(update={"seed": own.seed + seed})
                 for fold in _folds(question):
-                    job = ModelJob(seeded, arm.who, specs, fold, question.measure, few, public, sites.sources)
+                    job = _job(ModelJob(seeded, arm.who, specs, fold, question.measure, few, public), sites)
                     alike = [cell for cell in found if (cell.cases, cell.seed, cell.fold) == (cases, seeded.seed, fold)]
                     own_base_models = tuple(cell for name in arm.base_models for cell in alike if cell.arm == name)
                     found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job, own_base_models))
     places = {arm.name: at for at, arm in enumerate(question.arms)}
     return sorted(found, key=lambda cell: places[cell.arm])
+
+
+def _job(job: ModelJob, sites: Hospitals) -> ModelJob:
+    """The job at these hospitals, as `simulate` has them: with what lies beside, with their rules and their faults."""
+    return replace(job, sources=sites.sources, faults=sites.faults, policies=sites.policies)
 
 
 def _refuse_tied(question: Question, sites: Hospitals, where: str) -> None:
@@ -175,10 +185,13 @@ def _check(study: Study, source: str, arm: Arm) -> None:
         raise StudyError(source, faults)
 
 
-def run(todo: Sequence[Cell], out: Path, workers: int, threads: int) -> Iterator[tuple[Cell, int, int]]:
+def run(
+    todo: Sequence[Cell], out: Path, workers: int, threads: int, tell: Tell | None = None
+) -> Iterator[tuple[Cell, int, int]]:
     """Run what is not yet in `out`; each cell when it is done, with how many are, of how many.
 
-    RunError names the first cell that failed; the others go on first. What is done stays, and is not run again.
+    `tell` hears of cells that are at work while none ends. RunError names the first cell that failed; the others go on
+    first. What is done stays, and is not run again.
     """
     different = {cell.digest: cell for cell in todo}
     asked = {base_model.digest for cell in todo for base_model in cell.base_models}
@@ -195,7 +208,7 @@ def run(todo: Sequence[Cell], out: Path, workers: int, threads: int) -> Iterator
         ):
             with no_working_folder():
                 futures = {pool.submit(_run, cell, out, keep=cell.digest in asked): cell for cell in wave}
-            for future in as_completed(futures):
+            for future in as_they_end(futures, out, tell):
                 error = future.exception()
                 if isinstance(error, Exception):
                     failures.append((futures[future], error))
@@ -218,19 +231,26 @@ def outcome(cell: Cell, out: Path) -> CellOutcome:
     found, troubles = unflat(load_tensors(folder / _ANSWERS)), tuple(facts["troubles"])
     if cell.job.few is not None and cell.cases is not None:
         found, troubles = part_of(found, list(troubles), cell.arm, cell.cases)
-    return CellOutcome(found, troubles, float(facts["seconds"]))
+    return CellOutcome(found, troubles, float(facts["seconds"]), facts.get("model"))
 
 
 def _run(cell: Cell, out: Path, *, keep: bool) -> None:
     """Carry out one cell; its model is kept if others are made of it."""
     started, folder = time.monotonic(), out / cell.digest[:16]
     found, troubles = (few_shot if cell.job.few else carry_out)(_with_base_models(cell, out), folder / "runs")
+    made = home_of(folder / "runs")
     if keep:
         make_folder(folder / _MODEL)
         for name in ("model.safetensors", "model.json"):
-            shutil.copy(home_of(folder / "runs") / name, folder / _MODEL / name)
+            shutil.copy(made / name, folder / _MODEL / name)
+    model = read_json(made / "model.json")["sha256"] if (made / "model.json").is_file() else None
     save_tensors(folder / _ANSWERS, dict(flat(found)))
-    facts = {"troubles": troubles, "seconds": round(time.monotonic() - started, 3), "words": cell.words()}
+    facts = {
+        "troubles": troubles,
+        "seconds": round(time.monotonic() - started, 3),
+        "words": cell.words(),
+        "model": model,
+    }
     # Its presence says that the cell is done, so it comes last; what the models were made of is not kept.
     write_json(folder / _FACTS, facts | {"study": cell.job.study.digest, "who": cell.job.who})
     shutil.rmtree(folder / "runs")

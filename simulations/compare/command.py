@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from rich.console import Console
 from rich.table import Table
 
 from fedgraft.common.base.config_files import describe
@@ -29,8 +30,10 @@ from fedgraft.common.study.study import Study, find_study, locate
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page
 from fedgraft.simulations.compare.cells import Cell, cells, run
+from fedgraft.simulations.compare.progress import time_left
 from fedgraft.simulations.compare.question import Comparison, Question, read_comparison
 from fedgraft.simulations.compare.result import answered, groups, lines
+from fedgraft.simulations.engines.run import check_hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import load_scenario
 
@@ -62,10 +65,7 @@ def compare(asked: CompareRequest, *, as_json: bool) -> None:
     todo, synthetic = _cells(study, comparison, asked, shipped)
     _take(out, study)
     out.chmod(0o700)
-    for cell, done, of in run(
-        [cell for own in todo.values() for cell in own], out / "cells", asked.workers, asked.threads
-    ):
-        (ERR if as_json else OUT).print(f"{done}/{of} {cell.words()}", highlight=False, markup=False)
+    _run([cell for own in todo.values() for cell in own], out / "cells", asked, ERR if as_json else OUT)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "study": study.name,
@@ -92,6 +92,19 @@ def compare(asked: CompareRequest, *, as_json: bool) -> None:
         _show(result, page)
 
 
+def _run(todo: Sequence[Cell], out: Path, asked: CompareRequest, console: Console) -> None:
+    """Run what is left, and say how far it is: before the first cell, after each, and between while none ends."""
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    started, already = time.monotonic(), None
+    tell(f"{len({cell.digest for cell in todo})} runs, {asked.workers} at a time; what is there is not run again")
+    for cell, done, of in run(todo, out, asked.workers, asked.threads, tell):
+        already = done - 1 if already is None else already
+        tell(f"{done}/{of} {cell.words()}{time_left(done, of, started, already)}")
+
+
 def _chosen(comparison: Comparison, asked: CompareRequest) -> Comparison:
     """The questions that are asked for; with other arms, if some are named."""
     unknown = sorted(set(asked.only) - {question.name for question in comparison.questions})
@@ -113,7 +126,7 @@ def _cells(
     study: Study, comparison: Comparison, asked: CompareRequest, shipped: str | None
 ) -> tuple[dict[str, list[Cell]], bool]:
     """The cells by question, all of them checked, and whether any hospital is made up."""
-    found, synthetic = {}, False
+    found, synthetic, looked_at = {}, False, set[str]()
     for question in comparison.questions:
         task = study.tasks_by_name.get(question.task or study.tasks[0].name)
         if task is not None and not isinstance(task, Task):
@@ -127,8 +140,11 @@ def _cells(
         base = locate(asked.study).parent if asked.scenario is None else Path()
         scenario = load_scenario(base / name if (base / name).is_file() else name)
         synthetic |= scenario.synthetic
-        seeds = _seeds(comparison, asked, question)
-        found[question.name] = cells(study, question, hospitals_of(scenario), seeds, str(asked.study))
+        hospitals, seeds = hospitals_of(scenario), _seeds(comparison, asked, question)
+        if name not in looked_at:
+            looked_at.add(name)
+            check_hospitals(study, hospitals, lambda text: ERR.print(text, highlight=False, markup=False))
+        found[question.name] = cells(study, question, hospitals, seeds, str(asked.study))
     return found, synthetic
 
 
@@ -173,7 +189,7 @@ def _show(result: dict[str, Any], page: Path) -> None:
             table.add_row(*_cells_of(row))
         OUT.print(table)
         for one in question["expectations"]:
-            word = "reached" if one["reached"] else "MISSED"
+            word = {True: "reached", False: "MISSED", None: "not decided by one seed"}[one["reached"]]
             cases = f" at {one['cases']} cases" if one["cases"] else ""
             say(
                 f"  {word}: {one['arm']} - {one['over']}{cases} {one['value']:+.3f} "
@@ -184,7 +200,9 @@ def _show(result: dict[str, Any], page: Path) -> None:
                 say(f"  {row['arm']}: {trouble}")
     seeds = result["seeds"]
     say(f"{seeds} seed(s), {result['seconds']:.0f} s. Intervals: bootstrap over patients and seeds; p: Holm.")
-    if seeds < 3:
+    if seeds == 1:
+        say("One seed decides nothing: what another order of batches would change is in no interval here.")
+    elif seeds < 3:
         say("With fewer than three seeds the intervals say little of other seeds.")
     say(f"Report: {page}")
     if result["synthetic"]:

@@ -12,6 +12,7 @@ import torch
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.preflight.baseline import fit_alone
+from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import predictions
@@ -28,6 +29,7 @@ from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 from fedgraft.simulations.compare.folds import Fold, deal
 from fedgraft.simulations.compare.question import Who
+from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.engines.run import (
     Hospitals,
     prepare,
@@ -78,6 +80,9 @@ class ModelJob:
     """Sites with public source data: no hospitals, and never tested."""
     sources: Mapping[str, CohortSpec] = field(default_factory=dict)
     """By site the source data that lie there beside its own."""
+    faults: Mapping[str, Fault] = field(default_factory=dict)
+    policies: Mapping[str, SitePolicy] = field(default_factory=dict)
+    """By site what goes wrong there and its rules, where it has any, as in a simulation of the same hospitals."""
 
     @property
     def hospitals(self) -> tuple[str, ...]:
@@ -165,7 +170,10 @@ def prepared(job: ModelJob, cohorts: Mapping[str, CohortSpec], home: Path) -> Pa
     """The folder of a run of some of a job's sites that can begin, or that had begun."""
     if not (home / "study.yaml").is_file():
         sources = {site: spec for site, spec in job.sources.items() if site in cohorts}
-        prepare(job.study, Hospitals(cohorts, public_sources=job.public, sources=sources), home)
+        faults = {site: fault for site, fault in job.faults.items() if site in cohorts}
+        policies = {site: policy for site, policy in job.policies.items() if site in cohorts}
+        there = Hospitals(cohorts, faults, public_sources=job.public, sources=sources, policies=policies)
+        prepare(job.study, there, home)
     if job.fold is not None:
         for site in cohorts:
             deal(job.study, home / "sites" / site, job.fold)

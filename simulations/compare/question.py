@@ -12,15 +12,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from fedgraft.common.base.config_files import describe, put, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
-from fedgraft.common.study.aggregates import Standardise
-from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.fit import Fit
-from fedgraft.common.study.methods.presets import PRESETS, expand
-from fedgraft.common.study.methods.recipes import Method
+from fedgraft.common.study.methods.presets import PRESETS
 from fedgraft.common.study.model_spec import ENSEMBLE, Model
-from fedgraft.common.study.plan import Gradient, Statistics
 from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.compare.work import preset
 
 Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
 Metric = Literal["auroc", "accuracy", "balanced_accuracy", "brier"]
@@ -37,7 +34,7 @@ class Arm(Value):
     `together`: the sites federate. `alone`: each site has a model of its own. `pooled`: all cases at one place, as if
     there were no walls. `nobody`: the weights as they come. `new_site`: the sites but one federate, and that one, which
     brought no labels, is measured; once for each. `method` replaces the study's plan by a preset with the same
-    gradient work, `set` changes keys. Test labels are never changed.
+    amount of work and optimiser settings, and nothing else of it; `set` changes keys. Test labels are never changed.
     """
 
     name: Annotated[str, Field(pattern=_NAME)]
@@ -70,7 +67,7 @@ class Arm(Value):
             data["model"] = study.model.model_dump(mode="json")
         if self.method is not None:
             teacher = {} if self.method != "distill" else {"teacher": named[0] if len(named) == 1 else ensemble}
-            data["plan"] = [stage.model_dump(mode="json") for stage in _stages(study, self.method, teacher)]
+            data["plan"] = [stage.model_dump(mode="json") for stage in preset(study, self.method, teacher)]
         return changed(data, self.keys, f"{source}, arm {self.name}")
 
 
@@ -234,16 +231,3 @@ def _base_model_faults(arm: Arm, arms: Sequence[Arm]) -> Iterator[str]:
             yield f"{arm.name}: its base model {name} is none of the arms {', '.join(there)}"
         elif there[name].who != "together" or there[name].base_models:
             yield f"{arm.name}: its base model {name} must be a model that sites train together, and no ensemble"
-
-
-def _stages(study: Study, method: str, more: Mapping[str, Any]) -> Any:
-    """The preset's stages with as much gradient work as the study's own plan."""
-    work = [(stage.local, stage.rounds) for stage in study.plan if isinstance(stage.local, Gradient)]
-    settings: dict[str, Any] = {"name": method, **more}
-    if work:
-        settings |= {"rounds": sum(rounds for _, rounds in work), "local": work[0][0]}
-    columns = next((stage for stage in study.plan if isinstance(stage.aggregate, Standardise)), None)
-    if columns is not None and isinstance(columns.local, Statistics):
-        settings["columns"] = columns.local.private
-    needs_sums = isinstance(study.input, TableInput) and study.input.needs_sums
-    return expand(Method(**settings), table=needs_sums and study.model.backbone != ENSEMBLE)

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.base.errors import RunError
+from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.support import Support, support
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.arms_told import arms_told
 from fedgraft.simulations.compare.bootstrap import (
     LOWER_IS_BETTER,
     Floats,
@@ -27,6 +30,7 @@ from fedgraft.simulations.compare.cells import Cell, CellOutcome, outcome
 from fedgraft.simulations.compare.models import MERGED, Answers, Found
 from fedgraft.simulations.compare.question import Expectation, Question
 
+TOO_FEW = "too few to say"
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
 Drawn = dict[Replicate, dict[str, Floats]]
 """By replicate and site the metric: the estimate first, then its bootstrap draws."""
@@ -39,20 +43,30 @@ class Group:
     arm: str
     cases: int | None
     outcomes: dict[Replicate, CellOutcome]
+    study: Study
+    """What was run, with the first seed."""
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds: the folds of one seed share its randomness, and are no more than one."""
+        return len({seed for seed, _ in self.outcomes})
 
 
 def groups(own: Sequence[Cell], out: Path) -> list[Group]:
     """The cells of a question, all of which were run, by arm and number of cases."""
-    found: dict[tuple[str, int | None], dict[Replicate, CellOutcome]] = {}
+    found: dict[tuple[str, int | None], Group] = {}
     for cell in own:
-        found.setdefault((cell.arm, cell.cases), {})[cell.replicate] = outcome(cell, out)
-    return [Group(arm, cases, outcomes) for (arm, cases), outcomes in found.items()]
+        group = found.setdefault((cell.arm, cell.cases), Group(cell.arm, cell.cases, {}, cell.job.study))
+        group.outcomes[cell.replicate] = outcome(cell, out)
+    return list(found.values())
 
 
 def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str, Any]:
     """A question's result as plain values. RunError if arms were not tested on the same patients."""
     task = question.task or study.tasks[0].name
-    drawn = {(group.arm, group.cases): _draw(group, task, question.metric) for group in own}
+    floor = study.evaluate.floor
+    drawn = {(group.arm, group.cases): _draw(group, task, question.metric, floor) for group in own}
+    seeds = max(group.seeds for group in own)
     rows = []
     for cases in question.sizes:
         here = [group for group in own if group.cases == cases]
@@ -67,7 +81,7 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
         others = {arm: over_replicates(own) for arm, own in apart.items() if own}
         adjusted = holm({arm: interval.p for arm, interval in others.items()})
         for group in here:
-            row = _row(group, task, drawn[group.arm, cases], question)
+            row = _row(group, task, drawn[group.arm, cases], question, floor)
             difference = others.get(group.arm)
             if difference is not None:
                 row["difference"] = _plain(difference) | {
@@ -76,8 +90,11 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
                         difference,
                         adjusted[group.arm],
                         question.margin,
+                        seeds=group.seeds,
                         lower_is_better=question.metric in LOWER_IS_BETTER,
-                    ),
+                    )
+                    if row["enough"]
+                    else TOO_FEW,
                 }
             rows.append(row)
     return {
@@ -89,10 +106,12 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
         "against": question.against,
         "margin": question.margin,
         "replicates": max(len(group.outcomes) for group in own),
+        "seeds": seeds,
         "folds": question.folds,
+        "arms": arms_told(question, {group.arm: group.study for group in own}),
         "rows": rows,
         "matrices": [_matrix(group, task, question.metric) for group in own if _has_matrix(group)],
-        "expectations": [one for each in question.expect for one in _expected(each, question, drawn)],
+        "expectations": [one for each in question.expect for one in _expected(each, question, drawn, seeds)],
     }
 
 
@@ -119,12 +138,16 @@ def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
                         }
 
 
-def _row(group: Group, task: str, drawn: Drawn, question: Question) -> dict[str, Any]:
+def _row(group: Group, task: str, drawn: Drawn, question: Question, floor: int) -> dict[str, Any]:
     macro = {replicate: across(list(sites.values()), "macro") for replicate, sites in drawn.items() if sites}
     # What is worst of a metric that should be low is not shown: sites with few cases would decide it.
     lowest = {} if question.metric in LOWER_IS_BETTER else drawn
     worst = {replicate: across(list(sites.values()), "worst") for replicate, sites in lowest.items() if sites}
-    sites = sorted({site for own in drawn.values() for site in own})
+    counted = [_counted(ended.found, task) for ended in group.outcomes.values()]
+    sites = {
+        site: [own[site] for own in counted if site in own] for site in sorted({s for own in counted for s in own})
+    }
+    enough = all(any(_support(one).effective >= floor for one in own.values()) for own in counted)
     troubles = [f"seed {seed}: {text}" for (seed, _), one in sorted(group.outcomes.items()) for text in one.troubles]
     return {
         "arm": group.arm,
@@ -132,10 +155,13 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question) -> dict[str,
         "macro": _plain(over_replicates(macro)) if macro else None,
         "worst": _plain(over_replicates(worst)) if worst else None,
         "per_class": bool(question.shots),
-        "metrics": {name: _macro(group, task, name) for name in _stated(question)},
-        "sites": {site: _mean([float(own[site][0]) for own in drawn.values() if site in own]) for site in sites},
+        "metrics": {name: _macro(group, task, name, floor) for name in _stated(question)},
+        "sites": {site: _mean([_value(question.metric, one) for one in own]) for site, own in sites.items()},
+        "support": {site: _support(own[0]).plain(floor) for site, own in sites.items()},
+        "enough": enough,
         "by_replicate": [_number(float(macro[replicate][0])) for replicate in sorted(macro)],
         "difference": None,
+        "models": {str(seed): one.model for (seed, _), one in sorted(group.outcomes.items()) if one.model},
         "seconds": round(float(np.median([one.seconds for one in group.outcomes.values()])), 1),
         "troubles": troubles,
     }
@@ -146,11 +172,11 @@ def _stated(question: Question) -> tuple[str, ...]:
     return tuple(name for name in METRICS if name != "auroc" or not question.shots)
 
 
-def _draw(group: Group, task: str, name: str) -> Drawn:
+def _draw(group: Group, task: str, name: str, floor: int) -> Drawn:
     return {
         replicate: {
             site: metric(name, answers, draw_patients(answers, replicate, site))
-            for site, answers in _counted(ended.found, task).items()
+            for site, answers in _enough(_counted(ended.found, task), floor).items()
         }
         for replicate, ended in group.outcomes.items()
     }
@@ -161,6 +187,15 @@ def _counted(found: Found, task: str) -> dict[str, Answers]:
     sites = {site for own in found.values() for site in own}
     best = {site: found.get(site, found.get(MERGED, {})).get(site) for site in sorted(sites)}
     return {site: own[task] for site, own in best.items() if own is not None}
+
+
+def _enough(counted: dict[str, Answers], floor: int) -> dict[str, Answers]:
+    """The sites whose test cases are enough to say something; all of them if no site's are, which the verdict says."""
+    return {site: own for site, own in counted.items() if _support(own).effective >= floor} or counted
+
+
+def _support(answers: Answers) -> Support:
+    return support(ClassificationSums.of(answers.logits, answers.targets))
 
 
 def _differences(one: Drawn, other: Drawn) -> dict[Replicate, Floats]:
@@ -175,7 +210,7 @@ def _differences(one: Drawn, other: Drawn) -> dict[Replicate, Floats]:
 
 
 def _expected(
-    one: Expectation, question: Question, drawn: Mapping[tuple[str, int | None], Drawn]
+    one: Expectation, question: Question, drawn: Mapping[tuple[str, int | None], Drawn], seeds: int
 ) -> Iterator[dict[str, Any]]:
     for cases in (one.cases,) if one.cases is not None else question.sizes:
         apart = _differences(drawn[one.arm, cases], drawn[one.over, cases])
@@ -197,7 +232,8 @@ def _expected(
             "over": one.over,
             "cases": cases,
             "wanted": " and ".join(wanted) + (", with its interval" if one.surely else ""),
-            "reached": all(bounds.values()),
+            # The interval of one seed is over patients alone: nothing is sure of another seed.
+            "reached": None if one.surely and seeds < 2 else all(bounds.values()),
             **_plain(found),
         }
 
@@ -225,9 +261,9 @@ def _matrix(group: Group, task: str, name: str) -> dict[str, Any]:
     return {"arm": group.arm, "cases": group.cases, "values": values}
 
 
-def _macro(group: Group, task: str, name: str) -> float | None:
+def _macro(group: Group, task: str, name: str, floor: int) -> float | None:
     means = [
-        _mean([_value(name, answers) for answers in _counted(ended.found, task).values()])
+        _mean([_value(name, answers) for answers in _enough(_counted(ended.found, task), floor).values()])
         for ended in group.outcomes.values()
     ]
     return _mean(means)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import queue
+import signal
 import threading
 import time
 from abc import abstractmethod
@@ -22,15 +24,20 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.client.runtime.app import forget
+from fedgraft.common.base.errors import RunError
 from fedgraft.server.fleet.fleet import NODE_EXPIRED
 from fedgraft.simulations.engines.child_path import no_working_folder
 from fedgraft.simulations.engines.node import answer, context_for, deadline_of
 from fedgraft.simulations.engines.process_server import process_server
 from fedgraft.simulations.engines.shared_messages import ExchangeFolder, SharedMessages
 
-_CRASHED = 8
 _COORDINATOR = 1
-"""Flower's error code for a ClientApp that died, and its node id for a ServerApp."""
+"""Flower's node id for a ServerApp."""
+
+_TRIES = 2
+"""So often a visit is tried whose worker dies: what kills it once may be anything, what does so twice is the visit."""
+
+_log = logging.getLogger(__name__)
 
 
 class LocalGrid(Grid):
@@ -167,12 +174,16 @@ class _Worker:
     waiting: deque[Message]
     current: Message | None = None
     since: float = 0.0
+    died: int = 0
+    """How many workers have died in a row on the message at hand."""
 
 
 class PoolGrid(LocalGrid):
     """Sites in worker processes that live as long as the run; a site stays with its worker.
 
-    `sizes` (any unit) spread the sites over the workers. A worker that dies or overruns a deadline is replaced.
+    `sizes` (any unit) spread the sites over the workers. A worker that overruns a deadline is replaced. So is one that
+    dies, whose visit is then repeated, to the same bits: no hospital is ill because this machine kills a process.
+    RunError if the next one dies on it too, or if none can be started.
     """
 
     def __init__(self, configs: Sequence[Path], workers: int, sizes: Sequence[int] | None = None) -> None:
@@ -199,7 +210,8 @@ class PoolGrid(LocalGrid):
         if not busy:
             return []
         ready = wait(list(busy), timeout=self._patience())
-        replies = [self._receive(busy[line]) for line in ready if isinstance(line, Connection)]
+        received = [self._receive(busy[line]) for line in ready if isinstance(line, Connection)]
+        replies = [reply for reply in received if reply is not None]
         for number in range(len(self._workers)):
             self._feed(number)
         return replies + [reply for number in range(len(self._workers)) if (reply := self._overdue(number))]
@@ -224,8 +236,15 @@ class PoolGrid(LocalGrid):
         here, there = self._start.Pipe()
         arguments = (there, str(self._folder.path), f"from{next(self._names)}", torch.get_num_threads())
         process = self._start.Process(target=work, args=arguments, daemon=True)
-        with no_working_folder():
-            process.start()
+        try:
+            with no_working_folder():
+                process.start()
+        except (OSError, EOFError) as error:
+            raise RunError(
+                f"A worker process could not be started ({type(error).__name__}): what starts it was ended, or the "
+                "system has no room for another.",
+                fix=_CONTINUE,
+            ) from None
         there.close()
         return _Worker(process, here, waiting)
 
@@ -242,15 +261,31 @@ class PoolGrid(LocalGrid):
         except OSError:
             return  # it has died; its end of the line says so to the next wait
 
-    def _receive(self, number: int) -> Message:
+    def _receive(self, number: int) -> Message | None:
         worker = self._workers[number]
         assert worker.current is not None
         try:
             reply = self._messages.thaw(worker.line.recv_bytes(), once=True)
         except (EOFError, OSError):
-            return self._replace(number, _CRASHED)
-        worker.current = None
+            self._repeat(number)
+            return None
+        worker.current, worker.died = None, 0
         return reply
+
+    def _repeat(self, number: int) -> None:
+        """Give the message at hand of a worker that has died to another one."""
+        worker = self._workers[number]
+        assert worker.current is not None
+        worker.process.join()
+        site = self._configs[worker.current.metadata.dst_node_id].parent.name
+        said = f"The worker process that simulated {site} {_ended(worker.process.exitcode)}"
+        if worker.died + 1 >= _TRIES:
+            raise RunError(f"{said}, and so did the one before it. {_LESS}", fix=_CONTINUE)
+        _log.warning("%s. Another one repeats the visit.", said)
+        worker.waiting.appendleft(worker.current)
+        worker.line.close()
+        self._workers[number] = self._hire(worker.waiting)
+        self._workers[number].died = worker.died + 1
 
     def _overdue(self, number: int) -> Message | None:
         worker = self._workers[number]
@@ -258,21 +293,34 @@ class PoolGrid(LocalGrid):
             return None
         if time.monotonic() - worker.since < limit:
             return None
-        return self._replace(number, NODE_EXPIRED)
+        return self._replace(number)
 
     def _patience(self) -> float | None:
         """Seconds until the next deadline; None if there is none."""
         ends = [w.since + limit for w in self._workers if w.current and (limit := deadline_of(w.current)) is not None]
         return max(0.0, min(ends) - time.monotonic()) + 0.01 if ends else None
 
-    def _replace(self, number: int, code: int) -> Message:
+    def _replace(self, number: int) -> Message:
         worker = self._workers[number]
         assert worker.current is not None
         worker.process.kill()
         worker.process.join()
         worker.line.close()
         self._workers[number] = self._hire(worker.waiting)
-        return Message(Error(code), reply_to=worker.current)
+        return Message(Error(NODE_EXPIRED), reply_to=worker.current)
+
+
+_LESS = "If memory ran out: fewer --workers, a smaller batch_size or a smaller backbone take less."
+_CONTINUE = "Continue with `fedgraft simulate --resume`."
+
+
+def _ended(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+    cause = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+    return f"was killed ({name}{cause})"
 
 
 def _spread(nodes: Sequence[int], sizes: Sequence[int], workers: int) -> Mapping[int, int]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.constants import DEFAULT_TTL
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.client.runtime.app import app as client_app
+from fedgraft.common.base.errors import ENDS
 
 _RAISED = 2
 """Flower's error code for a ClientApp that raised."""
@@ -28,5 +30,16 @@ def answer(message: Message, context: Context) -> Message:
     """The ClientApp's reply; an exception becomes an error without text, as between hospitals."""
     try:
         return client_app(message, context)
-    except Exception:  # the same wall as in a deployment
+    except ENDS:
+        raise
+    except BaseException:  # the same wall as in a deployment
         return Message(Error(_RAISED), reply_to=message)
+
+
+def asked(kind: str, content: RecordDict, context: Context) -> RecordDict:
+    """What the site of this context says to one message, outside of any run; nothing if it is an error."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    message = Message(content, dst_node_id=1, message_type=kind)
+    message.metadata.__dict__["_message_id"] = "asked"
+    said = answer(message, context)
+    return said.content if said.has_content() else RecordDict()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping
+import logging
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,12 @@ from flwr.serverapp import Grid
 from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.cohort_request import cohort_request
-from fedgraft.client.enrolment.config import SiteConfig, read_site
+from fedgraft.client.enrolment.config import SiteConfig, read_config, read_site
 from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.governance.approval import approve
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError, ResumeError
-from fedgraft.common.base.files import home, make_folder, private_folder, read_json, write_json
+from fedgraft.common.base.files import home, is_there, make_folder, private_folder, read_json, write_json
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.study import Study
@@ -29,6 +30,7 @@ from fedgraft.server.report import build_report
 from fedgraft.server.rounds.app import app as server_app
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.faults import Fault, FaultyGrid
+from fedgraft.simulations.engines.first_look import first_look
 from fedgraft.simulations.engines.grids import InProcessGrid, LocalGrid, PoolGrid
 from fedgraft.simulations.engines.keys import make_keys
 
@@ -41,6 +43,9 @@ OPEN = SitePolicy(
     retain_statistics=True,
 )
 """Whoever simulates a hospital sees all its data anyway. Budgets are counted, and all but unlimited."""
+
+_FACTS = "simulation.json"
+_ANEW = "Restore the folder as it was, or begin a new run with another --out."
 
 EngineName = Literal["inprocess", "pool", "ray"]
 
@@ -71,15 +76,30 @@ class Hospitals:
     policies: Mapping[str, SitePolicy] = field(default_factory=dict)
     """The rules of sites that have some; all others are as open as whoever simulates them."""
     synthetic: bool = True
+    allow_missing_sites: bool = False
+    """Go on without sites whose data cannot be used; else they stop a simulation before it begins."""
 
 
 def simulate(study: Study, hospitals: Hospitals, out: Path, engine: Engine | None = None) -> Path:
     """Run `study` in the new folder `out`, and return it with result, model and report in it.
 
-    InputError if `out` is in use; RunError if the run fails, and then `resume` continues it.
+    InputError if `out` is in use; DataError if a hospital cannot take part; RunError if the run fails, and then
+    `resume` continues it.
     """
+    check_hospitals(study, hospitals, logging.getLogger(__name__).warning)
     prepare(study, hospitals, out)
     return resume(out, engine)
+
+
+def check_hospitals(study: Study, hospitals: Hospitals, say: Callable[[str], object]) -> None:
+    """Before anything is spent: look at the data of all hospitals, and say what is odd.
+
+    DataError with every one that cannot take part, unless the hospitals may be missing. Decoded images stay in the
+    cache, where the run finds them.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedgraft-look-") as folder:
+        prepare(study, hospitals, Path(folder) / "run")
+        first_look(study, Path(folder) / "run", say, allow_missing_sites=hospitals.allow_missing_sites)
 
 
 def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
@@ -116,22 +136,58 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
         approve(sites / name, study.digest, study.name)
     write_json(sites / "index.json", sorted(hospitals.cohorts))
     faults = {name: fault.model_dump(mode="json") for name, fault in hospitals.faults.items()}
-    write_json(out / "simulation.json", {"synthetic": hospitals.synthetic, "faults": faults})
+    facts = {"synthetic": hospitals.synthetic, "faults": faults, "study": study.digest}
+    write_json(out / _FACTS, facts)
     RunFolder(out).write_study(study)
 
 
 def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> Path:
-    """Start or continue the run in `out`; ends bit-identical to a run that was never interrupted."""
+    """Start or continue the run in `out`; ends bit-identical to a run that was never interrupted.
+
+    RunError if another process is at work on it.
+    """
     engine = engine or Engine()
-    if not (out / "simulation.json").is_file():
-        raise ResumeError(f"{out} is no simulated run.", fix="Give the folder that `fedgraft simulate` wrote.")
-    facts = read_json(out / "simulation.json")
+    facts = _facts(out)
     out = out.resolve()
-    with private_folder(out):
+    with private_folder(out), RunFolder(out).held():
         _carry_out(out, engine, facts)
         if report:
             build_report(out)
     return out
+
+
+def demand_simulated(out: Path) -> None:
+    """ResumeError unless `out` is the folder of a simulated run."""
+    if not is_there(out / _FACTS):
+        raise ResumeError(
+            f"{out} is no simulated run: there is no {_FACTS}.", fix="Give the folder that `fedgraft simulate` wrote."
+        )
+
+
+def _facts(out: Path) -> Mapping[str, Any]:
+    """What the run was begun with. ResumeError if this is none any more, or one of another study."""
+    demand_simulated(out)
+    match read_json(out / _FACTS):
+        case {"synthetic": bool(), "faults": dict(), "study": str(digest)} as facts:
+            RunFolder(out).demand_study(digest)
+            found: dict[str, Any] = facts
+        case _:
+            raise ResumeError(f"{out / _FACTS}: is damaged.", fix=_ANEW)
+    for name in _names(out):
+        if not is_there(source := out / "sites" / name / "site.json"):
+            raise ResumeError(f"{source}: is gone, and with it what the simulated site is.", fix=_ANEW)
+        read_config(source)
+    return found
+
+
+def _names(out: Path) -> list[str]:
+    source = out / "sites" / "index.json"
+    if not is_there(source):
+        raise ResumeError(f"{source}: is gone, and with it what the simulated sites are.", fix=_ANEW)
+    match read_json(source):
+        case [*names] if names and all(isinstance(name, str) for name in names):
+            return list(map(str, names))
+    raise ResumeError(f"{source}: does not list the simulated sites.", fix=_ANEW)
 
 
 def _carry_out(out: Path, engine: Engine, facts: Mapping[str, Any]) -> None:
@@ -142,7 +198,7 @@ def _carry_out(out: Path, engine: Engine, facts: Mapping[str, Any]) -> None:
             raise InputError("The ray engine plays no faults.", fix="Use --engine inprocess or pool.")
         run_with_ray(out, engine.workers, engine.threads, bool(facts["synthetic"]))
     else:
-        names = read_json(out / "sites" / "index.json")
+        names = _names(out)
         with torch_threads(engine.threads), _grid(out, names, engine, facts["faults"]) as grid:
             context = Context(1, 1, {}, RecordDict(), _run_config(out, engine.name, bool(facts["synthetic"])))
             server_app(grid, context)
@@ -177,7 +233,7 @@ def _grid(out: Path, names: list[str], engine: Engine, faults: Mapping[str, obje
 
 def _files(config: Path) -> int:
     """How many files a site has: a guess at its share of the work."""
-    root = Path(json.loads(config.read_text(encoding="utf-8"))["cohort"]["root"])
+    root = read_config(config).cohort.root
     return sum(1 for path in root.rglob("*") if path.is_file()) if root.is_dir() else 1
 
 

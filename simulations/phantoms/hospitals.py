@@ -14,7 +14,7 @@ from PIL import Image
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import home, read_json, write_json
+from fedgraft.common.base.files import home, read_json, sha256_file, write_json
 from fedgraft.common.base.seeds import derive
 from fedgraft.simulations.engines.run import Hospitals
 from fedgraft.simulations.phantoms.dicom import DicomWriter, Shot
@@ -66,7 +66,24 @@ def _there(scenario: Scenario, out: Path) -> bool:
     found = read_json(out / _MARK)
     if not isinstance(found, dict) or found.get("digest") != scenario.digest:
         raise InputError(f"{out} holds hospitals of another scenario, or of another version of it.", fix=fix)
+    if (wrong := _changed(out, found.get("files"))) is not None:
+        raise InputError(
+            f"{wrong}: is not as it was generated.", fix=f"Remove {out}, and the hospitals are generated anew."
+        )
     return True
+
+
+def _changed(out: Path, files: object) -> Path | None:
+    """A file that was changed or lost since the hospitals were generated; None if all are as they were."""
+    known = files if isinstance(files, dict) and files else {_MARK: ""}
+    now = _digests(out)
+    return next((out / name for name, digest in known.items() if now.get(name) != digest), None)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of all files, by path below the folder."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / _MARK)
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
 
 
 def _build(scenario: Scenario, out: Path) -> None:
@@ -79,7 +96,8 @@ def _build(scenario: Scenario, out: Path) -> None:
                 _write_phantoms(site.phantom, site.name, derive(scenario.seed, "site", site.name), temporary)
             elif site.table is not None:
                 _write_part(tables[site.name], temporary / site.name)
-        write_json(temporary / _MARK, {"scenario": scenario.name, "digest": scenario.digest})
+        facts = {"scenario": scenario.name, "digest": scenario.digest, "files": _digests(temporary)}
+        write_json(temporary / _MARK, facts)
         _move(scenario, temporary, out)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}.", fix="Choose another folder.") from None
@@ -180,5 +198,11 @@ def hospitals_of(scenario: Scenario) -> Hospitals:
     sources = {site.name: cohorts[site.source] for site in scenario.sites if site.source is not None}
     public = {site.name for site in scenario.sites if site.public_source}
     return Hospitals(
-        cohorts, faults, public_sources=public, sources=sources, policies=policies, synthetic=scenario.synthetic
+        cohorts,
+        faults,
+        public_sources=public,
+        sources=sources,
+        policies=policies,
+        synthetic=scenario.synthetic,
+        allow_missing_sites=scenario.allow_missing_sites,
     )

@@ -138,6 +138,8 @@ class Scenario(Value):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     seed: Annotated[int, Field(ge=0)] = 0
     sites: Annotated[tuple[SiteEntry, ...], Field(min_length=1)]
+    allow_missing_sites: bool = False
+    """Simulate without the sites whose data cannot be used; else nothing begins."""
 
     @model_validator(mode="after")
     def _possible(self) -> Scenario:

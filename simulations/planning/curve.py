@@ -163,7 +163,10 @@ def _macro(result: dict[str, Any]) -> float:
     values = [task["macro"].get("auroc") for task in result["metrics"].values()]
     known = [float(value) for value in values if value is not None]
     if not known or len(known) < len(values):
-        raise InputError("The sites report no AUROC.", fix="Their policies must say metrics: exact to be compared.")
+        raise InputError(
+            "The sites report no AUROC, or have too few test cases to say (evaluate.floor).",
+            fix="Their policies must say metrics: exact to be compared, and tests need enough patients.",
+        )
     return sum(known) / len(known)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fedgraft.common.base.errors import InputError, WeightsError
+from fedgraft.common.base.errors import ENDS, InputError, WeightsError
 from fedgraft.common.base.files import home, parse_tensors
 from fedgraft.common.models.backbones import Backbone, build_image_backbone, stem_name
 from fedgraft.common.models.initialise import graft
@@ -105,7 +105,9 @@ def _tensors(path: Path, data: bytes) -> dict[str, np.ndarray]:
             raise WeightsError(str(error)) from None
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # the bytes are a stranger's: whatever they break, they are refused
+    except ENDS:
+        raise
+    except BaseException as error:  # the bytes are a stranger's: whatever they break, they are refused
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"{path}: holds more than tensors, or is damaged ({reason}).",

@@ -108,7 +108,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 @app.command()
 def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or weights with heads.")],
-    images: Annotated[Path, typer.Argument(help="A folder of DICOM files or images.")],
+    images: Annotated[Path, typer.Argument(help="A folder of DICOM files or images, or a CSV table.")],
     out: Annotated[Path, typer.Option(help="A new folder for the table and the overlays.")],
     heat: Annotated[list[str] | None, typer.Option(help="cam (LayerCAM) or occlusion: overlays.")] = None,
     task: Annotated[str | None, typer.Option(help="The task of the overlays; the first if not given.")] = None,
@@ -116,7 +116,7 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
 ) -> None:
-    """What a model says of the images in a folder, as a table, and where it looks."""
+    """What a model says of the images in a folder or of a table's rows, as a table, and where it looks."""
     from fedgraft.client.inference.command import PredictRequest
     from fedgraft.client.inference.command import predict as carry_out
 

@@ -85,7 +85,7 @@ def test_two_sites_with_one_key_are_one_too_many(federation, copy):
 
 def test_a_site_passes_for_no_other(federation, make_study):
     """A site that joined as north and calls itself east is refused by name."""
-    study = make_study(method=METHOD, seed=91)
+    study = make_study(method=METHOD, seed=91, rounds={"min_sites": 1})
     for name in ("east", "north"):
         approve(federation.site(name), study.digest)
     path = federation.site("north") / "site.yaml"

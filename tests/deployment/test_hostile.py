@@ -186,7 +186,7 @@ fedgraft.client.runtime.site.Site.visit = visit
 
 def test_a_site_that_sends_nonsense_moves_nothing(federation, make_study, hospitals, tmp_path):
     """Every round another lie of a site that is known and let in; the others' model is as if it were not there."""
-    study = make_study(method=METHOD | {"rounds": 6, "local": METHOD["local"] | {"epochs": 1}})
+    study = make_study(method=METHOD | {"rounds": 6, "local": METHOD["local"] | {"epochs": 1}}, rounds={"min_sites": 2})
     for name in ("east", "north", "south"):
         approve(federation.site(name), study.digest)
     federation.processes["south"].terminate()

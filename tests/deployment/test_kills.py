@@ -119,7 +119,7 @@ def test_a_killed_site_costs_no_more_than_the_time_until_it_is_back(federation, 
 
 def test_a_straggler_past_its_deadline_catches_up_to_the_newest_round(federation, make_study):
     """Its round closes without it at the deadline, and it does not run after the others through what is over."""
-    study = make_study(method={**METHOD, "rounds": 5}, rounds={"deadline_s": 15})
+    study = make_study(method={**METHOD, "rounds": 5}, rounds={"deadline_s": 15, "min_sites": 2})
     for name in SITES:
         approve(federation.site(name), study.digest)
     process = federation.start_run(study, "straggler")

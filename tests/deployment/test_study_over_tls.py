@@ -61,6 +61,7 @@ def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part
             method=METHOD,
             secure_aggregation=secure_aggregation,
             name="secure_aggregation" if secure_aggregation else "open",
+            rounds={"min_sites": 2},
         )
         for secure_aggregation in (True, False)
     )
@@ -103,14 +104,18 @@ def test_a_study_that_nobody_approved_fails_and_says_why_on_both_sides(federatio
 
 
 def test_a_study_that_one_site_refuses_goes_on_without_it(federation, make_study):
-    study = make_study(method=METHOD, seed=78)
-    for name in ("east", "north"):
-        approve(federation.site(name), study.digest)
-    federation.run(study, "partly")
-    result = json.loads((federation.root / "partly" / "result.json").read_text())
-    assert result["status"] == "incomplete"
-    assert "south, not_approved" in result["headline"]
-    assert set(result["sites"]) == {"east", "north"}
+    """Which is a success only if the study says that two will do."""
+    for out, rules in (("partly", {}), ("content", {"min_sites": 2})):
+        study = make_study(method=METHOD, seed=78, rounds=rules)
+        for name in ("east", "north"):
+            approve(federation.site(name), study.digest)
+        done = federation.run(study, out, fails=not rules)
+        result = json.loads((federation.root / out / "result.json").read_text())
+        assert done.returncode == (0 if rules else 1)
+        assert result["status"] == "incomplete"
+        assert "south, not_approved" in result["headline"]
+        assert result["headline"] in done.stdout
+        assert set(result["sites"]) == {"east", "north"}
 
 
 def test_a_quorum_that_is_missed_is_exit_code_1_with_its_reason(federation, make_study):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,9 +14,9 @@ from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.ledger import AlreadyCharged, ChargeRefused, Ledger
 from fedgraft.client.privacy.masking import masked_upload, used_masks
 from fedgraft.client.privacy.masking.masked_upload import Accepted, Sealer
-from fedgraft.client.privacy.masking.used_masks import MaskBook
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.runtime.visit.admission import Admission
+from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.runtime.visit.progress import Progress
 from fedgraft.client.runtime.visit.received_state import ReceivedState
 from fedgraft.client.runtime.visit.work import Worker
@@ -63,6 +62,20 @@ def study_not_checked(patch: Patch) -> None:
 
 def turn_not_checked(patch: Patch) -> None:
     patch.setattr(Progress, "in_turn", lambda self, step: True)
+
+
+def each_greeting_leads_one_back(patch: Patch) -> None:
+    def in_turn(self: Progress, step: Step) -> bool:
+        known = self._read()
+        again = known.greeted and (step.exchange >= known.last - 1 or step.exchange == 1)
+        return step.exchange >= known.last or again
+
+    patch.setattr(Progress, "in_turn", in_turn)
+
+
+def own_entries_not_put_aside(patch: Patch) -> None:
+    """A course that begins anew finds those of the course before, and tidies them up."""
+    patch.setattr(LocalState, "set_aside", lambda self: None)
 
 
 def turn_not_written(patch: Patch) -> None:
@@ -147,17 +160,16 @@ def one_group_per_stage(patch: Patch) -> None:
         stages[:] = [asked.stage]
         return real(self, asked, stage)
 
-    def groups(self: MaskBook, study: str, part: str) -> set[tuple[str, ...]]:
-        with closing(sqlite3.connect(self._path)) as db:
-            asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ? AND stage = ?"
-            return {tuple(sites.split("\n")) for (sites,) in db.execute(asked, (study, part, stages[0]))}
+    def groups(db: sqlite3.Connection, study: str, part: str) -> set[tuple[str, ...]]:
+        asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ? AND stage = ?"
+        return {tuple(sites.split("\n")) for (sites,) in db.execute(asked, (study, part, stages[0]))}
 
     patch.setattr(Sealer, "accept", accept)
-    patch.setattr(MaskBook, "groups", groups)
+    patch.setattr(used_masks, "_groups", groups)
 
 
 def any_group(patch: Patch) -> None:
-    patch.setattr(Sealer, "_may", lambda *_, **__: True)
+    patch.setattr(Sealer, "_changes", lambda *_: True)
 
 
 def lost_masks_forgotten(patch: Patch) -> None:

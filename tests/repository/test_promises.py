@@ -31,13 +31,17 @@ def names_in(path: Path) -> frozenset[str]:
 
 
 def column(document: str, heading: str) -> Iterator[tuple[str, list[str]]]:
-    """Of every row its first cell, and the words in backticks of the cell under that heading."""
-    table = [line for line in (ROOT / "docs" / document).read_text().splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    number = cells[0].index(heading)
-    for row in cells[2:]:
-        assert len(row) == len(cells[0]), f"{document}: the row {row[0]} has {len(row)} cells"
-        yield row[0], re.findall(r"`([^`]+)`", row[number])
+    """Of every row of every table its first cell, and the words in backticks of the cell under that heading."""
+    heads: list[str] = []
+    for line in (ROOT / "docs" / document).read_text().splitlines():
+        row = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            heads = []
+        elif not heads:
+            heads = row
+        elif set(line) != set("|-"):
+            assert len(row) == len(heads), f"{document}: the row {row[0]} has {len(row)} cells"
+            yield row[0], re.findall(r"`([^`]+)`", row[heads.index(heading)])
 
 
 def rows(heading: str, *documents: str) -> list[object]:

@@ -170,7 +170,7 @@ def _history(t: Trial) -> list[dict[str, Any]]:
 
 def test_a_stage_that_no_longer_improves_ends_with_its_best_model(tmp_path: Path) -> None:
     """At this rate the head overshoots: later rounds are no better on validation than an early one."""
-    every = {"evaluate": {"every": 1, "split": "val"}}
+    every = {"evaluate": {"every": 1, "split": "val", "floor": 1}}
     until = {"patience": 2, "metric": "accuracy", "least": 0.0}
     t = trial(study(stage(sgd(STEPS, LR), rounds=30, early_stopping=until), **every), tmp_path / "stops")
     rows = [row for row in _history(t) if row["stage"] == "train"]
@@ -185,8 +185,23 @@ def test_a_stage_that_no_longer_improves_ends_with_its_best_model(tmp_path: Path
 
 def test_a_stage_that_improves_runs_to_its_end(tmp_path: Path) -> None:
     until = {"patience": 4, "metric": "auroc"}
-    t = trial(study(stage(sgd(STEPS, LR), early_stopping=until), evaluate={"every": 1, "split": "val"}), tmp_path)
+    t = trial(
+        study(stage(sgd(STEPS, LR), early_stopping=until), evaluate={"every": 1, "split": "val", "floor": 1}), tmp_path
+    )
     assert same(t.last, fedavg(t))
+    assert "remarks" in (result := json.loads((t.run / "result.json").read_text()))
+    assert result["remarks"] == []
+
+
+def test_a_stage_that_nobody_can_judge_runs_to_its_end_and_says_so(tmp_path: Path) -> None:
+    """As few cases as these sites validate on decide nothing: the stage is not ended by chance, nor in silence."""
+    until = {"patience": 1, "metric": "accuracy"}
+    study_ = study(stage(sgd(STEPS, LR), early_stopping=until), evaluate={"every": 1, "split": "val", "floor": 500})
+    t = trial(study_, tmp_path)
+    assert same(t.last, fedavg(t))
+    (remark,) = json.loads((t.run / "result.json").read_text())["remarks"]
+    assert "could not stop early" in remark
+    assert f"{ROUNDS} of {ROUNDS}" in remark
 
 
 @pytest.mark.parametrize("lam", [0.25, 3.0])

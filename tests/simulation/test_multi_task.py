@@ -51,6 +51,7 @@ def study(**changes: Any) -> Study:
         "split": {"train": 0.5, "val": 0.25, "test": 0.25},
         "model": {"backbone": "slim_resnet", "weights": None},
         "plan": [TUNE | {"rounds": 2}],
+        "evaluate": {"floor": 1},
     }
     return parse_study(base | changes, "test")
 

@@ -25,7 +25,7 @@ OPEN_EYES = CLOSED.model_copy(update={"allow_non_dp": True, "metrics": "exact"})
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return find_study(Path("private_table"))[0]
+    return find_study(Path("private_table"), ("evaluate.floor=4",))[0]
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def furthest(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float
 def test_masked_and_open_studies_give_the_same_model_and_metrics(hospitals, make_study, tmp_path, method: str):
     runs = {}
     for name, secure_aggregation in (("open", False), ("secure_aggregation", True)):
-        study = make_study(method=PLANS[method], secure_aggregation=secure_aggregation)
+        study = make_study(method=PLANS[method], secure_aggregation=secure_aggregation, evaluate={"floor": 1})
         runs[name] = simulate(study, hospitals, tmp_path / name)
     assert furthest(weights(runs["open"]), weights(runs["secure_aggregation"])) < 1e-6
     plain, hidden = (read_json(runs[name] / "result.json") for name in ("open", "secure_aggregation"))

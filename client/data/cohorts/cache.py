@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgraft.common.base.errors import ENDS
 from fedgraft.common.base.files import canonical_json, digest_arrays, make_folder, write_atomic
 
 
@@ -78,7 +79,9 @@ def load(folder: Path, key: str) -> Decoded | None:
         decoded = Decoded(inputs, targets | arrays, patients, problems, facts, left_out, origins, studies, spacings)
         whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
         whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}
-    except Exception:  # numpy and json raise what they like on damaged files, and all of it means: decode again
+    except ENDS:
+        raise
+    except BaseException:  # numpy and json raise what they like on damaged files, and all of it means: decode again
         return None
     return decoded if whole else None
 

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fedgraft.client.data.cohorts import experiment, splits
 from fedgraft.client.data.cohorts.cache import Decoded, load, store
+from fedgraft.client.data.cohorts.folders import Found, files, walk
 from fedgraft.client.data.cohorts.masks import folders
 from fedgraft.client.data.cohorts.scan import (
     Scan,
-    files,
     name_below,
     scan_dicom,
     scan_images,
@@ -29,7 +29,7 @@ from fedgraft.client.data.cohorts.scan import (
 from fedgraft.client.data.cohorts.splits import Dealing, SplitRule
 from fedgraft.client.data.cohorts.table import read_table
 from fedgraft.client.data.cohorts.targets import known, stacked, strata
-from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.spec import DERIVED, CohortSpec
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.base.files import canonical_json, sha256_file, write_atomic
 from fedgraft.common.study.inputs import (
@@ -48,7 +48,7 @@ from fedgraft.common.study.tasks import (
     Task,
 )
 
-_VERSION = 6
+_VERSION = 7
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
@@ -191,7 +191,7 @@ def _images(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place: Pl
     for folder in (place.cache, place.state):
         if folder.resolve().is_relative_to(spec.root.resolve()):
             raise DataError(f"{folder}: is inside the cohort's own folder {spec.root}.", fix="Keep it somewhere else.")
-    found = files(spec.root)
+    found = walk(spec.root)
     key = _cache_key(spec, wanted, size, place, found)
     decoded = load(place.cache, key)
     if decoded is None:
@@ -200,7 +200,10 @@ def _images(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place: Pl
         if len(decoded.inputs):
             store(place.cache, key, decoded)
             decoded = load(place.cache, key) or decoded
-    _list_left_out(decoded, [name_below(path, spec.root) for path in found], place.state)
+    names = [name_below(path, spec.root) for path in found.files]
+    rows = [(names[at], reason) for at, reason in decoded.left_out]
+    rows += [(name_below(path, spec.root), reason) for path, reason in found.passed_over]
+    _list_left_out(rows, place.state)
     return decoded, Counter(decoded.facts)
 
 
@@ -229,7 +232,7 @@ def _decoded(scan: Scan, wanted: CohortRequest, size: ImageInput, place: Place) 
     )
 
 
-def _cache_key(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place: Place, found: Sequence[Path]) -> str:
+def _cache_key(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place: Place, found: Found) -> str:
     """A digest of everything that decoded images depend on.
 
     Files count by name, size and times, as in build tools: reading all of them would take as long as it saves. Labels
@@ -241,16 +244,16 @@ def _cache_key(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place:
         "tasks": [task.model_dump(mode="json") for task in wanted.tasks],
         "size": [size.size, size.channels],
         "labels": sha256_file(spec.labels) if spec.labels is not None and spec.labels.is_file() else None,
-        "files": list(stamps(found, spec.root)),
+        "files": list(stamps(found.files, spec.root)),
+        "passed_over": [(name_below(path, spec.root), reason) for path, reason in found.passed_over],
     }
     if masks := folders(spec, [task.name for task in wanted.tasks if isinstance(task, Segmentation)]):
         content["masks"] = {task: list(stamps(files(folder), folder)) for task, folder in masks.items()}
     return hmac.new(place.secret, canonical_json(content), hashlib.sha256).hexdigest()
 
 
-def _list_left_out(decoded: Decoded, names: Sequence[str], state: Path) -> None:
+def _list_left_out(rows: Sequence[tuple[str, str]], state: Path) -> None:
     """The files that were not used, for the people at the site; it names files, so it is private."""
-    rows = [(names[at], reason) for at, reason in decoded.left_out]
     lines = ["file,reason"] + ['"{}",{}'.format(name.replace('"', '""'), reason) for name, reason in rows]
     write_atomic(state / "left_out.csv", ("\n".join(lines) + "\n").encode(), private=True)
 
@@ -258,7 +261,10 @@ def _list_left_out(decoded: Decoded, names: Sequence[str], state: Path) -> None:
 def _check_usable(name: str, spec: CohortSpec, decoded: Decoded, wanted: CohortRequest) -> None:
     if not len(decoded.inputs):
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(decoded.problems.items())) or "no files"
-        raise DataError(f"Site {name}: nothing in {spec.root} can be used ({reasons}).", fix="See left_out.csv.")
+        fix = "See left_out.csv."
+        if set(DERIVED) & decoded.problems.keys():
+            fix += " If what no scanner took are the images of the study, list its kind as `accept` of the cohort."
+        raise DataError(f"Site {name}: nothing in {spec.root} can be used ({reasons}).", fix=fix)
     for task in wanted.tasks:
         target: NDArray[Any] = decoded.targets[task.name]
         if isinstance(task, Task) and target.max(initial=UNKNOWN) >= len(task.classes):

@@ -6,15 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from fedgraft.client.data.cohorts.batches import fitted_shape
+from fedgraft.client.data.cohorts.folders import files
+from fedgraft.client.data.decoding.decoder import Limits, read_images
+from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput
@@ -37,6 +38,7 @@ class Masks:
     def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> None:
         """DataError if the folder is none, or lies where images are looked for."""
         self._size = size
+        self._limits = Limits(spec.file_seconds, spec.file_gigabytes)
         self._tasks = [task.name for task in tasks if isinstance(task, Segmentation)]
         self._folders = folders(spec, self._tasks)
         self._used: dict[str, set[Path]] = {task: set() for task in self._tasks}
@@ -55,7 +57,7 @@ class Masks:
     def finish(self) -> Counter[str]:
         """All that was odd, once every image has been looked up."""
         for task, folder in self._folders.items():
-            there = {path for path in folder.rglob(f"*{SUFFIX}") if path.is_file()}
+            there = {path for path in files(folder) if path.suffix == SUFFIX}
             if rest := len(there - self._used[task]):
                 self.problems[WITHOUT_IMAGE] += rest
         return self.problems
@@ -70,11 +72,11 @@ class Masks:
             return self._none()
         self._used[task].add(path)
         try:
-            with Image.open(path) as opened:
-                inside: NDArray[Any] = np.asarray(opened.convert("L")) > 0
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError):
+            (image,) = read_images(path, "first", self._limits).frames
+        except UnusableError:
             self.problems[UNREADABLE] += 1
             return self._none()
+        inside: NDArray[np.bool_] = (image if image.ndim == 2 else image.max(axis=2)) > 0
         if inside.shape != tuple(shape):
             self.problems[OTHER_SIZE] += 1
             return self._none()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,21 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
+from fedgraft.client.data.cohorts.csv_tables import column, read_csv
+from fedgraft.client.data.cohorts.folders import walk
+from fedgraft.client.data.cohorts.joins import differences
 from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
-from fedgraft.client.data.cohorts.table import (
-    NOBODY,
-    column,
-    read_csv,
-    row_targets,
-)
+from fedgraft.client.data.cohorts.patient_ids import SIMILAR, similar
+from fedgraft.client.data.cohorts.table import NOBODY, row_targets
 from fedgraft.client.data.cohorts.targets import (
+    LabelReader,
     Target,
     same,
-    target,
     unknown,
 )
-from fedgraft.client.data.decoding.dicom import read_dicom
-from fedgraft.client.data.decoding.images import SUFFIXES, read_image
+from fedgraft.client.data.cohorts.words import Cell, check_words
+from fedgraft.client.data.decoding.decoder import Limits, read_dicom, read_images
+from fedgraft.client.data.decoding.dicom import DicomImage
+from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
@@ -64,18 +65,8 @@ class Scan:
     facts: Counter[str] = field(default_factory=Counter)
 
 
-_NO_WORD, _LEADING_ZEROS = re.compile(r"[\W_]+"), re.compile(r"(?<!\d)0+(?=\d)")
-
 Labels = Mapping[str, Mapping[str, Target]]
 """Targets by task, by key of the join."""
-
-
-def files(root: Path) -> list[Path]:
-    """All files below a folder, in a fixed order; hidden ones are left out. DataError if it is no folder."""
-    if not root.is_dir():
-        raise DataError(f"{root}: is no folder.", fix="Check `root` of the site's cohort.")
-    below = (path for path in root.rglob("*") if path.is_file())
-    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(root).parts))
 
 
 def name_below(path: Path, root: Path) -> str:
@@ -101,24 +92,24 @@ def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Labels | None:
 
 def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
     """The images below a folder of DICOM files, with labels and what was left out by reason."""
-    labels, scan, seen = read_labels(spec, tasks), _empty(tasks), set[tuple[str, str]]()
-    masks, used = Masks(spec, tasks, size), set[str]()
-    for at, path in enumerate(files(spec.root)):
+    labels, scan, seen = read_labels(spec, tasks), _empty(tasks), _Seen()
+    masks, join = Masks(spec, tasks, size), _Join(labels, tasks)
+    limits = Limits(spec.file_seconds, spec.file_gigabytes)
+    for at, path in enumerate(_all_files(spec, scan)):
         if spec.labels is not None and path.resolve() == spec.labels.resolve():
             continue
         name = name_below(path, spec.root)
         try:
-            image = read_dicom(path, spec.window, spec.frames)
+            image = read_dicom(path, spec.window, spec.frames, spec.accept, limits)
         except UnusableError as unusable:
             _leave_out(scan, at, unusable.reason)
             continue
-        sop, patient = image.keys["sop"], image.keys["patient"]
-        if sop and (patient, sop) in seen:  # not of another patient's: whoever else is there must not count
+        patient = image.keys["patient"]
+        if seen.again(patient, image):
             _leave_out(scan, at, "duplicate")
             continue
-        seen.add((patient, sop))
         key = name if spec.join == "path" else image.keys[spec.join]
-        found = _labels_for(labels, key, tasks, scan, used)
+        found = join.of(key)
         for frame in image.frames:
             shape = frame.shape[:2]
             scan.images.append(fit(frame, image.pixel_aspect, size))
@@ -130,49 +121,97 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
             scan.studies.append(image.keys["study"])
             _label(scan, found, masks.of(name, shape, image.pixel_aspect, len(image.frames)))
         scan.facts.update(f"{key} {value}" for key, value in image.facts.items())
+        scan.problems.update(image.notes)
         if not patient:
             scan.problems["no_patient_id"] += 1
-    _unused(labels, used, scan)
+    scan.problems.update(join.finish())
+    seen.finish(spec, scan)
     scan.problems.update(masks.finish())
-    if alike := _alike(scan.patients):
-        scan.problems["similar_patient_ids"] += alike
+    _count_similar(scan)
     return scan
+
+
+class _Seen:
+    """Images by their SOP instance UID. The same pixels under one patient are a copy; other pixels are another image.
+
+    Not of another patient's: whoever else is there must not count.
+    """
+
+    def __init__(self) -> None:
+        self._pixels: dict[str, set[bytes]] = {}
+        self._own: set[tuple[str, str, bytes]] = set()
+        self._files: Counter[str] = Counter()
+
+    def again(self, patient: str, image: DicomImage) -> bool:
+        """Whether this patient's image of that UID and these pixels was there before."""
+        if not (sop := image.keys["sop"]):
+            return False
+        digest = hashlib.blake2b(digest_size=16)
+        for frame in image.frames:
+            digest.update(repr(frame.shape).encode())
+            digest.update(np.ascontiguousarray(frame).data)
+        pixels = digest.digest()
+        if (patient, sop, pixels) in self._own:
+            return True
+        self._own.add((patient, sop, pixels))
+        self._pixels.setdefault(sop, set()).add(pixels)
+        self._files[sop] += 1
+        return False
+
+    def finish(self, spec: CohortSpec, scan: Scan) -> None:
+        """Count images that share their UID with other pixels. DataError if labels go by that UID."""
+        shared = sum(self._files[sop] for sop, pixels in self._pixels.items() if len(pixels) > 1)
+        if not shared:
+            return
+        if spec.labels is not None and spec.join == "sop":
+            raise DataError(
+                f"{spec.root}: {shared} images with other pixels share a SOPInstanceUID, so that it does not say which "
+                "of them a label is of.",
+                fix="Join by path, or have the UIDs mended; some de-identifiers write the same one everywhere.",
+            )
+        scan.problems["same_uid_other_pixels"] += shared
 
 
 def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
     """Read a folder of ordinary images: labels from the table, or from the name of the sub-folder."""
     labels, scan, masks = read_labels(spec, tasks), _empty(tasks), Masks(spec, tasks, size)
-    by_folder = _by_folder(spec, tasks) if labels is None else None
-    patients, used = _patients(spec), set[str]()
-    for at, path in enumerate(files(spec.root)):
+    by_folder, reader = (_by_folder(spec, tasks) if labels is None else None), LabelReader(spec, tasks)
+    patients, join = _patients(spec), _Join(labels, tasks)
+    limits = Limits(spec.file_seconds, spec.file_gigabytes)
+    for at, path in enumerate(_all_files(spec, scan)):
         name = name_below(path, spec.root)
         if path.suffix.lower() not in SUFFIXES:
             if path.suffix.lower() != ".csv":
                 _leave_out(scan, at, "not_an_image")
             continue
         try:
-            image = read_image(path)
+            image = read_images(path, spec.frames, limits)
         except UnusableError as unusable:
             _leave_out(scan, at, unusable.reason)
             continue
         if labels is None:
             folder = name.split("/")[0] if "/" in name else ""
-            where = f"the name of a sub-folder of {spec.root}"
+            cell = Cell(folder, f"the name of a sub-folder of {spec.root}")
             found: Mapping[str, Target] = (
-                {by_folder.name: target(by_folder, folder, spec, where)} if by_folder is not None else {}
+                {by_folder.name: reader.of(by_folder, {by_folder.name: cell})} if by_folder is not None else {}
             )
         else:
-            found = _labels_for(labels, name, tasks, scan, used)
-        scan.images.append(fit(image, 1.0, size))
-        scan.spacings.append(0.0)
-        scan.origins.append(at)
+            found = join.of(name)
         patient = name if patients is None else patients.get(name, "")
-        scan.patients.append(patient or NOBODY)
         if not patient:
             scan.problems["no_patient_id"] += 1
-        _label(scan, found, masks.of(name, image.shape[:2], 1.0, 1))
-    _unused(labels, used, scan)
+        scan.problems.update(image.notes)
+        for frame in image.frames:
+            scan.images.append(fit(frame, 1.0, size))
+            scan.spacings.append(0.0)
+            scan.origins.append(at)
+            scan.patients.append(patient or NOBODY)
+            _label(scan, found, masks.of(name, frame.shape[:2], 1.0, len(image.frames)))
+    reader.finish()
+    scan.problems.update(join.finish())
     scan.problems.update(masks.finish())
+    if patients is not None:
+        _count_similar(scan)
     return scan
 
 
@@ -182,6 +221,7 @@ def _by_folder(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Task | None:
     if not asked:
         return None
     if len(asked) == 1 and isinstance(asked[0], Task):
+        check_words(spec, asked[0].name, "", asked[0].classes)
         return asked[0]
     raise DataError(f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table.")
 
@@ -220,26 +260,42 @@ def _leave_out(scan: Scan, at: int, reason: str) -> None:
     scan.problems[reason] += 1
 
 
-def _labels_for(
-    labels: Labels | None, key: str, tasks: Sequence[AnyTask], scan: Scan, used: set[str]
-) -> Mapping[str, Target]:
-    if labels is not None and key and key in labels:
-        used.add(key)
-        return labels[key]
-    if labels is not None:
-        scan.problems["no_label_row"] += 1
-    return {task.name: unknown(task) for task in tasks if not isinstance(task, Segmentation)}
+def _all_files(spec: CohortSpec, scan: Scan) -> list[Path]:
+    """The files of the cohort; what was passed over on the way to them is counted."""
+    found = walk(spec.root)
+    scan.problems.update(reason for _, reason in found.passed_over)
+    return found.files
 
 
-def _alike(patients: Sequence[str]) -> int:
-    """How many patients' ids differ from another's in case, separators and leading zeros only."""
-    plain = Counter(_LEADING_ZEROS.sub("", _NO_WORD.sub(" ", key).strip().lower()) for key in set(patients))
-    return sum(count for key, count in plain.items() if key and count > 1)
+class _Join:
+    """Rows of the labels table by key: those that met a file, and files that met none."""
+
+    def __init__(self, labels: Labels | None, tasks: Sequence[AnyTask]) -> None:
+        self._labels = labels
+        self._nothing = {task.name: unknown(task) for task in tasks if not isinstance(task, Segmentation)}
+        self._used = set[str]()
+        self._alone: Counter[str] = Counter()
+
+    def of(self, key: str) -> Mapping[str, Target]:
+        """The targets of a file with this key; all unknown if the table has no row of it."""
+        if self._labels is not None and key and key in self._labels:
+            self._used.add(key)
+            return self._labels[key]
+        self._alone[key] += 1
+        return self._nothing
+
+    def finish(self) -> Counter[str]:
+        """How many files had no row, how many rows no file, and by what their keys differ if by little."""
+        if self._labels is None:
+            return Counter()
+        rows = [key for key in self._labels if key not in self._used]
+        counts = Counter({"no_label_row": self._alone.total(), "label_without_file": len(rows)})
+        return +(counts + differences(self._alone, rows))
 
 
-def _unused(labels: Labels | None, used: set[str], scan: Scan) -> None:
-    if labels is not None and (rest := len(labels) - len(used)):
-        scan.problems["label_without_file"] += rest
+def _count_similar(scan: Scan) -> None:
+    if alike := similar(scan.patients):
+        scan.problems[SIMILAR] += alike
 
 
 def stamps(paths: Sequence[Path], root: Path) -> Iterator[tuple[str, int, int, int]]:

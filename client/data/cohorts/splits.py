@@ -111,11 +111,10 @@ def keep(path: Path, labels: Mapping[str, int], dealing: Dealing) -> tuple[dict[
     """The splits in the file `path`, with new patients added, and the rule that holds; nobody in it ever moves.
 
     The file is private. DataError if it is damaged, was made with other shares or another seed, or was dealt by class
-    where each patient must stand alone. A file from before rules were written down stays as it is for its study.
+    where each patient must stand alone. A file that names no rule counts as dealt by class.
     """
-    known, stated = _read(path, dealing) if path.exists() else ({}, dealing.rule or "independent")
-    rule: SplitRule = "stratified" if stated == _UNSTATED else stated
-    if dealing.rule == "independent" and stated == "stratified":
+    known, rule = _read(path, dealing) if path.exists() else ({}, dealing.rule or "independent")
+    if dealing.rule == "independent" and rule == "stratified":
         raise TiedSplits(
             f"{path}: the patients were dealt out class by class, which ties them together, but this study or the "
             "site's policy asks for differential privacy.",
@@ -127,7 +126,7 @@ def keep(path: Path, labels: Mapping[str, int], dealing: Dealing) -> tuple[dict[
     else:
         splits = known | assign(labels, known, dealing.shares, dealing.seed)
     if len(splits) > len(known):
-        _write(path, splits, dealing, stated)
+        _write(path, splits, dealing, rule)
     return {patient: splits[patient] for patient in labels}, rule
 
 
@@ -136,24 +135,19 @@ def write(path: Path, splits: Mapping[str, str], dealing: Dealing) -> None:
     _write(path, splits, dealing, dealing.rule or "independent")
 
 
-_UNSTATED: Literal["unstated"] = "unstated"
-"""The rule of a file that names none: it was dealt out class by class."""
-_Stated = SplitRule | Literal["unstated"]
-
-
-def _write(path: Path, splits: Mapping[str, str], dealing: Dealing, stated: _Stated) -> None:
+def _write(path: Path, splits: Mapping[str, str], dealing: Dealing, rule: SplitRule) -> None:
     text = io.StringIO()
-    text.write(_header(dealing, stated) + "\n")
+    text.write(_header(dealing, rule) + "\n")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("patient", "split"))
     writer.writerows(sorted(splits.items()))
     write_atomic(path, text.getvalue().encode(), private=True)
 
 
-def _header(dealing: Dealing, stated: _Stated) -> str:
+def _header(dealing: Dealing, rule: SplitRule | None) -> str:
     shares = dealing.shares
     text = f"# shares {shares.train:g} {shares.val:g} {shares.test:g}, seed {dealing.seed}"
-    return text if stated == _UNSTATED else f"{text}, {stated}"
+    return text if rule is None else f"{text}, {rule}"
 
 
 def stratum(targets: Sequence[int]) -> int:
@@ -167,11 +161,12 @@ def indices(patients: Sequence[str], splits: Mapping[str, str]) -> dict[str, np.
     return {split: np.flatnonzero(names == split) for split in SPLITS}
 
 
-def _read(path: Path, dealing: Dealing) -> tuple[dict[str, str], _Stated]:
+def _read(path: Path, dealing: Dealing) -> tuple[dict[str, str], SplitRule]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    rules: tuple[_Stated, ...] = ("independent", "stratified", _UNSTATED)
-    stated = next((rule for rule in rules if lines[:1] == [_header(dealing, rule)]), None)
-    if stated is None:
+    rules: dict[SplitRule | None, SplitRule] = {"independent": "independent", "stratified": "stratified"}
+    rules[None] = "stratified"
+    rule = next((found for said, found in rules.items() if lines[:1] == [_header(dealing, said)]), None)
+    if rule is None:
         raise DataError(
             f"{path}: the patients were split with other shares or another seed.",
             fix="Remove the file to split them anew; models that saw the old split must not be tested on the new one.",
@@ -179,4 +174,4 @@ def _read(path: Path, dealing: Dealing) -> tuple[dict[str, str], _Stated]:
     rows = list(csv.reader(lines[2:]))
     if lines[1:2] != ["patient,split"] or any(len(row) != 2 or row[1] not in SPLITS for row in rows):
         raise DataError(f"{path}: is damaged.", fix="Restore it, or remove it to split the patients anew.")
-    return {row[0]: row[1] for row in rows}, stated
+    return {row[0]: row[1] for row in rows}, rule

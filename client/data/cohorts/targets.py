@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedgraft.client.data.cohorts.words import Cell, UnknownWords, is_missing, mapped, meant, refuse
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.tasks import (
     UNKNOWN,
     AnyTask,
@@ -22,10 +22,7 @@ from fedgraft.common.study.tasks import (
     Task,
 )
 
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
-"""What stands for a missing value, in lower case. A class or category may be called so, and then is meant."""
-
-_YES, _NO = frozenset({"1", "1.0", "yes", "true", "y"}), frozenset({"0", "0.0", "no", "false", "n"})
+_YES, _NO = frozenset({"1", "yes", "true", "y"}), frozenset({"0", "no", "false", "n"})
 _LARGEST = float(np.finfo(np.float32).max)
 
 Target = int | float | tuple[float, ...]
@@ -64,30 +61,82 @@ def columns_of(task: AnyTask) -> tuple[tuple[str, str], ...]:
     return () if isinstance(task, Segmentation) else ((task.name, task.name),)
 
 
-def target(task: Task, value: str, spec: CohortSpec, where: str) -> int:
-    """Class index of a cell, or UNKNOWN if it is empty. DataError for a value that is no class."""
-    mapped = _mapped(spec, task.name, value)
-    if mapped in task.classes:
-        return task.classes.index(mapped)
-    if mapped.lower() in MISSING:
-        return UNKNOWN
-    raise DataError(
-        f"{where} is no class of task {task.name!r}.",
-        fix=f"Classes are {', '.join(task.classes)}; others can be renamed by label_map.",
-    )
-
-
-def target_of(task: AnyTask, cells: Mapping[str, tuple[str, str]], spec: CohortSpec) -> Target:
-    """A case's target from its cells: text and place in the file, by key of `columns_of`.
-
-    DataError names the place of a cell that cannot be read.
-    """
+def names_of(task: AnyTask) -> tuple[str, ...]:
+    """What a cell of this task can say: a class, yes or no; nothing where it is a number or no cell at all."""
     if isinstance(task, Multilabel):
-        return tuple(_yes_or_no(spec, key, *cells[key]) for key, _ in columns_of(task))
+        return (*sorted(_YES), *sorted(_NO))
+    return task.classes if isinstance(task, Task) else ()
+
+
+class LabelReader:
+    """Turns cells into targets, and keeps all that could not be read, so that it is told at once by `finish`."""
+
+    def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask]) -> None:
+        self._spec = spec
+        self._unknown: dict[str, UnknownWords] = {}
+        for task in tasks:
+            for key, _ in columns_of(task):
+                self._unknown[key] = UnknownWords(key, _should_be(task, key), names_of(task))
+
+    def of(self, task: AnyTask, cells: Mapping[str, Cell]) -> Target:
+        """A case's target from its cells by key of `columns_of`; unknown for cells that `finish` will refuse."""
+        if isinstance(task, Multilabel):
+            return tuple(self._yes_or_no(key, cells[key]) for key, _ in columns_of(task))
+        if isinstance(task, Regression):
+            return self._value(task, cells[task.name])
+        assert isinstance(task, Task)
+        return self._class(task, cells[task.name])
+
+    def finish(self) -> None:
+        """DataError with every word that means nothing, counted, if there are any."""
+        refuse(self._unknown.values())
+
+    def _class(self, task: Task, cell: Cell) -> int:
+        word = mapped(self._spec, task.name, cell, task.classes)
+        if (name := meant(word.text, task.classes)) is not None:
+            self._unknown[task.name].read += 1
+            return task.classes.index(name)
+        self._note(task.name, cell, missing=is_missing(word, self._spec))
+        return UNKNOWN
+
+    def _yes_or_no(self, key: str, cell: Cell) -> float:
+        word = mapped(self._spec, key, cell, _YES | _NO)
+        if (text := meant(word.text, _YES | _NO)) is not None:
+            self._unknown[key].read += 1
+            return float(text in _YES)
+        self._note(key, cell, missing=is_missing(word, self._spec))
+        return math.nan
+
+    def _value(self, task: Regression, cell: Cell) -> float:
+        word = mapped(self._spec, task.name, cell, ())
+        if is_missing(word, self._spec):
+            return math.nan
+        if (number := finite(word.text)) is None:
+            self._note(task.name, cell, missing=False)
+            return math.nan
+        self._unknown[task.name].read += 1
+        return number
+
+    def _note(self, key: str, cell: Cell, *, missing: bool) -> None:
+        if not missing:
+            self._unknown[key].cells.append(cell)
+
+
+def _should_be(task: AnyTask, key: str) -> str:
+    if isinstance(task, Multilabel):
+        return f"is neither yes nor no, of the label {key!r}"
     if isinstance(task, Regression):
-        return _value(spec, task, *cells[task.name])
-    assert isinstance(task, Task)
-    return target(task, cells[task.name][0], spec, cells[task.name][1])
+        return f"is no finite number, of task {task.name!r} in {task.unit}"
+    return f"is no class of task {task.name!r}"
+
+
+def finite(text: str) -> float | None:
+    """The finite number, of single precision, that a text is; None if it is none."""
+    try:
+        number = float(text if "_" not in text else "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and abs(number) <= _LARGEST else None
 
 
 def same(left: Target, right: Target) -> bool:
@@ -114,35 +163,3 @@ def strata(task: AnyTask, targets: NDArray[Any]) -> list[int]:
         return [int(value) for value in np.where(np.isnan(flat[:, 0]), UNKNOWN, flat[:, 0] > task.mean)]
     missing = np.isnan(flat).all(axis=1) if isinstance(task, Multilabel) else (flat < 0).all(axis=1)
     return [int(value) for value in np.where(missing, UNKNOWN, (flat == 1).any(axis=1))]
-
-
-def _mapped(spec: CohortSpec, key: str, value: str) -> str:
-    return spec.label_map.get(key, {}).get(value, value)
-
-
-def _yes_or_no(spec: CohortSpec, key: str, value: str, where: str) -> float:
-    mapped = _mapped(spec, key, value).lower()
-    if mapped in MISSING:
-        return math.nan
-    if mapped not in _YES | _NO:
-        raise DataError(
-            f"{where} is neither yes nor no, of the label {key!r}.",
-            fix="Write yes, no, 1, 0, true or false, leave the cell empty if it is not known, or rename by label_map.",
-        )
-    return float(mapped in _YES)
-
-
-def _value(spec: CohortSpec, task: Regression, value: str, where: str) -> float:
-    mapped = _mapped(spec, task.name, value)
-    if mapped.lower() in MISSING:
-        return math.nan
-    try:
-        number = float(mapped if "_" not in mapped else "")
-    except ValueError:
-        number = math.inf
-    if not math.isfinite(number) or abs(number) > _LARGEST:
-        raise DataError(
-            f"{where} is no finite number, of task {task.name!r} in {task.unit}.",
-            fix="Write the number alone, without its unit, or leave the cell empty.",
-        )
-    return number

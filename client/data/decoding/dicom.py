@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,11 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length, pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
+from fedgraft.client.data.decoding.acquired import not_acquired
 from fedgraft.client.data.decoding.facts import facts
 from fedgraft.client.data.decoding.grey import (
     Floats,
@@ -29,8 +32,12 @@ from fedgraft.client.data.decoding.grey import (
     stored_bits,
 )
 from fedgraft.client.data.decoding.lookup import palette
+from fedgraft.client.data.decoding.numbers import pair, whole
 from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import Window
+
+UNSUPPORTED = "unsupported_syntax"
 
 _TAGS = [
     "PatientID",
@@ -38,6 +45,7 @@ _TAGS = [
     "SeriesInstanceUID",
     "SOPInstanceUID",
     "SOPClassUID",
+    "ImageType",
     "Modality",
     "Manufacturer",
     "BurnedInAnnotation",
@@ -106,24 +114,23 @@ class DicomImage:
     keys: dict[str, str] = field(repr=False)
     facts: dict[str, str]
     width_mm: float = 0.0
+    notes: tuple[str, ...] = ()
+    """Constant words for what is odd in a file that is used all the same."""
 
 
-def read_dicom(path: Path, window: Window | None, frames: str) -> DicomImage:
-    """Read one file. UnusableError says why it cannot be used; nothing else is raised for a bad file."""
+def read_dicom(path: Path, window: Window | None, frames: str, accept: Collection[str] = ()) -> DicomImage:
+    """Read one file. UnusableError says why it cannot be used; nothing else is raised for a bad file.
+
+    `accept` lists kinds of objects that are used though no scanner took them (see `acquired`).
+    """
     with _quiet():
         dataset = _open(path)
-        try:
-            _check(dataset)
-            indices = _chosen(dataset, frames)
-            images = [_image(dataset, index, window) for index in indices]
+        with wall("undecodable"):
+            _check(dataset, accept)
+            indices, notes = _chosen(dataset, frames), Counter[str]()
+            images = [_image(dataset, index, window, notes) for index in indices]
             aspect, width_mm = _pixel(dataset, indices[0])
-            return DicomImage(images, aspect, _keys(dataset), facts(dataset, indices[0]), width_mm)
-        except UnusableError:
-            raise
-        except MemoryError:
-            raise UnusableError("too_large") from None
-        except Exception:  # decoders and parsers raise what they like on damaged data
-            raise UnusableError("undecodable") from None
+            return DicomImage(images, aspect, _keys(dataset), facts(dataset, indices[0]), width_mm, tuple(notes))
 
 
 @contextmanager
@@ -137,26 +144,32 @@ def _quiet() -> Iterator[None]:
 
 def _open(path: Path) -> Dataset:
     dataset: Dataset
-    try:
-        if path.stat().st_size == 0:
-            raise UnusableError("empty_file")
+    with wall("unreadable"):
         try:
-            dataset = pydicom.dcmread(path, specific_tags=list(_TAGS))
-        except InvalidDicomError:  # old files have no preamble: accept them if what is read makes sense
-            dataset = pydicom.dcmread(path, specific_tags=list(_TAGS), force=True)
-            if "SOPClassUID" not in dataset and "Rows" not in dataset:
-                raise UnusableError("not_dicom") from None
+            if path.stat().st_size == 0:
+                raise UnusableError("empty_file")
+            try:
+                dataset = pydicom.dcmread(path, specific_tags=list(_TAGS))
+            except InvalidDicomError:  # old files have no preamble: accept them if what is read makes sense
+                dataset = pydicom.dcmread(path, specific_tags=list(_TAGS), force=True)
+                if "SOPClassUID" not in dataset and "Rows" not in dataset:
+                    raise UnusableError("not_dicom") from None
+        except PermissionError:
+            raise UnusableError("no_right_to_read") from None
         if "TransferSyntaxUID" not in dataset.file_meta:
             dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
-        if not dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:  # damaged, or a vendor's own
-            raise UnusableError("unreadable")
-    except UnusableError:
-        raise
-    except MemoryError:
-        raise UnusableError("too_large") from None
-    except Exception:  # whatever a damaged file makes the parser say
-        raise UnusableError("unreadable") from None
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if not syntax.is_transfer_syntax:  # a vendor's own, newer than pydicom, or damaged
+            raise UnusableError(UNSUPPORTED if syntax.is_valid and len(dataset) else "unreadable")
     return dataset
+
+
+def _can_decode(syntax: pydicom.uid.UID) -> bool:
+    """Whether a decoder for the syntax is installed."""
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False
 
 
 def _guessed_syntax(dataset: Dataset) -> pydicom.uid.UID:
@@ -166,10 +179,12 @@ def _guessed_syntax(dataset: Dataset) -> pydicom.uid.UID:
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
-def _check(dataset: Dataset) -> None:
-    """UnusableError for what is no image, may show who the patient is, or lacks what an image needs."""
+def _check(dataset: Dataset, accept: Collection[str]) -> None:
+    """UnusableError for what is no acquired image, may show who the patient is, or lacks what an image needs."""
     if dataset.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY:
         raise UnusableError("not_an_image")
+    if (kind := not_acquired(dataset, accept)) is not None:
+        raise UnusableError(kind)
     if str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":
         raise UnusableError("burned_in_annotation")
     native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
@@ -177,21 +192,21 @@ def _check(dataset: Dataset) -> None:
         # pydicom drops an element that the file's end cuts off; compressed pixels take all others with them.
         cut = ("Rows" in dataset and "Columns" in dataset) or (not native and not len(dataset))
         raise UnusableError("truncated" if cut else "no_pixels")
+    if not _can_decode(dataset.file_meta.TransferSyntaxUID):
+        raise UnusableError(UNSUPPORTED)
     if any(dataset.get(name) in (None, "") for name in _NEEDED):
         raise UnusableError("missing_elements")
+    whole(dataset, "NumberOfFrames")  # before pydicom reckons with it
     if native and "PixelData" in dataset and len(dataset.PixelData) < get_expected_length(dataset):
         raise UnusableError("truncated")
 
 
 def _chosen(dataset: Dataset, frames: str) -> Sequence[int]:
-    try:
-        count = max(1, int(dataset.get("NumberOfFrames") or 1))
-    except (TypeError, ValueError):
-        count = 1
+    count = max(1, whole(dataset, "NumberOfFrames") or 1)
     return {"all": range(count), "middle": [count // 2], "first": [0]}[frames]
 
 
-def _image(dataset: Dataset, index: int, window: Window | None) -> Floats:
+def _image(dataset: Dataset, index: int, window: Window | None, notes: Counter[str]) -> Floats:
     photometric = str(dataset.PhotometricInterpretation)
     if photometric in _RGB:
         return _unit(np.asarray(pixel_array(dataset, index=index)), int(dataset.BitsStored))
@@ -200,7 +215,7 @@ def _image(dataset: Dataset, index: int, window: Window | None) -> Floats:
     stored = _stored(dataset, index)
     if photometric == "PALETTE COLOR":
         return palette(dataset, stored).astype(np.float32)
-    return grey(dataset, stored, index, window)
+    return grey(dataset, stored, index, window, notes)
 
 
 def _stored(dataset: Dataset, index: int) -> NDArray[Any]:
@@ -226,11 +241,9 @@ def _pixel(dataset: Dataset, index: int) -> tuple[float, float]:
         (dataset, "ImagerPixelSpacing"),
         (dataset, "PixelAspectRatio"),
     ):
-        pair = source.get(name) if source is not None else None
-        try:
-            down, across = (float(value) for value in pair or ())
-        except (TypeError, ValueError):
+        if (size := pair(source, name)) is None:
             continue
+        down, across = size
         if down > 0 and across > 0 and 0.05 < down / across < 20:
             return down / across, across if name != "PixelAspectRatio" else 0.0
     return 1.0, 0.0

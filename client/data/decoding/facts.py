@@ -7,6 +7,8 @@ import math
 from pydicom.dataset import Dataset
 
 from fedgraft.client.data.decoding.grey import functional_group, stated_window, voi_lut
+from fedgraft.client.data.decoding.numbers import pair
+from fedgraft.client.data.decoding.unusable import UnusableError
 
 MODALITIES = frozenset(
     {"AR", "BI", "CR", "CT", "DX", "ECG", "ES", "GM", "IO", "IVOCT", "IVUS", "LS", "MG", "MR", "NM", "OCT", "OP", "OPT"}
@@ -89,11 +91,9 @@ def _spacing(dataset: Dataset, index: int) -> str:
         (dataset, "PixelSpacing"),
         (dataset, "ImagerPixelSpacing"),
     ):
-        pair = source.get(name) if source is not None else None
-        try:
-            rows, columns = (float(value) for value in pair or ())
-        except (TypeError, ValueError):
+        if (size := pair(source, name)) is None:
             continue
+        rows, columns = size
         if 0 < rows < math.inf and 0 < columns < math.inf:
             return f"{rows:.2g} mm"
     return NOT_STATED
@@ -102,4 +102,7 @@ def _spacing(dataset: Dataset, index: int) -> str:
 def _window(dataset: Dataset, index: int) -> str:
     if voi_lut(dataset) is not None:
         return "look-up table"
-    return "window" if stated_window(dataset, index) is not None else NOT_STATED
+    try:
+        return "window" if stated_window(dataset, index) is not None else NOT_STATED
+    except UnusableError:  # it could not be read, and was not needed: the site has a window of its own
+        return OTHER

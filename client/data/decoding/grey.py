@@ -6,28 +6,35 @@ becomes 0. The presentation LUT shape of an X-ray only repeats its photometric i
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from fedgraft.client.data.decoding.lookup import read_table
+from fedgraft.client.data.decoding.numbers import first
 from fedgraft.client.data.spec import Window
 
 Floats = NDArray[np.float32]
+WINDOW_WIDTH_1 = "window_width_1"
 
 _PERCENTILES = (0.5, 99.5)
 """Shown from black to white where a file has no window: robust against hot pixels and markers."""
 
 
-def grey(dataset: Dataset, stored: NDArray[Any], index: int, window: Window | None) -> Floats:
-    """One frame (H, W) in [0, 1] from its stored values; a `window` of the site's own replaces what the file says."""
+def grey(dataset: Dataset, stored: NDArray[Any], index: int, window: Window | None, notes: Counter[str]) -> Floats:
+    """One frame (H, W) in [0, 1] from its stored values; a `window` of the site's own replaces what the file says.
+
+    What is odd is counted in `notes`. UnusableError if an element that decides about values cannot be read.
+    """
     padding = _padding(dataset, stored)
     if padding is not None and padding.all():
         return np.zeros(stored.shape, dtype=np.float32)
-    shown = _voi(dataset, _modality(dataset, stored, index), padding, index, window)
+    values = _modality(dataset, stored, index)
+    window = window or _narrow(dataset, values if padding is None else values[~padding], index, notes)
+    shown = _voi(dataset, values, padding, index, window)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
     np.nan_to_num(shown, copy=False, nan=0.0)
@@ -67,10 +74,10 @@ def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None
     """Where there is no image: stored values equal to, or in the range of, the padding value."""
     floating = stored.dtype.kind == "f"
     kind = ("DoubleFloat" if stored.dtype.itemsize == 8 else "Float") if floating else ""
-    first, last = _first(dataset, f"{kind}PixelPaddingValue"), _first(dataset, f"{kind}PixelPaddingRangeLimit")
-    if first is None:
+    low, last = first(dataset, f"{kind}PixelPaddingValue"), first(dataset, f"{kind}PixelPaddingRangeLimit")
+    if low is None:
         return None
-    ends = (first, first if last is None else last)
+    ends = (low, low if last is None else last)
     if not floating:
         bits, signed = int(dataset.BitsStored), stored.dtype.kind == "i"
         ends = (_as_pixel(ends[0], bits, signed=signed), _as_pixel(ends[1], bits, signed=signed))
@@ -85,8 +92,8 @@ def _as_pixel(value: float, bits: int, *, signed: bool) -> int:
 
 
 def _modality(dataset: Dataset, stored: NDArray[Any], index: int) -> NDArray[np.float64]:
-    if luts := dataset.get("ModalityLUTSequence"):
-        table = read_table(luts[0].get("LUTDescriptor"), luts[0].get("LUTData"), little=_little(dataset))
+    if (lut := _modality_lut(dataset)) is not None:
+        table = read_table(lut.get("LUTDescriptor"), lut.LUTData, little=_little(dataset))
         return table(stored, signed=stored.dtype.kind == "i")
     slope, intercept = _rescale(dataset, index)
     return stored.astype(np.float64) * slope + intercept
@@ -94,14 +101,14 @@ def _modality(dataset: Dataset, stored: NDArray[Any], index: int) -> NDArray[np.
 
 def _rescale(dataset: Dataset, index: int) -> tuple[float, float]:
     source = functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
-    slope, intercept = _first(source, "RescaleSlope"), _first(source, "RescaleIntercept")
+    slope, intercept = first(source, "RescaleSlope"), first(source, "RescaleIntercept")
     # A slope of 0 would erase the image; it is what some files write for "none".
     return slope or 1.0, intercept or 0.0
 
 
 def _below_zero(dataset: Dataset, index: int) -> bool:
     """Whether values after the modality transformation may be negative, whatever is in this image."""
-    if dataset.get("ModalityLUTSequence"):
+    if _modality_lut(dataset) is not None:
         return False
     if "PixelData" not in dataset:
         return True  # floating point
@@ -127,17 +134,38 @@ def _voi(
 
 def voi_lut(dataset: Dataset) -> Dataset | None:
     """The first VOI look-up table of a file, if it has one."""
-    luts = dataset.get("VOILUTSequence")
-    return luts[0] if luts and "LUTData" in luts[0] else None
+    return _filled(dataset, "VOILUTSequence")
+
+
+def _modality_lut(dataset: Dataset) -> Dataset | None:
+    return _filled(dataset, "ModalityLUTSequence")
+
+
+def _filled(dataset: Dataset, name: str) -> Dataset | None:
+    """The first item of a sequence of look-up tables that has entries: without any it is no table."""
+    return next((item for item in dataset.get(name) or () if item.get("LUTData") not in (None, b"", "")), None)
 
 
 def stated_window(dataset: Dataset, index: int) -> tuple[float, float, str] | None:
     """Center, width and function of a frame's first window, if the file states a usable one."""
     source = functional_group(dataset, index, "FrameVOILUTSequence") or dataset
-    center, width = _first(source, "WindowCenter"), _first(source, "WindowWidth")
+    center, width = first(source, "WindowCenter"), first(source, "WindowWidth")
     if center is None or width is None or width <= 0:
         return None
     return center, width, str(source.get("VOILUTFunction") or "LINEAR").strip().upper()
+
+
+def _narrow(dataset: Dataset, values: NDArray[np.float64], index: int, notes: Counter[str]) -> Window | None:
+    """In place of a window of width 1 on values from 0 to 1, which would leave black and white: all of them."""
+    stated = stated_window(dataset, index) if voi_lut(dataset) is None else None
+    if stated is None or stated[1] != 1 or stated[2] != "LINEAR":
+        return None
+    finite = values[np.isfinite(values)]
+    if not finite.size or finite.min() < 0 or finite.max() > 1 or not (finite % 1).any():
+        return None
+    notes[WINDOW_WIDTH_1] += 1
+    # LINEAR takes 1 off the width and a half off the center.
+    return Window(center=stated[0] + 0.5, width=2)
 
 
 def _windowed(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
@@ -161,20 +189,6 @@ def _stretched(seen: NDArray[np.float64], values: NDArray[np.float64]) -> NDArra
     if high <= low:
         low, high = finite.min(), finite.max()
     return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
-
-
-def _first(dataset: Dataset, name: str) -> float | None:
-    """The first number of an element; None if it is absent, empty or no finite number."""
-    value = dataset.get(name)
-    if isinstance(value, list | tuple | pydicom.multival.MultiValue):
-        value = value[0] if len(value) else None
-    if value is None or value == "":
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) else None
 
 
 def _little(dataset: Dataset) -> bool:

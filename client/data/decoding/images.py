@@ -1,47 +1,103 @@
-"""Ordinary image files: PNG, JPEG, TIFF, BMP, 8 or 16 bits."""
+"""Ordinary image files: PNG, JPEG, TIFF, BMP, 8 or 16 bits, of one page or several."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.decoding.wall import wall
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+SEVERAL_PAGES, TWELVE_BITS = "several_pages", "twelve_bits_in_16"
+
 _DEPTH = {"1": 1, "L": 255, "RGB": 255, "I;16": 65535, "I;16L": 65535, "I;16B": 65535}
+_PHOTOMETRIC, _SUBFILE = 262, 254
+_LARGEST_OF_12_BITS = 4095
 
 
-_PHOTOMETRIC = 262
+@dataclass(frozen=True)
+class ImageFile:
+    """Pages (H, W) or (H, W, 3) in [0, 1], and constant words for what is odd in a file that is used all the same."""
+
+    frames: list[NDArray[np.float32]]
+    notes: tuple[str, ...] = ()
 
 
-def read_image(path: Path) -> NDArray[np.float32]:
-    """An image in [0, 1], (H, W) or (H, W, 3), upright by its EXIF tag. UnusableError says why it cannot be used."""
-    try:
-        with Image.open(path) as opened:
-            # Pillow turns TIFF round whose 0 is white, but only up to 8 bits.
-            white_is_zero = opened.mode.startswith("I;16") and opened.getexif().get(_PHOTOMETRIC) == 0
-            image = ImageOps.exif_transpose(opened)
-            if image.mode == "I":  # Pillow's 32-bit mode, which it also uses for 16-bit PNG
-                whole = np.asarray(image, dtype=np.float64)
-                if whole.min() < 0 or whole.max() > 65535:
-                    raise UnusableError("integers_outside_16_bits")
-                return (whole / 65535).astype(np.float32)
-            if image.mode == "F":
-                values = np.asarray(image, dtype=np.float32)
-                if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-                    raise UnusableError("float_outside_0_1")
-                return values
-            if image.mode not in _DEPTH:
-                image = image.convert("L" if image.mode == "LA" else "RGB")
-            shades = np.asarray(image, dtype=np.float32) / np.float32(_DEPTH[image.mode])
-            return 1 - shades if white_is_zero else shades
-    except UnidentifiedImageError:
-        raise UnusableError("unreadable") from None
-    except UnusableError:
-        raise
-    except Exception as error:  # decoders raise what they like on damaged data
-        truncated = "truncated" in str(error).lower()
-        raise UnusableError("truncated" if truncated else "unreadable") from None
+def read_images(path: Path, frames: Literal["all", "middle", "first"]) -> ImageFile:
+    """The pages of a file that `frames` asks for, upright by their EXIF tags. UnusableError says why there are none."""
+    notes = Counter[str]()
+    with wall("unreadable"):
+        try:
+            with Image.open(path) as opened:
+                pages = _pages(opened)
+                if len(pages) > 1 and frames != "all":
+                    notes[SEVERAL_PAGES] += 1
+                chosen = {"all": pages, "middle": [pages[len(pages) // 2]], "first": pages[:1]}[frames]
+                return ImageFile([_page(opened, page, notes) for page in chosen], tuple(notes))
+        except UnidentifiedImageError:
+            raise UnusableError("unreadable") from None
+        except PermissionError:
+            raise UnusableError("no_right_to_read") from None
+        except Image.DecompressionBombError:
+            raise UnusableError("too_large") from None
+        except (OSError, SyntaxError, ValueError) as error:
+            truncated = "truncated" in str(error).lower()
+            raise UnusableError("truncated" if truncated else "unreadable") from None
+
+
+def _pages(opened: Image.Image) -> list[int]:
+    """The numbers of the pages that are images of their own, not smaller copies of another.
+
+    UnusableError: `pages_of_several_sizes`, since nobody can say which of them is meant.
+    """
+    count = getattr(opened, "n_frames", 1)
+    if count == 1 or opened.format == "MPO":  # a photograph with its preview
+        return [0]
+    sizes: dict[int, tuple[int, int]] = {}
+    for page in range(count):
+        opened.seek(page)
+        tags: Any = getattr(opened, "tag_v2", {})
+        if not int(tags.get(_SUBFILE, 0)) & 1:
+            sizes[page] = opened.size
+    if len(set(sizes.values())) > 1:
+        raise UnusableError("pages_of_several_sizes")
+    return list(sizes) or [0]
+
+
+def _page(opened: Image.Image, page: int, notes: Counter[str]) -> NDArray[np.float32]:
+    if getattr(opened, "n_frames", 1) > 1:
+        opened.seek(page)
+    # Pillow turns TIFF round whose 0 is white, but only up to 8 bits.
+    white_is_zero = opened.mode.startswith("I;16") and opened.getexif().get(_PHOTOMETRIC) == 0
+    image = ImageOps.exif_transpose(opened)
+    if image.mode == "I":  # Pillow's 32-bit mode, which it also uses for 16-bit PNG
+        whole = np.asarray(image, dtype=np.float64)
+        if whole.min() < 0 or whole.max() > 65535:
+            raise UnusableError("integers_outside_16_bits")
+        _note_depth(whole, notes)
+        return (whole / 65535).astype(np.float32)
+    if image.mode == "F":
+        values = np.asarray(image, dtype=np.float32)
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+            raise UnusableError("float_outside_0_1")
+        return values
+    if image.mode not in _DEPTH:
+        image = image.convert("L" if image.mode == "LA" else "RGB")
+    stored = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        _note_depth(stored, notes)
+    shades = stored.astype(np.float32) / np.float32(_DEPTH[image.mode])
+    return 1 - shades if white_is_zero else shades
+
+
+def _note_depth(values: NDArray[Any], notes: Counter[str]) -> None:
+    """Scanners' 12 bits in a file of 16: the image is nearly black, as a screen would show it."""
+    if 0 < values.max() <= _LARGEST_OF_12_BITS:
+        notes[TWELVE_BITS] += 1

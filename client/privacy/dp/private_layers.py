@@ -53,6 +53,23 @@ def convolution_norm(layer: nn.Conv2d, activations: list[Tensor], backprops: Ten
     return found
 
 
+def linear_norm(layer: nn.Linear, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
+    """Norms of the gradients alone, (cases,), as of a convolution whose positions are all dimensions in the middle.
+
+    In float64: squares of small numbers are 0 in single precision, and a norm that gets lost is a gradient that is not
+    clipped, whatever large number it is then multiplied with.
+    """
+    count, found = len(backprops), {}
+    a = activations[0].reshape(count, -1, layer.in_features).double()
+    g = backprops.reshape(count, -1, layer.out_features).double()
+    if layer.weight.requires_grad:
+        squares = (torch.bmm(a, a.mT) * torch.bmm(g, g.mT)).sum(dim=(1, 2))
+        found[layer.weight] = squares.clamp(min=0).sqrt()
+    if layer.bias is not None and layer.bias.requires_grad:
+        found[layer.bias] = g.sum(dim=1).norm(dim=1)
+    return found
+
+
 def fixed_norm(layer: _NormBase, activations: list[Tensor], backprops: Tensor) -> dict[Tensor, Tensor]:
     """Batch norm in eval: a scale and a shift of values that do not depend on other cases."""
     assert layer.running_mean is not None
@@ -69,7 +86,7 @@ def fixed_norm(layer: _NormBase, activations: list[Tensor], backprops: Tensor) -
     return {parameter: gradient for parameter, gradient in found.items() if parameter.requires_grad}
 
 
-NORM_SAMPLERS: Mapping[type[nn.Module], Any] = {nn.Conv2d: convolution_norm}
+NORM_SAMPLERS: Mapping[type[nn.Module], Any] = {nn.Conv2d: convolution_norm, nn.Linear: linear_norm}
 
 SAMPLERS: Mapping[type[nn.Module], Any] = {
     nn.Conv2d: convolution,

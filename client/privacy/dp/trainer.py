@@ -46,9 +46,14 @@ class Trainer:
         return (_ghost if self.private.mode == "ghost" else _kept)(self, batch, rows)
 
 
+_LONGEST = 1e20
+"""Longer gradients, and features, come from a model that was made for it. What brings them down to the clip would be so
+small that single precision rounds it by much of itself, and then they are longer than the clip."""
+
+
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """What brings each norm down to `max_grad_norm`; 0 for a norm that is infinite or no number."""
-    return (max_grad_norm / norms).clamp_(max=1.0).nan_to_num_(nan=0.0)
+    """What brings each norm down to `max_grad_norm`; 0 for a norm that is above 1e20, or no number."""
+    return torch.where(norms <= _LONGEST, (max_grad_norm / norms).clamp_(max=1.0), 0.0)
 
 
 def clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float) -> list[Tensor]:
@@ -81,7 +86,8 @@ def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> li
     with torch.no_grad():
         errors = heads.errors(model(z), batch, None if share is None else share.to(z), trainer.tasks)
         if share is None:
-            norms = heads.norms(errors, trainer.lengths.index_select(0, batch.indices.to(z.device)))
+            lengths = trainer.lengths.index_select(0, batch.indices.to(z.device))
+            norms = heads.norms(errors, lengths).masked_fill_(lengths > _LONGEST, torch.inf)
             factors = clip_factors(norms, trainer.private.max_grad_norm).to(z)
             kept = {task: error.mul_(factors).nan_to_num_() for task, error in errors.items()}
             sums = heads.gradients(kept, z)

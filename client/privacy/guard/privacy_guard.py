@@ -12,14 +12,10 @@ from pathlib import Path
 
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
 from fedgraft.client.privacy.guard.refused import Refused
-from fedgraft.client.privacy.ledger.hash_chain import Facts, Release
+from fedgraft.client.privacy.guard.study_account import StudyAccount
+from fedgraft.client.privacy.ledger.hash_chain import Facts
 from fedgraft.client.privacy.ledger.held import Held
-from fedgraft.client.privacy.ledger.ledger import (
-    AlreadyCharged,
-    Caps,
-    ChargeRefused,
-    Ledger,
-)
+from fedgraft.client.privacy.ledger.ledger import AlreadyCharged, Caps, ChargeRefused
 from fedgraft.client.privacy.ledger.public_counts import PublicCounts
 from fedgraft.client.privacy.ledger.reply_store import Replies
 from fedgraft.client.privacy.ledger.small_records import PUBLIC, RELEASES, SHOWN
@@ -78,7 +74,7 @@ class PrivacyGuard:
         self._patients_known = patients_known or is_source
         self._study = study
         self._policy = policy
-        self._held = Held.of(folder, witness)
+        self._account = StudyAccount(study, Held.of(folder, witness), policy.epsilon_lifetime)
         self._shown = folder / SHOWN
         self._replies = Replies(folder / "replies" / study.digest[:16])
         # Once in a study is once: what was released is never pushed out by later replies.
@@ -90,7 +86,7 @@ class PrivacyGuard:
     @property
     def delta(self) -> float:
         """That of the site's ledger, or the one with which it would begin."""
-        known = self._delta()
+        known = self._account.delta()
         return self._policy.delta_for(self.public_units("patient", 0)) if known is None else known
 
     @property
@@ -133,7 +129,7 @@ class PrivacyGuard:
         delta = self.delta
         if not epsilon(events, delta) <= self._policy.epsilon_per_study:
             raise Refused(Code.BUDGET, "all stages together cost more than epsilon_per_study of the policy")
-        if not epsilon(events + list(self._spent_by_others()), delta) <= self._policy.epsilon_lifetime:
+        if not epsilon(events + list(self._account.spent_by_others()), delta) <= self._policy.epsilon_lifetime:
             raise Refused(Code.BUDGET, "with what other studies have spent, more than epsilon_lifetime of the policy")
 
     def demand_secure_aggregation(self) -> None:
@@ -202,7 +198,7 @@ class PrivacyGuard:
         # Looked at once more within the charge: another study may have been charged since the look before.
         limit = self._policy.metrics_lifetime if facts.release == "metrics" else math.inf
         try:
-            self._ledger(privacy).charge(
+            self._account.ledger(privacy).charge(
                 self._study.digest, exchange, event, facts, Caps(privacy.epsilon_per_study, limit)
             )
         except ChargeRefused as refused:
@@ -269,7 +265,7 @@ class PrivacyGuard:
             return
         noise_multiplier = noise_for(self._policy.metrics_epsilon, self.delta, 1.0, 1)
         event = Event(max(self._policy.noise_multiplier_min, noise_multiplier), 1.0, 1)
-        if epsilon([*self._spent_by_others("metrics"), event], self.delta) <= self._policy.metrics_lifetime:
+        if epsilon([*self._account.spent_by_others("metrics"), event], self.delta) <= self._policy.metrics_lifetime:
             yield event
 
     def grounds(self, stage: Stage | None, tags: Tags) -> str:
@@ -289,22 +285,8 @@ class PrivacyGuard:
         return "; ".join(words) or "nothing of the site's data"
 
     def spend(self) -> Spend | None:
-        """What this study has cost here so far; None if nothing.
-
-        The delta follows from the number of patients, which a study with secure aggregation keeps from the coordinator:
-        there it is rounded up to a power of ten, and epsilon is that of the rounded delta.
-        """
-        if not self._held.exists():
-            return None
-        try:
-            ledger = self._held.open(self._policy.epsilon_lifetime)
-            spent = ledger.spent(self._study.digest)
-            if spent.steps and self._study.secure_aggregation:
-                delta = 10.0 ** math.ceil(math.log10(spent.delta) - 1e-9)
-                spent = replace(spent, delta=delta, epsilon=epsilon(ledger.events(self._study.digest), delta))
-        except LedgerError as error:
-            raise Refused(Code.LEDGER, str(error)) from None
-        return spent if spent.steps else None
+        """What this study has cost here so far; None if nothing. See `StudyAccount.spend` for its delta."""
+        return self._account.spend()
 
     def keep(self, exchange: int, shared: Arrays, own: Arrays) -> None:
         """Put what is about to be sent on disk, so that it can be sent again without being computed again."""
@@ -313,7 +295,7 @@ class PrivacyGuard:
     def _effective(self, request: PrivacyRequest) -> EffectivePrivacy:
         request = replace(request, patients_known=self._patients_known)
         reserved = tuple(self.metrics_events()) if request.private else ()
-        delta = self.delta if request.private else self._delta()
+        delta = self.delta if request.private else self._account.delta()
         privacy = effective(self._policy, request, self._patients, delta, reserved)
         if isinstance(privacy, Reason):
             raise Refused(Code.BUDGET if privacy is Reason.BUDGET else Code.POLICY, privacy.value)
@@ -323,27 +305,6 @@ class PrivacyGuard:
     def _untold(self) -> bool:
         """Whether patients are to be protected, and nothing says whose a case is."""
         return not self._patients_known and self.unit == "patient"
-
-    def _delta(self) -> float | None:
-        if not self._held.exists():
-            return None
-        try:
-            return self._held.open(self._policy.epsilon_lifetime).delta
-        except LedgerError as error:
-            raise Refused(Code.LEDGER, str(error)) from None
-
-    def _spent_by_others(self, *releases: Release) -> Iterator[Event]:
-        """Events of other studies: all, or those of some kinds of release."""
-        if self._held.exists():
-            rows = self._held.open(self._policy.epsilon_lifetime).rows()
-            others = (row for row in rows if row.job != self._study.digest)
-            yield from (row.event for row in others if not releases or row.facts.release in releases)
-
-    def _ledger(self, privacy: EffectivePrivacy) -> Ledger:
-        if self._held.exists():
-            return self._held.open(self._policy.epsilon_lifetime)
-        held, limit = self._held, self._policy.epsilon_lifetime
-        return Ledger.create(held.ledger, held.witness, limit, privacy.delta, privacy.unit)
 
 
 def _event(privacy: EffectivePrivacy) -> Event:

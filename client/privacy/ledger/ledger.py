@@ -12,7 +12,7 @@ import math
 import os
 import secrets
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -148,7 +148,9 @@ class Ledger:
             db.execute("BEGIN IMMEDIATE")
             genesis, rows = self._trusted(db, read_witness(self._witness_path))
             earlier = [r for r in rows if (r.job, r.round, r.facts.release) == (job, round_, facts.release)]
-            again = bool(earlier) and (earlier[0].event, earlier[0].facts) == (event, facts)
+            # How many patients there are by now is no part of it: who asks again would learn that one has come or gone.
+            same = earlier and replace(facts, patients=earlier[0].facts.patients) == earlier[0].facts
+            again = bool(same) and earlier[0].event == event
             reason = Denial.REPLAY if earlier else self._denial(job, cost, facts, rows, caps)
             if reason is None:
                 row = next_row(genesis, rows, Row(0, job, round_, plain(event), facts, cost.tobytes(), now(), ""))

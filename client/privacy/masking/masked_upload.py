@@ -30,6 +30,8 @@ from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summand
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.study import Study
 
+_OTHER_GROUP = "the site was in another group before, and `regroup` does not allow a change"
+
 
 @dataclass(frozen=True)
 class Accepted:
@@ -79,11 +81,10 @@ class Sealer:
                 raise _not_secure(f"not on the roster: {', '.join(sorted(strangers))}")
         self._book.check(self._study.digest, nonce, groups.number)
         parts = set(groups.parts)
-        if METRICS in parts and not self._may(groups, METRICS, private=False):
+        if METRICS in parts and not self._may(groups, METRICS, stage):
             parts.discard(METRICS)
-        private = privacy_request(stage) is not None
-        if TENSORS in parts and not self._may(groups, TENSORS, private=private):
-            raise _not_secure("the site was in another group before, and `regroup` does not allow a change")
+        if TENSORS in parts and not self._may(groups, TENSORS, stage):
+            raise _not_secure(_OTHER_GROUP)
         return Accepted(frozenset(parts), nonce)
 
     def seal(
@@ -112,21 +113,26 @@ class Sealer:
             contexts[part] = context
             record[Occasion(part, instruction.stage, instruction.work)] = (sorted(group), context.hex())
         if record:
-            self._book.use(self._study.digest, accepted.nonce, groups.number, instruction.exchange, record)
+            stage = self._study.plan[instruction.stage]
+            only = frozenset(part for part in summands if not self._changes(part, stage))
+            self._book.use(self._study.digest, accepted.nonce, groups.number, instruction.exchange, record, only)
         for part, hidden in words.items():
             mask(hidden, contexts[part], groups.parts[part], self._pairs)
         return MaskedUpdate(instruction.exchange, words, {part: context.hex() for part, context in contexts.items()})
 
-    def _may(self, groups: AggregationGroups, part: str, *, private: bool) -> bool:
+    def _may(self, groups: AggregationGroups, part: str, stage: Stage) -> bool:
         """Whether the site masks this part with this group: always with the same one, else as its settings say.
 
         One group for a whole study: sums of one stage over four sites, and of the next over three of them, tell about
         the fourth nearly as much as two sums of the same stage would.
         """
         before = self._book.groups(self._study.digest, part)
-        regroup = self._settings.regroup
-        same = before <= {tuple(sorted(groups.parts[part]))}
-        return same or regroup == "always" or (regroup == "private" and private)
+        return before <= {tuple(sorted(groups.parts[part]))} or self._changes(part, stage)
+
+    def _changes(self, part: str, stage: Stage) -> bool:
+        """Whether the site may mask this part in another group than before."""
+        private = part == TENSORS and privacy_request(stage) is not None
+        return self._settings.regroup == "always" or (self._settings.regroup == "private" and private)
 
 
 def _not_secure(why: str) -> Refused:

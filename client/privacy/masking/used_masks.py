@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -113,22 +113,30 @@ class MaskBook:
 
     def groups(self, study: str, part: str) -> set[tuple[str, ...]]:
         """All groups of sites in which the site has masked this part of the study before, in whatever stage."""
-        asked = "SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ?"
         with self._connected() as db:
-            rows = db.execute(asked, (study, part)).fetchall()
-        return {tuple(sites.split("\n")) for (sites,) in rows}
+            return _groups(db, study, part)
 
     def use(
-        self, study: str, nonce: str, number: int, exchange: int, parts: Mapping[Occasion, tuple[list[str], str]]
+        self,
+        study: str,
+        nonce: str,
+        number: int,
+        exchange: int,
+        parts: Mapping[Occasion, tuple[list[str], str]],
+        only: Collection[str] = (),
     ) -> None:
         """Put on disk that `number` is now used for these parts, each with its group and context.
 
-        Raises Refused if it was used before.
+        Raises Refused if it was used before, or if a part that keeps to `only` one group was masked in another since
+        the site looked: work takes its time, and another process of the site may have been asked meanwhile.
         """
         at = datetime.now(UTC).isoformat(timespec="seconds")
         with self._connected() as db:
             db.execute("BEGIN IMMEDIATE")
             _check(db, study, nonce, number)
+            for o, (sites, _) in parts.items():
+                if o.part in only and not _groups(db, study, o.part) <= {tuple(sites)}:
+                    raise Refused(Code.NOT_SECURE, "the site has masked this part in another group meanwhile")
             db.execute("UPDATE runs SET number = ? WHERE study = ?", (number, study))
             for o, (sites, context) in parts.items():
                 row = (study, nonce, number, o.part, o.stage, o.work, exchange, "\n".join(sites), context, at)
@@ -148,6 +156,11 @@ class MaskBook:
             db.executescript(_SCHEMA)
             with db:
                 yield db
+
+
+def _groups(db: sqlite3.Connection, study: str, part: str) -> set[tuple[str, ...]]:
+    rows = db.execute("SELECT DISTINCT sites FROM sums WHERE study = ? AND part = ?", (study, part)).fetchall()
+    return {tuple(sites.split("\n")) for (sites,) in rows}
 
 
 def _check(db: sqlite3.Connection, study: str, nonce: str, number: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Accepted, Sealer
+from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.runtime.visit.progress import Progress
 from fedgraft.common.protocol.instructions import Code, Instruction
 from fedgraft.common.secure_aggregation.summing import METRICS
@@ -25,7 +26,7 @@ class Turn:
     """An instruction that the site takes up, and what it is by the study.
 
     `evaluate` is the split that is evaluated, if any; `stage` the one of this exchange, and `before` the one whose
-    result came with it. `anew` says that a new course of the study begins. `accepted` are the parts that go into sums.
+    result came with it. `accepted` are the parts that go into sums.
     """
 
     instruction: Instruction
@@ -33,7 +34,6 @@ class Turn:
     stage: Stage
     before: Stage | None
     evaluate: Split | None
-    anew: bool
     accepted: Accepted | None
 
     @property
@@ -50,9 +50,17 @@ class Turn:
 class Admission:
     """One site's door in one study. `guard` is None for an observer; `sealer` masks, if the study asks for it."""
 
-    def __init__(self, study: Study, progress: Progress, guard: PrivacyGuard | None, sealer: Sealer | None) -> None:
+    def __init__(
+        self,
+        study: Study,
+        progress: Progress,
+        local_state: LocalState,
+        guard: PrivacyGuard | None,
+        sealer: Sealer | None,
+    ) -> None:
         self._study = study
         self._progress = progress
+        self._local_state = local_state
         self._guard = guard
         self._sealer = sealer
 
@@ -69,12 +77,15 @@ class Admission:
             raise Refused(Code.OUT_OF_TURN, f"exchange {step.exchange} after exchange {self._progress.last}")
         stage = self._study.plan[step.stage]
         accepted = self._sealer.accept(instruction, stage) if self._sealer else None
-        anew = self._progress.begins_anew(step)
+        if self._progress.begins_anew(step):
+            # First, and here: a course whose record is new must find no entries of the one before, whatever becomes
+            # of the rest of this visit.
+            self._local_state.set_aside()
         self._progress.take_up(step, work=instruction.work)
         before = stage_before(self._study, step)
         # All sites are told the same, or their masks would not cancel; whoever masks no metrics need not find them.
         idle = accepted is not None and METRICS not in accepted.parts
-        return Turn(instruction, step, stage, before, None if idle else instruction.evaluate, anew, accepted)
+        return Turn(instruction, step, stage, before, None if idle else instruction.evaluate, accepted)
 
     def _step(self, instruction: Instruction) -> Step:
         """The step that the study has under that number, if the instruction says the same of it."""

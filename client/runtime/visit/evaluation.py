@@ -14,20 +14,23 @@ from fedgraft.common.protocol.instructions import Arrays, Code
 
 
 def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) -> dict[str, TaskSums]:
-    """Metric sums by task; none if nothing is asked, or if policy shows nothing (`shows`)."""
+    """Metric sums by task; none if nothing is asked, or if policy shows nothing (`shows`).
+
+    Under masks what is no number passes: a refusal would tell of this site alone what the sum hides.
+    """
     if turn.evaluate is None or not shows:
         return {}
-    return summed(place.local_model, predict(place, turn, local_state))
+    return summed(place.local_model, predict(place, turn, local_state, passes=turn.accepted is not None))
 
 
-def predict(place: Workplace, turn: Turn, local_state: Arrays) -> Predictions:
-    """What the model that came says. Where the backbone is frozen, before or now, only heads run."""
+def predict(place: Workplace, turn: Turn, local_state: Arrays, *, passes: bool = False) -> Predictions:
+    """What the model that came says, `passes` as for `predictions`. Where the backbone is frozen, only heads run."""
     assert turn.evaluate is not None
     place.load(turn.before, local_state)
     frozen = any(stage is not None and place.routing(stage).frozen for stage in (turn.stage, turn.before))
     through = frozen and not place.local_model.model.decodes
     loader = place.through_backbone(turn.evaluate) if through else place.loader
-    return predictions(place.local_model, loader, turn.evaluate)
+    return predictions(place.local_model, loader, turn.evaluate, passes=passes)
 
 
 def released(
@@ -36,12 +39,13 @@ def released(
     """Counts of the test cases as policy lets them out once in a study. Raises Refused.
 
     Noise hides a patient among the test cases. It does not hide one of the training cases, who have shaped the site's
-    own entries; so noised counts of a model with own entries that were computed without noise are not released.
+    own entries; so noised counts of a model with own entries that were computed without noise are not released. A model
+    that gives no number for one patient alone must not be told that it did: such an answer counts as zeros.
     """
-    if guard.metrics == "noised" and (bare := place.bare(worked) & set(place.own(turn.before, local_state))):
+    if guard.metrics == "noised" and (bare := place.bare(worked, turn.before)):
         raise Refused(Code.POLICY, f"own entries without noise are in the model: {', '.join(sorted(bare)[:3])}, ...")
     labelled = place.loader.labelled("test")
     cases = (labelled, units_of(labelled, place.cohort.patients, guard.unit))
     model = place.local_model.digests.of(place.received.entries)
     tasks = place.study.tasks_by_name
-    return release(guard, turn.exchange, model, lambda: predict(place, turn, local_state), cases, tasks)
+    return release(guard, turn.exchange, model, lambda: predict(place, turn, local_state, passes=True), cases, tasks)

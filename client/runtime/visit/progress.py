@@ -21,10 +21,11 @@ _BACK = 1
 
 @dataclass(frozen=True)
 class _Known:
-    """What the first `size` bytes of the file say: the last exchange, the stages worked in, whether greeted since."""
+    """What the first `size` bytes of the file say: last and furthest exchange, stages worked in, whether greeted."""
 
     size: int = 0
     last: int = 0
+    furthest: int = 0
     worked: frozenset[int] = frozenset()
     greeted: bool = False
 
@@ -54,9 +55,12 @@ class Progress:
             self._append(_GREETED)
 
     def in_turn(self, step: Step) -> bool:
-        """Whether the site may take up this step: the next, a later one if it missed some, or the same again."""
+        """Whether the site may take up this step: the next, a later one if it missed some, or the same again.
+
+        After a greeting also the one before the furthest: not the one before the last, or step by step all of them.
+        """
         known = self._read()
-        again = known.greeted and (step.exchange >= known.last - _BACK or step.exchange == 1)
+        again = known.greeted and (step.exchange >= known.furthest - _BACK or step.exchange == 1)
         return step.exchange >= known.last or again
 
     def begins_anew(self, step: Step) -> bool:
@@ -121,7 +125,7 @@ def _after(known: _Known, words: list[str]) -> _Known:
             return replace(known, greeted=True)
         case [number, stage] if number.isdigit() and (stage.isdigit() or stage == _LOOKED):
             worked = known.worked | ({int(stage)} if stage.isdigit() else set())
-            return _Known(known.size, int(number), worked)
+            return _Known(known.size, int(number), max(known.furthest, int(number)), worked)
     return known
 
 

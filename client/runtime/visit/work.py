@@ -55,7 +55,7 @@ class Worker:
         self._place.load(turn.stage, local_state)
         context = self._context(turn, local_state)
         if privacy_request(turn.stage) is not None:
-            self._refuse_bare_entries(turn, local_state, worked - {turn.step.stage})
+            self._refuse_bare_entries(turn, worked - {turn.step.stage})
             return self._with_noise(turn, guard, context)
         return self._without_noise(turn.stage, guard, context)
 
@@ -70,13 +70,12 @@ class Worker:
             counts = dict.fromkeys(counts, counts[TRUNK])  # what they say has taught the heads as well
         return {name: float(guard.public(int(count))) for name, count in counts.items()}
 
-    def _refuse_bare_entries(self, turn: Turn, local_state: Arrays, worked: frozenset[int]) -> None:
+    def _refuse_bare_entries(self, turn: Turn, worked: frozenset[int]) -> None:
         """What the plan's check promises of private work, once more of what really happened.
 
         Own entries that were computed without noise would carry one patient into the gradients of all others.
         """
-        bare = self._place.bare(worked) & set(self._place.own(turn.stage, local_state))
-        if bare:
+        if bare := self._place.bare(worked, turn.stage):
             raise Refused(Code.POLICY, f"own entries without noise: {', '.join(sorted(bare)[:3])}, ...")
 
     def _without_noise(self, stage: Stage, guard: PrivacyGuard, context: RoundContext) -> WorkResult:

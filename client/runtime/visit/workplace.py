@@ -53,11 +53,16 @@ class Workplace:
         tags = self.local_model.tags
         return {k: a for k, a in local_state.items() if stage is not None and k in tags and own(stage, tags, k)}
 
-    def bare(self, worked: frozenset[int]) -> frozenset[str]:
-        """Own entries that these stages have computed from the site's data without noise."""
+    def bare(self, worked: frozenset[int], stage: Stage | None) -> frozenset[str]:
+        """Entries that `stage` takes from the site itself, if it has them, and that stages before computed bare.
+
+        Bare is: from the site's data, without noise. Whether they are there is not looked at, since work that failed in
+        silence leaves none, and what follows must not tell.
+        """
         stages = [self.study.plan[index] for index in worked if index < len(self.study.plan)]
         tags = self.local_model.tags
-        return frozenset(key for stage in stages if privacy_request(stage) is None for key in stays(stage, tags))
+        found = {key for one in stages if privacy_request(one) is None for key in stays(one, tags)}
+        return frozenset(key for key in found if stage is not None and own(stage, tags, key))
 
     def load(self, stage: Stage | None, local_state: Arrays) -> None:
         """Put the model together: what the coordinator sent, and in its place what this site keeps for itself."""

@@ -110,10 +110,30 @@ def _resumed(oracle: Oracle) -> None:
         if 1 < step.exchange < last.exchange - 1:
             oracle.refused("a step too far back after a greeting", oracle.sites.honest(step))
     for step in before[-1:] + before[:1]:
+        if step is before[0] and len(before) > 1:
+            _stepped_back(oracle, before[1:-1])
+            _broken_off(oracle, step)
         honest = oracle.sites.honest(step)
         oracle.judge("repetition", honest, honest)
         for words, lie in _fewer(honest):
             oracle.judge(words, lie, honest)
+
+
+def _stepped_back(oracle: Oracle, steps: list[Step]) -> None:
+    """A greeting each time does not lead further back, step by step."""
+    for step in reversed(steps):
+        oracle.greeted()
+        oracle.refused("a step too far back after many greetings", oracle.sites.honest(step))
+
+
+def _broken_off(oracle: Oracle, first: Step) -> None:
+    """The study begins anew with an instruction that fails; what the site has for itself must still be there."""
+    own = oracle.own_entries()
+    oracle.greeted()
+    honest = oracle.sites.honest(first)
+    oracle.refused("a beginning without tensors", replace(honest, tensors={}), frozenset({"progress", "local_state"}))
+    oracle.sites.ask(oracle.sites.honest(first))
+    oracle.kept(own, honest)
 
 
 def _lost(oracle: Oracle, folder: Path) -> None:

@@ -130,6 +130,15 @@ class Oracle:
             with_it = f", and changed {', '.join(sorted(changed))}" if changed else ""
             self._breach(f"another {words} {fault}{with_it}", asked)
 
+    def own_entries(self) -> frozenset[str]:
+        """Digests of what the victim keeps for itself."""
+        return frozenset(digest for name, digest in self.sites.on_disk().items() if name.startswith("local_state/"))
+
+    def kept(self, own: frozenset[str], asked: Instruction) -> None:
+        """Own entries of before may be put aside, never deleted."""
+        if own - self.own_entries():
+            self._breach("own entries were deleted by a course that begins anew", asked)
+
     def forbidden(self, asked: Instruction, honest: Instruction) -> bool:
         """Whether no site may answer this, were it the first instruction of its step."""
         return not self._due(asked) or not _complete(asked, honest)

@@ -10,8 +10,12 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.governance.approval import approve, withdraw
+from fedgraft.client.governance.egress import EgressLog
+from fedgraft.client.governance.records import Records
 from fedgraft.client.runtime.app import app, forget
+from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.errors import QuorumError
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import (
@@ -91,3 +95,16 @@ def test_a_study_that_was_changed_on_disk_after_it_was_approved_is_not_taken_up_
     answer = wire.unpack_reply(ask(wire.VISIT, first_order(study)))
     assert answer.code is Code.FAILED
     assert "is not the study that this site took in" in (run / "sites" / "east" / "site.log").read_text()
+
+
+def test_a_study_that_is_spelt_otherwise_is_on_record_as_the_one_that_was_approved(run, make_study, ask):
+    """A blank in the coordinator's JSON would be another study to the egress log, and no record would know of it.
+
+    The site would then not start any more, until people had settled what nobody had lost.
+    """
+    study, home = make_study(), run / "sites" / "east"
+    for spelt in (study.to_json() + b" ", json.dumps(json.loads(study.to_json()), indent=1).encode()):
+        assert isinstance(wire.unpack_greeting(ask(wire.HELLO, wire.pack_hello(Hello(spelt)))), Greeting)
+    config = read_site(home)
+    assert {entry.study for entry in EgressLog(config.state).entries()} == {study.digest}
+    assert Records(config, exchanges_of).contradictions() == ()

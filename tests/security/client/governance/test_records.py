@@ -75,6 +75,7 @@ RESTORED: dict[str, tuple[str, ...]] = {
     "the egress log and its witness": LOG[:2],
     "ledger, egress log and all witnesses": ("state/ledger", "state.witness", "state/egress.jsonl"),
     "all but the ledger": ("state.witness", "state/egress.jsonl", "state/replies", "{study}"),
+    "all but the ledger, its copy of the log's witness too": (*LOG, "state/replies", "state/studies", "{study}"),
     "the state folder": ("state",),
     "the study's folder": ("{study}",),
     "the studies": ("state/studies",),

@@ -15,6 +15,7 @@ import pytest
 from fedgraft.client.privacy.guard import privacy_guard as module
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.guard.study_account import StudyAccount
 from fedgraft.client.privacy.ledger.hash_chain import Facts
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import (
@@ -85,7 +86,7 @@ def test_a_study_charged_since_the_site_looked_counts(
     make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The look before the charge sees an old ledger, as it can if another process charges in between."""
-    monkeypatch.setattr(PrivacyGuard, "_spent_by_others", lambda self, *releases: iter(()))
+    monkeypatch.setattr(StudyAccount, "spent_by_others", lambda self, *releases: iter(()))
     allowed, refusals = 0, set()
     for seed in range(5):
         guard = a_guard(make_study(seed=seed), tmp_path, metrics="noised")

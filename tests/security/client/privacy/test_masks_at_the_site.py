@@ -133,6 +133,22 @@ def test_of_two_processes_asked_at_once_one_masks(sites: Sites, monkeypatch) -> 
     assert codes == [Code.MASK_REUSED]
 
 
+@pytest.mark.parametrize("part", [TENSORS, METRICS])
+def test_of_two_groups_that_were_accepted_at_once_one_is_masked(make_study, tmp_path: Path, part: str) -> None:
+    """Work lies between the look and the mask: another process may have been asked meanwhile, about one site less."""
+    sites = Sites(make_study(secure_aggregation=True), tmp_path, "never")
+    four, three = sites.instruction(1, NAMES, (part,)), sites.instruction(2, NAMES[:3], (part,))
+    sealers = sites.again("east"), sites.again("east")
+    stage = sites.study.plan[0]
+    accepted = [sealer.accept(one, stage) for sealer, one in zip(sealers, (four, three), strict=True)]
+    assert all(part in one.parts for one in accepted)
+    summands = {part: Summands(ARRAYS, {})}
+    assert sealers[0].seal(four, accepted[0], summands, "").parts
+    with pytest.raises(Refused) as caught:
+        sealers[1].seal(three, accepted[1], summands, "")
+    assert caught.value.code is Code.NOT_SECURE
+
+
 def test_a_new_greeting_ends_the_run_before(sites: Sites) -> None:
     """A replayed order of an earlier run names a nonce that the site no longer answers to."""
     old = sites.instruction(5)

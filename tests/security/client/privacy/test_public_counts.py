@@ -112,6 +112,17 @@ def test_the_number_stays_however_many_come_and_go(tmp_path: Path) -> None:
     assert PublicCounts(path).of("patient", 1) == 50
 
 
+def test_a_round_that_is_asked_again_does_not_tell_that_a_patient_came(make_study: MakeStudy, tmp_path: Path) -> None:
+    """The answer of then is sent again, byte for byte: a refusal in its place would say that the number has changed."""
+    study, _, state, first = answers(make_study, tmp_path, 40)
+    for patients in (40, 41):  # as after a restart, when the data are looked at anew
+        guard = PrivacyGuard(study, CLOSED, tmp_path, patients)
+        site = Site(study, a_cohort(patients), LocalModel(study, CPU), tmp_path, guard)
+        again = site.visit(Instruction(study.digest, 1, 0, 1, True, None, state))
+        assert isinstance(again, Update), patients
+        assert all(again.tensors[key].tobytes() == array.tobytes() for key, array in first.tensors.items())
+
+
 def test_steps_are_coarse_and_never_below() -> None:
     found = [coarse(count) for count in range(1, 20_000)]
     assert all(at <= step <= max(10, 1.7 * at) for at, step in enumerate(found, start=1))

@@ -23,7 +23,8 @@ from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.auxiliary import PRETRAINED, auxiliary_shapes
 from fedgraft.common.protocol.instructions import AggregationGroups, Answer, Code, Instruction, MaskedUpdate, Refusal
-from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS
+from fedgraft.common.secure_aggregation.masking import Layout, MaskedSum
+from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, metric_shapes
 from fedgraft.common.study.schedule import Step, schedule, split_at
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.keys import make_keys
@@ -165,3 +166,36 @@ def test_a_plan_whose_stages_are_for_different_sites_is_refused(make_study: Make
     study = make_study(plan=[PULLED | {"where": "labelled"}, HEADS], secure_aggregation=True)
     faults = check(study, initialise(study).model.tags())
     assert any("one group alone" in fault for fault in faults)
+
+
+RATES = {"training that diverges": 1e38, "training that ends far away": 1e13}
+
+
+@pytest.mark.parametrize(
+    "how", ["a loss too large for the sum", "no number", "training that diverges", "training that ends far away"]
+)
+def test_a_refusal_does_not_tell_of_one_site_what_the_sum_hides(
+    make_study: MakeStudy, tmp_path: Path, how: str
+) -> None:
+    """A model made so that one case of one label goes wrong: the word `diverged` would be that label, for one site.
+
+    The exchange at hand may be asked again and again, each time with another model.
+    """
+    stage = HEADS | {"local": HEADS["local"] | {"optimiser": "sgd", "lr": RATES.get(how, 0.01)}}
+    study = make_study(plan=[stage], secure_aggregation=True)
+    four = Consortium(study, tmp_path)
+    bias = {"a loss too large for the sum": 1e30, "no number": np.inf}.get(how, 0.0)
+    first, *_ = schedule(study)
+    honest = four.instruction(first, NAMES)
+    crafted = {
+        k: a + np.float32(bias) * (a * 0 + [1, 0, 0]).astype(a.dtype) if k.endswith("cls.bias") else a
+        for k, a in honest.tensors.items()
+    }
+    answers = four.ask(replace(honest, tensors=crafted), NAMES)
+    for answer in answers.values():
+        assert masked(answer, TENSORS), answer
+        assert masked(answer, METRICS), answer
+    total = MaskedSum(Layout.of(metric_shapes(study)), len(NAMES))
+    for answer in answers.values():
+        total.add(answer.parts[METRICS])  # type: ignore[union-attr]
+    assert all(np.isfinite(array).all() for array in total.open().values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedgraft.client.governance.approval import approve, withdraw
 from fedgraft.client.runtime.app import app, forget
+from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol import wire
@@ -73,6 +76,43 @@ def test_a_tightened_policy_acts_on_the_very_next_instruction(site: Asked) -> No
         assert answer.code is Code.POLICY
     site.change(allow_non_dp=True)
     assert isinstance(site.ask(3), Update)
+
+
+@pytest.mark.parametrize("how", ["policy", "approval"])
+def test_work_that_was_under_way_is_not_sent_under_rules_of_before(
+    site: Asked, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """People close the site, or take the approval back, while an instruction is carried out."""
+    site.greet()
+    before, real = site.config.read_text(), Site.visit
+
+    def meanwhile(self: Site, instruction: Instruction) -> Answer:
+        answer = real(self, instruction)
+        if how == "policy":
+            site.change(allow_non_dp=False)
+        else:
+            withdraw(site.config.parent, site.study.digest)
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Site, "visit", meanwhile)
+        assert site.ask(1) == Refusal(1, Code.POLICY)
+    site.config.write_text(before)
+    approve(site.config.parent, site.study.digest)
+    assert isinstance(site.ask(1), Update)
+
+
+def test_a_file_whose_time_is_set_back_is_read_anew(site: Asked) -> None:
+    """Of the same length, and with the time of before, as some programs that copy files leave them."""
+    site.greet()
+    assert isinstance(site.ask(1), Update)
+    found, text = site.config.stat(), site.config.read_text()
+    closed = text.replace('"allow_non_dp": true', '"allow_non_dp":false')
+    assert len(closed) == len(text)
+    assert closed != text
+    site.config.write_text(closed)
+    os.utime(site.config, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert site.ask(1) == Refusal(1, Code.POLICY)
 
 
 @pytest.mark.parametrize(

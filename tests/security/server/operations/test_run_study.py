@@ -21,7 +21,7 @@ from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.operations import deploy
 from fedgraft.server.operations.deploy import Wait, prepare, run_study
 from fedgraft.server.provisioning.consortium import Consortium
-from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.provisioning.home import Enrolled, ServerHome
 from fedgraft.server.provisioning.provision import Authority
 from fedgraft.server.runs.run_folder import REASON
 from helpers.ports import free_port
@@ -34,6 +34,7 @@ STUDY = {
     "method": {"name": "fedavg", "rounds": 2, "local": {"epochs": 1, "batch_size": 8, "lr": 0.003}},
 }
 READY = Wait(2, 5.0)
+SITES = ("north", "south")
 
 
 class Control:
@@ -62,7 +63,10 @@ class Control:
 
     def _answer(self, call: str) -> Any:
         if call == "list-nodes":
-            nodes = [NodeInfo(node_id=n + 1, status="online" if n < self.online else "offline") for n in range(2)]
+            nodes = [
+                NodeInfo(node_id=n + 1, name=name, status="online" if n < self.online else "offline")
+                for n, name in enumerate(SITES)
+            ]
             return ListNodesResponse(nodes_info=nodes)
         if call == "start-run":
             self.started += 1
@@ -107,7 +111,7 @@ def study() -> Study:
 
 @pytest.fixture
 def run(study: Study, tmp_path: Path) -> Path:
-    prepare(study, tmp_path / "run")
+    prepare(study, SITES, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -158,9 +162,28 @@ def test_a_study_does_not_start_before_its_sites_are_there(home, control, run):
     assert control.started == 0
 
 
+@pytest.fixture
+def enrolled(home: ServerHome) -> Iterator[None]:
+    """North and south may connect, and so may east, which joined the consortium after the run was begun."""
+    home.write_sites({name: Enrolled(node=f"key of {name}") for name in ("east", *SITES)})
+    yield
+    home.write_sites({})
+
+
+@pytest.mark.usefixtures("enrolled")
+def test_a_resumed_run_waits_for_its_own_sites_and_for_none_that_joined_later(home, control, run):
+    control.ends = [("failed", f"{REASON}so far")]
+    with pytest.raises(RunError, match="so far"):
+        run_study(home, run, Wait(None, 0.3), print)
+    assert control.started == 1
+    control.online = 1
+    with pytest.raises(RunError, match="1 of 2 sites are online; not: south"):
+        run_study(home, run, Wait(None, 0.3), print)
+
+
 def test_a_run_has_a_folder_of_its_own(home, control, study, run, tmp_path):
     with pytest.raises(InputError, match="not empty"):
-        prepare(study, run)
+        prepare(study, SITES, run)
     (tmp_path / "other").mkdir()
     with pytest.raises(ResumeError, match="no deployed run"):
         run_study(home, tmp_path / "other", READY, print)

@@ -130,6 +130,8 @@ CARELESS = [
     (careless.study_not_checked, "personal", "study was carried out"),
     (careless.turn_not_checked, "personal", "an exchange that is over was carried out"),
     (careless.turn_not_written, "personal", "an exchange that is over was carried out"),
+    (careless.each_greeting_leads_one_back, "personal", "a step too far back after many greetings was carried out"),
+    (careless.own_entries_not_put_aside, "personal", "own entries were deleted by a course that begins anew"),
     (careless.strangers_taken, "personal", "tensors was carried out"),
     (careless.own_entries_deleted_before_the_look, "personal", "was refused, and changed local_state"),
     (careless.bare_entries_allowed, "private", "own entries that were computed without noise was carried out"),

@@ -403,6 +403,8 @@ def test_no_identifier_is_in_anything_that_may_be_shared(command, hospital: Hosp
     for words in (["check"], ["check", "--json"], ["check", "--baseline"], ["review"], ["review", "--json"]):
         _, out, err = command("site", words[0], study_file, "--home", hospital.home, *words[1:])
         told += out + err
+    command("site", "check", study_file, "--home", hospital.home, "--share", "share.json")
+    told += Path("share.json").read_text()
     for fault in ("burned_in: 1", "truncated", "duplicates: 1 file", "without a patient id", "without a row"):
         assert fault in told, fault
     assert "FAILS  one_patient_two_splits" in told

@@ -65,9 +65,9 @@ def wanted(logits: np.ndarray, y: np.ndarray) -> dict[str, float]:
 @pytest.mark.parametrize("what", ["images", "table"])
 def test_the_figures_are_those_of_scikit_learn(hospitals: Hospitals, make_study, tmp_path, what: str):
     if what == "images":
-        study, sites = make_study(method="fedavg"), hospitals
+        study, sites = make_study(method="fedavg", evaluate={"floor": 1}), hospitals
     else:
-        study = find_study(Path("breast_cancer"), ("method.rounds=2",))[0]
+        study = find_study(Path("breast_cancer"), ("method.rounds=2", "evaluate.floor=1"))[0]
         sites = hospitals_of(load_scenario("breast_cancer"))
     run = simulate(study, sites, tmp_path / "run")
     task = study.tasks[0].name

@@ -176,25 +176,56 @@ def test_a_used_folder_is_left_alone(command, study_file, tmp_path):
 def test_a_site_whose_data_cannot_be_read_is_named_and_the_others_go_on(command, study_file, tmp_path):
     text = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     text["sites"][1]["cohort"]["root"] = str(tmp_path / "nowhere")
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
-    code, out, _ = command("simulate", study_file, "--out", tmp_path / "run")
-    assert code == 0
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text | {"allow_missing_sites": True}))
+    code, out, err = command("simulate", study_file, "--out", tmp_path / "run")
+    assert code == 1, "the scenario lets it begin; the study does not say that three will do"
+    assert "1 of 4 sites may not take part, which the scenario allows:\n  - north: " in out
     assert "incomplete: 3 of 4 sites" in out
     assert "bad_data" in out
+    assert f"{tmp_path / 'run'} has not completed: 3 of 4 sites; missing: north, bad_data" in err
+    assert "rounds.min_sites" in err
+    assert command("simulate", "--resume", tmp_path / "run")[0] == 1, "nor is it a success the second time"
     log = tmp_path / "run" / "sites" / "north" / "site.log"
     assert "nowhere: is no folder" in log.read_text()
     assert log.stat().st_mode & 0o777 == 0o600
 
 
-def test_no_site_with_usable_data_is_exit_1(command, study_file, tmp_path):
+@pytest.mark.parametrize("rule", ["rounds.min_sites=3", "rounds.quorum=0.75"])
+def test_a_study_that_says_how_few_will_do_is_content_with_them_and_says_so(command, study_file, tmp_path, rule):
+    text = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    text["sites"][1]["cohort"]["root"] = str(tmp_path / "nowhere")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text | {"allow_missing_sites": True}))
+    words = ("--out", tmp_path / "run", "--set", "method.rounds=1", "--set", rule)
+    code, out, err = command("simulate", study_file, *words)
+    assert (code, err) == (0, "")
+    assert "incomplete: 3 of 4 sites; missing: north, bad_data" in out
+
+
+def test_one_of_several_sites_is_no_federation_unless_the_study_says_so(command, study_file, tmp_path):
+    text = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    for site in text["sites"][1:]:
+        site["cohort"]["root"] = str(tmp_path / "nowhere")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text | {"allow_missing_sites": True}))
+    code, _, err = command("simulate", study_file, "--out", tmp_path / "run")
+    assert code == 1
+    assert "round 1: 1 of 4 sites; missing: north, bad_data; south, bad_data; west, bad_data; 2 are needed" in err
+    words = ("--out", tmp_path / "other", "--set", "rounds.min_sites=1", "--set", "rounds.quorum=0.25")
+    code, out, _ = command("simulate", study_file, *words)
+    assert code == 0
+    assert "incomplete: 1 of 4 sites" in out
+
+
+def test_no_site_with_usable_data_begins_nothing(command, study_file, tmp_path):
     text = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     for site in text["sites"]:
         site["cohort"]["root"] = str(tmp_path / "nowhere")
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text))
-    code, _, err = command("simulate", study_file, "--out", tmp_path / "run")
-    assert code == 1
-    assert "No site can take part" in err
-    assert "site.log" in err
+    for allowed, words in ((False, "4 of 4 sites cannot take part"), (True, "No site can take part")):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(text | {"allow_missing_sites": allowed}))
+        code, _, err = command("simulate", study_file, "--out", tmp_path / "run")
+        assert code == 2
+        assert words in err
+        assert err.count("nowhere: is no folder") == 4
+        assert not (tmp_path / "run").exists()
 
 
 def test_explain_says_what_travels(command):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.protocol.routing import is_private
+from fedgraft.common.study.schedule import schedule
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.bootstrap import ONE_SEED
 from fedgraft.simulations.compare.cells import (
     Cell,
     cells,
@@ -25,8 +29,10 @@ from fedgraft.simulations.compare.cells import (
     run,
 )
 from fedgraft.simulations.compare.models import MERGED, ModelJob, carry_out, prepared
+from fedgraft.simulations.compare.progress import as_they_end, time_left
 from fedgraft.simulations.compare.question import BUILT_IN, Question
-from fedgraft.simulations.engines.run import Hospitals, simulated_cohort
+from fedgraft.simulations.engines.faults import Fault
+from fedgraft.simulations.engines.run import OPEN, Hospitals, simulated_cohort
 from helpers.simulated import simulate
 from helpers.work import MakeStudy
 
@@ -56,11 +62,32 @@ def test_the_study_s_arm_is_the_study_s_run(
 ) -> None:
     """With norm statistics that stay at the sites: what they keep counts."""
     job = asked[0].job
-    result = read_json(simulate(job.study, Hospitals(job.cohorts), tmp_path / "run") / "result.json")
-    found = outcome(asked[0], done).found[MERGED]
+    made = simulate(job.study, Hospitals(job.cohorts), tmp_path / "run")
+    result, ended = read_json(made / "result.json"), outcome(asked[0], done)
+    assert ended.model == read_json(made / "model.json")["sha256"], "not the same bits"
+    found = ended.found[MERGED]
     for site, values in result["metrics"]["cls"]["sites"].items():
         assert len(found[site]["cls"].targets) == values["n"]
         assert accuracy(found[site]["cls"]) == pytest.approx(values["accuracy"])
+
+
+def test_hospitals_have_their_rules_and_their_faults_in_a_comparison_too(
+    make_study: MakeStudy, hospitals: Hospitals, tmp_path: Path
+) -> None:
+    """Else the arm `study` would be another run than `simulate` of the same file, which has them."""
+    some = {site: hospitals.cohorts[site] for site in ("east", "north", "west")}
+    closed = OPEN.model_copy(update={"min_patients": 1000})
+    crash = {"east": Fault(kind="nan", rounds=(1,))}
+    there = Hospitals(some, crash, policies={"north": closed})
+    study = make_study(evaluate={"every": 0}, method={"name": "fedavg", "rounds": 2, "local": {"steps": 2}})
+    question = Question(arms=(BUILT_IN["study"], BUILT_IN["local"]))
+    cell = next(cell for cell in cells(study, question, there, 1, "test") if cell.arm == "study")
+    list(run([cell], tmp_path, 1, 1))
+    ended, made = outcome(cell, tmp_path), simulate(study, there, tmp_path / "run")
+    assert ended.model == read_json(made / "model.json")["sha256"]
+    assert ended.troubles == (read_json(made / "result.json")["headline"],)
+    bare = simulate(study, Hospitals(some), tmp_path / "bare")
+    assert ended.model != read_json(bare / "model.json")["sha256"]
 
 
 def test_alone_is_a_federation_of_one(asked: list[Cell], done: Path, hospitals: Hospitals, tmp_path: Path) -> None:
@@ -140,6 +167,28 @@ def test_a_source_that_lies_at_a_site_teaches_there(make_study, hospitals, tmp_p
     assert not np.array_equal(begun["heads.cls.weight"], ended["heads.cls.weight"]), "the source was learnt from"
 
 
+def test_it_is_said_what_is_at_work_while_nothing_ends(asked: list[Cell], tmp_path: Path) -> None:
+    cell, lines = asked[0], []
+    runs = tmp_path / cell.digest[:16] / "runs" / "all"
+    runs.mkdir(parents=True)
+    (runs / "history.jsonl").write_text("{}\n{}\n")
+    never, ends = Future(), Future()
+    never.set_running_or_notify_cancel()
+    futures = {never: cell, ends: asked[1]}
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 2:
+            ends.set_result(None)
+            never.set_result(None)
+
+    assert set(as_they_end(futures, tmp_path, tell, beat_s=0.02)) == {never, ends}
+    total = sum(1 for _ in schedule(cell.job.study))
+    assert lines == [f"at work: study: study, seed {cell.seed} (exchange 2 of {total})"] * 2
+    assert time_left(3, 9, time.monotonic() - 40, already=1) == ", about 2 min left"
+    assert time_left(1, 9, time.monotonic(), already=1) == time_left(9, 9, 0.0, already=0) == ""
+
+
 def test_what_is_done_is_not_done_again(asked: list[Cell], done: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in done.rglob("*") if path.is_file()}
     assert list(run(asked, done, 2, 1)) == []
@@ -169,7 +218,7 @@ def files(hospitals: Hospitals, tmp_path: Path) -> Path:
         "tasks": [{"name": "cls", "classes": ["left", "right", "middle"]}],
         "input": {"kind": "image", "size": 32},
         "split": {"train": 0.5, "val": 0.0, "test": 0.5},
-        "evaluate": {"every": 0},
+        "evaluate": {"every": 0, "floor": 1},
         "method": {"name": "fedavg", "rounds": 2, "local": {"epochs": 2, "batch_size": 8, "lr": 0.003}},
         "compare": {
             "seeds": 2,
@@ -207,6 +256,14 @@ def test_the_command_says_what_the_files_say(command: Command, files: Path) -> N
     assert set(folds["rows"][0]["sites"]) == {"east", "west"}
     (expected,) = labels["expectations"]
     assert not expected["reached"]  # nobody gains .9
+    assert {row["difference"]["verdict"] for row in labels["rows"] if row["difference"]} == {ONE_SEED}
+    assert folds["seeds"] == 1, "the folds of one seed are one seed"
+    assert [row["difference"]["verdict"] for row in folds["rows"] if row["difference"]] == [ONE_SEED]
+    assert [(arm["arm"], arm["differs"]) for arm in labels["arms"]] == [
+        ("study", []),
+        ("shuffled", ["labels: shuffled (not known)"]),
+    ]
+    assert labels["arms"][1]["plan"][0]["local"]["lr"] == 0.003
     with Path("c/compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in labels["rows"]:
@@ -216,6 +273,8 @@ def test_the_command_says_what_the_files_say(command: Command, files: Path) -> N
     assert sum(tested) == 48 + 36  # each patient of east and west once
     page = Path("c/compare.html").read_text(encoding="utf-8")
     assert "Do &lt;labels&gt; matter?" in page
+    assert "labels: shuffled (not known)" in page
+    assert page.count("its whole model and plan") == 4
     assert "<labels>" not in page
     assert "//" not in page.replace("http://www.w3.org", "")
     code, out, _ = command("compare", files, "--quick", "--out", "c")

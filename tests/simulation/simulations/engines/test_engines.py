@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -52,6 +53,9 @@ def whole(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> Who
         return done[study.digest]
 
     return run
+
+
+SHORT = {"name": "fedavg", "rounds": 2, "local": {"epochs": 1, "batch_size": 8}}
 
 
 @pytest.fixture
@@ -158,6 +162,23 @@ def test_a_killed_process_resumes_to_identical_weights(hospitals, make_study, tm
     assert len(history(run)) == len(history(whole))
 
 
+@pytest.mark.parametrize("name", ["*.safetensors", "state.json", "history.jsonl"])
+def test_a_flipped_bit_in_what_a_run_goes_on_from_costs_a_round_and_changes_nothing(
+    hospitals, make_study, whole, tmp_path, name
+):
+    """It gave other weights before, with exit code 0."""
+    study = make_study(method="fedavg")
+    run = simulate(study, hospitals, tmp_path / "run")
+    path = run / name if name == "history.jsonl" else sorted((run / "checkpoint").glob(name))[-1]
+    content = bytearray(path.read_bytes())
+    last_round = content.rindex(b"\n", 0, content.rindex(b"\n", 0, -1)) if name == "history.jsonl" else -20
+    content[last_round + 10] ^= 1
+    path.write_bytes(content)
+    resume(run)
+    assert identical(weights(run), weights(whole(study)))
+    assert [row["exchange"] for row in history(run)] == [row["exchange"] for row in history(whole(study))]
+
+
 @pytest.mark.parametrize("kind", ["silent", "crash", "nan", "misshapen"])
 def test_a_faulty_site_costs_its_own_round_only(hospitals, make_study, tmp_path, kind: str):
     faulty = Hospitals(hospitals.cohorts, {"north": Fault(kind=kind, rounds=(2,))})
@@ -226,33 +247,75 @@ if __name__ == "__main__":
     assert "north" in rows[2]["sites_aggregated"]
 
 
-@pytest.mark.slow
-def test_a_worker_that_dies_costs_its_site_one_round(hospitals, make_study, tmp_path):
-    study = make_study(method="fedavg")
-    run = tmp_path / "run"
-    prepare(study, hospitals, run)
-    script = tmp_path / "go.py"
-    script.write_text(
-        """
-import os, sys
+DYING = """
+import os, signal, sys
 from pathlib import Path
-import fedgraft.client.runtime.site
-visit = fedgraft.client.runtime.site.Site.visit
-def dying(self, order):
-    if self.name == "north" and order.exchange == 2:
-        os._exit(9)
-    return visit(self, order)
-fedgraft.client.runtime.site.Site.visit = dying
-from fedgraft.simulations.engines.run import Engine, resume
+import fedgraft.client.runtime.site as site
+marks, how = Path(os.environ["MARKS"]), os.environ["HOW"]
+if os.environ["HOW"] == "start" and __name__ == "__mp_main__":
+    os.kill(os.getpid(), signal.SIGKILL)
+visit = site.Site._seal
+def dying(self, turn, *rest):
+    mark = marks / f"{len(list(marks.iterdir()))}"
+    if self.name == "north" and turn.exchange == 2 and (how != "once" or not list(marks.iterdir())):
+        mark.write_text("")
+        if how == "memory":
+            raise MemoryError
+        os.kill(os.getpid(), signal.SIGKILL)
+    return visit(self, turn, *rest)
+site.Site._seal = dying
 if __name__ == "__main__":
-    resume(Path(sys.argv[1]), Engine(name="pool"))
+    from fedgraft.cli import main
+    sys.argv = ["fedgraft", "simulate", "--resume", sys.argv[1], "--engine", sys.argv[2]]
+    main()
 """
-    )
-    subprocess.run([sys.executable, script, run], check=True, timeout=200)
-    rows = history(run)
-    assert rows[1]["missing"] == {"north": "unreachable"}
-    assert rows[1]["sites_aggregated"] == ["east", "south", "west"]
-    assert "north" in rows[2]["sites_aggregated"]
+
+
+@pytest.fixture
+def dying(hospitals, make_study, tmp_path) -> Callable[..., tuple[Path, subprocess.CompletedProcess[str]]]:
+    """A run in which the process that simulates north dies after its work of exchange 2, before it has answered."""
+
+    def run(how: str, engine: str = "pool", **study: object) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        folder = tmp_path / "run"
+        prepare(make_study(**study), hospitals, folder)
+        (tmp_path / "marks").mkdir()
+        (tmp_path / "go.py").write_text(DYING)
+        words = [sys.executable, tmp_path / "go.py", folder, engine]
+        environment = os.environ | {"MARKS": str(tmp_path / "marks"), "HOW": how}
+        return folder, subprocess.run(words, capture_output=True, text=True, check=False, timeout=200, env=environment)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", [{"method": SHORT}, {"method": SHORT, "secure_aggregation": True}])
+def test_a_worker_that_dies_is_no_ill_hospital(dying, hospitals, tmp_path, make_study, study):
+    """Its visit is repeated by another, to the same bits."""
+    run, done = dying("once", **study)
+    assert done.returncode == 0, done.stderr
+    assert "simulated north was killed (SIGKILL, as the system does when memory runs out)" in done.stderr
+    assert "Another one repeats the visit" in done.stderr
+    assert all(row["missing"] == {} for row in history(run))
+    assert read_json(run / "result.json")["status"] == "completed"
+    assert identical(weights(run), weights(simulate(make_study(**study), hospitals, tmp_path / "whole")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "engine"), [("always", "pool"), ("start", "pool"), ("memory", "pool"), ("memory", "inprocess")]
+)
+def test_a_visit_that_kills_every_worker_or_finds_no_memory_ends_the_run_with_the_reason(dying, how, engine):
+    run, done = dying(how, engine, method=SHORT)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "--resume" in done.stderr
+    if how in ("always", "start"):
+        who = "north" if how == "always" else r"\w+"
+        assert re.search(f"that simulated {who} was killed .SIGKILL", done.stderr)
+        assert "and so did the one before it" in done.stderr
+    else:
+        assert "memory is not enough to simulate north in exchange 2" in done.stderr
+    assert not (run / "result.json").exists()
 
 
 def test_a_folder_in_use_is_not_touched(hospitals, make_study, tmp_path):
@@ -270,8 +333,9 @@ def test_what_is_no_run_cannot_be_resumed(tmp_path):
 
 def test_a_damaged_checkpoint_is_named(reference, tmp_path):
     run = shutil.copytree(reference, tmp_path / "run")
-    next((run / "checkpoint").glob("*.safetensors")).write_bytes(b"garbage")
-    with pytest.raises(InputError, match=r"checkpoint.*safetensors"):
+    for path in (run / "checkpoint").glob("*.safetensors"):
+        path.write_bytes(b"garbage")
+    with pytest.raises(ResumeError, match=r"checkpoint.*safetensors"):
         resume(run)
 
 

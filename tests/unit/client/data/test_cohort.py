@@ -116,7 +116,7 @@ def test_duplicates_and_hidden_files(clinic, wanted, place):
     (clinic / ".trash" / "x.dcm").write_bytes((clinic / "p0" / "1.dcm").read_bytes())
     cohort = load_cohort("n", CohortSpec(kind="dicom", root=clinic), wanted, place)
     assert len(cohort.inputs) == 8
-    assert {p.reason: p.count for p in cohort.problems} == {"duplicate": 1}
+    assert {p.reason: p.count for p in cohort.problems} == {"duplicate": 1, "hidden": 1}
 
 
 def test_nothing_usable_says_why(tmp_path, make_dicom, wanted, place):

@@ -17,13 +17,18 @@ from fedgraft.client.data.cohorts.cohort import (
     Place,
     load_cohort,
 )
-from fedgraft.client.data.decoding.images import read_image
+from fedgraft.client.data.decoding.images import read_images
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput, SplitSpec, TableInput
 from fedgraft.common.study.tasks import Task
 
 TASK = Task(name="cls", classes=("no", "yes"))
+
+
+def read_image(path: Path) -> np.ndarray:
+    (image,) = read_images(path, "middle").frames
+    return image
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,17 @@ from fedgraft.client.data.cohorts.splits import (
     SPLITS,
     Dealing,
     SplitRule,
+    TiedSplits,
     alone,
     assign,
     indices,
     keep,
     stratum,
+    write,
 )
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import SplitSpec
+from fedgraft.common.study.tasks import UNKNOWN
 
 LABELS = st.dictionaries(st.text("abcdef0123456789", min_size=4, max_size=8), st.integers(-1, 3), max_size=60)
 SHARES = st.sampled_from([SplitSpec(), SplitSpec(train=0.8, val=0.1, test=0.1), SplitSpec(train=1, val=0, test=0)])
@@ -82,6 +86,40 @@ def test_shares_hold_overall_and_in_each_class(shares):
         assert abs(rare - 100 * wanted) <= 2
 
 
+def dealt_by_hand(sizes: list[int], wanted: dict[str, Fraction]) -> Counter[tuple[int, str]]:
+    """How many of each class go to each split, in fractions: where most is lacking in the class, then overall."""
+    counts = Counter[tuple[int, str]]()
+    for label, size in enumerate(sizes):
+        for place in range(size):
+            lack = {
+                split: (
+                    share * (place + 1) - counts[label, split],
+                    share * (counts.total() + 1) - sum(counts[other, split] for other in range(len(sizes))),
+                )
+                for split, share in wanted.items()
+                if share
+            }
+            counts[label, "train" if place == 0 else max(lack, key=lambda split: lack[split])] += 1
+    return counts
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 14), min_size=1, max_size=4), st.integers(1, 8), st.integers(0, 7))
+def test_patients_are_dealt_as_by_hand(sizes, train, val):
+    """Shares in eighths, which floats hold exactly, so that nothing hangs on how a tie is rounded."""
+    val = min(val, 8 - train)
+    parts = {"train": train, "val": val, "test": 8 - train - val}
+    wanted = {name: Fraction(parts[name], 8) for name in SPLITS}
+    labels = {f"{label}-{number}": label for label, size in enumerate(sizes) for number in range(size)}
+    splits = assign(labels, {}, SplitSpec(**{name: float(share) for name, share in wanted.items()}), 1)
+    assert Counter((labels[patient], split) for patient, split in splits.items()) == dealt_by_hand(sizes, wanted)
+
+
+@pytest.mark.parametrize(("targets", "class_of"), [([UNKNOWN, 0, 2], 2), ([1, UNKNOWN], 1), ([], UNKNOWN), ([0, 1], 1)])
+def test_a_patient_stands_among_those_of_its_highest_known_class(targets, class_of):
+    assert stratum(targets) == class_of
+
+
 @pytest.mark.parametrize("shares", [SplitSpec(), SplitSpec(train=0.7, val=0, test=0.3)])
 def test_shares_hold_on_average_where_each_stands_alone(shares):
     counts = Counter(alone(map(str, range(20_000)), dealing(5, shares)).values())
@@ -134,6 +172,12 @@ def test_the_file_is_private_and_tied_to_shares_and_seed(tmp_path, rule):
             keep(path, labels, dealing(seed, shares, rule))
 
 
+@pytest.mark.parametrize(("rule", "said"), [*((rule, rule) for rule in RULES), (None, "independent")])
+def test_splits_that_were_made_elsewhere_bear_the_rule_that_made_them(tmp_path, rule, said):
+    write(tmp_path / "splits.csv", {"a": "train"}, dealing(rule=rule))
+    assert keep(tmp_path / "splits.csv", {"a": 0}, dealing(rule=None)) == ({"a": "train"}, said)
+
+
 def test_whoever_needs_patients_to_stand_alone_takes_no_file_that_was_dealt(tmp_path):
     path, labels = tmp_path / "splits.csv", {f"{n}": n % 2 for n in range(30)}
     keep(path, labels, dealing())
@@ -143,19 +187,21 @@ def test_whoever_needs_patients_to_stand_alone_takes_no_file_that_was_dealt(tmp_
     assert path.read_bytes() == before
 
 
-def test_a_file_without_a_rule_stays_for_its_study_and_says_what_it_is(tmp_path):
-    """Files from before rules were written down: nobody in it moves, and whoever comes stands alone where asked."""
+def test_a_file_without_a_rule_counts_as_dealt_class_by_class(tmp_path):
+    """Nobody in it moves; and where privacy is asked for, patients who were dealt out together are not taken."""
     path, labels = tmp_path / "splits.csv", {f"{n}": n % 2 for n in range(30)}
     old, _ = keep(path, labels, dealing())
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0].removesuffix(", stratified"), *lines[1:]]) + "\n")
     more = labels | {f"new {n}": 0 for n in range(30)}
-    found, rule = keep(path, more, dealing(rule="independent"))
+    with pytest.raises(TiedSplits):
+        keep(path, more, dealing(rule="independent"))
+    found, rule = keep(path, more, dealing(rule=None))
     assert rule == "stratified"
     assert {patient: found[patient] for patient in old} == old
-    fresh = [patient for patient in more if patient not in old]
-    assert {patient: found[patient] for patient in fresh} == alone(fresh, dealing())
-    assert keep(path, more, dealing(rule="independent")) == (found, "stratified")
+    assert path.read_text().splitlines()[0].endswith(", stratified")
+    with pytest.raises(TiedSplits):
+        keep(path, more, dealing(rule="independent"))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe\x00", b"a,train\nb,somewhere\n", b"a,train,x\n"])

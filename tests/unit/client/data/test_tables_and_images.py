@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedgraft.client.data.cohorts.table import read_csv, read_table
-from fedgraft.client.data.decoding.images import read_image
+from fedgraft.client.data.cohorts.csv_tables import read_csv
+from fedgraft.client.data.cohorts.table import read_table
+from fedgraft.client.data.decoding.images import read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
@@ -24,6 +25,11 @@ CANCER = """id,diagnosis,radius_mean,texture_mean,side
 843009,M,NA,-21.25,both
 843483,,1e2,20.38,
 """
+
+
+def read_image(path: Path) -> np.ndarray:
+    (image,) = read_images(path, "middle").frames
+    return image
 
 
 def table(tmp_path: Path, text: str | bytes = CANCER, **changes):

@@ -45,7 +45,7 @@ def test_a_study_of_all_kinds_written_out_is_the_same_study(make_study: MakeStud
         (VALUE | {"std": 0}, "tasks.0.std: "),
         (VALUE | {"mean": float("nan")}, "tasks.0.mean: "),
         ({k: v for k, v in VALUE.items() if k != "unit"}, "tasks.0.unit: Field required"),
-        (VALUE | {"classes": ["a", "b"]}, "tasks.0.classes: Extra inputs"),
+        (VALUE | {"classes": ["a", "b"]}, "tasks.0.classes: there is no such key"),
         (LABELS | {"labels": ["mass", "mass"]}, "tasks.0.labels: label names must differ"),
         (MASK | {"weight": 0}, "tasks.0.weight: "),
     ],

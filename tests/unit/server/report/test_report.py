@@ -7,14 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.protocol.instructions import Code
+from fedgraft.common.study.study import parse_study
 from fedgraft.server.report import build_report
+from fedgraft.server.report.figures import site_metrics
 from fedgraft.server.report.history import curves, read_run, spans
-from fedgraft.server.report.plots import inks
-from fedgraft.server.report.tables import MEANINGS, site_metrics
+from fedgraft.server.report.plots import inks, reliability_plot
+from fedgraft.server.report.tables import MEANINGS
+from fedgraft.server.rounds.scores import Scores
 from helpers.runs import SITES, Page, change, page_of, write_run
 
 
@@ -227,3 +232,44 @@ def test_among_many_sites_only_the_best_and_the_worst_have_a_colour() -> None:
 
 def test_every_code_has_words() -> None:
     assert set(MEANINGS) == set(Code)
+
+
+def test_beside_each_figure_stands_what_it_rests_on(tmp_path: Path) -> None:
+    """Positives, negatives, intervals, both means over sites; and "too few to say" where a site has few."""
+    study = parse_study({"name": "x", "tasks": [{"name": "cls", "classes": ["no", "yes"]}], "method": "fedavg"}, "here")
+    sums = {site: {"cls": a_site(positives)} for site, positives in zip(SITES, (40, 3, 25, 30), strict=True)}
+    scores = Scores(study, sums)
+    told = scores.values()["cls"]
+    run = write_run(tmp_path / "run", classes=("no", "yes"))
+    change(run, "result.json", lambda r: r.update(metrics={"cls": told}, sums=scores.sums()))
+    by_name = {row.cells[0]: row.cells for row in site_metrics(read_run(run), "cls").rows}
+    low, high = told["intervals"]["sites"]["east"]["auroc"]
+    assert by_name["east"][1:3] == ("90\n40 + 50 −", f"{told['sites']['east']['auroc']:.3f}\n{low:.3f} to {high:.3f}")
+    assert by_name["north"][1:4] == ("53\n3 + 50 −", "too few to say", "–")
+    for name, key in (("macro mean of sites", "macro_intervals"), ("macro mean, by precision", "macro_by_precision")):
+        mean = told[key]["auroc"]
+        assert by_name[name][2] == f"{mean['value']:.3f}\n{mean['low']:.3f} to {mean['high']:.3f}"
+    page = page_of(run)
+    assert "mean of 3 sites, each alike; 1 with too few to say" in page.text
+    assert "north (53 test cases, too few to say)" in page.text
+    assert "all cases: 98 + 200 −" in page.text
+    assert re.search(r"rounds trained \([\d,]+ validation, [\d,]+ test cases\)", page.text)
+
+
+def a_site(positives: int) -> ClassificationSums:
+    rng = np.random.default_rng(positives)
+    truth = np.repeat([1, 0], [positives, 50])
+    score = rng.normal(size=len(truth)) + truth
+    return ClassificationSums.of(np.stack([np.zeros(len(truth)), score], axis=1), truth)
+
+
+def test_reliability_of_few_cases_is_hollow() -> None:
+    """Of nine bins of sure answers, and one of three cases: one point is drawn white inside."""
+    sure = np.concatenate([np.full(30, 3.0), np.full(3, 0.6)])
+    sums = ClassificationSums.of(np.stack([np.zeros(33), sure], axis=1), np.ones(33, int))
+    drawn = reliability_plot(sums)
+    assert "fewer than 10" in drawn
+    assert "10 cases or more" in drawn
+    assert drawn.count("fill: #ffffff; stroke: #0072b2") == 2, "the point, and its key"
+    many = reliability_plot(ClassificationSums.of(np.stack([np.zeros(30), sure[:30]], axis=1), np.ones(30, int)))
+    assert "fewer than 10" not in many

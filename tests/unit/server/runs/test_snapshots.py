@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.errors import ResumeError
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.server.runs.snapshots import Snapshots
 
@@ -23,28 +23,31 @@ def same(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> bool:
 
 def test_what_stays_is_written_once_and_comes_back_whole(tmp_path: Path) -> None:
     snapshots, state = Snapshots(tmp_path), arrays()
-    assert snapshots.write("1.safetensors", state) == ["1.safetensors"]
+    assert list(snapshots.write("1.safetensors", state)) == ["1.safetensors"]
     for number in (2, 3):
         state = state | {"head": np.full(10, float(number))}
-        names = snapshots.write(f"{number}.safetensors", state)
-        snapshots.forget_all_but(names)
+        files = snapshots.write(f"{number}.safetensors", state)
+        snapshots.forget_all_but(files)
+        names = list(files)
         assert names == ["1.safetensors", f"{number}.safetensors"]
         assert sorted(path.name for path in tmp_path.iterdir()) == names
         assert (tmp_path / names[1]).stat().st_size < 1000
         fresh = Snapshots(tmp_path)
-        assert same(fresh.read(names), state)
+        assert same(fresh.read(files), state)
     # One that was read goes on from there.
-    state = fresh.read(names) | {"head": np.zeros(10)}
-    assert fresh.write("4.safetensors", state) == ["1.safetensors", "4.safetensors"]
-    assert same(Snapshots(tmp_path).read(["1.safetensors", "4.safetensors"]), state)
+    state = fresh.read(files) | {"head": np.zeros(10)}
+    files = fresh.write("4.safetensors", state)
+    assert list(files) == ["1.safetensors", "4.safetensors"]
+    assert same(Snapshots(tmp_path).read(files), state)
 
 
 def test_a_state_of_which_most_has_changed_is_written_whole(tmp_path: Path) -> None:
     snapshots = Snapshots(tmp_path)
     snapshots.write("1.safetensors", arrays())
     state = arrays(1)
-    assert snapshots.write("2.safetensors", state) == ["2.safetensors"]
-    assert same(Snapshots(tmp_path).read(["2.safetensors"]), state)
+    files = snapshots.write("2.safetensors", state)
+    assert list(files) == ["2.safetensors"]
+    assert same(Snapshots(tmp_path).read(files), state)
 
 
 @pytest.mark.parametrize("change", ["gone", "new", "back"])
@@ -62,22 +65,84 @@ def test_entries_may_come_go_and_return_to_what_they_were(tmp_path: Path, change
     assert same(Snapshots(tmp_path).read(names), state)
 
 
-def test_a_run_resumes_from_what_an_older_version_wrote(tmp_path: Path) -> None:
+def run_of(tmp_path: Path, exchanges: int) -> tuple[RunFolder, list[dict[str, np.ndarray]]]:
+    """A run's folder after so many exchanges, each with a checkpoint, and the state after each."""
+    folder, states = RunFolder(tmp_path), [arrays()]
+    for number in range(1, exchanges + 1):
+        states.append(states[-1] | {"head": np.full(10, float(number))})
+        folder.append_history({"exchange": number, "words": "x" * number})
+        folder.save_checkpoint(number, states[-1], {"m": np.full(2, number)}, {"bytes_up": number})
+    return folder, states
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "a flipped bit": lambda path: flip(path, -3),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["000003.safetensors", "state.json"])
+def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(tmp_path: Path, caplog, name: str, damage: str) -> None:
+    """One flipped bit gave other weights, without a word."""
+    _, states = run_of(tmp_path, 3)
+    DAMAGE[damage](tmp_path / "checkpoint" / name)
     folder = RunFolder(tmp_path)
-    folder.save_checkpoint(1, arrays(), {"m": np.ones(2)}, {})
-    facts = tmp_path / "checkpoint" / "state.json"
-    facts.write_text(facts.read_text().replace('[\n  "000001.safetensors"\n ]', '"000001.safetensors"'))
-    assert '"tensors": "000001.safetensors"' in facts.read_text()
-    found = RunFolder(tmp_path).load_checkpoint()
+    found = folder.load_checkpoint()
     assert found is not None
-    assert same(found.state, arrays())
-    assert same(found.memory, {"m": np.ones(2)})
+    assert (found.exchange, found.totals) == (2, {"bytes_up": 2})
+    assert same(found.state, states[2])
+    assert same(found.memory, {"m": np.full(2, 2)})
+    assert [row["exchange"] for row in folder.history()] == [1, 2]
+    if (name, damage) != ("state.json", "gone"):  # as a kill leaves it between the two files
+        assert name in caplog.text
+    folder.save_checkpoint(3, states[3], {}, {})
+    assert same(RunFolder(tmp_path).load_checkpoint().state, states[3])  # type: ignore[union-attr]
 
 
-def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
-    folder, state = RunFolder(tmp_path), arrays()
-    folder.save_checkpoint(1, state, {}, {})
-    folder.save_checkpoint(2, state | {"head": np.ones(10)}, {}, {})
-    (tmp_path / "checkpoint" / "000001.safetensors").unlink()
-    with pytest.raises(InputError, match="000001"):
+def test_if_both_are_damaged_the_run_says_what_is_wrong_and_keeps_all(tmp_path: Path) -> None:
+    run_of(tmp_path, 3)
+    flip(tmp_path / "checkpoint" / "000001.safetensors", -3)  # what both rest on
+    before = (tmp_path / "history.jsonl").read_bytes()
+    with pytest.raises(ResumeError, match=r"000001\.safetensors: is not as it was written.*begin a new run"):
         RunFolder(tmp_path).load_checkpoint()
+    assert (tmp_path / "history.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "half", "empty", "gone"])
+def test_a_history_that_is_not_what_it_was_is_not_gone_on_with(tmp_path: Path, damage: str) -> None:
+    """A shorter one was filled up with NULs, and the run failed at its very end."""
+    folder, _ = run_of(tmp_path, 3)
+    DAMAGE[damage](tmp_path / "history.jsonl")
+    left = len((tmp_path / "history.jsonl").read_bytes()) if damage != "gone" else 0
+    if damage == "a flipped bit":  # the third exchange alone
+        found = RunFolder(tmp_path).load_checkpoint()
+        assert found is not None
+        assert (found.exchange, len(folder.history())) == (2, 2)
+    else:
+        with pytest.raises(ResumeError, match=r"history\.jsonl: is shorter than it was, or was changed"):
+            RunFolder(tmp_path).load_checkpoint()
+        assert len((tmp_path / "history.jsonl").read_bytes() if damage != "gone" else b"") == left
+
+
+def test_checkpoints_that_are_gone_do_not_begin_the_run_anew(tmp_path: Path) -> None:
+    run_of(tmp_path, 3)
+    for name in ("state.json", "before.json"):
+        (tmp_path / "checkpoint" / name).unlink()
+    with pytest.raises(ResumeError, match=r"state\.json: is gone, after 3 exchanges"):
+        RunFolder(tmp_path).load_checkpoint()
+    assert len(RunFolder(tmp_path).history()) == 3
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    RunFolder(tmp_path).append_history({"exchange": 1})
+    assert RunFolder(tmp_path).load_checkpoint() is None
+    assert not (tmp_path / "history.jsonl").exists()

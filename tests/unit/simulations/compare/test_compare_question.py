@@ -14,12 +14,15 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.aggregates import ServerOptimiser
 from fedgraft.common.study.plan import Gradient, Recalibrate
 from fedgraft.common.study.study import read_study
+from fedgraft.simulations.compare.arms_told import arms_told
 from fedgraft.simulations.compare.question import (
     BUILT_IN,
     Arm,
+    Question,
     changed,
     read_comparison,
 )
+from fedgraft.simulations.compare.work import CASES, OPTIMISER, WORK
 from helpers.work import MakeStudy
 
 SHOTS = {"arms": ["new_site", "source_only"], "against": "new_site", "metric": "accuracy", "shots": [5]}
@@ -78,6 +81,64 @@ def test_a_preset_gets_the_gradient_work_of_the_study(make_study: MakeStudy) -> 
     assert stage.rounds == 5
     assert isinstance(stage.local, Gradient)
     assert (stage.local.epochs, stage.local.lr) == (3, 0.007)
+
+
+def test_a_preset_takes_work_and_optimiser_from_the_study_and_nothing_of_its_method(make_study: MakeStudy) -> None:
+    """FedBN once carried FedProx's anchor, and an arm `fedprox` carried it twice."""
+    method = {
+        "kind": "gradient",
+        "train": "all_but_norm_stats",
+        "fixed_norm_stats": True,
+        "layer_decay": 0.5,
+        "losses": [{"kind": "supervised"}, {"kind": "proximal", "weight": 3.0}],
+        "rollback": {},
+        "inner_steps": {},
+        "heads_first": 2,
+    }
+    kept = {"steps": 9, "batch_size": 5, "optimiser": "sgd", "lr": 0.02, "momentum": 0.4, "weight_decay": 0.1}
+    kept |= {
+        "schedule": "cosine",
+        "warmup": 0.2,
+        "clip_norm": 2.0,
+        "backbone_lr_factor": 0.3,
+        "augment": {"flip": False},
+    }
+    stage = {"name": "mine", "local": method | kept, "share": "all", "aggregate": {"kind": "mean"}, "rounds": 4}
+    study = make_study(plan=[stage | {"weight_averaging": {"rule": "ema"}, "early_stopping": {}, "joint_lambda": 1.0}])
+    for name in ("fedbn", "fedprox", "fixbn", "fedrep", "lp_ft"):
+        wanted = make_study(method={"name": name, "rounds": 4, "local": kept}).plan
+        assert BUILT_IN[name].apply(study, "x").plan == wanted, name
+
+
+def test_it_is_decided_of_every_key_of_gradient_work_whose_it_is() -> None:
+    """A key that is added later is either work, optimiser or cases, or belongs to a method: somebody has to say."""
+    of_a_method = {
+        "kind",
+        "train",
+        "fixed_norm_stats",
+        "layer_decay",
+        "heads_first",
+        "inner_steps",
+        "rollback",
+        "losses",
+    }
+    taken = {*WORK, *OPTIMISER, *CASES}
+    assert not taken & of_a_method
+    assert taken | of_a_method == set(Gradient.model_fields)
+
+
+def test_what_an_arm_differs_in_is_all_that_it_differs_in(make_study: MakeStudy) -> None:
+    study = make_study(method={"name": "fedavg", "rounds": 2, "local": {"steps": 3}})
+    arms = ["study", {"name": "mine", "who": "alone", "set": {"plan.0.local.lr": 0.5}}, "fedprox", "shuffled"]
+    question = Question.model_validate({"arms": arms, "against": "study"})
+    told = {one["arm"]: one for one in arms_told(question, {arm.name: arm.apply(study, "x") for arm in question.arms})}
+    assert told["study"]["differs"] == []
+    assert told["mine"]["differs"] == ["who: alone (not together)", "plan.0.local.lr: 0.5 (not 0.001)"]
+    assert told["shuffled"]["differs"] == ["labels: shuffled (not known)"]
+    (losses,) = told["fedprox"]["differs"]
+    assert losses.startswith("plan.0.local.losses: supervised ")
+    assert "proximal weight" in losses
+    assert told["fedprox"]["plan"] == BUILT_IN["fedprox"].apply(study, "x").model_dump(mode="json")["plan"]
 
 
 def test_an_arm_changes_what_it_says_and_nothing_else(make_study: MakeStudy) -> None:

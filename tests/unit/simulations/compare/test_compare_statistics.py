@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.bootstrap import (
     Interval,
     across,
@@ -17,7 +18,11 @@ from fedgraft.simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
-from fedgraft.simulations.compare.models import Answers
+from fedgraft.simulations.compare.cells import CellOutcome
+from fedgraft.simulations.compare.models import MERGED, Answers
+from fedgraft.simulations.compare.question import BUILT_IN, Question
+from fedgraft.simulations.compare.result import Group, answered
+from helpers.work import MakeStudy
 
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
 
@@ -117,12 +122,40 @@ def interval(value: float, low: float, high: float, low90: float, high90: float)
     ],
 )
 def test_verdicts_say_no_more_than_is_known(found: Interval, adjusted: float, words: str) -> None:
-    assert verdict(found, adjusted, 0.02) == words
+    assert verdict(found, adjusted, 0.02, seeds=3) == words
+    assert verdict(found, adjusted, 0.02, seeds=1) == "one seed decides nothing"
 
 
 def test_of_a_score_that_should_be_low_less_is_better() -> None:
     found = interval(-0.1, -0.15, -0.05, -0.14, -0.06)
-    assert verdict(found, 0.01, 0.02, lower_is_better=True) == "better"
+    assert verdict(found, 0.01, 0.02, seeds=2, lower_is_better=True) == "better"
+
+
+def group(name: str, sites: dict[str, Answers], study: Study) -> Group:
+    outcomes = {
+        (seed, 0): CellOutcome({MERGED: {site: {"cls": one} for site, one in sites.items()}}, (), 1.0)
+        for seed in (0, 1)
+    }
+    return Group(name, None, outcomes, study)
+
+
+def test_a_site_with_too_few_cases_is_in_no_mean_and_without_any_other_there_is_no_verdict(
+    make_study: MakeStudy,
+) -> None:
+    study = make_study(tasks=[{"name": "cls", "classes": ["a", "b", "c", "d"]}])
+    question = Question(arms=(BUILT_IN["study"], BUILT_IN["local"]))
+    large, small = answers(120), answers(5, seed=1)
+    groups = [group(name, {"large": large, "small": small}, study) for name in ("study", "local")]
+    result = answered(question, study, groups)
+    row = result["rows"][1]
+    whole = float(metric("auroc", large, np.ones((1, 120)))[0])
+    assert row["macro"]["value"] == row["worst"]["value"] == row["metrics"]["auroc"] == pytest.approx(whole)
+    assert row["support"]["large"]["enough"]
+    assert not row["support"]["small"]["enough"]
+    assert row["sites"]["small"] == pytest.approx(float(metric("auroc", small, np.ones((1, 5)))[0])), "it is listed"
+    assert row["difference"]["verdict"] == "as good within 0.02"
+    few = answered(question, study, [group(name, {"small": small}, study) for name in ("study", "local")])
+    assert few["rows"][1]["difference"]["verdict"] == "too few to say"
 
 
 def test_sites_count_the_same_and_undefined_ones_not_at_all() -> None:

@@ -205,3 +205,20 @@ def test_cohorts_of_the_user_are_passed_on_and_nothing_is_written(tmp_path):
     cohorts = make_hospitals(load_scenario("folders"), tmp_path / "out")
     assert sorted(cohorts) == ["clinic_a", "clinic_b", "clinic_c"]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["dicom", "patients.csv"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_generated_data_that_are_not_what_they_were_are_named_and_not_used(tmp_path, name: str, how: str):
+    """They lie in a cache between runs, and one flipped bit is another picture."""
+    make_hospitals(scenario(), tmp_path / "out")
+    path = tmp_path / "out" / "north" / name
+    path = sorted(path.iterdir())[3] if path.is_dir() else path
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if how == "flipped" else content[:-30])
+    with pytest.raises(InputError, match=f"{path}: is not as it was generated. Remove .*out, and"):
+        make_hospitals(scenario(), tmp_path / "out")

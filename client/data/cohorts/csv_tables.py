@@ -1,0 +1,132 @@
+"""CSV files as people and spreadsheets write them: every common way is read, and nothing in them is guessed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedgraft.client.data.cohorts.words import Cell
+from fedgraft.common.base.errors import DataError
+
+Row = Mapping[str, str]
+
+_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+"""The line that Excel writes first, and reads, to say what divides cells."""
+_FORMULA = re.compile(r'="(.*)"', re.DOTALL)
+"""How Excel is kept from taking 00123 for a number."""
+_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a CSV file by column name, and the line of the file that each ends on.
+
+    Errors name file, line and column, and never show a cell: a wrong column may hold names of patients.
+    """
+
+    path: Path
+    rows: list[dict[str, str]] = field(repr=False)
+    lines: list[int] = field(repr=False)
+
+    def where(self, index: int) -> str:
+        """Where a row stands, for messages: "FILE, line NUMBER"."""
+        return f"{self.path}, line {self.lines[index]}"
+
+    def cell(self, index: int, row: Row, name: str) -> Cell:
+        """A row's cell of the column `name`, with its place."""
+        return Cell(row[name], f"{self.where(index)}, column {name!r}", name)
+
+
+def read_csv(path: Path) -> Table:
+    """A CSV file with a header; comma, semicolon or tab; UTF-8 or UTF-16. DataError if it cannot be read as one.
+
+    Excel's `sep=` line, columns without name or content behind the last one, empty rows, and `="00123"` are taken for
+    what they mean.
+    """
+    text = _text(path)
+    first = _SEPARATOR.match(text)
+    skipped = 1 if first else 0
+    text = text[first.end() :] if first else text
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=first[1] if first else _delimiter(text))
+    header: list[str] = []
+    rows, lines = [], []
+    for line, cells in _rows(path, reader, skipped):
+        if not header:
+            header = _header(path, cells)
+            continue
+        while len(cells) > len(header) and not cells[-1]:
+            cells.pop()
+        if len(cells) != len(header):
+            raise DataError(f"{path}: line {line} has more or fewer cells than the header.")
+        rows.append(dict(zip(header, cells, strict=True)))
+        lines.append(line)
+    if not rows:
+        raise DataError(f"{path}: has no rows.")
+    return Table(path, rows, lines)
+
+
+def column(table: Table, name: str | None, usual: Sequence[str], what: str) -> str:
+    """The column that was named, or the first usual one there is. DataError lists those that exist."""
+    header = table.rows[0]
+    for candidate in (name,) if name else usual:
+        if candidate in header:
+            return candidate
+    wanted = repr(name) if name else f"any of {', '.join(usual)}"
+    raise DataError(f"{table.path}: has no column for {what} ({wanted}).", fix=f"It has: {', '.join(header)}.")
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), _without_mark(content))
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text.", fix="Save the table as CSV in UTF-8.") from None
+
+
+def _without_mark(content: bytes) -> str:
+    """UTF-16 that does not say so has a zero in every other byte of a Latin header; text has none at all."""
+    start = content[:64]
+    if start[1::2].count(0) > len(start) // 4:
+        return "utf-16-le"
+    return "utf-16-be" if start[0::2].count(0) > len(start) // 4 else "utf-8"
+
+
+def _delimiter(text: str) -> str:
+    """What the header has most of outside quotes: comma, semicolon or tab."""
+    header = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
+    return max(",;\t", key=header.count)
+
+
+def _rows(path: Path, reader: Iterator[list[str]], skipped: int) -> Iterator[tuple[int, list[str]]]:
+    """Rows that say anything, stripped, with the number of the line they end on."""
+    at = 0
+    try:
+        for row in reader:
+            at = getattr(reader, "line_num", 0) + skipped
+            cells = [_plain(cell) for cell in row]
+            if any(cells):
+                yield at, cells
+    except csv.Error as error:
+        raise DataError(f"{path}: line {getattr(reader, 'line_num', 0) + skipped} is no CSV: {error}.") from None
+
+
+def _plain(cell: str) -> str:
+    text = cell.strip()
+    formula = _FORMULA.fullmatch(text)
+    return formula[1].strip() if formula else text
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
+    while cells and not cells[-1]:
+        cells.pop()
+    if twice := sorted({name for name in cells if cells.count(name) > 1}):
+        raise DataError(f"{path}: has two columns {', '.join(map(repr, twice))}.", fix="Rename or remove one of them.")
+    return cells

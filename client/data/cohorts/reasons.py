@@ -1,0 +1,64 @@
+"""Constant words for what was left out of a cohort or is odd in it, sorted by what somebody should do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedgraft.client.data.cohorts.folders import BROKEN, HIDDEN, NO_RIGHT, SPECIAL, TWICE
+
+STRANGERS = frozenset({"not_dicom", "not_an_image", "no_pixels", HIDDEN})
+"""Files that were never meant to be images of the cohort."""
+SEPARATE = frozenset({"burned_in_annotation", "duplicate"})
+"""Files left out for a reason that has a line of its own in the check."""
+UNREADABLE: Mapping[str, str] = {
+    "empty_file": "",
+    "truncated": "",
+    "unreadable": "",
+    "undecodable": "",
+    "missing_elements": "",
+    "bad_lut": "",
+    "unknown_photometric": "",
+    "unsupported_palette": "",
+    "integers_outside_16_bits": "Save them with 8 or 16 bits",
+    "float_outside_0_1": "Save them with values from 0 to 1",
+    "too_large": "It takes more than `file_gigabytes` of the cohort; have it divided, or allow more",
+    "too_slow": "It takes more than `file_seconds` of the cohort; look whether it is damaged, or allow more",
+    "unreadable_element": "A number in the header is no number; have the program mended that wrote it",
+    "unsupported_syntax": "No decoder is installed for their transfer syntax; export them in another one, for instance "
+    "Explicit VR Little Endian",
+    "no_right_to_read": "Give this account the right to read them",
+    "pages_of_several_sizes": "Save the page that is meant as a file of its own",
+}
+"""Files that should be images and give none, with what to do if it is not to export them again."""
+PASSED_OVER: Mapping[str, str] = {
+    NO_RIGHT: "Give this account the right to open them: what is in them is missing.",
+    BROKEN: "Mend or remove them: what they pointed at is missing.",
+    TWICE: "Nothing is missing: they lead to folders that were read already.",
+    SPECIAL: "Nothing is missing: they are no files.",
+}
+"""Folders and links that were not read, with what to do."""
+ODD = frozenset(
+    {"no_patient_id", "similar_patient_ids", "no_label_row", "label_without_file"}
+    | {"missing_value", "missing_category", "unknown_category"}
+    | {"mask_other_size", "mask_unreadable", "mask_without_image"}
+)
+"""What has a line of its own in the check: files that were used all the same, rows, masks."""
+NOTES: Mapping[str, tuple[str, str]] = {
+    "same_uid_other_pixels": (
+        "images that share a SOPInstanceUID with other pixels",
+        "They are used as different images; have the de-identifier mended that wrote one UID for several.",
+    ),
+    "window_width_1": (
+        "images whose window of width 1 would leave black and white of values from 0 to 1",
+        "They are shown from 0 to 1; set `window` of the cohort for another range.",
+    ),
+    "several_pages": (
+        "files with several pages, of which one is used",
+        "Say by `frames` of the cohort which: all, middle or first.",
+    ),
+    "twelve_bits_in_16": (
+        "files of 16 bits that use the lowest 12 of them, or fewer",
+        "They are as dark as a screen shows them; stretch them to 16 bits if other sites' are bright.",
+    ),
+}
+"""What is odd in files that are used all the same: what it is, and what to do."""

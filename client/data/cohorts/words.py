@@ -1,0 +1,137 @@
+"""Words of a table: which of them a name means, which mean "not known", and what is said of those that mean nothing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.errors import DataError
+
+OTHERS = "all others"
+"""The entry of a `label_map` for all words that are neither listed, nor a name of the task, nor missing."""
+
+_NUMBER = re.compile(r"[+-]?0*(\d+)(?:[.,]0*)?")
+_MOST_WORDS, _LONGEST = 60, 40
+
+
+class Cell(NamedTuple):
+    """What stands in a cell of `column`, and where: "FILE, line 3, column 'finding'"."""
+
+    text: str
+    where: str
+    column: str = ""
+
+
+def meant(word: str, names: Iterable[str]) -> str | None:
+    """The name that a word means: the name itself, else one that differs in case or is the same whole number (1, 1.0).
+
+    None if there is none, or more than one.
+    """
+    names = tuple(names)
+    if word in names:
+        return word
+    alike = [name for name in names if _plain(name) == _plain(word)]
+    return alike[0] if len(alike) == 1 else None
+
+
+def is_missing(cell: Cell, spec: CohortSpec) -> bool:
+    """Whether a cell says that a value is not known: it is empty, or has a word that the cohort lists for it."""
+    if not cell.text:
+        return True
+    own = spec.missing_values.get(cell.column, ())
+    return _plain(cell.text) in {_plain(word) for word in (*spec.missing, *own)}
+
+
+def mapped(spec: CohortSpec, key: str, cell: Cell, names: Iterable[str]) -> Cell:
+    """A cell with what `label_map` makes of its text; words that mean something by themselves are not "all others"."""
+    words = spec.label_map.get(key, {})
+    text = words.get(cell.text)
+    if text is None and OTHERS in words and meant(cell.text, names) is None and not is_missing(cell, spec):
+        text = words[OTHERS]
+    return cell if text is None else cell._replace(text=text)
+
+
+@dataclass
+class UnknownWords:
+    """Cells that mean nothing, over a whole table, so that all of them can be told at once."""
+
+    key: str
+    means: str
+    """What the words should be, as in "is no class of task 'cls'"."""
+    names: Sequence[str]
+    """Names that would have been understood; none where numbers are asked for."""
+    cells: list[Cell] = field(default_factory=list, repr=False)
+    read: int = 0
+    """Cells that were understood, empty ones not counted."""
+
+    def fault(self) -> str:
+        """What is wrong, and what to do; "" if nothing is.
+
+        Several words are shown only where the column looks like the right one: some cells of it could be read, or its
+        words come again and again. Another may hold names of patients.
+        """
+        if not self.cells:
+            return ""
+        counts, cells = Counter(cell.text for cell in self.cells), len(self.cells)
+        first = f"{self.cells[0].where} {self.means}"
+        if cells == 1:  # found by its place
+            return f"{first}. {self._advice(('WORD',))}"
+        text = f"{first}, and {cells - 1:,} more."
+        if not (self.read or 2 * len(counts) <= cells) or len(counts) > _MOST_WORDS:
+            return f"{text} They are {len(counts):,} different words: is this the right column?"
+        words = [word for word, _ in by_count(counts)]
+        shown = ", ".join(f"{_short(word)!r} {counts[word]:,}" for word in words)
+        return f"{text} All of them: {shown}. {self._advice(words)}"
+
+    def _advice(self, words: Sequence[str]) -> str:
+        if not self.names:
+            return "Correct it, leave it empty, or list what means 'not known' as `missing_values` of the cohort."
+        entries = "".join(f"{_short(word)!r}: ..., " for word in words[:3])
+        return (
+            f"Names are {', '.join(self.names)}. Say what others mean by "
+            f"`label_map: {{{self.key}: {{{entries}{OTHERS}: ...}}}}` of the cohort, with a name or '' (not known) for "
+            f"each; `{OTHERS}` stands for every word that is not listed."
+        )
+
+
+def refuse(found: Collection[UnknownWords]) -> None:
+    """DataError with all that was not understood, if anything was not."""
+    if faults := [text for words in found if (text := words.fault())]:
+        raise DataError("\n".join(faults))
+
+
+def check_words(spec: CohortSpec, key: str, column: str, names: Sequence[str]) -> None:
+    """DataError if `label_map` gives what is no name, or `missing_values` takes a name away."""
+    for word, name in spec.label_map.get(key, {}).items():
+        if meant(name, names) is None and not is_missing(Cell(name, "", column), spec):
+            raise DataError(
+                f"label_map of {key!r}: {word!r} becomes {name!r}, which is no name of it.",
+                fix=f"Names are {', '.join(names)}, and '' for what is not known.",
+            )
+    for word in spec.missing_values.get(column, ()):
+        if meant(word, names) is not None:
+            raise DataError(
+                f"missing_values of column {column!r}: {word!r} is a name of {key!r}.",
+                fix="Take it out, or map the word to another name by label_map.",
+            )
+
+
+def by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Words and their counts, the most frequent first."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= _LONGEST else f"{word[:_LONGEST]}..."
+
+
+def _plain(word: str) -> str:
+    """A word without case; of a whole number its digits alone, since 1, 01 and 1.0 are written for each other."""
+    number = _NUMBER.fullmatch(word)
+    if number is not None:
+        return f"{'-' if word.startswith('-') else ''}{number[1]}"
+    return word.casefold()

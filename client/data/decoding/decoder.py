@@ -1,0 +1,146 @@
+"""Files are decoded in a process of its own, within limits: a file that breaks them costs itself, and nothing else."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedgraft.client.data.decoding import frames as messages
+from fedgraft.client.data.decoding.dicom import DicomImage
+from fedgraft.client.data.decoding.images import ImageFile
+from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.spec import Window
+from fedgraft.common.base.errors import DataError
+
+Which = Literal["all", "middle", "first"]
+_END_S = 5.0
+_KILLED = {signal.SIGALRM: "too_slow", signal.SIGKILL: "too_large"}
+"""What a signal that ended the process means: the clock's, and the system's when memory ran out."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a single file may take until it is decoded."""
+
+    seconds: float = 120.0
+    gigabytes: float = 4.0
+
+
+USUAL = Limits()
+
+
+def read_dicom(
+    path: Path, window: Window | None, frames: Which, accept: Collection[str] = (), limits: Limits = USUAL
+) -> DicomImage:
+    """As `dicom.read_dicom`, within limits. UnusableError also for a file that breaks them: too_slow, too_large."""
+    request = {"kind": "dicom", "frames": frames, "accept": list(accept)}
+    words, found = _DECODER.ask(path, request | {"window": window and window.model_dump()}, limits)
+    return DicomImage(found, **{**words, "notes": tuple(words["notes"])})
+
+
+def read_images(path: Path, frames: Which, limits: Limits = USUAL) -> ImageFile:
+    """As `images.read_images`, within limits. UnusableError as `read_dicom`."""
+    words, found = _DECODER.ask(path, {"kind": "image", "frames": frames}, limits)
+    return ImageFile(found, tuple(words["notes"]))
+
+
+class _Decoder:
+    """One process for all threads of this one; started when it is first needed, and anew when a file has ended it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._parent = 0
+
+    def ask(self, path: Path, request: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list[Any]]:
+        """The words and frames of a file. UnusableError says why there are none."""
+        try:
+            path.open("rb").close()  # with this process's own rights
+        except PermissionError:
+            raise UnusableError("no_right_to_read") from None
+        except OSError:
+            raise UnusableError("unreadable") from None
+        asked = request | {
+            "path": str(path.absolute()),
+            "seconds": limits.seconds,
+            "bytes": int(limits.gigabytes * 1e9),
+        }
+        with self._lock:
+            words, found = self._answer(asked)
+            if words.get("reason") == "too_large":
+                self.close()  # what it has taken does not come back
+        if "reason" in words:
+            raise UnusableError(words["reason"])
+        return words, found
+
+    def _answer(self, asked: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            messages.write(process.stdin, asked)
+            return messages.read(process.stdout)
+        except (EOFError, OSError):
+            ended = -process.wait(_END_S)
+            self.close()
+            return {"reason": _KILLED.get(ended, "undecodable")}, []  # type: ignore[call-overload]
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._parent != os.getpid():  # after a fork it is the parent's
+            self._process, self._parent = None, os.getpid()
+        if self._process is None or self._process.poll() is not None:
+            self._process = _start()
+        return self._process
+
+    def close(self) -> None:
+        """End the process, if there is one of this process."""
+        process, self._process = self._process, None
+        if process is None or self._parent != os.getpid():
+            return
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """A new process that has said that it is ready. DataError if it cannot be had."""
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = os.environ | single | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "fedgraft.client.data.decoding.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # decoders quote what they read
+        env=environment,
+        start_new_session=True,  # a Ctrl-C is for whoever asks
+    )
+    assert process.stdout is not None
+    try:
+        messages.read(process.stdout)
+    except (EOFError, OSError):
+        process.kill()
+        process.wait()
+        raise DataError(
+            "The process that decodes files could not be started.",
+            fix=f"Try `{sys.executable} -m fedgraft.client.data.decoding.worker` to see why.",
+        ) from None
+    return process
+
+
+_DECODER = _Decoder()
+atexit.register(_DECODER.close)

@@ -1,0 +1,77 @@
+"""A process that decodes one file after another, so that one that never ends, or takes all memory, ends this alone.
+
+Run by `decoder`: `python -m fedgraft.client.data.decoding.worker`. It reads requests, and ends when there are no more.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from fedgraft.client.data.decoding import frames
+from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.images import read_images
+from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.decoding.wall import wall
+from fedgraft.client.data.spec import Window
+
+
+def main() -> None:
+    """Answer requests until their stream ends."""
+    asked = sys.stdin.buffer
+    # Libraries of decoders print; what they print must not come between the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    frames.write(answers, {"ready": True})
+    while True:
+        try:
+            request, _ = frames.read(asked)
+        except EOFError:
+            return
+        _answer(request, answers)
+
+
+def _answer(request: dict[str, Any], answers: IO[bytes]) -> None:
+    _limit_memory(int(request["bytes"]))
+    # Its default is to end the process, and it does so in the middle of a library that never comes back.
+    signal.setitimer(signal.ITIMER_REAL, float(request["seconds"]))
+    try:
+        with wall("undecodable"):
+            words, found = _decoded(request)
+    except UnusableError as unusable:
+        words, found = {"reason": unusable.reason}, []
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    frames.write(answers, words, found)
+
+
+def _decoded(request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    path = Path(request["path"])
+    if request["kind"] == "image":
+        image = read_images(path, request["frames"])
+        return {"notes": image.notes}, image.frames
+    window = Window.model_validate(request["window"]) if request["window"] else None
+    dicom = read_dicom(path, window, request["frames"], request["accept"])
+    words = asdict(dicom)
+    return words, words.pop("frames")
+
+
+def _limit_memory(size: int) -> None:
+    """Let this process have so many bytes beyond what it has now; where the system cannot say or do so, any number."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        limit = pages * resource.getpagesize() + size
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    except (ImportError, OSError, ValueError):
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What goes wrong between a program and a disk, in words that name the place and the next step."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedgraft.common.base.errors import InputError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the operating system says when a disk takes no more."""
+
+_ADVICE = {
+    errno.ENOSPC: "Free some space there, or choose another place.",
+    errno.EDQUOT: "Free some of your quota there, or choose another place.",
+    errno.EFBIG: "Files may not be so large there: raise the limit, or choose another place.",
+    errno.EROFS: "Nothing can be written there: choose another place.",
+    errno.EACCES: "Ask whoever owns it for the right, or choose another place.",
+    errno.EPERM: "Ask whoever owns it for the right, or choose another place.",
+    errno.ENOTDIR: "What should be a folder on the way there is a file.",
+    errno.EISDIR: "A file belongs there, and it is a folder.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "A link there leads to itself.",
+    errno.EIO: "The disk itself reports the error: look at its health.",
+}
+
+
+def told(error: OSError) -> str:
+    """An error of the operating system in one line: the place if it is known, what is wrong, and what to do."""
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    wrong = error.strerror or "cannot be used"
+    return f"{place}{wrong}. {_ADVICE.get(error.errno or 0, '')}".rstrip()
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError within names this path, if it names none: a write to an open file says only that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; an OSError names it, also one that comes in the middle."""
+    with naming(path):
+        return path.read_bytes()
+
+
+@contextlib.contextmanager
+def understood(path: Path, what: str, fix: str = "") -> Iterator[None]:
+    """InputError that says that the file is not `what`, if what is read from it within does not fit."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError):
+        raise InputError(f"{path}: is not {what}, or is damaged.", fix=fix) from None
+
+
+def why_no_file(path: Path) -> str:
+    """Why there is no file of this name to read: it is not there, it is a folder, or a link to nowhere."""
+    if path.is_dir():
+        return f"{path.name} is a folder"
+    return f"{path.name} is a link that leads nowhere" if path.is_symlink() else f"there is no {path.name}"

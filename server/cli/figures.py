@@ -1,0 +1,54 @@
+"""A task's figures on the terminal, each with what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from fedgraft.common.base.terminal import figure
+from fedgraft.common.metrics.metric_names import title
+
+TOO_FEW = "too few to say"
+
+
+def task_table(task: str, values: Mapping[str, Any]) -> Table:
+    """Sites by the metrics that are shown first, with positives and negatives and the first metric's interval."""
+    keys = list(values["macro"])
+    table = Table()
+    for at, name in enumerate((f"{task} (test)", "cases", "+ / −", *map(title, keys), "95 %")):
+        table.add_column(name, no_wrap=at == 0)  # a name in two lines is not found again
+    supports, intervals = values["support"], values["intervals"]
+    for site, row in values["sites"].items():
+        table.add_row(site, *_cells(row, supports["sites"][site], intervals["sites"][site], keys))
+    table.add_section()
+    means = [("macro mean", values["macro_intervals"]), ("by precision", values["macro_by_precision"])]
+    for name, found in means:
+        if name == "macro mean" or any(found.values()):
+            cells = [values["macro"][key] if name == "macro mean" else (found[key] or {}).get("value") for key in keys]
+            first = found[keys[0]] or {}
+            table.add_row(name, "", "", *map(figure, cells), _ends((first.get("low"), first.get("high"))))
+    table.add_row("all cases", *_cells(values["pooled"], supports["pooled"], intervals["pooled"], keys))
+    return table
+
+
+def _cells(
+    row: Mapping[str, Any], support: Mapping[str, Any], intervals: Mapping[str, Sequence[float]], keys: Sequence[str]
+) -> list[str]:
+    cases = [str(int(row["n"])), _sides(support)]
+    if not support["enough"]:
+        return [*cases, TOO_FEW, *("" for _ in keys)]
+    return [*cases, *(figure(row[key]) for key in keys), _ends(intervals.get(keys[0], (None, None)))]
+
+
+def _sides(support: Mapping[str, Any]) -> str:
+    positives, negatives = support["positives"], support["negatives"]
+    if len(positives) == 1:
+        return f"{positives[0]} / {negatives[0]}"
+    return f"{min(positives)} +" if positives else ""  # of the rarest class or label; all of them are in the report
+
+
+def _ends(interval: Sequence[float | None]) -> str:
+    low, high = interval
+    return "" if low is None or high is None else f"{low:.3f}–{high:.3f}".replace("0.", ".")

@@ -1,0 +1,155 @@
+"""A run's figures: the few that answer "did it work", and all of them site by site, each with what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedgraft.common.metrics.metric_names import (
+    LOWER_IS_BETTER,
+    NEARER_0_IS_BETTER,
+    TITLES,
+    title,
+)
+from fedgraft.common.metrics.metrics import macro_mean, worst
+from fedgraft.server.report.history import (
+    Row,
+    RunRecord,
+    enough,
+    mapping,
+    number,
+    sequence,
+    text,
+)
+from fedgraft.server.report.sureness import (
+    TOO_FEW,
+    ends,
+    is_too_few,
+    of_pooled,
+    of_site,
+    sides,
+    with_interval,
+)
+from fedgraft.server.report.tables import NONE, ReportTable, TableLine, decimal, plural, whole
+
+_REMARKS = {"accuracy": "of the likeliest class", "hd95_mm": "between outlines, where both are there"}
+_HIDDEN = "masks hide single sites"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One large figure with its label and a remark."""
+
+    value: str
+    label: str
+    remark: str = ""
+
+
+def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
+    """The figures that answer "did it work": the final model on the test split."""
+    final, told = record.final(task), record.shown(task)
+    first, second, unit = told.first, told.metrics[1], _unit(record, task)
+    sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
+    lowest = lowest_site(record, task)
+    secure_aggregation = bool(pooled) and not sites
+    return (
+        Tile(decimal(_macro(final, first)), f"macro {title(first)}{unit}", _alike(final, first)),
+        Tile(
+            decimal(lowest[1]) if lowest else NONE,
+            f"worst site’s {title(first)}{unit}",
+            lowest[0] if lowest else _HIDDEN * secure_aggregation,
+        ),
+        Tile(decimal(_macro(final, second)), f"macro {title(second)}{unit}", _REMARKS.get(second, "")),
+        Tile(
+            decimal(number(pooled.get(first))),
+            f"pooled {title(first)}{unit}",
+            f"{whole(pooled.get('n'))} test cases together{_range(of_pooled(final)[1].get(first))}",
+        ),
+    )
+
+
+def _alike(final: Row, metric: str) -> str:
+    """Which sites a macro mean is of, and how far it may be off."""
+    sites, told = mapping(final.get("sites")), enough(final)
+    if not sites:
+        return "mean of the sites, each alike" if mapping(final.get("pooled")) else ""
+    few = len(sites) - len(told)
+    if not told:
+        return f"{TOO_FEW}: no site has {whole(final.get('floor'))} test cases of either class"
+    rest = f"; {few} with {TOO_FEW}" if few else ""
+    interval = mapping(mapping(final.get("macro_intervals")).get(metric))
+    return f"mean of {plural(len(told), 'site')}, each alike{rest}{_range(interval)}"
+
+
+def _range(interval: object) -> str:
+    low, high = ends(interval)
+    return "" if low is None or high is None else f"; 95 %: {low:.3f} to {high:.3f}"
+
+
+def lowest_site(record: RunRecord, task: str) -> tuple[str, float] | None:
+    """The site that the metric shown first is worst at, of those with enough cases."""
+    told, final = record.shown(task), record.final(task)
+    sites = {site: mapping(mapping(final.get("sites"))[site]) for site in enough(final)}
+    values = {site: {told.first: number(own.get(told.first))} for site, own in sites.items()}
+    return worst(values, told.first, largest=told.lower_is_better)
+
+
+def site_metrics(record: RunRecord, task: str) -> ReportTable:
+    """Sites by metrics, below the macro means, the worst value of any site, and all cases pooled.
+
+    Below each value stands its interval, and below the number of cases their positives and negatives, or classes.
+    """
+    final, kind = record.final(task), text(mapping(record.result.get("task_kinds")).get(task))
+    sites = {site: mapping(own) for site, own in sorted(mapping(final.get("sites")).items())}
+    told = {site: sites[site] for site in sites if site in enough(final)}
+    pooled, lowest = mapping(final.get("pooled")), lowest_site(record, task)
+    keys = [key for key in TITLES if key in pooled]
+    equal, precise = mapping(final.get("macro_intervals")), mapping(final.get("macro_by_precision"))
+    macro = (with_interval(decimal(_macro(final, key)), equal.get(key)) for key in keys)
+    rows = [TableLine(("macro mean of sites", "", *macro), "summary")]
+    if any(precise.values()):
+        weighed = (mapping(precise.get(key)) for key in keys)
+        cells = (with_interval(decimal(number(one.get("value"))), one) for one in weighed)
+        rows.append(TableLine(("macro mean, by precision", "", *cells), "summary"))
+    if sites:  # masks hide the single sites, the worst too
+        rows.append(
+            TableLine(("worst of the sites", "", *(decimal(_worst_value(told, key)) for key in keys)), "summary")
+        )
+    rows.append(TableLine(("all cases pooled", *_sure_cells(pooled, of_pooled(final), keys, kind)), "summary"))
+    for site, own in sites.items():
+        cells_ = _sure_cells(own, of_site(final, site), keys, kind)
+        rows.append(TableLine((site, *cells_), "worst" if lowest and site == lowest[0] else ""))
+    return ReportTable(("site", "cases", *map(title, keys)), tuple(rows) if pooled else ())
+
+
+def _macro(final: Row, key: str) -> float | None:
+    stated = number(mapping(final.get("macro")).get(key))
+    if stated is not None:
+        return stated
+    sites = mapping(final.get("sites"))
+    return macro_mean([{key: number(mapping(sites[site]).get(key))} for site in enough(final)], key)
+
+
+def _worst_value(sites: Mapping[str, Row], key: str) -> float | None:
+    known = [value for own in sites.values() if (value := number(own.get(key))) is not None]
+    if not known:
+        return None
+    if key in NEARER_0_IS_BETTER:
+        return max(known, key=abs)
+    return max(known) if key in LOWER_IS_BETTER else min(known)
+
+
+def _sure_cells(values: Row, sure: tuple[Row, Row], keys: Sequence[str], kind: str) -> tuple[str, ...]:
+    """Cases and metrics, each with what it rests on; a site with too few says so in place of its first metric."""
+    support, intervals = sure
+    cases = "\n".join(part for part in (whole(values.get("n")), sides(support, kind)) if part)
+    if is_too_few(support):
+        return cases, TOO_FEW, *(NONE for _ in keys[1:])
+    return cases, *(with_interval(decimal(number(values.get(key))), intervals.get(key)) for key in keys)
+
+
+def _unit(record: RunRecord, task: str) -> str:
+    """The unit of a task that asks for a value, in brackets."""
+    kind = mapping(record.result.get("task_kinds")).get(task)
+    names = sequence(mapping(record.result.get("task_classes")).get(task))
+    return f" ({text(names[0])})" if kind == "regression" and names else ""

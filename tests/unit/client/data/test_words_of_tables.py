@@ -1,0 +1,175 @@
+"""What a word of a table means: a class by its own name, "not known", or nothing, and then all are told at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.base.config_files import parse_yaml
+from fedgraft.common.base.errors import DataError, StudyError
+from fedgraft.common.study.inputs import ImageInput, SplitSpec, TableInput
+from fedgraft.common.study.study import parse_study
+from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Task
+from helpers.site_home import STUDY
+
+NONE = Task(name="cls", classes=("none", "nodule"))
+
+
+def load(spec: CohortSpec, tmp_path: Path, *tasks: AnyTask, columns: TableInput | None = None) -> Cohort:
+    size = (columns or TableInput(numeric=("a",))) if spec.kind == "table" else ImageInput(size=16)
+    place = Place(tmp_path / "state", tmp_path / "cache", b"secret")
+    return load_cohort("north", spec, CohortRequest(tasks or [NONE], size, SplitSpec(), 0), place)
+
+
+def table(tmp_path: Path, *cells: str, header: str = "a,cls", **settings: object) -> CohortSpec:
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join([header, *(f"{number},{cell}" for number, cell in enumerate(cells))]) + "\n")
+    return CohortSpec.model_validate({"kind": "table", "root": path} | settings)
+
+
+def test_a_class_called_none_is_a_class_however_it_is_written(tmp_path, make_dicom):
+    """Half of the labels once vanished, and training ended with an accuracy of nothing and no word about it."""
+    for number in range(8):
+        pixels = np.full((16, 16), number, np.uint8)
+        make_dicom(pixels, f"dicom/{number}.dcm", PatientID=f"p{number}", SOPInstanceUID=f"1.{number}")
+    words = ("None", "nodule", "NONE", "Nodule", "none", "nodule", "None", "")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("PatientID,cls\n" + "".join(f"p{number},{word}\n" for number, word in enumerate(words)))
+    cohort = load(CohortSpec(kind="dicom", root=tmp_path / "dicom", labels=labels), tmp_path)
+    assert cohort.targets["cls"].tolist() == [0, 1, 0, 1, 0, 1, 0, -1]
+
+
+@pytest.mark.parametrize(("name", "written"), [("-", "-"), ("NA", "na"), ("null", "NULL"), ("?", "?"), ("nan", "NaN")])
+def test_every_word_for_missing_can_be_a_class(tmp_path, name, written):
+    task = Task(name="cls", classes=(name, "nodule"))
+    assert load(table(tmp_path, written, "nodule", ""), tmp_path, task).targets["cls"].tolist() == [0, 1, -1]
+
+
+def test_a_folder_is_the_class_of_its_name(tmp_path):
+    for folder in ("None", "nodule"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "images" / folder / f"{number}.png")
+    cohort = load(CohortSpec(kind="images", root=tmp_path / "images"), tmp_path)
+    assert cohort.targets["cls"].tolist() == [0, 0, 1, 1]
+
+
+def test_whole_numbers_are_one_word_however_a_program_writes_them(tmp_path):
+    task = Task(name="cls", classes=("0", "1"))
+    assert load(table(tmp_path, "0.0", "1", "01", "1,".strip(",")), tmp_path, task).targets["cls"].tolist() == [
+        0,
+        1,
+        1,
+        1,
+    ]
+
+
+def test_a_name_that_two_classes_have_but_for_case_is_not_guessed(tmp_path):
+    task = Task(name="cls", classes=("T", "t"))
+    with pytest.raises(DataError, match="is no class"):
+        load(table(tmp_path, "T", "t", "T "), tmp_path, Task(name="cls", classes=("AB", "ab", "x")))
+    assert load(table(tmp_path, "T", "t"), tmp_path, task).targets["cls"].tolist() == [0, 1]
+
+
+UNKNOWN = ("none", "benign", "Suspicious", "benign", "benign", "nodule", "Suspicious", "odd")
+
+
+def test_all_unknown_words_are_told_at_once_with_counts_and_what_to_write(tmp_path):
+    with pytest.raises(DataError) as caught:
+        load(table(tmp_path, *UNKNOWN), tmp_path)
+    said = str(caught.value)
+    assert "t.csv, line 3, column 'cls' is no class of task 'cls', and 5 more" in said
+    assert "All of them: 'benign' 3, 'Suspicious' 2, 'odd' 1." in said
+    assert "Names are none, nodule" in said
+    written = re.search(r"`label_map: (\{cls: .*?\}\})`", said)
+    assert written is not None
+    entries = parse_yaml(written[1].replace("...", "nodule"))["cls"]
+    assert set(entries) == {"benign", "Suspicious", "odd", "all others"}
+    fixed = load(table(tmp_path, *UNKNOWN, label_map={"cls": entries}), tmp_path)
+    assert fixed.targets["cls"].tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_all_others_leaves_names_and_missing_words_alone(tmp_path):
+    spec = table(tmp_path, "none", "NA", "x", "y", "nodule", "", label_map={"cls": {"y": "", "all others": "nodule"}})
+    assert load(spec, tmp_path).targets["cls"].tolist() == [0, -1, 1, -1, 1, -1]
+
+
+def test_words_of_a_column_that_seems_the_wrong_one_are_not_shown(tmp_path):
+    with pytest.raises(DataError) as caught:
+        load(table(tmp_path, "Doe", "Roe", "Poe"), tmp_path)
+    assert "3 different words: is this the right column?" in str(caught.value)
+    assert not re.search("Doe|Roe|Poe", str(caught.value))
+
+
+def test_what_means_missing_is_the_sites_to_say(tmp_path):
+    spec = table(tmp_path, "unklar", "nodule", "k.A.", "", missing=["unklar", "K.A."])
+    assert load(spec, tmp_path).targets["cls"].tolist() == [-1, 1, -1, -1]
+    with pytest.raises(DataError, match="is no class"):  # a list of one's own takes the place of the usual one
+        load(table(tmp_path, "NA", "nodule", missing=["unklar"]), tmp_path)
+
+
+def test_numbers_that_mean_missing_do_so_in_their_column_alone(tmp_path):
+    columns = TableInput(numeric=("a", "b"), categorical={"side": ("none", "left")})
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,side,cls\n-9,-9,None,none\n-9.0,1,-9,nodule\n2,3,left,none\n")
+    spec = CohortSpec.model_validate({"kind": "table", "root": path, "missing_values": {"a": [-9], "side": ["-9"]}})
+    cohort = load(spec, tmp_path, columns=columns)
+    nan = np.nan
+    np.testing.assert_array_equal(cohort.inputs.numpy(), [[nan, -9, 1, 0], [nan, 1, 0, 0], [2, 3, 0, 1]])
+    assert {problem.reason: problem.count for problem in cohort.problems} == {"missing_value": 2, "missing_category": 1}
+
+
+def test_a_class_cannot_be_listed_as_missing_nor_a_word_mapped_to_nothing(tmp_path):
+    with pytest.raises(DataError, match="missing_values of column 'cls': 'None' is a name of 'cls'"):
+        load(table(tmp_path, "none", "nodule", missing_values={"cls": ["None"]}), tmp_path)
+    with pytest.raises(DataError, match="'x' becomes 'nodul', which is no name"):
+        load(table(tmp_path, "none", "x", label_map={"cls": {"x": "nodul"}}), tmp_path)
+
+
+def test_all_that_is_no_number_or_neither_yes_nor_no_is_told_at_once(tmp_path):
+    value = Regression(kind="regression", name="size", unit="mm", mean=1, std=1)
+    with pytest.raises(DataError, match=r"'<5' 2, 'n.d.' 1"):
+        load(table(tmp_path, "1", "<5", "n.d.", "<5", header="a,size"), tmp_path, value)
+    signs = Multilabel(kind="multilabel", name="signs", labels=("mass",))
+    with pytest.raises(DataError, match=r"'perhaps' 2, 'n.d.' 1"):
+        load(table(tmp_path, "yes", "perhaps", "n.d.", "perhaps", header="a,mass"), tmp_path, signs)
+    cells = table(tmp_path, "none,1", "none,<5", "nodule,n.d.", "none,<5", header="a,cls,b")
+    with pytest.raises(DataError, match=r"column 'b' is no number, and 2 more. All of them: '<5' 2, 'n.d.' 1"):
+        load(cells, tmp_path, columns=TableInput(numeric=("b",)))
+
+
+@pytest.mark.parametrize(
+    ("written", "classes"),
+    [
+        ("[no, yes]", ("no", "yes")),
+        ("[No, Yes]", ("No", "Yes")),
+        ("[off, on]", ("off", "on")),
+        ("[0, 1]", ("0", "1")),
+        ("[false, true]", ("false", "true")),
+        ("[1.5, 2]", ("1.5", "2")),
+    ],
+)
+def test_classes_in_yaml_are_words(written, classes):
+    study = parse_study(STUDY | {"tasks": [{"name": "cls", "classes": parse_yaml(written)}]}, "test")
+    (task,) = study.tasks
+    assert isinstance(task, Task)
+    assert task.classes == classes
+
+
+def test_what_yaml_takes_for_no_word_is_to_be_quoted():
+    with pytest.raises(StudyError, match=r"classes.0: .*put it in quotes \(found None\)"):
+        parse_study(STUDY | {"tasks": [{"name": "cls", "classes": parse_yaml("[null, nodule]")}]}, "test")
+    with pytest.raises(StudyError, match="put it in quotes"):
+        parse_study(STUDY | {"name": parse_yaml("2020-01-01")}, "test")
+
+
+def test_a_map_in_yaml_may_have_yes_and_no_for_words(tmp_path):
+    given = parse_yaml("{cls: {yes: nodule, no: none, 1: nodule}}")
+    cohort = load(table(tmp_path, "yes", "no", "1", label_map=given), tmp_path)
+    assert cohort.targets["cls"].tolist() == [1, 0, 1]
