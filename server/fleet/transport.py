@@ -154,7 +154,7 @@ class _Exchange:
             self._ends += now - before
         for node, one in self._waiting.items():
             if one.away and node in online:  # is it at work still, or was it started again, and knows of nothing?
-                one.probe, one.lost_at, one.ask_at = "", None if one.ids else 0.0, now
+                one.probe, one.lost_at, one.ask_at = "", None, now
             one.away = node not in online
         lost = [node for node, one in self._waiting.items() if one.away and self._presence.lost(node)]
         for node in lost:
