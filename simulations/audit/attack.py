@@ -24,6 +24,7 @@ from fedgraft.simulations.audit.attack_target import CPU, AttackTarget, seen_at
 from fedgraft.simulations.audit.findings import AttackAttempt, Finding
 from fedgraft.simulations.audit.lying import courses
 from fedgraft.simulations.audit.mechanism import mechanism
+from fedgraft.simulations.audit.noised import sums_under_attack
 from fedgraft.simulations.planning.pricing import price, private_stages
 
 NO_NOISE = "no noise"
@@ -67,10 +68,9 @@ def attack(study: Study, patients: int, *, allow_plain: bool = False, seed: int 
     attempts = []
     for attack_target in attack_targets:
         attempts += mechanism(attack_target) + _guesses(attack_target, seed)
-    for stage, _, _ in private_stages(study):
+    for (stage, _, _), line in zip(private_stages(shown), price(shown, patients).lines, strict=True):
         if not isinstance(stage.local, Gradient):
-            words = "attacks on noised sums are not built into the audit in this version"
-            attempts.append(AttackAttempt(stage.name, "noised sums", "sums hide every patient", None, words))
+            attempts += sums_under_attack(shown, stage, line.noise_multiplier, seed)
     tags = LocalModel(shown, CPU).tags
     for stage in study.plan:
         if releases_plainly(stage, tags):
