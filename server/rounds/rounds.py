@@ -233,6 +233,8 @@ class Coordinator:
             if not self._outages.over(step.exchange, self._outages.lost(got.missing), needed - here):
                 break
             before, got.repeats = got, got.repeats + 1
+            if not self._study.secure_aggregation:
+                self._welcome()  # who came back with other keys is another node
         if step.work:
             raise self._too_few(step, here, due | got.missing, needed)
         return got, aggregator
