@@ -28,6 +28,13 @@ def pytest_configure(config: pytest.Config) -> None:
         no_skips.pytest_configure(config)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from helpers.schedule import by_file  # without xdist there are no workers to share tests
+
+    return by_file(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the developer's own ~/.fedgraft, and none takes more than its share of the cores."""

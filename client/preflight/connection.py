@@ -13,12 +13,15 @@ from urllib.request import getproxies
 import httpx
 
 from fedgraft.client.enrolment.config import ServerAddress
-from fedgraft.client.preflight.report import Findings, counted
+from fedgraft.client.preflight.report import Findings
+from fedgraft.common.identity.expiry import WARN_DAYS, left
 
 _TIMEOUT_S = 8.0
 _AHEAD_S, _BEHIND_S = 4.0, 240.0
 """Flower takes signatures from 5 s in the future to 305 s in the past; the Date header is right to a second."""
-_DAYS_LEFT = 30
+_TIMES = {9: "is not valid yet", 10: "has expired"}
+"""By OpenSSL's number what is wrong with the time of a certificate."""
+
 _FLEET = "/v1/fleet/pull-messages"
 _ADMIN = {"control": "/v1/control/list-runs", "runtime": "/v1/runtime/get-nodes"}
 """Paths of Flower's HTTP interfaces: sites need the first alone; the others start runs and hand out work.
@@ -124,10 +127,10 @@ def _handshake(door: _Door) -> bool:
     door.found.fine("reach", "the server answers")
     days = (ssl.cert_time_to_seconds(str(ends)) - time.time()) / 86400
     description, figures = (
-        f"{version}; the certificate is good for {counted(int(days), 'day')}",
+        f"{version}; the certificate is good for {left(days)}",
         {"days_left": int(days)},
     )
-    if days < _DAYS_LEFT:
+    if days < WARN_DAYS:
         door.found.note("tls", description, "Tell the coordinator to renew it.", **figures)
     else:
         door.found.fine("tls", description, **figures)
@@ -140,8 +143,17 @@ def _say_failure(door: _Door, error: Exception) -> None:
     unverified = next((one for one in causes if isinstance(one, ssl.SSLCertVerificationError)), None)
     door.found.private.append(f"{door.url}: {unverified.verify_message if unverified else error}")
     if unverified is not None:
-        fix = "Do not go on: ask the coordinator whether the kit is current. A proxy that opens TLS must let this pass."
-        wrong = "the server's certificate is not vouched for by the CA of your kit, or names another"
+        if unverified.verify_code in _TIMES:
+            fix = (
+                "Tell the coordinator, who makes a new one with `fedgraft server renew`. Is this machine's clock right?"
+            )
+            wrong = f"the server's certificate {_TIMES[unverified.verify_code]}"
+        else:
+            fix = (
+                "Do not go on: ask the coordinator whether the kit is current. A proxy that opens TLS must let this "
+                "pass."
+            )
+            wrong = "the server's certificate is not vouched for by the CA of your kit, or names another"
         door.found.fails("tls", wrong, fix)
     elif any(isinstance(one, ssl.SSLError) for one in causes):
         fix = "Check `server.address`: something else than the study's server, or TLS below 1.2, answers there."

@@ -50,13 +50,18 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
     sites: Annotated[int | None, typer.Option(min=1, help="Start with so many sites; all if not given.")] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for them.")] = 300.0,
+    away: Annotated[float, typer.Option(min=0, help="Seconds that a round waits for a site that is away.")] = 180.0,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds that it waits for sites without which it cannot count.")
+    ] = 1800.0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")] = None,
     home: Home = HOME,
 ) -> None:
     """Run a study on the running server, and wait for its end: exit code 0 only if it completed."""
     from fedgraft.server.cli import commands
+    from fedgraft.server.operations.deploy import Wait
 
-    commands.run(home, commands.RunRequest(study, out, resume, tuple(set_ or ())), sites, wait)
+    commands.run(home, commands.RunRequest(study, out, resume, tuple(set_ or ())), Wait(sites, wait, patience, away))
 
 
 @app.command()

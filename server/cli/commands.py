@@ -21,11 +21,12 @@ from fedgraft.common.base.files import read_json
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.provisioning.consortium import read_consortium
-from fedgraft.server.provisioning.home import ServerHome, expires
+from fedgraft.server.provisioning.home import ServerHome, expires, soon_to_end
 from fedgraft.server.provisioning.provision import Authority
 from fedgraft.server.watch.screen import ago
 
 if TYPE_CHECKING:
+    from fedgraft.server.operations.deploy import Wait
     from fedgraft.server.operations.overview import RunRow, SiteRow
 
 _out = Console(soft_wrap=True, highlight=False)
@@ -108,6 +109,8 @@ def start(home: Path, health_port: int | None, *, as_json: bool) -> None:
     server = ServerHome(home)
     server.facts()
     start_logs(server.logs / "server.log", as_json=as_json)
+    server.check_certificates()
+    _warn(soon_to_end(server))
     serve(server, health_port, _say)
 
 
@@ -121,9 +124,9 @@ class RunRequest:
     overrides: tuple[str, ...]
 
 
-def run(home: Path, request: RunRequest, sites: int | None, wait_s: float) -> None:
+def run(home: Path, request: RunRequest, wait: Wait) -> None:
     """Run a study on the running server, or continue one."""
-    from fedgraft.server.operations.deploy import Wait, run_study
+    from fedgraft.server.operations.deploy import run_study
     from fedgraft.server.runs.run_folder import RunFolder
     from fedgraft.server.watch.progress import shown
 
@@ -133,7 +136,7 @@ def run(home: Path, request: RunRequest, sites: int | None, wait_s: float) -> No
         raise InputError("--resume takes no study, --out or --set.")
     folder = request.resume or _set_up(server, request)
     with shown(folder, RunFolder(folder).study(), _out):
-        run_study(server, folder, Wait(sites, wait_s), _say)
+        run_study(server, folder, wait, _say)
     result = read_json(folder / "result.json")
     show_result(folder, result)
     demand_enough(folder, result)
@@ -168,10 +171,14 @@ def show_status(home: Path, *, as_json: bool) -> None:
     from fedgraft.server.operations.overview import plain, resume_command, runs, sites
 
     server = ServerHome(home)
-    until = expires(server.gate[0])
+    until, warnings = expires(server.gate[0]), soon_to_end(server)
+    if not as_json:
+        _warn(warnings)
     there, rows = sites(server), runs(server)
     if as_json:
-        _json({"certificate_until": until.isoformat(), "sites": plain(there), "runs": plain(rows)})
+        _json(
+            {"certificate_until": until.isoformat(), "warnings": warnings, "sites": plain(there), "runs": plain(rows)}
+        )
         return
     online = sum(row.state == "online" for row in there)
     _say(f"{server.facts().consortium}: {online} of {len(there)} sites online; certificate until {until:%Y-%m-%d}")
@@ -259,6 +266,11 @@ def _show_sites(rows: Sequence[SiteRow], run: RunRow | None = None) -> None:
             cells += [f"exchange {exchange}" if exchange else "-", _counted(run.refusals.get(row.name, {})) or "-"]
         table.add_row(*cells)
     _out.print(table)
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        _say(f"Warning: {line}")
 
 
 def _counted(codes: Mapping[str, int]) -> str:

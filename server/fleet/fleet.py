@@ -21,6 +21,7 @@ from fedgraft.common.protocol.instructions import (
     Instruction,
     Refusal,
 )
+from fedgraft.server.fleet.presence import Presence
 from fedgraft.server.fleet.transport import Intake, Taken, collect
 
 NODE_EXPIRED = 9_001
@@ -32,8 +33,6 @@ _GREET_S = 1800.0
 
 _LATER_S, _AGAIN_S = 20.0, 60.0
 """How long all others wait for a deployed site that comes later, and after what time it is asked again."""
-
-Enrolled = Callable[[], Mapping[int, str]] | None
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,24 @@ class Fleet(Protocol):
     def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
         """Send every site its instruction; its reply, as it comes. Every site has one, if only a refusal."""
 
+    def away(self, sites: Collection[str]) -> set[str]:
+        """Those of these sites that nothing is heard of at this moment."""
+
+    def wait_for(self, sites: Collection[str], count: int, *, patiently: bool) -> bool:
+        """Wait until `count` of these sites are heard of, `patiently` or for as long as a round does; whether they are.
+
+        False at once where no site comes back by itself.
+        """
+
 
 class GridFleet:
     """A fleet over a Flower Grid.
 
     `expires` says that the grid itself answers for sites that let their deadline pass, counted from when a site's
     turn comes, and that all sites are on this machine; otherwise the deadline runs from the sending. `views` as for
-    `wire.pack_tensors`. `enrolled` gives the nodes that are online with their names, if these are known beforehand:
-    then no site can pass for another. `intake` makes what takes the replies to each exchange, if not the grid itself.
-    `expected` are the sites that should be there, if these are known beforehand.
+    `wire.pack_tensors`. `presence` knows the nodes that are online with their names, if these are known beforehand:
+    then no site can pass for another, and one that is away may come back. `intake` makes what takes the replies to each
+    exchange, if not the grid itself. `expected` are the sites that should be there, if these are known beforehand.
     """
 
     def __init__(
@@ -78,14 +86,14 @@ class GridFleet:
         *,
         expires: bool = False,
         views: bool = False,
-        enrolled: Enrolled = None,
+        presence: Presence | None = None,
         intake: Callable[[], Intake] | None = None,
         expected: Collection[str] = (),
     ) -> None:
         self._grid = grid
         self._expires = expires
         self._views = views
-        self._enrolled = enrolled
+        self._presence = presence
         self._intake: Callable[[], Intake | None] = intake or (lambda: None)
         self._expected = frozenset(expected)
         self._nodes: dict[str, int] = {}
@@ -96,7 +104,9 @@ class GridFleet:
 
         Simulated sites are asked once. Deployed ones may come later, and may change their mind after a refusal.
         """
-        names = self._enrolled() if self._enrolled is not None else None
+        if self._presence is not None:
+            self._presence.wait_for_anybody()
+        names = self._presence.online() if self._presence is not None else None
         present = list(self._grid.get_node_ids() if names is None else names)
         patience_s = None if names is None else (_LATER_S if self._asked else _GREET_S)
         now = time.monotonic()
@@ -106,7 +116,7 @@ class GridFleet:
         self._asked |= dict.fromkeys(nodes, now)
         away = self._expected - self._nodes.keys() - set((names or {}).values())
         answers: dict[str, Greeting | Refusal] = {site: Refusal(0, Code.UNREACHABLE, site) for site in away}
-        for node, reply in collect(self._grid, messages, patience_s, intake=self._intake()):
+        for node, reply in self._collect(messages, patience_s):
             answer = _read_greeting(reply)
             if names is not None and isinstance(answer, Greeting) and answer.site != names[node]:
                 answer = Refusal(0, Code.WRONG_NAME)
@@ -128,7 +138,7 @@ class GridFleet:
     def _due(self, node: int, now: float) -> bool:
         if node not in self._asked:
             return True
-        return self._enrolled is not None and node not in self._nodes.values() and now - self._asked[node] > _AGAIN_S
+        return self._presence is not None and node not in self._nodes.values() and now - self._asked[node] > _AGAIN_S
 
     def exchange(self, instructions: Mapping[str, Instruction], deadline_s: float | None) -> Iterator[Reply]:
         """Send the instructions; tensors that several sites lack are packed once."""
@@ -148,9 +158,7 @@ class GridFleet:
                 group_id=str(instruction.exchange),
             )
             sizes[site], names[node] = wire.size(records), site
-        probe = _ping if self._enrolled is not None else None
-        patience_s = None if self._expires else deadline_s
-        for node, reply in collect(self._grid, messages, patience_s, probe, self._intake()):
+        for node, reply in self._collect(messages, None if self._expires else deadline_s):
             site = names.pop(node)
             answer, up = _read_reply(reply, instructions[site].exchange)
             if self._expires and isinstance(answer, Refusal) and answer.code is Code.OUT_OF_MEMORY:
@@ -161,6 +169,18 @@ class GridFleet:
             yield Reply(site, answer, up, sizes[site])
         for site in names.values():
             yield Reply(site, Refusal(instructions[site].exchange, Code.DEADLINE), 0, sizes[site])
+
+    def away(self, sites: Collection[str]) -> set[str]:
+        """Those of these sites that nothing is heard of at this moment; none of those that are simulated."""
+        return set(sites) - set(self._presence.online().values()) if self._presence is not None else set()
+
+    def wait_for(self, sites: Collection[str], count: int, *, patiently: bool) -> bool:
+        """As `Presence.wait_for`; False at once for sites that are simulated."""
+        return self._presence is not None and self._presence.wait_for(sites, count, patiently=patiently)
+
+    def _collect(self, messages: Mapping[int, Message], deadline_s: float | None) -> Iterator[tuple[int, Taken]]:
+        probe = _ping if self._presence is not None else None
+        return collect(self._grid, messages, deadline_s, probe, self._intake(), self._presence)
 
 
 def _ping(node: int) -> Message:

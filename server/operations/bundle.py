@@ -26,4 +26,6 @@ clientapp = "fedgraft.client.runtime.app:app"
 run = ""
 engine = ""
 synthetic = false
+patience_s = 0.0
+away_s = 0.0
 """

@@ -29,7 +29,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.identity.keys import load_certificate
 from fedgraft.server.operations.bundle import manifest
-from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.provisioning.home import ServerHome, expired
 
 HEARTBEATS = 2
 """How many heartbeats a site may miss before Flower calls it offline."""
@@ -66,6 +66,8 @@ class RunControl:
     ) -> None:
         self._client.close()
         if isinstance(error, httpx.TransportError):
+            if over := expired(self._home):
+                raise RunError(f"The server of {self._home.path} cannot be spoken with: {over[0]}") from None
             raise RunError(
                 f"The server of {self._home.path} does not answer.", fix="Start it with `fedgraft server start`."
             ) from None
@@ -95,11 +97,11 @@ class RunControl:
         """Shut a site out: its key no longer counts."""
         self._client.UnregisterNode(UnregisterNodeRequest(node_id=node.id))
 
-    def start(self, run: Path) -> int:
-        """Start the run in a folder; Flower's number for it."""
+    def start(self, run: Path, waits: Mapping[str, float]) -> int:
+        """Start the run in a folder, which waits so long for sites that are away; Flower's number for it."""
         content = bundle()
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        config = user_config_to_proto({"run": str(run), "engine": "deployed"})
+        config = user_config_to_proto({"run": str(run), "engine": "deployed", **waits})
         answer = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab), override_config=config))
         if not answer.HasField("run_id"):
             raise RunError("The server did not start the run.", fix=f"See {self._home.logs}.")

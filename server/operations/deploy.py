@@ -10,13 +10,14 @@ from pathlib import Path
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import private_folder, write_json
 from fedgraft.common.study.study import Study
+from fedgraft.server.fleet.presence import AWAY_S, PATIENCE_S
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.runs.run_folder import REASON, RunFolder
 
 _POLL_S = 1.0
-_AWAY_S = 180.0
-"""How long the server may be away, for example while it restarts."""
+_SERVER_S = 600.0
+"""How long the server may be away at least, for example while it restarts; longer if the run's patience is longer."""
 
 _TRIES, _PAUSE_S = 6, 1.0
 """How often a run that was killed is started again without getting one exchange further, and how long that waits after
@@ -25,10 +26,15 @@ the second time; each further time twice as long, since what kills it may need t
 
 @dataclass(frozen=True)
 class Wait:
-    """Start when so many of the run's sites are online, all if None; give up after `seconds`."""
+    """Start when so many of the run's sites are online, all if None; give up after `seconds`.
+
+    Once it has begun, a round waits `away_s` for each site that is away, and `patience_s` for as many as it needs.
+    """
 
     sites: int | None
     seconds: float
+    patience_s: float = PATIENCE_S
+    away_s: float = AWAY_S
 
 
 def prepare(study: Study, sites: Collection[str], out: Path) -> None:
@@ -52,15 +58,15 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
     sites = set(RunFolder(out).sites()) & set(home.admitted().values())
     _wait_for_sites(home, sites, wait, say)
     with private_folder(out):
-        return _carried_out(home, out, say)
+        return _carried_out(home, out, wait, say)
 
 
-def _carried_out(home: ServerHome, out: Path, say: Callable[[str], None]) -> Path:
+def _carried_out(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> Path:
     tries, reached = 0, -1
     while True:
-        number = _start(home, out)
+        number = _start_again(home, out, wait) if tries else _start(home, out, wait)
         say(f"run {number} in {out}")
-        state, details = _follow(home, number, RunFolder(out))
+        state, details = _follow(home, number, RunFolder(out), wait)
         if state == "finished:completed" and (out / "result.json").is_file():
             from fedgraft.server.report import build_report  # plots take seconds to import
 
@@ -98,16 +104,28 @@ def _wait_for_sites(home: ServerHome, sites: Collection[str], wait: Wait, say: C
         time.sleep(_POLL_S)
 
 
-def _start(home: ServerHome, out: Path) -> int:
+def _start(home: ServerHome, out: Path, wait: Wait) -> int:
     (out / "result.json").unlink(missing_ok=True)
     with RunControl(home) as control:
-        number = control.start(out)
+        number = control.start(out, {"patience_s": float(wait.patience_s), "away_s": float(wait.away_s)})
     RunFolder(out).started_as(number)
     write_json(home.studies / f"{number}.json", {"run": str(out)})
     return number
 
 
-def _follow(home: ServerHome, number: int, folder: RunFolder) -> tuple[str, str]:
+def _start_again(home: ServerHome, out: Path, wait: Wait) -> int:
+    """As `_start`, for a run that was interrupted: what did that may take the server away once more."""
+    ends = time.monotonic() + max(_SERVER_S, wait.patience_s)
+    while True:
+        try:
+            return _start(home, out, wait)
+        except RunError:
+            if time.monotonic() > ends:
+                raise
+        time.sleep(_POLL_S)
+
+
+def _follow(home: ServerHome, number: int, folder: RunFolder, wait: Wait) -> tuple[str, str]:
     """Wait for the run's end; Flower's word for it, and for its reason.
 
     Flower notices only after a minute that the process of a run was killed; that its folder is free shows it at once.
@@ -126,6 +144,6 @@ def _follow(home: ServerHome, number: int, folder: RunFolder) -> tuple[str, str]
             if state.startswith("finished"):
                 return state, details
         except RunError:
-            if time.monotonic() - heard > _AWAY_S:
+            if time.monotonic() - heard > max(_SERVER_S, wait.patience_s):
                 raise
         time.sleep(_POLL_S)

@@ -17,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json, write_atomic, write_json
 from fedgraft.common.base.locking import try_lock
+from fedgraft.common.identity.expiry import WARN_DAYS, left
 from fedgraft.common.identity.keys import load_certificate
 from fedgraft.common.identity.roster import SiteName
 from fedgraft.server.provisioning.consortium import ServerEntry
@@ -135,8 +136,10 @@ class ServerHome:
         return lock
 
     def check_certificates(self) -> None:
-        """InputError unless the server's certificates are there, each with its key."""
+        """InputError unless the server's certificates are there, each with its key, and have not expired."""
         load_certificate(self.authority)
+        if over := expired(self):
+            raise InputError(f"{self.path}: {over[0]}")
         for certificate, key in (self.gate, self.inner):
             load_certificate(certificate)
             try:
@@ -157,6 +160,10 @@ class ServerHome:
         return {key: name for name, entry in self.sites().items() for key in entry.valid_keys()}
 
 
+_RENEW = "Make it anew with `fedgraft server renew` and start the server again; sites wait meanwhile."
+_NEW_AUTHORITY = "It is the consortium's own authority: a new consortium takes its place."
+
+
 def _number(text: str, source: Path) -> int:
     if not text.isdecimal():
         raise InputError(f"{source}: does not name the server's process.", fix="Stop the server by hand.")
@@ -166,6 +173,29 @@ def _number(text: str, source: Path) -> int:
 def today() -> str:
     """Now in UTC to the second, as ISO 8601: "2026-01-31T12:00:00+00:00"."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def expired(home: ServerHome) -> list[str]:
+    """A line for each certificate of the server that has expired."""
+    now = datetime.now(UTC)
+    return [
+        f"{path.name} expired on {expires(path):%Y-%m-%d}. {fix}" for path, fix in _renewed(home) if expires(path) < now
+    ]
+
+
+def soon_to_end(home: ServerHome) -> list[str]:
+    """A line for each certificate of the server that has expired, or is good for less than thirty days."""
+    found, now = expired(home), datetime.now(UTC)
+    for path, fix in _renewed(home):
+        days = (expires(path) - now).total_seconds() / 86400
+        if 0 <= days < WARN_DAYS:
+            found.append(f"{path.name} is good for {left(days)}, until {expires(path):%Y-%m-%d}. {fix}")
+    return found
+
+
+def _renewed(home: ServerHome) -> list[tuple[Path, str]]:
+    """The server's certificates, and how each is made anew."""
+    return [(home.gate[0], _RENEW), (home.inner[0], _RENEW), (home.authority, _NEW_AUTHORITY)]
 
 
 def expires(path: Path) -> datetime:

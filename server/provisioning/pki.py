@@ -52,7 +52,7 @@ def new_authority(consortium: str) -> Issued:
     return Issued(builder.sign(key, hashes.SHA384()).public_bytes(Encoding.PEM), private_pem(key))
 
 
-def server_certificate(authority: x509.Certificate, key: NodeKey, names: Sequence[str], days: int) -> Issued:
+def server_certificate(authority: x509.Certificate, key: NodeKey, names: Sequence[str], days: float) -> Issued:
     """A certificate for a server that is reached under `names`, which are host names or IP addresses."""
     own = ec.generate_private_key(ec.SECP256R1())
     builder = (
@@ -67,7 +67,7 @@ def server_certificate(authority: x509.Certificate, key: NodeKey, names: Sequenc
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, days: float
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,16 @@ from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import FedgraftError, RunError
 from fedgraft.common.models.initialise import initialise
 from fedgraft.server.fleet.fleet import GridFleet
+from fedgraft.server.fleet.presence import Presence
 from fedgraft.server.rounds.results import write_model, write_result
 from fedgraft.server.rounds.rounds import Coordinator
 from fedgraft.server.runs.run_folder import REASON, RunFolder
 
 DEPLOYED = "deployed"
 """The engine of a run over real sites."""
+
+_MOMENT_S = 3.0
+"""Longer than what is known of the sites is used."""
 
 app = ServerApp()
 
@@ -28,7 +33,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the study in the folder that the run's configuration names.
 
-    `run`: the folder; `engine`: what carries the messages; `synthetic`: whether the data are phantoms.
+    `run`: the folder; `engine`: what carries the messages; `synthetic`: whether the data are phantoms; `away_s`: how
+    long a round of a deployed run waits for a site, and `patience_s` for sites without which it cannot count.
     """
     config = context.run_config
     folder, engine = RunFolder(Path(str(config["run"]))), str(config["engine"])
@@ -37,7 +43,8 @@ def main(grid: Grid, context: Context) -> None:
         return
     try:
         folder.take()
-        _run(grid, folder, engine, synthetic=bool(config["synthetic"]))
+        presence = Presence(partial(_enrolled, grid), float(config["patience_s"]), float(config["away_s"]))
+        _run(grid, folder, engine, synthetic=bool(config["synthetic"]), presence=presence)
     except FedgraftError as error:
         raise RunError(f"{REASON}{error}") from error
     except OSError as error:
@@ -46,18 +53,18 @@ def main(grid: Grid, context: Context) -> None:
         raise RunError(f"{REASON}{told(error)} Then continue with --resume.") from error
 
 
-def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None:
+def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool, presence: Presence | None = None) -> None:
     study = folder.study()
     folder.write("environment.json", environment(study.seed, engine))
     begin = initialise(study)
     tags = begin.model.tags()
     ours = engine in ("inprocess", "pool")
     fleet = GridFleet(grid, expires=ours, views=ours)
-    if engine == DEPLOYED:
+    if presence is not None:
         from fedgraft.server.fleet.intake import WalledIntake, room_for  # what a simulation has no use for
 
         intake = partial(WalledIntake, grid, room_for(begin.state()))
-        fleet = GridFleet(grid, enrolled=partial(_enrolled, grid), intake=intake, expected=folder.sites())
+        fleet = GridFleet(grid, presence=presence, intake=intake, expected=folder.sites())
     outcome = Coordinator(study, fleet, folder, begin.state(), tags).run()
     write_model(folder, study, outcome, begin.provenance, synthetic)
     write_result(folder, study, tags, outcome, begin.provenance, (engine, synthetic))
@@ -65,10 +72,12 @@ def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool) -> None
 
 
 def _enrolled(grid: Grid) -> Mapping[int, str]:
-    """The sites that are online, under the names that they were provisioned with.
+    """The sites that are online, and will be for a moment yet, under the names that they were provisioned with.
 
-    A site whose keys were renewed can be there twice for a while, with the old ones and the new: the new ones count.
+    Whoever asks about a site when Flower holds it for gone makes Flower forget what the site was sent. A site whose
+    keys were renewed can be there twice for a while, with the old ones and the new: the new ones count.
     """
-    nodes = sorted(grid.get_nodes(), key=lambda node: node.registered_at)
+    until = time.time() + _MOMENT_S
+    nodes = sorted((n for n in grid.get_nodes() if n.online_until > until), key=lambda node: node.registered_at)
     newest = {node.name: node.node_id for node in nodes}
     return {number: name for name, number in newest.items()}

@@ -46,6 +46,12 @@ class Collected:
     bytes_up: int = 0
     bytes_down: int = 0
 
+    def add_costs_of(self, before: Collected) -> None:
+        """Count what an attempt took that came to nothing."""
+        self.repeats += before.repeats
+        self.bytes_up += before.bytes_up
+        self.bytes_down += before.bytes_down
+
 
 class Collector:
     """Sends instructions of one study, and takes in what comes back."""

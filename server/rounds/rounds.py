@@ -31,6 +31,7 @@ from fedgraft.server.aggregation.auxiliary import Auxiliary
 from fedgraft.server.fleet.fleet import Fleet, lacking
 from fedgraft.server.rounds.attendance import asked_in, counts_absent
 from fedgraft.server.rounds.collect import Collected, Collector, headline
+from fedgraft.server.rounds.outages import Outages
 from fedgraft.server.rounds.scores import Points, Scores
 from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.stopping import averaged, best, stopped, undecided
@@ -91,7 +92,8 @@ class Coordinator:
         self._absent: dict[str, Code] = {}
         self._others: dict[str, Code] = {}
         self._collector = Collector(study, fleet, self._greetings, folder.event)
-        self._secure = SecureCollector(study, self._collector, self._greetings)
+        self._outages = Outages(fleet, folder.event)
+        self._secure = SecureCollector(study, self._collector, self._greetings, self._outages)
         self._first = 0
 
     def run(self) -> RunOutcome:
@@ -119,6 +121,7 @@ class Coordinator:
 
     def _greet(self) -> None:
         started = time.monotonic()
+        self._outages.reunited(self._folder.greeted(), all_of_them=self._study.secure_aggregation)
         self._folder.event("greeting")
         self._welcome()
         self._spend("prepare", started)
@@ -158,9 +161,8 @@ class Coordinator:
         if step.round == 1:
             # What a source released lasts; all else belongs to its stage.
             self._memory = {key: array for key, array in self._memory.items() if key.startswith(MOMENTS)}
-        aggregator = aggregator_for(stage, self._tags, self._memory)
         self._sent = self._state | (self._auxiliary.for_stage(stage, self._memory) if step.work else {})
-        got = self._collect(step, stage, sites, aggregator)
+        got, aggregator = self._counted(step, stage, sites)
         for site in (*got.aggregated, *got.observed):
             self._hold(site)
         scores = Scores(self._study, got.metrics, got.pooled)
@@ -221,32 +223,45 @@ class Coordinator:
             held=self._digests.of(held),
         )
 
+    def _counted(self, step: Step, stage: Stage, sites: list[str]) -> tuple[Collected, Aggregator]:
+        """What came back, once it is enough: repeated after an outage. QuorumError if it stays too little."""
+        due = self._due(step, stage, sites)
+        needed, before = self._study.rounds.needed(len(due)), Collected()
+        if step.work and len(sites) < needed:
+            raise self._too_few(step, len(sites), due, needed)
+        while True:
+            aggregator = aggregator_for(stage, self._tags, self._memory)
+            got = self._collect(step, stage, sites, aggregator)
+            got.add_costs_of(before)
+            here = len(got.aggregated)
+            if here >= needed:
+                return got, aggregator
+            if not self._outages.over(step.exchange, self._outages.lost(got.missing), needed - here):
+                break
+            before, got.repeats = got, got.repeats + 1
+            if not self._study.secure_aggregation:
+                self._welcome()  # who came back with other keys is another node
+        if step.work:
+            raise self._too_few(step, here, due | got.missing, needed)
+        return got, aggregator
+
     def _collect(self, step: Step, stage: Stage, sites: list[str], aggregator: Aggregator) -> Collected:
         split = split_at(self._study, step)
         shapes = expected(self._study, stage, self._tags, self._state)
         limits = Limits(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change)
         watch = replace(step, work=False)
         observers = {site: self._instruction(watch, site, "all") for site in self._observers()}
-        due = self._due(step, stage, sites)
-        needed = self._study.rounds.needed(len(due))
-        if step.work and len(sites) < needed:
-            raise self._too_few(step, len(sites), due, needed)
         if self._study.secure_aggregation:
 
             def instruction(site: str) -> Instruction:
                 return self._instruction(step, site, split)
 
-            wanted = WantedSums(sites, needed, step.work, split, instruction, self._hold, observers)
-            got = self._secure.collect(wanted, limits, aggregator)
-        else:
-            sources = self._sources()  # their data are not what the model is judged by
-            instructions = {
-                site: self._instruction(step, site, None if site in sources else split) for site in sites
-            } | observers
-            got = self._collector.collect(instructions, limits, aggregator)
-        if step.work and len(got.aggregated) < needed:
-            raise self._too_few(step, len(got.aggregated), due | got.missing, needed)
-        return got
+            needed = self._study.rounds.needed(len(self._due(step, stage, sites)))
+            wanted = WantedSums(step.exchange, sites, needed, step.work, split, instruction, self._hold, observers)
+            return self._secure.collect(wanted, limits, aggregator)
+        sources = self._sources()  # their data are not what the model is judged by
+        instructions = {site: self._instruction(step, site, None if site in sources else split) for site in sites}
+        return self._collector.collect(instructions | observers, limits, aggregator)
 
     def _due(self, step: Step, stage: Stage, sites: list[str]) -> dict[str, Code | None]:
         """All sites that should take part in this exchange, with the reason why they do not if it is known."""

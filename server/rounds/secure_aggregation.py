@@ -1,8 +1,10 @@
 """Exchanges under secure aggregation: all sites of a group answer, and their sum opens; or the group is drawn anew.
 
 The coordinator adds up words that say nothing, and looks only at the sum, as if it came from one site that has all
-cases. If a site is missing, its noise is left in the sum and nothing opens: the round is repeated with the others, who
-mask anew, as long as they are at least three and each of them lends itself to it.
+cases. If a site is missing, its noise is left in the sum and nothing opens, and the round is repeated. A site that is
+merely away is waited for, and the same group masks anew, under a new number: every site lends itself to that. If it
+does not come back in time, or has other trouble, the others are asked, as long as they are at least three: whether
+they form another group is for each of them to decide.
 """
 
 from __future__ import annotations
@@ -43,23 +45,26 @@ from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator
 from fedgraft.server.rounds.collect import Collected, Collector, headline
+from fedgraft.server.rounds.outages import Outages
 from fedgraft.server.rounds.validation import Limits, bad_content
 
 _WHY = (
     f"A masked sum needs {FEWEST} sites: with two, each could subtract its own part from the sum and know the other's."
 )
+_SAME = "Those that say not_secure mask with the same sites as before alone (`regroup` in their site.yaml)."
 _HIDDEN = "masks hide whose part is to blame"
 _LOOK = "Look into the sites' own logs, or leave a site out, and continue with --resume."
 
 
 @dataclass(frozen=True)
 class WantedSums:
-    """What one exchange asks of `sites`: work, and measuring on `split`; it counts if `needed` of them take part.
+    """What an exchange asks of `sites`: work, and measuring on `split`; it counts if `needed` of them take part.
 
     `instruction` makes a site's instruction, anew for each attempt, since sites hold more of the model by then. `hold`
     is called with each site that has taken in what it was sent. `observers` answer without masks, once.
     """
 
+    exchange: int
     sites: Collection[str]
     needed: int
     work: bool
@@ -123,20 +128,27 @@ class SumAttempt:
 class SecureCollector:
     """Carries out the exchanges of one run of a study with secure aggregation."""
 
-    def __init__(self, study: Study, collector: Collector, greetings: Mapping[str, Greeting]) -> None:
+    def __init__(self, study: Study, collector: Collector, greetings: Mapping[str, Greeting], outages: Outages) -> None:
         self._study = study
+        self._outages = outages
+        self._given_up: set[str] = set()
+        self._in_vain: set[tuple[int, str]] = set()
         self._collector = collector
         self._greetings = greetings
         self._numbers = count(1)
         self._measuring: frozenset[str] = frozenset()
 
     def collect(self, wanted: WantedSums, limits: Limits, aggregator: Aggregator) -> Collected:
-        """Repeat with fewer sites until what is wanted opens.
+        """Repeat until what is wanted opens: with the same sites if those that are missing come back, else with fewer.
 
         QuorumError if they get too few. RunError if a sum does not open although all sites agree on what it is of, or
         if it opens to what cannot be.
         """
-        got, sites = Collected(), sorted(wanted.sites)
+        got = Collected()
+        # Sites that did not come back are waited for no more until they are there.
+        self._given_up = self._outages.away(self._given_up)
+        got.missing |= dict.fromkeys(self._given_up & set(wanted.sites), Code.UNREACHABLE)
+        sites = sorted(wanted.sites - got.missing.keys())
         while True:
             groups = self._groups(wanted, sites, limits, got)
             attempt = self._attempt(wanted, sites, groups, limits, got)
@@ -149,11 +161,31 @@ class SecureCollector:
             part = TENSORS if wanted.work else METRICS
             if part not in groups.parts or not attempt.missing or attempt.whole(part):
                 break
-            if not wanted.work and len(self._measured(got.aggregated)) < FEWEST:
+            again = self._next_group(wanted, sites, attempt, got)
+            if not wanted.work and len(self._measured(again)) < FEWEST:
                 break
-            sites, got.repeats = got.aggregated, got.repeats + 1
+            sites, got.repeats = again, got.repeats + 1
         self._open(attempt, got, limits, aggregator)
         return got
+
+    def _next_group(self, wanted: WantedSums, sites: list[str], attempt: SumAttempt, got: Collected) -> list[str]:
+        """With whom the exchange is repeated: all that are there, and those that were away and are back."""
+        lost = self._outages.lost(attempt.missing) | self._sealed_in_vain(wanted.exchange, attempt.missing)
+        if lost and self._outages.over(wanted.exchange, lost, len(lost)):
+            for site in lost:
+                del got.missing[site]
+            return [site for site in sites if site not in got.missing]
+        self._given_up |= lost
+        return got.aggregated
+
+    def _sealed_in_vain(self, exchange: int, missing: Mapping[str, Code]) -> set[str]:
+        """Sites whose masked reply was lost on its way, so that they cannot seal another under its number.
+
+        A new number helps, once in an exchange: whoever says it again was greeted by another run.
+        """
+        found = {(exchange, site) for site, code in missing.items() if code is Code.MASK_REUSED} - self._in_vain
+        self._in_vain |= found
+        return {site for _, site in found}
 
     def _groups(self, wanted: WantedSums, sites: list[str], limits: Limits, got: Collected) -> AggregationGroups:
         """Who masks what with whom. QuorumError if what must be aggregated has too few sites."""
@@ -225,6 +257,8 @@ def _own(wanted: WantedSums, site: str, groups: AggregationGroups) -> Instructio
 
 def _too_few(wanted: WantedSums, left: list[str], missing: Mapping[str, Code]) -> QuorumError:
     reason = f" {_WHY}" if len(left) < FEWEST else ""
+    if Code.NOT_SECURE in missing.values():
+        reason += f" {_SAME}"
     return QuorumError(
         f"{headline(len(left), len(wanted.sites), missing)}; {max(wanted.needed, FEWEST)} are needed.{reason}",
         fix="Continue with --resume once the sites are back.",

@@ -136,6 +136,15 @@ class RunFolder:
                 self._watched.flush()
                 self._told = now
 
+    def greeted(self) -> set[str]:
+        """The sites that took part when the run was last begun; none if it never was."""
+        lines = self._events.read_bytes().split(b"\n")[:-1] if self._events.exists() else []
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, KeyError):  # what a crash damaged is no reason not to go on
+                if b'"event": "greeted"' in line and (sites := json.loads(line)["sites"]):
+                    return set(sites)
+        return set()
+
     def save_checkpoint(self, exchange: int, state: Arrays, memory: Arrays, totals: Mapping[str, Any]) -> None:
         """Make the run resumable from after `exchange`; `memory` and `totals` as in a `Checkpoint`."""
         self.checkpoints.save(exchange, state, memory, totals)

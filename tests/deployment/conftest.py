@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,39 @@ from fedgraft.simulations.engines.run import Hospitals
 from helpers.federation import Federation
 
 SITES = ("east", "north", "south")
+_FAILED = pytest.StashKey[bool]()
 Found = Callable[..., Federation]
+
+
+_LIMIT_S = 1800
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A machine that is three times slower has three times as long, for these tests alone."""
+    for item in items:
+        if item.get_closest_marker("deployment") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_LIMIT_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call":
+        item.stash[_FAILED] = report.failed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_running(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that fails leaves the federations that others share as it found them, and no study that goes on."""
+    before = {id(one): one.running() for one in Federation.living}
+    yield
+    if request.node.stash.get(_FAILED, False):
+        for federation in list(Federation.living):
+            if id(federation) in before:
+                federation.recover(before[id(federation)])
 
 
 @pytest.fixture(scope="session")

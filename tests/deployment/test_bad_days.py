@@ -13,7 +13,7 @@ import pytest
 
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.study.study import Study
-from helpers.federation import Federation, command, lines, same_weights, until
+from helpers.federation import Federation, Started, command, lines, same_weights, until
 from helpers.line import Line
 from helpers.simulated import simulate
 
@@ -97,7 +97,7 @@ def disk(federation: Federation, _namespaces: None) -> Iterator[tuple[Path, list
     (federation.root / "disk").mkdir()
     script = 'mount -t tmpfs -o size=24m tmpfs "$1" && echo ready && exec sleep 600'
     words = [*_ALONE, "sh", "-c", script, "sh", str(federation.root / "disk")]
-    holder = subprocess.Popen(words, stdout=subprocess.PIPE)
+    holder = Started(words, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"ready\n"
     inside = ["nsenter", "-t", str(holder.pid), "-U", "-m", "--preserve-credentials", "--"]

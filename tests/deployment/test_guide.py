@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from fedgraft.simulations.engines.run import OPEN
-from helpers.federation import ROOT, command, until
+from helpers.federation import ROOT, SLOW, command, end_with_parent, until
 from helpers.ports import free_port
 from helpers.site_home import STUDY
 
@@ -48,14 +48,14 @@ class Person:
             process.terminate()
         for process in running:
             try:
-                process.wait(60)
+                process.wait(60 * SLOW)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
     def types(self, line: str, answer: str = "") -> str:
         process = self._open(line, subprocess.PIPE)
-        words, _ = process.communicate(answer, timeout=300)
+        words, _ = process.communicate(answer, timeout=300 * SLOW)
         assert process.returncode == 0, f"{line}: {words}"
         return words
 
@@ -86,6 +86,7 @@ class Person:
             stdout=output,  # type: ignore[call-overload]
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - it asks the kernel one thing, and Python nothing
             start_new_session=True,  # no terminal, so that the code is asked of the standard input
         )
         self._processes.append(process)
@@ -164,13 +165,13 @@ def _study(coordinator: Person) -> None:
             with urllib.request.urlopen(f"{address}state", timeout=20) as answer:
                 assert json.load(answer)["run"]["study"] == STUDY["name"]
             page.terminate()
-            page.wait(20)
+            page.wait(20 * SLOW)
         elif " watch " in line:
             coordinator.starts(line)
         else:
             coordinator.types(line)
         if " stop " in line:
-            assert running.wait(60) == 1
+            assert running.wait(60 * SLOW) == 1
 
 
 def _later(people: dict[str, Person], kits: Path, site: Process) -> None:

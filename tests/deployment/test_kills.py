@@ -105,28 +105,21 @@ def test_twenty_kills_over_one_study_change_nothing(federation, make_study, thre
     assert same_weights(federation.root / "twenty", simulate(study, three, tmp_path / "run")), str(kills)
 
 
-def test_a_killed_site_misses_a_round_and_comes_back(federation, make_study):
-    """The rounds that are left take longer than a site needs to start and be let in again, half a minute or so."""
-    study = make_study(
-        method={**METHOD, "rounds": 14, "local": {"epochs": 20, "batch_size": 4, "lr": 0.003}}, rounds={"quorum": 0.5}
-    )
-    for name in SITES:
-        approve(federation.site(name), study.digest)
+def test_a_killed_site_costs_no_more_than_the_time_until_it_is_back(federation, study, reference):
+    """Half a minute or so: its round waits, though there are only three of them."""
     process = federation.start_run(study, "site")
     federation.await_event("exchange", "site", exchange=2)
     federation.processes["south"].kill()
     federation.processes["south"].wait()
     federation.start_site("south")
     assert process.wait(300) == 0, federation.output("site")
-    rows = federation.history("site")
-    assert "south" in rows[-1]["sites_aggregated"], "the site took part at the end"
-    lost = [row["exchange"] for row in rows if "south" in row["missing"]]
-    assert lost, "the killed round is lost"
-    assert all({"east", "north"} <= set(row["sites_aggregated"]) for row in rows)
+    assert [row["missing"] for row in federation.history("site")] == [{}] * 4
+    assert same_weights(federation.root / "site", reference)
 
 
 def test_a_straggler_past_its_deadline_catches_up_to_the_newest_round(federation, make_study):
-    study = make_study(method={**METHOD, "rounds": 5}, rounds={"deadline_s": 6, "min_sites": 2})
+    """Its round closes without it at the deadline, and it does not run after the others through what is over."""
+    study = make_study(method={**METHOD, "rounds": 5}, rounds={"deadline_s": 15, "min_sites": 2})
     for name in SITES:
         approve(federation.site(name), study.digest)
     process = federation.start_run(study, "straggler")
@@ -136,9 +129,8 @@ def test_a_straggler_past_its_deadline_catches_up_to_the_newest_round(federation
     federation.processes["north"].send_signal(signal.SIGCONT)
     assert process.wait(300) == 0, federation.output("straggler")
     rows = federation.history("straggler")
-    assert rows[1]["missing"].get("north") in ("deadline", "unreachable")
-    assert "north" in rows[-1]["sites_aggregated"]
-    assert max(row["seconds"] for row in rows) < 20
+    assert rows[1]["missing"] == {"north": "deadline"}
+    assert [row["missing"] for row in rows[3:]] == [{}] * 3
 
 
 def test_a_killed_server_takes_its_processes_with_it_and_starts_again(federation, study, reference):

@@ -181,6 +181,13 @@ def test_a_certificate_that_ends_soon_is_noted(serve: Serve) -> None:
     assert (found["tls"].level, found["tls"].figures["days_left"]) == (Level.NOTE, 9)
 
 
+def test_a_certificate_that_has_expired_is_called_so(serve: Serve) -> None:
+    found = lines(serve(days=-1))
+    assert found["tls"].level is Level.FAILED
+    assert "has expired" in found["tls"].text
+    assert "fedgraft server renew" in found["tls"].fix
+
+
 def test_plain_http_is_no_handshake(authority: Authority) -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Doors)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.common.protocol.instructions import Code
+from fedgraft.server.fleet import presence
 from fedgraft.server.fleet import transport as post
+from fedgraft.server.fleet.presence import Presence
 from fedgraft.server.fleet.transport import collect
 
 
@@ -120,3 +123,90 @@ def test_an_error_in_answer_to_a_probe_says_nothing_of_the_message():
     site = Gone({}, lost={1})
     assert answers(site, 0.6) == []
     assert site.sent.count("train.visit") == 1
+
+
+class Flower(Site):
+    """As Flower: a node that is away gets nothing, and whoever asks about it is told so, and the message forgotten."""
+
+    def __init__(self, work: dict[str, int]) -> None:
+        super().__init__(work)
+        self.away, self.asked_in_vain = False, 0
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        if not self.away:
+            return super().pull_messages(message_ids)
+        found = [message for message in self.queue if message[0] in message_ids]
+        self.asked_in_vain += bool(found)
+        self.queue = [one for one in self.queue if one not in found]
+        return [Message(Error(5, "Node Unavailable"), reply_to=message) for _, message in found]
+
+
+class Sight:
+    """When the node is heard of, in looks; Flower's own word comes first where `late`."""
+
+    def __init__(self, grid: Flower, away: range, others: bool = True, *, late: bool = False) -> None:
+        self.grid, self.away, self.others, self.late, self.looks = grid, away, others, late, 0
+
+    def __call__(self) -> dict[int, str]:
+        self.looks += 1
+        self.grid.away = self.looks in self.away
+        gone = self.grid.away and not (self.late and self.looks == self.away.start)
+        return ({} if gone else {7: "north"}) | ({8: "south"} if self.others else {})
+
+
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "_LOOK_S", 0.0)
+
+
+def seen(grid: Flower, sight: Sight, deadline_s: float | None = None, patience_s: float = 5.0) -> list[Any]:
+    found = collect(grid, instruction(), deadline_s, probe, presence=Presence(sight, patience_s, 0.3))
+    return [reply if isinstance(reply, Code) else str(dict(reply.content["n"])) for _, reply in found]
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_a_site_that_is_away_is_not_asked_about_and_goes_on_where_it_was():
+    grid = Flower({"train.visit": 12, "query.hello": 1})
+    assert seen(grid, Sight(grid, range(3, 15))) == ["{'id': 'm1'}"]
+    assert grid.asked_in_vain == 0
+    assert grid.sent.count("train.visit") == 1
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_a_message_that_flower_has_forgotten_is_sent_again_once_the_site_is_back():
+    grid = Flower({"train.visit": 12, "query.hello": 1})
+    found = seen(grid, Sight(grid, range(3, 15), late=True))
+    assert grid.asked_in_vain == 1
+    assert grid.sent.count("train.visit") == 2
+    second = [number for number, kind in enumerate(grid.sent, start=1) if kind == "train.visit"][1]
+    assert found == [f"{{'id': 'm{second}'}}"]
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_a_site_that_does_not_come_back_costs_the_round_its_part_alone():
+    grid = Flower({"train.visit": 12, "query.hello": 1})
+    assert seen(grid, Sight(grid, range(3, 10**6))) == [Code.UNREACHABLE]
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_one_that_has_long_been_away_is_sent_nothing_to_run_after():
+    grid = Flower({"train.visit": 1})
+    there = Presence(Sight(grid, range(1, 10**6)), 5.0, 0.3)
+    time.sleep(0.4)
+    assert [reply for _, reply in collect(grid, instruction(), None, probe, presence=there)] == [Code.UNREACHABLE]
+    assert grid.sent == []
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_an_outage_of_all_is_waited_out_and_the_deadline_does_not_run():
+    """Away for longer than a site alone may be, and for longer than the deadline."""
+    grid = Flower({"train.visit": 12, "query.hello": 1})
+    sight, began = Sight(grid, range(3, 200), others=False), time.monotonic()
+    assert seen(grid, sight, deadline_s=0.5) == ["{'id': 'm1'}"]
+    assert time.monotonic() - began > 0.6
+
+
+@pytest.mark.usefixtures("_at_once")
+def test_nobody_is_waited_for_beyond_the_patience():
+    grid = Flower({"train.visit": 12})
+    assert seen(grid, Sight(grid, range(3, 10**6), others=False), patience_s=0.5) == [Code.UNREACHABLE]
