@@ -24,6 +24,10 @@ _TRIES, _PAUSE_S = 6, 1.0
 the second time; each further time twice as long, since what kills it may need time to end."""
 
 
+_ENDING_S = 30.0
+"""So long the process of a run that was stopped may take to end."""
+
+
 @dataclass(frozen=True)
 class Wait:
     """Start when so many of the run's sites are online, all if None; give up after `seconds`.
@@ -52,8 +56,7 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
     """
     out = out.resolve()
     RunFolder(out).demand_deployment()
-    if RunFolder(out).is_taken():
-        raise RunError(f"{out}: another process is at work on this run.", fix="Wait for it, or end it.")
+    RunFolder(out).demand_free(_ENDING_S)
     # Who joined the consortium after the run was begun may come, and is not waited for; who was shut out is not either.
     sites = set(RunFolder(out).sites()) & set(home.admitted().values())
     _wait_for_sites(home, sites, wait, say)

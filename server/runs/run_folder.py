@@ -59,14 +59,26 @@ class RunFolder:
         while not try_lock(lock):
             if time.monotonic() > ends:
                 lock.close()
-                raise RunError(f"{self.path}: another process is at work on this run.", fix="Wait for it, or end it.")
+                raise self._taken()
             time.sleep(0.1)
         return lock
+
+    def demand_free(self, patience_s: float) -> None:
+        """RunError if a process is at work on the run, and does not end within so many seconds."""
+        ends = time.monotonic() + patience_s
+        with open_private(self.path / "lock", "a") as lock:
+            while not try_lock(lock, shared=True):
+                if time.monotonic() > ends:
+                    raise self._taken()
+                time.sleep(0.1)
 
     def is_taken(self) -> bool:
         """Whether a process is at work on the run."""
         with open_private(self.path / "lock", "a") as lock:
             return not try_lock(lock, shared=True)
+
+    def _taken(self) -> RunError:
+        return RunError(f"{self.path}: another process is at work on this run.", fix="Wait for it, or end it.")
 
     def study(self) -> Study:
         """The study that this run is of; ResumeError if the folder has none."""

@@ -157,9 +157,9 @@ def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> P
 
 
 def demand_simulated(out: Path) -> None:
-    """ResumeError unless `out` is the folder of a simulated run."""
+    """InputError unless `out` is the folder of a simulated run."""
     if not is_there(out / _FACTS):
-        raise ResumeError(
+        raise InputError(
             f"{out} is no simulated run: there is no {_FACTS}.", fix="Give the folder that `fedgraft simulate` wrote."
         )
 
