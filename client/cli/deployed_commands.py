@@ -21,8 +21,8 @@ from fedgraft.client.enrolment.join import join as join_consortium
 from fedgraft.client.enrolment.join import rejoin as rejoin_consortium
 from fedgraft.client.enrolment.members import update_roster
 from fedgraft.client.privacy.policy import SitePolicy, read_policy
-from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.config.config_files import describe
 from fedgraft.common.identity.keys import fingerprint, public_pem
 
 _out = Console(soft_wrap=True, highlight=False)

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.privacy.masking.used_masks import SecureAggregationSettings
 from fedgraft.client.privacy.policy import SitePolicy
-from fedgraft.common.base.config_files import describe, read_mapping
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import home, is_there, write_atomic
+from fedgraft.common.config.config_files import describe, read_mapping
 
 SITE_FILE, _SIMULATED = "site.yaml", "site.json"
 """The configuration's name in a site's home folder, and in the folder of a simulated one."""

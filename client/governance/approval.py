@@ -10,10 +10,10 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, read_json, write_json
 from fedgraft.common.base.value import Value
+from fedgraft.common.config.config_files import describe
 
 _FILE = "approvals.json"
 

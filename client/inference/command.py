@@ -13,8 +13,8 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from fedgraft.client.data.cohorts.table import read_inputs
 from fedgraft.client.data.spec import DERIVED
+from fedgraft.client.data.tables.table import read_inputs
 from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader

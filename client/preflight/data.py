@@ -12,9 +12,9 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.cohorts.folders import NO_RIGHT
 from fedgraft.client.data.cohorts.reasons import NOTES, PASSED_OVER, STRANGERS, UNREADABLE
 from fedgraft.client.data.cohorts.splits import IN_WORDS
-from fedgraft.client.data.cohorts.targets import known
 from fedgraft.client.data.decoding.facts import NOT_STATED, OTHER
 from fedgraft.client.data.spec import DERIVED, CohortSpec
+from fedgraft.client.data.tables.targets import known
 from fedgraft.client.preflight.labels import check_labels
 from fedgraft.client.preflight.report import Findings, counted, listed
 from fedgraft.common.study.study import Study

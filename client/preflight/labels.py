@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.data.cohorts.joins import IN_WORDS
 from fedgraft.client.data.cohorts.masks import OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE
-from fedgraft.client.data.cohorts.targets import known, label_counts
-from fedgraft.client.data.cohorts.words import by_count
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.joins import IN_WORDS
+from fedgraft.client.data.tables.targets import known, label_counts
+from fedgraft.client.data.tables.words import by_count
 from fedgraft.client.preflight.report import Findings, counted, listed
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (

@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedgraft.common.base.config_files import describe, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
+from fedgraft.common.config.config_files import describe, read_mapping
 from fedgraft.common.privacy.accountant import (
     Event,
     Unit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.data.cohorts.targets import label_counts
+from fedgraft.client.data.tables.targets import label_counts
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.common.protocol.instructions import Greeting
 from fedgraft.common.study.study import Study

@@ -12,10 +12,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from fedgraft.common.base.config_files import describe, of_overrides, override, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value, unless
+from fedgraft.common.config.config_files import describe, of_overrides, override, read_mapping
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.losses import Adversarial, Distill
 from fedgraft.common.study.methods.presets import expand

@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedgraft.common.base.config_files import describe, read_mapping
 from fedgraft.common.base.errors import StudyError
+from fedgraft.common.config.config_files import describe, read_mapping
 from fedgraft.common.identity.roster import SiteName
 
 Port = Annotated[int, Field(ge=1, le=65535)]

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.disk import naming, read_bytes, understood, why_no_file
 from fedgraft.common.base.errors import ResumeError, RunError
 from fedgraft.common.base.files import is_there, open_private, read_json, write_atomic, write_json
 from fedgraft.common.base.locking import try_lock
+from fedgraft.common.config.config_files import read_mapping
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.runs.checkpoints import Checkpoint, Checkpoints

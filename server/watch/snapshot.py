@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.errors import FedgraftError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.base.locking import try_lock
+from fedgraft.common.config.config_files import read_mapping
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Statistics
 from fedgraft.common.study.schedule import last_exchange

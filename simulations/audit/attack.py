@@ -19,9 +19,9 @@ from fedgraft.simulations.audit import (
     metrics_oracle,
     plain,
 )
-from fedgraft.simulations.audit.at_home import promises
 from fedgraft.simulations.audit.attack_target import CPU, AttackTarget, seen_at
 from fedgraft.simulations.audit.findings import AttackAttempt, Finding
+from fedgraft.simulations.audit.home.at_home import promises
 from fedgraft.simulations.audit.lying import courses
 from fedgraft.simulations.audit.mechanism import mechanism
 from fedgraft.simulations.audit.noised import sums_under_attack

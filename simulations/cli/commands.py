@@ -15,13 +15,13 @@ from rich.console import Console
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import home, read_json, write_atomic
-from fedgraft.common.base.suggest import instead
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
     say,
 )
 from fedgraft.common.checks.explain import check_study
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.runs.run_folder import RunFolder

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
@@ -26,6 +25,7 @@ from fedgraft.common.base.terminal import (
     figure,
     say,
 )
+from fedgraft.common.config.config_files import describe
 from fedgraft.common.study.study import Study, find_study, locate
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page

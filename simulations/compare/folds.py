@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fedgraft.client.data.cohorts import splits
 from fedgraft.client.data.cohorts.cohort import dealing_of, load_cohort
 from fedgraft.client.data.cohorts.splits import Dealing
-from fedgraft.client.data.cohorts.targets import strata as strata_of
+from fedgraft.client.data.tables.targets import strata as strata_of
 from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.enrolment.pseudonyms import place_of

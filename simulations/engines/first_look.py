@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.data.cohorts.csv_tables import read_csv
 from fedgraft.client.data.cohorts.folders import files
 from fedgraft.client.data.cohorts.scan import name_below
-from fedgraft.client.data.cohorts.table import label_columns
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.csv_tables import read_csv
+from fedgraft.client.data.tables.table import label_columns
 from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.preflight.check import read_cohort
 from fedgraft.client.preflight.data import check_data

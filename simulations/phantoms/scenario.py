@@ -10,10 +10,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.privacy.policy import SitePolicy
-from fedgraft.common.base.config_files import describe, read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value
+from fedgraft.common.config.config_files import describe, read_mapping
 from fedgraft.common.protocol.auxiliary import requires_source
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.faults import Fault

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedgraft.common.base.renamed import KEYS, VALUES
+from fedgraft.common.config.renamed import KEYS, VALUES
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
-from fedgraft.client.data.cohorts.targets import known
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.targets import known
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import WeightsError
 from fedgraft.common.base.files import load_tensors, read_json

@@ -27,9 +27,9 @@ from fedgraft.client.data.cohorts.scan import (
     stamps,
 )
 from fedgraft.client.data.cohorts.splits import Dealing, SplitRule
-from fedgraft.client.data.cohorts.table import read_table
-from fedgraft.client.data.cohorts.targets import known, stacked, strata
 from fedgraft.client.data.spec import DERIVED, CohortSpec
+from fedgraft.client.data.tables.table import read_table
+from fedgraft.client.data.tables.targets import known, stacked, strata
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.base.files import canonical_json, sha256_file, write_atomic
 from fedgraft.common.study.inputs import (

@@ -12,24 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
-from fedgraft.client.data.cohorts.csv_tables import column, read_csv
 from fedgraft.client.data.cohorts.folders import walk
-from fedgraft.client.data.cohorts.joins import differences
 from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
-from fedgraft.client.data.cohorts.patient_ids import SIMILAR, similar
-from fedgraft.client.data.cohorts.table import NOBODY, check_missing, row_targets
-from fedgraft.client.data.cohorts.targets import (
-    LabelReader,
-    Target,
-    same,
-    unknown,
-)
-from fedgraft.client.data.cohorts.words import Cell, check_words
 from fedgraft.client.data.decoding.decoder import Limits, read_dicom, read_images
 from fedgraft.client.data.decoding.dicom import DicomImage
 from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.csv_tables import column, read_csv
+from fedgraft.client.data.tables.joins import differences
+from fedgraft.client.data.tables.patient_ids import SIMILAR, similar
+from fedgraft.client.data.tables.table import NOBODY, check_missing, row_targets
+from fedgraft.client.data.tables.targets import (
+    LabelReader,
+    Target,
+    same,
+    unknown,
+)
+from fedgraft.client.data.tables.words import Cell, check_words
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.tasks import AnyTask, Segmentation, Task

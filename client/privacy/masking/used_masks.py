@@ -25,9 +25,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgraft.client.privacy.guard.refused import Refused
-from fedgraft.common.base.config_files import describe
 from fedgraft.common.base.errors import RosterError, StudyError
 from fedgraft.common.base.files import make_folder, read_json
+from fedgraft.common.config.config_files import describe
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.secure_aggregation.mask_keys import Pairs, SignedRoster, verified
 from fedgraft.common.secure_aggregation.masking import FEWEST

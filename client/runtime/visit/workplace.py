@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.data.cohorts.targets import known
+from fedgraft.client.data.tables.targets import known
 from fedgraft.client.runtime.visit.received_state import ReceivedState
 from fedgraft.client.training.model.features import Features
 from fedgraft.client.training.model.loader import Loader

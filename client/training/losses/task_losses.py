@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedgraft.client.data.cohorts.targets import known
+from fedgraft.client.data.tables.targets import known
 from fedgraft.common.study.tasks import (
     UNKNOWN,
     AnyTask,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedgraft.client.data.cohorts.batches import to_float
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.data.cohorts.targets import all_known, known
+from fedgraft.client.data.tables.targets import all_known, known
 from fedgraft.common.base.files import digest_arrays
 from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.study.inputs import InputSpec, TableInput

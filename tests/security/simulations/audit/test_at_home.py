@@ -30,8 +30,8 @@ from fedgraft.common.privacy.accountant import default_delta
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import Routing
-from fedgraft.simulations.audit.at_home import promises
 from fedgraft.simulations.audit.findings import AttackAttempt
+from fedgraft.simulations.audit.home.at_home import promises
 
 Patch = pytest.MonkeyPatch
 CHECKS: Mapping[str, AttackAttempt] = {attempt.name: attempt for attempt in promises("home")}

@@ -14,8 +14,8 @@ from fedgraft.client.data.cohorts.batches import to_float
 from fedgraft.client.data.cohorts.cohort import CohortRequest, load_cohort
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
-from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.config.config_files import read_mapping
 from fedgraft.common.models.model import build_model, build_table_model, load_arrays
 from fedgraft.common.study.study import Study, find_study, parse_study
 from fedgraft.simulations.engines.run import Engine, Hospitals

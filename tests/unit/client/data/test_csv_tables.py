@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgraft.client.data.cohorts.csv_tables import read_csv
+from fedgraft.client.data.tables.csv_tables import read_csv
 from fedgraft.common.base.errors import DataError
 
 ROWS = [{"PatientID": "00123", "cls": "none, we think"}, {"PatientID": "00124", "cls": "Größe"}]

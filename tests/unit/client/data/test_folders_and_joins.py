@@ -14,8 +14,8 @@ from PIL import Image
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
 from fedgraft.client.data.cohorts.folders import files, walk
-from fedgraft.client.data.cohorts.joins import IN_WORDS, WAYS, differences
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.joins import IN_WORDS, WAYS, differences
 from fedgraft.client.inference.images import pictures
 from fedgraft.client.preflight.report import Level
 from fedgraft.common.base.errors import DataError

@@ -18,8 +18,8 @@ from fedgraft.client.data.cohorts.cohort import (
     load_cohort,
 )
 from fedgraft.client.data.cohorts.masks import fit_mask
-from fedgraft.client.data.cohorts.targets import known
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.targets import known
 from fedgraft.client.preflight.labels import check_labels
 from fedgraft.client.preflight.report import Findings, Level
 from fedgraft.common.base.errors import DataError

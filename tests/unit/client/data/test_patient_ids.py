@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
-from fedgraft.client.data.cohorts.patient_ids import similar
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.patient_ids import similar
 from fedgraft.common.study.inputs import ImageInput, SplitSpec, TableInput
 from fedgraft.common.study.tasks import Task
 

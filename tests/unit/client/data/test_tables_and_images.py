@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedgraft.client.data.cohorts.csv_tables import read_csv
-from fedgraft.client.data.cohorts.table import read_table
 from fedgraft.client.data.decoding.images import read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.csv_tables import read_csv
+from fedgraft.client.data.tables.table import read_table
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.tasks import Task

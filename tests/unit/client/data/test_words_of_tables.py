@@ -11,8 +11,8 @@ from PIL import Image
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.common.base.config_files import parse_yaml
 from fedgraft.common.base.errors import DataError, StudyError
+from fedgraft.common.config.config_files import parse_yaml
 from fedgraft.common.study.inputs import ImageInput, SplitSpec, TableInput
 from fedgraft.common.study.study import parse_study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Task

@@ -22,9 +22,9 @@ from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import Answer, Code, Hello, Refusal, Update
 from fedgraft.common.study.plan import Role
 from fedgraft.simulations.audit.findings import AttackAttempt, Measurement
-from fedgraft.simulations.audit.home import CLOSED, PRIVATE, SILENT, Hospital, home_study
+from fedgraft.simulations.audit.home.hospital import CLOSED, PRIVATE, SILENT, Hospital, home_study
+from fedgraft.simulations.audit.home.members import members_nobody_pinned
 from fedgraft.simulations.audit.lying.oracle import leaves
-from fedgraft.simulations.audit.members import members_nobody_pinned
 
 _FEW, _MANY = 8, 1000
 """Columns: where what is learnt is asked about, and where the spread of noise is measured."""

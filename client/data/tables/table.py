@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgraft.client.data.cohorts.csv_tables import Row, Table, column, read_csv
-from fedgraft.client.data.cohorts.patient_ids import SIMILAR, similar
-from fedgraft.client.data.cohorts.targets import (
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.csv_tables import Row, Table, column, read_csv
+from fedgraft.client.data.tables.patient_ids import SIMILAR, similar
+from fedgraft.client.data.tables.targets import (
     LabelReader,
     Target,
     columns_of,
@@ -22,8 +23,7 @@ from fedgraft.client.data.cohorts.targets import (
     names_of,
     stacked,
 )
-from fedgraft.client.data.cohorts.words import Cell, UnknownWords, check_words, is_missing, meant, refuse
-from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.words import Cell, UnknownWords, check_words, is_missing, meant, refuse
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.tasks import AnyTask

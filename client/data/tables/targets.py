@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedgraft.client.data.cohorts.words import Cell, UnknownWords, is_missing, mapped, meant, refuse
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.words import Cell, UnknownWords, is_missing, mapped, meant, refuse
 from fedgraft.common.study.tasks import (
     UNKNOWN,
     AnyTask,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedgraft.client.data.cohorts.words import Cell
+from fedgraft.client.data.tables.words import Cell
 from fedgraft.common.base.errors import DataError
 
 Row = Mapping[str, str]

@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedgraft.common.base.errors import StudyError
-from fedgraft.common.base.renamed import new_name
-from fedgraft.common.base.suggest import instead, keys_at
+from fedgraft.common.config.renamed import new_name
+from fedgraft.common.config.suggest import instead, keys_at
 
 _BOOLEAN = "tag:yaml.org,2002:bool"
 

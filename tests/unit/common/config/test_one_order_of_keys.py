@@ -11,10 +11,10 @@ import yaml
 
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.privacy.policy import read_policy
-from fedgraft.common.base.config_files import read_mapping
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS
-from fedgraft.common.base.renamed import KEYS
+from fedgraft.common.config.config_files import read_mapping
+from fedgraft.common.config.renamed import KEYS
 from fedgraft.common.study.study import parse_study, read_study
 from fedgraft.server.provisioning.consortium import read_consortium
 from fedgraft.simulations.phantoms.scenario import load_scenario
