@@ -30,7 +30,7 @@ _RELEASES = ("update", "secure_aggregation")
 
 
 @dataclass
-class _Told:
+class _AlreadySaid:
     """What the egress log tells of, since people last settled what was lost."""
 
     ledger: dict[int, str] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Records:
         self._held = Held.of(config.state, config.witness)
         self._mark, self._size = FIRST, 0
         self._hashes: dict[int, str] = {FIRST.seq: FIRST.hash}
-        self._told = _Told()
+        self._told = _AlreadySaid()
         self._closed: set[str] = set()
         self._charged: dict[str, set[int]] = {}
         """By study the exchanges that the ledger was charged for, as of the last look."""
@@ -106,7 +106,7 @@ class Records:
             self._mark, self._size = Mark(entry.seq, entry.hash), size
             self._hashes[entry.seq] = entry.hash
             if entry.kind == "settlement":
-                self._told = _Told()
+                self._told = _AlreadySaid()
                 self._closed.update(map(str, entry.words["closed"]))
             self._told.add(entry)
 

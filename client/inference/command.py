@@ -15,10 +15,10 @@ from PIL import Image
 
 from fedgraft.client.data.spec import DERIVED
 from fedgraft.client.data.tables.table import read_inputs
+from fedgraft.client.inference.answers import answer_row, thresholds
 from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
-from fedgraft.client.inference.told import thresholds, told
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, write_atomic
 from fedgraft.common.base.terminal import say
@@ -73,7 +73,7 @@ def predict(asked: PredictRequest) -> None:
         maps = _overlays(reader, some, said.get(task, np.zeros(0)), (task, asked), start)
         for at, (one, drawn) in enumerate(zip(some, maps, strict=True)):
             row = {"file": one.file, "frame": str(one.frame), "problem": ""}
-            row |= told(reader, {name: own[at] for name, own in said.items()}, asked.out, start + at + 1)
+            row |= answer_row(reader, {name: own[at] for name, own in said.items()}, asked.out, start + at + 1)
             rows.append(row | _ood(reader, far, at) | drawn)
     rows += [{"file": one.file, "frame": str(one.frame), "problem": one.problem} for one in everything if one.problem]
     write_atomic(asked.out / "predictions.csv", _table(rows), private=True)
@@ -94,7 +94,7 @@ def _predict_table(reader: Reader, columns: TableInput, asked: PredictRequest) -
     make_folder(asked.out)
     said = reader.answers(reader.over(torch.from_numpy(inputs)))
     rows = [
-        {"line": str(line)} | told(reader, {name: own[at] for name, own in said.items()}, asked.out, at + 1)
+        {"line": str(line)} | answer_row(reader, {name: own[at] for name, own in said.items()}, asked.out, at + 1)
         for at, line in enumerate(table.lines)
     ]
     write_atomic(asked.out / "predictions.csv", _table(rows), private=True)

@@ -35,7 +35,7 @@ def say_error(error: BaseException, *, debug: bool) -> int:
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # what was typed is no command of ours
         error.show()
         return int(error.exit_code)
-    message, code = _told(error)
+    message, code = _message(error)
     typer.echo(f"error: {message}", err=True)
     if debug:
         typer.echo(_kept(error), err=True)
@@ -50,16 +50,16 @@ def _known(error: BaseException) -> bool:
     return isinstance(error, FedgraftError | OSError)
 
 
-def _told(error: BaseException) -> tuple[str, int]:
+def _message(error: BaseException) -> tuple[str, int]:
     """A message for people, and the exit code. The text of an exception that is not for people is not shown."""
     from fedgraft.common.base.errors import FedgraftError
 
     if isinstance(error, FedgraftError):
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.errno:
-        from fedgraft.common.base.disk import DISK_FULL, told
+        from fedgraft.common.base.disk import DISK_FULL, in_words
 
-        return told(error), _FAILED if error.errno in DISK_FULL else _WRONG
+        return in_words(error), _FAILED if error.errno in DISK_FULL else _WRONG
     if isinstance(error, MemoryError):
         return "There is not enough memory for this.", _FAILED
     last = traceback.extract_tb(error.__traceback__)[-1:]

@@ -28,7 +28,7 @@ _ADVICE = {
 }
 
 
-def told(error: OSError) -> str:
+def in_words(error: OSError) -> str:
     """An error of the operating system in one line: the place if it is known, what is wrong, and what to do."""
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     wrong = error.strerror or "cannot be used"

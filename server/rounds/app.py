@@ -10,7 +10,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedgraft.common.base.disk import DISK_FULL, told
+from fedgraft.common.base.disk import DISK_FULL, in_words
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import FedgraftError, RunError
 from fedgraft.common.models.initialise import initialise
@@ -50,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
     except OSError as error:
         if error.filename is None and error.errno not in DISK_FULL:  # of the network, which comes back
             raise
-        raise RunError(f"{REASON}{told(error)} Then continue with --resume.") from error
+        raise RunError(f"{REASON}{in_words(error)} Then continue with --resume.") from error
 
 
 def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool, presence: Presence | None = None) -> None:

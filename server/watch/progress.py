@@ -24,7 +24,7 @@ _POLL_S = 0.25
 def shown(run: Path, study: Study, console: Console) -> Iterator[None]:
     """Show the run in `run` while the body carries it out."""
     total = sum(1 for _ in schedule(study))
-    view = _Bar(console, total) if console.is_terminal else _Lines(console, total)
+    view = _ProgressBar(console, total) if console.is_terminal else _Lines(console, total)
     stop = threading.Event()
     path = run / "events.jsonl"
     start = path.stat().st_size if path.exists() else 0
@@ -63,7 +63,7 @@ class _Lines:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class _Bar:
+class _ProgressBar:
     """A bar with stage, sites, metric and time left."""
 
     def __init__(self, console: Console, total: int) -> None:
@@ -81,7 +81,7 @@ class _Bar:
         self._answered = 0
         self._asked = 0
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> _ProgressBar:
         self._progress.start()
         return self
 
@@ -117,7 +117,7 @@ def _missing(event: dict[str, Any]) -> str:
     return "".join(f"; missing: {site}, {code}" for site, code in event["missing"].items())
 
 
-def _follow(path: Path, start: int, view: _Lines | _Bar, stop: threading.Event) -> None:
+def _follow(path: Path, start: int, view: _Lines | _ProgressBar, stop: threading.Event) -> None:
     """Read whole lines as they are written; once more after the end."""
     at, rest = start, b""
     while True:

@@ -13,7 +13,7 @@ from fedgraft.common.base.errors import RunError
 from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.metrics.support import Support, support
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.compare.arms_told import arms_told
+from fedgraft.simulations.compare.arm_plans import arm_plans
 from fedgraft.simulations.compare.bootstrap import (
     LOWER_IS_BETTER,
     Floats,
@@ -108,7 +108,7 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
         "replicates": max(len(group.outcomes) for group in own),
         "seeds": seeds,
         "folds": question.folds,
-        "arms": arms_told(question, {group.arm: group.study for group in own}),
+        "arms": arm_plans(question, {group.arm: group.study for group in own}),
         "rows": rows,
         "matrices": [_matrix(group, task, question.metric) for group in own if _has_matrix(group)],
         "expectations": [one for each in question.expect for one in _expected(each, question, drawn, seeds)],

@@ -22,7 +22,7 @@ from fedgraft.client.privacy.release.metric_release_kinds import (
     bounded_sums,
     counted,
     from_bounded,
-    labels_told,
+    released_labels,
     squared_reach,
     suppressed_masks,
     suppressed_values,
@@ -140,7 +140,7 @@ def suppressed(sums: TaskSums) -> TaskSums:
     coarse = sums.scores.coarsen(BINS, _SPREAD)
     rows = [_aggregated(*coarse.ranked(row)) for row in range(coarse.rows)]
     confusion = np.where(sums.confusion >= LEAST, sums.confusion, 0)
-    return labels_told(confusion, _scores(rows)) if isinstance(sums, LabelSums) else _partial(confusion, rows)
+    return released_labels(confusion, _scores(rows)) if isinstance(sums, LabelSums) else _partial(confusion, rows)
 
 
 def _noised(
@@ -164,7 +164,7 @@ def _noised(
         confusion, (cells,) = _noised_cells(logits, truth, _weights(there, places), deviation)
         confusions.append(confusion)
         rows.append(cells)
-    return labels_told(np.stack(confusions), _scores(rows))
+    return released_labels(np.stack(confusions), _scores(rows))
 
 
 def _weights(known: NDArray[np.bool_], places: Sequence[Sequence[int]]) -> Floats:

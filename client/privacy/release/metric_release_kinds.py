@@ -56,33 +56,33 @@ def from_bounded(task: Regression | Segmentation, noisy: Floats) -> ValueSums | 
     """Sums from a count and a sum with noise: a whole number of cases, and no more errors than those can make."""
     n = max(0, round(float(noisy[0])))
     share = float(np.clip(noisy[1], 0, n))
-    return values_told(n, share * task.largest_error) if isinstance(task, Regression) else masks_told(n, share)
+    return released_values(n, share * task.largest_error) if isinstance(task, Regression) else released_masks(n, share)
 
 
 def suppressed_values(sums: ValueSums, least: int) -> ValueSums:
     """The number of cases and their mean error to two digits; nothing of fewer than `least` cases."""
     if sums.n < least:
-        return values_told(0, 0.0)
-    return values_told(sums.n, sums.n * float(f"{sums.absolute / sums.n:.1e}"))
+        return released_values(0, 0.0)
+    return released_values(sums.n, sums.n * float(f"{sums.absolute / sums.n:.1e}"))
 
 
 def suppressed_masks(sums: MaskSums, least: int) -> MaskSums:
     """The number of findings and their mean Dice coefficient to two digits; nothing of fewer than `least` findings."""
     n = sums.findings
-    return masks_told(n, n * round(sums.dice / n, 2)) if n >= least else masks_told(0, 0.0)
+    return released_masks(n, n * round(sums.dice / n, 2)) if n >= least else released_masks(0, 0.0)
 
 
-def values_told(n: int, absolute: float) -> ValueSums:
+def released_values(n: int, absolute: float) -> ValueSums:
     """Sums of which only the number of cases and the absolute errors are known."""
     return ValueSums(n, absolute, *[math.nan] * 4)
 
 
-def masks_told(n: int, dice_sum: float) -> MaskSums:
+def released_masks(n: int, dice_sum: float) -> MaskSums:
     """Sums of which only the number of findings and their Dice coefficients are known."""
     return MaskSums(n, n, 0, 0, 0, 0, 0, 0, dice_sum, math.nan, math.nan)
 
 
-def labels_told(confusion: Counts, scores: ScoreHistogram) -> LabelSums:
+def released_labels(confusion: Counts, scores: ScoreHistogram) -> LabelSums:
     """Sums of which only confusions (L, 2, 2) and scores are known; as many cases as the label with most has."""
     cases = int(confusion.sum(axis=(1, 2)).max())
     return LabelSums(cases, confusion, np.full(len(confusion), math.nan), scores)

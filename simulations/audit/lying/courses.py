@@ -64,7 +64,7 @@ def _attacked(study: Study, folder: Path, rule: Metrics, tally: Tally, rng: np.r
     local_model = LocalModel(study, CPU)
     with closing(AuditedSites(study, local_model, folder / "told", rule)) as sites:
         oracle, once = Oracle(sites, tally), sites.shows_once
-        _told(oracle, sites.steps[-1:] if once else sites.steps, rng)
+        _play(oracle, sites.steps[-1:] if once else sites.steps, rng)
         _lost(oracle, folder / "lost")
         if not once:
             _resumed(oracle)
@@ -73,7 +73,7 @@ def _attacked(study: Study, folder: Path, rule: Metrics, tally: Tally, rng: np.r
             _late_first(Oracle(sites, tally))
 
 
-def _told(oracle: Oracle, steps: tuple[Step, ...], rng: np.random.Generator) -> None:
+def _play(oracle: Oracle, steps: tuple[Step, ...], rng: np.random.Generator) -> None:
     """Lies at every step, before and after the honest instruction; and steps that are over."""
     for at, step in enumerate(steps):
         honest = oracle.sites.honest(step)

@@ -167,7 +167,7 @@ def leaves(message: Message) -> list[str]:
     return found
 
 
-def told(site: PlayedSite) -> str:
+def greeting_text(site: PlayedSite) -> str:
     """The last line of the log, as text."""
     return (site.state / "egress.jsonl").read_bytes().splitlines()[-1].decode()
 
@@ -182,15 +182,15 @@ def test_every_reply_has_its_line_and_every_word_of_it_stands_there(hospitals, m
         before = len(list(site.log.entries()))
         sent.append(plain(kind, records))
         assert len(list(site.log.entries())) == before + 1, "one line for one reply"
-        assert [what for what in leaves(sent[-1]) if what not in told(site)] == []
+        assert [what for what in leaves(sent[-1]) if what not in greeting_text(site)] == []
         return sent[-1]
 
     monkeypatch.setattr(site, "sends", noted)
     garbage = RecordDict({"words": ConfigRecord({"json": "[]"})})
     noted(wire.HELLO, garbage)
-    assert '"site":"north"' in told(site), "a hello that is refused is told who refuses"
+    assert '"site":"north"' in greeting_text(site), "a hello that is refused is told who refuses"
     noted(wire.HELLO, wire.pack_hello(Hello(study.to_json())))
-    assert '"not_approved"' in told(site)
+    assert '"not_approved"' in greeting_text(site)
     assert isinstance(site.greets(study), Greeting)
     noted(wire.VISIT, garbage)
     assert isinstance(site.visits(study, 1), Update)

@@ -141,7 +141,7 @@ LIES: dict[str, tuple[Lie, Code]] = {
 }
 
 
-def told(run: Path) -> list[dict[str, Any]]:
+def rows_of_run(run: Path) -> list[dict[str, Any]]:
     return lines(run / "history.jsonl")
 
 
@@ -152,7 +152,7 @@ def test_whatever_a_site_sends_costs_it_the_round_and_changes_nothing_for_the_ot
     study = make_study(method={"name": "fedavg", "rounds": len(LIES), "local": local}, evaluate={"every": 0})
     lying({number: lie for number, (lie, _) in enumerate(LIES.values(), start=1)})
     run = simulate(study, hospitals, tmp_path / "run")
-    rows = told(run)
+    rows = rows_of_run(run)
     found = dict(zip(LIES, (row["missing"].get(LIAR) for row in rows), strict=False))
     assert found == {name: code.value for name, (_, code) in LIES.items()}
     assert all(row["sites_aggregated"] == ["east", "north", "west"] for row in rows[: len(LIES)])
@@ -176,7 +176,7 @@ def test_metrics_that_cannot_be_cost_the_site_the_round_too(hospitals, make_stud
     local = {"steps": 1, "batch_size": 8, "lr": 0.003}
     study = make_study(tasks=tasks, method={"name": "fedavg", "rounds": len(METRIC_LIES), "local": local})
     lying(dict(enumerate(METRIC_LIES.values(), start=1)))
-    rows = told(simulate(study, hospitals, tmp_path / "run"))
+    rows = rows_of_run(simulate(study, hospitals, tmp_path / "run"))
     assert [row["missing"].get(LIAR) for row in rows] == ["garbage"] * len(METRIC_LIES) + [None]
     assert all(row["metrics"]["cls"]["pooled"]["n"] > 0 for row in rows)
 
@@ -225,7 +225,7 @@ def test_sums_that_no_cases_could_have_given_do_not_stop_what_is_solved(
     lying({1: update(SUM_LIES[lie])})
     run = simulate(study, hospitals, tmp_path / "run")
     others = replace(hospitals, cohorts={name: one for name, one in hospitals.cohorts.items() if name != LIAR})
-    first = told(run)[0]
+    first = rows_of_run(run)[0]
     assert first["missing"].get(LIAR) in ("garbage", "bad_weight", "too_large"), "tiny sums are no cases either"
     assert same_weights(run, simulate(study, others, tmp_path / "without"))
 
@@ -251,7 +251,7 @@ def test_a_greeting_that_cannot_be_keeps_the_site_out_and_nobody_else(hospitals,
     run = simulate(study, hospitals, tmp_path / "run")
     result = json.loads((run / "result.json").read_text())
     assert result["refusals"][0]["code"] == "garbage"
-    assert told(run)[0]["sites_aggregated"] == ["east", "north", "west"]
+    assert rows_of_run(run)[0]["sites_aggregated"] == ["east", "north", "west"]
 
 
 def test_a_masked_study_asks_for_a_nonce_that_is_one(hospitals, make_study, lying, tmp_path):
@@ -261,7 +261,7 @@ def test_a_masked_study_asks_for_a_nonce_that_is_one(hospitals, make_study, lyin
     for number, nonce in enumerate(('""', '"not hex at all, yet of 32 letters"', "[]")):
         lying({0: words(nonce=nonce)})
         run = simulate(study, hospitals, tmp_path / str(number))
-        assert told(run)[0]["sites_aggregated"] == ["east", "north", "west"], nonce
+        assert rows_of_run(run)[0]["sites_aggregated"] == ["east", "north", "west"], nonce
 
 
 def test_a_masked_upload_that_cannot_be_costs_the_site_the_round(hospitals, make_study, lying, tmp_path):
@@ -276,7 +276,7 @@ def test_a_masked_upload_that_cannot_be_costs_the_site_the_round(hospitals, make
             3: Deep,
         }
     )
-    rows = told(simulate(study, hospitals, tmp_path / "run"))
+    rows = rows_of_run(simulate(study, hospitals, tmp_path / "run"))
     assert [row["missing"].get(LIAR) for row in rows[:3]] == ["garbage"] * 3
     assert [row["repeats"] for row in rows[:4]] == [1, 1, 1, 0]
 
@@ -285,6 +285,6 @@ def test_an_observer_that_says_nothing_ends_nothing(hospitals, make_study, lying
     local = {"steps": 1, "batch_size": 8, "lr": 0.003}
     study = make_study(method={"name": "fedavg", "rounds": 2, "local": local})
     lying({1: update(lambda a: replace(a, metrics={})), 2: update(lambda a: replace(a, metrics={"x": some_sums()}))})
-    rows = told(simulate(study, replace(hospitals, observers=[LIAR]), tmp_path / "run"))
+    rows = rows_of_run(simulate(study, replace(hospitals, observers=[LIAR]), tmp_path / "run"))
     assert len(rows) == 3
     assert [row["observers"] == {} for row in rows] == [True, True, False]

@@ -14,7 +14,7 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.aggregates import ServerOptimiser
 from fedgraft.common.study.plan import Gradient, Recalibrate
 from fedgraft.common.study.study import read_study
-from fedgraft.simulations.compare.arms_told import arms_told
+from fedgraft.simulations.compare.arm_plans import arm_plans
 from fedgraft.simulations.compare.question import (
     BUILT_IN,
     Arm,
@@ -131,7 +131,7 @@ def test_what_an_arm_differs_in_is_all_that_it_differs_in(make_study: MakeStudy)
     study = make_study(method={"name": "fedavg", "rounds": 2, "local": {"steps": 3}})
     arms = ["study", {"name": "mine", "who": "alone", "set": {"plan.0.local.lr": 0.5}}, "fedprox", "shuffled"]
     question = Question.model_validate({"arms": arms, "against": "study"})
-    told = {one["arm"]: one for one in arms_told(question, {arm.name: arm.apply(study, "x") for arm in question.arms})}
+    told = {one["arm"]: one for one in arm_plans(question, {arm.name: arm.apply(study, "x") for arm in question.arms})}
     assert told["study"]["differs"] == []
     assert told["mine"]["differs"] == ["who: alone (not together)", "plan.0.local.lr: 0.5 (not 0.001)"]
     assert told["shuffled"]["differs"] == ["labels: shuffled (not known)"]

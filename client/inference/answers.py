@@ -19,7 +19,7 @@ from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segment
 _HALF, _ROUNDING = 0.5, 1e-9
 
 
-def told(reader: Reader, said: Mapping[str, np.ndarray], out: Path, number: int) -> dict[str, str]:
+def answer_row(reader: Reader, said: Mapping[str, np.ndarray], out: Path, number: int) -> dict[str, str]:
     """The cells of one case, whose answers by task are `said`; masks go to `out` under the case's number.
 
     Probabilities have all the digits that there are: with four, the figures of a run could not be had again.

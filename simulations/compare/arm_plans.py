@@ -10,14 +10,14 @@ from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.work import differences
 
 
-def arms_told(question: Question, studies: Mapping[str, Study]) -> list[dict[str, Any]]:
+def arm_plans(question: Question, studies: Mapping[str, Study]) -> list[dict[str, Any]]:
     """By arm, in the question's order; `studies` are those that were run, by arm."""
     there = {arm.name: arm for arm in question.arms}
     against = there[question.against]
-    return [_told(question, arm, against, studies) for arm in question.arms]
+    return [_arm_plan(question, arm, against, studies) for arm in question.arms]
 
 
-def _told(question: Question, arm: Arm, against: Arm, studies: Mapping[str, Study]) -> dict[str, Any]:
+def _arm_plan(question: Question, arm: Arm, against: Arm, studies: Mapping[str, Study]) -> dict[str, Any]:
     own = studies[arm.name]
     plain = own.model_dump(mode="json")
     differs = [*_of_arm(question, arm, against), *differences(own, studies[against.name])]
