@@ -51,7 +51,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.server_address import server_of
 from fedgraft.client.runtime.certificate import CertificateWatch, fault_of
-from fedgraft.common.base.errors import RunError
+from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.identity.keys import load_bundle, public_pem
 
 HEARTBEAT_S = 10
@@ -201,7 +201,9 @@ class Link:
             try:
                 if not self._client.SendNodeHeartbeat(request).success:
                     self._activate()
-            except Exception:  # whatever it is, a site whose heart has stopped would be away for good
+            except ENDS:
+                raise
+            except BaseException:  # whatever it is, a site whose heart has stopped would be away for good
                 _log.info("a heartbeat did not come through")
 
     def _call(self, function: Callable[[Any], Answer], request: object) -> Answer:
