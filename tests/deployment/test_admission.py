@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedgraft.client.enrolment.edit_yaml import change_values
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.identity.keys import new_node_key, private_pem
@@ -47,7 +48,8 @@ def copy(federation: Federation, tmp_path: Path) -> Path:
 
 def test_another_authority_is_noticed(federation, copy, three, tmp_path):
     other = Federation(tmp_path / "other", three, ["north"])
-    shutil.copy(other.kits / "server" / "ca.crt", copy / "ca.crt")
+    server = {"address": f"localhost:{federation.port}", "ca": str(other.kits / "server" / "ca.crt")}
+    change_values(copy / "site.yaml", {"server": server})
     code, words = ended(federation, "wrong-ca", copy)
     assert code == 1
     assert "is not this consortium's server" in words

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fedgraft.client.enrolment.edit_yaml import change_values
+from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.study.study import Study
 from helpers.federation import Federation, Started, command, lines, same_weights, until
@@ -53,8 +55,8 @@ def slow_line(federation: Federation) -> Iterator[Line]:
 
 def lead_over(federation: Federation, port: int) -> None:
     for name in SITES:
-        path = federation.site(name) / "joined.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"port": port}))
+        home = SiteHome(federation.site(name))
+        change_values(home.config, {"server": {"address": f"localhost:{port}", "ca": str(home.authority)}})
 
 
 def test_a_line_that_is_far_slow_and_cut_twice_changes_nothing(federation, study, three, slow_line, tmp_path):

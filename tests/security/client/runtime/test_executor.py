@@ -12,6 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedgraft.client.enrolment.edit_yaml import change_values
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.runtime import executor
 from fedgraft.client.runtime import link as connection
@@ -60,20 +61,24 @@ def test_a_site_signs_in_and_asks(server, link):
     assert server.asked[:2] == [ACTIVATE, PULL]
 
 
+def look_at(home: SiteHome, port: int) -> None:
+    change_values(home.config, {"server": {"address": f"localhost:{port}", "ca": str(home.authority)}})
+
+
 def test_a_server_with_another_authoritys_certificate_is_told_nothing(place, tmp_path):
     other = free_port()
     content = {"name": "trial", "server": {"host": "localhost", "port": other}, "sites": ["north", "south"]}
     Authority(tmp_path / "kits").provision(Consortium.model_validate(content))
     impostor = Scripted(Authority(tmp_path / "kits").home, other)
     home = place[0]
-    home.write_joined(home.joined().model_copy(update={"port": other}))
+    look_at(home, other)
     try:
         with pytest.raises(RunError, match="is not this consortium's server"):
             Link(home, threading.Event()).open()
         assert impostor.asked == []
     finally:
         impostor.close()
-        home.write_joined(home.joined().model_copy(update={"port": place[2]}))
+        look_at(home, place[2])
 
 
 def test_a_site_that_is_denied_asks_three_times_and_ends(server, link):
