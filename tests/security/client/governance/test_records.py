@@ -225,7 +225,7 @@ def test_coarse_counts_that_were_shown_once_are_not_shown_again_after_a_restore(
     site.restart()
 
 
-class Killed(BaseException):
+class Killed(SystemExit):
     """The machine is gone."""
 
 

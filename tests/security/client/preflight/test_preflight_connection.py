@@ -183,8 +183,8 @@ def test_a_certificate_that_ends_soon_is_noted(serve: Serve) -> None:
 
 def test_a_certificate_that_has_expired_is_called_so(serve: Serve) -> None:
     found = lines(serve(days=-1))
-    assert found["tls"].level is Level.FAILED
-    assert "has expired" in found["tls"].text
+    assert found["tls"].level is Level.FAILS
+    assert "has expired" in found["tls"].description
     assert "fedgraft server renew" in found["tls"].fix
 
 
