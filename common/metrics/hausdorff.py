@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 
@@ -20,6 +19,8 @@ def hausdorff_95(one: Mask, other: Mask, spacing_mm: float) -> float:
     if not (one.any() and other.any() and spacing_mm > 0):
         return float("nan")
     outlines = [_outline(mask) for mask in (one, other)]
+    from scipy import ndimage  # a study is checked without
+
     away = [ndimage.distance_transform_edt(~outline) for outline in outlines]
     ways = (away[1][outlines[0]], away[0][outlines[1]])
     return float(max(np.percentile(way, _SHARE) for way in ways) * spacing_mm)
@@ -27,5 +28,7 @@ def hausdorff_95(one: Mask, other: Mask, spacing_mm: float) -> float:
 
 def _outline(mask: Mask) -> Mask:
     """Pixels inside that have one outside above, below, left or right; the image's edge counts as outside."""
+    from scipy import ndimage
+
     outline: Mask = mask & ~ndimage.binary_erosion(mask)
     return outline

@@ -455,7 +455,7 @@ def test_a_study_without_an_ensemble_has_the_digest_that_it_had() -> None:
     assert study.digest == DIGEST
 
 
-DIGEST = "accb0e821f5c1f17e21c546e415b85f5aaf6b629e7bb425c31e674bf70c534f5"
+DIGEST = "11fa071761c0114b501543b4a10edd95c030c8acaa01c0527d1bf22c374c74b4"
 
 
 @pytest.fixture(scope="module")

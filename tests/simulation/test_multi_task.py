@@ -151,7 +151,9 @@ def test_the_next_study_goes_on_with_all_heads_and_predictions_name_classes(coho
     assert code == 0, err
     header = (tmp_path / "said" / "predictions.csv").read_text().splitlines()[0].split(",")
     assert {"diagnosis", "diagnosis:ring", "organ", "organ:brain_mr"} < set(header)
-    assert not [name for name in header if name.startswith(("size_mm", "lesion", "signs"))]
+    assert {"size_mm (mm)", "lesion", "signs", "signs:hollow"} < set(header), (
+        "values, masks and labels are answered too"
+    )
 
 
 @pytest.mark.parametrize("how", ["shuffled", "hidden"])

@@ -74,9 +74,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 @pytest.fixture
 def own(made: Folders, tmp_path: Path) -> Folders:
-    """A copy to break."""
-    shutil.copytree(made.root, tmp_path / "own")
-    return Folders(tmp_path / "own")
+    """A copy to break, whose site's file names its own files."""
+    copy = Folders(shutil.copytree(made.root, tmp_path / "own"))
+    config = copy.site / "site.yaml"
+    config.write_text(config.read_text().replace(str(made.root), str(copy.root)))
+    return copy
 
 
 def empty(path: Path) -> None:

@@ -79,7 +79,11 @@ def test_hospitals_have_their_rules_and_their_faults_in_a_comparison_too(
     closed = OPEN.model_copy(update={"min_patients": 1000})
     crash = {"east": Fault(kind="nan", rounds=(1,))}
     there = Hospitals(some, crash, policies={"north": closed})
-    study = make_study(evaluate={"every": 0}, method={"name": "fedavg", "rounds": 2, "local": {"steps": 2}})
+    study = make_study(
+        rounds={"min_sites": 1, "quorum": 0.3},
+        evaluate={"every": 0},
+        method={"name": "fedavg", "rounds": 2, "local": {"steps": 2}},
+    )
     question = Question(arms=(BUILT_IN["study"], BUILT_IN["local"]))
     cell = next(cell for cell in cells(study, question, there, 1, "test") if cell.arm == "study")
     list(run([cell], tmp_path, 1, 1))

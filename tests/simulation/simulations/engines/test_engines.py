@@ -327,7 +327,7 @@ def test_a_folder_in_use_is_not_touched(hospitals, make_study, tmp_path):
 
 
 def test_what_is_no_run_cannot_be_resumed(tmp_path):
-    with pytest.raises(ResumeError, match="no simulated run"):
+    with pytest.raises(InputError, match="no simulated run"):
         resume(tmp_path)
 
 
