@@ -139,12 +139,12 @@ def keys_come_from_the_coordinator(patch: Patch) -> None:
     """As in the first edition, whose kits held what the site masks with."""
     real = enrolment._new_keys
 
-    def told(home: SiteHome) -> SiteKeys:
+    def copied(home: SiteHome) -> SiteKeys:
         keys = real(home)
         shutil.copy(home.masking_file, home.path.parent / "kits" / f"{home.path.name}.key")
         return keys
 
-    patch.setattr(enrolment, "_new_keys", told)
+    patch.setattr(enrolment, "_new_keys", copied)
 
 
 CARELESS: list[tuple[Callable[[Patch], None], str]] = [
