@@ -215,16 +215,17 @@ def _final_plots(record: RunRecord, task: str, ink: Mapping[str, plots.Ink]) -> 
     sums: FinalSums | None = record.sums.get(task)
     if sums is None or not sums.pooled.n or not isinstance(sums.pooled, ClassificationSums | LabelSums):
         return [], ""
-    pooled = sums.pooled
+    pooled, totals = sums.pooled, sums.pooled.scores.totals().tolist()
     count = pooled.classes if isinstance(pooled, ClassificationSums) else pooled.labels
     named = [text(name) for name in sequence(mapping(record.result.get("task_classes")).get(task))]
     names = named if len(named) == count else [f"class {index}" for index in range(count)]
     if isinstance(pooled, ClassificationSums):
-        occurs = pooled.confusion.sum(axis=1)
-        asked = [index for index in range(count) if 0 < occurs[index] < pooled.n] if count > 2 else [1]
-        drawn = [plots.confusion_plot(pooled, names), plots.reliability_plot(pooled)]
+        asked = [index for index in range(count) if min(totals[index]) > 0] if count > 2 else [1]
+        # Where policy lets out coarse or noised counts alone, there may be neither.
+        drawn = [] if pooled.hides_confusion else [plots.confusion_plot(pooled, names)]
+        drawn += [plots.reliability_plot(pooled)] if pooled.calibration_cases.any() else []
     else:
-        asked = [index for index in range(count) if pooled.confusion[index].sum(axis=1).all()]
+        asked = [index for index in range(count) if min(totals[index]) > 0]
         drawn = []
     shown = asked[:_MOST_ROC_CLASSES]
     for index in shown:

@@ -88,6 +88,7 @@ def test_what_leaves_is_what_each_site_s_policy_of_metrics_says(
     assert metrics["sites"]["south"]["loss"] is metrics["sites"]["west"]["loss"] is None
     assert metrics["intervals"]["sites"]["south"] == metrics["intervals"]["sites"]["west"] == {}
     assert read_json(made / "result.json")["status"] == "completed"
+    assert build_report(made).is_file(), "sums of exact and coarse counts are read back"
 
 
 def test_under_masks_the_sums_of_all_sites_are_read_and_no_more(
