@@ -224,6 +224,9 @@ def test_a_finished_model_is_measured_with_what_each_site_keeps(
     question = Question.model_validate({"arms": arms, "against": "shared", "metric": "accuracy"})
     todo = cells(plain, question, hospitals, 1, "test")
     list(run(todo, tmp_path / "cells", 1, 1))
+    measured = simulate(measuring(make_study, runs[kept]), hospitals, tmp_path / "measured")
+    assert sites_of(measured) == sites_of(runs[plain]), "what all share"
+    assert "each site keeps entries of its own" in read_json(measured / "result.json")["remarks"][1]
     wanted = {"theirs": runs[kept], "shared": runs[plain], "foreign": runs[plain]}
     for cell in todo:
         found = outcome(cell, tmp_path / "cells").found[MERGED]
