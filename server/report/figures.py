@@ -12,6 +12,7 @@ from fedgraft.common.metrics.metric_names import (
     title,
 )
 from fedgraft.common.metrics.over_sites import macro_mean, worst
+from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.server.report.history import (
     Row,
     RunRecord,
@@ -22,7 +23,6 @@ from fedgraft.server.report.history import (
     text,
 )
 from fedgraft.server.report.sureness import (
-    TOO_FEW,
     ends,
     is_too_few,
     of_pooled,

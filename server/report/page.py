@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import write_atomic
 from fedgraft.common.metrics.label_metrics import LabelSums
 from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.server.report import figures, plots, tables
 from fedgraft.server.report.audit import audited
 from fedgraft.server.report.history import (
@@ -30,9 +31,10 @@ from fedgraft.server.report.history import (
     text,
     training_loss,
 )
-from fedgraft.server.report.sureness import TOO_FEW, is_too_few, of_site
+from fedgraft.server.report.sureness import is_too_few, of_site
 
 _MOST_ROC_CLASSES = 6
+_LONGEST_WORD = 40
 _CURVES = {
     "auroc": ("auroc", "balanced_accuracy", "loss"),
     "mae": ("mae", "rmse", "r2"),
@@ -89,7 +91,18 @@ def template(name: str) -> Template:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"breakable": breakable, "is_long": is_long}
     return environment.get_template(name)
+
+
+def breakable(words: str) -> Markup:
+    """Text that may go on in the next line after each underscore, as after each hyphen: names of sites and keys."""
+    return Markup("_<wbr>").join(escape(part) for part in words.split("_"))
+
+
+def is_long(words: str) -> bool:
+    """Whether it has a word that no narrow screen has a line for, such as a digest."""
+    return any(len(word) > _LONGEST_WORD for word in words.split())
 
 
 def render(record: RunRecord) -> str:
