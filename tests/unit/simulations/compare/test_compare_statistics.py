@@ -43,6 +43,16 @@ def test_unweighted_metrics_are_those_of_a_run(name: str, classes: int) -> None:
     assert metric(name, some, np.ones((1, 60)))[0] == pytest.approx(exact, abs=1e-9)
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_what_is_a_tie_in_a_run_is_one_here(classes: int) -> None:
+    """Two copies of an image in two batches may differ in the last bit, and have two truths."""
+    logits = np.random.default_rng(0).normal(size=(40, classes)).astype(np.float32)
+    again = np.nextafter(logits, np.float32(9))
+    some = Answers(np.concatenate([logits, again]), np.repeat([0, 1], 40), np.arange(80))
+    exact = ClassificationSums.of(some.logits, some.targets).values()["auroc"]
+    assert metric("auroc", some, np.ones((1, 80)))[0] == pytest.approx(exact, abs=1e-9)
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_a_weight_is_as_good_as_so_many_copies(name: str) -> None:
     some = answers()
