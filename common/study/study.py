@@ -106,6 +106,19 @@ class Study(Value):
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
 
+    @staticmethod
+    def read(source: Path | str, *overrides: str) -> Study:
+        """The study in a YAML file, or the one of that name that ships; `overrides` are `dotted.key=value`.
+
+        The scenario and the comparison that a file may name are left out. StudyError lists every fault.
+        """
+        return find_study(Path(source), overrides)[0]
+
+    @staticmethod
+    def parse(values: Mapping[str, Any]) -> Study:
+        """The study of plain values, as a file has them. StudyError lists every fault."""
+        return parse_study(values, "the study")
+
     @model_validator(mode="after")
     def _names_differ(self) -> Study:
         for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):

@@ -24,7 +24,7 @@ _POLL_S = 0.25
 def shown(run: Path, study: Study, console: Console) -> Iterator[None]:
     """Show the run in `run` while the body carries it out."""
     total = sum(1 for _ in schedule(study))
-    view = _ProgressBar(console, total) if console.is_terminal else _Lines(console, total)
+    view = _ProgressBar(console, total) if console.is_terminal or console.is_jupyter else _Lines(console, total)
     stop = threading.Event()
     path = run / "events.jsonl"
     start = path.stat().st_size if path.exists() else 0

@@ -11,19 +11,11 @@ import typer
 
 from fedgraft.client.cli.app import app as site
 from fedgraft.common.base.command_line import command_group, say_error
+from fedgraft.common.base.switches import set_switches
 from fedgraft.server.cli.app import app as server
 from fedgraft.simulations.cli.app import privacy, study
 
-# Flower reports home and looks for updates unless told not to; a hospital's machine does neither. And no Python that
-# is started from here looks for modules in the folder where somebody works, where a `random.py` may lie.
-for _switch, _value in (
-    ("FLWR_TELEMETRY_ENABLED", "0"),
-    ("FLWR_DISABLE_UPDATE_CHECK", "1"),
-    ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1"),
-    ("RAY_USAGE_STATS_ENABLED", "0"),
-    ("PYTHONSAFEPATH", "1"),
-):
-    os.environ.setdefault(_switch, _value)
+set_switches()
 
 app = command_group("Federated transfer learning for medical imaging across hospitals.")
 data = command_group("Phantom hospitals.")
