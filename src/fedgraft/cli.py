@@ -117,6 +117,19 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or weights with heads.")],
+    to: Annotated[str, typer.Option(help="onnx, torchscript, safetensors or monai-bundle.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the model and what is to be known of it.")],
+    site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
+) -> None:
+    """Write a finished model in a form that other programs read."""
+    from fedgraft.client.inference.command import export_model
+
+    export_model(model, to, out, site)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
     """Build the HTML report of a run again."""
     from fedgraft.server.report import build_report
