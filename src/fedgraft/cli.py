@@ -29,7 +29,7 @@ app.add_typer(site, name="site")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]
-Prepared = Literal["imagenet", "zscore", "unknown"]
+Prepared = Literal["imagenet", "zscore", "lite", "unknown"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
 
 
@@ -191,6 +191,8 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
     file: Annotated[Path | None, typer.Option(help="With Enum.NAME: the weights file, already here.")] = None,
     trained_on: Annotated[str, typer.Option(help="What they were trained on.")] = "not stated",
     normalise: Annotated[Prepared, typer.Option(help="How images were prepared for them.")] = "unknown",
+    mean: Annotated[list[float] | None, typer.Option(help="In numbers: one, or three for red, green, blue.")] = None,
+    std: Annotated[list[float] | None, typer.Option(help="Likewise, of pixels from 0 to 1.")] = None,
 ) -> None:
     """Take in weights from a local file; nothing is ever downloaded."""
     from fedgraft.common.base.errors import InputError
@@ -202,7 +204,8 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
         raise InputError("--file goes with the name of torchvision's weights, such as ResNet18_Weights.IMAGENET1K_V1.")
     path, enum = (file, source) if by_name else (Path(source), None)
     assert path is not None
-    weights_commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum), id_)
+    constants = tuple(mean or ()), tuple(std or ())
+    weights_commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum, *constants), id_)
 
 
 @weights.command("soup")

@@ -79,6 +79,7 @@ def optimiser_order(local_model: LocalModel, keys: Sequence[str]) -> list[str]:
         ("mobilenet_v3_small", "all"),
         ("densenet121", "norm_and_heads"),
         ("shufflenet_v2_x0_5", "all"),
+        ("efficientnet_lite0", "norm_and_heads"),
     ],
 )
 def test_the_sum_is_that_of_gradients_clipped_case_by_case(attack_target: MakeModel, backbone: str, keys: str) -> None:
