@@ -8,7 +8,9 @@ values even there.
 from __future__ import annotations
 
 import os
+import threading
 import traceback
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +27,31 @@ def command_group(description: str) -> typer.Typer:
         pretty_exceptions_enable=False,
         pretty_exceptions_show_locals=False,
     )
+
+
+def run_command(program: typer.Typer, debug: Callable[[], bool], words: Sequence[str] | None = None) -> int:
+    """Run what was typed, or these words, and give the exit code. However it ends, people see a line and no trace.
+
+    `debug` is asked at the end, since it is typed too. What is written meanwhile is its owner's alone. A thread that
+    fails says a line as well.
+    """
+    before, threads = os.umask(0o077), threading.excepthook
+    threading.excepthook = lambda failed: _say_thread(failed.exc_value, debug=debug())
+    try:
+        code = program(args=words, standalone_mode=False)
+    except (SystemExit, GeneratorExit):  # of ENDS, all but what a person has typed
+        raise
+    except BaseException as error:  # extensions in Rust raise what is no Exception
+        return say_error(error, debug=debug())
+    finally:
+        threading.excepthook = threads
+        os.umask(before)
+    return code if isinstance(code, int) else 0
+
+
+def _say_thread(error: BaseException | None, *, debug: bool) -> None:
+    if error is not None:
+        say_error(error, debug=debug)
 
 
 def say_error(error: BaseException, *, debug: bool) -> int:

@@ -26,12 +26,33 @@ class _Json(logging.Formatter):
         return json.dumps(facts)
 
 
+class _Shown(logging.Formatter):
+    """What a terminal, or a container's log, shows: the kind of an error, and no trace, which may be of anything."""
+
+    def __init__(self, inner: logging.Formatter, file: Path) -> None:
+        super().__init__()
+        self._inner, self._file = inner, file
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As the file has it, but for the trace."""
+        shown = logging.makeLogRecord(vars(record))
+        if record.exc_info and record.exc_info[0] is not None:
+            shown.msg = f"{record.getMessage()} ({record.exc_info[0].__name__}; the trace is in {self._file})"
+            shown.args = None
+        shown.exc_info = shown.exc_text = shown.stack_info = None
+        return self._inner.format(shown)
+
+
 def start_logs(file: Path, *, as_json: bool) -> None:
-    """Send all logs of this process to stderr and to `file`, which is rotated and readable by its owner alone."""
+    """Send all logs of this process to stderr and to `file`, which is rotated and readable by its owner alone.
+
+    Traces of errors are in the file alone.
+    """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), RotatedFile(file)]
-    for handler in handlers:
-        handler.setFormatter(_Json() if as_json else logging.Formatter(_PLAIN))
+    formatter = _Json() if as_json else logging.Formatter(_PLAIN)
+    for handler, form in zip(handlers, (_Shown(formatter, file), formatter), strict=True):
+        handler.setFormatter(form)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
