@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import pytest
 import typer
 
 from fedgraft.client.enrolment import config
-from fedgraft.common.base import command_line, files
+from fedgraft.common.base import command_line, files, logs
 from fedgraft.common.protocol import bundle, wire
 from fedgraft.common.protocol.bundle import WireError
 from fedgraft.common.protocol.instructions import Answer, Code, Refusal
@@ -137,6 +139,18 @@ def traces_for_all(patch: Patch) -> None:
         path.chmod(0o644)
 
     patch.setattr(files, "write_atomic", lax)
+
+
+def libraries_say_where_logs_go(patch: Patch) -> None:
+    """As if some import had come first."""
+
+    @contextmanager
+    def left_alone() -> Iterator[None]:
+        handler = logging.StreamHandler(sys.stderr)
+        logging.getLogger().addHandler(handler)
+        yield
+
+    patch.setattr(logs, "bare_logs", left_alone)
 
 
 def commands_print_their_own(patch: Patch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import threading
 import traceback
@@ -14,6 +15,7 @@ from pathlib import Path
 from fedgraft.common.base.command_line import command_group, run_command
 from fedgraft.common.base.errors import ENDS, InputError
 
+_PLACES = ("by itself", "in a thread", "in a log")
 _HOME, _SECRET = "FEDGRAFT_HOME", "orchid-lantern-quartz"
 
 
@@ -22,14 +24,15 @@ class _Panic(BaseException):
 
 
 def words_of_a_command(folder: Path) -> Iterator[str]:
-    """A command that fails in each of some ways, itself or in a thread, while a variable holds a passphrase."""
+    """A command that fails in each of some ways, and in some places, while a variable holds a passphrase."""
     failures = (ZeroDivisionError(_SECRET), InputError("The kit is damaged."), _Panic(_SECRET))
-    for at, (failure, debug, in_a_thread) in enumerate(product(failures, (False, True), (False, True))):
-        home, name = folder / str(at), type(failure).__name__ + (" in a thread" if in_a_thread else "")
-        shown = _ended(failure, home, debug=debug, in_a_thread=in_a_thread)
-        if not shown.startswith("error: ") or any(part in shown for part in (_SECRET, "Traceback", 'File "')):
+    for at, (failure, debug, place) in enumerate(product(failures, (False, True), _PLACES)):
+        home, name = folder / str(at), f"{type(failure).__name__} {place}"
+        shown = _ended(failure, home, place, debug=debug)
+        if not shown or any(part in shown for part in (_SECRET, "Traceback", 'File "')):
             yield f"{name} ends with more than a line on a terminal, or with none"
-        yield from (f"the trace of {name} {fault}" for fault in _kept(home, debug=debug))
+        if place != "in a log":
+            yield from (f"the trace of {name} {fault}" for fault in _kept(home, debug=debug))
     group = command_group("Tried by the audit.")
     if group.pretty_exceptions_enable or group.pretty_exceptions_show_locals:
         yield "commands print traces of their own"
@@ -47,7 +50,7 @@ def _kept(home: Path, *, debug: bool) -> Iterator[str]:
             yield "holds the values of variables"
 
 
-def _ended(failure: BaseException, home: Path, *, debug: bool, in_a_thread: bool = False) -> str:
+def _ended(failure: BaseException, home: Path, place: str, *, debug: bool) -> str:
     """All that a terminal shows of a command that fails like that."""
     shown, program = io.StringIO(), command_group("Tried by the audit.")
 
@@ -57,13 +60,20 @@ def _ended(failure: BaseException, home: Path, *, debug: bool, in_a_thread: bool
 
     @program.command()
     def join() -> None:
-        if in_a_thread:
+        if place == "in a thread":
             (thread := threading.Thread(target=fails)).start()
             thread.join()
+        elif place == "in a log":
+            try:
+                fails()
+            except ENDS:
+                raise
+            except BaseException:
+                logging.getLogger("fedgraft.audit").exception("It was not done")
         else:
             fails()
 
-    with _at_home(home), contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+    with _at_home(home), _no_handlers(), contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
         try:
             run_command(program, lambda: debug, [])
         except ENDS:
@@ -71,6 +81,17 @@ def _ended(failure: BaseException, home: Path, *, debug: bool, in_a_thread: bool
         except BaseException as error:  # what the interpreter would print
             traceback.print_exception(error)
     return shown.getvalue()
+
+
+@contextlib.contextmanager
+def _no_handlers() -> Iterator[None]:
+    """As a program starts, when nobody has said where logs go."""
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, []
+    try:
+        yield
+    finally:
+        root.handlers = before
 
 
 @contextlib.contextmanager

@@ -90,6 +90,7 @@ CARELESS: list[tuple[Callable[[Patch], None], str]] = [
     (careless_server.panics_are_no_exceptions, "words of a command"),
     (careless_server.values_are_in_the_trace, "words of a command"),
     (careless_server.traces_for_all, "words of a command"),
+    (careless_server.libraries_say_where_logs_go, "words of a command"),
     (careless_server.commands_print_their_own, "words of a command"),
 ]
 
