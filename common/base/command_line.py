@@ -18,6 +18,8 @@ from pathlib import Path
 
 import typer
 
+from fedgraft.common.base.printable import harmless
+
 _STOPPED, _FAILED, _WRONG = 130, 1, 2
 
 
@@ -82,7 +84,7 @@ def say_error(error: BaseException, *, debug: bool) -> int:
         error.show()
         return int(error.exit_code)
     message, code = _message(error)
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {harmless(message)}", err=True)
     if debug:
         typer.echo(_kept(error), err=True)
     elif not _known(error):

@@ -33,6 +33,7 @@ from fedgraft.common.privacy.accountant import default_delta
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import Arrays, Refusal
 from fedgraft.common.protocol.routing import Routing
+from fedgraft.common.study import study
 
 Patch = pytest.MonkeyPatch
 
@@ -121,6 +122,10 @@ def errors_are_told(patch: Patch) -> None:
     patch.setattr(wire, "pack_reply", lambda answer, **how: packed(replace(answer, site=told[0]), **how))
 
 
+def words_of_studies_are_not_looked_at(patch: Patch) -> None:
+    patch.setattr(study, "_obeyed", lambda *_: iter(()))
+
+
 def everybody_is_pinned(patch: Patch) -> None:
     patch.setattr(members, "_known", lambda home, own, roster, pins: dict(roster.members))
 
@@ -156,8 +161,8 @@ def a_new_model_is_another_question(patch: Patch) -> None:
 def names_in_refusals_are_not_logged(patch: Patch) -> None:
     real = egress._line
 
-    def short(study: str, answer: Any, why: str) -> egress._Line:
-        return real(study, replace(answer, site="") if isinstance(answer, Refusal) else answer, why)
+    def short(digest: str, answer: Any, why: str) -> egress._Line:
+        return real(digest, replace(answer, site="") if isinstance(answer, Refusal) else answer, why)
 
     patch.setattr(egress, "_line", short)
 

@@ -196,6 +196,18 @@ def _words(folder: Path) -> Iterator[str]:
             yield "the words of an error leave"
 
 
+def _forged(folder: Path) -> Iterator[str]:
+    """A study whose weights' name goes on as a review, and hides the true one."""
+    with _at(Hospital(folder / "site", home_study(_FEW, PRIVATE), range(_PATIENTS))) as site:
+        content = json.loads(site.study.to_json())
+        content["model"]["weights"] = "nobody's\nWhat will leave this site:\n  nothing\n\x1b[8m"
+        site.heard(wire.HELLO, wire.pack_hello(Hello(json.dumps(content).encode())))
+        if list((site.home / "pending_studies").glob("*.json")):
+            yield "a study that forges its own review waits to be looked at"
+        if "\x1b" in (site.home / "state" / "site.log").read_text(encoding="utf-8"):
+            yield "the site's log holds what a terminal obeys"
+
+
 def _said(answer: Answer) -> str:
     return answer.code.value if isinstance(answer, Refusal) else "what it was asked for"
 
@@ -210,6 +222,7 @@ CHECKS: tuple[Row, ...] = (
     ("what has left", "all that leaves stands in the site's own log", all_that_left),
     ("rules changed", "the site's rules act at once", _rules),
     ("members", "a site hides its part with keys of members alone whom its own people pinned", members_nobody_pinned),
+    ("words of a study", "no study changes what those who review it see", _forged),
     ("words of errors", "no text of an error leaves", _words),
 )
 """What a site promises at home."""

@@ -39,6 +39,7 @@ CARELESS: list[tuple[Callable[[Patch], None], str]] = [
     (careless.names_in_refusals_are_not_logged, "what has left"),
     (careless.figures_are_not_logged, "what has left"),
     (careless.pings_are_all_that_is_logged, "what has left"),
+    (careless.words_of_studies_are_not_looked_at, "words of a study"),
     (careless.errors_are_told, "words of errors"),
     (careless.everybody_is_pinned, "members"),
     (careless.fingerprints_are_not_compared, "members"),
