@@ -18,6 +18,7 @@ from rich.table import Table
 
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import read_json
+from fedgraft.common.base.printable import harmless
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.provisioning.consortium import read_consortium
@@ -282,4 +283,4 @@ def _json(content: Any) -> None:
 
 
 def _say(text: str) -> None:
-    _out.print(text, markup=False)
+    _out.print(harmless(text), markup=False)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedgraft.client.cli.app import app as site
-from fedgraft.common.base.command_line import command_group, say_error
+from fedgraft.common.base.command_line import command_group, run_command
 from fedgraft.common.base.switches import set_switches
 from fedgraft.server.cli.app import app as server
 from fedgraft.simulations.cli.app import privacy, study
@@ -235,14 +235,7 @@ def weights_pretrain(
 
 def main() -> None:
     """Run the command. However it ends, people see a message of a line, and programs an exit code."""
-    before = os.umask(0o077)  # what a command writes is for whoever typed it
-    try:
-        code = app(standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:
-        sys.exit(say_error(error, debug=_debug))
-    finally:
-        os.umask(before)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(run_command(app, lambda: _debug))
 
 
 if __name__ == "__main__":
