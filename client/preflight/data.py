@@ -38,7 +38,7 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
     else:
         _readable(found, cohort, problems)
         _folders(found, problems)
-        _notes(found, problems)
+    _notes(found, problems)
     check_labels(found, cohort, spec, study)
     _splits(found, cohort, study)
     _ids(found, spec, problems, len(set(cohort.patients)))
@@ -99,7 +99,7 @@ def _folders(found: Findings, problems: dict[str, int]) -> None:
 
 
 def _notes(found: Findings, problems: dict[str, int]) -> None:
-    """What is odd in files that are used all the same."""
+    """What is odd in files and rows that are used all the same."""
     for reason in sorted(NOTES.keys() & problems.keys()):
         what, fix = NOTES[reason]
         found.note(f"notes_{reason}", f"{problems[reason]:,} {what}", fix, files=problems[reason])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedgraft.client.data.cohorts.folders import BROKEN, HIDDEN, NO_RIGHT, SPECIAL, TWICE
+from fedgraft.client.data.tables.targets import BY_OTHERS
 
 STRANGERS = frozenset({"not_dicom", "not_an_image", "no_pixels", HIDDEN})
 """Files that were never meant to be images of the cohort."""
@@ -52,6 +53,10 @@ NOTES: Mapping[str, tuple[str, str]] = {
         "images whose window of width 1 would leave black and white of values from 0 to 1",
         "They are shown from 0 to 1; set `window` of the cohort for another range.",
     ),
+    BY_OTHERS: (
+        "labels that only the entry `all others` of label_map explains",
+        "If a word among them is misspelt in label_map, or missing from it, correct that.",
+    ),
     "several_pages": (
         "files with several pages, of which one is used",
         "Say by `frames` of the cohort which: all, middle or first.",
@@ -61,4 +66,4 @@ NOTES: Mapping[str, tuple[str, str]] = {
         "They are as dark as a screen shows them; stretch them to 16 bits if other sites' are bright.",
     ),
 }
-"""What is odd in files that are used all the same: what it is, and what to do."""
+"""What is odd in files and rows that are used all the same: what it is, and what to do."""
