@@ -71,7 +71,7 @@ def test_a_header_in_quotes_does_not_decide_what_divides_cells(tmp_path):
 
 
 def test_the_header_alone_decides_what_divides_cells_with_line_ends_of_old(tmp_path):
-    assert read(tmp_path, "a;b;c\r1,5;2,5;0,25\r") == [{"a": "1,5", "b": "2,5", "c": "0,25"}]
+    assert read(tmp_path, "a;b\r1,5;2,5\r0,5;0,25\r") == [{"a": "1,5", "b": "2,5"}, {"a": "0,5", "b": "0,25"}]
 
 
 OPEN = {
@@ -91,7 +91,7 @@ def test_a_quote_that_stays_open_takes_in_no_rows(tmp_path, way):
 
 
 def test_text_of_several_lines_in_one_cell_is_read(tmp_path):
-    text = "CT of the chest,\nno nodule, no mass\r\nno change"
+    text = "CT of the chest\r\nno change, no mass, no effusion"
     rows = read(tmp_path, f'id,cls,report\n1,none,"{text}"\n2,nodule,"a ""ring"", solid"\n')
     assert [row["report"] for row in rows] == [text, 'a "ring", solid']
 
