@@ -58,11 +58,12 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
 
 def _readable(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
     bad = {reason: count for reason, count in problems.items() if reason in UNREADABLE}
-    strangers = sum(count for reason, count in problems.items() if reason in STRANGERS)
+    other = {reason: count for reason, count in problems.items() if reason in STRANGERS}
+    strangers = sum(other.values())
     usable, lost = len(cohort.inputs), sum(bad.values())
     description = f"{counted(usable, 'image')} can be used"
     if strangers:
-        description += f"; {counted(strangers, 'other file')} passed over"
+        description += f"; {counted(strangers, 'other file')} passed over ({listed(other)})"
     figures = {"images": usable, "unreadable": bad, "other_files": strangers}
     if not lost:
         found.fine("readable", description, **figures)

@@ -27,6 +27,8 @@ UNREADABLE: Mapping[str, str] = {
     "unreadable_element": "A number in the header is no number; have the program mended that wrote it",
     "unsupported_syntax": "No decoder is installed for their transfer syntax; export them in another one, for instance "
     "Explicit VR Little Endian",
+    "no_dicom_inside": "Their names say DICOM, and their content does not: an export may have failed",
+    "image_without_pixels": "",
     "no_right_to_read": "Give this account the right to read them",
     "pages_of_several_sizes": "Save the page that is meant as a file of its own",
 }
@@ -56,6 +58,14 @@ NOTES: Mapping[str, tuple[str, str]] = {
     BY_OTHERS: (
         "labels that only the entry `all others` of label_map explains",
         "If a word among them is misspelt in label_map, or missing from it, correct that.",
+    ),
+    "derived_frames": (
+        "files with frames that no scanner took, such as localizers, beside others",
+        "Those frames are left out; list their kind as `accept` of the cohort to have them.",
+    ),
+    "more_pixels_than_said": (
+        "files with pixels of more frames than their header says",
+        "The first ones are used; have the program mended that lost NumberOfFrames.",
     ),
     "several_pages": (
         "files with several pages, of which one is used",

@@ -31,6 +31,8 @@ from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.tasks import AnyTask, Segmentation, Task
 
+NO_DICOM_INSIDE, _DICOM_SUFFIXES = "no_dicom_inside", frozenset({".dcm", ".dicom", ".ima"})
+
 
 @dataclass
 class Scan:
@@ -71,7 +73,8 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
         try:
             image = read_dicom(path, spec.window, spec.frames, spec.accept, limits)
         except UnusableError as unusable:
-            _leave_out(scan, at, unusable.reason)
+            stranger = unusable.reason == "not_dicom" and path.suffix.lower() in _DICOM_SUFFIXES
+            _leave_out(scan, at, NO_DICOM_INSIDE if stranger else unusable.reason)
             continue
         patient = image.keys["patient"]
         if is_missing(Cell(patient, ""), spec):
