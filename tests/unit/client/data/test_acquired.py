@@ -152,6 +152,7 @@ def described(storage: str, modality: str, image_type: str) -> Dataset:
         ("2.1", "CT", r"DERIVED\PRIMARY\VOLUME\MAXIMUM", None),
         ("4", "MR", r"DERIVED\PRIMARY\VOLUME_RENDERED", "derived_image"),
         ("4", "MR", r"DERIVED\PRIMARY\MIPPED", None),
+        ("4", "MR", r"DERIVED\PRIMARY\TUMIP", None),
         ("4", "MR", r"ORIGINAL\PRIMARY\SURVEY", "localizer"),
         ("2", "CT", r"ORIGINAL\PRIMARY\CT_TOPO", "localizer"),
         ("2", "CT", r"ORIGINAL\PRIMARY\AXIAL\DOSE", "dose_report"),

@@ -151,6 +151,7 @@ def test_objects_without_pixels(make_dicom):
     assert reason(make_dicom(None, Modality="SR")) == "report"
     assert reason(make_dicom(None, Modality="CT")) == "image_without_pixels"
     assert reason(make_dicom(None, SOPClassUID="1.2.840.10008.5.1.4.38.1")) == "no_pixels"  # how screens are hung
+    assert reason(make_dicom(None, SOPClassUID="1.3.12.2.1107.5.9.1")) == "no_pixels"  # a vendor's own
     assert reason(make_dicom(RAMP, PixelData=None)) in {"no_pixels", "truncated"}
 
 
