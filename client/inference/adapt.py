@@ -27,6 +27,7 @@ from fedgraft.client.training.few_shot import (
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import evaluate
 from fedgraft.client.training.model.loader import Loader
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.terminal import say
 from fedgraft.common.metrics.task_metrics import headline_metrics
@@ -55,6 +56,7 @@ def adapt(asked: AdaptRequest, *, as_json: bool) -> None:
     config = _config(asked)
     if config.threads:
         torch.set_num_threads(config.threads)
+    demand_place(config.state)
     reader = Reader(asked.model)
     cohort = _cohort(config, reader, asked)
     chosen = _chosen(cohort, reader, asked)

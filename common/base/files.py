@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as format_safetensors
 
-from fedgraft.common.base.disk import naming
+from fedgraft.common.base.disk import instead_of
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.locking import lock
 
@@ -24,6 +24,10 @@ PACKAGE = Path(__file__).parents[2]
 """Where fedgraft is installed, or the links of a checkout are."""
 CONFIGS = PACKAGE / "configs"
 """The files that ship: studies, scenarios, sites, weights."""
+
+
+_NAME = 60
+"""So much of a file's name is in that of the file which becomes it: names may be 255 bytes long, and letters four."""
 
 
 def home() -> Path:
@@ -50,19 +54,20 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True, sync: bool = 
     for a kill of the process, and not for a loss of power.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
-    try:
-        with naming(path), os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+    temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}")
+    with instead_of(path):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            raise
     if sync:
         _sync_folder(path.parent)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import FedgraftError, InputError, RunError
 from fedgraft.common.base.files import private_folder, read_json, write_json
 from fedgraft.common.models.initialise import make_model
@@ -70,6 +71,7 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
         raise InputError("Nobody leaves and nobody joins.", fix="Give --without SITE or --with RUN.")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out.")
+    demand_place(out)
     own = _finished(run)
     if reasons := list(_influences(own, without)):
         raise RunError(f"{run}: " + " ".join(reasons), fix=_AGAIN)

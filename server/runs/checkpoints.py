@@ -7,8 +7,7 @@ repeated. If that is damaged too, the run cannot be continued, and says what is 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from fedgraft.server.runs.snapshots import Snapshots
 _NEWEST, _BEFORE = "state.json", "before.json"
 _MEMORY = "memory of the aggregation:"
 _ANEW = "Restore it from a backup, or begin a new run with another --out."
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,14 +68,14 @@ class Checkpoints:
         write_json(newest, facts | {"sha256": _digest(facts)})
         self._snapshots.forget_all_but(kept)
 
-    def load(self) -> Checkpoint | None:
+    def load(self, tell: Callable[[str], object]) -> Checkpoint | None:
         """The newest that is whole, with the history cut back to it; None if the run has not got that far.
 
-        ResumeError if none is whole.
+        `tell` is called with what whoever continues the run should know. ResumeError if none is whole.
         """
         there = [name for name in (_NEWEST, _BEFORE) if is_there(self._folder / name)]
         if not there:
-            self._begin_again()
+            self._begin_again(tell)
             return None
         faults = []
         for name in there:
@@ -88,7 +85,7 @@ class Checkpoints:
                 faults.append(str(error))
                 continue
             for fault in faults:
-                _log.warning("%s The run goes on from the checkpoint before, after exchange %d.", fault, found.exchange)
+                tell(f"{fault} The run goes on from the checkpoint before, after exchange {found.exchange}.")
             return found
         raise ResumeError(" ".join(faults), fix=_ANEW)
 
@@ -102,12 +99,14 @@ class Checkpoints:
                     continue
         return 0
 
-    def _begin_again(self) -> None:
+    def _begin_again(self, tell: Callable[[str], object]) -> None:
         """Without a checkpoint a run begins anew; but one that had got further has lost it."""
         rows = read_bytes(self._history).count(b"\n") if self._history.is_file() else 0
         # The first may stand there before the first checkpoint does.
         if rows > 1 and any(self._folder.glob("*.safetensors")):
             raise ResumeError(f"{self._folder / _NEWEST}: is gone, after {rows} exchanges.", fix=_ANEW)
+        if rows > 1:
+            tell(f"{self._folder}: there is no checkpoint, though {rows} exchanges were done. The run begins anew.")
         self._history.unlink(missing_ok=True)
 
     def _read(self, name: str) -> Checkpoint:

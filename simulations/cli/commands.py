@@ -12,6 +12,7 @@ from typing import Any, get_args
 import yaml
 from rich.console import Console
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import home, read_json, write_atomic
@@ -26,6 +27,7 @@ from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.server.watch.progress import shown
+from fedgraft.simulations.cli.site_logs import SiteLogs
 from fedgraft.simulations.engines.run import Engine, EngineName, check_hospitals, demand_simulated, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
@@ -62,11 +64,12 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
         study = RunFolder(run).study()
     else:
         study, run = _set_up(request, console)
+    logs = SiteLogs(run)
     with shown(run, study, console):
         try:
             resume_run(run, engine)
         except RunError as error:
-            raise type(error)(f"{error}{_site_log(run)}") from None
+            raise logs.explained(error) from None
     result = read_json(run / "result.json")
     if as_json:
         sys.stdout.write(json.dumps(result | {"run": str(run), "sums": None}) + "\n")
@@ -74,7 +77,10 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
         show_result(run, result)
         if result["synthetic"]:
             say("Phantoms prove the machinery, not clinical benefit.")
-    demand_enough(run, result)
+    try:
+        demand_enough(run, result)
+    except RunError as error:
+        raise logs.explained(error) from None
 
 
 def _set_up(request: SimulateRequest, console: Console) -> tuple[Study, Path]:
@@ -93,6 +99,7 @@ def _set_up(request: SimulateRequest, console: Console) -> tuple[Study, Path]:
     run = request.out or Path("runs") / study.name
     if run.exists() and any(run.iterdir()):
         raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
+    demand_place(run)
     hospitals = hospitals_of(scenario)
     check_hospitals(study, hospitals, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
     prepare(study, hospitals, run)
@@ -137,7 +144,3 @@ def _problems() -> list[str]:
     except (ImportError, RuntimeError) as error:
         problems.append(f"torchvision does not fit this torch ({error}); install both from the same place")
     return problems
-
-
-def _site_log(run: Path) -> str:
-    return f" Details: {run / 'run.log'}" if (run / "run.log").exists() else ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.base.terminal import OUT, figure, say
@@ -61,6 +62,7 @@ def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[st
 
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out.")
+    demand_place(out)
     with tempfile.TemporaryDirectory(prefix="fedgraft-") as temporary:
         run = Path(temporary) / "run"
         simulate(SimulateRequest(path, None, run, None, overrides), Engine(), as_json=False)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
@@ -62,6 +63,7 @@ def compare(asked: CompareRequest, *, as_json: bool) -> None:
     study, shipped = find_study(asked.study, asked.overrides)
     comparison = _chosen(read_comparison(locate(asked.study)), asked)
     out = asked.out or Path("runs") / f"{study.name}-compare"
+    demand_place(out)
     todo, synthetic = _cells(study, comparison, asked, shipped)
     _take(out, study)
     out.chmod(0o700)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import WeightsError
 from fedgraft.common.base.files import home
 from fedgraft.common.models.weights import WeightsManifest, load_weights, save_weights
@@ -28,6 +29,7 @@ def soup(refs: Sequence[str], name: str) -> tuple[WeightsManifest, Path]:
     folder = home() / "weights" / name
     if folder.exists():
         raise WeightsError(f"{folder}: is there already.", fix="Choose another --id.")
+    demand_place(folder)
     found = [load_weights(ref) for ref in refs]
     (first, arrays), others = found[0], found[1:]
     if first.backbone == ENSEMBLE:

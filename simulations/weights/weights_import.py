@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import ENDS, InputError, WeightsError
 from fedgraft.common.base.files import home, parse_tensors
 from fedgraft.common.models.backbones import Backbone, build_image_backbone, stem_name
@@ -66,6 +67,7 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
     target = home() / "weights" / name
     if target.exists():
         raise WeightsError(f"There are weights called {name!r} already.", fix=f"Choose another id, or remove {target}.")
+    demand_place(target)
     data = _read(source.file)
     described = _describe(source, data)
     given = _current_names(_with_prefix(_tensors(source.file, data)))
