@@ -230,7 +230,9 @@ def main() -> None:
     before = os.umask(0o077)  # what a command writes is for whoever typed it
     try:
         code = app(standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:  # extensions in Rust panic with one that is no Exception
+        if isinstance(error, SystemExit):
+            raise
         sys.exit(say_error(error, debug=_debug))
     finally:
         os.umask(before)

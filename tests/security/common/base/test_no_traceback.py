@@ -340,6 +340,23 @@ def test_a_fault_of_our_own_is_a_line_too_and_its_trace_a_private_file(command: 
     assert "correct-horse-battery!" not in text.replace('passphrase = "correct-horse-battery"', "")
 
 
+class Panic(BaseException):
+    """As extensions in Rust raise it, which is no Exception."""
+
+
+def panics(_: object, *, as_json: bool) -> None:
+    del as_json
+    raise Panic("range end index 12 out of range")
+
+
+def test_a_panic_of_an_extension_is_a_line_too(command: Command, monkeypatch):
+    monkeypatch.setattr(server_commands, "show_sites", panics)
+    code, out, err = command("server", "sites")
+    assert (code, out) == (1, "")
+    assert "Panic in panics" in err
+    assert "Traceback" not in err
+
+
 def test_a_known_error_has_a_trace_as_well_if_it_is_asked_for(own: Folders, command: Command, monkeypatch, tmp_path):
     monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))
     kit, words = own.kits / "north.zip", own.kits / "north.code"
