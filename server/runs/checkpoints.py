@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fedgraft.common.base.disk import read_bytes, understood
+from fedgraft.common.base.disk import read_bytes
 from fedgraft.common.base.errors import InputError, ResumeError
-from fedgraft.common.base.files import canonical_json, is_there, make_folder, read_json, write_json
+from fedgraft.common.base.files import is_there, make_folder, read_sealed, sealed, write_json
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.server.runs.snapshots import Snapshots
 
@@ -65,7 +65,7 @@ class Checkpoints:
         if is_there(newest):
             newest.replace(self._folder / _BEFORE)
             kept |= self._files_of(_BEFORE)
-        write_json(newest, facts | {"sha256": _digest(facts)})
+        write_json(newest, sealed(facts))
         self._snapshots.forget_all_but(kept)
 
     def load(self, tell: Callable[[str], object]) -> Checkpoint | None:
@@ -124,20 +124,10 @@ class Checkpoints:
         return Checkpoint(int(facts["exchange"]), state, memory, size, facts["totals"])
 
     def _facts(self, name: str) -> dict[str, Any]:
-        source = self._folder / name
-        content = read_json(source)
-        with understood(source, "a checkpoint"):
-            facts = {key: value for key, value in content.items() if key != "sha256"}
-            if content["sha256"] != _digest(facts):
-                raise InputError(f"{source}: is not as it was written: its digest is another.")
-        return facts
+        return read_sealed(self._folder / name)
 
     def _files_of(self, name: str) -> set[str]:
         try:
             return set(self._facts(name)["tensors"])
         except InputError:
             return set()
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(facts)).hexdigest()

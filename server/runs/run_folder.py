@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedgraft.common.base.disk import naming, read_bytes, understood, why_no_file
-from fedgraft.common.base.errors import ResumeError, RunError
+from fedgraft.common.base.errors import InputError, ResumeError, RunError
 from fedgraft.common.base.files import is_there, open_private, read_json, write_atomic, write_json
 from fedgraft.common.base.locking import try_lock
 from fedgraft.common.config.config_files import read_mapping
@@ -178,6 +178,14 @@ class RunFolder:
             with understood(self._history, f"a history in line {number}"):
                 rows.append(dict(json.loads(line)))
         return rows
+
+
+def run_of(note: Path) -> str:
+    """The folder of a run, by what the server has noted of it; InputError if that is damaged."""
+    match read_json(note):
+        case {"run": str(folder)}:
+            return folder
+    raise InputError(f"{note}: does not say where its run is.", fix="Remove it: the run's own folder has the rest.")
 
 
 def _after_whole_lines(path: Path) -> IO[bytes]:

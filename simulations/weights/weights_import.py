@@ -22,6 +22,7 @@ from fedgraft.common.models.model import TransferModel
 from fedgraft.common.models.weights import (
     KeyReport,
     WeightsManifest,
+    demand_id,
     save_weights,
 )
 from fedgraft.common.study.inputs import ImageInput
@@ -64,6 +65,7 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
 
     WeightsError for a pickle with anything but tensors, a wrong digest, or entries that do not fit, all listed.
     """
+    demand_id(name)
     target = home() / "weights" / name
     if target.exists():
         raise WeightsError(f"There are weights called {name!r} already.", fix=f"Choose another id, or remove {target}.")
