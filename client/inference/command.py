@@ -21,6 +21,7 @@ from fedgraft.client.inference.export import Kind, export
 from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, write_atomic
 from fedgraft.common.base.terminal import say
@@ -55,6 +56,7 @@ def predict(asked: PredictRequest) -> None:
         raise InputError(f"No heat map is called {wrong[0]!r}; there are: {', '.join(HEATS)}.")
     if unknown := [kind for kind in asked.accept if kind not in DERIVED]:
         raise InputError(f"No kind of DICOM object is called {unknown[0]!r}; there are: {', '.join(DERIVED)}.")
+    demand_place(asked.out)
     reader = Reader(asked.model, asked.site, everything=True)
     if isinstance(reader.input, TableInput):
         _predict_table(reader, reader.input, asked)

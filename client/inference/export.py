@@ -21,6 +21,7 @@ from torch import Tensor
 from fedgraft.client.inference.exported_module import Answers, WithGeometry
 from fedgraft.client.inference.model import Reader
 from fedgraft.client.inference.monai_bundle import bundle_files
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import canonical_json, make_folder, private_folder, write_atomic
@@ -41,6 +42,7 @@ def export(reader: Reader, source: str, kind: Kind, out: Path) -> Path:
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out.")
+    demand_place(out)
     make_folder(out.parent)
     facts = _facts(reader, kind)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -16,7 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import save as format_safetensors
 
 from fedgraft.common.base.errors import InputError, WeightsError
-from fedgraft.common.base.files import CONFIGS, home, parse_tensors, write_atomic
+from fedgraft.common.base.files import (
+    CONFIGS,
+    home,
+    is_sealed,
+    parse_tensors,
+    sealed,
+    unsealed,
+    write_atomic,
+    write_json,
+)
 from fedgraft.common.base.value import unless
 from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.models.architecture import Architecture
@@ -94,6 +103,13 @@ def find(ref: str) -> Path:
     raise WeightsError(f"No weights are called {ref!r}.", fix=f"Known ids: {known}. A folder's path works as well.")
 
 
+def demand_id(name: str) -> None:
+    """WeightsError unless weights may be called so: before they are made, and before anything is done by that name."""
+    if not re.fullmatch(_ID, name):
+        fix = "Up to 64 letters, digits, dots, dashes and underscores, the first a letter or a digit."
+        raise WeightsError(f"--id {name}: cannot be the id of weights.", fix=fix)
+
+
 def list_weights() -> list[WeightsManifest]:
     """All weights that can be named by id; those with a broken manifest are left out."""
     found = {}
@@ -110,11 +126,15 @@ def load_manifest(ref: str) -> WeightsManifest:
     """The manifest of some weights. WeightsError if there is none, or it is not one."""
     path = find(ref) / _MANIFEST
     try:
-        return WeightsManifest.model_validate(json.loads(path.read_bytes()))
+        content = json.loads(path.read_bytes())
+        # What was imported by hand has no seal; what a run wrote of its operating points must be that to the letter.
+        return WeightsManifest.model_validate(unsealed(content, str(path)) if is_sealed(content) else content)
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such manifest.") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from None
+    except InputError as error:
+        raise WeightsError(str(error), fix="Take the folder anew from where it was made.") from None
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: is no manifest of weights: {error}") from None
 
@@ -147,7 +167,7 @@ def save_weights(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[
     except ValidationError as error:
         raise WeightsError(f"{folder}: {error}") from None
     write_atomic(folder / _TENSORS, data)
-    write_atomic(folder / _MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+    write_json(folder / _MANIFEST, sealed(manifest.model_dump(mode="json")))
     return manifest
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from fedgraft.common.base.errors import InputError, RunError, StudyError
+from fedgraft.common.base.disk import demand_place
+from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import read_json, write_atomic
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study, find_study
@@ -20,6 +21,7 @@ from fedgraft.server.cli.outcome import demand_enough
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.server.watch.progress import shown
 from fedgraft.simulations.api.runs import Run, load_run
+from fedgraft.simulations.api.site_logs import SiteLogs, explained
 from fedgraft.simulations.engines.run import Engine, EngineName, check_hospitals, demand_simulated, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
@@ -114,6 +116,7 @@ def set_up(chosen: Chosen, out: Path | None, note: Callable[[str], object]) -> P
     run = out or Path("runs") / chosen.study.name
     if run.exists() and any(run.iterdir()):
         raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
+    demand_place(run)
     hospitals = hospitals_of(chosen.scenario)
     check_hospitals(chosen.study, hospitals, note)
     prepare(chosen.study, hospitals, run)
@@ -128,15 +131,13 @@ def carry_out(run: Path, engine: Engine, console: Console | None) -> None:
     demand_simulated(run)
     study = RunFolder(run).study()
     with nullcontext() if console is None else shown(run, study, console):
-        try:
-            resume_run(run, engine)
-        except RunError as error:
-            raise type(error)(f"{error}{_site_log(run)}") from None
+        resume_run(run, engine)
 
 
 def _finished(run: Path, engine: Engine, progress: bool | None) -> Run:
-    carry_out(run, engine, bar(progress))
-    demand_enough(run, read_json(run / "result.json"))
+    with explained(SiteLogs(run)):
+        carry_out(run, engine, bar(progress))
+        demand_enough(run, read_json(run / "result.json"))
     return load_run(run)
 
 
@@ -149,7 +150,3 @@ def bar(progress: bool | None) -> Console | None:
 
 def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=4)
-
-
-def _site_log(run: Path) -> str:
-    return f" Details: {run / 'run.log'}" if (run / "run.log").exists() else ""

@@ -20,6 +20,7 @@ from fedgraft.common.base.terminal import (
 from fedgraft.common.config.suggest import instead
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.simulations.api.simulate import carry_out, choose, set_up
+from fedgraft.simulations.api.site_logs import SiteLogs, explained
 from fedgraft.simulations.engines.run import Engine, EngineName
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario
@@ -60,7 +61,9 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
 
         chosen = choose(request.study, request.overrides, request.scenario)
         run = set_up(chosen, request.out, note)
-    carry_out(run, engine, console)
+    logs = SiteLogs(run)
+    with explained(logs):
+        carry_out(run, engine, console)
     result = read_json(run / "result.json")
     if as_json:
         sys.stdout.write(json.dumps(result | {"run": str(run), "sums": None}) + "\n")
@@ -68,7 +71,8 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
         show_result(run, result)
         if result["synthetic"]:
             say("Phantoms prove the machinery, not clinical benefit.")
-    demand_enough(run, result)
+    with explained(logs):
+        demand_enough(run, result)
 
 
 def make_data(name: str, out: Path) -> None:

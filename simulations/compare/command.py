@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
@@ -80,6 +81,7 @@ def carry_out(
     started = time.monotonic()
     comparison = _chosen(comparison, asked)
     out = asked.out or Path("runs") / f"{study.name}-compare"
+    demand_place(out)
     todo, synthetic = _cells(study, comparison, asked, shipped)
     _take(out, study)
     out.chmod(0o700)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import ENDS, InputError, WeightsError
 from fedgraft.common.base.files import home, parse_tensors
 from fedgraft.common.config.config_files import describe
@@ -26,6 +27,7 @@ from fedgraft.common.models.packaged_weights import LITE_INPUT
 from fedgraft.common.models.weights import (
     KeyReport,
     WeightsManifest,
+    demand_id,
     save_weights,
 )
 from fedgraft.common.study.inputs import ImageInput
@@ -72,9 +74,11 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
 
     WeightsError for a pickle with anything but tensors, a wrong digest, or entries that do not fit, all listed.
     """
+    demand_id(name)
     target = home() / "weights" / name
     if target.exists():
         raise WeightsError(f"There are weights called {name!r} already.", fix=f"Choose another id, or remove {target}.")
+    demand_place(target)
     data = _read(source.file)
     described = _describe(source, data)
     tensors = _tensors(source.file, data)

@@ -52,7 +52,9 @@ def test_a_decoder_learns_outlines_finer_than_the_backbones_finest_map() -> None
 
 
 def test_a_backbone_without_maps_says_which_have_some() -> None:
-    with pytest.raises(InputError, match=r"No feature maps are known of VGG.*slim_resnet, efficientnet_lite0 and torchvision's"):
+    with pytest.raises(
+        InputError, match=r"No feature maps are known of VGG.*slim_resnet, efficientnet_lite0 and torchvision's"
+    ):
         build_model("vgg11", {}, channels=1, seed=0, size=32, extras=Extras(masks=["lesion"]))
 
 
