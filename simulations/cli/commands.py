@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from rich.table import Table
+
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import home, read_json
@@ -90,13 +92,23 @@ def doctor(*, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
     else:
-        for key, value in facts.items():
-            if key != "problems":
-                say(f"{key}: {value}")
-        for problem in facts["problems"]:
-            say(f"problem: {problem}")
+        _show_facts(facts)
     if facts["problems"]:
         raise RunError(f"{len(facts['problems'])} problem(s) found.")
+
+
+def _show_facts(facts: dict[str, Any]) -> None:
+    """Packages one below the other, then the machine, then what is wrong."""
+    table = Table("what", "found", show_header=False)
+    for name, version in facts["packages"].items():
+        table.add_row(name, version)
+    for key in ("python", "platform", "device", "cores", "threads", "home", "code_digest"):
+        table.add_row(key.replace("_", " "), str(facts[key]))
+    OUT.print(table)
+    for problem in facts["problems"]:
+        say(f"problem: {problem}")
+    if not facts["problems"]:
+        say("No problems found.")
 
 
 def _problems() -> list[str]:
