@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedgraft.common.base.disk import read_bytes, understood
 from fedgraft.common.base.errors import FedgraftError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.base.locking import try_lock
@@ -109,6 +110,10 @@ class WatchedRun:
         """The run as it is now. InputError if its study cannot be read."""
         study = self._read_study()
         history, events = self._lines("history.jsonl"), self._lines("events.jsonl")
+        with understood(self.folder, "a run's folder, by its history and its events"):
+            return self._looked(study, history, events, contact or {})
+
+    def _looked(self, study: Study | None, history: list[Row], events: list[Row], contact: Contact) -> Snapshot:
         result = self._result(events)
         now = _current(events, history)
         return Snapshot(
@@ -126,7 +131,7 @@ class WatchedRun:
             bytes_up=sum(row["bytes_up"] for row in history),
             bytes_down=sum(row["bytes_down"] for row in history),
             plain=_plain(study),
-            sites=_sites(history, events, contact or {}, over=bool(result)),
+            sites=_sites(history, events, contact, over=bool(result)),
             history=tuple(_round(row) for row in history),
         )
 
@@ -143,9 +148,10 @@ class WatchedRun:
             facts = path.stat()
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
             if self._files.get(name, ((), []))[0] != stamp:
-                text = path.read_text(encoding="utf-8")
-                lines = text[: text.rfind("\n") + 1].splitlines()
-                self._files[name] = (stamp, [json.loads(line) for line in lines])
+                data = read_bytes(path)
+                with understood(path, "a list of what happened in a run"):
+                    lines = data[: data.rfind(b"\n") + 1].splitlines()
+                    self._files[name] = (stamp, [dict(json.loads(line)) for line in lines])
         except FileNotFoundError:
             return []
         return self._files[name][1]

@@ -28,7 +28,9 @@ from fedgraft.common.base.files import (
     load_tensors,
     make_folder,
     read_json,
+    read_sealed,
     save_tensors,
+    sealed,
     write_json,
 )
 from fedgraft.common.models.weights import load_manifest
@@ -216,7 +218,7 @@ def run(
 def outcome(cell: Cell, out: Path) -> CellOutcome:
     """What a cell that was run ended with."""
     folder = out / cell.digest[:16]
-    facts = read_json(folder / _FACTS)
+    facts = read_sealed(folder / _FACTS)
     found, troubles = unflat(load_tensors(folder / _ANSWERS)), tuple(facts["troubles"])
     if cell.job.few is not None and cell.cases is not None:
         found, troubles = part_of(found, list(troubles), cell.arm, cell.cases)
@@ -241,7 +243,7 @@ def _run(cell: Cell, out: Path, *, keep: bool) -> None:
         "model": model,
     }
     # Its presence says that the cell is done, so it comes last; what the models were made of is not kept.
-    write_json(folder / _FACTS, facts | {"study": cell.job.study.digest, "who": cell.job.who})
+    write_json(folder / _FACTS, sealed(facts | {"study": cell.job.study.digest, "who": cell.job.who}))
     shutil.rmtree(folder / "runs")
 
 
