@@ -181,6 +181,8 @@ PAIRS = {
     "join_leading_zeros": ("00012", "12"),
     "join_decimal": ("12", "12.0"),
     "join_unicode": ("Mu\u0308ller", "M\u00fcller"),
+    "join_width": ("MRN\uff11\uff12", "MRN12"),
+    "join_rounded": ("123456789012", "1.23457E+11"),
     "join_slashes": ("p1/a.png", "\\p1\\a.png"),
     "join_suffix": ("p1/a.dcm", "p1/a"),
     "join_folder": ("p1/a.png", "a.png"),

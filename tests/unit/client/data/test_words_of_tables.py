@@ -213,6 +213,27 @@ def test_numbers_with_commas_are_read_where_the_whole_table_has_them(tmp_path):
             numbers(*ambiguous)
 
 
+THOUSANDS = {
+    "nothing says otherwise": ("1.234", "12.345", "987", 2),
+    "a number that none can be": ("1.234", "12.345", "0.5", 0),
+    "three digits behind a zero": ("1.234", "0.123", "7", 0),
+    "no points": ("1234", "12345", "7", 0),
+}
+
+
+@pytest.mark.parametrize("way", THOUSANDS)
+@pytest.mark.parametrize("delimiter", [";", ","])
+def test_points_that_may_be_of_thousands_are_told(tmp_path, way, delimiter):
+    *cells, count = THOUSANDS[way]
+    rows = "".join(f"{cell}{delimiter}{cell}{delimiter}none\n" for cell in cells)
+    (tmp_path / "t.csv").write_text(delimiter.join(("a", "size", "cls")) + "\n" + rows)
+    spec = CohortSpec(kind="table", root=tmp_path / "t.csv")
+    assert problems(load(spec, tmp_path)).get("points_like_thousands", 0) == (count if delimiter == ";" else 0)
+    size = Regression(kind="regression", name="size", unit="mm", mean=1, std=1)
+    both = problems(load(spec, tmp_path / "both", size)).get("points_like_thousands", 0)
+    assert both == (2 * count if delimiter == ";" else 0)
+
+
 def test_missing_values_of_a_column_that_is_not_there_are_refused(tmp_path):
     with pytest.raises(DataError, match="has no column for `missing_values`"):
         load(table(tmp_path, "none", "nodule", missing_values={"agee": ["-9"]}), tmp_path)
