@@ -48,7 +48,7 @@ from fedgraft.common.study.tasks import (
     Task,
 )
 
-_VERSION = 7
+_VERSION = 8
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
