@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import home, read_json, write_json
+from fedgraft.common.base.files import home, is_there, read_json, write_json
 from fedgraft.common.identity.keys import (
     MaskingKey,
     NodeKey,
@@ -16,7 +16,8 @@ from fedgraft.common.identity.keys import (
     load_masking_key,
     load_node_key,
 )
-from fedgraft.common.identity.roster import Membership, SiteName, read_membership
+from fedgraft.common.identity.kit import HostName
+from fedgraft.common.identity.roster import ConsortiumName, Membership, SiteName, read_membership
 
 _FIX = "Join first: `fedgraft site join KIT`."
 
@@ -26,9 +27,9 @@ class Joined(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    consortium: str
+    consortium: ConsortiumName
     site: SiteName
-    host: str
+    host: HostName
     port: Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -46,6 +47,11 @@ class SiteHome:
         self.state = self.path / "state"
         self.cache = self.path / "cache"
         self._joined = self.path / "joined.json"
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether a site has joined here, be what was written of it readable or not."""
+        return is_there(self._joined)
 
     def joined(self) -> Joined:
         """Which consortium this is; InputError if the site joined none."""

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import read_json
+from fedgraft.common.base.printable import harmless
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.provisioning.consortium import read_consortium
@@ -191,6 +192,8 @@ def show_status(home: Path, *, as_json: bool) -> None:
     _out.print(table)
     for row in rows:
         _say(f"{row.study} is in {row.folder}")
+        if row.fault:
+            _say(f"  {row.fault}")
         if row.status in ("stopped", "failed"):
             _say(f"  {row.status}; continue it with: {resume_command(server, row.folder)}")
 
@@ -282,4 +285,4 @@ def _json(content: Any) -> None:
 
 
 def _say(text: str) -> None:
-    _out.print(text, markup=False)
+    _out.print(harmless(text), markup=False)

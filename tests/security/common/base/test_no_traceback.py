@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -338,6 +339,32 @@ def test_a_fault_of_our_own_is_a_line_too_and_its_trace_a_private_file(command: 
     assert "ZeroDivisionError: a fault of ours" in text
     assert "in fails" in text
     assert "correct-horse-battery!" not in text.replace('passphrase = "correct-horse-battery"', "")
+
+
+class Panic(BaseException):
+    """What extensions in Rust raise, and is no Exception."""
+
+
+def panics(_: object, *, as_json: bool) -> None:
+    del as_json
+    raise Panic("correct-horse-battery")
+
+
+def fails_in_a_thread(_: object, *, as_json: bool) -> None:
+    (thread := threading.Thread(target=panics, args=(_,), kwargs={"as_json": as_json})).start()
+    thread.join()
+
+
+@pytest.mark.parametrize(("breaks", "code"), [(panics, 1), (fails_in_a_thread, 0)])
+def test_a_panic_and_a_thread_that_fails_are_a_line_too(command: Command, monkeypatch, breaks, code):
+    """Neither is an Exception that comes to the front door; the interpreter would print both."""
+    monkeypatch.setattr(server_commands, "show_sites", breaks)
+    ended, out, err = command("server", "sites")
+    assert ended == code
+    assert out == ""
+    assert "Panic in panics" in err
+    assert "Traceback" not in err
+    assert "correct-horse" not in err
 
 
 def test_a_known_error_has_a_trace_as_well_if_it_is_asked_for(own: Folders, command: Command, monkeypatch, tmp_path):

@@ -120,7 +120,7 @@ def test_all_of_a_known_collection_is_read_or_refused_with_a_reason():
     refused: dict[str, set[str]] = {}
     wrong = []
     for path in sorted(path for path in ROOT.parent.rglob("*") if path.is_file()):
-        name, start = path.relative_to(ROOT.parent).as_posix(), time.monotonic()
+        name, start = path.relative_to(ROOT.parent).as_posix(), time.process_time()
         try:
             frames = read_dicom(path, None, "all", DERIVED).frames
         except UnusableError as unusable:
@@ -128,7 +128,7 @@ def test_all_of_a_known_collection_is_read_or_refused_with_a_reason():
         else:
             if not all(np.isfinite(frame).all() and frame.min() >= 0 and frame.max() <= 1 for frame in frames):
                 wrong.append(name)
-        if time.monotonic() - start > 5:
+        if time.process_time() - start > 5:
             wrong.append(f"{name} takes long")
     assert not wrong
     reasons = {"no_pixels", "not_dicom", "not_an_image", "undecodable", "truncated", "unreadable", "missing_elements"}
