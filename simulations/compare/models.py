@@ -189,7 +189,7 @@ def federate(home: Path) -> list[str]:
 
 def _kept(study: Study, home: Path, site: str, local_model: LocalModel) -> dict[str, np.ndarray]:
     """What the site keeps in place of the aggregated entries at the end."""
-    kept = LocalState(home / "sites" / site / "local_state" / study.digest[:16]).before(_LATEST)
+    kept = LocalState(home / "sites" / site / "local_state" / study.digest).before(_LATEST)
     return {
         key: array
         for key, array in kept.items()
