@@ -39,11 +39,6 @@ def audit(study: Study, source: str, out: Path | None, patients: int, *, allow_p
     `out` is a folder of its own, or that of a run of the same study, whose report then shows the audit.
     """
     check_study(study, source)
-    if other := [task.name for task in study.tasks if task.kind != "multiclass"]:
-        raise InputError(
-            f"{source}: the attacks know classes alone, and {', '.join(other)} asks for something else.",
-            fix="Audit a study with the same plan and classes only; what is added to gradients is the same.",
-        )
     folder = out or Path("runs") / f"{study.name}-audit"
     _refuse_other_runs(study, folder)
     attempts = attack(study, patients, allow_plain=allow_plain)

@@ -100,7 +100,7 @@ WRONG = {
     "no such part": (["site", "check", "--part", "weather"], "environment, data"),
     "baseline of nothing": (["site", "check", "--baseline"], "--baseline needs a study"),
     "no such study": (["site", "review", "nothing.yaml"], "there is no such file"),
-    "no such offer": (["site", "approve", "0123456789abcdef"], "Offered here: none"),
+    "no such offer": (["site", "approve", "0123456789abcdef" * 4], "Offered here: none"),
     "nothing to withdraw": (["site", "approve", "quickstart", "--withdraw"], "No study with the digest"),
 }
 
