@@ -19,6 +19,7 @@ from fedgraft.client.governance.budget import (
     propose,
 )
 from fedgraft.client.governance.egress import EgressEntry, EgressLog
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.terminal import OUT, say
 from fedgraft.common.study.study import Study
@@ -28,6 +29,8 @@ def show_budget(
     folder: Path, study: Study | None, patients: int | None, picture: Path | None, *, as_json: bool
 ) -> None:
     """What is spent and left, and what a study would cost."""
+    if picture is not None:
+        demand_place(picture, file=True)
     config = read_site(folder)
     account = budget(config)
     proposal = propose(config, study, patients) if study is not None else None

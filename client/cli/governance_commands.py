@@ -26,6 +26,7 @@ from fedgraft.client.preflight.check import (
 )
 from fedgraft.client.preflight.report import Level, Report
 from fedgraft.client.preflight.shareable import shareable
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, PolicyError, StudyError
 from fedgraft.common.base.files import write_atomic, write_json
 from fedgraft.common.base.terminal import ERR, say
@@ -52,6 +53,8 @@ def check_site(
     if baseline and ref is None:
         raise InputError("--baseline needs a study.", fix="fedgraft site check STUDY --baseline")
     home = site_home(folder)
+    for place in (home / DETAILS, *((share,) if share else ())):
+        demand_place(place, file=True)
     site, study = SiteUnderCheck(home, read_site(home)), None
     if ref is not None:
         study = find_study(home, ref)

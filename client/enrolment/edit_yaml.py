@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from fedgraft.common.base.disk import read_bytes
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import write_atomic
 
@@ -19,7 +20,7 @@ def change_values(path: Path, changes: Mapping[str, Any]) -> None:
 
     InputError, and the file as it was, if it is written in a way in which only a person can change it.
     """
-    text = path.read_text(encoding="utf-8")
+    text = read_bytes(path).decode()
     before = yaml.safe_load(text)
     changes = {key: value for key, value in changes.items() if key not in before or before[key] != value}
     if not changes:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import home, read_json, write_json
+from fedgraft.common.base.files import home, is_there, read_json, write_json
 from fedgraft.common.identity.keys import (
     MaskingKey,
     NodeKey,
@@ -47,6 +47,11 @@ class SiteHome:
         self.state = self.path / "state"
         self.cache = self.path / "cache"
         self._joined = self.path / "joined.json"
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether a site has joined here, be what was written of it readable or not."""
+        return is_there(self._joined)
 
     def joined(self) -> Joined:
         """Which consortium this is; InputError if the site joined none."""

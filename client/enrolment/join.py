@@ -11,11 +11,15 @@ from fedgraft.client.enrolment.edit_yaml import change_values, filled
 from fedgraft.client.enrolment.home import Joined, SiteHome
 from fedgraft.client.enrolment.members import pin, pins_of, settings, write_mask_keys
 from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import CONFIGS, make_folder, write_atomic
+from fedgraft.common.base.files import CONFIGS, is_there, make_folder, write_atomic
 from fedgraft.common.identity.enrolment import SiteKeys, write_enrolment
 from fedgraft.common.identity.keys import private_pem
 from fedgraft.common.identity.kit import Kit, KitFacts, read_kit
+
+_BEGUN = (".", "node.key", "masking.key", "ca.crt", "roster.json", "masks.json", "site.yaml")
+"""How the names begin of what joining writes before its last file."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,14 @@ class Join:
 
 
 def join(path: Path, code: str, cohort: CohortSpec, policy: SitePolicy, home: SiteHome) -> Join:
-    """Make the site's folder from a kit, with fresh keys. InputError if there is one, or if the kit is not right."""
-    if home.path.exists() and any(home.path.iterdir()):
+    """Make the site's folder from a kit, with fresh keys. InputError if there is one, or if the kit is not right.
+
+    Where joining did not come to its end, it begins anew: those keys were in nobody's hands.
+    """
+    if home.has_joined or _strangers(home.path):
         raise InputError(f"{home.path} is in use.", fix="Choose another --home, or use `fedgraft site rejoin`.")
     kit = read_kit(path, code)
+    demand_place(home.path)
     make_folder(home.path)
     keys = _new_keys(home)
     _write_authority(home, kit)
@@ -53,6 +61,12 @@ def join(path: Path, code: str, cohort: CohortSpec, policy: SitePolicy, home: Si
     return Join(joined, enrolment)
 
 
+def _strangers(folder: Path) -> list[str]:
+    """What is in the folder and is not of a joining that broke off."""
+    names = [path.name for path in folder.iterdir()] if is_there(folder) else []
+    return [name for name in names if not name.startswith(_BEGUN) and not name.endswith(".enrolment.json")]
+
+
 def _explained(config: SiteConfig) -> str:
     """The site's file for the people who keep it: every key, and what it means."""
     shipped = (CONFIGS / "sites" / "hospital.yaml").read_text(encoding="utf-8")
@@ -69,14 +83,15 @@ def rejoin(path: Path, code: str, home: SiteHome, *, keep_keys: bool = False) ->
 
     Data, state, approvals and pinned members stay as they are.
     """
-    before = home.joined()
+    before, config = home.joined(), read_config(home.config)
     kit = read_kit(path, code)
     if (kit.facts.consortium, kit.facts.site) != (before.consortium, before.site):
         raise InputError(f"{path}: is for another site or consortium than {home.path}.")
-    keys = None if keep_keys else _new_keys(home)
+    demand_place(home.path)
     _write_authority(home, kit)
+    keys = None if keep_keys else _new_keys(home)
     pin(home, before.site, home.roster(), pins_of(home))
-    address, config = _address(home, kit.facts), read_config(home.config)
+    address = _address(home, kit.facts)
     if config.server is None or config.server.address != address.address:
         change_values(home.config, {"server": address.model_dump(mode="json")})
     joined = before.model_copy(update={"host": kit.facts.host, "port": kit.facts.port})

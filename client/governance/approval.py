@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import make_folder, read_json, write_json
+from fedgraft.common.base.files import is_there, make_folder, read_json, write_json
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe
 
@@ -33,7 +33,7 @@ _Approvals = TypeAdapter(tuple[Approval, ...])
 def read_approvals(folder: Path) -> tuple[Approval, ...]:
     """All approvals in a site's home folder, oldest first; InputError if the file is damaged."""
     path = folder / _FILE
-    if not path.exists():
+    if not is_there(path):
         return ()
     try:
         return _Approvals.validate_python(read_json(path))
@@ -50,6 +50,15 @@ def is_approved(folder: Path, digest: str) -> bool:
         return False
     # Not the time of its content, which whoever writes a file may set.
     return digest in _approved(str(folder), (facts.st_ino, facts.st_ctime_ns, facts.st_size))
+
+
+def what_is_wrong(folder: Path) -> str:
+    """Why nothing is approved in a site's home folder though it may have been; nothing if the file can be read."""
+    try:
+        read_approvals(folder)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 @lru_cache(maxsize=1024)

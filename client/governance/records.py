@@ -149,7 +149,9 @@ class Records:
     def _study(self, study: str) -> Iterator[str]:
         done = self._told.exchanges.get(study, set()) | self._charged.get(study, set())
         if forgotten := done - self._taken_up(self._config, study):
-            yield f"The record of study {study[:12]} lacks exchange {min(forgotten)}, which was answered or paid."
+            place = self._config.folder(study) / "progress" / f"{study[:16]}.log"
+            told = f"lacks exchange {min(forgotten)}, which was answered or paid"
+            yield f"The record of study {study[:12]} {told}: {place}."
         if study in self._told.greeted and not (self._config.state / "studies" / f"{study}.json").exists():
             yield f"Study {study[:12]} was taken in, and is not among the studies any more."
 

@@ -27,7 +27,9 @@ from fedgraft.client.training.few_shot import (
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import evaluate
 from fedgraft.client.training.model.loader import Loader
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.files import is_there
 from fedgraft.common.base.terminal import say
 from fedgraft.common.metrics.task_metrics import headline_metrics
 from fedgraft.common.models.model import state_arrays
@@ -55,6 +57,7 @@ def adapt(asked: AdaptRequest, *, as_json: bool) -> None:
     config = _config(asked)
     if config.threads:
         torch.set_num_threads(config.threads)
+    demand_place(config.state)
     reader = Reader(asked.model)
     cohort = _cohort(config, reader, asked)
     chosen = _chosen(cohort, reader, asked)
@@ -101,7 +104,7 @@ def _config(asked: AdaptRequest) -> SiteConfig:
 def _cohort(config: SiteConfig, reader: Reader, asked: AdaptRequest) -> Cohort:
     """The site's cases, split as the model's study splits them, so that none it learnt from is tested on."""
     source = find(asked.model) / "study.yaml"
-    study = read_study(source)[0] if source.is_file() else None
+    study = read_study(source)[0] if is_there(source) else None
     split, seed = (study.split, study.seed) if study else (SplitSpec(), 0)
     # A site of the study splits as it did or would there; elsewhere nothing private follows.
     rule = split_rule(config.policy, study) if study is not None and asked.data is None else "stratified"

@@ -13,8 +13,9 @@ from fedgraft.common.base.files import (
     digest_arrays,
     load_tensors,
     make_folder,
-    read_json,
+    read_sealed,
     save_tensors,
+    sealed,
     write_json,
 )
 from fedgraft.common.protocol.instructions import Arrays
@@ -27,7 +28,8 @@ def write_adapted(state: Path, model: str, entries: Arrays, facts: Mapping[str, 
     path = _path(state, model)
     make_folder(path.parent)
     save_tensors(path, dict(entries), private=True)
-    write_json(path.with_suffix(".json"), {"model": model, "entries": digest_arrays(entries), **facts}, private=True)
+    content = {"model": model, "entries": digest_arrays(entries), **facts}
+    write_json(path.with_suffix(".json"), sealed(content), private=True)
 
 
 def read_adapted(state: Path, model: str) -> dict[str, np.ndarray] | None:
@@ -35,9 +37,13 @@ def read_adapted(state: Path, model: str) -> dict[str, np.ndarray] | None:
     path = _path(state, model)
     if not path.with_suffix(".json").is_file():
         return None
-    facts, entries = read_json(path.with_suffix(".json")), load_tensors(path)
-    if facts["model"] != model or facts["entries"] != digest_arrays(entries):
-        raise InputError(f"{path}: is not what was fitted to this model.", fix="Run `fedgraft site adapt` again.")
+    again = "Run `fedgraft site adapt` again."
+    try:
+        facts, entries = read_sealed(path.with_suffix(".json")), load_tensors(path)
+    except InputError as error:
+        raise InputError(str(error), fix=again) from None
+    if facts.get("model") != model or facts.get("entries") != digest_arrays(entries):
+        raise InputError(f"{path}: is not what was fitted to this model.", fix=again)
     return entries
 
 

@@ -19,10 +19,11 @@ from fedgraft.client.training.model.evaluate import BATCH, predictions
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.recalibrate import recalibrate
+from fedgraft.common.base.disk import understood
 from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.models.initialise import initialise
-from fedgraft.common.models.weights import find, load_manifest
+from fedgraft.common.models.weights import WeightsManifest, find, load_manifest
 from fedgraft.common.protocol.routing import own
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.model_spec import BaseModelSpec, Model
@@ -53,16 +54,8 @@ class Reader:
             what = "" if everything else ", or is not for images"
             raise WeightsError(f"{ref}: has no head{what}.", fix="Name the folder of a finished run.")
         self.input: InputSpec = given
-        self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
-        adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
-        base_models = tuple(BaseModelSpec(backbone=backbone) for backbone in manifest.base_models)
-        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", base_models=base_models)
-        # An ensemble was built for all its tasks.
-        self.others = manifest.tasks if everything or base_models else ()
-        """Tasks of other kinds than classes."""
-        tasks = (*self.tasks, *self.others)
-        self.manifest = manifest
-        self.study = Study(name="predict", tasks=tasks, input=given, model=model, plan=(adapt,))
+        with understood(find(ref) / "model.json", "the manifest of a model"):
+            self._build(ref, manifest, given, everything=everything)
         self.local_model = LocalModel(self.study, device_named("auto"))
         state = initialise(self.study).state()
         mine = _of_site(find(ref), site, self) if site is not None else {}
@@ -78,6 +71,19 @@ class Reader:
                 None,
                 "the site's own entries make other features than those described",
             )
+
+    def _build(self, ref: str, manifest: WeightsManifest, given: InputSpec, *, everything: bool) -> None:
+        """The study that the model is of, as far as its manifest tells."""
+        self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
+        adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
+        base_models = tuple(BaseModelSpec(backbone=backbone) for backbone in manifest.base_models)
+        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", base_models=base_models)
+        # An ensemble was built for all its tasks.
+        self.others = manifest.tasks if everything or base_models else ()
+        """Tasks of other kinds than classes."""
+        tasks = (*self.tasks, *self.others)
+        self.manifest = manifest
+        self.study = Study(name="predict", tasks=tasks, input=given, model=model, plan=(adapt,))
 
     def loader(self, some: Sequence[Picture]) -> Loader:
         """Images as the model sees them; all are given."""

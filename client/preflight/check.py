@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -17,7 +18,9 @@ from fedgraft.client.data.cohorts.folders import files
 from fedgraft.client.data.cohorts.scan import name_below
 from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.client.enrolment.server_address import server_of
 from fedgraft.client.preflight.baseline import Say, check_baseline
 from fedgraft.client.preflight.connection import check_connection
 from fedgraft.client.preflight.data import check_data
@@ -26,7 +29,7 @@ from fedgraft.client.preflight.policy import check_policy
 from fedgraft.client.preflight.report import Findings, Report, ReportPart
 from fedgraft.client.preflight.training import check_training
 from fedgraft.client.training.model.local_model import NoGpu, device_named
-from fedgraft.common.base.errors import ENDS, DataError
+from fedgraft.common.base.errors import ENDS, DataError, InputError
 from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.study import Study
 
@@ -59,7 +62,7 @@ class Check:
             "environment": self._environment,
             "data": lambda: self._on_cohort(self._data),
             "training": lambda: self._on_cohort(self._training),
-            "connection": lambda: check_connection(self._site.config.server),
+            "connection": self._connection,
             "policy": lambda: self._on_cohort(self._policy),
         }
         chosen = {name: work[name] for name in PARTS if name in parts}
@@ -73,10 +76,24 @@ class Check:
             done.append(ReportPart(name, time.perf_counter() - started, found))
         return Report((self._study.name, self._study.digest) if self._study else None, tuple(done))
 
+    def _connection(self) -> Findings:
+        site, named = SiteHome(self._site.home), self._site.config.server
+        if named is not None or not site.has_joined:
+            return check_connection(named)
+        try:
+            return check_connection(server_of(site))
+        except InputError as error:
+            found = Findings(private=[str(error)])
+            fix = "Take over the coordinator's kit again, or name `server` in site.yaml."
+            found.fails("server", "site.yaml names no server, and what the kit said cannot be read", fix)
+            return found
+
     def _environment(self) -> Findings:
-        root, size = self._site.config.cohort.root, 0
-        if self._study is not None and isinstance(self._study.input, ImageInput) and root.is_dir():
-            size = 2 * self._study.input.channels * self._study.input.size**2 * len(files(root))
+        size = 0
+        if self._study is not None and isinstance(self._study.input, ImageInput):
+            with contextlib.suppress(DataError):  # which the part about data tells
+                count = len(files(self._site.config.cohort.root))
+                size = 2 * self._study.input.channels * self._study.input.size**2 * count
         return check_environment(self._site.config, self._site.home, size)
 
     def _data(self, study: Study, cohort: Cohort) -> Findings:

@@ -45,11 +45,13 @@ class _Answer:
 def check_connection(server: ServerAddress | None) -> Findings:
     """Look up, shake hands, knock at the doors, by the way that `site start` takes: through the same proxy, if any.
 
-    Without a server in site.yaml there is nothing to look at.
+    Without a server, in a site that has joined no consortium, there is nothing to look at.
     """
     found = Findings()
     if server is None:
-        found.skipped("server", "no server in site.yaml; it comes with the kit from the coordinator")
+        found.skipped(
+            "server", "neither site.yaml nor a kit names a server; it comes with the kit from the coordinator"
+        )
         return found
     try:
         context = ssl.create_default_context(cafile=str(server.ca))

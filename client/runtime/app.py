@@ -13,7 +13,7 @@ from typing import Any, Literal
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedgraft.client.governance.approval import is_approved
+from fedgraft.client.governance.approval import is_approved, what_is_wrong
 from fedgraft.client.governance.pending_studies import keep_pending
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.runtime.log import site_log
@@ -129,7 +129,7 @@ def _greet(study: Study, session: Session) -> Greeting:
     session.records.demand(study.digest)
     if not is_approved(session.home, study.digest):
         keep_pending(session.home, study)
-        raise Refused(Code.NOT_APPROVED, f"study {study.digest}")
+        raise Refused(Code.NOT_APPROVED, what_is_wrong(session.home) or f"study {study.digest}")
     site = session.site(study)
     write_atomic(session.study_file(study.digest), study.to_json(), private=True)
     greeting = site.greet()
@@ -173,7 +173,7 @@ def _carry_out(instruction: Instruction, session: Session) -> Answer:
     session.records.demand(instruction.study)
     # Asked every time: a site may take an approval back.
     if not is_approved(session.home, instruction.study):
-        return Refusal(instruction.exchange, Code.NOT_APPROVED)
+        raise Refused(Code.NOT_APPROVED, what_is_wrong(session.home) or f"study {instruction.study}")
     site = session.known(instruction.study)
     if site is None:
         return Refusal(instruction.exchange, Code.UNKNOWN_STUDY)

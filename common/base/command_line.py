@@ -33,6 +33,11 @@ def command_group(description: str) -> typer.Typer:
     )
 
 
+def examples(*lines: str) -> str:
+    """What stands below a command's help: lines that can be typed."""
+    return "\n\n".join(["For example:", *lines])
+
+
 def run_command(program: typer.Typer, debug: Callable[[], bool], words: Sequence[str] | None = None) -> int:
     """Run what was typed, or these words, and give the exit code. However it ends, people see a line and no trace.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from fedgraft.common.base.errors import InputError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """What the operating system says when a disk takes no more."""
+
+_BLOCK = 4096
 
 _ADVICE = {
     errno.ENOSPC: "Free some space there, or choose another place.",
@@ -44,6 +47,56 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+@contextlib.contextmanager
+def instead_of(path: Path) -> Iterator[None]:
+    """An OSError within names this path, whatever it names: what happens to a passing file is told of the lasting one.
+
+    Nobody can do anything about a name that fedgraft made up on the way.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def demand_place(path: Path, *, file: bool = False) -> None:
+    """OSError that names `path` unless files can be written into this folder, or as this `file`.
+
+    For the start of a command that comes to write only at its end. Whatever is made on the way is removed again.
+    """
+    made: list[Path] = []
+    folder = path.parent if file else path
+    try:
+        with instead_of(path):
+            if file and path.is_dir():
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+            for one in [*reversed(folder.parents), folder]:
+                if one.is_dir():
+                    continue
+                if os.path.lexists(one):
+                    raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+                one.mkdir(mode=0o700)
+                made.append(one)
+            _try(path if file and not os.path.lexists(path) else folder / f".{secrets.token_hex(4)}")
+    finally:
+        for one in reversed(made):
+            with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
+                one.rmdir()
+
+
+def _try(path: Path) -> None:
+    """Write a file that was not there, as large as a block of a disk, and remove it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(descriptor, bytes(_BLOCK))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+        path.unlink()
 
 
 def read_bytes(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 from safetensors.numpy import save as format_safetensors
 
-from fedgraft.common.base.disk import naming
+from fedgraft.common.base.disk import instead_of
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.locking import lock
 
@@ -24,6 +24,12 @@ PACKAGE = Path(__file__).parents[2]
 """Where fedgraft is installed, or the links of a checkout are."""
 CONFIGS = PACKAGE / "configs"
 """The files that ship: studies, scenarios, sites, weights."""
+
+
+_DIGEST = "arrays_sha256"
+_SEAL = "seal"
+_NAME = 60
+"""So much of a file's name is in that of the file which becomes it: names may be 255 bytes long, and letters four."""
 
 
 def home() -> Path:
@@ -50,19 +56,20 @@ def write_atomic(path: Path, data: bytes, *, private: bool = True, sync: bool = 
     for a kill of the process, and not for a loss of power.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
-    try:
-        with naming(path), os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+    temporary = path.with_name(f".{path.name[:_NAME]}.{secrets.token_hex(4)}")
+    with instead_of(path):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+            raise
     if sync:
         _sync_folder(path.parent)
 
@@ -126,6 +133,40 @@ def write_json(path: Path, content: Any, *, private: bool = True, sync: bool = T
     write_atomic(path, text.encode() + b"\n", private=private, sync=sync)
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` and a digest of all of it, for a file that decides what is computed or said. See `read_sealed`."""
+    return {**content, _SEAL: _seal_of(content)}
+
+
+def unsealed(content: Any, source: str) -> dict[str, Any]:
+    """What `sealed` was given; InputError names `source` if it is not that, to the last letter."""
+    if not isinstance(content, dict) or content.get(_SEAL) != _seal_of(plain := without_seal(content)):
+        raise InputError(f"{source}: is not as it was written: its digest is another.")
+    return plain
+
+
+def is_sealed(content: Any) -> bool:
+    """Whether the content of a file says that it is sealed."""
+    return isinstance(content, dict) and _SEAL in content
+
+
+def without_seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a sealed file, believed or not."""
+    return {key: value for key, value in content.items() if key != _SEAL}
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What was written of `sealed`; InputError names the file if it cannot be read, or one letter is another."""
+    return unsealed(read_json(path), str(path))
+
+
+def _seal_of(content: Mapping[str, Any]) -> str:
+    try:
+        return hashlib.sha256(canonical_json(content)).hexdigest()
+    except ValueError:  # half a letter, or no number, which nobody has written
+        return ""
+
+
 def is_there(path: Path) -> bool:
     """Whether something has this name, readable or not: what cannot be read must not be taken for what is not there."""
     return os.path.lexists(path)
@@ -142,21 +183,38 @@ def read_json(path: Path) -> Any:
 
 
 def save_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, private: bool = True) -> str:
-    """Write arrays as a safetensors file, all or nothing; the SHA-256 of the file, 64 hex digits."""
-    data = format_safetensors({k: np.asarray(a, order="C") for k, a in arrays.items()})
+    """Write arrays as a safetensors file, all or nothing; the SHA-256 of the file, 64 hex digits.
+
+    The digest of the arrays is in the file, and `load_tensors` compares it.
+    """
+    whole = {key: np.asarray(array, order="C") for key, array in arrays.items()}
+    data = format_safetensors(whole, {_DIGEST: digest_arrays(whole)})
     write_atomic(path, data, private=private)
     return hashlib.sha256(data).hexdigest()
 
 
 def load_tensors(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file; InputError names the file if it is missing, damaged, or not of this digest."""
+    """The arrays of a safetensors file; InputError names the file if it is missing, damaged, or not of this digest.
+
+    Nor are arrays given that are not those which `save_tensors` wrote: one flipped bit is another model.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise InputError(f"{path}: is not as it was written: its digest is another.")
-    return parse_tensors(data, str(path))
+    arrays = parse_tensors(data, str(path))
+    if (written := _digest_in(data)) is not None and written != digest_arrays(arrays):
+        raise InputError(f"{path}: is not as it was written: the digest of its arrays is another.")
+    return arrays
+
+
+def _digest_in(data: bytes) -> str | None:
+    """The digest that a whole safetensors file has in its head; None in one of another origin."""
+    size = int.from_bytes(data[:8], "little")
+    found = json.loads(data[8 : 8 + size]).get("__metadata__", {}).get(_DIGEST)
+    return None if found is None else str(found)
 
 
 def parse_tensors(data: bytes, source: str) -> dict[str, np.ndarray]:

@@ -20,8 +20,9 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import (
     digest_arrays,
     load_tensors,
-    read_json,
+    read_sealed,
     save_tensors,
+    sealed,
     write_json,
 )
 from fedgraft.common.protocol.auxiliary import (
@@ -104,7 +105,7 @@ class OodModel:
         """Put them beside the model with the digest `model`."""
         save_tensors(folder / _TENSORS, self.sums)
         facts = {"threshold": self.threshold, "quantile": self.quantile, "cases": self.cases}
-        write_json(folder / _FACTS, {"model": model, "moments": digest_arrays(self.sums), **facts})
+        write_json(folder / _FACTS, sealed({"model": model, "moments": digest_arrays(self.sums), **facts}))
 
     @classmethod
     def read(cls, folder: Path, model: str) -> OodModel | None:
@@ -114,7 +115,7 @@ class OodModel:
         """
         if not (folder / _FACTS).is_file():
             return None
-        facts, arrays = read_json(folder / _FACTS), load_tensors(folder / _TENSORS)
+        facts, arrays = read_sealed(folder / _FACTS), load_tensors(folder / _TENSORS)
         if facts["model"] != model or facts["moments"] != digest_arrays(arrays):
             raise InputError(
                 f"{folder / _FACTS}: is not about the model and the moments beside it.",

@@ -16,10 +16,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import save as format_safetensors
 
 from fedgraft.common.base.errors import InputError, WeightsError
-from fedgraft.common.base.files import CONFIGS, home, parse_tensors, write_atomic
+from fedgraft.common.base.files import (
+    CONFIGS,
+    home,
+    is_sealed,
+    parse_tensors,
+    sealed,
+    unsealed,
+    write_atomic,
+    write_json,
+)
 from fedgraft.common.base.value import unless
 from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.models.architecture import Architecture
+from fedgraft.common.models.packaged_weights import packaged, read_packaged
 from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.tasks import AnyTask
@@ -70,21 +80,34 @@ class KeyReport:
 
 
 def find(ref: str) -> Path:
-    """The folder of some weights: by its path, by that of the file in it, or by an id that ships or is in the home."""
+    """The folder of some weights: by its path, by that of the file in it, or by an id that ships or is in the home.
+
+    Weights that an installed package brings are put into the home when they are first asked for.
+    """
     if os.path.isdir(ref):  # noqa: PTH112 - unlike Path.is_dir it has no errors, whatever the name
         return Path(ref)
     if re.fullmatch(_ID, ref):
         for root in _roots():
             if (root / ref / _MANIFEST).is_file():
                 return root / ref
+        if (found := read_packaged(ref)) is not None:
+            save_weights(home() / "weights" / ref, *found)
+            return home() / "weights" / ref
     if os.path.isfile(ref):  # noqa: PTH113 - as above
         if os.path.basename(ref) in (_TENSORS, _MANIFEST):  # noqa: PTH119
             return Path(ref).parent
         raise WeightsError(
             f"{ref}: is no {_TENSORS} with a manifest beside it.", fix="Make one of it with `fedgraft weights import`."
         )
-    known = ", ".join(manifest.id for manifest in list_weights()) or "none"
+    known = ", ".join(dict.fromkeys([*(manifest.id for manifest in list_weights()), *packaged()])) or "none"
     raise WeightsError(f"No weights are called {ref!r}.", fix=f"Known ids: {known}. A folder's path works as well.")
+
+
+def demand_id(name: str) -> None:
+    """WeightsError unless weights may be called so: before they are made, and before anything is done by that name."""
+    if not re.fullmatch(_ID, name):
+        fix = "Up to 64 letters, digits, dots, dashes and underscores, the first a letter or a digit."
+        raise WeightsError(f"--id {name}: cannot be the id of weights.", fix=fix)
 
 
 def list_weights() -> list[WeightsManifest]:
@@ -103,11 +126,15 @@ def load_manifest(ref: str) -> WeightsManifest:
     """The manifest of some weights. WeightsError if there is none, or it is not one."""
     path = find(ref) / _MANIFEST
     try:
-        return WeightsManifest.model_validate(json.loads(path.read_bytes()))
+        content = json.loads(path.read_bytes())
+        # What was imported by hand has no seal; what a run wrote of its operating points must be that to the letter.
+        return WeightsManifest.model_validate(unsealed(content, str(path)) if is_sealed(content) else content)
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such manifest.") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from None
+    except InputError as error:
+        raise WeightsError(str(error), fix="Take the folder anew from where it was made.") from None
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: is no manifest of weights: {error}") from None
 
@@ -140,7 +167,7 @@ def save_weights(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[
     except ValidationError as error:
         raise WeightsError(f"{folder}: {error}") from None
     write_atomic(folder / _TENSORS, data)
-    write_atomic(folder / _MANIFEST, manifest.model_dump_json(indent=1).encode() + b"\n")
+    write_json(folder / _MANIFEST, sealed(manifest.model_dump(mode="json")))
     return manifest
 
 

@@ -107,6 +107,19 @@ class Study(Value):
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
 
+    @staticmethod
+    def read(source: Path | str, *overrides: str) -> Study:
+        """The study in a YAML file, or the one of that name that ships; `overrides` are `dotted.key=value`.
+
+        The scenario and the comparison that a file may name are left out. StudyError lists every fault.
+        """
+        return find_study(Path(source), overrides)[0]
+
+    @staticmethod
+    def parse(values: Mapping[str, Any]) -> Study:
+        """The study of plain values, as a file has them. StudyError lists every fault."""
+        return parse_study(values, "the study")
+
     @model_validator(mode="after")
     def _names_differ(self) -> Study:
         for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):
@@ -126,7 +139,9 @@ class Study(Value):
     @model_validator(mode="after")
     def _has_something_to_measure(self) -> Study:
         if not self.plan and not self.model.base_models and self.model.heads != "weights":
-            raise ValueError("plan: [] measures a finished model: name its run or its file as model.weights")
+            raise ValueError(
+                "plan: [] measures a finished model: name its run or its file as model.weights; leave model.heads out"
+            )
         return self
 
     @cached_property
@@ -192,6 +207,7 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | 
     `overrides` are `dotted.key=value` with YAML values. Raises StudyError with every fault.
     """
     data = read_mapping(path)
+    _make_way(data, {key: value for key, _, value in (item.partition("=") for item in overrides)})
     faults = [fault for item in overrides if (fault := override(data, item))]
     if faults:
         raise StudyError(str(path), faults)
@@ -203,6 +219,19 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | 
         return parse_study(data, str(path)), scenario
     except StudyError as error:
         raise StudyError(str(path), of_overrides(error.faults, overrides)) from None
+
+
+def _make_way(data: dict[str, Any], typed: Mapping[str, str]) -> None:
+    """Take out of a file what a `--set` replaces whole: a plan its method, or the other way round.
+
+    With no plan at all a finished model is measured with its heads, whatever the file says of those that it trains.
+    """
+    for key, other in (("plan", "method"), ("method", "plan")):
+        if key in typed and other not in typed:
+            data.pop(other, None)
+    model = data.get("model")
+    if typed.get("plan", "").strip() == "[]" and "model.heads" not in typed and isinstance(model, dict):
+        model.pop("heads", None)
 
 
 def find_study(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Study, str | None]:

@@ -192,6 +192,8 @@ def show_status(home: Path, *, as_json: bool) -> None:
     _out.print(table)
     for row in rows:
         _say(f"{row.study} is in {row.folder}")
+        if row.fault:
+            _say(f"  {row.fault}")
         if row.status in ("stopped", "failed"):
             _say(f"  {row.status}; continue it with: {resume_command(server, row.folder)}")
 

@@ -7,15 +7,18 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedgraft.common.base.disk import read_bytes, understood
+from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.study.schedule import last_exchange
+from fedgraft.common.study.study import Study
 from fedgraft.server.operations.control import RunControl
 from fedgraft.server.provisioning.home import ServerHome
-from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.server.runs.run_folder import RunFolder, run_of
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,22 @@ class SiteRow:
 class RunRow:
     """One run. `state` is Flower's word; `status` is running, stopped, failed, completed or incomplete.
 
-    `refusals` counts, by site, its refusals by code; `last` says in what exchange a site last took part."""
+    `refusals` counts, by site, its refusals by code; `last` says in what exchange a site last took part. Of a run whose
+    folder is `damaged` nothing else is known than its `fault`.
+    """
 
     number: int
     state: str
     status: str
     folder: str
     study: str
-    exchange: int
-    exchanges: int
-    stage: str
-    round: int
-    refusals: Mapping[str, Mapping[str, int]]
-    last: Mapping[str, int]
+    exchange: int = 0
+    exchanges: int = 0
+    stage: str = ""
+    round: int = 0
+    refusals: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    last: Mapping[str, int] = field(default_factory=dict)
+    fault: str = ""
 
 
 def sites(home: ServerHome) -> list[SiteRow]:
@@ -66,9 +72,13 @@ def runs(home: ServerHome) -> list[RunRow]:
         states = control.states()
     rows: dict[str, RunRow] = {}
     for path in sorted(home.studies.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        number, folder = int(path.stem), str(read_json(path)["run"])
+        number, folder = int(path.stem), run_of(path)
         if folder not in rows and Path(folder).is_dir():
-            rows[folder] = _row(number, states.get(number, "unknown"), Path(folder))
+            state = states.get(number, "unknown")
+            try:
+                rows[folder] = _row(number, state, Path(folder))
+            except InputError as error:  # one damaged folder hides no other
+                rows[folder] = RunRow(number, state, "damaged", folder, Path(folder).name, fault=str(error))
     return list(rows.values())
 
 
@@ -77,7 +87,7 @@ def running(home: ServerHome) -> dict[int, str]:
     with RunControl(home) as control:
         numbers = [number for number, state in control.states().items() if not state.startswith("finished")]
     notes = {number: home.studies / f"{number}.json" for number in numbers}
-    return {number: str(read_json(note)["run"]) if note.is_file() else "" for number, note in notes.items()}
+    return {number: run_of(note) if note.is_file() else "" for number, note in notes.items()}
 
 
 def plain(rows: list[SiteRow] | list[RunRow]) -> list[dict[str, Any]]:
@@ -88,6 +98,11 @@ def plain(rows: list[SiteRow] | list[RunRow]) -> list[dict[str, Any]]:
 def _row(number: int, state: str, folder: Path) -> RunRow:
     study = RunFolder(folder).study()
     history = _lines(folder / "history.jsonl")
+    with understood(folder / "history.jsonl", "a history"):
+        return _told(number, state, folder, study, history)
+
+
+def _told(number: int, state: str, folder: Path, study: Study, history: list[dict[str, Any]]) -> RunRow:
     last: dict[str, Any] = history[-1] if history else {"exchange": 0, "stage": "greeting", "round": 0}
     refusals: dict[str, Counter[str]] = {}
     for row in history:
@@ -115,7 +130,8 @@ def _status(state: str, result: Path) -> str:
     if not state.startswith("finished"):
         return "running"
     if state == "finished:completed" and result.is_file():
-        return str(read_json(result).get("status", "completed"))
+        with understood(result, "the result of a run"):
+            return str(read_json(result).get("status", "completed"))
     return "stopped" if state == "finished:stopped" else "failed"
 
 
@@ -128,5 +144,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file that is being written."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    data = read_bytes(path)
+    with understood(path, "a list of what happened in a run"):
+        return [dict(json.loads(line)) for line in data[: data.rfind(b"\n") + 1].splitlines()]

@@ -16,8 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import ValidationError
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import is_there, read_json, write_atomic, write_json
+from fedgraft.common.base.files import is_there, make_folder, read_json, write_atomic, write_json
 from fedgraft.common.identity.codes import new_code
 from fedgraft.common.identity.enrolment import Enrolment, read_enrolment
 from fedgraft.common.identity.keys import (
@@ -129,8 +130,10 @@ class Authority:
 
     def renew_server(self) -> None:
         """Give the server new certificates; sites notice nothing."""
-        consortium = self._consortium()
-        server, certificate, key = consortium.server, self._certificate(), self._key()
+        self._certify(self._consortium(), self._certificate(), self._key())
+
+    def _certify(self, consortium: Consortium, certificate: x509.Certificate, key: NodeKey) -> None:
+        server = consortium.server
         gate = server_certificate(certificate, key, _distinct(server.host, *server.names), consortium.valid_days)
         # The server's own processes talk over loopback; sites never see this certificate.
         inner = server_certificate(certificate, key, _LOOPBACK, consortium.valid_days)
@@ -151,16 +154,20 @@ class Authority:
 
     def _start(self, consortium: Consortium) -> None:
         if self._out.exists() and any(self._out.iterdir()):
-            raise InputError(f"{self._out} is not empty and holds no authority.", fix="Choose another --out.")
+            raise InputError(
+                f"{self._out} is not empty and holds no authority.", fix="Choose another --out, or remove it."
+            )
+        demand_place(self._out)
         for folder in (self._out, self._folder, self.home.path):
-            folder.mkdir(mode=0o700, parents=True)
+            make_folder(folder)
         issued = new_authority(consortium.name)
-        write_atomic(self._folder / "ca.key", issued.key, private=True)
         for path in (self._folder / "ca.crt", self.home.authority):
             write_atomic(path, issued.certificate)
         write_json(self._folder / "consortium.json", consortium.model_dump(mode="json"))
         self.home.write_facts(ServerFacts(consortium=consortium.name, server=consortium.server))
-        self.renew_server()
+        self._certify(consortium, self._certificate(), load_node_key(issued.key, "ca.key"))
+        # Last: with it there is an authority, and what comes later can be made up for by another call.
+        write_atomic(self._folder / "ca.key", issued.key, private=True)
 
     def _invite(self, facts: ServerFacts, name: str) -> Path:
         """A kit for a site, and the code with which its keys are taken in."""

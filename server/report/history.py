@@ -12,7 +12,7 @@ from typing import Any
 from fedgraft.common.base.disk import read_bytes, why_no_file
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
-from fedgraft.common.metrics.metrics import macro_mean
+from fedgraft.common.metrics.over_sites import macro_mean
 from fedgraft.common.metrics.task_metrics import (
     HeadlineMetrics,
     TaskSums,
@@ -98,7 +98,7 @@ def read_run(run: Path) -> RunRecord:
         exchanges=_exchanges(source),
         result=result,
         environment=_optional(run / "environment.json"),
-        study_text=study.read_text(encoding="utf-8", errors="replace") if study.is_file() else "",
+        study_text=read_bytes(study).decode("utf-8", "replace") if study.is_file() else "",
         sums=_sums(mapping(result.get("sums")), run / "result.json"),
         audit=read_audit(run),
         has_scenario=(run / "scenario.yaml").is_file(),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.server.fleet.fleet import Fleet
+from fedgraft.server.runs.run_folder import WAITING
 
 _REPEATS = 8
 """So often an exchange is repeated: sites that are lost again and again have another trouble than their line."""
@@ -39,7 +40,7 @@ class Outages:
         self._exchange = exchange
         if not sites or count > len(sites) or self._repeats > _REPEATS:
             return False
-        self._tell("waiting", exchange=exchange, sites=sorted(sites), needed=count)
+        self._tell(WAITING, exchange=exchange, sites=sorted(sites), needed=count)
         return self._fleet.wait_for(sites, count, patiently=True)
 
     def reunited(self, before: Collection[str], *, all_of_them: bool) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import FedgraftError, InputError, RunError
-from fedgraft.common.base.files import private_folder, read_json, write_json
+from fedgraft.common.base.files import private_folder, read_sealed, sealed, write_json
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.models.weights import WeightsManifest, load_weights, save_weights
 from fedgraft.common.protocol.instructions import Arrays, Update
@@ -70,6 +71,7 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
         raise InputError("Nobody leaves and nobody joins.", fix="Give --without SITE or --with RUN.")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out.")
+    demand_place(out)
     own = _finished(run)
     if reasons := list(_influences(own, without)):
         raise RunError(f"{run}: " + " ".join(reasons), fix=_AGAIN)
@@ -98,7 +100,7 @@ def resolve(run: Path, out: Path, without: Sequence[str] = (), others: Sequence[
     kept = RetainedStatistics(own.stage.name, own.kept.features, sites)
     with private_folder(out):
         _write(out, own, dict(own.state) | heads, kept)
-        write_json(out / _FACTS, facts | {"ridge_penalties": dict(ridge_penalties), "shaped": shaped})
+        write_json(out / _FACTS, sealed(facts | {"ridge_penalties": dict(ridge_penalties), "shaped": shaped}))
     return found
 
 
@@ -199,7 +201,7 @@ def _shaped(path: Path, before: Sequence[Stage], tags: Tags, solved: frozenset[s
     From a run's history, or as handed on with a resolved model.
     """
     if (path / _FACTS).is_file():
-        return dict(read_json(path / _FACTS)["shaped"])
+        return dict(read_sealed(path / _FACTS)["shaped"])
     rows = RunFolder(path).history()
     return {
         stage.name: sorted({site for row in rows if row["stage_index"] == at for site in row["sites_aggregated"]})

@@ -7,25 +7,22 @@ repeated. If that is damaged too, the run cannot be continued, and says what is 
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedgraft.common.base.disk import read_bytes, understood
+from fedgraft.common.base.disk import read_bytes
 from fedgraft.common.base.errors import InputError, ResumeError
-from fedgraft.common.base.files import canonical_json, is_there, make_folder, read_json, write_json
+from fedgraft.common.base.files import is_there, make_folder, read_sealed, sealed, write_json
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.server.runs.snapshots import Snapshots
 
 _NEWEST, _BEFORE = "state.json", "before.json"
 _MEMORY = "memory of the aggregation:"
 _ANEW = "Restore it from a backup, or begin a new run with another --out."
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,17 +65,17 @@ class Checkpoints:
         if is_there(newest):
             newest.replace(self._folder / _BEFORE)
             kept |= self._files_of(_BEFORE)
-        write_json(newest, facts | {"sha256": _digest(facts)})
+        write_json(newest, sealed(facts))
         self._snapshots.forget_all_but(kept)
 
-    def load(self) -> Checkpoint | None:
+    def load(self, tell: Callable[[str], object]) -> Checkpoint | None:
         """The newest that is whole, with the history cut back to it; None if the run has not got that far.
 
-        ResumeError if none is whole.
+        `tell` is called with what whoever continues the run should know. ResumeError if none is whole.
         """
         there = [name for name in (_NEWEST, _BEFORE) if is_there(self._folder / name)]
         if not there:
-            self._begin_again()
+            self._begin_again(tell)
             return None
         faults = []
         for name in there:
@@ -88,7 +85,7 @@ class Checkpoints:
                 faults.append(str(error))
                 continue
             for fault in faults:
-                _log.warning("%s The run goes on from the checkpoint before, after exchange %d.", fault, found.exchange)
+                tell(f"{fault} The run goes on from the checkpoint before, after exchange {found.exchange}.")
             return found
         raise ResumeError(" ".join(faults), fix=_ANEW)
 
@@ -102,12 +99,14 @@ class Checkpoints:
                     continue
         return 0
 
-    def _begin_again(self) -> None:
+    def _begin_again(self, tell: Callable[[str], object]) -> None:
         """Without a checkpoint a run begins anew; but one that had got further has lost it."""
         rows = read_bytes(self._history).count(b"\n") if self._history.is_file() else 0
         # The first may stand there before the first checkpoint does.
         if rows > 1 and any(self._folder.glob("*.safetensors")):
             raise ResumeError(f"{self._folder / _NEWEST}: is gone, after {rows} exchanges.", fix=_ANEW)
+        if rows > 1:
+            tell(f"{self._folder}: there is no checkpoint, though {rows} exchanges were done. The run begins anew.")
         self._history.unlink(missing_ok=True)
 
     def _read(self, name: str) -> Checkpoint:
@@ -125,20 +124,10 @@ class Checkpoints:
         return Checkpoint(int(facts["exchange"]), state, memory, size, facts["totals"])
 
     def _facts(self, name: str) -> dict[str, Any]:
-        source = self._folder / name
-        content = read_json(source)
-        with understood(source, "a checkpoint"):
-            facts = {key: value for key, value in content.items() if key != "sha256"}
-            if content["sha256"] != _digest(facts):
-                raise InputError(f"{source}: is not as it was written: its digest is another.")
-        return facts
+        return read_sealed(self._folder / name)
 
     def _files_of(self, name: str) -> set[str]:
         try:
             return set(self._facts(name)["tensors"])
         except InputError:
             return set()
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(facts)).hexdigest()

@@ -14,8 +14,9 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import (
     digest_arrays,
     load_tensors,
-    read_json,
+    read_sealed,
     save_tensors,
+    sealed,
     write_json,
 )
 from fedgraft.common.protocol.instructions import Arrays
@@ -41,13 +42,13 @@ class RetainedStatistics:
         arrays = {f"{at}/{key}": array for at, name in enumerate(names) for key, array in self.sites[name].items()}
         save_tensors(folder / f"{self.stage}.safetensors", arrays, private=True)
         facts = {"sites": names, "features": self.features, "sums": digest_arrays(arrays)}
-        write_json(folder / f"{self.stage}.json", facts, private=True)
+        write_json(folder / f"{self.stage}.json", sealed(facts), private=True)
 
     @classmethod
     def read(cls, run: Path, stage: str) -> RetainedStatistics:
         """What `write` put there. InputError if it is missing or damaged."""
         path = run / _FOLDER / f"{stage}.json"
-        facts = read_json(path)
+        facts = read_sealed(path)
         arrays = load_tensors(path.with_suffix(".safetensors"))
         if digest_arrays(arrays) != facts["sums"]:
             raise InputError(f"{path}: is not about the sums that lie beside it.", fix="Run the study again.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedgraft.common.base.disk import naming, read_bytes, understood, why_no_file
-from fedgraft.common.base.errors import ResumeError, RunError
+from fedgraft.common.base.errors import InputError, ResumeError, RunError
 from fedgraft.common.base.files import is_there, open_private, read_json, write_atomic, write_json
 from fedgraft.common.base.locking import try_lock
 from fedgraft.common.config.config_files import read_mapping
@@ -20,6 +20,12 @@ from fedgraft.server.runs.checkpoints import Checkpoint, Checkpoints
 
 REASON = "fedgraft: "
 """How a deployed run's own reason for its end begins in Flower's words: a run that was killed has none."""
+
+NOTICE = "notice"
+"""The event by which whoever watches the run is told something in words."""
+
+WAITING = "waiting"
+"""The event of a round that is repeated once some sites are back."""
 
 _TAKE_S = 3.0
 """Whoever only looks whether a folder is taken holds it for a moment."""
@@ -87,13 +93,13 @@ class RunFolder:
             raise ResumeError(f"{self.path}: is no run's folder: {why_no_file(source)}.")
         return parse_study(read_mapping(source), str(source))
 
-    def demand_study(self, digest: str) -> None:
-        """ResumeError unless `study.yaml` is the study with this digest, which the sites approved."""
+    def demand_study(self, digest: str, source: str) -> None:
+        """ResumeError unless `study.yaml` is the study with this digest, which `source` says that sites approved."""
         if (now := self.study().digest) != digest:
             raise ResumeError(
                 f"{self.path / 'study.yaml'}: is not the study that this run was begun with: its digest was "
-                f"{digest[:12]}, and is {now[:12]} now.",
-                fix="Undo the change, or begin a new run with another --out.",
+                f"{digest} by {source}, and is {now} now.",
+                fix="Undo the change in the one or the other, or begin a new run with another --out.",
             )
 
     def start_deployment(self, study: Study, sites: Collection[str]) -> None:
@@ -106,7 +112,7 @@ class RunFolder:
         if not is_there(self._deployment):
             fix = "Give the folder that `fedgraft server run` wrote."
             raise ResumeError(f"{self.path} is no deployed run: there is no {self._deployment.name}.", fix=fix)
-        self.demand_study(str(self._deployed()["study"]))
+        self.demand_study(str(self._deployed()["study"]), self._deployment.name)
 
     def sites(self) -> tuple[str, ...]:
         """The sites that a deployed run is over: those of the consortium when it was begun."""
@@ -163,7 +169,7 @@ class RunFolder:
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The last checkpoint, with the history cut back to it; None if there is none. ResumeError if all are lost."""
-        return self.checkpoints.load()
+        return self.checkpoints.load(lambda text: self.event(NOTICE, text=text))
 
     def history(self) -> list[dict[str, Any]]:
         """All exchanges that are done. InputError names the file, and the line that is damaged."""
@@ -172,6 +178,14 @@ class RunFolder:
             with understood(self._history, f"a history in line {number}"):
                 rows.append(dict(json.loads(line)))
         return rows
+
+
+def run_of(note: Path) -> str:
+    """The folder of a run, by what the server has noted of it; InputError if that is damaged."""
+    match read_json(note):
+        case {"run": str(folder)}:
+            return folder
+    raise InputError(f"{note}: does not say where its run is.", fix="Remove it: the run's own folder has the rest.")
 
 
 def _after_whole_lines(path: Path) -> IO[bytes]:

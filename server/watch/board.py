@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedgraft.common.base.errors import FedgraftError, InputError
-from fedgraft.common.base.files import read_json
 from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.runs.run_folder import run_of
 from fedgraft.server.watch.snapshot import Contact, Snapshot, WatchedRun
 
 _ASK_S = 2.0
@@ -96,7 +96,7 @@ class Board:
 def _newest(home: ServerHome | None) -> Path | None:
     """The folder of the run that the server started last, if it is there still."""
     notes = sorted(home.studies.glob("*.json"), key=lambda path: path.stat().st_mtime) if home else []
-    folders = (Path(str(read_json(note)["run"])) for note in reversed(notes))
+    folders = (Path(run_of(note)) for note in reversed(notes))
     return next((folder for folder in folders if folder.is_dir()), None)
 
 

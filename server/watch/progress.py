@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.study.schedule import schedule
 from fedgraft.common.study.study import Study
+from fedgraft.server.runs.run_folder import NOTICE, WAITING
 
 _POLL_S = 0.25
 
@@ -24,7 +25,7 @@ _POLL_S = 0.25
 def shown(run: Path, study: Study, console: Console) -> Iterator[None]:
     """Show the run in `run` while the body carries it out."""
     total = sum(1 for _ in schedule(study))
-    view = _ProgressBar(console, total) if console.is_terminal else _Lines(console, total)
+    view = _ProgressBar(console, total) if console.is_terminal or console.is_jupyter else _Lines(console, total)
     stop = threading.Event()
     path = run / "events.jsonl"
     start = path.stat().st_size if path.exists() else 0
@@ -56,6 +57,8 @@ class _Lines:
         """Print what the event says, if it says anything new."""
         if event["event"] == "greeted":
             self._console.print(f"{len(event['sites'])} sites ready", highlight=False, markup=False, soft_wrap=True)
+        elif words := _words(event):
+            self._console.print(words, highlight=False, markup=False, soft_wrap=True)
         elif event["event"] == "exchange":
             self._stage = event["stage"]
         elif event["event"] == "done":
@@ -99,12 +102,25 @@ class _ProgressBar:
             case "reply":
                 self._answered += 1
                 self._progress.update(self._task, sites=f"{self._answered}/{self._asked} sites")
+            case _ if words := _words(event):
+                self._progress.console.print(words, highlight=False, markup=False, soft_wrap=True)
             case "done":
                 self._progress.update(self._task, completed=event["exchange"], metric=_macro(event))
                 if event["missing"]:
                     self._progress.console.print(
                         f"exchange {event['exchange']}{_missing(event)}", highlight=False, markup=False, soft_wrap=True
                     )
+
+
+def _words(event: dict[str, Any]) -> str:
+    """What somebody who waits should know of an event that is no step forward; nothing of others."""
+    if event["event"] == NOTICE:
+        return str(event["text"])
+    if event["event"] == WAITING:
+        away, count = event["sites"], event["needed"]
+        who = ", ".join(away) if count == len(away) else f"{count} of {', '.join(away)}"
+        return f"exchange {event['exchange']} waits for {who}, and is repeated then"
+    return ""
 
 
 def _macro(event: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedgraft.common.base.disk import read_bytes, understood
 from fedgraft.common.base.errors import FedgraftError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.base.locking import try_lock
@@ -25,9 +26,9 @@ Metrics = Mapping[str, Mapping[str, float | None]]
 Contact = Mapping[str, tuple[str, float | None]]
 """By site: online, offline or revoked, and the seconds since it was last heard of."""
 
-SITE_METRICS = ("auroc", "accuracy")
-OTHER_METRICS = ("dice", "mae")
-"""Of tasks that do not ask for classes."""
+FIRST_METRICS = ("auroc", "dice", "mae")
+"""What is shown first of a task, whatever it asks for."""
+SITE_METRICS = (*FIRST_METRICS, "accuracy")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ class RoundView:
 
 @dataclass(frozen=True)
 class SiteView:
-    """One site. `exchange` is the last one that it took part in; `refusals` counts its refusals by code."""
+    """One site. `exchange` is the last one that it took part in; `refusals` counts its refusals by code.
+
+    `few` names the tasks of which it has too few cases to say anything.
+    """
 
     name: str
     contact: str
@@ -61,6 +65,7 @@ class SiteView:
     round: int
     refusals: Mapping[str, int]
     metrics: Metrics
+    few: tuple[str, ...]
     epsilon: float | None
     delta: float | None
     unit: str
@@ -105,6 +110,10 @@ class WatchedRun:
         """The run as it is now. InputError if its study cannot be read."""
         study = self._read_study()
         history, events = self._lines("history.jsonl"), self._lines("events.jsonl")
+        with understood(self.folder, "a run's folder, by its history and its events"):
+            return self._looked(study, history, events, contact or {})
+
+    def _looked(self, study: Study | None, history: list[Row], events: list[Row], contact: Contact) -> Snapshot:
         result = self._result(events)
         now = _current(events, history)
         return Snapshot(
@@ -122,7 +131,7 @@ class WatchedRun:
             bytes_up=sum(row["bytes_up"] for row in history),
             bytes_down=sum(row["bytes_down"] for row in history),
             plain=_plain(study),
-            sites=_sites(history, events, contact or {}, over=bool(result)),
+            sites=_sites(history, events, contact, over=bool(result)),
             history=tuple(_round(row) for row in history),
         )
 
@@ -139,9 +148,10 @@ class WatchedRun:
             facts = path.stat()
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
             if self._files.get(name, ((), []))[0] != stamp:
-                text = path.read_text(encoding="utf-8")
-                lines = text[: text.rfind("\n") + 1].splitlines()
-                self._files[name] = (stamp, [json.loads(line) for line in lines])
+                data = read_bytes(path)
+                with understood(path, "a list of what happened in a run"):
+                    lines = data[: data.rfind(b"\n") + 1].splitlines()
+                    self._files[name] = (stamp, [dict(json.loads(line)) for line in lines])
         except FileNotFoundError:
             return []
         return self._files[name][1]
@@ -262,6 +272,7 @@ def _site(
         round=aggregated["round"] if aggregated else 0,
         refusals=dict(sorted(refusals.items())),
         metrics={task: _shown(values["sites"].get(name, {})) for task, values in metrics.items()},
+        few=tuple(task for task, values in metrics.items() if _too_few(values, name)),
         epsilon=spent.get("epsilon"),
         delta=spent.get("delta"),
         unit=str(spent.get("unit", "")),
@@ -269,8 +280,11 @@ def _site(
 
 
 def _shown(values: Row) -> dict[str, float | None]:
-    other = {metric: values[metric] for metric in OTHER_METRICS if metric in values}
-    return {metric: values.get(metric) for metric in SITE_METRICS} | other
+    return {metric: values[metric] for metric in SITE_METRICS if metric in values}
+
+
+def _too_few(values: Row, name: str) -> bool:
+    return values.get("support", {}).get("sites", {}).get(name, {}).get("enough") is False
 
 
 def _measured(row: Row, name: str) -> bool:

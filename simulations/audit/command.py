@@ -15,6 +15,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import private_folder, write_json
 from fedgraft.common.checks.explain import check_study
@@ -40,6 +41,7 @@ def audit(study: Study, source: str, out: Path | None, patients: int, *, allow_p
     """
     check_study(study, source)
     folder = out or Path("runs") / f"{study.name}-audit"
+    demand_place(folder)
     _refuse_other_runs(study, folder)
     attempts = attack(study, patients, allow_plain=allow_plain)
     shown = track(attempts, "attacking", console=_err, transient=True, disable=not _err.is_terminal)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_private
 from fedgraft.common.base.terminal import (
@@ -35,6 +36,7 @@ def privacy_curve(path: Path, overrides: tuple[str, ...], grid: Grid, out: Path,
     begin = check_study(study, str(path))
     if named is None:
         raise InputError(f"{path} names no scenario.", fix="Write `scenario: NAME` into it.")
+    demand_place(out)
     sites = hospitals_of(load_scenario(named))
     cells = []
     for cell in measure(study, begin.architecture.tags, sites, grid, out):

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.base.terminal import OUT, figure, say
 from fedgraft.common.metrics.metric_names import title
+from fedgraft.common.models.packaged_weights import packaged
+from fedgraft.common.models.weights import demand_id, load_weights, save_weights
 from fedgraft.common.models.weights import list_weights as all_weights
-from fedgraft.common.models.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from fedgraft.simulations.weights.weights_import import Source
@@ -32,6 +34,9 @@ def list_weights(*, as_json: bool) -> None:
         label = " (synthetic)" if manifest.synthetic else ""
         table.add_row(manifest.id + label, manifest.backbone, manifest.trained_on, manifest.licence)
     OUT.print(table)
+    for ref in packaged():
+        if ref not in {manifest.id for manifest in manifests}:
+            say(f"{ref} comes with an installed package, and is unpacked when a study first names it.")
 
 
 def import_weights(source: Source, name: str) -> None:
@@ -59,8 +64,10 @@ def pretrain(path: Path, out: Path, name: str, licence: str, overrides: tuple[st
     from fedgraft.simulations.cli.commands import SimulateRequest, simulate
     from fedgraft.simulations.engines.run import Engine
 
+    demand_id(name)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out.")
+    demand_place(out)
     with tempfile.TemporaryDirectory(prefix="fedgraft-") as temporary:
         run = Path(temporary) / "run"
         simulate(SimulateRequest(path, None, run, None, overrides), Engine(), as_json=False)

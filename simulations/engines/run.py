@@ -21,6 +21,7 @@ from fedgraft.client.enrolment.config import SiteConfig, read_config, read_site
 from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.governance.approval import approve
 from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, ResumeError
 from fedgraft.common.base.files import home, is_there, make_folder, private_folder, read_json, write_json
 from fedgraft.common.base.seeds import derive
@@ -86,6 +87,7 @@ def simulate(study: Study, hospitals: Hospitals, out: Path, engine: Engine | Non
     InputError if `out` is in use; DataError if a hospital cannot take part; RunError if the run fails, and then
     `resume` continues it.
     """
+    demand_place(out)
     check_hospitals(study, hospitals, logging.getLogger(__name__).warning)
     prepare(study, hospitals, out)
     return resume(out, engine)
@@ -168,23 +170,28 @@ def _facts(out: Path) -> Mapping[str, Any]:
     """What the run was begun with. ResumeError if this is none any more, or one of another study."""
     match read_json(out / _FACTS):
         case {"synthetic": bool(), "faults": dict(), "study": str(digest)} as facts:
-            RunFolder(out).demand_study(digest)
+            RunFolder(out).demand_study(digest, _FACTS)
             found: dict[str, Any] = facts
         case _:
             raise ResumeError(f"{out / _FACTS}: is damaged.", fix=_ANEW)
     for name in _names(out):
-        if not is_there(source := out / "sites" / name / "site.json"):
-            raise ResumeError(f"{source}: is gone, and with it what the simulated site is.", fix=_ANEW)
-        read_config(source)
+        read_config(out / "sites" / name / "site.json")
     return found
 
 
 def _names(out: Path) -> list[str]:
+    """The sites of the run; ResumeError unless all of them are there, and no other, since fewer give another model."""
     source = out / "sites" / "index.json"
     if not is_there(source):
         raise ResumeError(f"{source}: is gone, and with it what the simulated sites are.", fix=_ANEW)
     match read_json(source):
-        case [*names] if names and all(isinstance(name, str) for name in names):
+        case [*names] if names and all(isinstance(name, str) and name for name in names):
+            there = {path.parent.name for path in (out / "sites").glob("*/site.json")}
+            if lost := sorted(set(names) - there):
+                wrong = f"{out / 'sites' / lost[0] / 'site.json'}: is gone, and {source.name} names that site."
+                raise ResumeError(wrong, fix=_ANEW)
+            if more := sorted(there - set(names)):
+                raise ResumeError(f"{source}: does not name {', '.join(more)}, which is there.", fix=_ANEW)
             return list(map(str, names))
     raise ResumeError(f"{source}: does not list the simulated sites.", fix=_ANEW)
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import WeightsError
 from fedgraft.common.base.files import home
-from fedgraft.common.models.weights import WeightsManifest, load_weights, save_weights
+from fedgraft.common.models.weights import WeightsManifest, demand_id, load_weights, save_weights
 from fedgraft.common.study.model_spec import ENSEMBLE
 
 _ALIKE = ("backbone", "base_models", "input", "table", "classes", "tasks")
@@ -25,9 +26,11 @@ def soup(refs: Sequence[str], name: str) -> tuple[WeightsManifest, Path]:
     """Write the mean of some weights as new ones in fedgraft's home. WeightsError if they do not fit together."""
     if len(refs) < 2:
         raise WeightsError("A soup needs two finished models or more.")
+    demand_id(name)
     folder = home() / "weights" / name
     if folder.exists():
         raise WeightsError(f"{folder}: is there already.", fix="Choose another --id.")
+    demand_place(folder)
     found = [load_weights(ref) for ref in refs]
     (first, arrays), others = found[0], found[1:]
     if first.backbone == ENSEMBLE:

@@ -18,12 +18,14 @@ from typing import Literal
 
 import numpy as np
 
+from fedgraft.common.base.disk import read_bytes
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.base.files import write_atomic
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.study.inputs import SplitSpec
 from fedgraft.common.study.tasks import UNKNOWN
 
+_SEAL = "# seal "
 SPLITS = ("train", "val", "test")
 SplitRule = Literal["independent", "stratified"]
 IN_WORDS: Mapping[SplitRule, str] = {
@@ -141,7 +143,15 @@ def _write(path: Path, splits: Mapping[str, str], dealing: Dealing, rule: SplitR
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("patient", "split"))
     writer.writerows(sorted(splits.items()))
-    write_atomic(path, text.getvalue().encode(), private=True)
+    write_atomic(path, sealed(text.getvalue(), dealing.secret).encode(), private=True)
+
+
+def sealed(text: str, secret: bytes) -> str:
+    """The text of a file of splits and a last line that depends on all of it, and on the site's key.
+
+    With one letter changed, or under another key, a patient is somebody new, who is then dealt out once more.
+    """
+    return f"{text}{_SEAL}{hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()}\n"
 
 
 def _header(dealing: Dealing, rule: SplitRule | None) -> str:
@@ -162,7 +172,15 @@ def indices(patients: Sequence[str], splits: Mapping[str, str]) -> dict[str, np.
 
 
 def _read(path: Path, dealing: Dealing) -> tuple[dict[str, str], SplitRule]:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    text = read_bytes(path).decode("utf-8", "replace")
+    whole = text.rpartition(_SEAL)[0]
+    if sealed(whole, dealing.secret) != text:
+        raise DataError(
+            f"{path}: is damaged, or the site's patients.key is another than when it was written.",
+            fix="Restore both from a backup, or remove the file to split the patients anew; models that saw the old "
+            "split must not be tested on the new one.",
+        )
+    lines = whole.splitlines()
     rules: dict[SplitRule | None, SplitRule] = {"independent": "independent", "stratified": "stratified"}
     rules[None] = "stratified"
     rule = next((found for said, found in rules.items() if lines[:1] == [_header(dealing, said)]), None)

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedgraft.common.base.disk import read_bytes
 from fedgraft.common.base.files import make_folder
 from fedgraft.common.study.schedule import Step
 
@@ -112,7 +113,7 @@ def taken_up(path: Path) -> frozenset[int]:
     found = set()
     for one in (path, *path.parent.glob(f"{path.name}.before-*")):
         if one.exists():
-            for line in one.read_text(encoding="ascii", errors="replace").splitlines():
+            for line in read_bytes(one).decode("ascii", "replace").splitlines():
                 number, _, stage = line.partition(" ")
                 if number.isdigit() and stage:
                     found.add(int(number))

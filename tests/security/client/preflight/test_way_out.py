@@ -16,7 +16,11 @@ from cryptography import x509
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from fedgraft.client.enrolment.config import ServerAddress
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.config import ServerAddress, SiteConfig
+from fedgraft.client.enrolment.home import Joined, SiteHome
+from fedgraft.client.enrolment.server_address import server_of
+from fedgraft.client.preflight.check import Check, SiteUnderCheck
 from fedgraft.client.preflight.connection import check_connection, proxy_of
 from fedgraft.client.preflight.report import Level
 from fedgraft.common.identity.keys import load_bundle, load_node_key
@@ -164,3 +168,34 @@ def test_a_server_by_its_ipv6_address(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_proxy_is_that_of_the_client_itself(proxy: ConnectProxy) -> None:
     with httpx.Client() as client:
         assert proxy_of(client, f"https://{NAME}") == f"http://127.0.0.1:{proxy.port}"
+
+
+@pytest.mark.usefixtures("proxy")
+@pytest.mark.parametrize("names", ["site.yaml", "the kit"])
+def test_the_server_is_looked_for_where_a_site_that_starts_looks(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    """Without a server in site.yaml nothing was looked at, and the site went to the one of its kit."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    home, other = SiteHome(tmp_path), ServerAddress(address=f"127.0.0.1:{server.port}", ca=server.ca)
+    config = SiteConfig(name="north", cohort=CohortSpec(kind="images", root=tmp_path))
+    if names == "site.yaml":
+        config = config.model_copy(update={"server": other})
+        home.write_joined(Joined(consortium="trial", site="north", host="127.0.0.1", port=free_port()))
+    else:
+        home.write_joined(Joined(consortium="trial", site="north", host="127.0.0.1", port=server.port))
+    config.write(home.config)
+    (part,) = Check(SiteUnderCheck(tmp_path, config), None, lambda _: None).run(("connection",)).parts
+    assert {line.level for line in part.findings.lines} == {Level.FINE}, part
+    assert server_of(home).address == other.address
+
+
+@pytest.mark.parametrize(("joined", "level"), [(None, Level.SKIPPED), ("{}", Level.FAILS), ("[", Level.FAILS)])
+def test_a_site_that_knows_no_server_is_told_why(tmp_path: Path, joined: str | None, level: Level) -> None:
+    config = SiteConfig(name="north", cohort=CohortSpec(kind="images", root=tmp_path))
+    config.write(tmp_path / "site.yaml")
+    if joined is not None:
+        (tmp_path / "joined.json").write_text(joined)
+    (part,) = Check(SiteUnderCheck(tmp_path, config), None, lambda _: None).run(("connection",)).parts
+    assert [(line.name, line.level) for line in part.findings.lines] == [("server", level)]
+    assert joined is None or "joined.json" in part.findings.private[0]

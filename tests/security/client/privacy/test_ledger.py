@@ -359,6 +359,13 @@ def _charge_forever(files: Files, cap: float, acknowledged: Path) -> None:
             out.write(f"{job} {round_}\n".encode())
 
 
+def _until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 300
+    while not holds():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.01)
+
+
 def _kill_writers(files: Files, kills: int, cap: float) -> None:
     files.create(cap)
     rdp(POOL)  # what is computed before the fork need not be computed in every process
@@ -372,8 +379,9 @@ def _kill_writers(files: Files, kills: int, cap: float) -> None:
         return process
 
     writers = [start(), start()]
-    for _ in range(kills):
-        time.sleep(chance.uniform(0.02, 0.25))
+    for number in range(kills):
+        _until(lambda least=number: acknowledged.read_bytes().count(b"\n") > least)  # however busy the machine is
+        time.sleep(chance.uniform(0.0, 0.2))
         victim = chance.randrange(2)
         assert writers[victim].pid is not None
         os.kill(writers[victim].pid, signal.SIGKILL)
@@ -413,7 +421,7 @@ def test_two_processes_at_once_stop_at_the_cap_together(files: Files) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(600)
         assert writer.exitcode == 0
     ledger = files.open(cap)
     assert ledger.verify() == len(told.read_text().splitlines()) > 10
@@ -439,10 +447,10 @@ def test_a_charge_after_a_thousand_others_is_quick(files: Files, capsys: pytest.
     ledger = files.open(1e6)
     seconds = []
     for number in range(5):
-        began = time.perf_counter()
+        began = time.process_time()
         ledger.charge("late", number, SMALL, FACTS, Caps(1e6))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     with capsys.disabled():
         print(f"\na charge after 1,000 others: {min(seconds):.3f} to {max(seconds):.3f} s")
-    assert min(seconds) < 3  # ten times what it should take, on a machine that does other things too
+    assert min(seconds) < 3  # of the processor; ten times what it should take
     assert ledger.verify() == 1005

@@ -111,7 +111,7 @@ def test_of_two_processes_asked_at_once_one_masks(sites: Sites, monkeypatch) -> 
     use = MaskBook.use
 
     def together(self: MaskBook, *facts: object) -> None:
-        meet.wait(timeout=20)
+        meet.wait(timeout=120)
         use(self, *facts)
 
     monkeypatch.setattr(MaskBook, "use", together)

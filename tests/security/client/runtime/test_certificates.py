@@ -67,7 +67,7 @@ def test_a_certificate_that_has_expired_is_called_so_and_waited_for(kits, link, 
         assert server.asked == [], "it told such a server nothing"
         server.close()
         server = serving(kits, 300)
-        site.join(30)
+        site.join(120)
     server.close()
     assert opened == [5]
     assert "is good for" not in caplog.text
@@ -99,7 +99,7 @@ def test_what_stands_in_the_servers_place_for_a_while_ends_no_site_that_knows_it
         assert impostor.asked == []
         impostor.close()
         server = serving(kits, 300)
-        site.join(30)
+        site.join(120)
     server.close()
     assert answers == [None]
     assert PULL in server.asked

@@ -132,6 +132,37 @@ def test_a_study_that_was_changed_meanwhile_is_the_reason(own: Path, command: Co
     assert "study.yaml: is not the study that this run was begun with" in err
 
 
+def test_a_flipped_digit_of_the_study_s_digest_is_told_with_the_file_that_has_it(own: Path, command: Command):
+    """It said that the digest was 297a84fb289f and is 297a84fb289f now."""
+    digest = json.loads((own / "simulation.json").read_text())["study"]
+    changed = f"{digest[:-1]}{'0' if digest[-1] != '0' else '1'}"
+    (own / "simulation.json").write_text((own / "simulation.json").read_text().replace(digest, changed))
+    code, _, err = command("simulate", "--resume", own)
+    assert code == 1
+    assert f"its digest was {changed} by simulation.json, and is {digest} now" in err
+
+
+@pytest.mark.parametrize(("names", "said"), [(["east"], "does not name north"), (["east", "norti"], "norti")])
+def test_a_list_of_sites_that_is_not_what_is_there_is_told(own: Path, command: Command, names, said: str):
+    """Fewer sites gave another model, and a success."""
+    (own / "sites" / "index.json").write_text(json.dumps(names))
+    code, _, err = command("simulate", "--resume", own)
+    assert code == 1
+    assert "index.json" in err
+    assert said in err
+
+
+@pytest.mark.parametrize("file", ["approvals.json", "splits.csv", "patients.key", "egress.jsonl"])
+def test_what_keeps_a_simulated_site_out_is_told_with_the_code(own: Path, command: Command, file: str):
+    """`missing: north, not_approved` was all, of a damaged file."""
+    (own / "sites" / "north" / file).write_bytes(b"\0" * 40)
+    code, _, err = command("simulate", "--resume", own)
+    assert code == 1
+    assert "missing: north" in err
+    told = next(line for line in err.splitlines() if line.startswith("  north: "))
+    assert f"{own}/sites/north/{file}" in told, err
+
+
 PLACES = {
     "below a file": "README.md/run",
     "a name that is too long": "x" * 300,

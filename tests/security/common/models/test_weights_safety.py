@@ -17,6 +17,7 @@ import torch
 import torchvision
 
 from fedgraft.common.base.errors import WeightsError
+from fedgraft.common.base.files import without_seal
 from fedgraft.common.models.model import build_model, state_arrays
 from fedgraft.common.models.weights import (
     find,
@@ -58,11 +59,24 @@ def facts(name: str) -> dict[str, Any]:
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    manifest = json.loads((folder / "model.json").read_text()) | changes
+    """As somebody would who means it: the seal is gone too."""
+    manifest = without_seal(json.loads((folder / "model.json").read_text())) | changes
     (folder / "model.json").write_text(json.dumps({key: value for key, value in manifest.items() if value is not ...}))
 
 
 # The file and its digest.
+
+
+@pytest.mark.parametrize("old", ["by hand", "CC0-1.0", "slim_resnet", '"synthetic": true'])
+def test_one_changed_letter_of_the_manifest_is_noticed(folder: Path, old: str) -> None:
+    """An operating point that had changed was used by `predict`, without a word."""
+    text = (folder / "model.json").read_text()
+    for new in (old[:-1] + chr(ord(old[-1]) ^ 1), old[:-1] + chr(ord(old[-1]) ^ 4)):
+        (folder / "model.json").write_text(text.replace(old, new, 1))
+        with pytest.raises(WeightsError, match=r"model\.json: is no"):
+            load_weights("good")
+    (folder / "model.json").write_text(text)
+    load_weights("good")
 
 
 @pytest.mark.parametrize("where", [0, 9, 5000, 600_000, -1])

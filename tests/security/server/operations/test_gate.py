@@ -106,7 +106,7 @@ def raw(gated: Gated, line: str, headers: dict[str, str], body: bytes = b"") -> 
     head = {"Host": "localhost", "Content-Length": str(len(body))} | headers
     text = line + "\r\n" + "".join(f"{key}: {value}\r\n" for key, value in head.items()) + "\r\n"
     with (
-        socket.create_connection(("localhost", gated.port), timeout=10) as plain,
+        socket.create_connection(("localhost", gated.port), timeout=120) as plain,
         gated.trusted.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
         try:
@@ -274,7 +274,7 @@ def test_old_tls_is_refused(gated):
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
         old.set_ciphers("ALL:@SECLEVEL=0")
         old.minimum_version = old.maximum_version = version
-        with socket.create_connection(("localhost", gated.port), timeout=10) as plain, pytest.raises(OSError):
+        with socket.create_connection(("localhost", gated.port), timeout=120) as plain, pytest.raises(OSError):
             old.wrap_socket(plain, server_hostname="localhost")
 
 

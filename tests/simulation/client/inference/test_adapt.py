@@ -112,7 +112,8 @@ def test_another_model_is_not_taken_for_the_one_it_was_fitted_to(
     path.write_bytes(data)
     code, _, err = command("predict", other, images, "--out", "q", "--site", "here")
     assert code == 2
-    assert "is not what was fitted to this model" in err
+    assert "is not as it was written" in err
+    assert "Run `fedgraft site adapt` again." in err
 
 
 def test_a_site_of_the_run_uses_its_own_configuration_and_splits(command: Command, run: Path) -> None:

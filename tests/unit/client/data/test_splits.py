@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from fedgraft.client.data.cohorts.splits import (
     assign,
     indices,
     keep,
+    sealed,
     stratum,
     write,
 )
@@ -192,7 +194,8 @@ def test_a_file_without_a_rule_counts_as_dealt_class_by_class(tmp_path):
     path, labels = tmp_path / "splits.csv", {f"{n}": n % 2 for n in range(30)}
     old, _ = keep(path, labels, dealing())
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0].removesuffix(", stratified"), *lines[1:]]) + "\n")
+    text = "\n".join([lines[0].removesuffix(", stratified"), *lines[1:-1]]) + "\n"
+    path.write_text(sealed(text, dealing().secret))
     more = labels | {f"new {n}": 0 for n in range(30)}
     with pytest.raises(TiedSplits):
         keep(path, more, dealing(rule="independent"))
@@ -212,3 +215,19 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
     path.write_bytes(header + damage)
     with pytest.raises(DataError, match=str(path)):
         keep(path, {"a": 0}, dealing(1))
+
+
+def test_one_changed_letter_or_another_key_is_a_damaged_file(tmp_path):
+    """Whoever was somebody new by it was dealt out once more: patients of the test split could train."""
+    path, labels = tmp_path / "splits.csv", {f"{n}": n % 2 for n in range(12)}
+    keep(path, labels, dealing(1))
+    whole = path.read_bytes()
+    for at in range(len(whole) - 1):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(DataError, match=str(path)):
+            keep(path, labels, dealing(1))
+    path.write_bytes(whole)
+    other = replace(dealing(1), secret=b"another key")
+    with pytest.raises(DataError, match=r"patients\.key is another than when it was written"):
+        keep(path, labels, other)
+    assert path.read_bytes() == whole

@@ -12,11 +12,13 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
+from fedgraft.client.data.cohorts import splits
 from fedgraft.client.data.cohorts.cohort import CohortRequest, load_cohort
 from fedgraft.client.enrolment.config import read_site
-from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
+from fedgraft.client.enrolment.pseudonyms import keep_key, patient_key, place_of
 from fedgraft.client.preflight.check import Check, SiteUnderCheck
 from fedgraft.client.preflight.report import FindingLine, Level
+from fedgraft.common.study.inputs import SplitSpec
 from fedgraft.common.study.study import Study, parse_study
 from helpers.site_home import CLASSES, STUDY, Hospital, study
 
@@ -334,7 +336,9 @@ def test_splits_of_another_study_are_found_before_the_study_starts(hospital: Hos
     state = hospital.home / "state"
     hospital.lines("data")
     assert not (state / "splits.csv").exists()  # looking at a study decides nothing
-    (state / "splits.csv").write_text("# shares 0.6 0.15 0.25, seed 99\npatient,split\n")
+    splits.write(
+        state / "splits.csv", {}, splits.Dealing(SplitSpec(train=0.6, val=0.15, test=0.25), 99, patient_key(state))
+    )
     report = hospital.check("data")
     assert [line.name for line in report.parts[0].findings.lines] == ["cohort"]
     assert "another seed" in report.private[0]

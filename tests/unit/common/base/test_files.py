@@ -20,7 +20,9 @@ from fedgraft.common.base.files import (
     load_tensors,
     parse_tensors,
     read_json,
+    read_sealed,
     save_tensors,
+    sealed,
     sha256_file,
     write_atomic,
     write_json,
@@ -173,3 +175,33 @@ def test_a_number_and_a_row_of_one_differ() -> None:
 def test_the_digest_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc" * 100_000)
     assert sha256_file(tmp_path / "f") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_one_flipped_bit_of_tensors_that_were_saved_is_noticed(tmp_path) -> None:
+    """Own entries of a site, answers of a comparison and replies that are sent again were other ones, in silence."""
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, ARRAYS)
+    whole, wrong = path.read_bytes(), 0
+    for at in range(len(whole)):
+        for bit in (1, 8, 128):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            try:
+                found = load_tensors(path)
+            except InputError as error:
+                wrong += str(path) in str(error)
+            else:  # of the name under which the digest stands, or of blanks
+                assert digest_arrays(found) == digest_arrays(ARRAYS)
+    assert wrong > 2 * len(whole)
+
+
+@pytest.mark.parametrize(
+    "changed", ['{"a": 2, "seal": "%s"}', '{"a": 1}', '{"a": 1, "b": null, "seal": "%s"}', "[1]", "7"]
+)
+def test_what_is_sealed_is_read_as_it_was_written_or_not_at_all(tmp_path, changed: str) -> None:
+    path = tmp_path / "facts.json"
+    write_json(path, sealed({"a": 1}))
+    assert read_sealed(path) == {"a": 1}
+    seal = read_json(path)["seal"]
+    path.write_text(changed % seal if "%s" in changed else changed)
+    with pytest.raises(InputError, match=r"facts\.json: is not as it was written"):
+        read_sealed(path)

@@ -78,7 +78,12 @@ def test_moments_are_of_one_model_alone(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "moments.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "moments.safetensors").write_bytes(data)
-    with pytest.raises(InputError, match="not about the model"):
+    with pytest.raises(InputError, match=r"moments\.safetensors: is not as it was written"):
+        OodModel.read(tmp_path, "a" * 64)
+    known.write(tmp_path, "a" * 64)
+    facts = next(tmp_path.glob("*.json"))
+    facts.write_text(facts.read_text().replace("1.5", "2.5"))
+    with pytest.raises(InputError, match="is not as it was written"):
         OodModel.read(tmp_path, "a" * 64)
 
 

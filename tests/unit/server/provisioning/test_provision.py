@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import time
 import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -406,9 +405,12 @@ def test_renewed_keys_leave_the_old_ones_time_and_then_only_the_new_ones_hold(ki
     assert sorted(keys_of(kits, "north")) == sorted([new, old])
     (kept,) = Authority(kits).home.sites()["north"].old
     assert timedelta(hours=71) < kept.until - datetime.now(UTC) <= timedelta(hours=72)
-    new = renewed(kits, south, timedelta(seconds=0.5))
+    new = renewed(kits, south, timedelta(hours=1))
     assert len(keys_of(kits, "south")) == 2
-    time.sleep(0.6)
+    home = Authority(kits).home
+    entry = home.sites()["south"]
+    over = tuple(key.model_copy(update={"until": datetime.now(UTC)}) for key in entry.old)
+    home.write_sites(home.sites() | {"south": entry.model_copy(update={"old": over})})
     assert keys_of(kits, "south") == [new]
 
 

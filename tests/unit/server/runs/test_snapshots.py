@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedgraft.common.base.errors import ResumeError
-from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.server.runs.run_folder import NOTICE, RunFolder
 from fedgraft.server.runs.snapshots import Snapshots
 
 
@@ -65,6 +67,12 @@ def test_entries_may_come_go_and_return_to_what_they_were(tmp_path: Path, change
     assert same(Snapshots(tmp_path).read(names), state)
 
 
+def notices(run: Path) -> list[str]:
+    """What whoever watches the run is told in words."""
+    lines = (run / "events.jsonl").read_text().splitlines() if (run / "events.jsonl").exists() else []
+    return [event["text"] for event in map(json.loads, lines) if event["event"] == NOTICE]
+
+
 def run_of(tmp_path: Path, exchanges: int) -> tuple[RunFolder, list[dict[str, np.ndarray]]]:
     """A run's folder after so many exchanges, each with a checkpoint, and the state after each."""
     folder, states = RunFolder(tmp_path), [arrays()]
@@ -91,7 +99,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["000003.safetensors", "state.json"])
-def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(tmp_path: Path, caplog, name: str, damage: str) -> None:
+def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(tmp_path: Path, name: str, damage: str) -> None:
     """One flipped bit gave other weights, without a word."""
     _, states = run_of(tmp_path, 3)
     DAMAGE[damage](tmp_path / "checkpoint" / name)
@@ -103,7 +111,7 @@ def test_the_checkpoint_before_takes_the_place_of_a_damaged_one(tmp_path: Path, 
     assert same(found.memory, {"m": np.full(2, 2)})
     assert [row["exchange"] for row in folder.history()] == [1, 2]
     if (name, damage) != ("state.json", "gone"):  # as a kill leaves it between the two files
-        assert name in caplog.text
+        assert any(name in text and "goes on from the checkpoint before" in text for text in notices(tmp_path))
     folder.save_checkpoint(3, states[3], {}, {})
     assert same(RunFolder(tmp_path).load_checkpoint().state, states[3])  # type: ignore[union-attr]
 
@@ -146,3 +154,15 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
     RunFolder(tmp_path).append_history({"exchange": 1})
     assert RunFolder(tmp_path).load_checkpoint() is None
     assert not (tmp_path / "history.jsonl").exists()
+    assert notices(tmp_path) == []
+
+
+def test_a_run_that_has_lost_its_folder_of_checkpoints_says_that_it_begins_anew(tmp_path: Path) -> None:
+    """Three rounds were done again in silence."""
+    run_of(tmp_path, 3)
+    shutil.rmtree(tmp_path / "checkpoint")
+    assert RunFolder(tmp_path).load_checkpoint() is None
+    (said,) = notices(tmp_path)
+    assert (
+        said == f"{tmp_path / 'checkpoint'}: there is no checkpoint, though 3 exchanges were done. The run begins anew."
+    )

@@ -16,6 +16,9 @@ EVENTS = [
     {"event": "exchange", "exchange": 1, "stage": "finetune", "sites": 2},
     {"event": "reply", "exchange": 1, "site": "east"},
     {"event": "done", "exchange": 1, "macro": {"cls": 0.8125}, "missing": {"north": "deadline"}},
+    {"event": "notice", "text": "a checkpoint [is] damaged"},
+    {"event": "waiting", "exchange": 2, "sites": ["east", "north"], "needed": 1},
+    {"event": "waiting", "exchange": 2, "sites": ["north"], "needed": 1},
     {"event": "exchange", "exchange": 2, "stage": "finetune", "sites": 2},
     {"event": "done", "exchange": 2, "macro": {"cls": None}, "missing": {}},
 ]
@@ -45,11 +48,24 @@ def test_plain_lines_where_there_is_no_terminal(make_study, tmp_path):
     assert lines == [
         "2 sites ready",
         "1/3 finetune  cls AUROC 0.812; missing: north, deadline",
+        "a checkpoint [is] damaged",
+        "exchange 2 waits for 1 of east, north, and is repeated then",
+        "exchange 2 waits for north, and is repeated then",
         "2/3 finetune",
     ]
 
 
 def test_a_bar_with_stage_sites_metric_and_time_on_a_terminal(make_study, tmp_path):
     text = watch(tmp_path / "run", make_study(), terminal=True)
-    for part in ("finetune", "1/3", "2/3", "1/2 sites", "cls AUROC 0.812", "missing: north, deadline", "0:00:0"):
+    for part in (
+        "finetune",
+        "1/3",
+        "2/3",
+        "1/2 sites",
+        "cls AUROC 0.812",
+        "missing: north, deadline",
+        "[is] damaged",
+        "waits for 1 of",
+        "0:00:0",
+    ):
         assert part in text, part

@@ -172,7 +172,7 @@ def page(board: Board) -> Iterator[Page]:
 
 
 def ask(page: Page, method: str, path: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", page.server_address[1], timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", page.server_address[1], timeout=120)
     connection.putrequest(method, path, skip_host="Host" in headers)
     for key, value in headers.items():
         connection.putheader(key, value)
@@ -218,7 +218,7 @@ def test_a_page_that_calls_itself_otherwise_is_refused(page, host):
 
 @pytest.mark.parametrize("hosts", [(), ("127.0.0.1:{port}", "evil.example.org"), ("127.0.0.1:{port}",) * 2])
 def test_a_page_has_one_name(page, hosts):
-    connection = http.client.HTTPConnection("127.0.0.1", page.server_address[1], timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", page.server_address[1], timeout=120)
     connection.putrequest("GET", "/state", skip_host=True)
     for host in hosts:
         connection.putheader("Host", host.format(port=page.server_address[1]))

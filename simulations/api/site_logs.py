@@ -1,0 +1,52 @@
+"""What simulated sites have written into their logs, for whoever simulates them: why they did not take part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedgraft.common.base.errors import FedgraftError, RunError
+
+_TROUBLE = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) (.*)$")
+_CODE = re.compile(r": refused, \w+$")
+_MOST = 5
+
+
+class SiteLogs:
+    """The logs of the sites of a run, from now on."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._sizes = {path: path.stat().st_size for path in self._paths()}
+
+    def explained(self, error: FedgraftError) -> FedgraftError:
+        """The error, and below it the last trouble of each site that had some."""
+        told = list(self._told())
+        if not told:
+            return error
+        more = [f"and {len(told) - _MOST} sites more"] if len(told) > _MOST else []
+        return type(error)("\n  ".join((str(error), *told[:_MOST], *more)))
+
+    def _told(self) -> Iterator[str]:
+        for path in self._paths():
+            with path.open("rb") as file:
+                file.seek(min(self._sizes.get(path, 0), path.stat().st_size))
+                lines = file.read().decode("utf-8", "replace").splitlines()
+            found = [match[1] for line in lines if (match := _TROUBLE.match(line))]
+            # The code stands in the error already; the line before says why.
+            if words := [one for one in found if not _CODE.search(one)] or found:
+                yield f"{path.parent.name}: {words[-1]} ({path})"
+
+    def _paths(self) -> list[Path]:
+        return [path for path in sorted(self._run.glob("sites/*/site.log")) if path.is_file()]
+
+
+@contextmanager
+def explained(logs: SiteLogs) -> Iterator[None]:
+    """Errors of a run from within say what its sites have said."""
+    try:
+        yield
+    except RunError as error:
+        raise logs.explained(error) from None
