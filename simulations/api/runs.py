@@ -12,6 +12,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
 from fedgraft.common.study.study import Study
 from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.server.tracking.numbers import numbers
 from fedgraft.simulations.api.frames import data_frame
 from fedgraft.simulations.api.trained_model import TrainedModel
 
@@ -35,29 +36,19 @@ class History(Sequence[Row]):
         return len(self._rows)
 
     def to_pandas(self) -> Any:
-        """A DataFrame with one row an exchange, and a column for each task's figures, as `cls.macro.auroc`.
+        """A DataFrame with one row an exchange, and a column for each number, as `cls/macro/auroc`.
 
         InputError if pandas is not installed.
         """
         return data_frame([_flat(row) for row in self._rows])
 
 
-_PLAIN = ("exchange", "stage", "round", "split", "seconds", "bytes_up", "bytes_down", "repeats")
+_PLAIN = ("exchange", "stage", "round", "split", "repeats")
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    flat = {key: row.get(key) for key in _PLAIN}
-    flat["sites"] = len(row["sites_aggregated"])
-    flat["missing"] = ", ".join(f"{site}: {why}" for site, why in row["missing"].items())
-    for task, values in row["metrics"].items():
-        for mean in ("macro", "pooled"):
-            numbers = values.get(mean) or {}
-            flat |= {f"{task}.{mean}.{name}": value for name, value in numbers.items() if _is_number(value)}
-    return flat
-
-
-def _is_number(value: object) -> bool:
-    return value is None or isinstance(value, int | float)
+    missing = ", ".join(f"{site}: {why}" for site, why in row["missing"].items())
+    return {key: row.get(key) for key in _PLAIN} | {"missing": missing} | numbers(row)
 
 
 @dataclass(frozen=True)

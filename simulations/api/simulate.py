@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.cli.outcome import demand_enough
 from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.server.tracking.tracker import Tracker, tracked, trackers
 from fedgraft.server.watch.progress import shown
 from fedgraft.simulations.api.runs import Run, load_run
 from fedgraft.simulations.api.site_logs import SiteLogs, explained
@@ -49,19 +50,22 @@ def simulate(  # noqa: PLR0913 - they are what a simulation has
     engine: EngineName = "inprocess",
     workers: int = 2,
     threads: int = 1,
+    track: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Run:
     """Run a study over simulated hospitals on this machine, in the new folder `out` (`runs/STUDY` if not given).
 
     `scenario` may be left out where the study's file names one. `engine` is `inprocess`, `pool` (with `workers`
-    processes) or `ray`; `threads` are torch's per site. `progress` shows a bar: by itself on a terminal and in a
+    processes) or `ray`; `threads` are torch's per site. `track` names trackers: csv, tensorboard, mlflow, or one of
+    your own (entry point `fedgraft.trackers`). `progress` shows a bar: by itself on a terminal and in a
     notebook. What is odd about the hospitals' data comes as warnings.
 
     InputError for what cannot work, with every reason; RunError if the run fails on the way, and IncompleteError if
     sites were missing and the study does not say that fewer will do: `load_run` has all the same what there is.
     """
+    to = trackers(track)
     run = set_up(choose(study, (), scenario), None if out is None else Path(out), _warn)
-    return _finished(run, Engine(name=engine, workers=workers, threads=threads), progress)
+    return _finished(run, Engine(name=engine, workers=workers, threads=threads), to, progress)
 
 
 def resume(
@@ -70,10 +74,12 @@ def resume(
     engine: EngineName = "inprocess",
     workers: int = 2,
     threads: int = 1,
+    track: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Run:
     """Continue an interrupted run in its folder; it ends with the same bits as one that was not. Errors as above."""
-    return _finished(Path(run), Engine(name=engine, workers=workers, threads=threads), progress)
+    demand_simulated(Path(run))
+    return _finished(Path(run), Engine(name=engine, workers=workers, threads=threads), trackers(track), progress)
 
 
 def choose(study: AnyStudy, overrides: tuple[str, ...], scenario: AnyScenario | None) -> Chosen:
@@ -128,14 +134,13 @@ def set_up(chosen: Chosen, out: Path | None, note: Callable[[str], object]) -> P
 
 def carry_out(run: Path, engine: Engine, console: Terminal | None) -> None:
     """Start or continue a run that was set up, and show on `console` how it gets on."""
-    demand_simulated(run)
     study = RunFolder(run).study()
     with nullcontext() if console is None else shown(run, study, console):
         resume_run(run, engine)
 
 
-def _finished(run: Path, engine: Engine, progress: bool | None) -> Run:
-    with explained(SiteLogs(run)):
+def _finished(run: Path, engine: Engine, to: Sequence[Tracker], progress: bool | None) -> Run:
+    with explained(SiteLogs(run)), tracked(run, to, _warn):
         carry_out(run, engine, bar(progress))
         demand_enough(run, read_json(run / "result.json"))
     return load_run(run)

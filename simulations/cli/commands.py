@@ -21,9 +21,10 @@ from fedgraft.common.base.terminal import (
 )
 from fedgraft.common.config.suggest import instead
 from fedgraft.server.cli.outcome import demand_enough, show_result
+from fedgraft.server.tracking.tracker import tracked, trackers
 from fedgraft.simulations.api.simulate import carry_out, choose, set_up
 from fedgraft.simulations.api.site_logs import SiteLogs, explained
-from fedgraft.simulations.engines.run import Engine, EngineName
+from fedgraft.simulations.engines.run import Engine, EngineName, demand_simulated
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario
 
@@ -37,6 +38,7 @@ class SimulateRequest:
     out: Path | None
     resume: Path | None
     overrides: tuple[str, ...]
+    track: tuple[str, ...] = ()
 
 
 def engine(name: str, workers: int, threads: int) -> Engine:
@@ -50,21 +52,23 @@ def engine(name: str, workers: int, threads: int) -> Engine:
 def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None:
     """Set up a run or continue one, show its progress, and say what came out."""
     console = ERR if as_json else OUT
+
+    def note(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    to = trackers(request.track)
     if request.resume is not None:
         if request.study or request.scenario or request.out or request.overrides:
             raise InputError("--resume takes no other study, scenario, --out or --set.")
         run = request.resume
+        demand_simulated(run)
     else:
         if request.study is None:
             raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
-
-        def note(text: str) -> None:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-
         chosen = choose(request.study, request.overrides, request.scenario)
         run = set_up(chosen, request.out, note)
     logs = SiteLogs(run)
-    with explained(logs):
+    with explained(logs), tracked(run, to, note):
         carry_out(run, engine, console)
     result = read_json(run / "result.json")
     if as_json:

@@ -127,7 +127,7 @@ def test_tables_of_figures(run: fg.Run) -> None:
     frame = run.history.to_pandas()
     assert list(frame["exchange"]) == [1, 2, 3]
     last = run.metrics["cls"]["pooled"]["accuracy"]
-    assert frame["cls.pooled.accuracy"].iloc[-1] == pytest.approx(last)
+    assert frame["cls/pooled/accuracy"].iloc[-1] == pytest.approx(last)
     said = run.model().predict(np.zeros((2, 8, 8)))
     assert list(said.to_pandas().columns) == ["case", "cls:left", "cls:right", "cls:middle"]
 

@@ -7,8 +7,10 @@ import inspect
 import fedgraft as fg
 
 SIGNATURES = {
-    "simulate": "(study, scenario=None, *, out=None, engine='inprocess', workers=2, threads=1, progress=None)",
-    "resume": "(run, *, engine='inprocess', workers=2, threads=1, progress=None)",
+    "simulate": (
+        "(study, scenario=None, *, out=None, engine='inprocess', workers=2, threads=1, track=(), progress=None)"
+    ),
+    "resume": "(run, *, engine='inprocess', workers=2, threads=1, track=(), progress=None)",
     "compare": (
         "(study, scenario=None, *, arms=(), seeds=None, only=(), quick=False, out=None, workers=2, threads=1, "
         "progress=None)"
