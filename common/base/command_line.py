@@ -7,8 +7,11 @@ values even there.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import traceback
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,6 +45,22 @@ def say_error(error: BaseException, *, debug: bool) -> int:
     elif not _known(error):
         typer.echo("Repeat it as `fedgraft --debug ...`, which keeps the trace in a private file.", err=True)
     return code
+
+
+@contextlib.contextmanager
+def threads_that_say_a_line(*, debug: Callable[[], bool]) -> Iterator[None]:
+    """What ends a thread within is a line on stderr too, as what ends the command is; Python would show the trace."""
+
+    def said(ended: threading.ExceptHookArgs) -> None:
+        if ended.exc_value is not None and not isinstance(ended.exc_value, SystemExit):
+            say_error(ended.exc_value, debug=debug())
+
+    before = threading.excepthook
+    threading.excepthook = said
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _known(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedgraft.client.cli.app import app as site
-from fedgraft.common.base.command_line import command_group, say_error
+from fedgraft.common.base.command_line import command_group, say_error, threads_that_say_a_line
 from fedgraft.server.cli.app import app as server
 from fedgraft.simulations.cli.app import privacy, study
 
@@ -229,7 +229,8 @@ def main() -> None:
     """Run the command. However it ends, people see a message of a line, and programs an exit code."""
     before = os.umask(0o077)  # what a command writes is for whoever typed it
     try:
-        code = app(standalone_mode=False)
+        with threads_that_say_a_line(debug=lambda: _debug):
+            code = app(standalone_mode=False)
     except BaseException as error:  # extensions in Rust panic with one that is no Exception
         if isinstance(error, SystemExit):
             raise

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -355,6 +356,22 @@ def test_a_panic_of_an_extension_is_a_line_too(command: Command, monkeypatch):
     assert (code, out) == (1, "")
     assert "Panic in panics" in err
     assert "Traceback" not in err
+
+
+def test_a_thread_that_fails_says_a_line_too(command: Command, monkeypatch):
+    """Of a damaged list of events, which a thread of the command follows, the terminal showed a trace."""
+
+    def in_a_thread(*_: object, as_json: bool) -> None:
+        thread = threading.Thread(target=lambda: fails(None, as_json=as_json))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(server_commands, "show_sites", in_a_thread)
+    code, out, err = command("server", "sites")
+    assert (code, out) == (0, "")
+    assert "ZeroDivisionError in fails" in err
+    assert "Traceback" not in err
+    assert "a fault of ours" not in err
 
 
 def test_a_known_error_has_a_trace_as_well_if_it_is_asked_for(own: Folders, command: Command, monkeypatch, tmp_path):

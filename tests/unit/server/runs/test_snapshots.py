@@ -166,3 +166,14 @@ def test_a_run_that_has_lost_its_folder_of_checkpoints_says_that_it_begins_anew(
     assert (
         said == f"{tmp_path / 'checkpoint'}: there is no checkpoint, though 3 exchanges were done. The run begins anew."
     )
+
+
+def test_checkpoints_that_cannot_be_looked_at_are_not_taken_for_none(tmp_path: Path) -> None:
+    """The history was deleted, and the run began anew, since an account might not open the folder."""
+    run_of(tmp_path, 3)
+    (tmp_path / "checkpoint").rename(tmp_path / "elsewhere")
+    (tmp_path / "checkpoint").symlink_to("checkpoint")
+    with pytest.raises(OSError, match="symbolic links") as failed:
+        RunFolder(tmp_path).load_checkpoint()
+    assert "checkpoint/state.json" in str(failed.value.filename)
+    assert len(RunFolder(tmp_path).history()) == 3
