@@ -177,3 +177,16 @@ def test_checkpoints_that_cannot_be_looked_at_are_not_taken_for_none(tmp_path: P
         RunFolder(tmp_path).load_checkpoint()
     assert "checkpoint/state.json" in str(failed.value.filename)
     assert len(RunFolder(tmp_path).history()) == 3
+
+
+def test_tensors_of_another_run_are_not_those_of_the_checkpoint(tmp_path: Path) -> None:
+    """A whole file with a right digest of its own, in the place of the one that was written."""
+    run_of(tmp_path, 3)
+    (tmp_path / "other").mkdir()
+    run_of(tmp_path / "other", 2)
+    path = tmp_path / "checkpoint" / "000003.safetensors"
+    (tmp_path / "other" / "checkpoint" / "000002.safetensors").replace(path)
+    found = RunFolder(tmp_path).load_checkpoint()
+    assert found is not None
+    assert found.exchange == 2
+    assert "000003.safetensors: is not as it was written" in notices(tmp_path)[0]
