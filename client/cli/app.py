@@ -47,7 +47,8 @@ def join(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     """Make the site's folder from a kit, and its keys; write what the coordinator needs to enrol it."""
     from fedgraft.client.cli import deployed_commands as deployed
 
-    files = {"root": data.resolve(), "labels": labels and labels.resolve()}
+    # Links in a circle are an error for pathlib; that they are no folder is said where all cohorts are looked at.
+    files = {"root": Path(os.path.realpath(data)), "labels": labels and Path(os.path.realpath(labels))}
     cohort = {"kind": kind, **files, "key_column": key_column, "patient_column": patient_column}
     deployed.join(kit, home, _code(code_file), cohort, policy)
 

@@ -22,6 +22,7 @@ from fedgraft.client.enrolment.join import rejoin as rejoin_consortium
 from fedgraft.client.enrolment.members import update_roster
 from fedgraft.client.privacy.policy import SitePolicy, read_policy
 from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.base.printable import harmless
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.identity.keys import fingerprint, public_pem
 
@@ -129,4 +130,4 @@ def start(home: Path, *, as_json: bool) -> None:
 
 
 def _say(text: str) -> None:
-    _out.print(text, markup=False)
+    _out.print(harmless(text), markup=False)

@@ -16,7 +16,8 @@ from fedgraft.common.identity.keys import (
     load_masking_key,
     load_node_key,
 )
-from fedgraft.common.identity.roster import Membership, SiteName, read_membership
+from fedgraft.common.identity.kit import HostName
+from fedgraft.common.identity.roster import ConsortiumName, Membership, SiteName, read_membership
 
 _FIX = "Join first: `fedgraft site join KIT`."
 
@@ -26,9 +27,9 @@ class Joined(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    consortium: str
+    consortium: ConsortiumName
     site: SiteName
-    host: str
+    host: HostName
     port: Annotated[int, Field(ge=1, le=65535)]
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 from fedgraft.client.data.spec import DERIVED
 from fedgraft.client.data.tables.table import read_inputs
 from fedgraft.client.inference.answers import answer_row, thresholds
+from fedgraft.client.inference.export import Kind, export
 from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
@@ -23,6 +25,7 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, write_atomic
 from fedgraft.common.base.terminal import say
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.inputs import TableInput
 
 _BATCH = 64
@@ -85,6 +88,18 @@ def predict(asked: PredictRequest) -> None:
     _say_ood(reader, rows)
     for line in thresholds(reader):
         say(line)
+    say("Not a medical device: the model was not validated for any use.")
+
+
+def export_model(model: str, to: str, out: Path, site: Path | None) -> None:
+    """Write a model for other programs, and say where. InputError for a form that is not known."""
+    kinds: tuple[Kind, ...] = get_args(Kind)
+    kind = next((one for one in kinds if one == to), None)
+    if kind is None:
+        raise InputError(f"--to {to}: there is no such form{instead(to, kinds)}.")
+    if kind == "safetensors" and site is not None:
+        raise InputError("A site's own entries are no part of the weights' file.", fix="Use --to onnx or torchscript.")
+    say(f"{export(Reader(model, site, everything=True), model, kind, out)}: {to}; model.json says how it is to be used")
     say("Not a medical device: the model was not validated for any use.")
 
 

@@ -37,18 +37,22 @@ def pictures(root: Path, size: ImageInput, accept: Collection[str] = ()) -> Iter
     for path in found.files:
         if path.suffix.lower() == ".csv":  # the labels of images may lie beside them
             continue
-        name = name_below(path, root)
-        try:
-            if path.suffix.lower() in SUFFIXES:
-                frames, aspect = read_images(path, "all").frames, 1.0
-            else:
-                image = read_dicom(path, None, "all", accept)
-                frames, aspect = image.frames, image.pixel_aspect
-        except UnusableError as unusable:
-            yield Picture(name, 0, None, unusable.reason)
-            continue
-        for number, frame in enumerate(frames):
-            yield Picture(name, number, fit(frame, aspect, size))
+        yield from pictures_of(path, name_below(path, root), size, accept)
     for path, reason in found.passed_over:
         if reason != HIDDEN:
             yield Picture(name_below(path, root), 0, None, reason)
+
+
+def pictures_of(path: Path, name: str, size: ImageInput, accept: Collection[str] = ()) -> Iterator[Picture]:
+    """All frames of one file, which is called `name`; or why there are none."""
+    try:
+        if path.suffix.lower() in SUFFIXES:
+            frames, aspect = read_images(path, "all").frames, 1.0
+        else:
+            image = read_dicom(path, None, "all", accept)
+            frames, aspect = image.frames, image.pixel_aspect
+    except UnusableError as unusable:
+        yield Picture(name, 0, None, unusable.reason)
+        return
+    for number, frame in enumerate(frames):
+        yield Picture(name, number, fit(frame, aspect, size))

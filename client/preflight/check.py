@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
@@ -88,9 +89,11 @@ class Check:
             return found
 
     def _environment(self) -> Findings:
-        root, size = self._site.config.cohort.root, 0
-        if self._study is not None and isinstance(self._study.input, ImageInput) and root.is_dir():
-            size = 2 * self._study.input.channels * self._study.input.size**2 * len(files(root))
+        size = 0
+        if self._study is not None and isinstance(self._study.input, ImageInput):
+            with contextlib.suppress(DataError):  # which the part about data tells
+                count = len(files(self._site.config.cohort.root))
+                size = 2 * self._study.input.channels * self._study.input.size**2 * count
         return check_environment(self._site.config, self._site.home, size)
 
     def _data(self, study: Study, cohort: Cohort) -> Findings:

@@ -38,7 +38,7 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
     else:
         _readable(found, cohort, problems)
         _folders(found, problems)
-        _notes(found, problems)
+    _notes(found, problems)
     check_labels(found, cohort, spec, study)
     _splits(found, cohort, study)
     _ids(found, spec, problems, len(set(cohort.patients)))
@@ -58,11 +58,12 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
 
 def _readable(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
     bad = {reason: count for reason, count in problems.items() if reason in UNREADABLE}
-    strangers = sum(count for reason, count in problems.items() if reason in STRANGERS)
+    other = {reason: count for reason, count in problems.items() if reason in STRANGERS}
+    strangers = sum(other.values())
     usable, lost = len(cohort.inputs), sum(bad.values())
     description = f"{counted(usable, 'image')} can be used"
     if strangers:
-        description += f"; {counted(strangers, 'other file')} passed over"
+        description += f"; {counted(strangers, 'other file')} passed over ({listed(other)})"
     figures = {"images": usable, "unreadable": bad, "other_files": strangers}
     if not lost:
         found.fine("readable", description, **figures)
@@ -99,7 +100,7 @@ def _folders(found: Findings, problems: dict[str, int]) -> None:
 
 
 def _notes(found: Findings, problems: dict[str, int]) -> None:
-    """What is odd in files that are used all the same."""
+    """What is odd in files and rows that are used all the same."""
     for reason in sorted(NOTES.keys() & problems.keys()):
         what, fix = NOTES[reason]
         found.note(f"notes_{reason}", f"{problems[reason]:,} {what}", fix, files=problems[reason])

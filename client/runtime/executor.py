@@ -92,7 +92,7 @@ def _serve(link: Link, work: Work, context: Context) -> None:
         reply = _answer(message, context)
         seconds = time.monotonic() - started
         link.send(reply)
-        _log.info("instruction of kind %s answered after %.1f s", message.metadata.message_type, seconds)
+        _log.info("instruction of kind %s answered after %.1f s", ascii(work.kind), seconds)
     except OverToo:
         _log.info("an instruction came for a run that is over")
     except (RunError, Stopped):

@@ -7,15 +7,18 @@ values even there.
 
 from __future__ import annotations
 
-import contextlib
 import os
+import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
+
+from fedgraft.common.base.printable import harmless
 
 _STOPPED, _FAILED, _WRONG = 130, 1, 2
 
@@ -30,6 +33,53 @@ def command_group(description: str) -> typer.Typer:
     )
 
 
+def examples(*lines: str) -> str:
+    """What stands below a command's help: lines that can be typed."""
+    return "\n\n".join(["For example:", *lines])
+
+
+def run_command(program: typer.Typer, debug: Callable[[], bool], words: Sequence[str] | None = None) -> int:
+    """Run what was typed, or these words, and give the exit code. However it ends, people see a line and no trace.
+
+    `debug` is asked at the end, since it is typed too. What is written meanwhile is its owner's alone.
+    """
+    with _own_files(), _no_traces(debug):
+        try:
+            code = program(args=words, standalone_mode=False)
+        except (SystemExit, GeneratorExit):  # of ENDS, all but what a person has typed
+            raise
+        except BaseException as error:  # extensions in Rust raise what is no Exception
+            return say_error(error, debug=debug())
+        return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _own_files() -> Iterator[None]:
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
+def _no_traces(debug: Callable[[], bool]) -> Iterator[None]:
+    """Say a line of what goes wrong where nobody catches it: in a thread, in what Python tidies up, in logs."""
+    from fedgraft.common.base.logs import bare_logs
+
+    def say(failed: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+        if failed.exc_value is not None:
+            say_error(failed.exc_value, debug=debug())
+
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook = sys.unraisablehook = say
+    try:
+        with bare_logs():
+            yield
+    finally:
+        threading.excepthook, sys.unraisablehook = before
+
+
 def say_error(error: BaseException, *, debug: bool) -> int:
     """Say on stderr why a command ended, and give its exit code."""
     if isinstance(error, typer.Abort | KeyboardInterrupt):
@@ -39,28 +89,12 @@ def say_error(error: BaseException, *, debug: bool) -> int:
         error.show()
         return int(error.exit_code)
     message, code = _message(error)
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {harmless(message)}", err=True)
     if debug:
         typer.echo(_kept(error), err=True)
     elif not _known(error):
         typer.echo("Repeat it as `fedgraft --debug ...`, which keeps the trace in a private file.", err=True)
     return code
-
-
-@contextlib.contextmanager
-def threads_that_say_a_line(*, debug: Callable[[], bool]) -> Iterator[None]:
-    """What ends a thread within is a line on stderr too, as what ends the command is; Python would show the trace."""
-
-    def said(ended: threading.ExceptHookArgs) -> None:
-        if ended.exc_value is not None and not isinstance(ended.exc_value, SystemExit):
-            say_error(ended.exc_value, debug=debug())
-
-    before = threading.excepthook
-    threading.excepthook = said
-    try:
-        yield
-    finally:
-        threading.excepthook = before
 
 
 def _known(error: BaseException) -> bool:

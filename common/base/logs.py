@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -26,15 +28,56 @@ class _Json(logging.Formatter):
         return json.dumps(facts)
 
 
+class _Shown(logging.Formatter):
+    """What a terminal, or a container's log, shows: the kind of an error, and no trace, which may be of anything."""
+
+    def __init__(self, inner: logging.Formatter, kept: str = "") -> None:
+        super().__init__()
+        self._inner, self._kept = inner, kept
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As the file has it, but for the trace."""
+        shown = logging.makeLogRecord(vars(record))
+        if record.exc_info and record.exc_info[0] is not None:
+            shown.msg = f"{record.getMessage()} ({record.exc_info[0].__name__}{self._kept})"
+            shown.args = None
+        shown.exc_info = shown.exc_text = shown.stack_info = None
+        return self._inner.format(shown)
+
+
 def start_logs(file: Path, *, as_json: bool) -> None:
-    """Send all logs of this process to stderr and to `file`, which is rotated and readable by its owner alone."""
+    """Send all logs of this process to stderr and to `file`, which is rotated and readable by its owner alone.
+
+    Traces of errors are in the file alone.
+    """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr), RotatedFile(file)]
-    for handler in handlers:
-        handler.setFormatter(_Json() if as_json else logging.Formatter(_PLAIN))
+    formatter = _Json() if as_json else logging.Formatter(_PLAIN)
+    for handler, form in zip(handlers, (_Shown(formatter, f"; the trace is in {file}"), formatter), strict=True):
+        handler.setFormatter(form)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def bare_logs() -> Iterator[None]:
+    """Send warnings of all libraries to stderr without traces, unless somebody has said where logs go.
+
+    Some libraries say so when they are imported, and then whole traces are shown.
+    """
+    root = logging.getLogger()
+    if root.handlers:
+        yield
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_Shown(logging.Formatter()))
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
 
 
 def file_log(path: Path) -> logging.Logger:

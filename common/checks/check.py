@@ -197,11 +197,6 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
         yield (
             "local.clip_norm: clips the mean of a batch, which protects nobody; private.max_grad_norm clips every unit"
         )
-    if local.private.mode == "ghost" and local.private.augmentation_multiplicity > 1:
-        yield (
-            "local.private.augmentation_multiplicity: ghost clipping knows single images only; use mode: "
-            "hooks, or augmentation_multiplicity: 1"
-        )
     if study.mask_heads:
         yield (
             f"local.private: gradients of single cases through the decoder of {', '.join(study.mask_heads)} are not "

@@ -22,7 +22,7 @@ from fedgraft.common.identity.keys import (
     sign,
     signed,
 )
-from fedgraft.common.identity.roster import Member, SiteName
+from fedgraft.common.identity.roster import ConsortiumName, Member, SiteName
 from fedgraft.common.secure_aggregation.mask_keys import sign_entry
 
 
@@ -49,7 +49,7 @@ class Enrolment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    consortium: str
+    consortium: ConsortiumName
     site: SiteName
     member: Member
     signature: str = ""

@@ -20,11 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedgraft.common.base.errors import ENDS, InputError
 from fedgraft.common.base.files import write_atomic
 from fedgraft.common.identity.codes import code_mac, same_mac
-from fedgraft.common.identity.roster import SiteName
+from fedgraft.common.identity.roster import ConsortiumName, SiteName
 
 FORMAT = 1
 _SUMS, _MAC, _FACTS = "SHA256SUMS", "SHA256SUMS.mac", "kit.json"
 _LARGEST_BYTES = 1 << 20
+
+
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9:.-]{1,253}$")]
+"""A server's name or number."""
 
 
 class KitFacts(BaseModel):
@@ -33,9 +37,9 @@ class KitFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    consortium: str
+    consortium: ConsortiumName
     site: SiteName
-    host: str
+    host: HostName
     port: Annotated[int, Field(ge=1, le=65535)]
 
 

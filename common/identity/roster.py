@@ -29,6 +29,9 @@ from fedgraft.common.secure_aggregation.mask_keys import MaskKeyEntry, SignedRos
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """A site's name; also the name of its kit and folder."""
 
+ConsortiumName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+"""A consortium's name. Sites print it beside their fingerprint, so it must not look like one."""
+
 
 class Member(BaseModel):
     """A site's public keys as PEM, and its own signature (hex) over its mask key, as `mask_keys` wants it."""
@@ -45,7 +48,7 @@ class Membership(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    consortium: str
+    consortium: ConsortiumName
     serial: Annotated[int, Field(ge=1)]
     members: dict[SiteName, Member]
     signature: str = ""

@@ -29,6 +29,7 @@ from fedgraft.common.metrics.sum_arrays import (
 )
 
 _SCORES = ("score_keys", "score_counts", "score_rows")
+_OF_CONFUSION = ("accuracy", "balanced_accuracy", "recall", "specificity", "f1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,8 @@ class LabelSums:
 
     `cases` counts those with any known label. `confusion` (L, 2, 2) counts by label, [true, predicted], yes being a
     logit above 0; `loss` (L,) sums the binary cross-entropy in nats; `scores` is one histogram of logits per label. Of
-    coarse or noised counts the losses are NaN, and scores may count other cases than the confusion.
+    coarse or noised counts the losses are NaN, and scores may count other cases than the confusion; one that policy
+    does not let out is empty though there are scores.
     """
 
     cases: int
@@ -54,6 +56,18 @@ class LabelSums:
     def n(self) -> int:
         """Number of cases with any known label."""
         return self.cases
+
+    @property
+    def known(self) -> Counts:
+        """Cases of which each label is known, (L,); where its confusion is not let out, those that have scores."""
+        shown: Counts = self.confusion.sum(axis=(1, 2))
+        return np.where(shown > 0, shown, self.scores.totals().sum(axis=1))
+
+    @property
+    def hides_confusion(self) -> NDArray[np.bool_]:
+        """By label whether there are cases whose confusion is not let out, (L,)."""
+        hidden: NDArray[np.bool_] = self.known > self.confusion.sum(axis=(1, 2))
+        return hidden
 
     @classmethod
     def zero(cls, labels: int) -> LabelSums:
@@ -85,7 +99,9 @@ class LabelSums:
     def __add__(self, other: LabelSums) -> LabelSums:
         if self.labels != other.labels:
             raise InputError(f"Metric sums of {self.labels} and {other.labels} labels cannot be added.")
-        confusion, loss = self.confusion + other.confusion, self.loss + other.loss
+        # What one of them does not say is not known of both together.
+        seen = ~(self.hides_confusion | other.hides_confusion)
+        confusion, loss = (self.confusion + other.confusion) * seen[:, None, None], self.loss + other.loss
         return LabelSums(self.cases + other.cases, confusion, loss, self.scores + other.scores)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -109,16 +125,17 @@ class LabelSums:
         scores = ScoreHistogram.from_arrays(keys, counts, count(arrays, "score_rows", (labels,)))
         confusion = count(arrays, "label_confusion", (labels, 2, 2))
         sums = cls(int(count(arrays, "cases")[0]), confusion, total(arrays, "label_loss", (labels,)), scores)
-        known = confusion.sum(axis=(1, 2))
+        shown, whole = confusion.sum(axis=(1, 2)), not sums.hides_confusion.any()
         hidden = np.isnan(sums.loss)
         if hidden.any() != hidden.all():
             raise InputError("Metric sums: what is said to be unknown is not that of labels.")
-        agree({"known labels": known.sum() > MOST_CASES or (known > sums.cases).any() or known.sum() < sums.cases})
+        less = whole and shown.sum() < sums.cases
+        agree({"known labels": shown.sum() > MOST_CASES or (shown > sums.cases).any() or less})
         if not hidden.all():
             agree(
                 {
                     "score counts": (scores.totals() != confusion.sum(axis=2)).any(),
-                    "losses": ((known == 0) & (sums.loss > 0)).any(),
+                    "losses": ((shown == 0) & (sums.loss > 0)).any(),
                 }
             )
         return sums
@@ -135,6 +152,8 @@ class LabelSums:
         ranked = [self.scores.ranked(row) for row in range(self.labels)]
         f1 = [ratio(2 * int(hit[at, 1]), int(true[at, 1] + guessed[at, 1])) for at in range(self.labels)]
         known = int(self.confusion.sum())
+        # A mean over those labels alone whose confusion is let out would be another figure under the same name.
+        untold = dict.fromkeys(_OF_CONFUSION) if self.hides_confusion.any() else {}
         return {
             "n": self.cases,
             "auroc": _mean([auroc(*pair) for pair in ranked]),
@@ -145,7 +164,7 @@ class LabelSums:
             "specificity": _mean([pair[0] for pair in shares]),
             "f1": _mean(f1),
             "loss": None if math.isnan(self.loss.sum()) else ratio(float(self.loss.sum()), known),
-        }
+        } | untold
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -27,6 +27,8 @@ COLUMNS = ("both", "predicted", "true", "distance_mm", "loss")
 """Of one image: pixels inside both masks, inside the predicted, inside the true; Hausdorff-95 (NaN); and the loss."""
 
 _COUNTS = ("cases", "findings", "missed", "alarms", "distances", "both", "predicted", "true")
+_UNTOLD = _COUNTS[2:]
+"""What noised and coarse sums do not tell."""
 _SUMS = ("dice", "distance_mm", "loss")
 _MOST_PIXELS = 1024 * 1024
 _LARGEST_MM = 1e5
@@ -111,7 +113,10 @@ class MaskSums:
         )
 
     def __add__(self, other: MaskSums) -> MaskSums:
-        return MaskSums(*(getattr(self, key) + getattr(other, key) for key in (*_COUNTS, *_SUMS)))
+        both = {key: getattr(self, key) + getattr(other, key) for key in (*_COUNTS, *_SUMS)}
+        if math.isnan(both["loss"]):  # what one of them does not say is not known of both together
+            both |= dict.fromkeys(_UNTOLD, 0)
+        return MaskSums(**both)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The sums as arrays (1,) by name, as `from_arrays` takes them."""
@@ -140,7 +145,7 @@ class MaskSums:
             }
         )
         if any(hidden):
-            agree({"what is not told": any(counts[key] for key in _COUNTS[2:])})
+            agree({"what is not told": any(counts[key] for key in _UNTOLD)})
             return sums
         agree(
             {

@@ -62,7 +62,8 @@ class ClassificationSums:
     `loss_sum`: cross-entropy in nats. `brier_sum`: squared error of the probabilities, over all classes.
     `calibration_*` (15,): by equal bins of the predicted class's probability: cases, those correct, sum of
     probabilities. `scores`: one histogram of log-odds per class against the rest; of two classes, only of class 1.
-    Of coarse or noised counts, loss and Brier sums are NaN, calibration is empty, and scores may count other cases.
+    Of coarse or noised counts, loss and Brier sums are NaN, calibration is empty, and scores may count other cases; a
+    confusion that policy does not let out is empty though there are scores.
     """
 
     confusion: Counts
@@ -80,8 +81,13 @@ class ClassificationSums:
 
     @property
     def n(self) -> int:
-        """Number of cases with a known class."""
-        return int(self.confusion.sum())
+        """Number of cases with a known class; where the confusion is not let out, of those that have scores."""
+        return int(self.confusion.sum()) or int(self.scores.totals().sum(axis=1).max())
+
+    @property
+    def hides_confusion(self) -> bool:
+        """Whether there are cases whose confusion is not let out."""
+        return len(self.scores.keys) > 0 and not self.confusion.any()
 
     @classmethod
     def zero(cls, classes: int) -> ClassificationSums:
@@ -143,13 +149,17 @@ class ClassificationSums:
     def __add__(self, other: ClassificationSums) -> ClassificationSums:
         if self.classes != other.classes:
             raise InputError(f"Metric sums of {self.classes} and {other.classes} classes cannot be added.")
+        # What one of them does not say is not known of both together.
+        seen = not (self.hides_confusion or other.hides_confusion)
+        loss = self.loss_sum + other.loss_sum
+        exact = not math.isnan(loss)
         return ClassificationSums(
-            self.confusion + other.confusion,
-            self.loss_sum + other.loss_sum,
+            (self.confusion + other.confusion) * seen,
+            loss,
             self.brier_sum + other.brier_sum,
-            self.calibration_cases + other.calibration_cases,
-            self.calibration_correct + other.calibration_correct,
-            self.calibration_confidence + other.calibration_confidence,
+            (self.calibration_cases + other.calibration_cases) * exact,
+            (self.calibration_correct + other.calibration_correct) * exact,
+            (self.calibration_confidence + other.calibration_confidence) * exact,
             self.scores + other.scores,
         )
 
@@ -202,14 +212,14 @@ class ClassificationSums:
         classes. ece is the expected calibration error over 15 equal bins. All but loss (nats) lie in 0..1, brier of
         more than two classes in 0..2.
         """
-        n = self.n
+        n = int(self.confusion.sum())
         hit, true, guessed = np.diag(self.confusion), self.confusion.sum(axis=1), self.confusion.sum(axis=0)
         rejected = n - true - guessed + hit
         asked = slice(1, 2) if self.classes == 2 else slice(None)
         ranked = [self.scores.ranked(row) for row in range(self.scores.rows)]
         gap = np.abs(self.calibration_confidence - self.calibration_correct).sum()
         return {
-            "n": n,
+            "n": self.n,
             "accuracy": _ratio(hit.sum(), n),
             "balanced_accuracy": _mean_ratio(hit, true),
             "recall": _mean_ratio(hit[asked], true[asked]),
@@ -236,20 +246,6 @@ class ClassificationSums:
         held = self.calibration_cases > 0
         cases = self.calibration_cases[held]
         return Reliability(self.calibration_confidence[held] / cases, self.calibration_correct[held] / cases, cases)
-
-
-def macro_mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Mean of one metric over sites, each counting the same; sites where it is undefined are left out."""
-    return _mean([row.get(key) for row in rows])
-
-
-def worst(sites: Mapping[str, Mapping[str, Any]], key: str, *, largest: bool = False) -> tuple[str, float] | None:
-    """The site with the lowest (or largest) value of one metric, the first by name of equals; None if none has one."""
-    known = [(-value if largest else value, site) for site, row in sites.items() if (value := row.get(key)) is not None]
-    if not known:
-        return None
-    value, site = min(known)
-    return site, -value if largest else value
 
 
 def _small(counts: Counts) -> NDArray[Any]:
@@ -283,7 +279,7 @@ def _read(arrays: Mapping[str, Any], key: str, classes: int) -> NDArray[Any]:
 
 
 def _check_totals(sums: ClassificationSums) -> None:
-    n, true = sums.n, sums.confusion.sum(axis=1)
+    n, true = int(sums.confusion.sum()), sums.confusion.sum(axis=1)
     if math.isnan(sums.loss_sum) and math.isnan(sums.brier_sum) and not sums.calibration_cases.any():
         if n > _MOST_CASES or sums.calibration_correct.any() or sums.calibration_confidence.any():
             raise InputError("Metric sums: what is said to be unknown is not empty.")

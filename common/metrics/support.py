@@ -28,6 +28,9 @@ from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.metrics.task_metrics import TaskSums
 from fedgraft.common.metrics.value_metrics import ValueSums
 
+TOO_FEW = "too few to say"
+"""What stands in place of a figure of so few cases."""
+
 FLOOR = 10
 """Of either class: below it a site's figure says more of its few cases than of the model."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.models.efficientnet_lite import EfficientNetLite0
 from fedgraft.common.models.slim import (
     SlimResNet,
     TableLinear,
@@ -52,6 +53,7 @@ Builder = Callable[[int, int], nn.Module]
 
 _OWN: dict[str, Builder] = {
     "slim_resnet": lambda channels, _: SlimResNet(channels),
+    "efficientnet_lite0": EfficientNetLite0,
     "slim_resnet_gn": lambda channels, _: SlimResNet(channels, group_norm),
 }
 _SHIPPED = dict(_OWN)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.models.efficientnet_lite import EfficientNetLite0
 from fedgraft.common.models.slim import SlimResNet
 
-_KNOWN = "slim_resnet and torchvision's resnet, resnext and wide_resnet"
+_KNOWN = "slim_resnet, efficientnet_lite0 and torchvision's resnet, resnext and wide_resnet"
 
 
 def feature_maps(backbone: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -22,6 +23,8 @@ def feature_maps(backbone: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
     """
     if isinstance(backbone, SlimResNet):
         return _slim(backbone, x)
+    if isinstance(backbone, EfficientNetLite0):
+        return backbone.maps(x)
     if _is_resnet(backbone):
         return _resnet(backbone, x)
     raise InputError(

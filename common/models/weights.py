@@ -29,6 +29,7 @@ from fedgraft.common.base.files import (
 from fedgraft.common.base.value import unless
 from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.models.architecture import Architecture
+from fedgraft.common.models.packaged_weights import packaged, read_packaged
 from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.tasks import AnyTask
@@ -79,20 +80,26 @@ class KeyReport:
 
 
 def find(ref: str) -> Path:
-    """The folder of some weights: by its path, by that of the file in it, or by an id that ships or is in the home."""
+    """The folder of some weights: by its path, by that of the file in it, or by an id that ships or is in the home.
+
+    Weights that an installed package brings are put into the home when they are first asked for.
+    """
     if os.path.isdir(ref):  # noqa: PTH112 - unlike Path.is_dir it has no errors, whatever the name
         return Path(ref)
     if re.fullmatch(_ID, ref):
         for root in _roots():
             if (root / ref / _MANIFEST).is_file():
                 return root / ref
+        if (found := read_packaged(ref)) is not None:
+            save_weights(home() / "weights" / ref, *found)
+            return home() / "weights" / ref
     if os.path.isfile(ref):  # noqa: PTH113 - as above
         if os.path.basename(ref) in (_TENSORS, _MANIFEST):  # noqa: PTH119
             return Path(ref).parent
         raise WeightsError(
             f"{ref}: is no {_TENSORS} with a manifest beside it.", fix="Make one of it with `fedgraft weights import`."
         )
-    known = ", ".join(manifest.id for manifest in list_weights()) or "none"
+    known = ", ".join(dict.fromkeys([*(manifest.id for manifest in list_weights()), *packaged()])) or "none"
     raise WeightsError(f"No weights are called {ref!r}.", fix=f"Known ids: {known}. A folder's path works as well.")
 
 

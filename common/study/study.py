@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
+from fedgraft.common.base.printable import obeyed
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.config.config_files import describe, of_overrides, override, read_mapping
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
@@ -106,6 +107,19 @@ class Study(Value):
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
 
+    @staticmethod
+    def read(source: Path | str, *overrides: str) -> Study:
+        """The study in a YAML file, or the one of that name that ships; `overrides` are `dotted.key=value`.
+
+        The scenario and the comparison that a file may name are left out. StudyError lists every fault.
+        """
+        return find_study(Path(source), overrides)[0]
+
+    @staticmethod
+    def parse(values: Mapping[str, Any]) -> Study:
+        """The study of plain values, as a file has them. StudyError lists every fault."""
+        return parse_study(values, "the study")
+
     @model_validator(mode="after")
     def _names_differ(self) -> Study:
         for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):
@@ -125,7 +139,9 @@ class Study(Value):
     @model_validator(mode="after")
     def _has_something_to_measure(self) -> Study:
         if not self.plan and not self.model.base_models and self.model.heads != "weights":
-            raise ValueError("plan: [] measures a finished model: name its run or its file as model.weights")
+            raise ValueError(
+                "plan: [] measures a finished model: name its run or its file as model.weights; leave model.heads out"
+            )
         return self
 
     @cached_property
@@ -191,6 +207,7 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | 
     `overrides` are `dotted.key=value` with YAML values. Raises StudyError with every fault.
     """
     data = read_mapping(path)
+    _make_way(data, {key: value for key, _, value in (item.partition("=") for item in overrides)})
     faults = [fault for item in overrides if (fault := override(data, item))]
     if faults:
         raise StudyError(str(path), faults)
@@ -204,13 +221,31 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | 
         raise StudyError(str(path), of_overrides(error.faults, overrides)) from None
 
 
+def _make_way(data: dict[str, Any], typed: Mapping[str, str]) -> None:
+    """Take out of a file what a `--set` replaces whole: a plan its method, or the other way round.
+
+    With no plan at all a finished model is measured with its heads, whatever the file says of those that it trains.
+    """
+    for key, other in (("plan", "method"), ("method", "plan")):
+        if key in typed and other not in typed:
+            data.pop(other, None)
+    model = data.get("model")
+    if typed.get("plan", "").strip() == "[]" and "model.heads" not in typed and isinstance(model, dict):
+        model.pop("heads", None)
+
+
 def find_study(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Study, str | None]:
     """A study by path, or by the name of one that ships, and the scenario that it names."""
     return read_study(locate(path), overrides)
 
 
 def parse_study(data: Mapping[str, Any], source: str) -> Study:
-    """A checked study from plain values; StudyError names `source` and lists every fault with its key."""
+    """A checked study from plain values; StudyError names `source` and lists every fault with its key.
+
+    Whoever sends a study writes the words that people at a site review it by: none may hold what a terminal obeys.
+    """
+    if odd := list(_obeyed(data, "")):
+        raise StudyError(source, odd)
     plain, faults = _expand_method(dict(data))
     try:
         study = Study.model_validate(plain)
@@ -219,6 +254,20 @@ def parse_study(data: Mapping[str, Any], source: str) -> Study:
     if faults:
         raise StudyError(source, faults)
     return study
+
+
+def _obeyed(value: Any, key: str) -> Iterator[str]:
+    """A fault for each key and text, at any depth, that is more than letters on a terminal."""
+    if isinstance(value, str) and obeyed(value, lines=False):
+        yield f"{key or 'the study'}: {value!a} holds characters that are not shown as they are; write it without"
+    elif isinstance(value, Mapping):
+        for name, own in value.items():
+            place = f"{key}.{ascii(name)[1:-1]}" if key else ascii(name)[1:-1]
+            yield from _obeyed(name, f"the key {place}")
+            yield from _obeyed(own, place)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for at, own in enumerate(value):
+            yield from _obeyed(own, f"{key}.{at}")
 
 
 def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -37,7 +37,8 @@ class Private(Value):
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     unit: Literal["patient", "image"] = "patient"
     mode: Literal["hooks", "ghost"] = "hooks"
-    """How gradients of single cases are found: kept all at once, or in two passes with less memory."""
+    """How gradients of single cases are found: kept all at once, or, where that is more than the layers' inputs and
+    outputs, only their norms, and from these the clipped sum, in the same pass (ghost clipping by book-keeping)."""
     expected_units: Annotated[int | None, Field(ge=1, exclude_if=unless(None))] = None
     """How many units a site is expected to have: the noised sum is divided by `sample_rate` times this number, whatever
     the true one is, which nobody is to learn. If absent, each site takes its own public, coarse number."""

@@ -55,13 +55,15 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         float, typer.Option(min=0, help="Seconds that it waits for sites without which it cannot count.")
     ] = 1800.0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")] = None,
+    track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
     home: Home = HOME,
 ) -> None:
     """Run a study on the running server, and wait for its end: exit code 0 only if it completed."""
     from fedgraft.server.cli import commands
     from fedgraft.server.operations.deploy import Wait
 
-    commands.run(home, commands.RunRequest(study, out, resume, tuple(set_ or ())), Wait(sites, wait, patience, away))
+    asked = commands.RunRequest(study, out, resume, tuple(set_ or ()), tuple(track or ()))
+    commands.run(home, asked, Wait(sites, wait, patience, away))
 
 
 @app.command()

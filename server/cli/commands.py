@@ -18,6 +18,7 @@ from rich.table import Table
 
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import read_json
+from fedgraft.common.base.printable import harmless
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.provisioning.consortium import read_consortium
@@ -122,20 +123,23 @@ class RunRequest:
     out: Path | None
     resume: Path | None
     overrides: tuple[str, ...]
+    track: tuple[str, ...] = ()
 
 
 def run(home: Path, request: RunRequest, wait: Wait) -> None:
     """Run a study on the running server, or continue one."""
     from fedgraft.server.operations.deploy import run_study
     from fedgraft.server.runs.run_folder import RunFolder
+    from fedgraft.server.tracking.tracker import tracked, trackers
     from fedgraft.server.watch.progress import shown
 
     server = ServerHome(home)
     server.facts()
+    to = trackers(request.track)
     if request.resume is not None and (request.study or request.out or request.overrides):
         raise InputError("--resume takes no study, --out or --set.")
     folder = request.resume or _set_up(server, request)
-    with shown(folder, RunFolder(folder).study(), _out):
+    with shown(folder, RunFolder(folder).study(), _out), tracked(folder, to, _say):
         run_study(server, folder, wait, _say)
     result = read_json(folder / "result.json")
     show_result(folder, result)
@@ -284,4 +288,4 @@ def _json(content: Any) -> None:
 
 
 def _say(text: str) -> None:
-    _out.print(text, markup=False)
+    _out.print(harmless(text), markup=False)

@@ -9,8 +9,7 @@ from rich.table import Table
 
 from fedgraft.common.base.terminal import figure
 from fedgraft.common.metrics.metric_names import title
-
-TOO_FEW = "too few to say"
+from fedgraft.common.metrics.support import TOO_FEW
 
 
 def task_table(task: str, values: Mapping[str, Any]) -> Table:

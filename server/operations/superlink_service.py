@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from fedgraft.common.base.errors import FedgraftError, InputError, RunError
+from fedgraft.common.base.errors import ENDS, FedgraftError, InputError, RunError
 from fedgraft.common.base.logs import file_log
 from fedgraft.server.operations import supervise
 from fedgraft.server.operations.control import RunControl
@@ -217,16 +217,26 @@ def _superexec(home: ServerHome) -> list[str]:
 
 
 def _watch(parts: Sequence[ServicePart], sites: EnrolledSites, stop: threading.Event) -> None:
+    """Look after everything until told to stop: no trouble with one thing ends the care for the others."""
     synced = 0.0
     while not stop.wait(_WATCH_S):
         for part in parts:
-            part.keep_alive()
+            _tried(part.keep_alive, f"{part.name} could not be started again yet")
         if time.monotonic() - synced > _SYNC_S:
             synced = time.monotonic()
-            try:
-                sites.sync()
-            except FedgraftError as error:
-                _log.warning("sites could not be taken over yet: %s", error)
+            _tried(sites.sync, "sites could not be taken over yet")
+
+
+def _tried(do: Callable[[], None], words: str) -> None:
+    """Do it, or say why not: it is tried again. Whoever was shut out would be let in for good if this thread ended."""
+    try:
+        do()
+    except FedgraftError as error:
+        _log.warning("%s: %s", words, error)
+    except ENDS:
+        raise
+    except BaseException:
+        _log.exception("%s", words)
 
 
 def _until_listening(part: ServicePart, port: int) -> None:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.config.config_files import describe, read_mapping
-from fedgraft.common.identity.roster import SiteName
+from fedgraft.common.identity.kit import HostName
+from fedgraft.common.identity.roster import ConsortiumName, SiteName
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -27,7 +28,7 @@ class ServerEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9:.-]{1,253}$")]
+    host: HostName
     port: Port = 8443
     names: tuple[str, ...] = ()
     listen: str = "127.0.0.1"
@@ -64,7 +65,7 @@ class Consortium(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+    name: ConsortiumName
     server: ServerEntry
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1)]
     valid_days: Annotated[int, Field(ge=1, le=825)] = 365

@@ -19,7 +19,7 @@ from fedgraft.common.base.files import is_there, read_json, write_atomic, write_
 from fedgraft.common.base.locking import try_lock
 from fedgraft.common.identity.expiry import WARN_DAYS, left
 from fedgraft.common.identity.keys import load_certificate
-from fedgraft.common.identity.roster import SiteName
+from fedgraft.common.identity.roster import ConsortiumName, SiteName
 from fedgraft.server.provisioning.consortium import ServerEntry
 
 _FIX = "Make it with `fedgraft server provision`."
@@ -67,7 +67,7 @@ class ServerFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    consortium: str
+    consortium: ConsortiumName
     server: ServerEntry
 
 

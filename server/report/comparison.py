@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json, write_atomic
+from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.server.report import comparison_plots as plots
 from fedgraft.server.report.history import (
     Row,
@@ -20,7 +21,7 @@ from fedgraft.server.report.history import (
     text,
 )
 from fedgraft.server.report.page import template
-from fedgraft.server.report.sureness import TOO_FEW, is_too_few, sides
+from fedgraft.server.report.sureness import is_too_few, sides
 from fedgraft.server.report.tables import (
     NONE,
     ReportTable,

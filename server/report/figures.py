@@ -11,7 +11,8 @@ from fedgraft.common.metrics.metric_names import (
     TITLES,
     title,
 )
-from fedgraft.common.metrics.metrics import macro_mean, worst
+from fedgraft.common.metrics.over_sites import macro_mean, worst
+from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.server.report.history import (
     Row,
     RunRecord,
@@ -22,7 +23,6 @@ from fedgraft.server.report.history import (
     text,
 )
 from fedgraft.server.report.sureness import (
-    TOO_FEW,
     ends,
     is_too_few,
     of_pooled,
@@ -59,7 +59,7 @@ def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
             f"worst site’s {title(first)}{unit}",
             lowest[0] if lowest else _HIDDEN * secure_aggregation,
         ),
-        Tile(decimal(_macro(final, second)), f"macro {title(second)}{unit}", _REMARKS.get(second, "")),
+        Tile(decimal(_macro(final, second)), f"macro {title(second)}{unit}", _second(final, second)),
         Tile(
             decimal(number(pooled.get(first))),
             f"pooled {title(first)}{unit}",
@@ -78,7 +78,22 @@ def _alike(final: Row, metric: str) -> str:
         return f"{TOO_FEW}: no site has {whole(final.get('floor'))} test cases of either class"
     rest = f"; {few} with {TOO_FEW}" if few else ""
     interval = mapping(mapping(final.get("macro_intervals")).get(metric))
-    return f"mean of {plural(len(told), 'site')}, each alike{rest}{_range(interval)}"
+    there = _there(final, metric)
+    rest += f"; {len(told) - there} without this figure" if there < len(told) else ""
+    return f"mean of {plural(there, 'site')}, each alike{rest}{_range(interval)}"
+
+
+def _there(final: Row, metric: str) -> int:
+    """How many of the sites with enough cases have this figure."""
+    sites = mapping(final.get("sites"))
+    return sum(number(mapping(sites[site]).get(metric)) is not None for site in enough(final))
+
+
+def _second(final: Row, metric: str) -> str:
+    """What the second metric is, and which sites have it where not all do that have enough cases."""
+    told, there = enough(final), _there(final, metric)
+    less = f"of {there} of these sites" if 0 < there < len(told) else ""
+    return "; ".join(part for part in (_REMARKS.get(metric, ""), less) if part)
 
 
 def _range(interval: object) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from fedgraft.common.base.disk import read_bytes, why_no_file
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
-from fedgraft.common.metrics.metrics import macro_mean
+from fedgraft.common.metrics.over_sites import macro_mean
 from fedgraft.common.metrics.task_metrics import (
     HeadlineMetrics,
     TaskSums,

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import write_atomic
 from fedgraft.common.metrics.label_metrics import LabelSums
 from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.server.report import figures, plots, tables
 from fedgraft.server.report.audit import audited
 from fedgraft.server.report.history import (
@@ -30,9 +31,10 @@ from fedgraft.server.report.history import (
     text,
     training_loss,
 )
-from fedgraft.server.report.sureness import TOO_FEW, is_too_few, of_site
+from fedgraft.server.report.sureness import is_too_few, of_site
 
 _MOST_ROC_CLASSES = 6
+_LONGEST_WORD = 40
 _CURVES = {
     "auroc": ("auroc", "balanced_accuracy", "loss"),
     "mae": ("mae", "rmse", "r2"),
@@ -89,7 +91,18 @@ def template(name: str) -> Template:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"breakable": breakable, "is_long": is_long}
     return environment.get_template(name)
+
+
+def breakable(words: str) -> Markup:
+    """Text that may go on in the next line after each underscore, as after each hyphen: names of sites and keys."""
+    return Markup("_<wbr>").join(escape(part) for part in words.split("_"))
+
+
+def is_long(words: str) -> bool:
+    """Whether it has a word that no narrow screen has a line for, such as a digest."""
+    return any(len(word) > _LONGEST_WORD for word in words.split())
 
 
 def render(record: RunRecord) -> str:
@@ -215,16 +228,17 @@ def _final_plots(record: RunRecord, task: str, ink: Mapping[str, plots.Ink]) -> 
     sums: FinalSums | None = record.sums.get(task)
     if sums is None or not sums.pooled.n or not isinstance(sums.pooled, ClassificationSums | LabelSums):
         return [], ""
-    pooled = sums.pooled
+    pooled, totals = sums.pooled, sums.pooled.scores.totals().tolist()
     count = pooled.classes if isinstance(pooled, ClassificationSums) else pooled.labels
     named = [text(name) for name in sequence(mapping(record.result.get("task_classes")).get(task))]
     names = named if len(named) == count else [f"class {index}" for index in range(count)]
     if isinstance(pooled, ClassificationSums):
-        occurs = pooled.confusion.sum(axis=1)
-        asked = [index for index in range(count) if 0 < occurs[index] < pooled.n] if count > 2 else [1]
-        drawn = [plots.confusion_plot(pooled, names), plots.reliability_plot(pooled)]
+        asked = [index for index in range(count) if min(totals[index]) > 0] if count > 2 else [1]
+        # Where policy lets out coarse or noised counts alone, there may be neither.
+        drawn = [] if pooled.hides_confusion else [plots.confusion_plot(pooled, names)]
+        drawn += [plots.reliability_plot(pooled)] if pooled.calibration_cases.any() else []
     else:
-        asked = [index for index in range(count) if pooled.confusion[index].sum(axis=1).all()]
+        asked = [index for index in range(count) if min(totals[index]) > 0]
         drawn = []
     shown = asked[:_MOST_ROC_CLASSES]
     for index in shown:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from fedgraft.server.report.history import Row, mapping, number, sequence
 
-TOO_FEW = "too few to say"
 _MOST_CLASSES = 6
 
 

@@ -9,10 +9,10 @@ from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.checks.explain import plan_table
 from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.models.provenance import Provenance, held_out, may_have_learnt
-from fedgraft.common.models.weights import save_weights
-from fedgraft.common.protocol.routing import Tags, releases_plainly
+from fedgraft.common.models.weights import find, save_weights
+from fedgraft.common.protocol.routing import Tags, own, releases_plainly, stays
 from fedgraft.common.study.inputs import ImageInput, TableInput
-from fedgraft.common.study.study import Study
+from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.rounds.attendance import attendance
 from fedgraft.server.rounds.rounds import RunOutcome
@@ -41,7 +41,11 @@ def write_result(
         "synthetic": synthetic,
         "headline": took_part.headline,
         "plan": plan_table(study, tags, {key: int(value.size) for key, value in outcome.state.items()}, rows),
-        "remarks": [*_measured(study, source), *_remarks(study, totals.undecided), *_no_points(study, outcome.points)],
+        "remarks": [
+            *_measured(study, source, tags),
+            *_remarks(study, totals.undecided),
+            *_no_points(study, outcome.points),
+        ],
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
         "operating_points": outcome.scores.at(outcome.points),
@@ -112,12 +116,27 @@ def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:
     ]
 
 
-def _measured(study: Study, source: Provenance) -> list[str]:
+def _measured(study: Study, source: Provenance, tags: Tags) -> list[str]:
     """That a finished model was measured, and whether that was a fair test, where nobody trained."""
     if study.plan:
         return []
     doubt = may_have_learnt(study, source.manifest) if source.manifest else ""
-    return [f"Nobody trained: {source.says} was measured as it is.", *([doubt] if doubt else [])]
+    said = (f"Nobody trained: {source.says} was measured as it is.", doubt, _without_what_sites_keep(study, tags))
+    return [sentence for sentence in said if sentence]
+
+
+def _without_what_sites_keep(study: Study, tags: Tags) -> str:
+    """A sentence where the figures of the measured model's own run were of what each site keeps too."""
+    folder = find(study.model.weights) if study.model.weights else None
+    if folder is None or not (folder / "study.yaml").is_file():
+        return ""
+    then, _ = read_study(folder / "study.yaml")
+    if not any(own(then.plan[-1], tags, key) for stage in then.plan for key in stays(stage, tags)):
+        return ""
+    return (
+        f"In {then.name} each site keeps entries of its own, and its figures there were of a model with these in it; "
+        "here all sites have the one that they share."
+    )
 
 
 def _no_points(study: Study, points: Points) -> list[str]:

@@ -7,8 +7,8 @@ from functools import reduce
 from typing import Any
 
 from fedgraft.common.metrics.intervals import Interval
-from fedgraft.common.metrics.metrics import worst
 from fedgraft.common.metrics.operating_point import OperatingPoint, chosen, counted
+from fedgraft.common.metrics.over_sites import worst
 from fedgraft.common.metrics.support import equal_mean, intervals, precise_mean, support
 from fedgraft.common.metrics.task_metrics import (
     TaskSums,

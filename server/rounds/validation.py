@@ -136,13 +136,14 @@ _CHUNK = 1 << 16
 
 def squares(array: np.ndarray, other: np.ndarray | None = None) -> float:
     """Sum of squares of `array`, or of its difference from `other`, in pieces that stay in the processor's cache."""
-    flat = array.reshape(-1)
-    if other is None:
-        return float(np.dot(flat, flat))
-    total, base = 0.0, other.reshape(-1)
-    for start in range(0, len(flat), _CHUNK):
-        part = flat[start : start + _CHUNK] - base[start : start + _CHUNK]
-        total += float(np.dot(part, part))
+    flat, total = array.reshape(-1), 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # what is beyond floats is no number, and seen as that
+        if other is None:
+            return float(np.dot(flat, flat))
+        base = other.reshape(-1)
+        for start in range(0, len(flat), _CHUNK):
+            part = flat[start : start + _CHUNK] - base[start : start + _CHUNK]
+            total += float(np.dot(part, part))
     return total
 
 

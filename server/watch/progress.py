@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,26 +15,16 @@ from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.study.schedule import schedule
 from fedgraft.common.study.study import Study
 from fedgraft.server.runs.run_folder import NOTICE, WAITING
-
-_POLL_S = 0.25
+from fedgraft.server.watch.follow import followed
 
 
 @contextmanager
 def shown(run: Path, study: Study, console: Console) -> Iterator[None]:
     """Show the run in `run` while the body carries it out."""
     total = sum(1 for _ in schedule(study))
-    view = _ProgressBar(console, total) if console.is_terminal else _Lines(console, total)
-    stop = threading.Event()
-    path = run / "events.jsonl"
-    start = path.stat().st_size if path.exists() else 0
-    with view:
-        thread = threading.Thread(target=_follow, args=(path, start, view, stop), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+    view = _ProgressBar(console, total) if console.is_terminal or console.is_jupyter else _Lines(console, total)
+    with view, followed(run / "events.jsonl", view.take):
+        yield
 
 
 class _Lines:
@@ -131,20 +119,3 @@ def _macro(event: dict[str, Any]) -> str:
 
 def _missing(event: dict[str, Any]) -> str:
     return "".join(f"; missing: {site}, {code}" for site, code in event["missing"].items())
-
-
-def _follow(path: Path, start: int, view: _Lines | _ProgressBar, stop: threading.Event) -> None:
-    """Read whole lines as they are written; once more after the end."""
-    at, rest = start, b""
-    while True:
-        last = stop.wait(_POLL_S)
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(at)
-                rest += file.read()
-                at = file.tell()
-            *lines, rest = rest.split(b"\n")
-            for line in lines:
-                view.take(json.loads(line))
-        if last:
-            return

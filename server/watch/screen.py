@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedgraft.common.metrics.metric_names import title
+from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.server.watch.board import View
 from fedgraft.server.watch.snapshot import (
-    OTHER_METRICS,
+    FIRST_METRICS,
     RoundView,
     SiteView,
     Snapshot,
@@ -163,7 +164,7 @@ def _headlines(run: Snapshot) -> list[RenderableType]:
 
 
 def _sites(run: Snapshot) -> Table:
-    table = Table("site", "contact", "this exchange", "took part last in", "AUROC", "epsilon", "refusals")
+    table = Table("site", "contact", "this exchange", "took part last in", "figure", "epsilon", "refusals")
     for site in run.sites:
         table.add_row(*(Text(clean(cell)) for cell in _cells(site)))
     return table
@@ -174,10 +175,21 @@ def _cells(site: SiteView) -> tuple[str, ...]:
     now = "-" if site.answered is None else "answered" if site.answered else "at work"
     round_ = "" if site.stage == "evaluate" else f", round {site.round}"
     last = f"{site.exchange}: {site.stage}{round_}" if site.exchange else "-"
-    auroc = ", ".join(f"{values['auroc']:.3f}" for values in site.metrics.values() if values["auroc"] is not None)
     epsilon = "-" if site.epsilon is None else f"{site.epsilon:.3g}"
     refusals = ", ".join(f"{code} x{count}" for code, count in site.refusals.items())
-    return site.name, contact, now, last, auroc or "-", epsilon, refusals or "-"
+    return site.name, contact, now, last, figures_of(site) or "-", epsilon, refusals or "-"
+
+
+def figures_of(site: SiteView) -> str:
+    """The metric that is shown first of each task, or that the site's cases are too few to say."""
+    found = []
+    for task, values in site.metrics.items():
+        known = next(((key, value) for key in FIRST_METRICS if (value := values.get(key)) is not None), None)
+        if task in site.few:
+            found.append((task, TOO_FEW))
+        elif known is not None:
+            found.append((task, f"{title(known[0])} {known[1]:.3f}"))
+    return ", ".join(words if len(site.metrics) == 1 else f"{task} {words}" for task, words in found)
 
 
 def _rounds(run: Snapshot) -> Table:
@@ -188,6 +200,6 @@ def _rounds(run: Snapshot) -> Table:
 
 
 def _figures(row: RoundView) -> list[str]:
-    shown = [(task, key, values.get(key)) for task, values in row.metrics.items() for key in ("auroc", *OTHER_METRICS)]
+    shown = [(task, key, values.get(key)) for task, values in row.metrics.items() for key in FIRST_METRICS]
     figures = [f"{task} {title(key)} {value:.3f}" for task, key, value in shown if value is not None]
     return figures + ([] if row.loss is None else [f"loss {row.loss:.3f}"])

@@ -26,9 +26,9 @@ Metrics = Mapping[str, Mapping[str, float | None]]
 Contact = Mapping[str, tuple[str, float | None]]
 """By site: online, offline or revoked, and the seconds since it was last heard of."""
 
-SITE_METRICS = ("auroc", "accuracy")
-OTHER_METRICS = ("dice", "mae")
-"""Of tasks that do not ask for classes."""
+FIRST_METRICS = ("auroc", "dice", "mae")
+"""What is shown first of a task, whatever it asks for."""
+SITE_METRICS = (*FIRST_METRICS, "accuracy")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ class RoundView:
 
 @dataclass(frozen=True)
 class SiteView:
-    """One site. `exchange` is the last one that it took part in; `refusals` counts its refusals by code."""
+    """One site. `exchange` is the last one that it took part in; `refusals` counts its refusals by code.
+
+    `few` names the tasks of which it has too few cases to say anything.
+    """
 
     name: str
     contact: str
@@ -62,6 +65,7 @@ class SiteView:
     round: int
     refusals: Mapping[str, int]
     metrics: Metrics
+    few: tuple[str, ...]
     epsilon: float | None
     delta: float | None
     unit: str
@@ -268,6 +272,7 @@ def _site(
         round=aggregated["round"] if aggregated else 0,
         refusals=dict(sorted(refusals.items())),
         metrics={task: _shown(values["sites"].get(name, {})) for task, values in metrics.items()},
+        few=tuple(task for task, values in metrics.items() if _too_few(values, name)),
         epsilon=spent.get("epsilon"),
         delta=spent.get("delta"),
         unit=str(spent.get("unit", "")),
@@ -275,8 +280,11 @@ def _site(
 
 
 def _shown(values: Row) -> dict[str, float | None]:
-    other = {metric: values[metric] for metric in OTHER_METRICS if metric in values}
-    return {metric: values.get(metric) for metric in SITE_METRICS} | other
+    return {metric: values[metric] for metric in SITE_METRICS if metric in values}
+
+
+def _too_few(values: Row, name: str) -> bool:
+    return values.get("support", {}).get("sites", {}).get(name, {}).get("enough") is False
 
 
 def _measured(row: Row, name: str) -> bool:

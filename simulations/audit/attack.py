@@ -21,10 +21,10 @@ from fedgraft.simulations.audit import (
 )
 from fedgraft.simulations.audit.attack_target import CPU, AttackTarget, seen_at
 from fedgraft.simulations.audit.findings import AttackAttempt, Finding
-from fedgraft.simulations.audit.home.at_home import promises
 from fedgraft.simulations.audit.lying import courses
 from fedgraft.simulations.audit.mechanism import mechanism
 from fedgraft.simulations.audit.noised import sums_under_attack
+from fedgraft.simulations.audit.promises import promises
 from fedgraft.simulations.planning.pricing import price, private_stages
 
 NO_NOISE = "no noise"
@@ -81,7 +81,7 @@ def attack(study: Study, patients: int, *, allow_plain: bool = False, seed: int 
         *_masks(study, seed),
         *_metrics(seed),
         _coordinator(study, seed),
-        *promises(_ALL),
+        *promises(_ALL, seed),
         *(_controls(attack_targets[0], seed) if attack_targets else ()),
     ]
 

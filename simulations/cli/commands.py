@@ -9,29 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-from rich.console import Console
+from rich.table import Table
 
-from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import environment
-from fedgraft.common.base.errors import InputError, RunError, StudyError
-from fedgraft.common.base.files import home, read_json, write_atomic
+from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.files import home, read_json
 from fedgraft.common.base.terminal import (
     ERR,
     OUT,
     say,
 )
-from fedgraft.common.checks.explain import check_study
 from fedgraft.common.config.suggest import instead
-from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.cli.outcome import demand_enough, show_result
-from fedgraft.server.runs.run_folder import RunFolder
-from fedgraft.server.watch.progress import shown
-from fedgraft.simulations.cli.site_logs import SiteLogs
-from fedgraft.simulations.engines.run import Engine, EngineName, check_hospitals, demand_simulated, prepare
-from fedgraft.simulations.engines.run import resume as resume_run
-from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
-from fedgraft.simulations.phantoms.scenario import load_scenario, source_faults
+from fedgraft.server.tracking.tracker import tracked, trackers
+from fedgraft.simulations.api.simulate import carry_out, choose, set_up
+from fedgraft.simulations.api.site_logs import SiteLogs, explained
+from fedgraft.simulations.engines.run import Engine, EngineName, demand_simulated
+from fedgraft.simulations.phantoms.hospitals import make_hospitals
+from fedgraft.simulations.phantoms.scenario import load_scenario
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,7 @@ class SimulateRequest:
     out: Path | None
     resume: Path | None
     overrides: tuple[str, ...]
+    track: tuple[str, ...] = ()
 
 
 def engine(name: str, workers: int, threads: int) -> Engine:
@@ -56,20 +52,24 @@ def engine(name: str, workers: int, threads: int) -> Engine:
 def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None:
     """Set up a run or continue one, show its progress, and say what came out."""
     console = ERR if as_json else OUT
+
+    def note(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    to = trackers(request.track)
     if request.resume is not None:
         if request.study or request.scenario or request.out or request.overrides:
             raise InputError("--resume takes no other study, scenario, --out or --set.")
         run = request.resume
         demand_simulated(run)
-        study = RunFolder(run).study()
     else:
-        study, run = _set_up(request, console)
+        if request.study is None:
+            raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
+        chosen = choose(request.study, request.overrides, request.scenario)
+        run = set_up(chosen, request.out, note)
     logs = SiteLogs(run)
-    with shown(run, study, console):
-        try:
-            resume_run(run, engine)
-        except RunError as error:
-            raise logs.explained(error) from None
+    with explained(logs), tracked(run, to, note):
+        carry_out(run, engine, console)
     result = read_json(run / "result.json")
     if as_json:
         sys.stdout.write(json.dumps(result | {"run": str(run), "sums": None}) + "\n")
@@ -77,36 +77,8 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
         show_result(run, result)
         if result["synthetic"]:
             say("Phantoms prove the machinery, not clinical benefit.")
-    try:
+    with explained(logs):
         demand_enough(run, result)
-    except RunError as error:
-        raise logs.explained(error) from None
-
-
-def _set_up(request: SimulateRequest, console: Console) -> tuple[Study, Path]:
-    if request.study is None:
-        raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
-    study, named = find_study(request.study, request.overrides)
-    scenario_name = request.scenario or named
-    if scenario_name is None:
-        raise InputError(f"{request.study} names no scenario.", fix="Say which hospitals to simulate: --scenario FILE.")
-    check_study(study, str(request.study))
-    base = request.study.parent if request.scenario is None else Path()
-    relative = base / scenario_name
-    scenario = load_scenario(relative if relative.is_file() else scenario_name)
-    if faults := source_faults(study, scenario):
-        raise StudyError(str(scenario_name), faults)
-    run = request.out or Path("runs") / study.name
-    if run.exists() and any(run.iterdir()):
-        raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
-    demand_place(run)
-    hospitals = hospitals_of(scenario)
-    check_hospitals(study, hospitals, lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True))
-    prepare(study, hospitals, run)
-    # With it, the run can be repeated from its folder alone.
-    plain = yaml.safe_dump(scenario.model_dump(mode="json", exclude_none=True), sort_keys=False)
-    write_atomic(run / "scenario.yaml", plain.encode(), private=True)
-    return study, run
 
 
 def make_data(name: str, out: Path) -> None:
@@ -124,13 +96,23 @@ def doctor(*, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
     else:
-        for key, value in facts.items():
-            if key != "problems":
-                say(f"{key}: {value}")
-        for problem in facts["problems"]:
-            say(f"problem: {problem}")
+        _show_facts(facts)
     if facts["problems"]:
         raise RunError(f"{len(facts['problems'])} problem(s) found.")
+
+
+def _show_facts(facts: dict[str, Any]) -> None:
+    """Packages one below the other, then the machine, then what is wrong."""
+    table = Table("what", "found", show_header=False)
+    for name, version in facts["packages"].items():
+        table.add_row(name, version)
+    for key in ("python", "platform", "device", "cores", "threads", "home", "code_digest"):
+        table.add_row(key.replace("_", " "), str(facts[key]))
+    OUT.print(table)
+    for problem in facts["problems"]:
+        say(f"problem: {problem}")
+    if not facts["problems"]:
+        say("No problems found.")
 
 
 def _problems() -> list[str]:

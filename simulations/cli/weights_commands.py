@@ -15,6 +15,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.base.terminal import OUT, figure, say
 from fedgraft.common.metrics.metric_names import title
+from fedgraft.common.models.packaged_weights import packaged
 from fedgraft.common.models.weights import demand_id, load_weights, save_weights
 from fedgraft.common.models.weights import list_weights as all_weights
 
@@ -33,6 +34,9 @@ def list_weights(*, as_json: bool) -> None:
         label = " (synthetic)" if manifest.synthetic else ""
         table.add_row(manifest.id + label, manifest.backbone, manifest.trained_on, manifest.licence)
     OUT.print(table)
+    for ref in packaged():
+        if ref not in {manifest.id for manifest in manifests}:
+            say(f"{ref} comes with an installed package, and is unpacked when a study first names it.")
 
 
 def import_weights(source: Source, name: str) -> None:

@@ -21,8 +21,6 @@ from fedgraft.common.base.errors import (
     FedgraftError,
     InputError,
     RunError,
-    StudyError,
-    WeightsError,
 )
 from fedgraft.common.base.files import (
     canonical_json,
@@ -35,13 +33,10 @@ from fedgraft.common.base.files import (
     sealed,
     write_json,
 )
-from fedgraft.common.checks.check import check
-from fedgraft.common.checks.explain import check_study
-from fedgraft.common.models.initialise import make_model
-from fedgraft.common.models.provenance import finished
 from fedgraft.common.models.weights import load_manifest
 from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.compare.finished import kept_digest
 from fedgraft.simulations.compare.folds import Fold
 from fedgraft.simulations.compare.models import (
     Few,
@@ -59,6 +54,7 @@ from fedgraft.simulations.compare.question import (
     Question,
     changed,
 )
+from fedgraft.simulations.compare.refusals import check_arm, refuse_seen, refuse_tied
 from fedgraft.simulations.compare.shots import few_shot, part_of
 from fedgraft.simulations.engines.child_path import no_working_folder
 from fedgraft.simulations.engines.process_server import process_server
@@ -103,6 +99,7 @@ class Cell:
             "sources": {site: spec.model_dump(mode="json") for site, spec in sorted(self.job.sources.items())},
             "faults": {site: fault.model_dump(mode="json") for site, fault in sorted(self.job.faults.items())},
             "policies": {site: policy.model_dump(mode="json") for site, policy in sorted(self.job.policies.items())},
+            "kept": self.job.finished and kept_digest(self.job.finished),
         } | ({"base_models": [cell.digest for cell in self.base_models]} if self.base_models else {})
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
@@ -146,10 +143,10 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
     # What is compared is tested on the same patients, so one private arm asks the same of all.
     alone = any(is_private(own) for own in plain.values())
     if alone:
-        _refuse_tied(question, sites, where)
+        refuse_tied(question, sites, where)
     for arm in arms:
         own = plain[arm.name]
-        _check(own, f"{where}, arm {arm.name}", arm)
+        check_arm(own, f"{where}, arm {arm.name}", arm)
         few = _few(question, arm, plain)
         for cases in question.sizes:
             limit = None if few else cases
@@ -160,9 +157,9 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
             for seed in range(seeds):
                 seeded = own.model_copy(update={"seed": own.seed + seed})
                 if arm.weights is not None:
-                    _refuse_seen(seeded, arm, question, f"{where}, arm {arm.name}")
+                    refuse_seen(seeded, arm, question, f"{where}, arm {arm.name}")
                 for fold in _folds(question):
-                    job = _job(ModelJob(seeded, arm.who, specs, fold, question.measure, few, public), sites)
+                    job = _job(ModelJob(seeded, arm.who, specs, fold, question.measure, few, public), sites, arm)
                     alike = [cell for cell in found if (cell.cases, cell.seed, cell.fold) == (cases, seeded.seed, fold)]
                     own_base_models = tuple(cell for name in arm.base_models for cell in alike if cell.arm == name)
                     found.append(Cell(question.name, arm.name, cases, seeded.seed, fold, job, own_base_models))
@@ -170,43 +167,13 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
     return sorted(found, key=lambda cell: places[cell.arm])
 
 
-def _job(job: ModelJob, sites: Hospitals) -> ModelJob:
-    """The job at these hospitals, as `simulate` has them: with what lies beside, with their rules and their faults."""
-    return replace(job, sources=sites.sources, faults=sites.faults, policies=sites.policies)
+def _job(job: ModelJob, sites: Hospitals, arm: Arm) -> ModelJob:
+    """The job at these hospitals, as `simulate` has them: with what lies beside, with their rules and their faults.
 
-
-def _refuse_tied(question: Question, sites: Hospitals, where: str) -> None:
-    """InputError for what would let one patient decide who else trains, or with which label."""
-    capped = any(spec.train_cases is not None for spec in sites.cohorts.values())
-    if (question.cases and not question.shots) or capped:
-        raise InputError(
-            f"{where}: an arm is private, and `cases` takes the first so many patients, which ties them together.",
-            fix="Leave it out; fewer train with a smaller split.train in the question's `set`.",
-        )
-    if any(arm.labels == "shuffled" for arm in question.arms):
-        raise InputError(
-            f"{where}: an arm is private, and shuffled labels are those of other patients, which ties them together.",
-            fix="Ask about shuffled labels in a question of their own, without a private arm.",
-        )
-
-
-def _refuse_seen(study: Study, arm: Arm, question: Question, where: str) -> None:
-    """StudyError for a finished model that may have learnt from cases that it would be tested on."""
-    assert arm.weights is not None
-    if question.folds and not arm.elsewhere:
-        raise StudyError(where, ["weights: with folds every patient is tested, those too that the model learnt from"])
-    try:
-        finished(study, arm.weights, elsewhere=arm.elsewhere)
-    except WeightsError as error:
-        raise StudyError(where, [f"weights: {error}"]) from None
-
-
-def _check(study: Study, source: str, arm: Arm) -> None:
-    """Refuse what cannot work; base models are not there yet, and are looked at when they are."""
-    if not arm.base_models:
-        check_study(study, source)
-    elif faults := check(study, make_model(study).tags()):
-        raise StudyError(source, faults)
+    A finished model that learnt elsewhere is new to them; sites of that name there are others.
+    """
+    finished = None if arm.elsewhere else arm.weights
+    return replace(job, sources=sites.sources, faults=sites.faults, policies=sites.policies, finished=finished)
 
 
 def run(

@@ -7,13 +7,12 @@ import io
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from fedgraft.common.base.disk import demand_place
@@ -32,11 +31,11 @@ from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page
 from fedgraft.simulations.compare.cells import Cell, cells, run
 from fedgraft.simulations.compare.progress import time_left
-from fedgraft.simulations.compare.question import Comparison, Question, read_comparison
+from fedgraft.simulations.compare.question import Question, Questions, read_comparison
 from fedgraft.simulations.compare.result import answered, groups, lines
 from fedgraft.simulations.engines.run import check_hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
-from fedgraft.simulations.phantoms.scenario import load_scenario
+from fedgraft.simulations.phantoms.scenario import Scenario, find_scenario
 
 SCHEMA = 1
 
@@ -47,7 +46,7 @@ class CompareRequest:
 
     study: Path
     out: Path | None
-    scenario: str | None
+    scenario: str | Scenario | None
     overrides: tuple[str, ...]
     seeds: int | None
     arms: tuple[str, ...]
@@ -59,15 +58,34 @@ class CompareRequest:
 
 def compare(asked: CompareRequest, *, as_json: bool) -> None:
     """Carry out a comparison, or what is left of it, and show it."""
-    started = time.monotonic()
+    console = ERR if as_json else OUT
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     study, shipped = find_study(asked.study, asked.overrides)
-    comparison = _chosen(read_comparison(locate(asked.study)), asked)
+    out = carry_out(study, read_comparison(locate(asked.study)), shipped, asked, tell)
+    if as_json:
+        sys.stdout.write(json.dumps(read_json(out / "compare.json") | {"run": str(out)}) + "\n")
+    else:
+        show(out)
+
+
+def carry_out(
+    study: Study, comparison: Questions, shipped: str | None, asked: CompareRequest, tell: Callable[[str], None]
+) -> Path:
+    """Carry out what is left of a comparison, and return its folder with `compare.json`, a table and a page in it.
+
+    `shipped` is the scenario that the study's file names. InputError for what cannot be compared.
+    """
+    started = time.monotonic()
+    comparison = _chosen(comparison, asked)
     out = asked.out or Path("runs") / f"{study.name}-compare"
     demand_place(out)
     todo, synthetic = _cells(study, comparison, asked, shipped)
     _take(out, study)
     out.chmod(0o700)
-    _run([cell for own in todo.values() for cell in own], out / "cells", asked, ERR if as_json else OUT)
+    _run([cell for own in todo.values() for cell in own], out / "cells", asked, tell)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "study": study.name,
@@ -86,20 +104,13 @@ def compare(asked: CompareRequest, *, as_json: bool) -> None:
     result["seconds"] = round(time.monotonic() - started, 1)
     write_json(out / "compare.json", result)
     write_atomic(out / "compare.csv", _csv(rows))
-    page = build_comparison_page(out)
+    build_comparison_page(out)
     make_private(out)
-    if as_json:
-        sys.stdout.write(json.dumps(result | {"run": str(out)}) + "\n")
-    else:
-        _show(result, page)
+    return out
 
 
-def _run(todo: Sequence[Cell], out: Path, asked: CompareRequest, console: Console) -> None:
+def _run(todo: Sequence[Cell], out: Path, asked: CompareRequest, tell: Callable[[str], None]) -> None:
     """Run what is left, and say how far it is: before the first cell, after each, and between while none ends."""
-
-    def tell(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
     started, already = time.monotonic(), None
     tell(f"{len({cell.digest for cell in todo})} runs, {asked.workers} at a time; what is there is not run again")
     for cell, done, of in run(todo, out, asked.workers, asked.threads, tell):
@@ -107,7 +118,7 @@ def _run(todo: Sequence[Cell], out: Path, asked: CompareRequest, console: Consol
         tell(f"{done}/{of} {cell.words()}{time_left(done, of, started, already)}")
 
 
-def _chosen(comparison: Comparison, asked: CompareRequest) -> Comparison:
+def _chosen(comparison: Questions, asked: CompareRequest) -> Questions:
     """The questions that are asked for; with other arms, if some are named."""
     unknown = sorted(set(asked.only) - {question.name for question in comparison.questions})
     if unknown:
@@ -125,10 +136,10 @@ def _chosen(comparison: Comparison, asked: CompareRequest) -> Comparison:
 
 
 def _cells(
-    study: Study, comparison: Comparison, asked: CompareRequest, shipped: str | None
+    study: Study, comparison: Questions, asked: CompareRequest, shipped: str | None
 ) -> tuple[dict[str, list[Cell]], bool]:
     """The cells by question, all of them checked, and whether any hospital is made up."""
-    found, synthetic, looked_at = {}, False, set[str]()
+    found, synthetic, looked_at = {}, False, list[Scenario]()
     for question in comparison.questions:
         task = study.tasks_by_name.get(question.task or study.tasks[0].name)
         if task is not None and not isinstance(task, Task):
@@ -140,17 +151,17 @@ def _cells(
         if name is None:
             raise InputError(f"{asked.study} names no scenario.", fix="Say which hospitals to use: --scenario FILE.")
         base = locate(asked.study).parent if asked.scenario is None else Path()
-        scenario = load_scenario(base / name if (base / name).is_file() else name)
+        scenario = find_scenario(name, base)
         synthetic |= scenario.synthetic
         hospitals, seeds = hospitals_of(scenario), _seeds(comparison, asked, question)
-        if name not in looked_at:
-            looked_at.add(name)
+        if scenario not in looked_at:
+            looked_at.append(scenario)
             check_hospitals(study, hospitals, lambda text: ERR.print(text, highlight=False, markup=False))
         found[question.name] = cells(study, question, hospitals, seeds, str(asked.study))
     return found, synthetic
 
 
-def _seeds(comparison: Comparison, asked: CompareRequest, question: Question | None = None) -> int:
+def _seeds(comparison: Questions, asked: CompareRequest, question: Question | None = None) -> int:
     """How often everything is repeated, or one question: what was asked for goes before what the files say."""
     if asked.seeds or asked.quick:
         return asked.seeds or comparison.quick

@@ -13,7 +13,6 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.preflight.baseline import fit_alone
 from fedgraft.client.privacy.policy import SitePolicy
-from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import predictions
 from fedgraft.client.training.model.loader import Loader
@@ -22,11 +21,11 @@ from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.protocol.routing import own
 from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Recalibrate
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
+from fedgraft.simulations.compare.finished import kept, kept_there
 from fedgraft.simulations.compare.folds import Fold, deal
 from fedgraft.simulations.compare.question import Who
 from fedgraft.simulations.engines.faults import Fault
@@ -39,8 +38,6 @@ from fedgraft.simulations.engines.run import (
 
 MERGED = "*"
 """The name of the one model that all sites share; a site's own model has the site's name, which is never this."""
-
-_LATEST = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -83,6 +80,8 @@ class ModelJob:
     faults: Mapping[str, Fault] = field(default_factory=dict)
     policies: Mapping[str, SitePolicy] = field(default_factory=dict)
     """By site what goes wrong there and its rules, where it has any, as in a simulation of the same hospitals."""
+    finished: str | None = None
+    """Of a run of these hospitals that is measured: its folder, in which lies what each of them keeps."""
 
     @property
     def hospitals(self) -> tuple[str, ...]:
@@ -96,10 +95,11 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
     home = prepared(job, job.cohorts, home_of(folder))
     cohorts = {site: simulated_cohort(job.study, home, site) for site in job.hospitals}
     counted = {site: cohorts[site] for site in job.measure or cohorts}
+    of: Callable[[str], Arrays]
     if job.who == "together":
         troubles = federate(home)
         local_model, state = LocalModel(job.study, device), load_tensors(home / "model.safetensors")
-        of: Callable[[str], Arrays] = lambda site: state | _kept(job.study, home, site, local_model)  # noqa: E731
+        of = lambda site: state | kept(job.study, home, site, local_model.tags)  # noqa: E731
         return {
             MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}
         }, troubles
@@ -107,7 +107,8 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
         return _newcomers(job, folder, counted, device)
     if job.who == "nobody":
         local_model, state = LocalModel(job.study, device), initialise(job.study).state()
-        return {MERGED: {site: _ask(local_model, state, job.study, cohort) for site, cohort in counted.items()}}, []
+        of = lambda site: state | (kept_there(job.finished, site, local_model.tags) if job.finished else {})  # noqa: E731
+        return {MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}}, []
     trainers = {MERGED: pool(list(cohorts.values()))} if job.who == "pooled" else cohorts
     found: Found = {}
     troubles = []
@@ -185,16 +186,6 @@ def federate(home: Path) -> list[str]:
     resume(home, report=False)
     result = read_json(home / "result.json")
     return [] if result["status"] == "completed" else [str(result["headline"])]
-
-
-def _kept(study: Study, home: Path, site: str, local_model: LocalModel) -> dict[str, np.ndarray]:
-    """What the site keeps in place of the aggregated entries at the end."""
-    kept = LocalState(home / "sites" / site / "local_state" / study.digest[:16]).before(_LATEST)
-    return {
-        key: array
-        for key, array in kept.items()
-        if key in local_model.tags and study.plan and own(study.plan[-1], local_model.tags, key)
-    }
 
 
 def _ask(local_model: LocalModel, state: Arrays, study: Study, cohort: Cohort) -> dict[str, Answers]:

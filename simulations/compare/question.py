@@ -201,7 +201,7 @@ class Question(Value):
         return faults
 
 
-class Comparison(Value):
+class Questions(Value):
     """Questions, and over how many seeds each is asked. `quick` is the number of seeds of a first look."""
 
     seeds: Annotated[int, Field(ge=1)] = 3
@@ -209,20 +209,25 @@ class Comparison(Value):
     questions: Annotated[tuple[Question, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Comparison:
+    def _names_differ(self) -> Questions:
         names = [question.name for question in self.questions]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"more than one question is called {', '.join(twice)}")
         return self
 
 
-def read_comparison(path: Path) -> Comparison:
+def usual_questions() -> Questions:
+    """What is compared where nothing else is asked for."""
+    return Questions(questions=(Question(arms=tuple(BUILT_IN[name] for name in _FIRST)),))
+
+
+def read_comparison(path: Path) -> Questions:
     """What a study's file says under `compare`, or the usual arms. StudyError with every fault."""
     asked = read_mapping(path).get("compare")
     if asked is None:
-        return Comparison(questions=(Question(arms=tuple(BUILT_IN[name] for name in _FIRST)),))
+        return usual_questions()
     try:
-        return Comparison.model_validate(asked)
+        return Questions.model_validate(asked)
     except ValidationError as error:
         raise StudyError(str(path), [f"compare.{fault}" for fault in describe(error)]) from None
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.metrics.metrics import ClassificationSums
-from fedgraft.common.metrics.support import Support, support
+from fedgraft.common.metrics.support import TOO_FEW, Support, support
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.arm_plans import arm_plans
 from fedgraft.simulations.compare.bootstrap import (
@@ -30,7 +30,6 @@ from fedgraft.simulations.compare.cells import Cell, CellOutcome, outcome
 from fedgraft.simulations.compare.models import MERGED, Answers, Found
 from fedgraft.simulations.compare.question import Expectation, Question
 
-TOO_FEW = "too few to say"
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
 Drawn = dict[Replicate, dict[str, Floats]]
 """By replicate and site the metric: the estimate first, then its bootstrap draws."""

@@ -107,11 +107,16 @@ def _judge(look: SiteLook, study: Study, config: SiteConfig, cohort: Cohort) -> 
         text = _in_scenario(f"{line.description}. {line.fix}".rstrip())
         if _stops(line, study, config):
             look.faults.append(f"{_place(study, spec, line)}: {text}")
-        elif line.level is Level.FAILS or (line.level is Level.NOTE and line.name.startswith(_COUNTED)):
+        elif line.level is Level.FAILS or (_left_something_out(line) and line.name.startswith(_COUNTED)):
             look.notes.append(text)
     if len(set(cohort.patients)) < 2:
         fix = "With one patient nothing can be tested: name the patients' column, or add others."
         look.faults.append(f"{spec.labels or spec.root}: all cases are of one patient. {fix}")
+
+
+def _left_something_out(line: FindingLine) -> bool:
+    """Whether a line tells of what is not used; that strangers lie among the images is fine, and said all the same."""
+    return line.level is Level.NOTE or bool(line.figures.get("other_files"))
 
 
 def _stops(line: FindingLine, study: Study, config: SiteConfig) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -141,6 +143,22 @@ class Scenario(Value):
     allow_missing_sites: bool = False
     """Simulate without the sites whose data cannot be used; else nothing begins."""
 
+    @staticmethod
+    def read(source: Path | str) -> Scenario:
+        """The scenario in a YAML file, or the one of that name that ships. StudyError lists every fault.
+
+        Relative paths of cohorts are relative to the file.
+        """
+        return load_scenario(source)
+
+    @staticmethod
+    def parse(values: Mapping[str, Any]) -> Scenario:
+        """The scenario of plain values, as a file has them; relative paths are below the folder where one works.
+
+        StudyError lists every fault.
+        """
+        return _parsed(copy.deepcopy(dict(values)), Path.cwd(), "the scenario")
+
     @model_validator(mode="after")
     def _possible(self) -> Scenario:
         names = [site.name for site in self.sites]
@@ -173,15 +191,25 @@ def load_scenario(path: Path | str) -> Scenario:
     Relative paths of cohorts are relative to the file. Nothing that a cohort points at needs to exist.
     """
     file = _find(Path(path))
-    data = read_mapping(file)
-    _anchor(data, file.parent.resolve())
+    return _parsed(read_mapping(file), file.parent.resolve(), str(file))
+
+
+def find_scenario(named: Scenario | Path | str, base: Path) -> Scenario:
+    """A scenario, the one in a file that lies relative to `base`, or the one of that name that ships."""
+    if isinstance(named, Scenario):
+        return named
+    return load_scenario(base / named if (base / named).is_file() else named)
+
+
+def _parsed(data: dict[str, Any], folder: Path, source: str) -> Scenario:
+    _anchor(data, folder)
     try:
         return Scenario.model_validate(data)
     except ValidationError as error:
         faults = describe(error)
         # pydantic does not come to this check while any site has faults of its own.
         hidden = [fault for fault in _twice(_names(data)) if not any(fault in line for line in faults)]
-        raise StudyError(str(file), faults + hidden) from None
+        raise StudyError(source, faults + hidden) from None
 
 
 def _known(site: SiteEntry, names: list[str]) -> bool:

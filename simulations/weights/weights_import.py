@@ -8,17 +8,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import ENDS, InputError, WeightsError
 from fedgraft.common.base.files import home, parse_tensors
+from fedgraft.common.config.config_files import describe
 from fedgraft.common.models.backbones import Backbone, build_image_backbone, stem_name
+from fedgraft.common.models.efficientnet_lite import from_published
 from fedgraft.common.models.initialise import graft
 from fedgraft.common.models.model import TransferModel
+from fedgraft.common.models.packaged_weights import LITE_INPUT
 from fedgraft.common.models.weights import (
     KeyReport,
     WeightsManifest,
@@ -41,6 +46,7 @@ _INPUTS = {
         size=_SIZE, channels=3, normalise="fixed", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     ),
     "zscore": ImageInput(size=_SIZE, channels=3, normalise="zscore"),
+    "lite": LITE_INPUT,
     "unknown": None,
 }
 
@@ -49,15 +55,18 @@ _INPUTS = {
 class Source:
     """Where weights come from: a file, and what a person says of it. `enum` names an entry of torchvision's weights.
 
-    `normalise` is how images were prepared for them: `imagenet` for the usual constants, `zscore`, or not known.
+    `normalise` is how images were prepared for them: `imagenet` for the usual constants, `lite` for (x - 127) / 128 as
+    EfficientNet-Lite wants it, `zscore`, or not known; `mean` and `std` (of colours, 0 to 1) say it in numbers.
     """
 
     file: Path
     backbone: str
     licence: str
     trained_on: str = "not stated"
-    normalise: Literal["imagenet", "zscore", "unknown"] = "unknown"
+    normalise: Literal["imagenet", "zscore", "lite", "unknown"] = "unknown"
     enum: str | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyReport]:
@@ -72,7 +81,10 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
     demand_place(target)
     data = _read(source.file)
     described = _describe(source, data)
-    given = _current_names(_with_prefix(_tensors(source.file, data)))
+    tensors = _tensors(source.file, data)
+    if source.backbone == "efficientnet_lite0":
+        tensors = from_published(tensors)
+    given = _current_names(_with_prefix(tensors))
     own = _backbone_for(source.backbone, described["input"].size if described["input"] else _SIZE, given)
     unused = ("heads.", "backbone.aux1.", "backbone.aux2.", *([f"backbone.{own.head}."] if own.head else []))
     kept = {key: array for key, array in given.items() if not key.startswith(unused)}
@@ -80,8 +92,14 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
     # Files from before torch counted batches lack the counts; only a momentum of None would need them.
     kept |= {key: np.array(0) for key in model.tags() if key.endswith(".num_batches_tracked") and key not in kept}
     report = graft(model, kept, str(source.file))
-    if source.normalise == "imagenet" and kept[f"backbone.{stem_name(own.module)}.weight"].shape[1] == 1:
-        described["input"] = ImageInput(size=_SIZE, channels=1, normalise="fixed", mean=(0.449,), std=(0.226,))
+    seen = described["input"]
+    if (
+        seen is not None
+        and seen.normalise == "fixed"
+        and kept[f"backbone.{stem_name(own.module)}.weight"].shape[1] == 1
+    ):
+        grey = {"mean": (round(fmean(seen.mean), 3),), "std": (round(fmean(seen.std), 3),)}
+        described["input"] = seen.model_copy(update={"channels": 1, **grey})
     facts = described | {
         "id": name,
         "backbone": source.backbone,
@@ -156,10 +174,20 @@ def _backbone_for(name: str, size: int, arrays: Mapping[str, np.ndarray]) -> Bac
         return build_image_backbone(name, 1, size) if first is not None and first.shape[1:2] == (1,) else colour
 
 
+def _input(source: Source) -> ImageInput | None:
+    """How images were prepared, in numbers or by its name. InputError for numbers that cannot be."""
+    if not source.mean and not source.std:
+        return _INPUTS[source.normalise]
+    try:
+        return ImageInput(size=_SIZE, channels=3, normalise="fixed", mean=source.mean, std=source.std)
+    except ValidationError as error:
+        raise InputError("--mean, --std: " + "; ".join(describe(error))) from None
+
+
 def _describe(source: Source, data: bytes) -> dict[str, Any]:
     """Input, origin and licence: what torchvision says of its own weights, or what the person says."""
     if source.enum is None:
-        return {"input": _INPUTS[source.normalise], "trained_on": source.trained_on, "licence": source.licence}
+        return {"input": _input(source), "trained_on": source.trained_on, "licence": source.licence}
     import torchvision  # takes seconds, and only its own weights need it
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,39 +9,45 @@ from typing import Annotated, Literal
 import typer
 
 from fedgraft.client.cli.app import app as site
-from fedgraft.common.base.command_line import command_group, say_error, threads_that_say_a_line
+from fedgraft.common.base.command_line import command_group, examples, run_command
+from fedgraft.common.base.switches import set_switches
 from fedgraft.server.cli.app import app as server
 from fedgraft.simulations.cli.app import privacy, study
 
-# Flower reports home and looks for updates unless told not to; a hospital's machine does neither. And no Python that
-# is started from here looks for modules in the folder where somebody works, where a `random.py` may lie.
-for _switch, _value in (
-    ("FLWR_TELEMETRY_ENABLED", "0"),
-    ("FLWR_DISABLE_UPDATE_CHECK", "1"),
-    ("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1"),
-    ("RAY_USAGE_STATS_ENABLED", "0"),
-    ("PYTHONSAFEPATH", "1"),
-):
-    os.environ.setdefault(_switch, _value)
+set_switches()
 
 app = command_group("Federated transfer learning for medical imaging across hospitals.")
 data = command_group("Phantom hospitals.")
 weights = command_group("Pretrained weights: train, import, look at, verify.")
-app.add_typer(data, name="data")
-app.add_typer(weights, name="weights")
-app.add_typer(study, name="study")
-app.add_typer(privacy, name="privacy")
-app.add_typer(server, name="server")
-app.add_typer(site, name="site")
+_RUN, _PLAN, _USE, _DEPLOY = "Run on this machine", "Before a run", "Use what came out", "Run at real hospitals"
+app.add_typer(study, name="study", rich_help_panel=_PLAN)
+app.add_typer(privacy, name="privacy", rich_help_panel=_PLAN)
+app.add_typer(weights, name="weights", rich_help_panel=_PLAN)
+app.add_typer(data, name="data", rich_help_panel=_PLAN)
+app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
+app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]
-Prepared = Literal["imagenet", "zscore", "unknown"]
+Prepared = Literal["imagenet", "zscore", "lite", "unknown"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from fedgraft.common.base.environment import fedgraft_version
+
+        typer.echo(f"fedgraft {fedgraft_version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def _common(debug: Annotated[bool, typer.Option(help="Keep the trace of an error in a private file.")] = False) -> None:
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Keep the trace of an error in a private file.")] = False,
+    version: Annotated[  # noqa: ARG001 - it is answered before anything else is looked at
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
     global _debug  # noqa: PLW0603 - the one switch that must reach main() past typer
     _debug = debug
 
@@ -50,7 +55,14 @@ def _common(debug: Annotated[bool, typer.Option(help="Keep the trace of an error
 _debug = False
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_RUN,
+    epilog=examples(
+        "fedgraft simulate quickstart --out runs/one",
+        "fedgraft simulate my.yaml --scenario hospitals.yaml --engine pool --workers 4",
+        "fedgraft simulate --resume runs/one",
+    ),
+)
 def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     study_file: Annotated[Path | None, typer.Argument(metavar="STUDY", help="The study's YAML file.")] = None,
     scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
@@ -59,6 +71,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     engine: Annotated[str, typer.Option(help="inprocess, pool (worker processes) or ray.")] = "inprocess",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of pool and ray.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="torch threads per site.")] = 1,
+    track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
     set_: Sets = None,
     as_json: AsJson = False,
 ) -> None:
@@ -66,13 +79,18 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.simulations.cli import commands
 
     commands.simulate(
-        commands.SimulateRequest(study_file, scenario, out, resume, tuple(set_ or ())),
+        commands.SimulateRequest(study_file, scenario, out, resume, tuple(set_ or ()), tuple(track or ())),
         commands.engine(engine, workers, threads),
         as_json=as_json,
     )
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_RUN,
+    epilog=examples(
+        "fedgraft compare quickstart --arm study --arm local --arm pooled --seeds 3",
+    ),
+)
 def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     study_file: StudyFile,
     out: Annotated[Path | None, typer.Option(help="Folder; continued if it exists. runs/STUDY-compare.")] = None,
@@ -105,7 +123,13 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     carry_out(asked, as_json=as_json)
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_USE,
+    epilog=examples(
+        "fedgraft predict runs/one images --out said --heat cam",
+        "fedgraft predict runs/one images --out said --site runs/one/sites/north",
+    ),
+)
 def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or weights with heads.")],
     images: Annotated[Path, typer.Argument(help="A folder of DICOM files or images, or a CSV table.")],
@@ -124,7 +148,30 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     carry_out(PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, tuple(accept or ())))
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_USE,
+    epilog=examples(
+        "fedgraft export runs/one --to onnx --out model",
+    ),
+)
+def export(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or weights with heads.")],
+    to: Annotated[str, typer.Option(help="onnx, torchscript, safetensors or monai-bundle.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the model and what is to be known of it.")],
+    site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
+) -> None:
+    """Write a finished model in a form that other programs read."""
+    from fedgraft.client.inference.command import export_model
+
+    export_model(model, to, out, site)
+
+
+@app.command(
+    rich_help_panel=_USE,
+    epilog=examples(
+        "fedgraft report runs/one",
+    ),
+)
 def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
     """Build the HTML report of a run again."""
     from fedgraft.server.report import build_report
@@ -132,7 +179,12 @@ def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
     typer.echo(build_report(run))
 
 
-@app.command()
+@app.command(
+    rich_help_panel=_RUN,
+    epilog=examples(
+        "fedgraft doctor --json",
+    ),
+)
 def doctor(as_json: AsJson = False) -> None:
     """Versions, device and settings, and what is wrong with them."""
     from fedgraft.simulations.cli import commands
@@ -160,7 +212,7 @@ def weights_list(as_json: AsJson = False) -> None:
 
 
 @weights.command("show")
-def weights_show(ref: str) -> None:
+def weights_show(ref: Annotated[str, typer.Argument(help="An id, or a folder of weights.")]) -> None:
     """The manifest of some weights."""
     from fedgraft.common.models.weights import load_manifest
 
@@ -186,6 +238,8 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
     file: Annotated[Path | None, typer.Option(help="With Enum.NAME: the weights file, already here.")] = None,
     trained_on: Annotated[str, typer.Option(help="What they were trained on.")] = "not stated",
     normalise: Annotated[Prepared, typer.Option(help="How images were prepared for them.")] = "unknown",
+    mean: Annotated[list[float] | None, typer.Option(help="In numbers: one, or three for red, green, blue.")] = None,
+    std: Annotated[list[float] | None, typer.Option(help="Likewise, of pixels from 0 to 1.")] = None,
 ) -> None:
     """Take in weights from a local file; nothing is ever downloaded."""
     from fedgraft.common.base.errors import InputError
@@ -197,7 +251,8 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
         raise InputError("--file goes with the name of torchvision's weights, such as ResNet18_Weights.IMAGENET1K_V1.")
     path, enum = (file, source) if by_name else (Path(source), None)
     assert path is not None
-    weights_commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum), id_)
+    constants = tuple(mean or ()), tuple(std or ())
+    weights_commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum, *constants), id_)
 
 
 @weights.command("soup")
@@ -227,17 +282,7 @@ def weights_pretrain(
 
 def main() -> None:
     """Run the command. However it ends, people see a message of a line, and programs an exit code."""
-    before = os.umask(0o077)  # what a command writes is for whoever typed it
-    try:
-        with threads_that_say_a_line(debug=lambda: _debug):
-            code = app(standalone_mode=False)
-    except BaseException as error:  # extensions in Rust panic with one that is no Exception
-        if isinstance(error, SystemExit):
-            raise
-        sys.exit(say_error(error, debug=_debug))
-    finally:
-        os.umask(before)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(run_command(app, lambda: _debug))
 
 
 if __name__ == "__main__":

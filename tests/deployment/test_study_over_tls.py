@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from fedgraft.client.governance.approval import approve
 from fedgraft.common.base.files import load_tensors
+from fedgraft.simulations.engines.run import OPEN
 from helpers.federation import Federation, same_weights, until
 from helpers.plans import MANY_KINDS
 from helpers.runs import open_to_others
@@ -91,6 +93,45 @@ def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part
     of_south = [line for line in map(json.loads, logs["south"]) if line["study"] == plain.digest]
     assert {line["kind"] for line in of_south} == {"refusal"}
     assert set(json.loads((federation.root / "open" / "result.json").read_text())["sites"]) == {"east", "north"}
+
+
+def test_a_given_model_is_measured_under_each_site_s_rules(federation, three, make_study, tmp_path):
+    """Nobody trains, and figures are all that leaves: as they are, coarse, or not at all, as the site's policy says."""
+    trained = simulate(make_study(method=METHOD | {"name": "fedavg"}), three, tmp_path / "trained")
+    model = {"backbone": "slim_resnet", "weights": str(trained)}
+    study = make_study(plan=[], model=model, name="measured")
+    rules = {"east": "exact", "north": "suppressed", "south": "none"}
+    policies = {
+        name: OPEN.model_copy(update={"metrics": rule, "allow_non_dp": rule == "exact"}) for name, rule in rules.items()
+    }
+    configs = {name: federation.site(name) / "site.yaml" for name in SITES}
+    before = {name: path.read_text() for name, path in configs.items()}
+    for name, path in configs.items():
+        policy = policies[name].model_dump(mode="json")
+        path.write_text(yaml.safe_dump(yaml.safe_load(before[name]) | {"policy": policy}))
+        federation.fedgraft(
+            "site", "approve", federation.write(study, "measured.yaml"), "--home", federation.site(name)
+        )
+    try:
+        done = federation.run(study, "measured")
+    finally:
+        for name, path in configs.items():
+            path.write_text(before[name])
+    assert "Nobody trained" in done.stdout
+    reference = simulate(study, replace(three, policies=policies), tmp_path / "reference")
+    ours, theirs = (json.loads((run / "result.json").read_text()) for run in (federation.root / "measured", reference))
+    assert (ours["status"], ours["engine"]) == ("completed", "deployed")
+    assert ours["metrics"] == theirs["metrics"]
+    assert ours["sums"] == theirs["sums"]
+    then = json.loads((trained / "result.json").read_text())["metrics"]["cls"]["sites"]
+    assert set(ours["metrics"]["cls"]["sites"]) == {"east", "north"}
+    assert ours["metrics"]["cls"]["sites"]["east"] == then["east"]
+    assert same_weights(federation.root / "measured", trained)
+    for name in SITES:
+        lines = (federation.site(name) / "state" / "egress.jsonl").read_text().splitlines()
+        sent = [line for line in map(json.loads, lines) if line["study"] == study.digest and line["kind"] == "update"]
+        assert [line["tensors"] for line in sent] == [{}], "one exchange, and no entry"
+        assert bool(sent[0]["metrics"]) == (name != "south")
 
 
 def test_a_study_that_nobody_approved_fails_and_says_why_on_both_sides(federation, make_study):

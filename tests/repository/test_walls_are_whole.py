@@ -11,7 +11,7 @@ OF_PYTHON_ALONE = {"client/preflight/environment.py", "client/privacy/dp/dp_safe
 
 
 def sources() -> dict[str, str]:
-    packages = ("common", "client", "server", "simulations")
+    packages = ("common", "client", "server", "simulations", "src/fedgraft")  # links are not followed
     paths = (path for package in packages for path in (ROOT / package).rglob("*.py"))
     own = (ROOT / "src" / "fedgraft").glob("*.py")
     return {path.relative_to(ROOT).as_posix(): path.read_text() for path in (*paths, *own)}

@@ -16,6 +16,7 @@ from fedgraft.client.governance.verdict import judge
 from fedgraft.common.base.errors import StudyError, WeightsError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.checks.explain import check_study, explain
+from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.models.model import build_model
 from fedgraft.common.models.weights import find, load_manifest
 from fedgraft.common.study.schedule import schedule, split_at, step_at
@@ -88,6 +89,7 @@ def test_what_leaves_is_what_each_site_s_policy_of_metrics_says(
     assert metrics["sites"]["south"]["loss"] is metrics["sites"]["west"]["loss"] is None
     assert metrics["intervals"]["sites"]["south"] == metrics["intervals"]["sites"]["west"] == {}
     assert read_json(made / "result.json")["status"] == "completed"
+    assert build_report(made).is_file(), "sums of exact and coarse counts are read back"
 
 
 def test_under_masks_the_sums_of_all_sites_are_read_and_no_more(
@@ -200,3 +202,34 @@ def test_finished_models_are_arms_of_a_comparison(
     assert len(cells(study, anew, hospitals, 2, "test")) == 4
     with pytest.raises(ValueError, match="a finished model is measured as it is"):
         Question.model_validate({"arms": [BUILT_IN["study"], {"name": "x", "weights": "y", "method": "fedavg"}]})
+
+
+def test_a_finished_model_is_measured_with_what_each_site_keeps(
+    make_study: MakeStudy, hospitals: Hospitals, tmp_path: Path
+) -> None:
+    """Its run's own figures were of that; a run that shares the same model and keeps nothing has others."""
+    local = {"steps": 4, "batch_size": 8, "lr": 0.01}
+    plain, kept = (
+        make_study(method={"name": name, "rounds": 1, "local": local}, evaluate={"every": 0})
+        for name in ("fedavg", "ditto")
+    )
+    runs = {study: simulate(study, hospitals, tmp_path / name) for study, name in ((plain, "plain"), (kept, "kept"))}
+    assert load_manifest(str(runs[plain])).sha256 == load_manifest(str(runs[kept])).sha256
+    assert sites_of(runs[plain]) != sites_of(runs[kept])
+    arms = [
+        {"name": "theirs", "weights": str(runs[kept] / "model.safetensors")},
+        {"name": "shared", "weights": str(runs[plain])},
+        {"name": "foreign", "weights": str(runs[kept]), "elsewhere": True},
+    ]
+    question = Question.model_validate({"arms": arms, "against": "shared", "metric": "accuracy"})
+    todo = cells(plain, question, hospitals, 1, "test")
+    list(run(todo, tmp_path / "cells", 1, 1))
+    measured = simulate(measuring(make_study, runs[kept]), hospitals, tmp_path / "measured")
+    assert sites_of(measured) == sites_of(runs[plain]), "what all share"
+    assert "each site keeps entries of its own" in read_json(measured / "result.json")["remarks"][1]
+    wanted = {"theirs": runs[kept], "shared": runs[plain], "foreign": runs[plain]}
+    for cell in todo:
+        found = outcome(cell, tmp_path / "cells").found[MERGED]
+        for site, values in sites_of(wanted[cell.arm]).items():
+            sums = ClassificationSums.of(found[site]["cls"].logits, found[site]["cls"].targets)
+            assert sums.values() == pytest.approx(values, abs=1e-6), (cell.arm, site)

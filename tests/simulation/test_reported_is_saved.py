@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from scipy.special import logit
 
+import fedgraft as fg
 from conftest import Command
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.cohorts.folders import files
@@ -158,8 +159,20 @@ def test_the_table_of_predict_has_the_figures_of_the_run(
             target = cohort.targets[task.name][cohort.splits["test"]].numpy()
             spacings = np.array(cohort.spacings)[cases]
             found = sums_of(task, *answered(task, said, target, spacings, Path(f"said-{site}"))).values()
+            assert_as_in_python(task, rows, fg.load_run(run).model(site if own else None).predict(root))
             but = ("loss",) if isinstance(task, Segmentation) else ()  # a mask says nothing of how sure it is
             assert_same(found, result["metrics"][task.name]["sites"][site], (site, task.name), but)
+
+
+def assert_as_in_python(task: AnyTask, rows: dict[str, dict[str, str]], said: fg.Predictions) -> None:
+    """The same call from Python says the same of the same files."""
+    own = said.answers[task.name]
+    for at, name in enumerate(said.names):
+        if isinstance(task, Regression):
+            assert float(rows[name][f"{task.name} ({task.unit})"]) == pytest.approx(own[at], abs=1e-6)
+        elif not isinstance(task, Segmentation):
+            shares = [float(rows[name][f"{task.name}:{one}"]) for one in task.names]
+            assert own[at] == pytest.approx(shares, abs=1e-6)
 
 
 def answered(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedgraft.client.data.cohorts import experiment, splits
 from fedgraft.client.data.cohorts.cache import Decoded, load, store
-from fedgraft.client.data.cohorts.folders import Found, files, walk
+from fedgraft.client.data.cohorts.folders import Found, files, walk, within
 from fedgraft.client.data.cohorts.masks import folders
 from fedgraft.client.data.cohorts.scan import (
     Scan,
@@ -133,7 +133,10 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
     Writes to `place.state`: `splits.csv`, and `left_out.csv` with the files that were not used and why.
     """
     if isinstance(wanted.input, TableInput) != (spec.kind == "table"):
-        raise DataError(f"Site {name}: its data are of kind {spec.kind}, but the study's input is {wanted.input.kind}.")
+        raise DataError(
+            f"Site {name}: its data are of kind {spec.kind}, but the study's input is {wanted.input.kind}.",
+            fix=f"Check `kind` of the cohort of {spec.root}, or give the site a study for such data.",
+        )
     if isinstance(wanted.input, TableInput):
         decoded, facts = _table(spec, wanted, wanted.input, place), Counter[str]()
     else:
@@ -189,7 +192,7 @@ def _table(spec: CohortSpec, wanted: CohortRequest, columns: TableInput, place: 
 
 def _images(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place: Place) -> tuple[Decoded, Counter[str]]:
     for folder in (place.cache, place.state):
-        if folder.resolve().is_relative_to(spec.root.resolve()):
+        if within(folder, spec.root):
             raise DataError(f"{folder}: is inside the cohort's own folder {spec.root}.", fix="Keep it somewhere else.")
     found = walk(spec.root)
     key = _cache_key(spec, wanted, size, place, found)

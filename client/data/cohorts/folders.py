@@ -32,12 +32,16 @@ def walk(root: Path) -> Found:
 
     Folders behind links come after all others, so that a link to a folder of `root` itself is what is passed over.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: is no folder.", fix="Check `root` of the site's cohort.")
     try:
         os.scandir(root).close()
-    except OSError as error:
-        raise DataError(f"{root}: cannot be opened: {error.strerror}.", fix="Give this account the right to.") from None
+        _place(root)
+    except PermissionError:
+        raise DataError(
+            f"{root}: cannot be opened: Permission denied.",
+            fix="Give this account the right to open the folder and to list what is in it.",
+        ) from None
+    except OSError:
+        raise DataError(f"{root}: is no folder.", fix="Check `root` of the site's cohort.") from None
     found, seen = Found(), set[tuple[int, int]]()
     links = list(_below(root, found, seen))
     while links:
@@ -45,6 +49,19 @@ def walk(root: Path) -> Found:
     found.files.sort()
     found.passed_over.sort()
     return found
+
+
+def is_there(path: Path, *, folder: bool = False) -> bool:
+    """Whether a path is a file, or a folder; not if this account may not look."""
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except OSError:
+        return False
+
+
+def within(inner: Path, outer: Path) -> bool:
+    """Whether a path leads into a folder, or is that folder, links followed; links in a circle lead nowhere."""
+    return Path(os.path.realpath(inner)).is_relative_to(os.path.realpath(outer))
 
 
 def files(root: Path) -> list[Path]:
@@ -58,15 +75,15 @@ def _below(folder: Path, found: Found, seen: set[tuple[int, int]]) -> Iterator[P
     while waiting:
         here = waiting.pop()
         try:
-            stat = here.stat()
+            place = _place(here)
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
         except OSError:
             found.passed_over.append((here, NO_RIGHT))
             continue
-        if (stat.st_dev, stat.st_ino) in seen:
+        if place in seen:
             found.passed_over.append((here, TWICE))
             continue
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add(place)
         for entry in entries:
             path = here / entry.name
             if entry.name.startswith("."):
@@ -81,6 +98,12 @@ def _below(folder: Path, found: Found, seen: set[tuple[int, int]]) -> Iterator[P
                 found.passed_over.append((path, kind))
 
 
+def _place(folder: Path) -> tuple[int, int]:
+    """What tells a folder from all others. PermissionError also for one whose names may be listed and not opened."""
+    found = os.stat(f"{folder}/.")  # noqa: PTH116 - pathlib would leave out the dot
+    return found.st_dev, found.st_ino
+
+
 def _kind(entry: os.DirEntry[str]) -> str:
     try:
         if entry.is_dir():
@@ -89,4 +112,4 @@ def _kind(entry: os.DirEntry[str]) -> str:
             return "file"
     except OSError:
         return NO_RIGHT
-    return BROKEN if entry.is_symlink() else SPECIAL
+    return SPECIAL if Path(entry.path).exists() else BROKEN

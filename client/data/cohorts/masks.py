@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fitted_shape
-from fedgraft.client.data.cohorts.folders import files
+from fedgraft.client.data.cohorts.folders import HIDDEN, is_there, walk, within
 from fedgraft.client.data.decoding.decoder import Limits, read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
@@ -57,7 +57,9 @@ class Masks:
     def finish(self) -> Counter[str]:
         """All that was odd, once every image has been looked up."""
         for task, folder in self._folders.items():
-            there = {path for path in files(folder) if path.suffix == SUFFIX}
+            found = walk(folder)
+            self.problems.update(reason for _, reason in found.passed_over if reason != HIDDEN)
+            there = {path for path in found.files if path.suffix == SUFFIX}
             if rest := len(there - self._used[task]):
                 self.problems[WITHOUT_IMAGE] += rest
         return self.problems
@@ -68,7 +70,7 @@ class Masks:
     def _one(self, task: str, name: str, shape: tuple[int, ...], pixel_aspect: float) -> Mask:
         folder = self._folders.get(task)
         path = folder / Path(name).with_suffix(SUFFIX) if folder is not None else None
-        if path is None or not path.is_file():
+        if path is None or not is_there(path):  # what may not be looked at is counted by `finish`
             return self._none()
         self._used[task].add(path)
         try:
@@ -87,14 +89,14 @@ def folders(spec: CohortSpec, tasks: Sequence[str]) -> dict[str, Path]:
     """The folder of each task that has one. DataError if the site's folder is none, or lies among the images."""
     if spec.mask_images is None or not tasks:
         return {}
-    if not spec.mask_images.is_dir():
+    if not is_there(spec.mask_images, folder=True):
         raise DataError(f"{spec.mask_images}: is no folder.", fix="Check `mask_images` of the site's cohort.")
-    if spec.mask_images.resolve().is_relative_to(spec.root.resolve()):
+    if within(spec.mask_images, spec.root):
         raise DataError(
             f"{spec.mask_images}: masks lie in the folder of the images, and would be taken for images.",
             fix="Move them to a folder of their own.",
         )
-    own = {task: spec.mask_images / task for task in tasks if (spec.mask_images / task).is_dir()}
+    own = {task: spec.mask_images / task for task in tasks if is_there(spec.mask_images / task, folder=True)}
     return own or ({tasks[0]: spec.mask_images} if len(tasks) == 1 else {})
 
 

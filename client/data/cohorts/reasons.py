@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedgraft.client.data.cohorts.folders import BROKEN, HIDDEN, NO_RIGHT, SPECIAL, TWICE
+from fedgraft.client.data.tables.targets import BY_OTHERS
 
 STRANGERS = frozenset({"not_dicom", "not_an_image", "no_pixels", HIDDEN})
 """Files that were never meant to be images of the cohort."""
@@ -26,6 +27,8 @@ UNREADABLE: Mapping[str, str] = {
     "unreadable_element": "A number in the header is no number; have the program mended that wrote it",
     "unsupported_syntax": "No decoder is installed for their transfer syntax; export them in another one, for instance "
     "Explicit VR Little Endian",
+    "no_dicom_inside": "Their names say DICOM, and their content does not: an export may have failed",
+    "image_without_pixels": "",
     "no_right_to_read": "Give this account the right to read them",
     "pages_of_several_sizes": "Save the page that is meant as a file of its own",
 }
@@ -52,6 +55,18 @@ NOTES: Mapping[str, tuple[str, str]] = {
         "images whose window of width 1 would leave black and white of values from 0 to 1",
         "They are shown from 0 to 1; set `window` of the cohort for another range.",
     ),
+    BY_OTHERS: (
+        "labels that only the entry `all others` of label_map explains",
+        "If a word among them is misspelt in label_map, or missing from it, correct that.",
+    ),
+    "derived_frames": (
+        "files with frames that no scanner took, such as localizers, beside others",
+        "Those frames are left out; list their kind as `accept` of the cohort to have them.",
+    ),
+    "more_pixels_than_said": (
+        "files with pixels of more frames than their header says",
+        "The first ones are used; have the program mended that lost NumberOfFrames.",
+    ),
     "several_pages": (
         "files with several pages, of which one is used",
         "Say by `frames` of the cohort which: all, middle or first.",
@@ -61,4 +76,4 @@ NOTES: Mapping[str, tuple[str, str]] = {
         "They are as dark as a screen shows them; stretch them to 16 bits if other sites' are bright.",
     ),
 }
-"""What is odd in files that are used all the same: what it is, and what to do."""
+"""What is odd in files and rows that are used all the same: what it is, and what to do."""

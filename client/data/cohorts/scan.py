@@ -13,35 +13,25 @@ from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
 from fedgraft.client.data.cohorts.folders import walk
+from fedgraft.client.data.cohorts.labels import Join, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
 from fedgraft.client.data.decoding.decoder import Limits, read_dicom, read_images
 from fedgraft.client.data.decoding.dicom import DicomImage
 from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.data.tables.csv_tables import column, read_csv
-from fedgraft.client.data.tables.joins import differences
 from fedgraft.client.data.tables.patient_ids import SIMILAR, similar
-from fedgraft.client.data.tables.table import NOBODY, check_missing, row_targets
+from fedgraft.client.data.tables.table import NOBODY
 from fedgraft.client.data.tables.targets import (
     LabelReader,
     Target,
-    same,
-    unknown,
 )
-from fedgraft.client.data.tables.words import Cell, check_words
+from fedgraft.client.data.tables.words import Cell, check_words, is_missing
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.tasks import AnyTask, Segmentation, Task
 
-_KEYS = {
-    "patient": ("PatientID", "patient_id", "patient", "subject"),
-    "study": ("StudyInstanceUID", "study_uid", "study"),
-    "series": ("SeriesInstanceUID", "series_uid", "series"),
-    "sop": ("SOPInstanceUID", "sop_uid", "sop"),
-    "path": ("path", "file", "filename", "image"),
-}
-"""Usual names of the column that a labels table is joined by."""
+NO_DICOM_INSIDE, _DICOM_SUFFIXES = "no_dicom_inside", frozenset({".dcm", ".dicom", ".ima"})
 
 
 @dataclass
@@ -65,47 +55,30 @@ class Scan:
     facts: Counter[str] = field(default_factory=Counter)
 
 
-Labels = Mapping[str, Mapping[str, Target]]
-"""Targets by task, by key of the join."""
-
-
 def name_below(path: Path, root: Path) -> str:
     """A file's name relative to `root`; bytes that are no UTF-8, as old archives have them, are spelt out."""
     return path.relative_to(root).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Labels | None:
-    """The labels table, by key; None if there is none. DataError if two rows of one key disagree."""
-    if spec.labels is None:
-        return None
-    join = "path" if spec.kind == "images" else spec.join
-    table = read_csv(spec.labels)
-    check_missing(table, spec)
-    key_column = column(table, spec.key_column, _KEYS[join], f"the {join}")
-    labels: dict[str, dict[str, Target]] = {}
-    for at, found in enumerate(row_targets(table, tasks, spec)):
-        cell = table.rows[at][key_column]
-        key = Path(cell).as_posix() if join == "path" else cell
-        if not all(same(labels.setdefault(key, found)[task], own) for task, own in found.items()):
-            raise DataError(f"{table.where(at)}: an earlier line has the same {join} with another label.")
-    return labels
-
-
 def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
     """The images below a folder of DICOM files, with labels and what was left out by reason."""
-    labels, scan, seen = read_labels(spec, tasks), _empty(tasks), _Seen()
-    masks, join = Masks(spec, tasks, size), _Join(labels, tasks)
+    scan, seen = _empty(tasks), _Seen()
+    labels = read_labels(spec, tasks, scan.problems)
+    masks, join = Masks(spec, tasks, size), Join(labels, tasks)
     limits = Limits(spec.file_seconds, spec.file_gigabytes)
     for at, path in enumerate(_all_files(spec, scan)):
-        if spec.labels is not None and path.resolve() == spec.labels.resolve():
+        if is_labels(path, spec):
             continue
         name = name_below(path, spec.root)
         try:
             image = read_dicom(path, spec.window, spec.frames, spec.accept, limits)
         except UnusableError as unusable:
-            _leave_out(scan, at, unusable.reason)
+            stranger = unusable.reason == "not_dicom" and path.suffix.lower() in _DICOM_SUFFIXES
+            _leave_out(scan, at, NO_DICOM_INSIDE if stranger else unusable.reason)
             continue
         patient = image.keys["patient"]
+        if is_missing(Cell(patient, ""), spec):
+            patient = ""
         if seen.again(patient, image):
             _leave_out(scan, at, "duplicate")
             continue
@@ -175,15 +148,17 @@ class _Seen:
 
 def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
     """Read a folder of ordinary images: labels from the table, or from the name of the sub-folder."""
-    labels, scan, masks = read_labels(spec, tasks), _empty(tasks), Masks(spec, tasks, size)
+    scan, masks = _empty(tasks), Masks(spec, tasks, size)
+    labels = read_labels(spec, tasks, scan.problems)
     by_folder, reader = (_by_folder(spec, tasks) if labels is None else None), LabelReader(spec, tasks)
-    patients, join = _patients(spec), _Join(labels, tasks)
+    patients, join = read_patients(spec), Join(labels, tasks)
     limits = Limits(spec.file_seconds, spec.file_gigabytes)
     for at, path in enumerate(_all_files(spec, scan)):
         name = name_below(path, spec.root)
+        if is_labels(path, spec):
+            continue
         if path.suffix.lower() not in SUFFIXES:
-            if path.suffix.lower() != ".csv":
-                _leave_out(scan, at, "not_an_image")
+            _leave_out(scan, at, "not_an_image")
             continue
         try:
             image = read_images(path, spec.frames, limits)
@@ -208,7 +183,7 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
             scan.origins.append(at)
             scan.patients.append(patient or NOBODY)
             _label(scan, found, masks.of(name, frame.shape[:2], 1.0, len(image.frames)))
-    reader.finish()
+    scan.problems.update(reader.finish())
     scan.problems.update(join.finish())
     scan.problems.update(masks.finish())
     if patients is not None:
@@ -234,23 +209,6 @@ def _label(scan: Scan, found: Mapping[str, Target], masks: Mapping[str, Mask]) -
         scan.masks[task].append(mask)
 
 
-def _patients(spec: CohortSpec) -> Mapping[str, str] | None:
-    """The patient of every file, if the labels table says; None if every file is its own patient.
-
-    DataError if two rows of one file disagree.
-    """
-    if spec.patient_column is None or spec.labels is None:
-        return None
-    table = read_csv(spec.labels)
-    key = column(table, spec.key_column, _KEYS["path"], "the path")
-    patient = column(table, spec.patient_column, (), "the patients")
-    patients: dict[str, str] = {}
-    for at, row in enumerate(table.rows):
-        if patients.setdefault(Path(row[key]).as_posix(), row[patient]) != row[patient]:
-            raise DataError(f"{table.where(at)}: an earlier line has the same path with another patient.")
-    return patients
-
-
 def _empty(tasks: Sequence[AnyTask]) -> Scan:
     masks = {task.name: list[Mask]() for task in tasks if isinstance(task, Segmentation)}
     return Scan(targets={task.name: [] for task in tasks if task.name not in masks}, masks=masks)
@@ -266,32 +224,6 @@ def _all_files(spec: CohortSpec, scan: Scan) -> list[Path]:
     found = walk(spec.root)
     scan.problems.update(reason for _, reason in found.passed_over)
     return found.files
-
-
-class _Join:
-    """Rows of the labels table by key: those that met a file, and files that met none."""
-
-    def __init__(self, labels: Labels | None, tasks: Sequence[AnyTask]) -> None:
-        self._labels = labels
-        self._nothing = {task.name: unknown(task) for task in tasks if not isinstance(task, Segmentation)}
-        self._used = set[str]()
-        self._alone: Counter[str] = Counter()
-
-    def of(self, key: str) -> Mapping[str, Target]:
-        """The targets of a file with this key; all unknown if the table has no row of it."""
-        if self._labels is not None and key and key in self._labels:
-            self._used.add(key)
-            return self._labels[key]
-        self._alone[key] += 1
-        return self._nothing
-
-    def finish(self) -> Counter[str]:
-        """How many files had no row, how many rows no file, and by what their keys differ if by little."""
-        if self._labels is None:
-            return Counter()
-        rows = [key for key in self._labels if key not in self._used]
-        counts = Counter({"no_label_row": self._alone.total(), "label_without_file": len(rows)})
-        return +(counts + differences(self._alone, rows))
 
 
 def _count_similar(scan: Scan) -> None:

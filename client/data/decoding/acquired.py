@@ -6,11 +6,18 @@ shows no patient at all (a dose report). It is left out by a reason of its own, 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 
 from pydicom.dataset import Dataset
 
+from fedgraft.client.data.decoding.grey import functional_group
 from fedgraft.client.data.spec import DERIVED
+
+
+def _any_of(*words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![A-Z0-9])(?:{'|'.join(words)})(?![A-Z0-9])")
+
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _CLASSES = {
@@ -49,12 +56,19 @@ _MODALITIES = {
     "RTSTRUCT": "other_object",
     "RTPLAN": "other_object",
 }
-_LOCALIZERS = frozenset({"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM", "SCANOGRAM"})
-_SCREENS = frozenset({"SCREEN SAVE", "SCREENSAVE", "SCREEN_SAVE", "SCREENSHOT", "SCREEN SHOT", "SCREEN CAPTURE"})
-_PROTOCOLS = frozenset({"CT_SOM5 PROT", "PATIENT PROTOCOL", "PROT"})
-_REFORMATTED = frozenset(
-    {"PROJECTION IMAGE", "MIP", "MINIP", "MPR", "REFORMATTED", "VRT", "VOLUME_RENDER", "CSA 3D EDITOR", "CSA RESAMPLED"}
+_LOCALIZERS = _any_of("LOCALIZER", "LOCALISER", "SCOUT", "TOPO", "TOPOGRAM", "SCANOGRAM", "SURVEY", "SURVIEW")
+_SCREENS = _any_of("SCREEN SAVE", "SCREENSAVE", "SCREENSHOT", "SCREEN SHOT", "SCREEN CAPTURE")
+_DOSES = _any_of("PROT", "PATIENT PROTOCOL", "DOSE", "DOSE REPORT", "DOSEREPORT")
+_REFORMATTED = _any_of(
+    *("PROJECTION IMAGE", "MIP", "MINIP", "MAXIP", "MAX IP", "MIN IP", "MPR", "CPR", "REFORMATTED"),
+    *("VRT", "VOLUME RENDER", "VOLUME RENDERED", "VOLUME RENDERING", "VOLREN", "CSA 3D EDITOR", "CSA RESAMPLED"),
 )
+"""Words that say what an image type is, wherever they stand: CT_SOM5 MIP, MIP_THIN, MAX_IP."""
+_FRAME_TYPES = {
+    "MR": "MRImageFrameTypeSequence",
+    "CT": "CTImageFrameTypeSequence",
+    "PT": "PETFrameTypeSequence",
+}
 _SLIDE = "77.1.6"
 _AROUND_A_SLIDE = frozenset({"LABEL", "OVERVIEW", "THUMBNAIL"})
 
@@ -65,8 +79,18 @@ def not_acquired(dataset: Dataset, accept: Collection[str] = ()) -> str | None:
     if by_class is not None and by_class not in accept:
         return by_class
     # What is accepted by its class is what its image type says all the same: DERIVED, SECONDARY.
-    kinds = [_by_image_type(dataset)] if by_class is None else [_by_image_type(dataset, DERIVED[:2])]
-    return next((kind for kind in kinds if kind is not None and kind not in accept), None)
+    kind = _by_image_type(_words(dataset, "ImageType"), dataset, DERIVED if by_class is None else DERIVED[:2])
+    return None if kind in accept else kind
+
+
+def frame_not_acquired(dataset: Dataset, index: int, accept: Collection[str] = ()) -> str | None:
+    """As `not_acquired`, of one frame of an enhanced image: the file may be MIXED."""
+    name = _FRAME_TYPES.get(_text(dataset, "Modality").upper())
+    for sequence in _FRAME_TYPES.values() if name is None else (name,):
+        if (group := functional_group(dataset, index, sequence)) is not None:
+            kind = _by_image_type(_words(group, "FrameType"), dataset, DERIVED)
+            return None if kind in accept else kind
+    return None
 
 
 def _by_class(dataset: Dataset) -> str | None:
@@ -79,21 +103,21 @@ def _by_class(dataset: Dataset) -> str | None:
     return _MODALITIES.get(_text(dataset, "Modality").upper())
 
 
-def _by_image_type(dataset: Dataset, among: Collection[str] = DERIVED) -> str | None:
-    words = _words(dataset)
-    later = set(words[2:])
+def _by_image_type(words: Sequence[str], dataset: Dataset, among: Collection[str]) -> str | None:
+    later = "\\".join(words[2:]).replace("_", " ")
     found = {
-        "localizer": bool(_LOCALIZERS & later),
-        "dose_report": bool(_PROTOCOLS & later) or any("DOSE" in word for word in later),
-        "secondary_capture": bool(_SCREENS & later),
-        "slide_label": _SLIDE in _text(dataset, "SOPClassUID") and bool(_AROUND_A_SLIDE & later),
-        "derived_image": words[1:2] == ["SECONDARY"] or (words[:1] == ["DERIVED"] and bool(_REFORMATTED & later)),
+        "localizer": _LOCALIZERS.search(later) is not None,
+        "dose_report": _DOSES.search(later) is not None,
+        "secondary_capture": _SCREENS.search(later) is not None,
+        "slide_label": _SLIDE in _text(dataset, "SOPClassUID") and not _AROUND_A_SLIDE.isdisjoint(words[2:]),
+        "derived_image": words[1:2] == ["SECONDARY"]
+        or (words[:1] == ["DERIVED"] and _REFORMATTED.search(later) is not None),
     }
     return next((kind for kind, is_one in found.items() if is_one and kind in among), None)
 
 
-def _words(dataset: Dataset) -> list[str]:
-    value = dataset.get("ImageType")
+def _words(dataset: Dataset, name: str) -> list[str]:
+    value = dataset.get(name)
     values = [value] if isinstance(value, str) else list(value or ())
     return [str(word).strip("\0 ").upper() for word in values]
 

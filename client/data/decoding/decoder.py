@@ -130,25 +130,32 @@ def _start() -> subprocess.Popen[bytes]:
     """A new process that has said that it is ready. DataError if it cannot be had."""
     single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     environment = os.environ | single | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "fedgraft.client.data.decoding.worker", str(_IDLE_S)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # decoders quote what they read
-        env=environment,
-        start_new_session=True,  # a Ctrl-C is for whoever asks
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "fedgraft.client.data.decoding.worker", str(_IDLE_S)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # decoders quote what they read
+            env=environment,
+            start_new_session=True,  # a Ctrl-C is for whoever asks
+        )
+    except OSError as error:
+        raise _not_started(str(error.strerror)) from None
     assert process.stdout is not None
     try:
         messages.read(process.stdout)
     except (EOFError, OSError):
         process.kill()
         process.wait()
-        raise DataError(
-            "The process that decodes files could not be started.",
-            fix=f"Try `{sys.executable} -m fedgraft.client.data.decoding.worker 9` to see why.",
-        ) from None
+        raise _not_started("it ended at once") from None
     return process
+
+
+def _not_started(why: str) -> DataError:
+    return DataError(
+        f"The process that decodes files could not be started: {why}.",
+        fix=f"Try `{sys.executable} -m fedgraft.client.data.decoding.worker 9` to see why.",
+    )
 
 
 _DECODER = _Decoder()

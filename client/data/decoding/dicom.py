@@ -18,12 +18,21 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length, pixel_array
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
 
-from fedgraft.client.data.decoding.acquired import not_acquired
+from fedgraft.client.data.decoding.acquired import frame_not_acquired, not_acquired
 from fedgraft.client.data.decoding.facts import facts
 from fedgraft.client.data.decoding.grey import (
     Floats,
@@ -38,6 +47,10 @@ from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import Window
 
 UNSUPPORTED = "unsupported_syntax"
+DERIVED_FRAMES, MORE_PIXELS = "derived_frames", "more_pixels_than_said"
+_END_OF_IMAGE, _PADDING = b"\xff\xd9", b"\0\xff"
+"""What ends an image of JPEG, JPEG-LS and JPEG 2000, and may stand behind it."""
+_WITH_END = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes})
 
 _TAGS = [
     "PatientID",
@@ -98,6 +111,7 @@ _TAGS = [
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _DIRECTORY = "1.2.840.10008.1.3.10"
+_STANDARD = "1.2.840.10008."
 _RGB = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 """What pydicom and its decoders bring to RGB. Retired colour spaces (YBR_PARTIAL, ARGB, CMYK, HSV) are refused."""
 
@@ -127,7 +141,8 @@ def read_dicom(path: Path, window: Window | None, frames: str, accept: Collectio
         dataset = _open(path)
         with wall("undecodable"):
             _check(dataset, accept)
-            indices, notes = _chosen(dataset, frames), Counter[str]()
+            notes = Counter[str]()
+            indices = _chosen(dataset, frames, accept, notes)
             images = [_image(dataset, index, window, notes) for index in indices]
             aspect, width_mm = _pixel(dataset, indices[0])
             return DicomImage(images, aspect, _keys(dataset), facts(dataset, indices[0]), width_mm, tuple(notes))
@@ -185,12 +200,14 @@ def _check(dataset: Dataset, accept: Collection[str]) -> None:
         raise UnusableError("not_an_image")
     if (kind := not_acquired(dataset, accept)) is not None:
         raise UnusableError(kind)
-    if str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":
+    if "YES" in str(dataset.get("BurnedInAnnotation") or "").upper():
         raise UnusableError("burned_in_annotation")
     native = not dataset.file_meta.TransferSyntaxUID.is_encapsulated
     if not any(name in dataset for name in _PIXELS):
         # pydicom drops an element that the file's end cuts off; compressed pixels take all others with them.
         cut = ("Rows" in dataset and "Columns" in dataset) or (not native and not len(dataset))
+        if not cut and _is_image(dataset):
+            raise UnusableError("image_without_pixels")
         raise UnusableError("truncated" if cut else "no_pixels")
     if not _can_decode(dataset.file_meta.TransferSyntaxUID):
         raise UnusableError(UNSUPPORTED)
@@ -201,12 +218,33 @@ def _check(dataset: Dataset, accept: Collection[str]) -> None:
         raise UnusableError("truncated")
 
 
-def _chosen(dataset: Dataset, frames: str) -> Sequence[int]:
+def _is_image(dataset: Dataset) -> bool:
+    """Whether the object says that it is an image, as "CT Image Storage" does, or its class is missing or cut off."""
+    storage = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+    if not storage.startswith(_STANDARD):  # a vendor's own objects often have no pixels
+        return _STANDARD.startswith(storage)
+    name = pydicom.uid.UID(storage).name
+    return name == storage or "Image Storage" in name
+
+
+def _chosen(dataset: Dataset, frames: str, accept: Collection[str], notes: Counter[str]) -> Sequence[int]:
+    """The numbers of the frames that are used, of those that a scanner took. UnusableError if it took none."""
     count = max(1, whole(dataset, "NumberOfFrames") or 1)
-    return {"all": range(count), "middle": [count // 2], "first": [0]}[frames]
+    kinds = [frame_not_acquired(dataset, index, accept) for index in range(count)]
+    taken = [index for index, kind in enumerate(kinds) if kind is None]
+    if not taken:
+        raise UnusableError(str(kinds[0]))
+    if len(taken) < count:
+        notes[DERIVED_FRAMES] += 1
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated and "PixelData" in dataset:
+        surplus = len(dataset.PixelData) - get_expected_length(dataset)
+        if surplus >= get_expected_length(dataset) // count:
+            notes[MORE_PIXELS] += 1
+    return {"all": taken, "middle": [taken[len(taken) // 2]], "first": taken[:1]}[frames]
 
 
 def _image(dataset: Dataset, index: int, window: Window | None, notes: Counter[str]) -> Floats:
+    _check_end(dataset, index)
     photometric = str(dataset.PhotometricInterpretation)
     if photometric in _RGB:
         return _unit(np.asarray(pixel_array(dataset, index=index)), int(dataset.BitsStored))
@@ -216,6 +254,18 @@ def _image(dataset: Dataset, index: int, window: Window | None, notes: Counter[s
     if photometric == "PALETTE COLOR":
         return palette(dataset, stored).astype(np.float32)
     return grey(dataset, stored, index, window, notes)
+
+
+def _check_end(dataset: Dataset, index: int) -> None:
+    """UnusableError: `truncated`, for a stream without its end. Decoders fill up what is missing, and say nothing."""
+    if dataset.file_meta.TransferSyntaxUID not in _WITH_END:
+        return
+    offsets = [dataset.get(name) for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    count = max(1, whole(dataset, "NumberOfFrames") or 1)
+    extended = None if None in offsets else (offsets[0], offsets[1])
+    stream = get_frame(dataset.PixelData, index, number_of_frames=count, extended_offsets=extended)
+    if not stream.rstrip(_PADDING).endswith(_END_OF_IMAGE):
+        raise UnusableError("truncated")
 
 
 def _stored(dataset: Dataset, index: int) -> NDArray[Any]:

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from fedgraft.client.data.decoding.lookup import read_table
-from fedgraft.client.data.decoding.numbers import first
+from fedgraft.client.data.decoding.numbers import UNREADABLE_ELEMENT, first, single
+from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import Window
 
 Floats = NDArray[np.float32]
 WINDOW_WIDTH_1 = "window_width_1"
 
+_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 _PERCENTILES = (0.5, 99.5)
 """Shown from black to white where a file has no window: robust against hot pixels and markers."""
 
@@ -101,7 +103,7 @@ def _modality(dataset: Dataset, stored: NDArray[Any], index: int) -> NDArray[np.
 
 def _rescale(dataset: Dataset, index: int) -> tuple[float, float]:
     source = functional_group(dataset, index, "PixelValueTransformationSequence") or dataset
-    slope, intercept = first(source, "RescaleSlope"), first(source, "RescaleIntercept")
+    slope, intercept = single(source, "RescaleSlope"), single(source, "RescaleIntercept")
     # A slope of 0 would erase the image; it is what some files write for "none".
     return slope or 1.0, intercept or 0.0
 
@@ -152,7 +154,16 @@ def stated_window(dataset: Dataset, index: int) -> tuple[float, float, str] | No
     center, width = first(source, "WindowCenter"), first(source, "WindowWidth")
     if center is None or width is None or width <= 0:
         return None
-    return center, width, str(source.get("VOILUTFunction") or "LINEAR").strip().upper()
+    return center, width, _function(source)
+
+
+def _function(source: Dataset) -> str:
+    """How the first window is meant. UnusableError for what the standard does not know: another would be a guess."""
+    value = source.get("VOILUTFunction") or ""
+    name = str(value if isinstance(value, str) else next(iter(value), "")).strip("\0 ").upper() or _FUNCTIONS[0]
+    if name not in _FUNCTIONS:
+        raise UnusableError(UNREADABLE_ELEMENT)
+    return name
 
 
 def _narrow(dataset: Dataset, values: NDArray[np.float64], index: int, notes: Counter[str]) -> Window | None:

@@ -18,7 +18,10 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 SEVERAL_PAGES, TWELVE_BITS = "several_pages", "twelve_bits_in_16"
 
 _DEPTH = {"1": 1, "L": 255, "RGB": 255, "I;16": 65535, "I;16L": 65535, "I;16B": 65535}
-_PHOTOMETRIC, _SUBFILE = 262, 254
+_PHOTOMETRIC, _SUBFILE, _SAMPLE_FORMAT = 262, 254, 339
+_NO_PAGE = 1 | 4
+"""Of a TIFF's kind of page: a smaller copy, a mask."""
+_SIGNED = 2
 _LARGEST_OF_12_BITS = 4095
 
 
@@ -35,12 +38,18 @@ def read_images(path: Path, frames: Literal["all", "middle", "first"]) -> ImageF
     notes = Counter[str]()
     with wall("unreadable"):
         try:
-            with Image.open(path) as opened:
+            if path.stat().st_size == 0:
+                raise UnusableError("empty_file")
+            # Not by its name: Pillow would map the file, and mix up rows of a TIFF that is to be turned by 90 degrees.
+            with path.open("rb") as file, Image.open(file) as opened:
                 pages = _pages(opened)
                 if len(pages) > 1 and frames != "all":
                     notes[SEVERAL_PAGES] += 1
                 chosen = {"all": pages, "middle": [pages[len(pages) // 2]], "first": pages[:1]}[frames]
-                return ImageFile([_page(opened, page, notes) for page in chosen], tuple(notes))
+                found = [_page(opened, page, notes) for page in chosen]
+            with Image.open(path) as again:  # checksums of PNG, by which decoding does not go
+                again.verify()
+            return ImageFile(found, tuple(notes))
         except UnidentifiedImageError:
             raise UnusableError("unreadable") from None
         except PermissionError:
@@ -53,7 +62,7 @@ def read_images(path: Path, frames: Literal["all", "middle", "first"]) -> ImageF
 
 
 def _pages(opened: Image.Image) -> list[int]:
-    """The numbers of the pages that are images of their own, not smaller copies of another.
+    """The numbers of the pages that are images of their own, not smaller copies or masks of another.
 
     UnusableError: `pages_of_several_sizes`, since nobody can say which of them is meant.
     """
@@ -64,7 +73,7 @@ def _pages(opened: Image.Image) -> list[int]:
     for page in range(count):
         opened.seek(page)
         tags: Any = getattr(opened, "tag_v2", {})
-        if not int(tags.get(_SUBFILE, 0)) & 1:
+        if not int(tags.get(_SUBFILE, 0)) & _NO_PAGE:
             sizes[page] = opened.size
     if len(set(sizes.values())) > 1:
         raise UnusableError("pages_of_several_sizes")
@@ -74,8 +83,13 @@ def _pages(opened: Image.Image) -> list[int]:
 def _page(opened: Image.Image, page: int, notes: Counter[str]) -> NDArray[np.float32]:
     if getattr(opened, "n_frames", 1) > 1:
         opened.seek(page)
+    tags: Any = getattr(opened, "tag_v2", {})
     # Pillow turns TIFF round whose 0 is white, but only up to 8 bits.
-    white_is_zero = opened.mode.startswith("I;16") and opened.getexif().get(_PHOTOMETRIC) == 0
+    white_is_zero = opened.mode.startswith(("I;16", "F")) and tags.get(_PHOTOMETRIC) == 0
+    signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    deep = ";16" in str(
+        getattr(opened, "tile", "")
+    )  # of which Pillow keeps the upper 8 bits where there are several channels
     image = ImageOps.exif_transpose(opened)
     if image.mode == "I":  # Pillow's 32-bit mode, which it also uses for 16-bit PNG
         whole = np.asarray(image, dtype=np.float64)
@@ -87,12 +101,16 @@ def _page(opened: Image.Image, page: int, notes: Counter[str]) -> NDArray[np.flo
         values = np.asarray(image, dtype=np.float32)
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
             raise UnusableError("float_outside_0_1")
-        return values
+        return 1 - values if white_is_zero else values
     if image.mode not in _DEPTH:
         image = image.convert("L" if image.mode == "LA" else "RGB")
     stored = np.asarray(image)
     if image.mode.startswith("I;16"):
         _note_depth(stored, notes)
+    elif signed and image.mode == "L" and stored.max() > 127:  # Pillow takes -1 for 255
+        raise UnusableError("integers_outside_16_bits")
+    elif deep:
+        _note_depth(stored.astype(np.uint16) << 8, notes)
     shades = stored.astype(np.float32) / np.float32(_DEPTH[image.mode])
     return 1 - shades if white_is_zero else shades
 

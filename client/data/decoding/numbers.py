@@ -30,6 +30,14 @@ def first(dataset: Dataset, name: str) -> float | None:
     return _number(value)
 
 
+def single(dataset: Dataset, name: str) -> float | None:
+    """As `first`, of an element that has one value. UnusableError also if it has several that differ."""
+    value = dataset.get(name)
+    if isinstance(value, list | tuple | MultiValue) and len({_number(part) for part in value}) > 1:
+        raise UnusableError(UNREADABLE_ELEMENT)
+    return first(dataset, name)
+
+
 def pair(dataset: Dataset | None, name: str) -> tuple[float, float] | None:
     """The two numbers of an element; None if it is absent, empty, or has another count. UnusableError as `first`."""
     value = dataset.get(name) if dataset is not None else None
@@ -43,7 +51,7 @@ def pair(dataset: Dataset | None, name: str) -> tuple[float, float] | None:
 
 def whole(dataset: Dataset, name: str) -> int | None:
     """The whole number of an element; None if it is absent or empty. UnusableError as `first`."""
-    number = first(dataset, name)
+    number = single(dataset, name)
     if number is not None and number != int(number):
         raise UnusableError(UNREADABLE_ELEMENT)
     return None if number is None else int(number)

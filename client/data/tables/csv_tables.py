@@ -14,7 +14,7 @@ from fedgraft.common.base.errors import DataError
 
 Row = Mapping[str, str]
 
-_SEPARATOR = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+_SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n?|\n)', re.IGNORECASE)
 """The line that Excel writes first, and reads, to say what divides cells."""
 _FORMULA = re.compile(r'="(.*)"', re.DOTALL)
 """How Excel is kept from taking 00123 for a number."""
@@ -44,7 +44,7 @@ class Table:
 
 
 def read_csv(path: Path) -> Table:
-    """A CSV file with a header; comma, semicolon or tab; UTF-8 or UTF-16. DataError if it cannot be read as one.
+    """A CSV file with a header; comma, semicolon, tab or bar; UTF-8 or UTF-16. DataError if it cannot be read as one.
 
     Excel's `sep=` line, columns without name or content behind the last one, empty rows, and `="00123"` are taken for
     what they mean.
@@ -54,7 +54,8 @@ def read_csv(path: Path) -> Table:
     skipped = 1 if first else 0
     text = text[first.end() :] if first else text
     delimiter = first[1] if first else _delimiter(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    # Strict: else a quote that is never closed takes in all rows up to the next one, without a word.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     rows, lines = [], []
     for line, cells in _rows(path, reader, skipped):
@@ -65,6 +66,7 @@ def read_csv(path: Path) -> Table:
             cells.pop()
         if len(cells) != len(header):
             raise DataError(f"{path}: line {line} has more or fewer cells than the header.")
+        _check_quotes(path, line, cells, delimiter)
         rows.append(dict(zip(header, cells, strict=True)))
         lines.append(line)
     if not rows:
@@ -86,12 +88,19 @@ def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+        raise DataError(f"{path}: cannot be read: {error.strerror}.", fix=_next_step(error)) from None
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), _without_mark(content))
     try:
         return content.decode(encoding)
     except UnicodeDecodeError:
         raise DataError(f"{path}: is not UTF-8 text.", fix="Save the table as CSV in UTF-8.") from None
+
+
+def _next_step(error: OSError) -> str:
+    """What somebody can do whose table cannot be opened."""
+    if isinstance(error, PermissionError):
+        return "Give this account the right to read it."
+    return "Check the path in the site's cohort: `labels`, or for a table `root`."
 
 
 def _without_mark(content: bytes) -> str:
@@ -103,14 +112,14 @@ def _without_mark(content: bytes) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """What the header has most of outside quotes: comma, semicolon or tab."""
-    header = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
-    return max(",;\t", key=header.count)
+    """What the header has most of outside quotes: comma, semicolon, tab or bar."""
+    header = re.split(r"[\r\n]", re.sub(r'"[^"]*"', "", text.lstrip("\r\n")), maxsplit=1)[0]
+    return max(",;\t|", key=header.count)
 
 
 def _rows(path: Path, reader: Iterator[list[str]], skipped: int) -> Iterator[tuple[int, list[str]]]:
     """Rows that say anything, stripped, with the number of the line they end on."""
-    at = 0
+    at = skipped
     try:
         for row in reader:
             at = getattr(reader, "line_num", 0) + skipped
@@ -118,7 +127,29 @@ def _rows(path: Path, reader: Iterator[list[str]], skipped: int) -> Iterator[tup
             if any(cells):
                 yield at, cells
     except csv.Error as error:
-        raise DataError(f"{path}: line {getattr(reader, 'line_num', 0) + skipped} is no CSV: {error}.") from None
+        raise DataError(
+            f"{path}: what begins on line {at + 1} is no CSV: {error}.",
+            fix='Look for a quote that is never closed, or stands inside a cell; a quote within quotes is written "".',
+        ) from None
+
+
+def _check_quotes(path: Path, line: int, cells: Sequence[str], delimiter: str) -> None:
+    """DataError for a cell that holds whole rows: its quote was closed by that of another cell, further down."""
+    for at, cell in enumerate(cells):
+        _, *lines = re.split(r"\r\n?|\n", cell)
+        swallowed = [part.split(delimiter) for part in lines]
+        sizes = [len(row) for row in swallowed]
+        whole = sizes and sizes[:-1] == [len(cells)] * (len(sizes) - 1) and sizes[-1] == at + 1
+        if at and whole and all(_shape(row[0]) == _shape(cells[0]) for row in swallowed):
+            raise DataError(
+                f"{path}: the cell that ends on line {line} looks like {len(lines)} rows behind an open quote.",
+                fix="Close the quote; if these lines are one cell's text, put them on one line.",
+            )
+
+
+def _shape(text: str) -> str:
+    """A key without its digits: those of two rows are mostly alike."""
+    return re.sub(r"\d+", "0", text.strip())
 
 
 def _plain(cell: str) -> str:

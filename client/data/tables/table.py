@@ -13,17 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.data.tables.csv_tables import Row, Table, column, read_csv
+from fedgraft.client.data.tables.csv_tables import Table, column, read_csv
 from fedgraft.client.data.tables.patient_ids import SIMILAR, similar
 from fedgraft.client.data.tables.targets import (
     LabelReader,
     Target,
     columns_of,
-    finite,
     names_of,
     stacked,
 )
-from fedgraft.client.data.tables.words import Cell, UnknownWords, check_words, is_missing, meant, refuse
+from fedgraft.client.data.tables.words import (
+    Cell,
+    Faults,
+    UnknownWords,
+    check_missing_words,
+    check_words,
+    finite,
+    is_missing,
+    meant,
+    refuse,
+)
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.tasks import AnyTask
@@ -48,8 +57,13 @@ def check_missing(table: Table, spec: CohortSpec) -> None:
         column(table, name, (), "`missing_values`")
 
 
-def row_targets(table: Table, tasks: Sequence[AnyTask], spec: CohortSpec) -> list[dict[str, Target]]:
-    """By row, the target by task, without masks. DataError names all words that cannot be one, with line and column."""
+def row_targets(
+    table: Table, tasks: Sequence[AnyTask], spec: CohortSpec, problems: Counter[str]
+) -> list[dict[str, Target]]:
+    """By row, the target by task, without masks; what is odd is counted in `problems`.
+
+    DataError names all words that cannot be one, with line and column.
+    """
     columns = label_columns(table, tasks, spec)
     for task in tasks:
         for key, _ in columns_of(task):
@@ -59,7 +73,7 @@ def row_targets(table: Table, tasks: Sequence[AnyTask], spec: CohortSpec) -> lis
     for at, row in enumerate(table.rows):
         cells = {key: table.cell(at, row, name) for key, name in columns.items()}
         rows.append({task.name: reader.of(task, cells) for task in tasks if columns_of(task)})
-    reader.finish()
+    problems.update(reader.finish())
     return rows
 
 
@@ -68,17 +82,27 @@ def read_table(
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]], list[str], Counter[str]]:
     """Inputs (N, width) not yet standardised, targets by task, raw patient keys, and problems by reason.
 
-    DataError names file, line and column of a number that is none, and all missing columns.
+    DataError names all missing columns; else file, line and column of all words that mean nothing.
     """
-    table = read_csv(spec.root)
-    if spec.patient_column is not None:
-        column(table, spec.patient_column, (), "the patients")
-    check_missing(table, spec)
-    inputs, problems = _encoded(table, spec, columns)
-    by_row = row_targets(table, tasks, spec)
+    table, faults = read_csv(spec.root), Faults()
+    with faults.look():
+        if spec.patient_column is not None:
+            column(table, spec.patient_column, (), "the patients")
+    with faults.look():
+        check_missing(table, spec)
+    with faults.look():
+        _need(table, columns)
+    with faults.look():
+        labels = set(label_columns(table, tasks, spec).values())
+    faults.refuse()
+    problems = Counter[str]()
+    with faults.look():
+        inputs = _encoded(table, spec, columns, problems)
+    with faults.look():
+        by_row = row_targets(table, tasks, spec, problems)
+    faults.refuse()
     targets = {task.name: stacked(task, [found[task.name] for found in by_row]) for task in tasks}
-    labels = set(label_columns(table, tasks, spec).values())
-    patients = [_patient(row, spec, labels, problems) for row in table.rows]
+    patients = [_patient(table, at, spec, labels, problems) for at in range(len(table.rows))]
     if spec.patient_column is not None and (alike := similar(patients)):
         problems[SIMILAR] += alike
     return inputs, targets, patients, problems
@@ -89,20 +113,21 @@ def read_inputs(path: Path, columns: TableInput) -> tuple[Table, NDArray[np.floa
 
     DataError as `read_table`.
     """
-    table = read_csv(path)
-    return table, *_encoded(table, CohortSpec(kind="table", root=path), columns)
-
-
-def _encoded(table: Table, spec: CohortSpec, columns: TableInput) -> tuple[NDArray[np.float32], Counter[str]]:
-    """Inputs (N, width) of all rows, and problems by reason; DataError names all columns, or words, that do not fit."""
+    table, problems = read_csv(path), Counter[str]()
     _need(table, columns)
-    problems = Counter[str]()
+    return table, _encoded(table, CohortSpec(kind="table", root=path), columns, problems), problems
+
+
+def _encoded(table: Table, spec: CohortSpec, columns: TableInput, problems: Counter[str]) -> NDArray[np.float32]:
+    """Inputs (N, width) of all rows; what is odd is counted in `problems`. DataError names all words that are none."""
+    for name, categories in columns.categorical.items():
+        check_missing_words(spec, name, name, categories)
     inputs = np.full((len(table.rows), columns.width), np.nan, dtype=np.float32)
     encoder = _Encoder(spec, columns, problems)
     for at, row in enumerate(table.rows):
         inputs[at] = encoder.encode({name: table.cell(at, row, name) for name in encoder.names})
     encoder.finish()
-    return inputs, problems
+    return inputs
 
 
 def _need(table: Table, columns: TableInput) -> None:
@@ -114,16 +139,19 @@ def _need(table: Table, columns: TableInput) -> None:
         )
 
 
-def _patient(row: Row, spec: CohortSpec, labels: Collection[str], problems: Counter[str]) -> str:
+def _patient(table: Table, at: int, spec: CohortSpec, labels: Collection[str], problems: Counter[str]) -> str:
     """Who a row is about. Without a column for it, what the row says: its number would change when rows are inserted.
 
     Labels are left out, since they get corrected; equal rows are one patient, so that none is tested on what it saw.
     """
+    row = table.rows[at]
     if spec.patient_column is None:
         return json.dumps([(name, value) for name, value in sorted(row.items()) if name not in labels])
-    if not row[spec.patient_column]:
+    cell = table.cell(at, row, spec.patient_column)
+    if is_missing(cell, spec):
         problems["no_patient_id"] += 1
-    return row[spec.patient_column] or NOBODY
+        return NOBODY
+    return cell.text
 
 
 class _Encoder:

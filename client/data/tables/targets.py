@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.data.tables.words import Cell, UnknownWords, is_missing, mapped, meant, refuse
+from fedgraft.client.data.tables.words import Cell, UnknownWords, finite, is_missing, mapped, meant, refuse
 from fedgraft.common.study.tasks import (
     UNKNOWN,
     AnyTask,
@@ -23,7 +23,9 @@ from fedgraft.common.study.tasks import (
 )
 
 _YES, _NO = frozenset({"1", "yes", "true", "y"}), frozenset({"0", "no", "false", "n"})
-_LARGEST = float(np.finfo(np.float32).max)
+
+BY_OTHERS = "label_by_all_others"
+"""Cells that only the entry "all others" of a `label_map` explains: a word that it misspells would be among them."""
 
 Target = int | float | tuple[float, ...]
 """Of a class, a value, or one number per label."""
@@ -73,6 +75,7 @@ class LabelReader:
 
     def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask]) -> None:
         self._spec = spec
+        self._by_others = 0
         self._unknown: dict[str, UnknownWords] = {}
         for task in tasks:
             for key, _ in columns_of(task):
@@ -87,12 +90,18 @@ class LabelReader:
         assert isinstance(task, Task)
         return self._class(task, cells[task.name])
 
-    def finish(self) -> None:
-        """DataError with every word that means nothing, counted, if there are any."""
+    def finish(self) -> Counter[str]:
+        """What is odd, by its word. DataError with every word that means nothing, counted, if there are any."""
         refuse(self._unknown.values())
+        return +Counter({BY_OTHERS: self._by_others})
+
+    def _mapped(self, key: str, cell: Cell, is_plain: Callable[[Cell], bool]) -> Cell:
+        word, by_others = mapped(self._spec, key, cell, is_plain)
+        self._by_others += by_others
+        return word
 
     def _class(self, task: Task, cell: Cell) -> int:
-        word = mapped(self._spec, task.name, cell, lambda cell: meant(cell.text, task.classes) is not None)
+        word = self._mapped(task.name, cell, lambda cell: meant(cell.text, task.classes) is not None)
         if (name := meant(word.text, task.classes)) is not None:
             self._unknown[task.name].read += 1
             return task.classes.index(name)
@@ -100,7 +109,7 @@ class LabelReader:
         return UNKNOWN
 
     def _yes_or_no(self, key: str, cell: Cell) -> float:
-        word = mapped(self._spec, key, cell, lambda cell: meant(cell.text, _YES | _NO) is not None)
+        word = self._mapped(key, cell, lambda cell: meant(cell.text, _YES | _NO) is not None)
         if (text := meant(word.text, _YES | _NO)) is not None:
             self._unknown[key].read += 1
             return float(text in _YES)
@@ -108,7 +117,7 @@ class LabelReader:
         return math.nan
 
     def _value(self, task: Regression, cell: Cell) -> float:
-        word = mapped(self._spec, task.name, cell, lambda cell: finite(cell) is not None)
+        word = self._mapped(task.name, cell, lambda cell: finite(cell) is not None)
         if is_missing(word, self._spec):
             return math.nan
         if (number := finite(word)) is None:
@@ -128,16 +137,6 @@ def _should_be(task: AnyTask, key: str) -> str:
     if isinstance(task, Regression):
         return f"is no finite number, of task {task.name!r} in {task.unit}"
     return f"is no class of task {task.name!r}"
-
-
-def finite(cell: Cell) -> float | None:
-    """The finite number, of single precision, that a cell says; None if it says none."""
-    text = cell.text.replace(",", ".") if cell.comma and "." not in cell.text else cell.text
-    try:
-        number = float(text if "_" not in text else "")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and abs(number) <= _LARGEST else None
 
 
 def same(left: Target, right: Target) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
+
+import numpy as np
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
@@ -17,6 +22,7 @@ OTHERS = "all others"
 
 _NUMBER = re.compile(r"[+-]?0*(\d+)(?:[.,]0*)?")
 _MOST_WORDS, _LONGEST = 60, 40
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Cell(NamedTuple):
@@ -45,16 +51,38 @@ def is_missing(cell: Cell, spec: CohortSpec) -> bool:
     """Whether a cell says that a value is not known: it is empty, or has a word that the cohort lists for it."""
     if not cell.text:
         return True
-    return _plain(cell.text) in _plain_words((*spec.missing, *spec.missing_values.get(cell.column, ())))
+    words = (*spec.missing, *spec.missing_values.get(cell.column, ()))
+    if _plain(cell.text) in _plain_words(words):
+        return True
+    number = finite(cell)
+    return number is not None and number in _numbers(words)
 
 
-def mapped(spec: CohortSpec, key: str, cell: Cell, is_plain: Callable[[Cell], bool]) -> Cell:
-    """A cell with what `label_map` makes of its text; what is plain by itself, or missing, is not of "all others"."""
+def finite(cell: Cell) -> float | None:
+    """The finite number, of single precision, that a cell says; None if it says none."""
+    text = cell.text.replace(",", ".") if cell.comma and "." not in cell.text else cell.text
+    try:
+        number = float(text if "_" not in text else "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and abs(number) <= _LARGEST else None
+
+
+def mapped(spec: CohortSpec, key: str, cell: Cell, is_plain: Callable[[Cell], bool]) -> tuple[Cell, bool]:
+    """A cell with what `label_map` makes of its text, and whether its entry "all others" did.
+
+    An entry is met as a name is (see `meant`). What is plain by itself, or missing, is not of "all others".
+    """
     words = spec.label_map.get(key, {})
-    text = words.get(cell.text)
-    if text is None and OTHERS in words and not is_plain(cell) and not is_missing(cell, spec):
-        text = words[OTHERS]
-    return cell if text is None else cell._replace(text=text)
+    if cell.text in words:
+        return cell._replace(text=words[cell.text]), False
+    if not words or is_plain(cell):
+        return cell, False
+    if (entry := meant(cell.text, words.keys() - {OTHERS})) is not None:
+        return cell._replace(text=words[entry]), False
+    if OTHERS in words and not is_missing(cell, spec):
+        return cell._replace(text=words[OTHERS]), True
+    return cell, False
 
 
 @dataclass
@@ -110,19 +138,44 @@ def refuse(found: Collection[UnknownWords]) -> None:
         raise DataError("\n".join(faults))
 
 
+class Faults:
+    """Errors of several looks at a table, so that nobody has to correct it step by step."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        """Keep a DataError for `refuse`, and go on behind the block."""
+        try:
+            yield
+        except DataError as error:
+            self._found.append(str(error))
+
+    def refuse(self) -> None:
+        """DataError with all that was found, if anything was."""
+        if self._found:
+            raise DataError("\n".join(dict.fromkeys(self._found)))
+
+
 def check_words(spec: CohortSpec, key: str, column: str, names: Sequence[str]) -> None:
-    """DataError if `label_map` gives what is no name, or `missing_values` takes a name away."""
+    """DataError if `label_map` gives what is no name, or as `check_missing_words`."""
     for word, name in spec.label_map.get(key, {}).items():
         if meant(name, names) is None and not is_missing(Cell(name, "", column), spec):
             raise DataError(
                 f"label_map of {key!r}: {word!r} becomes {name!r}, which is no name of it.",
                 fix=f"Names are {', '.join(names)}, and '' for what is not known.",
             )
+    check_missing_words(spec, key, column, names)
+
+
+def check_missing_words(spec: CohortSpec, key: str, column: str, names: Sequence[str]) -> None:
+    """DataError if `missing_values` lists a name of the study, which a cell would mean all the same."""
     for word in spec.missing_values.get(column, ()):
         if meant(word, names) is not None:
             raise DataError(
                 f"missing_values of column {column!r}: {word!r} is a name of {key!r}.",
-                fix="Take it out, or map the word to another name by label_map.",
+                fix="Take it out, or have the table say something else where the value is not known.",
             )
 
 
@@ -140,10 +193,16 @@ def _plain_words(words: tuple[str, ...]) -> frozenset[str]:
     return frozenset(map(_plain, words))
 
 
+@lru_cache
+def _numbers(words: tuple[str, ...]) -> frozenset[float]:
+    return frozenset(number for word in words if (number := finite(Cell(word, ""))) is not None)
+
+
 @lru_cache(maxsize=4096)
 def _plain(word: str) -> str:
-    """A word without case; of a whole number its digits alone, since 1, 01 and 1.0 are written for each other."""
+    """A word without case, its accents in one form; of a whole number its digits alone, as 1, 01 and 1.0 are one."""
+    word = word.strip()
     number = _NUMBER.fullmatch(word)
     if number is not None:
         return f"{'-' if word.startswith('-') else ''}{number[1]}"
-    return word.casefold()
+    return unicodedata.normalize("NFC", word.casefold())

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fedgraft.client.privacy.dp.hooks import SAMPLERS
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.model import TransferModel
-
-LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
-"""Layers of which the gradient of each sample alone is known; exactly these types, since a subclass may do more."""
 
 
 class DpTwin(nn.Module):
@@ -81,7 +79,7 @@ class _Tracer(fx.Tracer):
 def _refuse_layers(model: TransferModel, trained: Collection[str]) -> None:
     for name, part in model.named_modules():
         own = {f"{name}.{key}".lstrip(".") for key in part._parameters}
-        if own & set(trained) and type(part) not in LAYERS:
+        if own & set(trained) and type(part) not in SAMPLERS:  # a subclass may do more
             raise InputError(
                 f"{name} is a {type(part).__name__}, of which per-sample gradients are not known.",
                 fix="Train heads alone, or another backbone.",

@@ -145,8 +145,6 @@ def _terms(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> t
         raise InputError("Class weights, clipped batches, steps of two kinds and a way back are not for private work.")
     if local_model.model.decodes:
         raise InputError("Gradients of single cases through a decoder of masks are not built.")
-    if private.mode == "ghost" and private.augmentation_multiplicity > 1:
-        raise InputError("Ghost clipping knows single images only.")
     if any(loss.scope is not LossScope.REGULARISER and loss != Supervised() for loss in spec.losses):
         raise InputError("Private work learns from the site's own labels, and from no other loss that looks at cases.")
     if not changes or not set(changes) <= set(local_model.parameters):

@@ -1,4 +1,4 @@
-"""Clipped gradients of units, summed, by hooks on the model or in closed form. Opacus trains in this file alone."""
+"""Clipped gradients of units, summed, by hooks on the model, in one pass backwards, or in closed form."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
 from torch import Tensor, nn
 
 from fedgraft.client.privacy.dp import private_heads as heads
-from fedgraft.client.privacy.dp.dp_safe import LAYERS, dp_twin
-from fedgraft.client.privacy.dp.private_layers import NORM_SAMPLERS, SAMPLERS
-from fedgraft.client.privacy.dp.units import Rows, only
+from fedgraft.client.privacy.dp.book_keeping import Tape
+from fedgraft.client.privacy.dp.dp_safe import dp_twin
+from fedgraft.client.privacy.dp.hooks import KeptHooks
+from fedgraft.client.privacy.dp.units import Rows
 from fedgraft.client.training.losses.task_losses import losses_by_case
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
@@ -99,22 +99,15 @@ def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> li
 
 
 def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
-    """The clipped sum in two passes, the first for the norms: memory is that of one layer's gradients."""
+    """The clipped sum without all cases' gradients at once: memory is that of what the layers see."""
     loss = losses_by_case(trainer.model(batch.inputs), batch.targets, trainer.tasks)
-    torch.autograd.backward(loss.sum(), retain_graph=True)
-    norms = torch.stack([_taken(parameter, "_norm_sample") for parameter in trainer.parameters]).double().norm(dim=0)
-    for parameter in trainer.parameters:
-        parameter.grad = None
-    sound = norms.isfinite()
-    if not bool(sound.all()):
-        places = sound.nonzero()[:, 0]
-        rest = only(batch, rows, places)
-        return _ghost(trainer, *rest) if len(places) else [torch.zeros_like(p) for p in trainer.parameters]
-    factors = clip_factors(norms, trainer.private.max_grad_norm).to(loss.dtype)
-    trainer.hooks.disable_hooks()
-    parts = torch.autograd.grad((loss * factors).sum(), list(trainer.parameters))
-    trainer.hooks.enable_hooks()
-    return list(parts)
+    if (share := rows.share()) is not None:
+        loss = loss * share.to(loss.device)
+    clip = trainer.private.max_grad_norm
+    with torch.no_grad():
+        parts = trainer.hooks.gradients(loss, rows)
+        factors = clip_factors(torch.stack([part.norms(clip) for part in parts]).norm(dim=0), clip)
+        return [part.weighted_sum(factors) for part in parts]
 
 
 @contextmanager
@@ -128,7 +121,8 @@ def attached(local_model: LocalModel, loader: Loader, changes: Sequence[str], pr
         )
         return
     model = dp_twin(local_model.model, changes)
-    hooks: Any = (_GhostHooks if private.mode == "ghost" else _KeptHooks)(model, loss_reduction="sum", strict=False)
+    ghost = private.mode == "ghost"
+    hooks = Tape(model, parameters) if ghost else KeptHooks(model, loss_reduction="sum", strict=False)
     try:
         with warnings.catch_warnings():
             # The first layer's hook has no gradient of its input to show, and needs none.
@@ -148,27 +142,3 @@ def _taken(parameter: nn.Parameter, name: str) -> Tensor:
     assert isinstance(value, Tensor)
     setattr(parameter, name, None)
     return value
-
-
-class _AlsoInEval:
-    """Opacus looks away from layers in eval; ours are there because their statistics are fixed, and may still learn."""
-
-    GRAD_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = {
-        **{layer: sampler for layer, sampler in GradSampleHooks.GRAD_SAMPLERS.items() if layer in LAYERS},
-        **SAMPLERS,
-    }
-
-    def capture_activations_hook(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        was, module.training = module.training, True
-        super().capture_activations_hook(module, inputs, output)  # type: ignore[misc]  # a mixin's parent is Opacus's
-        module.training = was
-
-
-class _KeptHooks(_AlsoInEval, GradSampleHooks):  # type: ignore[misc]  # Opacus has no types
-    pass
-
-
-class _GhostHooks(_AlsoInEval, GradSampleHooksFastGradientClipping):  # type: ignore[misc]  # Opacus has no types
-    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Any]] = (
-        GradSampleHooksFastGradientClipping.NORM_SAMPLERS | NORM_SAMPLERS
-    )

@@ -35,6 +35,18 @@ class Rows:
         """Whether every unit (patient or image) has at most one case here."""
         return self.single or bool((self.unit[1:] > self.unit[:-1]).all())
 
+    @cached_property
+    def nth(self) -> Tensor:
+        """Of each case, how many of its unit come before it; a unit's cases follow each other."""
+        if self.alone:
+            return torch.zeros_like(self.unit)
+        return torch.arange(len(self.unit)) - torch.searchsorted(self.unit, self.unit)
+
+    @cached_property
+    def most(self) -> int:
+        """How many cases a unit has at most."""
+        return int(self.nth.max()) + 1 if len(self.unit) else 1
+
     def share(self) -> Tensor | None:
         """What each case counts in its unit's mean, (cases,); None where each is its unit's only one."""
         if self.alone:

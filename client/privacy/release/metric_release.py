@@ -128,10 +128,12 @@ def _numbers(task: AnyTask) -> int:
 
 
 def suppressed(sums: TaskSums) -> TaskSums:
-    """The confusion without cells below ten, and scores in bins of at least ten cases of either kind.
+    """The confusion if no cell of it is below ten, and scores in bins of at least ten cases of either kind.
 
-    A class with fewer than ten cases, or with all but so few, has no scores, and so no AUROC. Of values and masks the
-    mean error and the mean Dice coefficient, to two digits, if there are ten or more.
+    Without its small cells alone it would say that there are no errors where there are few, and those cells follow from
+    the numbers of cases by class, which the scores tell. A class with fewer than ten cases, or with all but so few, has
+    no scores, and so no AUROC. Of values and masks the mean error and the mean Dice coefficient, to two digits, if
+    there are ten or more.
     """
     if isinstance(sums, ValueSums):
         return suppressed_values(sums, LEAST)
@@ -139,7 +141,8 @@ def suppressed(sums: TaskSums) -> TaskSums:
         return suppressed_masks(sums, LEAST)
     coarse = sums.scores.coarsen(BINS, _SPREAD)
     rows = [_aggregated(*coarse.ranked(row)) for row in range(coarse.rows)]
-    confusion = np.where(sums.confusion >= LEAST, sums.confusion, 0)
+    whole = (sums.confusion >= LEAST).all(axis=(-2, -1), keepdims=True)  # of labels, each has its own
+    confusion = sums.confusion * whole
     return released_labels(confusion, _scores(rows)) if isinstance(sums, LabelSums) else _partial(confusion, rows)
 
 

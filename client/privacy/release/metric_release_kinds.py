@@ -8,6 +8,7 @@ of it; of masks one into the count of findings and at most one into their Dice c
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,5 +85,5 @@ def released_masks(n: int, dice_sum: float) -> MaskSums:
 
 def released_labels(confusion: Counts, scores: ScoreHistogram) -> LabelSums:
     """Sums of which only confusions (L, 2, 2) and scores are known; as many cases as the label with most has."""
-    cases = int(confusion.sum(axis=(1, 2)).max())
-    return LabelSums(cases, confusion, np.full(len(confusion), math.nan), scores)
+    sums = LabelSums(0, confusion, np.full(len(confusion), math.nan), scores)
+    return replace(sums, cases=int(sums.known.max()))

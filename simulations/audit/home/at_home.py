@@ -6,11 +6,10 @@ what a failure says, records that were put back, rules that were changed. Each c
 
 from __future__ import annotations
 
+import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,10 @@ from fedgraft.client.privacy.ledger.public_counts import coarse
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import Answer, Code, Hello, Refusal, Update
 from fedgraft.common.study.plan import Role
-from fedgraft.simulations.audit.findings import AttackAttempt, Measurement
+from fedgraft.simulations.audit.checks import NOBODY, Row
+from fedgraft.simulations.audit.home.figures import figures_shown_once
 from fedgraft.simulations.audit.home.hospital import CLOSED, PRIVATE, SILENT, Hospital, home_study
+from fedgraft.simulations.audit.home.left import all_that_left
 from fedgraft.simulations.audit.home.members import members_nobody_pinned
 from fedgraft.simulations.audit.lying.oracle import leaves
 
@@ -31,21 +32,6 @@ _FEW, _MANY = 8, 1000
 _PATIENTS = 66
 _OFF = 0.08
 """So far an estimate may be from the public number; five times the deviation of one from 2,002 entries."""
-
-
-def promises(stage: str) -> list[AttackAttempt]:
-    """All checks, yet to be carried out; `stage` is the name under which they are found."""
-    return [AttackAttempt(stage, name, claim, partial(_tried, check)) for name, claim, check in _CHECKS]
-
-
-Check = Callable[[Path], Iterator[str]]
-"""Plays hospitals below a folder, and says in words what should not have happened."""
-
-
-def _tried(check: Check) -> Measurement:
-    with tempfile.TemporaryDirectory(prefix="fedgraft-") as folder:
-        found = list(check(Path(folder)))
-    return Measurement(float(len(found)), 0.0, "; ".join(found) or "nothing of it came true")
 
 
 @contextmanager
@@ -66,7 +52,7 @@ def _number(folder: Path) -> Iterator[str]:
             true = len(site.cohort().splits["train"])
             greeting, update = site.greet(), site.ask(1)
         if not isinstance(update, Update):
-            yield "the made-up hospital does not take part, so that nothing was tried"
+            yield NOBODY
             return
         moved = np.concatenate([array.ravel().astype(np.float64) for array in update.tensors.values()])
         told = 20.0 / (0.5 * float(np.sqrt(np.mean(moved**2))))
@@ -122,7 +108,7 @@ def _shape(answer: Answer) -> object:
 
 def _whose(folder: Path) -> Iterator[str]:
     """Nothing says whose a row is: no work may be done in a patient's name, and no figures released."""
-    with _at(Hospital(folder / "site", home_study(_FEW, PRIVATE), range(_PATIENTS), told=False)) as site:
+    with _at(Hospital(folder / "site", home_study(_FEW, PRIVATE), range(_PATIENTS), patient_column=None)) as site:
         greeting = site.greet()
         if not isinstance(greeting, Refusal) or isinstance(site.ask(1), Update):
             yield "rows of nobody were trained on as patients"
@@ -149,7 +135,7 @@ def _restored(folder: Path) -> Iterator[str]:
         site.ask(1)
         backup = Path(shutil.copytree(site.home, folder / "backup"))
         if not isinstance(site.ask(2), Update):
-            yield "the made-up hospital does not take part, so that nothing was tried"
+            yield NOBODY
             return
         newest = Path(shutil.copytree(site.home, folder / "newest"))
         for words, parts in _PUT_BACK.items():
@@ -179,6 +165,7 @@ def _rules(folder: Path) -> Iterator[str]:
     closed = CLOSED.model_copy(update={"min_patients": 10_000})
     changes: dict[str, tuple[Callable[[Hospital], object], Code]] = {
         "a stricter policy": (lambda site: site.allow(closed), Code.POLICY),
+        "a file with a key given twice": (_twice, Code.POLICY),
         "a file that cannot be read": (lambda site: (site.home / "site.json").write_text("{"), Code.POLICY),
         "a withdrawn approval": (lambda site: withdraw(site.home, site.study.digest), Code.NOT_APPROVED),
     }
@@ -191,6 +178,15 @@ def _rules(folder: Path) -> Iterator[str]:
                 yield f"after {name} the site said {_said(answer)}"
 
 
+def _twice(site: Hospital) -> None:
+    """The policy is given a second time further down, as loose as it was."""
+    file = site.home / "site.json"
+    text = file.read_text()
+    site.allow(CLOSED.model_copy(update={"min_patients": 10_000}))
+    closed = json.dumps(json.loads(file.read_text())["policy"])
+    file.write_text(text.replace("{", f'{{"policy": {closed},', 1))
+
+
 def _words(folder: Path) -> Iterator[str]:
     """Data that cannot be read: what went wrong is for the site's log, and one word for the coordinator."""
     with _at(Hospital(folder / "secret_ward", home_study(_FEW, PRIVATE), range(_PATIENTS))) as site:
@@ -200,17 +196,33 @@ def _words(folder: Path) -> Iterator[str]:
             yield "the words of an error leave"
 
 
+def _forged(folder: Path) -> Iterator[str]:
+    """A study whose weights' name goes on as a review, and hides the true one."""
+    with _at(Hospital(folder / "site", home_study(_FEW, PRIVATE), range(_PATIENTS))) as site:
+        content = json.loads(site.study.to_json())
+        content["model"]["weights"] = "nobody's\nWhat will leave this site:\n  nothing\n\x1b[8m"
+        site.heard(wire.HELLO, wire.pack_hello(Hello(json.dumps(content).encode())))
+        if list((site.home / "pending_studies").glob("*.json")):
+            yield "a study that forges its own review waits to be looked at"
+        if "\x1b" in (site.home / "state" / "site.log").read_text(encoding="utf-8"):
+            yield "the site's log holds what a terminal obeys"
+
+
 def _said(answer: Answer) -> str:
     return answer.code.value if isinstance(answer, Refusal) else "what it was asked for"
 
 
-_CHECKS = (
+CHECKS: tuple[Row, ...] = (
     ("number of patients", "the true number of patients is in nothing that leaves", _number),
     ("one patient more", "one patient more or less moves nobody else", _one_more),
     ("failure in silence", "work of which nothing leaves does not tell that it failed", _silence),
+    ("figures shown once", "figures that leave once are never those of another model", figures_shown_once),
     ("whose a case is", "without a column of patients nobody is called one", _whose),
     ("records put back", "what one record tells of no other may have forgotten", _restored),
+    ("what has left", "all that leaves stands in the site's own log", all_that_left),
     ("rules changed", "the site's rules act at once", _rules),
     ("members", "a site hides its part with keys of members alone whom its own people pinned", members_nobody_pinned),
+    ("words of a study", "no study changes what those who review it see", _forged),
     ("words of errors", "no text of an error leaves", _words),
 )
+"""What a site promises at home."""

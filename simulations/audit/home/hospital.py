@@ -53,8 +53,8 @@ SILENT: dict[str, Any] = {
 }
 
 
-def home_study(columns: int, *plan: dict[str, Any]) -> Study:
-    """A study of two classes from so many columns, whose scale is public."""
+def home_study(columns: int, *plan: dict[str, Any], **more: Any) -> Study:
+    """A study of two classes from so many columns, whose scale is public; `more` are further keys of it."""
     names = [f"c{number}" for number in range(columns)]
     scale = {name: {"mean": 0.0, "std": 1.0} for name in names}
     facts: dict[str, Any] = {
@@ -65,21 +65,23 @@ def home_study(columns: int, *plan: dict[str, Any]) -> Study:
         "evaluate": {"every": 0},
         "plan": list(plan),
     }
-    return parse_study(facts, "audit")
+    return parse_study(facts | more, "audit")
 
 
 class Hospital:
     """A site in the folder `home` with the patients of these numbers, one row each. A number stands for its values."""
 
     def __init__(
-        self, home: Path, study: Study, patients: range | list[int], policy: SitePolicy = CLOSED, *, told: bool = True
+        self, home: Path, study: Study, patients: range | list[int], policy: SitePolicy = CLOSED, **facts: Any
     ) -> None:
-        """`told` says whether the site's file names the column of the patients."""
+        """`patient_column`, if given, is what the site's file says of whose a row is; `name` is the site's."""
         home.mkdir(parents=True, mode=0o700)
         self.home, self.study, self.table = home, study, home.parent / f"{home.name}.csv"
+        self.left: list[Any] = []
         self._write(patients)
-        spec = CohortSpec(kind="table", root=self.table, patient_column="patient" if told else None)
-        self.config = SiteConfig(name="north", cohort=spec, policy=policy, state=home / "state", cache=home / "cache")
+        spec = CohortSpec(kind="table", root=self.table, patient_column=facts.get("patient_column", "patient"))
+        places = {"state": home / "state", "cache": home / "cache"}
+        self.config = SiteConfig(name=facts.get("name", "north"), cohort=spec, policy=policy, **places)
         keep_key(self.config.state, b"the same for all who are played")
         self.allow(policy)
         approve(home, study.digest)
@@ -92,7 +94,7 @@ class Hospital:
     def cohort(self) -> Cohort:
         """The patients as the study gets them."""
         wanted, place = cohort_request(self.config, self.study), place_of(self.config, self.study.digest)
-        return load_cohort("north", self.config.cohort, wanted, place)
+        return load_cohort(self.config.name, self.config.cohort, wanted, place)
 
     def greet(self) -> Greeting | Refusal:
         """What the site says to a coordinator's first word."""
@@ -102,13 +104,13 @@ class Hospital:
         except WireError:
             return Refusal(0, Code.GARBAGE)
 
-    def ask(self, exchange: int) -> Answer:
-        """The answer to what the study has under this number, with a model of zeros."""
+    def ask(self, exchange: int, value: float = 0.0) -> Answer:
+        """The answer to what the study has under this number, with a model of which all entries have this value."""
         step = step_at(self.study, exchange)
         assert step is not None
         split = split_at(self.study, step)
         model = LocalModel(self.study, CPU)
-        state = {key: np.zeros_like(array) for key, array in model.read(model.tags).items()}
+        state = {key: np.full_like(array, value) for key, array in model.read(model.tags).items()}
         state |= {key: np.ones_like(array) for key, array in state.items() if key.endswith("std")}
         honest = Instruction(self.study.digest, exchange, step.stage, step.round, step.work, split, state)
         content = self.heard(wire.VISIT, wire.pack_instruction(replace(honest, tensors={}), wire.pack_tensors(state)))
@@ -118,8 +120,9 @@ class Hospital:
             return Refusal(exchange, Code.GARBAGE)
 
     def heard(self, kind: str, content: Any) -> Any:
-        """All that leaves in answer to one message, as records."""
-        return asked(kind, content, context_for(1, self.home / "site.json"))
+        """All that leaves in answer to one message, as records, which are kept in `left`."""
+        self.left.append(asked(kind, content, context_for(1, self.home / "site.json")))
+        return self.left[-1]
 
     def restart(self) -> None:
         """The site's process ends, and a new one begins."""

@@ -342,20 +342,29 @@ def test_a_fault_of_our_own_is_a_line_too_and_its_trace_a_private_file(command: 
 
 
 class Panic(BaseException):
-    """As extensions in Rust raise it, which is no Exception."""
+    """What extensions in Rust raise, and is no Exception."""
 
 
 def panics(_: object, *, as_json: bool) -> None:
     del as_json
-    raise Panic("range end index 12 out of range")
+    raise Panic("correct-horse-battery")
 
 
-def test_a_panic_of_an_extension_is_a_line_too(command: Command, monkeypatch):
-    monkeypatch.setattr(server_commands, "show_sites", panics)
-    code, out, err = command("server", "sites")
-    assert (code, out) == (1, "")
+def fails_in_a_thread(_: object, *, as_json: bool) -> None:
+    (thread := threading.Thread(target=panics, args=(_,), kwargs={"as_json": as_json})).start()
+    thread.join()
+
+
+@pytest.mark.parametrize(("breaks", "code"), [(panics, 1), (fails_in_a_thread, 0)])
+def test_a_panic_and_a_thread_that_fails_are_a_line_too(command: Command, monkeypatch, breaks, code):
+    """Neither is an Exception that comes to the front door; the interpreter would print both."""
+    monkeypatch.setattr(server_commands, "show_sites", breaks)
+    ended, out, err = command("server", "sites")
+    assert ended == code
+    assert out == ""
     assert "Panic in panics" in err
     assert "Traceback" not in err
+    assert "correct-horse" not in err
 
 
 def test_a_thread_that_fails_says_a_line_too(command: Command, monkeypatch):

@@ -21,7 +21,7 @@ from helpers.members import code_of, enrolled, joined
 Command = Callable[..., tuple[int, str, str]]
 
 SPENDS = {
-    "simulate": ("simulations.cli.commands.check_hospitals", ("simulate", "{study}", "--out", "{place}")),
+    "simulate": ("simulations.api.simulate.check_hospitals", ("simulate", "{study}", "--out", "{place}")),
     "compare": ("simulations.compare.command.check_hospitals", ("compare", "{study}", "--out", "{place}")),
     "audit": ("simulations.audit.command.attack", ("privacy", "audit", "{study}", "--out", "{place}")),
     "curve": ("simulations.cli.curve_commands.measure", ("privacy", "curve", "{study}", "--out", "{place}")),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.server.operations import superlink_service
 from fedgraft.server.operations.superlink_service import (
     EnrolledSites,
     ServicePart,
@@ -127,6 +128,33 @@ def test_a_part_that_is_killed_is_started_again_and_one_that_keeps_ending_seldom
 
     until(four_times)
     assert time.monotonic() - started > 1 + 2, "the first time at once, and then after one second and two"
+
+
+def test_no_trouble_with_one_thing_ends_the_care_for_the_others(home, monkeypatch):
+    """A machine short of processes, and a name in the list that no key can have; then a site is shut out."""
+    enrolled(home.path.parent, "north")
+    tries: list[int] = []
+
+    def none_left(self: ServicePart) -> None:
+        tries.append(1)
+        raise OSError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(ServicePart, "keep_alive", none_left)
+    monkeypatch.setattr(superlink_service, "_SYNC_S", 0.0)
+    monkeypatch.setattr(superlink_service, "_WATCH_S", 0.01)
+    sites, stop = EnrolledSites(home), threading.Event()
+    watching = threading.Thread(target=_watch, args=([ServicePart("lost", ["x"], home)], sites, stop), daemon=True)
+    watching.start()
+    until(lambda: set(sites.admitted.values()) == {"north"})
+    listed = home.sites()
+    (home.path / "sites.json").write_bytes(b"\xff\xfe")
+    before = len(tries)
+    until(lambda: len(tries) > before + 2)
+    home.write_sites({"north": listed["north"].model_copy(update={"revoked": "2026-01-01"})})
+    until(lambda: not sites.admitted)
+    assert watching.is_alive()
+    stop.set()
+    watching.join()
 
 
 def test_a_revoked_site_is_out_at_the_gate_even_while_flower_cannot_be_told(home):

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pytest
 
-from fedgraft.client.data.cohorts import splits
-from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
-from fedgraft.client.enrolment import join as enrolment
-from fedgraft.client.enrolment import members
-from fedgraft.client.enrolment.home import SiteHome
-from fedgraft.client.governance.records import Records
-from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
-from fedgraft.client.privacy.ledger.ledger import Ledger
-from fedgraft.client.privacy.ledger.ledger_file import sound
-from fedgraft.client.privacy.ledger.public_counts import PublicCounts
-from fedgraft.client.runtime import app, greeting, sessions, site
-from fedgraft.client.runtime.sessions import Session
-from fedgraft.client.runtime.visit import evaluation
-from fedgraft.client.runtime.visit.admission import Turn
-from fedgraft.client.runtime.visit.workplace import Workplace
-from fedgraft.common.base.errors import FedgraftError
-from fedgraft.common.identity.enrolment import SiteKeys
-from fedgraft.common.privacy.accountant import default_delta
-from fedgraft.common.protocol import wire
-from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.protocol.routing import Routing
+from fedgraft.simulations.audit.checks import attempts
 from fedgraft.simulations.audit.findings import AttackAttempt
-from fedgraft.simulations.audit.home.at_home import promises
+from fedgraft.simulations.audit.home import at_home
+from helpers import careless_at_home as careless
 
 Patch = pytest.MonkeyPatch
-CHECKS: Mapping[str, AttackAttempt] = {attempt.name: attempt for attempt in promises("home")}
+CHECKS: Mapping[str, AttackAttempt] = {attempt.name: attempt for attempt in attempts("home", at_home.CHECKS)}
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -43,127 +21,29 @@ def test_a_sound_site_keeps_what_it_promises(name: str) -> None:
     assert found.passed, found.words
 
 
-def true_number_divides(patch: Patch) -> None:
-    patch.setattr(PublicCounts, "of", lambda self, unit, count: count)
-
-
-def delta_of_the_true_number(patch: Patch) -> None:
-    patch.setattr(PrivacyGuard, "delta", property(lambda self: default_delta(self._patients)))
-
-
-def counts_are_greeted_with(patch: Patch) -> None:
-    real = greeting.counts_of
-    patch.setattr(site, "counts_of", lambda study, cohort, guard: real(study, cohort, None))
-
-
-def dealt_by_rank(patch: Patch) -> None:
-    def ranked(patients: Sequence[str], dealing: object) -> dict[str, str]:
-        return {each: splits.SPLITS[at % 3] for at, each in enumerate(sorted(patients))}
-
-    patch.setattr(splits, "alone", ranked)
-
-
-def failure_is_told(patch: Patch) -> None:
-    real = Routing.of
-    patch.setattr(Routing, "of", lambda stage, tags: replace(real(stage, tags), silent=False))
-
-
-def figures_follow_what_is_there(patch: Patch) -> None:
-    """Whether there are own entries is looked at, and not what stages could have left."""
-    real = evaluation.released
-
-    def lax(place: Workplace, turn: Turn, local_state: Arrays, *more: Any) -> dict[str, Arrays]:
-        with pytest.MonkeyPatch.context() as inner:
-            if not local_state:
-                inner.setattr(Workplace, "bare", lambda *_: frozenset())
-            return real(place, turn, local_state, *more)
-
-    patch.setattr(site, "released", lax)
-
-
-def rows_are_patients(patch: Patch) -> None:
-    real = PrivacyGuard.__init__
-
-    def lax(self: PrivacyGuard, *facts: Any, **more: Any) -> None:
-        real(self, *facts, **more | {"patients_known": True})
-
-    patch.setattr(PrivacyGuard, "__init__", lax)
-
-
-def records_not_asked(patch: Patch) -> None:
-    patch.setattr(Records, "demand", lambda self, study: None)
-
-
-def witness_not_asked(patch: Patch) -> None:
-    patch.setattr(Ledger, "_trusted", lambda self, db, witness: sound(self._path, db))
-    patch.setattr(Records, "_ledger", lambda self, replies: iter(()))
-
-
-def schedule_not_compared(patch: Patch) -> None:
-    patch.setattr(Records, "_study", lambda self, study: iter(()))
-
-
-def rules_read_once(patch: Patch) -> None:
-    patch.setattr(Session, "stale", property(lambda self: False))
-
-
-def approvals_read_once(patch: Patch) -> None:
-    patch.setattr(app, "is_approved", lambda home, digest: True)
-
-
-def errors_are_told(patch: Patch) -> None:
-    """What went wrong is the last thing that the site's program has thought of, and leaves in place of its name."""
-    real, told = load_cohort, [""]
-
-    def noted(*facts: Any) -> Cohort:
-        try:
-            return real(*facts)
-        except FedgraftError as error:
-            told[0] = str(error)
-            raise
-
-    packed = wire.pack_reply
-    patch.setattr(sessions, "load_cohort", noted)
-    patch.setattr(wire, "pack_reply", lambda answer, **how: packed(replace(answer, site=told[0]), **how))
-
-
-def everybody_is_pinned(patch: Patch) -> None:
-    patch.setattr(members, "_known", lambda home, own, roster, pins: dict(roster.members))
-
-
-def fingerprints_are_not_compared(patch: Patch) -> None:
-    patch.setattr(members, "_check_typed", lambda *_: None)
-
-
-def keys_come_from_the_coordinator(patch: Patch) -> None:
-    """As in the first edition, whose kits held what the site masks with."""
-    real = enrolment._new_keys
-
-    def copied(home: SiteHome) -> SiteKeys:
-        keys = real(home)
-        shutil.copy(home.masking_file, home.path.parent / "kits" / f"{home.path.name}.key")
-        return keys
-
-    patch.setattr(enrolment, "_new_keys", copied)
-
-
 CARELESS: list[tuple[Callable[[Patch], None], str]] = [
-    (true_number_divides, "number of patients"),
-    (delta_of_the_true_number, "number of patients"),
-    (counts_are_greeted_with, "number of patients"),
-    (dealt_by_rank, "one patient more"),
-    (failure_is_told, "failure in silence"),
-    (figures_follow_what_is_there, "failure in silence"),
-    (rows_are_patients, "whose a case is"),
-    (records_not_asked, "records put back"),
-    (witness_not_asked, "records put back"),
-    (schedule_not_compared, "records put back"),
-    (rules_read_once, "rules changed"),
-    (approvals_read_once, "rules changed"),
-    (errors_are_told, "words of errors"),
-    (everybody_is_pinned, "members"),
-    (fingerprints_are_not_compared, "members"),
-    (keys_come_from_the_coordinator, "members"),
+    (careless.true_number_divides, "number of patients"),
+    (careless.delta_of_the_true_number, "number of patients"),
+    (careless.counts_are_greeted_with, "number of patients"),
+    (careless.dealt_by_rank, "one patient more"),
+    (careless.failure_is_told, "failure in silence"),
+    (careless.figures_follow_what_is_there, "failure in silence"),
+    (careless.rows_are_patients, "whose a case is"),
+    (careless.records_not_asked, "records put back"),
+    (careless.witness_not_asked, "records put back"),
+    (careless.schedule_not_compared, "records put back"),
+    (careless.rules_read_once, "rules changed"),
+    (careless.approvals_read_once, "rules changed"),
+    (careless.the_last_key_wins, "rules changed"),
+    (careless.a_new_model_is_another_question, "figures shown once"),
+    (careless.names_in_refusals_are_not_logged, "what has left"),
+    (careless.figures_are_not_logged, "what has left"),
+    (careless.pings_are_all_that_is_logged, "what has left"),
+    (careless.words_of_studies_are_not_looked_at, "words of a study"),
+    (careless.errors_are_told, "words of errors"),
+    (careless.everybody_is_pinned, "members"),
+    (careless.fingerprints_are_not_compared, "members"),
+    (careless.keys_come_from_the_coordinator, "members"),
 ]
 
 

@@ -273,7 +273,7 @@ def test_the_command_shows_keeps_and_judges(command, study_file: Path) -> None:
     assert told["holds"] is True
     assert {one["name"] for one in told["findings"]} > set(CHECKS)
     page = Page((kept / "audit.html").read_text(encoding="utf-8"))
-    assert "All 26 claims that were tested held" in page.text
+    assert "All 36 claims that were tested held" in page.text
     assert all(one["words"] in page.text for one in told["findings"])
     assert not [value for key, value in page.attributes if key in ("src", "href")]
 
@@ -286,7 +286,7 @@ def test_a_study_without_privacy_fails_unless_that_is_accepted(command, make_stu
     assert "train: no noise" in err
     assert "--allow-plain" in err
     assert (
-        "1 of 12 claims that were tested did not hold"
+        "1 of 22 claims that were tested did not hold"
         in Page(Path("found/audit.html").read_text(encoding="utf-8")).text
     )
     code, out, _ = command("privacy", "audit", "plain.yaml", "--out", "found", "--allow-plain")
@@ -317,7 +317,7 @@ def test_an_audit_beside_a_run_is_a_page_of_its_report(
     assert not (run / "audit.html").exists()
     text = Page((run / "report.html").read_text(encoding="utf-8")).text
     assert "How it was attacked" in text
-    assert "1 of 12 claims that were tested did not hold and all that failed was accepted beforehand" in text
+    assert "1 of 22 claims that were tested did not hold and all that failed was accepted beforehand" in text
     before = (run / "audit.json").read_bytes()
     code, _, err = command("privacy", "audit", study_file, "--out", run)
     assert code == 2

@@ -12,9 +12,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
 from fedgraft.client.data.cohorts.reasons import NOTES, ODD, SEPARATE, STRANGERS, UNREADABLE
+from fedgraft.client.data.cohorts.scan import NO_DICOM_INSIDE
 from fedgraft.client.data.decoding import acquired
 from fedgraft.client.data.decoding.acquired import not_acquired
+from fedgraft.client.data.decoding.dicom import DERIVED_FRAMES, MORE_PIXELS, read_dicom
+from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import DERIVED, CohortSpec
+from fedgraft.client.data.tables.targets import BY_OTHERS
 from fedgraft.client.inference.images import pictures
 from fedgraft.client.preflight.report import Level
 from fedgraft.common.base.errors import DataError
@@ -75,6 +79,22 @@ def test_a_folder_of_nothing_else_says_so(make_dicom, tmp_path):
         load(tmp_path)
 
 
+def test_a_failed_export_is_no_stranger(make_dicom, tmp_path):
+    """Pages of a web server, and images without pixels, once lay among files that were never meant to be images."""
+    for number in range(4):
+        make_dicom(GREY + number, f"dicom/{number}.dcm", PatientID=f"p{number}", SOPInstanceUID=f"1.{number + 1}")
+    for name in ("a.dcm", "b.DCM", "c.html"):
+        (tmp_path / "dicom" / name).write_text("<html>Please log in</html>" * 20)
+    make_dicom(None, "dicom/d.dcm")
+    (tmp_path / "dicom" / "e.dcm").write_bytes(make_dicom(GREY, "dicom/e.dcm").read_bytes()[:200])
+    cohort = load(tmp_path)
+    assert {problem.reason: problem.count for problem in cohort.problems} == {
+        "no_dicom_inside": 2,
+        "not_dicom": 1,
+        "image_without_pixels": 2,
+    }
+
+
 def test_a_prediction_is_not_made_of_them_either(export):
     found = list(pictures(export / "dicom", ImageInput(size=16)))
     assert len([one for one in found if one.stored is not None]) == 8
@@ -125,6 +145,18 @@ def described(storage: str, modality: str, image_type: str) -> Dataset:
         ("2", "CT", r"DERIVED\SECONDARY\REFORMATTED\AVERAGE", "derived_image"),
         ("2", "CT", r"DERIVED\PRIMARY\PROJECTION IMAGE", "derived_image"),
         ("4", "MR", r"DERIVED\SECONDARY\MPR\CSA MPR", "derived_image"),
+        ("2", "CT", r"DERIVED\PRIMARY\AXIAL\CT_SOM5 MIP", "derived_image"),
+        ("2", "CT", r"DERIVED\PRIMARY\MIP_THIN", "derived_image"),
+        ("2", "CT", r"DERIVED\PRIMARY\THICK SLAB MINIP", "derived_image"),
+        ("2.1", "CT", r"DERIVED\PRIMARY\VOLUME\MAX_IP", "derived_image"),
+        ("2.1", "CT", r"DERIVED\PRIMARY\VOLUME\MAXIMUM", None),
+        ("4", "MR", r"DERIVED\PRIMARY\VOLUME_RENDERED", "derived_image"),
+        ("4", "MR", r"DERIVED\PRIMARY\MIPPED", None),
+        ("4", "MR", r"DERIVED\PRIMARY\TUMIP", None),
+        ("4", "MR", r"ORIGINAL\PRIMARY\SURVEY", "localizer"),
+        ("2", "CT", r"ORIGINAL\PRIMARY\CT_TOPO", "localizer"),
+        ("2", "CT", r"ORIGINAL\PRIMARY\AXIAL\DOSE", "dose_report"),
+        ("2", "CT", r"DERIVED\SECONDARY\SCREEN_SAVE", "secondary_capture"),
         ("2", "CT", r"DERIVED\SECONDARY\OTHER\CT_SOM5 PROT", "dose_report"),
         ("2", "CT", r"DERIVED\SECONDARY\DOSE_INFO", "dose_report"),
         ("7", "OT", r"DERIVED\SECONDARY", "secondary_capture"),
@@ -145,6 +177,48 @@ def test_kinds(storage, modality, image_type, kind):
     assert not_acquired(described(storage, modality, image_type), DERIVED) is None
 
 
+def typed(*image_type: str) -> Dataset:
+    group, inner = Dataset(), Dataset()
+    inner.FrameType = list(image_type)
+    group.CTImageFrameTypeSequence = [inner]
+    return group
+
+
+LOCALIZER, VOLUME, MIP = (
+    ("ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"),
+    ("ORIGINAL", "PRIMARY", "VOLUME", "NONE"),
+    ("DERIVED", "PRIMARY", "VOLUME", "MAX_IP"),
+)
+
+
+def test_frames_of_a_mixed_file_count_one_by_one(make_dicom):
+    """An enhanced file may hold a localizer, slices and a projection; of its image type it says MIXED."""
+    kinds = (LOCALIZER, VOLUME, VOLUME, VOLUME, MIP)
+    frames = np.stack([np.full((8, 8), value, np.uint8) for value in (0, 50, 100, 150, 250)])
+    window = {"WindowCenter": "128", "WindowWidth": "256"}
+    path = make_dicom(
+        frames,
+        ImageType=["MIXED", "PRIMARY", "VOLUME", "NONE"],
+        PerFrameFunctionalGroupsSequence=[typed(*kind) for kind in kinds],
+        **window,
+    )
+
+    def shown(frames: str, *accept: str) -> tuple[list[int], tuple[str, ...]]:
+        image = read_dicom(path, None, frames, accept)
+        return [round(float(frame.mean() * 255)) for frame in image.frames], image.notes
+
+    assert shown("all") == ([50, 100, 150], ("derived_frames",))
+    assert shown("middle") == ([100], ("derived_frames",))
+    assert shown("first", "localizer") == ([0], ("derived_frames",))
+    assert shown("all", "localizer", "derived_image") == ([0, 50, 100, 150, 250], ())
+
+
+def test_a_file_of_such_frames_alone_is_left_out(make_dicom):
+    path = make_dicom(np.stack([GREY] * 3), SharedFunctionalGroupsSequence=[typed(*LOCALIZER)])
+    with pytest.raises(UnusableError, match="localizer"):
+        read_dicom(path, None, "middle")
+
+
 def test_the_class_in_the_files_head_counts_where_the_data_say_none():
     dataset = described("", "OT", "")
     dataset.file_meta.MediaStorageSOPClassUID = SEG
@@ -160,6 +234,7 @@ def test_every_reason_for_leaving_a_file_out_has_its_place():
     sources = (Path(acquired.__file__).parent.glob("*.py"), Path(acquired.__file__).parents[1].rglob("scan*.py"))
     text = "".join(path.read_text() for some in sources for path in some)
     reasons = set(re.findall(r'(?:UnusableError\(|_leave_out\(scan, at, )"(\w+)"', text))
+    reasons |= {NO_DICOM_INSIDE, DERIVED_FRAMES, MORE_PIXELS, BY_OTHERS}
     reasons |= {word for pair in re.findall(r'UnusableError\("(\w+)" if .* else "(\w+)"\)', text) for word in pair}
     assert len(reasons) > 10
     assert reasons <= STRANGERS | SEPARATE | UNREADABLE.keys() | ODD | NOTES.keys()

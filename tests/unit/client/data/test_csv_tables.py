@@ -39,6 +39,9 @@ WAYS = {
     "empty columns behind the header": semicolons(PLAIN).replace("cls\n", "cls;;\n"),
     "empty columns behind the rows": PLAIN.replace('think"\n', 'think",,\n'),
     "empty rows": PLAIN + ",\n\n,,,\n",
+    "line ends of old": PLAIN.replace("\n", "\r"),
+    "a sep line with line ends of old": ("sep=;\n" + semicolons(PLAIN)).replace("\n", "\r"),
+    "bars": semicolons(PLAIN, "|"),
     "formulas": PLAIN.replace("00123", '="00123"').replace("00124", '"=""00124"""'),
     "a formula in the header": PLAIN.replace("PatientID", '="PatientID"'),
     "line ends of Windows": PLAIN.replace("\n", "\r\n"),
@@ -65,6 +68,32 @@ def test_lines_count_as_in_the_file_behind_a_sep_line(tmp_path):
 
 def test_a_header_in_quotes_does_not_decide_what_divides_cells(tmp_path):
     assert read(tmp_path, '"a, b, c";d\n1;2\n') == [{"a, b, c": "1", "d": "2"}]
+
+
+def test_the_header_alone_decides_what_divides_cells_with_line_ends_of_old(tmp_path):
+    assert read(tmp_path, "a;b\r1,5;2,5\r0,5;0,25\r") == [{"a": "1,5", "b": "2,5"}, {"a": "0,5", "b": "0,25"}]
+
+
+OPEN = {
+    "closed by a later one": '1,none,"see\n2,nodule,x\n3,none,"y"\n4,none,\n',
+    "never closed": '1,none,x\n2,nodule,"see\n3,none,y\n4,none,z\n',
+    "closed at the end of a later cell": '1,none,"see\n2,nodule,x\n3,none,5 inch"\n4,none,\n',
+    "closed in the row behind": '1,none,"see\n2,none,5 inch"\n3,nodule,\n',
+    "before text": '1,none,"see" below\n2,nodule,\n',
+}
+
+
+@pytest.mark.parametrize("way", OPEN)
+def test_a_quote_that_stays_open_takes_in_no_rows(tmp_path, way):
+    """Rows behind it once vanished without a word: they were the text of one cell."""
+    with pytest.raises(DataError, match=r"t\.csv: (what begins on line \d is no CSV|the cell that ends on line \d)"):
+        read(tmp_path, "id,cls,note\n" + OPEN[way])
+
+
+def test_text_of_several_lines_in_one_cell_is_read(tmp_path):
+    text = "CT of the chest\r\nno change, no mass, no effusion"
+    rows = read(tmp_path, f'id,cls,report\n1,none,"{text}"\n2,nodule,"a ""ring"", solid"\n')
+    assert [row["report"] for row in rows] == [text, 'a "ring", solid']
 
 
 @pytest.mark.parametrize(

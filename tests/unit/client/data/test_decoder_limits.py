@@ -21,6 +21,7 @@ from fedgraft.client.data.decoding.decoder import Limits
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import CohortSpec, Window
+from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput, SplitSpec
 from fedgraft.common.study.tasks import Task
 
@@ -73,6 +74,15 @@ def test_whatever_a_decoder_raises_is_a_reason(error):
 def test_what_ends_the_program_passes(end):
     with pytest.raises(end), wall("undecodable"):
         raise end
+
+
+def test_a_decoder_that_cannot_be_started_is_no_fault_of_a_file(make_dicom, tmp_path, monkeypatch):
+    path = make_dicom(RAMP)
+    for start in (tmp_path / "nothing", Path("/bin/false")):
+        decoder._DECODER.close()
+        monkeypatch.setattr(sys, "executable", str(start))
+        with pytest.raises(DataError, match=r"The process that decodes files could not be started: .*Try `"):
+            decoder.read_dicom(path, None, "middle")
 
 
 def test_a_panic_costs_its_file(make_dicom, monkeypatch):

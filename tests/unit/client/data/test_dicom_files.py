@@ -132,7 +132,7 @@ def test_all_of_a_known_collection_is_read_or_refused_with_a_reason():
             wrong.append(f"{name} takes long")
     assert not wrong
     reasons = {"no_pixels", "not_dicom", "not_an_image", "undecodable", "truncated", "unreadable", "missing_elements"}
-    assert refused.keys() <= reasons | {"unreadable_element"}, refused
+    assert refused.keys() <= reasons | {"unreadable_element", "image_without_pixels"}, refused
     assert refused["unreadable_element"] == {"badVR.dcm"}  # which says that it has 1A frames
     assert "MR_truncated.dcm" in refused["truncated"], refused
     bad = {"JPEG-lossy.dcm", "JPEG2000-embedded-sequence-delimiter.dcm"}
@@ -149,7 +149,9 @@ def test_burned_in_names_are_refused(make_dicom):
 
 def test_objects_without_pixels(make_dicom):
     assert reason(make_dicom(None, Modality="SR")) == "report"
-    assert reason(make_dicom(None, Modality="CT")) == "no_pixels"
+    assert reason(make_dicom(None, Modality="CT")) == "image_without_pixels"
+    assert reason(make_dicom(None, SOPClassUID="1.2.840.10008.5.1.4.38.1")) == "no_pixels"  # how screens are hung
+    assert reason(make_dicom(None, SOPClassUID="1.3.12.2.1107.5.9.1")) == "no_pixels"  # a vendor's own
     assert reason(make_dicom(RAMP, PixelData=None)) in {"no_pixels", "truncated"}
 
 
@@ -171,7 +173,7 @@ def test_cut_anywhere(make_dicom, tmp_path):
     cut = tmp_path / "cut.dcm"
     for length in range(1, len(whole), 17):
         cut.write_bytes(whole[:length])
-        assert reason(cut) in {"not_dicom", "no_pixels", "truncated", "unreadable", "missing_elements"}
+        assert reason(cut) in {"not_dicom", "image_without_pixels", "truncated", "unreadable", "missing_elements"}
     cut.write_bytes(whole[:-200])
     assert reason(cut) == "truncated"
 

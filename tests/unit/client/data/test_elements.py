@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
 from fedgraft.client.data.decoding.dicom import read_dicom
@@ -96,6 +97,51 @@ def test_an_absent_or_empty_element_has_its_usual_value(make_dicom, read):
 def test_a_window_that_is_not_used_need_not_be_read(make_dicom):
     path = written(make_dicom(RAMP, **HALF), "50.25", "5O.25")
     assert read_dicom(path, Window(center=50, width=100), "middle").facts["window"] == "other"
+
+
+def test_two_slopes_are_none(make_dicom, read):
+    """One of them was taken without a word."""
+    path = make_dicom(RAMP, RescaleSlope=["0.5", "0.7"])
+    assert reason(path) == "unreadable_element"
+    once = read(make_dicom(RAMP, "once.dcm", RescaleSlope="0.5"))
+    np.testing.assert_array_equal(read(make_dicom(RAMP, RescaleSlope=["0.5", "0.50"])), once)
+
+
+@pytest.mark.parametrize("function", ["LOGARITHMIC", "LINEAREXACT", "SIGM0ID"])
+def test_a_function_that_the_standard_does_not_know_is_not_guessed(make_dicom, function):
+    path = make_dicom(RAMP, **HALF, VOILUTFunction=function)
+    assert reason(path) == "unreadable_element"
+    assert read_dicom(path, Window(center=50, width=100), "middle").frames[0].mean() > 0.1
+
+
+def test_of_several_functions_the_first_goes_with_the_first_window(make_dicom, read):
+    windows = {"WindowCenter": ["50", "90"], "WindowWidth": ["100", "30"]}
+    both = read(make_dicom(RAMP, "a.dcm", **windows, VOILUTFunction=["SIGMOID", "LINEAR"]))
+    np.testing.assert_allclose(both, 1 / (1 + np.exp(-4 * (RAMP - 50.0) / 100)), atol=1e-6)
+
+
+def test_pixels_of_frames_that_nobody_counts_are_noted(make_dicom):
+    frames = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]])
+    image = read_dicom(make_dicom(frames, NumberOfFrames=None), None, "all")
+    assert (len(image.frames), image.notes) == (1, ("more_pixels_than_said",))
+    assert read_dicom(make_dicom(frames), None, "all").notes == ()
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000Lossless])
+def test_a_compressed_stream_without_its_end_is_truncated(make_dicom, syntax):
+    """Its decoder fills it up with grey, or with less detail; the file around it may be whole."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    stream = io.BytesIO()
+    kind, options = ("JPEG", {}) if syntax == JPEGBaseline8Bit else ("JPEG2000", {"no_jp2": True})
+    Image.fromarray(pixels).save(stream, kind, **options)
+    whole = stream.getvalue()
+    for padding in (b"", b"\0", b"\xff"):
+        (found,) = read_dicom(make_dicom(pixels, syntax=syntax, encoded=[whole + padding]), None, "middle").frames
+        assert found.std() > 0.2
+    for kept in (0.5, 0.9, 0.99):
+        cut = whole[: int(kept * len(whole))]
+        for lost in (cut, cut.ljust(len(whole), b"\0")):
+            assert reason(make_dicom(pixels, syntax=syntax, encoded=[lost])) == "truncated"
 
 
 EMPTY = [{}, {"LUTDescriptor": None, "LUTData": None}, {"LUTDescriptor": [256, 0, 8], "LUTData": b""}]

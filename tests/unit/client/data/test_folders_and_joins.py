@@ -14,13 +14,14 @@ from PIL import Image
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
 from fedgraft.client.data.cohorts.folders import files, walk
+from fedgraft.client.data.decoding.decoder import read_images
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.joins import IN_WORDS, WAYS, differences
 from fedgraft.client.inference.images import pictures
 from fedgraft.client.preflight.report import Level
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput, SplitSpec
-from fedgraft.common.study.tasks import Task
+from fedgraft.common.study.tasks import Segmentation, Task
 from helpers.site_home import Hospital
 
 NOBODY = 65534
@@ -89,11 +90,12 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def somebody_else() -> Iterator[None]:
+def somebody_else(tmp_path: Path) -> Iterator[None]:
     """Within the test this process is not root, who may read everything."""
     if os.geteuid() != 0:
         yield
         return
+    read_images(picture(tmp_path / "before.png"), "middle")  # starts the process that decodes, as long as we may
     os.seteuid(NOBODY)
     yield
     os.seteuid(0)
@@ -111,6 +113,59 @@ def test_folders_and_files_without_the_right_to_read_are_counted(open_folder, re
     assert problems(cohort) == {"folder_without_right": 1, "no_right_to_read": 1}
     with pytest.raises(DataError, match="ward: cannot be opened: Permission denied"):
         walk(root / "ward")
+
+
+def test_a_folder_that_may_be_listed_and_not_opened_is_counted(open_folder, request):
+    """Its names can be had, and then nothing of the files: a crash, once."""
+    root = picture(open_folder / "images" / "none" / "a.png").parent.parent
+    picture(root / "ward" / "b.png").parent.chmod(0o744)
+    for folder in ("state", "cache"):
+        (open_folder / folder).mkdir()
+        (open_folder / folder).chmod(0o777)
+    request.getfixturevalue("somebody_else")
+    cohort = load(CohortSpec(kind="images", root=root), open_folder)
+    assert problems(cohort) == {"folder_without_right": 1}
+    for folder in (root / "ward", root / "ward" / "deeper"):
+        with pytest.raises(DataError, match=r"cannot be opened: Permission denied.*the right to open"):
+            walk(folder)
+
+
+def test_masks_in_a_folder_without_rights_are_not_merely_unknown(open_folder, request):
+    root = picture(open_folder / "images" / "none" / "a.png").parent.parent
+    picture(root / "none" / "b.png")
+    picture(open_folder / "masks" / "none" / "a.png").parent.chmod(0)
+    for folder in ("state", "cache"):
+        (open_folder / folder).mkdir()
+        (open_folder / folder).chmod(0o777)
+    request.getfixturevalue("somebody_else")
+    spec = CohortSpec(kind="images", root=root, mask_images=open_folder / "masks")
+    tasks = [Segmentation(name="lesion", kind="segmentation")]
+    wanted = CohortRequest(tasks, ImageInput(size=16), SplitSpec(), 0)
+    cohort = load_cohort("north", spec, wanted, Place(open_folder / "state", open_folder / "cache", b"secret"))
+    assert problems(cohort) == {"folder_without_right": 1}
+
+
+def test_links_in_a_circle_are_no_folder(tmp_path):
+    """Whether one path lies in another cannot be asked of them: a crash, once."""
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(DataError, match=r"b: is no folder\. Check `root`"):
+        load(CohortSpec(kind="images", root=tmp_path / "b"), tmp_path)
+
+
+def test_a_link_to_a_pipe_is_not_broken(tmp_path):
+    root = picture(tmp_path / "images" / "none" / "a.png").parent.parent
+    os.mkfifo(tmp_path / "pipe")
+    (root / "b.png").symlink_to(tmp_path / "pipe")
+    assert problems(load(CohortSpec(kind="images", root=root), tmp_path)) == {"special_file": 1}
+
+
+def test_only_the_labels_table_is_not_counted_as_another_file(tmp_path):
+    root = picture(tmp_path / "images" / "a.png").parent
+    for name in ("labels.csv", "old.csv"):
+        (root / name).write_text("path,cls\na.png,none\n")
+    cohort = load(CohortSpec(kind="images", root=root, labels=root / "labels.csv"), tmp_path)
+    assert problems(cohort) == {"not_an_image": 1}
 
 
 def test_the_check_says_which_folders_were_not_read(hospital: Hospital) -> None:

@@ -77,3 +77,15 @@ def test_where_nobody_says_whose_a_file_is_names_are_no_ids(tmp_path):
     for name in ONE_PATIENT:
         Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "images" / "none" / f"{name}.png")
     assert not load(CohortSpec(kind="images", root=tmp_path / "images"), tmp_path).problems
+
+
+NOBODY = ("NA", "none", "-", "", "p1", "p2")
+
+
+@pytest.mark.parametrize("kind", [dicom, images, table])
+def test_a_word_for_missing_is_nobodys_id(tmp_path, make_dicom, monkeypatch, kind):
+    """Cells `NA` once were a patient of that name, and nobody was told."""
+    monkeypatch.setattr(f"{__name__}.IDS", NOBODY)
+    cohort = load(kind(tmp_path, make_dicom), tmp_path)
+    assert {problem.reason: problem.count for problem in cohort.problems} == {"no_patient_id": 4}
+    assert len(set(cohort.patients)) == 3

@@ -100,6 +100,24 @@ def test_all_others_leaves_names_and_missing_words_alone(tmp_path):
     assert load(spec, tmp_path).targets["cls"].tolist() == [0, -1, 1, -1, 1, -1]
 
 
+def problems(cohort: Cohort) -> dict[str, int]:
+    return {problem.reason: problem.count for problem in cohort.problems}
+
+
+def test_an_entry_of_a_map_is_met_as_a_name_is(tmp_path):
+    """`1.0` and `MALIGNANT` once were of "all others", beside entries for `1` and `malignant`: the other class."""
+    given = {"cls": {1: "nodule", "malignant": "nodule", "grö\u00dfer": "nodule", "all others": "none"}}
+    words = ("1.0", "MALIGNANT", "gro\u0308\u00dfer", "None", "", "odd", "odd")
+    cohort = load(table(tmp_path, *words, label_map=given), tmp_path)
+    assert cohort.targets["cls"].tolist() == [1, 1, 1, 0, -1, 0, 0]
+    assert problems(cohort) == {"label_by_all_others": 2}
+
+
+def test_a_name_counts_before_an_entry_of_another_case(tmp_path):
+    cohort = load(table(tmp_path, "none", "None", "NONE", label_map={"cls": {"None": "nodule"}}), tmp_path)
+    assert cohort.targets["cls"].tolist() == [0, 1, 0]
+
+
 def test_all_others_leaves_numbers_alone(tmp_path):
     value = Regression(kind="regression", name="size", unit="mm", mean=1, std=1)
     given = {"size": {"<5": "2.5", "all others": ""}}
@@ -129,7 +147,34 @@ def test_numbers_that_mean_missing_do_so_in_their_column_alone(tmp_path):
     cohort = load(spec, tmp_path, columns=columns)
     nan = np.nan
     np.testing.assert_array_equal(cohort.inputs.numpy(), [[nan, -9, 1, 0], [nan, 1, 0, 0], [2, 3, 0, 1]])
-    assert {problem.reason: problem.count for problem in cohort.problems} == {"missing_value": 2, "missing_category": 1}
+    assert problems(cohort) == {"missing_value": 2, "missing_category": 1}
+
+
+@pytest.mark.parametrize("written", ["-9.9", "-9,9", "-9,90", "-09.90"])
+def test_a_number_that_means_missing_does_so_however_it_is_written(tmp_path, written):
+    (tmp_path / "t.csv").write_text(f"a;cls\n1;none\n{written};nodule\n")
+    spec = CohortSpec.model_validate({"kind": "table", "root": tmp_path / "t.csv", "missing_values": {"a": [-9.9]}})
+    np.testing.assert_array_equal(load(spec, tmp_path).inputs.numpy(), [[1], [np.nan]])
+
+
+def test_a_category_cannot_be_listed_as_missing(tmp_path):
+    columns = TableInput(categorical={"side": ("none", "left")})
+    spec = table(tmp_path, "left,none", header="a,side,cls", missing_values={"side": ["None"]})
+    with pytest.raises(DataError, match="missing_values of column 'side': 'None' is a name of 'side'"):
+        load(spec, tmp_path, columns=columns)
+
+
+def test_all_that_is_wrong_with_a_table_is_told_at_once(tmp_path):
+    spec = table(tmp_path, "x", "y", header="b,kind", patient_column="pid", missing_values={"age": ["-9"]})
+    with pytest.raises(DataError) as caught:
+        load(spec, tmp_path)
+    said = str(caught.value)
+    for column in ("the patients ('pid')", "`missing_values` ('age')", "column 'a'", "the labels of task 'cls'"):
+        assert column in said
+    with pytest.raises(DataError) as caught:
+        load(table(tmp_path, "<5,odd", header="n,a,cls"), tmp_path)
+    assert "column 'a' is no number" in str(caught.value)
+    assert "column 'cls' is no class" in str(caught.value)
 
 
 def test_a_class_cannot_be_listed_as_missing_nor_a_word_mapped_to_nothing(tmp_path):

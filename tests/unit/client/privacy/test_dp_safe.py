@@ -18,7 +18,16 @@ from fedgraft.common.study.training import Private
 from helpers.work import CPU, NOW, cohort, images, moved, snapshot
 
 BACKBONES = ["slim_resnet", "slim_resnet_gn", "resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"]
-OTHERS = ["resnet50", "resnext50_32x4d", "googlenet", "shufflenet_v2_x0_5", "regnet_x_400mf", "mnasnet0_5", "vgg11"]
+OTHERS = [
+    "efficientnet_lite0",
+    "resnet50",
+    "resnext50_32x4d",
+    "googlenet",
+    "shufflenet_v2_x0_5",
+    "regnet_x_400mf",
+    "mnasnet0_5",
+    "vgg11",
+]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES + OTHERS)

@@ -79,6 +79,7 @@ def optimiser_order(local_model: LocalModel, keys: Sequence[str]) -> list[str]:
         ("mobilenet_v3_small", "all"),
         ("densenet121", "norm_and_heads"),
         ("shufflenet_v2_x0_5", "all"),
+        ("efficientnet_lite0", "norm_and_heads"),
     ],
 )
 def test_the_sum_is_that_of_gradients_clipped_case_by_case(attack_target: MakeModel, backbone: str, keys: str) -> None:
@@ -104,12 +105,14 @@ def no_depth(local_model: LocalModel) -> None:
             part.p = 0.0
 
 
-@pytest.mark.parametrize("size", [1, 4, 100])
-def test_a_patients_gradient_is_the_mean_over_views_clipped_once(attack_target: MakeModel, size: int) -> None:
+@pytest.mark.parametrize(("size", "mode"), [(1, "hooks"), (4, "hooks"), (4, "ghost"), (100, "hooks"), (100, "ghost")])
+def test_a_patients_gradient_is_the_mean_over_views_clipped_once(
+    attack_target: MakeModel, size: int, mode: str
+) -> None:
     """However many images are worked on at a time."""
     local_model, loader = attack_target()
     patients = ["a", "a", "b", "c", "c", "c", *["d"] * 6, *map(str, range(15))]
-    spec = quiet(max_grad_norm=0.5, augmentation_multiplicity=9, batch_size=size)
+    spec = quiet(max_grad_norm=0.5, augmentation_multiplicity=9, batch_size=size, mode=mode)
     got = sums(local_model, loader, patients, spec)[0]
     units = [[at for at, own in enumerate(patients[:21]) if own == one] for one in dict.fromkeys(patients[:21])]
     want = naive_sum(local_model.model, loader, units, optimiser_order(local_model, trainable(local_model)), 0.5)
@@ -266,6 +269,5 @@ def test_a_site_works_privately_where_the_stage_says_so(make_study: MakeStudy, t
 
 
 def test_the_site_refuses_in_one_word(make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedgraft.client.privacy.dp.trainer.LAYERS", ())
-    monkeypatch.setattr("fedgraft.client.privacy.dp.dp_safe.LAYERS", ())
+    monkeypatch.setattr("fedgraft.client.privacy.dp.dp_safe.SAMPLERS", {})
     assert visit(make_study, tmp_path, {"noise_multiplier": 1.0, "sample_rate": 0.5}) == Refusal(1, Code.BAD_DATA)

@@ -137,10 +137,6 @@ def test_private_work_that_can_be_private_is_let_through():
         ({"class_weights": "balanced"}, "local.class_weights: "),
         ({"steps": None, "epochs": 1}, "local.epochs: "),
         ({"clip_norm": 1.0}, "local.clip_norm: "),
-        (
-            {"private": {"noise_multiplier": 1.0, "sample_rate": 0.1, "mode": "ghost", "augmentation_multiplicity": 2}},
-            "local.private.augmentation_multiplicity: ",
-        ),
     ],
 )
 def test_private_work_that_would_not_be_private_is_refused(changes: dict, key: str):

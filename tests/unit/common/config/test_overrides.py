@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from fedgraft.common.base.errors import StudyError
+from fedgraft.common.study.study import find_study
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -60,3 +64,24 @@ def test_a_study_that_would_not_end_in_a_lifetime_is_questioned(command: Command
     code, _, err = command("study", "check", "mine.yaml", "--set", typed)
     assert code == 2
     assert said in err
+
+
+def test_a_plan_takes_the_place_of_a_method_and_a_method_that_of_a_plan(tmp_path: Path) -> None:
+    """`plan=[]` is how a person says "evaluate only", of a study that trains and of one that a run wrote down."""
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\ntasks: [{name: cls, classes: [none, smooth, spiculated, ring]}]\nmethod: fedavg\n"
+        "model: {backbone: slim_resnet, weights: null, heads: fresh}\n"
+    )
+    mine, finished = tmp_path / "mine.yaml", "model.weights=slim-ctmr-synthetic"
+    for path in (mine, Path("quickstart")):
+        study, _ = find_study(path, ("plan=[]", finished))
+        assert (study.plan, study.model.heads) == ((), "weights")
+        trained, _ = find_study(path, ("method=ridge_probe",))
+        assert [stage.name for stage in trained.plan] == ["probe"]
+    for typed, said in (
+        (("plan=[]", "method=fedavg"), "give either method or plan"),
+        (("plan=[]",), "name its run or its file as model.weights"),
+        (("plan=[]", finished, "model.heads=fresh"), "leave model.heads out"),
+    ):
+        with pytest.raises(StudyError, match=said):
+            find_study(mine, typed)

@@ -17,7 +17,9 @@ from fedgraft.common.study.tasks import Segmentation
 MASK = Segmentation(name="lesion", kind="segmentation")
 
 
-@pytest.mark.parametrize(("name", "size"), [("slim_resnet", 32), ("resnet18", 64), ("resnet50", 64)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("slim_resnet", 32), ("resnet18", 64), ("resnet50", 64), ("efficientnet_lite0", 64)]
+)
 def test_features_through_the_maps_are_those_of_the_backbone(name: str, size: int) -> None:
     model = build_model(name, {"cls": 3}, channels=1, seed=0, size=size, extras=Extras(masks=["lesion"])).eval()
     x = torch.randn(2, 1, size, size)
@@ -50,7 +52,9 @@ def test_a_decoder_learns_outlines_finer_than_the_backbones_finest_map() -> None
 
 
 def test_a_backbone_without_maps_says_which_have_some() -> None:
-    with pytest.raises(InputError, match=r"No feature maps are known of VGG.*slim_resnet and torchvision's resnet"):
+    with pytest.raises(
+        InputError, match=r"No feature maps are known of VGG.*slim_resnet, efficientnet_lite0 and torchvision's"
+    ):
         build_model("vgg11", {}, channels=1, seed=0, size=32, extras=Extras(masks=["lesion"]))
 
 

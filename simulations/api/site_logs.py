@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from fedgraft.common.base.errors import FedgraftError
+from fedgraft.common.base.errors import FedgraftError, RunError
 
 _TROUBLE = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) (.*)$")
 _CODE = re.compile(r": refused, \w+$")
@@ -40,3 +41,12 @@ class SiteLogs:
 
     def _paths(self) -> list[Path]:
         return [path for path in sorted(self._run.glob("sites/*/site.log")) if path.is_file()]
+
+
+@contextmanager
+def explained(logs: SiteLogs) -> Iterator[None]:
+    """Errors of a run from within say what its sites have said."""
+    try:
+        yield
+    except RunError as error:
+        raise logs.explained(error) from None

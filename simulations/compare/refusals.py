@@ -1,0 +1,46 @@
+"""What a comparison cannot ask: arms that cannot work, models that saw the test cases, patients tied together."""
+
+from __future__ import annotations
+
+from fedgraft.common.base.errors import InputError, StudyError, WeightsError
+from fedgraft.common.checks.check import check
+from fedgraft.common.checks.explain import check_study
+from fedgraft.common.models.initialise import make_model
+from fedgraft.common.models.provenance import finished
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.question import Arm, Question
+from fedgraft.simulations.engines.run import Hospitals
+
+
+def refuse_tied(question: Question, sites: Hospitals, where: str) -> None:
+    """InputError for what would let one patient decide who else trains, or with which label."""
+    capped = any(spec.train_cases is not None for spec in sites.cohorts.values())
+    if (question.cases and not question.shots) or capped:
+        raise InputError(
+            f"{where}: an arm is private, and `cases` takes the first so many patients, which ties them together.",
+            fix="Leave it out; fewer train with a smaller split.train in the question's `set`.",
+        )
+    if any(arm.labels == "shuffled" for arm in question.arms):
+        raise InputError(
+            f"{where}: an arm is private, and shuffled labels are those of other patients, which ties them together.",
+            fix="Ask about shuffled labels in a question of their own, without a private arm.",
+        )
+
+
+def refuse_seen(study: Study, arm: Arm, question: Question, where: str) -> None:
+    """StudyError for a finished model that may have learnt from cases that it would be tested on."""
+    assert arm.weights is not None
+    if question.folds and not arm.elsewhere:
+        raise StudyError(where, ["weights: with folds every patient is tested, those too that the model learnt from"])
+    try:
+        finished(study, arm.weights, elsewhere=arm.elsewhere)
+    except WeightsError as error:
+        raise StudyError(where, [f"weights: {error}"]) from None
+
+
+def check_arm(study: Study, source: str, arm: Arm) -> None:
+    """Refuse what cannot work; base models are not there yet, and are looked at when they are."""
+    if not arm.base_models:
+        check_study(study, source)
+    elif faults := check(study, make_model(study).tags()):
+        raise StudyError(source, faults)

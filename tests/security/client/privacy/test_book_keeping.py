@@ -1,0 +1,109 @@
+"""Sums of clipped gradients in one pass backwards: what was measured is summed, whatever the model was made for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedgraft.client.privacy.dp.book_keeping import Factored, Tape
+from fedgraft.client.privacy.dp.trainer import attached, clip_factors
+from fedgraft.client.privacy.dp.units import Rows
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel
+from helpers.dp import loader_of, quiet, trainable
+from helpers.work import CPU, MakeStudy, cohort, images
+
+
+def clipped(
+    layer: nn.Module, inputs: Tensor, weights: Tensor, unit: Tensor, clip: float
+) -> tuple[Tensor, Tensor, bool]:
+    """Each unit's clipped gradient alone, as it is summed, and exactly (units, ...); whether it was made at all.
+
+    `weights` (cases, ...) times the layer's outputs is the loss.
+    """
+    rows = Rows(torch.arange(len(inputs)), unit, int(unit.max()) + 1)
+    tape = Tape(layer, [layer.weight])
+    (part,) = tape.gradients((layer(inputs) * weights).flatten(1).sum(dim=1), rows)
+    tape.cleanup()
+    factors = clip_factors(part.norms(clip), clip)
+    alone = torch.stack([part.weighted_sum(factors * one) for one in torch.eye(rows.units)]).double()
+    exact = []
+    twin = copy.deepcopy(layer).double()
+    for own in range(rows.units):
+        cases = unit == own
+        loss = (twin(inputs[cases].double()) * weights[cases].double()).sum()
+        (gradient,) = torch.autograd.grad(loss, [twin.weight])
+        exact.append(gradient * min(1.0, clip / max(float(gradient.norm()), 1e-300)))
+    return alone, torch.stack(exact), isinstance(part, Factored)
+
+
+LAYERS = {
+    "linear": (nn.Linear(70, 60), (70,), (60,)),
+    "tokens": (nn.Linear(70, 60), (5, 70), (5, 60)),
+    "convolution": (nn.Conv2d(128, 128, 3), (128, 6, 6), (128, 4, 4)),
+    "strides and groups": (nn.Conv2d(128, 128, 3, stride=2, padding=1, groups=2, bias=False), (128, 4, 4), (128, 2, 2)),
+    "many places": (nn.Conv2d(3, 8, 3), (3, 12, 12), (8, 10, 10)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("several", [False, True])
+def test_units_are_clipped_as_if_each_gradient_had_been_made(name: str, several: bool) -> None:
+    layer, shape, out = LAYERS[name]
+    draw = torch.Generator().manual_seed(1)
+    unit = torch.tensor([0, 0, 0, 1, 2, 2]) if several else torch.arange(6)
+    inputs, weights = torch.randn(6, *shape, generator=draw), torch.randn(6, *out, generator=draw)
+    weights[3] *= 1e-6
+    got, want, factored = clipped(layer, inputs, weights, unit, 1.0)
+    assert factored == (name != "many places")
+    assert torch.allclose(got, want, rtol=1e-4, atol=1e-6)
+    assert float(got[int(unit[3])].norm()) < 0.01, "and what is below the clip stays as it is"
+
+
+def test_what_cancels_in_single_precision_is_not_let_out_at_its_full_length() -> None:
+    """The same is seen at all places, and what comes back cancels but for what rounding makes of it."""
+    layer, shape, out = LAYERS["convolution"]
+    draw = torch.Generator().manual_seed(2)
+    inputs = torch.randn(4, shape[0], 1, 1, generator=draw).expand(4, *shape).contiguous()
+    weights = torch.randn(4, *out, generator=draw) * 1e3
+    weights -= weights.mean(dim=(2, 3), keepdim=True)
+    got, _, factored = clipped(layer, inputs, weights, torch.arange(4), 1e-6)
+    assert factored
+    assert float(got.flatten(1).norm(dim=1).max()) <= 1.001e-6
+
+
+def test_numbers_that_single_precision_cannot_hold_count_as_none() -> None:
+    """What comes back is clipped to less than the least number above 0, and what was seen is as large as can be."""
+    layer = LAYERS["linear"][0]
+    inputs, weights = torch.full((1, 70), 7e30), torch.full((1, 60), 1e-31)
+    got, _, factored = clipped(layer, inputs, weights, torch.arange(1), 1e-12)
+    assert factored
+    assert float(got.norm()) <= 1.001e-12
+
+
+@pytest.mark.parametrize("mode", ["hooks", "ghost"])
+def test_models_of_all_magnitudes_move_a_sum_by_no_more_than_the_clip(make_study: MakeStudy, mode: str) -> None:
+    study = make_study(
+        input={"kind": "table", "numeric": ["a", "b", "c"]}, model={"backbone": "table_mlp", "weights": None}
+    )
+    local_model, one = LocalModel(study, CPU), torch.tensor([0])
+    keys = [key for key in trainable(local_model) if key in local_model.parameters]
+    loader = loader_of(Loader(cohort(images(1)[0], {"cls": one}), study.input, CPU), torch.ones(1, 3), one)
+    local_model.model.freeze(keys, fixed_norm_stats=True)
+    (batch,) = loader.batches([one])
+    for seed in range(150):
+        draw = torch.Generator().manual_seed(seed)
+        clip = 10.0 ** float(torch.empty(1).uniform_(-11.9, 2, generator=draw))
+        with torch.no_grad():
+            for entry in local_model.parameters.values():
+                size = 10.0 ** (float(torch.empty(1).uniform_(-1, 1, generator=draw)) * (3, 10, 20, 38)[seed % 4])
+                drawn = torch.randn(entry.shape, generator=draw).double()
+                entry.copy_(((drawn, drawn.abs(), torch.ones_like(drawn))[seed % 3] * size).clamp(-3e38, 3e38))
+        private = quiet(mode=mode, max_grad_norm=clip).private
+        assert private is not None
+        with attached(local_model, loader, keys, private) as trainer:
+            moved = torch.cat([part.flatten() for part in trainer.sum_of(batch, Rows(one, one, 1))]).double().norm()
+        assert float(moved) / clip < 1.001, seed
