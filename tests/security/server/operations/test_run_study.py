@@ -229,9 +229,11 @@ def test_a_damaged_run_is_shown_as_one_and_hides_no_other(home, control, run, co
     assert (code, err) == (0, "")
     assert "damaged" in out
     assert f"{run.resolve()}/history.jsonl: is not a " in out
-    (note,) = home.studies.glob("*.json")
+    note = max(home.studies.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    whole = note.read_bytes()
     note.write_bytes(content)
     code, _, err = command("server", "status", "--home", home.path)
+    note.write_bytes(whole)
     assert code == 2
     assert str(note) in err
     assert "should not have happened" not in err
