@@ -56,7 +56,7 @@ def what_is_wrong(folder: Path) -> str:
     """Why nothing is approved in a site's home folder though it may have been; nothing if the file can be read."""
     try:
         read_approvals(folder)
-    except InputError as error:
+    except (InputError, OSError) as error:
         return str(error)
     return ""
 
@@ -66,7 +66,7 @@ def _approved(folder: str, _version: tuple[int, int, int]) -> frozenset[str]:
     """Digests that are approved. Asked for every instruction, so the file is read again only if it is another one."""
     try:
         return frozenset(one.digest for one in read_approvals(Path(folder)) if one.withdrawn is None)
-    except InputError:
+    except (InputError, OSError):
         return frozenset()
 
 

@@ -168,8 +168,15 @@ def _seal_of(content: Mapping[str, Any]) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Whether something has this name, readable or not: what cannot be read must not be taken for what is not there."""
-    return os.path.lexists(path)
+    """Whether something has this name, readable or not: what cannot be read must not be taken for what is not there.
+
+    OSError if it cannot be known, as in a folder that this account may not open.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return True
 
 
 def read_json(path: Path) -> Any:

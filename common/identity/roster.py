@@ -104,6 +104,7 @@ def parse_membership(content: Any, source: str) -> Membership:
     """The roster in the content of a file, whoever signed it; InputError if it is none."""
     try:
         roster = Membership.model_validate(content)
+        mask_roster(roster.members)  # what a member signed must be of the form that sites mask by
         canonical_json(roster.model_dump(mode="json"))  # what is half a letter cannot be signed, nor written
     except (ValidationError, UnicodeError):
         raise InputError(f"{source}: is no roster.", fix="Ask the coordinator for the newest roster.json.") from None

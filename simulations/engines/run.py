@@ -187,9 +187,9 @@ def _names(out: Path) -> list[str]:
     match read_json(source):
         case [*names] if names and all(isinstance(name, str) and name for name in names):
             there = {path.parent.name for path in (out / "sites").glob("*/site.json")}
-            if lost := sorted(set(names) - there):
-                wrong = f"{out / 'sites' / lost[0] / 'site.json'}: is gone, and {source.name} names that site."
-                raise ResumeError(wrong, fix=_ANEW)
+            for name in sorted(set(names) - there):
+                if not is_there(lost := out / "sites" / name / "site.json"):
+                    raise ResumeError(f"{lost}: is gone, and {source.name} names that site.", fix=_ANEW)
             if more := sorted(there - set(names)):
                 raise ResumeError(f"{source}: does not name {', '.join(more)}, which is there.", fix=_ANEW)
             return list(map(str, names))

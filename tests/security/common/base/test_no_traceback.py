@@ -367,6 +367,22 @@ def test_a_panic_and_a_thread_that_fails_are_a_line_too(command: Command, monkey
     assert "correct-horse" not in err
 
 
+def test_a_thread_that_fails_says_a_line_too(command: Command, monkeypatch):
+    """Of a damaged list of events, which a thread of the command follows, the terminal showed a trace."""
+
+    def in_a_thread(*_: object, as_json: bool) -> None:
+        thread = threading.Thread(target=lambda: fails(None, as_json=as_json))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(server_commands, "show_sites", in_a_thread)
+    code, out, err = command("server", "sites")
+    assert (code, out) == (0, "")
+    assert "ZeroDivisionError in fails" in err
+    assert "Traceback" not in err
+    assert "a fault of ours" not in err
+
+
 def test_a_known_error_has_a_trace_as_well_if_it_is_asked_for(own: Folders, command: Command, monkeypatch, tmp_path):
     monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))
     kit, words = own.kits / "north.zip", own.kits / "north.code"

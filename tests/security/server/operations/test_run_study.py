@@ -216,6 +216,29 @@ def test_status_and_stop_say_where_a_run_is_and_what_to_type_to_continue_it(home
     assert control.stopped == 1
 
 
+@pytest.mark.parametrize(
+    "content", [b"[1, 2]\n", b"{}\n", b"\xff\xfe\n", b"7\n", b'{"missing": 3}\n', b"[" * 9999 + b"\n"]
+)
+def test_a_damaged_run_is_shown_as_one_and_hides_no_other(home, control, run, command, content: bytes):
+    """One file of one run, and `server status` had nothing to say of all of them."""
+    control.ends = [("stopped", "")]
+    with pytest.raises(RunError, match="stopped"):
+        run_study(home, run, READY, print)
+    (run / "history.jsonl").write_bytes(content)
+    code, out, err = command("server", "status", "--home", home.path)
+    assert (code, err) == (0, "")
+    assert "damaged" in out
+    assert f"{run.resolve()}/history.jsonl: is not a " in out
+    note = max(home.studies.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    whole = note.read_bytes()
+    note.write_bytes(content)
+    code, _, err = command("server", "status", "--home", home.path)
+    note.write_bytes(whole)
+    assert code == 2
+    assert str(note) in err
+    assert "should not have happened" not in err
+
+
 @pytest.mark.usefixtures("enrolled")
 def test_a_site_that_is_away_shows_when_it_was_last_heard_of(home, control):
     """Also one that was given new keys and has not come with them, and one that was shut out."""

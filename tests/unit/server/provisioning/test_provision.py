@@ -463,3 +463,15 @@ def test_where_the_server_listens_is_said_and_is_loopback_unless_asked(server: d
     assert said in ServerEntry.model_validate(server).says_where
     if "listen" not in server:
         assert ServerEntry.model_validate(server).listen == "127.0.0.1"
+
+
+@pytest.mark.parametrize("key", ["vouch", "masking", "node"])
+@pytest.mark.parametrize("value", ["", "x", "x" * 300, "\0"])
+def test_a_roster_whose_members_could_mask_nothing_is_no_roster(kits, key, value):
+    """It was one, until a site was revoked: "this should not have happened"."""
+    enrolled(kits)
+    content = json.loads((kits / "roster.json").read_text())
+    content["members"]["north"][key] = value
+    (kits / "roster.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"roster\.json|north"):
+        Authority(kits).revoke("south")

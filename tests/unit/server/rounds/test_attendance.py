@@ -94,6 +94,14 @@ def test_what_the_study_says_holds_to_the_end(make_study):
     assert not attendance(study, greetings(*SITES), {}, rows(4, took_part)).enough
 
 
+def test_what_the_study_says_holds_in_every_round(make_study):
+    """All are there at the end, and one of them trained alone before: a run like that was a success."""
+    study = make_study(method="fedavg", rounds={"min_sites": 2})
+    took_part = {"east": range(1, 6), "north": range(3, 6), "south": range(3, 6)}
+    found = attendance(study, greetings(*SITES), {}, rows(4, took_part))
+    assert (found.status, found.enough) == ("incomplete", False)
+
+
 def test_one_site_alone_completes(make_study):
     study = make_study(method="fedavg")
     found = attendance(study, greetings("east"), {}, rows(2, {"east": range(1, 4)}))

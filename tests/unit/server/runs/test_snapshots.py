@@ -166,3 +166,27 @@ def test_a_run_that_has_lost_its_folder_of_checkpoints_says_that_it_begins_anew(
     assert (
         said == f"{tmp_path / 'checkpoint'}: there is no checkpoint, though 3 exchanges were done. The run begins anew."
     )
+
+
+def test_checkpoints_that_cannot_be_looked_at_are_not_taken_for_none(tmp_path: Path) -> None:
+    """The history was deleted, and the run began anew, since an account might not open the folder."""
+    run_of(tmp_path, 3)
+    (tmp_path / "checkpoint").rename(tmp_path / "elsewhere")
+    (tmp_path / "checkpoint").symlink_to("checkpoint")
+    with pytest.raises(OSError, match="symbolic links") as failed:
+        RunFolder(tmp_path).load_checkpoint()
+    assert "checkpoint/state.json" in str(failed.value.filename)
+    assert len(RunFolder(tmp_path).history()) == 3
+
+
+def test_tensors_of_another_run_are_not_those_of_the_checkpoint(tmp_path: Path) -> None:
+    """A whole file with a right digest of its own, in the place of the one that was written."""
+    run_of(tmp_path, 3)
+    (tmp_path / "other").mkdir()
+    run_of(tmp_path / "other", 2)
+    path = tmp_path / "checkpoint" / "000003.safetensors"
+    (tmp_path / "other" / "checkpoint" / "000002.safetensors").replace(path)
+    found = RunFolder(tmp_path).load_checkpoint()
+    assert found is not None
+    assert found.exchange == 2
+    assert "000003.safetensors: is not as it was written" in notices(tmp_path)[0]
