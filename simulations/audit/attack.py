@@ -12,19 +12,19 @@ from fedgraft.common.protocol.routing import changed, releases_plainly
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.training import Private
-from fedgraft.simulations.audit import (
+from fedgraft.simulations.audit.attacks import (
     canaries,
     inversion,
     masks,
     metrics_oracle,
     plain,
 )
-from fedgraft.simulations.audit.attack_target import CPU, AttackTarget, seen_at
+from fedgraft.simulations.audit.attacks.attack_target import CPU, AttackTarget, seen_at
+from fedgraft.simulations.audit.attacks.mechanism import mechanism
+from fedgraft.simulations.audit.attacks.noised import sums_under_attack
 from fedgraft.simulations.audit.classes import as_classes
 from fedgraft.simulations.audit.findings import AttackAttempt, Finding
 from fedgraft.simulations.audit.lying import courses
-from fedgraft.simulations.audit.mechanism import mechanism
-from fedgraft.simulations.audit.noised import sums_under_attack
 from fedgraft.simulations.audit.promises import promises
 from fedgraft.simulations.planning.pricing import price, private_stages
 

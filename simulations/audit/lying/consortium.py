@@ -27,7 +27,7 @@ from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.schedule import Step, schedule, split_at
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attack_target import seen_at, shape
+from fedgraft.simulations.audit.attacks.attack_target import seen_at, shape
 from fedgraft.simulations.engines.keys import make_keys
 
 VICTIM = "west"

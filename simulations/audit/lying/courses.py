@@ -26,7 +26,7 @@ from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Recalibrate, Role, Select, Stage
 from fedgraft.common.study.schedule import Step
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attack_target import CPU
+from fedgraft.simulations.audit.attacks.attack_target import CPU
 from fedgraft.simulations.audit.findings import Measurement
 from fedgraft.simulations.audit.lying.consortium import VICTIM, AuditedSites, short, written
 from fedgraft.simulations.audit.lying.lies import lies_about, mixed

@@ -22,9 +22,9 @@ from fedgraft.common.models.model import TransferModel
 from fedgraft.common.study.plan import Role, named
 from fedgraft.common.study.study import parse_study
 from fedgraft.common.study.training import Augment
-from fedgraft.simulations.audit import attack_target as audit
+from fedgraft.simulations.audit.attacks import attack_target as audit
+from fedgraft.simulations.audit.attacks.mechanism import CHECKS, mechanism
 from fedgraft.simulations.audit.findings import Finding
-from fedgraft.simulations.audit.mechanism import CHECKS, mechanism
 from helpers import sabotage
 from helpers.dp import MakeModel, loader_of, private_work, quiet, sums, trainable
 from helpers.work import CPU, NOW, cohort, images, moved, snapshot

@@ -15,10 +15,10 @@ from scipy.stats import binom
 from fedgraft.client.privacy.masking import masked_upload as sealing
 from fedgraft.common.secure_aggregation import masking
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit import canaries, inversion, metrics_oracle
 from fedgraft.simulations.audit.attack import attack, private_targets
-from fedgraft.simulations.audit.attack_target import AttackTarget
-from fedgraft.simulations.audit.canaries import (
+from fedgraft.simulations.audit.attacks import canaries, inversion, metrics_oracle
+from fedgraft.simulations.audit.attacks.attack_target import AttackTarget
+from fedgraft.simulations.audit.attacks.canaries import (
     CANARIES,
     CLAIMS,
     DELTA,
@@ -26,8 +26,8 @@ from fedgraft.simulations.audit.canaries import (
     chance_of,
     lower_bound,
 )
+from fedgraft.simulations.audit.attacks.mechanism import CHECKS
 from fedgraft.simulations.audit.findings import Finding
-from fedgraft.simulations.audit.mechanism import CHECKS
 from helpers import sabotage
 from helpers.runs import Page, page_of
 from helpers.simulated import simulate

@@ -11,7 +11,7 @@ from fedgraft.client.privacy.dp import dp_statistics, noise, secret
 from fedgraft.common.base.files import CONFIGS
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.simulations.audit.attack import attack
-from fedgraft.simulations.audit.noised import sums_under_attack
+from fedgraft.simulations.audit.attacks.noised import sums_under_attack
 from helpers.work import MakeStudy
 
 Patch = pytest.MonkeyPatch

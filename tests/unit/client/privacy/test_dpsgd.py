@@ -27,7 +27,7 @@ from fedgraft.common.protocol.instructions import (
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Role, named
 from fedgraft.common.study.training import Augment
-from fedgraft.simulations.audit.attack_target import watched
+from fedgraft.simulations.audit.attacks.attack_target import watched
 from helpers.dp import MakeModel, loader_of, private_work, quiet, sums, trainable
 from helpers.work import CPU, NOW, TABLE_PLAN, MakeStudy, a_site, cohort, images, moved, snapshot
 

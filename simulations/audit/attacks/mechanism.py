@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.simulations.audit.attack_target import (
+from fedgraft.simulations.audit.attacks.attack_target import (
     NOW,
     AttackTarget,
     ExampleCases,

@@ -17,15 +17,15 @@ from fedgraft.common.study.plan import (
     Statistics,
 )
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attack_target import (
+from fedgraft.simulations.audit.attacks.attack_target import (
     CPU,
     NOW,
     ExampleCases,
     loader_of,
     shape,
 )
+from fedgraft.simulations.audit.attacks.inversion import psnr
 from fedgraft.simulations.audit.findings import Measurement
-from fedgraft.simulations.audit.inversion import psnr
 
 _BOUND_DB = 10.0
 _PATIENTS = 24

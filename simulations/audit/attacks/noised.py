@@ -23,7 +23,7 @@ from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.private_sums import PrivateSums
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attack_target import CPU
+from fedgraft.simulations.audit.attacks.attack_target import CPU
 from fedgraft.simulations.audit.findings import AttackAttempt, Measurement
 
 _PATIENTS, _LEFT_OUT, _QUIET = 24, 8, 1e-9

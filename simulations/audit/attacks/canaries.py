@@ -20,7 +20,7 @@ from fedgraft.client.training.gradient import train
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.privacy.accountant import noise_for
 from fedgraft.common.study.plan import Gradient
-from fedgraft.simulations.audit.attack_target import (
+from fedgraft.simulations.audit.attacks.attack_target import (
     NOW,
     AttackTarget,
     ExampleCases,

@@ -21,7 +21,7 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.protocol.instructions import Instruction, Update
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attack_target import CPU, table_study
+from fedgraft.simulations.audit.attacks.attack_target import CPU, table_study
 from fedgraft.simulations.audit.findings import Measurement
 
 _LABELS = 100
