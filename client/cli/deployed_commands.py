@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.console import Console
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import read_config
@@ -22,11 +21,11 @@ from fedgraft.client.enrolment.join import rejoin as rejoin_consortium
 from fedgraft.client.enrolment.members import update_roster
 from fedgraft.client.privacy.policy import SitePolicy, read_policy
 from fedgraft.common.base.errors import InputError, StudyError
-from fedgraft.common.base.printable import harmless
+from fedgraft.common.base.terminal import Terminal
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.identity.keys import fingerprint, public_pem
 
-_out = Console(soft_wrap=True, highlight=False)
+_out = Terminal(soft_wrap=True, highlight=False)
 
 
 def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Path | None) -> None:
@@ -130,4 +129,4 @@ def start(home: Path, *, as_json: bool) -> None:
 
 
 def _say(text: str) -> None:
-    _out.print(harmless(text), markup=False)
+    _out.print(text, markup=False)

@@ -94,7 +94,7 @@ def review_study(folder: Path | None, ref: str, *, as_json: bool) -> None:
 def approve_study(folder: Path | None, ref: str) -> None:
     """Record that a study may run here. PolicyError if the site's own policy refuses it."""
     home = site_home(folder)
-    study = find_study(home, ref)
+    study = find_study(home, ref, whole=True)
     content = _reviewed(home, read_site(home), study, ref)
     if content["refused"]:
         raise PolicyError(

@@ -79,7 +79,7 @@ class SiteConfig(BaseModel):
 
     def folder(self, digest: str) -> Path:
         """Where what lasts of the study with this digest is kept."""
-        return self.state / digest[:16] if self.many_studies else self.state
+        return self.state / digest if self.many_studies else self.state
 
     def write(self, path: Path) -> None:
         """Write the file, readable by its owner alone."""

@@ -18,7 +18,7 @@ from fedgraft.common.study.study import (
 _FOLDER = "pending_studies"
 _MOST = 20
 """How many pending studies are kept, the newest; a coordinator that keeps asking fills no disk."""
-_DIGEST = r"^[0-9a-f]{8,64}$"
+_DIGEST, _DIGITS = r"^[0-9a-f]{8,64}$", 64
 
 
 def keep_pending(folder: Path, study: Study) -> None:
@@ -30,12 +30,16 @@ def keep_pending(folder: Path, study: Study) -> None:
         old.unlink()
 
 
-def find_study(folder: Path, ref: str) -> Study:
+def find_study(folder: Path, ref: str, *, whole: bool = False) -> Study:
     """A study by its file, by the name of one that ships, or by the digest (8 digits or more) of one that was offered.
 
-    InputError or StudyError if there is none, or it has faults.
+    InputError or StudyError if there is none, or it has faults; with `whole` also for a part of a digest, which is
+    enough to look at a study, and not to decide: whoever writes studies can make two that begin with the same digits.
     """
     if re.fullmatch(_DIGEST, ref) and not Path(ref).exists():
+        if whole and len(ref) < _DIGITS:
+            fix = "Give all 64 digits, as `fedgraft site review` shows them: several studies can begin like that."
+            raise InputError(f"{ref}: is a part of a digest.", fix=fix)
         found = sorted((folder / _FOLDER).glob(f"{ref}*.json"))
         if len(found) != 1:
             known = ", ".join(path.stem[:12] for path in sorted((folder / _FOLDER).glob("*.json"))) or "none"

@@ -129,9 +129,8 @@ class Records:
         hashes = {row.seq: row.hash for row in rows}
         if forgotten := [seq for seq, seal in told.items() if seq and hashes.get(seq) != seal]:
             yield f"The privacy ledger does not have {len(forgotten)} of the places that the egress log tells of."
-        charged = {(row.job[:16], row.round) for row in rows}
-        ended = {digest[:16] for digest in self._closed}
-        if free := {kept for kept in replies - charged if kept[0] not in ended}:
+        charged = {(row.job, row.round) for row in rows}
+        if free := {kept for kept in replies - charged if kept[0] not in self._closed}:
             yield f"{len(free)} answers with noise are kept that the privacy ledger was never charged for."
 
     def _masks(self) -> Iterator[str]:
@@ -158,6 +157,6 @@ class Records:
 
 
 def kept_answers(state: Path) -> set[tuple[str, int]]:
-    """Study (16 digits) and exchange of all answers with noise that are kept, and so must have been charged."""
+    """Study (its digest) and exchange of all answers with noise that are kept, and so must have been charged."""
     found = ((path.parent.name, path.stem) for path in (state / "replies").glob("*/*.safetensors"))
     return {(study, int(number)) for study, number in found if number.isdigit()}

@@ -85,7 +85,7 @@ def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Set
     begun = told | {job for account in known for job in account.spent} | _on_disk(config, home)
     delta = known[0].delta if known else config.policy.delta or _DELTA
     unit = known[0].unit if known else config.policy.unit
-    wanted = [account.spent for account in known] + [_unpriced(config, known, begun, delta)]
+    wanted = [account.spent for account in known] + [_unpriced(config, known, delta)]
     spent = kept.spent if kept is not None and sound else {}
     assumed = missing(largest(wanted), spent)
     shown = {*_small(lines, SHOWN), *(begun if config.policy.metrics == "suppressed" else ())}
@@ -117,14 +117,14 @@ def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
     EgressLog(config.state, config.witness).settle(words)
 
 
-def _unpriced(config: SiteConfig, known: list[Account], begun: set[str], delta: float) -> Spending:
+def _unpriced(config: SiteConfig, known: list[Account], delta: float) -> Spending:
     """The whole of one study's budget, for each study with an answer that no record knows the price of."""
-    priced = {job[:16] for account in known for job, events in account.spent.items() if events}
+    priced = {job for account in known for job, events in account.spent.items() if events}
     unknown = {study for study, _ in kept_answers(config.state)} - priced
     if not unknown:
         return {}
     whole = Event(min(noise_for(config.policy.epsilon_per_study, delta, 1.0, 1), _MOST_NOISE), 1.0, 1)
-    return {next((job for job in begun if job.startswith(study)), study): (whole,) for study in unknown}
+    return dict.fromkeys(unknown, (whole,))
 
 
 def _salvaged(ledger: Path) -> tuple[Account | None, bool]:

@@ -172,7 +172,7 @@ def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
     if not (run / "study.yaml").is_file():
         raise InputError(f"{run}: has no study.yaml, so that a site's own entries cannot be found.")
     study, _ = read_study(run / "study.yaml")
-    folder = site / "local_state" / study.digest[:16]
+    folder = site / "local_state" / study.digest
     if not folder.is_dir():
         raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
     kept = LocalState(folder).before(_LATEST)

@@ -11,9 +11,10 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.cohorts.masks import OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.joins import IN_WORDS
-from fedgraft.client.data.tables.targets import known, label_counts
+from fedgraft.client.data.tables.targets import columns_of, known, label_counts
 from fedgraft.client.data.tables.words import by_count
 from fedgraft.client.preflight.report import Findings, counted, listed
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (
     UNKNOWN,
@@ -32,8 +33,20 @@ _FAR, _MOST_FAR = 5, 0.2
 def check_labels(found: Findings, cohort: Cohort, spec: CohortSpec, study: Study) -> None:
     """Lines about the labels of every task, and how the table joins."""
     problems = {problem.reason: problem.count for problem in cohort.problems}
+    _keys(found, spec, study)
     _labels(found, cohort, spec, study, problems)
     _classes(found, cohort, study)
+
+
+def _keys(found: Findings, spec: CohortSpec, study: Study) -> None:
+    """Entries of the cohort for labels that the study has not: of another study, or misspelt."""
+    known_keys = [key for task in study.tasks for key, _ in columns_of(task)]
+    for name, given in (("label_columns", spec.label_columns), ("label_map", spec.label_map)):
+        strange = sorted(given.keys() - set(known_keys))
+        if strange:
+            meant = "; ".join(f"{key!r}{instead(key, known_keys)}" for key in strange)
+            fix = f"They count for studies with such a task, and not for this one: {meant}."
+            found.note(f"notes_{name}", f"{name} has entries for no task of the study: {', '.join(strange)}", fix)
 
 
 def _labels(found: Findings, cohort: Cohort, spec: CohortSpec, study: Study, problems: dict[str, int]) -> None:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from fedgraft.common.base.printable import harmless
 
-OUT, ERR = Console(), Console(stderr=True)
+
+class Terminal(Console):
+    """A console on which no text is obeyed, wherever it stands: in lines, tables and bars."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich does, but for what stands in the texts themselves."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else harmless(text), style, control)
+
+
+OUT, ERR = Terminal(), Terminal(stderr=True)
 
 
 def say(text: str) -> None:
-    """One line as it is: paths can be copied, brackets in names mean nothing, and nor does what terminals obey."""
-    OUT.print(harmless(text), highlight=False, markup=False, soft_wrap=True)
+    """One line as it is: paths can be copied, and brackets in names mean nothing."""
+    OUT.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def figure(value: float | None) -> str:

@@ -14,17 +14,22 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.config.renamed import new_name
 from fedgraft.common.config.suggest import instead, keys_at
 
-_BOOLEAN = "tag:yaml.org,2002:bool"
+_BOOLEAN, _WHOLE, _DECIMAL = (f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float"))
+_LISTS: Mapping[str, str] = {
+    "tuple_type": "must be a list, such as [first, second]",
+    "dict_type": "must be a mapping, such as {key: value}",
+}
 
 
 class _Strict(yaml.SafeLoader):
     """YAML in which a key stands once in a mapping; the standard says so, and PyYAML lets the last one win.
 
     Only true and false are true and false, as in YAML 1.2: yes, no, on and off are words, such as the names of classes.
+    So are 010, which would be 8, 0x1F, and 12:30, which would be 750.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as PyYAML declares it
-        first: [(tag, pattern) for tag, pattern in found if tag != _BOOLEAN]
+        first: [(tag, pattern) for tag, pattern in found if tag not in (_BOOLEAN, _WHOLE, _DECIMAL)]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -45,6 +50,14 @@ class _Strict(yaml.SafeLoader):
 
 
 _Strict.add_implicit_resolver(_BOOLEAN, re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Strict.add_implicit_resolver(_WHOLE, re.compile(r"[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Strict.add_implicit_resolver(
+    _DECIMAL,
+    re.compile(
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
 
 
 def parse_yaml(text: str) -> Any:
@@ -86,7 +99,8 @@ def describe(error: ValidationError, model: type[BaseModel] | None = None) -> li
         if fault["type"] == "too_short" and any(_within(other["loc"], fault["loc"]) for other in faults):
             continue
         key = ".".join(str(part) for part in _as_written(fault["loc"])) or "the file as a whole"
-        message = new_name(fault) or _no_such_key(fault, model) or fault["msg"].removeprefix("Value error, ")
+        message = new_name(fault) or _no_such_key(fault, model) or _LISTS.get(fault["type"])
+        message = message or fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "string_type" and not isinstance(fault["input"], list | dict):
             message += "; YAML takes this for something else than a word, so put it in quotes"
         shown = repr(fault["input"])

@@ -28,7 +28,8 @@ def wilson(part: float, whole: float) -> Interval | None:
     share, square = part / whole, Z * Z
     centre = (share + square / (2 * whole)) / (1 + square / whole)
     reach = Z / (1 + square / whole) * math.sqrt(share * (1 - share) / whole + square / (4 * whole * whole))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
+    # Rounding must not leave the share itself outside: at 0 and at 1 an end is the share.
+    return max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach))
 
 
 def mean_of_proportions(parts: Sequence[float], wholes: Sequence[float], *, apart: bool) -> Interval | None:

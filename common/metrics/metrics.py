@@ -18,9 +18,9 @@ from fedgraft.common.metrics.score_histogram import (
     Counts,
     Floats,
     ScoreHistogram,
-    against_rest,
     auroc,
     average_precision,
+    log_odds,
     roc_points,
 )
 from fedgraft.common.study.tasks import UNKNOWN
@@ -132,10 +132,7 @@ class ClassificationSums:
         loss = float((np.log(total) - score[rows, truth]).sum())
         chance[rows, truth] -= 1
         cell = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-        if classes == 2:
-            log_odds, one = (score[:, 1] - score[:, 0])[:, None], truth[:, None] == 1
-        else:
-            log_odds, one = against_rest(score, odds, total, guess), truth[:, None] == np.arange(classes)
+        one = truth[:, None] == (np.arange(classes) if classes > 2 else np.array([1]))
         return cls(
             confusion=np.bincount(truth * classes + guess, minlength=classes**2).reshape(classes, classes),
             loss_sum=loss,
@@ -143,7 +140,7 @@ class ClassificationSums:
             calibration_cases=np.bincount(cell, minlength=CALIBRATION_BINS),
             calibration_correct=np.bincount(cell[guess == truth], minlength=CALIBRATION_BINS),
             calibration_confidence=np.bincount(cell, confidence, CALIBRATION_BINS).astype(np.float64),
-            scores=ScoreHistogram.of(log_odds, one),
+            scores=ScoreHistogram.of(log_odds(score), one),
         )
 
     def __add__(self, other: ClassificationSums) -> ClassificationSums:

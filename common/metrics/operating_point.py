@@ -1,6 +1,7 @@
 """The operating point of a task of two classes, or of each label: chosen on validation sums, counted on test sums.
 
-It is a log-odds on a grid of hundredths, so that it is no single patient's score. Cases at or above it are positive.
+It is a log-odds on a grid of hundredths, and beyond 20 of thousandths of itself, so that it is no single patient's
+score. Cases at or above it are positive.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Task
 
 _STEP, _REACH = 0.01, 20.0
+_GROWTH = 1.001
+"""From each step to the next beyond the reach of the even ones."""
 
 
 class OperatingPoint(Value):
@@ -80,7 +83,7 @@ def chosen(task: AnyTask, sums: TaskSums, rule: OperatingRule, floor: int) -> li
         if min(m, n) < floor:
             found.append(None)
             continue
-        grid = np.round(np.arange(-_REACH, _REACH + _STEP / 2, _STEP), 2)
+        grid = _grid(float(np.abs(scores).max()))
         recall, reject = _at(grid, scores, positive) / m, 1 - _at(grid, scores, negative) / n
         at = _best(recall + reject) if rule.sensitivity is None else _highest(recall >= rule.sensitivity - 1e-12)
         share = float(recall[at]), float(reject[at])
@@ -119,6 +122,14 @@ def _at(grid: Floats, scores: Floats, counts: Floats) -> Floats:
     return found
 
 
+def _grid(furthest: float) -> Floats:
+    """Thresholds that may be chosen, low to high, of which the lowest is below every score."""
+    even = np.arange(-_REACH, _REACH + _STEP / 2, _STEP)
+    steps = math.ceil(math.log(max(furthest, _REACH) / _REACH) / math.log(_GROWTH))
+    far = _REACH * _GROWTH ** np.arange(1, steps + 1)
+    return np.round(np.concatenate([-far[::-1], even, far]), 2)
+
+
 def _best(values: Floats) -> int:
     """The middle of the first stretch of thresholds that are as good as any."""
     best = np.flatnonzero(values >= values.max() - 1e-12)
@@ -128,5 +139,5 @@ def _best(values: Floats) -> int:
 
 
 def _highest(enough: np.ndarray) -> int:
-    """The last threshold that is enough: the lowest one always is, unless scores lie beyond the grid."""
-    return int(np.flatnonzero(enough)[-1]) if enough.any() else 0
+    """The last threshold that is enough; the lowest one always is."""
+    return int(np.flatnonzero(enough)[-1])

@@ -48,10 +48,10 @@ class ScoreHistogram:
         return cls(rows, empty, empty)
 
     @classmethod
-    def of(cls, log_odds: Floats, truth: NDArray[np.bool_]) -> ScoreHistogram:
+    def of(cls, scores: Floats, truth: NDArray[np.bool_]) -> ScoreHistogram:
         """Histograms of finite scores (N, rows) with their truth (N, rows)."""
-        rows = log_odds.shape[1]
-        keys = _bins(log_odds) << 1 | truth
+        rows = scores.shape[1]
+        keys = _bins(scores) << 1 | truth
         keys += np.arange(rows, dtype=np.int64) << _ROW_SHIFT
         return _summed(rows, keys.ravel(), None)
 
@@ -154,6 +154,20 @@ def against_rest(score: Floats, odds: Floats, total: Floats, guess: Counts) -> F
     log_odds = score - np.log(others)
     log_odds[rows, guess] = -(second + np.log(np.exp(rest - second[:, None]).sum(axis=1)))
     return log_odds
+
+
+def log_odds(logits: Floats) -> Floats:
+    """Of finite logits (N, C) each class against the rest, (N, C); of two classes class 1 alone, (N, 1)."""
+    if logits.shape[1] == 2:
+        return logits[:, 1:] - logits[:, :1]
+    score = logits - logits.max(axis=1, keepdims=True)
+    odds = np.exp(score)
+    return against_rest(score, odds, odds.sum(axis=1), score.argmax(axis=1))
+
+
+def ranks(logits: Floats) -> Counts:
+    """The bins of `log_odds`, in order of the scores: cases in one bin are ties, whoever works out how they rank."""
+    return _bins(log_odds(logits.astype(np.float64)))
 
 
 def auroc(positive: Floats, negative: Floats) -> float | None:

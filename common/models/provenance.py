@@ -135,7 +135,9 @@ def _heads_fit(study: Study, manifest: WeightsManifest, who: str) -> None:
             found = ", ".join(manifest.classes.get(task, ())) or "none"
             raise WeightsError(
                 f"{who}: have no head for task {task!r} with its classes (found: {found}).",
-                fix="Set model.heads: fresh, or name weights that were trained for these classes.",
+                fix="Set model.heads: fresh, or name weights that were trained for these classes."
+                if study.plan
+                else "Name weights that were trained for these classes: where nobody trains, heads come with them.",
             )
 
 

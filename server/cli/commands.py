@@ -13,12 +13,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import read_json
-from fedgraft.common.base.printable import harmless
+from fedgraft.common.base.terminal import Terminal
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.provisioning.consortium import read_consortium
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from fedgraft.server.operations.deploy import Wait
     from fedgraft.server.operations.overview import RunRow, SiteRow
 
-_out = Console(soft_wrap=True, highlight=False)
+_out = Terminal(soft_wrap=True, highlight=False)
 _POLL_S = 0.5
 
 
@@ -288,4 +287,4 @@ def _json(content: Any) -> None:
 
 
 def _say(text: str) -> None:
-    _out.print(harmless(text), markup=False)
+    _out.print(text, markup=False)

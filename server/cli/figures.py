@@ -17,7 +17,8 @@ def task_table(task: str, values: Mapping[str, Any]) -> Table:
     keys = list(values["macro"])
     table = Table()
     for at, name in enumerate((f"{task} (test)", "cases", "+ / −", *map(title, keys), "95 %")):
-        table.add_column(name, no_wrap=at == 0 or name == "95 %")  # a name in two lines is not found again
+        # A name in two lines is not found again, and a word that is cut is not read.
+        table.add_column(name, no_wrap=at == 0 or name == "95 %", min_width=max(map(len, name.split())))
     supports, intervals = values["support"], values["intervals"]
     for site, row in values["sites"].items():
         table.add_row(site, *_cells(row, supports["sites"][site], intervals["sites"][site], keys))

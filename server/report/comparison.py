@@ -94,7 +94,7 @@ def _view(question: Row) -> QuestionView:
         ),
         ReportTable(
             ("expected", "wanted", "verdict", "found", "95 %"),
-            tuple(_expected(mapping(one)) for one in sequence(question.get("expectations"))),
+            tuple(_expected(mapping(one), question) for one in sequence(question.get("expectations"))),
             words=3,
         ),
         _arms(question, against),
@@ -137,11 +137,12 @@ def _line(row: Row) -> TableLine:
     return TableLine(cells, "")
 
 
-def _expected(one: Row) -> TableLine:
+def _expected(one: Row, question: Row) -> TableLine:
     cases = number(one.get("cases"))
     name = f"{text(one.get('arm'))} over {text(one.get('over'))}" + (f", {int(cases)} cases" if cases else "")
     reached = one.get("reached")
     word = "reached" if reached is True else "missed" if reached is False else "one seed decides nothing"
+    word += " on one seed alone" if reached is not None and question.get("seeds") == 1 else ""
     cells = (name, text(one.get("wanted")), word, _figure(one.get("value"), signed=True))
     return TableLine((*cells, _range(one, signed=True)), "failed" if reached is False else "")
 

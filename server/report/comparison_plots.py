@@ -23,6 +23,7 @@ from fedgraft.server.report.plots import (
     panel,
     svg,
 )
+from fedgraft.server.report.sureness import is_too_few
 
 _LONGEST = 22
 
@@ -63,7 +64,9 @@ def _forest(rows: Sequence[Row], axis: str, margin: float, name: str) -> str:
 def _values(rows: Sequence[Row], axis: str, name: str) -> str:
     figure, axes = panel(4.7, 0.7 + 0.26 * len(rows))
     for place, row in enumerate(reversed(rows)):
-        sites = [value for one in mapping(row.get("sites")).values() if (value := number(one)) is not None]
+        supports = mapping(row.get("support"))  # those with too few cases to say are in the table alone
+        told = [one for site, one in mapping(row.get("sites")).items() if not is_too_few(mapping(supports.get(site)))]
+        sites = [value for one in told if (value := number(one)) is not None]
         axes.plot(sites, [place] * len(sites), "o", color="#b9bec6", markersize=3.2, zorder=2)
         macro = mapping(row.get("macro"))
         value, low, high = (number(macro.get(key)) for key in ("value", "low", "high"))

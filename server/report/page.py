@@ -34,7 +34,6 @@ from fedgraft.server.report.history import (
 from fedgraft.server.report.sureness import is_too_few, of_site
 
 _MOST_ROC_CLASSES = 6
-_LONGEST_WORD = 40
 _CURVES = {
     "auroc": ("auroc", "balanced_accuracy", "loss"),
     "mae": ("mae", "rmse", "r2"),
@@ -91,18 +90,13 @@ def template(name: str) -> Template:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"breakable": breakable, "is_long": is_long}
+    environment.filters["breakable"] = breakable
     return environment.get_template(name)
 
 
 def breakable(words: str) -> Markup:
     """Text that may go on in the next line after each underscore, as after each hyphen: names of sites and keys."""
     return Markup("_<wbr>").join(escape(part) for part in words.split("_"))
-
-
-def is_long(words: str) -> bool:
-    """Whether it has a word that no narrow screen has a line for, such as a digest."""
-    return any(len(word) > _LONGEST_WORD for word in words.split())
 
 
 def render(record: RunRecord) -> str:

@@ -99,7 +99,7 @@ def curve_plot(name: str, drawn: Curves, ink: Mapping[str, Ink], stages: Sequenc
     _show_stages(axes, stages)
     axes.set(xlabel=f"rounds trained{_cases(drawn.cases)}", ylabel=name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    last = max((x for x, _ in (*drawn.macro, *drawn.test_macro)), default=1)
+    last = max((x for x, _ in (*drawn.macro, *drawn.test_macro)), default=1) or 1  # nobody trained
     axes.set_xlim(-0.03 * last, 1.03 * last)
     return svg(figure, f"{name} by rounds trained", name)
 

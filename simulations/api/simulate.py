@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import read_json, write_atomic
+from fedgraft.common.base.terminal import Terminal
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.cli.outcome import demand_enough
@@ -132,7 +132,7 @@ def set_up(chosen: Chosen, out: Path | None, note: Callable[[str], object]) -> P
     return run
 
 
-def carry_out(run: Path, engine: Engine, console: Console | None) -> None:
+def carry_out(run: Path, engine: Engine, console: Terminal | None) -> None:
     """Start or continue a run that was set up, and show on `console` how it gets on."""
     study = RunFolder(run).study()
     with nullcontext() if console is None else shown(run, study, console):
@@ -146,9 +146,9 @@ def _finished(run: Path, engine: Engine, to: Sequence[Tracker], progress: bool |
     return load_run(run)
 
 
-def bar(progress: bool | None) -> Console | None:
+def bar(progress: bool | None) -> Terminal | None:
     """Where to show progress: on the terminal or in the notebook if there is one, or as was asked for."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     wanted = (console.is_terminal or console.is_jupyter) if progress is None else progress
     return console if wanted else None
 

@@ -20,6 +20,7 @@ from fedgraft.simulations.audit import (
     plain,
 )
 from fedgraft.simulations.audit.attack_target import CPU, AttackTarget, seen_at
+from fedgraft.simulations.audit.classes import as_classes
 from fedgraft.simulations.audit.findings import AttackAttempt, Finding
 from fedgraft.simulations.audit.lying import courses
 from fedgraft.simulations.audit.mechanism import mechanism
@@ -61,8 +62,10 @@ def attack(study: Study, patients: int, *, allow_plain: bool = False, seed: int 
 
     Noise is what a site with so many `patients` in training would add. `seed` decides which canaries take part and what
     made-up patients look like; noise is never seeded. With `allow_plain`, stages that release without noise are shown
-    to be invertible all the same, and accepted.
+    to be invertible all the same, and accepted. Tasks that ask for something else than classes are attacked as if they
+    asked for two.
     """
+    study, others = as_classes(study)
     shown = seen_at(study)
     attack_targets = private_targets(shown, patients)
     attempts = []
@@ -78,6 +81,7 @@ def attack(study: Study, patients: int, *, allow_plain: bool = False, seed: int 
             attempts.append(AttackAttempt(stage.name, NO_NOISE, words, measure, accepted=allow_plain))
     return [
         *attempts,
+        *_others(others),
         *_masks(study, seed),
         *_metrics(seed),
         _coordinator(study, seed),
@@ -142,6 +146,12 @@ def _metrics(seed: int) -> list[AttackAttempt]:
 def _coordinator(study: Study, seed: int) -> AttackAttempt:
     words = "no instruction that the study does not have is carried out"
     return AttackAttempt(_ALL, "coordinator", words, partial(courses.carried_out, study, seed))
+
+
+def _others(tasks: Sequence[str]) -> list[AttackAttempt]:
+    """Says which tasks were not attacked as what they are."""
+    words = f"{', '.join(tasks)} asked for two classes instead; what is added to gradients is the same"
+    return [AttackAttempt(_ALL, "other answers", "values, labels and masks", None, words)] if tasks else []
 
 
 def _masks(study: Study, seed: int) -> list[AttackAttempt]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +17,7 @@ from rich.text import Text
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import private_folder, write_json
+from fedgraft.common.base.terminal import Terminal
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study
 from fedgraft.server.report import build_audit_page, build_report
@@ -31,7 +31,7 @@ from fedgraft.simulations.audit.attack import (
 from fedgraft.simulations.audit.findings import Finding
 from fedgraft.simulations.engines.run import torch_threads
 
-_out, _err = Console(), Console(stderr=True)
+_out, _err = Terminal(), Terminal(stderr=True)
 
 
 def audit(study: Study, source: str, out: Path | None, patients: int, *, allow_plain: bool, as_json: bool) -> None:
@@ -40,11 +40,6 @@ def audit(study: Study, source: str, out: Path | None, patients: int, *, allow_p
     `out` is a folder of its own, or that of a run of the same study, whose report then shows the audit.
     """
     check_study(study, source)
-    if other := [task.name for task in study.tasks if task.kind != "multiclass"]:
-        raise InputError(
-            f"{source}: the attacks know classes alone, and {', '.join(other)} asks for something else.",
-            fix="Audit a study with the same plan and classes only; what is added to gradients is the same.",
-        )
     folder = out or Path("runs") / f"{study.name}-audit"
     demand_place(folder)
     _refuse_other_runs(study, folder)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from fedgraft.common.base.seeds import derive
+from fedgraft.common.metrics.score_histogram import ranks
 from fedgraft.simulations.compare.models import Answers
 
 Floats = NDArray[np.float64]
@@ -47,9 +48,10 @@ def metric(name: str, answers: Answers, weights: Floats) -> Floats:
     if not len(answers.targets):
         return np.full(len(weights), np.nan)
     if name == "auroc":
-        classes = answers.logits.shape[1]
-        rows = [_auroc(answers, row, weights) for row in (range(1, 2) if classes == 2 else range(classes))]
-        return _mean_known(np.stack(rows))
+        found, classes = ranks(answers.logits).T, answers.logits.shape[1]
+        asked = range(1, 2) if classes == 2 else range(classes)
+        each = [_auroc(bins, answers.targets == row, weights) for bins, row in zip(found, asked, strict=True)]
+        return _mean_known(np.stack(each))
     hit = (answers.logits.argmax(axis=1) == answers.targets).astype(np.float64)
     if name == "accuracy":
         return _ratio(weights @ hit, weights.sum(axis=1))
@@ -116,14 +118,11 @@ def across(sites: Sequence[Floats], how: str) -> Floats:
     return lowest
 
 
-def _auroc(answers: Answers, row: int, weights: Floats) -> Floats:
-    logits = answers.logits.astype(np.float64)
-    score = (logits[:, row] - logsumexp(np.delete(logits, row, axis=1), axis=1)).astype(np.float32)
-    order = np.argsort(score, kind="stable")
-    firsts = np.flatnonzero(np.diff(score[order], prepend=np.nan) != 0)
-    mine = (answers.targets[order] == row).astype(np.float64)
-    positive = np.add.reduceat(weights[:, order] * mine, firsts, axis=1)
-    negative = np.add.reduceat(weights[:, order] * (1 - mine), firsts, axis=1)
+def _auroc(bins: NDArray[np.int64], mine: NDArray[np.bool_], weights: Floats) -> Floats:
+    order = np.argsort(bins, kind="stable")
+    firsts = np.flatnonzero(np.diff(bins[order], prepend=-1) != 0)
+    positive = np.add.reduceat(weights[:, order] * mine[order], firsts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * ~mine[order], firsts, axis=1)
     below = np.cumsum(negative, axis=1) - negative
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     return _ratio((positive * (below + negative / 2)).sum(axis=1), pairs)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.table import Table
+from rich.table import Column, Table
 
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import environment
@@ -82,7 +82,7 @@ def carry_out(
     comparison = _chosen(comparison, asked)
     out = asked.out or Path("runs") / f"{study.name}-compare"
     demand_place(out)
-    todo, synthetic = _cells(study, comparison, asked, shipped)
+    todo, where, synthetic = _cells(study, comparison, asked, shipped)
     _take(out, study)
     out.chmod(0o700)
     _run([cell for own in todo.values() for cell in own], out / "cells", asked, tell)
@@ -99,7 +99,7 @@ def carry_out(
     rows: list[dict[str, Any]] = []
     for question in comparison.questions:
         found = groups(todo[question.name], out / "cells")
-        result["questions"].append(answered(question, study, found))
+        result["questions"].append(answered(question, study, found) | {"scenario": where[question.name]})
         rows += lines(question, found)
     result["seconds"] = round(time.monotonic() - started, 1)
     write_json(out / "compare.json", result)
@@ -137,9 +137,9 @@ def _chosen(comparison: Questions, asked: CompareRequest) -> Questions:
 
 def _cells(
     study: Study, comparison: Questions, asked: CompareRequest, shipped: str | None
-) -> tuple[dict[str, list[Cell]], bool]:
-    """The cells by question, all of them checked, and whether any hospital is made up."""
-    found, synthetic, looked_at = {}, False, list[Scenario]()
+) -> tuple[dict[str, list[Cell]], dict[str, str], bool]:
+    """By question its cells, all of them checked, and its scenario; and whether any hospital is made up."""
+    found, where, synthetic, looked_at = {}, dict[str, str](), False, list[Scenario]()
     for question in comparison.questions:
         task = study.tasks_by_name.get(question.task or study.tasks[0].name)
         if task is not None and not isinstance(task, Task):
@@ -152,13 +152,13 @@ def _cells(
             raise InputError(f"{asked.study} names no scenario.", fix="Say which hospitals to use: --scenario FILE.")
         base = locate(asked.study).parent if asked.scenario is None else Path()
         scenario = find_scenario(name, base)
-        synthetic |= scenario.synthetic
+        synthetic, where[question.name] = synthetic or scenario.synthetic, scenario.name
         hospitals, seeds = hospitals_of(scenario), _seeds(comparison, asked, question)
         if scenario not in looked_at:
             looked_at.append(scenario)
             check_hospitals(study, hospitals, lambda text: ERR.print(text, highlight=False, markup=False))
         found[question.name] = cells(study, question, hospitals, seeds, str(asked.study))
-    return found, synthetic
+    return found, where, synthetic
 
 
 def _seeds(comparison: Questions, asked: CompareRequest, question: Question | None = None) -> int:
@@ -188,7 +188,7 @@ def _show(result: dict[str, Any], page: Path) -> None:
     for question in result["questions"]:
         metric = question["metric"].upper() if question["metric"] == "auroc" else question["metric"].replace("_", " ")
         table = Table(
-            "arm",
+            Column("arm", no_wrap=True),  # a name that is cut is not found again
             f"macro {metric}",
             "95 %",
             "worst site",
@@ -203,10 +203,11 @@ def _show(result: dict[str, Any], page: Path) -> None:
         OUT.print(table)
         for one in question["expectations"]:
             word = {True: "reached", False: "MISSED", None: "not decided by one seed"}[one["reached"]]
+            alone = ", on one seed alone" if question["seeds"] < 2 and one["reached"] is not None else ""
             cases = f" at {one['cases']} cases" if one["cases"] else ""
             say(
                 f"  {word}: {one['arm']} - {one['over']}{cases} {one['value']:+.3f} "
-                f"[{_signed(one['low'])}, {_signed(one['high'])}], wanted {one['wanted']}"
+                f"[{_signed(one['low'])}, {_signed(one['high'])}], wanted {one['wanted']}{alone}"
             )
         for row in question["rows"]:
             for trouble in row["troubles"]:

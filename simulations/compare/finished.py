@@ -39,4 +39,4 @@ def kept_digest(ref: str) -> str:
 
 
 def _own(study: Study) -> str:
-    return f"local_state/{study.digest[:16]}"
+    return f"local_state/{study.digest}"

@@ -118,9 +118,9 @@ def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
     """One line per arm, replicate, model and site, with all metrics: everything that the result is made of."""
     for group in own:
         for (seed, fold), ended in sorted(group.outcomes.items()):
-            for model, sites in ended.found.items():
-                for site, tasks in sites.items():
-                    for task, answers in tasks.items():
+            for model, sites in sorted(ended.found.items()):
+                for site, tasks in sorted(sites.items()):
+                    for task, answers in sorted(tasks.items()):
                         stated = _stated(question)
                         values = {name: _value(name, answers) if name in stated else None for name in METRICS}
                         yield {

@@ -80,7 +80,7 @@ def _look(study: Study, config: SiteConfig) -> SiteLook:
         try:
             cohort = _cohort(study, config, spec)
         except DataError as error:
-            look.faults.append(_in_scenario(str(error).removeprefix(f"Site {config.name}: ")))
+            look.faults += _in_scenario(str(error).removeprefix(f"Site {config.name}: ")).splitlines()
             continue
         if spec is config.cohort:
             _judge(look, study, config, cohort)

@@ -48,7 +48,7 @@ from fedgraft.common.study.tasks import (
     Task,
 )
 
-_VERSION = 7
+_VERSION = 8
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
@@ -246,13 +246,20 @@ def _cache_key(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place:
         "spec": spec.model_dump(mode="json", exclude=set(experiment.KEYS)),
         "tasks": [task.model_dump(mode="json") for task in wanted.tasks],
         "size": [size.size, size.channels],
-        "labels": sha256_file(spec.labels) if spec.labels is not None and spec.labels.is_file() else None,
+        "labels": _digest_of(spec.labels),
         "files": list(stamps(found.files, spec.root)),
         "passed_over": [(name_below(path, spec.root), reason) for path, reason in found.passed_over],
     }
     if masks := folders(spec, [task.name for task in wanted.tasks if isinstance(task, Segmentation)]):
         content["masks"] = {task: list(stamps(files(folder), folder)) for task, folder in masks.items()}
     return hmac.new(place.secret, canonical_json(content), hashlib.sha256).hexdigest()
+
+
+def _digest_of(labels: Path | None) -> str | None:
+    try:
+        return None if labels is None else sha256_file(labels)
+    except OSError:  # which is told, with what to do, when the table is read
+        return None
 
 
 def _list_left_out(rows: Sequence[tuple[str, str]], state: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedgraft.client.data.cohorts.folders import BROKEN, HIDDEN, NO_RIGHT, SPECIAL, TWICE
+from fedgraft.client.data.tables.csv_tables import LIKE_THOUSANDS
+from fedgraft.client.data.tables.patient_ids import ROUNDED
 from fedgraft.client.data.tables.targets import BY_OTHERS
 
 STRANGERS = frozenset({"not_dicom", "not_an_image", "no_pixels", HIDDEN})
@@ -66,6 +68,14 @@ NOTES: Mapping[str, tuple[str, str]] = {
     "more_pixels_than_said": (
         "files with pixels of more frames than their header says",
         "The first ones are used; have the program mended that lost NumberOfFrames.",
+    ),
+    LIKE_THOUSANDS: (
+        "numbers that all have a point and three digits, as thousands do where decimals have commas",
+        "They are read as decimals, 1.234 as one and a bit; if they are thousands, write them without the point.",
+    ),
+    ROUNDED: (
+        "cases with a patient id that a spreadsheet has rounded, as in 1.23457E+11",
+        "Several patients may share it: write the ids anew from where they came, into a column of text.",
     ),
     "several_pages": (
         "files with several pages, of which one is used",

@@ -20,7 +20,7 @@ from fedgraft.client.data.decoding.dicom import DicomImage
 from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.data.tables.patient_ids import SIMILAR, similar
+from fedgraft.client.data.tables.patient_ids import odd_ids
 from fedgraft.client.data.tables.table import NOBODY
 from fedgraft.client.data.tables.targets import (
     LabelReader,
@@ -101,7 +101,7 @@ def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> 
     scan.problems.update(join.finish())
     seen.finish(spec, scan)
     scan.problems.update(masks.finish())
-    _count_similar(scan)
+    scan.problems.update(odd_ids(scan.patients))
     return scan
 
 
@@ -187,7 +187,7 @@ def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) ->
     scan.problems.update(join.finish())
     scan.problems.update(masks.finish())
     if patients is not None:
-        _count_similar(scan)
+        scan.problems.update(odd_ids(scan.patients))
     return scan
 
 
@@ -224,11 +224,6 @@ def _all_files(spec: CohortSpec, scan: Scan) -> list[Path]:
     found = walk(spec.root)
     scan.problems.update(reason for _, reason in found.passed_over)
     return found.files
-
-
-def _count_similar(scan: Scan) -> None:
-    if alike := similar(scan.patients):
-        scan.problems[SIMILAR] += alike
 
 
 def stamps(paths: Sequence[Path], root: Path) -> Iterator[tuple[str, int, int, int]]:

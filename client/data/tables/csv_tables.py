@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,8 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?(?:\r\n?|\n)', re.IGNORECASE)
 _FORMULA = re.compile(r'="(.*)"', re.DOTALL)
 """How Excel is kept from taking 00123 for a number."""
 _COMMA, _POINT = re.compile(r"[+-]?(0,\d+|\d+,(\d{1,2}|\d{4,}))"), re.compile(r"[+-]?\d*\.\d+")
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}\.\d{3}")
+LIKE_THOUSANDS = "points_like_thousands"
 _MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 
 
@@ -32,6 +34,7 @@ class Table:
     path: Path
     rows: list[dict[str, str]] = field(repr=False)
     lines: list[int] = field(repr=False)
+    delimiter: str = ","
     decimal_comma: bool = False
 
     def where(self, index: int) -> str:
@@ -41,6 +44,18 @@ class Table:
     def cell(self, index: int, row: Row, name: str) -> Cell:
         """A row's cell of the column `name`, with its place."""
         return Cell(row[name], f"{self.where(index)}, column {name!r}", name, self.decimal_comma)
+
+    def like_thousands(self, names: Iterable[str]) -> int:
+        """How many numbers in these columns, such as 1.234, may have points for thousands, as nothing says otherwise.
+
+        Where decimals have commas, cells are divided by semicolons or tabs: with commas between cells there are none.
+        """
+        if self.delimiter == ",":
+            return 0
+        pointed = [cell for row in self.rows for cell in row.values() if _POINT.fullmatch(cell)]
+        if not all(map(_THOUSANDS.fullmatch, pointed)):
+            return 0
+        return sum(_THOUSANDS.fullmatch(row[name]) is not None for row in self.rows for name in names)
 
 
 def read_csv(path: Path) -> Table:
@@ -71,7 +86,7 @@ def read_csv(path: Path) -> Table:
         lines.append(line)
     if not rows:
         raise DataError(f"{path}: has no rows.")
-    return Table(path, rows, lines, delimiter != "," and _has_decimal_commas(rows))
+    return Table(path, rows, lines, delimiter, delimiter != "," and _has_decimal_commas(rows))
 
 
 def column(table: Table, name: str | None, usual: Sequence[str], what: str) -> str:

@@ -11,6 +11,7 @@ Way = Callable[[str], str]
 
 _LEADING = re.compile(r"(?<![0-9])0+(?=[0-9])")
 _DECIMAL = re.compile(r"([0-9]+)[.,]0+")
+_LONG = re.compile(r"\d{12,}|\d([.,]\d+)?E\+?\d{2}", re.ASCII)
 _SUFFIX = re.compile(r"(\.(dcm|dicom|ima|png|jpe?g|tiff?|bmp|nii|gz))+$", re.IGNORECASE)
 
 
@@ -19,12 +20,19 @@ def _decimal(key: str) -> str:
     return number[1] if number else key
 
 
+def _rounded(key: str) -> str:
+    """A long number with the digits that a spreadsheet shows of it: 1.23457E+11."""
+    return f"{float(key.replace(',', '.')):.5E}" if _LONG.fullmatch(key) else key
+
+
 WAYS: Mapping[str, tuple[str, Way]] = {
     "join_spaces": ("spaces", lambda key: "".join(key.split())),
     "join_case": ("case", str.casefold),
     "join_leading_zeros": ("leading zeros", lambda key: _LEADING.sub("", key)),
     "join_decimal": ("a .0 behind the number", _decimal),
     "join_unicode": ("the form of accented letters (NFC, NFD)", lambda key: unicodedata.normalize("NFC", key)),
+    "join_width": ("full-width and other forms of characters", lambda key: unicodedata.normalize("NFKC", key)),
+    "join_rounded": ("digits that a spreadsheet has rounded off (1.23457E+11)", _rounded),
     "join_slashes": ("slashes", lambda key: key.replace("\\", "/").removeprefix("./").strip("/")),
     "join_suffix": ("the file's suffix", lambda key: _SUFFIX.sub("", key)),
     "join_folder": ("the folder before the file's name", lambda key: key.replace("\\", "/").rsplit("/", 1)[-1]),
@@ -51,6 +59,6 @@ def differences(of_files: Mapping[str, int], of_rows: Iterable[str]) -> Counter[
 
 def _all_ways(key: str) -> str:
     # The number's end before its dot is taken for a separator, and slashes before folders.
-    for word in ("unicode", "spaces", "case", "slashes", "folder", "suffix", "decimal", "leading_zeros", "separators"):
+    for word in ("width", "spaces", "case", "slashes", "folder", "suffix", "decimal", "leading_zeros", "separators"):
         key = WAYS[f"join_{word}"][1](key)
     return key

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 
-SIMILAR = "similar_patient_ids"
+SIMILAR, ROUNDED = "similar_patient_ids", "rounded_patient_ids"
 
 _DECIMAL = re.compile(r"(\d+)[.,]0+")
+_ROUNDED = re.compile(r"\d[.,]\d+E\+?\d{2}", re.IGNORECASE | re.ASCII)
 _PARTS = re.compile(r"\d+|[^\W\d_]+")
 
 
@@ -19,6 +21,12 @@ def similar(patients: Iterable[str]) -> int:
         if parts := _plain(patient):
             ways.setdefault(parts, set()).add(patient)
     return sum(len(ids) for ids in ways.values() if len(ids) > 1)
+
+
+def odd_ids(patients: Iterable[str]) -> Counter[str]:
+    """What is odd in the ids of cases, by its word: alike ones, and numbers that a spreadsheet has rounded."""
+    ids = list(patients)
+    return +Counter({SIMILAR: similar(ids), ROUNDED: sum(_ROUNDED.fullmatch(one) is not None for one in ids)})
 
 
 def _plain(patient: str) -> tuple[str, ...]:

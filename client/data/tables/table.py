@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.data.tables.csv_tables import Table, column, read_csv
-from fedgraft.client.data.tables.patient_ids import SIMILAR, similar
+from fedgraft.client.data.tables.csv_tables import LIKE_THOUSANDS, Table, column, read_csv
+from fedgraft.client.data.tables.patient_ids import odd_ids
 from fedgraft.client.data.tables.targets import (
     LabelReader,
     Target,
@@ -35,7 +35,7 @@ from fedgraft.client.data.tables.words import (
 )
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import TableInput
-from fedgraft.common.study.tasks import AnyTask
+from fedgraft.common.study.tasks import AnyTask, Regression
 
 NOBODY = "without a patient id"
 """Cases whose patient is not said cannot be told apart, so they count as one patient: never two splits of one."""
@@ -74,6 +74,8 @@ def row_targets(
         cells = {key: table.cell(at, row, name) for key, name in columns.items()}
         rows.append({task.name: reader.of(task, cells) for task in tasks if columns_of(task)})
     problems.update(reader.finish())
+    values = [columns[task.name] for task in tasks if isinstance(task, Regression)]
+    problems.update(+Counter({LIKE_THOUSANDS: table.like_thousands(values)}))
     return rows
 
 
@@ -103,8 +105,8 @@ def read_table(
     faults.refuse()
     targets = {task.name: stacked(task, [found[task.name] for found in by_row]) for task in tasks}
     patients = [_patient(table, at, spec, labels, problems) for at in range(len(table.rows))]
-    if spec.patient_column is not None and (alike := similar(patients)):
-        problems[SIMILAR] += alike
+    if spec.patient_column is not None:
+        problems.update(odd_ids(patients))
     return inputs, targets, patients, problems
 
 
@@ -127,6 +129,7 @@ def _encoded(table: Table, spec: CohortSpec, columns: TableInput, problems: Coun
     for at, row in enumerate(table.rows):
         inputs[at] = encoder.encode({name: table.cell(at, row, name) for name in encoder.names})
     encoder.finish()
+    problems.update(+Counter({LIKE_THOUSANDS: table.like_thousands(columns.numeric)}))
     return inputs
 
 

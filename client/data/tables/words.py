@@ -20,7 +20,7 @@ from fedgraft.common.base.errors import DataError
 OTHERS = "all others"
 """The entry of a `label_map` for all words that are neither listed, nor a name of the task, nor missing."""
 
-_NUMBER = re.compile(r"[+-]?0*(\d+)(?:[.,]0*)?")
+_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:[.,](\d*?)0*)?")
 _MOST_WORDS, _LONGEST = 60, 40
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -36,7 +36,7 @@ class Cell(NamedTuple):
 
 
 def meant(word: str, names: Iterable[str]) -> str | None:
-    """The name that a word means: the name itself, else one that differs in case or is the same whole number (1, 1.0).
+    """The name that a word means: the name itself, else one that differs in case or is the same number (1, 1.0).
 
     None if there is none, or more than one.
     """
@@ -200,9 +200,10 @@ def _numbers(words: tuple[str, ...]) -> frozenset[float]:
 
 @lru_cache(maxsize=4096)
 def _plain(word: str) -> str:
-    """A word without case, its accents in one form; of a whole number its digits alone, as 1, 01 and 1.0 are one."""
+    """A word without case, its accents in one form; of a number its digits alone, as 1, 01 and 1.0 are one."""
     word = word.strip()
     number = _NUMBER.fullmatch(word)
     if number is not None:
-        return f"{'-' if word.startswith('-') else ''}{number[1]}"
+        sign, whole, part = number.groups()
+        return f"{'-' if sign == '-' else ''}{whole}{f'.{part}' if part else ''}"
     return unicodedata.normalize("NFC", word.casefold())

@@ -76,9 +76,9 @@ class PrivacyGuard:
         self._policy = policy
         self._account = StudyAccount(study, Held.of(folder, witness), policy.epsilon_lifetime)
         self._shown = folder / SHOWN
-        self._replies = Replies(folder / "replies" / study.digest[:16])
+        self._replies = Replies(folder / "replies" / study.digest)
         # Once in a study is once: what was released is never pushed out by later replies.
-        self._releases = Replies(folder / RELEASES / study.digest[:16])
+        self._releases = Replies(folder / RELEASES / study.digest)
         self._patients = patients
         self._public = PublicCounts(folder / PUBLIC)
         self._allowed: set[tuple[frozenset[Role], bool]] = set()

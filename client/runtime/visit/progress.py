@@ -105,7 +105,7 @@ class Progress:
 
 def progress_file(folder: Path, digest: str) -> Path:
     """Where the record of a study is, in the folder of what lasts of it."""
-    return folder / "progress" / f"{digest[:16]}.log"
+    return folder / "progress" / f"{digest}.log"
 
 
 def taken_up(path: Path) -> frozenset[int]:

@@ -37,12 +37,8 @@ def forget_features(state: Path, but: str = "") -> None:
     A study that was broken off never says that it is over. One that still runs loses time and nothing else.
     """
     for folder in [*state.glob(f"{_FOLDER}/*"), *state.glob(f"*/{_FOLDER}/*")]:
-        if not but or folder.name != _name(but):
+        if not but or folder.name != but:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _name(study: str) -> str:
-    return study[:16]
 
 
 class Features:
@@ -55,7 +51,7 @@ class Features:
     def __init__(self, loader: Loader, state: Path, study: str, *, keep: bool = True) -> None:
         """`state` is the site's folder and `study` a digest. Without `keep` they are computed anew for every use."""
         self._feed = loader
-        self._folder = state / _FOLDER / _name(study)
+        self._folder = state / _FOLDER / study
         self._keep = keep
         self._key = ""
         self._rows: Tensor | None = None

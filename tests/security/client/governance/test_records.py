@@ -99,7 +99,7 @@ def test_whoever_restores_an_older_copy_releases_nothing(
     paid = spent(site)
     assert wrong(site) == ()
     newest = site.backup("newest")
-    parts = [part.format(study=f"state/{private.digest[:16]}") for part in RESTORED[what]]
+    parts = [part.format(study=f"state/{private.digest}") for part in RESTORED[what]]
     for backup in (before, middle):
         if what in ("the studies", "the public numbers") and backup is middle:
             continue  # as they were: the study had been taken in
@@ -194,7 +194,7 @@ def test_a_mask_is_not_used_twice_after_a_restore(hospitals, make_study, tmp_pat
     group = {"north": greeting.nonce, "south": "0" * 32, "west": "1" * 32}
     groups = AggregationGroups(1, {"tensors": group})
     assert isinstance(site.visits(study, 1, groups), MaskedUpdate)
-    site.restores(backup, "state/masks.sqlite", f"state/{study.digest[:16]}")
+    site.restores(backup, "state/masks.sqlite", f"state/{study.digest}")
     assert site.visits(study, 1, groups, shift=0.5) == refusal(1)
     site.restart()
     assert site.visits(study, 1, groups, shift=0.5) == refusal(1)
@@ -296,7 +296,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
 def test_a_settlement_assumes_all_that_any_record_tells_of(
     site: PlayedSite, private: Study, make_study, command, what: str
 ) -> None:
-    paid = lost(site, private, *(part.format(study=f"state/{private.digest[:16]}") for part in LOSSES[what]))
+    paid = lost(site, private, *(part.format(study=f"state/{private.digest}") for part in LOSSES[what]))
     frozen = contents(site.home)
     code, out, _ = command("site", "settle", "--home", site.home)
     assert (code, "Nothing was changed" in out) == (1, True)

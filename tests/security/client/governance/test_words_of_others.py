@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,12 @@ from typing import Any
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from rich.table import Table
+from rich.text import Text
 
+from fedgraft.client.cli import deployed_commands
 from fedgraft.client.runtime.app import app, forget
+from fedgraft.common.base import terminal
 from fedgraft.common.base.command_line import say_error
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import CONFIGS
@@ -21,11 +26,14 @@ from fedgraft.common.identity.kit import KitFacts, read_kit, write_kit
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import Code, Hello, Refusal
 from fedgraft.common.study.study import find_study, parse_study
+from fedgraft.server.cli import commands
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.provision import Authority
+from fedgraft.simulations.audit import command
 from helpers.members import code_of
 from helpers.site_home import Hospital, study
 
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 FORGED = "imagenet (by nobody)\n\nWhat will leave this site:\n  nothing\n\x1b[8m"
 """A weights' name that ends the true review, shows another, and hides all that follows."""
 ODD = (FORGED, "a\x1b[2Ab", "x\u202ey", "a\nb", "a\u200bb", "a\x00b", "a\u2028b", "a\x9bb")
@@ -138,12 +146,25 @@ def test_text_is_shown_as_it_is_unless_a_terminal_would_obey_it(capsys: pytest.C
     assert capsys.readouterr().err == "error: no \\x1b[8mfile\n"
 
 
-def test_what_commands_say_goes_through_that(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    from fedgraft.client.cli import deployed_commands
-    from fedgraft.common.base import terminal
-    from fedgraft.server.cli import commands
-
+def test_what_commands_show_goes_through_that(capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines, and tables too: of a model's manifest, of a log, of what sites have said."""
     said: list[Callable[[str], None]] = [terminal.say, deployed_commands._say, commands._say]
     for say in said:
-        say("a\x1b[8mb")
-    assert capsys.readouterr().out == "a\\x1b[8mb\n" * 3
+        say("a\x1b[8mb [c]")
+    assert capsys.readouterr().out == "a\\x1b[8mb [c]\n" * 3
+    table = Table("what", "\x1b[2Kwho")
+    table.add_row("1\u202e2", "Müller\n李")
+    for console in (terminal.OUT, terminal.ERR, deployed_commands._out, commands._out, command._out, command._err):
+        console.print(table)
+        console.print(Text("x\x9by"))
+    shown = "".join(capsys.readouterr())
+    assert not obeyed(shown)
+    assert shown.count("1\\u2") == shown.count("x\\x9by") == 6
+    assert "Müller" in shown
+
+
+def test_there_is_no_other_console() -> None:
+    folders = (ROOT / name for name in ("client", "server", "simulations", "common"))
+    files = {path.relative_to(ROOT).as_posix(): path.read_text() for folder in folders for path in folder.rglob("*.py")}
+    assert len(files) > 300
+    assert [name for name, text in files.items() if re.search(r"\bConsole\(", text)] == []

@@ -49,7 +49,7 @@ def test_a_new_course_does_not_forget_whose_entries_are_bare(make_study: MakeStu
     site.greet()
     assert isinstance(site.visit(replace(private, tensors={})), Refusal)
     site.visit(end)
-    assert not (tmp_path / "local_state" / study.digest[:16]).exists()
+    assert not (tmp_path / "local_state" / study.digest).exists()
 
 
 def test_greetings_lead_one_exchange_back_and_not_step_by_step(make_study: MakeStudy, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from fedgraft.common.base.files import CONFIGS
 from fedgraft.common.study.study import find_study
 from fedgraft.simulations.audit.attack import attack
+from fedgraft.simulations.audit.classes import as_classes
 from fedgraft.simulations.audit.findings import AttackAttempt
 from fedgraft.simulations.audit.program import supply
 from fedgraft.simulations.audit.promises import promises
@@ -74,6 +76,30 @@ def test_the_twelve_are_looked_at_whatever_the_study(study: str) -> None:
     names = [attempt.name for attempt in attack(find_study(Path(study))[0], 200, allow_plain=True)]
     assert set(ATTEMPTS) <= set(names)
     assert len(ATTEMPTS) == len(promises("x", 0))
+
+
+SHIPPED = sorted(path.stem for path in (CONFIGS / "studies").glob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_audit_of_every_study_that_ships_holds(name: str) -> None:
+    """All that depends on the study; what does not is tried once, above."""
+    found = [one.find() for one in attack(find_study(Path(name))[0], 200, allow_plain=True) if one.name not in ATTEMPTS]
+    assert len(found) >= 5
+    assert [f"{one.name}: {one.words}" for one in found if one.fails] == []
+
+
+def test_values_labels_and_masks_are_attacked_as_classes_and_the_audit_says_so() -> None:
+    study, _ = find_study(Path("multi_task"))
+    classes, others = as_classes(study)
+    assert others == ("lesion", "size_mm")
+    assert [task.kind for task in classes.tasks] == ["multiclass"] * 4
+    assert classes.plan == study.plan
+    (said,) = [one.find() for one in attack(study, 200, allow_plain=True) if one.name == "other answers"]
+    assert said.passed is None
+    assert "lesion, size_mm asked for two classes instead" in said.words
+    assert as_classes(classes) == (classes, ())
 
 
 CARELESS: list[tuple[Callable[[Patch], None], str]] = [

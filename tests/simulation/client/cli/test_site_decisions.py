@@ -100,7 +100,7 @@ WRONG = {
     "no such part": (["site", "check", "--part", "weather"], "environment, data"),
     "baseline of nothing": (["site", "check", "--baseline"], "--baseline needs a study"),
     "no such study": (["site", "review", "nothing.yaml"], "there is no such file"),
-    "no such offer": (["site", "approve", "0123456789abcdef"], "Offered here: none"),
+    "no such offer": (["site", "approve", "0123456789abcdef" * 4], "Offered here: none"),
     "nothing to withdraw": (["site", "approve", "quickstart", "--withdraw"], "No study with the digest"),
 }
 
@@ -280,7 +280,11 @@ def test_an_offered_study_is_reviewed_and_approved_by_its_digest(command, hospit
     keep_pending(hospital.home, study())
     short = study().digest[:12]
     assert command("site", "review", short, "--home", hospital.home)[0] == 0
-    assert command("site", "approve", short, "--home", hospital.home)[0] == 0
+    code, _, err = command("site", "approve", short, "--home", hospital.home)
+    assert code == 2
+    assert "Give all 64 digits" in err, "another study can begin like that"
+    assert not is_approved(hospital.home, study().digest)
+    assert command("site", "approve", study().digest, "--home", hospital.home)[0] == 0
     assert is_approved(hospital.home, study().digest)
 
 

@@ -256,6 +256,7 @@ def test_the_command_says_what_the_files_say(command: Command, files: Path) -> N
         ("shuffled", 24),
     ]
     assert labels["replicates"] == 1
+    assert labels["scenario"], "the page says whose hospitals these are"
     assert folds["replicates"] == 2
     assert set(folds["rows"][0]["sites"]) == {"east", "west"}
     (expected,) = labels["expectations"]
@@ -284,6 +285,9 @@ def test_the_command_says_what_the_files_say(command: Command, files: Path) -> N
     code, out, _ = command("compare", files, "--quick", "--out", "c")
     assert code == 0
     assert "MISSED: study - shuffled at 24 cases" in out
+    assert "shuffled, 24 cases" in out, "the name of an arm is not cut"
+    assert ", on one seed alone" in " ".join(out.split())
+    assert "missed on one seed alone" in page
     assert "1/6" not in out  # nothing was run again
 
 

@@ -48,6 +48,14 @@ MISTAKES = {
     "other words": (cells(1, "benign"), r"table.csv, line 2, column 'cls' is no class.*'benign' 60.*label_map"),
     "one patient": (cells(0, "p1"), r"table.csv: all cases are of one patient"),
     "nobody to test": (lambda lines: lines[:3], r"table.csv: nobody in .*test: train 1 patients"),
+    "several at once": (
+        lambda lines: ["pid,kind,first,two", *lines[1:]],
+        r"patients \('PatientID'\).*north: .*has no column 'one'.*north: .*labels of task 'cls'",
+    ),
+    "a quote that stays open": (
+        lambda lines: [*lines[:5], lines[5].replace(",", ',"', 1), *lines[6:]],
+        r"table.csv: what begins on line 6 is no CSV: .*a quote that is never closed",
+    ),
     "no rows": (lambda lines: lines[:1], r"table.csv: has no rows"),
 }
 
@@ -58,7 +66,8 @@ def test_a_mistake_stops_before_anything_is_trained(tmp_path, mistake):
     with pytest.raises(DataError, match=rf"(?s)1 of 3 sites cannot take part:\n  - north: .*{words}") as caught:
         simulate(study(GRADIENT), spoilt(tmp_path / "data", edit), tmp_path / "run")
     assert "allow_missing_sites: true" in str(caught.value)
-    assert str(caught.value).count("\n  - ") <= 2  # the other two sites are in order
+    told = [line.partition(":")[0] for line in str(caught.value).splitlines()[1:-1]]
+    assert set(told) == {"  - north"}  # the other two sites are in order
     assert not (tmp_path / "run").exists()
 
 
@@ -71,8 +80,8 @@ def test_every_site_and_fault_is_told_at_once(tmp_path):
         simulate(study(GRADIENT), Hospitals(cohorts), tmp_path / "run")
     said = str(caught.value)
     assert "2 of 3 sites" in said
-    assert f"  - east: {tmp_path / 'gone.csv'}: cannot be read" in said
-    assert "  - west: its data are of kind dicom" in said
+    assert f"  - east: {tmp_path / 'gone.csv'}: cannot be read: No such file or directory. Check the path" in said
+    assert "  - west: its data are of kind dicom, but the study's input is table. Check `kind`" in said
 
 
 def files_from(folder: Path, study_text: dict, sites: list[dict]) -> Path:
@@ -138,10 +147,19 @@ def test_from_the_command_line_a_site_that_cannot_take_part_ends_it(command, tmp
 def test_what_was_left_out_is_said_before_the_first_round(command, tmp_path, sites):
     picture(tmp_path / "north" / "scout.dcm", 99, "00001", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     (tmp_path / "north" / "cut.dcm").write_bytes(b"")
+    (tmp_path / "north" / "notes.txt").write_text("who is who")
     code, said, _ = command("simulate", files_from(tmp_path, IMAGES, sites), "--out", tmp_path / "run")
     assert code == 2  # the other site's fault; what was left out is said all the same
     assert "north: 1 object that no scanner took left out (localizer 1)" in said
-    assert "north: 12 images can be used; 1 file cannot be read (empty_file 1)" in said
+    assert "12 images can be used; 1 other file passed over (not_dicom 1); 1 file cannot be read (empty_file 1)" in said
+
+
+def test_strangers_among_the_images_are_said_where_all_others_are_well(command, tmp_path, sites):
+    (tmp_path / "north" / "export.zip").write_bytes(b"PK")
+    sites[0]["cohort"]["label_map"] = {"clss": {"x": "none"}}
+    _, said, _ = command("simulate", files_from(tmp_path, IMAGES, sites), "--out", tmp_path / "run")
+    assert "north: 12 images can be used; 1 other file passed over (not_dicom 1)" in said
+    assert "north: label_map has entries for no task of the study: clss" in said
 
 
 def test_compare_looks_as_well(command, tmp_path, sites):

@@ -185,7 +185,7 @@ def test_a_change_decodes_again(clinic, tmp_path, wanted, place, decoded, change
         spec.labels.write_text(spec.labels.read_text().replace("MRN0,no", "MRN0,yes"))
         os.utime(spec.labels, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     elif change == "secret":
-        place = Place(place.state, place.cache, b"other")
+        place = Place(tmp_path / "another", place.cache, b"other")  # splits are sealed with it too
     elif change == "size":
         wanted = CohortRequest([TASK], ImageInput(size=32), SplitSpec(), 0)
     elif change == "classes":

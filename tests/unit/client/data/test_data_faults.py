@@ -58,7 +58,7 @@ def test_names_that_are_no_text(tmp_path, place):
     Path(os.fsdecode(os.fsencode(folder) + b"/\xfe.png")).write_bytes(b"")
     cohort = load(CohortSpec(kind="images", root=tmp_path / "images"), place)
     assert len(cohort.inputs) == 1
-    assert problems(cohort) == {"unreadable": 1}
+    assert problems(cohort) == {"empty_file": 1}
     assert len(load(CohortSpec(kind="images", root=tmp_path / "images"), place).inputs) == 1
 
 

@@ -83,6 +83,9 @@ def open_folder() -> Iterator[Path]:
     """A folder that another account can reach, as pytest's own cannot be."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
+    for own in ("state", "cache"):
+        (folder / own).mkdir()
+        (folder / own).chmod(0o777)
     yield folder
     for path in folder.rglob("*"):
         path.chmod(0o755)
@@ -105,9 +108,6 @@ def test_folders_and_files_without_the_right_to_read_are_counted(open_folder, re
     root = picture(open_folder / "images" / "none" / "a.png").parent.parent
     picture(root / "none" / "closed.png").chmod(0)
     picture(root / "ward" / "b.png").parent.chmod(0)
-    for folder in ("state", "cache"):
-        (open_folder / folder).mkdir()
-        (open_folder / folder).chmod(0o777)
     request.getfixturevalue("somebody_else")
     cohort = load(CohortSpec(kind="images", root=root), open_folder)
     assert problems(cohort) == {"folder_without_right": 1, "no_right_to_read": 1}
@@ -119,9 +119,6 @@ def test_a_folder_that_may_be_listed_and_not_opened_is_counted(open_folder, requ
     """Its names can be had, and then nothing of the files: a crash, once."""
     root = picture(open_folder / "images" / "none" / "a.png").parent.parent
     picture(root / "ward" / "b.png").parent.chmod(0o744)
-    for folder in ("state", "cache"):
-        (open_folder / folder).mkdir()
-        (open_folder / folder).chmod(0o777)
     request.getfixturevalue("somebody_else")
     cohort = load(CohortSpec(kind="images", root=root), open_folder)
     assert problems(cohort) == {"folder_without_right": 1}
@@ -134,15 +131,22 @@ def test_masks_in_a_folder_without_rights_are_not_merely_unknown(open_folder, re
     root = picture(open_folder / "images" / "none" / "a.png").parent.parent
     picture(root / "none" / "b.png")
     picture(open_folder / "masks" / "none" / "a.png").parent.chmod(0)
-    for folder in ("state", "cache"):
-        (open_folder / folder).mkdir()
-        (open_folder / folder).chmod(0o777)
     request.getfixturevalue("somebody_else")
     spec = CohortSpec(kind="images", root=root, mask_images=open_folder / "masks")
     tasks = [Segmentation(name="lesion", kind="segmentation")]
     wanted = CohortRequest(tasks, ImageInput(size=16), SplitSpec(), 0)
     cohort = load_cohort("north", spec, wanted, Place(open_folder / "state", open_folder / "cache", b"secret"))
     assert problems(cohort) == {"folder_without_right": 1}
+
+
+def test_a_labels_table_without_rights_is_told_with_what_to_do(open_folder, request):
+    root = picture(open_folder / "images" / "none" / "a.png").parent.parent
+    (open_folder / "labels.csv").write_text("path,cls\nnone/a.png,none\n")
+    (open_folder / "labels.csv").chmod(0)
+    request.getfixturevalue("somebody_else")
+    spec = CohortSpec(kind="images", root=root, labels=open_folder / "labels.csv")
+    with pytest.raises(DataError, match=r"labels.csv: cannot be read: Permission denied\. Give this account the right"):
+        load(spec, open_folder)
 
 
 def test_links_in_a_circle_are_no_folder(tmp_path):
@@ -181,6 +185,8 @@ PAIRS = {
     "join_leading_zeros": ("00012", "12"),
     "join_decimal": ("12", "12.0"),
     "join_unicode": ("Mu\u0308ller", "M\u00fcller"),
+    "join_width": ("MRN\uff11\uff12", "MRN12"),
+    "join_rounded": ("123456789012", "1.23457E+11"),
     "join_slashes": ("p1/a.png", "\\p1\\a.png"),
     "join_suffix": ("p1/a.dcm", "p1/a"),
     "join_folder": ("p1/a.png", "a.png"),

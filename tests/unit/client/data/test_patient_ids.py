@@ -89,3 +89,14 @@ def test_a_word_for_missing_is_nobodys_id(tmp_path, make_dicom, monkeypatch, kin
     cohort = load(kind(tmp_path, make_dicom), tmp_path)
     assert {problem.reason: problem.count for problem in cohort.problems} == {"no_patient_id": 4}
     assert len(set(cohort.patients)) == 3
+
+
+ROUNDED = ("1.23457E+11", "1.23457E+11", "1,5e+12", "123457000000", "1.2", "E+11")
+
+
+@pytest.mark.parametrize("kind", [dicom, images, table])
+def test_ids_that_a_spreadsheet_has_rounded_are_told(tmp_path, make_dicom, monkeypatch, kind):
+    """Two patients are one by such an id, and their other images may go by another."""
+    monkeypatch.setattr(f"{__name__}.IDS", tuple(f'"{name}"' if kind is not dicom else name for name in ROUNDED))
+    cohort = load(kind(tmp_path, make_dicom), tmp_path)
+    assert {problem.reason: problem.count for problem in cohort.problems} == {"rounded_patient_ids": 3}

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.enrolment.config import read_site
 from fedgraft.common.base.errors import DataError, StudyError
 from fedgraft.common.config.config_files import parse_yaml
 from fedgraft.common.study.inputs import ImageInput, SplitSpec, TableInput
@@ -68,6 +69,15 @@ def test_whole_numbers_are_one_word_however_a_program_writes_them(tmp_path):
         1,
         1,
     ]
+
+
+def test_so_are_decimals(tmp_path):
+    """A study's `[1.10, 1.2]` has the names 1.1 and 1.2, and tables may have them as they were meant."""
+    task = Task(name="cls", classes=("1.1", "1.2", "11"))
+    cells = ("1.10", '"1,1"', "01.2", "1.20", "11.00", "1.1")
+    assert load(table(tmp_path, *cells), tmp_path, task).targets["cls"].tolist() == [0, 0, 1, 1, 2, 0]
+    with pytest.raises(DataError, match="is no class"):
+        load(table(tmp_path, "1.01", "1.2"), tmp_path, task)
 
 
 def test_a_name_that_two_classes_have_but_for_case_is_not_guessed(tmp_path):
@@ -213,6 +223,27 @@ def test_numbers_with_commas_are_read_where_the_whole_table_has_them(tmp_path):
             numbers(*ambiguous)
 
 
+THOUSANDS = {
+    "nothing says otherwise": ("1.234", "12.345", "987", 2),
+    "a number that none can be": ("1.234", "12.345", "0.5", 0),
+    "three digits behind a zero": ("1.234", "0.123", "7", 0),
+    "no points": ("1234", "12345", "7", 0),
+}
+
+
+@pytest.mark.parametrize("way", THOUSANDS)
+@pytest.mark.parametrize("delimiter", [";", ","])
+def test_points_that_may_be_of_thousands_are_told(tmp_path, way, delimiter):
+    *cells, count = THOUSANDS[way]
+    rows = "".join(f"{cell}{delimiter}{cell}{delimiter}none\n" for cell in cells)
+    (tmp_path / "t.csv").write_text(delimiter.join(("a", "size", "cls")) + "\n" + rows)
+    spec = CohortSpec(kind="table", root=tmp_path / "t.csv")
+    assert problems(load(spec, tmp_path)).get("points_like_thousands", 0) == (count if delimiter == ";" else 0)
+    size = Regression(kind="regression", name="size", unit="mm", mean=1, std=1)
+    both = problems(load(spec, tmp_path / "both", size)).get("points_like_thousands", 0)
+    assert both == (2 * count if delimiter == ";" else 0)
+
+
 def test_missing_values_of_a_column_that_is_not_there_are_refused(tmp_path):
     with pytest.raises(DataError, match="has no column for `missing_values`"):
         load(table(tmp_path, "none", "nodule", missing_values={"agee": ["-9"]}), tmp_path)
@@ -227,6 +258,10 @@ def test_missing_values_of_a_column_that_is_not_there_are_refused(tmp_path):
         ("[0, 1]", ("0", "1")),
         ("[false, true]", ("false", "true")),
         ("[1.5, 2]", ("1.5", "2")),
+        ("[010, 011]", ("010", "011")),
+        ("[01, 2]", ("01", "2")),
+        ("[0x1F, 0b1]", ("0x1F", "0b1")),
+        ("['12:30', 12:45]", ("12:30", "12:45")),
     ],
 )
 def test_classes_in_yaml_are_words(written, classes):
@@ -241,6 +276,22 @@ def test_what_yaml_takes_for_no_word_is_to_be_quoted():
         parse_study(STUDY | {"tasks": [{"name": "cls", "classes": parse_yaml("[null, nodule]")}]}, "test")
     with pytest.raises(StudyError, match="put it in quotes"):
         parse_study(STUDY | {"name": parse_yaml("2020-01-01")}, "test")
+
+
+def test_numbers_in_yaml_are_those_that_people_read(tmp_path):
+    """010 once was 8, so that a map of that entry met other cells."""
+    given = parse_yaml("{cls: {010: nodule, all others: none}}")
+    cohort = load(table(tmp_path, "010", "10", "8", label_map=given), tmp_path)
+    assert cohort.targets["cls"].tolist() == [1, 1, 0]
+    text = "[7, -7, 0, +3, 1_000, 1.5, -.5, 2., 1.5e-3, .inf, 1e3, 0o7]"
+    assert parse_yaml(text) == [7, -7, 0, 3, 1000, 1.5, -0.5, 2.0, 0.0015, np.inf, "1e3", "0o7"]
+    assert parse_study(STUDY | {"seed": parse_yaml("010")}, "test").seed == 10
+
+
+def test_a_word_in_place_of_a_list_is_told_plainly(tmp_path):
+    (tmp_path / "site.yaml").write_text("name: north\ncohort: {kind: table, root: t.csv, missing_values: {a: -9}}\n")
+    with pytest.raises(StudyError, match=r"cohort.missing_values.a: must be a list, such as .* \(found -9\)"):
+        read_site(tmp_path)
 
 
 def test_a_map_in_yaml_may_have_yes_and_no_for_words(tmp_path):

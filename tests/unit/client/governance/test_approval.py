@@ -93,3 +93,16 @@ def test_only_the_newest_offers_are_kept(tmp_path, make_study):
     assert len(kept) == 20
     assert make_study(seed=99).digest in kept
     assert make_study(seed=0).digest not in kept
+
+
+def test_a_file_that_was_edited_in_place_is_read_again_whatever_its_time_says(tmp_path, make_study):
+    """As some tools leave a file that they have changed: of the same length, with the time that it had."""
+    one, other = make_study(), make_study(seed=9)
+    approve(tmp_path, one.digest)
+    path = tmp_path / "approvals.json"
+    before = path.stat()
+    assert is_approved(tmp_path, one.digest)
+    path.write_text(path.read_text().replace(one.digest, other.digest))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not is_approved(tmp_path, one.digest)
+    assert is_approved(tmp_path, other.digest)

@@ -392,3 +392,21 @@ def test_without_a_study_data_cannot_be_judged(hospital: Hospital) -> None:
     (line,) = report.parts[0].findings.lines
     assert line.level is Level.SKIPPED
     assert report.failing == 0
+
+
+def test_entries_for_labels_that_the_study_has_not_are_told(hospital: Hospital) -> None:
+    """A task that is misspelt there once left the usual column in its place, without a word."""
+    given = {"label_columns": {"clss": "finding"}, "label_map": {"other": {"x": "none"}, "cls": {"x": "none"}}}
+    hospital.write_config(cohort=given)
+    lines = hospital.lines("data")
+    assert lines["notes_label_columns"].level is lines["notes_label_map"].level is Level.NOTE
+    assert "'clss'; did you mean cls?" in lines["notes_label_columns"].fix
+    assert lines["notes_label_map"].description == "label_map has entries for no task of the study: other"
+
+
+def test_strangers_are_counted_with_their_reasons(hospital: Hospital) -> None:
+    (hospital.data / "dicom" / "notes.txt").write_text("which patients are which")
+    (hospital.data / "dicom" / ".trash").write_text("")
+    line = hospital.lines("data")["readable"]
+    assert (line.level, line.figures["other_files"]) == (Level.FINE, 2)
+    assert "2 other files passed over (hidden 1, not_dicom 1)" in line.description

@@ -170,7 +170,7 @@ def test_they_lie_on_disk_for_their_owner_alone_until_the_study_ends(make_study:
     found = sorted((tmp_path / "features").rglob("*.safetensors"))
     assert [path.name for path in found] == ["train.safetensors", "val.safetensors"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
-    assert stat.S_IMODE((tmp_path / "features" / study.digest[:16]).stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "features" / study.digest).stat().st_mode) == 0o700
     finish(site, study, visits + 1, state)
     assert not list((tmp_path / "features").iterdir())
 
@@ -178,13 +178,13 @@ def test_they_lie_on_disk_for_their_owner_alone_until_the_study_ends(make_study:
 def test_a_new_study_deletes_what_an_earlier_one_has_left(make_study: MakeStudy, tmp_path: Path) -> None:
     first, second = make_study(method=PROBE), make_study(method=PROBE, seed=4)
     course(a_site(first, tmp_path), first, start(first), end=False)
-    left = tmp_path / "features" / first.digest[:16]
-    own = tmp_path / second.digest[:16]
+    left = tmp_path / "features" / first.digest
+    own = tmp_path / second.digest
     course(a_site(second, own), second, start(second), end=False)
     assert left.exists()
     forget_features(tmp_path, second.digest)
     assert not left.exists()
-    kept = own / "features" / second.digest[:16]
+    kept = own / "features" / second.digest
     assert kept.exists()
     forget_features(tmp_path)
     assert not kept.exists()

@@ -68,6 +68,21 @@ def test_a_wanted_sensitivity_is_reached_by_the_highest_threshold_that_does(want
     assert found / (found + missed) < wanted
 
 
+@pytest.mark.parametrize("times", [30.0, 1e5])
+@pytest.mark.parametrize("shift", [-9.0, 0.0, 9.0])
+def test_a_model_that_is_very_sure_has_its_point_where_its_scores_are(times: float, shift: float) -> None:
+    """A grid that ends before the scores do would find less than was wanted, and say so to nobody."""
+    score, truth = cases(seed=3)
+    sums = sums_of((score + shift) * times, truth)
+    (point,) = chosen(TASK, sums, OperatingRule(sensitivity=0.9), 10)
+    assert point.sensitivity >= 0.9
+    found, missed, *_ = twin((score + shift) * times, truth, point.log_odds + 0.002 * abs(point.log_odds) + 0.02)
+    assert found / (found + missed) < 0.9
+    (best,) = chosen(TASK, sums, OperatingRule(), 10)
+    (plain,) = chosen(TASK, sums_of(score, truth), OperatingRule(), 10)
+    assert best.sensitivity + best.specificity == pytest.approx(plain.sensitivity + plain.specificity, abs=0.03)
+
+
 def test_what_a_point_gives_is_counted_case_by_case() -> None:
     score, truth = cases(seed=1)
     point = OperatingPoint(

@@ -77,10 +77,12 @@ def test_intervals_of_aurocs_hold_as_often_as_they_say() -> None:
     assert 0.91 < held / 300 < 0.985
 
 
-@pytest.mark.parametrize(("part", "whole"), [(0, 1), (1, 1), (3, 10), (57, 60), (0, 200)])
+@pytest.mark.parametrize(("part", "whole"), [(0, 1), (1, 1), (3, 10), (57, 60), (0, 200), (0, 9), (27, 27)])
 def test_proportions_have_wilson_s_interval(part: int, whole: int) -> None:
     found = binomtest(part, whole).proportion_ci(method="wilson")
     assert wilson(part, whole) == pytest.approx((found.low, found.high), abs=1e-9)
+    low, high = wilson(part, whole)
+    assert low <= part / whole <= high
 
 
 def test_there_is_no_interval_of_nothing() -> None:

@@ -17,7 +17,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.server.watch.board import Board
-from fedgraft.server.watch.screen import Lines, picture
+from fedgraft.server.watch.screen import Lines, figures_of, picture
 from fedgraft.server.watch.snapshot import WatchedRun
 from fedgraft.server.watch.web import Page
 from helpers.live import LiveRun
@@ -135,6 +135,24 @@ def test_lines_say_what_is_new_once_and_again_after_a_run_was_set_back(live, boa
     live.done(2)
     lines.show(board.view())
     assert screen.getvalue().count("\n2/4 ") == 2
+
+
+def test_figures_of_tasks_of_all_kinds_are_seen_and_not_those_of_too_few_cases(live, board):
+    live.begin()
+    sites = ("east", "north", "south")
+    supports = {site: {"enough": site != "north"} for site in sites}
+    of_sites = {"cls": {"auroc": 0.9}, "size": {"mae": 2.5, "rmse": 3.5}, "lesion": {"dice": 0.75}}
+    metrics = {
+        task: {"sites": dict.fromkeys(sites, own), "macro": own, "support": {"sites": supports}}
+        for task, own in of_sites.items()
+    }
+    live.done(1, metrics=metrics)
+    east, north, _ = board.view().run.sites
+    assert figures_of(east) == "cls AUROC 0.900, size MAE 2.500, lesion Dice 0.750"
+    assert figures_of(north) == "cls too few to say, size too few to say, lesion too few to say"
+    drawn = Console(file=io.StringIO(), width=300)
+    drawn.print(picture(board.view()))
+    assert figures_of(east) in drawn.file.getvalue()
 
 
 def test_nothing_that_a_site_says_reaches_the_terminal_as_a_command(live, board):

@@ -21,7 +21,7 @@ from fedgraft.simulations.compare.bootstrap import (
 from fedgraft.simulations.compare.cells import CellOutcome
 from fedgraft.simulations.compare.models import MERGED, Answers
 from fedgraft.simulations.compare.question import BUILT_IN, Question
-from fedgraft.simulations.compare.result import Group, answered
+from fedgraft.simulations.compare.result import Group, answered, lines
 from helpers.work import MakeStudy
 
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
@@ -41,6 +41,16 @@ def test_unweighted_metrics_are_those_of_a_run(name: str, classes: int) -> None:
     some = answers(classes=classes)
     exact = ClassificationSums.of(some.logits, some.targets).values()[name]
     assert metric(name, some, np.ones((1, 60)))[0] == pytest.approx(exact, abs=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_what_is_a_tie_in_a_run_is_one_here(classes: int) -> None:
+    """Two copies of an image in two batches may differ in the last bit, and have two truths."""
+    logits = np.random.default_rng(0).normal(size=(40, classes)).astype(np.float32)
+    again = np.nextafter(logits, np.float32(9))
+    some = Answers(np.concatenate([logits, again]), np.repeat([0, 1], 40), np.arange(80))
+    exact = ClassificationSums.of(some.logits, some.targets).values()["auroc"]
+    assert metric("auroc", some, np.ones((1, 80)))[0] == pytest.approx(exact, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -163,3 +173,16 @@ def test_sites_count_the_same_and_undefined_ones_not_at_all() -> None:
     assert across(sites, "macro") == pytest.approx([0.6, 0.9])
     assert across(sites, "worst") == pytest.approx([0.5, 0.9])
     assert np.isnan(across(sites[2:], "worst")[0])
+
+
+def test_what_is_written_does_not_go_by_the_order_in_which_files_are_read(make_study: MakeStudy) -> None:
+    """A comparison that was cut off and goes on writes the same table; tensors come back in any order."""
+    study = make_study(tasks=[{"name": "cls", "classes": ["a", "b", "c", "d"]}])
+    question = Question(arms=(BUILT_IN["study"], BUILT_IN["local"]))
+    one, other = answers(60), answers(60, seed=1)
+    written = [
+        list(lines(question, [group(name, sites, study) for name in ("study", "local")]))
+        for sites in ({"north": one, "south": other}, {"south": other, "north": one})
+    ]
+    assert written[0] == written[1]
+    assert [line["site"] for line in written[0][:2]] == ["north", "south"]
