@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedgraft.common.base.disk import DISK_FULL, in_words
 from fedgraft.common.base.errors import FedgraftError, RunError
 
 _TROUBLE = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) (.*)$")
@@ -18,7 +21,7 @@ class SiteLogs:
     """The logs of the sites of a run, from now on."""
 
     def __init__(self, run: Path) -> None:
-        self._run = run
+        self.run = run
         self._sizes = {path: path.stat().st_size for path in self._paths()}
 
     def explained(self, error: FedgraftError) -> FedgraftError:
@@ -40,13 +43,18 @@ class SiteLogs:
                 yield f"{path.parent.name}: {words[-1]} ({path})"
 
     def _paths(self) -> list[Path]:
-        return [path for path in sorted(self._run.glob("sites/*/site.log")) if path.is_file()]
+        return [path for path in sorted(self.run.glob("sites/*/site.log")) if path.is_file()]
 
 
 @contextmanager
 def explained(logs: SiteLogs) -> Iterator[None]:
-    """Errors of a run from within say what its sites have said."""
+    """Errors of a run from within say what its sites have said, and how to go on after a full disk."""
     try:
         yield
     except RunError as error:
         raise logs.explained(error) from None
+    except OSError as error:
+        if error.errno not in (*DISK_FULL, errno.EFBIG):
+            raise
+        again = f"Then continue with `fedgraft simulate --resume {shlex.quote(str(logs.run))}`."
+        raise RunError(in_words(error), fix=again) from None

@@ -66,6 +66,7 @@ def test_a_site_takes_new_keys_over_while_a_study_runs(federation, make_study):
 
 def test_when_the_time_is_over_the_old_keys_are_refused(federation):
     home = ServerHome(federation.home)
+    until(lambda: "connected" in federation.output("east"), 120, "east, with the keys that it has")
     told = renewed(federation, "east", "--grace", 0.01)
     assert "old keys hold until" in told
     (old,) = home.sites()["east"].old

@@ -223,6 +223,7 @@ def test_a_disk_that_takes_no_more_is_told_with_the_file(command: Command, small
     assert code in (1, 2)
     assert "should not have happened" not in err
     assert f"{small_files / 'model.safetensors'}: File too large. Files may not be so large there" in err
+    assert f"Then continue with `fedgraft simulate --resume {small_files}`." in err
 
 
 def test_two_processes_do_not_work_on_one_run(own: Path, command: Command):
