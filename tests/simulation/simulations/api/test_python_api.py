@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from fedgraft.client.data.cohorts.scan import name_below
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.simulations.engines.run import Hospitals, simulated_cohort
 from helpers.work import MakeStudy
+
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +249,24 @@ def test_a_notebook_in_a_folder_with_modules_of_ones_own(
     assert (done.returncode, done.stdout.strip()) == (0, "completed"), done.stderr
     assert (tmp_path / "run/model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "run")
+
+
+def test_the_guide_s_own_hospitals_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/python.md, over two folders of images with a table of labels."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    draw = np.random.default_rng(0)
+    for site in ("north", "south"):
+        folder = tmp_path / "data" / site
+        folder.mkdir(parents=True)
+        rows = ["path,cls,patient"]
+        for number in range(40):
+            image = draw.integers(0, 100, (40, 40), dtype=np.uint8)
+            image[:, :20] += np.uint8(100 * (number % 2))
+            Image.fromarray(image).save(folder / f"{number}.png")
+            rows.append(f"{number}.png,{('benign', 'malignant')[number % 2]},P{number}")
+        (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {"fg": fg}
+    exec(code, known)
+    assert known["run"].status == "completed"
+    assert (tmp_path / "runs/own/report.html").is_file()
