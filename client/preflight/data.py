@@ -145,9 +145,9 @@ def _duplicates(found: Findings, cohort: Cohort, same: list[list[int]], exact: i
         found.fine("duplicates", "no image is there twice", **figures)
         return
     found.private += [f"same pixels: {', '.join(_named(cohort, names, group))}" for group in same]
-    description = (
-        f"{counted(exact, 'file')} there twice (left out), {counted(again, 'further image')} with pixels of another"
-    )
+    twice = f"{counted(exact, 'file')} there twice (left out)" if exact else ""
+    alike = f"{counted(again, 'further image')} with pixels of another" if again else ""
+    description = ", ".join(filter(None, (twice, alike)))
     if several or labels:
         description += f"; {several:,} times under several patients, {labels:,} times with labels that disagree"
         fix = f"Keep one of each: what is trained on must not be tested on. {_DETAILS}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,9 +23,14 @@ from fedgraft.server.watch.follow import followed
 def shown(run: Path, study: Study, console: Console) -> Iterator[None]:
     """Show the run in `run` while the body carries it out."""
     total = sum(1 for _ in schedule(study))
-    view = _ProgressBar(console, total) if console.is_terminal or console.is_jupyter else _Lines(console, total)
+    view = _ProgressBar(console, total) if _can_move(console) else _Lines(console, total)
     with view, followed(run / "events.jsonl", view.take):
         yield
+
+
+def _can_move(console: Console) -> bool:
+    """Whether a bar can move there: on a terminal, and in a notebook that has widgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 class _Lines:
