@@ -75,13 +75,27 @@ def test_what_cancels_in_single_precision_is_not_let_out_at_its_full_length() ->
     assert float(got.flatten(1).norm(dim=1).max()) <= 1.001e-6
 
 
-def test_numbers_that_single_precision_cannot_hold_count_as_none() -> None:
-    """What comes back is clipped to less than the least number above 0, and what was seen is as large as can be."""
+@pytest.mark.parametrize(("seen", "came"), [(7e30, 1e-31), (1e-31, 7e30)])
+def test_numbers_that_single_precision_cannot_hold_count_as_none(seen: float, came: float) -> None:
+    """What came back is clipped to less than the least number above 0, or what was seen is next to it."""
     layer = LAYERS["linear"][0]
-    inputs, weights = torch.full((1, 70), 7e30), torch.full((1, 60), 1e-31)
+    inputs, weights = torch.full((1, 70), seen), torch.full((1, 60), came)
     got, _, factored = clipped(layer, inputs, weights, torch.arange(1), 1e-12)
     assert factored
-    assert float(got.norm()) <= 1.001e-12
+    assert float(got.norm()) == 0
+
+
+def test_a_layer_of_which_nothing_comes_back_has_no_gradient() -> None:
+    """A head whose task nobody in the batch has a label of."""
+    used, unused = nn.Linear(3, 2), nn.Linear(3, 2)
+    model = nn.ModuleList([used, unused])
+    tape = Tape(model, [used.weight, unused.weight])
+    x = torch.randn(4, 3)
+    unused(x)
+    parts = tape.gradients(used(x).sum(dim=1), Rows(torch.arange(4), torch.arange(4), 4))
+    tape.cleanup()
+    assert float(parts[0].norms(1.0).min()) > 0
+    assert parts[1].norms(1.0).tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize("mode", ["hooks", "ghost"])

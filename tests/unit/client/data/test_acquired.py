@@ -143,6 +143,7 @@ def described(storage: str, modality: str, image_type: str) -> Dataset:
         ("2", "CT", r"original\primary\localizer", "localizer"),
         ("2.1", "CT", r"ORIGINAL\PRIMARY\LOCALIZER\NONE", "localizer"),
         ("2", "CT", r"DERIVED\SECONDARY\REFORMATTED\AVERAGE", "derived_image"),
+        ("2", "CT", r"ORIGINAL\SECONDARY\AXIAL", "derived_image"),
         ("2", "CT", r"DERIVED\PRIMARY\PROJECTION IMAGE", "derived_image"),
         ("4", "MR", r"DERIVED\SECONDARY\MPR\CSA MPR", "derived_image"),
         ("2", "CT", r"DERIVED\PRIMARY\AXIAL\CT_SOM5 MIP", "derived_image"),
