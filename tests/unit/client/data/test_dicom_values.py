@@ -235,9 +235,10 @@ def test_not_a_number_is_black(make_dicom, read):
     same(found[rest], stretched(values.astype(float), values[rest])[rest])
 
 
-def test_floating_point_padding(make_dicom, read):
-    values = RNG.normal(0, 3, (12, 10)).astype(np.float32)
+@pytest.mark.parametrize(("kind", "key"), [(np.float32, "Float"), (np.float64, "DoubleFloat")])
+def test_floating_point_padding(kind, key, make_dicom, read):
+    values = RNG.normal(0, 3, (12, 10)).astype(kind)
     values[0] = -1e6
-    found = read(make_dicom(values, FloatPixelPaddingValue=-1e6))
+    found = read(make_dicom(values, **{f"{key}PixelPaddingValue": -1e6}))
     assert not found[0].any()
     same(found[1:], stretched(values[1:].astype(float)))
