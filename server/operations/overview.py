@@ -99,10 +99,10 @@ def _row(number: int, state: str, folder: Path) -> RunRow:
     study = RunFolder(folder).study()
     history = _lines(folder / "history.jsonl")
     with understood(folder / "history.jsonl", "a history"):
-        return _told(number, state, folder, study, history)
+        return _described(number, state, folder, study, history)
 
 
-def _told(number: int, state: str, folder: Path, study: Study, history: list[dict[str, Any]]) -> RunRow:
+def _described(number: int, state: str, folder: Path, study: Study, history: list[dict[str, Any]]) -> RunRow:
     last: dict[str, Any] = history[-1] if history else {"exchange": 0, "stage": "greeting", "round": 0}
     refusals: dict[str, Counter[str]] = {}
     for row in history:

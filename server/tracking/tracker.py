@@ -71,13 +71,13 @@ def tracked(run: Path, to: Sequence[Tracker], say: Callable[[str], object]) -> I
 
     One that fails is heard of once, by `say`, and is told no more.
     """
-    told = [_Told(tracker, say) for tracker in to]
+    guarded = [_Guarded(tracker, say) for tracker in to]
 
     def tell(what: str, *facts: object) -> None:
-        for one in told:
+        for one in guarded:
             one.tell(what, *facts)
 
-    if not told:
+    if not guarded:
         yield
         return
     tell("begin", run, RunFolder(run).study())
@@ -95,7 +95,7 @@ def _result(run: Path) -> Row | None:
     return found
 
 
-class _Told:
+class _Guarded:
     def __init__(self, tracker: Tracker, say: Callable[[str], object]) -> None:
         self._tracker: Tracker | None = tracker
         self._say = say

@@ -26,13 +26,13 @@ class SiteLogs:
 
     def explained(self, error: FedgraftError) -> FedgraftError:
         """The error, and below it the last trouble of each site that had some."""
-        told = list(self._told())
+        told = list(self._troubles())
         if not told:
             return error
         more = [f"and {len(told) - _MOST} sites more"] if len(told) > _MOST else []
         return type(error)("\n  ".join((str(error), *told[:_MOST], *more)))
 
-    def _told(self) -> Iterator[str]:
+    def _troubles(self) -> Iterator[str]:
         for path in self._paths():
             with path.open("rb") as file:
                 file.seek(min(self._sizes.get(path, 0), path.stat().st_size))
