@@ -26,8 +26,8 @@ class CsvTracker:
             self._rows += RunFolder(run).history()
 
     def round(self, row: Row) -> None:
-        """One line more."""
-        self._rows.append(row)
+        """One line more; a round that is done again takes its old line's place."""
+        self._rows = [one for one in self._rows if one["exchange"] < row["exchange"]] + [row]
         self._write()
 
     def end(self, run: Path, result: Row | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -80,9 +79,16 @@ def tracked(run: Path, to: Sequence[Tracker], say: Callable[[str], object]) -> I
     if not guarded:
         yield
         return
+
+    def done(event: Row) -> None:
+        # The history is cut back where a run goes on, so it cannot be followed itself; events only grow.
+        if event["event"] == "done":
+            rows = [row for row in RunFolder(run).history() if row["exchange"] == event["exchange"]]
+            tell("round", *rows[-1:])
+
     tell("begin", run, RunFolder(run).study())
     try:
-        with followed(run / "history.jsonl", partial(tell, "round")):
+        with followed(run / "events.jsonl", done):
             yield
     finally:
         tell("end", run, _result(run))

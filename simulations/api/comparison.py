@@ -10,7 +10,7 @@ from typing import Any
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
-from fedgraft.common.study.study import Study, find_study, locate
+from fedgraft.common.study.study import find_study, locate
 from fedgraft.simulations.api.frames import data_frame
 from fedgraft.simulations.api.simulate import AnyScenario, AnyStudy, bar, open_study
 from fedgraft.simulations.compare.command import CompareRequest, carry_out
@@ -81,17 +81,14 @@ def compare(  # noqa: PLR0913 - they are what a comparison has
     if not given, or as the file says. InputError for what cannot be compared; RunError if a run fails on the way.
     """
     shown = bar(progress)
-    by_file = isinstance(study, Path | str)
-    open_study(study)
+    found, source = open_study(study)
+    shipped, questions = None, usual_questions()
     if isinstance(study, Path | str):
-        found, shipped = find_study(Path(study))
+        _, shipped = find_study(Path(study))
         questions = read_comparison(locate(Path(study)))
-    else:
-        found, shipped = study if isinstance(study, Study) else Study.parse(study), None
-        questions = usual_questions()
     hospitals = Scenario.parse(scenario) if isinstance(scenario, Mapping) else scenario
     asked = CompareRequest(
-        study=Path(study) if by_file else Path(found.name),  # type: ignore[arg-type]  # mypy does not see `by_file`
+        study=Path(source),
         out=None if out is None else Path(out),
         scenario=str(hospitals) if isinstance(hospitals, Path) else hospitals,
         overrides=(),

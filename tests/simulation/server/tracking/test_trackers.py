@@ -98,6 +98,29 @@ def test_a_run_that_goes_on_is_the_same_run(
     assert len((tmp_path / "run/rounds.csv").read_text().splitlines()) == 4
 
 
+def test_a_round_that_is_done_again_is_told_again_and_stands_there_once(
+    study: fg.Study, scenario: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between a round's line in the history and its checkpoint: the line is taken back, and written anew."""
+    save = RunFolder.save_checkpoint
+
+    def stop(folder: RunFolder, done: int, *rest: Any) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+        save(folder, done, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fg.simulate(study, scenario, out=tmp_path / "run", track=("csv",))
+    assert len((tmp_path / "run/rounds.csv").read_text().splitlines()) == 3
+    run = fg.resume(tmp_path / "run", track=("csv",))
+    with (run.path / "rounds.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["exchange"] for row in rows] == ["1", "2", "3"]
+    assert [float(row["seconds"]) for row in rows] == [row["seconds"] for row in run.history]
+
+
 def install(folder: Path, body: str) -> None:
     """A distribution with a tracker called `mine`, as pip leaves it."""
     (folder / "mine.py").write_text(body)
