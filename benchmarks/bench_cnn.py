@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedgraft.common.models import backbones
+from fedgraft.common.models.backbones import named as backbones
 
 
 class BenchCNN(nn.Module):

@@ -36,8 +36,8 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.files import read_json, write_json
 from fedgraft.common.protocol.routing import changed, frozen
 from fedgraft.common.study.plan import Gradient, named
+from fedgraft.common.study.stages.training import Private
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.common.study.training import Private
 from fedgraft.simulations.engines.run import Engine, prepare, resume
 
 SIZE = 64

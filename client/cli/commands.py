@@ -19,9 +19,9 @@ from fedgraft.client.governance.budget import (
     propose,
 )
 from fedgraft.client.governance.egress import EgressEntry, EgressLog
+from fedgraft.common.base.console.terminal import OUT, say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.terminal import OUT, say
 from fedgraft.common.study.study import Study
 
 

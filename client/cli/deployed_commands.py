@@ -20,8 +20,8 @@ from fedgraft.client.enrolment.join import join as join_consortium
 from fedgraft.client.enrolment.join import rejoin as rejoin_consortium
 from fedgraft.client.enrolment.members import update_roster
 from fedgraft.client.privacy.policy import SitePolicy, read_policy
+from fedgraft.common.base.console.terminal import Terminal
 from fedgraft.common.base.errors import InputError, StudyError
-from fedgraft.common.base.terminal import Terminal
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.identity.keys import fingerprint, public_pem
 

@@ -26,10 +26,10 @@ from fedgraft.client.preflight.check import (
 )
 from fedgraft.client.preflight.report import Level, Report
 from fedgraft.client.preflight.shareable import shareable
+from fedgraft.common.base.console.terminal import ERR, say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, PolicyError, StudyError
 from fedgraft.common.base.files import write_atomic, write_json
-from fedgraft.common.base.terminal import ERR, say
 from fedgraft.common.checks.check import check as faults_of
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.models.model import TransferModel

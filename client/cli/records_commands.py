@@ -10,8 +10,8 @@ from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
 from fedgraft.client.governance.records import SETTLE, Records
 from fedgraft.client.governance.settlement import Settlement, propose_settlement, settle
 from fedgraft.client.runtime.sessions import exchanges_of
+from fedgraft.common.base.console.terminal import OUT, say
 from fedgraft.common.base.errors import LedgerError
-from fedgraft.common.base.terminal import OUT, say
 
 
 def settle_records(folder: Path | None, by: str | None) -> int:

@@ -9,7 +9,7 @@ from fedgraft.client.governance.about_data import data_in_words
 from fedgraft.client.governance.verdict import StudyVerdict
 from fedgraft.common.checks.explain import plan_table, sentence
 from fedgraft.common.checks.leaving import leaving
-from fedgraft.common.metrics.metrics import CALIBRATION_BINS
+from fedgraft.common.metrics.sums.class_metrics import CALIBRATION_BINS
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.secure_aggregation.masking import FEWEST

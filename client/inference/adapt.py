@@ -27,11 +27,11 @@ from fedgraft.client.training.few_shot import (
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import evaluate
 from fedgraft.client.training.model.loader import Loader
+from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import is_there
-from fedgraft.common.base.terminal import say
-from fedgraft.common.metrics.task_metrics import headline_metrics
+from fedgraft.common.metrics.sums.task_metrics import headline_metrics
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.models.weights import find
 from fedgraft.common.study.inputs import SplitSpec

@@ -21,10 +21,10 @@ from fedgraft.client.inference.export import Kind, export
 from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
+from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, write_atomic
-from fedgraft.common.base.terminal import say
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.inputs import TableInput
 

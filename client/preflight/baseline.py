@@ -22,19 +22,19 @@ from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.closed_form import heads_from_sums, scale_from_sums
 from fedgraft.common.closed_form.newton import stepped_heads
 from fedgraft.common.closed_form.temperature import tempered
-from fedgraft.common.metrics.task_metrics import TaskSums, headline_metrics
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, headline_metrics
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.routing import changed
-from fedgraft.common.study.aggregates import (
+from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
+from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
     Newton,
     Ridge,
     Standardise,
     Temper,
 )
-from fedgraft.common.study.losses import SUPERVISED, Requirement
-from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
+from fedgraft.common.study.stages.losses import SUPERVISED, Requirement
 from fedgraft.common.study.study import Study
 
 Say = Callable[[str], None]

@@ -12,7 +12,7 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.cohorts.folders import NO_RIGHT
 from fedgraft.client.data.cohorts.reasons import NOTES, PASSED_OVER, STRANGERS, UNREADABLE
 from fedgraft.client.data.cohorts.splits import IN_WORDS
-from fedgraft.client.data.decoding.facts import NOT_STATED, OTHER
+from fedgraft.client.data.decoding.dicom.facts import NOT_STATED, OTHER
 from fedgraft.client.data.spec import DERIVED, CohortSpec
 from fedgraft.client.data.tables.targets import known
 from fedgraft.client.preflight.labels import check_labels
@@ -255,7 +255,7 @@ def _blank(found: Findings, cohort: Cohort, names: Names) -> None:
 
 
 def _stated(found: Findings, cohort: Cohort, spec: CohortSpec) -> None:
-    """What the files say of themselves, from fixed lists (see `fedgraft.client.data.decoding.facts`)."""
+    """What the files say of themselves, from fixed lists (see `fedgraft.client.data.decoding.dicom.facts`)."""
     for name, fix in (
         ("modality", "Check that the folder holds the images that the study is about."),
         ("vendor", ""),

@@ -20,8 +20,8 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import column_sums, frozen_sums
 from fedgraft.common.protocol.auxiliary import requirements_of
 from fedgraft.common.protocol.routing import changed
-from fedgraft.common.study.losses import Requirement
 from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
+from fedgraft.common.study.stages.losses import Requirement
 from fedgraft.common.study.study import Study
 
 _GB = 1e9

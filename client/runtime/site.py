@@ -25,7 +25,7 @@ from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import ENDS, FedgraftError
-from fedgraft.common.metrics.task_metrics import TaskSums
+from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.privacy.accountant import Spend
 from fedgraft.common.protocol.auxiliary import requires_source
 from fedgraft.common.protocol.instructions import Answer, Arrays, Code, Greeting, Instruction, Refusal, Update

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.client.training.model.loader import Batch
-from fedgraft.common.study.training import Augment
+from fedgraft.common.study.stages.training import Augment
 
 
 @dataclass(frozen=True)

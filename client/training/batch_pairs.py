@@ -17,8 +17,8 @@ from fedgraft.client.training.model.loader import Batch, Loader, shuffled
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.models.model import Heads, TransferModel
-from fedgraft.common.study.losses import Requirement, requirements, wants_all_cases
 from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.stages.losses import Requirement, requirements, wants_all_cases
 
 Pair = tuple[Batch, Batch | None]
 

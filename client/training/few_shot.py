@@ -18,9 +18,9 @@ from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.closed_form import heads_from_sums
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.study.aggregates import ClosedForm, Ridge
 from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Gradient, named
+from fedgraft.common.study.stages.aggregates import ClosedForm, Ridge
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 

@@ -25,8 +25,8 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.rollback import guesses, holds
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.protocol.rates import rate_factor, rate_of
-from fedgraft.common.study.losses import sees_features
 from fedgraft.common.study.plan import Gradient, Role
+from fedgraft.common.study.stages.losses import sees_features
 
 
 def train(

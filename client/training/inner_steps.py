@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedgraft.common.study.training import InnerSteps
+from fedgraft.common.study.stages.training import InnerSteps
 
 
 class Ahead:

@@ -16,8 +16,8 @@ from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.recalibrate import recalibrate
-from fedgraft.common.study.losses import Loss, LossScope, Supervised
 from fedgraft.common.study.plan import Gradient, Recalibrate
+from fedgraft.common.study.stages.losses import Loss, LossScope, Supervised
 
 PARTS = "parts"
 """In the figures of a visit: in how many parts its batches were worked on, if not whole."""

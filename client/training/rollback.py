@@ -10,7 +10,7 @@ import torch
 from fedgraft.client.training.model.evaluate import BATCH
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.study.training import Rollback
+from fedgraft.common.study.stages.training import Rollback
 
 
 def guesses(local_model: LocalModel, loader: Loader) -> dict[str, np.ndarray]:

@@ -13,7 +13,16 @@ from fedgraft.common.checks.check_source import check_source
 from fedgraft.common.checks.check_stopping import check_stopping
 from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.protocol.routing import changed, own, stays
-from fedgraft.common.study.aggregates import (
+from fedgraft.common.study.inputs import TableInput
+from fedgraft.common.study.plan import (
+    Gradient,
+    Recalibrate,
+    Role,
+    Stage,
+    Statistics,
+    Tag,
+)
+from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
     Discriminant,
     Mean,
@@ -28,16 +37,7 @@ from fedgraft.common.study.aggregates import (
     Temper,
     Threshold,
 )
-from fedgraft.common.study.inputs import TableInput
-from fedgraft.common.study.losses import names_classes
-from fedgraft.common.study.plan import (
-    Gradient,
-    Recalibrate,
-    Role,
-    Stage,
-    Statistics,
-    Tag,
-)
+from fedgraft.common.study.stages.losses import names_classes
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Segmentation, Task
 

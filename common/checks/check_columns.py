@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedgraft.common.protocol.routing import is_private
-from fedgraft.common.study.aggregates import Standardise
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.model_spec import ENSEMBLE
 from fedgraft.common.study.plan import Statistics
-from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stages.aggregates import Standardise
+from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.study import Study
 
 _MAX_NORM = PrivateSums.model_fields["max_norm"].default

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedgraft.common.study.aggregates import Moments, Standardise
 from fedgraft.common.study.model_spec import ENSEMBLE
 from fedgraft.common.study.plan import (
     Gradient,
@@ -13,6 +12,7 @@ from fedgraft.common.study.plan import (
     Stage,
     Statistics,
 )
+from fedgraft.common.study.stages.aggregates import Moments, Standardise
 from fedgraft.common.study.study import Study
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from fedgraft.common.protocol.routing import changed, sent, stays
-from fedgraft.common.study.aggregates import Mean
-from fedgraft.common.study.losses import (
+from fedgraft.common.study.plan import (
+    Gradient,
+    Role,
+    Stage,
+    Tag,
+)
+from fedgraft.common.study.stages.aggregates import Mean
+from fedgraft.common.study.stages.losses import (
     Adversarial,
     ControlVariate,
     Discrepancy,
@@ -19,12 +25,6 @@ from fedgraft.common.study.losses import (
     Requirement,
     Supervised,
     requirements,
-)
-from fedgraft.common.study.plan import (
-    Gradient,
-    Role,
-    Stage,
-    Tag,
 )
 
 Tags = Mapping[str, Tag]

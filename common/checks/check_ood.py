@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from fedgraft.common.protocol.routing import sent
-from fedgraft.common.study.aggregates import Moments, Standardise, Threshold
 from fedgraft.common.study.plan import Role, Stage, Tag
+from fedgraft.common.study.stages.aggregates import Moments, Standardise, Threshold
 from fedgraft.common.study.study import Study
 
 

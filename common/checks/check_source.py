@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedgraft.common.protocol.auxiliary import requirements_of
-from fedgraft.common.study.aggregates import Mean, Moments, ServerOptimiser
-from fedgraft.common.study.losses import Requirement
 from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.stages.aggregates import Mean, Moments, ServerOptimiser
+from fedgraft.common.study.stages.losses import Requirement
 from fedgraft.common.study.study import Study
 
 

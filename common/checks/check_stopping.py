@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from fedgraft.common.protocol.routing import changed, stays
-from fedgraft.common.study.aggregates import Nothing
-from fedgraft.common.study.losses import ControlVariate, find
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
     Stage,
     Tag,
 )
+from fedgraft.common.study.stages.aggregates import Nothing
+from fedgraft.common.study.stages.losses import ControlVariate, find
 from fedgraft.common.study.study import Study
 
 

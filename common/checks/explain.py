@@ -15,9 +15,7 @@ from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
 from fedgraft.common.protocol.routing import Tags, changed, sent
-from fedgraft.common.study.aggregates import Newton, Ridge, Temper
 from fedgraft.common.study.inputs import ImageInput
-from fedgraft.common.study.losses import SUPERVISED
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -25,6 +23,8 @@ from fedgraft.common.study.plan import (
     Stage,
     Statistics,
 )
+from fedgraft.common.study.stages.aggregates import Newton, Ridge, Temper
+from fedgraft.common.study.stages.losses import SUPERVISED
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (
     AnyTask,

@@ -9,7 +9,7 @@ from scipy import linalg
 
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.protocol.instructions import NOISE, Arrays
-from fedgraft.common.study.aggregates import Discriminant, NearestMean, Ridge
+from fedgraft.common.study.stages.aggregates import Discriminant, NearestMean, Ridge
 
 _TINY = 1e-12
 _HALF = 0.5

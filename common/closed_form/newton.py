@@ -15,7 +15,7 @@ import numpy as np
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.closed_form.closed_form import problems_of, ridge_head, tasks_in
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.study.aggregates import Newton
+from fedgraft.common.study.stages.aggregates import Newton
 
 _CLASSES, _LABELS, _VALUE = 2.0, 4.0, 1.0
 """One over the bounds of the curvature."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fedgraft.common.metrics.score_histogram import Floats, auroc
+from fedgraft.common.metrics.sums.score_histogram import Floats, auroc
 
 Interval = tuple[float, float]
 Z = 1.959963984540054

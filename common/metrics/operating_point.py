@@ -14,11 +14,11 @@ import numpy as np
 
 from fedgraft.common.base.value import Value
 from fedgraft.common.metrics.intervals import wilson
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.metrics import ClassificationSums
-from fedgraft.common.metrics.score_histogram import Floats, ScoreHistogram
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
+from fedgraft.common.metrics.sums.score_histogram import Floats, ScoreHistogram
+from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.metrics.support import is_exact
-from fedgraft.common.metrics.task_metrics import TaskSums
 from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Task
 

@@ -22,11 +22,11 @@ from fedgraft.common.metrics.intervals import (
     mean_of_proportions,
     wilson,
 )
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.mask_metrics import MaskSums
-from fedgraft.common.metrics.metrics import ClassificationSums
-from fedgraft.common.metrics.task_metrics import TaskSums
-from fedgraft.common.metrics.value_metrics import ValueSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
+from fedgraft.common.metrics.sums.mask_metrics import MaskSums
+from fedgraft.common.metrics.sums.task_metrics import TaskSums
+from fedgraft.common.metrics.sums.value_metrics import ValueSums
 
 TOO_FEW = "too few to say"
 """What stands in place of a figure of so few cases."""

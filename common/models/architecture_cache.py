@@ -31,7 +31,7 @@ def architecture_of(blueprint: Blueprint) -> Architecture:
     # With torch loaded somebody may have registered a backbone under a known name; and building is quick then.
     if "torch" not in sys.modules and (known := recall(blueprint)) is not None:
         return known
-    from fedgraft.common.models.backbones import ships
+    from fedgraft.common.models.backbones.named import ships
     from fedgraft.common.models.initialise import build
     from fedgraft.common.models.model import describe
 

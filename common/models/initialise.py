@@ -10,6 +10,7 @@ import torch
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.architecture import Blueprint, blueprint
+from fedgraft.common.models.backbones.slim import StandardiseColumns
 from fedgraft.common.models.model import (
     Extras,
     TransferModel,
@@ -21,12 +22,11 @@ from fedgraft.common.models.model import (
     state_arrays,
 )
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
-from fedgraft.common.models.slim import StandardiseColumns
 from fedgraft.common.models.weights import KeyReport, fit
-from fedgraft.common.study.aggregates import Standardise
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.model_spec import ENSEMBLE, Teacher
 from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.stages.aggregates import Standardise
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import linear_heads, mask_heads
 

@@ -15,16 +15,16 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.architecture import Architecture, Entry
-from fedgraft.common.models.backbones import (
+from fedgraft.common.models.backbones.feature_maps import feature_maps, map_channels
+from fedgraft.common.models.backbones.named import (
     Backbone,
     build_image_backbone,
     build_table_backbone,
     stem_name,
 )
+from fedgraft.common.models.backbones.slim import StandardiseColumns
 from fedgraft.common.models.decoder import Decoder
 from fedgraft.common.models.ensemble import MEAN_SCALE, Ensemble, Temperature
-from fedgraft.common.models.feature_maps import feature_maps, map_channels
-from fedgraft.common.models.slim import StandardiseColumns
 from fedgraft.common.study.plan import Role, Tag
 from fedgraft.common.study.tasks import AnyTask
 

@@ -64,7 +64,7 @@ def read_packaged(ref: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | No
         raise WeightsError(f"{path}: is not the file that {ref} was made of.", fix="Install the package again.")
     import torch  # takes a second, and most weights are no pickles
 
-    from fedgraft.common.models.efficientnet_lite import from_published
+    from fedgraft.common.models.backbones.efficientnet_lite import from_published
 
     content = torch.load(path, map_location="cpu", weights_only=True)
     entries = from_published({key: value.numpy() for key, value in content.items()})

@@ -17,13 +17,13 @@ from fedgraft.common.protocol.routing import (
     changed,
     sent,
 )
-from fedgraft.common.study.losses import Requirement, requirements
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
     Stage,
     Statistics,
 )
+from fedgraft.common.study.stages.losses import Requirement, requirements
 from fedgraft.common.study.study import Study
 
 PRETRAINED, CONTROL_VARIATE, MOMENTS, TEACHER = "pretrained/", "control_variate/", "moments/", "teacher/"

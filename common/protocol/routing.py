@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedgraft.common.study.losses import Requirement, requirements
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -15,9 +14,10 @@ from fedgraft.common.study.plan import (
     Statistics,
     Tag,
 )
-from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stages.losses import Requirement, requirements
+from fedgraft.common.study.stages.private_sums import PrivateSums
+from fedgraft.common.study.stages.training import Private
 from fedgraft.common.study.study import Study
-from fedgraft.common.study.training import Private
 
 KINDS = {"double": "float64", "single": "float32"}
 """The type of the numbers that sums travel as."""

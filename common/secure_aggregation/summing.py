@@ -14,21 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.metrics import ClassificationSums
-from fedgraft.common.metrics.score_histogram import Counts, ScoreHistogram
-from fedgraft.common.metrics.support import support
-from fedgraft.common.metrics.task_metrics import (
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
+from fedgraft.common.metrics.sums.score_histogram import Counts, ScoreHistogram
+from fedgraft.common.metrics.sums.task_metrics import (
     TaskSums,
     headline_metrics,
     sums_from,
     zero,
 )
+from fedgraft.common.metrics.support import support
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Update
 from fedgraft.common.protocol.routing import Shapes, Tags
 from fedgraft.common.secure_aggregation.masking import FEWEST
-from fedgraft.common.study.aggregates import Mean, ServerOptimiser
 from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.stages.aggregates import Mean, ServerOptimiser
 from fedgraft.common.study.study import Study
 
 TENSORS, METRICS = "tensors", "metrics"

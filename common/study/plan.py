@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_serializer, model_validator
 
 from fedgraft.common.base.value import Value, unless
-from fedgraft.common.study.aggregates import Aggregation, Nothing
-from fedgraft.common.study.losses import SUPERVISED, Loss
-from fedgraft.common.study.private_sums import PrivateSums
-from fedgraft.common.study.stopping import EarlyStopping, WeightAveraging
-from fedgraft.common.study.training import (
+from fedgraft.common.study.stages.aggregates import Aggregation, Nothing
+from fedgraft.common.study.stages.losses import SUPERVISED, Loss
+from fedgraft.common.study.stages.private_sums import PrivateSums
+from fedgraft.common.study.stages.stopping import EarlyStopping, WeightAveraging
+from fedgraft.common.study.stages.training import (
     Augment,
     InnerSteps,
     Private,

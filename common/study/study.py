@@ -12,18 +12,18 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from fedgraft.common.base.console.printable import obeyed
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
-from fedgraft.common.base.printable import obeyed
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.config.config_files import describe, of_overrides, override, read_mapping
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
-from fedgraft.common.study.losses import Adversarial, Distill
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model, Teacher
 from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.plan import Gradient, Stage
+from fedgraft.common.study.stages.losses import Adversarial, Distill
 from fedgraft.common.study.tasks import (
     AnyTask,
     Multilabel,

@@ -14,7 +14,8 @@ from fedgraft.common.protocol.auxiliary import moments_from_sums
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.packed_symmetric import unpacked
 from fedgraft.common.protocol.routing import DISTANCES, Tags, retains_statistics
-from fedgraft.common.study.aggregates import (
+from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.stages.aggregates import (
     ClippedMean,
     Discriminant,
     Krum,
@@ -32,7 +33,6 @@ from fedgraft.common.study.aggregates import (
     Threshold,
     TrimmedMean,
 )
-from fedgraft.common.study.plan import Stage
 from fedgraft.server.aggregation.mean import MeanAggregator
 from fedgraft.server.aggregation.optimiser import ServerOptimiserAggregator
 from fedgraft.server.aggregation.ridge_penalty import choose

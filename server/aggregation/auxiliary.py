@@ -19,9 +19,9 @@ from fedgraft.common.protocol.auxiliary import (
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.rates import stepped
 from fedgraft.common.protocol.routing import Tags
-from fedgraft.common.study.losses import Requirement
 from fedgraft.common.study.model_spec import Teacher
 from fedgraft.common.study.plan import Gradient, Stage
+from fedgraft.common.study.stages.losses import Requirement
 from fedgraft.common.study.study import Study
 
 Memory = MutableMapping[str, np.ndarray]

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Update
 from fedgraft.common.protocol.routing import Tags
-from fedgraft.common.study.aggregates import Mean
+from fedgraft.common.study.stages.aggregates import Mean
 
 
 class MeanAggregator:

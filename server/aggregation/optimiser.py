@@ -18,8 +18,8 @@ import numpy as np
 
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.routing import Tags
-from fedgraft.common.study.aggregates import Mean, ServerOptimiser
 from fedgraft.common.study.plan import Role
+from fedgraft.common.study.stages.aggregates import Mean, ServerOptimiser
 from fedgraft.server.aggregation.mean import MeanAggregator
 
 _AVERAGED = frozenset({Role.NORM_STATS, Role.SCALE})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Update
 from fedgraft.common.protocol.routing import Tags
-from fedgraft.common.study.aggregates import (
+from fedgraft.common.study.stages.aggregates import (
     ClippedMean,
     Krum,
     Median,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedgraft.common.base.command_line import command_group
+from fedgraft.common.base.console.command_line import command_group
 
 app = command_group("The coordinator's server: provision, start, run studies, watch.")
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from fedgraft.common.base.console.terminal import Terminal
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import read_json
-from fedgraft.common.base.terminal import Terminal
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.provisioning.consortium import read_consortium

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fedgraft.common.base.terminal import figure
+from fedgraft.common.base.console.terminal import figure
 from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.metrics.support import TOO_FEW
 

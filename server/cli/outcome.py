@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fedgraft.common.base.console.terminal import OUT, say
 from fedgraft.common.base.errors import IncompleteError
-from fedgraft.common.base.terminal import OUT, say
 from fedgraft.server.cli.figures import at_point, task_table
 
 Row = dict[str, Any]

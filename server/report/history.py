@@ -13,7 +13,7 @@ from fedgraft.common.base.disk import read_bytes, why_no_file
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
 from fedgraft.common.metrics.over_sites import macro_mean
-from fedgraft.common.metrics.task_metrics import (
+from fedgraft.common.metrics.sums.task_metrics import (
     HeadlineMetrics,
     TaskSums,
     read_sums,

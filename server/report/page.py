@@ -12,9 +12,9 @@ from markupsafe import Markup, escape
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import write_atomic
-from fedgraft.common.metrics.label_metrics import LabelSums
 from fedgraft.common.metrics.metric_names import title
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.server.report import figures, plots, tables
 from fedgraft.server.report.audit import audited

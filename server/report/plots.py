@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.metrics import ClassificationSums
-from fedgraft.common.metrics.task_metrics import TaskSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
+from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.server.report.history import Curves, Point, Span
 
 Ranked = ClassificationSums | LabelSums

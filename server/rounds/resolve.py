@@ -19,8 +19,8 @@ from fedgraft.common.models.initialise import make_model
 from fedgraft.common.models.weights import WeightsManifest, load_weights, save_weights
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.routing import Tags, sent
-from fedgraft.common.study.aggregates import ClosedForm, Standardise
 from fedgraft.common.study.plan import Role, Stage, Statistics
+from fedgraft.common.study.stages.aggregates import ClosedForm, Standardise
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import HeadAggregator, aggregator_for
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest

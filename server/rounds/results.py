@@ -14,8 +14,8 @@ from fedgraft.common.protocol.routing import Tags, own, releases_plainly, stays
 from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import Task
-from fedgraft.server.rounds.attendance import attendance
-from fedgraft.server.rounds.rounds import RunOutcome
+from fedgraft.server.rounds.exchange.attendance import attendance
+from fedgraft.server.rounds.outcome import RunOutcome
 from fedgraft.server.rounds.scores import Points
 from fedgraft.server.runs.run_folder import RunFolder
 

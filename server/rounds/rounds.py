@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fedgraft.common.base.errors import QuorumError
-from fedgraft.common.closed_form.ood import OodModel, ood_model
+from fedgraft.common.closed_form.ood import ood_model
 from fedgraft.common.closed_form.shapes import expected
 from fedgraft.common.protocol.auxiliary import MOMENTS
 from fedgraft.common.protocol.instructions import (
@@ -29,48 +29,16 @@ from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
 from fedgraft.server.aggregation.auxiliary import Auxiliary
 from fedgraft.server.fleet.fleet import Fleet, lacking
-from fedgraft.server.rounds.attendance import asked_in, counts_absent
-from fedgraft.server.rounds.collect import Collected, Collector, headline
-from fedgraft.server.rounds.outages import Outages
+from fedgraft.server.rounds.exchange.attendance import asked_in, counts_absent
+from fedgraft.server.rounds.exchange.collect import Collected, Collector, headline
+from fedgraft.server.rounds.exchange.outages import Outages
+from fedgraft.server.rounds.exchange.secure_aggregation import SecureCollector, WantedSums
+from fedgraft.server.rounds.exchange.validation import Limits, greeting_fault
+from fedgraft.server.rounds.outcome import RunOutcome, Totals
 from fedgraft.server.rounds.scores import Points, Scores
-from fedgraft.server.rounds.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.stopping import averaged, best, stopped, undecided
-from fedgraft.server.rounds.validation import Limits, greeting_fault
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
 from fedgraft.server.runs.run_folder import RunFolder
-
-
-@dataclass
-class Totals:
-    """Running sums over the exchanges of a run, saved with every checkpoint."""
-
-    bytes_up: int = 0
-    bytes_down: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    refusals: list[dict[str, Any]] = field(default_factory=list)
-    ended: dict[str, int] = field(default_factory=dict)
-    """Stages that ended before their last round, and the round whose model they went back to."""
-    undecided: dict[str, int] = field(default_factory=dict)
-    """Stages that may end early, and in how many rounds there were too few cases to say."""
-
-
-@dataclass(frozen=True)
-class RunOutcome:
-    """What a run ends with: the aggregated state, who took part, the last evaluation, and the totals."""
-
-    state: Arrays
-    greetings: Mapping[str, Greeting]
-    absent: Mapping[str, Code]
-    scores: Scores
-    totals: Totals
-    points: Points = field(default_factory=dict)
-    """The operating points, if the study asked for some."""
-    late: frozenset[str] = frozenset()
-    """Sites that were not asked at the start, and came by themselves."""
-    others: Mapping[str, Code] = field(default_factory=dict)
-    """Of sites that were not asked at the start, those that came and did not take part, and why."""
-    ood_model: OodModel | None = None
-    """What the sites' images are like, if the plan asked."""
 
 
 class Coordinator:

@@ -9,13 +9,13 @@ from typing import Any
 from fedgraft.common.metrics.intervals import Interval
 from fedgraft.common.metrics.operating_point import OperatingPoint, chosen, counted
 from fedgraft.common.metrics.over_sites import worst
-from fedgraft.common.metrics.support import equal_mean, intervals, precise_mean, support
-from fedgraft.common.metrics.task_metrics import (
+from fedgraft.common.metrics.sums.task_metrics import (
     TaskSums,
     add,
     headline_metrics,
     plain,
 )
+from fedgraft.common.metrics.support import equal_mean, intervals, precise_mean, support
 from fedgraft.common.secure_aggregation.summing import Pooled
 from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.study import Study

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.plan import Stage
-from fedgraft.common.study.stopping import EarlyStopping, WeightAveraging
+from fedgraft.common.study.stages.stopping import EarlyStopping, WeightAveraging
 from fedgraft.server.rounds.scores import Scores
 
 Memory = MutableMapping[str, np.ndarray]

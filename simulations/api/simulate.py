@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from fedgraft.common.base.console.terminal import Terminal
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import read_json, write_atomic
-from fedgraft.common.base.terminal import Terminal
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.server.cli.outcome import demand_enough

@@ -10,8 +10,8 @@ from fedgraft.client.privacy.ledger.public_counts import coarse
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.routing import changed, releases_plainly
 from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.stages.training import Private
 from fedgraft.common.study.study import Study
-from fedgraft.common.study.training import Private
 from fedgraft.simulations.audit.attacks import (
     canaries,
     inversion,

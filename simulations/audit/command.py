@@ -14,10 +14,10 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from fedgraft.common.base.console.terminal import Terminal
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import private_folder, write_json
-from fedgraft.common.base.terminal import Terminal
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study
 from fedgraft.server.report import build_audit_page, build_report

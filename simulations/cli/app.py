@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedgraft.common.base.command_line import command_group
+from fedgraft.common.base.console.command_line import command_group
 
 if TYPE_CHECKING:
     from fedgraft.common.study.study import Study

@@ -11,14 +11,14 @@ from typing import Any, get_args
 
 from rich.table import Table
 
-from fedgraft.common.base.environment import environment
-from fedgraft.common.base.errors import InputError, RunError
-from fedgraft.common.base.files import home, read_json
-from fedgraft.common.base.terminal import (
+from fedgraft.common.base.console.terminal import (
     ERR,
     OUT,
     say,
 )
+from fedgraft.common.base.environment import environment
+from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.files import home, read_json
 from fedgraft.common.config.suggest import instead
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.tracking.tracker import tracked, trackers

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fedgraft.common.base.disk import demand_place
-from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import make_private
-from fedgraft.common.base.terminal import (
+from fedgraft.common.base.console.terminal import (
     ERR,
     OUT,
     figure,
     say,
 )
+from fedgraft.common.base.disk import demand_place
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import make_private
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import find_study
 from fedgraft.simulations.phantoms.hospitals import hospitals_of

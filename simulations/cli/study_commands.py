@@ -10,8 +10,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedgraft.common.base.console.terminal import OUT, say
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.terminal import OUT, say
 from fedgraft.common.checks.explain import (
     Checked,
     check_study,

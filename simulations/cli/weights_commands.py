@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from fedgraft.common.base.console.terminal import OUT, figure, say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json
-from fedgraft.common.base.terminal import OUT, figure, say
 from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.models.packaged_weights import packaged
 from fedgraft.common.models.weights import demand_id, load_weights, save_weights

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from fedgraft.common.base.seeds import derive
-from fedgraft.common.metrics.score_histogram import ranks
-from fedgraft.simulations.compare.models import Answers
+from fedgraft.common.metrics.sums.score_histogram import ranks
+from fedgraft.simulations.compare.running.models import Answers
 
 Floats = NDArray[np.float64]
 Replicate = tuple[int, int]

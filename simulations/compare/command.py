@@ -15,24 +15,24 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Column, Table
 
-from fedgraft.common.base.disk import demand_place
-from fedgraft.common.base.environment import environment
-from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
-from fedgraft.common.base.terminal import (
+from fedgraft.common.base.console.terminal import (
     ERR,
     OUT,
     figure,
     say,
 )
+from fedgraft.common.base.disk import demand_place
+from fedgraft.common.base.environment import environment
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.study.study import Study, find_study, locate
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page
-from fedgraft.simulations.compare.cells import Cell, cells, run
-from fedgraft.simulations.compare.progress import time_left
 from fedgraft.simulations.compare.question import Question, Questions, read_comparison
 from fedgraft.simulations.compare.result import answered, groups, lines
+from fedgraft.simulations.compare.running.cells import Cell, cells, run
+from fedgraft.simulations.compare.running.progress import time_left
 from fedgraft.simulations.engines.run import check_hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import Scenario, find_scenario

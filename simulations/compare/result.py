@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.base.errors import RunError
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.support import TOO_FEW, Support, support
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.arm_plans import arm_plans
@@ -26,9 +26,9 @@ from fedgraft.simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
-from fedgraft.simulations.compare.cells import Cell, CellOutcome, outcome
-from fedgraft.simulations.compare.models import MERGED, Answers, Found
 from fedgraft.simulations.compare.question import Expectation, Question
+from fedgraft.simulations.compare.running.cells import Cell, CellOutcome, outcome
+from fedgraft.simulations.compare.running.models import MERGED, Answers, Found
 
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
 Drawn = dict[Replicate, dict[str, Floats]]

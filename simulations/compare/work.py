@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedgraft.common.study.aggregates import Standardise
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE
 from fedgraft.common.study.plan import Gradient, Stage, Statistics
+from fedgraft.common.study.stages.aggregates import Standardise
 from fedgraft.common.study.study import Study
 
 WORK = ("epochs", "steps", "batch_size")

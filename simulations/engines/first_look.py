@@ -21,8 +21,8 @@ from fedgraft.client.preflight.check import read_cohort
 from fedgraft.client.preflight.data import check_data
 from fedgraft.client.preflight.report import FindingLine, Level
 from fedgraft.common.base.errors import DataError
-from fedgraft.common.study.losses import wants_all_cases
 from fedgraft.common.study.plan import Gradient, Recalibrate
+from fedgraft.common.study.stages.losses import wants_all_cases
 from fedgraft.common.study.study import Study
 
 Say = Callable[[str], object]

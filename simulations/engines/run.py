@@ -32,8 +32,9 @@ from fedgraft.server.rounds.app import app as server_app
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.faults import Fault, FaultyGrid
 from fedgraft.simulations.engines.first_look import first_look
-from fedgraft.simulations.engines.grids import InProcessGrid, LocalGrid, PoolGrid
+from fedgraft.simulations.engines.grids import InProcessGrid, LocalGrid
 from fedgraft.simulations.engines.keys import make_keys
+from fedgraft.simulations.engines.workers.pool import PoolGrid
 
 OPEN = SitePolicy(
     allow_non_dp=True,

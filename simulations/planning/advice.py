@@ -21,8 +21,8 @@ from fedgraft.common.study.plan import (
     Select,
     named,
 )
+from fedgraft.common.study.stages.training import Private
 from fedgraft.common.study.study import Study
-from fedgraft.common.study.training import Private
 from fedgraft.simulations.planning.pricing import price, private_stages
 
 SETS = ("heads", "norm_and_heads", "last_block", "all")

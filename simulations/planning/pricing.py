@@ -13,9 +13,9 @@ from fedgraft.common.privacy.accountant import (
 )
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Stage
-from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stages.private_sums import PrivateSums
+from fedgraft.common.study.stages.training import Private
 from fedgraft.common.study.study import Study
-from fedgraft.common.study.training import Private
 
 METRICS = "metrics"
 """Stands for a stage's name where the price is that of metrics."""

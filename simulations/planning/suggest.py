@@ -18,8 +18,8 @@ from rich.table import Table
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.statistics import feature_sums
+from fedgraft.common.base.console.terminal import OUT, figure, say
 from fedgraft.common.base.errors import FedgraftError, InputError
-from fedgraft.common.base.terminal import OUT, figure, say
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import list_weights

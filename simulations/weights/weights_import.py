@@ -19,8 +19,8 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import ENDS, InputError, WeightsError
 from fedgraft.common.base.files import home, parse_tensors
 from fedgraft.common.config.config_files import describe
-from fedgraft.common.models.backbones import Backbone, build_image_backbone, stem_name
-from fedgraft.common.models.efficientnet_lite import from_published
+from fedgraft.common.models.backbones.efficientnet_lite import from_published
+from fedgraft.common.models.backbones.named import Backbone, build_image_backbone, stem_name
 from fedgraft.common.models.initialise import graft
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.models.packaged_weights import LITE_INPUT

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedgraft.client.cli.app import app as site
-from fedgraft.common.base.command_line import command_group, examples, run_command
+from fedgraft.common.base.console.command_line import command_group, examples, run_command
 from fedgraft.common.base.switches import set_switches
 from fedgraft.server.cli.app import app as server
 from fedgraft.simulations.cli.app import privacy, study

@@ -17,7 +17,8 @@ import pytest
 import typer
 
 from fedgraft.client.enrolment import config
-from fedgraft.common.base import command_line, files, logs
+from fedgraft.common.base import files, logs
+from fedgraft.common.base.console import command_line
 from fedgraft.common.protocol import bundle, wire
 from fedgraft.common.protocol.bundle import WireError
 from fedgraft.common.protocol.instructions import Answer, Code, Refusal
@@ -27,7 +28,7 @@ from fedgraft.server.operations import gate
 from fedgraft.server.operations.doors import Caller, Client, Doors
 from fedgraft.server.operations.request_auth import RequestAuth
 from fedgraft.server.provisioning.consortium import ServerEntry
-from fedgraft.server.rounds import collect
+from fedgraft.server.rounds.exchange import collect
 from fedgraft.simulations.audit.program import words
 from fedgraft.simulations.engines import run
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.metrics.over_sites import macro_mean, worst
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.server.report import build_report
 
 SITES = ("east", "north", "south", "west")

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedgraft.client.privacy.dp import dpsgd, secret, trainer
+from fedgraft.client.privacy.dp import dpsgd, secret
 from fedgraft.client.privacy.dp import noise as noising
+from fedgraft.client.privacy.dp.gradients import trainer
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.study.tasks import AnyTask
 

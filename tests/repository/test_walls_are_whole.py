@@ -6,7 +6,11 @@ import re
 from pathlib import Path
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
-OF_PYTHON_ALONE = {"client/preflight/environment.py", "client/privacy/dp/dp_safe.py", "common/privacy/accountant.py"}
+OF_PYTHON_ALONE = {
+    "client/preflight/environment.py",
+    "client/privacy/dp/gradients/dp_safe.py",
+    "common/privacy/accountant.py",
+}
 """Files whose walls stand around code without extensions in Rust, at no hospital's work and no stranger's bytes."""
 
 

@@ -17,15 +17,15 @@ from fedgraft.client.governance.verdict import judge
 from fedgraft.common.base.errors import StudyError, WeightsError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.checks.explain import check_study, explain
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.models.model import build_model
 from fedgraft.common.models.weights import find, load_manifest
 from fedgraft.common.study.schedule import schedule, split_at, step_at
 from fedgraft.common.study.study import Study, find_study, parse_study
 from fedgraft.server.report import build_report
-from fedgraft.simulations.compare.cells import cells, outcome, run
-from fedgraft.simulations.compare.models import MERGED
 from fedgraft.simulations.compare.question import BUILT_IN, Question
+from fedgraft.simulations.compare.running.cells import cells, outcome, run
+from fedgraft.simulations.compare.running.models import MERGED
 from fedgraft.simulations.engines.run import OPEN, Engine, Hospitals, prepare
 from helpers.simulated import simulate
 from helpers.work import MakeStudy

@@ -11,7 +11,7 @@ import pytest
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.files import read_json
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.simulations.engines.run import Engine, Hospitals
 from fedgraft.simulations.phantoms.hospitals import make_hospitals

@@ -26,8 +26,8 @@ from fedgraft.client.inference.model import Reader
 from fedgraft.client.training.model.evaluate import evaluate
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.files import CONFIGS, read_json
-from fedgraft.common.metrics.mask_metrics import mask_rows
-from fedgraft.common.metrics.task_metrics import sums_of
+from fedgraft.common.metrics.sums.mask_metrics import mask_rows
+from fedgraft.common.metrics.sums.task_metrics import sums_of
 from fedgraft.common.models.weights import load_manifest
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study, parse_study, read_study

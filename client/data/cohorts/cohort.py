@@ -38,8 +38,8 @@ from fedgraft.common.study.inputs import (
     SplitSpec,
     TableInput,
 )
-from fedgraft.common.study.losses import wants_all_cases
 from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.stages.losses import wants_all_cases
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (
     UNKNOWN,

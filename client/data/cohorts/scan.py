@@ -16,7 +16,7 @@ from fedgraft.client.data.cohorts.folders import walk
 from fedgraft.client.data.cohorts.labels import Join, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
 from fedgraft.client.data.decoding.decoder import Limits, read_dicom, read_images
-from fedgraft.client.data.decoding.dicom import DicomImage
+from fedgraft.client.data.decoding.dicom.dicom_file import DicomImage
 from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedgraft.client.data.decoding import frames as messages
-from fedgraft.client.data.decoding.dicom import DicomImage
+from fedgraft.client.data.decoding.dicom.dicom_file import DicomImage
 from fedgraft.client.data.decoding.images import ImageFile
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import Window

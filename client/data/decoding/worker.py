@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedgraft.client.data.decoding import frames
-from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
 from fedgraft.client.data.decoding.images import read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall

@@ -37,7 +37,7 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.protocol.instructions import NOISE
 from fedgraft.common.study.inputs import TableInput
-from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.tasks import Task
 
 Floats = NDArray[np.float64]

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedgraft.client.privacy.dp import secret
+from fedgraft.client.privacy.dp.gradients.private_microbatching import PrivateMicrobatches
+from fedgraft.client.privacy.dp.gradients.trainer import Trainer, attached
 from fedgraft.client.privacy.dp.noise import Noises, noisy_mean
-from fedgraft.client.privacy.dp.private_microbatching import PrivateMicrobatches
-from fedgraft.client.privacy.dp.trainer import Trainer, attached
 from fedgraft.client.privacy.dp.units import (
     Lots,
     Rows,
@@ -40,9 +40,9 @@ from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.protocol.rates import rate_factor
-from fedgraft.common.study.losses import LossScope, Supervised
 from fedgraft.common.study.plan import Gradient
-from fedgraft.common.study.training import Private
+from fedgraft.common.study.stages.losses import LossScope, Supervised
+from fedgraft.common.study.stages.training import Private
 
 _FEATURES_AT_ONCE = 1024
 """Features need so little memory that a step is seldom cut in pieces."""

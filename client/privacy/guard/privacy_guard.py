@@ -45,9 +45,9 @@ from fedgraft.common.protocol.routing import (
     retains_statistics,
 )
 from fedgraft.common.study.plan import Role, Stage
-from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stages.private_sums import PrivateSums
+from fedgraft.common.study.stages.training import Private
 from fedgraft.common.study.study import Study
-from fedgraft.common.study.training import Private
 
 _LOST = "this round was charged, and then the site crashed: the charge is lost"
 

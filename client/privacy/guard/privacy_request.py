@@ -5,8 +5,8 @@ from __future__ import annotations
 from fedgraft.client.privacy.policy import PrivacyRequest
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Role, Stage
+from fedgraft.common.study.stages.training import Private
 from fedgraft.common.study.study import Study
-from fedgraft.common.study.training import Private
 
 
 def request_of(study: Study, stage: Stage, roles: frozenset[Role]) -> PrivacyRequest:

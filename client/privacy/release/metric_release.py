@@ -27,12 +27,12 @@ from fedgraft.client.privacy.release.metric_release_kinds import (
     suppressed_masks,
     suppressed_values,
 )
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.mask_metrics import MaskSums
-from fedgraft.common.metrics.metrics import CALIBRATION_BINS, ClassificationSums
-from fedgraft.common.metrics.score_histogram import Counts, Floats, ScoreHistogram
-from fedgraft.common.metrics.task_metrics import TaskSums, sums_of
-from fedgraft.common.metrics.value_metrics import ValueSums
+from fedgraft.common.metrics.sums.class_metrics import CALIBRATION_BINS, ClassificationSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
+from fedgraft.common.metrics.sums.mask_metrics import MaskSums
+from fedgraft.common.metrics.sums.score_histogram import Counts, Floats, ScoreHistogram
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, sums_of
+from fedgraft.common.metrics.sums.value_metrics import ValueSums
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.tasks import (
     AnyTask,

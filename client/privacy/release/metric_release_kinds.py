@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.mask_metrics import MaskSums, dice
-from fedgraft.common.metrics.score_histogram import Counts, ScoreHistogram
-from fedgraft.common.metrics.value_metrics import ValueSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
+from fedgraft.common.metrics.sums.mask_metrics import MaskSums, dice
+from fedgraft.common.metrics.sums.score_histogram import Counts, ScoreHistogram
+from fedgraft.common.metrics.sums.value_metrics import ValueSums
 from fedgraft.common.study.tasks import (
     AnyTask,
     Multilabel,

@@ -9,7 +9,7 @@ from fedgraft.client.privacy.release.metric_release import release
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.model.evaluate import Predictions, predictions, summed
-from fedgraft.common.metrics.task_metrics import TaskSums
+from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.protocol.instructions import Arrays, Code
 
 

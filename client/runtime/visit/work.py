@@ -22,10 +22,10 @@ from fedgraft.common.protocol.instructions import TRUNK, Arrays, Code
 from fedgraft.common.protocol.packed_symmetric import packed
 from fedgraft.common.protocol.routing import KINDS, privacy_request, retains_statistics
 from fedgraft.common.study.inputs import TableInput
-from fedgraft.common.study.losses import Requirement, wants_all_cases
 from fedgraft.common.study.plan import Gradient, Recalibrate, Stage, Statistics
-from fedgraft.common.study.private_sums import PrivateSums
-from fedgraft.common.study.training import Private
+from fedgraft.common.study.stages.losses import Requirement, wants_all_cases
+from fedgraft.common.study.stages.private_sums import PrivateSums
+from fedgraft.common.study.stages.training import Private
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.instructions import TRUNK, Arrays
 from fedgraft.common.protocol.routing import Routing, own, privacy_request, stays
 from fedgraft.common.study.inputs import Split
-from fedgraft.common.study.losses import looks_further
 from fedgraft.common.study.plan import Gradient, Role, Stage
+from fedgraft.common.study.stages.losses import looks_further
 from fedgraft.common.study.study import Study
 
 

@@ -15,7 +15,7 @@ from fedgraft.client.training.losses.base import (
     StepContext,
     Visit,
 )
-from fedgraft.common.study.losses import Adversarial
+from fedgraft.common.study.stages.losses import Adversarial
 
 
 def adversarial_loss(spec: Adversarial, visit: Visit) -> LossFunction:

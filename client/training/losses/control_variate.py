@@ -15,8 +15,8 @@ from fedgraft.common.protocol.auxiliary import CONTROL_VARIATE, with_control_var
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.rates import stepped
 from fedgraft.common.protocol.routing import Tags
-from fedgraft.common.study.losses import ControlVariate
 from fedgraft.common.study.plan import Gradient, Stage
+from fedgraft.common.study.stages.losses import ControlVariate
 
 
 def control_variate_term(spec: ControlVariate, visit: Visit) -> Regulariser:  # noqa: ARG001 - every loss is built alike

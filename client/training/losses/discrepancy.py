@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedgraft.client.training.losses.base import LossFunction, StepContext, Visit
 from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN
-from fedgraft.common.study.losses import Discrepancy
+from fedgraft.common.study.stages.losses import Discrepancy
 
 _WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Of the kernels, as multiples of the mean squared distance between all cases."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedgraft.client.training.losses.base import LossFunction, StepContext, Visit
 from fedgraft.common.models.model import load_arrays
 from fedgraft.common.protocol.auxiliary import TEACHER
-from fedgraft.common.study.losses import Distill
+from fedgraft.common.study.stages.losses import Distill
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression
 
 

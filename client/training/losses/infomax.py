@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.training.losses.base import LossFunction, Visit
-from fedgraft.common.study.losses import InfoMax
+from fedgraft.common.study.stages.losses import InfoMax
 
 
 def infomax_loss(spec: InfoMax, visit: Visit) -> LossFunction:  # noqa: ARG001 - every loss is built alike

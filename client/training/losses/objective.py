@@ -22,7 +22,7 @@ from fedgraft.client.training.losses.infomax import infomax_loss
 from fedgraft.client.training.losses.proximal import proximal_term
 from fedgraft.client.training.losses.pseudo_label import pseudo_label_loss
 from fedgraft.client.training.losses.supervised import supervised_loss
-from fedgraft.common.study.losses import (
+from fedgraft.common.study.stages.losses import (
     Adversarial,
     ControlVariate,
     Discrepancy,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedgraft.client.training.losses.base import Regulariser, Visit
 from fedgraft.common.protocol.auxiliary import PRETRAINED
-from fedgraft.common.study.losses import Proximal
+from fedgraft.common.study.stages.losses import Proximal
 
 
 def proximal_term(spec: Proximal, visit: Visit) -> Regulariser:

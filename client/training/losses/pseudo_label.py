@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.client.training.losses.base import LossFunction, StepContext, Visit
-from fedgraft.common.study.losses import PseudoLabel
+from fedgraft.common.study.stages.losses import PseudoLabel
 from fedgraft.common.study.tasks import UNKNOWN
 
 

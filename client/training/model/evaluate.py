@@ -11,8 +11,8 @@ from fedgraft.client.training.model.autocast import in_halves
 from fedgraft.client.training.model.errors import Diverged
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.metrics.mask_metrics import COLUMNS, mask_rows
-from fedgraft.common.metrics.task_metrics import TaskSums, sums_of
+from fedgraft.common.metrics.sums.mask_metrics import COLUMNS, mask_rows
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, sums_of
 from fedgraft.common.study.tasks import (
     AnyTask,
     Multilabel,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fedgraft.common.study.aggregates import Newton, Temper
-from fedgraft.common.study.losses import Distill
 from fedgraft.common.study.methods.recipes import Method, rounds_of, with_losses
 from fedgraft.common.study.plan import Stage, Statistics, named
+from fedgraft.common.study.stages.aggregates import Newton, Temper
+from fedgraft.common.study.stages.losses import Distill
 
 _STEPS = 5
 

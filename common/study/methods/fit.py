@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedgraft.common.base.value import Value
-from fedgraft.common.study.aggregates import (
+from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
     Discriminant,
     NearestMean,

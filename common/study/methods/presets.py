@@ -4,22 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fedgraft.common.study.aggregates import (
-    Discriminant,
-    Krum,
-    Median,
-    NearestMean,
-    ServerOptimiser,
-    TrimmedMean,
-)
-from fedgraft.common.study.losses import (
-    Adversarial,
-    Discrepancy,
-    InfoMax,
-    Proximal,
-    PseudoLabel,
-    Supervised,
-)
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.recipes import (
     Method,
@@ -41,7 +25,23 @@ from fedgraft.common.study.methods.recipes import (
     with_ood_detection,
 )
 from fedgraft.common.study.plan import Stage
-from fedgraft.common.study.stopping import EarlyStopping, WeightAveraging
+from fedgraft.common.study.stages.aggregates import (
+    Discriminant,
+    Krum,
+    Median,
+    NearestMean,
+    ServerOptimiser,
+    TrimmedMean,
+)
+from fedgraft.common.study.stages.losses import (
+    Adversarial,
+    Discrepancy,
+    InfoMax,
+    Proximal,
+    PseudoLabel,
+    Supervised,
+)
+from fedgraft.common.study.stages.stopping import EarlyStopping, WeightAveraging
 
 PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     "fedavg": ("all entries trained and averaged (McMahan et al. 2017)", lambda m: (rounds_of(m, "all"),)),

@@ -5,17 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from fedgraft.common.base.value import Value
-from fedgraft.common.study.aggregates import (
-    Aggregation,
-    Discriminant,
-    Mean,
-    Moments,
-    NearestMean,
-    Ridge,
-    Standardise,
-    Threshold,
-)
-from fedgraft.common.study.losses import ControlVariate, Discrepancy, Loss
 from fedgraft.common.study.model_spec import Teacher
 from fedgraft.common.study.plan import (
     Gradient,
@@ -26,8 +15,19 @@ from fedgraft.common.study.plan import (
     Statistics,
     named,
 )
-from fedgraft.common.study.private_sums import PrivateSums
-from fedgraft.common.study.training import InnerSteps, Rollback
+from fedgraft.common.study.stages.aggregates import (
+    Aggregation,
+    Discriminant,
+    Mean,
+    Moments,
+    NearestMean,
+    Ridge,
+    Standardise,
+    Threshold,
+)
+from fedgraft.common.study.stages.losses import ControlVariate, Discrepancy, Loss
+from fedgraft.common.study.stages.private_sums import PrivateSums
+from fedgraft.common.study.stages.training import InnerSteps, Rollback
 
 _RIDGE = Ridge()
 

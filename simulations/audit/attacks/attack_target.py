@@ -26,9 +26,9 @@ from fedgraft.common.study.inputs import ImageInput, InputSpec, TableInput
 from fedgraft.common.study.methods.recipes import standardise
 from fedgraft.common.study.model_spec import Model
 from fedgraft.common.study.plan import Gradient, Role, named
+from fedgraft.common.study.stages.training import Private
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
-from fedgraft.common.study.training import Private
 
 CPU = torch.device("cpu")
 NOW = RoundContext(seed=7, round=1, rounds=1)

@@ -18,7 +18,7 @@ from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.policy import Metrics, SitePolicy
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.protocol.instructions import Instruction, Update
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.audit.attacks.attack_target import CPU, table_study

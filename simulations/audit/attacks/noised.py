@@ -21,7 +21,7 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Stage, Statistics
-from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.audit.attacks.attack_target import CPU
 from fedgraft.simulations.audit.findings import AttackAttempt, Measurement

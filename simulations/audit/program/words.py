@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from fedgraft.common.base.command_line import command_group, run_command
+from fedgraft.common.base.console.command_line import command_group, run_command
 from fedgraft.common.base.errors import ENDS, InputError
 
 _PLACES = ("by itself", "in a thread", "in a log")

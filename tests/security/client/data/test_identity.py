@@ -13,7 +13,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
-from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError

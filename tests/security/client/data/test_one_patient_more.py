@@ -34,7 +34,7 @@ from fedgraft.client.training.few_shot import shots
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import SplitSpec
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.simulations.compare.folds import Fold, deal
+from fedgraft.simulations.compare.running.folds import Fold, deal
 from fedgraft.simulations.engines.run import OPEN
 
 CLASSES = ("no", "yes", "maybe")

@@ -17,11 +17,11 @@ from rich.text import Text
 
 from fedgraft.client.cli import deployed_commands
 from fedgraft.client.runtime.app import app, forget
-from fedgraft.common.base import terminal
-from fedgraft.common.base.command_line import say_error
+from fedgraft.common.base.console import terminal
+from fedgraft.common.base.console.command_line import say_error
+from fedgraft.common.base.console.printable import harmless, obeyed
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import CONFIGS
-from fedgraft.common.base.printable import harmless, obeyed
 from fedgraft.common.identity.kit import KitFacts, read_kit, write_kit
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import Code, Hello, Refusal

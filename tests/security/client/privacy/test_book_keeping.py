@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedgraft.client.privacy.dp.book_keeping import Factored, Tape
-from fedgraft.client.privacy.dp.trainer import attached, clip_factors
+from fedgraft.client.privacy.dp.gradients.book_keeping import Factored, Tape
+from fedgraft.client.privacy.dp.gradients.trainer import attached, clip_factors
 from fedgraft.client.privacy.dp.units import Rows
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.study.training import Private
+from fedgraft.common.study.stages.training import Private
 from helpers.dp import loader_of, quiet, sums
 from helpers.work import CPU, MakeStudy, cohort, images
 

@@ -20,8 +20,8 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.study.plan import Role, named
+from fedgraft.common.study.stages.training import Augment
 from fedgraft.common.study.study import parse_study
-from fedgraft.common.study.training import Augment
 from fedgraft.simulations.audit.attacks import attack_target as audit
 from fedgraft.simulations.audit.attacks.mechanism import CHECKS, mechanism
 from fedgraft.simulations.audit.findings import Finding

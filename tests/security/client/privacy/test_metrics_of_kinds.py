@@ -17,10 +17,10 @@ from fedgraft.client.privacy.release.metric_release import (
     suppressed,
 )
 from fedgraft.client.privacy.release.metric_release_kinds import bounded_sums
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.mask_metrics import MaskSums
-from fedgraft.common.metrics.task_metrics import sums_from, sums_of
-from fedgraft.common.metrics.value_metrics import ValueSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
+from fedgraft.common.metrics.sums.mask_metrics import MaskSums
+from fedgraft.common.metrics.sums.task_metrics import sums_from, sums_of
+from fedgraft.common.metrics.sums.value_metrics import ValueSums
 from fedgraft.common.study.tasks import (
     Multilabel,
     Regression,

@@ -28,7 +28,7 @@ from fedgraft.client.privacy.release.metric_release import (
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.privacy.accountant import default_delta, epsilon
 from fedgraft.common.protocol.instructions import (

@@ -27,7 +27,7 @@ from fedgraft.common.models.initialise import initialise, make_model
 from fedgraft.common.privacy.accountant import Event
 from fedgraft.common.protocol.instructions import NOISE, Code, Instruction, Refusal, Update
 from fedgraft.common.study.inputs import TableInput
-from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.study import Study, parse_study
 from helpers.work import CPU, a_site
 

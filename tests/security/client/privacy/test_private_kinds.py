@@ -13,7 +13,7 @@ from fedgraft.client.privacy.dp.dp_statistics import noised_sums
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stages.private_sums import PrivateSums
 from helpers.dp import quiet, sums
 from helpers.work import CPU, MakeStudy, cohort, images
 

@@ -32,7 +32,7 @@ from fedgraft.common.protocol.instructions import (
     Refusal,
     Update,
 )
-from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.study import Study
 from helpers.work import CPU, MakeStudy, cohort, images
 

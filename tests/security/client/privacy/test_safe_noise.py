@@ -28,7 +28,7 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.protocol.instructions import NOISE
 from fedgraft.common.study.inputs import TableInput
-from fedgraft.common.study.private_sums import PrivateSums
+from fedgraft.common.study.stages.private_sums import PrivateSums
 from helpers.dp import private_work, trainable
 from helpers.work import CPU, NOW, cohort, images
 

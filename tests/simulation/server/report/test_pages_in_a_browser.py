@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedgraft.common.metrics.task_metrics import TaskSums, sums_of
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, sums_of
 from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation
@@ -22,10 +22,10 @@ from fedgraft.server.report.page import write_audit_page
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.watch.board import Board
 from fedgraft.server.watch.web import Page
-from fedgraft.simulations.compare.cells import CellOutcome
-from fedgraft.simulations.compare.models import MERGED, Answers
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.result import Group, answered
+from fedgraft.simulations.compare.running.cells import CellOutcome
+from fedgraft.simulations.compare.running.models import MERGED, Answers
 from helpers.browser import CHROMIUM, Browser
 from helpers.live import LiveRun
 from helpers.runs import change, write_run

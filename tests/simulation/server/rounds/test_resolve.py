@@ -21,7 +21,7 @@ from fedgraft.common.closed_form.closed_form import heads_from_sums
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.models.weights import verify
 from fedgraft.common.protocol.instructions import Code
-from fedgraft.common.study.aggregates import Ridge
+from fedgraft.common.study.stages.aggregates import Ridge
 from fedgraft.common.study.study import Study
 from fedgraft.server.rounds.resolve import resolve
 from fedgraft.server.runs.retained_statistics import RetainedStatistics

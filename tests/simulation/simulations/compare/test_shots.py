@@ -21,15 +21,15 @@ from fedgraft.common.models.weights import load_weights
 from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
-from fedgraft.simulations.compare.cells import (
+from fedgraft.simulations.compare.question import Arm, Question
+from fedgraft.simulations.compare.result import answered, groups, lines
+from fedgraft.simulations.compare.running.cells import (
     Cell,
     cells,
     outcome,
     run,
 )
-from fedgraft.simulations.compare.models import answers_of
-from fedgraft.simulations.compare.question import Arm, Question
-from fedgraft.simulations.compare.result import answered, groups, lines
+from fedgraft.simulations.compare.running.models import answers_of
 from fedgraft.simulations.engines.run import Hospitals, prepare, simulated_cohort
 from helpers.simulated import simulate
 from helpers.work import CPU, MakeStudy

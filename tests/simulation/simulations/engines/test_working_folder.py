@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.study.study import parse_study
-from fedgraft.simulations.compare.cells import cells, run
+from fedgraft.simulations.compare.running.cells import cells, run
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.engines.run import Engine, Hospitals, simulate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
 from fedgraft.common.base.seeds import derive
 from fedgraft.simulations.phantoms.hospitals import grey_images, make_hospitals
 from fedgraft.simulations.phantoms.patients import draw_patient

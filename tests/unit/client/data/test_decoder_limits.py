@@ -16,8 +16,9 @@ from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
-from fedgraft.client.data.decoding import decoder, dicom, images
+from fedgraft.client.data.decoding import decoder, images
 from fedgraft.client.data.decoding.decoder import Limits
+from fedgraft.client.data.decoding.dicom import dicom_file as dicom
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import CohortSpec, Window

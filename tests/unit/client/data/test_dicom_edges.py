@@ -8,7 +8,7 @@ import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
 from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
-from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec, Window
 from fedgraft.common.study.inputs import ImageInput, SplitSpec

@@ -21,7 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import DERIVED
 

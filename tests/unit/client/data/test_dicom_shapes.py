@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedgraft.client.data.cohorts.batches import fit
-from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
 from fedgraft.common.study.inputs import ImageInput
 from helpers.grey import BYTES, CT, RNG, linear, same
 

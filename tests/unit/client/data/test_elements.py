@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
-from fedgraft.client.data.decoding.dicom import read_dicom
+from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
 from fedgraft.client.data.decoding.images import read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec, Window

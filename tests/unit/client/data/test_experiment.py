@@ -13,7 +13,7 @@ from fedgraft.client.data.cohorts.experiment import fewer
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.study.inputs import ImageInput, SplitSpec
 from fedgraft.common.study.tasks import UNKNOWN, Task
-from fedgraft.simulations.compare.folds import Fold, folded
+from fedgraft.simulations.compare.running.folds import Fold, folded
 from fedgraft.simulations.engines.run import Hospitals
 
 TASK = Task(name="cls", classes=("left", "right", "middle"))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
-from fedgraft.client.data.decoding.facts import MODALITIES, facts
+from fedgraft.client.data.decoding.dicom.facts import MODALITIES, facts
 
 FREE_TEXT = ("Modality", "Manufacturer", "PhotometricInterpretation", "BurnedInAnnotation")
 

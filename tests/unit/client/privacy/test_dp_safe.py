@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedgraft.client.privacy.dp.dp_safe import dp_twin, out_of_place
 from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.privacy.dp.gradients.dp_safe import dp_twin, out_of_place
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.models.backbones import Backbone
+from fedgraft.common.models.backbones.named import Backbone
 from fedgraft.common.models.model import TransferModel, build_model
 from fedgraft.common.study.plan import Gradient, Role, named
-from fedgraft.common.study.training import Private
+from fedgraft.common.study.stages.training import Private
 from helpers.work import CPU, NOW, cohort, images, moved, snapshot
 
 BACKBONES = ["slim_resnet", "slim_resnet_gn", "resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small"]

@@ -26,7 +26,7 @@ from fedgraft.common.protocol.instructions import (
 )
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Role, named
-from fedgraft.common.study.training import Augment
+from fedgraft.common.study.stages.training import Augment
 from fedgraft.simulations.audit.attacks.attack_target import watched
 from helpers.dp import MakeModel, loader_of, private_work, quiet, sums, trainable
 from helpers.work import CPU, NOW, TABLE_PLAN, MakeStudy, a_site, cohort, images, moved, snapshot
@@ -269,5 +269,5 @@ def test_a_site_works_privately_where_the_stage_says_so(make_study: MakeStudy, t
 
 
 def test_the_site_refuses_in_one_word(make_study: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedgraft.client.privacy.dp.dp_safe.SAMPLERS", {})
+    monkeypatch.setattr("fedgraft.client.privacy.dp.gradients.dp_safe.SAMPLERS", {})
     assert visit(make_study, tmp_path, {"noise_multiplier": 1.0, "sample_rate": 0.5}) == Refusal(1, Code.BAD_DATA)

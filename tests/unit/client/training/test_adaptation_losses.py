@@ -24,15 +24,15 @@ from fedgraft.common.base.errors import RunError
 from fedgraft.common.checks.check import check
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN, moments_from_sums
-from fedgraft.common.study.losses import (
+from fedgraft.common.study.plan import Role
+from fedgraft.common.study.stages.losses import (
     Adversarial,
     Discrepancy,
     InfoMax,
     Supervised,
 )
-from fedgraft.common.study.plan import Role
+from fedgraft.common.study.stages.training import Rollback
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.common.study.training import Rollback
 from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot, steps
 
 RNG = np.random.default_rng(0)

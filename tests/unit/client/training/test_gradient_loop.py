@@ -26,7 +26,7 @@ from fedgraft.common.study.plan import (
     Select,
     named,
 )
-from fedgraft.common.study.training import Augment
+from fedgraft.common.study.stages.training import Augment
 from helpers.work import CPU, NOW, TABLE_PLAN, cohort, images, local_model_input, moved, snapshot, steps
 
 

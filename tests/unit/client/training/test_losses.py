@@ -18,7 +18,7 @@ from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.study.plan import Recalibrate, Role, named
-from fedgraft.common.study.training import Augment
+from fedgraft.common.study.stages.training import Augment
 from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot, steps
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedgraft.client.privacy.dp import private_heads as heads
+from fedgraft.client.privacy.dp.gradients import private_heads as heads
 from fedgraft.client.training.augment import augmented
 from fedgraft.client.training.losses.task_losses import case_losses, label_mass, task_loss
 from fedgraft.client.training.model.loader import Batch

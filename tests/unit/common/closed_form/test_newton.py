@@ -18,8 +18,8 @@ from fedgraft.common.closed_form.closed_form import ridge_head
 from fedgraft.common.closed_form.newton import stepped_heads
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.instructions import Update
-from fedgraft.common.study.aggregates import Newton
 from fedgraft.common.study.plan import Stage, Statistics
+from fedgraft.common.study.stages.aggregates import Newton
 from fedgraft.common.study.study import parse_study
 from fedgraft.server.aggregation.aggregator import aggregator_for
 from helpers.work import CPU, cohort, images

@@ -10,8 +10,8 @@ import pytest
 from sklearn import metrics as sk
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.metrics.over_sites import macro_mean, worst
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 
 Rng = np.random.Generator
 COUNTED = ("accuracy", "balanced_accuracy", "recall", "specificity", "f1", "brier", "ece", "loss")

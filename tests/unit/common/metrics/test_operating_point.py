@@ -9,9 +9,9 @@ from scipy.stats import binomtest
 
 from fedgraft.client.privacy.release.metric_release import suppressed
 from fedgraft.common.checks.check import check
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.metrics import ClassificationSums
 from fedgraft.common.metrics.operating_point import OperatingPoint, at_threshold, chosen, counted
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.schedule import last_exchange, schedule, split_at, step_at
 from fedgraft.common.study.study import Study, parse_study

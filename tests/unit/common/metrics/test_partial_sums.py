@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedgraft.client.privacy.release.metric_release import LEAST, noised_counts, suppressed
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, add, plain, read_sums, sums_of
 from fedgraft.common.metrics.support import support
-from fedgraft.common.metrics.task_metrics import TaskSums, add, plain, read_sums, sums_of
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 
 OF_CONFUSION = ("accuracy", "balanced_accuracy", "recall", "specificity", "f1")

@@ -19,11 +19,11 @@ from fedgraft.common.metrics.intervals import (
     newcombe,
     wilson,
 )
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.mask_metrics import MaskSums
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
+from fedgraft.common.metrics.sums.mask_metrics import MaskSums
+from fedgraft.common.metrics.sums.value_metrics import ValueSums
 from fedgraft.common.metrics.support import equal_mean, intervals, precise_mean, support
-from fedgraft.common.metrics.value_metrics import ValueSums
 
 
 def two_classes(positives: int, negatives: int, skill: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -13,11 +13,11 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score, roc_auc_score
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.metrics.hausdorff import hausdorff_95
-from fedgraft.common.metrics.label_metrics import LabelSums
-from fedgraft.common.metrics.mask_metrics import MaskSums, dice, mask_rows
-from fedgraft.common.metrics.metrics import ClassificationSums
-from fedgraft.common.metrics.task_metrics import (
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.sums.hausdorff import hausdorff_95
+from fedgraft.common.metrics.sums.label_metrics import LabelSums
+from fedgraft.common.metrics.sums.mask_metrics import MaskSums, dice, mask_rows
+from fedgraft.common.metrics.sums.task_metrics import (
     TaskSums,
     add,
     plain,
@@ -25,7 +25,7 @@ from fedgraft.common.metrics.task_metrics import (
     sums_from,
     zero,
 )
-from fedgraft.common.metrics.value_metrics import ValueSums
+from fedgraft.common.metrics.sums.value_metrics import ValueSums
 from fedgraft.common.secure_aggregation.summing import metric_shapes, metric_summands, pooled_metrics
 from fedgraft.common.study.tasks import (
     Multilabel,
@@ -89,7 +89,7 @@ def answers(rng: np.random.Generator, task: Any, cases: int) -> tuple[np.ndarray
 
 
 def sums_of(rng: np.random.Generator, task: Any, cases: int = 70) -> TaskSums:
-    from fedgraft.common.metrics import task_metrics
+    from fedgraft.common.metrics.sums import task_metrics
 
     return task_metrics.sums_of(task, *answers(rng, task, cases))
 
@@ -175,7 +175,7 @@ def test_figures_of_labels_are_means_of_scikit_learns_over_known_cases() -> None
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
 def test_sums_of_sites_are_those_of_the_pooled_cases(task: Any) -> None:
     rng = np.random.default_rng(4)
-    from fedgraft.common.metrics import task_metrics
+    from fedgraft.common.metrics.sums import task_metrics
 
     parts = [answers(rng, task, cases) for cases in (35, 1, 70)]
     pooled = task_metrics.sums_of(task, *(np.concatenate(each) for each in zip(*parts, strict=True)))

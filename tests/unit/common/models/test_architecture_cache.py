@@ -22,7 +22,7 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.common.models import architecture_cache
 from fedgraft.common.models.architecture import Architecture, Blueprint, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of, recall, remember
-from fedgraft.common.models.backbones import register
+from fedgraft.common.models.backbones.named import register
 from fedgraft.common.models.ensemble import Ensemble
 from fedgraft.common.models.initialise import make_model, make_teacher
 from fedgraft.common.models.model import TransferModel, build_model, state_arrays
@@ -180,7 +180,7 @@ def test_a_backbone_of_ones_own_is_never_remembered(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.conv(x).mean((2, 3))
 
-    monkeypatch.setattr("fedgraft.common.models.backbones._OWN", {})
+    monkeypatch.setattr("fedgraft.common.models.backbones.named._OWN", {})
     for name in ("tiny", "slim_resnet"):  # the second in place of fedgraft's
         register(name, lambda channels, size: Tiny(channels))
         study = make_study(model={"backbone": name})

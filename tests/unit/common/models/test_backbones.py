@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.models.backbones import (
+from fedgraft.common.models.backbones.named import (
     build_image_backbone,
     build_table_backbone,
     image_backbones,
@@ -149,7 +149,7 @@ def test_a_backbone_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.conv(x).mean((2, 3))
 
-    monkeypatch.setattr("fedgraft.common.models.backbones._OWN", {})
+    monkeypatch.setattr("fedgraft.common.models.backbones.named._OWN", {})
     register("tiny", lambda channels, size: Tiny(channels))
     assert "tiny" in image_backbones()
     model = build_model("tiny", {"cls": 2}, channels=1, seed=0)

@@ -8,8 +8,8 @@ import torch
 
 from fedgraft.client.training.losses.task_losses import task_loss
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.metrics.mask_metrics import dice, mask_rows
-from fedgraft.common.models.feature_maps import feature_maps, map_channels
+from fedgraft.common.metrics.sums.mask_metrics import dice, mask_rows
+from fedgraft.common.models.backbones.feature_maps import feature_maps, map_channels
 from fedgraft.common.models.model import Extras, build_model
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.tasks import Segmentation

@@ -19,8 +19,8 @@ import fedgraft as fg
 from conftest import Command
 from fedgraft.common.base.errors import WeightsError
 from fedgraft.common.models import packaged_weights
-from fedgraft.common.models.backbones import ships
-from fedgraft.common.models.efficientnet_lite import EfficientNetLite0
+from fedgraft.common.models.backbones.efficientnet_lite import EfficientNetLite0
+from fedgraft.common.models.backbones.named import ships
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import find, load_manifest, load_weights, verify
 from fedgraft.common.study.study import Study

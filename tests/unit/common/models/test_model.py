@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.regnet import BlockParams
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.models.backbones import build_image_backbone, image_backbones
+from fedgraft.common.models.backbones.named import build_image_backbone, image_backbones
 from fedgraft.common.models.model import (
     TransferModel,
     build_model,

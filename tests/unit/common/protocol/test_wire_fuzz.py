@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.privacy.accountant import Spend
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.bundle import WireError, pack_bundle, unpack_bundle

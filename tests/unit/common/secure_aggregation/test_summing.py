@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.metrics.metrics import SHOWN, ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import SHOWN, ClassificationSums
 from fedgraft.common.protocol.instructions import TRUNK, Update
 from fedgraft.common.protocol.packed_symmetric import packed
 from fedgraft.common.secure_aggregation.summing import (
@@ -18,8 +18,8 @@ from fedgraft.common.secure_aggregation.summing import (
     tensor_shapes,
     tensor_summands,
 )
-from fedgraft.common.study.aggregates import Mean, Ridge, ServerOptimiser
 from fedgraft.common.study.plan import Role, Stage, Tag
+from fedgraft.common.study.stages.aggregates import Mean, Ridge, ServerOptimiser
 from fedgraft.server.aggregation.aggregator import aggregator_for
 
 TAGS = {"b.w": Tag(Role.BODY, 1), "b.n": Tag(Role.NORM_STATS, 1), "heads.cls.w": Tag(Role.HEAD, 2, "cls")}

@@ -14,8 +14,8 @@ from fedgraft.client.training.losses.base import VisitContext
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.explain import describe_local
 from fedgraft.common.protocol.auxiliary import PRETRAINED, auxiliary_shapes
-from fedgraft.common.study.losses import LossScope, Proximal, Supervised
 from fedgraft.common.study.plan import Gradient, Role, Tag
+from fedgraft.common.study.stages.losses import LossScope, Proximal, Supervised
 from fedgraft.common.study.study import Study, parse_study
 from helpers.dp import private_work as private
 from helpers.dp import trainable
@@ -49,7 +49,7 @@ def test_every_kind_of_term_has_its_place_in_the_objective() -> None:
     from typing import get_args
 
     from fedgraft.client.training.losses.objective import LOSSES, REGULARISERS
-    from fedgraft.common.study.losses import Loss
+    from fedgraft.common.study.stages.losses import Loss
 
     kinds = set(get_args(get_args(Loss)[0]))
     assert kinds == set(LOSSES) | set(REGULARISERS)

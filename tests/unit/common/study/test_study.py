@@ -4,7 +4,6 @@ import pytest
 import yaml
 
 from fedgraft.common.base.errors import StudyError
-from fedgraft.common.study.aggregates import Ridge
 from fedgraft.common.study.methods.presets import PRESETS, Method, expand
 from fedgraft.common.study.plan import (
     Gradient,
@@ -15,6 +14,7 @@ from fedgraft.common.study.plan import (
     Tag,
     named,
 )
+from fedgraft.common.study.stages.aggregates import Ridge
 from fedgraft.common.study.study import Study, parse_study, read_study
 
 TASKS = [{"name": "cls", "classes": ["benign", "malignant"]}]

@@ -4,7 +4,6 @@ import pytest
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.protocol.instructions import Update
 from fedgraft.common.protocol.packed_symmetric import packed
-from fedgraft.common.study.aggregates import Mean, Ridge
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
@@ -13,6 +12,7 @@ from fedgraft.common.study.plan import (
     Tag,
     named,
 )
+from fedgraft.common.study.stages.aggregates import Mean, Ridge
 from fedgraft.server.aggregation.aggregator import aggregator_for
 
 TAGS = {

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from fedgraft.common.protocol.instructions import Update
-from fedgraft.common.study.aggregates import Mean, ServerOptimiser
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
@@ -14,6 +13,7 @@ from fedgraft.common.study.plan import (
     Tag,
     named,
 )
+from fedgraft.common.study.stages.aggregates import Mean, ServerOptimiser
 from fedgraft.server.aggregation.aggregator import aggregator_for
 
 TAGS = {

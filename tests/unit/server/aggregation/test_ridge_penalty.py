@@ -18,8 +18,8 @@ from fedgraft.common.closed_form.shapes import expected
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.instructions import Update
 from fedgraft.common.protocol.packed_symmetric import packed
-from fedgraft.common.study.aggregates import Ridge
 from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.stages.aggregates import Ridge
 from fedgraft.server.aggregation.aggregator import HeadAggregator
 from fedgraft.server.aggregation.ridge_penalty import RIDGE_PENALTIES, choose, left_out_errors
 from helpers.work import CPU, TABLE_PLAN, MakeStudy, cohort, local_model_input

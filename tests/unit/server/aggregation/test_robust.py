@@ -7,20 +7,20 @@ import pytest
 
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.protocol.instructions import Update
-from fedgraft.common.study.aggregates import (
-    Aggregation,
-    ClippedMean,
-    Krum,
-    Mean,
-    Median,
-    TrimmedMean,
-)
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
     Stage,
     Tag,
     named,
+)
+from fedgraft.common.study.stages.aggregates import (
+    Aggregation,
+    ClippedMean,
+    Krum,
+    Mean,
+    Median,
+    TrimmedMean,
 )
 from fedgraft.server.aggregation.aggregator import aggregator_for
 

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from rich.console import Console
 
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.common.study.study import parse_study
 from fedgraft.server.cli.figures import task_table

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.study.study import parse_study
 from fedgraft.server.report import build_report

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedgraft.common.protocol.instructions import Code, Greeting
-from fedgraft.server.rounds.attendance import attendance
+from fedgraft.server.rounds.exchange.attendance import attendance
 
 SITES = ("east", "north", "south")
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fedgraft.common.metrics.intervals import deviation
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.support import intervals
 from fedgraft.common.secure_aggregation.summing import metric_summands, pooled_metrics
 from fedgraft.common.study.study import Study, parse_study

@@ -3,7 +3,6 @@ import pytest
 
 from fedgraft.common.protocol.instructions import Code, Instruction, Update
 from fedgraft.common.protocol.packed_symmetric import packed
-from fedgraft.common.study.aggregates import Mean, Ridge
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
@@ -12,7 +11,8 @@ from fedgraft.common.study.plan import (
     Tag,
     named,
 )
-from fedgraft.server.rounds.validation import Limits, fault, squares
+from fedgraft.common.study.stages.aggregates import Mean, Ridge
+from fedgraft.server.rounds.exchange.validation import Limits, fault, squares
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),

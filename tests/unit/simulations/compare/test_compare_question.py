@@ -11,8 +11,8 @@ import yaml
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.study.aggregates import ServerOptimiser
 from fedgraft.common.study.plan import Gradient, Recalibrate
+from fedgraft.common.study.stages.aggregates import ServerOptimiser
 from fedgraft.common.study.study import read_study
 from fedgraft.simulations.compare.arm_plans import arm_plans
 from fedgraft.simulations.compare.question import (

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fedgraft.common.metrics.metrics import ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.bootstrap import (
     Interval,
@@ -18,10 +18,10 @@ from fedgraft.simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
-from fedgraft.simulations.compare.cells import CellOutcome
-from fedgraft.simulations.compare.models import MERGED, Answers
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.result import Group, answered, lines
+from fedgraft.simulations.compare.running.cells import CellOutcome
+from fedgraft.simulations.compare.running.models import MERGED, Answers
 from helpers.work import MakeStudy
 
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")

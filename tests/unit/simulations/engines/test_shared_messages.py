@@ -13,8 +13,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.instructions import Instruction
-from fedgraft.simulations.engines import shared_messages as frames
-from fedgraft.simulations.engines.shared_messages import ExchangeFolder, SharedMessages
+from fedgraft.simulations.engines.workers import shared_messages as frames
+from fedgraft.simulations.engines.workers.shared_messages import ExchangeFolder, SharedMessages
 
 SMALL = {"bias": np.arange(3, dtype=np.float32), "count": np.array(7)}
 LARGE = {"weight": np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32), **SMALL}

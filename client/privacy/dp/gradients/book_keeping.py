@@ -1,0 +1,198 @@
+"""Clipped gradients of units, summed, in one pass backwards (Bu et al. 2023, "Differentially private optimization on
+small and large models"): what a layer saw and what came back to it give the units' norms, and, weighted, the sum.
+
+The very numbers that are summed are those that were measured. A second pass with weighted losses is another
+calculation: models can be made for which its gradients are longer than those whose norms the first pass found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
+
+from fedgraft.client.privacy.dp.gradients.hooks import SAMPLERS
+from fedgraft.client.privacy.dp.units import Rows
+from fedgraft.common.base.errors import InputError
+
+_CANCEL = 1000.0
+"""A gradient whose parts cancel to less than a thousandth of their lengths' sum counts as this thousandth: of what is
+left then, single precision knows little, neither here nor in the sum."""
+
+_LOST = 2.0**-126
+"""Smaller numbers lose digits in single precision, or are 0 on some devices."""
+
+
+class Part(Protocol):
+    """The gradients of one parameter, of all units at once."""
+
+    @property
+    def parameter(self) -> Tensor:
+        """Whose they are."""
+
+    def norms(self, clip: float) -> Tensor:
+        """At least each unit's norm, (units,) in float64; infinite or no number for a unit that is to count as none."""
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        """The sum over the units of their gradients times `factors` (units,); units of factor 0 are not looked at."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Gradients (units, ...) that were made one by one."""
+
+    parameter: Tensor
+    gradients: Tensor
+
+    def norms(self, clip: float) -> Tensor:  # noqa: ARG002
+        """In float64, since squares of small numbers are 0."""
+        norms: Tensor = torch.linalg.vector_norm(self.gradients.flatten(1), dim=1, dtype=torch.float64)
+        return norms
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        """Those of factor 0 are left out."""
+        used = _used(factors)
+        return torch.einsum("n,n...->...", factors[used].to(self.gradients), self.gradients[used])
+
+
+@dataclass(frozen=True)
+class Factored:
+    """Gradients sum_t b_t a_t' of a weight, t over places and over a unit's cases, that are never made one by one."""
+
+    layer: nn.Conv2d | nn.Linear
+    inputs: Tensor
+    backprops: Tensor
+    rows: Rows
+
+    @property
+    def parameter(self) -> Tensor:
+        """The layer's weight."""
+        return self.layer.weight
+
+    def norms(self, clip: float) -> Tensor:
+        """From |sum_t b_t a_t'|^2 = sum_{t,s} (a_t a_s)(b_t b_s), in float64 since squares of small numbers are 0.
+
+        Infinite where numbers too small for single precision could come to a thousandth of `clip`.
+        """
+        a = _of_units(_seen_by_weights(self.layer, self.inputs).double(), self.rows)
+        b = _of_units(_by_group(self.layer, self.backprops, self.layer.weight.shape[0]).double(), self.rows)
+        squares = ((a.mT @ a) * (b.mT @ b)).sum(dim=(1, 2, 3))
+        long_a, long_b = a.norm(dim=2), b.norm(dim=2)
+        parts = (long_a * long_b).sum(dim=(1, 2))
+        small = math.sqrt(b.shape[2]) * long_a.sum(dim=(1, 2)) + math.sqrt(a.shape[2]) * long_b.sum(dim=(1, 2))
+        norms = torch.maximum(squares.clamp(min=0).sqrt(), parts / _CANCEL)
+        return norms.masked_fill(~(_LOST * small <= clip / 1000), torch.inf)
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        """What came back times the factors, with what was seen: no unit's gradient is made."""
+        by_case = factors[self.rows.unit.to(factors.device)]
+        used = _used(by_case)
+        a, b = self.inputs[used], self.backprops[used]
+        b = b * by_case[used].to(b).view(-1, *[1] * (b.ndim - 1))
+        if isinstance(self.layer, nn.Linear):
+            return b.flatten(0, -2).T @ a.flatten(0, -2)
+        conv = self.layer
+        assert not isinstance(conv.padding, str)
+        how = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        summed: Tensor = conv2d_weight(a, conv.weight.shape, b, *how)  # type: ignore[no-untyped-call]
+        return summed
+
+
+class Tape:
+    """What the layers that learn see while it is attached to a model."""
+
+    def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+        self._parameters = parameters
+        trained = set(map(id, parameters))
+        self._seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._handles = [
+            part.register_forward_hook(self._see)
+            for part in model.modules()
+            if any(id(parameter) in trained for parameter in part.parameters(recurse=False))
+        ]
+
+    def _see(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not torch.is_grad_enabled():
+            return
+        if layer in self._seen:
+            raise InputError(f"A {type(layer).__name__} that is used twice is not known.", fix="Use mode: hooks.")
+        self._seen[layer] = inputs[0].detach(), output
+
+    def gradients(self, losses: Tensor, rows: Rows) -> list[Part]:
+        """Those of the sum of `losses` (cases,), by unit, in the parameters' order."""
+        seen, self._seen = self._seen, {}
+        outputs = [output for _, output in seen.values()]
+        backprops = torch.autograd.grad(losses, outputs, torch.ones_like(losses), allow_unused=True)
+        found: dict[int, Part] = {}
+        for (layer, (inputs, output)), came in zip(seen.items(), backprops, strict=True):
+            backprop = torch.zeros_like(output) if came is None else came
+            for part in _parts(layer, inputs, backprop, rows):
+                found[id(part.parameter)] = part
+        return [found[id(parameter)] for parameter in self._parameters]
+
+    def cleanup(self) -> None:
+        """Leave the model as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._seen.clear()
+
+
+def _parts(layer: nn.Module, inputs: Tensor, backprops: Tensor, rows: Rows) -> Iterator[Part]:
+    """The gradients of a layer's parameters, as far as these learn."""
+    if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad and _are_long(layer, backprops, rows):
+        yield Factored(layer, inputs, backprops, rows)
+        if layer.bias is not None and layer.bias.requires_grad:
+            sums = _by_group(layer, backprops, layer.bias.numel()).flatten(1, 2).sum(dim=2)
+            yield Kept(layer.bias, rows.by_unit(sums))
+        return
+    for parameter, gradients in SAMPLERS[type(layer)](layer, [inputs], backprops).items():
+        if parameter.requires_grad:
+            yield Kept(parameter, rows.by_unit(gradients))
+
+
+def _are_long(layer: nn.Conv2d | nn.Linear, backprops: Tensor, rows: Rows) -> bool:
+    """Whether the units' gradients are longer than the products from which their norms follow without them."""
+    places = backprops[0].numel() // layer.weight.shape[0] * rows.most
+    inputs, outputs = layer.weight[0].numel(), layer.weight.shape[0] // _groups(layer)
+    return 2 * places * (inputs + outputs) < inputs * outputs
+
+
+def _groups(layer: nn.Conv2d | nn.Linear) -> int:
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+def _by_group(layer: nn.Conv2d | nn.Linear, values: Tensor, channels: int) -> Tensor:
+    """A layer's inputs or outputs (cases, ...) as (cases, groups, channels of a group, places)."""
+    if isinstance(layer, nn.Linear):
+        return values.reshape(len(values), -1, channels).mT[:, None]
+    return values.reshape(len(values), layer.groups, channels // layer.groups, -1)
+
+
+def _seen_by_weights(layer: nn.Conv2d | nn.Linear, inputs: Tensor) -> Tensor:
+    """What each place's outputs are made of, (cases, groups, inputs of an output, places)."""
+    if isinstance(layer, nn.Linear):
+        return _by_group(layer, inputs, layer.in_features)
+    assert not isinstance(layer.padding, str)
+    patches = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return _by_group(layer, patches, layer.groups * layer.weight[0].numel())
+
+
+def _of_units(by_case: Tensor, rows: Rows) -> Tensor:
+    """The places of a unit's cases side by side, (units, groups, channels, places); zeros where it has fewer cases."""
+    if rows.alone and len(by_case) == rows.units:
+        return by_case
+    wide = by_case.new_zeros((rows.units, rows.most, *by_case.shape[1:]))
+    wide[rows.unit.to(by_case.device), rows.nth.to(by_case.device)] = by_case
+    return wide.permute(0, 2, 3, 1, 4).flatten(3)
+
+
+def _used(factors: Tensor) -> Tensor | slice:
+    """The places of what counts: 0 times infinity is not 0."""
+    used = factors.nonzero()[:, 0]
+    return slice(None) if len(used) == len(factors) else used

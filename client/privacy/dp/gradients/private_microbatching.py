@@ -1,0 +1,58 @@
+"""A sum over whole units in groups, which get smaller where memory runs out; what comes out is the same sum."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from fedgraft.client.privacy.dp.gradients.trainer import Trainer
+
+_log = logging.getLogger("fedgraft.site")
+
+
+class PrivateMicrobatches:
+    """A trainer, and how many cases it works on at once.
+
+    Every unit is clipped by itself, so that the sum is that of one whole group, whoever ran out of what. A pass that
+    failed leaves pieces of cases' gradients behind, which another pass would add up: the hooks are therefore taken off,
+    with all that they hold, and new ones put on.
+    """
+
+    def __init__(self, attach: Callable[[], AbstractContextManager[Trainer]], size: int) -> None:
+        self._attach = attach
+        self._stack = ExitStack()
+        self.size = size
+        """The most cases in a group, but for a unit that has more."""
+
+    def __enter__(self) -> PrivateMicrobatches:
+        self.trainer = self._stack.enter_context(self._attach())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def sum_of(self, work: Callable[[Trainer, int], list[Tensor]]) -> list[Tensor]:
+        """`work` with the trainer and a size, from its beginning with half the size each time that memory runs out.
+
+        torch.OutOfMemoryError if single cases do not fit either.
+        """
+        while True:
+            try:
+                return work(self.trainer, self.size)
+            except torch.OutOfMemoryError:
+                if self.size < 2:
+                    raise
+            # Only here, where the error has let go of what it held, does this free anything.
+            self._stack.close()
+            self.size //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            _log.warning("out of memory: private steps are worked on in groups of %d", self.size)
+            self.trainer = self._stack.enter_context(self._attach())

@@ -1,0 +1,144 @@
+"""What comes back in one exchange: replies are validated as they come, and aggregated in the order of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from fedgraft.common.base.errors import ENDS
+from fedgraft.common.metrics.sums.task_metrics import TaskSums
+from fedgraft.common.protocol.instructions import (
+    Arrays,
+    Code,
+    Greeting,
+    Instruction,
+    MaskedUpdate,
+    Refusal,
+    Update,
+)
+from fedgraft.common.secure_aggregation.summing import Pooled
+from fedgraft.common.study.study import Study
+from fedgraft.server.aggregation.aggregator import Aggregator
+from fedgraft.server.aggregation.joint import Joint
+from fedgraft.server.fleet.fleet import Fleet, Reply
+from fedgraft.server.rounds.exchange.validation import Limits, fault, metric_sums
+
+Tell = Callable[..., None]
+"""Called with a kind of event and its facts."""
+
+
+@dataclass
+class Collected:
+    """What came back in one exchange. `pooled` and `train_pooled` are all there is of a masked one."""
+
+    aggregated: list[str] = field(default_factory=list)
+    missing: dict[str, Code] = field(default_factory=dict)
+    train: dict[str, dict[str, float]] = field(default_factory=dict)
+    train_pooled: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, dict[str, TaskSums]] = field(default_factory=dict)
+    pooled: dict[str, Pooled] = field(default_factory=dict)
+    observed: dict[str, dict[str, TaskSums]] = field(default_factory=dict)
+    spent: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ridge_penalties: dict[str, float] = field(default_factory=dict)
+    """By task the ridge penalty, where the sums have decided it."""
+    repeats: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    def add_costs_of(self, before: Collected) -> None:
+        """Count what an attempt took that came to nothing."""
+        self.repeats += before.repeats
+        self.bytes_up += before.bytes_up
+        self.bytes_down += before.bytes_down
+
+
+class Collector:
+    """Sends instructions of one study, and takes in what comes back."""
+
+    def __init__(self, study: Study, fleet: Fleet, greetings: Mapping[str, Greeting], tell: Tell) -> None:
+        self._study = study
+        self._fleet = fleet
+        self._greetings = greetings
+        self._tell = tell
+
+    def collect(self, instructions: Mapping[str, Instruction], limits: Limits, aggregator: Aggregator) -> Collected:
+        """Validate replies as they come; aggregate them in the order of the sites' names, so sums are reproducible."""
+        got, waiting = Collected(), sorted(instructions, reverse=True)
+        joint = Joint(limits.stage.joint_lambda)
+        ready: dict[str, Update | None] = {}
+        for reply in self.replies(instructions, limits.state, got):
+            instruction = instructions[reply.site]
+            ready[reply.site] = self.vetted(got, reply, instruction, limits)
+            while waiting and waiting[-1] in ready:
+                site = waiting.pop()
+                update = ready.pop(site)
+                if update is not None and instructions[site].work:
+                    joint.pass_on(update, aggregator, of_source=self._greetings[site].source)
+        joint.finish(aggregator)
+        return got
+
+    def replies(self, instructions: Mapping[str, Instruction], state: Arrays, got: Collected) -> Iterator[Reply]:
+        """One reply of each site, as they come. A site that has lost what it held is asked again, with everything."""
+        again: dict[str, Instruction] = {}
+        for reply in self._answers(instructions, again):
+            got.bytes_up += reply.bytes_up
+            got.bytes_down += reply.bytes_down
+            instruction = instructions[reply.site]
+            lost = isinstance(reply.answer, Refusal) and reply.answer.code is Code.MISSING_TENSORS
+            if lost and reply.site not in again:
+                again[reply.site] = replace(instruction, tensors=state, held="")
+                continue
+            self._tell("reply", exchange=instruction.exchange, site=reply.site)
+            yield reply
+
+    def _answers(self, instructions: Mapping[str, Instruction], again: Mapping[str, Instruction]) -> Iterator[Reply]:
+        """The replies to `instructions`, then those to the instructions that were put into `again` meanwhile."""
+        yield from self._fleet.exchange(instructions, self._study.rounds.deadline_s)
+        if again:
+            yield from self._fleet.exchange(dict(again), self._study.rounds.deadline_s)
+
+    def vetted(self, got: Collected, reply: Reply, instruction: Instruction, limits: Limits) -> Update | None:
+        """The reply in the open of one site, if it may count; what it says is noted in `got`."""
+        site, answer = reply.site, reply.answer
+        if isinstance(answer, Refusal):
+            got.missing[site] = answer.code
+            return None
+        if isinstance(answer, MaskedUpdate):
+            got.missing[site] = Code.GARBAGE
+            return None
+        try:
+            code = fault(answer, instruction, limits) or self._bad_count(site, answer)
+            sums = metric_sums(answer, self._study, instruction) if code is None else None
+        except ENDS:
+            raise
+        except BaseException as error:  # the wall: whatever a site sends costs that site its round, and nobody else
+            self._tell("garbage", exchange=instruction.exchange, site=site, error=type(error).__name__)
+            sums, code = None, None
+        if code is not None or sums is None:
+            got.missing[site] = code or Code.GARBAGE
+            return None
+        if self._greetings[site].observer:
+            if sums:
+                got.observed[site] = sums
+            return None
+        if answer.spent is not None:
+            got.spent[site] = asdict(answer.spent)
+        got.aggregated.append(site)
+        got.train[site] = dict(answer.train)
+        if sums:
+            got.metrics[site] = sums
+        return answer
+
+    def _bad_count(self, site: str, answer: Update) -> Code | None:
+        """A site may not count more cases than it said that it has."""
+        most = self._greetings[site].cases.get("train", 0)
+        return Code.BAD_WEIGHT if max(answer.weights.values(), default=0) > most else None
+
+
+def headline(present: int, asked: int, missing: Mapping[str, Code]) -> str:
+    """Who took part, in one line: "4 of 5 sites; missing: north, deadline"."""
+    line = f"{present} of {asked} sites"
+    if missing:
+        line += "; missing: " + "; ".join(f"{site}, {code.value}" for site, code in sorted(missing.items()))
+    return line

@@ -1,0 +1,44 @@
+"""What a run adds up on its way, and what it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedgraft.common.closed_form.ood import OodModel
+from fedgraft.common.protocol.instructions import Arrays, Code, Greeting
+from fedgraft.server.rounds.scores import Points, Scores
+
+
+@dataclass
+class Totals:
+    """Running sums over the exchanges of a run, saved with every checkpoint."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+    ended: dict[str, int] = field(default_factory=dict)
+    """Stages that ended before their last round, and the round whose model they went back to."""
+    undecided: dict[str, int] = field(default_factory=dict)
+    """Stages that may end early, and in how many rounds there were too few cases to say."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run ends with: the aggregated state, who took part, the last evaluation, and the totals."""
+
+    state: Arrays
+    greetings: Mapping[str, Greeting]
+    absent: Mapping[str, Code]
+    scores: Scores
+    totals: Totals
+    points: Points = field(default_factory=dict)
+    """The operating points, if the study asked for some."""
+    late: frozenset[str] = frozenset()
+    """Sites that were not asked at the start, and came by themselves."""
+    others: Mapping[str, Code] = field(default_factory=dict)
+    """Of sites that were not asked at the start, those that came and did not take part, and why."""
+    ood_model: OodModel | None = None
+    """What the sites' images are like, if the plan asked."""

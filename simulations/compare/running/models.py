@@ -1,0 +1,228 @@
+"""Carry out one arm, and ask the models that it ends with about every site's test cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.preflight.baseline import fit_alone
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.training.model.errors import Diverged, TooFewCases
+from fedgraft.client.training.model.evaluate import predictions
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.client.training.model.local_model import LocalModel, device_named
+from fedgraft.client.training.recalibrate import recalibrate
+from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.models.initialise import initialise
+from fedgraft.common.protocol.instructions import Arrays
+from fedgraft.common.study.methods.fit import Fit
+from fedgraft.common.study.plan import Recalibrate
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Task
+from fedgraft.simulations.compare.question import Who
+from fedgraft.simulations.compare.running.finished import kept, kept_there
+from fedgraft.simulations.compare.running.folds import Fold, deal
+from fedgraft.simulations.engines.faults import Fault
+from fedgraft.simulations.engines.run import (
+    Hospitals,
+    prepare,
+    resume,
+    simulated_cohort,
+)
+
+MERGED = "*"
+"""The name of the one model that all sites share; a site's own model has the site's name, which is never this."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of a site's labelled test cases: logits (N, classes), targets (N,), patients 0.. (N,)."""
+
+    logits: np.ndarray
+    targets: np.ndarray
+    patients: np.ndarray
+
+
+Found = dict[str, dict[str, dict[str, Answers]]]
+"""By model, site and task."""
+
+
+@dataclass(frozen=True)
+class Few:
+    """A few-shot evaluation: how many cases of each class, how often they are drawn, and by arm how a site fits."""
+
+    shots: tuple[int, ...]
+    draws: int
+    fits: Mapping[str, Fit]
+    task: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelJob:
+    """One arm on some hospitals: who trains together, on which fold, and which sites count."""
+
+    study: Study
+    who: Who
+    cohorts: Mapping[str, CohortSpec]
+    fold: Fold | None = None
+    measure: tuple[str, ...] = ()
+    few: Few | None = None
+    public: tuple[str, ...] = ()
+    """Sites with public source data: no hospitals, and never tested."""
+    sources: Mapping[str, CohortSpec] = field(default_factory=dict)
+    """By site the source data that lie there beside its own."""
+    faults: Mapping[str, Fault] = field(default_factory=dict)
+    policies: Mapping[str, SitePolicy] = field(default_factory=dict)
+    """By site what goes wrong there and its rules, where it has any, as in a simulation of the same hospitals."""
+    finished: str | None = None
+    """Of a run of these hospitals that is measured: its folder, in which lies what each of them keeps."""
+
+    @property
+    def hospitals(self) -> tuple[str, ...]:
+        """Names of the sites that hold patients, without those that hold public source data."""
+        return tuple(site for site in self.cohorts if site not in self.public)
+
+
+def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
+    """The answers of all models of a job, and what went wrong on the way, in words. Continues what was begun."""
+    device = device_named("auto")
+    home = prepared(job, job.cohorts, home_of(folder))
+    cohorts = {site: simulated_cohort(job.study, home, site) for site in job.hospitals}
+    counted = {site: cohorts[site] for site in job.measure or cohorts}
+    of: Callable[[str], Arrays]
+    if job.who == "together":
+        troubles = federate(home)
+        local_model, state = LocalModel(job.study, device), load_tensors(home / "model.safetensors")
+        of = lambda site: state | kept(job.study, home, site, local_model.tags)  # noqa: E731
+        return {
+            MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}
+        }, troubles
+    if job.who == "new_site":
+        return _newcomers(job, folder, counted, device)
+    if job.who == "nobody":
+        local_model, state = LocalModel(job.study, device), initialise(job.study).state()
+        of = lambda site: state | (kept_there(job.finished, site, local_model.tags) if job.finished else {})  # noqa: E731
+        return {MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}}, []
+    trainers = {MERGED: pool(list(cohorts.values()))} if job.who == "pooled" else cohorts
+    found: Found = {}
+    troubles = []
+    for name, trainer in trainers.items():
+        try:
+            local_model, _, _ = fit_alone(job.study, trainer, device, lambda _: None)
+        except (TooFewCases, Diverged) as error:
+            troubles.append(f"{name}: {'too few cases' if isinstance(error, TooFewCases) else 'diverged'}")
+            continue
+        found[name] = {site: answers_of(local_model, job.study, cohort) for site, cohort in counted.items()}
+    return found, troubles
+
+
+def home_of(folder: Path) -> Path:
+    """Where the run of a job lies that is carried out in `folder`."""
+    return folder / "all"
+
+
+def pool(cohorts: list[Cohort]) -> Cohort:
+    """All sites' cases as one cohort; each patient stays in the split that it has at its site."""
+    offsets = np.cumsum([0, *(len(cohort.inputs) for cohort in cohorts)]).tolist()
+    first = cohorts[0]
+    return replace(
+        first,
+        name="pooled",
+        inputs=torch.cat([cohort.inputs for cohort in cohorts]),
+        targets={task: torch.cat([cohort.targets[task] for cohort in cohorts]) for task in first.targets},
+        patients=tuple(f"{cohort.name}/{patient}" for cohort in cohorts for patient in cohort.patients),
+        splits={
+            split: torch.cat([cohort.splits[split] + offset for cohort, offset in zip(cohorts, offsets, strict=False)])
+            for split in first.splits
+        },
+        problems=(),
+        facts={},
+        origins=(),
+        studies=(),
+    )
+
+
+def _newcomers(
+    job: ModelJob, folder: Path, counted: Mapping[str, Cohort], device: torch.device
+) -> tuple[Found, list[str]]:
+    """Each site in turn stays away from training; it then adapts without labels, if the study's plan does, and asks."""
+    found: Found = {}
+    troubles = []
+    for site, cohort in counted.items():
+        others = {name: spec for name, spec in job.cohorts.items() if name != site}
+        home = prepared(job, others, folder / f"without-{site}")
+        troubles += [f"without {site}: {trouble}" for trouble in federate(home)]
+        local_model = LocalModel(job.study, device)
+        local_model.load(load_tensors(home / "model.safetensors"))
+        for stage in job.study.plan:
+            if isinstance(stage.local, Recalibrate):
+                recalibrate(local_model, Loader(cohort, job.study.input, device), stage.local)
+        found[site] = {site: answers_of(local_model, job.study, cohort)}
+    return found, troubles
+
+
+def prepared(job: ModelJob, cohorts: Mapping[str, CohortSpec], home: Path) -> Path:
+    """The folder of a run of some of a job's sites that can begin, or that had begun."""
+    if not (home / "study.yaml").is_file():
+        sources = {site: spec for site, spec in job.sources.items() if site in cohorts}
+        faults = {site: fault for site, fault in job.faults.items() if site in cohorts}
+        policies = {site: policy for site, policy in job.policies.items() if site in cohorts}
+        there = Hospitals(cohorts, faults, public_sources=job.public, sources=sources, policies=policies)
+        prepare(job.study, there, home)
+    if job.fold is not None:
+        for site in cohorts:
+            deal(job.study, home / "sites" / site, job.fold)
+    return home
+
+
+def federate(home: Path) -> list[str]:
+    """Run or continue the federated run in `home`; what its result says was missing."""
+    resume(home, report=False)
+    result = read_json(home / "result.json")
+    return [] if result["status"] == "completed" else [str(result["headline"])]
+
+
+def _ask(local_model: LocalModel, state: Arrays, study: Study, cohort: Cohort) -> dict[str, Answers]:
+    local_model.load(state)
+    return answers_of(local_model, study, cohort)
+
+
+def answers_of(local_model: LocalModel, study: Study, cohort: Cohort) -> dict[str, Answers]:
+    """What the model in `local_model` says of the cohort's test cases, by task."""
+    loader = Loader(cohort, study.input, local_model.device)
+    names = [cohort.patients[case] for case in loader.labelled("test").tolist()]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    patients = np.array([numbers[name] for name in names], np.int64)
+    found = {}
+    for task, (logits, targets) in predictions(local_model, loader, "test").items():
+        if not isinstance(study.tasks_by_name[task], Task):
+            continue  # what is compared is known of classes alone
+        known = targets >= 0
+        found[task] = Answers(logits[known], targets[known], patients[known])
+    return found
+
+
+def flat(found: Found) -> Iterator[tuple[str, np.ndarray]]:
+    """All arrays by `model/site/task/kind`, for one file of tensors."""
+    for model, sites in found.items():
+        for site, tasks in sites.items():
+            for task, answers in tasks.items():
+                for kind in ("logits", "targets", "patients"):
+                    yield f"{model}/{site}/{task}/{kind}", getattr(answers, kind)
+
+
+def unflat(arrays: Mapping[str, np.ndarray]) -> Found:
+    """The answers by model, site and task, back from `flat`."""
+    found: Found = {}
+    for key in arrays:
+        model, site, task, kind = key.split("/")
+        if kind == "logits":
+            parts = (arrays[f"{model}/{site}/{task}/{one}"] for one in ("logits", "targets", "patients"))
+            found.setdefault(model, {}).setdefault(site, {})[task] = Answers(*parts)
+    return found
