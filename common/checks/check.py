@@ -37,7 +37,7 @@ from fedgraft.common.study.stages.aggregates import (
     Temper,
     Threshold,
 )
-from fedgraft.common.study.stages.losses import names_classes
+from fedgraft.common.study.stages.losses import PluggedLoss, names_classes
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Segmentation, Task
 
@@ -151,6 +151,15 @@ def _guessing(study: Study, local: Gradient) -> Iterator[str]:
         yield from (f"{key}: looks at the classes that the model names, and {others[0]} asks for none" for key in looks)
 
 
+def _kinds(study: Study, local: Gradient) -> Iterator[str]:
+    """What a plug-in's loss is for must be asked."""
+    asked = {task.kind for task in study.tasks}
+    for at, loss in enumerate(local.losses):
+        if isinstance(loss, PluggedLoss) and loss.facts.of_tasks and asked.isdisjoint(loss.facts.tasks):
+            wanted = " or ".join(sorted(loss.facts.tasks))
+            yield f"local.losses.{at} ({loss.kind}): is for {wanted}, and the study asks for {', '.join(sorted(asked))}"
+
+
 def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
     yield from _private(study, stage, local, tags)
     moves = changed(stage, tags)
@@ -158,6 +167,7 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
         yield "local.train: selects nothing that gradients could train in this model"
     yield from check_losses(stage, local, tags)
     yield from _guessing(study, local)
+    yield from _kinds(study, local)
     yield from check_stopping(study, stage, local, tags)
     if local.augment is not None and isinstance(study.input, TableInput):
         yield "local.augment: is for images, but the study's input is a table"

@@ -20,6 +20,7 @@ from fedgraft.common.study.stages.losses import (
     InfoMax,
     Loss,
     LossScope,
+    PluggedLoss,
     Proximal,
     PseudoLabel,
     Requirement,
@@ -51,6 +52,12 @@ def _not_private(loss: Loss) -> str:
     match loss:
         case Proximal() | Supervised(of="target"):
             return ""
+        case PluggedLoss() if loss.private:
+            return ""
+        case PluggedLoss(scope=LossScope.PER_SAMPLE):
+            return (
+                "private work learns from a case's own outputs and labels alone; it looks at features or has no labels"
+            )
         case ControlVariate():
             return "control variates are not built for private work; use mean without them, or a proximal loss"
         case _ if loss.scope is LossScope.PER_BATCH:

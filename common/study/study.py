@@ -17,14 +17,16 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.config.config_files import describe, of_overrides, override, read_mapping
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.plugins.plugin import Plugin
+from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model, Teacher
 from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.plan import Gradient, Stage
-from fedgraft.common.study.stages.losses import Adversarial, Distill
+from fedgraft.common.study.stages.losses import OWN_LOSSES, Adversarial, Distill, PluggedLoss
 from fedgraft.common.study.tasks import (
     AnyTask,
     Multilabel,
@@ -131,9 +133,17 @@ class Study(Value):
             "stage": [stage.name for stage in self.plan],
             "plug-in": [plugin.key for plugin in self.plugins],
         }
-        for what, names in named.items():
-            if twice := sorted({name for name in names if names.count(name) > 1}):
+        for what, own in named.items():
+            if twice := sorted({name for name in own if own.count(name) > 1}):
                 raise ValueError(f"more than one {what} is called {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_exist(self) -> Study:
+        """A loss that is not known here is a plug-in's if the study names plug-ins; a site may not have it yet."""
+        for key, loss in self.plugged_losses() if not self.plugins else ():
+            if loss.kind not in (known := names(Kind.LOSSES)):
+                raise ValueError(f"{key}: there is no loss {loss.kind!r}{instead(loss.kind, [*OWN_LOSSES, *known])}")
         return self
 
     @model_validator(mode="before")
@@ -183,6 +193,13 @@ class Study(Value):
         """The finished model whose answers the sites of this stage learn; None if there is none."""
         losses = stage.local.losses if isinstance(stage.local, Gradient) else ()
         return next((loss.teacher for loss in losses if isinstance(loss, Distill)), None)
+
+    def plugged_losses(self) -> Iterator[tuple[str, PluggedLoss]]:
+        """Losses that plug-ins bring, each with its key."""
+        for at, stage in enumerate(self.plan):
+            for number, loss in enumerate(stage.local.losses if isinstance(stage.local, Gradient) else ()):
+                if isinstance(loss, PluggedLoss):
+                    yield f"plan.{at} ({stage.name}).local.losses.{number}", loss
 
     @property
     def architectures(self) -> tuple[str, ...]:
