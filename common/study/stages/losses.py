@@ -48,6 +48,7 @@ class LossScope(StrEnum):
 
 class _Loss(Value, ABC):
     weight: Weight = 1.0
+    """Factor on the loss in the sum that is minimised."""
 
     scope: ClassVar[LossScope] = LossScope.PER_SAMPLE
 
@@ -72,6 +73,7 @@ class Supervised(_Loss):
 
     kind: Literal["supervised"] = "supervised"
     of: Literal["target", "source"] = "target"
+    """`target` is the site's own cases, `source` those of the source that lies there."""
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -143,6 +145,7 @@ class Adversarial(_Loss):
     kind: Literal["adversarial"] = "adversarial"
     conditional: bool = False
     ramp: Annotated[float, Field(gt=0)] = 10.0
+    """How fast the reversed gradient grows."""
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -170,6 +173,7 @@ class Discrepancy(_Loss):
 
     kind: Literal["discrepancy"] = "discrepancy"
     measure: Literal["coral", "mmd", "moments"] = "coral"
+    """How the distance is measured."""
 
     scope: ClassVar[LossScope] = LossScope.PER_BATCH
 
@@ -233,6 +237,7 @@ class Distill(_Loss):
 
     kind: Literal["distill"] = "distill"
     teacher: Teacher
+    """The finished model that is asked."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
 
     @property
