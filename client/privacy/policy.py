@@ -11,11 +11,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe, read_mapping
+from fedgraft.common.plugins.plugin import canonical
 from fedgraft.common.privacy.accountant import (
     Event,
     Unit,
@@ -49,7 +50,8 @@ class SitePolicy(Value):
     those below ten, for the first `metrics_studies` studies and no more; or exact figures in every round, from which a
     coordinator can find out every single label. `keep_features` lets what a frozen backbone makes of the images lie on
     the site's disk until the study ends. `retain_statistics` lets the coordinator keep the site's own sums of features
-    beyond the study, where they are without noise.
+    beyond the study, where they are without noise. `plugins` lists distributions whose code studies may use, each with
+    the digest of its installed files, as `fedgraft site plugins` tells it.
     """
 
     allow_non_dp: _Switch = False
@@ -75,6 +77,12 @@ class SitePolicy(Value):
     metrics_studies: _Count = 2
     keep_features: _Switch = True
     retain_statistics: _Switch = False
+    plugins: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default={})
+
+    @field_validator("plugins")
+    @classmethod
+    def _as_packaging_compares(cls, plugins: dict[str, str]) -> dict[str, str]:
+        return {canonical(name): digest for name, digest in plugins.items()}
 
     @model_validator(mode="after")
     def _job_within_lifetime(self) -> SitePolicy:

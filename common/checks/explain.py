@@ -11,6 +11,7 @@ import numpy as np
 
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.check import check
+from fedgraft.common.checks.check_plugins import check_plugins
 from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
@@ -52,6 +53,8 @@ class Explained:
 
 def check_study(study: Study, source: str) -> Checked:
     """Read the weights that the study names, and refuse what cannot work; StudyError with every reason."""
+    if faults := list(check_plugins(study)):
+        raise StudyError(source, faults)
     try:
         begin = _begin(study)
     except FedgraftError as error:

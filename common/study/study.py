@@ -17,6 +17,7 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.config.config_files import describe, of_overrides, override, read_mapping
+from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
@@ -114,6 +115,9 @@ class Study(Value):
     secure_aggregation: bool = False
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
+    plugins: Annotated[tuple[Plugin, ...], Field(exclude_if=unless(()))] = ()
+    """Whose code the study uses besides fedgraft's, such as `my-backbones==1.2.0`. It is installed at each site by the
+    site's own people, and never sent."""
 
     @staticmethod
     def read(source: Path | str, *overrides: str) -> Study:
@@ -130,7 +134,12 @@ class Study(Value):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Study:
-        for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):
+        named = {
+            "task": [task.name for task in self.tasks],
+            "stage": [stage.name for stage in self.plan],
+            "plug-in": [plugin.key for plugin in self.plugins],
+        }
+        for what, names in named.items():
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"more than one {what} is called {', '.join(twice)}")
         return self
