@@ -16,6 +16,7 @@ from pydantic import Field, model_serializer, model_validator
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.study.stages.aggregates import Aggregation, Nothing
 from fedgraft.common.study.stages.losses import SUPERVISED, Loss
+from fedgraft.common.study.stages.methods import AnyMethod
 from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.stages.stopping import EarlyStopping, WeightAveraging
 from fedgraft.common.study.stages.training import (
@@ -164,6 +165,8 @@ class Gradient(Value):
     """Undoes training that went astray without labels; never if absent."""
     losses: Annotated[tuple[Loss, ...], Field(min_length=1, exclude_if=unless(SUPERVISED))] = SUPERVISED
     """What is minimised: their weighted sum."""
+    methods: Annotated[tuple[AnyMethod, ...], Field(exclude_if=unless(()))] = ()
+    """What goes beyond losses, or remembers something: SCAFFOLD, FedDyn and so on, each by its `kind`."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Gradient:

@@ -15,7 +15,7 @@ from fedgraft.common.config.config_files import describe, put, read_mapping
 from fedgraft.common.models.weights import load_manifest
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.fit import Fit
-from fedgraft.common.study.methods.presets import PRESETS
+from fedgraft.common.study.methods.presets import presets
 from fedgraft.common.study.model_spec import ENSEMBLE, Model
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.compare.work import preset
@@ -108,7 +108,7 @@ BUILT_IN: Mapping[str, Arm] = {
         Arm(name="source_only", who="nobody", set={"model.heads": "weights"}),
         Arm(name="shuffled", labels="shuffled"),
         Arm(name="new_site", who="new_site"),
-        *(Arm(name=name, method=name) for name in PRESETS if name not in ENSEMBLES),
+        *(Arm(name=name, method=name) for name in presets() if name not in ENSEMBLES),
     )
 }
 

@@ -16,7 +16,7 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe, read_mapping
-from fedgraft.common.protocol.auxiliary import requires_source
+from fedgraft.common.protocol.routing import requires_source
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.phantoms.phantoms import FINDINGS, Finding, Modality
