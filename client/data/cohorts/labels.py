@@ -36,7 +36,7 @@ def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask], problems: Counter[st
     """
     if spec.labels is None:
         return None
-    join = "path" if spec.kind == "images" else spec.join
+    join = spec.joined_by
     table, faults = read_csv(spec.labels), Faults()
     with faults.look():
         check_missing(table, spec)

@@ -44,14 +44,13 @@ class Masks:
         self._used: dict[str, set[Path]] = {task: set() for task in self._tasks}
         self.problems: Counter[str] = Counter()
 
-    def of(self, name: str, shape: tuple[int, ...], pixel_aspect: float, frames: int) -> dict[str, Mask]:
+    def of(self, name: str, shape: tuple[int, ...], pixel_aspect: float, *, several: bool) -> dict[str, Mask]:
         """By task the mask (size, size) of the image file `name` of this shape: 1 inside, 0 outside, -1 not known.
 
         A file of which several frames are used has none, since nobody can say of which frame a mask is.
         """
         return {
-            task: self._one(task, name, shape[:2], pixel_aspect) if frames == 1 else self._none()
-            for task in self._tasks
+            task: self._none() if several else self._one(task, name, shape[:2], pixel_aspect) for task in self._tasks
         }
 
     def finish(self) -> Counter[str]:
