@@ -12,7 +12,7 @@ Join = Literal["patient", "study", "series", "sop", "path"]
 """What a row of a labels table can be about."""
 
 _READERS = "fedgraft.client.data.readers"
-_OF_IMAGES = frozenset({"labels", "mask_images", "frames"})
+_OF_IMAGES = frozenset({"labels", "mask_images", "frames", "split_column", "split_file"})
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,11 @@ KINDS: dict[str, Kind] = {
     "table": Kind(
         f"{_READERS}.tables:TableReader",
         inputs=("table",),
-        keys=frozenset({"patient_column"}),
+        keys=frozenset({"patient_column", "split_column"}),
         one_file=True,
         cached=False,
     ),
+    "npz": Kind(f"{_READERS}.npz:NpzReader", keys=frozenset({"patient_column", "frames"}), one_file=True, cached=True),
 }
 """All kinds by the name that `kind` of a cohort gives."""
 

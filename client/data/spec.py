@@ -69,6 +69,11 @@ class CohortSpec(Value):
     """Column to the words or numbers that mean "not known" in it alone, such as -9."""
     patient_column: str | None = None
     """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""
+    split_column: str | None = None
+    """Column that says of each case whether it trains, validates or tests: of the table itself, of `labels`, or of
+    `split_file`. The split is then used as it is."""
+    split_file: Path | None = None
+    """A table with the split of every patient, or of every file, where it stands in a file of its own."""
     window: Window | None = None
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame DICOM file, or pages of a TIFF or PNG, become images."""
@@ -101,6 +106,8 @@ class CohortSpec(Value):
         ]
         if self.patient_column is not None and self.labels is None and "labels" in self.what.keys:
             found.append("patient_column needs `labels`, the table with that column")
+        if self.split_column is not None and "labels" in self.what.keys and not (self.labels or self.split_file):
+            found.append("split_column needs `labels` or `split_file`, the table with that column")
         if found:
             raise ValueError("; ".join(found))
         return self
@@ -129,6 +136,9 @@ class CohortSpec(Value):
 
     def below(self, folder: Path) -> CohortSpec:
         """The same with relative paths counted from `folder`, and `~` meaning the person's own."""
-        labels = None if self.labels is None else folder / self.labels.expanduser()
-        masks = None if self.mask_images is None else folder / self.mask_images.expanduser()
-        return self.model_copy(update={"root": folder / self.root.expanduser(), "labels": labels, "mask_images": masks})
+        paths = {name: getattr(self, name) for name in PATHS}
+        return self.model_copy(update={name: path and folder / path.expanduser() for name, path in paths.items()})
+
+
+PATHS = tuple(name for name, field in CohortSpec.model_fields.items() if field.annotation in (Path, Path | None))
+"""The keys of a cohort that are paths."""

@@ -197,6 +197,9 @@ def _splits(found: Findings, cohort: Cohort, study: Study) -> None:
             else "."
         )
         found.note("splits", f"nobody in {', '.join(empty)}: {description}", fix, **figures)
+    elif cohort.split_rule == "own":
+        fix = "Nothing is to be done if it is the split that you mean; else take it out of the cohort."
+        found.note("splits", description, fix, **figures)
     else:
         found.fine("splits", description, **figures)
 

@@ -143,7 +143,8 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
         by_patient.setdefault(patient, []).append(label)
     alike = {patient: splits.stratum(labels) for patient, labels in by_patient.items()}
     dealing = dealing_of(spec, wanted, place)
-    chosen, rule = splits.keep(place.state / "splits.csv", alike, dealing)
+    own = dict(zip(decoded.patients, decoded.splits, strict=True)) if decoded.splits else None
+    chosen, rule = splits.keep(place.state / "splits.csv", alike, dealing, own)
     if (dealing.rule or rule) == "independent":
         experiment.refuse_tied(name, spec)
     cases = splits.indices(decoded.patients, chosen)
@@ -221,6 +222,7 @@ def _decoded(scan: Scan, wanted: CohortRequest, place: Place) -> Decoded:
         tuple(scan.origins),
         tuple(numbers.get(key, UNKNOWN) for key in scan.studies),
         tuple(scan.spacings),
+        tuple(scan.splits),
     )
 
 
@@ -241,7 +243,7 @@ def _cache_key(spec: CohortSpec, wanted: CohortRequest, place: Place, found: Fou
         "spec": spec.model_dump(mode="json", exclude=set(experiment.KEYS)),
         "tasks": [task.model_dump(mode="json") for task in wanted.tasks],
         "input": _stored_as(wanted.input),
-        "labels": _digest_of(spec.labels),
+        "labels": [_digest_of(table) for table in (spec.labels, spec.split_file)],
         "files": list(stamps(found.files, spec.root)),
         "passed_over": [(name_below(path, spec.root), reason) for path, reason in found.passed_over],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,11 @@ class Masks:
         return {
             task: self._none() if several else self._one(task, name, shape[:2], pixel_aspect) for task in self._tasks
         }
+
+    def given(self, masks: Mapping[str, NDArray[np.bool_]], pixel_aspect: float) -> dict[str, Mask]:
+        """As `of`, of an image whose own file holds the masks (H, W)."""
+        fitted = {task: fit_mask(mask, pixel_aspect, self._size) for task, mask in masks.items()}
+        return {task: fitted.get(task, self._none()) for task in self._tasks}
 
     def finish(self) -> Counter[str]:
         """All that was odd, once every image has been looked up."""

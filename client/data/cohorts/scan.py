@@ -17,6 +17,7 @@ from fedgraft.client.data.cohorts.batches import fit, fitted_shape
 from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import Join, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
+from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents, open_reader
 from fedgraft.client.data.spec import CohortSpec
@@ -49,6 +50,8 @@ class Scan:
     spacings: list[float] = field(default_factory=list)
     patients: list[str] = field(default_factory=list, repr=False)
     studies: list[str] = field(default_factory=list, repr=False)
+    splits: list[str] = field(default_factory=list)
+    """Of every case, where the cohort brings its own splits; else none."""
     left_out: list[tuple[int, str]] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
@@ -89,6 +92,7 @@ class _Loop:
         self._join, self._patients = Join(labels, tasks), read_patients(spec)
         self._by_folder = _Folders(spec, tasks) if labels is None and spec.what.folder_labels else None
         self._masks = Masks(spec, tasks, wanted) if isinstance(wanted, ImageInput) else None
+        self._splits = OwnSplits(spec)
         self._reader = open_reader(spec, tasks, wanted)
 
     def take(self, at: int, path: Path) -> None:
@@ -108,6 +112,7 @@ class _Loop:
 
     def finish(self) -> Scan:
         """All that was taken, with what is odd about all of it together."""
+        self._splits.finish()
         if self._by_folder is not None:
             self.done.problems.update(self._by_folder.finish())
         self.done.problems.update(self._join.finish())
@@ -128,6 +133,11 @@ class _Loop:
                 known[key] = self._labels(name, key, case), self._patient(name, case)
                 done.problems.update(["no_patient_id"] if not known[key][1] else [])
             targets, patient = known[key]
+            split = self._splits.of(name, key, case, patient)
+            if split == "":
+                done.problems[WITHOUT_SPLIT] += 1
+                continue
+            done.splits += [] if split is None else [split]
             self._store(case)
             done.origins.append(at if case.row is None else case.row)
             done.patients.append(patient or NOBODY)
@@ -137,7 +147,8 @@ class _Loop:
                 done.targets[task].append(value)
             if self._masks is not None:
                 shape, aspect = case.values.shape[:2], case.geometry.pixel_aspect
-                for task, mask in self._masks.of(name, shape, aspect, several=contents.several).items():
+                own = None if case.masks is None else self._masks.given(case.masks, aspect)
+                for task, mask in (own or self._masks.of(name, shape, aspect, several=contents.several)).items():
                     done.masks[task].append(mask)
 
     def _store(self, case: Case) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.targets import Target
+from fedgraft.client.data.tables.words import Cell
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.tasks import AnyTask
 
@@ -54,6 +55,10 @@ class Case:
     geometry: Geometry = SQUARE
     targets: Mapping[str, Target] | None = None
     """By task what the file itself says; None if labels come from a table or a folder's name."""
+    masks: Mapping[str, NDArray[np.bool_]] | None = None
+    """By task where the finding is, of the image's height and width; None if the file itself says nothing."""
+    split: Cell | None = field(default=None, repr=False)
+    """The split that the file itself puts it into, with its place; None if it says nothing of splits."""
     row: int | None = None
     """Its row, counted from 0, in a file that holds all cases."""
 
@@ -83,6 +88,11 @@ class Reader(Protocol):
 
     def finish(self) -> Counter[str]:
         """What is odd about all files together, by constant words. DataError as `read`."""
+
+
+def chosen_slices(volume: NDArray[np.float32], which: Literal["all", "middle", "first"]) -> list[NDArray[np.float32]]:
+    """The slices of a volume (D, ...) that `frames` of a cohort asks for."""
+    return {"all": list(volume), "middle": [volume[len(volume) // 2]], "first": [volume[0]]}[which]
 
 
 def open_reader(spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec) -> Reader:
