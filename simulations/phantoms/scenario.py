@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.spec import PATHS, CohortSpec
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
@@ -240,11 +240,10 @@ def _names(data: dict[str, Any]) -> list[str]:
 
 def _anchor(data: dict[str, Any], folder: Path) -> None:
     """Make the relative paths of all cohorts absolute, in place; what is no path is left for the check."""
-    paths = [key for key, field in CohortSpec.model_fields.items() if field.annotation in (Path, Path | None)]
     sites = data.get("sites")
     for site in sites if isinstance(sites, list) else []:
         cohort = site.get("cohort") if isinstance(site, dict) else None
-        for key in paths:
+        for key in PATHS:
             if isinstance(cohort, dict) and isinstance(cohort.get(key), str):
                 cohort[key] = str(folder / Path(cohort[key]).expanduser())
 
