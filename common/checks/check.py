@@ -112,7 +112,8 @@ def _secure(study: Study) -> Iterator[str]:
             yield (
                 f"plan.{index} ({stage.name}).aggregate.ridge_penalty: loso leaves out one site after the other, "
                 f"and masks hide "
-                "each site's sums; give a number, or secure_aggregation: false"
+                f"each site's sums; {'use auto' if isinstance(stage.aggregate, Ridge) else 'give a number'}, "
+                "or secure_aggregation: false"
             )
     sending = {stage.where for stage in study.plan if not isinstance(stage.aggregate, Nothing) or sends_sums(stage)}
     if len(sending) > 1:
@@ -264,7 +265,7 @@ def _other_kinds(study: Study, stage: Stage, local: Statistics) -> Iterator[str]
     if study.mask_heads and local.private is not None:
         yield f"local.private: noised sums and the masks of {', '.join(study.mask_heads)} do not go together"
     if isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "loso" and local.private is not None:
-        yield "aggregate.ridge_penalty: loso measures errors on sums that noise has spoilt; give a number"
+        yield "aggregate.ridge_penalty: loso measures errors on sums that noise has spoilt; use auto, or give a number"
 
 
 def _recalibrate(stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:

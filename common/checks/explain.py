@@ -291,6 +291,10 @@ def _solved(stage: Stage, local: Statistics) -> str:
         solved = solved.removesuffix(" equal to the pooled one")
     if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
         solved += ", with the ridge penalty that does best on sites left out, from the same sums"
+    elif isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "auto":
+        solved += ", with a ridge penalty that follows from " + (
+            "the number of features and cases" if local.private is not None else "the same sums by cross-validation"
+        )
     if local.retain_statistics:
         solved += ", and keeps each site's sums, so that a site can leave or join later"
     if isinstance(stage.aggregate, Temper):

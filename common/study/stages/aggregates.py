@@ -76,13 +76,15 @@ class ClippedMean(Value):
 class Ridge(Value):
     """Closed-form head: one ridge regression on standardised features, from the sites' sums, equal to the pooled one.
 
-    `ridge_penalty` is relative to the number of cases; `loso` takes for each task the one that does best on the sites
-    left out one after the other, which follows from the same sums. `scale` multiplies the logits, so that their softmax
-    is about as sharp as that of a trained head; a value's head is not scaled.
+    `ridge_penalty` is relative to the number of cases. What is right grows with the number of features: `auto` takes
+    for each task the one with the least generalised cross-validation error, from the total of the sums; of sums with
+    noise, and of values, the number of features per case. `loso` takes the one that does best on the sites left out one
+    after the other. `scale` multiplies the logits, so that their softmax is about as sharp as that of a trained head; a
+    value's head is not scaled.
     """
 
     kind: Literal["ridge"] = "ridge"
-    ridge_penalty: Annotated[float, Field(gt=0)] | Literal["loso"] = 0.1
+    ridge_penalty: Annotated[float, Field(gt=0)] | Literal["auto", "loso"] = "auto"
     scale: Annotated[float, Field(gt=0)] = 5.0
 
 
