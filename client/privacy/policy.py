@@ -55,18 +55,22 @@ class SitePolicy(Value):
     """
 
     allow_non_dp: _Switch = False
+    """Whether studies without differential privacy may train here."""
     secure_aggregation_only: _Switch = False
     unit: Unit = "patient"
     epsilon_per_study: _Positive = 3.0
     epsilon_lifetime: _Positive = 8.0
     delta: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
     noise_multiplier_min: _Positive = 0.5
+    """The least noise of private training, over `max_grad_norm`; a study with less gets this much."""
     max_grad_norm_limit: _Positive = 10.0
+    """The largest clip of private training; a study with more gets this much."""
     sample_rate_max: _Share = 0.5
     steps_max: _Count = 2000
     backbones: tuple[str, ...] | None = None
     train: frozenset[Role] | None = None
     min_patients: _Count = 50
+    """The fewest patients with which the site takes part at all."""
     metrics: Metrics = "none"
     metrics_epsilon: _Positive = 0.5
     metrics_lifetime: _Positive = 1.0

@@ -26,8 +26,8 @@ from fedgraft.client.runtime.site import Site
 from fedgraft.client.runtime.visit.progress import progress_file, taken_up
 from fedgraft.client.training.model.local_model import LocalModel, NoGpu, device_named
 from fedgraft.common.base.errors import FedgraftError, InputError
-from fedgraft.common.protocol.auxiliary import requires_source
 from fedgraft.common.protocol.instructions import Code
+from fedgraft.common.protocol.routing import requires_source
 from fedgraft.common.study.study import Study, parse_study
 
 

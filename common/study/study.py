@@ -97,15 +97,23 @@ class Study(Value):
     """What a study's file may have besides; it is taken out before this is made of it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    """What the study is called: small letters, digits, `-` and `_`."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides splits, initial entries and batches: the same seed gives the same run, bit for bit."""
     tasks: Annotated[tuple[AnyTask, ...], Field(min_length=1)]
+    """What is asked of each case. A model has a head for each."""
     input: InputSpec = ImageInput()
+    """What a case is made into before it reaches the model."""
     split: SplitSpec = SplitSpec()
+    """How each site divides its patients."""
     model: Model = Model()
+    """The backbone, and the weights that it starts from."""
     plan: tuple[Stage, ...]
     """What is done, in order. Nothing at all, `[]`: sites measure the model that its weights give, with its heads."""
     rounds: RoundRules = RoundRules()
+    """When a round counts, and when a run has completed."""
     evaluate: Evaluation = Evaluation()
+    """When, on what and how sites measure the model."""
     secure_aggregation: bool = False
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
@@ -252,8 +260,9 @@ def _make_way(data: dict[str, Any], typed: Mapping[str, str]) -> None:
 
     With no plan at all a finished model is measured with its heads, whatever the file says of those that it trains.
     """
+    whole = {key.partition(".")[0] if key.startswith("method.") else key for key in typed}
     for key, other in (("plan", "method"), ("method", "plan")):
-        if key in typed and other not in typed:
+        if key in whole and other not in whole:
             data.pop(other, None)
     model = data.get("model")
     if typed.get("plan", "").strip() == "[]" and "model.heads" not in typed and isinstance(model, dict):
