@@ -68,6 +68,8 @@ class CohortSpec(Value):
     """Words that mean "not known", in any case and in all columns. A class or category of that name is meant first."""
     missing_values: dict[str, tuple[str, ...]] = Field(default={})
     """Column to the words or numbers that mean "not known" in it alone, such as -9."""
+    complete_cases: bool = False
+    """Tables: leave out, and count, the rows in which a column of the study has no value."""
     patient_column: str | None = None
     """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""
     window: Window | None = None
@@ -97,6 +99,8 @@ class CohortSpec(Value):
         found = [fault for fault, wrong in faults.items() if wrong and self.patient_column is not None]
         if self.kind == "table" and self.labels is not None:
             found.append("labels does not apply: a table holds its own")
+        if self.complete_cases and self.kind != "table":
+            found.append("complete_cases applies to tables only")
         if self.mask_images is not None and self.kind == "table":
             found.append("mask_images does not apply: a table has no images")
         if self.window is not None and not dicom:
