@@ -8,11 +8,13 @@ from fedgraft.common.checks.check_columns import check_columns
 from fedgraft.common.checks.check_ensemble import check_calibration, check_ensemble
 from fedgraft.common.checks.check_length import check_length
 from fedgraft.common.checks.check_losses import check_losses
+from fedgraft.common.checks.check_methods import check_methods
 from fedgraft.common.checks.check_ood import check_ood
 from fedgraft.common.checks.check_source import check_source
 from fedgraft.common.checks.check_stopping import check_stopping
+from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.metrics.operating_point import names_of
-from fedgraft.common.protocol.routing import changed, own, stays
+from fedgraft.common.protocol.routing import changed, own, sends_sums, stays
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import (
     Gradient,
@@ -119,7 +121,7 @@ def _secure(study: Study) -> Iterator[str]:
                 f"each site's sums; {'use auto' if isinstance(stage.aggregate, Ridge) else 'give a number'}, "
                 "or secure_aggregation: false"
             )
-    sending = {stage.where for stage in study.plan if not isinstance(stage.aggregate, Nothing)}
+    sending = {stage.where for stage in study.plan if not isinstance(stage.aggregate, Nothing) or sends_sums(stage)}
     if len(sending) > 1:
         yield (
             f"plan: stages that send are for {' and for '.join(sorted(sending))} sites, and a site masks with one "
@@ -164,6 +166,7 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     if all(tags[key].role is Role.NORM_STATS for key in moves):
         yield "local.train: selects nothing that gradients could train in this model"
     yield from check_losses(stage, local, tags)
+    yield from check_methods(Ground(study, stage, tags, {}), local)
     yield from _guessing(study, local)
     yield from check_stopping(study, stage, local, tags)
     if local.augment is not None and isinstance(study.input, TableInput):

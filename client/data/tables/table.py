@@ -107,19 +107,15 @@ def read_table(
     with faults.look():
         by_row = row_targets(table, tasks, spec, problems)
     faults.refuse()
+    labels |= {spec.split_column} if spec.split_column is not None else set()
     targets = {task.name: stacked(task, [found[task.name] for found in by_row]) for task in tasks}
     patients = [_patient(table, at, spec, labels, problems) for at in range(len(table.rows))]
     if spec.patient_column is not None:
         problems.update(odd_ids(patients))
-    if spec.complete_cases:
-        keep = np.flatnonzero(_complete(inputs, columns))
-        problems.update(+Counter({INCOMPLETE: len(inputs) - len(keep)}))
-        inputs, patients = inputs[keep], [patients[at] for at in keep]
-        targets = {name: target[keep] for name, target in targets.items()}
     return inputs, targets, patients, problems
 
 
-def _complete(inputs: NDArray[np.float32], columns: TableInput) -> NDArray[np.bool_]:
+def complete(inputs: NDArray[np.float32], columns: TableInput) -> NDArray[np.bool_]:
     """Which rows (N,) have a value in every column."""
     known, at = ~np.isnan(inputs).any(axis=1), len(columns.numeric)
     for categories in columns.categorical.values():

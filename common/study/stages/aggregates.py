@@ -14,6 +14,7 @@ class Mean(Value):
 
     kind: Literal["mean"] = "mean"
     weight: Literal["examples", "equal"] = "examples"
+    """A site counts by its examples, or as much as any other."""
 
 
 class ServerOptimiser(Value):
@@ -25,13 +26,17 @@ class ServerOptimiser(Value):
 
     kind: Literal["server_optimiser"] = "server_optimiser"
     rule: Literal["sgd", "adam", "yogi", "adagrad"]
+    """The optimiser that takes the mean change for a gradient."""
     lr: Annotated[float, Field(gt=0)] = 1.0
+    """The coordinator's learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """beta1 of the adaptive rules."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """How slowly the adaptive rules forget squared changes."""
     tau: Annotated[float, Field(gt=0)] = 1e-3
     """How adaptive: entries that hardly change are not divided by less."""
     weight: Literal["examples", "equal"] = "examples"
+    """A site counts by its examples, or as much as any other."""
 
 
 class Median(Value):
@@ -137,6 +142,7 @@ class Threshold(Value):
 
     kind: Literal["threshold"] = "threshold"
     quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
+    """Share of the training sites' distances that lie below it."""
 
 
 class Temper(Value):

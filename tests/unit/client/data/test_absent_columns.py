@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedgraft.client.data.readers.tables import TableReader
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.table import INCOMPLETE, read_inputs, read_table
 from fedgraft.common.base.errors import DataError
@@ -49,8 +50,11 @@ def test_a_table_that_lacks_half_of_the_columns_is_another_table(tmp_path: Path)
 def test_complete_cases_leave_out_and_count_what_is_not(tmp_path: Path) -> None:
     rows = ("p1,a,60,f,3,150,200", "p2,b,,m,3,140,210", "p3,a,50,m,,130,220", "p4,b,40,f,6,120,230")
     spec = written(tmp_path, "id,cls,age,sex,thal,thalach,chol", *rows)
-    inputs, targets, patients, problems = read_table(spec.model_copy(update={"complete_cases": True}), (TASK,), COLUMNS)
-    assert (patients, targets["cls"].tolist(), problems[INCOMPLETE]) == (["p1", "p4"], [0, 1], 2)
-    assert inputs[:, 0].tolist() == [60, 40]
-    with pytest.raises(ValueError, match="complete_cases applies to tables only"):
+    asked = spec.model_copy(update={"complete_cases": True})
+    contents = TableReader(asked, (TASK,), COLUMNS).read(spec.root, "")
+    cases = list(contents.cases)
+    found = [(case.patient, case.row, (case.targets or {})["cls"], float(case.values[0])) for case in cases]
+    assert found == [("p1", 0, 0, 60.0), ("p4", 3, 1, 40.0)]
+    assert contents.problems[INCOMPLETE] == 2
+    with pytest.raises(ValueError, match="complete_cases does not apply to a cohort of kind dicom"):
         CohortSpec(kind="dicom", root=tmp_path, complete_cases=True)

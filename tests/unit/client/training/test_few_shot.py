@@ -23,8 +23,8 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.closed_form.closed_form import automatic_penalties
+from fedgraft.common.closed_form.moments import MEAN, moments_from_sums
 from fedgraft.common.models.model import state_arrays
-from fedgraft.common.protocol.auxiliary import moments_from_sums
 from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
@@ -163,7 +163,7 @@ def test_tasks_of_other_kinds_are_solved_where_that_can_be(make_study: MakeStudy
     }
     mine = cohort(inputs, targets)
     common = feature_sums(made, Loader(mine, study.input, CPU))
-    assert np.allclose(moments_from_sums(common)["moments/mean"], common["signs/gram"][0][-1, :-1] / 30)
+    assert np.allclose(moments_from_sums(common)[MEAN], common["signs/gram"][0][-1, :-1] / 30)
 
     def solved(how: str) -> set[str]:
         fit = Fit.model_validate({"how": how})
