@@ -55,7 +55,7 @@ KINDS: dict[str, Kind] = {
     "table": Kind(
         f"{_READERS}.tables:TableReader",
         inputs=("table",),
-        keys=frozenset({"patient_column", "split_column"}),
+        keys=frozenset({"patient_column", "split_column", "complete_cases"}),
         one_file=True,
         cached=False,
     ),
