@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,15 @@ from fedgraft.common.config.suggest import instead
 
 Join = Literal["patient", "study", "series", "sop", "path"]
 """What a row of a labels table can be about."""
+
+JOIN_KEYS: Mapping[Join, tuple[str, ...]] = {
+    "patient": ("PatientID", "patient_id", "patient", "subject"),
+    "study": ("StudyInstanceUID", "study_uid", "study"),
+    "series": ("SeriesInstanceUID", "series_uid", "series"),
+    "sop": ("SOPInstanceUID", "sop_uid", "sop"),
+    "path": ("path", "file", "filename", "image"),
+}
+"""Usual names of the column that a labels table is joined by."""
 
 _READERS = "fedgraft.client.data.readers"
 _OF_IMAGES = frozenset({"labels", "mask_images", "frames", "split_column", "split_file"})
@@ -58,6 +67,14 @@ KINDS: dict[str, Kind] = {
         keys=frozenset({"patient_column", "split_column"}),
         one_file=True,
         cached=False,
+    ),
+    "features": Kind(
+        f"{_READERS}.features:FeatureReader",
+        inputs=("features",),
+        keys=frozenset({"labels", "patient_column", "split_column", "split_file", "columns", "extractor"}),
+        joins=("patient", "study", "series", "sop", "path"),
+        one_file=True,
+        folder_labels=True,
     ),
     "npz": Kind(f"{_READERS}.npz:NpzReader", keys=frozenset({"patient_column", "frames"}), one_file=True, cached=True),
 }

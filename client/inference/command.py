@@ -15,12 +15,12 @@ from matplotlib import colormaps
 from PIL import Image
 
 from fedgraft.client.data.spec import DERIVED
-from fedgraft.client.data.tables.table import read_inputs
 from fedgraft.client.inference.answers import answer_row, thresholds
 from fedgraft.client.inference.export import Kind, export
 from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.rows import read_rows
 from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
@@ -107,7 +107,7 @@ def _predict_table(reader: Reader, columns: TableInput, asked: PredictRequest) -
     """What the model says of every row of a CSV file, by the line that it ends on."""
     if asked.heat or asked.adapt:
         raise InputError("--heat and --adapt are for images, and this model is for tables.", fix="Leave them out.")
-    table, inputs, problems = read_inputs(asked.images, columns)
+    table, inputs, problems = read_rows(asked.images, columns)
     make_folder(asked.out)
     said = reader.answers(reader.over(torch.from_numpy(inputs)))
     rows = [
