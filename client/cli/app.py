@@ -149,6 +149,14 @@ def check(
     return decisions.check_site(home, study_ref, part or (), baseline=baseline, share=share, as_json=as_json)
 
 
+@app.command("plugins")
+def plugins(home: Home, as_json: AsJson = False) -> None:
+    """Code of others that is installed here for studies, and what the policy must list to allow it. None of it runs."""
+    from fedgraft.client.cli import governance_commands as decisions
+
+    decisions.show_plugins(home, as_json=as_json)
+
+
 @app.command("adapt")
 def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     home: Home,

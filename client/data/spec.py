@@ -35,7 +35,9 @@ class Window(Value):
     """A display window in the images' own units (Hounsfield units for CT), used in place of what the files say."""
 
     center: float
+    """The value that becomes middle grey."""
     width: Annotated[float, Field(gt=0)]
+    """How many units lie between black and white."""
 
 
 class CohortSpec(Value):
@@ -80,11 +82,13 @@ class CohortSpec(Value):
     extractor: Extractor | None = None
     """What made the features, where their file does not say it itself."""
     window: Window | None = None
+    """DICOM: shown by this window; by the file's own if absent."""
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame DICOM file, or pages of a TIFF or PNG, become images."""
     accept: tuple[Derived, ...] = ()
     """DICOM: kinds of objects that no scanner took and that are used all the same, such as `secondary_capture`."""
     file_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """The most time that decoding a single file may take; a file that takes more is left out."""
     file_gigabytes: Annotated[float, Field(gt=0)] = 4.0
     """The most time and memory that decoding a single file may take; a file that takes more is left out."""
     split: Literal["auto", "independent"] = "auto"

@@ -11,8 +11,7 @@ import numpy as np
 
 from fedgraft.common.base.errors import QuorumError
 from fedgraft.common.closed_form.ood import ood_model
-from fedgraft.common.closed_form.shapes import expected
-from fedgraft.common.protocol.auxiliary import MOMENTS
+from fedgraft.common.methods.memory.carried import sent_shapes, up_shapes
 from fedgraft.common.protocol.instructions import (
     Arrays,
     Code,
@@ -22,12 +21,14 @@ from fedgraft.common.protocol.instructions import (
     Instruction,
 )
 from fedgraft.common.protocol.routing import Tags
+from fedgraft.common.protocol.states import States
 from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.schedule import Step, schedule, split_at, stage_of
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
-from fedgraft.server.aggregation.auxiliary import Auxiliary
+from fedgraft.server.aggregation.gathered import Gathered
+from fedgraft.server.aggregation.memory import Memory
 from fedgraft.server.fleet.fleet import Fleet, lacking
 from fedgraft.server.rounds.exchange.attendance import asked_in, counts_absent
 from fedgraft.server.rounds.exchange.collect import Collected, Collector, headline
@@ -49,9 +50,8 @@ class Coordinator:
         self._fleet = fleet
         self._folder = folder
         self._state: dict[str, np.ndarray] = dict(state)
-        self._auxiliary = Auxiliary(study, tags, state)
+        self._memory = Memory(study, tags, state)
         self._tags = tags
-        self._memory: dict[str, np.ndarray] = {}
         self._totals = Totals()
         self._digests = Digests()
         self._held: dict[str, Arrays] = {}
@@ -68,7 +68,7 @@ class Coordinator:
         """Carry out what is left of the plan. QuorumError if too few sites answer in a round."""
         done = 0
         if (checkpoint := self._folder.load_checkpoint()) is not None:
-            done, self._state, self._memory = checkpoint.exchange, checkpoint.state, checkpoint.memory
+            done, self._state, self._memory.states = checkpoint.exchange, checkpoint.state, States(checkpoint.memory)
             self._totals = Totals(**checkpoint.totals)
         self._greet()
         scores, rule = Scores(self._study, {}), self._study.evaluate.operating_point
@@ -81,9 +81,10 @@ class Coordinator:
             if not step.work and rule is not None and split_at(self._study, step) == "val":
                 points = scores.operating_points(rule)
             if step.work:
-                self._folder.save_checkpoint(step.exchange, self._state, self._memory, vars(self._totals))
+                memory = self._memory.states.arrays()
+                self._folder.save_checkpoint(step.exchange, self._state, memory, vars(self._totals))
         late = frozenset(site for site in self._greetings if not self._fleet.expects(site))
-        ood = ood_model(self._memory)
+        ood = ood_model(self._memory.states)
         ended = (self._state, self._greetings, self._absent, scores, self._totals)
         return RunOutcome(*ended, points, late, self._others, ood)
 
@@ -126,19 +127,17 @@ class Coordinator:
             stage=stage.name if step.work else "evaluate",
             sites=len(sites),
         )
-        if step.round == 1:
-            # What a source released lasts; all else belongs to its stage.
-            self._memory = {key: array for key, array in self._memory.items() if key.startswith(MOMENTS)}
-        self._sent = self._state | (self._auxiliary.for_stage(stage, self._memory) if step.work else {})
-        got, aggregator = self._counted(step, stage, sites)
+        self._memory.states.begin(stage.name)
+        self._sent = self._state | (self._memory.go_down(stage) if step.work else {})
+        got, aggregator, gathered = self._counted(step, stage, sites)
         for site in (*got.aggregated, *got.observed):
             self._hold(site)
         scores = Scores(self._study, got.metrics, got.pooled)
         if step.work:
-            self._take(step, stage, aggregator, scores, len(got.aggregated) / len(sites))
+            self._take(step, stage, gathered, scores, len(got.aggregated) / len(sites))
             if isinstance(aggregator, HeadAggregator):
                 self._retain_statistics(stage, aggregator, got)
-        self._digests.keep_only(self._state | self._auxiliary.kept)
+        self._digests.keep_only(self._state | self._memory.sent)
         self._record(step, stage, sites, got, scores, started)
         return scores
 
@@ -149,19 +148,19 @@ class Coordinator:
             sites = dict(zip(sorted(got.aggregated), aggregator.kept, strict=True))
             RetainedStatistics(stage.name, features, sites).write(self._folder.path)
 
-    def _take(self, step: Step, stage: Stage, aggregator: Aggregator, scores: Scores, share: float) -> None:
+    def _take(self, step: Step, stage: Stage, gathered: Gathered, scores: Scores, share: float) -> None:
         """The state after a round: aggregated, averaged, or the best one of a stage that ends here."""
-        memory = self._memory
+        states = self._memory.states
         if undecided(stage, scores):
             self._totals.undecided[stage.name] = self._totals.undecided.get(stage.name, 0) + 1
-        if (number := stopped(stage, step.round, scores, self._state, memory)) is not None:
+        if (number := stopped(stage, step.round, scores, self._state, states)) is not None:
             self._totals.ended[stage.name] = number
-            self._state = self._state | best(memory)
+            self._state = self._state | best(stage, states)
             self._folder.event("stopped", stage=stage.name, round=step.round, best=number)
             return
-        aggregated = aggregator.result(self._state)
-        self._auxiliary.learn(stage, step.round, memory, (self._state, aggregated), share)
-        self._state = self._state | averaged(stage, step.round, aggregated, memory)
+        aggregated = gathered.result(self._state)
+        ended = self._memory.learn(stage, step.round, self._state, aggregated, (gathered.sums, share))
+        self._state = self._state | averaged(stage, step.round, ended, states)
 
     def _asked(self, step: Step, stage: Stage) -> list[str]:
         """Names of the sites that this exchange goes to, in a fixed order."""
@@ -191,19 +190,20 @@ class Coordinator:
             held=self._digests.of(held),
         )
 
-    def _counted(self, step: Step, stage: Stage, sites: list[str]) -> tuple[Collected, Aggregator]:
+    def _counted(self, step: Step, stage: Stage, sites: list[str]) -> tuple[Collected, Aggregator, Gathered]:
         """What came back, once it is enough: repeated after an outage. QuorumError if it stays too little."""
         due = self._due(step, stage, sites)
         needed, before = self._study.rounds.needed(len(due)), Collected()
         if step.work and len(sites) < needed:
             raise self._too_few(step, len(sites), due, needed)
         while True:
-            aggregator = aggregator_for(stage, self._tags, self._memory)
-            got = self._collect(step, stage, sites, aggregator)
+            aggregator = aggregator_for(stage, self._tags, self._memory.states)
+            gathered = Gathered(aggregator, up_shapes(self._memory.ground(stage)))
+            got = self._collect(step, stage, sites, gathered)
             got.add_costs_of(before)
             here = len(got.aggregated)
             if here >= needed:
-                return got, aggregator
+                return got, aggregator, gathered
             if not self._outages.over(step.exchange, self._outages.lost(got.missing), needed - here):
                 break
             before, got.repeats = got, got.repeats + 1
@@ -211,11 +211,11 @@ class Coordinator:
                 self._welcome()  # who came back with other keys is another node
         if step.work:
             raise self._too_few(step, here, due | got.missing, needed)
-        return got, aggregator
+        return got, aggregator, gathered
 
     def _collect(self, step: Step, stage: Stage, sites: list[str], aggregator: Aggregator) -> Collected:
         split = split_at(self._study, step)
-        shapes = expected(self._study, stage, self._tags, self._state)
+        shapes = sent_shapes(self._memory.ground(stage), self._state)
         limits = Limits(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change)
         watch = replace(step, work=False)
         observers = {site: self._instruction(watch, site, "all") for site in self._observers()}
