@@ -26,7 +26,7 @@ SiteFolder = Annotated[
 ]
 PendingStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
-KINDS = "What the data are: dicom, images, npz, features or table."
+KINDS = "What the data are: dicom, images, nifti, npz, features or table."
 CodeFile = Annotated[Path | None, typer.Option(help="Read the kit's code here instead of asking.")]
 Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SITE", help="The site's folder.", default_factory=_home)]
 

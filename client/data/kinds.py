@@ -44,6 +44,8 @@ class Kind:
     """Whether the files say whose they are."""
     folder_labels: bool = False
     """Whether the name of the sub-folder is the class where no table has the labels."""
+    mask_suffixes: tuple[str, ...] = (".png",)
+    """How the names of masks end, which lie in a folder of their own."""
     cached: bool = True
     """Whether what was read is kept, since to read it again takes long."""
 
@@ -61,6 +63,12 @@ KINDS: dict[str, Kind] = {
         names_patients=True,
     ),
     "images": Kind(f"{_READERS}.images:ImageReader", keys=_OF_IMAGES | {"patient_column"}, folder_labels=True),
+    "nifti": Kind(
+        f"{_READERS}.nifti:NiftiReader",
+        keys=_OF_IMAGES | {"patient_column", "window", "plane"},
+        folder_labels=True,
+        mask_suffixes=(".nii.gz", ".nii"),
+    ),
     "table": Kind(
         f"{_READERS}.tables:TableReader",
         inputs=("table",),

@@ -85,6 +85,8 @@ class CohortSpec(Value):
     """DICOM: shown by this window; by the file's own if absent."""
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame DICOM file, or pages of a TIFF or PNG, become images."""
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    """NIfTI: which slices of a volume; of those `frames` says how many."""
     accept: tuple[Derived, ...] = ()
     """DICOM: kinds of objects that no scanner took and that are used all the same, such as `secondary_capture`."""
     file_seconds: Annotated[float, Field(gt=0)] = 120.0

@@ -14,13 +14,13 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
+from fedgraft.client.data.readers.rows import read_rows
 from fedgraft.client.data.spec import DERIVED
 from fedgraft.client.inference.answers import answer_row, thresholds
 from fedgraft.client.inference.export import Kind, export
 from fedgraft.client.inference.heat import HEATS
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
-from fedgraft.client.inference.rows import read_rows
 from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError

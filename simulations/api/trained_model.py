@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedgraft.client.data.cohorts.batches import fit
+from fedgraft.client.data.readers.rows import read_rows
 from fedgraft.client.inference.images import Picture, pictures, pictures_of
 from fedgraft.client.inference.model import Reader
-from fedgraft.client.inference.rows import read_rows
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.study.inputs import ImageInput, InputSpec, TableInput
 from fedgraft.common.study.tasks import Multilabel, Task

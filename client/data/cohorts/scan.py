@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
 from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import Join, is_labels, read_labels, read_patients
-from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
+from fedgraft.client.data.cohorts.masks import Frame, Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents, open_reader
@@ -137,7 +137,7 @@ class _Loop:
         """Take in the cases of a file; several images of one key, frames of one file, are joined and counted once."""
         done = self.done
         known: dict[str, tuple[Mapping[str, Target], str]] = {}
-        for case in contents.cases:
+        for number, case in enumerate(contents.cases):
             key = self._key(name, case)
             if key not in known or case.row is not None:
                 known[key] = self._labels(name, key, case), self._patient(name, case)
@@ -159,7 +159,8 @@ class _Loop:
             if self._masks is not None:
                 shape, aspect = case.values.shape[:2], case.geometry.pixel_aspect
                 own = None if case.masks is None else self._masks.given(case.masks, aspect)
-                for task, mask in (own or self._masks.of(name, shape, aspect, several=contents.several)).items():
+                frame = Frame(number, contents.several, contents.volume)
+                for task, mask in (own or self._masks.of(name, shape, aspect, frame)).items():
                     done.masks[task].append(mask)
 
     def _store(self, case: Case) -> None:

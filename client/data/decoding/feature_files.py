@@ -109,7 +109,7 @@ def _parquet(path: Path, pattern: str) -> Parts:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise FaultyError('reading Parquet needs pyarrow: pip install "fedgraft[medical]"') from None
+        raise FaultyError("cannot be read: Parquet needs pyarrow", 'pip install "fedgraft[medical]"') from None
     with wall("unreadable"):
         table = parquet.read_table(path)
     names = [str(name) for name in table.column_names]
