@@ -17,6 +17,7 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.config.config_files import describe, of_overrides, override, read_mapping
+from fedgraft.common.study.clusters import Clusters, begins_at
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
@@ -103,6 +104,8 @@ class Study(Value):
     """What is done, in order. Nothing at all, `[]`: sites measure the model that its weights give, with its heads."""
     rounds: RoundRules = RoundRules()
     evaluate: Evaluation = Evaluation()
+    clusters: Annotated[Clusters | None, Field(exclude_if=unless(None))] = None
+    """Groups of sites that are alike, each with a model of its own; None for one model of all sites."""
     secure_aggregation: bool = False
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
@@ -125,6 +128,12 @@ class Study(Value):
         for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"more than one {what} is called {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_place_for_clusters(self) -> Study:
+        if self.clusters is not None:
+            begins_at(self.clusters, self.plan)
         return self
 
     @model_validator(mode="before")
