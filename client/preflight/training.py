@@ -13,15 +13,17 @@ from fedgraft.client.preflight.memory import PeakMemory
 from fedgraft.client.preflight.report import Findings, counted
 from fedgraft.client.training.batch_pairs import learnt_from
 from fedgraft.client.training.losses.base import RoundContext, VisitContext
+from fedgraft.client.training.losses.machine import bound
 from fedgraft.client.training.microbatching import Microbatching
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import column_sums, frozen_sums
-from fedgraft.common.protocol.auxiliary import requirements_of
+from fedgraft.common.methods.memory.carried import down_shapes
 from fedgraft.common.protocol.routing import changed
+from fedgraft.common.protocol.states import States
 from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
-from fedgraft.common.study.stages.losses import Requirement
+from fedgraft.common.study.stages.losses import Requirement, requirements
 from fedgraft.common.study.study import Study
 
 _GB = 1e9
@@ -53,7 +55,7 @@ def check_training(study: Study, cohort: Cohort, device: torch.device) -> Findin
     try:
         local_model, loader = LocalModel(study, device), Loader(cohort, study.input, device)
         for stage in study.plan:
-            if not _can_be_tried(stage):
+            if not _can_be_tried(stage, local_model):
                 found.skipped(f"stage_{stage.name}", "needs more than the site's own cases: a source, or its moments")
             elif _takes_part(stage, loader):
                 _try(found, study, stage, local_model, loader, cohort)
@@ -67,9 +69,10 @@ def check_training(study: Study, cohort: Cohort, device: torch.device) -> Findin
     return found
 
 
-def _can_be_tried(stage: Stage) -> bool:
+def _can_be_tried(stage: Stage, local_model: LocalModel) -> bool:
     """Whether the work needs nothing but the model and the site's own cases."""
-    return not requirements_of(stage) - {Requirement.LABELS}
+    required = requirements(stage.local.losses) if isinstance(stage.local, Gradient) else frozenset()
+    return not required - {Requirement.LABELS} and not down_shapes(local_model.ground(stage))
 
 
 def _takes_part(stage: Stage, loader: Loader) -> bool:
@@ -137,7 +140,9 @@ def _measure_gradient(
 ) -> StepCost:
     moves = changed(stage, local_model.tags)
     cases = len(learnt_from(loader, spec))
-    round_context = replace(_ROUND, visit_context=VisitContext(auxiliary=local_model.any_teacher(stage)))
+    received = local_model.read(local_model.tags)
+    methods = bound(local_model.ground(stage), 1, received, States(), States())
+    round_context = replace(_ROUND, visit_context=VisitContext(received, methods=methods))
 
     def steps(count: int) -> Callable[[], object]:
         some = spec.model_copy(update={"epochs": None, "steps": count})

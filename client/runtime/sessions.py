@@ -16,6 +16,7 @@ from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig, read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.governance.egress import EgressLog
+from fedgraft.client.governance.plugins import demand_plugins
 from fedgraft.client.governance.records import Records
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
@@ -25,8 +26,8 @@ from fedgraft.client.runtime.site import Site
 from fedgraft.client.runtime.visit.progress import progress_file, taken_up
 from fedgraft.client.training.model.local_model import LocalModel, NoGpu, device_named
 from fedgraft.common.base.errors import FedgraftError, InputError
-from fedgraft.common.protocol.auxiliary import requires_source
 from fedgraft.common.protocol.instructions import Code
+from fedgraft.common.protocol.routing import requires_source
 from fedgraft.common.study.study import Study, parse_study
 
 
@@ -78,6 +79,7 @@ class Session:
 
     def _open(self, study: Study) -> Site:
         config = self.config
+        demand_plugins(config.policy, study)
         wanted = cohort_request(config, study)
         place = place_of(config, study.digest)
         try:

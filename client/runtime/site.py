@@ -25,11 +25,12 @@ from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import ENDS, FedgraftError
+from fedgraft.common.methods.memory.carried import up_shapes
 from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.privacy.accountant import Spend
-from fedgraft.common.protocol.auxiliary import requires_source
 from fedgraft.common.protocol.instructions import Answer, Arrays, Code, Greeting, Instruction, Refusal, Update
-from fedgraft.common.protocol.routing import privacy_request
+from fedgraft.common.protocol.routing import privacy_request, requires_source
+from fedgraft.common.protocol.states import is_address
 from fedgraft.common.secure_aggregation.masking import OutOfRange, brought_in
 from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summands, metric_summands, tensor_summands
 from fedgraft.common.study.clusters import Told
@@ -143,7 +144,9 @@ class Site:
             self._place.local_model.touched(self._place.local_model.tags)
             return self._nothing(turn, weights, self._guard.spend())
         if result.own:
-            self._local_state.save(turn.exchange, {**before, **result.own})
+            # What methods remembered for another stage is over with it; what they remember now is all in the result.
+            entries = {key: array for key, array in before.items() if not is_address(key)}
+            self._local_state.save(turn.exchange, {**entries, **result.own})
         return Update(turn.exchange, result.tensors, weights, result.figures, {}, self._guard.spend())
 
     def _goes_on(self, turn: Turn, error: BaseException) -> bool:
@@ -158,8 +161,9 @@ class Site:
         """An update that says nothing, and under masks counts nothing."""
         if turn.accepted is None:
             return Update(turn.exchange, {}, weights, {}, {}, spent)
-        forms = self._place.local_model.forms
-        zeros = {key: np.zeros(forms[key][0], forms[key][1]) for key in self._place.routing(turn.stage).sent}
+        forms, sums = self._place.local_model.forms, up_shapes(self._place.local_model.ground(turn.stage))
+        wanted = {key: forms[key] for key in self._place.routing(turn.stage).sent}
+        zeros = {key: np.zeros(*form) for key, form in {**wanted, **sums}.items()}
         return Update(turn.exchange, zeros, dict.fromkeys(weights, 0.0), {}, {}, spent)
 
     def _end(self, turn: Turn, before: Arrays) -> Update:

@@ -80,7 +80,8 @@ def _train(
     weights = _class_weights(local_model, loader, spec, indices)
     objective = Objective(Visit(local_model, spec, changes, round_context, weights))
     loss_sum, seen = torch.zeros((), device=local_model.device), 0
-    body, features = loader.body(local_model.model), sees_features(spec.losses)
+    body = loader.body(local_model.model)
+    features = sees_features(spec.losses) or any(method.sees_features for method in spec.methods)
     with dropout_seeded(local_model, derive(round_context.seed, "dropout")):
         for step, pair in enumerate(pairs(loader, groups, spec, round_context)):
             progress = (round_context.round - 1 + step / len(groups)) / round_context.rounds

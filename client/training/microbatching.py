@@ -48,6 +48,7 @@ class Microbatching:
         """
         tied = trains_norm_statistics(self._local_model, changes)
         whole = any(loss.scope is not LossScope.REGULARISER and not _of_cases(loss) for loss in spec.losses)
+        whole |= any(method.per_batch for method in spec.methods)
         while True:
             begin()
             try:

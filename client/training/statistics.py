@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from fedgraft.client.training.model.autocast import in_halves
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.closed_form.moments import COVARIANCE, MEAN, FeatureMoments
 from fedgraft.common.closed_form.ood import counted, distances
 from fedgraft.common.closed_form.shapes import cross_name
 from fedgraft.common.closed_form.temperature import (
@@ -25,8 +26,8 @@ from fedgraft.common.closed_form.temperature import (
 )
 from fedgraft.common.models.ensemble import Ensemble, likely
 from fedgraft.common.models.model import Heads, TransferModel
-from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN
 from fedgraft.common.protocol.routing import DISTANCES
+from fedgraft.common.protocol.states import States
 from fedgraft.common.study.inputs import Split, TableInput
 from fedgraft.common.study.plan import Statistics
 from fedgraft.common.study.study import Study
@@ -50,14 +51,14 @@ class CaseSource:
 
 
 def site_sums(
-    local: Statistics, study: Study, local_model: LocalModel, cases: CaseSource, auxiliary: Mapping[str, np.ndarray]
+    local: Statistics, study: Study, local_model: LocalModel, cases: CaseSource, came: States
 ) -> dict[str, np.ndarray]:
-    """The sums that a stage asks for; `auxiliary` is what came beside the model."""
+    """The sums that a stage asks for; `came` are the states that came beside the model."""
     match local.of:
         case "columns":
             return column_sums(study, cases.plain)
         case "distances":
-            return distance_counts(local_model, cases.seen("val"), auxiliary)
+            return distance_counts(local_model, cases.seen("val"), came)
         case "base_models":  # which look at the cases themselves
             return frozen_sums(local_model, cases.plain, local)
         case _:
@@ -104,10 +105,11 @@ def feature_sums(
     return sums
 
 
-def distance_counts(
-    local_model: LocalModel, loader: Loader, auxiliary: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """`distances`: how many of the labelled validation cases are how far from the moments in `auxiliary`, (BINS,)."""
+def distance_counts(local_model: LocalModel, loader: Loader, came: States) -> dict[str, np.ndarray]:
+    """`distances`: how many of the labelled validation cases are how far from the moments that came, (BINS,)."""
+    released = came.get("", FeatureMoments)
+    assert released is not None  # it came, or the instruction was refused
+    mean, covariance = (released.moments[name] for name in (MEAN, COVARIANCE))
     found = [np.zeros(0)]
     local_model.model.eval()
     body = loader.body(local_model.model)
@@ -115,7 +117,7 @@ def distance_counts(
         for batch in loader.batches(in_order(loader.labelled("val"), _BATCH)):
             seen = in_halves(partial(_seen, body, False), batch.inputs)
             features = seen[_FEATURES].double().cpu().numpy()
-            found.append(distances(features, auxiliary[MEAN], auxiliary[COVARIANCE]))
+            found.append(distances(features, mean, covariance))
     return {DISTANCES: counted(np.concatenate(found))}
 
 

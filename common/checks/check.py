@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fedgraft.common.checks.check_clusters import check_clusters
 from fedgraft.common.checks.check_columns import check_columns
 from fedgraft.common.checks.check_ensemble import check_calibration, check_ensemble
 from fedgraft.common.checks.check_length import check_length
 from fedgraft.common.checks.check_losses import check_losses
+from fedgraft.common.checks.check_methods import check_methods
 from fedgraft.common.checks.check_ood import check_ood
-from fedgraft.common.checks.check_source import check_source
 from fedgraft.common.checks.check_stopping import check_stopping
+from fedgraft.common.checks.sites.check_clusters import check_clusters
+from fedgraft.common.checks.sites.check_source import check_source
+from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.metrics.operating_point import names_of
-from fedgraft.common.protocol.routing import changed, own, stays
+from fedgraft.common.protocol.routing import changed, own, sends_sums, stays
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import (
     Gradient,
@@ -112,9 +114,10 @@ def _secure(study: Study) -> Iterator[str]:
             yield (
                 f"plan.{index} ({stage.name}).aggregate.ridge_penalty: loso leaves out one site after the other, "
                 f"and masks hide "
-                "each site's sums; give a number, or secure_aggregation: false"
+                f"each site's sums; {'use auto' if isinstance(stage.aggregate, Ridge) else 'give a number'}, "
+                "or secure_aggregation: false"
             )
-    sending = {stage.where for stage in study.plan if not isinstance(stage.aggregate, Nothing)}
+    sending = {stage.where for stage in study.plan if not isinstance(stage.aggregate, Nothing) or sends_sums(stage)}
     if len(sending) > 1:
         yield (
             f"plan: stages that send are for {' and for '.join(sorted(sending))} sites, and a site masks with one "
@@ -159,6 +162,7 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     if all(tags[key].role is Role.NORM_STATS for key in moves):
         yield "local.train: selects nothing that gradients could train in this model"
     yield from check_losses(stage, local, tags)
+    yield from check_methods(Ground(study, stage, tags, {}), local)
     yield from _guessing(study, local)
     yield from check_stopping(study, stage, local, tags)
     if local.augment is not None and isinstance(study.input, TableInput):
@@ -263,7 +267,7 @@ def _other_kinds(study: Study, stage: Stage, local: Statistics) -> Iterator[str]
     if study.mask_heads and local.private is not None:
         yield f"local.private: noised sums and the masks of {', '.join(study.mask_heads)} do not go together"
     if isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "loso" and local.private is not None:
-        yield "aggregate.ridge_penalty: loso measures errors on sums that noise has spoilt; give a number"
+        yield "aggregate.ridge_penalty: loso measures errors on sums that noise has spoilt; use auto, or give a number"
 
 
 def _recalibrate(stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from fedgraft.common.protocol.routing import changed, sent, stays
+from fedgraft.common.protocol.routing import changed, stays
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
     Stage,
     Tag,
 )
-from fedgraft.common.study.stages.aggregates import Mean
 from fedgraft.common.study.stages.losses import (
     Adversarial,
-    ControlVariate,
     Discrepancy,
     Distill,
     InfoMax,
@@ -51,8 +49,6 @@ def _not_private(loss: Loss) -> str:
     match loss:
         case Proximal() | Supervised(of="target"):
             return ""
-        case ControlVariate():
-            return "control variates are not built for private work; use mean without them, or a proximal loss"
         case _ if loss.scope is LossScope.PER_BATCH:
             return "it compares the cases of a batch, so no case has a gradient of its own that could be clipped"
     return "it is not built for private work, which learns from the site's own labels alone"
@@ -69,19 +65,6 @@ def _proximal(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
             "pulls what a site keeps to the common model, but nothing that is trained is kept; keep something, or use "
             "to: round"
         )
-
-
-def _control_variate(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:
-    if local.optimiser != "sgd" or local.momentum:
-        yield "steps must be plain for their sum to say what they followed; use optimiser: sgd and momentum: 0"
-    if local.steps is None:
-        yield "the coordinator must know how many steps every site takes; give steps, not epochs"
-    if local.clip_norm is not None:
-        yield "clipped steps do not add up to what they followed; leave clip_norm out"
-    if not isinstance(stage.aggregate, Mean):
-        yield f"needs the sites' mean, but the aggregation is {stage.aggregate.kind}; use aggregate: mean"
-    if not sent(stage, tags):
-        yield "nothing that is trained is shared, so there is no drift to correct"
 
 
 def _self_taught(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # noqa: ARG001 - one form for all
@@ -101,7 +84,6 @@ def _distill(stage: Stage, local: Gradient, tags: Tags) -> Iterator[str]:  # noq
 
 _CHECKS: Mapping[type, Callable[[Stage, Gradient, Tags], Iterator[str]]] = {
     Proximal: _proximal,
-    ControlVariate: _control_variate,
     Adversarial: _features,
     Discrepancy: _features,
     Distill: _distill,

@@ -12,7 +12,6 @@ from fedgraft.common.study.plan import (
     Tag,
 )
 from fedgraft.common.study.stages.aggregates import Nothing
-from fedgraft.common.study.stages.losses import ControlVariate, find
 from fedgraft.common.study.study import Study
 
 
@@ -46,8 +45,6 @@ def _heads_first(stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iter
         yield "local.heads_first: alternates between heads and all else, so both must be trained"
     if local.private is not None:
         yield "local.heads_first: is not built for private work"
-    if find(local.losses, ControlVariate) is not None:
-        yield "local.heads_first: control variates need steps of one kind"
 
 
 def _inner_steps(local: Gradient) -> Iterator[str]:
@@ -55,5 +52,3 @@ def _inner_steps(local: Gradient) -> Iterator[str]:
         yield "local.inner_steps: steps ahead are counted; give steps, not epochs"
     if local.private is not None:
         yield "local.inner_steps: is not built for private work"
-    if find(local.losses, ControlVariate) is not None:
-        yield "local.inner_steps: control variates need steps of one kind"

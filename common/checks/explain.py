@@ -11,6 +11,8 @@ import numpy as np
 
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.check import check
+from fedgraft.common.checks.check_methods import check_memory
+from fedgraft.common.checks.check_plugins import check_plugins
 from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
@@ -52,11 +54,17 @@ class Explained:
 
 def check_study(study: Study, source: str) -> Checked:
     """Read the weights that the study names, and refuse what cannot work; StudyError with every reason."""
+    if faults := list(check_plugins(study)):
+        raise StudyError(source, faults)
     try:
         begin = _begin(study)
     except FedgraftError as error:
         raise StudyError(source, [f"model: {error}"]) from None
+    entries = begin.architecture.entries
     faults = check(study, begin.architecture.tags)
+    if not faults:
+        forms = {key: (entry.shape, entry.dtype) for key, entry in entries.items()}
+        faults += check_memory(study, begin.architecture.tags, forms)
     manifest = begin.provenance.manifest
     if manifest is not None and manifest.input is not None and manifest.input != study.input:
         faults += _input_faults(study, manifest.input)
@@ -179,6 +187,8 @@ def _beyond(local: Gradient) -> str:
         words += f", the rate times {local.layer_decay:g} for each block below the heads"
     if local.losses != SUPERVISED:
         words += ", on " + " + ".join(f"{loss.weight:g} x {loss.description}" for loss in local.losses)
+    if local.methods:
+        words += ", with " + " and ".join(method.description for method in local.methods)
     if local.rollback is not None:
         words += (
             f", undone where the model names another class for more than {1 - local.rollback.agreement:.0%} of the "
@@ -281,6 +291,10 @@ def _solved(stage: Stage, local: Statistics) -> str:
         solved = solved.removesuffix(" equal to the pooled one")
     if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
         solved += ", with the ridge penalty that does best on sites left out, from the same sums"
+    elif isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "auto":
+        solved += ", with a ridge penalty that follows from " + (
+            "the number of features and cases" if local.private is not None else "the same sums by cross-validation"
+        )
     if local.retain_statistics:
         solved += ", and keeps each site's sums, so that a site can leave or join later"
     if isinstance(stage.aggregate, Temper):

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedgraft.common.closed_form.shapes import expected
+from fedgraft.common.methods.memory.carried import sent_shapes
+from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.models.model import TransferModel, state_arrays
+from fedgraft.common.protocol.routing import forms_of
 from fedgraft.common.secure_aggregation.masking import Layout
 from fedgraft.common.secure_aggregation.summing import tensor_shapes
 from fedgraft.common.study.plan import Stage
@@ -28,7 +30,8 @@ class Leaving:
 
 def leaving(study: Study, stage: Stage, model: TransferModel) -> Leaving:
     """What leaves a site in one round of this stage, besides counts and metrics; under masks a number is a word."""
-    shapes = expected(study, stage, model.tags(), state_arrays(model))
+    state = state_arrays(model)
+    shapes = sent_shapes(Ground(study, stage, model.tags(), forms_of(state)), state)
     sizes = {name: math.prod(shape) for name, (shape, _) in shapes.items()}
     if study.secure_aggregation and shapes:
         size = _WORD * Layout.of(tensor_shapes(shapes, study, stage)).words

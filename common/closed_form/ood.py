@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from scipy import linalg
@@ -25,18 +26,11 @@ from fedgraft.common.base.files import (
     sealed,
     write_json,
 )
-from fedgraft.common.protocol.auxiliary import (
-    COVARIANCE,
-    MEAN,
-    MOMENTS,
-    moments_from_sums,
-)
+from fedgraft.common.closed_form.moments import COVARIANCE, MEAN, FeatureMoments, moments_from_sums
+from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import BINS
+from fedgraft.common.protocol.states import State, States
 
-THRESHOLD = f"{MOMENTS}threshold"
-"""In a run's memory: the threshold, its quantile, and how many images it is from."""
-SUMS = f"{MOMENTS}sums/"
-"""In a run's memory: prefix of the sums that the moments are from."""
 SHRINK = 0.05
 _EDGES = 2.0 ** np.linspace(-7, 13, BINS - 1)
 """Between bins: a step of 1.4 %. The first and last bin have no end."""
@@ -70,6 +64,17 @@ def threshold(counts: np.ndarray, quantile: float) -> float:
     rank = min(total, math.ceil((total + 1) * quantile - 1e-9))
     place = int(np.searchsorted(np.cumsum(np.rint(counts)), rank))
     return float(_EDGES[min(place, BINS - 2)])
+
+
+@dataclass(frozen=True)
+class DistanceThreshold(State):
+    """From where on an image is out of distribution."""
+
+    facts: Arrays
+    """The threshold, its quantile, and how many images it is from; each a single number."""
+
+    owner: ClassVar[str] = "threshold"
+    lasts: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -124,10 +129,10 @@ class OodModel:
         return cls(arrays, float(facts["threshold"]), float(facts["quantile"]), int(facts["cases"]))
 
 
-def ood_model(memory: Mapping[str, np.ndarray]) -> OodModel | None:
+def ood_model(states: States) -> OodModel | None:
     """What a run has learnt of its sites' images; None if its plan did not ask."""
-    if THRESHOLD not in memory:
+    found, moments = states.get("", DistanceThreshold), states.get("", FeatureMoments)
+    if found is None or moments is None:
         return None
-    value, quantile, cases = memory[THRESHOLD].tolist()
-    sums = {key.removeprefix(SUMS): array for key, array in memory.items() if key.startswith(SUMS)}
-    return OodModel(sums, value, quantile, int(cases))
+    value, quantile, cases = (float(found.facts[name]) for name in ("threshold", "quantile", "cases"))
+    return OodModel(moments.sums, value, quantile, int(cases))

@@ -31,13 +31,16 @@ KEYS: Mapping[str, str] = {
 }
 VALUES: Mapping[str, str] = {
     "anchor": "proximal",
-    "control": "control_variate",
+    "control": "scaffold",
+    "control_variate": "scaffold",
     "committee": "ensemble",
     "critic": "domain_discriminator",
     "member": "base_model",
     "members": "base_models",
     "masked": "secure_aggregation",
 }
+_MOVED: Mapping[str, str] = {"scaffold": ", which is one of local.methods and no loss"}
+"""Where new names stand, if not where the old ones did."""
 _WRONG_VALUE = ("literal_error", "enum", "union_tag_invalid")
 
 
@@ -51,5 +54,5 @@ def new_name(fault: Mapping[str, Any]) -> str:
         found = fault["input"]
         old = found.get("kind") if isinstance(found, Mapping) else found
         if isinstance(old, str) and old in VALUES:
-            return f"{old} was renamed to {VALUES[old]}"
+            return f"{old} was renamed to {VALUES[old]}{_MOVED.get(VALUES[old], '')}"
     return ""

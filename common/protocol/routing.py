@@ -1,10 +1,11 @@
-"""Which state entries a stage changes, sends and keeps: one rule for both sides."""
+"""Which state entries a stage changes, sends and keeps, and what it asks for: one rule for both sides."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -14,7 +15,7 @@ from fedgraft.common.study.plan import (
     Statistics,
     Tag,
 )
-from fedgraft.common.study.stages.losses import Requirement, requirements
+from fedgraft.common.study.stages.losses import Discrepancy, Requirement, requirements
 from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.stages.training import Private
 from fedgraft.common.study.study import Study
@@ -27,6 +28,11 @@ Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Shape and type by name."""
 DISTANCES, BINS = "distances", 1000
 """The name of counts of how far features are from their mean, and how many counts there are."""
+
+
+def forms_of(state: Arrays) -> Shapes:
+    """By name the shape and the type's name of each array, such as ((3, 128), "float32")."""
+    return {key: (array.shape, array.dtype.name) for key, array in state.items()}
 
 
 def changed(stage: Stage, tags: Tags) -> tuple[str, ...]:
@@ -62,7 +68,7 @@ class Routing:
         moves = changed(stage, tags)
         there, here = sent(stage, tags), stays(stage, tags)
         roles = frozenset(tags[key].role for key in moves)
-        silent = not there and not isinstance(stage.local, Statistics)
+        silent = not there and not isinstance(stage.local, Statistics) and not sends_sums(stage)
         return cls(moves, there, here, roles, frozen(stage, tags), releases_plainly(stage, tags), silent)
 
 
@@ -102,7 +108,26 @@ def releases_plainly(stage: Stage, tags: Tags) -> bool:
     """Whether what the sites of this stage send is computed from their data without noise."""
     if privacy_request(stage) is not None:
         return False
-    return isinstance(stage.local, Statistics) or bool(sent(stage, tags))
+    return isinstance(stage.local, Statistics) or bool(sent(stage, tags)) or sends_sums(stage)
+
+
+def sends_sums(stage: Stage) -> bool:
+    """Whether the sites of a gradient stage send sums over their cases beside entries."""
+    return isinstance(stage.local, Gradient) and any(method.sends_sums for method in stage.local.methods)
+
+
+def requires_source(study: Study) -> bool:
+    """Whether any stage asks sites to have source data beside their own."""
+    gradients = (stage.local for stage in study.plan if isinstance(stage.local, Gradient))
+    return any(Requirement.SOURCE in requirements(local.losses) for local in gradients)
+
+
+def needs_moments(stage: Stage) -> bool:
+    """Whether the stage's sites need moments that an earlier one released."""
+    if isinstance(stage.local, Statistics):
+        return stage.local.of == "distances"
+    losses = stage.local.losses if isinstance(stage.local, Gradient) else ()
+    return any(isinstance(loss, Discrepancy) and loss.measure == "moments" for loss in losses)
 
 
 def retains_statistics(stage: Stage) -> bool:

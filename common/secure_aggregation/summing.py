@@ -71,7 +71,7 @@ def tensor_summands(update: Update, stage: Stage, tags: Tags) -> Summands:
     if not isinstance(stage.aggregate, Mean | ServerOptimiser):
         return Summands(update.tensors, {})
     weights = {name: _weight(stage.aggregate, weight) for name, weight in update.weights.items()}
-    factors = {key: weights[tags[key].task or TRUNK] for key in update.tensors}
+    factors = {key: weights[tags[key].task or TRUNK] for key in update.tensors if key in tags}
     totals = {_WEIGHT + name: np.array(weight, np.float64) for name, weight in weights.items()}
     return Summands({**update.tensors, **totals}, factors)
 
@@ -92,7 +92,7 @@ def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Upda
     if not isinstance(stage.aggregate, Mean | ServerOptimiser):
         return Update(0, sums, {}, {}, {})
     weights = {key.removeprefix(_WEIGHT): float(total) for key, total in sums.items() if key.startswith(_WEIGHT)}
-    tensors = {}
+    tensors = {key: total for key, total in sums.items() if key not in tags and not key.startswith(_WEIGHT)}
     for key in (key for key in sums if key in tags):
         weight, kind = weights[tags[key].task or TRUNK], state[key].dtype
         mean = sums[key] / weight if weight else state[key]

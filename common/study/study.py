@@ -17,6 +17,7 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.config.config_files import describe, of_overrides, override, read_mapping
+from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.study.clusters import Clusters, begins_at
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.methods.presets import expand
@@ -95,20 +96,31 @@ class Study(Value):
     """What a study's file may have besides; it is taken out before this is made of it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    """What the study is called: small letters, digits, `-` and `_`."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides splits, initial entries and batches: the same seed gives the same run, bit for bit."""
     tasks: Annotated[tuple[AnyTask, ...], Field(min_length=1)]
+    """What is asked of each case. A model has a head for each."""
     input: InputSpec = ImageInput()
+    """What a case is made into before it reaches the model."""
     split: SplitSpec = SplitSpec()
+    """How each site divides its patients."""
     model: Model = Model()
+    """The backbone, and the weights that it starts from."""
     plan: tuple[Stage, ...]
     """What is done, in order. Nothing at all, `[]`: sites measure the model that its weights give, with its heads."""
     rounds: RoundRules = RoundRules()
+    """When a round counts, and when a run has completed."""
     evaluate: Evaluation = Evaluation()
+    """When, on what and how sites measure the model."""
     clusters: Annotated[Clusters | None, Field(exclude_if=unless(None))] = None
     """Groups of sites that are alike, each with a model of its own; None for one model of all sites."""
     secure_aggregation: bool = False
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
+    plugins: Annotated[tuple[Plugin, ...], Field(exclude_if=unless(()))] = ()
+    """Whose code the study uses besides fedgraft's, such as `my-backbones==1.2.0`. It is installed at each site by the
+    site's own people, and never sent."""
 
     @staticmethod
     def read(source: Path | str, *overrides: str) -> Study:
@@ -125,7 +137,12 @@ class Study(Value):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Study:
-        for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):
+        named = {
+            "task": [task.name for task in self.tasks],
+            "stage": [stage.name for stage in self.plan],
+            "plug-in": [plugin.key for plugin in self.plugins],
+        }
+        for what, names in named.items():
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"more than one {what} is called {', '.join(twice)}")
         return self
@@ -235,8 +252,9 @@ def _make_way(data: dict[str, Any], typed: Mapping[str, str]) -> None:
 
     With no plan at all a finished model is measured with its heads, whatever the file says of those that it trains.
     """
+    whole = {key.partition(".")[0] if key.startswith("method.") else key for key in typed}
     for key, other in (("plan", "method"), ("method", "plan")):
-        if key in typed and other not in typed:
+        if key in whole and other not in whole:
             data.pop(other, None)
     model = data.get("model")
     if typed.get("plan", "").strip() == "[]" and "model.heads" not in typed and isinstance(model, dict):

@@ -6,14 +6,15 @@ from typing import Protocol
 
 import numpy as np
 
-from fedgraft.common.closed_form.closed_form import heads_from_sums, scale_from_sums
+from fedgraft.common.closed_form.closed_form import automatic_penalties, heads_from_sums, scale_from_sums
+from fedgraft.common.closed_form.moments import FeatureMoments, moments_from_sums
 from fedgraft.common.closed_form.newton import stepped_heads
-from fedgraft.common.closed_form.ood import SUMS, THRESHOLD, threshold
+from fedgraft.common.closed_form.ood import DistanceThreshold, threshold
 from fedgraft.common.closed_form.temperature import tempered
-from fedgraft.common.protocol.auxiliary import moments_from_sums
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.packed_symmetric import unpacked
 from fedgraft.common.protocol.routing import DISTANCES, Tags, retains_statistics
+from fedgraft.common.protocol.states import States
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
     ClippedMean,
@@ -49,31 +50,32 @@ class Aggregator(Protocol):
         """The entries that change, with the types that they have in `state`."""
 
 
-def aggregator_for(stage: Stage, tags: Tags, memory: dict[str, np.ndarray] | None = None) -> Aggregator:
-    """What aggregates the updates of this stage; `memory` is what it keeps from round to round, changed in place."""
+def aggregator_for(stage: Stage, tags: Tags, states: States | None = None) -> Aggregator:
+    """What aggregates the updates of this stage; in `states` is what it remembers from round to round."""
+    states = States() if states is None else states
     match stage.aggregate:
         case Mean():
             return MeanAggregator(stage.aggregate, tags)
         case ServerOptimiser():
-            return ServerOptimiserAggregator(stage.aggregate, tags, {} if memory is None else memory)
+            return ServerOptimiserAggregator(stage, stage.aggregate, tags, states)
         case Median() | TrimmedMean() | Krum() | ClippedMean():
             return RobustAggregator(stage.aggregate, tags)
         case Nothing():
             return NothingAggregator()
         case _:
-            return _of_sums(stage, stage.aggregate, {} if memory is None else memory)
+            return _of_sums(stage, stage.aggregate, states)
 
 
-def _of_sums(stage: Stage, aggregate: Sums, memory: dict[str, np.ndarray]) -> Aggregator:
+def _of_sums(stage: Stage, aggregate: Sums, states: States) -> Aggregator:
     match aggregate:
         case Standardise():
             return StandardiseAggregator()
         case Temper():
             return TemperAggregator()
         case Moments():
-            return MomentsAggregator(memory)
+            return MomentsAggregator(states)
         case Threshold(quantile=quantile):
-            return ThresholdAggregator(quantile, memory)
+            return ThresholdAggregator(quantile, states)
         case _:
             return HeadAggregator(aggregate, keep=retains_statistics(stage))
 
@@ -99,7 +101,7 @@ class HeadAggregator(_SumAggregator):
         self._keep = keep
         self._sites: list[Arrays] = []
         self.ridge_penalties: dict[str, float] = {}
-        """By task the ridge penalty, where it was chosen from the sums."""
+        """By task the ridge penalty, where it was chosen from the sums: `auto` or `loso`."""
 
     @property
     def kept(self) -> list[Arrays]:
@@ -116,6 +118,8 @@ class HeadAggregator(_SumAggregator):
         """Heads that solve the pooled problem. RunError if no site had a label."""
         if self._chooses and self._sites:
             self.ridge_penalties = choose(self._sites, standardise=isinstance(self._aggregate, Ridge))
+        if isinstance(self._aggregate, Ridge) and self._aggregate.ridge_penalty == "auto" and self._sums:
+            self.ridge_penalties = automatic_penalties(self._sums)
         if isinstance(self._aggregate, Newton):
             return stepped_heads(self._sums, self._aggregate, state, self.ridge_penalties)
         return heads_from_sums(self._sums, self._aggregate, state, self.ridge_penalties)
@@ -142,31 +146,32 @@ class TemperAggregator(_SumAggregator):
 
 
 class MomentsAggregator(_SumAggregator):
-    """Sums of features, then their mean and covariance, kept for later stages in what `memory` holds."""
+    """Sums of features, then their mean and covariance, which later stages find among the `states`."""
 
-    def __init__(self, memory: dict[str, np.ndarray]) -> None:
+    def __init__(self, states: States) -> None:
         super().__init__()
-        self._memory = memory
+        self._states = states
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
         """No entry of the model changes. RunError if there were fewer than two cases."""
-        self._memory.update(moments_from_sums(self._sums) | {SUMS + key: array for key, array in self._sums.items()})
+        self._states.put("", FeatureMoments(moments_from_sums(self._sums), self._sums))
         return {}
 
 
 class ThresholdAggregator(_SumAggregator):
-    """Counts of distances, then from where on an image is unlike those of the sites, kept in what `memory` holds."""
+    """Counts of distances, then from where on an image is unlike those of the sites, put among the `states`."""
 
-    def __init__(self, quantile: float, memory: dict[str, np.ndarray]) -> None:
+    def __init__(self, quantile: float, states: States) -> None:
         super().__init__()
         self._quantile = quantile
-        self._memory = memory
+        self._states = states
 
     def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
         """No entry of the model changes. InputError if no site has a validation image."""
         counts = self._sums[DISTANCES]
         found = threshold(counts, self._quantile)
-        self._memory[THRESHOLD] = np.array([found, self._quantile, np.rint(counts.sum())])
+        facts = {"threshold": found, "quantile": self._quantile, "cases": np.rint(counts.sum())}
+        self._states.put("", DistanceThreshold({name: np.array(value) for name, value in facts.items()}))
         return {}
 
 

@@ -14,24 +14,41 @@ numbers are averaged as ever: a step beyond their mean could make a variance neg
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.routing import Tags
-from fedgraft.common.study.plan import Role
+from fedgraft.common.protocol.states import State, States
+from fedgraft.common.study.plan import Role, Stage
 from fedgraft.common.study.stages.aggregates import Mean, ServerOptimiser
 from fedgraft.server.aggregation.mean import MeanAggregator
 
 _AVERAGED = frozenset({Role.NORM_STATS, Role.SCALE})
 
 
-class ServerOptimiserAggregator:
-    """One round's step. `memory` holds m and v of earlier rounds of the stage, and afterwards those of this one."""
+@dataclass(frozen=True)
+class Averages(State):
+    """The running averages m and v, by entry."""
 
-    def __init__(self, aggregate: ServerOptimiser, tags: Tags, memory: dict[str, np.ndarray]) -> None:
+    m: Arrays
+    v: Arrays
+
+    owner: ClassVar[str] = "server_optimiser"
+
+
+class ServerOptimiserAggregator:
+    """One round's step. Among the `states` are m and v of earlier rounds of the stage, and then those of this one."""
+
+    def __init__(self, stage: Stage, aggregate: ServerOptimiser, tags: Tags, states: States) -> None:
+        self._stage = stage.name
         self._aggregate = aggregate
         self._tags = tags
-        self._memory = memory
+        self._states = states
+        before = states.get(stage.name, Averages) or Averages({}, {})
+        self._m, self._v = dict(before.m), dict(before.v)
         self._mean = MeanAggregator(Mean(weight=aggregate.weight), tags)
 
     def add(self, update: Update) -> None:
@@ -45,16 +62,17 @@ class ServerOptimiserAggregator:
             old = state[key]
             if self._tags[key].role not in _AVERAGED and old.dtype.kind == "f":
                 aggregated[key] = (old + self._step(key, mean - old)).astype(old.dtype)
+        self._states.put(self._stage, Averages(self._m, self._v))
         return aggregated
 
     def _step(self, key: str, change: np.ndarray) -> np.ndarray:
-        aggregate, memory = self._aggregate, self._memory
-        first = memory.get(f"m/{key}", 0.0) * aggregate.momentum
+        aggregate = self._aggregate
+        first = self._m.get(key, 0.0) * aggregate.momentum
         if aggregate.rule == "sgd":
-            memory[f"m/{key}"] = np.asarray(first + change)
-            return aggregate.lr * memory[f"m/{key}"]
-        memory[f"m/{key}"] = np.asarray(first + (1 - aggregate.momentum) * change)
-        second, square = memory.get(f"v/{key}", np.full_like(change, aggregate.tau**2)), change**2
+            self._m[key] = np.asarray(first + change)
+            return aggregate.lr * self._m[key]
+        self._m[key] = np.asarray(first + (1 - aggregate.momentum) * change)
+        second, square = self._v.get(key, np.full_like(change, aggregate.tau**2)), change**2
         match aggregate.rule:
             case "adagrad":
                 second = second + square
@@ -62,5 +80,5 @@ class ServerOptimiserAggregator:
                 second = second - (1 - aggregate.beta2) * square * np.sign(second - square)
             case "adam":
                 second = aggregate.beta2 * second + (1 - aggregate.beta2) * square
-        memory[f"v/{key}"] = second
-        return np.asarray(aggregate.lr * memory[f"m/{key}"] / (np.sqrt(second) + aggregate.tau))
+        self._v[key] = second
+        return np.asarray(aggregate.lr * self._m[key] / (np.sqrt(second) + aggregate.tau))

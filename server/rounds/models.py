@@ -8,13 +8,14 @@ from functools import partial
 
 import numpy as np
 
-from fedgraft.common.checks.check_clusters import has_own
+from fedgraft.common.checks.sites.check_clusters import has_own
 from fedgraft.common.closed_form.likeness import SiteSums, clustered, pairs
 from fedgraft.common.closed_form.shapes import cross_name
-from fedgraft.common.protocol.auxiliary import MOMENTS
+from fedgraft.common.methods.memory.carried import up_shapes
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.packed_symmetric import unpacked
 from fedgraft.common.protocol.routing import Tags
+from fedgraft.common.protocol.states import States
 from fedgraft.common.study.clusters import BySums, Told, begins_at
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.schedule import Step
@@ -22,7 +23,8 @@ from fedgraft.common.study.stages.aggregates import Sums
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
-from fedgraft.server.aggregation.auxiliary import Auxiliary
+from fedgraft.server.aggregation.gathered import Gathered
+from fedgraft.server.aggregation.memory import Memory
 from fedgraft.server.rounds.outcome import Totals
 
 ALL = ""
@@ -30,26 +32,25 @@ ALL = ""
 
 
 class RunModel:
-    """One model: its entries, what its aggregation remembers from round to round, and what goes out beside it."""
+    """One model: its entries, and what the coordinator remembers of it, some of which goes out beside it."""
 
-    def __init__(self, study: Study, tags: Tags, start: Arrays, state: Arrays, memory: Arrays) -> None:
+    def __init__(self, study: Study, tags: Tags, start: Arrays, state: Arrays, remembered: Arrays) -> None:
         self.state = dict(state)
-        self.memory = dict(memory)
-        self.auxiliary = Auxiliary(study, tags, start)
+        self.memory = Memory(study, tags, start)
+        self.memory.states = States(remembered)
         self.sent: dict[str, np.ndarray] = {}
         """All that went out in this exchange."""
 
     def prepare(self, stage: Stage, step: Step) -> None:
-        """Get ready what goes out; a stage begins with no memory but of what a source released, which lasts."""
-        if step.round == 1:
-            self.memory = {key: array for key, array in self.memory.items() if key.startswith(MOMENTS)}
-        self.sent = self.state | (self.auxiliary.for_stage(stage, self.memory) if step.work else {})
+        """Get ready what goes out in an exchange."""
+        self.memory.states.begin(stage.name)
+        self.sent = self.state | (self.memory.go_down(stage) if step.work else {})
 
     @property
     def kept(self) -> Iterator[np.ndarray]:
         """What sites hold of it from one exchange to the next."""
         yield from self.state.values()
-        yield from self.auxiliary.kept.values()
+        yield from self.memory.sent.values()
 
 
 class RunModels:
@@ -62,7 +63,7 @@ class RunModels:
         self.totals = totals
         self.of_cluster = {ALL: RunModel(study, tags, start, start, {})}
         """By name of the cluster; one of the name `ALL` where there are none."""
-        self.shared: dict[str, np.ndarray] = {}
+        self.shared = States()
         """What the aggregation of entries that clusters share remembers."""
 
     def __iter__(self) -> Iterator[RunModel]:
@@ -93,9 +94,10 @@ class RunModels:
             if isinstance(clusters, Told):
                 self.totals.clusters = {name: list(sites) for name, sites in clusters.sites.items()}
             one = self.of_cluster.pop(ALL)
-            self.of_cluster = {name: self._model(one.state, one.memory) for name in self.totals.clusters}
-        if step.round == 1:
-            self.shared = {}
+            self.of_cluster = {
+                name: self._model(one.state, one.memory.states.arrays()) for name in self.totals.clusters
+            }
+        self.shared.begin(stage.name)
         for model in self:
             model.prepare(stage, step)
 
@@ -119,12 +121,12 @@ class RunModels:
     def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """All entries, and all that is remembered, by name of cluster and key, for a checkpoint."""
         if not self.apart:
-            return self.of_cluster[ALL].state, self.of_cluster[ALL].memory
+            return self.of_cluster[ALL].state, self.of_cluster[ALL].memory.states.arrays()
         state: dict[str, np.ndarray] = {}
-        memory = {f"{ALL}/{key}": array for key, array in self.shared.items()}
+        memory = {f"{ALL}/{key}": array for key, array in self.shared.arrays().items()}
         for name, model in self.of_cluster.items():
             state |= {f"{name}/{key}": array for key, array in model.state.items()}
-            memory |= {f"{name}/{key}": array for key, array in model.memory.items()}
+            memory |= {f"{name}/{key}": array for key, array in model.memory.states.arrays().items()}
         return state, memory
 
     def restore(self, state: Arrays, memory: Arrays, totals: Totals) -> None:
@@ -134,10 +136,10 @@ class RunModels:
             self.of_cluster = {ALL: self._model(state, memory)}
             return
         self.of_cluster = {name: self._model(_part(state, name), _part(memory, name)) for name in totals.clusters}
-        self.shared = _part(memory, ALL)
+        self.shared = States(_part(memory, ALL))
 
-    def _model(self, state: Arrays, memory: Arrays) -> RunModel:
-        return RunModel(self._study, self._tags, self._start, state, memory)
+    def _model(self, state: Arrays, remembered: Arrays) -> RunModel:
+        return RunModel(self._study, self._tags, self._start, state, remembered)
 
     def _of_first_task(self, arrays: Arrays) -> SiteSums:
         """The sums by which sites are compared: of the first task with classes, or the first of all; see `likeness`."""
@@ -159,12 +161,19 @@ class RoundAggregation:
 
     def __init__(self, models: RunModels, stage: Stage, tags: Tags, clusters: Told | BySums | None) -> None:
         self._models = models
-        self.of_cluster = {name: aggregator_for(stage, tags, model.memory) for name, model in models.of_cluster.items()}
+        self.of_cluster = {
+            name: aggregator_for(stage, tags, model.memory.states) for name, model in models.of_cluster.items()
+        }
+        self.gathered = {
+            name: Gathered(own, up_shapes(models.of_cluster[name].memory.ground(stage)))
+            for name, own in self.of_cluster.items()
+        }
+        """What sums its methods get of each cluster's sites."""
         self.sums: dict[str, Arrays] = {}
         """By site what it sent, where clusters are made of that."""
         self._keeps = isinstance(clusters, BySums) and clusters.stage == stage.name
         self._shared: Aggregator | None = None
-        ways: dict[str, Callable[[Update], None]] = {name: one.add for name, one in self.of_cluster.items()}
+        ways: dict[str, Callable[[Update], None]] = {name: one.add for name, one in self.gathered.items()}
         if clusters is not None and models.apart and (own := frozenset(clusters.own.keys(tags))) != tags.keys():
             self._shared = aggregator_for(stage, tags, models.shared)
             ways = {name: partial(_split, mine, self._shared, own) for name, mine in self.of_cluster.items()}

@@ -9,7 +9,7 @@ from functools import partial
 
 from fedgraft.common.base.errors import QuorumError
 from fedgraft.common.closed_form.ood import ood_model
-from fedgraft.common.closed_form.shapes import expected
+from fedgraft.common.methods.memory.carried import sent_shapes
 from fedgraft.common.protocol.instructions import (
     Arrays,
     Code,
@@ -78,7 +78,7 @@ class Coordinator:
                 self._folder.save_checkpoint(step.exchange, *self._models.arrays(), vars(self._totals))
         late = frozenset(site for site in self._greetings if not self._fleet.expects(site))
         models = self._models.of_cluster
-        ood = None if self._models.apart else ood_model(models[ALL].memory)
+        ood = None if self._models.apart else ood_model(models[ALL].memory.states)
         states = {name: model.state for name, model in models.items()}
         return RunOutcome(states, self._greetings, self._absent, scores, self._totals, points, late, self._others, ood)
 
@@ -142,18 +142,22 @@ class Coordinator:
         if undecided(stage, scores):
             self._totals.undecided[stage.name] = self._totals.undecided.get(stage.name, 0) + 1
         # Clusters go through a stage together: all are judged by the same figures.
-        ends = {stopped(stage, step.round, scores, model.state, model.memory) for model in self._models}
+        ends = {stopped(stage, step.round, scores, model.state, model.memory.states) for model in self._models}
         if (number := ends.pop()) is not None:
             self._totals.ended[stage.name] = number
             for model in self._models:
-                model.state |= best(model.memory)
+                model.state |= best(stage, model.memory.states)
             self._folder.event("stopped", stage=stage.name, round=step.round, best=number)
             return
         for name, aggregated in aggregation.results().items():
             model, own = self._models.of_cluster[name], [s for s in sites if self._models.name_of(s) == name]
             share = len(set(own) & set(got.aggregated)) / len(own) if own else 0.0
-            model.auxiliary.learn(stage, step.round, model.memory, (model.state, aggregated), share)
-            model.state |= averaged(stage, step.round, aggregated, model.memory)
+            if name and not share:  # no site of this cluster answered
+                model.state |= aggregated
+                continue
+            came = aggregation.gathered[name].sums, share
+            ended = model.memory.learn(stage, step.round, model.state, aggregated, came)
+            model.state |= averaged(stage, step.round, ended, model.memory.states)
         self._models.form(stage, aggregation.sums)
         got.ridge_penalties = aggregation.ridge_penalties
         if kept := aggregation.kept:
@@ -230,9 +234,8 @@ class Coordinator:
     def _limits(self, stage: Stage) -> dict[str, Limits]:
         """By cluster what the updates of its sites are held against."""
         largest = self._study.rounds.largest_change
-        shapes = expected(self._study, stage, self._tags, next(iter(self._models)).state)
         return {
-            name: Limits(stage, self._tags, model.sent, shapes, largest)
+            name: Limits(stage, self._tags, model.sent, sent_shapes(model.memory.ground(stage), model.state), largest)
             for name, model in self._models.of_cluster.items()
         }
 

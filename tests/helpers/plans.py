@@ -18,7 +18,7 @@ MANY_KINDS: list[dict[str, Any]] = [
             "kind": "gradient",
             "steps": 2,
             "batch_size": 8,
-            "losses": [{"kind": "supervised"}, {"kind": "control_variate"}],
+            "methods": [{"kind": "scaffold"}],
         }
         | {"optimiser": "sgd", "momentum": 0.0, "lr": 0.01},
         "share": "all",

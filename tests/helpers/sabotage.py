@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -70,17 +70,17 @@ def noise_divided_again(patch: Patch) -> None:
 
 
 def half_the_noise(patch: Patch) -> None:
-    real = noising.noise
-    patch.setattr(noising, "noise", lambda like, deviation: real(like, deviation / 2))
+    real = noising.pieces
+    patch.setattr(noising, "pieces", lambda like, deviation: real(like, deviation / 2))
 
 
 def no_noise(patch: Patch) -> None:
-    patch.setattr(noising, "noise", lambda like, deviation: torch.zeros_like(like, dtype=torch.float64))
+    patch.setattr(noising, "pieces", lambda like, deviation: iter([torch.zeros(like.numel(), dtype=torch.float64)]))
 
 
 def bare_biases(patch: Patch) -> None:
-    real = noising.noise
-    patch.setattr(noising, "noise", lambda like, deviation: real(like, deviation if like.ndim > 1 else 0.0))
+    real = noising.pieces
+    patch.setattr(noising, "pieces", lambda like, deviation: real(like, deviation if like.ndim > 1 else 0.0))
 
 
 def one_key(patch: Patch) -> None:
@@ -88,21 +88,29 @@ def one_key(patch: Patch) -> None:
 
 
 def seeded_noise(patch: Patch) -> None:
-    def seeded(like: Tensor, deviation: float) -> Tensor:
+    def seeded(like: Tensor, deviation: float) -> Iterator[Tensor]:
         draw = torch.Generator().manual_seed(like.numel())
-        return torch.randn(like.shape, generator=draw, dtype=torch.float64) * deviation
+        yield torch.randn(like.numel(), generator=draw, dtype=torch.float64) * deviation
 
-    patch.setattr(noising, "noise", seeded)
+    patch.setattr(noising, "pieces", seeded)
 
 
 def torch_noise(patch: Patch) -> None:
     """As in Opacus: whoever sets torch's seed knows the noise."""
-    patch.setattr(noising, "noise", lambda like, deviation: torch.randn(like.shape, dtype=torch.float64) * deviation)
+
+    def drawn(like: Tensor, deviation: float) -> Iterator[Tensor]:
+        yield torch.randn(like.numel(), dtype=torch.float64) * deviation
+
+    patch.setattr(noising, "pieces", drawn)
 
 
 def numpy_noise(patch: Patch) -> None:
     """As in Flower's own mechanisms."""
-    patch.setattr(secret, "normal", lambda count: np.random.normal(size=count))
+
+    def drawn(count: int, device: torch.device | None = None) -> Iterator[Tensor]:
+        yield torch.from_numpy(np.random.normal(size=count))
+
+    patch.setattr(secret, "normals", drawn)
 
 
 def lots_of_one_size(patch: Patch) -> None:

@@ -16,6 +16,7 @@ from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.protocol.states import State, States
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study
@@ -47,6 +48,13 @@ def a_site(study: Study, mine: Cohort, folder: Path, policy: SitePolicy = OPEN) 
     """A hospital with these cases, all of them labelled patients' own, under this policy."""
     guard = PrivacyGuard(study, policy, folder, learning_patients(study, mine))
     return Site(study, mine, LocalModel(study, CPU), folder, guard)
+
+
+def came(state: State) -> States:
+    """What comes with an instruction, of one state."""
+    states = States()
+    states.put("", state)
+    return states
 
 
 def snapshot(local_model: LocalModel) -> dict[str, np.ndarray]:

@@ -82,11 +82,11 @@ def scaffold(t: Trial, rates: list[float]) -> np.ndarray:
     return w
 
 
-SCAFFOLD = [{"kind": "supervised"}, {"kind": "control_variate"}]
+SCAFFOLD = {"methods": [{"kind": "scaffold"}]}
 
 
 def test_scaffold_corrects_the_drift_of_the_sites(tmp_path: Path) -> None:
-    t = trial(study(stage(sgd(STEPS, LR, losses=SCAFFOLD))), tmp_path)
+    t = trial(study(stage(sgd(STEPS, LR, **SCAFFOLD))), tmp_path)
     assert same(t.last, scaffold(t, [LR] * STEPS))
     assert not same(t.last, fedavg(t))
 
@@ -94,8 +94,8 @@ def test_scaffold_corrects_the_drift_of_the_sites(tmp_path: Path) -> None:
 def test_scaffold_comes_closer_to_the_pooled_optimum_than_fedavg(tmp_path: Path) -> None:
     """With many local steps FedAvg ends where the sites' drifts balance, SCAFFOLD where the pooled gradient is 0."""
     found = {}
-    for name, terms in (("fedavg", [{"kind": "supervised"}]), ("scaffold", SCAFFOLD)):
-        t = trial(study(stage(sgd(20, LR, losses=terms), rounds=40)), tmp_path / name)
+    for name, terms in (("fedavg", {}), ("scaffold", SCAFFOLD)):
+        t = trial(study(stage(sgd(20, LR, **terms), rounds=40)), tmp_path / name)
         found[name] = np.linalg.norm(
             sum(weight * slope(t.last, z, y) for weight, (z, y) in zip(t.weights, t.cases.values(), strict=True))
         )
@@ -106,9 +106,7 @@ def test_scaffold_comes_closer_to_the_pooled_optimum_than_fedavg(tmp_path: Path)
 def test_scaffold_sends_nothing_up_beside_the_entries(tmp_path: Path, secure_aggregation: bool) -> None:
     """The coordinator works out its control variates from the mean alone, so masks hide no less."""
     one = trial(study(stage(sgd(STEPS, LR)), secure_aggregation=secure_aggregation), tmp_path / "plain")
-    two = trial(
-        study(stage(sgd(STEPS, LR, losses=SCAFFOLD)), secure_aggregation=secure_aggregation), tmp_path / "scaffold"
-    )
+    two = trial(study(stage(sgd(STEPS, LR, **SCAFFOLD)), secure_aggregation=secure_aggregation), tmp_path / "scaffold")
     up = [_bytes_up(t) for t in (one, two)]
     assert np.abs(np.subtract(*up)).max() < 10  # counts and losses are written as text
     assert same(two.last, scaffold(two, [LR] * STEPS))

@@ -39,6 +39,7 @@ from fedgraft.client.training.model.errors import Diverged
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.methods.memory.method import Method
 from fedgraft.common.protocol.rates import rate_factor
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.stages.losses import LossScope, Supervised
@@ -145,6 +146,8 @@ def _terms(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> t
         raise InputError("Class weights, clipped batches, steps of two kinds and a way back are not for private work.")
     if local_model.model.decodes:
         raise InputError("Gradients of single cases through a decoder of masks are not built.")
+    if any(method.not_private for method in spec.methods if isinstance(method, Method)):
+        raise InputError("A method of the stage is not for private work.")
     if any(loss.scope is not LossScope.REGULARISER and loss != Supervised() for loss in spec.losses):
         raise InputError("Private work learns from the site's own labels, and from no other loss that looks at cases.")
     if not changes or not set(changes) <= set(local_model.parameters):

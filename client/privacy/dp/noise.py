@@ -22,7 +22,7 @@ What is not covered is how x was made: sums of gradients in single precision hav
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,17 +107,30 @@ def noisy_mean(total: Sequence[Tensor], noises: Noises, expected: float) -> list
         flat = torch.cat([part.flatten() for part in total])
         flat = noises.next(flat).add_(_on_grid(flat, step)).div_(expected).to(total[0].dtype)
         return [own.view(part.shape) for own, part in zip(flat.split_with_sizes(sizes), total, strict=True)]
-    return [noise(part, deviation).add_(_on_grid(part, step)).div_(expected).to(part.dtype) for part in total]
+    return [_noisy_share(part, deviation, expected) for part in total]
 
 
 def noise(like: Tensor, deviation: float) -> Tensor:
     """Fresh Gaussian noise in the shape of `like`, float64, on the grid of its deviation."""
+    return torch.cat([piece.clone() for piece in pieces(like, deviation)]).view(like.shape)
+
+
+def pieces(like: Tensor, deviation: float) -> Iterator[Tensor]:
+    """The same, (numbers,) at a time, in the order of `like` as one row; each piece is overwritten by the next."""
     step = granularity(deviation)
-    drawn = secret.normal(like.numel())
-    drawn *= deviation / step
-    np.rint(drawn, out=drawn)
-    drawn *= step
-    return torch.from_numpy(drawn).view(like.shape).to(like.device)
+    for piece in secret.normals(like.numel(), like.device):
+        yield piece.mul_(deviation / step).round_().mul_(step)
+
+
+def _noisy_share(sums: Tensor, deviation: float, expected: float) -> Tensor:
+    """`sums` with noise, divided, in their own type: piece by piece, so that all is done in the processor's cache."""
+    step, flat = granularity(deviation), sums.flatten()
+    noisy, start = torch.empty_like(flat), 0
+    for piece in pieces(sums, deviation):
+        own = slice(start, start + len(piece))
+        noisy[own] = piece.add_(_on_grid(flat[own], step)).div_(expected)
+        start += len(piece)
+    return noisy.view(sums.shape)
 
 
 def _on_grid(values: Tensor, step: float) -> Tensor:

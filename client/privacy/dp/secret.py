@@ -8,29 +8,57 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
+from torch import Tensor
 
-_CHUNK = 1 << 20
-"""Numbers drawn at a time, so that the noise of a large tensor needs little memory beside it."""
+_PIECE = 1 << 15
+"""Numbers drawn at a time on a CPU: all that is done to them is done while they are in its cache."""
+_PIECE_ON_DEVICE = 1 << 22
+"""The same where each operation has to be started on a device, which takes longer than a few numbers are worth."""
+
+_WITHOUT_SIGN = (1 << 63) - 1
 
 
 def uniform(count: int) -> NDArray[np.float64]:
     """`count` independent numbers, uniform on [0, 1) in steps of 2^-53."""
-    return _in_chunks(_uniform, count)
+    words = Words(count).next().numpy().view(np.uint64)
+    drawn: NDArray[np.float64] = (words >> np.uint64(11)) * np.float64(2.0**-53)
+    return drawn
 
 
 def normal(count: int) -> NDArray[np.float64]:
-    """`count` independent standard normal numbers (Box-Muller; none beyond 9.4 deviations).
+    """`count` independent standard normal numbers; see `normals`."""
+    return np.concatenate([np.empty(0), *(piece.numpy().copy() for piece in normals(count))])
 
-    In double precision, so their last digits say how they were made: what is released with them belongs on a grid (see
-    `noise`).
+
+def normals(count: int, device: torch.device | None = None) -> Iterator[Tensor]:
+    """`count` independent standard normal numbers (Box-Muller; none beyond 9.4 deviations), in pieces.
+
+    Each piece is (numbers,), float64, on the device; the next overwrites it. The random bits are made on the CPU, what
+    becomes of them on the device. In double precision, so their last digits say how they were made: what is released
+    with them belongs on a grid (see `noise`).
     """
-    return _in_chunks(_normal, count)
+    device = device or torch.device("cpu")
+    size = max(2, min(_PIECE if device.type == "cpu" else _PIECE_ON_DEVICE, count + count % 2))
+    words, half = Words(size), size // 2
+    drawn = torch.empty(size, dtype=torch.float64, device=device)
+    radius, first, second = torch.empty_like(drawn[:half]), drawn[:half], drawn[half:]
+    for start in range(0, count, size):
+        bits = words.next()
+        # A uniform number on (0, 1], as fine as 2^-63 near 0, where the tails come from.
+        radius.copy_(bits[:half].bitwise_and_(_WITHOUT_SIGN)).add_(1.0).mul_(2.0**-63)
+        radius.log_().mul_(-2.0).sqrt_()
+        second.copy_(bits[half:]).mul_(math.pi * 2.0**-63)
+        torch.cos(second, out=first)
+        first.mul_(radius)
+        second.sin_().mul_(radius)
+        yield drawn[: count - start]
 
 
 def seed() -> int:
@@ -38,37 +66,18 @@ def seed() -> int:
     return int.from_bytes(_key()[:8], "big") >> 1
 
 
-def _in_chunks(draw: Callable[[int], NDArray[np.float64]], count: int) -> NDArray[np.float64]:
-    if count <= _CHUNK:
-        return draw(count)
-    return np.concatenate([draw(min(_CHUNK, count - start)) for start in range(0, count, _CHUNK)])
+class Words:
+    """Words of 64 random bits, (words,) int64, under a key of their own; the next ones overwrite those before."""
 
+    def __init__(self, count: int) -> None:
+        self._stream = Cipher(ChaCha20(_key(), bytes(16)), mode=None).encryptor()
+        self._zeros, self._bytes = bytes(8 * count), bytearray(8 * count)
+        self._words = torch.frombuffer(self._bytes, dtype=torch.int64) if count else torch.empty(0, dtype=torch.int64)
 
-def _normal(count: int) -> NDArray[np.float64]:
-    half = (count + 1) // 2
-    words = _words(2 * half)
-    draws = np.empty(2 * half)
-    # A uniform number on (0, 1], as fine as 2^-64 near 0, where the tails come from.
-    radius = words[:half].astype(np.float64)
-    radius += 1.0
-    radius *= 2.0**-64
-    np.log(radius, out=radius)
-    radius *= -2.0
-    np.sqrt(radius, out=radius)
-    angle = (words[half:] >> np.uint64(11)) * np.float64(2 * math.pi * 2.0**-53)
-    np.multiply(radius, np.cos(angle), out=draws[:half])
-    np.multiply(radius, np.sin(angle, out=angle), out=draws[half:])
-    return draws[:count]
-
-
-def _uniform(count: int) -> NDArray[np.float64]:
-    drawn: NDArray[np.float64] = (_words(count) >> np.uint64(11)) * np.float64(2.0**-53)
-    return drawn
-
-
-def _words(count: int) -> NDArray[np.uint64]:
-    stream = Cipher(ChaCha20(_key(), bytes(16)), mode=None).encryptor().update(bytes(8 * count))
-    return np.frombuffer(stream, dtype=np.uint64)
+    def next(self) -> Tensor:
+        """As many as were asked for, none of them given before."""
+        self._stream.update_into(self._zeros, self._bytes)
+        return self._words
 
 
 def _key() -> bytes:

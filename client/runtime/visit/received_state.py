@@ -6,7 +6,7 @@ import numpy as np
 
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.protocol.auxiliary import auxiliary_shapes
+from fedgraft.common.methods.memory.carried import down_shapes
 from fedgraft.common.protocol.instructions import (
     Arrays,
     Code,
@@ -23,13 +23,13 @@ class ReceivedState:
         self._local_model = local_model
         self.entries: dict[str, np.ndarray] = {}
         """The model's entries as the coordinator has them."""
-        self.auxiliary: dict[str, np.ndarray] = {}
-        """What the stage needs beside the model."""
+        self.came: dict[str, np.ndarray] = {}
+        """What the stage needs beside the model, by address."""
 
     @property
     def everything(self) -> dict[str, np.ndarray]:
         """All that came: the model, and what is beside it."""
-        return self.entries | self.auxiliary
+        return self.entries | self.came
 
     def take(self, instruction: Instruction, stage: Stage) -> None:
         """Take in an instruction's arrays. Raises Refused if they do not fit, or anything is missing or not as said.
@@ -37,12 +37,12 @@ class ReceivedState:
         An instruction without work needs nothing beside the model.
         """
         tags, forms = self._local_model.tags, self._local_model.forms
-        auxiliary_forms = auxiliary_shapes(stage, tags, forms, self._local_model.teacher_forms(stage))
+        came_forms = down_shapes(self._local_model.ground(stage))
         for key, array in instruction.tensors.items():
-            if (forms.get(key) or auxiliary_forms.get(key)) != (array.shape, type_name(array)):
+            if (forms.get(key) or came_forms.get(key)) != (array.shape, type_name(array)):
                 raise Refused(Code.BAD_TENSORS)
-        needed = set(tags) | (set(auxiliary_forms) if instruction.work else set())
-        known: Arrays = self.entries | self.auxiliary
+        needed = set(tags) | (set(came_forms) if instruction.work else set())
+        known: Arrays = self.entries | self.came
         held = {key: array for key, array in known.items() if key in needed and key not in instruction.tensors}
         if (
             set(held) | (set(instruction.tensors) & needed) != needed
@@ -51,4 +51,4 @@ class ReceivedState:
             raise Refused(Code.MISSING_TENSORS)
         now = held | dict(instruction.tensors)
         self.entries = {key: now[key] for key in tags}
-        self.auxiliary = {key: now[key] for key in auxiliary_forms if key in now}
+        self.came = {key: now[key] for key in came_forms if key in now}

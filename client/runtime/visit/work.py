@@ -13,17 +13,17 @@ from fedgraft.client.privacy.ledger.reply_store import Replay
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.losses.base import RoundContext, VisitContext
-from fedgraft.client.training.losses.control_variate import next_control_variate, site_control_variate
+from fedgraft.client.training.losses.machine import after, bound
 from fedgraft.client.training.microbatching import Microbatching
 from fedgraft.client.training.statistics import CaseSource, site_sums
 from fedgraft.common.base.seeds import derive
-from fedgraft.common.protocol.auxiliary import requirements_of
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Code
 from fedgraft.common.protocol.packed_symmetric import packed
 from fedgraft.common.protocol.routing import KINDS, privacy_request, retains_statistics
+from fedgraft.common.protocol.states import States
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Gradient, Recalibrate, Stage, Statistics
-from fedgraft.common.study.stages.losses import Requirement, wants_all_cases
+from fedgraft.common.study.stages.losses import Requirement, requirements, wants_all_cases
 from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.stages.training import Private
 
@@ -66,7 +66,7 @@ class Worker:
         counts, losses = dict(self._labelled), stage.local.losses
         if wants_all_cases(losses):
             counts[TRUNK] = float(len(self._place.loader.splits["train"]))
-        if {Requirement.SOURCE, Requirement.TEACHER} & requirements_of(stage):
+        if Requirement.SOURCE in requirements(losses) or self._place.study.teacher_of(stage) is not None:
             counts = dict.fromkeys(counts, counts[TRUNK])  # what they say has taught the heads as well
         return {name: float(guard.public(int(count))) for name, count in counts.items()}
 
@@ -84,7 +84,7 @@ class Worker:
             guard.allow_plain(routing.roles, kept=retains_statistics(stage))
         if isinstance(local, Statistics):
             cases = CaseSource(place.loader, place.through_backbone)
-            sums = site_sums(local, place.study, place.local_model, cases, place.received.auxiliary)
+            sums = site_sums(local, place.study, place.local_model, cases, States(place.received.came))
             examples = {"examples": float(len(place.loader.labelled(local.split)))}
             return WorkResult(packed(sums, KINDS[local.precision]), {}, _shown(examples, guard))
         begin = partial(place.local_model.begin, place.used, routing.changed)
@@ -94,10 +94,14 @@ class Worker:
         else:
             cases_ = place.training_cases(stage, local)
             figures = self._microbatching.train(cases_, local, routing.changed, context, begin)
+        return self._left(stage, context, _shown(figures, guard))
+
+    def _left(self, stage: Stage, context: RoundContext, figures: dict[str, float]) -> WorkResult:
+        """What training leaves behind: entries that are sent or stay, and what the stage's methods remember or send."""
+        place, routing = self._place, self._place.routing(stage)
         shared, mine = place.local_model.read(routing.sent), place.local_model.read(routing.stays)
-        if Requirement.CONTROL_VARIATE in requirements_of(stage):
-            mine |= next_control_variate(stage, place.local_model.tags, context, shared)
-        return WorkResult(shared, mine, _shown(figures, guard))
+        remembered = after(context.visit_context.methods, place.local_model, shared | mine)
+        return WorkResult({**shared, **remembered.sums}, {**mine, **remembered.own}, figures)
 
     def _with_noise(self, turn: Turn, guard: PrivacyGuard, context: RoundContext) -> WorkResult:
         """Charge, then work with noise, then keep the reply; a round that was answered gets the same answer."""
@@ -132,13 +136,15 @@ class Worker:
         cases = place.training_cases(stage, spec)
         patients = place.cohort.patients
         figures = train_private(place.local_model, cases, patients, spec, routing.changed, context)
-        return WorkResult(place.local_model.read(routing.sent), place.local_model.read(routing.stays), figures)
+        return self._left(stage, context, figures)
 
     def _context(self, turn: Turn, local_state: Arrays) -> RoundContext:
         place, step = self._place, turn.step
         seed = derive(place.study.seed, place.cohort.name, turn.stage.name, step.round)
-        received, auxiliary = place.received.entries, place.received.auxiliary
-        visit = VisitContext(received, auxiliary, site_control_variate(local_state, step.round), place.source)
+        received, came = place.received.entries, States(place.received.came)
+        on = place.local_model.ground(turn.stage)
+        methods = bound(on, step.round, received, States(local_state), came)
+        visit = VisitContext(received, came, methods, place.source)
         return RoundContext(seed, step.round, turn.stage.rounds, visit)
 
 

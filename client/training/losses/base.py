@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgraft.client.training.losses.machine import Bound
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.instructions import Arrays
+from fedgraft.common.protocol.states import States
 from fedgraft.common.study.plan import Gradient
 
 
@@ -20,13 +22,12 @@ from fedgraft.common.study.plan import Gradient
 class VisitContext:
     """What a visit has besides the site's own cases.
 
-    `received` are the coordinator's entries, `auxiliary` what came beside them, `local_state` what the site keeps for
-    itself.
+    `received` are the coordinator's entries, `came` the states that came beside them, `methods` those of the stage.
     """
 
     received: Arrays = field(default_factory=dict)
-    auxiliary: Arrays = field(default_factory=dict)
-    local_state: Arrays = field(default_factory=dict)
+    came: States = field(default_factory=States)
+    methods: tuple[Bound, ...] = ()
     source: Loader | None = None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.training.losses.base import LossFunction, StepContext, Visit
-from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN
+from fedgraft.common.closed_form.moments import COVARIANCE, MEAN, FeatureMoments
 from fedgraft.common.study.stages.losses import Discrepancy
 
 _WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -18,7 +18,9 @@ _WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 def discrepancy_loss(spec: Discrepancy, visit: Visit) -> LossFunction:
     """The distance that `spec.measure` names, as a function of a step's features."""
     if spec.measure == "moments":
-        mean, covariance = (visit.tensor(visit.visit_context.auxiliary[name]) for name in (MEAN, COVARIANCE))
+        released = visit.visit_context.came.get("", FeatureMoments)
+        assert released is not None  # it came, or the instruction was refused
+        mean, covariance = (visit.tensor(released.moments[name]) for name in (MEAN, COVARIANCE))
         return lambda step_context: to_moments(_features(step_context.target.features), mean, covariance)
     return _between({"coral": coral, "mmd": mmd}[spec.measure])
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedgraft.client.training.losses.base import LossFunction, StepContext, Visit
+from fedgraft.common.methods.memory.given import Taught
 from fedgraft.common.models.model import load_arrays
-from fedgraft.common.protocol.auxiliary import TEACHER
 from fedgraft.common.study.stages.losses import Distill
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression
 
@@ -18,8 +18,9 @@ from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression
 def distill_loss(spec: Distill, visit: Visit) -> LossFunction:
     """Summed over tasks, of all the site's cases, with labels or without; both see the very same images."""
     teacher, tasks = visit.local_model.teacher(spec.teacher), visit.local_model.tasks
-    given = visit.visit_context.auxiliary
-    load_arrays(teacher, {key.removeprefix(TEACHER): given[key] for key in given if key.startswith(TEACHER)})
+    taught = visit.visit_context.came.get("", Taught)
+    assert taught is not None  # it came, or the instruction was refused
+    load_arrays(teacher, taught.entries)
     teacher.eval()
 
     def loss(step_context: StepContext) -> Tensor:

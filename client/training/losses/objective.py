@@ -10,21 +10,21 @@ from torch import Tensor
 
 from fedgraft.client.training.losses.adversarial import adversarial_loss
 from fedgraft.client.training.losses.base import (
+    ForwardOutput,
     LossFunction,
     Regulariser,
     StepContext,
     Visit,
 )
-from fedgraft.client.training.losses.control_variate import control_variate_term
 from fedgraft.client.training.losses.discrepancy import discrepancy_loss
 from fedgraft.client.training.losses.distill import distill_loss
 from fedgraft.client.training.losses.infomax import infomax_loss
+from fedgraft.client.training.losses.machine import LocalMachine
 from fedgraft.client.training.losses.proximal import proximal_term
 from fedgraft.client.training.losses.pseudo_label import pseudo_label_loss
 from fedgraft.client.training.losses.supervised import supervised_loss
 from fedgraft.common.study.stages.losses import (
     Adversarial,
-    ControlVariate,
     Discrepancy,
     Distill,
     InfoMax,
@@ -45,13 +45,12 @@ LOSSES: Mapping[type, Callable[[Any, Visit], LossFunction]] = {
 
 REGULARISERS: Mapping[type, Callable[[Any, Visit], Regulariser]] = {
     Proximal: proximal_term,
-    ControlVariate: control_variate_term,
 }
 """Losses that look at the model's entries alone."""
 
 
 class Objective:
-    """The weighted sum of losses that one visit minimises, and what is logged of it."""
+    """The weighted sum of losses that one visit minimises, with what methods add to it."""
 
     def __init__(self, visit: Visit) -> None:
         losses = visit.spec.losses
@@ -59,6 +58,11 @@ class Objective:
         self._regularisers = [
             (spec.weight, REGULARISERS[type(spec)](spec, visit)) for spec in losses if type(spec) in REGULARISERS
         ]
+        machine = LocalMachine(visit.local_model)
+        self.steps = [one.method.step(one.visit, machine) for one in visit.visit_context.methods]
+        """What the stage's methods add to each step."""
+        self._losses += [(1.0, _of_target(step.loss)) for step in self.steps if step.loss is not None]
+        self._regularisers += [(1.0, step.regulariser) for step in self.steps if step.regulariser is not None]
         self._parameters = visit.local_model.parameters
 
     def loss(self, step_context: StepContext) -> Tensor:
@@ -75,3 +79,8 @@ class Objective:
                     parameter.grad = weight * gradient
                 else:
                     parameter.grad.add_(gradient, alpha=weight)
+
+
+def _of_target(loss: Callable[[ForwardOutput], Tensor]) -> LossFunction:
+    """A method's loss, which looks at the site's own cases."""
+    return lambda step_context: loss(step_context.target)

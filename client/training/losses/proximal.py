@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fedgraft.client.training.losses.base import Regulariser, Visit
-from fedgraft.common.protocol.auxiliary import PRETRAINED
+from fedgraft.common.methods.memory.given import Start
 from fedgraft.common.study.stages.losses import Proximal
 
 
@@ -24,9 +24,5 @@ def _towards(spec: Proximal, visit: Visit) -> Mapping[str, Tensor]:
         return {key: visit.local_model.parameters[key].detach().clone() for key in visit.trained}
     if spec.to == "global":
         return {key: visit.tensor(visit_context.received[key]) for key in visit.trained}
-    names = {key: PRETRAINED + key for key in visit.trained}
-    return {
-        key: visit.tensor(visit_context.auxiliary[name])
-        for key, name in names.items()
-        if name in visit_context.auxiliary
-    }
+    start = visit_context.came.get("", Start) or Start({})
+    return {key: visit.tensor(start.entries[key]) for key in visit.trained if key in start.entries}

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 
+from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.models.initialise import make_model, make_teacher
 from fedgraft.common.models.model import TransferModel, state_arrays
-from fedgraft.common.protocol.auxiliary import TEACHER, forms_of
 from fedgraft.common.protocol.instructions import Arrays, Digests, place
-from fedgraft.common.protocol.routing import Shapes
+from fedgraft.common.protocol.routing import Shapes, forms_of
 from fedgraft.common.study.model_spec import Teacher
 from fedgraft.common.study.plan import Stage, Tag
 from fedgraft.common.study.study import Study
@@ -77,11 +77,14 @@ class LocalModel:
         teacher = self._study.teacher_of(stage)
         return {} if teacher is None else forms_of(state_arrays(self.teacher(teacher)))
 
+    def ground(self, stage: Stage) -> Ground:
+        """What the stage's methods stand on."""
+        return Ground(self._study, stage, self.tags, self.forms, self.teacher_forms(stage))
+
     def any_teacher(self, stage: Stage) -> dict[str, np.ndarray]:
         """Entries of a teacher of the right shape that knows nothing, as they would come with an instruction."""
         teacher = self._study.teacher_of(stage)
-        known = {} if teacher is None else state_arrays(make_teacher(self._study, teacher))
-        return {TEACHER + key: array for key, array in known.items()}
+        return {} if teacher is None else state_arrays(make_teacher(self._study, teacher))
 
     def load(self, arrays: Arrays) -> None:
         """Put `arrays` (all entries of the model, right shapes) into the model."""

@@ -16,7 +16,6 @@ from fedgraft.common.study.methods.recipes import (
     personal,
     probe,
     rounds_of,
-    scaffold,
     self_taught,
     standardise,
     three_step,
@@ -41,9 +40,13 @@ from fedgraft.common.study.stages.losses import (
     PseudoLabel,
     Supervised,
 )
+from fedgraft.common.study.stages.methods import METHODS, method_class
 from fedgraft.common.study.stages.stopping import EarlyStopping, WeightAveraging
 
-PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
+Preset = tuple[str, Callable[[Method], tuple[Stage, ...]]]
+"""One line of what it does, with the paper, and its stages."""
+
+PLANS: Mapping[str, Preset] = {
     "fedavg": ("all entries trained and averaged (McMahan et al. 2017)", lambda m: (rounds_of(m, "all"),)),
     "fedbn": (
         "all but norm layers averaged, those stay at the site (Li et al. 2021)",
@@ -112,10 +115,6 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
     "ditto": (
         "FedAvg, then each site's own model, kept there and pulled to the common one (Li et al. 2021)",
         lambda m: (rounds_of(m, "all"), personal(m, Proximal(to="global", weight=0.1))),
-    ),
-    "scaffold": (
-        "FedAvg with control variates against the sites' drift, plain SGD (Karimireddy et al. 2020)",
-        scaffold,
     ),
     "gradual_unfreezing": (
         "heads first, then one more block every few rounds, at last all entries (Howard and Ruder 2018)",
@@ -211,10 +210,17 @@ PRESETS: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
 }
 
 
+def presets() -> dict[str, Preset]:
+    """All methods that have a name: plans of the usual values, and those that have a file of their own."""
+    own = {kind: method_class(kind) for kind in METHODS}
+    return {**PLANS, **{kind: (found.summary, found.stages) for kind, found in own.items()}}
+
+
 def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
     """Stages of a preset, after the sums that a `table` needs; ValueError with the list of names for an unknown one."""
-    if method.name not in PRESETS:
-        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join(PRESETS)}")
-    stages = PRESETS[method.name][1](method)
+    known = presets()
+    if method.name not in known:
+        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join(known)}")
+    stages = known[method.name][1](method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
     return (standardise(method.columns), *stages) if table else stages

@@ -25,7 +25,7 @@ from fedgraft.common.study.stages.aggregates import (
     Standardise,
     Threshold,
 )
-from fedgraft.common.study.stages.losses import ControlVariate, Discrepancy, Loss
+from fedgraft.common.study.stages.losses import Discrepancy, Loss
 from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.stages.training import InnerSteps, Rollback
 
@@ -155,12 +155,6 @@ def maml(method: Method) -> tuple[Stage, ...]:
     """First-order MAML; counted in steps, as it must be."""
     steps = {} if method.local.steps else {"epochs": None, "steps": 5}
     return (rounds_of(with_losses(method, inner_steps=InnerSteps(), **steps), "all"),)
-
-
-def scaffold(method: Method) -> tuple[Stage, ...]:
-    """FedAvg with control variates, by plain steps as they need."""
-    steps = {} if method.local.steps else {"epochs": None, "steps": 10}
-    return (rounds_of(with_losses(method, ControlVariate(), optimiser="sgd", momentum=0.0, **steps), "all"),)
 
 
 def probe(method: Method, aggregate: Ridge | NearestMean | Discriminant = _RIDGE) -> Stage:

@@ -20,21 +20,13 @@ Weight = Annotated[float, Field(gt=0)]
 
 
 class Requirement(StrEnum):
-    """What a loss cannot do without at a site."""
+    """What a loss cannot do without at a site, and the coordinator cannot send."""
 
     LABELS = "labels"
     SOURCE = "source"
     """Labelled cases of a source, in a folder at the site."""
-    PRETRAINED = "pretrained"
-    """The entries that the run began with."""
-    CONTROL_VARIATE = "control_variate"
-    """The coordinator's control variates, and the site's own."""
-    MOMENTS = "moments"
-    """Moments of a source's features, from an earlier stage."""
     DOMAIN_DISCRIMINATOR = "domain_discriminator"
     """A network that tells source from target."""
-    TEACHER = "teacher"
-    """The entries of a finished model that teaches."""
 
 
 class LossScope(StrEnum):
@@ -48,6 +40,7 @@ class LossScope(StrEnum):
 
 class _Loss(Value, ABC):
     weight: Weight = 1.0
+    """Factor on the loss in the sum that is minimised."""
 
     scope: ClassVar[LossScope] = LossScope.PER_SAMPLE
 
@@ -72,6 +65,7 @@ class Supervised(_Loss):
 
     kind: Literal["supervised"] = "supervised"
     of: Literal["target", "source"] = "target"
+    """`target` is the site's own cases, `source` those of the source that lies there."""
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -99,37 +93,10 @@ class Proximal(_Loss):
     scope: ClassVar[LossScope] = LossScope.REGULARISER
 
     @property
-    def requires(self) -> frozenset[Requirement]:
-        """The entries that the run began with, if `to` is `pretrained`."""
-        return frozenset({Requirement.PRETRAINED}) if self.to == "pretrained" else frozenset()
-
-    @property
     def description(self) -> str:
         """Says "a pull to the start of the round", or to what else `to` names."""
         end = {"pretrained": "the start of the run", "round": "the start of the round", "global": "the common model"}
         return f"a pull to {end[self.to]}"
-
-
-class ControlVariate(_Loss):
-    """<c - c_i, w> over what is trained and shared: steps without the site's own drift (SCAFFOLD).
-
-    Karimireddy et al. 2020, option II. The site keeps its c_i; the coordinator works out c from what it gets anyway.
-    """
-
-    kind: Literal["control_variate"] = "control_variate"
-    weight: Annotated[float, Field(ge=1, le=1)] = 1.0
-
-    scope: ClassVar[LossScope] = LossScope.REGULARISER
-
-    @property
-    def requires(self) -> frozenset[Requirement]:
-        """The coordinator's control variates c, which come with each instruction."""
-        return frozenset({Requirement.CONTROL_VARIATE})
-
-    @property
-    def description(self) -> str:
-        """Says "control variates"."""
-        return "control variates"
 
 
 class Adversarial(_Loss):
@@ -143,6 +110,7 @@ class Adversarial(_Loss):
     kind: Literal["adversarial"] = "adversarial"
     conditional: bool = False
     ramp: Annotated[float, Field(gt=0)] = 10.0
+    """How fast the reversed gradient grows."""
 
     @property
     def requires(self) -> frozenset[Requirement]:
@@ -170,13 +138,14 @@ class Discrepancy(_Loss):
 
     kind: Literal["discrepancy"] = "discrepancy"
     measure: Literal["coral", "mmd", "moments"] = "coral"
+    """How the distance is measured."""
 
     scope: ClassVar[LossScope] = LossScope.PER_BATCH
 
     @property
     def requires(self) -> frozenset[Requirement]:
-        """Cases of a source at the site; for `moments` only what the source released."""
-        return frozenset({Requirement.MOMENTS if self.measure == "moments" else Requirement.SOURCE})
+        """Cases of a source at the site; for `moments`, which the source released, none."""
+        return frozenset() if self.measure == "moments" else frozenset({Requirement.SOURCE})
 
     @property
     def description(self) -> str:
@@ -233,12 +202,8 @@ class Distill(_Loss):
 
     kind: Literal["distill"] = "distill"
     teacher: Teacher
+    """The finished model that is asked."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
-
-    @property
-    def requires(self) -> frozenset[Requirement]:
-        """The teacher's entries, which are sent once, beside the model."""
-        return frozenset({Requirement.TEACHER})
 
     @property
     def description(self) -> str:
@@ -254,7 +219,7 @@ def names_classes(loss: Loss) -> bool:
 
 
 Loss = Annotated[
-    Supervised | Proximal | ControlVariate | Adversarial | Discrepancy | InfoMax | PseudoLabel | Distill,
+    Supervised | Proximal | Adversarial | Discrepancy | InfoMax | PseudoLabel | Distill,
     Field(discriminator="kind"),
 ]
 
@@ -280,8 +245,3 @@ def looks_further(losses: Iterable[Loss]) -> bool:
 def sees_features(losses: Iterable[Loss]) -> bool:
     """Whether any loss looks at features, and not only at what heads make of them."""
     return any(isinstance(loss, Adversarial | Discrepancy) for loss in losses)
-
-
-def find(losses: Iterable[Loss], kind: type[Value]) -> Loss | None:
-    """The first of these losses that is of `kind`; None if there is none."""
-    return next((loss for loss in losses if isinstance(loss, kind)), None)

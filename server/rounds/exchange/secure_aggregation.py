@@ -41,7 +41,6 @@ from fedgraft.common.secure_aggregation.summing import (
     tensor_shapes,
 )
 from fedgraft.common.study.inputs import Split
-from fedgraft.common.study.stages.aggregates import Nothing
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.joint import Take
 from fedgraft.server.rounds.exchange.collect import Collected, Collector, headline
@@ -191,7 +190,7 @@ class SecureCollector:
         """Who masks what with whom. QuorumError if what must be aggregated has too few sites."""
         nonces = {site: self._greetings[site].nonce for site in sites}
         parts = {}
-        if wanted.work and not isinstance(limits.stage.aggregate, Nothing):
+        if wanted.work and limits.shapes:
             if len(sites) < max(wanted.needed, FEWEST):
                 raise _too_few(wanted, sites, got.missing)
             parts[TENSORS] = nonces

@@ -46,9 +46,14 @@ class Limits:
     """Largest norm of a change, as a multiple of the norm of what travels (plus 1, for entries that start at zero)."""
 
     @cached_property
+    def entries(self) -> frozenset[str]:
+        """What of it are entries of the model, and no sums."""
+        return frozenset(self.shapes.keys() & self.tags.keys())
+
+    @cached_property
     def norm(self) -> float:
         """Norm of what travels, as it was before: floats that are no norm statistics."""
-        before = [key for key in self.shapes if key in self.state and self.state[key].dtype.kind == "f"]
+        before = [key for key in self.shapes if key in self.entries and self.state[key].dtype.kind == "f"]
         return math.sqrt(sum(squares(self.state[k]) for k in before if self.tags[k].role is not Role.NORM_STATS))
 
 
@@ -61,7 +66,7 @@ def fault(update: Update, instruction: Instruction, limits: Limits) -> Code | No
 def bad_content(update: Update, limits: Limits) -> Code | None:
     """Why values of the right form must not count, or None."""
     if isinstance(limits.stage.local, Gradient):
-        return _bad_weight(update, limits) or _bad_change(update.tensors, limits)
+        return _bad_weight(update, limits) or _bad_change(update.tensors, limits) or _bad_addends(update, limits)
     code = _bad_sums(update.tensors, noised=NOISE in limits.shapes)
     if code is None and isinstance(limits.stage.local, Statistics):
         code = None if solvable(update, limits.stage, limits.tags, limits.state) else Code.GARBAGE
@@ -81,7 +86,9 @@ def _bad_form(update: Update, instruction: Instruction, limits: Limits) -> Code 
 def _bad_weight(update: Update, limits: Limits) -> Code | None:
     """Weights count cases: whole ones or none, and of all that the aggregation will ask for."""
     plausible = all(weight == 0 or 0.5 < weight < _MOST_CASES for weight in update.weights.values())
-    asked = {limits.tags[key].task or TRUNK for key in limits.shapes}
+    asked = {limits.tags[key].task or TRUNK for key in limits.entries}
+    if not asked and not update.weights:  # sums under masks, which need none
+        return None
     told = asked <= update.weights.keys() and update.weights.get(TRUNK, 0) > 0
     return None if plausible and told else Code.BAD_WEIGHT
 
@@ -90,6 +97,8 @@ def _bad_change(tensors: Arrays, limits: Limits) -> Code | None:
     """Norm statistics may move far without harm, as long as they are finite, and variances what has a root."""
     after = 0.0
     for key, array in tensors.items():
+        if key not in limits.entries:
+            continue
         if array.dtype.kind != "f":
             if array.size and not -_MOST_CASES < int(array.min()) <= int(array.max()) < _MOST_CASES:
                 return Code.TOO_LARGE
@@ -102,6 +111,14 @@ def _bad_change(tensors: Arrays, limits: Limits) -> Code | None:
     if not math.isfinite(after):
         return Code.NOT_FINITE
     return Code.TOO_LARGE if math.sqrt(after) > limits.limit * (limits.norm + 1) else None
+
+
+def _bad_addends(update: Update, limits: Limits) -> Code | None:
+    """Sums that a method asks for beside the entries are finite, and not out of reach."""
+    sums = [array for key, array in update.tensors.items() if key not in limits.entries]
+    if not all(np.isfinite(array).all() for array in sums):
+        return Code.NOT_FINITE
+    return Code.TOO_LARGE if any(float(np.abs(array).max(initial=0)) > _LARGEST_SUM for array in sums) else None
 
 
 def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:

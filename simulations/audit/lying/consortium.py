@@ -19,9 +19,13 @@ from fedgraft.client.runtime.log import close
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.seeds import derive
+from fedgraft.common.closed_form.moments import COVARIANCE, MEAN, FeatureMoments
+from fedgraft.common.methods.memory.carried import going_down, sides_of
+from fedgraft.common.methods.memory.given import MomentsSide, Taught, TeacherSide
 from fedgraft.common.models.model import state_arrays
-from fedgraft.common.protocol.auxiliary import COVARIANCE, PRETRAINED, auxiliary_shapes, requires_source
 from fedgraft.common.protocol.instructions import AggregationGroups, Answer, Instruction
+from fedgraft.common.protocol.routing import requires_source
+from fedgraft.common.protocol.states import State
 from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS
 from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.plan import Gradient, Stage
@@ -132,14 +136,19 @@ class AuditedSites:
 
     def auxiliary(self, step: Step) -> dict[str, np.ndarray]:
         """What comes beside the model in this step, of the right shape."""
-        stage, model = self.study.plan[step.stage], self._model
-        teacher = model.any_teacher(stage)
-        found = dict(teacher)
-        for key, (size, kind) in auxiliary_shapes(stage, model.tags, model.forms, model.teacher_forms(stage)).items():
-            if key.startswith(PRETRAINED):
-                found[key] = self.state[key.removeprefix(PRETRAINED)]
-            elif key not in teacher:
-                found[key] = (np.eye(size[0]) if key == COVARIANCE else np.zeros(size)).astype(kind)
+        stage = self.study.plan[step.stage]
+        on = self._model.ground(stage)
+        found: dict[str, np.ndarray] = {}
+        for side in sides_of(on):
+            if isinstance(side, TeacherSide):
+                state: State = Taught(self._model.any_teacher(stage))
+            elif isinstance(side, MomentsSide):
+                (size,), _ = side.down(on)["moments"][MEAN]
+                released = {MEAN: np.zeros(size, np.float32), COVARIANCE: np.eye(size, dtype=np.float32)}
+                state = FeatureMoments(released, {})
+            else:
+                state = side.begin_common(on, self.state)
+            found |= going_down(on, side, state)
         return found
 
     def on_disk(self) -> dict[str, str]:

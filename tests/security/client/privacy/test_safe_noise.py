@@ -7,6 +7,7 @@ against the real code, and against sums and noise added as they come, where it m
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,17 +142,27 @@ def test_the_noise_is_normal_on_the_grid() -> None:
 
 
 def test_the_tails_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rarest draw of all, by hand: both halves of the generator's smallest number."""
-    monkeypatch.setattr(secret, "_words", lambda count: np.zeros(count, np.uint64))
-    assert secret.normal(2).max() == pytest.approx(math.sqrt(2 * 64 * math.log(2)))
-    monkeypatch.setattr(secret, "_words", lambda count: np.full(count, 2**64 - 1, np.uint64))
-    assert np.isfinite(secret.normal(4)).all()
+    """The rarest draws of all, by hand: the smallest number that the generator's bits stand for, and the largest.
+
+    37 numbers are so many that some are worked on together and some alone.
+    """
+    for bits, most in ((0, math.sqrt(2 * 63 * math.log(2))), (-1, 0.0)):
+        monkeypatch.setattr(secret.Words, "next", lambda words, bits=bits: words._words.fill_(bits))
+        drawn = secret.normal(37)
+        assert np.isfinite(drawn).all()
+        assert np.hypot(drawn[0], drawn[19]) == pytest.approx(most)
+
+
+def test_no_two_numbers_are_the_same_and_no_two_draws() -> None:
+    """Pieces follow on each other in one stream: a stream begun anew for each would give the same noise again."""
+    drawn = np.concatenate([secret.normal(100_000), secret.normal(100_000)])
+    assert len(np.unique(drawn)) == len(drawn)
 
 
 def test_everything_that_leaves_with_noise_goes_through_it() -> None:
     """Whoever adds noise in another way is found by name: the generator of normal numbers has one user."""
     root = Path(privacy.__file__).parent
-    users = [path for path in root.rglob("*.py") if "normal(" in path.read_text(encoding="utf-8")]
+    users = [path for path in root.rglob("*.py") if re.search(r"normals?\(", path.read_text(encoding="utf-8"))]
     assert sorted(path.relative_to(root).as_posix() for path in users) == ["dp/noise.py", "dp/secret.py"]
     assert metric_release.noised is dp_statistics.noised is noising.noised
 

@@ -19,10 +19,12 @@ from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.checks.check import check
+from fedgraft.common.methods.memory.carried import going_down
+from fedgraft.common.methods.memory.given import Start, StartSide
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.model import state_arrays
-from fedgraft.common.protocol.auxiliary import PRETRAINED, auxiliary_shapes
 from fedgraft.common.protocol.instructions import AggregationGroups, Answer, Code, Instruction, MaskedUpdate, Refusal
+from fedgraft.common.protocol.states import is_address
 from fedgraft.common.secure_aggregation.masking import Layout, MaskedSum
 from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, metric_shapes
 from fedgraft.common.study.schedule import Step, schedule, split_at
@@ -68,8 +70,7 @@ class Consortium:
         torch.manual_seed(2)
         model = LocalModel(study, CPU)
         self.state = {k: a.copy() for k, a in state_arrays(model.model).items()}
-        wanted = auxiliary_shapes(study.plan[0], model.tags, model.forms)
-        self.beside = {name: self.state[name.removeprefix(PRETRAINED)] for name in wanted}
+        self.beside = going_down(model.ground(study.plan[0]), StartSide(), Start(self.state))
         self.number = 0
 
     def site(self, name: str) -> Site:
@@ -141,7 +142,7 @@ def test_sites_that_were_told_different_things_give_nothing_that_opens(four: Con
     step = next(iter(schedule(four.study)))
     honest = four.instruction(step, NAMES)
     tensors = dict(honest.tensors)
-    key = next(k for k in tensors if k.startswith(PRETRAINED) == (what == "beside"))
+    key = next(k for k in tensors if is_address(k) == (what == "beside"))
     tensors[key] = tensors[key] + np.ones((), tensors[key].dtype)
     lie = replace(honest, evaluate=None) if what == "evaluate" else replace(honest, tensors=tensors)
     answers = four.ask(honest, THREE) | {"west": four.sites["west"].visit(lie)}

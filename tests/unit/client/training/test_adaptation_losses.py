@@ -22,8 +22,8 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.rollback import holds
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.checks.check import check
+from fedgraft.common.closed_form.moments import COVARIANCE, MEAN, FeatureMoments, moments_from_sums
 from fedgraft.common.models.initialise import initialise
-from fedgraft.common.protocol.auxiliary import COVARIANCE, MEAN, moments_from_sums
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.stages.losses import (
     Adversarial,
@@ -33,7 +33,7 @@ from fedgraft.common.study.stages.losses import (
 )
 from fedgraft.common.study.stages.training import Rollback
 from fedgraft.common.study.study import Study, parse_study
-from helpers.work import CPU, NOW, MakeStudy, cohort, images, moved, snapshot, steps
+from helpers.work import CPU, NOW, MakeStudy, came, cohort, images, moved, snapshot, steps
 
 RNG = np.random.default_rng(0)
 X, Y = (torch.from_numpy(RNG.normal(size=(n, 5)) * 1.5 + 0.3) for n in (12, 9))
@@ -162,14 +162,14 @@ def test_features_without_any_label_come_closer_to_the_source(attack_target, mea
     local_model, loader = attack_target(labels=UNKNOWN)
     source, spec = source_loader(loader), steps(12, lr=0.02, losses=(Discrepancy(measure=measure, weight=10.0),))
     goal = _features(local_model, source)
-    auxiliary = {MEAN: goal.mean(0).numpy() + 1, COVARIANCE: torch.cov(goal.T).numpy()}
-    visit_context = VisitContext(source=source, auxiliary=auxiliary)
+    moments = {MEAN: goal.mean(0).numpy() + 1, COVARIANCE: torch.cov(goal.T).numpy()}
+    visit_context = VisitContext(source=source, came=came(FeatureMoments(moments, {})))
     bodies = [key for key in local_model.tags if key.startswith("backbone") and key in local_model.parameters]
 
     def gap() -> float:
         x = _features(local_model, loader)
         if measure == "moments":
-            return float(to_moments(x, torch.tensor(auxiliary[MEAN]), torch.tensor(auxiliary[COVARIANCE])))
+            return float(to_moments(x, torch.tensor(moments[MEAN]), torch.tensor(moments[COVARIANCE])))
         return float({"coral": coral, "mmd": mmd}[measure](_features(local_model, source), x))
 
     before = gap()

@@ -16,13 +16,13 @@ from fedgraft.client.training.losses.distill import distilled
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.checks.check import check
+from fedgraft.common.methods.memory.given import Taught
 from fedgraft.common.models.initialise import make_model, make_teacher
 from fedgraft.common.models.model import state_arrays
-from fedgraft.common.protocol.auxiliary import TEACHER
 from fedgraft.common.study.model_spec import Teacher
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.common.study.tasks import Multilabel, Regression, Task
-from helpers.work import CPU, NOW, cohort, images, moved, snapshot, steps
+from helpers.work import CPU, NOW, came, cohort, images, moved, snapshot, steps
 
 LOCAL = {"steps": 2, "batch_size": 8, "lr": 0.05}
 
@@ -83,7 +83,7 @@ def attack_target(study: Study, *, labelled: bool = True) -> tuple[LocalModel, L
     inputs, targets = images(24)
     loader = Loader(cohort(inputs, {"cls": targets if labelled else torch.full_like(targets, -1)}), study.input, CPU)
     given = state_arrays(make_teacher(study.model_copy(update={"seed": 99}), Teacher(weights="somewhere")))
-    return local_model, loader, VisitContext(auxiliary={TEACHER + key: array.copy() for key, array in given.items()})
+    return local_model, loader, VisitContext(came=came(Taught({key: array.copy() for key, array in given.items()})))
 
 
 def test_a_student_comes_closer_to_its_teacher_without_a_single_label() -> None:
@@ -100,7 +100,7 @@ def test_a_student_comes_closer_to_its_teacher_without_a_single_label() -> None:
             answers = local_model.teacher(study.plan[0].local.losses[0].teacher)(batch.inputs)["cls"]
             return float(distilled(study.tasks[0], local_model.model(batch.inputs)["cls"], answers, 2.0))
 
-    given = {key.removeprefix(TEACHER): array for key, array in visit_context.auxiliary.items()}
+    given = visit_context.came.get("", Taught).entries  # type: ignore[union-attr]
     train(
         local_model, loader, steps(1, losses=spec.losses, lr=1e-9), changes, replace(NOW, visit_context=visit_context)
     )

@@ -13,7 +13,10 @@ from fedgraft.client.training.gradient import train
 from fedgraft.client.training.losses.base import VisitContext
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.explain import describe_local
-from fedgraft.common.protocol.auxiliary import PRETRAINED, auxiliary_shapes
+from fedgraft.common.methods.memory.carried import down_shapes, going_down
+from fedgraft.common.methods.memory.given import Start, StartSide
+from fedgraft.common.methods.memory.method import Ground
+from fedgraft.common.protocol.states import States
 from fedgraft.common.study.plan import Gradient, Role, Tag
 from fedgraft.common.study.stages.losses import LossScope, Proximal, Supervised
 from fedgraft.common.study.study import Study, parse_study
@@ -74,12 +77,11 @@ def test_l2sp_pulls_all_but_heads_to_the_start_of_the_run(attack_target) -> None
     local_model, loader = attack_target()
     changes = trainable(local_model)
     start = {key: value + np.float32(0.1) for key, value in snapshot(local_model).items()}
-    stage = study({"losses": [LABELS, {"kind": "proximal", "to": "pretrained"}]}).plan[0]
-    forms = {key: (value.shape, value.dtype.name) for key, value in start.items()}
-    auxiliary = {
-        name: start[name.removeprefix(PRETRAINED)] for name in auxiliary_shapes(stage, local_model.tags, forms)
-    }
-    found = pulled(local_model, loader, "pretrained", VisitContext(auxiliary=auxiliary), changes)
+    asked = study({"losses": [LABELS, {"kind": "proximal", "to": "pretrained"}]})
+    on = Ground(asked, asked.plan[0], local_model.tags, local_model.forms)
+    sent = going_down(on, StartSide(), Start(start))
+    assert sent.keys() == down_shapes(on).keys()
+    found = pulled(local_model, loader, "pretrained", VisitContext(came=States(sent)), changes)
     for key, change in found.items():
         np.testing.assert_allclose(change, 0.0 if key.startswith("heads") else 0.025, atol=2e-6)
 
@@ -109,7 +111,7 @@ def test_an_anchor_is_added_after_clipping_and_noise(attack_target) -> None:
 
 ANCHOR = {"kind": "proximal", "to": "global"}
 PRIVATE = {"steps": 5, "fixed_norm_stats": True, "private": {"noise_multiplier": 1.0, "sample_rate": 0.1}}
-PLAIN = {"optimiser": "sgd", "momentum": 0, "losses": [LABELS, {"kind": "control_variate"}]}
+PLAIN = {"optimiser": "sgd", "momentum": 0, "methods": [{"kind": "scaffold"}]}
 
 
 @pytest.mark.parametrize(
@@ -118,8 +120,8 @@ PLAIN = {"optimiser": "sgd", "momentum": 0, "losses": [LABELS, {"kind": "control
         ({"losses": [LABELS, ANCHOR]}, {}, "losses.1 (proximal): pulls what a site keeps"),
         ({"losses": [ANCHOR | {"to": "round"}]}, {}, "none of them looks at a case"),
         ({}, {"where": "unlabelled"}, "needs labels"),
-        (PLAIN | {"momentum": 0.9}, {}, "(control_variate): steps must be plain"),
-        (PLAIN | {"optimiser": "adamw"}, {}, "(control_variate): steps must be plain"),
+        (PLAIN | {"momentum": 0.9}, {}, "(scaffold): steps must be plain"),
+        (PLAIN | {"optimiser": "adamw"}, {}, "(scaffold): steps must be plain"),
         (PLAIN | {"steps": None, "epochs": 1}, {}, "give steps, not epochs"),
         (PLAIN | {"clip_norm": 1.0}, {}, "leave clip_norm out"),
         (PLAIN, {"aggregate": {"kind": "median"}}, "needs the sites' mean"),

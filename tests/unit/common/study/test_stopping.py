@@ -16,7 +16,7 @@ from fedgraft.common.checks.explain import plan_table, sentence
 from fedgraft.common.models.model import build_model
 from fedgraft.common.protocol.rates import rate_of
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
-from fedgraft.common.study.methods.presets import PRESETS, Method, expand
+from fedgraft.common.study.methods.presets import Method, expand, presets
 from fedgraft.common.study.plan import Role, Select
 from fedgraft.common.study.study import Study, parse_study
 from helpers.work import NOW, moved, snapshot, steps
@@ -30,7 +30,7 @@ def a_study(plan: list[dict[str, Any]], **more: Any) -> Study:
     return parse_study({"name": "x", "tasks": tasks, "plan": plan, **more}, "here")
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ENSEMBLES])
+@pytest.mark.parametrize("name", [name for name in presets() if name not in ENSEMBLES])
 @pytest.mark.parametrize("rounds", [1, 7])
 def test_every_preset_works_and_is_explained(name: str, rounds: int) -> None:
     stages = expand(Method(name=name, rounds=rounds), table=False)
@@ -97,7 +97,7 @@ def test_heads_learn_first_and_then_all_else(attack_target) -> None:
 FEDAVG = {"name": "one", "share": "all", "aggregate": {"kind": "mean"}}
 GRADIENT = {"kind": "gradient", "steps": 2}
 PRIVATE = {"fixed_norm_stats": True, "private": {"noise_multiplier": 1.0, "sample_rate": 0.1}}
-CONTROL_VARIATE = {"optimiser": "sgd", "momentum": 0, "losses": [{"kind": "supervised"}, {"kind": "control_variate"}]}
+CONTROL_VARIATE = {"optimiser": "sgd", "momentum": 0, "methods": [{"kind": "scaffold"}]}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from fedgraft.common.base.errors import StudyError
-from fedgraft.common.study.methods.presets import PRESETS, Method, expand
+from fedgraft.common.study.methods.presets import Method, expand, presets
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -129,7 +129,7 @@ def test_any_change_of_what_is_asked_changes_the_digest():
 
 
 def test_every_preset_makes_a_valid_study():
-    for name in PRESETS:
+    for name in presets():
         assert isinstance(parse_study(MINIMAL | {"method": {"name": name, "teacher": "a finished run"}}, name), Study)
     plan = parse_study(MINIMAL | {"method": "graft"}, "here").plan
     assert [type(stage.local) for stage in plan] == [Statistics, Gradient, Recalibrate]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedgraft.common.protocol.instructions import Update
+from fedgraft.common.protocol.states import States
 from fedgraft.common.study.plan import (
     Gradient,
     Role,
@@ -15,6 +16,7 @@ from fedgraft.common.study.plan import (
 )
 from fedgraft.common.study.stages.aggregates import Mean, ServerOptimiser
 from fedgraft.server.aggregation.aggregator import aggregator_for
+from fedgraft.server.aggregation.optimiser import Averages
 
 TAGS = {
     "backbone.w": Tag(Role.BODY, 1),
@@ -25,7 +27,7 @@ TAGS = {
 ROUNDS = 7
 
 
-def run(aggregate: ServerOptimiser | Mean, memory: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+def run(aggregate: ServerOptimiser | Mean, memory: States) -> list[dict[str, np.ndarray]]:
     """The state after each round of three sites of 10, 20 and 30 cases that send random changes."""
     rng = np.random.default_rng(5)
     state = {
@@ -65,7 +67,7 @@ def changes(key: str) -> tuple[np.ndarray, list[np.ndarray]]:
 @pytest.mark.parametrize("key", ["backbone.w", "heads.cls.weight"])
 def test_a_rule_is_the_papers(rule: str, key: str) -> None:
     b1, b2, lr, tau = 0.9, 0.95, 0.3, 0.01
-    got = run(ServerOptimiser(rule=rule, lr=lr, momentum=b1, beta2=b2, tau=tau), {})
+    got = run(ServerOptimiser(rule=rule, lr=lr, momentum=b1, beta2=b2, tau=tau), States())
     x, deltas = changes(key)
     m, v = np.zeros_like(x), np.full_like(x, tau**2)
     for number, d in enumerate(deltas, start=1):
@@ -85,21 +87,23 @@ def test_a_rule_is_the_papers(rule: str, key: str) -> None:
 
 
 def test_without_momentum_at_rate_1_it_is_the_mean() -> None:
-    for ours, mean in zip(run(ServerOptimiser(rule="sgd"), {}), run(Mean(), {}), strict=True):
+    for ours, mean in zip(run(ServerOptimiser(rule="sgd"), States()), run(Mean(), States()), strict=True):
         for key in TAGS:
             np.testing.assert_allclose(ours[key], mean[key], rtol=1e-12)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "adam"])
 def test_running_statistics_and_whole_numbers_are_averaged(rule: str) -> None:
-    ours, mean = run(ServerOptimiser(rule=rule, lr=0.1, momentum=0.9), {}), run(Mean(), {})
+    ours, mean = run(ServerOptimiser(rule=rule, lr=0.1, momentum=0.9), States()), run(Mean(), States())
     for a, b in zip(ours, mean, strict=True):
         np.testing.assert_array_equal(a["backbone.v"], b["backbone.v"])
         assert a["backbone.n"] == b["backbone.n"]
 
 
 def test_what_is_remembered_is_all_that_the_next_round_needs() -> None:
-    memory: dict[str, np.ndarray] = {}
-    run(ServerOptimiser(rule="adam", momentum=0.9), memory)
-    assert set(memory) == {f"{kind}/{key}" for kind in "mv" for key in ("backbone.w", "heads.cls.weight")}
-    assert all(array.dtype == np.float64 for array in memory.values())
+    states = States()
+    run(ServerOptimiser(rule="adam", momentum=0.9), states)
+    found = states.get("s", Averages)
+    assert found is not None
+    assert set(found.m) == set(found.v) == {"backbone.w", "heads.cls.weight"}
+    assert all(array.dtype == np.float64 for array in states.arrays().values())

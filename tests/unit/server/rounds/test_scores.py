@@ -12,11 +12,12 @@ from rich.console import Console
 from fedgraft.common.metrics.intervals import deviation
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.support import intervals
+from fedgraft.common.protocol.states import States
 from fedgraft.common.secure_aggregation.summing import metric_summands, pooled_metrics
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.cli.figures import task_table
 from fedgraft.server.rounds.scores import Scores
-from fedgraft.server.rounds.stopping import stopped
+from fedgraft.server.rounds.stopping import best, stopped
 
 LOCAL = {"kind": "gradient", "steps": 1}
 STAGE = {"name": "train", "local": LOCAL, "share": "all", "aggregate": {"kind": "mean"}, "rounds": 9}
@@ -94,7 +95,7 @@ def test_where_every_site_has_too_few_all_cases_together_may_say_something() -> 
 def test_early_stopping_is_not_swayed_by_a_site_with_one_positive() -> None:
     """The one case ranks ever better, and the other sites ever worse: it is these that end the stage."""
     study = a_study(plan=[STAGE | {"early_stopping": {"patience": 2}}])
-    memory: dict[str, np.ndarray] = {}
+    states = States()
     ended = []
     for number in range(1, 5):
         skill = 2 - 0.5 * number
@@ -103,9 +104,9 @@ def test_early_stopping_is_not_swayed_by_a_site_with_one_positive() -> None:
             "middle": a_site(20, 30, skill, 1),
             "one": a_site(1, 40, 3 * number - 9, 2),
         }
-        ended.append(stopped(study.plan[0], number, Scores(study, sites), {"x": np.array([number])}, memory))
+        ended.append(stopped(study.plan[0], number, Scores(study, sites), {"x": np.array([number])}, states))
     assert ended == [None, None, 0, 0]
-    assert memory["best/x"].tolist() == [1]
+    assert best(study.plan[0], states)["x"].tolist() == [1]
 
 
 def test_under_masks_a_site_with_too_few_is_in_no_mean_over_sites() -> None:

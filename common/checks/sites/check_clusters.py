@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedgraft.common.protocol.auxiliary import requirements_of
+from fedgraft.common.methods.memory.carried import methods_of
 from fedgraft.common.protocol.routing import Tags, changed, retains_statistics
 from fedgraft.common.secure_aggregation.masking import FEWEST
 from fedgraft.common.study.clusters import BySums, Told, begins_at
 from fedgraft.common.study.plan import Role, Stage, Statistics
 from fedgraft.common.study.stages.aggregates import Moments, Standardise, Sums, Threshold
-from fedgraft.common.study.stages.losses import Requirement
 from fedgraft.common.study.study import Study
 
 
@@ -80,8 +79,9 @@ def _stage(stage: Stage, *, whole: bool) -> Iterator[str]:
         )
     if retains_statistics(stage):
         yield "local.retain_statistics: sites leave and join one model, and here there are several; leave it out"
-    if Requirement.CONTROL_VARIATE in requirements_of(stage) and not whole:
+    remembers = [method.kind for method in methods_of(stage)]
+    if remembers and not whole:
         yield (
-            "local.losses: control variates of entries that clusters share would be those of one cluster; use "
+            f"local: what {', '.join(remembers)} remembers of entries that clusters share would be of one cluster; use "
             "clusters.own: all"
         )

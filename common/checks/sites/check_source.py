@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedgraft.common.protocol.auxiliary import requirements_of
+from fedgraft.common.protocol.routing import needs_moments
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.stages.aggregates import Mean, Moments, ServerOptimiser
-from fedgraft.common.study.stages.losses import Requirement
 from fedgraft.common.study.study import Study
 
 
@@ -16,7 +15,7 @@ def check_source(study: Study) -> Iterator[str]:
     released = False
     for index, stage in enumerate(study.plan):
         where = f"plan.{index} ({stage.name})"
-        if Requirement.MOMENTS in requirements_of(stage) and not released:
+        if needs_moments(stage) and not released:
             key = "local.losses" if isinstance(stage.local, Gradient) else "local.of"
             yield f"{where}.{key}: no stage before this one has released moments; add one with aggregate: moments"
         released |= isinstance(stage.aggregate, Moments)

@@ -1,0 +1,68 @@
+"""Methods of a gradient stage by name: which file has each. Values; `fedgraft.common.methods` has what they do.
+
+A method's file is loaded when a study names it, as those of distributions beside fedgraft are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from fedgraft.common.base.value import Value
+
+_HERE = "fedgraft.common.methods"
+METHODS: Mapping[str, str] = {
+    "scaffold": f"{_HERE}.scaffold:Scaffold",
+    "feddyn": f"{_HERE}.feddyn:FedDyn",
+}
+"""By kind the module and the class of a method."""
+
+
+class MethodValue(Value, ABC):
+    """The keys of a method, and what a plan must know of it before anything of it runs."""
+
+    kind: str
+
+    summary: ClassVar[str] = ""
+    """One line: what it does, and the paper."""
+    sends_sums: ClassVar[bool] = False
+    """Whether a site sends sums over its cases beside the entries that the stage shares."""
+    sees_features: ClassVar[bool] = False
+    """Whether it looks at features, and not only at what heads make of them."""
+    per_batch: ClassVar[bool] = False
+    """Whether it needs whole batches, which then cannot be worked on in parts when memory is short."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What it adds to a stage, as `study explain` prints it: "control variates (SCAFFOLD)"."""
+
+    @classmethod
+    @abstractmethod
+    def stages(cls, method: Any) -> Any:
+        """The stages of the preset of that name, from its settings (`study.methods.recipes.Method`)."""
+
+
+def method_class(kind: str) -> type[MethodValue]:
+    """The class of the method of that kind. ValueError with the names that there are."""
+    if kind not in METHODS:
+        raise ValueError(f"no method is called {kind!r}; there are: {', '.join(METHODS)}")
+    module, _, name = METHODS[kind].partition(":")
+    found: type[MethodValue] = getattr(import_module(module), name)
+    return found
+
+
+def _by_kind(value: Any) -> Any:
+    if isinstance(value, MethodValue):
+        return value
+    given = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping) or not isinstance(given.get("kind"), str):
+        raise ValueError("must be the name of a method, or a mapping with its `kind`")
+    return method_class(given["kind"]).model_validate(given)
+
+
+AnyMethod = Annotated[SerializeAsAny[MethodValue], BeforeValidator(_by_kind)]

@@ -1,0 +1,36 @@
+"""Code of one's own in a simulation: what is registered here can be named in a study like what fedgraft has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.models.backbones.named import ships
+from fedgraft.common.plugins.loading import load_plugin
+from fedgraft.common.plugins.registry import Kind, register
+
+__all__ = ["load_plugin", "register_backbone"]
+
+Thing = TypeVar("Thing", bound=Callable[..., Any])
+
+
+def register_backbone(name: str, factory: Thing | None = None) -> Any:
+    """Let studies say `backbone: NAME`. Also as a decorator of the factory: `@fg.register_backbone("tiny")`.
+
+    `factory(channels=, size=)` gives an `nn.Module` for images (N, C, H, W), `factory(columns=)` one for tables; its
+    forward pass gives features (N, feature_dim), and it has an attribute `feature_dim`. Registered again, the new
+    factory takes the old one's place. InputError for a name that fedgraft has. For a deployment the factory goes into a
+    distribution, as an entry point of the group `fedgraft.backbones`.
+    """
+    if ships(name):
+        raise InputError(f"fedgraft has a backbone {name!r} itself.", fix="Call yours something else.")
+    return _registered(Kind.BACKBONES, name, factory)
+
+
+def _registered(kind: Kind, name: str, thing: Thing | None) -> Any:
+    def keep(found: Thing) -> Thing:
+        register(kind, name, found)
+        return found
+
+    return keep if thing is None else keep(thing)
