@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from fedgraft.common.checks.faults.check_clusters import check_clusters
 from fedgraft.common.checks.faults.check_columns import check_columns
 from fedgraft.common.checks.faults.check_ensemble import check_calibration, check_ensemble
 from fedgraft.common.checks.faults.check_length import check_length
@@ -96,6 +97,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     if study.evaluate.operating_point is not None:
         faults += _operating_point(study)
     faults += check_source(study)
+    faults += check_clusters(study, study.clusters, tags) if study.clusters is not None else []
     faults += check_ood(study, tags)
     faults += check_ensemble(study)
     faults += _secure(study) if study.secure_aggregation else []

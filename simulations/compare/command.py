@@ -212,6 +212,7 @@ def _show(result: dict[str, Any], page: Path) -> None:
                 f"  {word}: {one['arm']} - {one['over']}{cases} {one['value']:+.3f} "
                 f"[{_signed(one['low'])}, {_signed(one['high'])}], wanted {one['wanted']}{alone}"
             )
+        _show_gains(question)
         for row in question["rows"]:
             for trouble in row["troubles"]:
                 say(f"  {row['arm']}: {trouble}")
@@ -224,6 +225,25 @@ def _show(result: dict[str, Any], page: Path) -> None:
     say(f"Report: {page}")
     if result["synthetic"]:
         say("Phantoms prove the machinery, not clinical benefit.")
+
+
+def _show_gains(question: dict[str, Any]) -> None:
+    """By arm what joining gained each site over training alone, where an arm does that."""
+    known = [row for row in question["rows"] if row.get("gains")]
+    names = sorted({site for row in known for site in row["gains"]})
+    if not names:
+        return
+    table = Table(
+        Column("arm", no_wrap=True), *names, title=f"What joining gained each site: minus {question['alone']}"
+    )
+    for row in known:
+        own = [row["gains"].get(site) for site in names]
+        cells = [
+            f"{_signed(one['value'])}\n{_signed(one['low'])}, {_signed(one['high'])}\n{one['verdict']}" if one else "-"
+            for one in own
+        ]
+        table.add_row(_cells_of(row)[0], *cells)
+    OUT.print(table)
 
 
 def _cells_of(row: dict[str, Any]) -> Sequence[str]:
