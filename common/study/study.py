@@ -118,7 +118,7 @@ class Study(Value):
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
     plugins: Annotated[tuple[Plugin, ...], Field(exclude_if=unless(()))] = ()
-    """Whose code it uses besides fedgraft's, as `my-nets==1.2.0`. Each site's own people install it; it is never sent."""
+    """Whose code it uses beside fedgraft's, as `my-nets==1.2.0`. A site's own people install it; it is never sent."""
 
     @staticmethod
     def read(source: Path | str, *overrides: str) -> Study:
