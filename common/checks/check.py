@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fedgraft.common.checks.check_losses import check_losses
-from fedgraft.common.checks.check_methods import check_methods
-from fedgraft.common.checks.rules.check_columns import check_columns
-from fedgraft.common.checks.rules.check_ensemble import check_calibration, check_ensemble
-from fedgraft.common.checks.rules.check_length import check_length
-from fedgraft.common.checks.rules.check_ood import check_ood
-from fedgraft.common.checks.rules.check_source import check_source
-from fedgraft.common.checks.rules.check_stopping import check_stopping
+from fedgraft.common.checks.faults.check_columns import check_columns
+from fedgraft.common.checks.faults.check_ensemble import check_calibration, check_ensemble
+from fedgraft.common.checks.faults.check_length import check_length
+from fedgraft.common.checks.faults.check_losses import check_losses
+from fedgraft.common.checks.faults.check_methods import check_methods
+from fedgraft.common.checks.faults.check_ood import check_ood
+from fedgraft.common.checks.faults.check_source import check_source
+from fedgraft.common.checks.faults.check_stopping import check_stopping
 from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.protocol.routing import changed, own, sends_sums, stays

@@ -11,8 +11,8 @@ import numpy as np
 
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.check import check
-from fedgraft.common.checks.check_methods import check_memory
-from fedgraft.common.checks.check_plugins import check_plugins
+from fedgraft.common.checks.faults.check_methods import check_memory
+from fedgraft.common.checks.faults.check_plugins import check_plugins
 from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained

@@ -25,7 +25,7 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
-from fedgraft.common.checks.check_plugins import read_pinned
+from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.study.study import Study, locate
 from fedgraft.common.study.tasks import Task
