@@ -45,6 +45,7 @@ class Scaffold(Method[Variates, Variates]):
     )
     own_state: ClassVar[type[State]] = Variates
     common_state: ClassVar[type[State]] = Variates
+    travels: ClassVar[str] = "the coordinator's control variates come down"
     not_private: ClassVar[str] = "control variates are not built for private work; leave them out, or use feddyn"
 
     @property

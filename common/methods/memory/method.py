@@ -8,6 +8,7 @@ sends what `down` and `up` name, adds up what comes up, masks it with all else, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar, cast
@@ -65,6 +66,11 @@ class Ground:
         """Trained entries that stay at the site."""
         return stays(self.stage, self.tags)
 
+    @property
+    def below_heads(self) -> bool:
+        """Whether anything is trained that features come from."""
+        return any(self.tags[key].role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for key in self.trained)
+
     def forms_of(self, keys: tuple[str, ...]) -> Shapes:
         """Shapes and types of these entries."""
         return {key: self.forms[key] for key in keys}
@@ -120,6 +126,21 @@ class Machine(Protocol):
     def tensor(self, array: np.ndarray) -> Tensor:
         """A copy of an array on the model's device."""
 
+    def still(self) -> AbstractContextManager[None]:
+        """Within, passes through the model leave its running statistics as they were."""
+
+    def twin(self, entries: Arrays) -> Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor]]]:
+        """Another model with these entries in place of the present ones: features and answers, without gradients."""
+
+    def slope(self, entries: Mapping[str, Tensor], cases: Cases) -> Mapping[str, Tensor]:
+        """The gradient of the loss over labels at these entries, of these cases; running statistics stay."""
+
+    def batches(self, share: float, size: int, seed: int) -> Iterator[Cases]:
+        """A `share` of the labelled training cases, drawn by `seed`, in batches."""
+
+    def seen(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """All labelled training cases, in order, as the model's features (N, d) see them, with their targets."""
+
 
 @dataclass(frozen=True)
 class Visit(Generic[S, C]):
@@ -133,6 +154,12 @@ class Visit(Generic[S, C]):
     received: Arrays
     own: S
     common: C
+    seed: int = 0
+    """For whatever a method draws in this visit."""
+
+
+Pass = Callable[[], "Tensor"]
+"""Forwards and backwards over a step's cases: adds to the gradients of the parameters, and gives the loss."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +170,9 @@ class Step:
     """A gradient by parameter, which looks at no case, and so is added after any noise."""
     loss: Callable[[Looked], Tensor] | None = None
     """A loss over a batch, added to the others as it is."""
-    around: Callable[[Callable[[], Tensor], float], Tensor] | None = None
-    """Called in place of the pass that leaves the step's gradients: with that pass, which gives the loss, and with how
-    much of the stage is done. What the pass found may be looked at and changed; the loss is given back."""
+    around: Callable[[Pass, float], Tensor] | None = None
+    """Called in place of the pass that leaves the step's gradients, with that pass and with how much of the stage is
+    done (0 to 1). It may pass several times, and must leave the gradients of the step; it gives the loss."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +227,8 @@ class Method(MethodValue, CommonSide[C], Generic[S, C]):
     """Why it cannot be part of private work; "" if it can: then it adds to steps what looks at no case, alone."""
     not_secure: ClassVar[str] = ""
     """Why it cannot be part of a study with secure aggregation; "" if it can."""
+    travels: ClassVar[str] = ""
+    """What `down` and `up` are, as `study explain` says it; "" if nothing travels beside the entries."""
 
     def faults(self, on: Ground) -> Iterator[str]:
         """Why it cannot work in this stage; nothing if it can."""

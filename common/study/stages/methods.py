@@ -18,6 +18,8 @@ _HERE = "fedgraft.common.methods"
 METHODS: Mapping[str, str] = {
     "scaffold": f"{_HERE}.scaffold:Scaffold",
     "feddyn": f"{_HERE}.feddyn:FedDyn",
+    "fedsam": f"{_HERE}.fedsam:FedSAM",
+    "feddecorr": f"{_HERE}.feddecorr:FedDecorr",
 }
 """By kind the module and the class of a method."""
 

@@ -99,7 +99,7 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
     if job.who == "together":
         troubles = federate(home)
         local_model, state = LocalModel(job.study, device), load_tensors(home / "model.safetensors")
-        of = lambda site: state | kept(job.study, home, site, local_model.tags)  # noqa: E731
+        of = lambda site: state | kept(job.study, home, site, local_model.tags, state)  # noqa: E731
         return {
             MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}
         }, troubles
@@ -107,7 +107,7 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
         return _newcomers(job, folder, counted, device)
     if job.who == "nobody":
         local_model, state = LocalModel(job.study, device), initialise(job.study).state()
-        of = lambda site: state | (kept_there(job.finished, site, local_model.tags) if job.finished else {})  # noqa: E731
+        of = lambda site: state | (kept_there(job.finished, site, local_model.tags, state) if job.finished else {})  # noqa: E731
         return {MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}}, []
     trainers = {MERGED: pool(list(cohorts.values()))} if job.who == "pooled" else cohorts
     found: Found = {}
