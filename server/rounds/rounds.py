@@ -215,8 +215,9 @@ class Coordinator:
 
     def _collect(self, step: Step, stage: Stage, sites: list[str], aggregator: Aggregator) -> Collected:
         split = split_at(self._study, step)
-        shapes = sent_shapes(self._memory.ground(stage), self._state)
-        limits = Limits(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change)
+        on = self._memory.ground(stage)
+        shapes = sent_shapes(on, self._state)
+        limits = Limits(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change, on)
         watch = replace(step, work=False)
         observers = {site: self._instruction(watch, site, "all") for site in self._observers()}
         if self._study.secure_aggregation:

@@ -87,5 +87,5 @@ class LocalMachine:
         model = copy.deepcopy(self._local_model.model).eval().requires_grad_(False)
         state = model.state_dict(keep_vars=True)
         for key, array in entries.items():
-            state[key].data.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+            state[key].data.copy_(torch.tensor(array))
         return self._loader.body(model)

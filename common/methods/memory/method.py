@@ -17,7 +17,7 @@ import numpy as np
 
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.rates import rate_factor, rate_of, stepped
-from fedgraft.common.protocol.routing import Shapes, Tags, changed, sent, stays
+from fedgraft.common.protocol.routing import Shapes, Tags, changed, sent
 from fedgraft.common.protocol.states import Nothing, State
 from fedgraft.common.study.methods.recipes import Method as Preset
 from fedgraft.common.study.methods.recipes import rounds_of
@@ -52,19 +52,19 @@ class Ground:
         return self.stage.local
 
     @cached_property
+    def changed(self) -> tuple[str, ...]:
+        """Entries that a visit changes, running statistics among them."""
+        return changed(self.stage, self.tags)
+
+    @cached_property
     def trained(self) -> tuple[str, ...]:
         """Parameters that a visit trains; running statistics are none."""
-        return tuple(key for key in changed(self.stage, self.tags) if self.tags[key].role not in _NO_PARAMETERS)
+        return tuple(key for key in self.changed if self.tags[key].role not in _NO_PARAMETERS)
 
     @cached_property
     def shared(self) -> tuple[str, ...]:
         """Those of them that are sent and aggregated."""
         return tuple(key for key in sent(self.stage, self.tags) if self.tags[key].role not in _NO_PARAMETERS)
-
-    @cached_property
-    def kept(self) -> tuple[str, ...]:
-        """Trained entries that stay at the site."""
-        return stays(self.stage, self.tags)
 
     @property
     def below_heads(self) -> bool:
@@ -239,6 +239,11 @@ class Method(MethodValue, CommonSide[C], Generic[S, C]):
         """Sums over the site's cases that come back with its entries, and are added up over sites, in float64."""
         del on
         return {}
+
+    def plausible(self, on: Ground, sums: Arrays) -> bool:
+        """Whether these finite numbers, by name as in `up`, can be sums over a site's cases."""
+        del on, sums
+        return True
 
     def begin_own(self, on: Ground, received: Arrays) -> S:
         """The site's state before its first visit in a stage."""
