@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ROOM ?=
 QUICK := not slow and not learning and not ray and not gpu and not deployment
 
-.PHONY: simulate test lint fast nightly mutants format lock sbom clean
+.PHONY: simulate test lint fast nightly mutants format lock sbom clean docs docs-serve
 
 simulate: $(VENV)/installed
 	$(BIN)/fedgraft simulate configs/studies/quickstart.yaml --out runs/quickstart-$$(date +%Y%m%d-%H%M%S)
@@ -70,3 +70,10 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml
 
 clean:
 	rm -rf $(VENV)
+
+# The documentation as a site, into site/; a broken link or an unknown name is an error.
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/installed-dev
+	$(BIN)/mkdocs serve

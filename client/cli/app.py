@@ -26,6 +26,7 @@ SiteFolder = Annotated[
 ]
 PendingStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
+KINDS = "What the data are: dicom, images, npz or table."
 CodeFile = Annotated[Path | None, typer.Option(help="Read the kit's code here instead of asking.")]
 Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SITE", help="The site's folder.", default_factory=_home)]
 
@@ -36,7 +37,7 @@ def join(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     kit: Annotated[Path, typer.Argument(help="The kit: a zip file, or the folder it was unpacked to.")],
     data: Annotated[Path, typer.Option(help="The folder with the images, or for --kind table the CSV file.")],
     labels: Annotated[Path | None, typer.Option(help="The CSV file with the labels.")] = None,
-    kind: Annotated[Literal["dicom", "images", "table"], typer.Option(help="What the data are.")] = "dicom",
+    kind: Annotated[str, typer.Option(help=KINDS)] = "dicom",
     key_column: Annotated[str | None, typer.Option(help="The column by which labels are joined to the data.")] = None,
     patient_column: Annotated[
         str | None, typer.Option(help="For images and tables: the column that says whose a case is.")
@@ -148,6 +149,14 @@ def check(
     return decisions.check_site(home, study_ref, part or (), baseline=baseline, share=share, as_json=as_json)
 
 
+@app.command("plugins")
+def plugins(home: Home, as_json: AsJson = False) -> None:
+    """Code of others that is installed here for studies, and what the policy must list to allow it. None of it runs."""
+    from fedgraft.client.cli import governance_commands as decisions
+
+    decisions.show_plugins(home, as_json=as_json)
+
+
 @app.command("adapt")
 def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     home: Home,
@@ -161,16 +170,16 @@ def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     seed: Annotated[int, typer.Option(min=0, help="Which cases --shots draws.")] = 0,
     data: Annotated[Path | None, typer.Option(help="The images, for a site without a site.yaml.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Their labels, a CSV file.")] = None,
-    kind: Annotated[Literal["dicom", "images"], typer.Option(help="What the data are.")] = "dicom",
+    kind: Annotated[str, typer.Option(help=KINDS)] = "dicom",
     as_json: AsJson = False,
 ) -> None:
     """Fit a finished model to this site's own few cases. Works offline; nothing leaves."""
-    from fedgraft.client.data.spec import CohortSpec
+    from fedgraft.client.cli.deployed_commands import cohort_of
     from fedgraft.client.inference.adapt import AdaptRequest
     from fedgraft.client.inference.adapt import adapt as carry_out
     from fedgraft.common.study.methods.fit import Fit
 
-    spec = CohortSpec(kind=kind, root=data, labels=labels) if data is not None else None
+    spec = cohort_of({"kind": kind, "root": data, "labels": labels}) if data is not None else None
     asked = Fit(how=fit, steps=steps, lr=lr, common=common)
     carry_out(AdaptRequest(run, home, asked, shots, task, seed, spec), as_json=as_json)
 

@@ -30,10 +30,7 @@ _out = Terminal(soft_wrap=True, highlight=False)
 
 def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Path | None) -> None:
     """Take in a kit, and make the site's keys."""
-    try:
-        spec = CohortSpec.model_validate(cohort)
-    except ValidationError as error:
-        raise StudyError("the cohort", describe(error)) from None
+    spec = cohort_of(cohort)
     _demand_data(spec)
     site = SiteHome(home)
     own = read_policy(policy) if policy is not None else SitePolicy()
@@ -41,7 +38,7 @@ def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Pa
     _say(f"{done.joined.site} joined {done.joined.consortium}; its folder is {site.path}")
     _say_enrolment(site, done)
     if not spec.knows_patients:
-        case = "row" if spec.kind == "table" else "image"
+        case = spec.what.case
         _say(
             f"Nothing says whose {case} a {case} is, so studies with differential privacy will be refused: name the "
             f"column as patient_column in {site.config}, or set unit: image in its policy if each {case} may count by "
@@ -49,9 +46,17 @@ def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Pa
         )
 
 
+def cohort_of(typed: Mapping[str, Any]) -> CohortSpec:
+    """The cohort that was typed. StudyError with every fault."""
+    try:
+        return CohortSpec.model_validate(typed)
+    except ValidationError as error:
+        raise StudyError("the cohort", describe(error)) from None
+
+
 def _demand_data(spec: CohortSpec) -> None:
     """InputError unless the data are where somebody says that they are; a wrong path would be found days later."""
-    if spec.kind == "table":
+    if spec.what.one_file:
         wrong = not spec.root.is_file() and f"--data {spec.root}: is no file"
     else:
         wrong = not spec.root.is_dir() and f"--data {spec.root}: is no folder"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
 from fedgraft.client.governance.about_data import about_data
 from fedgraft.client.governance.approval import approve, is_approved, withdraw
 from fedgraft.client.governance.pending_studies import find_study
+from fedgraft.client.governance.plugins import allow_to_look, installed_plugins
 from fedgraft.client.governance.review import in_words, review
 from fedgraft.client.governance.verdict import StudyVerdict, judge
 from fedgraft.client.preflight.check import (
@@ -58,7 +60,7 @@ def check_site(
     site, study = SiteUnderCheck(home, read_site(home)), None
     if ref is not None:
         study = find_study(home, ref)
-        _model_of(study, ref)
+        _model_of(study, ref, site.config)
     if site.config.threads:
         torch.set_num_threads(site.config.threads)
     report = Check(site, study, _progress).run(parts or PARTS, baseline=baseline)
@@ -114,7 +116,7 @@ def withdraw_study(folder: Path | None, ref: str) -> None:
 
 
 def _reviewed(home: Path, config: SiteConfig, study: Study, ref: str) -> dict[str, Any]:
-    model = _model_of(study, ref)
+    model = _model_of(study, ref, config)
     verdict: StudyVerdict | None = None
     data: dict[str, Any] = {}
     if not config.observer:
@@ -126,8 +128,25 @@ def _reviewed(home: Path, config: SiteConfig, study: Study, ref: str) -> dict[st
     return content | {"data": data}
 
 
-def _model_of(study: Study, source: str) -> TransferModel:
-    """A model of the study's shape; StudyError if the study cannot work."""
+def show_plugins(folder: Path | None, *, as_json: bool) -> None:
+    """What is installed here that studies can use, with what the policy must list to allow it."""
+    found = installed_plugins(site_home(folder))
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(one) | {"allowed": one.allowed} for one in found]) + "\n")
+        return
+    if not found:
+        say("No distribution with plug-ins is installed here.")
+    for one in found:
+        state = one.odd or ("allowed" if one.allowed else "not what the policy lists" if one.listed else "not listed")
+        say(f"{one.distribution} {one.version} ({', '.join(one.brings)}): {state}")
+    if new := [one for one in found if one.digest and not one.allowed]:
+        say("\nTo allow what your people have looked at, write into `policy` of site.yaml:")
+        say("\n".join(["plugins:", *(f"  {one.distribution}: {one.digest}" for one in new)]))
+
+
+def _model_of(study: Study, source: str, config: SiteConfig) -> TransferModel:
+    """A model of the study's shape; StudyError if the study cannot work, PolicyError if its code may not run here."""
+    allow_to_look(config.policy, study)
     model = make_model(study)
     if faults := faults_of(study, model.tags()):
         raise StudyError(source, faults)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from fedgraft.client.data.kinds import Join, Kind, kind_named, kinds_with
 from fedgraft.common.base.value import Value
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 """What stands for a missing value, in any case, unless the site lists other words."""
-
-Join = Literal["patient", "study", "series", "sop", "path"]
-
 
 Derived = Literal[
     "localizer",
@@ -36,7 +34,9 @@ class Window(Value):
     """A display window in the images' own units (Hounsfield units for CT), used in place of what the files say."""
 
     center: float
+    """The value that becomes middle grey."""
     width: Annotated[float, Field(gt=0)]
+    """How many units lie between black and white."""
 
 
 class CohortSpec(Value):
@@ -50,7 +50,8 @@ class CohortSpec(Value):
     # YAML reads the 0 and 1 of a label column as numbers.
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    kind: Literal["dicom", "images", "table"]
+    kind: str
+    """What the data are: one of `fedgraft.client.data.kinds`."""
     root: Path
     labels: Path | None = None
     join: Join = "patient"
@@ -70,12 +71,19 @@ class CohortSpec(Value):
     """Column to the words or numbers that mean "not known" in it alone, such as -9."""
     patient_column: str | None = None
     """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""
+    split_column: str | None = None
+    """Column that says of each case whether it trains, validates or tests: of the table itself, of `labels`, or of
+    `split_file`. The split is then used as it is."""
+    split_file: Path | None = None
+    """A table with the split of every patient, or of every file, where it stands in a file of its own."""
     window: Window | None = None
+    """DICOM: shown by this window; by the file's own if absent."""
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame DICOM file, or pages of a TIFF or PNG, become images."""
     accept: tuple[Derived, ...] = ()
     """DICOM: kinds of objects that no scanner took and that are used all the same, such as `secondary_capture`."""
     file_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """The most time that decoding a single file may take; a file that takes more is left out."""
     file_gigabytes: Annotated[float, Field(gt=0)] = 4.0
     """The most time and memory that decoding a single file may take; a file that takes more is left out."""
     split: Literal["auto", "independent"] = "auto"
@@ -86,36 +94,55 @@ class CohortSpec(Value):
     train_labels: Literal["known", "hidden", "shuffled"] = "known"
     """For experiments: all labels but those of the test split are hidden, or dealt out anew among the patients."""
 
+    @field_validator("kind")
+    @classmethod
+    def _there_is_one(cls, value: str) -> str:
+        kind_named(value)
+        return value
+
     @model_validator(mode="after")
     def _says_only_what_counts(self) -> CohortSpec:
         """What would be passed over in silence is refused, above all a patient column that nobody reads."""
-        images, dicom = self.kind == "images", self.kind == "dicom"
-        faults = {
-            "patient_column needs `labels`, the table with that column": images and self.labels is None,
-            "patient_column does not apply: DICOM files name their patient": dicom,
-        }
-        found = [fault for fault, wrong in faults.items() if wrong and self.patient_column is not None]
-        if self.kind == "table" and self.labels is not None:
-            found.append("labels does not apply: a table holds its own")
-        if self.mask_images is not None and self.kind == "table":
-            found.append("mask_images does not apply: a table has no images")
-        if self.window is not None and not dicom:
-            found.append("window applies to DICOM only")
-        if self.frames != "middle" and self.kind == "table":
-            found.append("frames does not apply: a table has no images")
-        if self.accept and not dicom:
-            found.append("accept applies to DICOM only")
+        found = [
+            f"{key} does not apply to a cohort of kind {self.kind}: {self._why(key)}"
+            for key in sorted(self.model_fields_set - self.what.keys)
+            if kinds_with(key) and getattr(self, key) != type(self).model_fields[key].get_default()
+        ]
+        if self.patient_column is not None and self.labels is None and "labels" in self.what.keys:
+            found.append("patient_column needs `labels`, the table with that column")
+        if self.split_column is not None and "labels" in self.what.keys and not (self.labels or self.split_file):
+            found.append("split_column needs `labels` or `split_file`, the table with that column")
         if found:
             raise ValueError("; ".join(found))
         return self
 
+    def _why(self, key: str) -> str:
+        if key == "patient_column" and self.what.names_patients:
+            return f"{self.kind.upper()} files name their patient"
+        if key == "labels" and self.what.one_file:
+            return f"a {self.kind} holds its own"
+        return f"it is for {', '.join(kinds_with(key))}"
+
+    @property
+    def what(self) -> Kind:
+        """What is to be known of data of this kind."""
+        return kind_named(self.kind)
+
+    @property
+    def joined_by(self) -> Join:
+        """What a row of the labels table is about."""
+        return self.join if self.join in self.what.joins else self.what.joins[0]
+
     @property
     def knows_patients(self) -> bool:
         """Whether it is said whose a case is; else each image or row would count as a patient."""
-        return self.kind == "dicom" or self.patient_column is not None
+        return self.what.names_patients or self.patient_column is not None
 
     def below(self, folder: Path) -> CohortSpec:
         """The same with relative paths counted from `folder`, and `~` meaning the person's own."""
-        labels = None if self.labels is None else folder / self.labels.expanduser()
-        masks = None if self.mask_images is None else folder / self.mask_images.expanduser()
-        return self.model_copy(update={"root": folder / self.root.expanduser(), "labels": labels, "mask_images": masks})
+        paths = {name: getattr(self, name) for name in PATHS}
+        return self.model_copy(update={name: path and folder / path.expanduser() for name, path in paths.items()})
+
+
+PATHS = tuple(name for name, field in CohortSpec.model_fields.items() if field.annotation in (Path, Path | None))
+"""The keys of a cohort that are paths."""

@@ -56,11 +56,14 @@ class SiteConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$")]
+    """The site's name in the consortium."""
     cohort: CohortSpec
+    """The site's data."""
     state: Path = Path("state")
     witness: Path | None = None
     cache: Path = Path("cache")
     policy: SitePolicy = SitePolicy()
+    """What the site allows."""
     source: CohortSpec | None = None
     """Labelled data of a source that lie at the site as well, for studies that learn from both."""
     public_source: bool = False
@@ -73,6 +76,7 @@ class SiteConfig(BaseModel):
     """What the site needs to take part in studies with secure aggregation; it refuses them without."""
     threads: Annotated[int, Field(ge=0)] = 0
     server: ServerAddress | None = None
+    """Where the coordinator is; the site cannot start without."""
     sync: bool = True
     """Wait for the disk before a message leaves, so that the egress log outlives a loss of power as well."""
     many_studies: bool = False

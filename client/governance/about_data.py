@@ -13,8 +13,6 @@ from fedgraft.common.privacy.accountant import Unit
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.study import Study
 
-_CASE = {"dicom": "image", "images": "image", "table": "row"}
-
 
 def about_data(config: SiteConfig, study: Study, cohort: Cohort) -> dict[str, Any]:
     """`count` and `training` are numbers of units, exact or coarse as the policy's `metrics` says; nothing is fixed."""
@@ -28,8 +26,8 @@ def about_data(config: SiteConfig, study: Study, cohort: Cohort) -> dict[str, An
 
     return {
         "unit": unit,
-        "case": _CASE[spec.kind],
-        "told_by": "PatientID" if spec.kind == "dicom" else spec.patient_column,
+        "case": spec.what.case,
+        "told_by": "PatientID" if spec.what.names_patients else spec.patient_column,
         "count": units(all_cases),
         "training": units(train),
         "exact": exact,

@@ -77,6 +77,7 @@ def review(
         "approved": approved,
         "model": study.model.backbone,
         "architectures": list(study.architectures),
+        "plugins": list(map(str, study.plugins)),
         "weights": study.model.weights,
         "tasks": {task.name: list(task.names) for task in study.tasks},
         "observer": verdict is None,
@@ -158,11 +159,12 @@ def in_words(content: dict[str, Any]) -> list[str]:
     state = "approved here" if content["approved"] else "not approved here"
     start = content["weights"] or "random entries"
     tasks = "; ".join(f"{task} ({', '.join(classes)})" for task, classes in content["tasks"].items())
+    code = " and ".join(["fedgraft", *content["plugins"]]).replace("fedgraft and ", "fedgraft, and ")
     lines = [
         f"Study {content['study']}, digest {content['digest']} ({state})",
         f"Model: {content['model']} from {start}; {tasks}",
         "",
-        "What will run, with the code installed here and no other:",
+        f"What will run, with the code installed here and no other: {code}",
     ]
     if content["observer"]:
         lines.append("  this site observes: it evaluates what it receives on its public data, and never trains")

@@ -85,7 +85,8 @@ class Reader:
         """Tasks of other kinds than classes."""
         tasks = (*self.tasks, *self.others)
         self.manifest = manifest
-        self.study = Study(name="predict", tasks=tasks, input=given, model=model, plan=(adapt,))
+        code = manifest.plugins
+        self.study = Study(name="predict", tasks=tasks, input=given, model=model, plan=(adapt,), plugins=code)
 
     def loader(self, some: Sequence[Picture]) -> Loader:
         """Images as the model sees them; all are given."""

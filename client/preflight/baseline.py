@@ -38,6 +38,8 @@ from fedgraft.common.study.stages.losses import SUPERVISED, Requirement
 from fedgraft.common.study.study import Study
 
 Say = Callable[[str], None]
+_STEP_ALONE = 0.1
+"""Of a step of Newton's method whose ridge penalty would be chosen on other sites."""
 
 
 @dataclass(frozen=True)
@@ -127,17 +129,12 @@ def _stage(study: Study, site: str, stage: Stage, desk: tuple[LocalModel, Loader
         state = state_arrays(local_model.model)
         if isinstance(stage.aggregate, ClosedForm):
             aggregate = stage.aggregate
-            if (
-                isinstance(aggregate, Ridge) and aggregate.ridge_penalty == "loso"
-            ):  # there is no other site to choose it on
-                aggregate = aggregate.model_copy(update={"ridge_penalty": Ridge().ridge_penalty})
+            if isinstance(aggregate, Ridge) and aggregate.ridge_penalty == "loso":  # no other site to choose it on
+                aggregate = aggregate.model_copy(update={"ridge_penalty": "auto"})
             local_model.load(heads_from_sums(frozen_sums(local_model, loader, stage.local), aggregate, state))
         elif isinstance(stage.aggregate, Newton):
-            step = (
-                stage.aggregate
-                if stage.aggregate.ridge_penalty != "loso"
-                else Newton(ridge_penalty=Ridge().ridge_penalty)
-            )
+            chosen = stage.aggregate.ridge_penalty == "loso"
+            step = Newton(ridge_penalty=_STEP_ALONE) if chosen else stage.aggregate
             for _ in range(stage.rounds):
                 local_model.load(
                     stepped_heads(frozen_sums(local_model, loader, stage.local), step, state_arrays(local_model.model))

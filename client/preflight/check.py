@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
-from fedgraft.client.data.cohorts.folders import files
-from fedgraft.client.data.cohorts.scan import name_below
+from fedgraft.client.data.cohorts.scan import files_of, names_of
 from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.enrolment.home import SiteHome
@@ -92,13 +91,13 @@ class Check:
         size = 0
         if self._study is not None and isinstance(self._study.input, ImageInput):
             with contextlib.suppress(DataError):  # which the part about data tells
-                count = len(files(self._site.config.cohort.root))
+                count = len(files_of(self._site.config.cohort).files)
                 size = 2 * self._study.input.channels * self._study.input.size**2 * count
         return check_environment(self._site.config, self._site.home, size)
 
     def _data(self, study: Study, cohort: Cohort) -> Findings:
         spec = self._site.config.cohort
-        names = [name_below(path, spec.root) for path in files(spec.root)] if spec.kind != "table" else []
+        names = names_of(spec)
         return check_data(cohort, spec, study, names)
 
     def _training(self, study: Study, cohort: Cohort) -> Findings:

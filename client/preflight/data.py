@@ -26,14 +26,15 @@ _MOST_UNREADABLE = 0.1
 _DETAILS = "The files are listed in check-details.txt of the site's folder."
 
 Names = Sequence[str]
-"""Names of files by position in `fedgraft.client.data.cohorts.scan.files`; for the people at the site alone."""
+"""Those of `fedgraft.client.data.cohorts.scan.names_of`; for the people at the site alone."""
 
 
 def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> Findings:
     """Look at a cohort that could be read."""
     found = Findings()
     problems = {problem.reason: problem.count for problem in cohort.problems}
-    if spec.kind == "table":
+    rows = spec.what.case == "row"
+    if rows:
         _values(found, cohort, problems)
     else:
         _readable(found, cohort, problems)
@@ -43,7 +44,7 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
     _splits(found, cohort, study)
     _ids(found, spec, problems, len(set(cohort.patients)))
     same = [group for group in _by_content(cohort) if len(group) > 1]
-    if spec.kind == "table":
+    if rows:
         _equal_rows(found, same)
     else:
         _duplicates(found, cohort, same, problems.get("duplicate", 0), names)
@@ -196,6 +197,9 @@ def _splits(found: Findings, cohort: Cohort, study: Study) -> None:
             else "."
         )
         found.note("splits", f"nobody in {', '.join(empty)}: {description}", fix, **figures)
+    elif cohort.split_rule == "own":
+        fix = "Nothing is to be done if it is the split that you mean; else take it out of the cohort."
+        found.note("splits", description, fix, **figures)
     else:
         found.fine("splits", description, **figures)
 
@@ -224,8 +228,8 @@ def _ids(found: Findings, spec: CohortSpec, problems: dict[str, int], patients: 
         fix = "If they are the same person, write the id in one way; else leave them."
         description = f"{description}; {counted(alike, 'id')} alike but for case, separators, leading zeros or .0"
         found.note("patient_ids", description, fix, **figures)
-    elif spec.kind != "dicom" and spec.patient_column is None:
-        what = "row" if spec.kind == "table" else "file"
+    elif not spec.knows_patients:
+        what = "row" if spec.what.case == "row" else "file"
         fix = (
             "Name the column as `patient_column` in site.yaml if a patient has several, or splits are not by patient; "
             "studies with differential privacy need it, unless the policy says unit: image."
@@ -296,4 +300,5 @@ def _fact(cohort: Cohort, name: str) -> dict[str, int]:
 
 def _named(cohort: Cohort, names: Names, group: Iterable[int]) -> list[str]:
     """File names of cases; the line's number where they are rows of a table."""
-    return [names[cohort.origins[at]] if cohort.origins else f"row {at + 1}" for at in group]
+    origins = [cohort.origins[at] for at in group]
+    return [names[origin] if names else f"row {origin + 1}" for origin in origins]

@@ -11,11 +11,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe, read_mapping
+from fedgraft.common.plugins.plugin import canonical
 from fedgraft.common.privacy.accountant import (
     Event,
     Unit,
@@ -49,28 +50,39 @@ class SitePolicy(Value):
     those below ten, for the first `metrics_studies` studies and no more; or exact figures in every round, from which a
     coordinator can find out every single label. `keep_features` lets what a frozen backbone makes of the images lie on
     the site's disk until the study ends. `retain_statistics` lets the coordinator keep the site's own sums of features
-    beyond the study, where they are without noise.
+    beyond the study, where they are without noise. `plugins` lists distributions whose code studies may use, each with
+    the digest of its installed files, as `fedgraft site plugins` tells it.
     """
 
     allow_non_dp: _Switch = False
+    """Whether studies without differential privacy may train here."""
     secure_aggregation_only: _Switch = False
     unit: Unit = "patient"
     epsilon_per_study: _Positive = 3.0
     epsilon_lifetime: _Positive = 8.0
     delta: Annotated[float, Field(gt=0, lt=1, strict=True)] | None = None
     noise_multiplier_min: _Positive = 0.5
+    """The least noise of private training, over `max_grad_norm`; a study with less gets this much."""
     max_grad_norm_limit: _Positive = 10.0
+    """The largest clip of private training; a study with more gets this much."""
     sample_rate_max: _Share = 0.5
     steps_max: _Count = 2000
     backbones: tuple[str, ...] | None = None
     train: frozenset[Role] | None = None
     min_patients: _Count = 50
+    """The fewest patients with which the site takes part at all."""
     metrics: Metrics = "none"
     metrics_epsilon: _Positive = 0.5
     metrics_lifetime: _Positive = 1.0
     metrics_studies: _Count = 2
     keep_features: _Switch = True
     retain_statistics: _Switch = False
+    plugins: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default={})
+
+    @field_validator("plugins")
+    @classmethod
+    def _as_packaging_compares(cls, plugins: dict[str, str]) -> dict[str, str]:
+        return {canonical(name): digest for name, digest in plugins.items()}
 
     @model_validator(mode="after")
     def _job_within_lifetime(self) -> SitePolicy:

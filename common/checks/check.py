@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fedgraft.common.checks.check_columns import check_columns
-from fedgraft.common.checks.check_ensemble import check_calibration, check_ensemble
-from fedgraft.common.checks.check_length import check_length
-from fedgraft.common.checks.check_losses import check_losses
-from fedgraft.common.checks.check_methods import check_methods
-from fedgraft.common.checks.check_ood import check_ood
-from fedgraft.common.checks.check_source import check_source
-from fedgraft.common.checks.check_stopping import check_stopping
+from fedgraft.common.checks.faults.check_columns import check_columns
+from fedgraft.common.checks.faults.check_ensemble import check_calibration, check_ensemble
+from fedgraft.common.checks.faults.check_length import check_length
+from fedgraft.common.checks.faults.check_losses import check_losses
+from fedgraft.common.checks.faults.check_methods import check_methods
+from fedgraft.common.checks.faults.check_ood import check_ood
+from fedgraft.common.checks.faults.check_source import check_source
+from fedgraft.common.checks.faults.check_stopping import check_stopping
 from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.protocol.routing import changed, own, sends_sums, stays
@@ -39,7 +39,7 @@ from fedgraft.common.study.stages.aggregates import (
     Temper,
     Threshold,
 )
-from fedgraft.common.study.stages.losses import names_classes
+from fedgraft.common.study.stages.losses import PluggedLoss, names_classes
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Segmentation, Task
 
@@ -112,7 +112,8 @@ def _secure(study: Study) -> Iterator[str]:
             yield (
                 f"plan.{index} ({stage.name}).aggregate.ridge_penalty: loso leaves out one site after the other, "
                 f"and masks hide "
-                "each site's sums; give a number, or secure_aggregation: false"
+                f"each site's sums; {'use auto' if isinstance(stage.aggregate, Ridge) else 'give a number'}, "
+                "or secure_aggregation: false"
             )
     sending = {stage.where for stage in study.plan if not isinstance(stage.aggregate, Nothing) or sends_sums(stage)}
     if len(sending) > 1:
@@ -153,6 +154,15 @@ def _guessing(study: Study, local: Gradient) -> Iterator[str]:
         yield from (f"{key}: looks at the classes that the model names, and {others[0]} asks for none" for key in looks)
 
 
+def _kinds(study: Study, local: Gradient) -> Iterator[str]:
+    """What a plug-in's loss is for must be asked."""
+    asked = {task.kind for task in study.tasks}
+    for at, loss in enumerate(local.losses):
+        if isinstance(loss, PluggedLoss) and loss.facts.of_tasks and asked.isdisjoint(loss.facts.tasks):
+            wanted = " or ".join(sorted(loss.facts.tasks))
+            yield f"local.losses.{at} ({loss.kind}): is for {wanted}, and the study asks for {', '.join(sorted(asked))}"
+
+
 def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
     yield from _private(study, stage, local, tags)
     moves = changed(stage, tags)
@@ -161,6 +171,7 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     yield from check_losses(stage, local, tags)
     yield from check_methods(Ground(study, stage, tags, {}), local)
     yield from _guessing(study, local)
+    yield from _kinds(study, local)
     yield from check_stopping(study, stage, local, tags)
     if local.augment is not None and isinstance(study.input, TableInput):
         yield "local.augment: is for images, but the study's input is a table"
@@ -264,7 +275,7 @@ def _other_kinds(study: Study, stage: Stage, local: Statistics) -> Iterator[str]
     if study.mask_heads and local.private is not None:
         yield f"local.private: noised sums and the masks of {', '.join(study.mask_heads)} do not go together"
     if isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "loso" and local.private is not None:
-        yield "aggregate.ridge_penalty: loso measures errors on sums that noise has spoilt; give a number"
+        yield "aggregate.ridge_penalty: loso measures errors on sums that noise has spoilt; use auto, or give a number"
 
 
 def _recalibrate(stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.check import check
-from fedgraft.common.checks.check_methods import check_memory
+from fedgraft.common.checks.faults.check_methods import check_memory
+from fedgraft.common.checks.faults.check_plugins import check_plugins
 from fedgraft.common.methods.memory.carried import methods_of
 from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
@@ -54,6 +55,8 @@ class Explained:
 
 def check_study(study: Study, source: str) -> Checked:
     """Read the weights that the study names, and refuse what cannot work; StudyError with every reason."""
+    if faults := list(check_plugins(study)):
+        raise StudyError(source, faults)
     try:
         begin = _begin(study)
     except FedgraftError as error:
@@ -290,6 +293,10 @@ def _solved(stage: Stage, local: Statistics) -> str:
         solved = solved.removesuffix(" equal to the pooled one")
     if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
         solved += ", with the ridge penalty that does best on sites left out, from the same sums"
+    elif isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "auto":
+        solved += ", with a ridge penalty that follows from " + (
+            "the number of features and cases" if local.private is not None else "the same sums by cross-validation"
+        )
     if local.retain_statistics:
         solved += ", and keeps each site's sums, so that a site can leave or join later"
     if isinstance(stage.aggregate, Temper):

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import linalg
 
 from fedgraft.common.base.errors import RunError
+from fedgraft.common.closed_form.penalty import cross_validated, prior
 from fedgraft.common.protocol.instructions import NOISE, Arrays
 from fedgraft.common.study.stages.aggregates import Discriminant, NearestMean, Ridge
 
@@ -165,6 +166,8 @@ def heads_from_sums(
     """
     heads = {}
     noise = float(sums[NOISE][0]) if NOISE in sums else 0.0
+    if isinstance(aggregate, Ridge) and not ridge_penalties and aggregate.ridge_penalty == "auto":
+        ridge_penalties = automatic_penalties(sums)
     for task in tasks_in(sums):
         grams, crosses, scaled = problems_of(sums, task)
         own = aggregate
@@ -182,6 +185,20 @@ def heads_from_sums(
             key = f"heads.{task}.{name}"
             heads[key] = np.concatenate([part[at] for part in parts]).astype(state[key].dtype)
     return heads
+
+
+def automatic_penalties(sums: Arrays) -> dict[str, float]:
+    """By task the ridge penalty per case that follows from the total of the sums (see `penalty`).
+
+    Of noised sums, and of values, the prior one: errors that are measured on noise would choose the noise.
+    """
+    found = {}
+    for task in tasks_in(sums):
+        grams, crosses, logits = problems_of(sums, task)
+        measurable = logits and NOISE not in sums
+        classes = sums[f"{task}/gram"].ndim == 2
+        found[task] = cross_validated(grams, crosses, classes=classes) if measurable else prior(grams)
+    return found
 
 
 def problems_of(sums: Arrays, task: str) -> tuple[list[np.ndarray], list[np.ndarray], bool]:

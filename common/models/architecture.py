@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedgraft.common.base.value import Value
+from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.model_spec import Model
 from fedgraft.common.study.plan import Tag
@@ -26,6 +27,8 @@ class Blueprint(Value):
     tasks: tuple[AnyTask, ...]
     input: InputSpec
     domain_discriminators: tuple[str, ...]
+    plugins: tuple[Plugin, ...]
+    """Whose code may be used besides fedgraft's."""
 
     def of_base_model(self, backbone: str) -> Blueprint:
         """That of one of an ensemble's base models, which only answers."""
@@ -40,6 +43,7 @@ def blueprint(study: Study, model: Model, *, plain: bool = False) -> Blueprint:
         tasks=study.tasks,
         input=study.input,
         domain_discriminators=() if plain else study.domain_discriminators,
+        plugins=study.plugins,
     )
 
 

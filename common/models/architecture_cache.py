@@ -28,7 +28,7 @@ _MOST = 200
 
 def architecture_of(blueprint: Blueprint) -> Architecture:
     """What a model built by this blueprint is made of. InputError if none can be built."""
-    # With torch loaded somebody may have registered a backbone under a known name; and building is quick then.
+    # With torch loaded building is quick. What a plug-in builds is never remembered: its code may change any time.
     if "torch" not in sys.modules and (known := recall(blueprint)) is not None:
         return known
     from fedgraft.common.models.backbones.named import ships

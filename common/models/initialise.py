@@ -10,6 +10,7 @@ import torch
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.architecture import Blueprint, blueprint
+from fedgraft.common.models.backbones.named import plugins_behind
 from fedgraft.common.models.backbones.slim import StandardiseColumns
 from fedgraft.common.models.model import (
     Extras,
@@ -23,12 +24,15 @@ from fedgraft.common.models.model import (
 )
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
 from fedgraft.common.models.weights import KeyReport, fit
+from fedgraft.common.plugins.registry import version_here
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.model_spec import ENSEMBLE, Teacher
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import Standardise
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import linear_heads, mask_heads
+
+_NAME_IT = "Write `plugins: [NAME==VERSION]` into the study."
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def make_teacher(study: Study, teacher: Teacher) -> TransferModel:
 
 
 def build(plan: Blueprint, seed: int) -> TransferModel:
-    """A model with entries drawn from `seed`. InputError for what cannot be built."""
+    """A model with entries drawn from `seed`. InputError for what cannot be built, or is of code that is not named."""
+    _demand_named(plan)
     tasks = {task.name: task for task in plan.tasks}
     heads, masks = linear_heads(plan.tasks), mask_heads(plan.tasks)
     if plan.backbone == ENSEMBLE:
@@ -69,6 +74,17 @@ def build(plan: Blueprint, seed: int) -> TransferModel:
     size, channels = plan.input.size, plan.input.channels
     extras = Extras(masks, plan.domain_discriminators)
     return build_model(plan.backbone, heads, channels=channels, seed=seed, size=size, extras=extras)
+
+
+def _demand_named(plan: Blueprint) -> None:
+    """No code but what is named, in the version that is named, makes a model."""
+    for plugin in plan.plugins:
+        if (here := version_here(plugin)) != plugin.version:
+            fix = "Give that file with --plugin." if plugin.is_local else f"pip install {plugin}"
+            raise InputError(f"The model needs {plugin}, and here is {here or 'none'}.", fix=fix)
+    for plugin in plugins_behind(plan.base_models or (plan.backbone,)):
+        if plugin not in plan.plugins:
+            raise InputError(f"The backbone {plan.backbone!r} is of {plugin}, which is not named.", fix=_NAME_IT)
 
 
 def initialise(study: Study) -> Initialised:

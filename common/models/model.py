@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.architecture import Architecture, Entry
+from fedgraft.common.models.backbones.backbone import Backbone
 from fedgraft.common.models.backbones.feature_maps import feature_maps, map_channels
 from fedgraft.common.models.backbones.named import (
-    Backbone,
     build_image_backbone,
     build_table_backbone,
     stem_name,
@@ -29,7 +29,7 @@ from fedgraft.common.study.plan import Role, Tag
 from fedgraft.common.study.tasks import AnyTask
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -54,6 +54,7 @@ class TransferModel(nn.Module):
         super().__init__()
         self.backbone = backbone.module
         self.feature_dim = backbone.feature_dim
+        self.ties_cases = backbone.ties_cases
         linear = {task: nn.Linear(self.feature_dim, count) for task, count in heads.items()}
         self.heads = nn.ModuleDict({**linear, **{task: make() for task, make in (decoders or {}).items()}})
         self.decodes = frozenset(decoders or ())
@@ -109,7 +110,8 @@ class TransferModel(nn.Module):
         self._frozen_as = (chosen, fixed_norm_stats)
         for key, parameter in self.named_parameters():
             parameter.requires_grad_(key in chosen)
-        self._frozen = []
+        # Also what is no part of a block, such as a network that itself asks whether it is in training.
+        self._frozen = [] if any(key.startswith("backbone.") for key in chosen) else [self.backbone]
         awake = False
         for _, unit, keys in self._units:
             awake = any(key in chosen for key in keys) if keys else awake

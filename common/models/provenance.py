@@ -80,6 +80,7 @@ def pretrained(study: Study, spec: Model, made_of: Architecture) -> tuple[Arrays
         raise WeightsError(f"{spec.weights}: are for the backbone {there}, not {wanted}.")
     heads = frozenset(study.tasks_by_name) if spec.heads == "weights" else frozenset()
     if heads:
+        _made_alike(study, manifest, spec.weights)
         _heads_fit(study, manifest, spec.weights)
     if not study.plan:  # it is only measured, and answers for what it has learnt to see
         _seen_alike(study, manifest, spec.weights)
@@ -116,6 +117,7 @@ def _seated(study: Study, base_model: BaseModelSpec, own: Architecture, who: str
             f"{base_model.backbone}.",
             fix=f"Write {{weights: {base_model.weights}, backbone: {manifest.backbone}}}.",
         )
+    _made_alike(study, manifest, who)
     _seen_alike(study, manifest, who)
     _heads_fit(study, manifest, who)
     _held_out_alike(study, manifest, who, elsewhere=base_model.elsewhere)
@@ -138,6 +140,17 @@ def _heads_fit(study: Study, manifest: WeightsManifest, who: str) -> None:
                 fix="Set model.heads: fresh, or name weights that were trained for these classes."
                 if study.plan
                 else "Name weights that were trained for these classes: where nobody trains, heads come with them.",
+            )
+
+
+def _made_alike(study: Study, manifest: WeightsManifest, who: str) -> None:
+    """A finished model answers as the code does that it learnt with, and other code of that name may not."""
+    for plugin in manifest.plugins:
+        if plugin not in study.plugins:
+            there = ", ".join(map(str, study.plugins)) or "none"
+            raise WeightsError(
+                f"{who}: were made with the plug-in {plugin}, and the study names: {there}.",
+                fix=f"Write `plugins: [{plugin}]`, and install that.",
             )
 
 

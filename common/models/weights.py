@@ -30,6 +30,7 @@ from fedgraft.common.base.value import unless
 from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.models.architecture import Architecture
 from fedgraft.common.models.packaged_weights import packaged, read_packaged
+from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.tasks import AnyTask
@@ -63,6 +64,8 @@ class WeightsManifest(BaseModel):
     """By task, and there by label, from which score on a case is positive, where the study asked for it."""
     held_out: Annotated[str, Field(exclude_if=unless(""))] = ""
     """How patients were split: models that say the same held out the same patients of the same sites."""
+    plugins: Annotated[tuple[Plugin, ...], Field(exclude_if=unless(()))] = ()
+    """Whose code the backbones are, besides fedgraft's and torchvision's."""
     trained_on: str
     licence: str
     synthetic: bool

@@ -22,6 +22,7 @@ class ImageInput(Value):
     kind: Literal["image"] = "image"
     size: Annotated[int, Field(ge=16, le=1024)] = 64
     channels: Literal[1, 3] = 1
+    """1 is grey; 3 is colour, or grey three times, as weights of colour images want it."""
     normalise: Literal["zscore", "fixed"] = "zscore"
     mean: tuple[float, ...] = (0.5,)
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.25,)
@@ -38,7 +39,9 @@ class Scale(Value):
     """What a column's values are about, and how far they spread: public numbers, in the column's own unit."""
 
     mean: float
+    """What is subtracted."""
     std: Annotated[float, Field(gt=0)]
+    """What it is divided by afterwards."""
 
 
 class TableInput(Value):
@@ -54,7 +57,9 @@ class TableInput(Value):
 
     kind: Literal["table"] = "table"
     numeric: tuple[str, ...] = ()
+    """Columns of numbers, in the order in which the model sees them."""
     categorical: dict[str, tuple[str, ...]] = Field(default={})
+    """Columns of words: each with the words that it may hold, in order."""
     standardise: Annotated[dict[str, Scale], Field(exclude_if=unless({}))] = Field(default={})
     ranges: Annotated[dict[str, tuple[float, float]], Field(exclude_if=unless({}))] = Field(default={})
 
@@ -107,8 +112,11 @@ class SplitSpec(Value):
     """Shares of a site's patients for training, validation and test; they add up to 1."""
 
     train: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of the patients who train."""
     val: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Share of the patients by whom rounds, thresholds and temperatures are chosen."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of the patients who are asked at the end alone."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> SplitSpec:

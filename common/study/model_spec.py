@@ -22,7 +22,9 @@ class BaseModelSpec(Value):
     """
 
     weights: Annotated[str | None, Field(min_length=1)] = None
+    """The finished run's folder, or the id or folder of weights with heads."""
     backbone: str = "slim_resnet"
+    """The backbone of that model."""
     elsewhere: bool = False
 
     @model_validator(mode="before")
@@ -46,6 +48,7 @@ class Model(Value):
     """
 
     backbone: str = "slim_resnet"
+    """The network before the heads, by name; `study check` lists the names."""
     weights: str | None = None
     heads: Literal["fresh", "weights"] = "fresh"
     base_models: Annotated[tuple[BaseModelSpec, ...], Field(exclude_if=unless(()))] = ()

@@ -77,8 +77,11 @@ class Select(Value):
     """State entries chosen by role and depth. In a file: a name from `SELECTIONS`, or these keys."""
 
     roles: frozenset[Role] = _ALL
+    """What the entries are for in the model."""
     min_depth: Annotated[int, Field(ge=0)] = 0
+    """Leaves out blocks nearer to the input than this; the stem is 0."""
     max_depth: Annotated[int, Field(ge=0)] | None = None
+    """Leaves out blocks further from the input than this."""
     max_height: Annotated[int, Field(ge=0)] | None = None
     """Counted from the heads, which are 0, so that a plan need not know how deep the backbone is."""
 
@@ -126,29 +129,42 @@ class Gradient(Value):
 
     kind: Literal["gradient"] = "gradient"
     train: Select = named("all")
+    """Which entries the steps change; all others are frozen."""
     epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the training cases in each round; give this or `steps`."""
     steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps in each round, at every site as many; give this or `epochs`."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     optimiser: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019), or plain steps with `momentum`."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    """The learning rate, where the `schedule` begins."""
     backbone_lr_factor: Annotated[float, Field(gt=0, le=1)] = 1.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of `sgd` alone."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled with `adamw`, as a part of the gradient with `sgd`."""
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the stage over which the rate rises linearly from 0."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """The most that the norm of a step's gradient may be; no bound if absent."""
     fixed_norm_stats: bool = False
     class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs each case by how rare its class is at the site."""
     augment: Augment | None = None
+    """Random changes of the training images; none if absent."""
     private: Private | None = None
     layer_decay: Annotated[float, Field(gt=0, le=1, exclude_if=unless(1.0))] = 1.0
     """Factor on the rate for each block further from the heads."""
     heads_first: Annotated[int | None, Field(ge=1, exclude_if=unless(None))] = None
     """So many steps on the heads alone, before the others on all else alone (FedRep, Collins et al. 2021)."""
     inner_steps: Annotated[InnerSteps | None, Field(exclude_if=unless(None))] = None
+    """First-order MAML; plain training if absent."""
     rollback: Annotated[Rollback | None, Field(exclude_if=unless(None))] = None
+    """Undoes training that went astray without labels; never if absent."""
     losses: Annotated[tuple[Loss, ...], Field(min_length=1, exclude_if=unless(SUPERVISED))] = SUPERVISED
+    """What is minimised: their weighted sum."""
     methods: Annotated[tuple[AnyMethod, ...], Field(exclude_if=unless(()))] = ()
     """What goes beyond losses, or remembers something: SCAFFOLD, FedDyn and so on, each by its `kind`."""
 
@@ -175,9 +191,12 @@ class Statistics(Value):
 
     kind: Literal["statistics"] = "statistics"
     of: Literal["features", "residuals", "columns", "base_models", "answers", "distances"] = "features"
+    """What is summed."""
     private: PrivateSums | None = None
+    """The noise that the sums get; none if absent."""
     split: Annotated[Literal["train", "val"], Field(exclude_if=unless("train"))] = "train"
     precision: Annotated[Literal["double", "single"], Field(exclude_if=unless("double"))] = "double"
+    """In how many digits sums of features travel."""
     retain_statistics: Annotated[bool, Field(exclude_if=unless(False))] = False
 
 
@@ -189,6 +208,7 @@ class Recalibrate(Value):
 
     kind: Literal["recalibrate"] = "recalibrate"
     batch_size: Annotated[int, Field(ge=2)] = 64
+    """Images at a time."""
 
 
 Local = Annotated[Gradient | Statistics | Recalibrate, Field(discriminator="kind")]
@@ -203,12 +223,17 @@ class Stage(Value):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    """What the stage is called in reports and messages."""
     where: Literal["all", "labelled", "unlabelled", "source"] = "all"
     local: Local
+    """What each site does in a round."""
     share: Select = named("none")
     keep: Select = named("none")
     aggregate: Aggregation = Nothing()
+    """What the coordinator makes of what was shared."""
     rounds: Annotated[int, Field(ge=1)] = 1
     joint_lambda: Annotated[float | None, Field(gt=0, exclude_if=unless(None))] = None
     early_stopping: Annotated[EarlyStopping | None, Field(exclude_if=unless(None))] = None
+    """Ends the stage once validation no longer improves; it never ends early if absent."""
     weight_averaging: Annotated[WeightAveraging | None, Field(exclude_if=unless(None))] = None
+    """Ends the stage with an average over its rounds; the last round's model if absent."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -17,13 +16,16 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.config.config_files import describe, of_overrides, override, read_mapping
+from fedgraft.common.config.suggest import instead
+from fedgraft.common.plugins.plugin import Plugin
+from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model, Teacher
-from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.plan import Gradient, Stage
-from fedgraft.common.study.stages.losses import Adversarial, Distill
+from fedgraft.common.study.rules import Evaluation, RoundRules
+from fedgraft.common.study.stages.losses import OWN_LOSSES, Adversarial, Distill, PluggedLoss
 from fedgraft.common.study.tasks import (
     AnyTask,
     Multilabel,
@@ -31,60 +33,6 @@ from fedgraft.common.study.tasks import (
     linear_heads,
     mask_heads,
 )
-
-_LARGEST_CHANGE = 10.0
-_QUORUM, _FEWEST = 0.5, 2
-"""What must answer in a study that does not say so: this share of the sites, and of several at least so many."""
-
-
-class RoundRules(Value):
-    """When a round counts, and with how few sites a run is still a success.
-
-    `quorum` is the share of the asked sites that must answer well, at least `min_sites`. A study that gives neither
-    goes on with half of them, of several with 2 at least, but then a run in which any was missing has not completed.
-
-    `deadline_s` bounds a site's answer to one instruction, in seconds; no deadline if absent. `max_change` bounds the
-    norm of a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure
-    aggregation, where nobody sees a site's change, it cannot be given, and the bound of 10 holds for the aggregated
-    change.
-    """
-
-    quorum: Annotated[float, Field(gt=0, le=1)] | None = None
-    min_sites: Annotated[int, Field(ge=1)] | None = None
-    deadline_s: Annotated[float, Field(gt=0)] | None = None
-    max_change: Annotated[float, Field(gt=0)] | None = None
-
-    def needed(self, asked: int) -> int:
-        """How many of so many sites must answer well for a round to count."""
-        least = min(_FEWEST, asked) if self.min_sites is None else self.min_sites
-        return max(least, math.ceil((self.quorum or _QUORUM) * asked - 1e-9))
-
-    @property
-    def says_how_few(self) -> bool:
-        """Whether the study says with how few sites it is content."""
-        return self.quorum is not None or self.min_sites is not None
-
-    @property
-    def largest_change(self) -> float:
-        """`max_change`, or 10 if the study does not give it."""
-        return _LARGEST_CHANGE if self.max_change is None else self.max_change
-
-
-class Evaluation(Value):
-    """Sites evaluate what they receive on `split`, every so many exchanges; the last exchange uses the test split.
-
-    Observers, sites that hold public data and take no part in training, use all their cases every time.
-    """
-
-    every: Annotated[int, Field(ge=0)] = 1
-    """0 = sites only at the end."""
-    split: Literal["val", "test"] = "val"
-    floor: Annotated[int, Field(ge=1, exclude_if=unless(10))] = 10
-    """Cases of either class that a site needs for its figures to count in means over sites, in the choice of a round
-    and in early stopping; of more classes, as many as make their mean as sure. Below it they are too few to say."""
-    operating_point: Annotated[OperatingRule | None, Field(exclude_if=unless(None))] = None
-    """With a rule, sites evaluate the final model on their validation cases too, in one more exchange; from these the
-    threshold of each task of two classes, and of each label, is chosen, which is then counted on the test cases."""
 
 
 class Study(Value):
@@ -94,18 +42,29 @@ class Study(Value):
     """What a study's file may have besides; it is taken out before this is made of it."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    """What the study is called: small letters, digits, `-` and `_`."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides splits, initial entries and batches: the same seed gives the same run, bit for bit."""
     tasks: Annotated[tuple[AnyTask, ...], Field(min_length=1)]
+    """What is asked of each case. A model has a head for each."""
     input: InputSpec = ImageInput()
+    """What a case is made into before it reaches the model."""
     split: SplitSpec = SplitSpec()
+    """How each site divides its patients."""
     model: Model = Model()
+    """The backbone, and the weights that it starts from."""
     plan: tuple[Stage, ...]
     """What is done, in order. Nothing at all, `[]`: sites measure the model that its weights give, with its heads."""
     rounds: RoundRules = RoundRules()
+    """When a round counts, and when a run has completed."""
     evaluate: Evaluation = Evaluation()
+    """When, on what and how sites measure the model."""
     secure_aggregation: bool = False
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
+    plugins: Annotated[tuple[Plugin, ...], Field(exclude_if=unless(()))] = ()
+    """Whose code the study uses besides fedgraft's, such as `my-backbones==1.2.0`. It is installed at each site by the
+    site's own people, and never sent."""
 
     @staticmethod
     def read(source: Path | str, *overrides: str) -> Study:
@@ -122,9 +81,22 @@ class Study(Value):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Study:
-        for what, names in (("task", [t.name for t in self.tasks]), ("stage", [s.name for s in self.plan])):
-            if twice := sorted({name for name in names if names.count(name) > 1}):
+        named = {
+            "task": [task.name for task in self.tasks],
+            "stage": [stage.name for stage in self.plan],
+            "plug-in": [plugin.key for plugin in self.plugins],
+        }
+        for what, own in named.items():
+            if twice := sorted({name for name in own if own.count(name) > 1}):
                 raise ValueError(f"more than one {what} is called {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_exist(self) -> Study:
+        """A loss that is not known here is a plug-in's if the study names plug-ins; a site may not have it yet."""
+        for key, loss in self.plugged_losses() if not self.plugins else ():
+            if loss.kind not in (known := names(Kind.LOSSES)):
+                raise ValueError(f"{key}: there is no loss {loss.kind!r}{instead(loss.kind, [*OWN_LOSSES, *known])}")
         return self
 
     @model_validator(mode="before")
@@ -174,6 +146,13 @@ class Study(Value):
         """The finished model whose answers the sites of this stage learn; None if there is none."""
         losses = stage.local.losses if isinstance(stage.local, Gradient) else ()
         return next((loss.teacher for loss in losses if isinstance(loss, Distill)), None)
+
+    def plugged_losses(self) -> Iterator[tuple[str, PluggedLoss]]:
+        """Losses that plug-ins bring, each with its key."""
+        for at, stage in enumerate(self.plan):
+            for number, loss in enumerate(stage.local.losses if isinstance(stage.local, Gradient) else ()):
+                if isinstance(loss, PluggedLoss):
+                    yield f"plan.{at} ({stage.name}).local.losses.{number}", loss
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -226,8 +205,9 @@ def _make_way(data: dict[str, Any], typed: Mapping[str, str]) -> None:
 
     With no plan at all a finished model is measured with its heads, whatever the file says of those that it trains.
     """
+    whole = {key.partition(".")[0] if key.startswith("method.") else key for key in typed}
     for key, other in (("plan", "method"), ("method", "plan")):
-        if key in typed and other not in typed:
+        if key in whole and other not in whole:
             data.pop(other, None)
     model = data.get("model")
     if typed.get("plan", "").strip() == "[]" and "model.heads" not in typed and isinstance(model, dict):

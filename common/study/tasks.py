@@ -22,7 +22,9 @@ class _Question(Value):
     """What all kinds share: a name, which is that of the head, and how much the task's loss counts in the sum."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "cls"
+    """What the task, its head and its column of labels are called."""
     weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor on its loss where a model has several tasks."""
 
     @model_serializer(mode="wrap")
     def _as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -35,6 +37,7 @@ class Task(_Question):
 
     kind: Literal["multiclass"] = "multiclass"
     classes: tuple[str, ...] = Field(min_length=2)
+    """Their names, in the order of the logits; each as the labels say it."""
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -67,6 +70,7 @@ class Multilabel(_Question):
 
     kind: Literal["multilabel"]
     labels: Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_ -]{1,64}$")], ...], Field(min_length=1)]
+    """Their names, in the order of the logits."""
 
     @field_validator("labels")
     @classmethod
@@ -95,6 +99,7 @@ class Regression(_Question):
 
     kind: Literal["regression"]
     unit: Annotated[str, Field(pattern=r"^[^\s,;]{1,16}$")]
+    """What the value is counted in, such as `mm`; figures are shown in it."""
     mean: float
     std: Annotated[float, Field(gt=0)]
 

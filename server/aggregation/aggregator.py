@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedgraft.common.closed_form.closed_form import heads_from_sums, scale_from_sums
+from fedgraft.common.closed_form.closed_form import automatic_penalties, heads_from_sums, scale_from_sums
 from fedgraft.common.closed_form.moments import FeatureMoments, moments_from_sums
 from fedgraft.common.closed_form.newton import stepped_heads
 from fedgraft.common.closed_form.ood import DistanceThreshold, threshold
@@ -101,7 +101,7 @@ class HeadAggregator(_SumAggregator):
         self._keep = keep
         self._sites: list[Arrays] = []
         self.ridge_penalties: dict[str, float] = {}
-        """By task the ridge penalty, where it was chosen from the sums."""
+        """By task the ridge penalty, where it was chosen from the sums: `auto` or `loso`."""
 
     @property
     def kept(self) -> list[Arrays]:
@@ -118,6 +118,8 @@ class HeadAggregator(_SumAggregator):
         """Heads that solve the pooled problem. RunError if no site had a label."""
         if self._chooses and self._sites:
             self.ridge_penalties = choose(self._sites, standardise=isinstance(self._aggregate, Ridge))
+        if isinstance(self._aggregate, Ridge) and self._aggregate.ridge_penalty == "auto" and self._sums:
+            self.ridge_penalties = automatic_penalties(self._sums)
         if isinstance(self._aggregate, Newton):
             return stepped_heads(self._sums, self._aggregate, state, self.ridge_penalties)
         return heads_from_sums(self._sums, self._aggregate, state, self.ridge_penalties)

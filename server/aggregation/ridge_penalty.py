@@ -15,10 +15,8 @@ import numpy as np
 
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.closed_form.closed_form import problems_of, ridge_head, tasks_in
+from fedgraft.common.closed_form.penalty import RIDGE_PENALTIES
 from fedgraft.common.protocol.instructions import Arrays
-
-RIDGE_PENALTIES: tuple[float, ...] = tuple(float(value) for value in np.logspace(-4, 2, 13))
-"""What is tried: half powers of ten, per case."""
 
 
 def choose(sites: Sequence[Arrays], *, standardise: bool = True) -> dict[str, float]:
@@ -33,7 +31,7 @@ def choose(sites: Sequence[Arrays], *, standardise: bool = True) -> dict[str, fl
         if not errors:
             raise RunError(
                 f"The ridge penalty for task {task!r} is chosen on sites left out, and fewer than two have labels.",
-                fix="Give aggregate.ridge_penalty as a number, such as 0.1.",
+                fix="Use aggregate.ridge_penalty: auto, or give a number.",
             )
         chosen[task] = min(reversed(errors), key=lambda ridge_penalty: errors[ridge_penalty])
     return chosen

@@ -152,7 +152,7 @@ def resolve(run: Path, out: Path, without: Sequence[str], others: Sequence[Path]
     found = carry_out(run, out, without, others)
     _say(f"{out}: heads from the sums of {', '.join(found.sites)}.")
     for task, ridge_penalty in found.ridge_penalties.items():
-        _say(f"{task}: ridge penalty {ridge_penalty:g}, chosen on sites left out.")
+        _say(f"{task}: ridge penalty {ridge_penalty:g}, chosen from the sums.")
     if found.left:
         _say(f"Nothing in it is of {', '.join(found.left)}. {run} still holds their sums and the old heads: delete it.")
     _say("No site was asked anything: the model is not measured yet.")

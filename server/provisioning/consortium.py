@@ -66,8 +66,11 @@ class Consortium(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ConsortiumName
+    """What the consortium is called."""
     server: ServerEntry
+    """Where the server is."""
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1)]
+    """The names of the sites."""
     valid_days: Annotated[int, Field(ge=1, le=825)] = 365
     renewal_grace_hours: Annotated[float, Field(ge=0, le=24 * 90)] = 72.0
 

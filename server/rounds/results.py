@@ -8,6 +8,7 @@ from typing import Any
 from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.checks.explain import plan_table
 from fedgraft.common.metrics.operating_point import names_of
+from fedgraft.common.models.backbones.named import plugins_behind
 from fedgraft.common.models.provenance import Provenance, held_out, may_have_learnt
 from fedgraft.common.models.weights import find, save_weights
 from fedgraft.common.protocol.routing import Tags, own, releases_plainly, stays
@@ -175,6 +176,7 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Pr
         "base_models": tuple(base_model.backbone for base_model in study.model.base_models),
         "table": study.input if isinstance(study.input, TableInput) else None,
         "held_out": measured.held_out if measured else held_out(study),
+        "plugins": plugins_behind(study.model.architectures),
         "operating_points": {
             task: known for task, own in outcome.points.items() if (known := tuple(filter(None, own)))
         },

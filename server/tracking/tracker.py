@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedgraft.common.base.errors import ENDS, InputError
 from fedgraft.common.base.files import is_there, read_json
-from fedgraft.common.config.suggest import instead
+from fedgraft.common.plugins.registry import Kind, load
 from fedgraft.common.study.study import Study
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.server.watch.follow import followed
-
-GROUP = "fedgraft.trackers"
-"""Entry points of distributions that bring trackers of their own: a callable without arguments that gives one."""
 
 _OWN = {
     "csv": "csv_file:CsvTracker",
@@ -42,16 +38,15 @@ class Tracker(Protocol):
 
 
 def trackers(names: Sequence[str]) -> list[Tracker]:
-    """Trackers by their names. InputError for a name that is not known, or whose package is not installed."""
-    others = {point.name: point for point in entry_points(group=GROUP)}
-    known = [*_OWN, *others]
+    """Trackers by their names: fedgraft's, and what distributions bring as entry points of the group
+    `fedgraft.trackers`, a callable without arguments that gives one.
+
+    InputError for a name that is not known, or whose package is not installed.
+    """
     made: list[Tracker] = []
     for name in dict.fromkeys(names):
-        if name not in known:
-            raise InputError(f"--track {name}: there is no such tracker{instead(name, known)}.")
         try:
-            make = _own(_OWN[name]) if name in _OWN else others[name].load()
-            made.append(make())
+            made.append((_own(_OWN[name]) if name in _OWN else load(Kind.TRACKERS, name, _OWN))())
         except ImportError as error:
             fix = f"pip install {name}." if name in _OWN else "Install what it takes."
             raise InputError(f"--track {name}: {error.name} is not installed.", fix=fix) from None

@@ -16,7 +16,8 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import read_json, write_atomic
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.study.study import Study, find_study
+from fedgraft.common.checks.faults.check_plugins import pinned, read_pinned
+from fedgraft.common.study.study import Study
 from fedgraft.server.cli.outcome import demand_enough
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.server.tracking.tracker import Tracker, tracked, trackers
@@ -100,11 +101,11 @@ def choose(study: AnyStudy, overrides: tuple[str, ...], scenario: AnyScenario | 
 def _study(study: AnyStudy, overrides: tuple[str, ...]) -> tuple[Study, str | None, str, Path]:
     """The study, the scenario that its file names, what it is called, and the folder of its file."""
     if isinstance(study, Study):
-        return study, None, study.name, Path()
+        return pinned(study), None, study.name, Path()
     if isinstance(study, Mapping):
-        return Study.parse(study), None, "the study", Path()
+        return pinned(Study.parse(study)), None, "the study", Path()
     path = Path(study)
-    return *find_study(path, overrides), str(path), path.parent
+    return *read_pinned(path, overrides), str(path), path.parent
 
 
 def open_study(study: AnyStudy) -> tuple[Study, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedgraft.common.base.console.command_line import command_group
+from fedgraft.common.plugins.option import Plugins
 
 if TYPE_CHECKING:
     from fedgraft.common.study.study import Study
@@ -21,18 +22,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable out
 
 
 @study.command("check")
-def study_check(study_file: StudyFile, set_: Sets = None) -> None:
+def study_check(study_file: StudyFile, set_: Sets = None, _plugin: Plugins = None) -> None:
     """All faults of a study, or its digest if there are none."""
     _, digest = _checked(study_file, set_)
     typer.echo(f"{study_file}: no faults; digest {digest}")
 
 
 @study.command("show")
-def study_show(study_file: StudyFile, set_: Sets = None) -> None:
+def study_show(study_file: StudyFile, set_: Sets = None, _plugin: Plugins = None) -> None:
     """The study with its method expanded to stages and all defaults written out."""
-    from fedgraft.common.study.study import find_study
+    from fedgraft.common.checks.faults.check_plugins import read_pinned
 
-    typer.echo(find_study(study_file, tuple(set_ or ()))[0].to_yaml(), nl=False)
+    typer.echo(read_pinned(study_file, tuple(set_ or ()))[0].to_yaml(), nl=False)
 
 
 @study.command("explain")
@@ -44,6 +45,7 @@ def study_explain(
     ] = None,
     set_: Sets = None,
     as_json: AsJson = False,
+    _plugin: Plugins = None,
 ) -> None:
     """What will be trained, shared and moved, stage by stage, and what privacy it costs sites of some sizes."""
     from fedgraft.simulations.cli import study_commands
@@ -60,6 +62,7 @@ def study_suggest(
     weights: Annotated[list[str] | None, typer.Option(help="Candidates; all that are at hand if not given.")] = None,
     set_: Sets = None,
     as_json: AsJson = False,
+    _plugin: Plugins = None,
 ) -> None:
     """What to start from: candidates ranked before any training, and what the sites' differences suggest."""
     from fedgraft.simulations.planning.suggest import suggest
@@ -73,6 +76,7 @@ def privacy_plan(
     patients: Annotated[int, typer.Option(min=1, help="Patients with training cases at the site.")] = 1000,
     set_: Sets = None,
     as_json: AsJson = False,
+    _plugin: Plugins = None,
 ) -> None:
     """What a study would cost a site if it were longer, or if its steps saw more patients."""
     from fedgraft.simulations.cli import study_commands
@@ -89,6 +93,7 @@ def privacy_curve(  # noqa: PLR0913, PLR0917 - a command's options are its param
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
     set_: Sets = None,
     as_json: AsJson = False,
+    _plugin: Plugins = None,
 ) -> None:
     """Accuracy against epsilon: run a private study at several budgets, and without noise."""
     from fedgraft.simulations.cli import curve_commands
@@ -108,19 +113,20 @@ def privacy_audit(
     allow_plain: Annotated[bool, typer.Option(help="Accept stages that release without noise.")] = False,
     set_: Sets = None,
     as_json: AsJson = False,
+    _plugin: Plugins = None,
 ) -> None:
     """Attack a study: what it claims of privacy, tried on the code that sites run. Exit code 1 if a claim fails."""
-    from fedgraft.common.study.study import find_study
+    from fedgraft.common.checks.faults.check_plugins import read_pinned
     from fedgraft.simulations.audit.command import audit
 
-    found, _ = find_study(study_file, tuple(set_ or ()))
+    found, _ = read_pinned(study_file, tuple(set_ or ()))
     audit(found, str(study_file), out, patients, allow_plain=allow_plain, as_json=as_json)
 
 
 def _checked(study_file: Path, set_: list[str] | None) -> tuple[Study, str]:
     from fedgraft.common.checks.explain import check_study
-    from fedgraft.common.study.study import find_study
+    from fedgraft.common.checks.faults.check_plugins import read_pinned
 
-    found, _ = find_study(study_file, tuple(set_ or ()))
+    found, _ = read_pinned(study_file, tuple(set_ or ()))
     check_study(found, str(study_file))
     return found, found.digest

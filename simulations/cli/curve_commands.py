@@ -19,7 +19,7 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_private
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.study.study import find_study
+from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import load_scenario
 from fedgraft.simulations.planning.curve import (
@@ -32,7 +32,7 @@ from fedgraft.simulations.planning.curve import (
 
 def privacy_curve(path: Path, overrides: tuple[str, ...], grid: Grid, out: Path, *, as_json: bool) -> None:
     """Run a private study at several budgets, and show what each costs in accuracy."""
-    study, named = find_study(path, overrides)
+    study, named = read_pinned(path, overrides)
     begin = check_study(study, str(path))
     if named is None:
         raise InputError(f"{path} names no scenario.", fix="Write `scenario: NAME` into it.")

@@ -19,9 +19,10 @@ from fedgraft.common.checks.explain import (
     explain,
     sentence,
 )
+from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.common.protocol.routing import releases_plainly
 from fedgraft.common.secure_aggregation.masking import FEWEST
-from fedgraft.common.study.study import Study, find_study
+from fedgraft.common.study.study import Study
 from fedgraft.simulations.planning.advice import Advice, advise
 from fedgraft.simulations.planning.pricing import Price, price, private_stages
 
@@ -36,7 +37,7 @@ class AssumedSites:
 
 def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *, as_json: bool) -> None:
     """Show a study stage by stage, what it would cost such sites, and what is best trained privately at them."""
-    study, _ = find_study(path, overrides)
+    study, _ = read_pinned(path, overrides)
     explained = explain(study, str(path))
     prices = [price(study, count, metrics_epsilon=sites.metrics_epsilon) for count in sites.patients]
     advice = [one for count in sites.patients for one in _advice(study, explained.start, count)]
@@ -102,7 +103,7 @@ def _show_prices(prices: Sequence[Price]) -> None:
 
 def plan_privacy(path: Path, overrides: tuple[str, ...], patients: int, *, as_json: bool) -> None:
     """Epsilon of a study against its length and the share of patients in each step, with the noise as it is."""
-    study, _ = find_study(path, overrides)
+    study, _ = read_pinned(path, overrides)
     begin = check_study(study, str(path))
     if not any(private_stages(study)):
         raise InputError(f"{path}: no stage is private, so there is nothing to price.", fix="See docs/privacy.md.")

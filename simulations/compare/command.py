@@ -25,8 +25,9 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
+from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.common.config.config_files import describe
-from fedgraft.common.study.study import Study, find_study, locate
+from fedgraft.common.study.study import Study, locate
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page
 from fedgraft.simulations.compare.question import Question, Questions, read_comparison
@@ -63,7 +64,7 @@ def compare(asked: CompareRequest, *, as_json: bool) -> None:
     def tell(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    study, shipped = find_study(asked.study, asked.overrides)
+    study, shipped = read_pinned(asked.study, asked.overrides)
     out = carry_out(study, read_comparison(locate(asked.study)), shipped, asked, tell)
     if as_json:
         sys.stdout.write(json.dumps(read_json(out / "compare.json") | {"run": str(out)}) + "\n")

@@ -39,10 +39,14 @@ class Arm(Value):
     """
 
     name: Annotated[str, Field(pattern=_NAME)]
+    """What it is called in tables."""
     who: Who = "together"
+    """Who trains, and on whose cases."""
     method: str | None = None
     keys: dict[str, Any] = Field(default={}, alias="set")
+    """Keys of the study that it changes, `dotted.key: value`; written `set`."""
     labels: Literal["known", "shuffled"] = "known"
+    """`shuffled` deals the training labels out anew: whoever still does well has learnt something else."""
     weights: str | None = None
     """A finished model, as a run's folder or the id of weights, which is measured as it is; nobody trains."""
     elsewhere: bool = False
@@ -116,11 +120,17 @@ class Expectation(Value):
     """
 
     arm: str
+    """The arm whose figure it is about."""
     over: str
+    """The arm that is subtracted."""
     cases: int | None = None
+    """With how many cases, where the question is repeated; all if absent."""
     at_least: float | None = None
+    """The least that the difference should be."""
     at_most: float | None = None
+    """The most that the difference should be."""
     within: Annotated[float, Field(gt=0)] | None = None
+    """How far from 0 it may be, either way."""
     surely: bool = False
 
     @model_validator(mode="after")
@@ -142,22 +152,32 @@ class Question(Value):
     """
 
     name: Annotated[str, Field(pattern=_NAME)] = "study"
+    """What the question is called, also for `--only`."""
     asks: str = ""
+    """The question in words, for the page."""
     scenario: str | None = None
+    """The hospitals, by name or file; those of the study if absent."""
     keys: dict[str, Any] = Field(default={}, alias="set")
+    """Keys of the study that all arms change, `dotted.key: value`; written `set`."""
     arms: Annotated[tuple[Arm, ...], Field(min_length=2)]
+    """What is compared: names of arms that are there, or arms of one's own."""
     against: str = "study"
+    """The arm that all others are held against."""
     task: str | None = None
+    """The task that is measured; the first if absent."""
     metric: Metric = "auroc"
+    """What is measured."""
     cases: tuple[Annotated[int, Field(ge=1)], ...] = ()
     shots: tuple[Annotated[int, Field(ge=1)], ...] = ()
     draws: Annotated[int, Field(ge=1)] = 5
     seeds: Annotated[int, Field(ge=1)] | None = None
+    """Paired repetitions; as the command says if absent."""
     folds: Annotated[int, Field(ge=2)] | None = None
     hide: tuple[str, ...] = ()
     measure: tuple[str, ...] = ()
     margin: Annotated[float, Field(gt=0)] = 0.02
     expect: tuple[Expectation, ...] = ()
+    """What should come out; the page says whether it did."""
 
     @field_validator("arms", mode="before")
     @classmethod

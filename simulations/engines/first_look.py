@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.data.cohorts.folders import files
-from fedgraft.client.data.cohorts.scan import name_below
+from fedgraft.client.data.cohorts.scan import names_of
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.csv_tables import read_csv
 from fedgraft.client.data.tables.table import label_columns
@@ -96,7 +95,7 @@ def _cohort(study: Study, config: SiteConfig, spec: CohortSpec) -> Cohort:
 
 def _judge(look: SiteLook, study: Study, config: SiteConfig, cohort: Cohort) -> None:
     spec = config.cohort
-    names = [name_below(path, spec.root) for path in files(spec.root)] if spec.kind != "table" else []
+    names = names_of(spec)
     lines = check_data(cohort, spec, study, names).lines
     labels = [line for line in lines if line.name.startswith("labels_")]
     if not any(line.figures["labelled"] for line in labels) and not _learns_without_labels(study):
@@ -145,7 +144,7 @@ def _place(study: Study, spec: CohortSpec, line: FindingLine) -> str:
     """The file that a line is about, and its column where there is one."""
     file = spec.labels or spec.root
     task = line.name.partition("_")[2]
-    if not line.name.startswith(("labels_", "classes_")) or (spec.labels is None and spec.kind != "table"):
+    if not line.name.startswith(("labels_", "classes_")) or (spec.labels is None and not spec.what.one_file):
         return str(file)
     columns = [name for key, name in _columns(study, spec, file) if key.partition(".")[0] == task]
     return f"{file}, column {', '.join(map(repr, columns))}" if columns else str(file)

@@ -23,7 +23,10 @@ import torch
 
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import read_json
+from fedgraft.common.plugins.loading import told
+from fedgraft.common.plugins.registry import places
 from fedgraft.server.operations.bundle import manifest
+from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.child_path import SAFE_PATH
 
 _POLL_S = 2.0
@@ -38,7 +41,8 @@ def run_with_ray(run: Path, workers: int, threads: int, synthetic: bool) -> None
     folder = Path(tempfile.mkdtemp(prefix="fedgraft-ray-"))
     try:
         port = _free_port()
-        environment = _environment(folder, port, threads)
+        plugins = places(RunFolder(run).study().plugins)
+        environment = _environment(folder, port, threads) | told(plugins)
         app = _app(folder)
         with _superlink(folder, port, environment):
             config = f'run="{run}" synthetic={str(synthetic).lower()}'

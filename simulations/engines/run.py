@@ -26,6 +26,7 @@ from fedgraft.common.base.errors import InputError, ResumeError
 from fedgraft.common.base.files import home, is_there, make_folder, private_folder, read_json, write_json
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.base.value import Value
+from fedgraft.common.plugins.registry import loaded_digest, places
 from fedgraft.common.study.study import Study
 from fedgraft.server.report import build_report
 from fedgraft.server.rounds.app import app as server_app
@@ -128,7 +129,7 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
             public_source=name in hospitals.public_sources,
             observer=name in hospitals.observers,
             sync=False,
-            policy=hospitals.policies.get(name, OPEN),
+            policy=allowing(study, hospitals.policies.get(name, OPEN)),
             secure_aggregation=secure_aggregation.get(name),
             state=(sites / name).resolve(),
             cache=home().resolve() / "cohorts",
@@ -142,6 +143,15 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
     facts = {"synthetic": hospitals.synthetic, "faults": faults, "study": study.digest}
     write_json(out / _FACTS, facts)
     RunFolder(out).write_study(study)
+
+
+def allowing(study: Study, policy: SitePolicy) -> SitePolicy:
+    """The policy with the study's plug-ins listed as they are here: who simulates a hospital stands for its people.
+
+    One that a site's own rules list stays as it is there.
+    """
+    here = {plugin.key: loaded_digest(plugin) for plugin in study.plugins if plugin.key not in policy.plugins}
+    return policy.model_copy(update={"plugins": policy.plugins | here}) if here else policy
 
 
 def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> Path:
@@ -227,7 +237,7 @@ def _grid(out: Path, names: list[str], engine: Engine, faults: Mapping[str, obje
     configs = [out / "sites" / name / "site.json" for name in names]
     grid: LocalGrid
     if engine.name == "pool":
-        grid = PoolGrid(configs, engine.workers, [_files(path) for path in configs])
+        grid = PoolGrid(configs, engine.workers, [_files(path) for path in configs], places(study.plugins))
     else:
         grid = InProcessGrid(configs, deadlines=study.rounds.deadline_s is not None)
     nodes = dict(zip(names, grid.get_node_ids(), strict=True))

@@ -36,12 +36,15 @@ class Scanner(Value):
     matrix: Annotated[int, Field(ge=32, le=512)] = 64
     """Pixels along each side; with `spacing_mm` it gives the field of view, which the anatomy fills."""
     spacing_mm: Annotated[float, Field(gt=0)] = 4.0
+    """Distance of the centres of two pixels."""
     blur_mm: Annotated[float, Field(ge=0)] = 0.0
     """Deviation of the focal spot's blur."""
     gamma: Annotated[float, Field(gt=0)] = 1.0
+    """Exponent on the grey values."""
     gain: float = 1.0
     """Factor on the values after `gamma`; -1 with `offset` 1 inverts the image and no tag says so."""
     offset: float = 0.0
+    """What is added after `gain`."""
     bias: Unit = 0.0
     """Amplitude of a smooth multiplicative field that differs from image to image."""
     collimation: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
@@ -55,17 +58,23 @@ class Scanner(Value):
 
     # How it is written.
     polarity: Literal["MONOCHROME1", "MONOCHROME2"] = "MONOCHROME2"
+    """Whether large values are white, MONOCHROME2, or black."""
     bits_stored: Annotated[int, Field(ge=8, le=16)] = 12
+    """Bits of a pixel."""
     signed: bool = False
+    """Whether pixels may be below 0."""
     slope: Annotated[float, Field(gt=0)] | None = None
     """RescaleSlope; with `intercept` null too, ct has 1 and -1024, and the others have no rescale tags."""
     intercept: float | None = None
+    """RescaleIntercept."""
     values: tuple[float, float] | None = None
     """Rescaled values of grey 0 and 1, also the window; null: -1000 to 1000 HU for ct, the others the whole range."""
     window: Literal["none", "one", "several", "voi_lut_sequence"] = "one"
     """`several` adds a narrower second window; the LUT is a square root, and the stored pixels are squares."""
     syntax: Syntax = "explicit_little"
+    """How the file is encoded."""
     missing_tags: tuple[Tag, ...] = ()
+    """Tags that the file lacks."""
 
     @model_validator(mode="after")
     def _sound(self) -> Scanner:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.spec import PATHS, CohortSpec
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
@@ -38,6 +38,7 @@ class PhantomSite(Value):
     modality: tuple[Modality, ...] = ("xr",)
     """One, or several that take turns from patient to patient."""
     patients: Annotated[int, Field(ge=1, le=100_000)]
+    """How many patients are generated."""
     images_per_patient: tuple[Annotated[int, Field(ge=1, le=16)], Annotated[int, Field(ge=1, le=16)]] = (1, 2)
     """Fewest and most; each patient's number is drawn evenly."""
     prevalence: dict[Finding, Share] = dict.fromkeys(FINDINGS, 0.25)
@@ -53,6 +54,7 @@ class PhantomSite(Value):
     unlabelled: bool = False
     """All label cells are empty; the truth stays in images.csv."""
     scanner: Scanner = Scanner()
+    """What took the images, and how it writes them."""
 
     @field_validator("modality", mode="before")
     @classmethod
@@ -100,6 +102,7 @@ class TableSite(Value):
     """
 
     dataset: Literal["breast_cancer"] = "breast_cancer"
+    """The table: breast cancer, Wisconsin, 569 patients, as scikit-learn brings it."""
     patients: Annotated[int, Field(ge=1, le=569)]
     malignant: Share = 0.37
 
@@ -114,18 +117,23 @@ class SiteEntry(Value):
     """One hospital: generated images, a part of a public table, or the user's own cohort."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+    """What the hospital is called in reports."""
     phantom: PhantomSite | None = None
+    """Generated images; give one of `phantom`, `table` and `cohort`."""
     table: TableSite | None = None
+    """A part of a public table."""
     cohort: CohortSpec | None = None
+    """The person's own data, as in a site's file."""
     mask_images: bool = True
     """Whether the site has the masks of its phantoms; without, it adds nothing to tasks that ask for masks."""
     faults: Fault | None = None
+    """What goes wrong at this site on purpose."""
     source: str | None = None
     """Another site of this scenario, whose data lie at this one as well: a source in a folder at the site."""
     public_source: bool = False
     """The data are public source data: the site works only in stages that are for the source, and is not evaluated."""
     policy: SitePolicy | None = None
-    """What goes wrong at this site on purpose; `policy` is what it allows, all if not given."""
+    """What this site allows; all if absent."""
 
     @model_validator(mode="after")
     def _one_source(self) -> SiteEntry:
@@ -138,8 +146,11 @@ class Scenario(Value):
     """The hospitals of a simulation, in the order of the file."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    """What the scenario is called."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides what is generated, and how a public table is shared out."""
     sites: Annotated[tuple[SiteEntry, ...], Field(min_length=1)]
+    """The hospitals."""
     allow_missing_sites: bool = False
     """Simulate without the sites whose data cannot be used; else nothing begins."""
 
@@ -229,11 +240,10 @@ def _names(data: dict[str, Any]) -> list[str]:
 
 def _anchor(data: dict[str, Any], folder: Path) -> None:
     """Make the relative paths of all cohorts absolute, in place; what is no path is left for the check."""
-    paths = [key for key, field in CohortSpec.model_fields.items() if field.annotation in (Path, Path | None)]
     sites = data.get("sites")
     for site in sites if isinstance(sites, list) else []:
         cohort = site.get("cohort") if isinstance(site, dict) else None
-        for key in paths:
+        for key in PATHS:
             if isinstance(cohort, dict) and isinstance(cohort.get(key), str):
                 cohort[key] = str(folder / Path(cohort[key]).expanduser())
 

@@ -21,9 +21,10 @@ from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.base.console.terminal import OUT, figure, say
 from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.common.checks.explain import check_study
+from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import list_weights
-from fedgraft.common.study.study import Study, find_study
+from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 from fedgraft.simulations.engines.run import Hospitals, prepare, simulated_cohort
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
@@ -63,7 +64,7 @@ def suggest(
     path: Path, overrides: tuple[str, ...], scenario: str | None, named: Sequence[str], *, as_json: bool
 ) -> None:
     """Rank what a study could start from, on the sites of a scenario, and say what their differences suggest."""
-    study, shipped = find_study(path, overrides)
+    study, shipped = read_pinned(path, overrides)
     if (name := scenario or shipped) is None:
         raise InputError(f"{path} names no scenario.", fix="Say which hospitals to look at: --scenario FILE.")
     base = path.parent if scenario is None else Path()

@@ -18,7 +18,7 @@ from fedgraft.common.base.files import home
 from fedgraft.common.models.weights import WeightsManifest, demand_id, load_weights, save_weights
 from fedgraft.common.study.model_spec import ENSEMBLE
 
-_ALIKE = ("backbone", "base_models", "input", "table", "classes", "tasks")
+_ALIKE = ("backbone", "base_models", "input", "table", "classes", "tasks", "plugins")
 """What the manifests must agree on for a mean to make sense."""
 
 

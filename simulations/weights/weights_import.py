@@ -19,8 +19,9 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import ENDS, InputError, WeightsError
 from fedgraft.common.base.files import home, parse_tensors
 from fedgraft.common.config.config_files import describe
+from fedgraft.common.models.backbones.backbone import Backbone
 from fedgraft.common.models.backbones.efficientnet_lite import from_published
-from fedgraft.common.models.backbones.named import Backbone, build_image_backbone, stem_name
+from fedgraft.common.models.backbones.named import build_image_backbone, plugins_behind, stem_name
 from fedgraft.common.models.initialise import graft
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.models.packaged_weights import LITE_INPUT
@@ -93,11 +94,8 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
     kept |= {key: np.array(0) for key in model.tags() if key.endswith(".num_batches_tracked") and key not in kept}
     report = graft(model, kept, str(source.file))
     seen = described["input"]
-    if (
-        seen is not None
-        and seen.normalise == "fixed"
-        and kept[f"backbone.{stem_name(own.module)}.weight"].shape[1] == 1
-    ):
+    stem = kept.get(f"backbone.{stem_name(own.module)}.weight")
+    if seen is not None and seen.normalise == "fixed" and stem is not None and stem.shape[1] == 1:
         grey = {"mean": (round(fmean(seen.mean), 3),), "std": (round(fmean(seen.std), 3),)}
         described["input"] = seen.model_copy(update={"channels": 1, **grey})
     facts = described | {
@@ -105,6 +103,7 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
         "backbone": source.backbone,
         "classes": {},
         "synthetic": False,
+        "plugins": plugins_behind([source.backbone]),
         "how": f"imported from {source.file.name}, sha256 {hashlib.sha256(data).hexdigest()}",
     }
     manifest = save_weights(target, kept, facts)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedgraft.common.base.errors import FedgraftError
     from fedgraft.common.study.study import Study
     from fedgraft.simulations.api.comparison import Comparison, compare, load_comparison
+    from fedgraft.simulations.api.plugins import load_plugin, register_backbone, register_loss
     from fedgraft.simulations.api.runs import Run, load_run
     from fedgraft.simulations.api.simulate import resume, simulate
     from fedgraft.simulations.api.studies import Explanation, explain, price
@@ -44,8 +45,11 @@ _PLACES = {
     "compare": "simulations.api.comparison",
     "explain": "simulations.api.studies",
     "load_comparison": "simulations.api.comparison",
+    "load_plugin": "simulations.api.plugins",
     "load_run": "simulations.api.runs",
     "price": "simulations.api.studies",
+    "register_backbone": "simulations.api.plugins",
+    "register_loss": "simulations.api.plugins",
     "resume": "simulations.api.simulate",
     "simulate": "simulations.api.simulate",
 }
@@ -60,6 +64,9 @@ __all__ = [  # noqa: RUF022 - the order in which they are used
     "compare",
     "load_run",
     "load_comparison",
+    "load_plugin",
+    "register_backbone",
+    "register_loss",
     "Run",
     "Comparison",
     "Explanation",

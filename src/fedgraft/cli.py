@@ -11,6 +11,7 @@ import typer
 from fedgraft.client.cli.app import app as site
 from fedgraft.common.base.console.command_line import command_group, examples, run_command
 from fedgraft.common.base.switches import set_switches
+from fedgraft.common.plugins.option import Plugins
 from fedgraft.server.cli.app import app as server
 from fedgraft.simulations.cli.app import privacy, study
 
@@ -74,6 +75,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
     set_: Sets = None,
     as_json: AsJson = False,
+    _plugin: Plugins = None,
 ) -> None:
     """Run a study over simulated hospitals on this machine."""
     from fedgraft.simulations.cli import commands
@@ -103,6 +105,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     threads: Annotated[int, typer.Option(min=1, help="torch threads per run.")] = 1,
     set_: Sets = None,
     as_json: AsJson = False,
+    _plugin: Plugins = None,
 ) -> None:
     """Run a study and its alternatives on the same splits and seeds, and say what the difference is worth."""
     from fedgraft.simulations.compare.command import CompareRequest
@@ -140,6 +143,7 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
     accept: Annotated[list[str] | None, typer.Option(help="A kind of derived DICOM objects to use as well.")] = None,
+    _plugin: Plugins = None,
 ) -> None:
     """What a model says of the images in a folder or of a table's rows, as a table, and where it looks."""
     from fedgraft.client.inference.command import PredictRequest
@@ -159,6 +163,7 @@ def export(
     to: Annotated[str, typer.Option(help="onnx, torchscript, safetensors or monai-bundle.")],
     out: Annotated[Path, typer.Option(help="A new folder for the model and what is to be known of it.")],
     site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
+    _plugin: Plugins = None,
 ) -> None:
     """Write a finished model in a form that other programs read."""
     from fedgraft.client.inference.command import export_model
@@ -240,6 +245,7 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
     normalise: Annotated[Prepared, typer.Option(help="How images were prepared for them.")] = "unknown",
     mean: Annotated[list[float] | None, typer.Option(help="In numbers: one, or three for red, green, blue.")] = None,
     std: Annotated[list[float] | None, typer.Option(help="Likewise, of pixels from 0 to 1.")] = None,
+    _plugin: Plugins = None,
 ) -> None:
     """Take in weights from a local file; nothing is ever downloaded."""
     from fedgraft.common.base.errors import InputError
@@ -273,6 +279,7 @@ def weights_pretrain(
     id_: Annotated[str, typer.Option("--id", help="The name that studies will use.")],
     licence: Annotated[str, typer.Option(help="Under what licence the weights may be used.")] = "Apache-2.0",
     set_: Sets = None,
+    _plugin: Plugins = None,
 ) -> None:
     """Train a source model on one site's data and keep it with a manifest."""
     from fedgraft.simulations.cli import weights_commands

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fedgraft.common.config.renamed import KEYS, VALUES
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 FOLDERS = "common|client|server|simulations|configs|tests|benchmarks|docs|deploy"
 
 
@@ -43,6 +44,17 @@ def test_the_guide_for_contributors_lists_every_room() -> None:
     rooms = {str(path.parent.relative_to(ROOT)) for path in modules}
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert sorted(room for room in rooms if f"`{room}`" not in text) == []
+
+
+def test_no_room_is_crowded_and_no_file_long() -> None:
+    """A folder can be taken in at a glance, and a file read in one go."""
+    files = [
+        path for package in ("common", "client", "server", "simulations") for path in (ROOT / package).rglob("*.py")
+    ]
+    rooms = Counter(path.parent for path in files)
+    assert {str(room.relative_to(ROOT)): count for room, count in rooms.items() if count > 12} == {}
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {path: length for path, length in lengths.items() if length > 320} == {}
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))

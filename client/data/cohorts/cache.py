@@ -37,6 +37,8 @@ class Decoded:
     studies: tuple[int, ...] = ()
     spacings: tuple[float, ...] = ()
     """Sizes in mm of a pixel of each stored image, 0 where it is not known; empty for tables."""
+    splits: tuple[str, ...] = ()
+    """Of each case, where the cohort brings its own; else empty."""
 
 
 def store(folder: Path, key: str, decoded: Decoded) -> None:
@@ -57,6 +59,7 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
         "origins": decoded.origins,
         "studies": decoded.studies,
         "spacings": decoded.spacings,
+        "splits": decoded.splits,
         "inputs": digest_arrays({"inputs": decoded.inputs}),
     }
     whole = {"content": content, "digest": _digest(content)}
@@ -75,8 +78,9 @@ def load(folder: Path, key: str) -> Decoded | None:
         origins, studies = tuple(map(int, content["origins"])), tuple(map(int, content["studies"]))
         problems, facts = content["problems"], content["facts"]
         spacings = tuple(map(float, content["spacings"]))
-        patients = tuple(content["patients"])
-        decoded = Decoded(inputs, targets | arrays, patients, problems, facts, left_out, origins, studies, spacings)
+        patients, splits = tuple(content["patients"]), tuple(map(str, content["splits"]))
+        places = left_out, origins, studies, spacings, splits
+        decoded = Decoded(inputs, targets | arrays, patients, problems, facts, *places)
         whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
         whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}
     except ENDS:

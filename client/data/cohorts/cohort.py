@@ -17,18 +17,17 @@ from torch import Tensor
 
 from fedgraft.client.data.cohorts import experiment, splits
 from fedgraft.client.data.cohorts.cache import Decoded, load, store
-from fedgraft.client.data.cohorts.folders import Found, files, walk, within
+from fedgraft.client.data.cohorts.folders import Found, files, within
 from fedgraft.client.data.cohorts.masks import folders
 from fedgraft.client.data.cohorts.scan import (
     Scan,
+    files_of,
     name_below,
-    scan_dicom,
-    scan_images,
+    scan,
     stamps,
 )
 from fedgraft.client.data.cohorts.splits import Dealing, SplitRule
 from fedgraft.client.data.spec import DERIVED, CohortSpec
-from fedgraft.client.data.tables.table import read_table
 from fedgraft.client.data.tables.targets import known, stacked, strata
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.base.files import canonical_json, sha256_file, write_atomic
@@ -36,7 +35,6 @@ from fedgraft.common.study.inputs import (
     ImageInput,
     InputSpec,
     SplitSpec,
-    TableInput,
 )
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.stages.losses import wants_all_cases
@@ -48,7 +46,7 @@ from fedgraft.common.study.tasks import (
     Task,
 )
 
-_VERSION = 8
+_VERSION = 9
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
@@ -132,15 +130,12 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
 
     Writes to `place.state`: `splits.csv`, and `left_out.csv` with the files that were not used and why.
     """
-    if isinstance(wanted.input, TableInput) != (spec.kind == "table"):
+    if wanted.input.kind not in spec.what.inputs:
         raise DataError(
             f"Site {name}: its data are of kind {spec.kind}, but the study's input is {wanted.input.kind}.",
             fix=f"Check `kind` of the cohort of {spec.root}, or give the site a study for such data.",
         )
-    if isinstance(wanted.input, TableInput):
-        decoded, facts = _table(spec, wanted, wanted.input, place), Counter[str]()
-    else:
-        decoded, facts = _images(spec, wanted, wanted.input, place)
+    decoded = _read(spec, wanted, place)
     _check_usable(name, spec, decoded, wanted)
     by_patient: dict[str, list[int]] = {}
     first = wanted.tasks[0]
@@ -148,7 +143,8 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
         by_patient.setdefault(patient, []).append(label)
     alike = {patient: splits.stratum(labels) for patient, labels in by_patient.items()}
     dealing = dealing_of(spec, wanted, place)
-    chosen, rule = splits.keep(place.state / "splits.csv", alike, dealing)
+    own = dict(zip(decoded.patients, decoded.splits, strict=True)) if decoded.splits else None
+    chosen, rule = splits.keep(place.state / "splits.csv", alike, dealing, own)
     if (dealing.rule or rule) == "independent":
         experiment.refuse_tied(name, spec)
     cases = splits.indices(decoded.patients, chosen)
@@ -162,7 +158,7 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
         patients=decoded.patients,
         splits={split: torch.from_numpy(at) for split, at in cases.items()},
         problems=tuple(Problem(reason, count) for reason, count in sorted(decoded.problems.items())),
-        facts=facts,
+        facts=Counter(decoded.facts),
         origins=decoded.origins,
         studies=decoded.studies,
         spacings=decoded.spacings,
@@ -185,21 +181,18 @@ def learning_patients(study: Study, cohort: Cohort) -> int:
     return len({cohort.patients[at] for at in cases.tolist()})
 
 
-def _table(spec: CohortSpec, wanted: CohortRequest, columns: TableInput, place: Place) -> Decoded:
-    inputs, targets, patients, problems = read_table(spec, wanted.tasks, columns)
-    return Decoded(inputs, targets, tuple(map(place.patient, patients)), dict(problems), {})
-
-
-def _images(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place: Place) -> tuple[Decoded, Counter[str]]:
+def _read(spec: CohortSpec, wanted: CohortRequest, place: Place) -> Decoded:
+    """The cohort as its files give it, from the cache if nothing has changed since."""
     for folder in (place.cache, place.state):
         if within(folder, spec.root):
             raise DataError(f"{folder}: is inside the cohort's own folder {spec.root}.", fix="Keep it somewhere else.")
-    found = walk(spec.root)
-    key = _cache_key(spec, wanted, size, place, found)
+    found = files_of(spec)
+    if not spec.what.cached:
+        return _decoded(scan(spec, wanted.tasks, wanted.input, found), wanted, place)
+    key = _cache_key(spec, wanted, place, found)
     decoded = load(place.cache, key)
     if decoded is None:
-        scan = (scan_dicom if spec.kind == "dicom" else scan_images)(spec, wanted.tasks, size)
-        decoded = _decoded(scan, wanted, size, place)
+        decoded = _decoded(scan(spec, wanted.tasks, wanted.input, found), wanted, place)
         if len(decoded.inputs):
             store(place.cache, key, decoded)
             decoded = load(place.cache, key) or decoded
@@ -207,35 +200,39 @@ def _images(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place: Pl
     rows = [(names[at], reason) for at, reason in decoded.left_out]
     rows += [(name_below(path, spec.root), reason) for path, reason in found.passed_over]
     _list_left_out(rows, place.state)
-    return decoded, Counter(decoded.facts)
+    return decoded
 
 
-def _decoded(scan: Scan, wanted: CohortRequest, size: ImageInput, place: Place) -> Decoded:
-    shape = (0, size.channels, size.size, size.size)
-    inputs = np.stack(scan.images) if scan.images else np.zeros(shape, dtype=np.int16)
-    nothing = np.zeros((0, size.size, size.size), dtype=np.int8)
-    targets: dict[str, NDArray[Any]] = {
-        task.name: (np.stack(scan.masks[task.name]) if scan.images else nothing)
-        if isinstance(task, Segmentation)
-        else stacked(task, scan.targets[task.name])
-        for task in wanted.tasks
-    }
-    patients = tuple(map(place.patient, scan.patients))
+def _decoded(scan: Scan, wanted: CohortRequest, place: Place) -> Decoded:
+    targets: dict[str, NDArray[Any]] = {}
+    for task in wanted.tasks:
+        if not isinstance(task, Segmentation):
+            targets[task.name] = stacked(task, scan.targets[task.name])
+        elif isinstance(wanted.input, ImageInput):
+            nothing = np.zeros((0, wanted.input.size, wanted.input.size), dtype=np.int8)
+            targets[task.name] = np.stack(scan.masks[task.name]) if scan.inputs else nothing
     numbers = {key: number for number, key in enumerate(dict.fromkeys(filter(None, scan.studies)))}
     return Decoded(
-        inputs,
+        np.stack(scan.inputs) if scan.inputs else _no_inputs(wanted.input),
         targets,
-        patients,
+        tuple(map(place.patient, scan.patients)),
         dict(scan.problems),
         dict(scan.facts),
         tuple(scan.left_out),
         tuple(scan.origins),
         tuple(numbers.get(key, UNKNOWN) for key in scan.studies),
         tuple(scan.spacings),
+        tuple(scan.splits),
     )
 
 
-def _cache_key(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place: Place, found: Found) -> str:
+def _no_inputs(wanted: InputSpec) -> NDArray[Any]:
+    if isinstance(wanted, ImageInput):
+        return np.zeros((0, wanted.channels, wanted.size, wanted.size), dtype=np.int16)
+    return np.zeros((0, wanted.width), dtype=np.float32)
+
+
+def _cache_key(spec: CohortSpec, wanted: CohortRequest, place: Place, found: Found) -> str:
     """A digest of everything that decoded images depend on.
 
     Files count by name, size and times, as in build tools: reading all of them would take as long as it saves. Labels
@@ -245,14 +242,19 @@ def _cache_key(spec: CohortSpec, wanted: CohortRequest, size: ImageInput, place:
         "version": _VERSION,
         "spec": spec.model_dump(mode="json", exclude=set(experiment.KEYS)),
         "tasks": [task.model_dump(mode="json") for task in wanted.tasks],
-        "size": [size.size, size.channels],
-        "labels": _digest_of(spec.labels),
+        "input": _stored_as(wanted.input),
+        "labels": [_digest_of(table) for table in (spec.labels, spec.split_file)],
         "files": list(stamps(found.files, spec.root)),
         "passed_over": [(name_below(path, spec.root), reason) for path, reason in found.passed_over],
     }
     if masks := folders(spec, [task.name for task in wanted.tasks if isinstance(task, Segmentation)]):
         content["masks"] = {task: list(stamps(files(folder), folder)) for task, folder in masks.items()}
     return hmac.new(place.secret, canonical_json(content), hashlib.sha256).hexdigest()
+
+
+def _stored_as(wanted: InputSpec) -> Any:
+    """What of a study's input decides how cases are stored."""
+    return [wanted.size, wanted.channels] if isinstance(wanted, ImageInput) else wanted.model_dump(mode="json")
 
 
 def _digest_of(labels: Path | None) -> str | None:

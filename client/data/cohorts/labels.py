@@ -15,7 +15,7 @@ from fedgraft.client.data.tables.words import Faults, is_missing
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.tasks import AnyTask, Segmentation
 
-_KEYS = {
+KEYS = {
     "patient": ("PatientID", "patient_id", "patient", "subject"),
     "study": ("StudyInstanceUID", "study_uid", "study"),
     "series": ("SeriesInstanceUID", "series_uid", "series"),
@@ -36,12 +36,12 @@ def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask], problems: Counter[st
     """
     if spec.labels is None:
         return None
-    join = "path" if spec.kind == "images" else spec.join
+    join = spec.joined_by
     table, faults = read_csv(spec.labels), Faults()
     with faults.look():
         check_missing(table, spec)
     with faults.look():
-        key_column = column(table, spec.key_column, _KEYS[join], f"the {join}")
+        key_column = column(table, spec.key_column, KEYS[join], f"the {join}")
     with faults.look():
         if spec.patient_column is not None:
             column(table, spec.patient_column, (), "the patients")
@@ -65,7 +65,7 @@ def read_patients(spec: CohortSpec) -> Mapping[str, str] | None:
     if spec.patient_column is None or spec.labels is None:
         return None
     table = read_csv(spec.labels)
-    key = column(table, spec.key_column, _KEYS["path"], "the path")
+    key = column(table, spec.key_column, KEYS["path"], "the path")
     patient = column(table, spec.patient_column, (), "the patients")
     patients: dict[str, str] = {}
     for at, row in enumerate(table.rows):

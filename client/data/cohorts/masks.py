@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +44,19 @@ class Masks:
         self._used: dict[str, set[Path]] = {task: set() for task in self._tasks}
         self.problems: Counter[str] = Counter()
 
-    def of(self, name: str, shape: tuple[int, ...], pixel_aspect: float, frames: int) -> dict[str, Mask]:
+    def of(self, name: str, shape: tuple[int, ...], pixel_aspect: float, *, several: bool) -> dict[str, Mask]:
         """By task the mask (size, size) of the image file `name` of this shape: 1 inside, 0 outside, -1 not known.
 
         A file of which several frames are used has none, since nobody can say of which frame a mask is.
         """
         return {
-            task: self._one(task, name, shape[:2], pixel_aspect) if frames == 1 else self._none()
-            for task in self._tasks
+            task: self._none() if several else self._one(task, name, shape[:2], pixel_aspect) for task in self._tasks
         }
+
+    def given(self, masks: Mapping[str, NDArray[np.bool_]], pixel_aspect: float) -> dict[str, Mask]:
+        """As `of`, of an image whose own file holds the masks (H, W)."""
+        fitted = {task: fit_mask(mask, pixel_aspect, self._size) for task, mask in masks.items()}
+        return {task: fitted.get(task, self._none()) for task in self._tasks}
 
     def finish(self) -> Counter[str]:
         """All that was odd, once every image has been looked up."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedgraft.client.data.cohorts.folders import BROKEN, HIDDEN, NO_RIGHT, SPECIAL, TWICE
+from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT
 from fedgraft.client.data.tables.csv_tables import LIKE_THOUSANDS
 from fedgraft.client.data.tables.patient_ids import ROUNDED
 from fedgraft.client.data.tables.targets import BY_OTHERS
@@ -76,6 +77,14 @@ NOTES: Mapping[str, tuple[str, str]] = {
     ROUNDED: (
         "cases with a patient id that a spreadsheet has rounded, as in 1.23457E+11",
         "Several patients may share it: write the ids anew from where they came, into a column of text.",
+    ),
+    WITHOUT_SPLIT: (
+        "cases to which the cohort's own split gives no part",
+        "They are not used; if they should be, say in the split's column or file where they belong.",
+    ),
+    "volumes_by_slices": (
+        "volumes of which some slices are used",
+        "Say by `frames` of the cohort which: all, middle or first.",
     ),
     "several_pages": (
         "files with several pages, of which one is used",

@@ -1,24 +1,25 @@
-"""From a site's folder to decoded images with their labels: every file is used, or counted with the reason."""
+"""From a site's files to cases with labels, for data of every kind: each file is used, or counted with the reason.
+
+What a file is, its reader knows (`client.data.readers`). What it is worth is decided here: labels, masks, patients.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
-from fedgraft.client.data.cohorts.folders import walk
+from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import Join, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
-from fedgraft.client.data.decoding.decoder import Limits, read_dicom, read_images
-from fedgraft.client.data.decoding.dicom.dicom_file import DicomImage
-from fedgraft.client.data.decoding.images import SUFFIXES
+from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
 from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.readers.reader import Case, Contents, open_reader
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.patient_ids import odd_ids
 from fedgraft.client.data.tables.table import NOBODY
@@ -26,33 +27,39 @@ from fedgraft.client.data.tables.targets import (
     LabelReader,
     Target,
 )
-from fedgraft.client.data.tables.words import Cell, check_words, is_missing
+from fedgraft.client.data.tables.words import Cell, check_words
 from fedgraft.common.base.errors import DataError
-from fedgraft.common.study.inputs import ImageInput
+from fedgraft.common.study.inputs import ImageInput, InputSpec
 from fedgraft.common.study.tasks import AnyTask, Segmentation, Task
-
-NO_DICOM_INSIDE, _DICOM_SUFFIXES = "no_dicom_inside", frozenset({".dcm", ".dicom", ".ima"})
 
 
 @dataclass
 class Scan:
-    """What a folder gave: images as stored, targets by task, raw patient keys, and all that was left out or odd.
+    """What a cohort's files gave: inputs as stored, targets by task, raw patient keys, and all that was odd.
 
     `masks` are those of tasks that ask for some. `spacings` are the sizes in mm of a stored pixel, 0 if not known.
-    `left_out` gives positions in `files` with the reason, since names of files may name people; `origins` those that
-    the images are from. `facts` counts what the files say of themselves. `studies` are raw keys of DICOM studies.
+    `left_out` gives positions in `files_of` with the reason, since names of files may name people; `origins` those that
+    the cases are from, or their rows where one file holds all. `facts` counts what the files say of themselves.
+    `studies` are raw keys of DICOM studies.
     """
 
-    images: list[NDArray[np.int16]] = field(default_factory=list)
+    inputs: list[NDArray[Any]] = field(default_factory=list)
     origins: list[int] = field(default_factory=list)
     targets: dict[str, list[Target]] = field(default_factory=dict)
     masks: dict[str, list[Mask]] = field(default_factory=dict)
     spacings: list[float] = field(default_factory=list)
     patients: list[str] = field(default_factory=list, repr=False)
     studies: list[str] = field(default_factory=list, repr=False)
+    splits: list[str] = field(default_factory=list)
+    """Of every case, where the cohort brings its own splits; else none."""
     left_out: list[tuple[int, str]] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
+
+
+def files_of(spec: CohortSpec) -> Found:
+    """The files of a cohort, in order, and what was passed over on the way to them. DataError as `walk`."""
+    return Found([spec.root]) if spec.what.one_file else walk(spec.root)
 
 
 def name_below(path: Path, root: Path) -> str:
@@ -60,170 +67,146 @@ def name_below(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def scan_dicom(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
-    """The images below a folder of DICOM files, with labels and what was left out by reason."""
-    scan, seen = _empty(tasks), _Seen()
-    labels = read_labels(spec, tasks, scan.problems)
-    masks, join = Masks(spec, tasks, size), Join(labels, tasks)
-    limits = Limits(spec.file_seconds, spec.file_gigabytes)
-    for at, path in enumerate(_all_files(spec, scan)):
-        if is_labels(path, spec):
-            continue
-        name = name_below(path, spec.root)
-        try:
-            image = read_dicom(path, spec.window, spec.frames, spec.accept, limits)
-        except UnusableError as unusable:
-            stranger = unusable.reason == "not_dicom" and path.suffix.lower() in _DICOM_SUFFIXES
-            _leave_out(scan, at, NO_DICOM_INSIDE if stranger else unusable.reason)
-            continue
-        patient = image.keys["patient"]
-        if is_missing(Cell(patient, ""), spec):
-            patient = ""
-        if seen.again(patient, image):
-            _leave_out(scan, at, "duplicate")
-            continue
-        key = name if spec.join == "path" else image.keys[spec.join]
-        found = join.of(key)
-        for frame in image.frames:
-            shape = frame.shape[:2]
-            scan.images.append(fit(frame, image.pixel_aspect, size))
-            scan.spacings.append(
-                fitted_spacing(image.width_mm, shape[1], fitted_shape(shape, image.pixel_aspect, size)[1])
-            )
-            scan.origins.append(at)
-            scan.patients.append(patient or NOBODY)
-            scan.studies.append(image.keys["study"])
-            _label(scan, found, masks.of(name, shape, image.pixel_aspect, len(image.frames)))
-        scan.facts.update(f"{key} {value}" for key, value in image.facts.items())
-        scan.problems.update(image.notes)
-        if not patient:
-            scan.problems["no_patient_id"] += 1
-    scan.problems.update(join.finish())
-    seen.finish(spec, scan)
-    scan.problems.update(masks.finish())
-    scan.problems.update(odd_ids(scan.patients))
-    return scan
+def names_of(spec: CohortSpec) -> list[str]:
+    """Names of the files by position; none where one file holds all cases, which are its rows."""
+    return [] if spec.what.one_file else [name_below(path, spec.root) for path in files_of(spec).files]
 
 
-class _Seen:
-    """Images by their SOP instance UID. The same pixels under one patient are a copy; other pixels are another image.
+def scan(spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec, found: Found) -> Scan:
+    """All cases in the files that were found, as the study's input has them, with what was left out by reason."""
+    loop = _Loop(spec, tasks, wanted)
+    loop.done.problems.update(reason for _, reason in found.passed_over)
+    for at, path in enumerate(found.files):
+        loop.take(at, path)
+    return loop.finish()
 
-    Not of another patient's: whoever else is there must not count.
-    """
 
-    def __init__(self) -> None:
-        self._pixels: dict[str, set[bytes]] = {}
-        self._own: set[tuple[str, str, bytes]] = set()
-        self._files: Counter[str] = Counter()
+class _Loop:
+    """One scan: what is known while the files go by."""
 
-    def again(self, patient: str, image: DicomImage) -> bool:
-        """Whether this patient's image of that UID and these pixels was there before."""
-        if not (sop := image.keys["sop"]):
-            return False
-        digest = hashlib.blake2b(digest_size=16)
-        for frame in image.frames:
-            digest.update(repr(frame.shape).encode())
-            digest.update(np.ascontiguousarray(frame).data)
-        pixels = digest.digest()
-        if (patient, sop, pixels) in self._own:
-            return True
-        self._own.add((patient, sop, pixels))
-        self._pixels.setdefault(sop, set()).add(pixels)
-        self._files[sop] += 1
-        return False
+    def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec) -> None:
+        masks = {task.name: list[Mask]() for task in tasks if isinstance(task, Segmentation)}
+        self.done = Scan(targets={task.name: [] for task in tasks if task.name not in masks}, masks=masks)
+        self._spec, self._wanted = spec, wanted
+        labels = read_labels(spec, tasks, self.done.problems)
+        self._join, self._patients = Join(labels, tasks), read_patients(spec)
+        self._by_folder = _Folders(spec, tasks) if labels is None and spec.what.folder_labels else None
+        self._masks = Masks(spec, tasks, wanted) if isinstance(wanted, ImageInput) else None
+        self._splits = OwnSplits(spec)
+        self._reader = open_reader(spec, tasks, wanted)
 
-    def finish(self, spec: CohortSpec, scan: Scan) -> None:
-        """Count images that share their UID with other pixels. DataError if labels go by that UID."""
-        shared = sum(self._files[sop] for sop, pixels in self._pixels.items() if len(pixels) > 1)
-        if not shared:
+    def take(self, at: int, path: Path) -> None:
+        """Read the file at this position, unless it is the labels table; if it cannot be used, note why."""
+        if is_labels(path, self._spec):
             return
-        if spec.labels is not None and spec.join == "sop":
-            raise DataError(
-                f"{spec.root}: {shared} images with other pixels share a SOPInstanceUID, so that it does not say which "
-                "of them a label is of.",
-                fix="Join by path, or have the UIDs mended; some de-identifiers write the same one everywhere.",
-            )
-        scan.problems["same_uid_other_pixels"] += shared
-
-
-def scan_images(spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> Scan:
-    """Read a folder of ordinary images: labels from the table, or from the name of the sub-folder."""
-    scan, masks = _empty(tasks), Masks(spec, tasks, size)
-    labels = read_labels(spec, tasks, scan.problems)
-    by_folder, reader = (_by_folder(spec, tasks) if labels is None else None), LabelReader(spec, tasks)
-    patients, join = read_patients(spec), Join(labels, tasks)
-    limits = Limits(spec.file_seconds, spec.file_gigabytes)
-    for at, path in enumerate(_all_files(spec, scan)):
-        name = name_below(path, spec.root)
-        if is_labels(path, spec):
-            continue
-        if path.suffix.lower() not in SUFFIXES:
-            _leave_out(scan, at, "not_an_image")
-            continue
+        name = name_below(path, self._spec.root)
         try:
-            image = read_images(path, spec.frames, limits)
+            contents = self._reader.read(path, name)
         except UnusableError as unusable:
-            _leave_out(scan, at, unusable.reason)
-            continue
-        if labels is None:
-            folder = name.split("/")[0] if "/" in name else ""
-            cell = Cell(folder, f"the name of a sub-folder of {spec.root}")
-            found: Mapping[str, Target] = (
-                {by_folder.name: reader.of(by_folder, {by_folder.name: cell})} if by_folder is not None else {}
+            self.done.left_out.append((at, unusable.reason))
+            self.done.problems[unusable.reason] += 1
+            return
+        self._add(at, name, contents)
+        self.done.problems.update(contents.problems)
+        self.done.facts.update(f"{key} {value}" for key, value in contents.facts.items())
+
+    def finish(self) -> Scan:
+        """All that was taken, with what is odd about all of it together."""
+        self._splits.finish()
+        if self._by_folder is not None:
+            self.done.problems.update(self._by_folder.finish())
+        self.done.problems.update(self._join.finish())
+        self.done.problems.update(self._reader.finish())
+        if self._masks is not None:
+            self.done.problems.update(self._masks.finish())
+        if self._spec.knows_patients and not self._spec.what.one_file:
+            self.done.problems.update(odd_ids(self.done.patients))
+        return self.done
+
+    def _add(self, at: int, name: str, contents: Contents) -> None:
+        """Take in the cases of a file; several images of one key, frames of one file, are joined and counted once."""
+        done = self.done
+        known: dict[str, tuple[Mapping[str, Target], str]] = {}
+        for case in contents.cases:
+            key = self._key(name, case)
+            if key not in known or case.row is not None:
+                known[key] = self._labels(name, key, case), self._patient(name, case)
+                done.problems.update(["no_patient_id"] if not known[key][1] else [])
+            targets, patient = known[key]
+            split = self._splits.of(name, key, case, patient)
+            if split == "":
+                done.problems[WITHOUT_SPLIT] += 1
+                continue
+            done.splits += [] if split is None else [split]
+            self._store(case)
+            done.origins.append(at if case.row is None else case.row)
+            done.patients.append(patient or NOBODY)
+            if case.study is not None:
+                done.studies.append(case.study)
+            for task, value in targets.items():
+                done.targets[task].append(value)
+            if self._masks is not None:
+                shape, aspect = case.values.shape[:2], case.geometry.pixel_aspect
+                own = None if case.masks is None else self._masks.given(case.masks, aspect)
+                for task, mask in (own or self._masks.of(name, shape, aspect, several=contents.several)).items():
+                    done.masks[task].append(mask)
+
+    def _store(self, case: Case) -> None:
+        if not isinstance(self._wanted, ImageInput):
+            self.done.inputs.append(case.values)
+            return
+        if case.values.shape[2:] not in {(), (3,)}:
+            raise DataError(
+                f"{self._spec.root}: a case of shape {case.values.shape} is no image, and the study asks for images.",
+                fix="Have the reader give slices (H, W), or colour (H, W, 3).",
             )
-        else:
-            found = join.of(name)
-        patient = name if patients is None else patients.get(name, "")
-        if not patient:
-            scan.problems["no_patient_id"] += 1
-        scan.problems.update(image.notes)
-        for frame in image.frames:
-            scan.images.append(fit(frame, 1.0, size))
-            scan.spacings.append(0.0)
-            scan.origins.append(at)
-            scan.patients.append(patient or NOBODY)
-            _label(scan, found, masks.of(name, frame.shape[:2], 1.0, len(image.frames)))
-    scan.problems.update(reader.finish())
-    scan.problems.update(join.finish())
-    scan.problems.update(masks.finish())
-    if patients is not None:
-        scan.problems.update(odd_ids(scan.patients))
-    return scan
+        shape, place = case.values.shape[:2], case.geometry
+        self.done.inputs.append(fit(case.values, place.pixel_aspect, self._wanted))
+        width = fitted_shape(shape, place.pixel_aspect, self._wanted)[1]
+        self.done.spacings.append(fitted_spacing(place.width_mm, shape[1], width))
+
+    def _key(self, name: str, case: Case) -> str:
+        by = self._spec.joined_by
+        return case.keys.get(by, name) if by == "path" else case.keys[by]
+
+    def _labels(self, name: str, key: str, case: Case) -> Mapping[str, Target]:
+        if case.targets is not None:
+            return case.targets
+        return self._join.of(key) if self._by_folder is None else self._by_folder.of(case.keys.get("path", name))
+
+    def _patient(self, name: str, case: Case) -> str:
+        """Whose a case is; "" if somebody should have said it. Where nobody says, each file is a patient of its own."""
+        if case.patient is not None:
+            return case.patient
+        own = case.keys.get("path", name)
+        return own if self._patients is None else self._patients.get(own, "")
 
 
-def _by_folder(spec: CohortSpec, tasks: Sequence[AnyTask]) -> Task | None:
-    """The only task whose answers the sub-folders can name; DataError if there is another that needs a table."""
-    asked = [task for task in tasks if not isinstance(task, Segmentation)]
-    if not asked:
-        return None
-    if len(asked) == 1 and isinstance(asked[0], Task):
-        check_words(spec, asked[0].name, "", asked[0].classes)
-        return asked[0]
-    raise DataError(f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table.")
+class _Folders:
+    """Labels by the name of the sub-folder, for the only task whose answers folders can name."""
 
+    def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask]) -> None:
+        """DataError if there is another task that needs a table."""
+        asked = [task for task in tasks if not isinstance(task, Segmentation)]
+        if any(not isinstance(task, Task) for task in asked) or len(asked) > 1:
+            raise DataError(
+                f"{spec.root}: sub-folders can name the classes of one task only.", fix="Give a labels table."
+            )
+        self._task, self._reader, self._root = (asked[0] if asked else None), LabelReader(spec, tasks), spec.root
+        if isinstance(self._task, Task):
+            check_words(spec, self._task.name, "", self._task.classes)
 
-def _label(scan: Scan, found: Mapping[str, Target], masks: Mapping[str, Mask]) -> None:
-    for task, value in found.items():
-        scan.targets[task].append(value)
-    for task, mask in masks.items():
-        scan.masks[task].append(mask)
+    def of(self, name: str) -> Mapping[str, Target]:
+        """The label of a file of this name."""
+        if self._task is None:
+            return {}
+        folder = name.split("/", maxsplit=1)[0] if "/" in name else ""
+        cell = Cell(folder, f"the name of a sub-folder of {self._root}")
+        return {self._task.name: self._reader.of(self._task, {self._task.name: cell})}
 
-
-def _empty(tasks: Sequence[AnyTask]) -> Scan:
-    masks = {task.name: list[Mask]() for task in tasks if isinstance(task, Segmentation)}
-    return Scan(targets={task.name: [] for task in tasks if task.name not in masks}, masks=masks)
-
-
-def _leave_out(scan: Scan, at: int, reason: str) -> None:
-    scan.left_out.append((at, reason))
-    scan.problems[reason] += 1
-
-
-def _all_files(spec: CohortSpec, scan: Scan) -> list[Path]:
-    """The files of the cohort; what was passed over on the way to them is counted."""
-    found = walk(spec.root)
-    scan.problems.update(reason for _, reason in found.passed_over)
-    return found.files
+    def finish(self) -> Counter[str]:
+        """What is odd. DataError for names that mean nothing."""
+        return self._reader.finish()
 
 
 def stamps(paths: Sequence[Path], root: Path) -> Iterator[tuple[str, int, int, int]]:

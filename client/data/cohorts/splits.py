@@ -3,6 +3,7 @@
 `independent`: each patient's split follows from a keyed hash of that patient alone, so that one patient more or less
 moves nobody else. Differential privacy counts what one patient changes, so whatever ends in a private stage needs it.
 `stratified`: patients are dealt out class by class, so that the shares hold exactly; a patient moves others.
+Or not by a rule at all: where the cohort brings splits of its `own`, these are kept, and nothing else may move them.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from fedgraft.common.study.tasks import UNKNOWN
 
 _SEAL = "# seal "
 SPLITS = ("train", "val", "test")
-SplitRule = Literal["independent", "stratified"]
+SplitRule = Literal["independent", "stratified", "own"]
 IN_WORDS: Mapping[SplitRule, str] = {
     "independent": "split each by that patient alone (independent)",
     "stratified": "dealt out class by class (stratified), which is not for work with differential privacy",
+    "own": "split as the cohort itself says (own), whatever shares the study asks for",
 }
 """How patients came into their splits."""
 
@@ -109,13 +111,28 @@ def assign(labels: Mapping[str, int], known: Mapping[str, str], shares: SplitSpe
     return splits
 
 
-def keep(path: Path, labels: Mapping[str, int], dealing: Dealing) -> tuple[dict[str, str], SplitRule]:
+def keep(
+    path: Path, labels: Mapping[str, int], dealing: Dealing, own: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], SplitRule]:
     """The splits in the file `path`, with new patients added, and the rule that holds; nobody in it ever moves.
 
-    The file is private. DataError if it is damaged, was made with other shares or another seed, or was dealt by class
-    where each patient must stand alone. A file that names no rule counts as dealt by class.
+    `own` are the splits that the cohort brings, if it brings some. The file is private. DataError if it is damaged, was
+    made with other shares or another seed, says otherwise than the cohort does, or was dealt by class where each
+    patient must stand alone. A file that names no rule counts as dealt by class.
     """
-    known, rule = _read(path, dealing) if path.exists() else ({}, dealing.rule or "independent")
+    fresh: SplitRule = "own" if own is not None else dealing.rule or "independent"
+    known, rule = _read(path, dealing) if path.exists() else ({}, fresh)
+    moved = any((own or {}).get(patient, split) != split for patient, split in known.items())
+    if moved or (rule == "own") != (own is not None):
+        raise DataError(
+            f"{path}: the patients were split otherwise than the cohort's own split says now.",
+            fix="Restore the cohort as it was, or remove the file to take over what it says; models that saw the old "
+            "split must not be tested on the new one.",
+        )
+    if own is not None:
+        if own.keys() - known.keys():
+            _write(path, known | dict(own), dealing, rule)
+        return {patient: own[patient] for patient in labels}, rule
     if dealing.rule == "independent" and rule == "stratified":
         raise TiedSplits(
             f"{path}: the patients were dealt out class by class, which ties them together, but this study or the "
@@ -155,6 +172,8 @@ def sealed(text: str, secret: bytes) -> str:
 
 
 def _header(dealing: Dealing, rule: SplitRule | None) -> str:
+    if rule == "own":  # whatever shares and seed a study has
+        return "# the cohort's own split"
     shares = dealing.shares
     text = f"# shares {shares.train:g} {shares.val:g} {shares.test:g}, seed {dealing.seed}"
     return text if rule is None else f"{text}, {rule}"
@@ -181,7 +200,7 @@ def _read(path: Path, dealing: Dealing) -> tuple[dict[str, str], SplitRule]:
             "split must not be tested on the new one.",
         )
     lines = whole.splitlines()
-    rules: dict[SplitRule | None, SplitRule] = {"independent": "independent", "stratified": "stratified"}
+    rules: dict[SplitRule | None, SplitRule] = {rule: rule for rule in IN_WORDS}
     rules[None] = "stratified"
     rule = next((found for said, found in rules.items() if lines[:1] == [_header(dealing, said)]), None)
     if rule is None:

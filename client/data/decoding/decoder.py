@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from fedgraft.client.data.decoding import frames as messages
 from fedgraft.client.data.decoding.dicom.dicom_file import DicomImage
 from fedgraft.client.data.decoding.images import ImageFile
@@ -54,6 +56,17 @@ def read_images(path: Path, frames: Which, limits: Limits = USUAL) -> ImageFile:
     return ImageFile(found, tuple(words["notes"]))
 
 
+def decode(
+    function: str, path: Path, options: Mapping[str, Any], limits: Limits = USUAL
+) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    """What a function of a module, "module:name", gives for a file, in that process and within limits.
+
+    It takes the path and the options, plain values, and gives words, plain values too, and arrays of numbers. It may
+    raise UnusableError, or FaultyError, which becomes a DataError that names the file; all else means `undecodable`.
+    """
+    return _DECODER.ask(path, {"kind": "call", "function": function, "options": dict(options)}, limits)
+
+
 class _Decoder:
     """One process for all threads of this one; started when it is first needed, and anew when a file has ended it."""
 
@@ -83,6 +96,8 @@ class _Decoder:
                 self.close()  # what it has taken does not come back
         if "reason" in words:
             raise UnusableError(words["reason"])
+        if "fault" in words:
+            raise DataError(f"{path}: {words['fault']}.", fix="Write the file anew, or leave the site out.")
         return words, found
 
     def _answer(self, asked: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

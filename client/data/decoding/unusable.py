@@ -1,4 +1,4 @@
-"""Why a file of a cohort was left out."""
+"""Why a file of a cohort was left out, or must not be used."""
 
 from __future__ import annotations
 
@@ -9,3 +9,14 @@ class UnusableError(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class FaultyError(Exception):
+    """A file of many cases that must not be used; `fault` names array, key and row for the people at the site.
+
+    It says no value that the file holds.
+    """
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(fault)
+        self.fault = fault

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.decoding.unusable import FaultyError, UnusableError
 from fedgraft.common.base.errors import ENDS
 
 
@@ -17,7 +17,7 @@ def wall(reason: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UnusableError, *ENDS):
+    except (UnusableError, FaultyError, *ENDS):
         raise
     except MemoryError:
         raise UnusableError("too_large") from None

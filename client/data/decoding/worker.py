@@ -11,13 +11,14 @@ import select
 import signal
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 from fedgraft.client.data.decoding import frames
 from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
 from fedgraft.client.data.decoding.images import read_images
-from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.decoding.unusable import FaultyError, UnusableError
 from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import Window
 
@@ -47,12 +48,18 @@ def _answer(request: dict[str, Any], answers: IO[bytes]) -> None:
             words, found = _decoded(request)
     except UnusableError as unusable:
         words, found = {"reason": unusable.reason}, []
+    except FaultyError as faulty:
+        words, found = {"fault": faulty.fault}, []
     signal.setitimer(signal.ITIMER_REAL, 0)
     frames.write(answers, words, found)
 
 
 def _decoded(request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
     path = Path(request["path"])
+    if request["kind"] == "call":
+        module, _, name = request["function"].partition(":")
+        words, found = getattr(import_module(module), name)(path, request["options"])
+        return words, list(found)
     if request["kind"] == "image":
         image = read_images(path, request["frames"])
         return {"notes": image.notes}, image.frames

@@ -103,6 +103,7 @@ def read_table(
     with faults.look():
         by_row = row_targets(table, tasks, spec, problems)
     faults.refuse()
+    labels |= {spec.split_column} if spec.split_column is not None else set()
     targets = {task.name: stacked(task, [found[task.name] for found in by_row]) for task in tasks}
     patients = [_patient(table, at, spec, labels, problems) for at in range(len(table.rows))]
     if spec.patient_column is not None:

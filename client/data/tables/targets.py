@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,12 @@ def stacked(task: AnyTask, values: Sequence[Target]) -> NDArray[Any]:
     if isinstance(task, Multilabel):
         return np.array(values, dtype=np.float32).reshape(len(values), len(task.labels))
     return np.array(values, dtype=np.float32 if isinstance(task, Regression) else np.int64)
+
+
+def plain(target: NDArray[Any]) -> Target:
+    """A case's entry of an array of targets, as a plain value."""
+    value: Any = target.tolist()
+    return tuple(value) if isinstance(value, list) else cast(Target, value)
 
 
 def columns_of(task: AnyTask) -> tuple[tuple[str, str], ...]:

@@ -21,6 +21,7 @@ from fedgraft.client.training.losses.discrepancy import discrepancy_loss
 from fedgraft.client.training.losses.distill import distill_loss
 from fedgraft.client.training.losses.infomax import infomax_loss
 from fedgraft.client.training.losses.machine import LocalMachine
+from fedgraft.client.training.losses.plugged import plugged_loss
 from fedgraft.client.training.losses.proximal import proximal_term
 from fedgraft.client.training.losses.pseudo_label import pseudo_label_loss
 from fedgraft.client.training.losses.supervised import supervised_loss
@@ -30,6 +31,7 @@ from fedgraft.common.study.stages.losses import (
     Discrepancy,
     Distill,
     InfoMax,
+    PluggedLoss,
     Proximal,
     PseudoLabel,
     Supervised,
@@ -43,6 +45,7 @@ LOSSES: Mapping[type, Callable[[Any, Visit], LossFunction]] = {
     InfoMax: infomax_loss,
     PseudoLabel: pseudo_label_loss,
     Distill: distill_loss,
+    PluggedLoss: plugged_loss,
 }
 """Losses that look at cases."""
 

@@ -27,6 +27,9 @@ def feature_maps(backbone: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         return backbone.maps(x)
     if _is_resnet(backbone):
         return _resnet(backbone, x)
+    if callable(own := getattr(backbone, "feature_maps", None)):  # a plug-in's
+        z, maps = own(x)
+        return z, list(maps)
     raise InputError(
         f"No feature maps are known of {type(backbone).__name__}, and a mask cannot be drawn without.",
         fix=f"Take a backbone that has them: {_KNOWN}.",

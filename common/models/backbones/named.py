@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
 from torch import nn
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.models.backbones.backbone import Backbone
 from fedgraft.common.models.backbones.efficientnet_lite import EfficientNetLite0
+from fedgraft.common.models.backbones.plugged import plugged_image_backbone, plugged_table_backbone
 from fedgraft.common.models.backbones.slim import (
     SlimResNet,
     TableLinear,
     TableMLP,
     group_norm,
 )
+from fedgraft.common.plugins.plugin import Plugin
+from fedgraft.common.plugins.registry import Kind, source
 
 _FAMILIES = (
     ("alexnet", 64),
@@ -39,37 +42,31 @@ _FAMILIES = (
 _OPTIONS: dict[str, dict[str, bool]] = {"googlenet": {"aux_logits": False, "init_weights": True}}
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A network without head, the width of its features, and the name that its own last layer had, "" if none."""
-
-    module: nn.Module
-    feature_dim: int
-    head: str = ""
-
-
-Builder = Callable[[int, int], nn.Module]
-"""From channels and image size to a network with an attribute `feature_dim`."""
-
-_OWN: dict[str, Builder] = {
+_OWN: dict[str, Callable[[int, int], nn.Module]] = {
     "slim_resnet": lambda channels, _: SlimResNet(channels),
     "efficientnet_lite0": EfficientNetLite0,
     "slim_resnet_gn": lambda channels, _: SlimResNet(channels, group_norm),
 }
-_SHIPPED = dict(_OWN)
+"""From channels and image size to a network with an attribute `feature_dim`."""
 _GN = "_gn"
 """At the end of a name: group norm in place of batch norm. Weights trained with the one do not fit the other."""
 _TABLE: dict[str, Callable[[int], nn.Module]] = {"table_linear": TableLinear, "table_mlp": TableMLP}
 
 
-def register(name: str, builder: Builder) -> None:
-    """Add an image backbone of one's own; it must have an attribute `feature_dim`."""
-    _OWN[name] = builder
-
-
 def ships(name: str) -> bool:
     """Whether the backbone of this name is fedgraft's or torchvision's, and not somebody's own."""
-    return _OWN.get(name) is _SHIPPED.get(name) and (name in _SHIPPED or name in _TABLE or name in _torchvision_names())
+    return name in _OWN or name in _TABLE or (_may_be_torchvisions(name) and name in _torchvision_names())
+
+
+def plugins_behind(backbones: Iterable[str]) -> tuple[Plugin, ...]:
+    """Whose code these are besides fedgraft's and torchvision's, each once; of a name that nobody has, nothing."""
+    found = [one for name in backbones if (one := source(Kind.BACKBONES, name)) is not None and not ships(name)]
+    return tuple(dict.fromkeys(one.plugin for one in found))
+
+
+def _may_be_torchvisions(name: str) -> bool:
+    """Without asking torchvision, which takes seconds to import."""
+    return name.startswith(tuple(family for family, _ in _FAMILIES))
 
 
 @cache
@@ -102,8 +99,8 @@ def build_image_backbone(name: str, channels: int, size: int) -> Backbone:
         return Backbone(module, _feature_dim(module))
     if name in _TABLE:
         raise InputError(f"The backbone {name!r} is for tables.", fix=f"For images: {', '.join(_OWN)}, resnet18, ...")
-    if name not in _torchvision_names():
-        raise InputError(f"No backbone is called {name!r}.", fix=f"There are: {', '.join(image_backbones())}.")
+    if not ships(name):
+        return plugged_image_backbone(name, channels, size, image_backbones())
     smallest = next(least for family, least in _FAMILIES if name.startswith(family))
     if size < smallest:
         raise InputError(f"{name} needs images of at least {smallest} pixels, not {size}.")
@@ -127,14 +124,21 @@ def build_image_backbone(name: str, channels: int, size: int) -> Backbone:
 def build_table_backbone(name: str, columns: int) -> Backbone:
     """A backbone for tables. InputError for a name that is not for tables."""
     if name not in _TABLE:
-        raise InputError(f"{name!r} is no backbone for tables.", fix=f"For tables: {', '.join(_TABLE)}.")
+        if ships(name):
+            raise InputError(f"{name!r} is no backbone for tables.", fix=f"For tables: {', '.join(_TABLE)}.")
+        return plugged_table_backbone(name, columns, table_backbones())
     module = _TABLE[name](columns)
     return Backbone(module, _feature_dim(module))
 
 
 def stem_name(module: nn.Module) -> str:
-    """The first convolution or linear layer's name: where the input comes in."""
-    return next(str(name) for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear))
+    """The first convolution or linear layer's name, else that of the first part with entries: where the input comes in.
+
+    "" for a network that learns nothing.
+    """
+    parts = [(str(name), part) for name, part in module.named_modules() if any(True for _ in part.parameters(False))]
+    first = next((name for name, part in parts if isinstance(part, nn.Conv2d | nn.Linear)), None)
+    return first if first is not None else parts[0][0] if parts else ""
 
 
 def _feature_dim(module: nn.Module) -> int:

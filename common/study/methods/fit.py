@@ -26,9 +26,13 @@ class Fit(Value):
     """
 
     how: How = "tune"
+    """What is done to the model."""
     steps: Annotated[int, Field(ge=1)] = 20
+    """Steps of `tune`."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of `tune`."""
     batch_size: Annotated[int, Field(ge=2)] = 16
+    """Cases in a step of `tune`."""
     common: Annotated[float, Field(ge=0)] = 20.0
 
     @property

@@ -14,6 +14,7 @@ class Mean(Value):
 
     kind: Literal["mean"] = "mean"
     weight: Literal["examples", "equal"] = "examples"
+    """A site counts by its examples, or as much as any other."""
 
 
 class ServerOptimiser(Value):
@@ -25,13 +26,17 @@ class ServerOptimiser(Value):
 
     kind: Literal["server_optimiser"] = "server_optimiser"
     rule: Literal["sgd", "adam", "yogi", "adagrad"]
+    """The optimiser that takes the mean change for a gradient."""
     lr: Annotated[float, Field(gt=0)] = 1.0
+    """The coordinator's learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """beta1 of the adaptive rules."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """How slowly the adaptive rules forget squared changes."""
     tau: Annotated[float, Field(gt=0)] = 1e-3
     """How adaptive: entries that hardly change are not divided by less."""
     weight: Literal["examples", "equal"] = "examples"
+    """A site counts by its examples, or as much as any other."""
 
 
 class Median(Value):
@@ -71,13 +76,15 @@ class ClippedMean(Value):
 class Ridge(Value):
     """Closed-form head: one ridge regression on standardised features, from the sites' sums, equal to the pooled one.
 
-    `ridge_penalty` is relative to the number of cases; `loso` takes for each task the one that does best on the sites
-    left out one after the other, which follows from the same sums. `scale` multiplies the logits, so that their softmax
-    is about as sharp as that of a trained head; a value's head is not scaled.
+    `ridge_penalty` is relative to the number of cases. What is right grows with the number of features: `auto` takes
+    for each task the one with the least generalised cross-validation error, from the total of the sums; of sums with
+    noise, and of values, the number of features per case. `loso` takes the one that does best on the sites left out one
+    after the other. `scale` multiplies the logits, so that their softmax is about as sharp as that of a trained head; a
+    value's head is not scaled.
     """
 
     kind: Literal["ridge"] = "ridge"
-    ridge_penalty: Annotated[float, Field(gt=0)] | Literal["loso"] = 0.1
+    ridge_penalty: Annotated[float, Field(gt=0)] | Literal["auto", "loso"] = "auto"
     scale: Annotated[float, Field(gt=0)] = 5.0
 
 
@@ -124,6 +131,7 @@ class Threshold(Value):
 
     kind: Literal["threshold"] = "threshold"
     quantile: Annotated[float, Field(gt=0.5, lt=1)] = 0.99
+    """Share of the training sites' distances that lie below it."""
 
 
 class Temper(Value):

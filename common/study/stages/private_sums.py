@@ -21,6 +21,7 @@ class PrivateSums(Value):
     epsilon: Annotated[float, Field(gt=0)] | None = None
     max_norm: Annotated[float, Field(gt=0)] = 1.0
     unit: Literal["patient", "image"] = "patient"
+    """Whose presence is hidden."""
 
     @model_validator(mode="after")
     def _one_measure(self) -> PrivateSums:

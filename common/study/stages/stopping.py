@@ -34,5 +34,6 @@ class WeightAveraging(Value):
     """
 
     rule: Literal["swa", "ema"] = "swa"
+    """Which average."""
     over: Annotated[float, Field(gt=0, le=1)] = 0.5
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.8

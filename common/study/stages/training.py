@@ -13,11 +13,15 @@ class Augment(Value):
     """Random changes of the training images: flip (left-right), shift and rotation, contrast and brightness."""
 
     flip: bool = True
+    """Left and right are exchanged in half of the cases."""
     shift: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """Largest shift as a share of the image's width."""
     rotate_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Largest rotation, in degrees, either way."""
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Largest change of the contrast, as a share of it."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Largest change of the brightness, as a share of the range of grey."""
 
 
 class Private(Value):
@@ -36,6 +40,7 @@ class Private(Value):
     """Not so small that clipped gradients leave the range of single precision, where rounding makes them longer."""
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     unit: Literal["patient", "image"] = "patient"
+    """Whose presence is hidden."""
     mode: Literal["hooks", "ghost"] = "hooks"
     """How gradients of single cases are found: kept all at once, or, where that is more than the layers' inputs and
     outputs, only their norms, and from these the clipped sum, in the same pass (ghost clipping by book-keeping)."""

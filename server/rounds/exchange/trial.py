@@ -14,13 +14,13 @@ import numpy as np
 
 from fedgraft.common.base.errors import FedgraftError
 from fedgraft.common.closed_form.closed_form import tasks_in
+from fedgraft.common.closed_form.penalty import RIDGE_PENALTIES
 from fedgraft.common.protocol.instructions import NOISE, Arrays, Update
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.protocol.states import States
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import Newton, Ridge
 from fedgraft.server.aggregation.aggregator import HeadAggregator, aggregator_for
-from fedgraft.server.aggregation.ridge_penalty import RIDGE_PENALTIES
 
 
 def solvable(update: Update, stage: Stage, tags: Tags, state: Arrays) -> bool:
@@ -53,9 +53,9 @@ def _by_task(update: Update, stage: Stage, tags: Tags) -> Iterator[Update]:
 
 
 def _decided(stage: Stage) -> Stage:
-    """The stage with the least penalty of those that sites left out would choose from: what it solves, all do."""
+    """The stage with the least penalty of those that are chosen from: what it solves, all do."""
     aggregate = stage.aggregate
-    if not isinstance(aggregate, Ridge | Newton) or aggregate.ridge_penalty != "loso":
+    if not isinstance(aggregate, Ridge | Newton) or not isinstance(aggregate.ridge_penalty, str):
         return stage
     decided = aggregate.model_copy(update={"ridge_penalty": min(RIDGE_PENALTIES)})
     return stage.model_copy(update={"aggregate": decided})

@@ -34,6 +34,8 @@ from fedgraft.common.base.files import (
     write_json,
 )
 from fedgraft.common.models.weights import load_manifest
+from fedgraft.common.plugins.loading import load_plugins
+from fedgraft.common.plugins.registry import loaded_digest, places
 from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.compare.question import (
@@ -86,7 +88,7 @@ class Cell:
         """SHA-256 of all that decides what the cell's models say, the code among it."""
         few = self.job.few
         fits = {arm: fit.model_dump(mode="json") for arm, fit in few.fits.items()} if few else {}
-        content = {
+        content: dict[str, Any] = {
             "study": self.job.study.digest,
             "who": self.job.who,
             "cohorts": {site: spec.model_dump(mode="json") for site, spec in sorted(self.job.cohorts.items())},
@@ -100,7 +102,10 @@ class Cell:
             "faults": {site: fault.model_dump(mode="json") for site, fault in sorted(self.job.faults.items())},
             "policies": {site: policy.model_dump(mode="json") for site, policy in sorted(self.job.policies.items())},
             "kept": self.job.finished and kept_digest(self.job.finished),
-        } | ({"base_models": [cell.digest for cell in self.base_models]} if self.base_models else {})
+        }
+        content |= {"base_models": [cell.digest for cell in self.base_models]} if self.base_models else {}
+        plugins = {str(plugin): loaded_digest(plugin) for plugin in self.job.study.plugins}
+        content |= {"plugins": plugins} if plugins else {}
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def words(self) -> str:
@@ -189,9 +194,10 @@ def run(
     missing = [cell for digest, cell in different.items() if not _is_done(out / digest[:16], asked=digest in asked)]
     done = len(different) - len(missing)
     failures: list[tuple[Cell, Exception]] = []
+    code = {plugin for cell in todo for plugin in cell.job.study.plugins}
     with no_working_folder():
         size = min(workers, max(1, len(missing)))
-        pool = ProcessPoolExecutor(size, process_server(), _made_ready, (threads, str(home())))
+        pool = ProcessPoolExecutor(size, process_server(), _made_ready, (threads, str(home()), places(code)))
     with pool:
         for wave in (
             [cell for cell in missing if not cell.base_models],
@@ -287,6 +293,7 @@ def _folds(question: Question) -> list[Fold | None]:
     return [Fold(number, question.folds) for number in range(question.folds)] if question.folds else [None]
 
 
-def _made_ready(threads: int, home: str) -> None:
+def _made_ready(threads: int, home: str, plugins: tuple[str, ...]) -> None:
+    load_plugins(plugins)
     torch.set_num_threads(threads)
     os.environ["FEDGRAFT_HOME"] = home  # as it is now, and not as it was when the process server started

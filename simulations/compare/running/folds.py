@@ -13,6 +13,7 @@ from fedgraft.client.data.tables.targets import strata as strata_of
 from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.study.inputs import SplitSpec
 from fedgraft.common.study.study import Study
@@ -31,6 +32,11 @@ def deal(study: Study, site: Path, fold: Fold) -> None:
     wanted, place = cohort_request(config, study), place_of(config, study.digest)
     spec = config.cohort.model_copy(update={"train_cases": None, "train_labels": "known"})
     cohort = load_cohort(config.name, spec, wanted, place)
+    if cohort.split_rule == "own":
+        raise InputError(
+            f"{config.name}: its cohort brings its own split, so its patients cannot be dealt out in folds.",
+            fix="Leave `folds` out of the comparison, or the split out of the cohort.",
+        )
     targets = strata_of(study.tasks[0], cohort.targets[study.tasks[0].name].numpy())
     own: dict[str, list[int]] = {}
     for patient, target in zip(cohort.patients, targets, strict=True):

@@ -48,11 +48,18 @@ class PoolGrid(LocalGrid):
 
     `sizes` (any unit) spread the sites over the workers. A worker that overruns a deadline is replaced. So is one that
     dies, whose visit is then repeated, to the same bits: no hospital is ill because this machine kills a process.
-    RunError if the next one dies on it too, or if none can be started.
+    RunError if the next one dies on it too, or if none can be started. `plugins` are what workers load before.
     """
 
-    def __init__(self, configs: Sequence[Path], workers: int, sizes: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        configs: Sequence[Path],
+        workers: int,
+        sizes: Sequence[int] | None = None,
+        plugins: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(configs)
+        self._plugins = plugins
         self._folder = ExchangeFolder()
         self._messages = SharedMessages(self._folder.path, "to")
         self._names = count()
@@ -99,7 +106,7 @@ class PoolGrid(LocalGrid):
         from fedgraft.simulations.engines.workers.worker import work
 
         here, there = self._start.Pipe()
-        arguments = (there, str(self._folder.path), f"from{next(self._names)}", torch.get_num_threads())
+        arguments = (there, str(self._folder.path), f"from{next(self._names)}", torch.get_num_threads(), self._plugins)
         process = self._start.Process(target=work, args=arguments, daemon=True)
         try:
             with no_working_folder():

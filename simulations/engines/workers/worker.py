@@ -8,14 +8,19 @@ from pathlib import Path
 
 import torch
 
+from fedgraft.common.plugins.loading import load_plugins
 from fedgraft.simulations.engines.node import answer, context_for
 from fedgraft.simulations.engines.workers.shared_messages import SharedMessages
 
 
-def work(line: Connection, folder: str, name: str, threads: int) -> None:
-    """Answer what comes in by `line`; large tensors lie in `folder`, where this worker's files start with `name`."""
+def work(line: Connection, folder: str, name: str, threads: int, plugins: tuple[str, ...]) -> None:
+    """Answer what comes in by `line`; large tensors lie in `folder`, where this worker's files start with `name`.
+
+    `plugins` are files and modules to load before.
+    """
     os.umask(0o077)  # what a site writes is below the run's folder
     torch.set_num_threads(threads)
+    load_plugins(plugins)
     messages = SharedMessages(Path(folder), name)
     contexts = {}
     while True:

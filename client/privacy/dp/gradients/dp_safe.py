@@ -42,6 +42,11 @@ def dp_twin(model: TransferModel, trained: Collection[str]) -> nn.Module:
     _refuse_layers(model, trained)
     if all(key.startswith("heads.") for key in trained):
         return model
+    if model.ties_cases:
+        raise InputError(
+            "In training this backbone ties the cases of a batch together, so no case has a gradient of its own.",
+            fix="Train heads alone.",
+        )
     twin = DpTwin(out_of_place(model.backbone), model.heads)
     if set(twin.state_dict()) != {key for key in model.state_dict() if not key.startswith("domain_discriminators.")}:
         raise InputError("This backbone has entries that its forward pass does not use.", fix="Train heads alone.")

@@ -12,11 +12,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
 from fedgraft.client.data.cohorts.reasons import NOTES, ODD, SEPARATE, STRANGERS, UNREADABLE
-from fedgraft.client.data.cohorts.scan import NO_DICOM_INSIDE
 from fedgraft.client.data.decoding.dicom import acquired
 from fedgraft.client.data.decoding.dicom.acquired import not_acquired
 from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES, MORE_PIXELS, read_dicom
 from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.readers.dicom import NO_DICOM_INSIDE
 from fedgraft.client.data.spec import DERIVED, CohortSpec
 from fedgraft.client.data.tables.targets import BY_OTHERS
 from fedgraft.client.inference.images import pictures

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fedgraft.client.data.cohorts import scan
 from fedgraft.client.data.cohorts.batches import to_float
 from fedgraft.client.data.cohorts.cohort import (
     Cohort,
@@ -20,6 +19,7 @@ from fedgraft.client.data.cohorts.cohort import (
     Place,
     load_cohort,
 )
+from fedgraft.client.data.readers import dicom
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput, SplitSpec, TableInput
@@ -41,8 +41,8 @@ def wanted() -> CohortRequest:
 @pytest.fixture
 def decoded(monkeypatch) -> list:
     """The files that were decoded."""
-    calls, real = [], scan.read_dicom
-    monkeypatch.setattr(scan, "read_dicom", lambda path, *rest: calls.append(path) or real(path, *rest))
+    calls, real = [], dicom.read_dicom
+    monkeypatch.setattr(dicom, "read_dicom", lambda path, *rest: calls.append(path) or real(path, *rest))
     return calls
 
 

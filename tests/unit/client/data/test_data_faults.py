@@ -137,7 +137,7 @@ def test_cases_whose_patient_is_not_said_stay_together_and_are_counted(tmp_path,
         ({"kind": "images", "patient_column": "who"}, "patient_column needs `labels`"),
         ({"kind": "dicom", "patient_column": "who"}, "DICOM files name their patient"),
         ({"kind": "table", "labels": "l.csv"}, "a table holds its own"),
-        ({"kind": "images", "window": {"center": 1, "width": 2}}, "window applies to DICOM only"),
+        ({"kind": "images", "window": {"center": 1, "width": 2}}, "window does not apply to a cohort of kind images"),
     ],
 )
 def test_a_setting_that_nobody_would_read_is_refused(settings, message):
@@ -147,7 +147,7 @@ def test_a_setting_that_nobody_would_read_is_refused(settings, message):
 
 def test_all_such_settings_are_named_at_once():
     settings = {"kind": "images", "root": "x", "patient_column": "who", "window": {"center": 1, "width": 2}}
-    with pytest.raises(ValidationError, match=r"(?s)patient_column needs.*window applies"):
+    with pytest.raises(ValidationError, match=r"(?s)window does not apply.*patient_column needs"):
         CohortSpec.model_validate(settings)
 
 

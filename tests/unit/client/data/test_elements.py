@@ -259,7 +259,7 @@ def test_pages_that_are_smaller_copies_do_not_count_and_other_sizes_are_refused(
 
 
 def test_frames_on_a_table_are_refused():
-    with pytest.raises(ValidationError, match="frames does not apply: a table has no images"):
+    with pytest.raises(ValidationError, match="frames does not apply to a cohort of kind table"):
         CohortSpec.model_validate({"kind": "table", "root": "t.csv", "frames": "all"})
 
 

@@ -11,7 +11,7 @@ from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.privacy.dp.gradients.dp_safe import dp_twin, out_of_place
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.models.backbones.named import Backbone
+from fedgraft.common.models.backbones.backbone import Backbone
 from fedgraft.common.models.model import TransferModel, build_model
 from fedgraft.common.study.plan import Gradient, Role, named
 from fedgraft.common.study.stages.training import Private

@@ -22,6 +22,7 @@ from fedgraft.client.training.few_shot import (
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import feature_sums
+from fedgraft.common.closed_form.closed_form import automatic_penalties
 from fedgraft.common.closed_form.moments import MEAN, moments_from_sums
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.study.methods.fit import Fit
@@ -126,7 +127,8 @@ def test_the_blend_is_as_if_the_common_cases_were_so_many(mine: Cohort, local_mo
     scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w))
     scale[scale < 1e-6] = np.inf
     z = (x - mean) / scale
-    left = (z * w[:, None]).T @ z + 0.1 * w.sum() * np.eye(x.shape[1])
+    penalty = automatic_penalties(blended(feature_sums(made, Loader(own, study.input, CPU)), common, 30))["cls"]
+    left = (z * w[:, None]).T @ z + penalty * w.sum() * np.eye(x.shape[1])
     weight = np.linalg.solve(left, (z * w[:, None]).T @ (y - middle)) / scale[:, None]
     np.testing.assert_allclose(heads["heads.cls.weight"], 5 * weight.T, rtol=1e-3, atol=1e-5)
 

@@ -78,6 +78,8 @@ def test_a_plan_takes_the_place_of_a_method_and_a_method_that_of_a_plan(tmp_path
         assert (study.plan, study.model.heads) == ((), "weights")
         trained, _ = find_study(path, ("method=ridge_probe",))
         assert [stage.name for stage in trained.plan] == ["probe"]
+    named, _ = find_study(Path("quickstart"), ("method.name=fedbn", "method.rounds=4"))
+    assert [stage.rounds for stage in named.plan] == [4]
     for typed, said in (
         (("plan=[]", "method=fedavg"), "give either method or plan"),
         (("plan=[]",), "name its run or its file as model.weights"),

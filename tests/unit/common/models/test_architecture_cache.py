@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import fedgraft
 from fedgraft.common.base.errors import FedgraftError
@@ -22,7 +21,6 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.common.models import architecture_cache
 from fedgraft.common.models.architecture import Architecture, Blueprint, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of, recall, remember
-from fedgraft.common.models.backbones.named import register
 from fedgraft.common.models.ensemble import Ensemble
 from fedgraft.common.models.initialise import make_model, make_teacher
 from fedgraft.common.models.model import TransferModel, build_model, state_arrays
@@ -165,27 +163,6 @@ def test_a_damaged_file_counts_as_none_and_is_written_anew(make_study: MakeStudy
     assert recall(plan) is None
     assert_is(architecture_of(plan), make_model(study))
     assert file.read_bytes() == data
-
-
-def test_a_backbone_of_ones_own_is_never_remembered(
-    make_study: MakeStudy, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Tiny(nn.Module):
-        feature_dim = 4
-
-        def __init__(self, channels: int) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(channels, 4, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.conv(x).mean((2, 3))
-
-    monkeypatch.setattr("fedgraft.common.models.backbones.named._OWN", {})
-    for name in ("tiny", "slim_resnet"):  # the second in place of fedgraft's
-        register(name, lambda channels, size: Tiny(channels))
-        study = make_study(model={"backbone": name})
-        assert "backbone.conv.weight" in architecture_of(blueprint(study, study.model)).entries
-    assert not (home / "architectures").exists()
 
 
 def test_a_home_that_cannot_be_written_only_costs_time(make_study: MakeStudy, home: Path) -> None:

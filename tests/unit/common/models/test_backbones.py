@@ -6,14 +6,12 @@ import socket
 
 import pytest
 import torch
-from torch import nn
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.backbones.named import (
     build_image_backbone,
     build_table_backbone,
     image_backbones,
-    register,
     table_backbones,
 )
 from fedgraft.common.models.model import TransferModel, build_model
@@ -136,25 +134,6 @@ def test_a_vision_transformer_for_the_studys_image_size() -> None:
         model = TransferModel(build_image_backbone("vit_b_32", 1, 96), {"cls": 2}).eval()
         assert model.features(torch.zeros(1, 1, 96, 96)).shape == (1, 768)
     assert model.state_dict()["backbone.encoder.pos_embedding"].shape == (1, 1 + 9, 768)
-
-
-def test_a_backbone_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Tiny(nn.Module):
-        feature_dim = 4
-
-        def __init__(self, channels: int) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(channels, 4, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.conv(x).mean((2, 3))
-
-    monkeypatch.setattr("fedgraft.common.models.backbones.named._OWN", {})
-    register("tiny", lambda channels, size: Tiny(channels))
-    assert "tiny" in image_backbones()
-    model = build_model("tiny", {"cls": 2}, channels=1, seed=0)
-    assert model(torch.zeros(3, 1, 8, 8))["cls"].shape == (3, 2)
-    assert [tag.role.value for tag in model.tags().values()] == ["stem", "stem", "head", "head"]
 
 
 def test_the_slim_resnet_is_slim() -> None:

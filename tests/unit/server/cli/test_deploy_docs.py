@@ -14,14 +14,15 @@ from fedgraft import cli
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 GUIDE = ROOT / "docs" / "deploy.md"
-TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 
 
 def commands(text: Path) -> list[str]:
     """The commands in the blocks of a text, each without what is said of it after two spaces or more."""
     blocks = re.findall(r"```\w*\n(.*?)```", text.read_text(encoding="utf-8"), re.DOTALL)
     lines = [line for block in blocks for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()]
-    return [line.partition("  ")[0] for line in lines if line.startswith("fedgraft ")]
+    typed = [line.removeprefix("$ ") for line in lines]
+    return [line.partition("  ")[0] for line in typed if line.startswith("fedgraft ")]
 
 
 COMMANDS = sorted({line for text in TEXTS for line in commands(text)})

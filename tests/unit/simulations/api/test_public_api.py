@@ -19,6 +19,9 @@ SIGNATURES = {
     "price": "(study, patients=1000, *, metrics_epsilon=None)",
     "load_run": "(path)",
     "load_comparison": "(path)",
+    "load_plugin": "(place)",
+    "register_backbone": "(name, factory=None)",
+    "register_loss": "(name, made=None)",
 }
 MEMBERS = {
     "Run": "headline history metrics model path privacy report result sites status study",

@@ -63,7 +63,7 @@ def test_what_a_killed_run_has_left_is_removed_and_what_is_in_use_is_not(tmp_pat
     code = f"""
 import os, tempfile
 from pathlib import Path
-from fedgraft.simulations.engines import shared_messages as messages
+from fedgraft.simulations.engines.workers import shared_messages as messages
 messages._MEMORY, tempfile.tempdir = Path({str(tmp_path / "nowhere")!r}), {str(tmp_path)!r}
 folder = messages.ExchangeFolder()
 (folder.path / "tensors").write_bytes(b"x")

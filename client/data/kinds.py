@@ -1,0 +1,76 @@
+"""The kinds of data that a cohort can be of: a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedgraft.common.config.suggest import instead
+
+Join = Literal["patient", "study", "series", "sop", "path"]
+"""What a row of a labels table can be about."""
+
+_READERS = "fedgraft.client.data.readers"
+_OF_IMAGES = frozenset({"labels", "mask_images", "frames", "split_column", "split_file"})
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is to be known of a kind of data before any of it is read.
+
+    `reader` is what reads it (see `fedgraft.client.data.readers.reader`): a class, or "module:class", which is imported
+    when a cohort is read. `inputs` are the kinds of a study's input that it can give. `keys` are the keys of a cohort
+    that apply to it and not to every kind.
+    """
+
+    reader: str | Callable[..., Any]
+    inputs: tuple[str, ...] = ("image",)
+    keys: frozenset[str] = _OF_IMAGES
+    joins: tuple[Join, ...] = ("path",)
+    """What a row of the labels table can be about; the first if the cohort says another."""
+    one_file: bool = False
+    """Whether `root` is a file that holds all cases, and no folder."""
+    names_patients: bool = False
+    """Whether the files say whose they are."""
+    folder_labels: bool = False
+    """Whether the name of the sub-folder is the class where no table has the labels."""
+    cached: bool = True
+    """Whether what was read is kept, since to read it again takes long."""
+
+    @property
+    def case(self) -> str:
+        """What one case is, in a word."""
+        return "image" if "image" in self.inputs else "row"
+
+
+KINDS: dict[str, Kind] = {
+    "dicom": Kind(
+        f"{_READERS}.dicom:DicomReader",
+        keys=_OF_IMAGES | {"window", "accept"},
+        joins=("patient", "study", "series", "sop", "path"),
+        names_patients=True,
+    ),
+    "images": Kind(f"{_READERS}.images:ImageReader", keys=_OF_IMAGES | {"patient_column"}, folder_labels=True),
+    "table": Kind(
+        f"{_READERS}.tables:TableReader",
+        inputs=("table",),
+        keys=frozenset({"patient_column", "split_column"}),
+        one_file=True,
+        cached=False,
+    ),
+    "npz": Kind(f"{_READERS}.npz:NpzReader", keys=frozenset({"patient_column", "frames"}), one_file=True, cached=True),
+}
+"""All kinds by the name that `kind` of a cohort gives."""
+
+
+def kind_named(name: str) -> Kind:
+    """The kind of this name. ValueError says which there are."""
+    if name not in KINDS:
+        raise ValueError(f"there is no kind {name!r}{instead(name, KINDS)}")
+    return KINDS[name]
+
+
+def kinds_with(key: str) -> list[str]:
+    """The names of all kinds to which a key of a cohort applies."""
+    return sorted(name for name, kind in KINDS.items() if key in kind.keys)

@@ -1,0 +1,104 @@
+"""What every reader gives: the cases of a file, as plain values. The loop over a cohort's files is `cohorts.scan`.
+
+To read another kind of data, write a class like `Reader` and name it in a line of `fedgraft.client.data.kinds`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.targets import Target
+from fedgraft.client.data.tables.words import Cell
+from fedgraft.common.study.inputs import InputSpec
+from fedgraft.common.study.tasks import AnyTask
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How large a pixel is: its height over its width, its width in mm, and of a volume the distance of its slices.
+
+    0 mm where it is not known.
+    """
+
+    pixel_aspect: float = 1.0
+    width_mm: float = 0.0
+    slice_mm: float = 0.0
+
+
+SQUARE = Geometry()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a file.
+
+    `values` are an image (H, W) or (H, W, 3) in [0, 1], white high; or a row (width,), NaN where a number is missing. A
+    volume would be (D, H, W), its slices in the order of the feet to the head; no study asks for volumes yet.
+    """
+
+    values: NDArray[np.float32]
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """By `Join` what a labels table may call the case; its file's path is known without."""
+    patient: str | None = field(default=None, repr=False)
+    """Whose it is: "" if the file should say it and does not, None if such files say nothing."""
+    study: str | None = field(default=None, repr=False)
+    """The DICOM study, "" if the file does not say it; None for data without such."""
+    geometry: Geometry = SQUARE
+    targets: Mapping[str, Target] | None = None
+    """By task what the file itself says; None if labels come from a table or a folder's name."""
+    masks: Mapping[str, NDArray[np.bool_]] | None = None
+    """By task where the finding is, of the image's height and width; None if the file itself says nothing."""
+    split: Cell | None = field(default=None, repr=False)
+    """The split that the file itself puts it into, with its place; None if it says nothing of splits."""
+    row: int | None = None
+    """Its row, counted from 0, in a file that holds all cases."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file gives: cases, and what is odd or worth counting, by constant words."""
+
+    cases: Iterable[Case]
+    several: bool = False
+    """Whether it holds several images, of which a mask or a file's name could mean any."""
+    problems: Counter[str] = field(default_factory=Counter)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+class Reader(Protocol):
+    """Reads the files of one cohort, one after the other; made anew for every scan, so that it may remember them."""
+
+    def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec) -> None:
+        """DataError if the cohort cannot be read in this way."""
+
+    def read(self, path: Path, name: str) -> Contents:
+        """The cases of a file, which is called `name` below the cohort's folder.
+
+        UnusableError with a constant word if it gives none; DataError if the whole cohort must not be used.
+        """
+
+    def finish(self) -> Counter[str]:
+        """What is odd about all files together, by constant words. DataError as `read`."""
+
+
+def chosen_slices(volume: NDArray[np.float32], which: Literal["all", "middle", "first"]) -> list[NDArray[np.float32]]:
+    """The slices of a volume (D, ...) that `frames` of a cohort asks for."""
+    return {"all": list(volume), "middle": [volume[len(volume) // 2]], "first": [volume[0]]}[which]
+
+
+def open_reader(spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec) -> Reader:
+    """The reader of a cohort's kind."""
+    make = spec.what.reader
+    if isinstance(make, str):
+        module, _, name = make.partition(":")
+        make = getattr(import_module(module), name)
+    return cast(Reader, make(spec, tasks, wanted))

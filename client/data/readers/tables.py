@@ -1,0 +1,50 @@
+"""A CSV file whose rows are the cases, with their labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fedgraft.client.data.readers.reader import Case, Contents
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.csv_tables import column, read_csv
+from fedgraft.client.data.tables.table import read_table
+from fedgraft.client.data.tables.targets import plain
+from fedgraft.client.data.tables.words import Cell
+from fedgraft.common.study.inputs import InputSpec, TableInput
+from fedgraft.common.study.tasks import AnyTask
+
+
+class TableReader:
+    """Reads a table; see `Reader`."""
+
+    def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec) -> None:
+        assert isinstance(wanted, TableInput)
+        self._spec, self._tasks, self._columns = spec, tasks, wanted
+
+    def read(self, path: Path, name: str) -> Contents:  # noqa: ARG002
+        """All rows."""
+        inputs, targets, patients, problems = read_table(self._spec, self._tasks, self._columns)
+
+        splits = _splits(path, self._spec.split_column)
+
+        def cases() -> Iterator[Case]:
+            for at, patient in enumerate(patients):
+                found = {task: plain(target[at]) for task, target in targets.items()}
+                yield Case(inputs[at], patient=patient, targets=found, row=at, split=splits[at] if splits else None)
+
+        return Contents(cases(), problems=problems)
+
+    def finish(self) -> Counter[str]:
+        """All was said by `read`."""
+        return Counter()
+
+
+def _splits(path: Path, name: str | None) -> list[Cell]:
+    """The cells of the column with the splits, if one is named. DataError if it is not there."""
+    if name is None:
+        return []
+    table = read_csv(path)
+    column(table, name, (), "the split")
+    return [table.cell(at, row, name) for at, row in enumerate(table.rows)]

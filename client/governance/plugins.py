@@ -1,0 +1,91 @@
+"""Code of others at a site: what is installed here, and what the site's policy allows of it.
+
+A study names distributions and versions; the policy lists distributions with the digest of what is installed. Nothing
+of a plug-in is imported before both agree. Code is installed by the people at the site, and never comes by the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgraft.client.enrolment.config import read_site
+from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import InputError, PolicyError
+from fedgraft.common.checks.faults.check_plugins import plugins_of
+from fedgraft.common.plugins.installed import digest_of, version_of
+from fedgraft.common.plugins.plugin import Plugin
+from fedgraft.common.plugins.registry import loaded_digest, providers, version_here
+from fedgraft.common.protocol.instructions import Code
+from fedgraft.common.study.study import Study
+
+_LIST = "See `fedgraft site plugins`, and list in the policy what your people have looked at."
+
+
+@dataclass(frozen=True)
+class InstalledPlugin:
+    """A distribution with plug-ins that is installed here.
+
+    `digest` is that of its files, "" if `odd` says why there is none; `listed` is the policy's, None for none.
+    """
+
+    distribution: str
+    version: str
+    brings: tuple[str, ...]
+    digest: str
+    listed: str | None
+    odd: str = ""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the policy lists it as it is."""
+        return bool(self.digest) and self.digest == self.listed
+
+
+def installed_plugins(home: Path) -> list[InstalledPlugin]:
+    """All distributions here that bring plug-ins. None of their code is run."""
+    policy = read_site(home).policy
+    return [_described(name, brings, policy) for name, brings in sorted(providers().items())]
+
+
+def demand_plugins(policy: SitePolicy, study: Study) -> None:
+    """Before anything of it is imported: raises Refused unless the policy lists all code that the study uses."""
+    for plugin in dict.fromkeys((*study.plugins, *_used(study))):
+        if plugin not in study.plugins:
+            raise Refused(Code.PLUGIN_NOT_LISTED, f"the study uses {plugin} without naming it")
+        if (wanted := policy.plugins.get(plugin.key)) is None:
+            raise Refused(Code.PLUGIN_NOT_LISTED, f"{plugin} is none of `plugins` in the policy. {_LIST}")
+        if (here := version_here(plugin)) != plugin.version:
+            raise Refused(Code.PLUGIN_VERSION, f"the study names {plugin}, and here is {here or 'none'}")
+        try:
+            found = loaded_digest(plugin)
+        except InputError as error:
+            raise Refused(Code.PLUGIN_DIGEST, str(error)) from None
+        if found != wanted:
+            raise Refused(Code.PLUGIN_DIGEST, f"{plugin} is {found} here, and {wanted} in the policy. {_LIST}")
+
+
+def allow_to_look(policy: SitePolicy, study: Study) -> None:
+    """As `demand_plugins`, for people who review a study. PolicyError with what they can do."""
+    try:
+        demand_plugins(policy, study)
+    except Refused as refused:
+        raise PolicyError(f"This site's policy refuses the study {study.name}: {refused.why}") from None
+
+
+def _used(study: Study) -> Iterator[Plugin]:
+    try:
+        yield from plugins_of(study)
+    except InputError as error:  # two have one name
+        raise Refused(Code.PLUGIN_NOT_LISTED, str(error)) from None
+
+
+def _described(name: str, brings: Sequence[tuple[str, str]], policy: SitePolicy) -> InstalledPlugin:
+    words = tuple(f"{kind}: {one}" for kind, one in sorted(brings))
+    listed = policy.plugins.get(name)
+    try:
+        return InstalledPlugin(name, version_of(name) or "", words, digest_of(name), listed)
+    except InputError as error:
+        return InstalledPlugin(name, version_of(name) or "", words, "", listed, str(error))

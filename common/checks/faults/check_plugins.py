@@ -1,0 +1,93 @@
+"""Whose code a study uses: all of it must be named, at the version that is here, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.config.suggest import instead
+from fedgraft.common.plugins.plugin import Plugin
+from fedgraft.common.plugins.registry import Kind, Source, providers, source, version_here
+from fedgraft.common.study.stages.losses import OWN_LOSSES
+from fedgraft.common.study.study import Study, find_study
+
+
+@dataclass(frozen=True)
+class Use:
+    """A name in a study that is not fedgraft's own, with its key there, and where it comes from."""
+
+    kind: Kind
+    key: str
+    source: Source
+
+
+def uses(study: Study) -> Iterator[Use]:
+    """All names of plug-ins in a study that somebody here has. InputError for one that two have. Nothing is loaded."""
+    for kind, key, name, is_own in _names(study):
+        if (found := source(kind, name)) is not None and not is_own(name):
+            yield Use(kind, key, found)
+
+
+def plugins_of(study: Study) -> tuple[Plugin, ...]:
+    """Whose code that is, each once."""
+    return tuple(dict.fromkeys(use.source.plugin for use in uses(study)))
+
+
+def pinned(study: Study) -> Study:
+    """The study with the files and modules named that were loaded in this process and that it uses.
+
+    A person who tries something out need not write down what it is at each change; what was run is written all the
+    same. Distributions are named by whoever writes the study.
+    """
+    named = {plugin.key for plugin in study.plugins}
+    new = tuple(plugin for plugin in plugins_of(study) if plugin.is_local and plugin.key not in named)
+    return study.model_copy(update={"plugins": (*study.plugins, *new)}) if new else study
+
+
+def read_pinned(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Study, str | None]:
+    """As `find_study`, for a simulation: `pinned`."""
+    study, scenario = find_study(path, overrides)
+    return pinned(study), scenario
+
+
+def check_plugins(study: Study) -> Iterator[str]:
+    """Every reason why what the study names is not what would run, each with its key."""
+    try:
+        used = list(uses(study))
+    except InputError as error:
+        yield f"plugins: {error}"
+        return
+    named = {plugin.key: plugin for plugin in study.plugins}
+    for use in used:
+        plugin = use.source.plugin
+        if plugin.key not in named:
+            yield (
+                f"{use.key}: the {use.kind.word} {use.source.name!r} is of {plugin}, which the study must name; add "
+                f"`plugins: [{plugin}]`"
+            )
+    for at, plugin in enumerate(study.plugins):
+        here = version_here(plugin)
+        if here is None:
+            how = "it is a file, for simulations with --plugin alone" if plugin.is_local else "install it"
+            yield f"plugins.{at}: {plugin} is not here{instead(plugin.distribution, providers())}; {how}"
+        elif here != plugin.version:
+            yield f"plugins.{at}: is {plugin}, but here is {plugin.distribution}=={here}"
+        elif plugin.key not in {use.source.plugin.key for use in used}:
+            yield f"plugins.{at}: nothing in the study is of {plugin}; leave it out (names of fedgraft are its own)"
+
+
+def _names(study: Study) -> Iterator[tuple[Kind, str, str, Callable[[str], bool]]]:
+    """What of a study may name a plug-in: its kind, key and name, and whether a name is fedgraft's own.
+
+    A kind that studies name is one more line.
+    """
+    yield from ((Kind.BACKBONES, "model.backbone", name, _is_own_backbone) for name in study.architectures)
+    yield from ((Kind.LOSSES, key, loss.kind, OWN_LOSSES.__contains__) for key, loss in study.plugged_losses())
+
+
+def _is_own_backbone(name: str) -> bool:
+    from fedgraft.common.models.backbones.named import ships  # torch takes a second, and most studies do without
+
+    return ships(name)

@@ -1,0 +1,65 @@
+"""How much a ridge shrinks, decided from the total of the sums: it must grow with the number of features.
+
+Generalised cross-validation (Golub, Heath and Wahba 1979) is leave-one-out with every case's leverage replaced by the
+mean one. With n cases, residual sum of squares RSS and df the trace of the hat matrix, intercept included,
+
+    GCV = n RSS / (n - df)^2,
+
+and all three follow from sum z z' and sum z y' once sum y^2 is known, as it is of labels. It asks for no site left
+out, so that it also works on masked sums, and at a site alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import linalg
+
+RIDGE_PENALTIES: tuple[float, ...] = tuple(float(value) for value in np.logspace(-4, 2, 13))
+"""What is tried: half powers of ten, per case."""
+_TINY = 1e-12
+
+
+def cross_validated(grams: Sequence[np.ndarray], crosses: Sequence[np.ndarray], *, classes: bool) -> float:
+    """The penalty per case of `RIDGE_PENALTIES` with the least GCV over a task's problems; of equals the larger.
+
+    `grams` (d+1, d+1) and `crosses` (d+1, C) are one of each per problem, of one-hot labels if `classes`, else of
+    labels that are 1 or -1. Problems without two cases say nothing; if none does, `prior` decides.
+    """
+    errors = np.zeros(len(RIDGE_PENALTIES))
+    told = [(gram, cross) for gram, cross in zip(grams, crosses, strict=True) if gram[-1, -1] >= 2]
+    for gram, cross in told:
+        errors += _errors(gram, cross, cross[-1] if classes else np.full(cross.shape[1], gram[-1, -1]))
+    if not told:
+        return prior(grams)
+    return RIDGE_PENALTIES[len(errors) - 1 - int(np.argmin(errors[::-1]))]
+
+
+def prior(grams: Sequence[np.ndarray]) -> float:
+    """Features per case: the penalty of a prior under which the features explain as much as they leave unexplained.
+
+    For sums that errors cannot be had from: noised ones, and those of values, whose squares are not sent.
+    """
+    return (len(grams[0]) - 1) / max(1.0, float(np.mean([gram[-1, -1] for gram in grams])))
+
+
+def _errors(gram: np.ndarray, cross: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """GCV by penalty, the mean over the columns of `cross`, whose labels' sums of squares are `squares` (C,)."""
+    n, dim = float(gram[-1, -1]), len(gram) - 1
+    mean = gram[:dim, -1] / n
+    centred = gram[:dim, :dim] - n * np.outer(mean, mean)
+    spread = np.diag(centred) > n * _TINY * np.maximum(1.0, np.diag(gram)[:dim] / n)
+    scale = np.sqrt(np.diag(centred)[spread] / n)
+    values, vectors = linalg.eigh(centred[np.ix_(spread, spread)] / np.outer(scale, scale))
+    values = np.maximum(values, 0.0)
+    along = vectors.T @ ((cross[:dim] - np.outer(mean, cross[-1]))[spread] / scale[:, None])
+    total = float((squares - cross[-1] ** 2 / n).sum())
+    power = (along**2).sum(axis=1)
+    found = []
+    for penalty in RIDGE_PENALTIES:
+        shrunk = values + n * penalty
+        rest = max(0.0, total - float((power * (values + 2 * n * penalty) / shrunk**2).sum()))
+        freedom = 1 + float((values / shrunk).sum())
+        found.append(n * rest / max(n - freedom, _TINY) ** 2 / cross.shape[1])
+    return np.array(found)

@@ -1,0 +1,1 @@
+"""Plug-ins for fedgraft: an example of each kind."""

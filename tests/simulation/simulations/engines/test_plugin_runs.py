@@ -1,0 +1,151 @@
+"""Backbones of one's own in a simulation: typed in a session, in a file, or installed; here and in other processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import fedgraft as fg
+from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.checks.explain import check_study
+from fedgraft.common.checks.faults.check_plugins import pinned
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import Engine, Hospitals
+from helpers.plugins import EXAMPLE, fresh, install, wheel_of
+from helpers.simulated import simulate
+
+assert fresh
+pytestmark = pytest.mark.usefixtures("fresh")
+MakeStudy = Callable[..., Study]
+Command = Callable[..., tuple[int, str, str]]
+METHOD = {"name": "fedavg", "rounds": 1, "local": {"steps": 2, "batch_size": 8, "lr": 0.003}}
+FILE = """
+import fedgraft as fg
+from fedgraft_example.backbone import PatchMixer
+
+fg.register_backbone("mine", PatchMixer)
+"""
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the example is installed."""
+    folder = tmp_path_factory.mktemp("packages")
+    return install(wheel_of(EXAMPLE, folder / "wheels"), folder / "here")
+
+
+@pytest.fixture
+def mine(packages: Path, tmp_path: Path, fresh: pytest.MonkeyPatch) -> Path:
+    """A file with a backbone that is the installed one under another name."""
+    fresh.syspath_prepend(packages)
+    file = tmp_path / "my_nets.py"
+    file.write_text(FILE)
+    return file
+
+
+@pytest.fixture
+def two(hospitals: Hospitals) -> Hospitals:
+    return replace(hospitals, cohorts={name: hospitals.cohorts[name] for name in ("east", "north")})
+
+
+def model_of(run: Path) -> str:
+    return str(json.loads((run / "model.json").read_text())["sha256"])
+
+
+def test_a_file_an_installed_one_and_one_typed_in_a_session_give_the_same_model(
+    make_study: MakeStudy, two: Hospitals, mine: Path, tmp_path: Path
+) -> None:
+    named = make_study(model={"backbone": "patch_mixer"}, plugins=["fedgraft-example==1.0.0"], method=METHOD)
+    here = simulate(named, two, tmp_path / "here")
+    pool = simulate(named, two, tmp_path / "pool", Engine(name="pool", workers=2))
+    fg.load_plugin(mine)
+    loaded = pinned(make_study(model={"backbone": "mine"}, method=METHOD))
+    assert [plugin.distribution for plugin in loaded.plugins] == ["my_nets.py"]
+    file = simulate(loaded, two, tmp_path / "file", Engine(name="pool", workers=2))
+    assert model_of(here) == model_of(pool) == model_of(file)
+    exec(compile(FILE.replace("mine", "typed"), "<cell>", "exec"), {"__name__": "__main__"})
+    typed = pinned(make_study(model={"backbone": "typed"}, method=METHOD))
+    assert model_of(simulate(typed, two, tmp_path / "typed")) == model_of(here)
+    with pytest.raises(InputError, match="'typed' was registered in this session, and other processes do not know it"):
+        simulate(typed, two, tmp_path / "not", Engine(name="pool", workers=2))
+
+
+def test_a_site_with_rules_of_its_own_refuses_what_they_list_otherwise(
+    make_study: MakeStudy, two: Hospitals, mine: Path, tmp_path: Path
+) -> None:
+    from fedgraft.simulations.engines.run import OPEN
+
+    named = make_study(
+        model={"backbone": "patch_mixer"},
+        plugins=["fedgraft-example==1.0.0"],
+        method=METHOD,
+        rounds={"min_sites": 1, "quorum": 0.5},
+    )
+    strict = replace(two, policies={"north": OPEN.model_copy(update={"plugins": {"fedgraft-example": "0" * 64}})})
+    result = json.loads((simulate(named, strict, tmp_path / "run") / "result.json").read_text())
+    refused = [(one["site"], one["code"]) for one in result["refusals"]]
+    assert ("north", "plugin_digest") in refused
+    assert not [one for one in refused if one[0] == "east"]
+
+
+def test_a_run_is_read_with_the_code_that_it_was_made_with_and_no_other(
+    make_study: MakeStudy, two: Hospitals, mine: Path, tmp_path: Path, command: Command, fresh: pytest.MonkeyPatch
+) -> None:
+    fg.load_plugin(mine)
+    run = simulate(pinned(make_study(model={"backbone": "mine"}, method=METHOD)), two, tmp_path / "run")
+    images = two.cohorts["east"].root / "left"
+    registry = "fedgraft.common.plugins.registry."
+    with fresh.context() as patch:
+        for name in ("_registered", "_places"):
+            patch.setattr(registry + name, type(getattr(__import__(registry[:-1], fromlist=["x"]), name))())
+        code, _, said = command("predict", run, images, "--out", tmp_path / "none")
+        assert (code, "needs my_nets.py==sha256:" in said and "--plugin" in said) == (2, True), said
+        code, _, said = command("predict", run, images, "--out", tmp_path / "said", "--plugin", mine)
+        assert code == 0, said
+        mine.write_text(FILE + "# changed since\n")
+        code, _, said = command("predict", run, images, "--out", tmp_path / "other", "--plugin", mine)
+        assert (code, "and here is my_nets.py" in said or "and here is sha256:" in said) == (2, True), said
+
+
+def test_what_is_loaded_in_vain_is_said(tmp_path: Path) -> None:
+    empty, broken = tmp_path / "empty.py", tmp_path / "broken.py"
+    empty.write_text("x = 1\n")
+    broken.write_text("import fedgraft\nraise ValueError('half a file')\n")
+    for place, says in (
+        (empty, r"empty\.py: registers nothing\. Let it call fg\.register_backbone"),
+        (broken, r"broken\.py: ValueError: half a file"),
+        (tmp_path / "none.py", r"none\.py: there is no such file"),
+        ("no_such_module_here", "there is no such file or module"),
+    ):
+        with pytest.raises(InputError, match=says):
+            fg.load_plugin(place)
+
+
+def test_a_study_of_a_file_cannot_be_run_without_it_or_with_another(
+    make_study: MakeStudy, mine: Path, command: Command, tmp_path: Path
+) -> None:
+    fg.load_plugin(mine)
+    study = pinned(make_study(model={"backbone": "mine"}, method=METHOD))
+    check_study(study, "study")
+    mine.write_text(FILE + "# changed\n")
+    fg.load_plugin(mine)
+    assert pinned(make_study(model={"backbone": "mine"}, method=METHOD)).digest != study.digest
+    with pytest.raises(StudyError, match=r"plugins\.0: is my_nets\.py==sha256:\w+, but here is my_nets\.py==sha256:"):
+        check_study(study, "study")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_through_ray(
+    make_study: MakeStudy, two: Hospitals, mine: Path, packages: Path, tmp_path: Path, fresh: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    fresh.setenv("PYTHONPATH", str(packages), prepend=":")
+    fg.load_plugin(mine)
+    study = pinned(make_study(model={"backbone": "mine"}, method=METHOD))
+    here = simulate(study, two, tmp_path / "here")
+    assert model_of(simulate(study, two, tmp_path / "ray", Engine(name="ray", workers=2))) == model_of(here)
