@@ -13,8 +13,8 @@ from fedgraft.client.preflight.memory import PeakMemory
 from fedgraft.client.preflight.report import Findings, counted
 from fedgraft.client.training.batch_pairs import learnt_from
 from fedgraft.client.training.losses.base import RoundContext, VisitContext
-from fedgraft.client.training.losses.bound import bound
 from fedgraft.client.training.microbatching import Microbatching
+from fedgraft.client.training.model.bound import bound
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel

@@ -105,6 +105,7 @@ def _train(
         changes
     ):  # the last step can break what the loss has not yet seen
         raise Diverged
+    objective.finish()
     return {"loss": mean, "steps": len(groups), "examples": len(indices)}
 
 

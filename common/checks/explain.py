@@ -203,8 +203,7 @@ def _ends(stage: Stage) -> str:
     if stage.early_stopping is not None:
         return (
             f"; ends early, with the best model so far, once the sites' mean {stage.early_stopping.metric} on "
-            f"validation "
-            f"has not risen for {stage.early_stopping.patience} rounds"
+            f"validation has not risen for {stage.early_stopping.patience} rounds"
         )
     if stage.weight_averaging is None:
         return ""

@@ -46,7 +46,7 @@ class FedDecorr(Method[Nothing, Nothing]):
         if not on.below_heads:
             yield "moves features, but nothing below the heads is trained; train more"
 
-    def step(self, visit: Visit[Nothing, Nothing], machine: Machine) -> Step:
+    def step(self, visit: Visit[Nothing, Nothing], machine: Machine) -> Step[Nothing]:
         """The loss of a batch's features."""
         del visit, machine
 

@@ -100,7 +100,7 @@ class FedProto(Method[Nothing, Prototypes]):
         zeros = {field: {n: np.zeros(*form) for n, form in group.items()} for field, group in self.down(on).items()}
         return Prototypes.of(zeros)
 
-    def step(self, visit: Visit[Nothing, Prototypes], machine: Machine) -> Step:
+    def step(self, visit: Visit[Nothing, Prototypes], machine: Machine) -> Step[Nothing]:
         """The distance of a batch's features to what is known of their classes."""
         means = {name: machine.tensor(array) for name, array in visit.common.means.items()}
         known = {name: machine.tensor(array) for name, array in visit.common.known.items()}

@@ -35,7 +35,7 @@ class FedSAM(Method[Nothing, Nothing]):
         """Says "sharpness-aware steps (FedSAM, rho 0.05)"."""
         return f"sharpness-aware steps (FedSAM, rho {self.rho:g})"
 
-    def step(self, visit: Visit[Nothing, Nothing], machine: Machine) -> Step:
+    def step(self, visit: Visit[Nothing, Nothing], machine: Machine) -> Step[Nothing]:
         """Two passes: the first says where to look, the second what to follow."""
         trained = [machine.parameters[key] for key in visit.on.trained]
 

@@ -61,7 +61,7 @@ class Moon(Method[Previous, Nothing]):
         """The common model."""
         return Previous({key: received[key] for key in on.changed})
 
-    def step(self, visit: Visit[Previous, Nothing], machine: Machine) -> Step:
+    def step(self, visit: Visit[Previous, Nothing], machine: Machine) -> Step[Previous]:
         """The contrastive loss of a batch."""
         common, previous = machine.twin(visit.received), machine.twin({**visit.received, **visit.own.entries})
 

@@ -80,7 +80,7 @@ class Scaffold(Method[Variates, Variates]):
         del received
         return Variates(on.zeros(on.shared))
 
-    def step(self, visit: Visit[Variates, Variates], machine: Machine) -> Step:
+    def step(self, visit: Visit[Variates, Variates], machine: Machine) -> Step[Variates]:
         """By parameter the constant gradient c - c_i."""
         pulls = {key: machine.tensor(visit.common.c[key] - visit.own.c[key]) for key in visit.on.shared}
         return Step(regulariser=lambda: pulls)

@@ -13,9 +13,9 @@ from fedgraft.client.privacy.ledger.reply_store import Replay
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.losses.base import RoundContext, VisitContext
-from fedgraft.client.training.losses.bound import after, bound, starts
 from fedgraft.client.training.losses.machine import LocalMachine
 from fedgraft.client.training.microbatching import Microbatching
+from fedgraft.client.training.model.bound import after, bound, starts
 from fedgraft.client.training.statistics import CaseSource, site_sums
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Code

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.losses.bound import Bound
+from fedgraft.client.training.model.bound import Bound
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.instructions import Arrays

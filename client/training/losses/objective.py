@@ -65,7 +65,8 @@ class Objective:
             (spec.weight, REGULARISERS[type(spec)](spec, visit)) for spec in losses if type(spec) in REGULARISERS
         ]
         machine = LocalMachine(visit.local_model, visit.loader)
-        steps = [one.method.step(one.visit, machine) for one in visit.visit_context.methods]
+        self._methods = visit.visit_context.methods
+        self._steps = steps = [one.method.step(one.visit, machine) for one in self._methods]
         self._losses += [(1.0, _of_target(step.loss)) for step in steps if step.loss is not None]
         self._regularisers += [(1.0, step.regulariser) for step in steps if step.regulariser is not None]
         self.sees_features = sees_features(losses) or any(method.sees_features for method in visit.spec.methods)
@@ -83,6 +84,12 @@ class Objective:
         for around in self._around:
             one_pass = partial(around, one_pass, progress)
         return one_pass()
+
+    def finish(self) -> None:
+        """The steps are done: let the stage's methods remember what they have come to."""
+        for one, step in zip(self._methods, self._steps, strict=True):
+            if step.own is not None:
+                one.remembers(step.own())
 
     def add_regularisers(self) -> None:
         """Add the gradients of the other losses to those that a backward pass, or noise, has left."""

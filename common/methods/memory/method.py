@@ -163,7 +163,7 @@ Pass = Callable[[], "Tensor"]
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[S]):
     """What a method adds to each step of a visit."""
 
     regulariser: Callable[[], Mapping[str, Tensor]] | None = None
@@ -173,6 +173,8 @@ class Step:
     around: Callable[[Pass, float], Tensor] | None = None
     """Called in place of the pass that leaves the step's gradients, with that pass and with how much of the stage is
     done (0 to 1). It may pass several times, and must leave the gradients of the step; it gives the loss."""
+    own: Callable[[], S] | None = None
+    """What the site remembers once the steps are done, where they change it."""
 
 
 @dataclass(frozen=True)
@@ -250,12 +252,12 @@ class Method(MethodValue, CommonSide[C], Generic[S, C]):
         del on, received
         return cast(S, self.own_state())
 
-    def start(self, visit: Visit[S, C], machine: Machine) -> Arrays:
-        """Entries that the visit begins with, where these are not the ones that it received or keeps."""
-        del visit, machine
-        return {}
+    def start(self, visit: Visit[S, C], machine: Machine) -> tuple[S, Arrays]:
+        """The site's state as the visit begins, and entries to begin with, where they are not those that came."""
+        del machine
+        return visit.own, {}
 
-    def step(self, visit: Visit[S, C], machine: Machine) -> Step:
+    def step(self, visit: Visit[S, C], machine: Machine) -> Step[S]:
         """What is added to each step of a visit; asked once for each visit."""
         del visit, machine
         return Step()

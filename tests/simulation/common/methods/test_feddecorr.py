@@ -11,7 +11,7 @@ import torch
 
 from fedgraft.client.training.gradient import train
 from fedgraft.client.training.losses.base import VisitContext
-from fedgraft.client.training.losses.bound import bound
+from fedgraft.client.training.model.bound import bound
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.methods.feddecorr import FedDecorr

@@ -11,7 +11,7 @@ import pytest
 
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.losses.base import VisitContext
-from fedgraft.client.training.losses.bound import bound
+from fedgraft.client.training.model.bound import bound
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.methods.feddyn import Slopes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,19 @@ from fedgraft.common.methods.memory.carried import AMethod, methods_of, up_shape
 from fedgraft.common.methods.memory.method import Ground, Machine, Visit
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import forms_of
-from fedgraft.common.protocol.states import States, sums_address
+from fedgraft.common.protocol.states import State, States, sums_address
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bound:
-    """A method in one visit."""
+    """A method in one visit, which moves on: what the site remembers may change as it begins, and with its steps."""
 
     method: AMethod
     visit: Visit[Any, Any]
+
+    def remembers(self, own: State) -> None:
+        """From now on the site remembers this."""
+        self.visit = replace(self.visit, own=own)
 
 
 def bound(on: Ground, number: int, received: Arrays, states: tuple[States, States], seed: int = 0) -> tuple[Bound, ...]:
@@ -49,7 +53,9 @@ def starts(bounds: tuple[Bound, ...], machine: Machine) -> dict[str, np.ndarray]
     """Entries that the visit begins with by its methods, in place of those that came or are kept."""
     found: dict[str, np.ndarray] = {}
     for one in bounds:
-        found |= one.method.start(one.visit, machine)
+        own, entries = one.method.start(one.visit, machine)
+        one.remembers(own)
+        found |= entries
     return found
 
 
