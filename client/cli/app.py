@@ -92,6 +92,16 @@ def start(
     deployed.start(home, as_json=json_logs)
 
 
+@app.command("metrics")
+def metrics(
+    home: Home, port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 9464
+) -> None:
+    """Figures for Prometheus: budget, messages, refusals. For this machine alone, until Ctrl-C."""
+    from fedgraft.client.cli import deployed_commands as deployed
+
+    deployed.show_metrics(home, port)
+
+
 @app.command("budget")
 def budget(
     folder: SiteFolder,

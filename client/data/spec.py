@@ -75,6 +75,8 @@ class CohortSpec(Value):
     """Words that mean "not known", in any case and in all columns. A class or category of that name is meant first."""
     missing_values: dict[str, tuple[str, ...]] = Field(default={})
     """Column to the words or numbers that mean "not known" in it alone, such as -9."""
+    complete_cases: bool = False
+    """Tables: leave out, and count, the rows in which a column of the study has no value."""
     patient_column: str | None = None
     """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""
     split_column: str | None = None

@@ -8,6 +8,7 @@ from fedgraft.client.data.cohorts.folders import BROKEN, HIDDEN, NO_RIGHT, SPECI
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT
 from fedgraft.client.data.tables.csv_tables import LIKE_THOUSANDS
 from fedgraft.client.data.tables.patient_ids import ROUNDED
+from fedgraft.client.data.tables.table import INCOMPLETE
 from fedgraft.client.data.tables.targets import BY_OTHERS
 
 STRANGERS = frozenset({"not_dicom", "not_an_image", "not_nifti", "not_listed", "no_pixels", HIDDEN})
@@ -100,6 +101,10 @@ NOTES: Mapping[str, tuple[str, str]] = {
     "several_pages": (
         "files with several pages, of which one is used",
         "Say by `frames` of the cohort which: all, middle or first.",
+    ),
+    INCOMPLETE: (
+        "rows left out, in which a value is missing",
+        "`complete_cases` of the cohort asks for it; leave it out to use them, with what is missing at the mean.",
     ),
     "twelve_bits_in_16": (
         "files of 16 bits that use the lowest 12 of them, or fewer",
