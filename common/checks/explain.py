@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedgraft.common.base.errors import FedgraftError, StudyError
+from fedgraft.common.checks.adapter_words import mean_of_adapters
 from fedgraft.common.checks.check import check
-from fedgraft.common.checks.faults.check_input import input_faults
+from fedgraft.common.checks.check_input import input_faults
 from fedgraft.common.checks.faults.check_methods import check_memory
 from fedgraft.common.checks.faults.check_plugins import check_plugins
 from fedgraft.common.methods.memory.carried import methods_of
@@ -220,7 +221,7 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
     travels = f"{row['shared_parameters']:,} numbers travel each round{rest}{beside}"
-    return f"{who} {what}; {travels}; aggregated by {row['aggregate']}{_ends(stage)}."
+    return f"{who} {what}; {travels}; aggregated by {row['aggregate']}{mean_of_adapters(stage)}{_ends(stage)}."
 
 
 def _does(stage: Stage, row: dict[str, Any]) -> str:
