@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fedgraft.common.checks.check_columns import check_columns
-from fedgraft.common.checks.check_ensemble import check_calibration, check_ensemble
-from fedgraft.common.checks.check_length import check_length
-from fedgraft.common.checks.check_losses import check_losses
-from fedgraft.common.checks.check_methods import check_methods
-from fedgraft.common.checks.check_ood import check_ood
-from fedgraft.common.checks.check_source import check_source
-from fedgraft.common.checks.check_stopping import check_stopping
+from fedgraft.common.checks.faults.check_clusters import check_clusters
+from fedgraft.common.checks.faults.check_columns import check_columns
+from fedgraft.common.checks.faults.check_ensemble import check_calibration, check_ensemble
+from fedgraft.common.checks.faults.check_length import check_length
+from fedgraft.common.checks.faults.check_losses import check_losses
+from fedgraft.common.checks.faults.check_methods import check_methods
+from fedgraft.common.checks.faults.check_ood import check_ood
+from fedgraft.common.checks.faults.check_source import check_source
+from fedgraft.common.checks.faults.check_stopping import check_stopping
 from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.protocol.routing import changed, own, sends_sums, stays
@@ -40,7 +41,7 @@ from fedgraft.common.study.stages.aggregates import (
     Temper,
     Threshold,
 )
-from fedgraft.common.study.stages.losses import names_classes
+from fedgraft.common.study.stages.losses import PluggedLoss, names_classes
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Segmentation, Task
 
@@ -96,6 +97,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     if study.evaluate.operating_point is not None:
         faults += _operating_point(study)
     faults += check_source(study)
+    faults += check_clusters(study, study.clusters, tags) if study.clusters is not None else []
     faults += check_ood(study, tags)
     faults += check_ensemble(study)
     faults += _secure(study) if study.secure_aggregation else []
@@ -160,6 +162,15 @@ def _guessing(study: Study, local: Gradient) -> Iterator[str]:
         yield from (f"{key}: looks at the classes that the model names, and {others[0]} asks for none" for key in looks)
 
 
+def _kinds(study: Study, local: Gradient) -> Iterator[str]:
+    """What a plug-in's loss is for must be asked."""
+    asked = {task.kind for task in study.tasks}
+    for at, loss in enumerate(local.losses):
+        if isinstance(loss, PluggedLoss) and loss.facts.of_tasks and asked.isdisjoint(loss.facts.tasks):
+            wanted = " or ".join(sorted(loss.facts.tasks))
+            yield f"local.losses.{at} ({loss.kind}): is for {wanted}, and the study asks for {', '.join(sorted(asked))}"
+
+
 def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
     yield from _private(study, stage, local, tags)
     moves = changed(stage, tags)
@@ -168,6 +179,7 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     yield from check_losses(stage, local, tags)
     yield from check_methods(Ground(study, stage, tags, {}), local)
     yield from _guessing(study, local)
+    yield from _kinds(study, local)
     yield from check_stopping(study, stage, local, tags)
     if local.augment is not None and isinstance(study.input, TableInput):
         yield "local.augment: is for images, but the study's input is a table"

@@ -33,6 +33,7 @@ def _arm_plan(question: Question, arm: Arm, against: Arm, studies: Mapping[str, 
         "control": arm.control,
         "model": plain["model"],
         "plan": plain["plan"],
+        "clusters": plain.get("clusters"),
         "differs": [] if arm is against else differs,
     }
 

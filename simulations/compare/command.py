@@ -25,7 +25,7 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
-from fedgraft.common.checks.check_plugins import read_pinned
+from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.common.config.config_files import describe
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.study import Study, locate
@@ -224,6 +224,7 @@ def _show(result: dict[str, Any], page: Path) -> None:
                 f"  {word}: {one['arm']} - {one['over']}{cases} {one['value']:+.3f} "
                 f"[{_signed(one['low'])}, {_signed(one['high'])}], wanted {one['wanted']}{alone}"
             )
+        _show_gains(question)
         for line in remarks(question):
             say(f"  {line}")
         for row in question["rows"]:
@@ -238,6 +239,25 @@ def _show(result: dict[str, Any], page: Path) -> None:
     say(f"Report: {page}")
     if result["synthetic"]:
         say("Phantoms prove the machinery, not clinical benefit.")
+
+
+def _show_gains(question: dict[str, Any]) -> None:
+    """By arm what joining gained each site over training alone, where an arm does that."""
+    known = [row for row in question["rows"] if row.get("gains")]
+    names = sorted({site for row in known for site in row["gains"]})
+    if not names:
+        return
+    table = Table(
+        Column("arm", no_wrap=True), *names, title=f"What joining gained each site: minus {question['alone']}"
+    )
+    for row in known:
+        own = [row["gains"].get(site) for site in names]
+        cells = [
+            f"{_signed(one['value'])}\n{_signed(one['low'])}, {_signed(one['high'])}\n{one['verdict']}" if one else "-"
+            for one in own
+        ]
+        table.add_row(_cells_of(row)[0], *cells)
+    OUT.print(table)
 
 
 def _cells_of(row: dict[str, Any]) -> Sequence[str]:

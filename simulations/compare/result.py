@@ -26,6 +26,7 @@ from fedgraft.simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
+from fedgraft.simulations.compare.gains import alone_in, gains
 from fedgraft.simulations.compare.paired import Drawn, against_control, differences
 from fedgraft.simulations.compare.question import Expectation, Question
 from fedgraft.simulations.compare.running.cells import Cell, CellOutcome, outcome
@@ -64,7 +65,7 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
     task = question.task or study.tasks[0].name
     floor = study.evaluate.floor
     drawn = {(group.arm, group.cases): _draw(group, task, question.metric, floor) for group in own}
-    seeds = max(group.seeds for group in own)
+    seeds, alone = max(group.seeds for group in own), alone_in(question)
     controls = [arm.name for arm in question.arms if arm.control]
     rows = []
     for cases in question.sizes:
@@ -100,6 +101,8 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
                         (difference.high - difference.low) / 2, group.seeds, question.margin
                     ),
                 }
+            if alone is not None and row["enough"]:
+                row["gains"] = gains(question, group.arm, drawn[group.arm, cases], drawn[alone, cases])
             rows.append(row)
     return {
         "name": question.name,
@@ -109,6 +112,7 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
         "metric": question.metric,
         "against": question.against,
         "margin": question.margin,
+        "alone": alone,
         "replicates": max(len(group.outcomes) for group in own),
         "seeds": seeds,
         "folds": question.folds,
@@ -165,6 +169,7 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question, floor: int) 
         "enough": enough,
         "by_replicate": [_number(float(macro[replicate][0])) for replicate in sorted(macro)],
         "difference": None,
+        "gains": None,
         "models": {str(seed): one.model for (seed, _), one in sorted(group.outcomes.items()) if one.model},
         "seconds": round(float(np.median([one.seconds for one in group.outcomes.values()])), 1),
         "troubles": troubles,
