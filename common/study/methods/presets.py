@@ -17,6 +17,7 @@ from fedgraft.common.study.methods.recipes import (
     moment_alignment,
     personal,
     probe,
+    probe_finetune,
     rounds_of,
     self_taught,
     standardise,
@@ -128,6 +129,10 @@ PLANS: Mapping[str, Preset] = {
         unfreezing,
     ),
     "lp_ft": ("linear probe, then fine-tuning of all entries (Kumar et al. 2022)", lp_ft),
+    "probe_finetune": (
+        "ridge probe, then fine-tuning of all entries with norm statistics fixed: for weights from far, as ImageNet's",
+        probe_finetune,
+    ),
     "norm_and_head": (
         "norm layers and heads trained and averaged, all else frozen",
         lambda m: (rounds_of(m, "norm_and_heads", train="norm_and_heads"),),
