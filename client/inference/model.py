@@ -15,7 +15,7 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.inference.adapted_model import read_adapted
 from fedgraft.client.inference.images import Picture
-from fedgraft.client.runtime.visit.local_state import LocalState
+from fedgraft.client.runtime.visit.personal import kept_at_the_end
 from fedgraft.client.training.model.evaluate import BATCH, predictions
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel, device_named
@@ -26,7 +26,6 @@ from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.models.cluster_models import clusters_of, model_for
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import WeightsManifest, find, load_manifest
-from fedgraft.common.protocol.routing import own
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.model_spec import BaseModelSpec, Model
 from fedgraft.common.study.plan import (
@@ -37,8 +36,6 @@ from fedgraft.common.study.plan import (
 )
 from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import UNKNOWN, Multilabel, Regression, Segmentation, Task
-
-_LATEST = 1 << 40
 
 
 class Reader:
@@ -184,9 +181,4 @@ def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
         return {}  # its name has chosen the model
     if not folder.is_dir():
         raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
-    kept = LocalState(folder).before(_LATEST)
-    return {
-        key: array
-        for key, array in kept.items()
-        if key in local_model.tags and study.plan and own(study.plan[-1], local_model.tags, key)
-    }
+    return kept_at_the_end(folder, study, local_model.tags)

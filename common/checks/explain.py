@@ -159,6 +159,7 @@ def describe_local(stage: Stage) -> str:
 
 
 _MEASURED = {"base_models": "each base model", "answers": "the heads' answers"}
+_USED = {"always": "", "best": "; it uses that only where it is better on its validation cases, and tells nobody"}
 _CASES = {"train": "training cases", "val": "validation cases"}
 
 
@@ -241,7 +242,7 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
     if isinstance(stage.local, Statistics):
         return f"{who} {what}; the coordinator solves {_solved(stage, stage.local)}."
     if row["shared_parameters"] == 0:
-        return f"{who} {what}; nothing leaves the site."
+        return f"{who} {what}; nothing leaves the site{_USED[stage.personalise]}."
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
     travels = f"{row['shared_parameters']:,} numbers travel each round{rest}"

@@ -63,7 +63,8 @@ class Workplace:
         """
         stages = [self.study.plan[index] for index in worked if index < len(self.study.plan)]
         tags = self.local_model.tags
-        found = {key for one in stages if privacy_request(one) is None for key in stays(one, tags)}
+        plain = [one for one in stages if privacy_request(one) is None and one.personalise != "best"]
+        found = {key for one in plain for key in stays(one, tags)}
         return frozenset(key for key in found if stage is not None and own(stage, tags, key))
 
     def load(self, stage: Stage | None, local_state: Arrays) -> None:

@@ -14,6 +14,7 @@ from fedgraft.common.study.methods.recipes import (
     maml,
     moment_alignment,
     personal,
+    personalised,
     probe,
     rounds_of,
     self_taught,
@@ -223,4 +224,5 @@ def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
         raise ValueError(f"no method is called {method.name!r}; there are: {', '.join(known)}")
     stages = known[method.name][1](method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
+    stages = personalised(method, stages) if method.personalise == "best" else stages
     return (standardise(method.columns), *stages) if table else stages

@@ -7,18 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgraft.client.runtime.visit.local_state import LocalState
+from fedgraft.client.runtime.visit.personal import kept_at_the_end
 from fedgraft.common.models.weights import find
-from fedgraft.common.protocol.routing import Tags, own
+from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.study import Study, read_study
-
-_LATEST = 1 << 40
 
 
 def kept(study: Study, home: Path, site: str, tags: Tags) -> dict[str, np.ndarray]:
     """What the site keeps in place of the aggregated entries at the end of a run of this study in `home`."""
-    found = LocalState(home / "sites" / site / _own(study)).before(_LATEST)
-    return {key: array for key, array in found.items() if key in tags and study.plan and own(study.plan[-1], tags, key)}
+    return kept_at_the_end(home / "sites" / site / _own(study), study, tags)
 
 
 def kept_there(ref: str, site: str, tags: Tags) -> dict[str, np.ndarray]:
@@ -33,7 +30,7 @@ def kept_digest(ref: str) -> str:
     run, digest = find(ref), hashlib.sha256()
     if (run / "study.yaml").is_file():
         study, _ = read_study(run / "study.yaml")
-        for path in sorted(run.glob(f"sites/*/{_own(study)}/*.safetensors")):
+        for path in sorted(run.glob(f"sites/*/{_own(study)}/**/*.[sj]*")):
             digest.update(f"{path.relative_to(run)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
