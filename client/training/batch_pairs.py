@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fedgraft.client.training.augment import augmented
 from fedgraft.client.training.losses.base import ForwardOutput, RoundContext
-from fedgraft.client.training.losses.task_losses import label_mass, least_mass
 from fedgraft.client.training.model.errors import TooFewCases
 from fedgraft.client.training.model.loader import Batch, Loader, shuffled
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.client.training.model.task_losses import label_mass, least_mass
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.study.plan import Gradient

@@ -49,6 +49,8 @@ class Microbatching:
         tied = trains_norm_statistics(self._local_model, changes)
         whole = any(loss.scope is not LossScope.REGULARISER and not _of_cases(loss) for loss in spec.losses)
         whole |= any(method.per_batch for method in spec.methods)
+        if whole:
+            self._local_model.parts = 1  # as it was before a stage whose batches may be parted
         while True:
             begin()
             try:

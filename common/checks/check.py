@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fedgraft.common.checks.check_columns import check_columns
-from fedgraft.common.checks.check_ensemble import check_calibration, check_ensemble
-from fedgraft.common.checks.check_length import check_length
-from fedgraft.common.checks.check_losses import check_losses
-from fedgraft.common.checks.check_methods import check_methods
-from fedgraft.common.checks.check_ood import check_ood
-from fedgraft.common.checks.check_stopping import check_stopping
-from fedgraft.common.checks.sites.check_clusters import check_clusters
-from fedgraft.common.checks.sites.check_source import check_source
+from fedgraft.common.checks.faults.check_clusters import check_clusters
+from fedgraft.common.checks.faults.check_columns import check_columns
+from fedgraft.common.checks.faults.check_ensemble import check_calibration, check_ensemble
+from fedgraft.common.checks.faults.check_length import check_length
+from fedgraft.common.checks.faults.check_losses import check_losses
+from fedgraft.common.checks.faults.check_methods import check_methods
+from fedgraft.common.checks.faults.check_ood import check_ood
+from fedgraft.common.checks.faults.check_source import check_source
+from fedgraft.common.checks.faults.check_stopping import check_stopping
 from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.protocol.routing import changed, own, sends_sums, stays
@@ -28,6 +28,7 @@ from fedgraft.common.study.plan import (
 from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
     Discriminant,
+    Logistic,
     Mean,
     Moments,
     NearestMean,
@@ -40,7 +41,7 @@ from fedgraft.common.study.stages.aggregates import (
     Temper,
     Threshold,
 )
-from fedgraft.common.study.stages.losses import names_classes
+from fedgraft.common.study.stages.losses import PluggedLoss, names_classes
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Segmentation, Task
 
@@ -53,11 +54,16 @@ _NOT_PRIVATE = {
 _AGGREGATED_BY = {
     "features": (ClosedForm | Moments, "ridge, ncm, lda or moments"),
     "residuals": (Newton, "newton"),
+    "curvature": (Logistic, "logistic"),
     "columns": (Standardise, "standardise"),
     "base_models": (Temper, "temper"),
     "answers": (Temper, "temper"),
     "distances": (Threshold, "threshold"),
 }
+_SINGLE = ("features", "residuals")
+"""Sums that may travel with fewer digits."""
+_HEADS = (*_SINGLE, "curvature")
+"""Sums that heads follow from."""
 _ADDS_UP = Mean | ServerOptimiser | Sums | Nothing
 """Aggregations that need no more than the sum over the sites."""
 
@@ -70,7 +76,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     for index, stage in enumerate(study.plan):
         where = f"plan.{index} ({stage.name})"
         faults += [f"{where}.{fault}" for fault in _stage(study, stage, tags)]
-        if local_backbone and isinstance(stage.local, Statistics) and stage.local.of in ("features", "residuals"):
+        if local_backbone and isinstance(stage.local, Statistics) and stage.local.of in _HEADS:
             faults.append(
                 f"{where}.local: sums of features need the same backbone at all sites, but an earlier stage lets "
                 "entries of it stay at the sites"
@@ -156,6 +162,15 @@ def _guessing(study: Study, local: Gradient) -> Iterator[str]:
         yield from (f"{key}: looks at the classes that the model names, and {others[0]} asks for none" for key in looks)
 
 
+def _kinds(study: Study, local: Gradient) -> Iterator[str]:
+    """What a plug-in's loss is for must be asked."""
+    asked = {task.kind for task in study.tasks}
+    for at, loss in enumerate(local.losses):
+        if isinstance(loss, PluggedLoss) and loss.facts.of_tasks and asked.isdisjoint(loss.facts.tasks):
+            wanted = " or ".join(sorted(loss.facts.tasks))
+            yield f"local.losses.{at} ({loss.kind}): is for {wanted}, and the study asks for {', '.join(sorted(asked))}"
+
+
 def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:
     yield from _private(study, stage, local, tags)
     moves = changed(stage, tags)
@@ -164,6 +179,7 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     yield from check_losses(stage, local, tags)
     yield from check_methods(Ground(study, stage, tags, {}), local)
     yield from _guessing(study, local)
+    yield from _kinds(study, local)
     yield from check_stopping(study, stage, local, tags)
     if stage.personalise == "best":
         yield from _only_where_it_is_better(study, stage, local)
@@ -236,10 +252,10 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "distances" and local.private is not None:
         yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
-    if local.of in ("features", "residuals"):
+    if local.of in _HEADS:
         yield from _other_kinds(study, stage, local)
     yield from check_calibration(study, stage, local)
-    if local.precision != "double" and (local.of not in ("features", "residuals") or study.secure_aggregation):
+    if local.precision != "double" and (local.of not in _SINGLE or study.secure_aggregation):
         yield "local.precision: is for sums of features without masks; masked numbers are all of one size"
     if local.retain_statistics and not isinstance(stage.aggregate, ClosedForm):
         yield (
@@ -252,17 +268,13 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
             "can leave without a "
             "new run; use secure_aggregation: false, or leave it out"
         )
-    if stage.rounds > 1 and local.of != "residuals":
+    if stage.rounds > 1 and local.of not in ("residuals", "curvature"):
         yield "rounds: sums do not change from round to round; one is enough"
-    if local.of in ("features", "residuals") and stage.where == "unlabelled":
+    if local.of in _HEADS and stage.where == "unlabelled":
         yield "where: a closed-form head needs labels, but the stage is for unlabelled sites"
     if isinstance(stage.aggregate, Moments) and local.private is not None:
         yield "local.private: noised sums clip the features, so their moments would be of something else; not built"
-    if (
-        local.of in ("features", "residuals")
-        and Role.HEAD not in stage.share.roles
-        and not isinstance(stage.aggregate, Moments)
-    ):
+    if local.of in _HEADS and Role.HEAD not in stage.share.roles and not isinstance(stage.aggregate, Moments):
         yield "share: the solved heads must reach the sites; share: heads"
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -17,15 +16,17 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.config.config_files import describe, of_overrides, override, read_mapping
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.plugins.plugin import Plugin
+from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.clusters import Clusters, begins_at
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model, Teacher
-from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.plan import Gradient, Stage
-from fedgraft.common.study.stages.losses import Adversarial, Distill
+from fedgraft.common.study.rules import Evaluation, RoundRules
+from fedgraft.common.study.stages.losses import OWN_LOSSES, Adversarial, Distill, PluggedLoss
 from fedgraft.common.study.tasks import (
     AnyTask,
     Multilabel,
@@ -33,60 +34,6 @@ from fedgraft.common.study.tasks import (
     linear_heads,
     mask_heads,
 )
-
-_LARGEST_CHANGE = 10.0
-_QUORUM, _FEWEST = 0.5, 2
-"""What must answer in a study that does not say so: this share of the sites, and of several at least so many."""
-
-
-class RoundRules(Value):
-    """When a round counts, and with how few sites a run is still a success.
-
-    `quorum` is the share of the asked sites that must answer well, at least `min_sites`. A study that gives neither
-    goes on with half of them, of several with 2 at least, but then a run in which any was missing has not completed.
-
-    `deadline_s` bounds a site's answer to one instruction, in seconds; no deadline if absent. `max_change` bounds the
-    norm of a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure
-    aggregation, where nobody sees a site's change, it cannot be given, and the bound of 10 holds for the aggregated
-    change.
-    """
-
-    quorum: Annotated[float, Field(gt=0, le=1)] | None = None
-    min_sites: Annotated[int, Field(ge=1)] | None = None
-    deadline_s: Annotated[float, Field(gt=0)] | None = None
-    max_change: Annotated[float, Field(gt=0)] | None = None
-
-    def needed(self, asked: int) -> int:
-        """How many of so many sites must answer well for a round to count."""
-        least = min(_FEWEST, asked) if self.min_sites is None else self.min_sites
-        return max(least, math.ceil((self.quorum or _QUORUM) * asked - 1e-9))
-
-    @property
-    def says_how_few(self) -> bool:
-        """Whether the study says with how few sites it is content."""
-        return self.quorum is not None or self.min_sites is not None
-
-    @property
-    def largest_change(self) -> float:
-        """`max_change`, or 10 if the study does not give it."""
-        return _LARGEST_CHANGE if self.max_change is None else self.max_change
-
-
-class Evaluation(Value):
-    """Sites evaluate what they receive on `split`, every so many exchanges; the last exchange uses the test split.
-
-    Observers, sites that hold public data and take no part in training, use all their cases every time.
-    """
-
-    every: Annotated[int, Field(ge=0)] = 1
-    """0 = sites only at the end."""
-    split: Literal["val", "test"] = "val"
-    floor: Annotated[int, Field(ge=1, exclude_if=unless(10))] = 10
-    """Cases of either class that a site needs for its figures to count in means over sites, in the choice of a round
-    and in early stopping; of more classes, as many as make their mean as sure. Below it they are too few to say."""
-    operating_point: Annotated[OperatingRule | None, Field(exclude_if=unless(None))] = None
-    """With a rule, sites evaluate the final model on their validation cases too, in one more exchange; from these the
-    threshold of each task of two classes, and of each label, is chosen, which is then counted on the test cases."""
 
 
 class Study(Value):
@@ -142,8 +89,8 @@ class Study(Value):
             "stage": [stage.name for stage in self.plan],
             "plug-in": [plugin.key for plugin in self.plugins],
         }
-        for what, names in named.items():
-            if twice := sorted({name for name in names if names.count(name) > 1}):
+        for what, own in named.items():
+            if twice := sorted({name for name in own if own.count(name) > 1}):
                 raise ValueError(f"more than one {what} is called {', '.join(twice)}")
         return self
 
@@ -151,6 +98,14 @@ class Study(Value):
     def _has_a_place_for_clusters(self) -> Study:
         if self.clusters is not None:
             begins_at(self.clusters, self.plan)
+        return self
+
+    @model_validator(mode="after")
+    def _losses_exist(self) -> Study:
+        """A loss that is not known here is a plug-in's if the study names plug-ins; a site may not have it yet."""
+        for key, loss in self.plugged_losses() if not self.plugins else ():
+            if loss.kind not in (known := names(Kind.LOSSES)):
+                raise ValueError(f"{key}: there is no loss {loss.kind!r}{instead(loss.kind, [*OWN_LOSSES, *known])}")
         return self
 
     @model_validator(mode="before")
@@ -200,6 +155,13 @@ class Study(Value):
         """The finished model whose answers the sites of this stage learn; None if there is none."""
         losses = stage.local.losses if isinstance(stage.local, Gradient) else ()
         return next((loss.teacher for loss in losses if isinstance(loss, Distill)), None)
+
+    def plugged_losses(self) -> Iterator[tuple[str, PluggedLoss]]:
+        """Losses that plug-ins bring, each with its key."""
+        for at, stage in enumerate(self.plan):
+            for number, loss in enumerate(stage.local.losses if isinstance(stage.local, Gradient) else ()):
+                if isinstance(loss, PluggedLoss):
+                    yield f"plan.{at} ({stage.name}).local.losses.{number}", loss
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -305,7 +267,8 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if "plan" in data:
         return data, ["method: give either method or plan, not both"]
     given = data["input"] if isinstance(data.get("input"), dict) else {}
-    table = given.get("kind") == "table" and bool(given.get("numeric")) and not given.get("standardise")
+    columns = given.get("kind") == "features" or (given.get("kind") == "table" and bool(given.get("numeric")))
+    table = columns and not given.get("standardise")
     finished = isinstance(data.get("model"), dict) and data["model"].get("backbone") == ENSEMBLE
     faults = []
     try:

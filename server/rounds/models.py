@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from fedgraft.common.checks.sites.check_clusters import has_own
+from fedgraft.common.checks.faults.check_clusters import has_own
 from fedgraft.common.closed_form.likeness import SiteSums, clustered, pairs
 from fedgraft.common.closed_form.shapes import cross_name
 from fedgraft.common.methods.memory.carried import up_shapes

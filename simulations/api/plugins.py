@@ -9,8 +9,9 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.backbones.named import ships
 from fedgraft.common.plugins.loading import load_plugin
 from fedgraft.common.plugins.registry import Kind, register
+from fedgraft.common.study.stages.losses import OWN_LOSSES
 
-__all__ = ["load_plugin", "register_backbone"]
+__all__ = ["load_plugin", "register_backbone", "register_loss"]
 
 Thing = TypeVar("Thing", bound=Callable[..., Any])
 
@@ -26,6 +27,20 @@ def register_backbone(name: str, factory: Thing | None = None) -> Any:
     if ships(name):
         raise InputError(f"fedgraft has a backbone {name!r} itself.", fix="Call yours something else.")
     return _registered(Kind.BACKBONES, name, factory)
+
+
+def register_loss(name: str, made: Thing | None = None) -> Any:
+    """Let studies say `losses: [{kind: NAME, weight: 1.0, options: {...}}]`. Also as a decorator of the class.
+
+    The class is made with the options, and called by keyword with what its attribute `requires` names: "labels" are
+    `outputs` and `targets`, task by task, of the cases whose label is known; "outputs" are those of all cases,
+    "features" what the backbone makes of them. Its attribute `scope` is "per_sample" if it gives each case's own loss,
+    (n,), which differential privacy needs, or "per_batch" if it gives one number. `tasks` names the kinds of tasks that
+    it is for, if not all. InputError for a name that fedgraft has. The entry points' group is `fedgraft.losses`.
+    """
+    if name in OWN_LOSSES:
+        raise InputError(f"fedgraft has a loss {name!r} itself.", fix="Call yours something else.")
+    return _registered(Kind.LOSSES, name, made)
 
 
 def _registered(kind: Kind, name: str, thing: Thing | None) -> Any:

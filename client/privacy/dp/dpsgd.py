@@ -42,7 +42,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.methods.memory.method import Method
 from fedgraft.common.protocol.rates import rate_factor
 from fedgraft.common.study.plan import Gradient
-from fedgraft.common.study.stages.losses import LossScope, Supervised
+from fedgraft.common.study.stages.losses import Loss, LossScope, PluggedLoss, Supervised
 from fedgraft.common.study.stages.training import Private
 
 _FEATURES_AT_ONCE = 1024
@@ -76,7 +76,7 @@ def train_private(
     rates = [group["lr"] for group in optimiser.param_groups]
     draw = torch.Generator().manual_seed(secret.seed())
     at_once = max(spec.batch_size, _FEATURES_AT_ONCE) if loader.seen else spec.batch_size
-    groups = PrivateMicrobatches(partial(attached, local_model, loader, changes, private), at_once)
+    groups = PrivateMicrobatches(partial(attached, local_model, loader, changes, private, spec.losses), at_once)
     with groups, dropout_seeded(local_model, secret.seed()):
         for step in range(steps):
             drawn = draw_units(len(units), private.sample_rate)
@@ -148,13 +148,17 @@ def _terms(local_model: LocalModel, spec: Gradient, changes: Sequence[str]) -> t
         raise InputError("Gradients of single cases through a decoder of masks are not built.")
     if any(method.not_private for method in spec.methods if isinstance(method, Method)):
         raise InputError("A method of the stage is not for private work.")
-    if any(loss.scope is not LossScope.REGULARISER and loss != Supervised() for loss in spec.losses):
-        raise InputError("Private work learns from the site's own labels, and from no other loss that looks at cases.")
+    if not all(_is_of_one_case(loss) for loss in spec.losses if loss.scope is not LossScope.REGULARISER):
+        raise InputError("Private work learns from the site's own labels, by losses of one case at a time.")
     if not changes or not set(changes) <= set(local_model.parameters):
         raise InputError("Private work trains parameters; running statistics are not noised and must stay.")
     if private.expected_units is None:
         raise InputError("Private work needs a public number of units to divide by.")
     return private, noise_multiplier, private.expected_units, spec.steps
+
+
+def _is_of_one_case(loss: Loss) -> bool:
+    return loss == Supervised() or (isinstance(loss, PluggedLoss) and loss.private)
 
 
 def _refuse_moving_statistics(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from fedgraft.client.training.losses.discrepancy import discrepancy_loss
 from fedgraft.client.training.losses.distill import distill_loss
 from fedgraft.client.training.losses.infomax import infomax_loss
 from fedgraft.client.training.losses.machine import LocalMachine
+from fedgraft.client.training.losses.plugged import plugged_loss
 from fedgraft.client.training.losses.proximal import proximal_term
 from fedgraft.client.training.losses.pseudo_label import pseudo_label_loss
 from fedgraft.client.training.losses.supervised import supervised_loss
@@ -28,6 +29,7 @@ from fedgraft.common.study.stages.losses import (
     Discrepancy,
     Distill,
     InfoMax,
+    PluggedLoss,
     Proximal,
     PseudoLabel,
     Supervised,
@@ -40,6 +42,7 @@ LOSSES: Mapping[type, Callable[[Any, Visit], LossFunction]] = {
     InfoMax: infomax_loss,
     PseudoLabel: pseudo_label_loss,
     Distill: distill_loss,
+    PluggedLoss: plugged_loss,
 }
 """Losses that look at cases."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.training.losses.base import ForwardOutput, LossFunction, Visit
-from fedgraft.client.training.losses.task_losses import task_loss
+from fedgraft.client.training.model.task_losses import task_loss
 from fedgraft.common.study.stages.losses import Supervised
 from fedgraft.common.study.tasks import AnyTask
 

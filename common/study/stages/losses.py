@@ -9,12 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from fedgraft.common.base.value import Value
+from fedgraft.common.config.renamed import VALUES
 from fedgraft.common.study.model_spec import Teacher
+from fedgraft.common.study.stages.plugged_loss import LossFacts, loss_facts
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -23,6 +26,8 @@ class Requirement(StrEnum):
     """What a loss cannot do without at a site, and the coordinator cannot send."""
 
     LABELS = "labels"
+    FEATURES = "features"
+    """What the backbone makes of the cases, and not only what heads make of that."""
     SOURCE = "source"
     """Labelled cases of a source, in a folder at the site."""
     DOMAIN_DISCRIMINATOR = "domain_discriminator"
@@ -218,9 +223,55 @@ def names_classes(loss: Loss) -> bool:
     return loss.self_taught or (isinstance(loss, Adversarial) and loss.conditional)
 
 
+class PluggedLoss(_Loss):
+    """A loss that a plug-in brings, by its name; its class is made with `options`.
+
+    What it requires and what ties its cases it says itself, so that these are known where it is installed alone.
+    """
+
+    kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    options: dict[str, bool | int | float | str] = Field(default={})
+
+    @cached_property
+    def facts(self) -> LossFacts:
+        """What it says of itself. InputError if nobody here has it."""
+        return loss_facts(self.kind, OWN_LOSSES)
+
+    @property
+    def scope(self) -> LossScope:  # type: ignore[override]  # of fedgraft's own the class alone decides
+        """What ties its cases together."""
+        return LossScope(self.facts.scope)
+
+    @property
+    def requires(self) -> frozenset[Requirement]:
+        """Labels or features, as it says."""
+        return frozenset(one for one in (Requirement.LABELS, Requirement.FEATURES) if one in self.facts.requires)
+
+    @property
+    def private(self) -> bool:
+        """Whether private work can learn by it: each case by its own outputs and labels alone."""
+        return self.scope is LossScope.PER_SAMPLE and self.facts.requires == {"labels"}
+
+    @property
+    def description(self) -> str:
+        """Its name and options, such as "focal (gamma 2)"."""
+        options = ", ".join(f"{key} {value}" for key, value in self.options.items())
+        return f"{self.kind} ({options})" if options else self.kind
+
+
+OwnLoss = Supervised | Proximal | Adversarial | Discrepancy | InfoMax | PseudoLabel | Distill
+OWN_LOSSES = tuple(str(loss.model_fields["kind"].default) for loss in get_args(OwnLoss))
+"""The kinds of losses that fedgraft has; all others are plug-ins."""
+
+
+def _whose(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "own" if kind in OWN_LOSSES or kind in VALUES else "plugged"
+
+
 Loss = Annotated[
-    Supervised | Proximal | Adversarial | Discrepancy | InfoMax | PseudoLabel | Distill,
-    Field(discriminator="kind"),
+    Annotated[Annotated[OwnLoss, Field(discriminator="kind")], Tag("own")] | Annotated[PluggedLoss, Tag("plugged")],
+    Discriminator(_whose),
 ]
 
 SUPERVISED = (Supervised(),)
@@ -234,7 +285,12 @@ def requirements(losses: Iterable[Loss]) -> frozenset[Requirement]:
 
 def wants_all_cases(losses: Iterable[Loss]) -> bool:
     """Whether any loss learns from the site's cases without labels."""
-    return any(loss.scope is not LossScope.REGULARISER and not isinstance(loss, Supervised) for loss in losses)
+    return any(
+        loss.scope is not LossScope.REGULARISER
+        and not isinstance(loss, Supervised)
+        and not (isinstance(loss, PluggedLoss) and Requirement.LABELS in loss.requires)
+        for loss in losses
+    )
 
 
 def looks_further(losses: Iterable[Loss]) -> bool:
@@ -244,4 +300,4 @@ def looks_further(losses: Iterable[Loss]) -> bool:
 
 def sees_features(losses: Iterable[Loss]) -> bool:
     """Whether any loss looks at features, and not only at what heads make of them."""
-    return any(isinstance(loss, Adversarial | Discrepancy) for loss in losses)
+    return any(isinstance(loss, Adversarial | Discrepancy) or Requirement.FEATURES in loss.requires for loss in losses)

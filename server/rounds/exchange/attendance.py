@@ -8,8 +8,9 @@ from typing import Any
 
 from fedgraft.common.protocol.instructions import Code, Greeting
 from fedgraft.common.study.plan import Stage
+from fedgraft.common.study.rules import RoundRules
 from fedgraft.common.study.schedule import MEASURE
-from fedgraft.common.study.study import RoundRules, Study
+from fedgraft.common.study.study import Study
 from fedgraft.server.rounds.exchange.collect import headline
 
 Row = Mapping[str, Any]

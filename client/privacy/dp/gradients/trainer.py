@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,13 @@ from fedgraft.client.privacy.dp.gradients import private_heads as heads
 from fedgraft.client.privacy.dp.gradients.book_keeping import Tape
 from fedgraft.client.privacy.dp.gradients.dp_safe import dp_twin
 from fedgraft.client.privacy.dp.gradients.hooks import KeptHooks
+from fedgraft.client.privacy.dp.gradients.private_losses import PrivateLosses
 from fedgraft.client.privacy.dp.units import Rows
-from fedgraft.client.training.losses.task_losses import losses_by_case
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.models.model import Heads
+from fedgraft.common.study.stages.losses import SUPERVISED, Loss
 from fedgraft.common.study.stages.training import Private
-from fedgraft.common.study.tasks import AnyTask
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,11 @@ class Trainer:
     parameters: Sequence[nn.Parameter]
     hooks: Any
     private: Private
+    losses: PrivateLosses
     lengths: Tensor | None = None
     """Of heads alone: the norms of all cases' features."""
     places: Sequence[tuple[str, int]] = ()
     """Of heads alone: the task of each parameter, and 0 for its weight or 1 for its bias."""
-    tasks: Mapping[str, AnyTask] | None = None
-    """What is asked; without it, classes."""
 
     def sum_of(self, batch: Batch, rows: Rows) -> list[Tensor]:
         """The sum over units of their clipped gradients, in the cheapest way there is."""
@@ -69,7 +68,7 @@ def clip_and_sum(gradients: Sequence[Tensor], max_grad_norm: float) -> list[Tens
 
 def _kept(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     """The clipped sum from all cases' gradients at once: memory is cases times parameters."""
-    loss = losses_by_case(trainer.model(batch.inputs), batch.targets, trainer.tasks)
+    loss = trainer.losses.by_case(trainer.model(batch.inputs), batch.targets)
     if (share := rows.share()) is not None:
         loss = loss * share.to(loss.device)
     torch.autograd.backward(loss.sum())
@@ -84,7 +83,7 @@ def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> li
     z, share = batch.inputs, rows.share()
     assert trainer.lengths is not None
     with torch.no_grad():
-        errors = heads.errors(model(z), batch, None if share is None else share.to(z), trainer.tasks)
+        errors = trainer.losses.slopes(model(z), batch, None if share is None else share.to(z))
         if share is None:
             lengths = trainer.lengths.index_select(0, batch.indices.to(z.device))
             norms = heads.norms(errors, lengths).masked_fill_(lengths > _LONGEST, torch.inf)
@@ -100,7 +99,7 @@ def _on_features(trainer: Trainer, model: Heads, batch: Batch, rows: Rows) -> li
 
 def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
     """The clipped sum without all cases' gradients at once: memory is that of what the layers see."""
-    loss = losses_by_case(trainer.model(batch.inputs), batch.targets, trainer.tasks)
+    loss = trainer.losses.by_case(trainer.model(batch.inputs), batch.targets)
     if (share := rows.share()) is not None:
         loss = loss * share.to(loss.device)
     clip = trainer.private.max_grad_norm
@@ -111,14 +110,19 @@ def _ghost(trainer: Trainer, batch: Batch, rows: Rows) -> list[Tensor]:
 
 
 @contextmanager
-def attached(local_model: LocalModel, loader: Loader, changes: Sequence[str], private: Private) -> Iterator[Trainer]:
+def attached(
+    local_model: LocalModel,
+    loader: Loader,
+    changes: Sequence[str],
+    private: Private,
+    minimised: Sequence[Loss] = SUPERVISED,
+) -> Iterator[Trainer]:
     """The model with hooks for per-case gradients, and without any trace of them afterwards."""
     parameters = [local_model.parameters[key] for key in changes]
+    losses = PrivateLosses(minimised, local_model)
     if loader.seen:
         places = [(local_model.tags[key].task or "", int(key.endswith(".bias"))) for key in changes]
-        yield Trainer(
-            loader.body(local_model.model), parameters, None, private, loader.lengths(), places, local_model.tasks
-        )
+        yield Trainer(loader.body(local_model.model), parameters, None, private, losses, loader.lengths(), places)
         return
     model = dp_twin(local_model.model, changes)
     ghost = private.mode == "ghost"
@@ -127,7 +131,7 @@ def attached(local_model: LocalModel, loader: Loader, changes: Sequence[str], pr
         with warnings.catch_warnings():
             # The first layer's hook has no gradient of its input to show, and needs none.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield Trainer(model, parameters, hooks, private, tasks=local_model.tasks)
+            yield Trainer(model, parameters, hooks, private, losses)
     finally:
         hooks.cleanup()
         for part in model.modules():  # what a pass that failed has left

@@ -123,6 +123,15 @@ def test_a_file_of_the_coordinators_machine_is_nothing_that_a_site_has(tmp_path:
     assert why.endswith("and here is none")
 
 
+def test_a_loss_is_code_as_well(site: Path) -> None:
+    local = {"epochs": 1, "batch_size": 8, "losses": [{"kind": "focal", "options": {"gamma": 2.0}}]}
+    wanted = study(method={"name": "fedavg", "rounds": 2, "local": local}, plugins=[NAMED])
+    assert refusal(SitePolicy(), wanted)[0] is Code.PLUGIN_NOT_LISTED
+    assert refusal(listing("0" * 64), wanted)[0] is Code.PLUGIN_DIGEST
+    demand_plugins(listing(), wanted)
+    assert refusal(listing(), wanted.model_copy(update={"plugins": ()}))[0] is Code.PLUGIN_NOT_LISTED
+
+
 def test_a_name_of_fedgrafts_is_fedgrafts_whoever_else_has_it(tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:
     points = {"fedgraft.backbones": {"slim_resnet": "own_nets:Net"}}
     wheel = make_wheel(tmp_path / "wheels", "own-nets", "1.0", points, {"own_nets.py": b"raise SystemExit\n"})

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedgraft.client.privacy.dp.gradients import private_heads as heads
 from fedgraft.client.training.augment import augmented
-from fedgraft.client.training.losses.task_losses import case_losses, label_mass, task_loss
 from fedgraft.client.training.model.loader import Batch
+from fedgraft.client.training.model.task_losses import case_losses, label_mass, task_loss
 from fedgraft.common.study.plan import Augment
 from fedgraft.common.study.tasks import (
     Multilabel,

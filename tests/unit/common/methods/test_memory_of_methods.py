@@ -11,7 +11,7 @@ import pytest
 
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.checks.check import check
-from fedgraft.common.checks.check_methods import check_memory
+from fedgraft.common.checks.faults.check_methods import check_memory
 from fedgraft.common.methods.memory.method import Ground, Left, Method
 from fedgraft.common.protocol.routing import Shapes
 from fedgraft.common.protocol.states import Nothing, State, States

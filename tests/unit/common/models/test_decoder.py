@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgraft.client.training.losses.task_losses import task_loss
+from fedgraft.client.training.model.task_losses import task_loss
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.metrics.sums.mask_metrics import dice, mask_rows
 from fedgraft.common.models.backbones.feature_maps import feature_maps, map_channels

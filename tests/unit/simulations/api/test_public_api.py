@@ -21,6 +21,7 @@ SIGNATURES = {
     "load_comparison": "(path)",
     "load_plugin": "(place)",
     "register_backbone": "(name, factory=None)",
+    "register_loss": "(name, made=None)",
 }
 MEMBERS = {
     "Run": "headline history metrics model path privacy report result sites status study",

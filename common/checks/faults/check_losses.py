@@ -18,6 +18,7 @@ from fedgraft.common.study.stages.losses import (
     InfoMax,
     Loss,
     LossScope,
+    PluggedLoss,
     Proximal,
     PseudoLabel,
     Requirement,
@@ -49,6 +50,10 @@ def _not_private(loss: Loss) -> str:
     match loss:
         case Proximal() | Supervised(of="target"):
             return ""
+        case PluggedLoss() if loss.private:
+            return ""
+        case PluggedLoss(scope=LossScope.PER_SAMPLE):
+            return "it looks at features, or at no labels; private work learns from a case's outputs and labels alone"
         case _ if loss.scope is LossScope.PER_BATCH:
             return "it compares the cases of a batch, so no case has a gradient of its own that could be clipped"
     return "it is not built for private work, which learns from the site's own labels alone"

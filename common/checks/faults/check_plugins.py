@@ -10,6 +10,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import Kind, Source, providers, source, version_here
+from fedgraft.common.study.stages.losses import OWN_LOSSES
 from fedgraft.common.study.study import Study, find_study
 
 
@@ -83,6 +84,7 @@ def _names(study: Study) -> Iterator[tuple[Kind, str, str, Callable[[str], bool]
     A kind that studies name is one more line.
     """
     yield from ((Kind.BACKBONES, "model.backbone", name, _is_own_backbone) for name in study.architectures)
+    yield from ((Kind.LOSSES, key, loss.kind, OWN_LOSSES.__contains__) for key, loss in study.plugged_losses())
 
 
 def _is_own_backbone(name: str) -> bool:

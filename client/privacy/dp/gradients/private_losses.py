@@ -1,0 +1,57 @@
+"""What private work minimises, case by case: each case's loss depends on its own outputs and labels alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedgraft.client.privacy.dp.gradients import private_heads
+from fedgraft.client.training.losses.plugged import Plugged
+from fedgraft.client.training.model.loader import Batch
+from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.client.training.model.task_losses import losses_by_case
+from fedgraft.common.study.stages.losses import Loss, PluggedLoss, Supervised
+
+Outputs = Mapping[str, Tensor]
+
+
+class PrivateLosses:
+    """The weighted sum of a stage's losses that look at cases; what looks at entries alone comes after the noise."""
+
+    def __init__(self, losses: Sequence[Loss], local_model: LocalModel) -> None:
+        tasks = local_model.tasks
+        parts: list[tuple[float, Callable[[Outputs, Outputs], Tensor]]] = []
+        for loss in losses:
+            if isinstance(loss, Supervised):
+                parts.append((loss.weight, lambda outputs, targets: losses_by_case(outputs, targets, tasks)))
+            elif isinstance(loss, PluggedLoss):
+                parts.append((loss.weight, Plugged(loss, tasks, local_model.model.feature_dim).by_case))
+        self._parts, self._tasks = parts, tasks
+        self._is_supervised = not any(isinstance(loss, PluggedLoss) for loss in losses)
+
+    def by_case(self, outputs: Outputs, targets: Outputs) -> Tensor:
+        """Each case's loss, (N,)."""
+        parts = [part(outputs, targets) for _, part in self._parts]
+        weights = [weight for weight, _ in self._parts]
+        if weights == [1]:
+            return parts[0]
+        return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(dim=0)
+
+    def slopes(self, outputs: Outputs, batch: Batch, share: Tensor | None) -> dict[str, Tensor]:
+        """By task the slope in each output, (outputs, N), times `share` (N,) if cases share a unit.
+
+        In closed form for the supervised loss; of others a pass backwards through the loss alone.
+        """
+        if self._is_supervised:
+            return private_heads.errors(outputs, batch, share, self._tasks)
+        with torch.enable_grad():
+            free = {task: value.detach().requires_grad_() for task, value in outputs.items()}
+            losses = self.by_case(free, batch.targets)
+            found = torch.autograd.grad(losses.sum(), list(free.values()), allow_unused=True)
+        slopes = {
+            task: (torch.zeros_like(value) if slope is None else slope).T.contiguous()
+            for (task, value), slope in zip(free.items(), found, strict=True)
+        }
+        return {task: slope if share is None else slope.mul_(share) for task, slope in slopes.items()}

@@ -1,0 +1,65 @@
+"""What counts in a run: when a round does, with how few sites, and when and on what the model is measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedgraft.common.base.value import Value, unless
+from fedgraft.common.study.operating import OperatingRule
+
+_LARGEST_CHANGE = 10.0
+_QUORUM, _FEWEST = 0.5, 2
+"""What must answer in a study that does not say so: this share of the sites, and of several at least so many."""
+
+
+class RoundRules(Value):
+    """When a round counts, and with how few sites a run is still a success.
+
+    `quorum` is the share of the asked sites that must answer well, at least `min_sites`. A study that gives neither
+    goes on with half of them, of several with 2 at least, but then a run in which any was missing has not completed.
+
+    `deadline_s` bounds a site's answer to one instruction, in seconds; no deadline if absent. `max_change` bounds the
+    norm of a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure
+    aggregation, where nobody sees a site's change, it cannot be given, and the bound of 10 holds for the aggregated
+    change.
+    """
+
+    quorum: Annotated[float, Field(gt=0, le=1)] | None = None
+    min_sites: Annotated[int, Field(ge=1)] | None = None
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
+    max_change: Annotated[float, Field(gt=0)] | None = None
+
+    def needed(self, asked: int) -> int:
+        """How many of so many sites must answer well for a round to count."""
+        least = min(_FEWEST, asked) if self.min_sites is None else self.min_sites
+        return max(least, math.ceil((self.quorum or _QUORUM) * asked - 1e-9))
+
+    @property
+    def says_how_few(self) -> bool:
+        """Whether the study says with how few sites it is content."""
+        return self.quorum is not None or self.min_sites is not None
+
+    @property
+    def largest_change(self) -> float:
+        """`max_change`, or 10 if the study does not give it."""
+        return _LARGEST_CHANGE if self.max_change is None else self.max_change
+
+
+class Evaluation(Value):
+    """Sites evaluate what they receive on `split`, every so many exchanges; the last exchange uses the test split.
+
+    Observers, sites that hold public data and take no part in training, use all their cases every time.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 1
+    """0 = sites only at the end."""
+    split: Literal["val", "test"] = "val"
+    floor: Annotated[int, Field(ge=1, exclude_if=unless(10))] = 10
+    """Cases of either class that a site needs for its figures to count in means over sites, in the choice of a round
+    and in early stopping; of more classes, as many as make their mean as sure. Below it they are too few to say."""
+    operating_point: Annotated[OperatingRule | None, Field(exclude_if=unless(None))] = None
+    """With a rule, sites evaluate the final model on their validation cases too, in one more exchange; from these the
+    threshold of each task of two classes, and of each label, is chosen, which is then counted on the test cases."""
