@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedgraft.common.config.suggest import instead
+from fedgraft.common.plugins import registry
 
 Join = Literal["patient", "study", "series", "sop", "path"]
 """What a row of a labels table can be about."""
@@ -90,10 +91,15 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_named(name: str) -> Kind:
-    """The kind of this name. ValueError says which there are."""
-    if name not in KINDS:
-        raise ValueError(f"there is no kind {name!r}{instead(name, KINDS)}")
-    return KINDS[name]
+    """The kind of this name: fedgraft's, or a plug-in's (`fedgraft.readers`, a `Kind`). ValueError says which exist."""
+    if name in KINDS:
+        return KINDS[name]
+    if registry.source(registry.Kind.READERS, name) is None:
+        raise ValueError(f"there is no kind {name!r}{instead(name, [*KINDS, *registry.names(registry.Kind.READERS)])}")
+    found = registry.load(registry.Kind.READERS, name)
+    if not isinstance(found, Kind):
+        raise ValueError(f"the reader {name!r} of a plug-in is no fedgraft.client.data.kinds.Kind")
+    return found
 
 
 def kinds_with(key: str) -> list[str]:

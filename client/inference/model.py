@@ -26,6 +26,7 @@ from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.models.cluster_models import clusters_of, model_for
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import WeightsManifest, find, load_manifest
+from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.model_spec import BaseModelSpec, Model
 from fedgraft.common.study.plan import (
@@ -61,7 +62,7 @@ class Reader:
             self._build(ref, manifest, given, everything=everything)
         self.local_model = LocalModel(self.study, device_named("auto"))
         state = initialise(self.study).state()
-        mine = _of_site(find(ref), site, self) if site is not None else {}
+        mine = _of_site(find(ref), site, self, state) if site is not None else {}
         self.local_model.load(state | mine)
         self.local_model.model.eval()
         self.ood_model = OodModel.read(find(ref), manifest.sha256)
@@ -168,7 +169,7 @@ class Reader:
         return np.concatenate(drawn)
 
 
-def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
+def _of_site(run: Path, site: Path, reader: Reader, state: Arrays) -> dict[str, np.ndarray]:
     """What the site has fitted to itself afterwards, or else what it keeps of the study."""
     local_model = reader.local_model
     if (adapted := read_adapted(site, reader.manifest.sha256)) is not None:
@@ -181,4 +182,4 @@ def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
         return {}  # its name has chosen the model
     if not folder.is_dir():
         raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
-    return kept_at_the_end(folder, study, local_model.tags)
+    return kept_at_the_end(folder, study, local_model.tags, state)

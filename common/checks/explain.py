@@ -14,10 +14,11 @@ from fedgraft.common.checks.check import check
 from fedgraft.common.checks.faults.check_methods import check_memory
 from fedgraft.common.checks.faults.check_plugins import check_plugins
 from fedgraft.common.checks.sums_in_words import CASES, MEASURED, solved, sums
+from fedgraft.common.methods.memory.carried import methods_of
 from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
-from fedgraft.common.protocol.routing import Tags, changed, sent
+from fedgraft.common.protocol.routing import Tags, changed, sends_sums, sent
 from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.plan import (
     Gradient,
@@ -201,8 +202,7 @@ def _ends(stage: Stage) -> str:
     if stage.early_stopping is not None:
         return (
             f"; ends early, with the best model so far, once the sites' mean {stage.early_stopping.metric} on "
-            f"validation "
-            f"has not risen for {stage.early_stopping.patience} rounds"
+            f"validation has not risen for {stage.early_stopping.patience} rounds"
         )
     if stage.weight_averaging is None:
         return ""
@@ -229,11 +229,13 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
     what = _does(stage, row)
     if isinstance(stage.local, Statistics):
         return f"{who} {what}; the coordinator solves {solved(stage, stage.local)}."
+    beside = "".join(f"; {method.travels}" for method in methods_of(stage) if method.travels)
     if row["shared_parameters"] == 0:
-        return f"{who} {what}; nothing leaves the site{_USED[stage.personalise]}."
+        leaves = "no entry" if sends_sums(stage) else "nothing"
+        return f"{who} {what}; {leaves} leaves the site{beside}{_USED[stage.personalise]}."
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
-    travels = f"{row['shared_parameters']:,} numbers travel each round{rest}"
+    travels = f"{row['shared_parameters']:,} numbers travel each round{rest}{beside}"
     return f"{who} {what}; {travels}; aggregated by {row['aggregate']}{_ends(stage)}."
 
 

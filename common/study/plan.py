@@ -6,7 +6,7 @@ A method is a composition of these values, never a branch in the trainer. `metho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.study.stages.aggregates import Aggregation, Nothing
-from fedgraft.common.study.stages.losses import SUPERVISED, Loss
+from fedgraft.common.study.stages.losses import SUPERVISED, Loss, PluggedLoss
 from fedgraft.common.study.stages.methods import AnyMethod
 from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.stages.stopping import EarlyStopping, WeightAveraging
@@ -241,3 +241,11 @@ class Stage(Value):
     """Ends the stage once validation no longer improves; it never ends early if absent."""
     weight_averaging: Annotated[WeightAveraging | None, Field(exclude_if=unless(None))] = None
     """Ends the stage with an average over its rounds; the last round's model if absent."""
+
+
+def plugged_losses(plan: Sequence[Stage]) -> Iterator[tuple[str, PluggedLoss]]:
+    """Losses that plug-ins bring, each with its key."""
+    for at, stage in enumerate(plan):
+        for number, loss in enumerate(stage.local.losses if isinstance(stage.local, Gradient) else ()):
+            if isinstance(loss, PluggedLoss):
+                yield f"plan.{at} ({stage.name}).local.losses.{number}", loss

@@ -233,11 +233,11 @@ class Coordinator:
 
     def _limits(self, stage: Stage) -> dict[str, Limits]:
         """By cluster what the updates of its sites are held against."""
-        largest = self._study.rounds.largest_change
-        return {
-            name: Limits(stage, self._tags, model.sent, sent_shapes(model.memory.ground(stage), model.state), largest)
-            for name, model in self._models.of_cluster.items()
-        }
+        limits, largest = {}, self._study.rounds.largest_change
+        for name, model in self._models.of_cluster.items():
+            on = model.memory.ground(stage)
+            limits[name] = Limits(stage, self._tags, model.sent, sent_shapes(on, model.state), largest, on)
+        return limits
 
     def _summed(
         self,

@@ -18,9 +18,11 @@ from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.model.evaluate import predictions, summed
 from fedgraft.common.base.errors import ENDS
 from fedgraft.common.base.files import read_sealed, sealed, write_json
+from fedgraft.common.methods.memory.carried import in_place
+from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.metrics.sums.task_metrics import headline_metrics
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.protocol.routing import Tags, own
+from fedgraft.common.protocol.routing import Tags, forms_of
 from fedgraft.common.study.study import Study
 
 FOLDER = "personal"
@@ -55,7 +57,7 @@ class Personal:
         if not entries:
             return
         try:
-            place.load(turn.before, local_state)
+            place.answering(turn.before, local_state)
             common = _figure(place, place.used)
             mine = _figure(place, place.used | entries)
         except ENDS:
@@ -67,12 +69,8 @@ class Personal:
         better = common is not None and mine is not None and (mine < common if asked.lower_is_better else mine > common)
         figures = {"metric": asked.first, "own": mine, "common": common, "cases": len(place.loader.labelled("val"))}
         write_json(self._folder / _CHOICE, sealed({"uses_own": better, **figures}), private=True)
-        log.info(
-            "validation: own model %s, common model %s: the site uses %s",
-            own,
-            common,
-            "its own" if better else "the common one",
-        )
+        used = "its own" if better else "the common one"
+        log.info("validation: own model %s, common model %s: the site uses %s", mine, common, used)
 
     def chosen(self) -> dict[str, np.ndarray]:
         """The entries that the site uses of its own model: all of them, or none."""
@@ -80,14 +78,14 @@ class Personal:
         return self.before(_LATEST) if path.is_file() and read_sealed(path)["uses_own"] is True else {}
 
 
-def kept_at_the_end(kept: Path, study: Study, tags: Tags) -> dict[str, np.ndarray]:
-    """The entries that a site has in place of the common ones after a study: those it keeps, or its own model's.
+def kept_at_the_end(kept: Path, study: Study, tags: Tags, state: Arrays) -> dict[str, np.ndarray]:
+    """What a site has in place of the common entries, `state`, after a study: what it keeps, or its own model.
 
     `kept` is the folder of what it keeps of the study.
     """
     last = next((stage for stage in reversed(study.plan) if stage.personalise != "best"), None)
     found = LocalState(kept).before(_LATEST)
-    keeps = {key: array for key, array in found.items() if key in tags and last is not None and own(last, tags, key)}
+    keeps = {} if last is None else in_place(Ground(study, last, tags, forms_of(state)), found, state)
     return keeps | {key: array for key, array in Personal(kept).chosen().items() if key in tags}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.recipes import (
     Method,
@@ -224,10 +225,10 @@ def presets() -> dict[str, Preset]:
 
 def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
     """Stages of a preset, after the sums that a `table` needs; ValueError with the list of names for an unknown one."""
-    known = presets()
-    if method.name not in known:
-        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join(known)}")
-    stages = known[method.name][1](method)
+    known, plugged = presets(), names(Kind.METHODS)
+    if method.name not in [*known, *plugged]:
+        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join([*known, *plugged])}")
+    stages = known[method.name][1](method) if method.name in known else method_class(method.name).stages(method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
     stages = personalised(method, stages) if method.personalise == "best" else stages
     return (standardise(method.columns), *stages) if table else stages

@@ -9,20 +9,21 @@ import numpy as np
 
 from fedgraft.client.runtime.visit.personal import kept_at_the_end
 from fedgraft.common.models.weights import find
+from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.study import Study, read_study
 
 
-def kept(study: Study, home: Path, site: str, tags: Tags) -> dict[str, np.ndarray]:
-    """What the site keeps in place of the aggregated entries at the end of a run of this study in `home`."""
-    return kept_at_the_end(home / "sites" / site / _own(study), study, tags)
+def kept(study: Study, home: Path, site: str, tags: Tags, state: Arrays) -> dict[str, np.ndarray]:
+    """What the site has in place of the aggregated entries, `state`, at the end of a run of this study in `home`."""
+    return kept_at_the_end(home / "sites" / site / _own(study), study, tags, state)
 
 
-def kept_there(ref: str, site: str, tags: Tags) -> dict[str, np.ndarray]:
+def kept_there(ref: str, site: str, tags: Tags, state: Arrays) -> dict[str, np.ndarray]:
     """The same of the finished run that `ref` names; nothing where that is no run, or has no such site."""
     run = find(ref)
     there = (run / "study.yaml").is_file() and (run / "sites" / site).is_dir()
-    return kept(read_study(run / "study.yaml")[0], run, site, tags) if there else {}
+    return kept(read_study(run / "study.yaml")[0], run, site, tags, state) if there else {}
 
 
 def kept_digest(ref: str) -> str:

@@ -101,7 +101,7 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
     if job.who == "together":
         troubles = federate(home)
         local_model = LocalModel(job.study, device)
-        of = lambda site: shared_with(home, site) | kept(job.study, home, site, local_model.tags)  # noqa: E731
+        of = lambda site: (state := shared_with(home, site)) | kept(job.study, home, site, local_model.tags, state)  # noqa: E731
         return {
             MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}
         }, troubles
@@ -109,7 +109,7 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
         return _newcomers(job, folder, counted, device)
     if job.who == "nobody":
         local_model, state = LocalModel(job.study, device), initialise(job.study).state()
-        of = lambda site: state | (kept_there(job.finished, site, local_model.tags) if job.finished else {})  # noqa: E731
+        of = lambda site: state | (kept_there(job.finished, site, local_model.tags, state) if job.finished else {})  # noqa: E731
         return {MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}}, []
     found: Found = {}
     troubles = []
