@@ -16,6 +16,7 @@ from fedgraft.common.study.methods.recipes import (
     maml,
     moment_alignment,
     personal,
+    personalised,
     probe,
     probe_finetune,
     rounds_of,
@@ -251,4 +252,5 @@ def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
         raise ValueError(f"no method is called {method.name!r}; there are: {', '.join([*known, *plugged])}")
     stages = known[method.name][1](method) if method.name in known else method_class(method.name).stages(method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
+    stages = personalised(method, stages) if method.personalise == "best" else stages
     return (standardise(method.columns), *stages) if table else stages
