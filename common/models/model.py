@@ -18,6 +18,7 @@ from fedgraft.common.models.architecture import Architecture, Entry
 from fedgraft.common.models.backbones.adapters import Adapted, adapt
 from fedgraft.common.models.backbones.backbone import Backbone
 from fedgraft.common.models.backbones.feature_maps import feature_maps, map_channels
+from fedgraft.common.models.backbones.merging import A, B
 from fedgraft.common.models.backbones.named import (
     build_image_backbone,
     build_table_backbone,
@@ -25,7 +26,6 @@ from fedgraft.common.models.backbones.named import (
 )
 from fedgraft.common.models.decoder import Decoder
 from fedgraft.common.models.ensemble import MEAN_SCALE, Ensemble
-from fedgraft.common.models.merging import A, B
 from fedgraft.common.models.parts import is_norm, of_torchvision, own_entries, role_of, units
 from fedgraft.common.study.model_spec import Adapters
 from fedgraft.common.study.plan import Role, Tag

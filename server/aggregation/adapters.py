@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedgraft.common.models.merging import pairs
+from fedgraft.common.models.backbones.merging import pairs
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Update
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.plan import ADAPTERS

@@ -15,8 +15,8 @@ from fedgraft.common.models.architecture import blueprint
 from fedgraft.common.models.architecture_cache import architecture_of, recall, remember
 from fedgraft.common.models.backbones.adapters import AdaptedConv2d, AdaptedLinear, adapt
 from fedgraft.common.models.backbones.backbone import Backbone
+from fedgraft.common.models.backbones.merging import merged
 from fedgraft.common.models.initialise import make_model
-from fedgraft.common.models.merging import merged
 from fedgraft.common.models.model import Extras, TransferModel, build_model, describe, load_arrays, state_arrays
 from fedgraft.common.models.weights import fit
 from fedgraft.common.study.model_spec import Adapters
