@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fedgraft.client.data.kinds import Join, Kind, kind_named, kinds_with
 from fedgraft.common.base.value import Value
+from fedgraft.common.study.inputs import Extractor
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 """What stands for a missing value, in any case, unless the site lists other words."""
@@ -57,11 +58,16 @@ class CohortSpec(Value):
     join: Join = "patient"
     key_column: str | None = None
     """Column of `labels` with the key; by default the first of the usual names that is there."""
+    cases: Literal["all", "listed"] = "all"
+    """`all`: every file is a case, with or without a row in `labels`; `listed`: only those that `labels` lists, and the
+    rest of the folder, which others may share, is passed over and counted."""
     mask_images: Path | None = None
     """Folder with masks of findings as PNG, named as their images are (see `fedgraft.client.data.cohorts.masks`)."""
     label_columns: dict[str, str] = Field(default={})
     """Task to column; by default the task's own name, `diagnosis` or `label`. Of several labels TASK.LABEL to column;
     by default the label's own name."""
+    label_separator: Annotated[str, Field(min_length=1, max_length=3)] = "|"
+    """Stands between the labels of a case where one column has all of them: `label_columns: {TASK: COLUMN}`."""
     label_map: dict[str, dict[str, str]] = Field(default={})
     """Task (or TASK.LABEL) to {value in the table: class name, yes or no, or number; '' for "not known"}. The entry
     `all others` stands for every word that is not listed, is no name and does not mean "missing"."""
@@ -69,6 +75,8 @@ class CohortSpec(Value):
     """Words that mean "not known", in any case and in all columns. A class or category of that name is meant first."""
     missing_values: dict[str, tuple[str, ...]] = Field(default={})
     """Column to the words or numbers that mean "not known" in it alone, such as -9."""
+    complete_cases: bool = False
+    """Tables: leave out, and count, the rows in which a column of the study has no value."""
     patient_column: str | None = None
     """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""
     split_column: str | None = None
@@ -76,10 +84,16 @@ class CohortSpec(Value):
     `split_file`. The split is then used as it is."""
     split_file: Path | None = None
     """A table with the split of every patient, or of every file, where it stands in a file of its own."""
+    columns: Annotated[str, Field(pattern=r"^[^*]*\*[^*]*$")] = "e*"
+    """What the columns of features are called, in CSV and Parquet files, with a star for their number."""
+    extractor: Extractor | None = None
+    """What made the features, where their file does not say it itself."""
     window: Window | None = None
     """DICOM: shown by this window; by the file's own if absent."""
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame DICOM file, or pages of a TIFF or PNG, become images."""
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    """NIfTI: which slices of a volume; of those `frames` says how many."""
     accept: tuple[Derived, ...] = ()
     """DICOM: kinds of objects that no scanner took and that are used all the same, such as `secondary_capture`."""
     file_seconds: Annotated[float, Field(gt=0)] = 120.0
@@ -108,9 +122,11 @@ class CohortSpec(Value):
             for key in sorted(self.model_fields_set - self.what.keys)
             if kinds_with(key) and getattr(self, key) != type(self).model_fields[key].get_default()
         ]
-        if self.patient_column is not None and self.labels is None and "labels" in self.what.keys:
+        if self.patient_column is not None and self.labels is None and not self.what.one_file:
             found.append("patient_column needs `labels`, the table with that column")
-        if self.split_column is not None and "labels" in self.what.keys and not (self.labels or self.split_file):
+        if self.cases == "listed" and self.labels is None:
+            found.append("cases: listed needs `labels`, the table that lists them")
+        if self.split_column is not None and not self.what.one_file and not (self.labels or self.split_file):
             found.append("split_column needs `labels` or `split_file`, the table with that column")
         if found:
             raise ValueError("; ".join(found))

@@ -19,8 +19,11 @@ from fedgraft.common.config.config_files import describe, read_mapping
 from fedgraft.common.protocol.routing import requires_source
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.faults import Fault
+from fedgraft.simulations.partitions.partition import Partition
 from fedgraft.simulations.phantoms.phantoms import FINDINGS, Finding, Modality
 from fedgraft.simulations.phantoms.scanners import Scanner
+from fedgraft.simulations.real_data.parts import Part
+from fedgraft.simulations.real_data.places import placed
 
 SCENARIOS = CONFIGS / "scenarios"
 CANCER_CASES = {"benign": 357, "malignant": 212}
@@ -124,6 +127,8 @@ class SiteEntry(Value):
     """A part of a public table."""
     cohort: CohortSpec | None = None
     """The person's own data, as in a site's file."""
+    part: Part | None = None
+    """Of the cohort's images, whose table of labels names hospitals: those of one, or of a share of its patients."""
     mask_images: bool = True
     """Whether the site has the masks of its phantoms; without, it adds nothing to tasks that ask for masks."""
     faults: Fault | None = None
@@ -139,6 +144,10 @@ class SiteEntry(Value):
     def _one_source(self) -> SiteEntry:
         if sum(source is not None for source in (self.phantom, self.table, self.cohort)) != 1:
             raise ValueError("needs exactly one of phantom, table and cohort")
+        if self.part is not None and not (self.cohort and self.cohort.kind == "images" and self.cohort.key_column):
+            raise ValueError("part goes with a cohort of images with `labels`, `key_column` and `patient_column`")
+        if self.part is not None and self.cohort is not None and self.cohort.patient_column is None:
+            raise ValueError("part needs the cohort's `patient_column`: a patient must not be at two sites")
         return self
 
 
@@ -149,8 +158,12 @@ class Scenario(Value):
     """What the scenario is called."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides what is generated, and how a public table is shared out."""
-    sites: Annotated[tuple[SiteEntry, ...], Field(min_length=1)]
-    """The hospitals."""
+    sites: tuple[SiteEntry, ...] = ()
+    """The hospitals, one by one."""
+    partition: Partition | None = None
+    """In their place: one cohort that is shared out among hospitals."""
+    originals: str = ""
+    """Where public data are found and how they are converted: said where a cohort's are not on this machine."""
     allow_missing_sites: bool = False
     """Simulate without the sites whose data cannot be used; else nothing begins."""
 
@@ -174,6 +187,8 @@ class Scenario(Value):
     def _possible(self) -> Scenario:
         names = [site.name for site in self.sites]
         faults = _twice(names)
+        if bool(self.sites) == (self.partition is not None):
+            faults.append("give `sites`, or one cohort as `partition`")
         faults += [f"{s.name}.source: no other site is called {s.source}" for s in self.sites if not _known(s, names)]
         for diagnosis, there in CANCER_CASES.items():
             asked = sum(site.table.cases[diagnosis] for site in self.sites if site.table)
@@ -240,12 +255,12 @@ def _names(data: dict[str, Any]) -> list[str]:
 
 def _anchor(data: dict[str, Any], folder: Path) -> None:
     """Make the relative paths of all cohorts absolute, in place; what is no path is left for the check."""
-    sites = data.get("sites")
-    for site in sites if isinstance(sites, list) else []:
+    sites, shared = data.get("sites"), data.get("partition")
+    for site in [*(sites if isinstance(sites, list) else []), shared]:
         cohort = site.get("cohort") if isinstance(site, dict) else None
         for key in PATHS:
             if isinstance(cohort, dict) and isinstance(cohort.get(key), str):
-                cohort[key] = str(folder / Path(cohort[key]).expanduser())
+                cohort[key] = placed(cohort[key], folder)
 
 
 def _find(path: Path) -> Path:

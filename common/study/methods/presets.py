@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.recipes import (
     Method,
     adapt,
     adapted,
     fixbn,
+    logistic_probe,
     lp_ft,
     maml,
     moment_alignment,
@@ -25,6 +27,7 @@ from fedgraft.common.study.methods.recipes import (
 )
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
+    AdaptersProduct,
     Discriminant,
     Krum,
     Median,
@@ -96,6 +99,10 @@ PLANS: Mapping[str, Preset] = {
         "backbone frozen, heads solved in one exchange from the sites' sums (Fani et al. 2024)",
         lambda m: (probe(m),),
     ),
+    "logistic_probe": (
+        "backbone frozen, heads by Newton's method from the sites' sums: the pooled logistic regression",
+        lambda _: (logistic_probe(),),
+    ),
     "ncm_probe": (
         "backbone frozen, classes by the nearest mean feature, in one exchange from the sites' sums",
         lambda m: (probe(m, NearestMean()),),
@@ -124,6 +131,22 @@ PLANS: Mapping[str, Preset] = {
     "norm_and_head": (
         "norm layers and heads trained and averaged, all else frozen",
         lambda m: (rounds_of(m, "norm_and_heads", train="norm_and_heads"),),
+    ),
+    "lora": (
+        "low-rank adapters (model.adapters) and heads trained, each matrix averaged (FedIT, Zhang et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_and_heads", train="adapters_and_heads"),),
+    ),
+    "lora_product": (
+        "the same, but averaging what adapters add, split again into their rank (FlexLoRA, Bai et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_and_heads", train="adapters_and_heads", aggregate=AdaptersProduct()),),
+    ),
+    "fedsa_lora": (
+        "adapters and heads trained, B stays at the site (FedSA-LoRA, Guo et al. 2025)",
+        lambda m: (rounds_of(m, "adapters_a_and_heads", keep="adapters_b", train="adapters_and_heads"),),
+    ),
+    "ffa_lora": (
+        "the adapters' B and heads trained and averaged, A as it was drawn (FFA-LoRA, Sun et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_b_and_heads", train="adapters_b_and_heads"),),
     ),
     "fixbn": ("FedAvg, whose norm statistics stay fixed after a warm-up (Zhong et al. 2023)", fixbn),
     "layer_decay": (
@@ -218,9 +241,9 @@ def presets() -> dict[str, Preset]:
 
 def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
     """Stages of a preset, after the sums that a `table` needs; ValueError with the list of names for an unknown one."""
-    known = presets()
-    if method.name not in known:
-        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join(known)}")
-    stages = known[method.name][1](method)
+    known, plugged = presets(), names(Kind.METHODS)
+    if method.name not in [*known, *plugged]:
+        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join([*known, *plugged])}")
+    stages = known[method.name][1](method) if method.name in known else method_class(method.name).stages(method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
     return (standardise(method.columns), *stages) if table else stages

@@ -17,6 +17,19 @@ class Mean(Value):
     """A site counts by its examples, or as much as any other."""
 
 
+class AdaptersProduct(Value):
+    """As `mean`, but of low-rank adapters the mean of what they add, B A, split again into two of their rank.
+
+    The mean of products is not the product of means. Its best approximation of the adapters' rank is exact where sites
+    agree on a rank's worth of directions (Bai et al. 2024, "Federated fine-tuning of large language models under
+    heterogeneous tasks and client resources"; Eckart and Young 1936). A keeps its length, in rows at right angles.
+    """
+
+    kind: Literal["adapters_product"] = "adapters_product"
+    weight: Literal["examples", "equal"] = "examples"
+    """A site counts by its examples, or as much as any other."""
+
+
 class ServerOptimiser(Value):
     """The sites' mean change is a gradient for the coordinator's own optimiser (Reddi et al. 2021; Hsu et al. 2019).
 
@@ -100,6 +113,17 @@ class Newton(Value):
     ridge_penalty: Annotated[float, Field(gt=0)] | Literal["loso"] = "loso"
 
 
+class Logistic(Value):
+    """A step of Newton's method for logistic heads with the exact curvature: equal to the pooled step.
+
+    Some five to eight rounds end at the pooled logistic regression. `ridge_penalty` is relative to the number of cases,
+    on features as they are; `auto` is the number of features per case.
+    """
+
+    kind: Literal["logistic"] = "logistic"
+    ridge_penalty: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+
+
 class NearestMean(Value):
     """Closed-form head: a case belongs to the class whose mean feature is nearest, from the same sums as a ridge.
 
@@ -160,6 +184,6 @@ Robust = Median | TrimmedMean | Krum | ClippedMean
 """Aggregations that hold when a few sites send nonsense."""
 ClosedForm = Ridge | NearestMean | Discriminant
 """Aggregations that solve heads from sums of features and labels."""
-Sums = ClosedForm | Newton | Moments | Temper | Threshold | Standardise
+Sums = ClosedForm | Newton | Logistic | Moments | Temper | Threshold | Standardise
 """Aggregations that add up sums, not entries."""
-Aggregation = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]
+Aggregation = Annotated[Mean | AdaptersProduct | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]
