@@ -17,6 +17,7 @@ from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.rounds.exchange.attendance import attendance
+from fedgraft.server.rounds.improving import still_improving
 from fedgraft.server.rounds.outcome import RunOutcome, Totals
 from fedgraft.server.rounds.scores import Points
 from fedgraft.server.runs.run_folder import RunFolder
@@ -48,6 +49,7 @@ def write_result(
             *_measured(study, source, tags),
             *_remarks(study, totals.undecided),
             *_no_points(study, outcome.points),
+            *still_improving(study, rows),
         ],
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
@@ -193,6 +195,7 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Pr
         "table": study.input if isinstance(study.input, TableInput) else None,
         "held_out": measured.held_out if measured else held_out(study),
         "plugins": plugins_behind(study.model.architectures),
+        "adapters": study.model.adapters,
         "operating_points": {
             task: known for task, own in outcome.points.items() if (known := tuple(filter(None, own)))
         },
