@@ -50,7 +50,8 @@ def run(four: Hospitals, study: Study, tmp_path_factory: pytest.TempPathFactory)
 
 def kept(run: Path, study: Study, site: str) -> dict[str, np.ndarray]:
     tags = initialise(study).model.tags()
-    return kept_at_the_end(run / "sites" / site / "local_state" / study.digest, study, tags)
+    state = load_tensors(run / "model.safetensors")
+    return kept_at_the_end(run / "sites" / site / "local_state" / study.digest, study, tags, state)
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
