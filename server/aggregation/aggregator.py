@@ -34,6 +34,7 @@ from fedgraft.common.study.stages.aggregates import (
     Threshold,
     TrimmedMean,
 )
+from fedgraft.server.aggregation.clipped import ClippedMeanAggregator
 from fedgraft.server.aggregation.mean import MeanAggregator
 from fedgraft.server.aggregation.optimiser import ServerOptimiserAggregator
 from fedgraft.server.aggregation.ridge_penalty import choose
@@ -58,7 +59,9 @@ def aggregator_for(stage: Stage, tags: Tags, states: States | None = None) -> Ag
             return MeanAggregator(stage.aggregate, tags)
         case ServerOptimiser():
             return ServerOptimiserAggregator(stage, stage.aggregate, tags, states)
-        case Median() | TrimmedMean() | Krum() | ClippedMean():
+        case ClippedMean():
+            return ClippedMeanAggregator(stage.aggregate, tags)
+        case Median() | TrimmedMean() | Krum():
             return RobustAggregator(stage.aggregate, tags)
         case Nothing():
             return NothingAggregator()
