@@ -12,6 +12,7 @@ from scipy.special import expit, softmax
 from torch import Tensor
 
 from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.inference.adapted_model import read_adapted
 from fedgraft.client.inference.images import Picture
 from fedgraft.client.runtime.visit.local_state import LocalState
@@ -24,6 +25,7 @@ from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.methods.memory.carried import in_place
 from fedgraft.common.methods.memory.method import Ground
+from fedgraft.common.models.cluster_models import clusters_of, model_for
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import WeightsManifest, find, load_manifest
 from fedgraft.common.protocol.instructions import Arrays
@@ -45,11 +47,15 @@ class Reader:
     """A model that answers for images, by the classes of its tasks. WeightsError if the weights have no such heads.
 
     With `everything` it answers for tables too, and for tasks of other kinds. `site` is a simulated or deployed site's
-    folder of a run: its own norm layers and heads then stand in for the aggregated ones. InputError if there is no such
-    folder, or no run.
+    folder of a run: its own norm layers and heads then stand in for the aggregated ones, and of a run with clusters of
+    sites it is the model of its own. InputError if there is no such folder, or no run.
     """
 
     def __init__(self, ref: str, site: Path | None = None, *, everything: bool = False) -> None:
+        if site is not None and clusters_of(find(ref)):
+            ref = str(model_for(find(ref), read_site(site).name))
+        self.ref = ref
+        """The folder of the model, or the id of weights."""
         manifest = load_manifest(ref)
         given = manifest.input or (manifest.table if everything else None)
         if given is None or not (manifest.classes or (everything and manifest.tasks)):
@@ -176,6 +182,8 @@ def _of_site(run: Path, site: Path, reader: Reader, state: Arrays) -> dict[str, 
         raise InputError(f"{run}: has no study.yaml, so that a site's own entries cannot be found.")
     study, _ = read_study(run / "study.yaml")
     folder = site / "local_state" / study.digest
+    if not folder.is_dir() and study.clusters is not None:
+        return {}  # its name has chosen the model
     if not folder.is_dir():
         raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
     if not study.plan:

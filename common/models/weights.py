@@ -29,9 +29,10 @@ from fedgraft.common.base.files import (
 from fedgraft.common.base.value import unless
 from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.models.architecture import Architecture
+from fedgraft.common.models.cluster_models import choose, clusters_of, in_words
 from fedgraft.common.models.packaged_weights import packaged, read_packaged
 from fedgraft.common.plugins.plugin import Plugin
-from fedgraft.common.study.inputs import ImageInput, TableInput
+from fedgraft.common.study.inputs import FeaturesInput, ImageInput, TableInput
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.tasks import AnyTask
 
@@ -58,8 +59,8 @@ class WeightsManifest(BaseModel):
     """Tasks of other kinds with heads in the file."""
     base_models: Annotated[tuple[str, ...], Field(exclude_if=unless(()))] = ()
     """The base models' backbones, of an ensemble."""
-    table: Annotated[TableInput | None, Field(exclude_if=unless(None))] = None
-    """The columns that they were trained on, of weights for tables."""
+    table: Annotated[TableInput | FeaturesInput | None, Field(exclude_if=unless(None))] = None
+    """The columns that they were trained on, of weights for tables or features."""
     operating_points: Annotated[dict[str, tuple[OperatingPoint, ...]], Field(exclude_if=unless({}))] = Field(default={})
     """By task, and there by label, from which score on a case is positive, where the study asked for it."""
     held_out: Annotated[str, Field(exclude_if=unless(""))] = ""
@@ -133,6 +134,9 @@ def load_manifest(ref: str) -> WeightsManifest:
         # What was imported by hand has no seal; what a run wrote of its operating points must be that to the letter.
         return WeightsManifest.model_validate(unsealed(content, str(path)) if is_sealed(content) else content)
     except FileNotFoundError:
+        if clusters := clusters_of(path.parent):
+            words = f"{path.parent}: has a model for each cluster of sites: {in_words(clusters)}."
+            raise WeightsError(words, fix=choose(path.parent)) from None
         raise WeightsError(f"{path}: there is no such manifest.") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from None

@@ -6,7 +6,7 @@ A method is a composition of these values, never a branch in the trainer. `metho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.study.stages.aggregates import Aggregation, Nothing
-from fedgraft.common.study.stages.losses import SUPERVISED, Loss
+from fedgraft.common.study.stages.losses import SUPERVISED, Loss, PluggedLoss
 from fedgraft.common.study.stages.methods import AnyMethod
 from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.stages.stopping import EarlyStopping, WeightAveraging
@@ -179,9 +179,9 @@ class Statistics(Value):
     """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`.
 
     Of `residuals` it is features with what the heads get wrong, label less probability, and may be asked again after
-    each step. Of `base_models` (of an ensemble) and of `answers` (of the model's heads) it is the loss at each
-    temperature of a fixed grid. Of `distances` it is counts of how far features are from moments that were released
-    before.
+    each step; of `curvature` the same with how the loss curves, for exact steps. Of `base_models` (of an ensemble) and
+    of `answers` (of the model's heads) it is the loss at each temperature of a fixed grid. Of `distances` it is counts
+    of how far features are from moments that were released before.
 
     `split` are the cases that are summed: what is to weigh or calibrate finished models must be cases that these have
     not learnt from, `val`. In `single` precision sums of features travel in half the bytes, with 7 digits in place of
@@ -190,7 +190,7 @@ class Statistics(Value):
     """
 
     kind: Literal["statistics"] = "statistics"
-    of: Literal["features", "residuals", "columns", "base_models", "answers", "distances"] = "features"
+    of: Literal["features", "residuals", "curvature", "columns", "base_models", "answers", "distances"] = "features"
     """What is summed."""
     private: PrivateSums | None = None
     """The noise that the sums get; none if absent."""
@@ -237,3 +237,11 @@ class Stage(Value):
     """Ends the stage once validation no longer improves; it never ends early if absent."""
     weight_averaging: Annotated[WeightAveraging | None, Field(exclude_if=unless(None))] = None
     """Ends the stage with an average over its rounds; the last round's model if absent."""
+
+
+def plugged_losses(plan: Sequence[Stage]) -> Iterator[tuple[str, PluggedLoss]]:
+    """Losses that plug-ins bring, each with its key."""
+    for at, stage in enumerate(plan):
+        for number, loss in enumerate(stage.local.losses if isinstance(stage.local, Gradient) else ()):
+            if isinstance(loss, PluggedLoss):
+                yield f"plan.{at} ({stage.name}).local.losses.{number}", loss

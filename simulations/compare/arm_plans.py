@@ -28,6 +28,7 @@ def _arm_plan(question: Question, arm: Arm, against: Arm, studies: Mapping[str, 
         "fit": arm.fit.model_dump(mode="json") if question.shots else None,
         "model": plain["model"],
         "plan": plain["plan"],
+        "clusters": plain.get("clusters"),
         "differs": [] if arm is against else differs,
     }
 

@@ -26,6 +26,7 @@ from fedgraft.simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
+from fedgraft.simulations.compare.gains import alone_in, gains
 from fedgraft.simulations.compare.question import Expectation, Question
 from fedgraft.simulations.compare.running.cells import Cell, CellOutcome, outcome
 from fedgraft.simulations.compare.running.models import MERGED, Answers, Found
@@ -65,7 +66,7 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
     task = question.task or study.tasks[0].name
     floor = study.evaluate.floor
     drawn = {(group.arm, group.cases): _draw(group, task, question.metric, floor) for group in own}
-    seeds = max(group.seeds for group in own)
+    seeds, alone = max(group.seeds for group in own), alone_in(question)
     rows = []
     for cases in question.sizes:
         here = [group for group in own if group.cases == cases]
@@ -95,6 +96,8 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
                     if row["enough"]
                     else TOO_FEW,
                 }
+            if alone is not None and row["enough"]:
+                row["gains"] = gains(question, group.arm, drawn[group.arm, cases], drawn[alone, cases])
             rows.append(row)
     return {
         "name": question.name,
@@ -104,6 +107,7 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
         "metric": question.metric,
         "against": question.against,
         "margin": question.margin,
+        "alone": alone,
         "replicates": max(len(group.outcomes) for group in own),
         "seeds": seeds,
         "folds": question.folds,
@@ -160,6 +164,7 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question, floor: int) 
         "enough": enough,
         "by_replicate": [_number(float(macro[replicate][0])) for replicate in sorted(macro)],
         "difference": None,
+        "gains": None,
         "models": {str(seed): one.model for (seed, _), one in sorted(group.outcomes.items()) if one.model},
         "seconds": round(float(np.median([one.seconds for one in group.outcomes.values()])), 1),
         "troubles": troubles,

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.losses.adversarial import adversarial_loss
+from fedgraft.client.training.losses.adaptation.adversarial import adversarial_loss
+from fedgraft.client.training.losses.adaptation.discrepancy import discrepancy_loss
+from fedgraft.client.training.losses.adaptation.distill import distill_loss
+from fedgraft.client.training.losses.adaptation.infomax import infomax_loss
+from fedgraft.client.training.losses.adaptation.pseudo_label import pseudo_label_loss
 from fedgraft.client.training.losses.base import (
     ForwardOutput,
     LossFunction,
@@ -17,13 +21,9 @@ from fedgraft.client.training.losses.base import (
     StepContext,
     Visit,
 )
-from fedgraft.client.training.losses.discrepancy import discrepancy_loss
-from fedgraft.client.training.losses.distill import distill_loss
-from fedgraft.client.training.losses.infomax import infomax_loss
 from fedgraft.client.training.losses.machine import LocalMachine
 from fedgraft.client.training.losses.plugged import plugged_loss
 from fedgraft.client.training.losses.proximal import proximal_term
-from fedgraft.client.training.losses.pseudo_label import pseudo_label_loss
 from fedgraft.client.training.losses.supervised import supervised_loss
 from fedgraft.common.methods.memory.method import Pass
 from fedgraft.common.study.stages.losses import (

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.recipes import (
     Method,
     adapt,
     adapted,
     fixbn,
+    logistic_probe,
     lp_ft,
     maml,
     moment_alignment,
@@ -100,6 +102,10 @@ PLANS: Mapping[str, Preset] = {
     "ridge_probe": (
         "backbone frozen, heads solved in one exchange from the sites' sums (Fani et al. 2024)",
         lambda m: (probe(m),),
+    ),
+    "logistic_probe": (
+        "backbone frozen, heads by Newton's method from the sites' sums: the pooled logistic regression",
+        lambda _: (logistic_probe(),),
     ),
     "ncm_probe": (
         "backbone frozen, classes by the nearest mean feature, in one exchange from the sites' sums",
@@ -223,9 +229,9 @@ def presets() -> dict[str, Preset]:
 
 def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
     """Stages of a preset, after the sums that a `table` needs; ValueError with the list of names for an unknown one."""
-    known = presets()
-    if method.name not in known:
-        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join(known)}")
-    stages = known[method.name][1](method)
+    known, plugged = presets(), names(Kind.METHODS)
+    if method.name not in [*known, *plugged]:
+        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join([*known, *plugged])}")
+    stages = known[method.name][1](method) if method.name in known else method_class(method.name).stages(method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
     return (standardise(method.columns), *stages) if table else stages
