@@ -13,6 +13,7 @@ from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.faults.check_methods import check_memory
 from fedgraft.common.checks.faults.check_plugins import check_plugins
+from fedgraft.common.checks.local_work import CASES, MEASURED, describe_local
 from fedgraft.common.methods.memory.carried import methods_of
 from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
@@ -27,7 +28,6 @@ from fedgraft.common.study.plan import (
     Statistics,
 )
 from fedgraft.common.study.stages.aggregates import Newton, Ridge, Temper
-from fedgraft.common.study.stages.losses import SUPERVISED
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (
     AnyTask,
@@ -145,24 +145,6 @@ def plan_table(
     return table
 
 
-def describe_local(stage: Stage) -> str:
-    """A stage's local work: its optimiser and length, or which sums, and with noise or not."""
-    local = stage.local
-    if isinstance(local, Gradient):
-        length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
-        return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}{_beyond(local)}"
-    if isinstance(local, Statistics):
-        if local.of in _MEASURED:
-            return f"losses of {_MEASURED[local.of]} at each temperature, on {_CASES[local.split]}"
-        where = f" on {_CASES[local.split]}" if local.split != "train" else ""
-        return f"sums of {local.of}{where}" + (" with noise" if local.private is not None else "")
-    return "norm statistics from the site's own images"
-
-
-_MEASURED = {"base_models": "each base model", "answers": "the heads' answers"}
-_CASES = {"train": "training cases", "val": "validation cases"}
-
-
 def describe_task(task: AnyTask) -> str:
     """A task's name, what is predicted (and its unit), and its weight where it is not 1."""
     match task:
@@ -175,27 +157,6 @@ def describe_task(task: AnyTask) -> str:
         case _:
             what = f"one of {', '.join(task.classes)}"
     return f"{task.name}: {what}" + (f", weight {task.weight:g}" if task.weight != 1 else "")
-
-
-def _beyond(local: Gradient) -> str:
-    """What is not the same for all: other kinds of steps, other rates, more to minimise than the loss over labels."""
-    words = ""
-    if local.heads_first is not None:
-        words += f" after {local.heads_first} steps on heads alone"
-    if local.inner_steps is not None:
-        words += f", each gradient taken {local.inner_steps.steps} steps ahead (first-order MAML)"
-    if local.layer_decay != 1:
-        words += f", the rate times {local.layer_decay:g} for each block below the heads"
-    if local.losses != SUPERVISED:
-        words += ", on " + " + ".join(f"{loss.weight:g} x {loss.description}" for loss in local.losses)
-    if local.methods:
-        words += ", with " + " and ".join(method.description for method in local.methods)
-    if local.rollback is not None:
-        words += (
-            f", undone where the model names another class for more than {1 - local.rollback.agreement:.0%} of the "
-            "site's cases, or drifts to few classes"
-        )
-    return words
 
 
 def _ends(stage: Stage) -> str:
@@ -267,7 +228,7 @@ def _does(stage: Stage, row: dict[str, Any]) -> str:
 
 def _sums(local: Statistics, rounds: int) -> str:
     """What the sites send of their cases."""
-    cases = _CASES[local.split]
+    cases = CASES[local.split]
     match local.of:
         case "columns":
             noise = "" if local.private is None else " within its public range, with noise for differential privacy"
@@ -275,7 +236,7 @@ def _sums(local: Statistics, rounds: int) -> str:
         case "distances":
             return "count how far their validation images are from the mean of all sites' features, once"
         case "base_models" | "answers":
-            return f"send the loss of {_MEASURED[local.of]} at each temperature of a grid, over their {cases}, once"
+            return f"send the loss of {MEASURED[local.of]} at each temperature of a grid, over their {cases}, once"
         case "residuals":
             times = f"{rounds} times" if rounds > 1 else "once"
             return f"send sums of features and of what the heads get wrong on their {cases}, {times}"
@@ -302,7 +263,7 @@ def _solved(stage: Stage, local: Statistics) -> str:
     if local.retain_statistics:
         solved += ", and keeps each site's sums, so that a site can leave or join later"
     if isinstance(stage.aggregate, Temper):
-        solved += f", for {_MEASURED[local.of]}"
+        solved += f", for {MEASURED[local.of]}"
     return solved
 
 

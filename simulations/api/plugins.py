@@ -9,9 +9,10 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.backbones.named import ships
 from fedgraft.common.plugins.loading import load_plugin
 from fedgraft.common.plugins.registry import Kind, register
+from fedgraft.common.study.methods.presets import presets
 from fedgraft.common.study.stages.losses import OWN_LOSSES
 
-__all__ = ["load_plugin", "register_backbone", "register_loss"]
+__all__ = ["load_plugin", "register_backbone", "register_loss", "register_method"]
 
 Thing = TypeVar("Thing", bound=Callable[..., Any])
 
@@ -41,6 +42,18 @@ def register_loss(name: str, made: Thing | None = None) -> Any:
     if name in OWN_LOSSES:
         raise InputError(f"fedgraft has a loss {name!r} itself.", fix="Call yours something else.")
     return _registered(Kind.LOSSES, name, made)
+
+
+def register_method(name: str, method: Thing | None = None) -> Any:
+    """Let studies say `method: NAME`, or `methods: [{kind: NAME, ...}]` in a stage's local work. Also as a decorator.
+
+    The class is one of `fedgraft.common.methods.memory.method.Method`: its `kind` is the name, its other fields are its
+    keys. `common/methods/feddyn.py` is an example, and so is `examples/plugin/fedgraft_example/method.py`. InputError
+    for a name that fedgraft has. The entry points' group is `fedgraft.methods`.
+    """
+    if name in presets():
+        raise InputError(f"fedgraft has a method {name!r} itself.", fix="Call yours something else.")
+    return _registered(Kind.METHODS, name, method)
 
 
 def _registered(kind: Kind, name: str, thing: Thing | None) -> Any:
