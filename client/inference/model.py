@@ -25,8 +25,10 @@ from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.closed_form.ood import OodModel
 from fedgraft.common.methods.memory.carried import in_place
 from fedgraft.common.methods.memory.method import Ground
+from fedgraft.common.models.backbones.merging import merged
 from fedgraft.common.models.cluster_models import clusters_of, model_for
 from fedgraft.common.models.initialise import initialise
+from fedgraft.common.models.model import state_arrays
 from fedgraft.common.models.weights import WeightsManifest, find, load_manifest
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.inputs import InputSpec
@@ -85,7 +87,13 @@ class Reader:
         self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
         adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
         base_models = tuple(BaseModelSpec(backbone=backbone) for backbone in manifest.base_models)
-        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", base_models=base_models)
+        model = Model(
+            backbone=manifest.backbone,
+            weights=str(find(ref)),
+            heads="weights",
+            base_models=base_models,
+            adapters=manifest.adapters,
+        )
         # An ensemble was built for all its tasks.
         self.others = manifest.tasks if everything or base_models else ()
         """Tasks of other kinds than classes."""
@@ -93,6 +101,17 @@ class Reader:
         self.manifest = manifest
         code = manifest.plugins
         self.study = Study(name="predict", tasks=tasks, input=given, model=model, plan=(adapt,), plugins=code)
+
+    def merge(self) -> None:
+        """Put low-rank adapters into the entries that they add to: the same answers, from the plain network."""
+        if (adapters := self.study.model.adapters) is None:
+            return
+        plain = merged(state_arrays(self.local_model.model), adapters.scale)
+        model = self.study.model.model_copy(update={"adapters": None})
+        self.study = self.study.model_copy(update={"model": model})
+        self.local_model = LocalModel(self.study, self.local_model.device)
+        self.local_model.load(plain)
+        self.local_model.model.eval()
 
     def loader(self, some: Sequence[Picture]) -> Loader:
         """Images as the model sees them; all are given."""

@@ -187,6 +187,7 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Pr
         "table": study.input if isinstance(study.input, TableInput) else None,
         "held_out": measured.held_out if measured else held_out(study),
         "plugins": plugins_behind(study.model.architectures),
+        "adapters": study.model.adapters,
         "operating_points": {
             task: known for task, own in outcome.points.items() if (known := tuple(filter(None, own)))
         },

@@ -27,6 +27,7 @@ from fedgraft.common.study.methods.recipes import (
 )
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
+    AdaptersProduct,
     ClippedMean,
     Discriminant,
     Krum,
@@ -135,6 +136,22 @@ PLANS: Mapping[str, Preset] = {
     "norm_and_head": (
         "norm layers and heads trained and averaged, all else frozen",
         lambda m: (rounds_of(m, "norm_and_heads", train="norm_and_heads"),),
+    ),
+    "lora": (
+        "low-rank adapters (model.adapters) and heads trained, each matrix averaged (FedIT, Zhang et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_and_heads", train="adapters_and_heads"),),
+    ),
+    "lora_product": (
+        "the same, but averaging what adapters add, split again into their rank (FlexLoRA, Bai et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_and_heads", train="adapters_and_heads", aggregate=AdaptersProduct()),),
+    ),
+    "fedsa_lora": (
+        "adapters and heads trained, B stays at the site (FedSA-LoRA, Guo et al. 2025)",
+        lambda m: (rounds_of(m, "adapters_a_and_heads", keep="adapters_b", train="adapters_and_heads"),),
+    ),
+    "ffa_lora": (
+        "the adapters' B and heads trained and averaged, A as it was drawn (FFA-LoRA, Sun et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_b_and_heads", train="adapters_b_and_heads"),),
     ),
     "fixbn": ("FedAvg, whose norm statistics stay fixed after a warm-up (Zhong et al. 2023)", fixbn),
     "layer_decay": (
