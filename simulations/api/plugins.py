@@ -11,9 +11,10 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.backbones.named import ships
 from fedgraft.common.plugins.loading import load_plugin
 from fedgraft.common.plugins.registry import Kind, register
+from fedgraft.common.study.methods.presets import presets
 from fedgraft.common.study.stages.losses import OWN_LOSSES
 
-__all__ = ["load_plugin", "register_backbone", "register_loss", "register_reader"]
+__all__ = ["load_plugin", "register_backbone", "register_loss", "register_method", "register_reader"]
 
 Thing = TypeVar("Thing", bound=Callable[..., Any])
 
@@ -58,6 +59,18 @@ def register_reader(name: str, kind: DataKind) -> DataKind:
         raise InputError(f"The reader {name!r} is no fedgraft.client.data.kinds.Kind.", fix="See docs/how_to/data.md.")
     register(Kind.READERS, name, kind)
     return kind
+
+
+def register_method(name: str, method: Thing | None = None) -> Any:
+    """Let studies say `method: NAME`, or `methods: [{kind: NAME, ...}]` in a stage's local work. Also as a decorator.
+
+    The class is one of `fedgraft.common.methods.memory.method.Method`: its `kind` is the name, its other fields are its
+    keys. `common/methods/feddyn.py` is an example, and so is `examples/plugin/fedgraft_example/method.py`. InputError
+    for a name that fedgraft has. The entry points' group is `fedgraft.methods`.
+    """
+    if name in presets():
+        raise InputError(f"fedgraft has a method {name!r} itself.", fix="Call yours something else.")
+    return _registered(Kind.METHODS, name, method)
 
 
 def _registered(kind: Kind, name: str, thing: Thing | None) -> Any:
