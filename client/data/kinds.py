@@ -22,7 +22,7 @@ JOIN_KEYS: Mapping[Join, tuple[str, ...]] = {
 """Usual names of the column that a labels table is joined by."""
 
 _READERS = "fedgraft.client.data.readers"
-_OF_IMAGES = frozenset({"labels", "mask_images", "frames", "split_column", "split_file"})
+_OF_IMAGES = frozenset({"labels", "cases", "mask_images", "frames", "split_column", "split_file"})
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ KINDS: dict[str, Kind] = {
     "features": Kind(
         f"{_READERS}.features:FeatureReader",
         inputs=("features",),
-        keys=frozenset({"labels", "patient_column", "split_column", "split_file", "columns", "extractor"}),
+        keys=frozenset({"labels", "cases", "patient_column", "split_column", "split_file", "columns", "extractor"}),
         joins=("patient", "study", "series", "sop", "path"),
         one_file=True,
         folder_labels=True,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from fedgraft.common.checks.faults.check_adapters import check_adapters, check_product
+from fedgraft.common.checks.faults.check_clusters import check_clusters
 from fedgraft.common.checks.faults.check_columns import check_columns
 from fedgraft.common.checks.faults.check_ensemble import check_calibration, check_ensemble
 from fedgraft.common.checks.faults.check_length import check_length
@@ -18,6 +20,7 @@ from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.protocol.routing import changed, own, sends_sums, stays
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import (
+    ADAPTERS,
     Gradient,
     Recalibrate,
     Role,
@@ -98,8 +101,10 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         faults += _operating_point(study)
     faults += check_metrics(study)
     faults += check_source(study)
+    faults += check_clusters(study, study.clusters, tags) if study.clusters is not None else []
     faults += check_ood(study, tags)
     faults += check_ensemble(study)
+    faults += check_adapters(study, tags)
     faults += _secure(study) if study.secure_aggregation else []
     if study.mask_heads and isinstance(study.input, TableInput):
         faults.append(f"tasks: {', '.join(study.mask_heads)} asks for masks, but the study's input is a table")
@@ -181,6 +186,7 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     yield from _guessing(study, local)
     yield from _kinds(study, local)
     yield from check_stopping(study, stage, local, tags)
+    yield from check_product(stage, tags)
     if local.augment is not None and isinstance(study.input, TableInput):
         yield "local.augment: is for images, but the study's input is a table"
     if isinstance(stage.aggregate, Sums):
@@ -226,8 +232,11 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
         )
     backbone = study.model.backbone
     why = only_heads_because(backbone)
-    if why is not None and any(tags[key].role is not Role.HEAD for key in moves):
-        yield f"local.train: {backbone} {why}, so it cannot be trained privately; train heads"
+    if why is not None and any(tags[key].role not in {Role.HEAD} | ADAPTERS for key in moves):
+        yield (
+            f"local.train: {backbone} {why}, so it cannot be trained privately; train heads, or give it adapters "
+            "(model.adapters) and train adapters_and_heads"
+        )
 
 
 def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fedgraft.common.base.errors import FedgraftError, StudyError
+from fedgraft.common.checks.adapter_words import mean_of_adapters
 from fedgraft.common.checks.check import check
+from fedgraft.common.checks.check_input import input_faults
+from fedgraft.common.checks.check_plugins import check_plugins
 from fedgraft.common.checks.faults.check_methods import check_memory
-from fedgraft.common.checks.faults.check_plugins import check_plugins
+from fedgraft.common.methods.memory.carried import methods_of
 from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
-from fedgraft.common.protocol.routing import Tags, changed, sent
-from fedgraft.common.study.inputs import ImageInput
+from fedgraft.common.protocol.routing import Tags, changed, sends_sums, sent
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -67,7 +67,7 @@ def check_study(study: Study, source: str) -> Checked:
         faults += check_memory(study, begin.architecture.tags, forms)
     manifest = begin.provenance.manifest
     if manifest is not None and manifest.input is not None and manifest.input != study.input:
-        faults += _input_faults(study, manifest.input)
+        faults += input_faults(study, manifest.input)
     if faults:
         raise StudyError(source, faults)
     return begin
@@ -80,31 +80,6 @@ def _begin(study: Study) -> Checked:
     for teacher in filter(None, map(study.teacher_of, study.plan)):
         learnt(study, teacher, architecture_of(blueprint(study, teacher, plain=True)))
     return Checked(own, provenance)
-
-
-def _input_faults(study: Study, wanted: ImageInput) -> list[str]:
-    """How the images differ from those that the weights were trained on; size and channels are adapted, values not."""
-    if not isinstance(study.input, ImageInput):
-        return [f"input.kind: is table, but the weights {study.model.weights} are for images"]
-    own, channels = study.input, study.input.channels
-    if own.normalise != wanted.normalise:
-        found, trained = own.normalise, wanted.normalise
-        return [f"input.normalise: is {found}, but the weights {study.model.weights} were trained with {trained}"]
-    if own.normalise != "fixed":
-        return []
-    faults = []
-    for key, values, needed in (("mean", own.mean, wanted.mean), ("std", own.std, wanted.std)):
-        asked = _for_channels(needed, channels)
-        if not np.allclose(np.broadcast_to(values, channels), asked, atol=1e-3):
-            faults.append(
-                f"input.{key}: is {list(values)}, but the weights {study.model.weights} need {asked.tolist()}"
-            )
-    return faults
-
-
-def _for_channels(values: tuple[float, ...], channels: int) -> np.ndarray:
-    """Constants for another number of channels: grey images take the mean over colours, as the stem does."""
-    return np.round(np.mean(values), 3) * np.ones(1) if channels == 1 else np.broadcast_to(values, channels)
 
 
 def explain(study: Study, source: str) -> Explained:
@@ -202,8 +177,7 @@ def _ends(stage: Stage) -> str:
     if stage.early_stopping is not None:
         return (
             f"; ends early, with the best model so far, once the sites' mean {stage.early_stopping.metric} on "
-            f"validation "
-            f"has not risen for {stage.early_stopping.patience} rounds"
+            f"validation has not risen for {stage.early_stopping.patience} rounds"
         )
     if stage.weight_averaging is None:
         return ""
@@ -241,12 +215,13 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
     what = _does(stage, row)
     if isinstance(stage.local, Statistics):
         return f"{who} {what}; the coordinator solves {_solved(stage, stage.local)}."
+    beside = "".join(f"; {method.travels}" for method in methods_of(stage) if method.travels)
     if row["shared_parameters"] == 0:
-        return f"{who} {what}; nothing leaves the site."
+        return f"{who} {what}; {'no entry' if sends_sums(stage) else 'nothing'} leaves the site{beside}."
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
-    travels = f"{row['shared_parameters']:,} numbers travel each round{rest}"
-    return f"{who} {what}; {travels}; aggregated by {row['aggregate']}{_ends(stage)}."
+    travels = f"{row['shared_parameters']:,} numbers travel each round{rest}{beside}"
+    return f"{who} {what}; {travels}; aggregated by {row['aggregate']}{mean_of_adapters(stage)}{_ends(stage)}."
 
 
 def _does(stage: Stage, row: dict[str, Any]) -> str:

@@ -90,7 +90,7 @@ def plugged_metric(name: str) -> PluggedMetric:
         )
     if not facts.tasks or not set(facts.tasks) <= set(_KINDS):
         raise InputError(
-            f"The metric {name!r} does not say for which tasks it is.",
+            f"The metric {name!r} does not say what tasks it is for.",
             fix=f"Set `tasks` to any of {', '.join(_KINDS)}.",
         )
     low, high = getattr(made, "adds", (0.0, 1.0))

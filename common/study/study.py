@@ -19,6 +19,7 @@ from fedgraft.common.config.config_files import describe, of_overrides, override
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import Kind, names
+from fedgraft.common.study.clusters import Clusters, begins_at
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
@@ -59,6 +60,8 @@ class Study(Value):
     """When a round counts, and when a run has completed."""
     evaluate: Evaluation = Evaluation()
     """When, on what and how sites measure the model."""
+    clusters: Annotated[Clusters | None, Field(exclude_if=unless(None))] = None
+    """Groups of sites that are alike, each with a model of its own; None for one model of all sites."""
     secure_aggregation: bool = False
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
@@ -96,6 +99,12 @@ class Study(Value):
         for key, loss in plugged_losses(self.plan) if not self.plugins else ():
             if loss.kind not in (known := names(Kind.LOSSES)):
                 raise ValueError(f"{key}: there is no loss {loss.kind!r}{instead(loss.kind, [*OWN_LOSSES, *known])}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_place_for_clusters(self) -> Study:
+        if self.clusters is not None:
+            begins_at(self.clusters, self.plan)
         return self
 
     @model_validator(mode="before")

@@ -18,8 +18,8 @@ from fedgraft.common.base.console.terminal import (
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_private
+from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import load_scenario
 from fedgraft.simulations.planning.curve import (

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedgraft.common.base.console.terminal import OUT, say
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.checks.explain import (
     Checked,
     check_study,
@@ -19,7 +20,6 @@ from fedgraft.common.checks.explain import (
     explain,
     sentence,
 )
-from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.common.protocol.routing import releases_plainly
 from fedgraft.common.secure_aggregation.masking import FEWEST
 from fedgraft.common.study.study import Study
@@ -55,6 +55,8 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *
         say(f"Asks for {describe_task(task)}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
         say(f"{number}. {stage.name}: {sentence(stage, row)}")
+    if study.clusters is not None:
+        say(study.clusters.description)
     if not study.plan:
         say("Nobody trains, and no entry leaves a site: each measures this model on its test cases, and sends figures.")
     if study.secure_aggregation:

@@ -123,6 +123,12 @@ def fixbn(method: Method) -> tuple[Stage, ...]:
     return warm, fixed.model_copy(update={"name": "fixed", "rounds": then})
 
 
+def probe_finetune(method: Method) -> tuple[Stage, ...]:
+    """A ridge head first, so that gradients do not tear at the features; then all entries, norm statistics fixed."""
+    fixed = method.local.model_copy(update={"fixed_norm_stats": True})
+    return probe(method), rounds_of(method.model_copy(update={"local": fixed}), "all")
+
+
 def adapted(method: Method, *losses: Loss) -> Stage:
     """Sites with labels or without learn the source's task on features that do not tell the two apart."""
     local = method.local.model_copy(update={"losses": losses})

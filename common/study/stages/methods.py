@@ -20,6 +20,12 @@ _HERE = "fedgraft.common.methods"
 METHODS: Mapping[str, str] = {
     "scaffold": f"{_HERE}.scaffold:Scaffold",
     "feddyn": f"{_HERE}.feddyn:FedDyn",
+    "fedsam": f"{_HERE}.fedsam:FedSAM",
+    "fedala": f"{_HERE}.fedala:FedALA",
+    "apfl": f"{_HERE}.apfl:APFL",
+    "moon": f"{_HERE}.moon:Moon",
+    "fedproto": f"{_HERE}.fedproto:FedProto",
+    "feddecorr": f"{_HERE}.feddecorr:FedDecorr",
 }
 """By kind the module and the class of a method."""
 

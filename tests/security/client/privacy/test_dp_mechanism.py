@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedgraft.client.attacks import attack_target as audit
 from fedgraft.client.privacy.dp import secret, units
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.model.loader import Loader
@@ -22,7 +23,6 @@ from fedgraft.common.models.model import TransferModel
 from fedgraft.common.study.plan import Role, named
 from fedgraft.common.study.stages.training import Augment
 from fedgraft.common.study.study import parse_study
-from fedgraft.simulations.audit.attacks import attack_target as audit
 from fedgraft.simulations.audit.attacks.mechanism import CHECKS, mechanism
 from fedgraft.simulations.audit.findings import Finding
 from helpers import sabotage

@@ -9,8 +9,8 @@ import pytest
 
 import fedgraft as fg
 from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.checks.check_plugins import pinned
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.checks.faults.check_plugins import pinned
 from fedgraft.common.metrics.plugged import plugged_metric, read_more, values_of, with_more
 from fedgraft.common.metrics.shown import shown
 from fedgraft.common.metrics.sums.task_metrics import add, arrays_of, parted, sums_of, usual, zero
