@@ -9,23 +9,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe, put, read_mapping
-from fedgraft.common.config.suggest import instead
-from fedgraft.common.metrics.plugged import metric_named
 from fedgraft.common.models.weights import load_manifest
-from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.methods.presets import presets
 from fedgraft.common.study.model_spec import ENSEMBLE, Model
 from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.compare.comparable import metric_faults
 from fedgraft.simulations.compare.work import preset
 
 Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
-OWN = ("auroc", "accuracy", "balanced_accuracy", "brier")
-"""Metrics that `bootstrap` draws anew; all others are plug-ins', which are made of what each case adds."""
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
 _NONE: Mapping[str, Study] = MappingProxyType({})
 ARM = "arm:"
@@ -216,7 +212,7 @@ class Question(Value):
         for one in self.expect:
             if one.cases is not None and one.cases not in self.sizes:
                 faults.append(f"expect: {one.cases} is not among the cases or shots")
-        faults += _metric_faults(self.metric)
+        faults += metric_faults(self.metric)
         faults += self._few() if self.shots else []
         if faults:
             raise ValueError("; ".join(faults))
@@ -238,20 +234,6 @@ class Question(Value):
         if others:
             faults.append(f"arms: {', '.join(others)} must be for a new_site, or of nobody, where there are shots")
         return faults
-
-
-def _metric_faults(name: str) -> list[str]:
-    if name in OWN:
-        return []
-    if name not in (known := names(Kind.METRICS)):
-        return [f"metric: there is no {name!r} to compare by{instead(name, [*OWN, *known])}"]
-    try:
-        found = metric_named(name)
-    except InputError as error:
-        return [f"metric: {error}"]
-    if "multiclass" not in found.tasks or found.better == "near_0":
-        return [f"metric: {name} is for {', '.join(found.tasks)}; only classes can be compared yet, by more or by less"]
-    return []
 
 
 class Questions(Value):

@@ -26,9 +26,10 @@ from fedgraft.simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
+from fedgraft.simulations.compare.comparable import OWN
 from fedgraft.simulations.compare.gains import alone_in, gains
 from fedgraft.simulations.compare.paired import Drawn, against_control, differences
-from fedgraft.simulations.compare.question import OWN, Expectation, Question
+from fedgraft.simulations.compare.question import Expectation, Question
 from fedgraft.simulations.compare.running.cells import Cell, CellOutcome, outcome
 from fedgraft.simulations.compare.running.models import MERGED, Answers, Found
 
