@@ -28,6 +28,7 @@ _LABELS = (
 _SITES = ("hospital", "site", "center", "centre", "clinic", "institution")
 _SPLITS = ("split", "partition", "subset")
 _SPLIT_WORDS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
+_TELLS = 0.98
 _MOST_CLASSES, _MOST_CATEGORIES, _MOST_SITES = 30, 12, 100
 
 
@@ -46,6 +47,8 @@ class Columns:
     numeric: tuple[str, ...]
     categorical: dict[str, tuple[str, ...]]
     unused: tuple[str, ...]
+    telling: tuple[str, ...] = ()
+    """Columns that give the label away, and so are no inputs: the answer in other words."""
 
 
 def guess(table: Table, keys: Collection[str] = ()) -> Columns:
@@ -60,6 +63,8 @@ def guess(table: Table, keys: Collection[str] = ()) -> Columns:
         (name for name in reversed(rest) if 2 <= len(words[name]) <= _MOST_CLASSES and not _numbers(table, name)), None
     )
     rest = [name for name in rest if name != label]
+    telling = tuple(name for name in rest if label is not None and _tells(table, name, label))
+    rest = [name for name in rest if name not in telling]
     numeric = tuple(name for name in rest if words[name] and _numbers(table, name) and not _counts(table, name))
     categorical = {
         name: tuple(sorted(words[name]))
@@ -69,7 +74,7 @@ def guess(table: Table, keys: Collection[str] = ()) -> Columns:
     own = _single(words[label]) if label is not None else Counter()
     bars = label is not None and any("|" in word for word in words[label])
     unused = tuple(name for name in rest if name not in numeric and name not in categorical)
-    return Columns(label, tuple(sorted(own)), bars, patient, split, site, numeric, categorical, unused)
+    return Columns(label, tuple(sorted(own)), bars, patient, split, site, numeric, categorical, unused, telling)
 
 
 def _words(table: Table, name: str) -> Counter[str]:
@@ -95,6 +100,18 @@ def _named(header: Sequence[str], usual: Sequence[str], fits: object = None) -> 
 def _numbers(table: Table, name: str) -> bool:
     cells = (table.cell(at, row, name) for at, row in enumerate(table.rows))
     return all(finite(cell) is not None for cell in cells if cell.text.strip().lower() not in MISSING)
+
+
+def _tells(table: Table, name: str, label: str) -> bool:
+    """Whether a column of a few words or numbers says the label: each stands beside one class alone, or nearly so."""
+    beside: dict[str, Counter[str]] = {}
+    for row in table.rows:
+        if row[name].strip().lower() not in MISSING and row[label].strip().lower() not in MISSING:
+            beside.setdefault(row[name], Counter())[row[label]] += 1
+    cases = sum(counts.total() for counts in beside.values())
+    few = len(beside) <= _MOST_CATEGORIES and cases > 5 * len(beside)
+    classes = {most for counts in beside.values() for most, _ in counts.most_common(1)}
+    return few and len(classes) > 1 and sum(max(counts.values()) for counts in beside.values()) >= _TELLS * cases
 
 
 def _counts(table: Table, name: str) -> bool:

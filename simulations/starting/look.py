@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -51,7 +53,22 @@ def places(folder: Path) -> dict[str, Place]:
             for name in found.keys() - usable.keys():
                 usable[min(usable)].said.append(f"left out: the folder {name}, in which nothing was found")
             return usable
-    return {"": look(folder)}
+    return _tables_alike(folder) or {"": look(folder)}
+
+
+def _tables_alike(folder: Path) -> dict[str, Place]:
+    """Tables with the same columns, one for each hospital, where there is nothing else; else none."""
+    files = [path for path in walk(folder).files if _kind_of(path) in {"csv", "dicom", "images", "nifti", "npz"}]
+    if len(files) < 2 or any(_kind_of(path) != "csv" for path in files):
+        return {}
+    try:
+        headers = {tuple(read_csv(path).rows[0]) for path in files}
+    except DataError:
+        return {}
+    names = [re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem) for path in files]
+    if len(headers) != 1 or len({name.lower() for name in names}) < len(names):
+        return {}
+    return {name: look(path) for name, path in zip(names, files, strict=True)}
 
 
 def _is_one_site(folder: Path, below: list[Path]) -> bool:
@@ -72,7 +89,7 @@ def look(path: Path) -> Place:
     tables, counts = kinds.get("csv", []), Counter({kind: len(found) for kind, found in kinds.items()})
     main = max(("dicom", "images", "nifti", "npz"), key=lambda kind: counts[kind])
     if counts[main]:
-        place.kind, place.sample = main, kinds[main][:_SAMPLE]
+        place.kind, place.sample = main, kinds[main][:: max(1, len(kinds[main]) // _SAMPLE)]
         _with_files(place, path, kinds[main], tables)
     elif tables:
         _table(place, tables)
@@ -121,7 +138,7 @@ def _with_files(place: Place, root: Path, files: list[Path], tables: list[Path])
         return
     place.cohort = {"kind": place.kind, "root": root}
     for path in tables:
-        if _joined(place, root, files[:_SAMPLE], path):
+        if _joined(place, root, files, path):
             place.said += [f"left out: the table {other.name}" for other in tables if other != path]
             return
     place.said += [f"left out: the table {path.name}, whose keys are none of the files'" for path in tables]
@@ -131,23 +148,29 @@ def _with_files(place: Place, root: Path, files: list[Path], tables: list[Path])
         place.said.append(f"labels are the names of sub-folders: {', '.join(folders)}")
 
 
-def _joined(place: Place, root: Path, sample: list[Path], path: Path) -> bool:
-    """Whether a table lists the files, and then by which column; the cohort gets it as its labels."""
+def _joined(place: Place, root: Path, files: list[Path], path: Path) -> bool:
+    """Whether a table lists the files, and then by which column; the cohort gets it as its labels.
+
+    Its paths may count from a folder further down, in which all files are.
+    """
     try:
         table = read_csv(path)
     except DataError:
         return False
-    keys = _keys_of(place, root, sample)
-    by: list[tuple[int, Join, str]] = []
-    for join, wanted in keys.items():
-        for name in table.rows[0]:
-            there = {row[name] for row in table.rows}
-            by.append((sum(key in there for key in wanted), join, name))
-    hits, join, column = max(by, key=lambda one: one[0], default=(0, "path", ""))
+    common = Path(os.path.commonpath([one.parent for one in files]))
+    below = [base for base in (root, *reversed(common.parents), common) if base.is_relative_to(root)]
+    by: list[tuple[int, Join, str, Path]] = []
+    for base in dict.fromkeys(below):
+        for join, wanted in _keys_of(place, base, place.sample).items():
+            for name in table.rows[0]:
+                there = {row[name] for row in table.rows}
+                by.append((sum(key in there for key in wanted), join, name, base))
+    hits, join, column, base = max(by, key=lambda one: one[0], default=(0, "path", "", root))
     if not hits:
         return False
     place.columns = guess(table, {column} if join == "path" else ())
-    place.cohort |= {"labels": path, "key_column": column} | ({"join": join} if place.kind == "dicom" else {})
+    place.cohort |= {"root": base, "labels": path, "key_column": column}
+    place.cohort |= {"join": join} if place.kind == "dicom" else {}
     if place.columns.patient and place.kind != "dicom":
         place.cohort["patient_column"] = place.columns.patient
     place.said.append(f"labels are in {path.name}, joined by {join} in column {column!r}")

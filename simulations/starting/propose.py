@@ -114,10 +114,13 @@ def _shape_of(path: Path) -> tuple[int, bool]:
 def _columns(places: list[Place], said: list[str]) -> dict[str, Any]:
     """Columns that all tables have; a category is one if any site has it."""
     known = [place.columns for place in places if place.columns is not None]
+    telling = sorted({name for one in known for name in one.telling})
+    if telling:
+        said.append(f"left out: the columns {', '.join(telling)}, each of which gives the label away")
     numeric = [name for name in known[0].numeric if all(name in one.numeric for one in known)]
     shared = [name for name in known[0].categorical if all(name in one.categorical for one in known)]
     categorical = {name: sorted({word for one in known for word in one.categorical[name]}) for name in shared}
-    lost = {name for one in known for name in (*one.numeric, *one.categorical)} - set(numeric) - set(shared)
+    lost = {name for one in known for name in (*one.numeric, *one.categorical)} - {*numeric, *shared, *telling}
     if lost:
         said.append(f"left out: the columns {', '.join(sorted(lost))}, which not all tables have alike")
     if not numeric and not categorical:
@@ -139,7 +142,7 @@ def _model(given: Mapping[str, Any]) -> dict[str, Any]:
 def _scenario(found: Mapping[str, Place], name: str, task: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
     cohorts = {site: _cohort(place, task) for site, place in found.items()}
     if "" not in found:
-        said.append(f"{len(found)} hospitals, a folder each: {', '.join(found)}")
+        said.append(f"{len(found)} hospitals: {', '.join(found)}")
         return {"name": name, "sites": [{"name": site, "cohort": cohort} for site, cohort in cohorts.items()]}
     (place,) = found.values()
     by: dict[str, Any] = {"kind": "sizes", "shares": [0.4, 0.3, 0.3]}

@@ -32,8 +32,9 @@ def images_and_a_table(root: Path) -> None:
     (root / "png").mkdir(parents=True)
     rows = ["file,subject,Finding Labels,age"]
     for at in range(30):
-        Image.fromarray(RNG.integers(0, 255, (40, 40), np.uint8)).save(root / "png" / f"{at}.png")
-        rows.append(f"png/{at}.png,S{at // 2},{('Mass|Edema', 'No Finding', 'Mass')[at // 2 % 3]},{at}")
+        (root / "png" / f"w{at % 2}").mkdir(exist_ok=True)  # paths in the table count from the folder png
+        Image.fromarray(RNG.integers(0, 255, (40, 40), np.uint8)).save(root / "png" / f"w{at % 2}" / f"{at}.png")
+        rows.append(f"w{at % 2}/{at}.png,S{at // 2},{('Mass|Edema', 'No Finding', 'Mass')[at // 2 % 3]},{at}")
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
 
 
@@ -45,6 +46,13 @@ def a_table_with_hospitals(root: Path) -> None:
         for at in range(90):
             place, outcome = ("St. Mary", "North", "West")[at % 3], ("dead", "alive")[at // 3 % 2]
             writer.writerow([f"P{at}", place, at, "fm"[at % 2], f"text {at}", outcome])
+
+
+def tables_alike(root: Path) -> None:
+    for name in ("clinic a", "north"):
+        root.mkdir(exist_ok=True)
+        rows = [f"P{at},{at % 7},{at % 2 * (1 + at % 3)},{('no', 'yes')[at % 2]}" for at in range(40)]
+        (root / f"{name}.csv").write_text("\n".join(["subject,age,severity,disease", *rows]) + "\n")
 
 
 def hospitals_in_folders(root: Path) -> None:
@@ -89,7 +97,12 @@ LAYOUTS: dict[Callable[[Path], None], tuple[str, ...]] = {
         "left out: the columns comment",
         "hospitals are the values of column 'hospital'",
     ),
-    hospitals_in_folders: ("2 hospitals, a folder each: east, north", "east: labels are in images.csv"),
+    tables_alike: (
+        "2 hospitals: clinic_a, north",
+        "the label is column 'disease'",
+        "columns severity, each of which gives",
+    ),
+    hospitals_in_folders: ("2 hospitals: east, north", "east: labels are in images.csv"),
     dicom: ("joined by patient in column 'PatientID'",),
     nifti: ("classes: nodule, none",),
     benchmark: ("2 classes, whose names the file does not say", "the data bring their own split"),
@@ -116,7 +129,7 @@ def test_what_it_writes_runs(make, command: Command, tmp_path: Path) -> None:
         resume(set_up(choose(study, few, None), tmp_path / "run", lambda _: None))
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "completed"
     sites = json.loads((tmp_path / "run" / "sites" / "index.json").read_text())
-    assert len(sites) == (2 if make is hospitals_in_folders else 3)
+    assert len(sites) == (2 if make in {hospitals_in_folders, tables_alike} else 3)
 
 
 def test_nothing_is_overwritten(command: Command, tmp_path: Path) -> None:
