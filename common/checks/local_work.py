@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
+from fedgraft.common.checks.sums_in_words import CASES, MEASURED
 from fedgraft.common.study.plan import Gradient, Stage, Statistics
 from fedgraft.common.study.stages.losses import SUPERVISED
-
-MEASURED = {"base_models": "each base model", "answers": "the heads' answers"}
-"""What losses at each temperature are of."""
-CASES = {"train": "training cases", "val": "validation cases"}
-"""Cases of a split."""
 
 
 def describe_local(stage: Stage) -> str:

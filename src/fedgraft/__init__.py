@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from fedgraft.common.base.errors import FedgraftError
     from fedgraft.common.study.study import Study
     from fedgraft.simulations.api.comparison import Comparison, compare, load_comparison
-    from fedgraft.simulations.api.plugins import load_plugin, register_backbone, register_loss, register_method
+    from fedgraft.simulations.api.plugins import (
+        load_plugin,
+        register_backbone,
+        register_loss,
+        register_method,
+        register_reader,
+    )
     from fedgraft.simulations.api.runs import Run, load_run
     from fedgraft.simulations.api.simulate import resume, simulate
     from fedgraft.simulations.api.studies import Explanation, explain, price
@@ -51,6 +57,7 @@ _PLACES = {
     "register_backbone": "simulations.api.plugins",
     "register_loss": "simulations.api.plugins",
     "register_method": "simulations.api.plugins",
+    "register_reader": "simulations.api.plugins",
     "resume": "simulations.api.simulate",
     "simulate": "simulations.api.simulate",
 }
@@ -69,6 +76,7 @@ __all__ = [  # noqa: RUF022 - the order in which they are used
     "register_backbone",
     "register_loss",
     "register_method",
+    "register_reader",
     "Run",
     "Comparison",
     "Explanation",
