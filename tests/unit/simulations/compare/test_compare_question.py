@@ -121,6 +121,7 @@ def test_it_is_decided_of_every_key_of_gradient_work_whose_it_is() -> None:
         "inner_steps",
         "rollback",
         "losses",
+        "methods",
     }
     taken = {*WORK, *OPTIMISER, *CASES}
     assert not taken & of_a_method
