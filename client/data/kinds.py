@@ -22,7 +22,7 @@ JOIN_KEYS: Mapping[Join, tuple[str, ...]] = {
 """Usual names of the column that a labels table is joined by."""
 
 _READERS = "fedgraft.client.data.readers"
-_OF_IMAGES = frozenset({"labels", "mask_images", "frames", "split_column", "split_file"})
+_OF_IMAGES = frozenset({"labels", "cases", "mask_images", "frames", "split_column", "split_file"})
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Kind:
 
     reader: str | Callable[..., Any]
     inputs: tuple[str, ...] = ("image",)
-    keys: frozenset[str] = _OF_IMAGES
+    keys: frozenset[str] = _OF_IMAGES | {"patient_column"}
     joins: tuple[Join, ...] = ("path",)
     """What a row of the labels table can be about; the first if the cohort says another."""
     one_file: bool = False
@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
         joins=("patient", "study", "series", "sop", "path"),
         names_patients=True,
     ),
-    "images": Kind(f"{_READERS}.images:ImageReader", keys=_OF_IMAGES | {"patient_column"}, folder_labels=True),
+    "images": Kind(f"{_READERS}.images:ImageReader", folder_labels=True),
     "nifti": Kind(
         f"{_READERS}.nifti:NiftiReader",
         keys=_OF_IMAGES | {"patient_column", "window", "plane"},
@@ -80,7 +80,7 @@ KINDS: dict[str, Kind] = {
     "features": Kind(
         f"{_READERS}.features:FeatureReader",
         inputs=("features",),
-        keys=frozenset({"labels", "patient_column", "split_column", "split_file", "columns", "extractor"}),
+        keys=frozenset({"labels", "cases", "patient_column", "split_column", "split_file", "columns", "extractor"}),
         joins=("patient", "study", "series", "sop", "path"),
         one_file=True,
         folder_labels=True,

@@ -15,7 +15,7 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.inference.adapted_model import read_adapted
 from fedgraft.client.inference.images import Picture
-from fedgraft.client.runtime.visit.local_state import LocalState
+from fedgraft.client.runtime.visit.personal import kept_at_the_end
 from fedgraft.client.training.model.evaluate import BATCH, predictions
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel, device_named
@@ -23,10 +23,10 @@ from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.disk import understood
 from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.closed_form.ood import OodModel
-from fedgraft.common.methods.memory.carried import in_place
-from fedgraft.common.methods.memory.method import Ground
+from fedgraft.common.models.backbones.merging import merged
 from fedgraft.common.models.cluster_models import clusters_of, model_for
 from fedgraft.common.models.initialise import initialise
+from fedgraft.common.models.model import state_arrays
 from fedgraft.common.models.weights import WeightsManifest, find, load_manifest
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.inputs import InputSpec
@@ -39,8 +39,6 @@ from fedgraft.common.study.plan import (
 )
 from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import UNKNOWN, Multilabel, Regression, Segmentation, Task
-
-_LATEST = 1 << 40
 
 
 class Reader:
@@ -85,7 +83,13 @@ class Reader:
         self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
         adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
         base_models = tuple(BaseModelSpec(backbone=backbone) for backbone in manifest.base_models)
-        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", base_models=base_models)
+        model = Model(
+            backbone=manifest.backbone,
+            weights=str(find(ref)),
+            heads="weights",
+            base_models=base_models,
+            adapters=manifest.adapters,
+        )
         # An ensemble was built for all its tasks.
         self.others = manifest.tasks if everything or base_models else ()
         """Tasks of other kinds than classes."""
@@ -93,6 +97,17 @@ class Reader:
         self.manifest = manifest
         code = manifest.plugins
         self.study = Study(name="predict", tasks=tasks, input=given, model=model, plan=(adapt,), plugins=code)
+
+    def merge(self) -> None:
+        """Put low-rank adapters into the entries that they add to: the same answers, from the plain network."""
+        if (adapters := self.study.model.adapters) is None:
+            return
+        plain = merged(state_arrays(self.local_model.model), adapters.scale)
+        model = self.study.model.model_copy(update={"adapters": None})
+        self.study = self.study.model_copy(update={"model": model})
+        self.local_model = LocalModel(self.study, self.local_model.device)
+        self.local_model.load(plain)
+        self.local_model.model.eval()
 
     def loader(self, some: Sequence[Picture]) -> Loader:
         """Images as the model sees them; all are given."""
@@ -186,7 +201,4 @@ def _of_site(run: Path, site: Path, reader: Reader, state: Arrays) -> dict[str, 
         return {}  # its name has chosen the model
     if not folder.is_dir():
         raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
-    if not study.plan:
-        return {}
-    on = Ground(study, study.plan[-1], local_model.tags, local_model.forms)
-    return in_place(on, LocalState(folder).before(_LATEST), state)
+    return kept_at_the_end(folder, study, local_model.tags, state)

@@ -120,7 +120,13 @@ def overall(spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:
     """What is no fault and yet changes what the figures mean, in sentences."""
-    return [
+    alone = [stage.name for stage in study.plan if stage.personalise == "best"]
+    hidden = [
+        f"What sites trained for themselves in stage {name!r} each uses only if it is better on its validation cases, "
+        "which is known to that site alone: all figures here are of the model without it."
+        for name in alone
+    ]
+    return hidden + [
         f"Stage {stage.name!r} could not stop early in {undecided[stage.name]} of {stage.rounds} rounds: too few cases "
         f"to say came back (evaluate.floor {study.evaluate.floor}, evaluate.every "
         f"{study.evaluate.every}, the sites' policies on metrics)."
@@ -189,6 +195,7 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Pr
         "table": study.input if isinstance(study.input, TableInput) else None,
         "held_out": measured.held_out if measured else held_out(study),
         "plugins": plugins_behind(study.model.architectures),
+        "adapters": study.model.adapters,
         "operating_points": {
             task: known for task, own in outcome.points.items() if (known := tuple(filter(None, own)))
         },

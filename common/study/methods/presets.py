@@ -16,6 +16,7 @@ from fedgraft.common.study.methods.recipes import (
     maml,
     moment_alignment,
     personal,
+    personalised,
     probe,
     probe_finetune,
     rounds_of,
@@ -28,6 +29,8 @@ from fedgraft.common.study.methods.recipes import (
 )
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
+    AdaptersProduct,
+    ClippedMean,
     Discriminant,
     Krum,
     Median,
@@ -87,6 +90,10 @@ PLANS: Mapping[str, Preset] = {
         "mean without the largest and smallest values of each number (Yin et al. 2018)",
         lambda m: (rounds_of(m, "all", aggregate=TrimmedMean()),),
     ),
+    "norm_clipping": (
+        "the mean by cases of changes no longer than most, no site counting half (Sun et al. 2019)",
+        lambda m: (rounds_of(m, "all", aggregate=ClippedMean(weight="examples")),),
+    ),
     "krum": (
         "the update closest to most others (Blanchard et al. 2017)",
         lambda m: (rounds_of(m, "all", aggregate=Krum()),),
@@ -135,6 +142,22 @@ PLANS: Mapping[str, Preset] = {
     "norm_and_head": (
         "norm layers and heads trained and averaged, all else frozen",
         lambda m: (rounds_of(m, "norm_and_heads", train="norm_and_heads"),),
+    ),
+    "lora": (
+        "low-rank adapters (model.adapters) and heads trained, each matrix averaged (FedIT, Zhang et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_and_heads", train="adapters_and_heads"),),
+    ),
+    "lora_product": (
+        "the same, but averaging what adapters add, split again into their rank (FlexLoRA, Bai et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_and_heads", train="adapters_and_heads", aggregate=AdaptersProduct()),),
+    ),
+    "fedsa_lora": (
+        "adapters and heads trained, B stays at the site (FedSA-LoRA, Guo et al. 2025)",
+        lambda m: (rounds_of(m, "adapters_a_and_heads", keep="adapters_b", train="adapters_and_heads"),),
+    ),
+    "ffa_lora": (
+        "the adapters' B and heads trained and averaged, A as it was drawn (FFA-LoRA, Sun et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_b_and_heads", train="adapters_b_and_heads"),),
     ),
     "fixbn": ("FedAvg, whose norm statistics stay fixed after a warm-up (Zhong et al. 2023)", fixbn),
     "layer_decay": (
@@ -234,4 +257,5 @@ def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
         raise ValueError(f"no method is called {method.name!r}; there are: {', '.join([*known, *plugged])}")
     stages = known[method.name][1](method) if method.name in known else method_class(method.name).stages(method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
+    stages = personalised(method, stages) if method.personalise == "best" else stages
     return (standardise(method.columns), *stages) if table else stages

@@ -6,13 +6,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedgraft.common.base.value import Value
+from fedgraft.common.base.value import Value, unless
 
 
 class Mean(Value):
     """Weighted mean of the shared entries; weights are the sites' labelled training cases, or equal."""
 
     kind: Literal["mean"] = "mean"
+    weight: Literal["examples", "equal"] = "examples"
+    """A site counts by its examples, or as much as any other."""
+
+
+class AdaptersProduct(Value):
+    """As `mean`, but of low-rank adapters the mean of what they add, B A, split again into two of their rank.
+
+    The mean of products is not the product of means. Its best approximation of the adapters' rank is exact where sites
+    agree on a rank's worth of directions (Bai et al. 2024, "Federated fine-tuning of large language models under
+    heterogeneous tasks and client resources"; Eckart and Young 1936). A keeps its length, in rows at right angles.
+    """
+
+    kind: Literal["adapters_product"] = "adapters_product"
     weight: Literal["examples", "equal"] = "examples"
     """A site counts by its examples, or as much as any other."""
 
@@ -67,10 +80,19 @@ class Krum(Value):
 
 
 class ClippedMean(Value):
-    """The mean of all changes, none larger than `bound` times the median of their norms."""
+    """The mean of all changes, none larger than `bound` times the median of their norms (Sun et al. 2019).
+
+    With `weight: examples` sites count by their labelled training cases, as large and small hospitals differ; but none
+    has more than `largest_share` of the whole, since a site says itself how many cases it has.
+    """
 
     kind: Literal["clipped_mean"] = "clipped_mean"
     bound: Annotated[float, Field(gt=0)] = 1.0
+    """Longest change, as a multiple of the median of the sites' norms."""
+    weight: Annotated[Literal["examples", "equal"], Field(exclude_if=unless("equal"))] = "equal"
+    """What a site counts: its labelled training cases, or as much as every other."""
+    largest_share: Annotated[float, Field(gt=0, le=1, exclude_if=unless(0.5))] = 0.5
+    """The most that one site counts, of 1 for all; what it has beyond is the others'."""
 
 
 class Ridge(Value):
@@ -173,4 +195,4 @@ ClosedForm = Ridge | NearestMean | Discriminant
 """Aggregations that solve heads from sums of features and labels."""
 Sums = ClosedForm | Newton | Logistic | Moments | Temper | Threshold | Standardise
 """Aggregations that add up sums, not entries."""
-Aggregation = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]
+Aggregation = Annotated[Mean | AdaptersProduct | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]

@@ -120,7 +120,7 @@ def test_one_method_twice_would_share_one_memory() -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ({"kind": "feddin"}, ["methods.0: no method is called 'feddin'; there are: scaffold, feddyn"]),
+        ({"kind": "feddin"}, ["methods.0: There is no method 'feddin'; did you mean feddyn?"]),
         (
             {"kind": "feddyn", "alpha": -1, "beta": 2},
             ["methods.0.alpha: Input should be greater", "methods.0.beta: "],

@@ -94,6 +94,7 @@ def test_a_preset_takes_work_and_optimiser_from_the_study_and_nothing_of_its_met
         "rollback": {},
         "inner_steps": {},
         "heads_first": 2,
+        "methods": [{"kind": "fedsam"}],
     }
     kept = {"steps": 9, "batch_size": 5, "optimiser": "sgd", "lr": 0.02, "momentum": 0.4, "weight_decay": 0.1}
     kept |= {
