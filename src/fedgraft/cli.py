@@ -18,7 +18,7 @@ from fedgraft.simulations.cli.app import privacy, study
 set_switches()
 
 app = command_group("Federated transfer learning for medical imaging across hospitals.")
-data = command_group("Phantom hospitals.")
+data = command_group("Phantom hospitals, and public data as hospitals.")
 weights = command_group("Pretrained weights: train, import, look at, verify.")
 passport = command_group("Signed evidence of hospitals about a run.")
 _RUN, _PLAN, _USE, _DEPLOY = "Run on this machine", "Before a run", "Use what came out", "Run at real hospitals"
@@ -244,6 +244,19 @@ def data_make(
     from fedgraft.simulations.cli import commands
 
     commands.make_data(scenario, out)
+
+
+@data.command("convert", epilog=examples("fedgraft data convert uci-heart downloads/heart --out data/heart-disease"))
+def data_convert(
+    kind: Annotated[str, typer.Argument(help="nih-cxr14, kermany, uci-heart, medmnist or flamby-heart.")],
+    source: Annotated[Path, typer.Argument(help="The folder that was unpacked, or for medmnist the .npz file.")],
+    out: Annotated[Path, typer.Option(help="Where the tables and images go; X-rays can be added to others.")],
+    size: Annotated[int, typer.Option(min=16, help="Longest side of the images, in pixels.")] = 128,
+) -> None:
+    """Bring public data into the form that the shipped comparisons read. Nothing is downloaded."""
+    from fedgraft.simulations.real_data.convert.command import convert
+
+    convert(kind, source, out, size)
 
 
 @weights.command("list")
