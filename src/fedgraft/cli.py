@@ -20,11 +20,13 @@ set_switches()
 app = command_group("Federated transfer learning for medical imaging across hospitals.")
 data = command_group("Phantom hospitals.")
 weights = command_group("Pretrained weights: train, import, look at, verify.")
+passport = command_group("Signed evidence of hospitals about a run.")
 _RUN, _PLAN, _USE, _DEPLOY = "Run on this machine", "Before a run", "Use what came out", "Run at real hospitals"
 app.add_typer(study, name="study", rich_help_panel=_PLAN)
 app.add_typer(privacy, name="privacy", rich_help_panel=_PLAN)
 app.add_typer(weights, name="weights", rich_help_panel=_PLAN)
 app.add_typer(data, name="data", rich_help_panel=_PLAN)
+app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
 
@@ -201,6 +203,19 @@ def doctor(as_json: AsJson = False) -> None:
     from fedgraft.simulations.cli import commands
 
     commands.doctor(as_json=as_json)
+
+
+@passport.command("verify")
+def passport_verify(
+    files: Annotated[list[Path], typer.Argument(help="Passports, as `fedgraft site passport` wrote them.")],
+    fingerprint: Annotated[
+        list[str] | None, typer.Option(help="NAME=FINGERPRINT: the key that a site's people told you.")
+    ] = None,
+) -> int:
+    """Check that passports are as their sites signed them, and say which part is not."""
+    from fedgraft.common.evidence.passport import verify_passports
+
+    return verify_passports(files, fingerprint or ())
 
 
 @data.command("make")
