@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -139,7 +140,7 @@ class CohortSpec(Value):
             return f"a {self.kind} holds its own"
         return f"it is for {', '.join(kinds_with(key))}"
 
-    @property
+    @cached_property
     def what(self) -> Kind:
         """What is to be known of data of this kind."""
         return kind_named(self.kind)

@@ -99,7 +99,12 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     study_file: StudyFile,
     out: Annotated[Path | None, typer.Option(help="Folder; continued if it exists. runs/STUDY-compare.")] = None,
     scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="study, scratch, local, pooled, source_only, ...")] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="study, scratch, local, pooled, ..., or an arm of the study's file.")
+    ] = None,
+    cases: Annotated[
+        list[int] | None, typer.Option(min=1, help="At most so many training cases a site, where the file says it.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Ask only this question of the study's file.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds; 3, or as the file says.")] = None,
     quick: Annotated[bool, typer.Option(help="A first look: few seeds, wide intervals.")] = False,
@@ -124,6 +129,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         quick,
         workers,
         threads,
+        tuple(cases or ()),
     )
     carry_out(asked, as_json=as_json)
 
