@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedgraft.client.cli.app import app as site
+from fedgraft.client.cli.passport_app import app as passport
 from fedgraft.common.base.console.command_line import command_group, examples, run_command
 from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
@@ -20,7 +21,6 @@ set_switches()
 app = command_group("Federated transfer learning for medical imaging across hospitals.")
 data = command_group("Phantom hospitals, and public data as hospitals.")
 weights = command_group("Pretrained weights: train, import, look at, verify.")
-passport = command_group("Signed evidence of hospitals about a run.")
 _RUN, _PLAN, _USE, _DEPLOY = "Run on this machine", "Before a run", "Use what came out", "Run at real hospitals"
 app.add_typer(study, name="study", rich_help_panel=_PLAN)
 app.add_typer(privacy, name="privacy", rich_help_panel=_PLAN)
@@ -210,6 +210,20 @@ def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
 
 
 @app.command(
+    rich_help_panel=_USE,
+    epilog=examples(
+        "fedgraft dossier runs/one",
+    ),
+)
+def dossier(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Write model card, data-flow sheet, facts for a DPIA and technical files from a run, and what is missing."""
+    from fedgraft.server.dossier.write import write_dossier
+
+    for path in write_dossier(run):
+        typer.echo(path)
+
+
+@app.command(
     rich_help_panel=_RUN,
     epilog=examples(
         "fedgraft doctor --json",
@@ -220,19 +234,6 @@ def doctor(as_json: AsJson = False) -> None:
     from fedgraft.simulations.cli import commands
 
     commands.doctor(as_json=as_json)
-
-
-@passport.command("verify")
-def passport_verify(
-    files: Annotated[list[Path], typer.Argument(help="Passports, as `fedgraft site passport` wrote them.")],
-    fingerprint: Annotated[
-        list[str] | None, typer.Option(help="NAME=FINGERPRINT: the key that a site's people told you.")
-    ] = None,
-) -> int:
-    """Check that passports are as their sites signed them, and say which part is not."""
-    from fedgraft.common.evidence.passport import verify_passports
-
-    return verify_passports(files, fingerprint or ())
 
 
 @data.command("make")
