@@ -13,7 +13,7 @@ from fedgraft.common.base.console.command_line import command_group, examples, r
 from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
 from fedgraft.server.cli.app import app as server
-from fedgraft.simulations.cli.app import privacy, study
+from fedgraft.simulations.cli.app import poc, privacy, study
 
 set_switches()
 
@@ -25,6 +25,7 @@ app.add_typer(study, name="study", rich_help_panel=_PLAN)
 app.add_typer(privacy, name="privacy", rich_help_panel=_PLAN)
 app.add_typer(weights, name="weights", rich_help_panel=_PLAN)
 app.add_typer(data, name="data", rich_help_panel=_PLAN)
+app.add_typer(poc, name="poc", rich_help_panel=_DEPLOY)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
 
