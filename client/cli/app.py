@@ -26,7 +26,7 @@ SiteFolder = Annotated[
 ]
 PendingStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
-KINDS = "What the data are: dicom, images, npz or table."
+KINDS = "What the data are: dicom, images, nifti, npz, features or table."
 CodeFile = Annotated[Path | None, typer.Option(help="Read the kit's code here instead of asking.")]
 Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SITE", help="The site's folder.", default_factory=_home)]
 
@@ -90,6 +90,16 @@ def start(
     from fedgraft.client.cli import deployed_commands as deployed
 
     deployed.start(home, as_json=json_logs)
+
+
+@app.command("metrics")
+def metrics(
+    home: Home, port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 9464
+) -> None:
+    """Figures for Prometheus: budget, messages, refusals. For this machine alone, until Ctrl-C."""
+    from fedgraft.client.cli import deployed_commands as deployed
+
+    deployed.show_metrics(home, port)
 
 
 @app.command("budget")
@@ -182,6 +192,23 @@ def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     spec = cohort_of({"kind": kind, "root": data, "labels": labels}) if data is not None else None
     asked = Fit(how=fit, steps=steps, lr=lr, common=common)
     carry_out(AdaptRequest(run, home, asked, shots, task, seed, spec), as_json=as_json)
+
+
+@app.command("embed")
+def embed(
+    home: Home,
+    weights: Annotated[str, typer.Option(help="The extractor: an id of `fedgraft weights list`, or a folder.")],
+    out: Annotated[Path, typer.Option(help="The new file, NAME.npz. It tells of patients what images tell.")],
+    data: Annotated[Path | None, typer.Option(help="The images, for a site without a site.yaml.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Their labels, a CSV file.")] = None,
+    kind: Annotated[str, typer.Option(help=KINDS)] = "dicom",
+) -> None:
+    """Make features of this site's images with local weights, for studies whose input is features."""
+    from fedgraft.client.cli.deployed_commands import cohort_of
+    from fedgraft.client.inference.embed import embed as carry_out
+
+    spec = cohort_of({"kind": kind, "root": data, "labels": labels}) if data is not None else None
+    carry_out(home, spec, weights, out)
 
 
 @app.command("review")

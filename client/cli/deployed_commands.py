@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.enrolment.config import read_config
+from fedgraft.client.enrolment.config import read_config, read_site
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.join import Join
 from fedgraft.client.enrolment.join import join as join_consortium
@@ -131,6 +131,19 @@ def start(home: Path, *, as_json: bool) -> None:
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, asked_to_stop)
     run_site(site, stop)
+
+
+def show_metrics(home: Path, port: int) -> None:
+    """Figures for Prometheus about this site, on the loopback address, until told to stop."""
+    from fedgraft.client.runtime.exposition import exposed
+    from fedgraft.common.base.exposition import demand_client
+    from fedgraft.common.base.local_pages import LocalPages
+
+    demand_client()
+    config = read_site(home)
+    with LocalPages({"/metrics": lambda: exposed(config)}, "127.0.0.1", port, "--port") as pages:
+        _say(f"{pages.url}metrics shows this site's figures to this machine, until Ctrl-C")
+        pages.serve_forever()
 
 
 def _say(text: str) -> None:

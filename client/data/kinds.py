@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,15 @@ from fedgraft.common.config.suggest import instead
 
 Join = Literal["patient", "study", "series", "sop", "path"]
 """What a row of a labels table can be about."""
+
+JOIN_KEYS: Mapping[Join, tuple[str, ...]] = {
+    "patient": ("PatientID", "patient_id", "patient", "subject"),
+    "study": ("StudyInstanceUID", "study_uid", "study"),
+    "series": ("SeriesInstanceUID", "series_uid", "series"),
+    "sop": ("SOPInstanceUID", "sop_uid", "sop"),
+    "path": ("path", "file", "filename", "image"),
+}
+"""Usual names of the column that a labels table is joined by."""
 
 _READERS = "fedgraft.client.data.readers"
 _OF_IMAGES = frozenset({"labels", "mask_images", "frames", "split_column", "split_file"})
@@ -35,6 +44,8 @@ class Kind:
     """Whether the files say whose they are."""
     folder_labels: bool = False
     """Whether the name of the sub-folder is the class where no table has the labels."""
+    mask_suffixes: tuple[str, ...] = (".png",)
+    """How the names of masks end, which lie in a folder of their own."""
     cached: bool = True
     """Whether what was read is kept, since to read it again takes long."""
 
@@ -52,12 +63,26 @@ KINDS: dict[str, Kind] = {
         names_patients=True,
     ),
     "images": Kind(f"{_READERS}.images:ImageReader", keys=_OF_IMAGES | {"patient_column"}, folder_labels=True),
+    "nifti": Kind(
+        f"{_READERS}.nifti:NiftiReader",
+        keys=_OF_IMAGES | {"patient_column", "window", "plane"},
+        folder_labels=True,
+        mask_suffixes=(".nii.gz", ".nii"),
+    ),
     "table": Kind(
         f"{_READERS}.tables:TableReader",
         inputs=("table",),
-        keys=frozenset({"patient_column", "split_column"}),
+        keys=frozenset({"patient_column", "split_column", "complete_cases"}),
         one_file=True,
         cached=False,
+    ),
+    "features": Kind(
+        f"{_READERS}.features:FeatureReader",
+        inputs=("features",),
+        keys=frozenset({"labels", "patient_column", "split_column", "split_file", "columns", "extractor"}),
+        joins=("patient", "study", "series", "sop", "path"),
+        one_file=True,
+        folder_labels=True,
     ),
     "npz": Kind(f"{_READERS}.npz:NpzReader", keys=frozenset({"patient_column", "frames"}), one_file=True, cached=True),
 }

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fedgraft.client.data.kinds import Join, Kind, kind_named, kinds_with
 from fedgraft.common.base.value import Value
+from fedgraft.common.study.inputs import Extractor
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 """What stands for a missing value, in any case, unless the site lists other words."""
@@ -69,6 +70,8 @@ class CohortSpec(Value):
     """Words that mean "not known", in any case and in all columns. A class or category of that name is meant first."""
     missing_values: dict[str, tuple[str, ...]] = Field(default={})
     """Column to the words or numbers that mean "not known" in it alone, such as -9."""
+    complete_cases: bool = False
+    """Tables: leave out, and count, the rows in which a column of the study has no value."""
     patient_column: str | None = None
     """Images and tables: column that says whose case a row is; without it every row or file is its own patient."""
     split_column: str | None = None
@@ -76,10 +79,16 @@ class CohortSpec(Value):
     `split_file`. The split is then used as it is."""
     split_file: Path | None = None
     """A table with the split of every patient, or of every file, where it stands in a file of its own."""
+    columns: Annotated[str, Field(pattern=r"^[^*]*\*[^*]*$")] = "e*"
+    """What the columns of features are called, in CSV and Parquet files, with a star for their number."""
+    extractor: Extractor | None = None
+    """What made the features, where their file does not say it itself."""
     window: Window | None = None
     """DICOM: shown by this window; by the file's own if absent."""
     frames: Literal["all", "middle", "first"] = "middle"
     """Which frames of a multi-frame DICOM file, or pages of a TIFF or PNG, become images."""
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    """NIfTI: which slices of a volume; of those `frames` says how many."""
     accept: tuple[Derived, ...] = ()
     """DICOM: kinds of objects that no scanner took and that are used all the same, such as `secondary_capture`."""
     file_seconds: Annotated[float, Field(gt=0)] = 120.0
@@ -108,9 +117,9 @@ class CohortSpec(Value):
             for key in sorted(self.model_fields_set - self.what.keys)
             if kinds_with(key) and getattr(self, key) != type(self).model_fields[key].get_default()
         ]
-        if self.patient_column is not None and self.labels is None and "labels" in self.what.keys:
+        if self.patient_column is not None and self.labels is None and not self.what.one_file:
             found.append("patient_column needs `labels`, the table with that column")
-        if self.split_column is not None and "labels" in self.what.keys and not (self.labels or self.split_file):
+        if self.split_column is not None and not self.what.one_file and not (self.labels or self.split_file):
             found.append("split_column needs `labels` or `split_file`, the table with that column")
         if found:
             raise ValueError("; ".join(found))

@@ -90,6 +90,15 @@ def budget(config: SiteConfig) -> Budget | None:
     )
 
 
+def spent(config: SiteConfig) -> tuple[float, int]:
+    """Epsilon of all studies together, and how many charges were refused. LedgerError as of `budget`."""
+    ledger = _ledger(config)
+    if ledger is None:
+        return 0.0, 0
+    ledger.verify()
+    return epsilon([row.event for row in ledger.rows()], ledger.delta), len(ledger.refusals())
+
+
 def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Proposal:
     """What `study` would cost a site with so many `patients` in training; as in its last charge, if not given."""
     ledger = _ledger(config)

@@ -14,8 +14,8 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
+from fedgraft.client.data.readers.rows import read_rows
 from fedgraft.client.data.spec import DERIVED
-from fedgraft.client.data.tables.table import read_inputs
 from fedgraft.client.inference.answers import answer_row, thresholds
 from fedgraft.client.inference.export import Kind, export
 from fedgraft.client.inference.heat import HEATS
@@ -107,7 +107,7 @@ def _predict_table(reader: Reader, columns: TableInput, asked: PredictRequest) -
     """What the model says of every row of a CSV file, by the line that it ends on."""
     if asked.heat or asked.adapt:
         raise InputError("--heat and --adapt are for images, and this model is for tables.", fix="Leave them out.")
-    table, inputs, problems = read_inputs(asked.images, columns)
+    table, inputs, problems = read_rows(asked.images, columns)
     make_folder(asked.out)
     said = reader.answers(reader.over(torch.from_numpy(inputs)))
     rows = [

@@ -26,7 +26,7 @@ from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import canonical_json, make_folder, private_folder, write_atomic
 from fedgraft.common.models.weights import find
-from fedgraft.common.study.inputs import ImageInput, TableInput
+from fedgraft.common.study.inputs import FeaturesInput, ImageInput, TableInput
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 
 Kind = Literal["onnx", "torchscript", "safetensors", "monai-bundle"]
@@ -129,6 +129,8 @@ def _input(given: ImageInput | TableInput, *, geometry: bool) -> dict[str, Any]:
 
 
 def _columns(given: TableInput) -> dict[str, Any]:
+    if isinstance(given, FeaturesInput):
+        return {"features": given.model_dump(mode="json", include={"count", "extractor"})}
     return {"columns": given.model_dump(mode="json", include={"numeric", "categorical"})}
 
 

@@ -20,6 +20,7 @@ from fedgraft.client.training.statistics import column_sums, frozen_sums
 from fedgraft.common.base.errors import FedgraftError, WeightsError
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.closed_form import heads_from_sums, scale_from_sums
+from fedgraft.common.closed_form.logistic import logistic_heads
 from fedgraft.common.closed_form.newton import stepped_heads
 from fedgraft.common.closed_form.temperature import tempered
 from fedgraft.common.metrics.sums.task_metrics import TaskSums, headline_metrics
@@ -29,6 +30,7 @@ from fedgraft.common.protocol.routing import changed
 from fedgraft.common.study.plan import Gradient, Recalibrate, Stage
 from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
+    Logistic,
     Newton,
     Ridge,
     Standardise,
@@ -139,6 +141,10 @@ def _stage(study: Study, site: str, stage: Stage, desk: tuple[LocalModel, Loader
                 local_model.load(
                     stepped_heads(frozen_sums(local_model, loader, stage.local), step, state_arrays(local_model.model))
                 )
+        elif isinstance(stage.aggregate, Logistic):
+            for _ in range(stage.rounds):
+                sums = frozen_sums(local_model, loader, stage.local)
+                local_model.load(logistic_heads(sums, stage.aggregate, state_arrays(local_model.model)))
         elif isinstance(stage.aggregate, Temper):
             local_model.load(tempered(frozen_sums(local_model, loader, stage.local), state))
         elif isinstance(stage.aggregate, Standardise):

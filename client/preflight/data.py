@@ -17,6 +17,7 @@ from fedgraft.client.data.spec import DERIVED, CohortSpec
 from fedgraft.client.data.tables.targets import known
 from fedgraft.client.preflight.labels import check_labels
 from fedgraft.client.preflight.report import Findings, counted, listed
+from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import UNKNOWN
 
@@ -34,8 +35,8 @@ def check_data(cohort: Cohort, spec: CohortSpec, study: Study, names: Names) -> 
     found = Findings()
     problems = {problem.reason: problem.count for problem in cohort.problems}
     rows = spec.what.case == "row"
-    if rows:
-        _values(found, cohort, problems)
+    if isinstance(study.input, TableInput):
+        _values(found, cohort, problems, study.input)
     else:
         _readable(found, cohort, problems)
         _folders(found, problems)
@@ -107,14 +108,28 @@ def _notes(found: Findings, problems: dict[str, int]) -> None:
         found.note(f"notes_{reason}", f"{problems[reason]:,} {what}", fix, files=problems[reason])
 
 
-def _values(found: Findings, cohort: Cohort, problems: dict[str, int]) -> None:
+def _empty(cohort: Cohort, columns: TableInput) -> list[str]:
+    """The study's columns without a single value here: of numbers, and of categories none of which is met."""
+    none = np.isnan(cohort.inputs.numpy()).all(axis=0)
+    found, at = [name for name, empty in zip(columns.numeric, none, strict=False) if empty], len(columns.numeric)
+    for name, categories in columns.categorical.items():
+        found += [name] * (not cohort.inputs[:, at : at + len(categories)].any())
+        at += len(categories)
+    return found
+
+
+def _values(found: Findings, cohort: Cohort, problems: dict[str, int], columns: TableInput) -> None:
     odd = {reason: problems[reason] for reason in sorted(_ABOUT_VALUES & problems.keys())}
-    empty = int(np.isnan(cohort.inputs.numpy()).all(axis=0).sum())
+    empty = _empty(cohort, columns)
     description = f"{counted(len(cohort.inputs), 'row')}" + (f"; {listed(odd)}" if odd else "; no value is missing")
-    figures = {"rows": len(cohort.inputs), "problems": odd, "empty_columns": empty}
+    figures = {"rows": len(cohort.inputs), "problems": odd, "empty_columns": len(empty)}
     if empty:
-        fix = "Fill them, or ask the coordinator whether the study can do without them."
-        found.fails("values", f"{description}; {counted(empty, 'column')} without any value", fix, **figures)
+        fix = (
+            "Fill them, or ask the coordinator whether the study can do without them: if they are never measured here, "
+            "each of their values counts as missing, and as the mean over all hospitals."
+        )
+        what = f"{counted(len(empty), 'column')} without any value ({', '.join(empty)})"
+        found.fails("values", f"{description}; {what}", fix, **figures)
     elif "unknown_category" in odd:
         fix = "Rename those values to the study's categories; unknown ones count as missing."
         found.note("values", description, fix, **figures)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgraft.client.training.curvature import curvature_sums
 from fedgraft.client.training.model.autocast import in_halves
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
@@ -67,6 +68,8 @@ def site_sums(
 
 def frozen_sums(local_model: LocalModel, loader: Loader, spec: Statistics) -> dict[str, np.ndarray]:
     """What a stage asks of cases that a frozen backbone has seen, or that it looks at now."""
+    if spec.of == "curvature":
+        return curvature_sums(local_model, loader, spec.split)
     if spec.of in ("features", "residuals"):
         return feature_sums(local_model, loader, spec.split, residuals=spec.of == "residuals")
     return loss_sums(local_model, loader, spec.of, spec.split)

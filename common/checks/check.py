@@ -27,6 +27,7 @@ from fedgraft.common.study.plan import (
 from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
     Discriminant,
+    Logistic,
     Mean,
     Moments,
     NearestMean,
@@ -52,11 +53,16 @@ _NOT_PRIVATE = {
 _AGGREGATED_BY = {
     "features": (ClosedForm | Moments, "ridge, ncm, lda or moments"),
     "residuals": (Newton, "newton"),
+    "curvature": (Logistic, "logistic"),
     "columns": (Standardise, "standardise"),
     "base_models": (Temper, "temper"),
     "answers": (Temper, "temper"),
     "distances": (Threshold, "threshold"),
 }
+_SINGLE = ("features", "residuals")
+"""Sums that may travel with fewer digits."""
+_HEADS = (*_SINGLE, "curvature")
+"""Sums that heads follow from."""
 _ADDS_UP = Mean | ServerOptimiser | Sums | Nothing
 """Aggregations that need no more than the sum over the sites."""
 
@@ -69,7 +75,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     for index, stage in enumerate(study.plan):
         where = f"plan.{index} ({stage.name})"
         faults += [f"{where}.{fault}" for fault in _stage(study, stage, tags)]
-        if local_backbone and isinstance(stage.local, Statistics) and stage.local.of in ("features", "residuals"):
+        if local_backbone and isinstance(stage.local, Statistics) and stage.local.of in _HEADS:
             faults.append(
                 f"{where}.local: sums of features need the same backbone at all sites, but an earlier stage lets "
                 "entries of it stay at the sites"
@@ -230,10 +236,10 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "distances" and local.private is not None:
         yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
-    if local.of in ("features", "residuals"):
+    if local.of in _HEADS:
         yield from _other_kinds(study, stage, local)
     yield from check_calibration(study, stage, local)
-    if local.precision != "double" and (local.of not in ("features", "residuals") or study.secure_aggregation):
+    if local.precision != "double" and (local.of not in _SINGLE or study.secure_aggregation):
         yield "local.precision: is for sums of features without masks; masked numbers are all of one size"
     if local.retain_statistics and not isinstance(stage.aggregate, ClosedForm):
         yield (
@@ -246,17 +252,13 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
             "can leave without a "
             "new run; use secure_aggregation: false, or leave it out"
         )
-    if stage.rounds > 1 and local.of != "residuals":
+    if stage.rounds > 1 and local.of not in ("residuals", "curvature"):
         yield "rounds: sums do not change from round to round; one is enough"
-    if local.of in ("features", "residuals") and stage.where == "unlabelled":
+    if local.of in _HEADS and stage.where == "unlabelled":
         yield "where: a closed-form head needs labels, but the stage is for unlabelled sites"
     if isinstance(stage.aggregate, Moments) and local.private is not None:
         yield "local.private: noised sums clip the features, so their moments would be of something else; not built"
-    if (
-        local.of in ("features", "residuals")
-        and Role.HEAD not in stage.share.roles
-        and not isinstance(stage.aggregate, Moments)
-    ):
+    if local.of in _HEADS and Role.HEAD not in stage.share.roles and not isinstance(stage.aggregate, Moments):
         yield "share: the solved heads must reach the sites; share: heads"
 
 

@@ -228,6 +228,7 @@ _SOLVED = {
     "lda": "one linear discriminant equal to the pooled one",
     "standardise": "one common scale",
     "newton": "each time a step towards a logistic head, equal to the pooled step",
+    "logistic": "each time a step towards the pooled logistic regression, equal to the pooled step",
     "temper": "the temperature that fits all sites' cases best",
 }
 
@@ -277,6 +278,8 @@ def _sums(local: Statistics, rounds: int) -> str:
         case "residuals":
             times = f"{rounds} times" if rounds > 1 else "once"
             return f"send sums of features and of what the heads get wrong on their {cases}, {times}"
+        case "curvature":
+            return f"send sums of what the heads get wrong and of how that curves on their {cases}, {rounds} times"
         case _:
             noise = "" if local.private is None else ", with noise for differential privacy"
             over = f" of their {cases}" if local.split != "train" else ""

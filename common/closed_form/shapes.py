@@ -32,6 +32,8 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
         return {DISTANCES: ((BINS,), "float64")}
     if isinstance(stage.local, Statistics) and stage.local.of in (BASE_MODELS, ANSWERS):
         return _loss_shapes(study, stage.local.of)
+    if isinstance(stage.local, Statistics) and stage.local.of == "curvature":
+        return _curvature_shapes(study, stage.local.precision, state)
     if isinstance(stage.local, Statistics):
         shapes = {}
         for task, count in study.heads.items():
@@ -42,6 +44,18 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
             shapes[cross_name(study.tasks_by_name[task])] = ((dim, count), kind)
         return {**shapes, **({} if stage.local.private is None else _NOISE)}
     return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}
+
+
+def _curvature_shapes(study: Study, precision: str, state: Mapping[str, np.ndarray]) -> Shapes:
+    """Of a step of Newton's method: of classes one matrix for all of them, of several labels one for each."""
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+    for task, count in study.heads.items():
+        dim, kind = state[f"heads.{task}.weight"].shape[1] + 1, KINDS[precision]
+        several = isinstance(study.tasks_by_name[task], Multilabel)
+        shapes[task + PACKED] = ((count, cells(dim)) if several else (cells(dim * count),), kind)
+        shapes[cross_name(study.tasks_by_name[task])] = ((dim, count), kind)
+        shapes[f"{task}/{CASES}"] = ((count if several else 1,), kind)
+    return shapes
 
 
 def _loss_shapes(study: Study, of: str) -> Shapes:

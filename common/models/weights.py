@@ -31,7 +31,7 @@ from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.models.architecture import Architecture
 from fedgraft.common.models.packaged_weights import packaged, read_packaged
 from fedgraft.common.plugins.plugin import Plugin
-from fedgraft.common.study.inputs import ImageInput, TableInput
+from fedgraft.common.study.inputs import FeaturesInput, ImageInput, TableInput
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.tasks import AnyTask
 
@@ -58,8 +58,8 @@ class WeightsManifest(BaseModel):
     """Tasks of other kinds with heads in the file."""
     base_models: Annotated[tuple[str, ...], Field(exclude_if=unless(()))] = ()
     """The base models' backbones, of an ensemble."""
-    table: Annotated[TableInput | None, Field(exclude_if=unless(None))] = None
-    """The columns that they were trained on, of weights for tables."""
+    table: Annotated[TableInput | FeaturesInput | None, Field(exclude_if=unless(None))] = None
+    """The columns that they were trained on, of weights for tables or features."""
     operating_points: Annotated[dict[str, tuple[OperatingPoint, ...]], Field(exclude_if=unless({}))] = Field(default={})
     """By task, and there by label, from which score on a case is positive, where the study asked for it."""
     held_out: Annotated[str, Field(exclude_if=unless(""))] = ""

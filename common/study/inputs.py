@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -105,7 +105,52 @@ class TableInput(Value):
         return len(self.numeric) + sum(len(values) for values in self.categorical.values())
 
 
-InputSpec = Annotated[ImageInput | TableInput, Field(discriminator="kind")]
+class Extractor(Value):
+    """What made features of images: its name, the SHA-256 of its weights, and how images were prepared for it.
+
+    Features of two extractors have nothing in common but their number. So all three must be the same at all sites.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    weights: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    preprocessing: Annotated[str, Field(min_length=1, max_length=512)]
+
+    def differs(self, other: Extractor) -> list[str]:
+        """The keys that another has otherwise."""
+        return [key for key in type(self).model_fields if getattr(self, key) != getattr(other, key)]
+
+
+class FeaturesInput(TableInput):
+    """Features that one extractor has made of every case: `count` numbers, none of them missing.
+
+    They are columns e0, e1, ... of a table, and are brought to one scale as those are; `standardise` and `ranges` may
+    give one scale, or one pair of limits, for all of them.
+    """
+
+    kind: Literal["features"] = "features"  # type: ignore[assignment]  # by which the two are told apart
+    count: Annotated[int, Field(ge=1, le=1 << 16)]
+    extractor: Extractor
+    numeric: Annotated[tuple[str, ...], Field(exclude=True)] = ()
+    categorical: Annotated[dict[str, tuple[str, ...]], Field(exclude=True)] = Field(default={})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_for_all(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(count := value.get("count"), int) or not 0 < count <= 1 << 16:
+            return value
+        if value.get("numeric") or value.get("categorical"):
+            raise ValueError("numeric and categorical go with kind: table; features are counted by `count`")
+        names = tuple(f"e{number}" for number in range(count))
+        scale, limits = value.get("standardise"), value.get("ranges")
+        whole = dict(value) | {"numeric": names}
+        if isinstance(scale, dict) and set(scale) == {"mean", "std"}:
+            whole["standardise"] = dict.fromkeys(names, scale)
+        if isinstance(limits, list | tuple):
+            whole["ranges"] = dict.fromkeys(names, limits)
+        return whole
+
+
+InputSpec = Annotated[ImageInput | TableInput | FeaturesInput, Field(discriminator="kind")]
 
 
 class SplitSpec(Value):

@@ -179,9 +179,9 @@ class Statistics(Value):
     """Sums over the site's cases, no gradient: of frozen `features` with their labels, or of a table's `columns`.
 
     Of `residuals` it is features with what the heads get wrong, label less probability, and may be asked again after
-    each step. Of `base_models` (of an ensemble) and of `answers` (of the model's heads) it is the loss at each
-    temperature of a fixed grid. Of `distances` it is counts of how far features are from moments that were released
-    before.
+    each step; of `curvature` the same with how the loss curves, for exact steps. Of `base_models` (of an ensemble) and
+    of `answers` (of the model's heads) it is the loss at each temperature of a fixed grid. Of `distances` it is counts
+    of how far features are from moments that were released before.
 
     `split` are the cases that are summed: what is to weigh or calibrate finished models must be cases that these have
     not learnt from, `val`. In `single` precision sums of features travel in half the bytes, with 7 digits in place of
@@ -190,7 +190,7 @@ class Statistics(Value):
     """
 
     kind: Literal["statistics"] = "statistics"
-    of: Literal["features", "residuals", "columns", "base_models", "answers", "distances"] = "features"
+    of: Literal["features", "residuals", "curvature", "columns", "base_models", "answers", "distances"] = "features"
     """What is summed."""
     private: PrivateSums | None = None
     """The noise that the sums get; none if absent."""

@@ -258,7 +258,8 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if "plan" in data:
         return data, ["method: give either method or plan, not both"]
     given = data["input"] if isinstance(data.get("input"), dict) else {}
-    table = given.get("kind") == "table" and bool(given.get("numeric")) and not given.get("standardise")
+    columns = given.get("kind") == "features" or (given.get("kind") == "table" and bool(given.get("numeric")))
+    table = columns and not given.get("standardise")
     finished = isinstance(data.get("model"), dict) and data["model"].get("backbone") == ENSEMBLE
     faults = []
     try:

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from fedgraft.common.closed_form.closed_form import automatic_penalties, heads_from_sums, scale_from_sums
+from fedgraft.common.closed_form.logistic import logistic_heads
 from fedgraft.common.closed_form.moments import FeatureMoments, moments_from_sums
 from fedgraft.common.closed_form.newton import stepped_heads
 from fedgraft.common.closed_form.ood import DistanceThreshold, threshold
@@ -20,6 +21,7 @@ from fedgraft.common.study.stages.aggregates import (
     ClippedMean,
     Discriminant,
     Krum,
+    Logistic,
     Mean,
     Median,
     Moments,
@@ -76,6 +78,8 @@ def _of_sums(stage: Stage, aggregate: Sums, states: States) -> Aggregator:
             return MomentsAggregator(states)
         case Threshold(quantile=quantile):
             return ThresholdAggregator(quantile, states)
+        case Logistic():
+            return LogisticAggregator(aggregate)
         case _:
             return HeadAggregator(aggregate, keep=retains_statistics(stage))
 
@@ -127,6 +131,18 @@ class HeadAggregator(_SumAggregator):
     @property
     def _chooses(self) -> bool:
         return isinstance(self._aggregate, Ridge | Newton) and self._aggregate.ridge_penalty == "loso"
+
+
+class LogisticAggregator(_SumAggregator):
+    """Sums of slopes and curvatures, then the heads after a step of Newton's method."""
+
+    def __init__(self, aggregate: Logistic) -> None:
+        super().__init__()
+        self._aggregate = aggregate
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:
+        """Heads after the pooled step. RunError if no site had a label."""
+        return logistic_heads(self._sums, self._aggregate, state)
 
 
 class StandardiseAggregator(_SumAggregator):

@@ -1,117 +1,38 @@
-"""A run on a web page: read-only, without a word from elsewhere, for browsers on this machine unless told otherwise.
-
-Whoever reaches the port can read it. A page of the outer world that a browser is tricked into asking this address
-(DNS rebinding) names itself in the Host header, and is refused.
-"""
+"""A run on a web page: read-only, and the same in figures for Prometheus."""
 
 from __future__ import annotations
 
 import json
-import logging
-import socket
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.local_pages import LocalPages
 from fedgraft.server.watch.board import Board
+from fedgraft.server.watch.exposition import exposed
 
-_PAGES = {
+_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
 }
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_log = logging.getLogger("fedgraft.watch")
 
 
-class Page(ThreadingHTTPServer):
-    """Serves a board on `address`; InputError if that cannot be listened on. `url` is what a browser opens."""
+class Page(LocalPages):
+    """Serves a board on `address`: the page at `/`, all that it shows as JSON at `/state`, figures at `/metrics`.
 
-    daemon_threads = True
-    allow_reuse_address = True
+    The last only where the package `prometheus_client` is installed.
+    """
 
     def __init__(self, board: Board, address: str, port: int) -> None:
-        self.board = board
-        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        try:
-            super().__init__((address, port), _Handler)
-        except OSError as error:
-            fix = "Choose another port with --web."
-            raise InputError(f"{address} port {port} cannot be listened on: {error.strerror}.", fix=fix) from None
-        self.names = _names(address)
-        shown = f"[{address}]" if ":" in address else address
-        self.url = f"http://{shown}:{self.server_address[1]}/"
+        def state() -> tuple[str, bytes]:
+            return "application/json", json.dumps(board.view().plain(), allow_nan=False).encode()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - http.server gives both
-        """A browser that hangs up is no event."""
-        _log.debug("a request was not finished", exc_info=True)
+        pages = {path: _file(*about) for path, about in _FILES.items()} | {"/state": state}
+        if find_spec("prometheus_client") is not None:
+            pages["/metrics"] = lambda: exposed(board.view())
+        super().__init__(pages, address, port, "--web")
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Answers GET and HEAD for the page, its style, its script and the view as JSON."""
-
-    server: Page
-    server_version, sys_version = "fedgraft", ""
-    timeout = 20
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def _answer(self, *, with_body: bool) -> None:
-        if not self._asked_by_name():
-            self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"", with_body=with_body)
-        elif self.path == "/state":
-            state = json.dumps(self.server.board.view().plain(), allow_nan=False).encode()
-            self._send(HTTPStatus.OK, "application/json", state, with_body=with_body)
-        elif self.path in _PAGES:
-            name, kind = _PAGES[self.path]
-            self._send(HTTPStatus.OK, kind, (Path(__file__).parent / name).read_bytes(), with_body=with_body)
-        else:
-            self._send(HTTPStatus.NOT_FOUND, "text/plain", b"", with_body=with_body)
-
-    def _asked_by_name(self) -> bool:
-        hosts = self.headers.get_all("Host") or []
-        if len(hosts) != 1:
-            return False
-        name, _, port = hosts[0].rpartition(":")
-        return port == str(self.server.server_address[1]) and name.strip("[]").lower() in self.server.names
-
-    def _send(self, status: HTTPStatus, kind: str, body: bytes, *, with_body: bool) -> None:
-        self.send_response(status)
-        for key, value in _HEADERS.items():
-            self.send_header(key, value)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(body)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
-        """No page that repeats what was asked."""
-        self.close_connection = True
-        self._send(HTTPStatus(code), "text/plain", b"", with_body=False)
-
-    def log_message(self, format: str, *args: object) -> None:
-        _log.debug(format, *args)
-
-
-def _names(address: str) -> frozenset[str]:
-    """What the page may be called in a Host header."""
-    if address in _LOOPBACK:
-        return frozenset(_LOOPBACK)
-    return frozenset({*_LOOPBACK, address.lower(), socket.gethostname().lower(), socket.getfqdn().lower()})
+def _file(name: str, kind: str) -> Callable[[], tuple[str, bytes]]:
+    return lambda: (kind, (Path(__file__).parent / name).read_bytes())

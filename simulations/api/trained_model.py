@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedgraft.client.data.cohorts.batches import fit
-from fedgraft.client.data.tables.table import read_inputs
+from fedgraft.client.data.readers.rows import read_rows
 from fedgraft.client.inference.images import Picture, pictures, pictures_of
 from fedgraft.client.inference.model import Reader
 from fedgraft.common.base.errors import InputError
@@ -103,7 +103,7 @@ class TrainedModel(nn.Module):
         if isinstance(self.input, TableInput):
             if not isinstance(inputs, Path | str):
                 raise InputError("The model is for tables.", fix="Give the path of a CSV file, or an array.")
-            table, values, _ = read_inputs(Path(inputs), self.input)
+            table, values, _ = read_rows(Path(inputs), self.input)
             return self._predictions(tuple(map(str, table.lines)), torch.from_numpy(values), {})
         return self._of_files(inputs, self.input)
 

@@ -27,10 +27,11 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
 from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.common.config.config_files import describe
+from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.study import Study, locate
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page
-from fedgraft.simulations.compare.question import Question, Questions, read_comparison
+from fedgraft.simulations.compare.question import Question, Questions, changed, read_comparison
 from fedgraft.simulations.compare.result import answered, groups, lines
 from fedgraft.simulations.compare.running.cells import Cell, cells, run
 from fedgraft.simulations.compare.running.progress import time_left
@@ -140,7 +141,7 @@ def _cells(
     study: Study, comparison: Questions, asked: CompareRequest, shipped: str | None
 ) -> tuple[dict[str, list[Cell]], dict[str, str], bool]:
     """By question its cells, all of them checked, and its scenario; and whether any hospital is made up."""
-    found, where, synthetic, looked_at = {}, dict[str, str](), False, list[Scenario]()
+    found, where, synthetic, looked_at = {}, dict[str, str](), False, list[tuple[Scenario, InputSpec]]()
     for question in comparison.questions:
         task = study.tasks_by_name.get(question.task or study.tasks[0].name)
         if task is not None and not isinstance(task, Task):
@@ -155,9 +156,10 @@ def _cells(
         scenario = find_scenario(name, base)
         synthetic, where[question.name] = synthetic or scenario.synthetic, scenario.name
         hospitals, seeds = hospitals_of(scenario), _seeds(comparison, asked, question)
-        if scenario not in looked_at:
-            looked_at.append(scenario)
-            check_hospitals(study, hospitals, lambda text: ERR.print(text, highlight=False, markup=False))
+        asks = changed(study.model_dump(mode="json"), question.keys, f"{asked.study}, question {question.name}")
+        if (scenario, asks.input) not in looked_at:  # another input reads other columns
+            looked_at.append((scenario, asks.input))
+            check_hospitals(asks, hospitals, lambda text: ERR.print(text, highlight=False, markup=False))
         found[question.name] = cells(study, question, hospitals, seeds, str(asked.study))
     return found, where, synthetic
 

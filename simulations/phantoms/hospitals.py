@@ -33,6 +33,8 @@ from fedgraft.simulations.phantoms.phantoms import (
 )
 from fedgraft.simulations.phantoms.scanners import acquire, mark, store
 from fedgraft.simulations.phantoms.scenario import PhantomSite, Scenario, SiteEntry
+from fedgraft.simulations.real_data.parts import part_of
+from fedgraft.simulations.real_data.places import demand_there
 
 IMAGE_ROW = ("sop_uid", "study_uid", "series_uid", "PatientID", "file", "finding", "diameter_mm", "mask")
 """Columns of images.csv, which holds the truth: `finding` is never noisy and never missing."""
@@ -53,7 +55,8 @@ def make_hospitals(scenario: Scenario, out: Path) -> dict[str, CohortSpec]:
     out = out.resolve()
     if any(site.cohort is None for site in scenario.sites) and not _there(scenario, out):
         _build(scenario, out)
-    return {site.name: _cohort(site, out / site.name) for site in scenario.sites}
+    demand_there({site.name: site.cohort for site in scenario.sites if site.cohort is not None}, scenario.originals)
+    return {site.name: _cohort(site, out / site.name, scenario.seed) for site in scenario.sites}
 
 
 def _there(scenario: Scenario, out: Path) -> bool:
@@ -179,9 +182,9 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | 
         writer.writerows(rows)
 
 
-def _cohort(site: SiteEntry, folder: Path) -> CohortSpec:
+def _cohort(site: SiteEntry, folder: Path, seed: int) -> CohortSpec:
     if site.cohort is not None:
-        return site.cohort
+        return site.cohort if site.part is None else part_of(site.cohort, site.part, seed)
     if site.table is not None:
         return CohortSpec(kind="table", root=folder / "table.csv", patient_column="PatientID")
     masks = folder / "masks" if site.mask_images else None

@@ -21,6 +21,8 @@ from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.phantoms.phantoms import FINDINGS, Finding, Modality
 from fedgraft.simulations.phantoms.scanners import Scanner
+from fedgraft.simulations.real_data.parts import Part
+from fedgraft.simulations.real_data.places import placed
 
 SCENARIOS = CONFIGS / "scenarios"
 CANCER_CASES = {"benign": 357, "malignant": 212}
@@ -124,6 +126,8 @@ class SiteEntry(Value):
     """A part of a public table."""
     cohort: CohortSpec | None = None
     """The person's own data, as in a site's file."""
+    part: Part | None = None
+    """Of the cohort's images, whose table of labels names hospitals: those of one, or of a share of its patients."""
     mask_images: bool = True
     """Whether the site has the masks of its phantoms; without, it adds nothing to tasks that ask for masks."""
     faults: Fault | None = None
@@ -139,6 +143,10 @@ class SiteEntry(Value):
     def _one_source(self) -> SiteEntry:
         if sum(source is not None for source in (self.phantom, self.table, self.cohort)) != 1:
             raise ValueError("needs exactly one of phantom, table and cohort")
+        if self.part is not None and not (self.cohort and self.cohort.kind == "images" and self.cohort.key_column):
+            raise ValueError("part goes with a cohort of images with `labels`, `key_column` and `patient_column`")
+        if self.part is not None and self.cohort is not None and self.cohort.patient_column is None:
+            raise ValueError("part needs the cohort's `patient_column`: a patient must not be at two sites")
         return self
 
 
@@ -151,6 +159,8 @@ class Scenario(Value):
     """Decides what is generated, and how a public table is shared out."""
     sites: Annotated[tuple[SiteEntry, ...], Field(min_length=1)]
     """The hospitals."""
+    originals: str = ""
+    """Where public data are found and how they are converted: said where a cohort's are not on this machine."""
     allow_missing_sites: bool = False
     """Simulate without the sites whose data cannot be used; else nothing begins."""
 
@@ -245,7 +255,7 @@ def _anchor(data: dict[str, Any], folder: Path) -> None:
         cohort = site.get("cohort") if isinstance(site, dict) else None
         for key in PATHS:
             if isinstance(cohort, dict) and isinstance(cohort.get(key), str):
-                cohort[key] = str(folder / Path(cohort[key]).expanduser())
+                cohort[key] = placed(cohort[key], folder)
 
 
 def _find(path: Path) -> Path:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedgraft.client.data.kinds import JOIN_KEYS
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.csv_tables import column, read_csv
 from fedgraft.client.data.tables.joins import differences
@@ -14,16 +15,6 @@ from fedgraft.client.data.tables.targets import Target, same, unknown
 from fedgraft.client.data.tables.words import Faults, is_missing
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.tasks import AnyTask, Segmentation
-
-KEYS = {
-    "patient": ("PatientID", "patient_id", "patient", "subject"),
-    "study": ("StudyInstanceUID", "study_uid", "study"),
-    "series": ("SeriesInstanceUID", "series_uid", "series"),
-    "sop": ("SOPInstanceUID", "sop_uid", "sop"),
-    "path": ("path", "file", "filename", "image"),
-}
-"""Usual names of the column that a labels table is joined by."""
-
 
 Labels = Mapping[str, Mapping[str, Target]]
 """Targets by task, by key of the join."""
@@ -41,9 +32,9 @@ def read_labels(spec: CohortSpec, tasks: Sequence[AnyTask], problems: Counter[st
     with faults.look():
         check_missing(table, spec)
     with faults.look():
-        key_column = column(table, spec.key_column, KEYS[join], f"the {join}")
+        key_column = column(table, spec.key_column, JOIN_KEYS[join], f"the {join}")
     with faults.look():
-        if spec.patient_column is not None:
+        if spec.patient_column is not None and not spec.what.one_file:
             column(table, spec.patient_column, (), "the patients")
     with faults.look():
         rows = row_targets(table, tasks, spec, problems)
@@ -62,10 +53,10 @@ def read_patients(spec: CohortSpec) -> Mapping[str, str] | None:
 
     DataError if two rows of one file disagree.
     """
-    if spec.patient_column is None or spec.labels is None:
+    if spec.patient_column is None or spec.labels is None or spec.what.one_file:
         return None
     table = read_csv(spec.labels)
-    key = column(table, spec.key_column, KEYS["path"], "the path")
+    key = column(table, spec.key_column, JOIN_KEYS["path"], "the path")
     patient = column(table, spec.patient_column, (), "the patients")
     patients: dict[str, str] = {}
     for at, row in enumerate(table.rows):

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fitted_shape
 from fedgraft.client.data.cohorts.folders import HIDDEN, is_there, walk, within
-from fedgraft.client.data.decoding.decoder import Limits, read_images
+from fedgraft.client.data.decoding.decoder import Limits, decode, read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
@@ -27,6 +28,14 @@ OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE = "mask_other_size", "mask_unreadable", "m
 Mask = NDArray[np.int8]
 
 
+class Frame(NamedTuple):
+    """Which image of a file it is, whether there are several, and the shape of the volume that they are slices of."""
+
+    number: int
+    several: bool
+    volume: tuple[int, ...] = ()
+
+
 class Masks:
     """The masks of a site by task, looked up by the name of the image's file; counts what cannot be used.
 
@@ -37,21 +46,21 @@ class Masks:
 
     def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask], size: ImageInput) -> None:
         """DataError if the folder is none, or lies where images are looked for."""
-        self._size = size
+        self._spec, self._size = spec, size
+        self._volume: tuple[Path, tuple[int, ...], Sequence[NDArray[np.float32]]] = (Path(), (), ())
         self._limits = Limits(spec.file_seconds, spec.file_gigabytes)
         self._tasks = [task.name for task in tasks if isinstance(task, Segmentation)]
         self._folders = folders(spec, self._tasks)
         self._used: dict[str, set[Path]] = {task: set() for task in self._tasks}
         self.problems: Counter[str] = Counter()
 
-    def of(self, name: str, shape: tuple[int, ...], pixel_aspect: float, *, several: bool) -> dict[str, Mask]:
+    def of(self, name: str, shape: tuple[int, ...], pixel_aspect: float, frame: Frame) -> dict[str, Mask]:
         """By task the mask (size, size) of the image file `name` of this shape: 1 inside, 0 outside, -1 not known.
 
-        A file of which several frames are used has none, since nobody can say of which frame a mask is.
+        A file of which several frames are used has none, since nobody can say of which frame a mask is, unless the
+        masks are volumes as well.
         """
-        return {
-            task: self._none() if several else self._one(task, name, shape[:2], pixel_aspect) for task in self._tasks
-        }
+        return {task: self._one(task, name, (shape[:2], pixel_aspect), frame) for task in self._tasks}
 
     def given(self, masks: Mapping[str, NDArray[np.bool_]], pixel_aspect: float) -> dict[str, Mask]:
         """As `of`, of an image whose own file holds the masks (H, W)."""
@@ -63,7 +72,7 @@ class Masks:
         for task, folder in self._folders.items():
             found = walk(folder)
             self.problems.update(reason for _, reason in found.passed_over if reason != HIDDEN)
-            there = {path for path in found.files if path.suffix == SUFFIX}
+            there = {path for path in found.files if path.name.endswith(self._spec.what.mask_suffixes)}
             if rest := len(there - self._used[task]):
                 self.problems[WITHOUT_IMAGE] += rest
         return self.problems
@@ -71,22 +80,42 @@ class Masks:
     def _none(self) -> Mask:
         return np.full((self._size.size, self._size.size), UNKNOWN, dtype=np.int8)
 
-    def _one(self, task: str, name: str, shape: tuple[int, ...], pixel_aspect: float) -> Mask:
-        folder = self._folders.get(task)
-        path = folder / Path(name).with_suffix(SUFFIX) if folder is not None else None
-        if path is None or not is_there(path):  # what may not be looked at is counted by `finish`
+    def _one(self, task: str, name: str, of: tuple[tuple[int, ...], float], frame: Frame) -> Mask:
+        path = self._path(task, name)
+        volumes = SUFFIX not in self._spec.what.mask_suffixes
+        if path is None or (frame.several and not volumes):
             return self._none()
         self._used[task].add(path)
         try:
-            (image,) = read_images(path, "first", self._limits).frames
+            image = self._slice(path, frame) if volumes else read_images(path, "first", self._limits).frames[0]
         except UnusableError:
             self.problems[UNREADABLE] += 1
             return self._none()
-        inside: NDArray[np.bool_] = (image if image.ndim == 2 else image.max(axis=2)) > 0
-        if inside.shape != tuple(shape):
+        if image is None:
             self.problems[OTHER_SIZE] += 1
             return self._none()
-        return fit_mask(inside, pixel_aspect, self._size)
+        inside: NDArray[np.bool_] = (image if image.ndim == 2 else image.max(axis=2)) > 0
+        if inside.shape != tuple(of[0]):
+            self.problems[OTHER_SIZE] += 1
+            return self._none()
+        return fit_mask(inside, of[1], self._size)
+
+    def _path(self, task: str, name: str) -> Path | None:
+        """The file with the mask of an image file; None if there is none. What may not be looked at `finish` counts."""
+        folder, suffixes = self._folders.get(task), self._spec.what.mask_suffixes
+        if folder is None:
+            return None
+        ending = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), Path(name).suffix)
+        stem = name.removesuffix(name[len(name) - len(ending) :]) if ending else name
+        return next((path for suffix in suffixes if is_there(path := folder / f"{stem}{suffix}")), None)
+
+    def _slice(self, path: Path, frame: Frame) -> NDArray[np.float32] | None:
+        """The slice of a mask's volume at the place of its image's, None if the volumes differ; kept for the next."""
+        if self._volume[0] != path:
+            options = {"frames": self._spec.frames, "plane": self._spec.plane, "mask": True}
+            words, slices = decode("fedgraft.client.data.decoding.nifti:read", path, options, self._limits)
+            self._volume = (path, tuple(words["shape"]), slices)
+        return self._volume[2][frame.number] if self._volume[1] == frame.volume else None
 
 
 def folders(spec: CohortSpec, tasks: Sequence[str]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedgraft.client.data.cohorts.labels import KEYS
+from fedgraft.client.data.kinds import JOIN_KEYS, Join
 from fedgraft.client.data.readers.reader import Case
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.csv_tables import Table, column, read_csv
@@ -79,13 +79,13 @@ def _read(spec: CohortSpec) -> tuple[str, Mapping[str, Cell] | None]:
     """By what cells are found (patient, path, or key of the labels table), and those; None if nothing is named."""
     if spec.split_file is not None:
         table = read_csv(spec.split_file)
-        by = "path" if any(name in table.rows[0] for name in KEYS["path"]) else "patient"
-        keys = column(table, None, KEYS[by], "the files or the patients")
+        by: Join = "path" if any(name in table.rows[0] for name in JOIN_KEYS["path"]) else "patient"
+        keys = column(table, None, JOIN_KEYS[by], "the files or the patients")
         return by, _cells(table, keys, column(table, spec.split_column, _USUAL, "the split"), path=by == "path")
     if spec.split_column is None or spec.labels is None:
         return "key", None
     table, join = read_csv(spec.labels), spec.joined_by
-    keys = column(table, spec.key_column, KEYS[join], f"the {join}")
+    keys = column(table, spec.key_column, JOIN_KEYS[join], f"the {join}")
     return "key", _cells(table, keys, column(table, spec.split_column, (), "the split"), path=join == "path")
 
 

@@ -8,9 +8,10 @@ from fedgraft.client.data.cohorts.folders import BROKEN, HIDDEN, NO_RIGHT, SPECI
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT
 from fedgraft.client.data.tables.csv_tables import LIKE_THOUSANDS
 from fedgraft.client.data.tables.patient_ids import ROUNDED
+from fedgraft.client.data.tables.table import INCOMPLETE
 from fedgraft.client.data.tables.targets import BY_OTHERS
 
-STRANGERS = frozenset({"not_dicom", "not_an_image", "no_pixels", HIDDEN})
+STRANGERS = frozenset({"not_dicom", "not_an_image", "not_nifti", "no_pixels", HIDDEN})
 """Files that were never meant to be images of the cohort."""
 SEPARATE = frozenset({"burned_in_annotation", "duplicate"})
 """Files left out for a reason that has a line of its own in the check."""
@@ -33,6 +34,9 @@ UNREADABLE: Mapping[str, str] = {
     "no_dicom_inside": "Their names say DICOM, and their content does not: an export may have failed",
     "image_without_pixels": "",
     "no_right_to_read": "Give this account the right to read them",
+    "more_than_three_dimensions": "Save each volume of a series as a file of its own",
+    "complex_values": "Save their magnitude, or one component, as numbers",
+    "no_orientation": "Their header does not say where the axes lead; have the program mended that wrote them",
     "pages_of_several_sizes": "Save the page that is meant as a file of its own",
 }
 """Files that should be images and give none, with what to do if it is not to export them again."""
@@ -78,6 +82,14 @@ NOTES: Mapping[str, tuple[str, str]] = {
         "cases with a patient id that a spreadsheet has rounded, as in 1.23457E+11",
         "Several patients may share it: write the ids anew from where they came, into a column of text.",
     ),
+    "orientation_not_stated": (
+        "volumes whose header does not say where their axes lead",
+        "They are taken as NIfTI's default has them; look at some, since left and right may be exchanged.",
+    ),
+    "spacing_not_stated": (
+        "volumes whose header does not say how large a voxel is",
+        "Pixels are taken as square; sizes cannot be told.",
+    ),
     WITHOUT_SPLIT: (
         "cases to which the cohort's own split gives no part",
         "They are not used; if they should be, say in the split's column or file where they belong.",
@@ -89,6 +101,10 @@ NOTES: Mapping[str, tuple[str, str]] = {
     "several_pages": (
         "files with several pages, of which one is used",
         "Say by `frames` of the cohort which: all, middle or first.",
+    ),
+    INCOMPLETE: (
+        "rows left out, in which a value is missing",
+        "`complete_cases` of the cohort asks for it; leave it out to use them, with what is missing at the mean.",
     ),
     "twelve_bits_in_16": (
         "files of 16 bits that use the lowest 12 of them, or fewer",

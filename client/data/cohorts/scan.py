@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
 from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import Join, is_labels, read_labels, read_patients
-from fedgraft.client.data.cohorts.masks import Mask, Masks, fitted_spacing
+from fedgraft.client.data.cohorts.masks import Frame, Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents, open_reader
@@ -48,6 +48,8 @@ class Scan:
     targets: dict[str, list[Target]] = field(default_factory=dict)
     masks: dict[str, list[Mask]] = field(default_factory=dict)
     spacings: list[float] = field(default_factory=list)
+    keys: list[Mapping[str, str]] = field(default_factory=list, repr=False)
+    """Of every case, by what a labels table may call it."""
     patients: list[str] = field(default_factory=list, repr=False)
     studies: list[str] = field(default_factory=list, repr=False)
     splits: list[str] = field(default_factory=list)
@@ -59,7 +61,14 @@ class Scan:
 
 def files_of(spec: CohortSpec) -> Found:
     """The files of a cohort, in order, and what was passed over on the way to them. DataError as `walk`."""
-    return Found([spec.root]) if spec.what.one_file else walk(spec.root)
+    if not spec.what.one_file:
+        return walk(spec.root)
+    try:
+        spec.root.stat()
+    except OSError as error:
+        fix = "Check `root` of the site's cohort, and that this account may read it."
+        raise DataError(f"{spec.root}: cannot be read: {error.strerror}.", fix=fix) from None
+    return Found([spec.root])
 
 
 def name_below(path: Path, root: Path) -> str:
@@ -90,7 +99,8 @@ class _Loop:
         self._spec, self._wanted = spec, wanted
         labels = read_labels(spec, tasks, self.done.problems)
         self._join, self._patients = Join(labels, tasks), read_patients(spec)
-        self._by_folder = _Folders(spec, tasks) if labels is None and spec.what.folder_labels else None
+        self._tasks, self._from_folders = tasks, labels is None and spec.what.folder_labels
+        self._by_folder: _Folders | None = None
         self._masks = Masks(spec, tasks, wanted) if isinstance(wanted, ImageInput) else None
         self._splits = OwnSplits(spec)
         self._reader = open_reader(spec, tasks, wanted)
@@ -127,7 +137,7 @@ class _Loop:
         """Take in the cases of a file; several images of one key, frames of one file, are joined and counted once."""
         done = self.done
         known: dict[str, tuple[Mapping[str, Target], str]] = {}
-        for case in contents.cases:
+        for number, case in enumerate(contents.cases):
             key = self._key(name, case)
             if key not in known or case.row is not None:
                 known[key] = self._labels(name, key, case), self._patient(name, case)
@@ -140,6 +150,7 @@ class _Loop:
             done.splits += [] if split is None else [split]
             self._store(case)
             done.origins.append(at if case.row is None else case.row)
+            done.keys.append({"path": name, **case.keys})
             done.patients.append(patient or NOBODY)
             if case.study is not None:
                 done.studies.append(case.study)
@@ -148,7 +159,8 @@ class _Loop:
             if self._masks is not None:
                 shape, aspect = case.values.shape[:2], case.geometry.pixel_aspect
                 own = None if case.masks is None else self._masks.given(case.masks, aspect)
-                for task, mask in (own or self._masks.of(name, shape, aspect, several=contents.several)).items():
+                frame = Frame(number, contents.several, contents.volume)
+                for task, mask in (own or self._masks.of(name, shape, aspect, frame)).items():
                     done.masks[task].append(mask)
 
     def _store(self, case: Case) -> None:
@@ -172,7 +184,10 @@ class _Loop:
     def _labels(self, name: str, key: str, case: Case) -> Mapping[str, Target]:
         if case.targets is not None:
             return case.targets
-        return self._join.of(key) if self._by_folder is None else self._by_folder.of(case.keys.get("path", name))
+        if not self._from_folders:
+            return self._join.of(key)
+        self._by_folder = self._by_folder or _Folders(self._spec, self._tasks)
+        return self._by_folder.of(case.keys.get("path", name))
 
     def _patient(self, name: str, case: Case) -> str:
         """Whose a case is; "" if somebody should have said it. Where nobody says, each file is a patient of its own."""

@@ -97,7 +97,7 @@ class _Decoder:
         if "reason" in words:
             raise UnusableError(words["reason"])
         if "fault" in words:
-            raise DataError(f"{path}: {words['fault']}.", fix="Write the file anew, or leave the site out.")
+            raise DataError(f"{path}: {words['fault']}.", fix=words["fix"])
         return words, found
 
     def _answer(self, asked: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -17,6 +17,6 @@ class FaultyError(Exception):
     It says no value that the file holds.
     """
 
-    def __init__(self, fault: str) -> None:
+    def __init__(self, fault: str, fix: str = "Write the file anew, or leave the site out.") -> None:
         super().__init__(fault)
-        self.fault = fault
+        self.fault, self.fix = fault, fix

@@ -49,7 +49,7 @@ def _answer(request: dict[str, Any], answers: IO[bytes]) -> None:
     except UnusableError as unusable:
         words, found = {"reason": unusable.reason}, []
     except FaultyError as faulty:
-        words, found = {"fault": faulty.fault}, []
+        words, found = {"fault": faulty.fault, "fix": faulty.fix}, []
     signal.setitimer(signal.ITIMER_REAL, 0)
     frames.write(answers, words, found)
 

@@ -43,7 +43,7 @@ class DicomReader:
             raise UnusableError("duplicate")
         geometry = Geometry(image.pixel_aspect, image.width_mm)
         cases = [Case(frame, image.keys, patient, image.keys["study"], geometry) for frame in image.frames]
-        return Contents(cases, len(cases) > 1, Counter(image.notes), image.facts)
+        return Contents(cases, len(cases) > 1, problems=Counter(image.notes), facts=image.facts)
 
     def finish(self) -> Counter[str]:
         """Images that share their UID with other pixels."""

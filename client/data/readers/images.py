@@ -26,7 +26,8 @@ class ImageReader:
         if path.suffix.lower() not in SUFFIXES:
             raise UnusableError("not_an_image")
         image = read_images(path, self._frames, self._limits)
-        return Contents([Case(frame) for frame in image.frames], len(image.frames) > 1, Counter(image.notes))
+        cases = [Case(frame) for frame in image.frames]
+        return Contents(cases, len(cases) > 1, problems=Counter(image.notes))
 
     def finish(self) -> Counter[str]:
         """Nothing is odd about several files together."""

@@ -70,6 +70,8 @@ class Contents:
     cases: Iterable[Case]
     several: bool = False
     """Whether it holds several images, of which a mask or a file's name could mean any."""
+    volume: tuple[int, ...] = ()
+    """The shape of the volume that its images are slices of, which its mask must have as well; else empty."""
     problems: Counter[str] = field(default_factory=Counter)
     facts: Mapping[str, str] = field(default_factory=dict)
 

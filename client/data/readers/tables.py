@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from fedgraft.client.data.readers.reader import Case, Contents
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.csv_tables import column, read_csv
-from fedgraft.client.data.tables.table import read_table
+from fedgraft.client.data.tables.table import INCOMPLETE, complete, read_table
 from fedgraft.client.data.tables.targets import plain
 from fedgraft.client.data.tables.words import Cell
 from fedgraft.common.study.inputs import InputSpec, TableInput
@@ -27,12 +29,18 @@ class TableReader:
         """All rows."""
         inputs, targets, patients, problems = read_table(self._spec, self._tasks, self._columns)
 
+        used = list(range(len(inputs)))
+        if self._spec.complete_cases:
+            used = np.flatnonzero(complete(inputs, self._columns)).tolist()
+            problems.update(+Counter({INCOMPLETE: len(inputs) - len(used)}))
         splits = _splits(path, self._spec.split_column)
 
         def cases() -> Iterator[Case]:
-            for at, patient in enumerate(patients):
+            for at in used:
                 found = {task: plain(target[at]) for task, target in targets.items()}
-                yield Case(inputs[at], patient=patient, targets=found, row=at, split=splits[at] if splits else None)
+                yield Case(
+                    inputs[at], patient=patients[at], targets=found, row=at, split=splits[at] if splits else None
+                )
 
         return Contents(cases(), problems=problems)
 

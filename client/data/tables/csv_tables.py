@@ -36,10 +36,12 @@ class Table:
     lines: list[int] = field(repr=False)
     delimiter: str = ","
     decimal_comma: bool = False
+    unit: str = "line"
+    """What `lines` count: the rows of files that are no text begin at 0."""
 
     def where(self, index: int) -> str:
         """Where a row stands, for messages: "FILE, line NUMBER"."""
-        return f"{self.path}, line {self.lines[index]}"
+        return f"{self.path}, {self.unit} {self.lines[index]}"
 
     def cell(self, index: int, row: Row, name: str) -> Cell:
         """A row's cell of the column `name`, with its place."""

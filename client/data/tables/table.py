@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.tasks import AnyTask, Regression
 
+_ALIKE = 0.8
+"""From which likeness on, of 1, two columns' names may mean the same."""
+INCOMPLETE = "incomplete_rows"
 NOBODY = "without a patient id"
 """Cases whose patient is not said cannot be told apart, so they count as one patient: never two splits of one."""
 
@@ -111,6 +115,15 @@ def read_table(
     return inputs, targets, patients, problems
 
 
+def complete(inputs: NDArray[np.float32], columns: TableInput) -> NDArray[np.bool_]:
+    """Which rows (N,) have a value in every column."""
+    known, at = ~np.isnan(inputs).any(axis=1), len(columns.numeric)
+    for categories in columns.categorical.values():
+        known &= inputs[:, at : at + len(categories)].any(axis=1)
+        at += len(categories)
+    return np.asarray(known)
+
+
 def read_inputs(path: Path, columns: TableInput) -> tuple[Table, NDArray[np.float32], Counter[str]]:
     """A table's rows and their inputs (N, width) alone, not yet standardised, and problems by reason.
 
@@ -128,19 +141,31 @@ def _encoded(table: Table, spec: CohortSpec, columns: TableInput, problems: Coun
     inputs = np.full((len(table.rows), columns.width), np.nan, dtype=np.float32)
     encoder = _Encoder(spec, columns, problems)
     for at, row in enumerate(table.rows):
-        inputs[at] = encoder.encode({name: table.cell(at, row, name) for name in encoder.names})
+        inputs[at] = encoder.encode({name: table.cell(at, row, name) for name in encoder.names if name in row})
     encoder.finish()
     problems.update(+Counter({LIKE_THOUSANDS: table.like_thousands(columns.numeric)}))
     return inputs
 
 
 def _need(table: Table, columns: TableInput) -> None:
-    """DataError that names all columns which are not there."""
-    header = table.rows[0]
-    if absent := [name for name in (*columns.numeric, *columns.categorical) if name not in header]:
+    """DataError that names the absent columns, if they are half of all or more, or may stand there by another name.
+
+    A hospital that never measures something has no column for it, and each of its values is a missing one.
+    """
+    header, wanted = table.rows[0], (*columns.numeric, *columns.categorical)
+    absent = [name for name in wanted if name not in header]
+    others = {_plain(name): name for name in header if name not in wanted}
+    alike = {name: others[near[0]] for name in absent if (near := get_close_matches(_plain(name), others, 1, _ALIKE))}
+    if 2 * len(absent) >= len(wanted) or alike:
+        meant = "".join(f" Is {other!r} the column {name!r}? Then call it so." for name, other in alike.items())
         raise DataError(
-            f"{table.path}: has no column {', '.join(map(repr, absent))}.", fix=f"It has: {', '.join(header)}."
+            f"{table.path}: has no column {', '.join(map(repr, absent))}.", fix=f"It has: {', '.join(header)}.{meant}"
         )
+
+
+def _plain(name: str) -> str:
+    """A column's name without what people write differently."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _patient(table: Table, at: int, spec: CohortSpec, labels: Collection[str], problems: Counter[str]) -> str:
@@ -167,8 +192,12 @@ class _Encoder:
         self._unknown = {name: UnknownWords(name, "is no number", ()) for name in columns.numeric}
 
     def encode(self, cells: Mapping[str, Cell]) -> list[float]:
-        values = [self._number(cells[name]) for name in self._columns.numeric]
+        values = [self._number(cells.get(name)) for name in self._columns.numeric]
         for name, categories in self._columns.categorical.items():
+            if name not in cells:
+                self._problems["missing_category"] += 1
+                values += [0.0] * len(categories)
+                continue
             found = meant(cells[name].text, categories)
             if found is None:
                 missing = is_missing(cells[name], self._spec)
@@ -179,8 +208,8 @@ class _Encoder:
     def finish(self) -> None:
         refuse(self._unknown.values())
 
-    def _number(self, cell: Cell) -> float:
-        if is_missing(cell, self._spec):
+    def _number(self, cell: Cell | None) -> float:
+        if cell is None or is_missing(cell, self._spec):
             self._problems["missing_value"] += 1
             return math.nan
         number = finite(cell)

@@ -47,8 +47,8 @@ def check_calibration(study: Study, stage: Stage, local: Statistics) -> Iterator
             yield "local.private: losses have no bound that could be noised; not built"
         if stage.where == "unlabelled":
             yield "where: temperatures need labels, but the stage is for unlabelled sites"
-    if local.of == "residuals" and local.private is not None:
-        yield "local.private: sums of residuals with noise are not built; use gradient work with private"
+    if local.of in ("residuals", "curvature") and local.private is not None:
+        yield f"local.private: sums of {local.of} with noise are not built; use gradient work with private"
     if local.of == "answers" and Role.HEAD not in stage.share.roles:
         yield "share: the calibrated heads must reach the sites; share: heads"
     if local.split == "val" and study.split.val == 0:

@@ -10,6 +10,7 @@ from fedgraft.common.study.methods.recipes import (
     adapt,
     adapted,
     fixbn,
+    logistic_probe,
     lp_ft,
     maml,
     moment_alignment,
@@ -95,6 +96,10 @@ PLANS: Mapping[str, Preset] = {
     "ridge_probe": (
         "backbone frozen, heads solved in one exchange from the sites' sums (Fani et al. 2024)",
         lambda m: (probe(m),),
+    ),
+    "logistic_probe": (
+        "backbone frozen, heads by Newton's method from the sites' sums: the pooled logistic regression",
+        lambda _: (logistic_probe(),),
     ),
     "ncm_probe": (
         "backbone frozen, classes by the nearest mean feature, in one exchange from the sites' sums",

@@ -18,6 +18,7 @@ from fedgraft.common.study.plan import (
 from fedgraft.common.study.stages.aggregates import (
     Aggregation,
     Discriminant,
+    Logistic,
     Mean,
     Moments,
     NearestMean,
@@ -30,6 +31,8 @@ from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.stages.training import InnerSteps, Rollback
 
 _RIDGE = Ridge()
+_NEWTON_STEPS = 8
+"""Near the end each step doubles the right digits, so that more would change nothing."""
 
 
 class Method(Value):
@@ -165,6 +168,14 @@ def probe(method: Method, aggregate: Ridge | NearestMean | Discriminant = _RIDGE
         local=Statistics(private=method.sums, retain_statistics=method.retain_statistics),
         share=Select(roles=named("heads").roles),
         aggregate=aggregate,
+    )
+
+
+def logistic_probe() -> Stage:
+    """Logistic heads on frozen features, by Newton's method from sums."""
+    local, heads = Statistics(of="curvature"), Select(roles=named("heads").roles)
+    return Stage(
+        name="logistic", where="labelled", local=local, share=heads, aggregate=Logistic(), rounds=_NEWTON_STEPS
     )
 
 

@@ -100,6 +100,17 @@ class Newton(Value):
     ridge_penalty: Annotated[float, Field(gt=0)] | Literal["loso"] = "loso"
 
 
+class Logistic(Value):
+    """A step of Newton's method for logistic heads with the exact curvature: equal to the pooled step.
+
+    Some five to eight rounds end at the pooled logistic regression. `ridge_penalty` is relative to the number of cases,
+    on features as they are; `auto` is the number of features per case.
+    """
+
+    kind: Literal["logistic"] = "logistic"
+    ridge_penalty: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+
+
 class NearestMean(Value):
     """Closed-form head: a case belongs to the class whose mean feature is nearest, from the same sums as a ridge.
 
@@ -160,6 +171,6 @@ Robust = Median | TrimmedMean | Krum | ClippedMean
 """Aggregations that hold when a few sites send nonsense."""
 ClosedForm = Ridge | NearestMean | Discriminant
 """Aggregations that solve heads from sums of features and labels."""
-Sums = ClosedForm | Newton | Moments | Temper | Threshold | Standardise
+Sums = ClosedForm | Newton | Logistic | Moments | Temper | Threshold | Standardise
 """Aggregations that add up sums, not entries."""
 Aggregation = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]

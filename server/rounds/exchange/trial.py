@@ -20,7 +20,7 @@ from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.protocol.states import States
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import Newton, Ridge
-from fedgraft.server.aggregation.aggregator import HeadAggregator, aggregator_for
+from fedgraft.server.aggregation.aggregator import HeadAggregator, LogisticAggregator, aggregator_for
 
 
 def solvable(update: Update, stage: Stage, tags: Tags, state: Arrays) -> bool:
@@ -44,7 +44,7 @@ def _one(update: Update, stage: Stage, tags: Tags, state: Arrays) -> bool:
 
 def _by_task(update: Update, stage: Stage, tags: Tags) -> Iterator[Update]:
     """Heads are solved task by task, and one without a label must not hide the next."""
-    if not isinstance(aggregator_for(stage, tags), HeadAggregator):
+    if not isinstance(aggregator_for(stage, tags), HeadAggregator | LogisticAggregator):
         yield update
         return
     for task in tasks_in(update.tensors):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import starmap
 
 import numpy as np
 
+from fedgraft.common.closed_form.temperature import CASES
 from fedgraft.common.metrics.sums.task_metrics import TaskSums, sums_from
 from fedgraft.common.protocol.instructions import (
     NOISE,
@@ -130,21 +132,29 @@ def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:
     if noised and not (tensors[NOISE] > 0).all():
         return Code.BAD_WEIGHT
     counts = [array for key, array in tensors.items() if key in ("count", DISTANCES)]
-    halves = [np.atleast_2d(array) for key, array in tensors.items() if key.endswith(PACKED)]
-    counts += [half[:, -1] for half in halves]
+    halves = [(np.atleast_2d(half), _cases(tensors, key)) for key, half in tensors.items() if key.endswith(PACKED)]
+    counts += [cases for _, cases in halves]
     least = -_MOST_CASES if noised else 0.0
     if not all((count >= least).all() and (count < _MOST_CASES).all() for count in counts):
         return Code.BAD_WEIGHT
-    if not noised and not (all(map(_of_cases, halves)) and all((count == np.rint(count)).all() for count in counts)):
+    if not noised and not (
+        all(starmap(_of_cases, halves)) and all((count == np.rint(count)).all() for count in counts)
+    ):
         return Code.BAD_WEIGHT
     return None
 
 
-def _of_cases(half: np.ndarray) -> bool:
+def _cases(tensors: Arrays, key: str) -> np.ndarray:
+    """How many cases each half of a task's sums is of: its last number, unless they stand beside it."""
+    beside = tensors.get(f"{key.removesuffix(PACKED)}/{CASES}")
+    return np.atleast_2d(tensors[key])[:, -1] if beside is None else beside
+
+
+def _of_cases(half: np.ndarray, count: np.ndarray) -> bool:
     """Whether halves of second moments (problems, cells) are nothing without cases, and with them not out of reach."""
     side = (math.isqrt(8 * half.shape[1] + 1) - 1) // 2
     own = np.cumsum(np.arange(1, side + 1)) - 1  # where the diagonal lies
-    cases = half[:, -1:]
+    cases = count[:, None]
     return bool(((cases > 0) | (half == 0)).all() and (half[:, own] <= _LARGEST_SQUARE * cases).all())
 
 

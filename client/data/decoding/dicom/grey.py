@@ -125,13 +125,13 @@ def _voi(
 ) -> NDArray[np.float64]:
     """To [0, 1] by the site's window, else the file's VOI LUT, else its first window, else robust percentiles."""
     if window is not None:
-        return _windowed(values, window.center, window.width, "LINEAR")
+        return windowed(values, window.center, window.width, "LINEAR")
     if (lut := voi_lut(dataset)) is not None:
         table = read_table(lut.get("LUTDescriptor"), lut.LUTData, little=_little(dataset))
         return np.clip(table(values, signed=_below_zero(dataset, index)) / (2.0**table.bits - 1), 0, 1)
     if (stated := stated_window(dataset, index)) is not None:
-        return _windowed(values, *stated)
-    return _stretched(values if padding is None else values[~padding], values)
+        return windowed(values, *stated)
+    return stretched(values if padding is None else values[~padding], values)
 
 
 def voi_lut(dataset: Dataset) -> Dataset | None:
@@ -179,7 +179,7 @@ def _narrow(dataset: Dataset, values: NDArray[np.float64], index: int, notes: Co
     return Window(center=stated[0] + 0.5, width=2)
 
 
-def _windowed(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
+def windowed(values: NDArray[np.float64], center: float, width: float, function: str) -> NDArray[np.float64]:
     """PS3.3 C.11.2.1.2 and C.11.2.1.3, with an output from 0 to 1."""
     if function == "SIGMOID":
         return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700))))
@@ -191,7 +191,7 @@ def _windowed(values: NDArray[np.float64], center: float, width: float, function
     return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
-def _stretched(seen: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+def stretched(seen: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The percentiles of what is `seen` become black and white; an image of one value is black."""
     finite = seen[np.isfinite(seen)]
     if not finite.size:

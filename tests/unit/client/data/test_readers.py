@@ -15,7 +15,7 @@ from fedgraft.client.data.kinds import KINDS, Kind
 from fedgraft.client.data.readers.reader import Case, Contents, Geometry, open_reader
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
-from fedgraft.common.study.inputs import ImageInput, SplitSpec, TableInput
+from fedgraft.common.study.inputs import Extractor, FeaturesInput, ImageInput, SplitSpec, TableInput
 from fedgraft.common.study.tasks import Task
 
 TASK = Task(classes=("none", "nodule"))
@@ -32,7 +32,8 @@ class LineReader:
         if lines[0].startswith("!"):
             raise UnusableError(lines[0][1:])
         greys = [np.full(self.shape, float(line), np.float32) for line in lines]
-        return Contents([Case(grey, geometry=Geometry(2.0, 3.0)) for grey in greys], len(greys) > 1, Counter(odd=1))
+        cases = [Case(grey, geometry=Geometry(2.0, 3.0)) for grey in greys]
+        return Contents(cases, len(cases) > 1, problems=Counter(odd=1))
 
     def finish(self) -> Counter[str]:
         return Counter(at_the_end=1)
@@ -90,8 +91,13 @@ def test_a_volume_is_no_image_and_is_not_taken_for_one(lines, tmp_path):
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_has_its_reader(name, tmp_path):
     spec = CohortSpec(kind=name, root=tmp_path)
-    wanted = ImageInput() if "image" in spec.what.inputs else TableInput(numeric=("a",))
-    reader = open_reader(spec, [TASK], wanted)
+    made = Extractor(name="x", weights="0" * 64, preprocessing="none")
+    given = {
+        "image": ImageInput(),
+        "table": TableInput(numeric=("a",)),
+        "features": FeaturesInput(count=1, extractor=made),
+    }
+    reader = open_reader(spec, [TASK], given[spec.what.inputs[0]])
     assert callable(reader.read)
     assert reader.finish() == Counter()
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from fedgraft.common.base.errors import InputError
@@ -215,6 +216,30 @@ def test_the_page_is_read_only_and_whole(page, live):
         assert b"http://" not in body.replace(b"http://www.w3.org", b"")
         assert b"https://" not in body
     assert json.loads(ask(page, "GET", "/state")[1])["run"]["state"] == "running"
+
+
+def test_the_same_in_figures_for_prometheus(page, live):
+    live.begin()
+    live.start(1)
+    live.done(1)
+    live.event("reply", exchange=2, site="north", code="budget")
+    answer, body = ask(page, "GET", "/metrics")
+    assert answer.getheader("Content-Type").startswith("text/plain; version=0.0.4")
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+    state = json.loads(ask(page, "GET", "/state")[1])["run"]
+    assert found["fedgraft_run_state", "running", "test"] == 1
+    assert found["fedgraft_run_state", "completed", "test"] == 0
+    assert found["fedgraft_run_exchanges_done", "test"] == len(state["history"]) == 1
+    assert found["fedgraft_run_exchanges", "test"] == state["exchanges"] == 4
+    assert found["fedgraft_run_bytes_total", "up", "test"] == state["bytes_up"]
+    shown = state["history"][-1]["metrics"]["cls"]
+    told = {key[1]: value for key, value in found.items() if key[0] == "fedgraft_run_metric" and key[3] == "cls"}
+    assert told == {name: value for name, value in shown.items() if value is not None}
+    assert found["fedgraft_site_exchange", "north"] == 1
 
 
 @pytest.mark.parametrize("path", ["/history.jsonl", "/../commands.py", "/%2e%2e/board.py", "/state?x=1", "/page.html"])

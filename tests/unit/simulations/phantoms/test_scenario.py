@@ -16,8 +16,9 @@ from fedgraft.simulations.phantoms.scenario import (
     load_scenario,
 )
 
+REAL = ("heart", "heart_complete")
 SHIPPED = (
-    *("alike", "breast_cancer", "clinics", "folders", "modalities", "newcomer", "shift"),
+    *("alike", "breast_cancer", "clinics", "folders", *REAL, "modalities", "newcomer", "shift"),
     *("source_and_target", "source_ctmr", "styles", "target", "three_step", "unseen_styles", "xray5", "xray_large"),
 )
 
@@ -47,7 +48,7 @@ def test_the_shipped_scenarios_are_the_ones_that_are_tested():
 def test_every_shipped_scenario_loads_by_its_name(name):
     scenario = load_scenario(name)
     assert scenario.name == name
-    assert scenario.synthetic == (name not in ("breast_cancer", "folders"))
+    assert scenario.synthetic == (name not in ("breast_cancer", "folders", *REAL))
 
 
 def test_every_key_of_a_phantom_site_is_shown_with_a_comment():
@@ -137,7 +138,7 @@ def test_what_a_scanner_cannot_write_is_refused_with_the_numbers(tmp_path):
 def test_an_unknown_name_lists_the_ones_that_ship():
     with pytest.raises(
         StudyError,
-        match="breast_cancer, clinics, folders, modalities, newcomer, shift, source_and_target, source_ctmr, styles",
+        match="breast_cancer, clinics, folders, heart, heart_complete, modalities, newcomer, shift, source_and_target",
     ):
         load_scenario("xray6")
 
