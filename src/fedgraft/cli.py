@@ -132,6 +132,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     epilog=examples(
         "fedgraft predict runs/one images --out said --heat cam",
         "fedgraft predict runs/one images --out said --site runs/one/sites/north",
+        "fedgraft predict runs/one images --out said --dicom sr --dicom seg",
     ),
 )
 def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
@@ -144,13 +145,17 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
     accept: Annotated[list[str] | None, typer.Option(help="A kind of derived DICOM objects to use as well.")] = None,
+    dicom: Annotated[
+        list[str] | None, typer.Option(help="DICOM objects: seg of masks, sr of answers, sc of heat maps.")
+    ] = None,
     _plugin: Plugins = None,
 ) -> None:
     """What a model says of the images in a folder or of a table's rows, as a table, and where it looks."""
     from fedgraft.client.inference.command import PredictRequest
     from fedgraft.client.inference.command import predict as carry_out
 
-    carry_out(PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, tuple(accept or ())))
+    more = tuple(accept or ()), tuple(dicom or ())
+    carry_out(PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, *more))
 
 
 @app.command(

@@ -144,6 +144,16 @@ def fit_mask(inside: NDArray[np.bool_], pixel_aspect: float, spec: ImageInput) -
     return np.asarray(planes[0, 0].to(torch.int8).numpy())
 
 
+def unfit_mask(
+    fitted: NDArray[np.uint8], shape: tuple[int, int], pixel_aspect: float, spec: ImageInput
+) -> NDArray[np.uint8]:
+    """The way back of `fit_mask`: a mask (size, size) as one of the image (H, W), each pixel that of the nearest."""
+    height, width = fitted_shape(shape, pixel_aspect, spec)
+    top, left = (spec.size - height) // 2, (spec.size - width) // 2
+    planes = torch.from_numpy(fitted[top : top + height, left : left + width].astype(np.float32))[None, None]
+    return np.asarray(F.interpolate(planes, shape, mode="nearest-exact")[0, 0].to(torch.uint8).numpy())
+
+
 def fitted_spacing(spacing_mm: float, width: int, fitted_width: int) -> float:
     """Size in mm of a pixel of the fitted image, from that of the original's columns; 0 where it is not known."""
     return spacing_mm * width / fitted_width if spacing_mm > 0 and math.isfinite(spacing_mm) else 0.0
