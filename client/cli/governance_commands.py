@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Collection
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
 from fedgraft.client.governance.about_data import about_data
 from fedgraft.client.governance.approval import Approval, approve, is_approved, withdraw
 from fedgraft.client.governance.pending_studies import find_study
-from fedgraft.client.governance.plugins import allow_to_look, installed_plugins
+from fedgraft.client.governance.plugins import allowed_to_look, demand_plugins, installed_plugins
 from fedgraft.client.governance.review import in_words, review
 from fedgraft.client.governance.verdict import StudyVerdict, judge
 from fedgraft.client.preflight.check import (
@@ -58,12 +59,13 @@ def check_site(
     for place in (home / DETAILS, *((share,) if share else ())):
         demand_place(place, file=True)
     site, study = SiteUnderCheck(home, read_site(home)), None
-    if ref is not None:
-        study = find_study(home, ref)
-        _model_of(study, ref, site.config)
     if site.config.threads:
         torch.set_num_threads(site.config.threads)
-    report = Check(site, study, _progress).run(parts or PARTS, baseline=baseline)
+    with allowed_to_look(site.config.policy):
+        if ref is not None:
+            study = find_study(home, ref)
+            _model_of(study, ref, site.config)
+        report = Check(site, study, _progress).run(parts or PARTS, baseline=baseline)
     _keep_details(home, report)
     if share is not None:
         write_json(share, shareable(report))
@@ -84,8 +86,9 @@ def _keep_details(home: Path, report: Report) -> None:
 def review_study(folder: Path | None, ref: str, *, as_json: bool) -> None:
     """Say what a study would do at this site."""
     home = site_home(folder)
-    study = find_study(home, ref)
-    content = _reviewed(home, read_site(home), study, ref)
+    config = read_site(home)
+    with allowed_to_look(config.policy):
+        content = _reviewed(home, config, find_study(home, ref), ref)
     if as_json:
         sys.stdout.write(json.dumps(content) + "\n")
         return
@@ -104,8 +107,10 @@ def approve_study(folder: Path | None, ref: str) -> None:
 def decide(folder: Path | None, ref: str) -> tuple[dict[str, Any], Approval]:
     """Review a study, and record that it may run here: the review and the record. PolicyError as `approve_study`."""
     home = site_home(folder)
-    study = find_study(home, ref, whole=True)
-    content = _reviewed(home, read_site(home), study, ref)
+    config = read_site(home)
+    with allowed_to_look(config.policy):
+        study = find_study(home, ref, whole=True)
+        content = _reviewed(home, config, study, ref)
     if content["refused"]:
         raise PolicyError(
             f"This site's policy refuses the study {study.name}: {content['refused']}.", fix=str(content["fix"])
@@ -116,7 +121,9 @@ def decide(folder: Path | None, ref: str) -> tuple[dict[str, Any], Approval]:
 def withdraw_study(folder: Path | None, ref: str) -> None:
     """Record that a study may no longer run here."""
     home = site_home(folder)
-    ended = withdraw(home, find_study(home, ref).digest)
+    with allowed_to_look(read_site(home).policy):
+        # What is no longer installed here can be withdrawn all the same.
+        ended = withdraw(home, ref if re.fullmatch(r"[0-9a-f]{64}", ref) else find_study(home, ref).digest)
     say(f"Study {ended.study} is no longer approved, digest {ended.digest}")
 
 
@@ -151,7 +158,7 @@ def show_plugins(folder: Path | None, *, as_json: bool) -> None:
 
 def _model_of(study: Study, source: str, config: SiteConfig) -> TransferModel:
     """A model of the study's shape; StudyError if the study cannot work, PolicyError if its code may not run here."""
-    allow_to_look(config.policy, study)
+    demand_plugins(config.policy, study)
     model = make_model(study)
     if faults := faults_of(study, model.tags()):
         raise StudyError(source, faults)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedgraft.common.config.suggest import instead
+from fedgraft.common.plugins import registry
 
 Join = Literal["patient", "study", "series", "sop", "path"]
 """What a row of a labels table can be about."""
@@ -21,7 +22,7 @@ JOIN_KEYS: Mapping[Join, tuple[str, ...]] = {
 """Usual names of the column that a labels table is joined by."""
 
 _READERS = "fedgraft.client.data.readers"
-_OF_IMAGES = frozenset({"labels", "mask_images", "frames", "split_column", "split_file"})
+_OF_IMAGES = frozenset({"labels", "cases", "mask_images", "frames", "split_column", "split_file"})
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Kind:
 
     reader: str | Callable[..., Any]
     inputs: tuple[str, ...] = ("image",)
-    keys: frozenset[str] = _OF_IMAGES
+    keys: frozenset[str] = _OF_IMAGES | {"patient_column"}
     joins: tuple[Join, ...] = ("path",)
     """What a row of the labels table can be about; the first if the cohort says another."""
     one_file: bool = False
@@ -62,7 +63,7 @@ KINDS: dict[str, Kind] = {
         joins=("patient", "study", "series", "sop", "path"),
         names_patients=True,
     ),
-    "images": Kind(f"{_READERS}.images:ImageReader", keys=_OF_IMAGES | {"patient_column"}, folder_labels=True),
+    "images": Kind(f"{_READERS}.images:ImageReader", folder_labels=True),
     "nifti": Kind(
         f"{_READERS}.nifti:NiftiReader",
         keys=_OF_IMAGES | {"patient_column", "window", "plane"},
@@ -79,7 +80,7 @@ KINDS: dict[str, Kind] = {
     "features": Kind(
         f"{_READERS}.features:FeatureReader",
         inputs=("features",),
-        keys=frozenset({"labels", "patient_column", "split_column", "split_file", "columns", "extractor"}),
+        keys=frozenset({"labels", "cases", "patient_column", "split_column", "split_file", "columns", "extractor"}),
         joins=("patient", "study", "series", "sop", "path"),
         one_file=True,
         folder_labels=True,
@@ -90,10 +91,15 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_named(name: str) -> Kind:
-    """The kind of this name. ValueError says which there are."""
-    if name not in KINDS:
-        raise ValueError(f"there is no kind {name!r}{instead(name, KINDS)}")
-    return KINDS[name]
+    """The kind of this name: fedgraft's, or a plug-in's (`fedgraft.readers`, a `Kind`). ValueError says which exist."""
+    if name in KINDS:
+        return KINDS[name]
+    if registry.source(registry.Kind.READERS, name) is None:
+        raise ValueError(f"there is no kind {name!r}{instead(name, [*KINDS, *registry.names(registry.Kind.READERS)])}")
+    found = registry.load(registry.Kind.READERS, name)
+    if not isinstance(found, Kind):
+        raise ValueError(f"the reader {name!r} of a plug-in is no fedgraft.client.data.kinds.Kind")
+    return found
 
 
 def kinds_with(key: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -58,11 +59,16 @@ class CohortSpec(Value):
     join: Join = "patient"
     key_column: str | None = None
     """Column of `labels` with the key; by default the first of the usual names that is there."""
+    cases: Literal["all", "listed"] = "all"
+    """`all`: every file is a case, with or without a row in `labels`; `listed`: only those that `labels` lists, and the
+    rest of the folder, which others may share, is passed over and counted."""
     mask_images: Path | None = None
     """Folder with masks of findings as PNG, named as their images are (see `fedgraft.client.data.cohorts.masks`)."""
     label_columns: dict[str, str] = Field(default={})
     """Task to column; by default the task's own name, `diagnosis` or `label`. Of several labels TASK.LABEL to column;
     by default the label's own name."""
+    label_separator: Annotated[str, Field(min_length=1, max_length=3)] = "|"
+    """Stands between the labels of a case where one column has all of them: `label_columns: {TASK: COLUMN}`."""
     label_map: dict[str, dict[str, str]] = Field(default={})
     """Task (or TASK.LABEL) to {value in the table: class name, yes or no, or number; '' for "not known"}. The entry
     `all others` stands for every word that is not listed, is no name and does not mean "missing"."""
@@ -119,6 +125,8 @@ class CohortSpec(Value):
         ]
         if self.patient_column is not None and self.labels is None and not self.what.one_file:
             found.append("patient_column needs `labels`, the table with that column")
+        if self.cases == "listed" and self.labels is None:
+            found.append("cases: listed needs `labels`, the table that lists them")
         if self.split_column is not None and not self.what.one_file and not (self.labels or self.split_file):
             found.append("split_column needs `labels` or `split_file`, the table with that column")
         if found:
@@ -132,7 +140,7 @@ class CohortSpec(Value):
             return f"a {self.kind} holds its own"
         return f"it is for {', '.join(kinds_with(key))}"
 
-    @property
+    @cached_property
     def what(self) -> Kind:
         """What is to be known of data of this kind."""
         return kind_named(self.kind)

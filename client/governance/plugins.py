@@ -7,6 +7,7 @@ of a plug-in is imported before both agree. Code is installed by the people at t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from fedgraft.common.base.errors import InputError, PolicyError
 from fedgraft.common.checks.faults.check_plugins import plugins_of
 from fedgraft.common.plugins.installed import digest_of, version_of
 from fedgraft.common.plugins.plugin import Plugin
-from fedgraft.common.plugins.registry import loaded_digest, providers, version_here
+from fedgraft.common.plugins.registry import guarded, loaded_digest, providers, version_here
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.study.study import Study
 
@@ -50,36 +51,53 @@ def installed_plugins(home: Path) -> list[InstalledPlugin]:
     return [_described(name, brings, policy) for name, brings in sorted(providers().items())]
 
 
+def only_listed(policy: SitePolicy) -> AbstractContextManager[None]:
+    """Nothing that a study names is imported meanwhile unless the policy lists it as it is: else raises Refused.
+
+    Also what is imported while a study is read, before anybody has asked what it names.
+    """
+    return guarded(lambda plugin: _demand_listed(policy, plugin))
+
+
+def demand_named(policy: SitePolicy, named: Sequence[Plugin]) -> None:
+    """Raises Refused unless the policy lists all that a study names, and that is what is here."""
+    for plugin in named:
+        if plugin.key in policy.plugins and (here := version_here(plugin)) != plugin.version:
+            raise Refused(Code.PLUGIN_VERSION, f"the study names {plugin}, and here is {here or 'none'}")
+        _demand_listed(policy, plugin)
+
+
 def demand_plugins(policy: SitePolicy, study: Study) -> None:
     """Before anything of it is imported: raises Refused unless the policy lists all code that the study uses."""
-    for plugin in dict.fromkeys((*study.plugins, *_used(study))):
-        if plugin not in study.plugins:
-            raise Refused(Code.PLUGIN_NOT_LISTED, f"the study uses {plugin} without naming it")
-        if (wanted := policy.plugins.get(plugin.key)) is None:
-            raise Refused(Code.PLUGIN_NOT_LISTED, f"{plugin} is none of `plugins` in the policy. {_LIST}")
-        if (here := version_here(plugin)) != plugin.version:
-            raise Refused(Code.PLUGIN_VERSION, f"the study names {plugin}, and here is {here or 'none'}")
-        try:
-            found = loaded_digest(plugin)
-        except InputError as error:
-            raise Refused(Code.PLUGIN_DIGEST, str(error)) from None
-        if found != wanted:
-            raise Refused(Code.PLUGIN_DIGEST, f"{plugin} is {found} here, and {wanted} in the policy. {_LIST}")
-
-
-def allow_to_look(policy: SitePolicy, study: Study) -> None:
-    """As `demand_plugins`, for people who review a study. PolicyError with what they can do."""
+    demand_named(policy, study.plugins)
     try:
-        demand_plugins(policy, study)
-    except Refused as refused:
-        raise PolicyError(f"This site's policy refuses the study {study.name}: {refused.why}") from None
-
-
-def _used(study: Study) -> Iterator[Plugin]:
-    try:
-        yield from plugins_of(study)
+        used = plugins_of(study)
     except InputError as error:  # two have one name
         raise Refused(Code.PLUGIN_NOT_LISTED, str(error)) from None
+    for plugin in used:
+        if plugin not in study.plugins:
+            raise Refused(Code.PLUGIN_NOT_LISTED, f"the study uses {plugin} without naming it")
+
+
+def _demand_listed(policy: SitePolicy, plugin: Plugin) -> None:
+    if (wanted := policy.plugins.get(plugin.key)) is None:
+        raise Refused(Code.PLUGIN_NOT_LISTED, f"{plugin} is none of `plugins` in the policy. {_LIST}")
+    try:
+        found = loaded_digest(plugin)
+    except InputError as error:
+        raise Refused(Code.PLUGIN_DIGEST, str(error)) from None
+    if found != wanted:
+        raise Refused(Code.PLUGIN_DIGEST, f"{plugin} is {found} here, and {wanted} in the policy. {_LIST}")
+
+
+@contextmanager
+def allowed_to_look(policy: SitePolicy) -> Iterator[None]:
+    """As `only_listed`, for people who review a study: PolicyError with what they can do."""
+    try:
+        with only_listed(policy):
+            yield
+    except Refused as refused:
+        raise PolicyError(f"This site's policy refuses the study: {refused.why}") from None
 
 
 def _described(name: str, brings: Sequence[tuple[str, str]], policy: SitePolicy) -> InstalledPlugin:

@@ -83,6 +83,7 @@ def review(
         "observer": verdict is None,
         "stages": stages,
         "bytes_up": bytes_up,
+        "clusters": study.clusters.description if study.clusters is not None else "",
         "secure_aggregation": _fewest(config) if secure_aggregation else None,
         "secure_aggregation_only": config.policy.secure_aggregation_only,
         "counts": {"what": _counts(exact=exact, masked=secure_aggregation), "exact": exact},
@@ -172,6 +173,8 @@ def in_words(content: dict[str, Any]) -> list[str]:
         lines += [
             f"  {at}. {stage['name']}: {stage['description']}" for at, stage in enumerate(content["stages"], start=1)
         ] or ["  nothing is trained and no entry leaves: the model that comes is measured on this site's cases"]
+    if content["clusters"]:
+        lines.append(f"  {content['clusters']}")
     if content["data"]:
         lines += ["", *data_in_words(content["data"])]
     return [*lines, "", *_leaves(content), "", *_costs(content)]

@@ -25,7 +25,7 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import canonical_json, make_folder, private_folder, write_atomic
-from fedgraft.common.models.weights import find
+from fedgraft.common.models.weights import find, load_for, load_manifest, save_weights
 from fedgraft.common.study.inputs import FeaturesInput, ImageInput, TableInput
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 
@@ -37,13 +37,15 @@ _EXTRA = "Install what it takes: pip install 'fedgraft[export]'."
 def export(reader: Reader, source: str, kind: Kind, out: Path) -> Path:
     """Write a model into the new folder `out`, which appears whole or not at all.
 
-    What is written is asked about made-up inputs, and must answer as the model does to 1e-4; RunError if not.
-    InputError if `out` is in use, a package is missing, or the model cannot be written in that form.
+    Low-rank adapters are merged into it first. What is written is asked about made-up inputs, and must answer as the
+    model does to 1e-4; RunError if not. InputError if `out` is in use, a package is missing, or the model cannot be
+    written in that form.
     """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out.")
     demand_place(out)
     make_folder(out.parent)
+    reader.merge()
     facts = _facts(reader, kind)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -65,8 +67,7 @@ def _write(reader: Reader, source: str, kind: Kind, folder: Path, facts: dict[st
         case "torchscript":
             _torchscript(reader, folder / "model.pt")
         case "safetensors":
-            for name in ("model.safetensors", "model.json"):
-                shutil.copyfile(find(source) / name, folder / name)
+            _weights(source, folder)
             return
         case "monai-bundle":
             if not isinstance(reader.input, ImageInput):
@@ -79,6 +80,16 @@ def _write(reader: Reader, source: str, kind: Kind, folder: Path, facts: dict[st
         case _:
             assert_never(kind)
     write_atomic(folder / "model.json", json.dumps(facts, indent=1).encode() + b"\n", private=True)
+
+
+def _weights(source: str, folder: Path) -> None:
+    """The files as they are, or anew with low-rank adapters merged, when their digest is another."""
+    if load_manifest(source).adapters is None:
+        for name in ("model.safetensors", "model.json"):
+            shutil.copyfile(find(source) / name, folder / name)
+        return
+    manifest, arrays = load_for(source, None)
+    save_weights(folder, arrays, manifest.model_dump(exclude={"sha256", "keys", "format"}))
 
 
 def _facts(reader: Reader, kind: Kind) -> dict[str, Any]:

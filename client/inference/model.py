@@ -12,9 +12,10 @@ from scipy.special import expit, softmax
 from torch import Tensor
 
 from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.inference.adapted_model import read_adapted
 from fedgraft.client.inference.images import Picture
-from fedgraft.client.runtime.visit.local_state import LocalState
+from fedgraft.client.runtime.visit.personal import kept_at_the_end
 from fedgraft.client.training.model.evaluate import BATCH, predictions
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel, device_named
@@ -22,9 +23,12 @@ from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.disk import understood
 from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.closed_form.ood import OodModel
+from fedgraft.common.models.backbones.merging import merged
+from fedgraft.common.models.cluster_models import clusters_of, model_for
 from fedgraft.common.models.initialise import initialise
+from fedgraft.common.models.model import state_arrays
 from fedgraft.common.models.weights import WeightsManifest, find, load_manifest
-from fedgraft.common.protocol.routing import own
+from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.model_spec import BaseModelSpec, Model
 from fedgraft.common.study.plan import (
@@ -36,18 +40,20 @@ from fedgraft.common.study.plan import (
 from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import UNKNOWN, Multilabel, Regression, Segmentation, Task
 
-_LATEST = 1 << 40
-
 
 class Reader:
     """A model that answers for images, by the classes of its tasks. WeightsError if the weights have no such heads.
 
     With `everything` it answers for tables too, and for tasks of other kinds. `site` is a simulated or deployed site's
-    folder of a run: its own norm layers and heads then stand in for the aggregated ones. InputError if there is no such
-    folder, or no run.
+    folder of a run: its own norm layers and heads then stand in for the aggregated ones, and of a run with clusters of
+    sites it is the model of its own. InputError if there is no such folder, or no run.
     """
 
     def __init__(self, ref: str, site: Path | None = None, *, everything: bool = False) -> None:
+        if site is not None and clusters_of(find(ref)):
+            ref = str(model_for(find(ref), read_site(site).name))
+        self.ref = ref
+        """The folder of the model, or the id of weights."""
         manifest = load_manifest(ref)
         given = manifest.input or (manifest.table if everything else None)
         if given is None or not (manifest.classes or (everything and manifest.tasks)):
@@ -58,7 +64,7 @@ class Reader:
             self._build(ref, manifest, given, everything=everything)
         self.local_model = LocalModel(self.study, device_named("auto"))
         state = initialise(self.study).state()
-        mine = _of_site(find(ref), site, self) if site is not None else {}
+        mine = _of_site(find(ref), site, self, state) if site is not None else {}
         self.local_model.load(state | mine)
         self.local_model.model.eval()
         self.ood_model = OodModel.read(find(ref), manifest.sha256)
@@ -77,7 +83,13 @@ class Reader:
         self.tasks = tuple(Task(name=name, classes=classes) for name, classes in manifest.classes.items())
         adapt = Stage(name="adapt", local=Recalibrate(), keep=named("norm_stats"))
         base_models = tuple(BaseModelSpec(backbone=backbone) for backbone in manifest.base_models)
-        model = Model(backbone=manifest.backbone, weights=str(find(ref)), heads="weights", base_models=base_models)
+        model = Model(
+            backbone=manifest.backbone,
+            weights=str(find(ref)),
+            heads="weights",
+            base_models=base_models,
+            adapters=manifest.adapters,
+        )
         # An ensemble was built for all its tasks.
         self.others = manifest.tasks if everything or base_models else ()
         """Tasks of other kinds than classes."""
@@ -85,6 +97,17 @@ class Reader:
         self.manifest = manifest
         code = manifest.plugins
         self.study = Study(name="predict", tasks=tasks, input=given, model=model, plan=(adapt,), plugins=code)
+
+    def merge(self) -> None:
+        """Put low-rank adapters into the entries that they add to: the same answers, from the plain network."""
+        if (adapters := self.study.model.adapters) is None:
+            return
+        plain = merged(state_arrays(self.local_model.model), adapters.scale)
+        model = self.study.model.model_copy(update={"adapters": None})
+        self.study = self.study.model_copy(update={"model": model})
+        self.local_model = LocalModel(self.study, self.local_model.device)
+        self.local_model.load(plain)
+        self.local_model.model.eval()
 
     def loader(self, some: Sequence[Picture]) -> Loader:
         """Images as the model sees them; all are given."""
@@ -165,7 +188,7 @@ class Reader:
         return np.concatenate(drawn)
 
 
-def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
+def _of_site(run: Path, site: Path, reader: Reader, state: Arrays) -> dict[str, np.ndarray]:
     """What the site has fitted to itself afterwards, or else what it keeps of the study."""
     local_model = reader.local_model
     if (adapted := read_adapted(site, reader.manifest.sha256)) is not None:
@@ -174,11 +197,8 @@ def _of_site(run: Path, site: Path, reader: Reader) -> dict[str, np.ndarray]:
         raise InputError(f"{run}: has no study.yaml, so that a site's own entries cannot be found.")
     study, _ = read_study(run / "study.yaml")
     folder = site / "local_state" / study.digest
+    if not folder.is_dir() and study.clusters is not None:
+        return {}  # its name has chosen the model
     if not folder.is_dir():
         raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
-    kept = LocalState(folder).before(_LATEST)
-    return {
-        key: array
-        for key, array in kept.items()
-        if key in local_model.tags and study.plan and own(study.plan[-1], local_model.tags, key)
-    }
+    return kept_at_the_end(folder, study, local_model.tags, state)

@@ -40,7 +40,7 @@ def check_labels(found: Findings, cohort: Cohort, spec: CohortSpec, study: Study
 
 def _keys(found: Findings, spec: CohortSpec, study: Study) -> None:
     """Entries of the cohort for labels that the study has not: of another study, or misspelt."""
-    known_keys = [key for task in study.tasks for key, _ in columns_of(task)]
+    known_keys = [key for task in study.tasks for key in (task.name, *(key for key, _ in columns_of(task)))]
     for name, given in (("label_columns", spec.label_columns), ("label_map", spec.label_map)):
         strange = sorted(given.keys() - set(known_keys))
         if strange:

@@ -13,8 +13,8 @@ from fedgraft.client.preflight.memory import PeakMemory
 from fedgraft.client.preflight.report import Findings, counted
 from fedgraft.client.training.batch_pairs import learnt_from
 from fedgraft.client.training.losses.base import RoundContext, VisitContext
-from fedgraft.client.training.losses.machine import bound
 from fedgraft.client.training.microbatching import Microbatching
+from fedgraft.client.training.model.bound import bound
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
@@ -141,7 +141,7 @@ def _measure_gradient(
     moves = changed(stage, local_model.tags)
     cases = len(learnt_from(loader, spec))
     received = local_model.read(local_model.tags)
-    methods = bound(local_model.ground(stage), 1, received, States(), States())
+    methods = bound(local_model.ground(stage), 1, received, (States(), States()))
     round_context = replace(_ROUND, visit_context=VisitContext(received, methods=methods))
 
     def steps(count: int) -> Callable[[], object]:

@@ -15,7 +15,9 @@ from flwr.clientapp import ClientApp
 
 from fedgraft.client.governance.approval import is_approved, what_is_wrong
 from fedgraft.client.governance.pending_studies import keep_pending
+from fedgraft.client.governance.plugins import demand_named, only_listed
 from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.sessions import Session, Sessions
 from fedgraft.client.training.model.features import forget_features
@@ -23,6 +25,7 @@ from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import ENDS, FedgraftError
 from fedgraft.common.base.files import write_atomic
 from fedgraft.common.plugins.loading import load_told
+from fedgraft.common.plugins.plugin import plugins_in
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.bundle import WireError
 from fedgraft.common.protocol.instructions import PROTOCOL, Answer, Code, Greeting, Hello, Instruction, Refusal
@@ -98,10 +101,11 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
         hello = wire.unpack_hello(message.content)
         study = hashlib.sha256(hello.study).hexdigest()
         _refuse_faults(session)
-        asked = _asked(hello)
-        # Under the digest that all records know it by, however the coordinator spelt it.
-        study = asked.digest
-        answer = _greet(asked, session)
+        with only_listed(session.config.policy):
+            asked = _asked(hello, session.config.policy)
+            # Under the digest that all records know it by, however the coordinator spelt it.
+            study = asked.digest
+            answer = _greet(asked, session)
     except WireError:
         answer = Refusal(0, Code.GARBAGE, name)
     except Refused as refused:
@@ -120,10 +124,12 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
     return answer if _recorded(session, study, answer, why) else Refusal(0, Code.DISK, name)
 
 
-def _asked(hello: Hello) -> Study:
+def _asked(hello: Hello, policy: SitePolicy) -> Study:
     if hello.protocol != PROTOCOL:
         raise Refused(Code.OTHER_PROTOCOL)
-    return parse_study(json.loads(hello.study), "the study sent by the coordinator")
+    content, source = json.loads(hello.study), "the study sent by the coordinator"
+    demand_named(policy, plugins_in(content, source))  # a study of code that is not here could not even be read
+    return parse_study(content, source)
 
 
 def _greet(study: Study, session: Session) -> Greeting:
@@ -145,7 +151,8 @@ def _answer_visit(message: Message, context: Context) -> Answer:
         session = _sessions.at(_config_path(context))
         instruction = wire.unpack_instruction(message.content)
         exchange, study = instruction.exchange, instruction.study
-        answer = _carry_out(instruction, session)
+        with only_listed(session.config.policy):
+            answer = _carry_out(instruction, session)
         if not isinstance(answer, Refusal) and (site := session.known(study)) is not None:
             why = site.grounds(instruction)
     except WireError:

@@ -18,6 +18,7 @@ from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.visit.admission import Admission, Turn
 from fedgraft.client.runtime.visit.evaluation import evaluate, released
 from fedgraft.client.runtime.visit.local_state import LocalState
+from fedgraft.client.runtime.visit.personal import Personal
 from fedgraft.client.runtime.visit.progress import Progress, progress_file
 from fedgraft.client.runtime.visit.work import Worker
 from fedgraft.client.runtime.visit.workplace import Workplace
@@ -33,6 +34,8 @@ from fedgraft.common.protocol.routing import privacy_request, requires_source
 from fedgraft.common.protocol.states import is_address
 from fedgraft.common.secure_aggregation.masking import OutOfRange, brought_in
 from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summands, metric_summands, tensor_summands
+from fedgraft.common.study.clusters import Told
+from fedgraft.common.study.schedule import last_exchange
 from fedgraft.common.study.study import Study
 
 
@@ -63,6 +66,7 @@ class Site:
         self._log = site_log(folder)
         self._worker = Worker(self._place, self._log)
         self._local_state = LocalState(folder / "local_state" / study.digest)
+        self._personal = Personal(folder / "local_state" / study.digest)
         self._progress = Progress(progress_file(folder, study.digest), sync=sync)
         self._admission = Admission(study, self._progress, self._local_state, guard, sealer)
 
@@ -75,6 +79,9 @@ class Site:
             self._guard.admit(self._place.local_model.tags)
             if self._place.source is None and not self._guard.is_source and requires_source(self._study):
                 raise Refused(Code.NO_SOURCE, "the study learns from a source at the site, whose file names none")
+        told = self._study.clusters
+        if isinstance(told, Told) and told.of(self.name) is None and not (self._guard and self._guard.is_source):
+            raise Refused(Code.NO_CLUSTER, "the study names the sites of each cluster, and this one is in none")
         been_here = self._progress.last > 0
         self._progress.greeted()
         labelled, shows = self._worker.is_labelled, self._shows_metrics
@@ -122,23 +129,28 @@ class Site:
         """Do the stage's work, and keep what stays.
 
         Where policy shows no figures and nothing of the stage leaves, trouble does not leave either: that training
-        went wrong would say something of the patients it was on.
+        went wrong would say something of the patients it was on. Of what the site uses only where it is better, figures
+        do not leave, nor trouble.
         """
         assert self._guard is not None  # an observer is not admitted to work
-        weights = self._worker.weights(turn.stage, self._guard)
+        weights, personal = self._worker.weights(turn.stage, self._guard), turn.stage.personalise == "best"
         try:
-            result = self._worker.work(turn, self._guard, before, self._progress.worked)
+            mine = {**before, **self._personal.before(turn.exchange)} if personal else before
+            result = self._worker.work(turn, self._guard, mine, self._progress.worked)
         except Refused:
             raise
         except ENDS:
             raise
         except BaseException as error:
-            closed = not self._shows_metrics and self._place.routing(turn.stage).silent
+            closed = (personal or not self._shows_metrics) and self._place.routing(turn.stage).silent
             if not closed and not self._goes_on(turn, error):
                 raise
             self._log.error("exchange %d failed in silence", turn.exchange, exc_info=_worth_a_trace(error))
             self._place.local_model.touched(self._place.local_model.tags)
             return self._nothing(turn, weights, self._guard.spend())
+        if personal:
+            self._personal.save(turn.exchange, result.own)
+            return Update(turn.exchange, result.tensors, weights, {}, {}, self._guard.spend())
         if result.own:
             # What methods remembered for another stage is over with it; what they remember now is all in the result.
             entries = {key: array for key, array in before.items() if not is_address(key)}
@@ -167,6 +179,8 @@ class Site:
         update = Update(turn.exchange, {}, {}, {}, {})
         if turn.step.work:
             return update
+        if self._guard is not None and turn.exchange == last_exchange(self._study):
+            self._personal.choose(self._place, turn, before, self._log)
         if self._guard is not None and self._sealer is None and turn.evaluate == "test":
             try:
                 metrics = released(self._place, turn, before, self._guard, self._progress.worked)

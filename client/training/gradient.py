@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,13 @@ from fedgraft.client.training.inner_steps import Ahead
 from fedgraft.client.training.losses.base import RoundContext, StepContext, Visit
 from fedgraft.client.training.losses.objective import Objective
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
-from fedgraft.client.training.model.loader import Loader, shuffled
+from fedgraft.client.training.model.loader import Batch, Loader, shuffled
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.rollback import guesses, holds
 from fedgraft.common.base.seeds import derive
+from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.protocol.rates import rate_factor, rate_of
 from fedgraft.common.study.plan import Gradient, Role
-from fedgraft.common.study.stages.losses import sees_features
 
 
 def train(
@@ -78,10 +79,9 @@ def _train(
     rates = [group["lr"] for group in optimiser.param_groups]
     ahead = Ahead(spec.inner_steps, [local_model.parameters[key] for key in changes if key in local_model.parameters])
     weights = _class_weights(local_model, loader, spec, indices)
-    objective = Objective(Visit(local_model, spec, changes, round_context, weights))
+    objective = Objective(Visit(local_model, spec, changes, round_context, loader, weights))
     loss_sum, seen = torch.zeros((), device=local_model.device), 0
     body = loader.body(local_model.model)
-    features = sees_features(spec.losses) or any(method.sees_features for method in spec.methods)
     with dropout_seeded(local_model, derive(round_context.seed, "dropout")):
         for step, pair in enumerate(pairs(loader, groups, spec, round_context)):
             progress = (round_context.round - 1 + step / len(groups)) / round_context.rounds
@@ -90,12 +90,9 @@ def _train(
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
             optimiser.zero_grad(set_to_none=True)
-            losses = []
-            for part in parted(pair[0], local_model, weights):
-                step_context = StepContext(*look(body, (part, pair[1]), features=features), progress)
-                losses.append(_slope(objective, step_context))
-            objective.add_regularisers()
-            loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+            parts = parted(pair[0], local_model, weights)
+            one_pass = partial(_pass, objective, body, parts, pair[1], progress)
+            loss = objective.leave_gradients(one_pass, progress)
             if ahead.counts(step):
                 ahead.back()
                 _step(spec, optimiser)
@@ -108,14 +105,21 @@ def _train(
         changes
     ):  # the last step can break what the loss has not yet seen
         raise Diverged
+    objective.finish()
     return {"loss": mean, "steps": len(groups), "examples": len(indices)}
 
 
-def _slope(objective: Objective, step_context: StepContext) -> Tensor:
-    """Add the gradients of what is seen to those that the optimiser finds; the loss."""
-    loss = objective.loss(step_context)
-    torch.autograd.backward(loss)
-    return loss.detach()
+def _pass(
+    objective: Objective, body: TransferModel | Heads, parts: Sequence[Batch], source: Batch | None, progress: float
+) -> Tensor:
+    """Add the gradients of a step's cases to those that the optimiser finds; the loss."""
+    losses = []
+    for part in parts:
+        loss = objective.loss(StepContext(*look(body, (part, source), features=objective.sees_features), progress))
+        torch.autograd.backward(loss)
+        losses.append(loss.detach())
+    objective.add_regularisers()
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
 def _step(spec: Gradient, optimiser: torch.optim.Optimizer) -> None:

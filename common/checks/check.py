@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from fedgraft.common.checks.faults.check_adapters import check_adapters, check_product
+from fedgraft.common.checks.faults.check_clusters import check_clusters
 from fedgraft.common.checks.faults.check_columns import check_columns
 from fedgraft.common.checks.faults.check_ensemble import check_calibration, check_ensemble
 from fedgraft.common.checks.faults.check_length import check_length
@@ -17,6 +19,7 @@ from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.protocol.routing import changed, own, sends_sums, stays
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import (
+    ADAPTERS,
     Gradient,
     Recalibrate,
     Role,
@@ -86,7 +89,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
                 f"{where}.share: {', '.join(roles)} would come from the site, where an earlier stage computed them "
                 "without noise, so one patient could change the gradients of all others; share them, or do this first"
             )
-        keeps = stays(stage, tags)
+        keeps = () if stage.personalise == "best" else stays(stage, tags)
         bare |= set() if private else set(keeps)
         local_backbone |= any(tags[key].role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for key in keeps)
     if isinstance(study.input, TableInput):
@@ -96,8 +99,10 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     if study.evaluate.operating_point is not None:
         faults += _operating_point(study)
     faults += check_source(study)
+    faults += check_clusters(study, study.clusters, tags) if study.clusters is not None else []
     faults += check_ood(study, tags)
     faults += check_ensemble(study)
+    faults += check_adapters(study, tags)
     faults += _secure(study) if study.secure_aggregation else []
     if study.mask_heads and isinstance(study.input, TableInput):
         faults.append(f"tasks: {', '.join(study.mask_heads)} asks for masks, but the study's input is a table")
@@ -179,6 +184,9 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     yield from _guessing(study, local)
     yield from _kinds(study, local)
     yield from check_stopping(study, stage, local, tags)
+    yield from check_product(stage, tags)
+    if stage.personalise == "best":
+        yield from _only_where_it_is_better(study, stage, local)
     if local.augment is not None and isinstance(study.input, TableInput):
         yield "local.augment: is for images, but the study's input is a table"
     if isinstance(stage.aggregate, Sums):
@@ -195,6 +203,18 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     if stray:
         roles = sorted({tags[key].role.value for key in stray})
         yield f"keep: {', '.join(roles)} is trained, but neither shared nor declared to stay at the site (keep)"
+
+
+def _only_where_it_is_better(study: Study, stage: Stage, local: Gradient) -> Iterator[str]:
+    """What a stage cannot be whose result a site uses only where it is better."""
+    if not isinstance(stage.aggregate, Nothing):
+        yield "personalise: best is for what sites train for themselves; use share: none and aggregate: nothing"
+    if sum(other.personalise == "best" for other in study.plan) > 1:
+        yield "personalise: a site has one model of its own to choose; let one stage alone say best"
+    if study.split.val == 0:
+        yield "personalise: best is told by validation cases, and split.val is 0; give val a share"
+    if local.methods or stage.early_stopping is not None or stage.weight_averaging is not None:
+        yield "personalise: best goes with plain work; leave methods, early_stopping and weight_averaging out"
 
 
 def only_heads_because(backbone: str) -> str | None:
@@ -224,8 +244,11 @@ def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag
         )
     backbone = study.model.backbone
     why = only_heads_because(backbone)
-    if why is not None and any(tags[key].role is not Role.HEAD for key in moves):
-        yield f"local.train: {backbone} {why}, so it cannot be trained privately; train heads"
+    if why is not None and any(tags[key].role not in {Role.HEAD} | ADAPTERS for key in moves):
+        yield (
+            f"local.train: {backbone} {why}, so it cannot be trained privately; train heads, or give it adapters "
+            "(model.adapters) and train adapters_and_heads"
+        )
 
 
 def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:

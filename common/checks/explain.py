@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fedgraft.common.base.errors import FedgraftError, StudyError
+from fedgraft.common.checks.adapter_words import mean_of_adapters
 from fedgraft.common.checks.check import check
+from fedgraft.common.checks.check_input import input_faults
 from fedgraft.common.checks.faults.check_methods import check_memory
 from fedgraft.common.checks.faults.check_plugins import check_plugins
+from fedgraft.common.checks.sums_in_words import CASES, MEASURED, solved, sums
+from fedgraft.common.methods.memory.carried import methods_of
 from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
-from fedgraft.common.protocol.routing import Tags, changed, sent
-from fedgraft.common.study.inputs import ImageInput
+from fedgraft.common.protocol.routing import Tags, changed, sends_sums, sent
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -25,7 +26,6 @@ from fedgraft.common.study.plan import (
     Stage,
     Statistics,
 )
-from fedgraft.common.study.stages.aggregates import Newton, Ridge, Temper
 from fedgraft.common.study.stages.losses import SUPERVISED
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (
@@ -67,7 +67,7 @@ def check_study(study: Study, source: str) -> Checked:
         faults += check_memory(study, begin.architecture.tags, forms)
     manifest = begin.provenance.manifest
     if manifest is not None and manifest.input is not None and manifest.input != study.input:
-        faults += _input_faults(study, manifest.input)
+        faults += input_faults(study, manifest.input)
     if faults:
         raise StudyError(source, faults)
     return begin
@@ -80,31 +80,6 @@ def _begin(study: Study) -> Checked:
     for teacher in filter(None, map(study.teacher_of, study.plan)):
         learnt(study, teacher, architecture_of(blueprint(study, teacher, plain=True)))
     return Checked(own, provenance)
-
-
-def _input_faults(study: Study, wanted: ImageInput) -> list[str]:
-    """How the images differ from those that the weights were trained on; size and channels are adapted, values not."""
-    if not isinstance(study.input, ImageInput):
-        return [f"input.kind: is table, but the weights {study.model.weights} are for images"]
-    own, channels = study.input, study.input.channels
-    if own.normalise != wanted.normalise:
-        found, trained = own.normalise, wanted.normalise
-        return [f"input.normalise: is {found}, but the weights {study.model.weights} were trained with {trained}"]
-    if own.normalise != "fixed":
-        return []
-    faults = []
-    for key, values, needed in (("mean", own.mean, wanted.mean), ("std", own.std, wanted.std)):
-        asked = _for_channels(needed, channels)
-        if not np.allclose(np.broadcast_to(values, channels), asked, atol=1e-3):
-            faults.append(
-                f"input.{key}: is {list(values)}, but the weights {study.model.weights} need {asked.tolist()}"
-            )
-    return faults
-
-
-def _for_channels(values: tuple[float, ...], channels: int) -> np.ndarray:
-    """Constants for another number of channels: grey images take the mean over colours, as the stem does."""
-    return np.round(np.mean(values), 3) * np.ones(1) if channels == 1 else np.broadcast_to(values, channels)
 
 
 def explain(study: Study, source: str) -> Explained:
@@ -151,15 +126,14 @@ def describe_local(stage: Stage) -> str:
         length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
         return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}{_beyond(local)}"
     if isinstance(local, Statistics):
-        if local.of in _MEASURED:
-            return f"losses of {_MEASURED[local.of]} at each temperature, on {_CASES[local.split]}"
-        where = f" on {_CASES[local.split]}" if local.split != "train" else ""
+        if local.of in MEASURED:
+            return f"losses of {MEASURED[local.of]} at each temperature, on {CASES[local.split]}"
+        where = f" on {CASES[local.split]}" if local.split != "train" else ""
         return f"sums of {local.of}{where}" + (" with noise" if local.private is not None else "")
     return "norm statistics from the site's own images"
 
 
-_MEASURED = {"base_models": "each base model", "answers": "the heads' answers"}
-_CASES = {"train": "training cases", "val": "validation cases"}
+_USED = {"always": "", "best": "; it uses that only where it is better on its validation cases, and tells nobody"}
 
 
 def describe_task(task: AnyTask) -> str:
@@ -202,8 +176,7 @@ def _ends(stage: Stage) -> str:
     if stage.early_stopping is not None:
         return (
             f"; ends early, with the best model so far, once the sites' mean {stage.early_stopping.metric} on "
-            f"validation "
-            f"has not risen for {stage.early_stopping.patience} rounds"
+            f"validation has not risen for {stage.early_stopping.patience} rounds"
         )
     if stage.weight_averaging is None:
         return ""
@@ -220,17 +193,6 @@ _WHO = {
     "unlabelled": "Sites without labels",
     "source": "Sites that hold the source",
 }
-_SOLVED = {
-    "moments": "the mean and covariance of features, for later stages",
-    "threshold": "from where on an image counts as unlike the sites' own, which goes out with the model",
-    "ridge": "one ridge head equal to the pooled one",
-    "ncm": "one head of class means equal to the pooled one",
-    "lda": "one linear discriminant equal to the pooled one",
-    "standardise": "one common scale",
-    "newton": "each time a step towards a logistic head, equal to the pooled step",
-    "logistic": "each time a step towards the pooled logistic regression, equal to the pooled step",
-    "temper": "the temperature that fits all sites' cases best",
-}
 
 
 def sentence(stage: Stage, row: dict[str, Any]) -> str:
@@ -240,13 +202,15 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
         who += f" (counting {stage.joint_lambda:g}) and the source (counting 1)"
     what = _does(stage, row)
     if isinstance(stage.local, Statistics):
-        return f"{who} {what}; the coordinator solves {_solved(stage, stage.local)}."
+        return f"{who} {what}; the coordinator solves {solved(stage, stage.local)}."
+    beside = "".join(f"; {method.travels}" for method in methods_of(stage) if method.travels)
     if row["shared_parameters"] == 0:
-        return f"{who} {what}; nothing leaves the site."
+        leaves = "no entry" if sends_sums(stage) else "nothing"
+        return f"{who} {what}; {leaves} leaves the site{beside}{_USED[stage.personalise]}."
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
-    travels = f"{row['shared_parameters']:,} numbers travel each round{rest}"
-    return f"{who} {what}; {travels}; aggregated by {row['aggregate']}{_ends(stage)}."
+    travels = f"{row['shared_parameters']:,} numbers travel each round{rest}{beside}"
+    return f"{who} {what}; {travels}; aggregated by {row['aggregate']}{mean_of_adapters(stage)}{_ends(stage)}."
 
 
 def _does(stage: Stage, row: dict[str, Any]) -> str:
@@ -259,50 +223,9 @@ def _does(stage: Stage, row: dict[str, Any]) -> str:
                 f"{stage.rounds} round{'s' * (stage.rounds > 1)}"
             )
         case Statistics():
-            return _sums(stage.local, stage.rounds)
+            return sums(stage.local, stage.rounds)
         case Recalibrate():
             return "set norm statistics from their own images, no labels needed"
-
-
-def _sums(local: Statistics, rounds: int) -> str:
-    """What the sites send of their cases."""
-    cases = _CASES[local.split]
-    match local.of:
-        case "columns":
-            noise = "" if local.private is None else " within its public range, with noise for differential privacy"
-            return f"send count, sum and sum of squares of each column{noise}"
-        case "distances":
-            return "count how far their validation images are from the mean of all sites' features, once"
-        case "base_models" | "answers":
-            return f"send the loss of {_MEASURED[local.of]} at each temperature of a grid, over their {cases}, once"
-        case "residuals":
-            times = f"{rounds} times" if rounds > 1 else "once"
-            return f"send sums of features and of what the heads get wrong on their {cases}, {times}"
-        case "curvature":
-            return f"send sums of what the heads get wrong and of how that curves on their {cases}, {rounds} times"
-        case _:
-            noise = "" if local.private is None else ", with noise for differential privacy"
-            over = f" of their {cases}" if local.split != "train" else ""
-            digits = "" if local.precision == "double" else ", with 7 digits"
-            return f"send sums of features and labels{over} once{digits}{noise}"
-
-
-def _solved(stage: Stage, local: Statistics) -> str:
-    """What the coordinator makes of their sums."""
-    solved = _SOLVED[stage.aggregate.kind]
-    if local.private is not None:
-        solved = solved.removesuffix(" equal to the pooled one")
-    if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
-        solved += ", with the ridge penalty that does best on sites left out, from the same sums"
-    elif isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "auto":
-        solved += ", with a ridge penalty that follows from " + (
-            "the number of features and cases" if local.private is not None else "the same sums by cross-validation"
-        )
-    if local.retain_statistics:
-        solved += ", and keeps each site's sums, so that a site can leave or join later"
-    if isinstance(stage.aggregate, Temper):
-        solved += f", for {_MEASURED[local.of]}"
-    return solved
 
 
 def _trains(stage: Stage) -> str:

@@ -72,7 +72,7 @@ class FedDyn(Method[Slopes, Slopes]):
         del received
         return Slopes(on.zeros(on.shared))
 
-    def step(self, visit: Visit[Slopes, Slopes], machine: Machine) -> Step:
+    def step(self, visit: Visit[Slopes, Slopes], machine: Machine) -> Step[Slopes]:
         """By parameter the gradient alpha (y - x) - g_i."""
         slopes = {key: machine.tensor(visit.own.slopes[key]) for key in visit.on.shared}
         centres = {key: machine.tensor(visit.received[key]) for key in visit.on.shared}

@@ -45,6 +45,7 @@ class Scaffold(Method[Variates, Variates]):
     )
     own_state: ClassVar[type[State]] = Variates
     common_state: ClassVar[type[State]] = Variates
+    travels: ClassVar[str] = "the coordinator's control variates come down"
     not_private: ClassVar[str] = "control variates are not built for private work; leave them out, or use feddyn"
 
     @property
@@ -79,7 +80,7 @@ class Scaffold(Method[Variates, Variates]):
         del received
         return Variates(on.zeros(on.shared))
 
-    def step(self, visit: Visit[Variates, Variates], machine: Machine) -> Step:
+    def step(self, visit: Visit[Variates, Variates], machine: Machine) -> Step[Variates]:
         """By parameter the constant gradient c - c_i."""
         pulls = {key: machine.tensor(visit.common.c[key] - visit.own.c[key]) for key in visit.on.shared}
         return Step(regulariser=lambda: pulls)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fedgraft.common.base.value import Value
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.study.inputs import InputSpec
-from fedgraft.common.study.model_spec import Model
+from fedgraft.common.study.model_spec import Adapters, Model
 from fedgraft.common.study.plan import Tag
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import AnyTask
@@ -29,10 +29,13 @@ class Blueprint(Value):
     domain_discriminators: tuple[str, ...]
     plugins: tuple[Plugin, ...]
     """Whose code may be used besides fedgraft's."""
+    adapters: Adapters | None = None
 
     def of_base_model(self, backbone: str) -> Blueprint:
         """That of one of an ensemble's base models, which only answers."""
-        return self.model_copy(update={"backbone": backbone, "base_models": (), "domain_discriminators": ()})
+        return self.model_copy(
+            update={"backbone": backbone, "base_models": (), "domain_discriminators": (), "adapters": None}
+        )
 
 
 def blueprint(study: Study, model: Model, *, plain: bool = False) -> Blueprint:
@@ -44,6 +47,7 @@ def blueprint(study: Study, model: Model, *, plain: bool = False) -> Blueprint:
         input=study.input,
         domain_discriminators=() if plain else study.domain_discriminators,
         plugins=study.plugins,
+        adapters=model.adapters,
     )
 
 

@@ -67,12 +67,12 @@ def build(plan: Blueprint, seed: int) -> TransferModel:
             raise InputError("An ensemble does not answer with masks.", fix="Leave out tasks that ask for masks.")
         base_models = [build(plan.of_base_model(backbone), seed) for backbone in plan.base_models]
         return build_ensemble(base_models, tasks, seed)
+    extras = Extras(masks, plan.domain_discriminators, plan.adapters)
     if isinstance(plan.input, TableInput):
-        model = build_table_model(plan.backbone, heads, plan.input.width, seed, plan.domain_discriminators)
+        model = build_table_model(plan.backbone, heads, plan.input.width, seed, extras)
         _scale(model, plan.input)
         return model
     size, channels = plan.input.size, plan.input.channels
-    extras = Extras(masks, plan.domain_discriminators)
     return build_model(plan.backbone, heads, channels=channels, seed=seed, size=size, extras=extras)
 
 

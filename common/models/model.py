@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Self
@@ -14,24 +13,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.seeds import derive
 from fedgraft.common.models.architecture import Architecture, Entry
+from fedgraft.common.models.backbones.adapters import Adapted, adapt
 from fedgraft.common.models.backbones.backbone import Backbone
 from fedgraft.common.models.backbones.feature_maps import feature_maps, map_channels
+from fedgraft.common.models.backbones.merging import A, B
 from fedgraft.common.models.backbones.named import (
     build_image_backbone,
     build_table_backbone,
     stem_name,
 )
-from fedgraft.common.models.backbones.slim import StandardiseColumns
 from fedgraft.common.models.decoder import Decoder
-from fedgraft.common.models.ensemble import MEAN_SCALE, Ensemble, Temperature
+from fedgraft.common.models.ensemble import MEAN_SCALE, Ensemble
+from fedgraft.common.models.parts import is_norm, of_torchvision, own_entries, role_of, units
+from fedgraft.common.study.model_spec import Adapters
 from fedgraft.common.study.plan import Role, Tag
 from fedgraft.common.study.tasks import AnyTask
-
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
 
 _DISCRIMINATOR_WIDTH = 64
 
@@ -55,6 +53,7 @@ class TransferModel(nn.Module):
         self.backbone = backbone.module
         self.feature_dim = backbone.feature_dim
         self.ties_cases = backbone.ties_cases
+        self.unseparated = backbone.unseparated
         linear = {task: nn.Linear(self.feature_dim, count) for task, count in heads.items()}
         self.heads = nn.ModuleDict({**linear, **{task: make() for task, make in (decoders or {}).items()}})
         self.decodes = frozenset(decoders or ())
@@ -65,12 +64,12 @@ class TransferModel(nn.Module):
         )
         self._units = [
             (name, unit, [f"{name}.{key}" for key in unit.state_dict()])
-            for name, unit in _units(self.backbone, "backbone")
+            for name, unit in units(self.backbone, "backbone")
         ]
         self._tags = self._tag_all()
         self._frozen: list[nn.Module] = []
         self._frozen_as: tuple[frozenset[str], bool] | None = None
-        dropouts: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, *_of_torchvision("StochasticDepth"))
+        dropouts: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd, *of_torchvision("StochasticDepth"))
         self.classes = dict(heads)
         self.needs_dropout_rng = any(
             isinstance(part, dropouts) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0)
@@ -118,7 +117,7 @@ class TransferModel(nn.Module):
             if not awake:
                 self._frozen.append(unit)
         for name, part in self.backbone.named_modules(prefix="backbone"):
-            own = {f"{name}.{key}" for key in _own_entries(part)}
+            own = {f"{name}.{key}" for key in own_entries(part)}
             if isinstance(part, _NormBase) and (fixed_norm_stats or not own & chosen):
                 self._frozen.append(part)
         self.train(self.training)
@@ -131,11 +130,14 @@ class TransferModel(nn.Module):
         return self
 
     def _tag_all(self) -> dict[str, Tag]:
-        depths, roles = self._depths(), {}
+        depths = self._depths()
+        roles: dict[str, Role] = {}
         stem = f"backbone.{stem_name(self.backbone)}" if any(True for _ in self.backbone.parameters()) else ""
         for name, part in self.backbone.named_modules(prefix="backbone"):
-            for key in _own_entries(part):
-                roles[f"{name}.{key}"] = _role(part, key, is_stem=name == stem)
+            if isinstance(part, Adapted):
+                roles |= {f"{name}.{A}": Role.ADAPTER_A, f"{name}.{B}": Role.ADAPTER_B}
+            for key in own_entries(part):
+                roles.setdefault(f"{name}.{key}", role_of(part, key, is_stem=name == stem))
         last = max(depths.values(), default=0) + 1
         tags = {}
         frozen = tuple(f"{name}.base_models." for name, part in self.named_modules() if isinstance(part, Ensemble))
@@ -155,7 +157,7 @@ class TransferModel(nn.Module):
         depths: dict[str, int] = {}
         depth = -1
         for _, unit, keys in self._units:
-            if keys and not (_is_norm(unit) and depth >= 0):
+            if keys and not (is_norm(unit) and depth >= 0):
                 depth += 1
             depths.update(dict.fromkeys(keys, max(depth, 0)))
         return depths
@@ -186,46 +188,12 @@ def _domain_discriminator(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, _DISCRIMINATOR_WIDTH), nn.ReLU(), nn.Linear(_DISCRIMINATOR_WIDTH, 1))
 
 
-def _units(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """The blocks of a backbone: the root, containers and torchvision's stages are opened, all else is one block."""
-    for child_name, child in module.named_children():
-        path = f"{name}.{child_name}"
-        if type(child) in _CONTAINERS or type(child).__name__ in ("Encoder", "_DenseBlock", "AnyStage"):
-            yield from _units(child, path)
-        else:
-            yield path, child
-
-
-def _own_entries(part: nn.Module) -> list[str]:
-    """State entries that are the module's own, not those of its parts."""
-    persistent = [key for key in part._buffers if key not in part._non_persistent_buffers_set]
-    own = [key for key, value in part._parameters.items() if value is not None]
-    return own + [key for key in persistent if part._buffers[key] is not None]
-
-
-def _is_norm(part: nn.Module) -> bool:
-    return isinstance(part, (*_NORMS, *_of_torchvision("FrozenBatchNorm2d")))
-
-
-def _of_torchvision(name: str) -> tuple[type[nn.Module], ...]:
-    """A class of torchvision's layers; none if torchvision, which takes seconds to import, has made no part."""
-    layers = sys.modules.get("torchvision.ops")
-    return (getattr(layers, name),) if layers is not None else ()
-
-
-def _role(part: nn.Module, key: str, *, is_stem: bool) -> Role:
-    if _is_norm(part):
-        return Role.NORM_STATS if key in _STATISTICS else Role.NORM_AFFINE
-    if isinstance(part, StandardiseColumns | Temperature):
-        return Role.SCALE
-    return Role.STEM if is_stem else Role.BODY
-
-
 class Extras(NamedTuple):
-    """What a model has beside linear heads: decoders for the tasks `masks`, and domain discriminators by name."""
+    """What a model has beside linear heads: decoders for the tasks `masks`, domain discriminators by name, adapters."""
 
     masks: Sequence[str] = ()
     domain_discriminators: Collection[str] = ()
+    adapters: Adapters | None = None
 
 
 NONE = Extras()
@@ -246,21 +214,29 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = build_image_backbone(backbone, channels, size)
+        built = _adapted(build_image_backbone(backbone, channels, size), extras, (channels, size, size), seed)
         maps = map_channels(built.module, channels, size) if extras.masks else ()
         decoders = dict.fromkeys(extras.masks, partial(Decoder, maps, channels))
         return TransferModel(built, heads, decoders, extras.domain_discriminators)
 
 
 def build_table_model(
-    backbone: str, heads: Mapping[str, int], columns: int, seed: int, domain_discriminators: Collection[str] = ()
+    backbone: str, heads: Mapping[str, int], columns: int, seed: int, extras: Extras = NONE
 ) -> TransferModel:
     """A model for tables of `columns` columns, with entries drawn from `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TransferModel(
-            build_table_backbone(backbone, columns), heads, domain_discriminators=domain_discriminators
-        )
+        built = _adapted(build_table_backbone(backbone, columns), extras, (columns,), seed)
+        return TransferModel(built, heads, domain_discriminators=extras.domain_discriminators)
+
+
+def _adapted(backbone: Backbone, extras: Extras, shape: Sequence[int], seed: int) -> Backbone:
+    """With adapters if there are to be any, drawn so that no other entry is another for it."""
+    if extras.adapters is None:
+        return backbone
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "adapters"))
+        return adapt(backbone, extras.adapters, stem_name(backbone.module), shape)
 
 
 def build_ensemble(base_models: Sequence[TransferModel], tasks: Mapping[str, AnyTask], seed: int) -> TransferModel:

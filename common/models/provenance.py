@@ -16,8 +16,8 @@ from fedgraft.common.models.weights import (
     KeyReport,
     WeightsManifest,
     fit,
+    load_for,
     load_manifest,
-    load_weights,
 )
 from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.model_spec import (
@@ -71,7 +71,7 @@ def pretrained(study: Study, spec: Model, made_of: Architecture) -> tuple[Arrays
     """The entries that a model of this architecture takes from its weights. WeightsError if they do not fit."""
     if spec.weights is None:
         return _assembled(study, spec, made_of) if spec.base_models else ({}, Provenance())
-    manifest, arrays = load_weights(spec.weights)
+    manifest, arrays = load_for(spec.weights, spec.adapters)
     if (manifest.backbone, manifest.base_models) != (spec.backbone, tuple(one.backbone for one in spec.base_models)):
         there, wanted = (
             _described(manifest.backbone, manifest.base_models),
@@ -110,7 +110,7 @@ def _assembled(study: Study, spec: Model, made_of: Architecture) -> tuple[Arrays
 
 
 def _seated(study: Study, base_model: BaseModelSpec, own: Architecture, who: str) -> tuple[WeightsManifest, Arrays]:
-    manifest, arrays = load_weights(str(base_model.weights))
+    manifest, arrays = load_for(str(base_model.weights), None)
     if manifest.backbone != base_model.backbone:
         raise WeightsError(
             f"{who}: is a {_described(manifest.backbone, manifest.base_models)}, but the study says "

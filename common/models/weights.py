@@ -29,10 +29,13 @@ from fedgraft.common.base.files import (
 from fedgraft.common.base.value import unless
 from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.models.architecture import Architecture
+from fedgraft.common.models.backbones.merging import merged
+from fedgraft.common.models.cluster_models import choose, clusters_of, in_words
 from fedgraft.common.models.packaged_weights import packaged, read_packaged
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.study.inputs import FeaturesInput, ImageInput, TableInput
-from fedgraft.common.study.plan import Role
+from fedgraft.common.study.model_spec import Adapters
+from fedgraft.common.study.plan import ADAPTERS, FRESH, Role
 from fedgraft.common.study.tasks import AnyTask
 
 _TENSORS, _MANIFEST = "model.safetensors", "model.json"
@@ -66,6 +69,8 @@ class WeightsManifest(BaseModel):
     """How patients were split: models that say the same held out the same patients of the same sites."""
     plugins: Annotated[tuple[Plugin, ...], Field(exclude_if=unless(()))] = ()
     """Whose code the backbones are, besides fedgraft's and torchvision's."""
+    adapters: Annotated[Adapters | None, Field(exclude_if=unless(None))] = None
+    """The low-rank adapters whose entries stand in the file beside the backbone's."""
     trained_on: str
     licence: str
     synthetic: bool
@@ -133,6 +138,9 @@ def load_manifest(ref: str) -> WeightsManifest:
         # What was imported by hand has no seal; what a run wrote of its operating points must be that to the letter.
         return WeightsManifest.model_validate(unsealed(content, str(path)) if is_sealed(content) else content)
     except FileNotFoundError:
+        if clusters := clusters_of(path.parent):
+            words = f"{path.parent}: has a model for each cluster of sites: {in_words(clusters)}."
+            raise WeightsError(words, fix=choose(path.parent)) from None
         raise WeightsError(f"{path}: there is no such manifest.") from None
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from None
@@ -152,6 +160,14 @@ def load_weights(ref: str) -> tuple[WeightsManifest, dict[str, np.ndarray]]:
     if hashlib.sha256(data).hexdigest() != manifest.sha256:
         raise WeightsError(f"{path}: is not the file that its manifest describes.", fix="Import the weights again.")
     return manifest, _parse(data, str(path))
+
+
+def load_for(ref: str, adapters: Adapters | None) -> tuple[WeightsManifest, dict[str, np.ndarray]]:
+    """Manifest and entries for a model with these `adapters`: others are merged into the entries that they add to."""
+    manifest, arrays = load_weights(ref)
+    if manifest.adapters is None or manifest.adapters == adapters:
+        return manifest, arrays
+    return manifest.model_copy(update={"adapters": None}), merged(arrays, manifest.adapters.scale)
 
 
 def verify(ref: str) -> WeightsManifest:
@@ -179,13 +195,15 @@ def fit(
 ) -> tuple[dict[str, np.ndarray], KeyReport]:
     """The entries that a model takes from pretrained ones: its backbone's, and the `heads` of these tasks.
 
-    A stem for 3 channels is adapted to 1, or 1 to 3. All other heads stay fresh. WeightsError lists all entries that
+    A stem for 3 channels is adapted to 1, or 1 to 3. All other heads stay fresh, and so do low-rank adapters of which
+    nothing is given. WeightsError lists all entries that
     are missing, extra or misshapen.
     """
+    adapters = {key for key, entry in made_of.entries.items() if entry.tag.role in ADAPTERS}
     wanted = {
         key
         for key, entry in made_of.entries.items()
-        if entry.tag.role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) or entry.tag.task in heads
+        if entry.tag.role not in FRESH or entry.tag.task in heads or (key in adapters and adapters & arrays.keys())
     }
     given = {key for key in arrays if key.startswith("backbone.") or key in wanted}
     faults = [f"{key}: missing" for key in sorted(wanted - given)]

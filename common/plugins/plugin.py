@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
+from fedgraft.common.config.config_files import describe
 
 LOCAL = "sha256:"
 """How the version of code begins that is no distribution's: it is what the code is."""
@@ -52,3 +55,12 @@ class Plugin(Value):
 def canonical(name: str) -> str:
     """A distribution's name as packaging compares it: small letters, one hyphen for dots, hyphens and underscores."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def plugins_in(data: Any, source: str) -> tuple[Plugin, ...]:
+    """Whose code a study names, read without the study; StudyError if that cannot be read."""
+    named = data.get("plugins", ()) if isinstance(data, Mapping) else ()
+    try:
+        return TypeAdapter(tuple[Plugin, ...]).validate_python(named)
+    except ValidationError as error:
+        raise StudyError(source, [f"plugins.{line}" for line in describe(error)]) from None

@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import EntryPoint, entry_points
@@ -38,6 +39,11 @@ class Kind(StrEnum):
         """One of it, as messages say: "backbone", "loss"."""
         return self.removesuffix("es") if self.endswith("sses") else self.removesuffix("s")
 
+    @property
+    def named_by_studies(self) -> bool:
+        """Whether a study names it, and so whoever wrote that; a tracker or reader is chosen where it runs."""
+        return self not in (Kind.TRACKERS, Kind.READERS)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -53,6 +59,7 @@ _places: list[str] = []
 """Files and modules that were loaded here and register something, for processes that are to know the same."""
 _loading: list[Plugin] = []
 """What is being loaded now, the innermost last."""
+_guard: ContextVar[Callable[[Plugin], None] | None] = ContextVar("guard", default=None)
 _digests: dict[str, str] = {}
 """By distribution what its files were when its code was first imported here: what is replaced later does not run."""
 
@@ -79,6 +86,16 @@ def loading(place: str, plugin: Plugin) -> Iterator[None]:
     _keep_place(place)
 
 
+@contextmanager
+def guarded(demand: Callable[[Plugin], None]) -> Iterator[None]:
+    """Nothing that a study names is imported meanwhile of which `demand` raises."""
+    token = _guard.set(demand)
+    try:
+        yield
+    finally:
+        _guard.reset(token)
+
+
 def names(kind: Kind) -> list[str]:
     """All that there is of a kind besides fedgraft's own."""
     return sorted({name for each, name in _registered if each is kind} | {point.name for point in _points(kind)})
@@ -99,6 +116,8 @@ def load(kind: Kind, name: str, own: Iterable[str] = ()) -> Any:
     found = source(kind, name)
     if found is None:
         raise InputError(f"There is no {kind.word} {name!r}{instead(name, [*own, *names(kind)])}.")
+    if kind.named_by_studies and (guard := _guard.get()) is not None:
+        guard(found.plugin)
     if kind is not Kind.TRACKERS and not found.plugin.is_local:
         _digests.setdefault(found.plugin.key, digest_of(found.plugin.distribution))
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -37,6 +37,8 @@ class Code(StrEnum):
     NO_LABELS = "no_labels"
     NO_SOURCE = "no_source"
     """The study learns from a source in a folder at the site, and the site has none."""
+    NO_CLUSTER = "no_cluster"
+    """The study has clusters of sites, and the site is in none of them."""
     TOO_FEW_CASES = "too_few_cases"
     BAD_DATA = "bad_data"
     DIVERGED = "diverged"
@@ -197,9 +199,9 @@ class Digests:
         parts = {key: np.frombuffer(self._one(array), dtype=np.uint8) for key, array in arrays.items()}
         return digest_arrays(parts)
 
-    def keep_only(self, arrays: Arrays) -> None:
+    def keep_only(self, arrays: Iterable[np.ndarray]) -> None:
         """Forget all but `arrays`, so that the memory of others can go."""
-        wanted = {place(array) for array in arrays.values()}
+        wanted = {place(array) for array in arrays}
         self._known = {key: value for key, value in self._known.items() if key in wanted}
 
     def _one(self, array: np.ndarray) -> bytes:
@@ -220,6 +222,9 @@ def type_name(array: np.ndarray) -> str:
     return _name(array.dtype)
 
 
-def place(array: np.ndarray) -> tuple[int, int, str]:
+Place = tuple[int, int, str]
+
+
+def place(array: np.ndarray) -> Place:
     """Where in memory an array lies, how long and of what type: equal places hold equal values while both live."""
     return array.__array_interface__["data"][0], array.nbytes, array.dtype.str

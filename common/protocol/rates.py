@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fedgraft.common.study.plan import Gradient, Role, Tag
+from fedgraft.common.study.plan import FRESH, Gradient, Tag
 
 
 def rate_factor(spec: Gradient, progress: float) -> float:
@@ -19,7 +19,7 @@ def rate_factor(spec: Gradient, progress: float) -> float:
 
 def rate_of(spec: Gradient, tag: Tag) -> float:
     """An entry's learning rate before any schedule."""
-    if tag.role in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR):
+    if tag.role in FRESH:
         return spec.lr
     rate = spec.lr * spec.backbone_lr_factor
     return rate if spec.layer_decay == 1 else rate * spec.layer_decay**tag.height

@@ -19,6 +19,7 @@ from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.metrics.sums.score_histogram import Counts, ScoreHistogram
 from fedgraft.common.metrics.sums.task_metrics import (
     TaskSums,
+    add,
     headline_metrics,
     sums_from,
     zero,
@@ -52,6 +53,17 @@ class Pooled:
 
     sums: TaskSums
     macro: Mapping[str, float | None]
+    """None where fewer than three sites had a value."""
+    sites: Mapping[str, int]
+    """By metric how many sites the mean is over."""
+
+    def __add__(self, other: Pooled) -> Pooled:
+        """Of both groups of sites."""
+        parts = {key: [(o.macro[key], o.sites[key]) for o in (self, other)] for key in self.macro}
+        known = {key: [(value, n) for value, n in own if value is not None] for key, own in parts.items()}
+        count = {key: sum(n for _, n in own) for key, own in known.items()}
+        means = {key: sum(v * n for v, n in own) / count[key] if own else None for key, own in known.items()}
+        return Pooled(add(self.sums, other.sums), means, count)
 
 
 def tensor_summands(update: Update, stage: Stage, tags: Tags) -> Summands:
@@ -116,9 +128,20 @@ def metric_shapes(study: Study) -> Shapes:
 
 
 def pooled_loss(sums: Arrays) -> dict[str, float]:
-    """The mean loss of training over all cases, from the sums of `metric_summands`; nothing if none was trained on."""
+    """The mean loss of training over all cases, from the sums of `metric_summands`, and how many those are.
+
+    Nothing if none was trained on.
+    """
     loss, seen = sums[_LOSS]
-    return {"loss": float(loss / seen)} if seen else {}
+    return {"loss": float(loss / seen), "examples": float(seen)} if seen else {}
+
+
+def mean_loss(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """What `pooled_loss` gives for both groups of sites, from what it gives for each."""
+    if not one or not other:
+        return dict(one or other)
+    seen = one["examples"] + other["examples"]
+    return {"loss": (one["loss"] * one["examples"] + other["loss"] * other["examples"]) / seen, "examples": seen}
 
 
 def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
@@ -132,11 +155,12 @@ def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
         plain = {key: array if key in floats else _counts(array) for key, array in own.items()}
         if grid is not None:
             plain |= dict(zip(_SCORES, ScoreHistogram.from_grid(_counts(grid)).arrays(), strict=True))
+        told = headline_metrics(asked).metrics
+        sites = dict(zip(told, np.rint(known).astype(int).tolist(), strict=True))
         macro = {
-            key: float(t / k) if k >= FEWEST else None
-            for key, t, k in zip(headline_metrics(asked).metrics, total, np.rint(known), strict=True)
+            key: float(t / sites[key]) if sites[key] >= FEWEST else None for key, t in zip(told, total, strict=True)
         }
-        found[task] = Pooled(sums_from(asked, plain), macro)
+        found[task] = Pooled(sums_from(asked, plain), macro, sites)
     return found
 
 

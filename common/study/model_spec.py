@@ -39,6 +39,26 @@ class BaseModelSpec(Value):
         return self
 
 
+class Adapters(Value):
+    """Low-rank adapters (LoRA, Hu et al. 2021): beside W, which stays, a layer learns (alpha / rank) B A.
+
+    In linear and attention layers, with `all` also in 1x1 and 3x3 convolutions; the stem and layers in groups get none.
+    Their roles are `adapter_a` and `adapter_b`. Selections have them by these names alone, `all` does not.
+    """
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Into how many numbers A turns what a layer sees."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """How strong B A is, times 1 / rank."""
+    where: Literal["attention", "all"] = "attention"
+    """The linear layers of attention, or all layers that can have one."""
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied with."""
+        return self.alpha / self.rank
+
+
 class Model(Value):
     """The backbone by name, and the weights it starts from: an id, a folder, or none for random ones.
 
@@ -52,6 +72,8 @@ class Model(Value):
     weights: str | None = None
     heads: Literal["fresh", "weights"] = "fresh"
     base_models: Annotated[tuple[BaseModelSpec, ...], Field(exclude_if=unless(()))] = ()
+    adapters: Annotated[Adapters | None, Field(exclude_if=unless(None))] = None
+    """Low-rank adapters beside the backbone's layers; none if absent."""
 
     @model_validator(mode="after")
     def _heads_from_somewhere(self) -> Model:
@@ -65,6 +87,8 @@ class Model(Value):
             raise ValueError("backbone: ensemble and `base_models` go together")
         if len(self.base_models) == 1:
             raise ValueError("base_models: an ensemble has two or more")
+        if self.base_models and self.adapters is not None:
+            raise ValueError("adapters: an ensemble is frozen, and has none")
         lacking = [str(at) for at, base_model in enumerate(self.base_models) if base_model.weights is None]
         if lacking and self.weights is None:
             raise ValueError(f"base_models.{lacking[0]}: needs `weights`, a finished run's folder or an id")
@@ -89,6 +113,8 @@ class Teacher(Model):
 
     @model_validator(mode="after")
     def _is_finished(self) -> Teacher:
+        if self.adapters is not None:
+            raise ValueError("adapters: a teacher has none; those of a finished run are merged into its entries")
         if not self.base_models and self.weights is None:
             raise ValueError("a teacher needs `weights`, a finished run's folder or an id, or `base_models`")
         return self

@@ -6,7 +6,7 @@ A method is a composition of these values, never a branch in the trainer. `metho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.study.stages.aggregates import Aggregation, Nothing
-from fedgraft.common.study.stages.losses import SUPERVISED, Loss
+from fedgraft.common.study.stages.losses import SUPERVISED, Loss, PluggedLoss
 from fedgraft.common.study.stages.methods import AnyMethod
 from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.stages.stopping import EarlyStopping, WeightAveraging
@@ -39,6 +39,10 @@ class Role(StrEnum):
     HEAD = "head"
     DOMAIN_DISCRIMINATOR = "domain_discriminator"
     """Tells source from target while a stage trains against it; no part of what the model says."""
+    ADAPTER_A = "adapter_a"
+    """The first matrix of a low-rank adapter, from what a layer sees to `rank` numbers."""
+    ADAPTER_B = "adapter_b"
+    """The second, from these to what a layer adds to its output; 0 at first."""
     BASE_MODEL = "base_model"
     """Belongs to a finished model in an ensemble: it never moves, so no selection has it, not even all."""
 
@@ -56,7 +60,11 @@ class Tag:
     height: int = 0
 
 
-_ALL = frozenset(Role) - {Role.BASE_MODEL}
+_A, _B = frozenset({Role.ADAPTER_A}), frozenset({Role.ADAPTER_B})
+ADAPTERS = _A | _B
+FRESH = frozenset({Role.HEAD, Role.DOMAIN_DISCRIMINATOR}) | ADAPTERS
+"""What begins with nothing learnt, whatever weights a backbone has."""
+_ALL = frozenset(Role) - {Role.BASE_MODEL} - ADAPTERS
 _NORM = frozenset({Role.NORM_AFFINE, Role.NORM_STATS})
 _HEADS = frozenset({Role.HEAD})
 SELECTIONS: Mapping[str, frozenset[Role]] = {
@@ -69,8 +77,17 @@ SELECTIONS: Mapping[str, frozenset[Role]] = {
     "norm_and_heads": _NORM | _HEADS,
     "all_but_norm": _ALL - _NORM,
     "all_but_norm_stats": _ALL - {Role.NORM_STATS},
+    "adapters": ADAPTERS,
+    "adapters_a": _A,
+    "adapters_b": _B,
+    "adapters_and_heads": ADAPTERS | _HEADS,
+    "adapters_a_and_heads": _A | _HEADS,
+    "adapters_b_and_heads": _B | _HEADS,
 }
-"""The selections that have a name: FedBN shares `all_but_norm`, SiloBN `all_but_norm_stats`, FedPer `all_but_heads`."""
+"""The selections that have a name: FedBN shares `all_but_norm`, SiloBN `all_but_norm_stats`, FedPer `all_but_heads`.
+
+`all` is all of the network and its heads; adapters stand beside it, and are chosen by their own names.
+"""
 
 
 class Select(Value):
@@ -233,7 +250,19 @@ class Stage(Value):
     """What the coordinator makes of what was shared."""
     rounds: Annotated[int, Field(ge=1)] = 1
     joint_lambda: Annotated[float | None, Field(gt=0, exclude_if=unless(None))] = None
+    personalise: Annotated[Literal["always", "best"], Field(exclude_if=unless("always"))] = "always"
+    """Of what stays at the site: it is used in any case, or, `best`, only at sites where it is better on their
+    validation cases at the end than the model that they have with others. Which these are is known to them alone: all
+    figures are of the model without it."""
     early_stopping: Annotated[EarlyStopping | None, Field(exclude_if=unless(None))] = None
     """Ends the stage once validation no longer improves; it never ends early if absent."""
     weight_averaging: Annotated[WeightAveraging | None, Field(exclude_if=unless(None))] = None
     """Ends the stage with an average over its rounds; the last round's model if absent."""
+
+
+def plugged_losses(plan: Sequence[Stage]) -> Iterator[tuple[str, PluggedLoss]]:
+    """Losses that plug-ins bring, each with its key."""
+    for at, stage in enumerate(plan):
+        for number, loss in enumerate(stage.local.losses if isinstance(stage.local, Gradient) else ()):
+            if isinstance(loss, PluggedLoss):
+                yield f"plan.{at} ({stage.name}).local.losses.{number}", loss

@@ -19,13 +19,14 @@ from fedgraft.common.config.config_files import describe, of_overrides, override
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import Kind, names
+from fedgraft.common.study.clusters import Clusters, begins_at
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.methods.presets import expand
 from fedgraft.common.study.methods.recipes import Method
 from fedgraft.common.study.model_spec import ENSEMBLE, Model, Teacher
-from fedgraft.common.study.plan import Gradient, Stage
+from fedgraft.common.study.plan import Gradient, Stage, plugged_losses
 from fedgraft.common.study.rules import Evaluation, RoundRules
-from fedgraft.common.study.stages.losses import OWN_LOSSES, Adversarial, Distill, PluggedLoss
+from fedgraft.common.study.stages.losses import OWN_LOSSES, Adversarial, Distill
 from fedgraft.common.study.tasks import (
     AnyTask,
     Multilabel,
@@ -59,12 +60,13 @@ class Study(Value):
     """When a round counts, and when a run has completed."""
     evaluate: Evaluation = Evaluation()
     """When, on what and how sites measure the model."""
+    clusters: Annotated[Clusters | None, Field(exclude_if=unless(None))] = None
+    """Groups of sites that are alike, each with a model of its own; None for one model of all sites."""
     secure_aggregation: bool = False
     """Sites mask all that they send, so that the coordinator learns sums over at least three sites, and nothing else:
     no site's entries, weights, counts or metrics."""
     plugins: Annotated[tuple[Plugin, ...], Field(exclude_if=unless(()))] = ()
-    """Whose code the study uses besides fedgraft's, such as `my-backbones==1.2.0`. It is installed at each site by the
-    site's own people, and never sent."""
+    """Whose code it uses beside fedgraft's, as `my-nets==1.2.0`. A site's own people install it; it is never sent."""
 
     @staticmethod
     def read(source: Path | str, *overrides: str) -> Study:
@@ -94,9 +96,15 @@ class Study(Value):
     @model_validator(mode="after")
     def _losses_exist(self) -> Study:
         """A loss that is not known here is a plug-in's if the study names plug-ins; a site may not have it yet."""
-        for key, loss in self.plugged_losses() if not self.plugins else ():
+        for key, loss in plugged_losses(self.plan) if not self.plugins else ():
             if loss.kind not in (known := names(Kind.LOSSES)):
                 raise ValueError(f"{key}: there is no loss {loss.kind!r}{instead(loss.kind, [*OWN_LOSSES, *known])}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_place_for_clusters(self) -> Study:
+        if self.clusters is not None:
+            begins_at(self.clusters, self.plan)
         return self
 
     @model_validator(mode="before")
@@ -146,13 +154,6 @@ class Study(Value):
         """The finished model whose answers the sites of this stage learn; None if there is none."""
         losses = stage.local.losses if isinstance(stage.local, Gradient) else ()
         return next((loss.teacher for loss in losses if isinstance(loss, Distill)), None)
-
-    def plugged_losses(self) -> Iterator[tuple[str, PluggedLoss]]:
-        """Losses that plug-ins bring, each with its key."""
-        for at, stage in enumerate(self.plan):
-            for number, loss in enumerate(stage.local.losses if isinstance(stage.local, Gradient) else ()):
-                if isinstance(loss, PluggedLoss):
-                    yield f"plan.{at} ({stage.name}).local.losses.{number}", loss
 
     @property
     def architectures(self) -> tuple[str, ...]:

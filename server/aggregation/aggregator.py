@@ -18,6 +18,7 @@ from fedgraft.common.protocol.routing import DISTANCES, Tags, retains_statistics
 from fedgraft.common.protocol.states import States
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
+    AdaptersProduct,
     ClippedMean,
     Discriminant,
     Krum,
@@ -36,6 +37,7 @@ from fedgraft.common.study.stages.aggregates import (
     Threshold,
     TrimmedMean,
 )
+from fedgraft.server.aggregation.adapters import AdaptersAggregator
 from fedgraft.server.aggregation.mean import MeanAggregator
 from fedgraft.server.aggregation.optimiser import ServerOptimiserAggregator
 from fedgraft.server.aggregation.ridge_penalty import choose
@@ -58,6 +60,8 @@ def aggregator_for(stage: Stage, tags: Tags, states: States | None = None) -> Ag
     match stage.aggregate:
         case Mean():
             return MeanAggregator(stage.aggregate, tags)
+        case AdaptersProduct():
+            return AdaptersAggregator(stage.aggregate, tags)
         case ServerOptimiser():
             return ServerOptimiserAggregator(stage, stage.aggregate, tags, states)
         case Median() | TrimmedMean() | Krum() | ClippedMean():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from fedgraft.common.protocol.instructions import Update
-from fedgraft.server.aggregation.aggregator import Aggregator
+
+Take = Callable[[Update], object]
+"""What takes in an update."""
 
 
 class Joint:
@@ -19,25 +22,25 @@ class Joint:
     def __init__(self, lam: float | None) -> None:
         self._lam = lam
         self._totals: dict[str, float] = {}
-        self._sources: list[Update] = []
+        self._sources: list[tuple[Update, Take]] = []
 
-    def pass_on(self, update: Update, aggregator: Aggregator, *, of_source: bool) -> None:
-        """Give an update to the aggregator; the source's is held back until the hospitals' weights are known."""
+    def pass_on(self, update: Update, take: Take, *, of_source: bool) -> None:
+        """Give an update to what takes it in; the source's is held back until the hospitals' weights are known."""
         if self._lam is not None and of_source:
             copies = {key: array.copy() for key, array in update.tensors.items()}
-            self._sources.append(replace(update, tensors=copies))
+            self._sources.append((replace(update, tensors=copies), take))
             return
         for name, weight in update.weights.items():
             self._totals[name] = self._totals.get(name, 0.0) + weight
-        aggregator.add(update)
+        take(update)
 
-    def finish(self, aggregator: Aggregator) -> None:
-        """Give what was held back to the aggregator, with the source's share as its weight."""
-        for update in self._sources:
+    def finish(self) -> None:
+        """Give what was held back to what takes it in, with the source's share as its weight."""
+        for update, take in self._sources:
             weights = {name: weight * self._factor(name) for name, weight in update.weights.items()}
-            aggregator.add(replace(update, weights=weights))
+            take(replace(update, weights=weights))
 
     def _factor(self, name: str) -> float:
-        own = sum(update.weights.get(name, 0.0) for update in self._sources)
+        own = sum(update.weights.get(name, 0.0) for update, _ in self._sources)
         hospitals = self._totals.get(name, 0.0)
         return hospitals / (self._lam * own) if self._lam is not None and own and hospitals else 1.0

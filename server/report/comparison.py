@@ -13,6 +13,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json, write_atomic
 from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.server.report import comparison_plots as plots
+from fedgraft.server.report.comparison_remarks import remarks
 from fedgraft.server.report.history import (
     Row,
     mapping,
@@ -46,8 +47,11 @@ class QuestionView:
     plans: tuple[tuple[str, str], ...]
     """By arm its whole model and plan, as YAML."""
     sites: ReportTable
+    gains: ReportTable
+    """By arm what each site gained over training alone."""
     drawn: tuple[Markup, ...]
     troubles: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def write_comparison_page(folder: Path) -> Path:
@@ -100,8 +104,10 @@ def _view(question: Row) -> QuestionView:
         _arms(question, against),
         tuple(_plan(mapping(one)) for one in sequence(question.get("arms"))),
         _sites(rows),
+        _gains(rows, text(question.get("alone"))),
         tuple(Markup(svg) for svg in plots.drawn(question, metric, against, margin)),
         troubles,
+        tuple(remarks(question)),
     )
 
 
@@ -112,12 +118,15 @@ def _arms(question: Row, against: str) -> ReportTable:
         name = text(one.get("arm"))
         differs = "; ".join(map(text, sequence(one.get("differs"))))
         nothing = "all others are held against it" if name == against else "nothing"
-        lines.append(TableLine((name, text(one.get("who")).replace("_", " "), differs or nothing), ""))
-    return ReportTable(("arm", "who trains", f"differs from {against} in"), tuple(lines), words=3)
+        work = text(mapping(one.get("work")).get("words"))
+        lines.append(TableLine((name, text(one.get("who")).replace("_", " "), work, differs or nothing), ""))
+    return ReportTable(("arm", "who trains", "gradient work", f"differs from {against} in"), tuple(lines), words=4)
 
 
 def _plan(one: Row) -> tuple[str, str]:
-    content = {key: one.get(key) for key in ("who", "labels", "fit", "model", "plan") if one.get(key) is not None}
+    content = {
+        key: one.get(key) for key in ("who", "labels", "fit", "model", "plan", "clusters") if one.get(key) is not None
+    }
     return text(one.get("arm")), yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
@@ -156,6 +165,20 @@ def _sites(rows: Sequence[Row]) -> ReportTable:
         TableLine((_name(row), *(_figure(mapping(row.get("sites")).get(site)) for site in names)), "") for row in rows
     )
     return ReportTable(("arm", *names), (TableLine(("test cases", *cases), "summary"), *lines), words=1)
+
+
+def _gains(rows: Sequence[Row], alone: str) -> ReportTable:
+    """By arm and site the gain over training alone, its interval, and what that decides; no rows where none does."""
+    known = [(row, mapping(row.get("gains"))) for row in rows if mapping(row.get("gains"))]
+    names = sorted({site for _, own in known for site in own})
+    lines = (TableLine((_name(row), *(_gain(mapping(own.get(site))) for site in names)), "") for row, own in known)
+    return ReportTable((f"arm minus {alone}", *names), tuple(lines), words=1)
+
+
+def _gain(found: Row) -> str:
+    if not found:
+        return NONE
+    return f"{_figure(found.get('value'), signed=True)}\n{_range(found, signed=True)}\n{text(found.get('verdict'))}"
 
 
 def _cases(support: Row) -> str:

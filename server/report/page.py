@@ -33,6 +33,12 @@ from fedgraft.server.report.history import (
 )
 from fedgraft.server.report.sureness import is_too_few, of_site
 
+_CLUSTERED = {
+    "told": "They are named by the study.",
+    "sums": "They were made from the sums that each site sent before: sites whose features, class by class, lie less "
+    "than half a deviation apart, or hardly further than chance would put them, are together.",
+}
+"""What clusters of sites rest on."""
 _MOST_ROC_CLASSES = 6
 _CURVES = {
     "auroc": ("auroc", "balanced_accuracy", "loss"),
@@ -114,6 +120,9 @@ def render(record: RunRecord) -> str:
         tasks=[_task_view(record, task) for task in record.tasks],
         stages=tables.stages(record),
         cohorts=tables.cohorts(record),
+        clusters=tables.clusters(record),
+        likeness=tables.likeness(record),
+        clustered_by=_CLUSTERED.get(text(mapping(result.get("clusters")).get("by")), ""),
         privacy=tables.privacy(record),
         private=any(mapping(own).get("dp") for own in mapping(record.result.get("privacy")).values()),
         missing=missing,

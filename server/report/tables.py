@@ -25,6 +25,7 @@ MEANINGS = {
     Code.BAD_TENSORS: "was sent entries that do not fit its model",
     Code.NO_LABELS: "has no labels",
     Code.NO_SOURCE: "has no source data, which the study needs at each site",
+    Code.NO_CLUSTER: "is in none of the study's clusters of sites",
     Code.TOO_FEW_CASES: "has too few cases",
     Code.BAD_DATA: "could not read its data",
     Code.DIVERGED: "its training diverged",
@@ -124,6 +125,28 @@ def cohorts(record: RunRecord) -> ReportTable:
         )
     columns = ("site", "training labels", "left out", "train", "val", "test")
     return ReportTable(columns, tuple(lines), words=3)
+
+
+def clusters(record: RunRecord) -> ReportTable:
+    """The clusters of a run, and the sites that have a model together in each; no rows where there are none."""
+    found = mapping(mapping(record.result.get("clusters")).get("sites"))
+    lines = [TableLine((name, ", ".join(map(text, sequence(sites))))) for name, sites in sorted(found.items())]
+    return ReportTable(("cluster", "sites"), tuple(lines), words=2)
+
+
+def likeness(record: RunRecord) -> ReportTable:
+    """How far apart the sites' features lie, where clusters rest on that."""
+    pairs = map(mapping, sequence(mapping(record.result.get("clusters")).get("likeness")))
+    lines = [
+        TableLine(
+            (text(pair.get("one")), text(pair.get("other")), *(decimal(number(pair.get(k))) for k in _DISTANCES)),
+        )
+        for pair in pairs
+    ]
+    return ReportTable(("site", "site", "apart", "by chance"), tuple(lines), words=2)
+
+
+_DISTANCES = ("distance", "by_chance")
 
 
 def privacy(record: RunRecord) -> ReportTable:

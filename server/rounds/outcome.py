@@ -23,13 +23,18 @@ class Totals:
     """Stages that ended before their last round, and the round whose model they went back to."""
     undecided: dict[str, int] = field(default_factory=dict)
     """Stages that may end early, and in how many rounds there were too few cases to say."""
+    clusters: dict[str, list[str]] = field(default_factory=dict)
+    """By name of the cluster its sites, once there are clusters."""
+    likeness: list[dict[str, Any]] = field(default_factory=list)
+    """Of clusters from sums, how far apart all pairs of sites lie; see `closed_form.likeness`."""
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a run ends with: the aggregated state, who took part, the last evaluation, and the totals."""
+    """What a run ends with: the aggregated states, who took part, the last evaluation, and the totals."""
 
-    state: Arrays
+    states: Mapping[str, Arrays]
+    """By cluster of sites its model; one of the name "" where there are no clusters."""
     greetings: Mapping[str, Greeting]
     absent: Mapping[str, Code]
     scores: Scores

@@ -9,6 +9,7 @@ from fedgraft.common.base.environment import fedgraft_version
 from fedgraft.common.checks.explain import plan_table
 from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.models.backbones.named import plugins_behind
+from fedgraft.common.models.cluster_models import folder_of, write_clusters
 from fedgraft.common.models.provenance import Provenance, held_out, may_have_learnt
 from fedgraft.common.models.weights import find, save_weights
 from fedgraft.common.protocol.routing import Tags, own, releases_plainly, stays
@@ -16,7 +17,8 @@ from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.rounds.exchange.attendance import attendance
-from fedgraft.server.rounds.outcome import RunOutcome
+from fedgraft.server.rounds.improving import still_improving
+from fedgraft.server.rounds.outcome import RunOutcome, Totals
 from fedgraft.server.rounds.scores import Points
 from fedgraft.server.runs.run_folder import RunFolder
 
@@ -32,6 +34,7 @@ def write_result(
     asked = {site: greeting for site, greeting in outcome.greetings.items() if site not in outcome.late}
     took_part = attendance(study, asked, outcome.absent, rows)
     spent = {site: privacy(study, tags, rows, site) for site, g in outcome.greetings.items() if not g.observer}
+    state = next(iter(outcome.states.values()))
     content = {
         "schema": SCHEMA,
         "fedgraft": fedgraft_version(),
@@ -41,15 +44,17 @@ def write_result(
         "study_digest": study.digest,
         "synthetic": synthetic,
         "headline": took_part.headline,
-        "plan": plan_table(study, tags, {key: int(value.size) for key, value in outcome.state.items()}, rows),
+        "plan": plan_table(study, tags, {key: int(value.size) for key, value in state.items()}, rows),
         "remarks": [
             *_measured(study, source, tags),
             *_remarks(study, totals.undecided),
             *_no_points(study, outcome.points),
+            *still_improving(study, rows),
         ],
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
         "operating_points": outcome.scores.at(outcome.points),
+        "clusters": _clusters(study, outcome.totals),
         "sites": {
             site: {
                 "cases": dict(g.cases),
@@ -73,6 +78,13 @@ def write_result(
         "engine": engine,
     }
     folder.write("result.json", content)
+
+
+def _clusters(study: Study, totals: Totals) -> dict[str, Any] | None:
+    """Which sites have a model together, and what that rests on; None where all have one."""
+    if study.clusters is None:
+        return None
+    return {"by": study.clusters.by, "sites": totals.clusters, "likeness": totals.likeness}
 
 
 def privacy(study: Study, tags: Tags, rows: list[dict[str, Any]], site: str) -> dict[str, Any]:
@@ -108,7 +120,13 @@ def overall(spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:
     """What is no fault and yet changes what the figures mean, in sentences."""
-    return [
+    alone = [stage.name for stage in study.plan if stage.personalise == "best"]
+    hidden = [
+        f"What sites trained for themselves in stage {name!r} each uses only if it is better on its validation cases, "
+        "which is known to that site alone: all figures here are of the model without it."
+        for name in alone
+    ]
+    return hidden + [
         f"Stage {stage.name!r} could not stop early in {undecided[stage.name]} of {stage.rounds} rounds: too few cases "
         f"to say came back (evaluate.floor {study.evaluate.floor}, evaluate.every "
         f"{study.evaluate.every}, the sites' policies on metrics)."
@@ -159,6 +177,7 @@ def _no_points(study: Study, points: Points) -> list[str]:
 def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Provenance, synthetic: bool) -> None:
     """Write the aggregated model and its manifest, so that the run's folder serves as weights for the next study.
 
+    Of clusters each has a folder of its own in it, with the study beside, so that it serves as a run's does.
     A model that was only measured is what it was, and says so: who trained it, and which patients were held out then.
     """
     measured = source.manifest if not study.plan else None
@@ -169,7 +188,6 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Pr
         "input": study.input if isinstance(study.input, ImageInput) else None,
         "classes": {task.name: task.classes for task in study.tasks if isinstance(task, Task)},
         "tasks": tuple(task for task in study.tasks if not isinstance(task, Task)),
-        "trained_on": measured.trained_on if measured else f"study {study.name} over {len(outcome.greetings)} sites",
         "licence": source.licence,
         "synthetic": synthetic or bool(measured and measured.synthetic),
         "how": f"study digest {study.digest}, {how} {source.says}",
@@ -177,10 +195,20 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Pr
         "table": study.input if isinstance(study.input, TableInput) else None,
         "held_out": measured.held_out if measured else held_out(study),
         "plugins": plugins_behind(study.model.architectures),
+        "adapters": study.model.adapters,
         "operating_points": {
             task: known for task, own in outcome.points.items() if (known := tuple(filter(None, own)))
         },
     }
-    manifest = save_weights(folder.path, outcome.state, facts)
-    if outcome.ood_model is not None:
-        outcome.ood_model.write(folder.path, manifest.sha256)
+    clusters = outcome.totals.clusters
+    if clusters:
+        write_clusters(folder.path, clusters)
+    for cluster, state in outcome.states.items():
+        where = folder_of(folder.path, cluster)
+        if cluster:
+            RunFolder(where).write_study(study)
+        sites = f"cluster {cluster}: {', '.join(clusters[cluster])}" if cluster else f"{len(outcome.greetings)} sites"
+        trained_on = measured.trained_on if measured else f"study {study.name} over {sites}"
+        manifest = save_weights(where, state, facts | {"trained_on": trained_on})
+        if outcome.ood_model is not None:
+            outcome.ood_model.write(where, manifest.sha256)

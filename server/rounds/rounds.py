@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
+from functools import partial
 
 from fedgraft.common.base.errors import QuorumError
 from fedgraft.common.closed_form.ood import ood_model
-from fedgraft.common.methods.memory.carried import sent_shapes, up_shapes
+from fedgraft.common.methods.memory.carried import sent_shapes
 from fedgraft.common.protocol.instructions import (
     Arrays,
     Code,
@@ -21,20 +19,18 @@ from fedgraft.common.protocol.instructions import (
     Instruction,
 )
 from fedgraft.common.protocol.routing import Tags
-from fedgraft.common.protocol.states import States
 from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.schedule import Step, schedule, split_at, stage_of
 from fedgraft.common.study.study import Study
-from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
-from fedgraft.server.aggregation.gathered import Gathered
-from fedgraft.server.aggregation.memory import Memory
 from fedgraft.server.fleet.fleet import Fleet, lacking
 from fedgraft.server.rounds.exchange.attendance import asked_in, counts_absent
 from fedgraft.server.rounds.exchange.collect import Collected, Collector, headline
 from fedgraft.server.rounds.exchange.outages import Outages
 from fedgraft.server.rounds.exchange.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.exchange.validation import Limits, greeting_fault
+from fedgraft.server.rounds.history_row import history_row
+from fedgraft.server.rounds.models import ALL, RoundAggregation, RunModels
 from fedgraft.server.rounds.outcome import RunOutcome, Totals
 from fedgraft.server.rounds.scores import Points, Scores
 from fedgraft.server.rounds.stopping import averaged, best, stopped, undecided
@@ -49,27 +45,25 @@ class Coordinator:
         self._study = study
         self._fleet = fleet
         self._folder = folder
-        self._state: dict[str, np.ndarray] = dict(state)
-        self._memory = Memory(study, tags, state)
         self._tags = tags
         self._totals = Totals()
+        self._models = RunModels(study, tags, state, self._totals)
         self._digests = Digests()
         self._held: dict[str, Arrays] = {}
-        self._sent: Arrays = {}
         self._greetings: dict[str, Greeting] = {}
         self._absent: dict[str, Code] = {}
         self._others: dict[str, Code] = {}
         self._collector = Collector(study, fleet, self._greetings, folder.event)
         self._outages = Outages(fleet, folder.event)
-        self._secure = SecureCollector(study, self._collector, self._greetings, self._outages)
+        self._secure: dict[str, SecureCollector] = {}
         self._first = 0
 
     def run(self) -> RunOutcome:
         """Carry out what is left of the plan. QuorumError if too few sites answer in a round."""
         done = 0
         if (checkpoint := self._folder.load_checkpoint()) is not None:
-            done, self._state, self._memory.states = checkpoint.exchange, checkpoint.state, States(checkpoint.memory)
-            self._totals = Totals(**checkpoint.totals)
+            done, self._totals = checkpoint.exchange, Totals(**checkpoint.totals)
+            self._models.restore(checkpoint.state, checkpoint.memory, self._totals)
         self._greet()
         scores, rule = Scores(self._study, {}), self._study.evaluate.operating_point
         points: Points = {}
@@ -81,12 +75,12 @@ class Coordinator:
             if not step.work and rule is not None and split_at(self._study, step) == "val":
                 points = scores.operating_points(rule)
             if step.work:
-                memory = self._memory.states.arrays()
-                self._folder.save_checkpoint(step.exchange, self._state, memory, vars(self._totals))
+                self._folder.save_checkpoint(step.exchange, *self._models.arrays(), vars(self._totals))
         late = frozenset(site for site in self._greetings if not self._fleet.expects(site))
-        ood = ood_model(self._memory.states)
-        ended = (self._state, self._greetings, self._absent, scores, self._totals)
-        return RunOutcome(*ended, points, late, self._others, ood)
+        models = self._models.of_cluster
+        ood = None if self._models.apart else ood_model(models[ALL].memory.states)
+        states = {name: model.state for name, model in models.items()}
+        return RunOutcome(states, self._greetings, self._absent, scores, self._totals, points, late, self._others, ood)
 
     def _greet(self) -> None:
         started = time.monotonic()
@@ -108,11 +102,14 @@ class Coordinator:
         for site, answer in self._fleet.greet(Hello(self._study.to_json())).items():
             code = greeting_fault(answer, self._study) if isinstance(answer, Greeting) else answer.code
             if code is not None:
-                (self._absent if self._fleet.expects(site) else self._others)[site] = code
+                self._stays_out(site, code)
             elif isinstance(answer, Greeting):
                 self._greetings[site] = answer
                 self._absent.pop(site, None)
                 self._others.pop(site, None)
+
+    def _stays_out(self, site: str, code: Code) -> None:
+        (self._absent if self._fleet.expects(site) else self._others)[site] = code
 
     def _exchange(self, step: Step) -> Scores:
         started = time.monotonic()
@@ -120,6 +117,7 @@ class Coordinator:
         if step.exchange > self._first and not self._study.secure_aggregation:
             self._welcome()
         stage = stage_of(self._study, step)
+        self._models.prepare(stage, step)
         sites = self._asked(step, stage)
         self._folder.event(
             "exchange",
@@ -127,43 +125,51 @@ class Coordinator:
             stage=stage.name if step.work else "evaluate",
             sites=len(sites),
         )
-        self._memory.states.begin(stage.name)
-        self._sent = self._state | (self._memory.go_down(stage) if step.work else {})
-        got, aggregator, gathered = self._counted(step, stage, sites)
+        got, aggregation = self._counted(step, stage, sites)
         for site in (*got.aggregated, *got.observed):
             self._hold(site)
         scores = Scores(self._study, got.metrics, got.pooled)
         if step.work:
-            self._take(step, stage, gathered, scores, len(got.aggregated) / len(sites))
-            if isinstance(aggregator, HeadAggregator):
-                self._retain_statistics(stage, aggregator, got)
-        self._digests.keep_only(self._state | self._memory.sent)
+            self._take(step, stage, aggregation, scores, got, sites)
+        self._digests.keep_only([array for model in self._models for array in model.kept])
         self._record(step, stage, sites, got, scores, started)
         return scores
 
-    def _retain_statistics(self, stage: Stage, aggregator: HeadAggregator, got: Collected) -> None:
-        got.ridge_penalties = aggregator.ridge_penalties
-        if aggregator.kept:
-            features = features_digest(self._state, self._tags)
-            sites = dict(zip(sorted(got.aggregated), aggregator.kept, strict=True))
-            RetainedStatistics(stage.name, features, sites).write(self._folder.path)
-
-    def _take(self, step: Step, stage: Stage, gathered: Gathered, scores: Scores, share: float) -> None:
+    def _take(
+        self, step: Step, stage: Stage, aggregation: RoundAggregation, scores: Scores, got: Collected, sites: list[str]
+    ) -> None:
         """The state after a round: aggregated, averaged, or the best one of a stage that ends here."""
-        states = self._memory.states
         if undecided(stage, scores):
             self._totals.undecided[stage.name] = self._totals.undecided.get(stage.name, 0) + 1
-        if (number := stopped(stage, step.round, scores, self._state, states)) is not None:
+        # Clusters go through a stage together: all are judged by the same figures.
+        ends = {stopped(stage, step.round, scores, model.state, model.memory.states) for model in self._models}
+        if (number := ends.pop()) is not None:
             self._totals.ended[stage.name] = number
-            self._state = self._state | best(stage, states)
+            for model in self._models:
+                model.state |= best(stage, model.memory.states)
             self._folder.event("stopped", stage=stage.name, round=step.round, best=number)
             return
-        aggregated = gathered.result(self._state)
-        ended = self._memory.learn(stage, step.round, self._state, aggregated, (gathered.sums, share))
-        self._state = self._state | averaged(stage, step.round, ended, states)
+        for name, aggregated in aggregation.results().items():
+            model, own = self._models.of_cluster[name], [s for s in sites if self._models.name_of(s) == name]
+            share = len(set(own) & set(got.aggregated)) / len(own) if own else 0.0
+            if name and not share:  # no site of this cluster answered
+                model.state |= aggregated
+                continue
+            came = aggregation.gathered[name].sums, share
+            ended = model.memory.learn(stage, step.round, model.state, aggregated, came)
+            model.state |= averaged(stage, step.round, ended, model.memory.states)
+        self._models.form(stage, aggregation.sums)
+        got.ridge_penalties = aggregation.ridge_penalties
+        if kept := aggregation.kept:
+            features = features_digest(next(iter(self._models)).state, self._tags)
+            by_site = dict(zip(sorted(got.aggregated), kept, strict=True))
+            RetainedStatistics(stage.name, features, by_site).write(self._folder.path)
 
     def _asked(self, step: Step, stage: Stage) -> list[str]:
         """Names of the sites that this exchange goes to, in a fixed order."""
+        for site in [site for site, one in self._greetings.items() if not (one.source or self._models.has(site))]:
+            del self._greetings[site]
+            self._stays_out(site, Code.NO_CLUSTER)
         chosen = asked_in(stage, self._greetings, work=step.work)
         if not chosen:
             raise QuorumError(f"Stage {stage.name!r} is for {stage.where} sites, and there are none.")
@@ -176,7 +182,8 @@ class Coordinator:
         return sorted(site for site, greeting in self._greetings.items() if greeting.observer)
 
     def _instruction(self, step: Step, site: str, split: Split | None) -> Instruction:
-        going = self._sent if step.work else self._state
+        model = self._models.of(site)
+        going = model.sent if step.work else model.state
         tensors = lacking(going, self._held.get(site, {}))
         held = {key: array for key, array in going.items() if key not in tensors}
         return Instruction(
@@ -190,20 +197,19 @@ class Coordinator:
             held=self._digests.of(held),
         )
 
-    def _counted(self, step: Step, stage: Stage, sites: list[str]) -> tuple[Collected, Aggregator, Gathered]:
+    def _counted(self, step: Step, stage: Stage, sites: list[str]) -> tuple[Collected, RoundAggregation]:
         """What came back, once it is enough: repeated after an outage. QuorumError if it stays too little."""
         due = self._due(step, stage, sites)
         needed, before = self._study.rounds.needed(len(due)), Collected()
         if step.work and len(sites) < needed:
             raise self._too_few(step, len(sites), due, needed)
         while True:
-            aggregator = aggregator_for(stage, self._tags, self._memory.states)
-            gathered = Gathered(aggregator, up_shapes(self._memory.ground(stage)))
-            got = self._collect(step, stage, sites, gathered)
+            aggregation = self._models.aggregation(stage)
+            got = self._collect(step, stage, sites, aggregation)
             got.add_costs_of(before)
             here = len(got.aggregated)
             if here >= needed:
-                return got, aggregator, gathered
+                return got, aggregation
             if not self._outages.over(step.exchange, self._outages.lost(got.missing), needed - here):
                 break
             before, got.repeats = got, got.repeats + 1
@@ -211,25 +217,62 @@ class Coordinator:
                 self._welcome()  # who came back with other keys is another node
         if step.work:
             raise self._too_few(step, here, due | got.missing, needed)
-        return got, aggregator, gathered
+        return got, aggregation
 
-    def _collect(self, step: Step, stage: Stage, sites: list[str], aggregator: Aggregator) -> Collected:
-        split = split_at(self._study, step)
-        shapes = sent_shapes(self._memory.ground(stage), self._state)
-        limits = Limits(stage, self._tags, self._sent, shapes, self._study.rounds.largest_change)
+    def _collect(self, step: Step, stage: Stage, sites: list[str], aggregation: RoundAggregation) -> Collected:
+        split, limits = split_at(self._study, step), self._limits(stage)
         watch = replace(step, work=False)
         observers = {site: self._instruction(watch, site, "all") for site in self._observers()}
         if self._study.secure_aggregation:
-
-            def instruction(site: str) -> Instruction:
-                return self._instruction(step, site, split)
-
-            needed = self._study.rounds.needed(len(self._due(step, stage, sites)))
-            wanted = WantedSums(step.exchange, sites, needed, step.work, split, instruction, self._hold, observers)
-            return self._secure.collect(wanted, limits, aggregator)
+            return self._summed(step, sites, split, limits, observers, aggregation)
         sources = self._sources()  # their data are not what the model is judged by
         instructions = {site: self._instruction(step, site, None if site in sources else split) for site in sites}
-        return self._collector.collect(instructions | observers, limits, aggregator)
+        everybody = instructions | observers
+        own = {site: limits[self._models.name_of(site)] for site in everybody}
+        return self._collector.collect(everybody, own, aggregation.take)
+
+    def _limits(self, stage: Stage) -> dict[str, Limits]:
+        """By cluster what the updates of its sites are held against."""
+        limits, largest = {}, self._study.rounds.largest_change
+        for name, model in self._models.of_cluster.items():
+            on = model.memory.ground(stage)
+            limits[name] = Limits(stage, self._tags, model.sent, sent_shapes(on, model.state), largest, on)
+        return limits
+
+    def _summed(
+        self,
+        step: Step,
+        sites: list[str],
+        split: Split | None,
+        limits: Mapping[str, Limits],
+        observers: Mapping[str, Instruction],
+        aggregation: RoundAggregation,
+    ) -> Collected:
+        """The masked sums, of one cluster after the other: its sites mask among themselves."""
+        got = Collected()
+        stage = stage_of(self._study, step)
+
+        def instruction(site: str) -> Instruction:
+            return self._instruction(step, site, split)
+
+        for name, own in limits.items():
+            there = [site for site in sites if self._models.name_of(site) == name]
+            due = [site for site in self._due(step, stage, sites) if self._models.name_of(site) == name]
+            watching = {site: one for site, one in observers.items() if self._models.name_of(site) == name}
+            wanted = WantedSums(
+                step.exchange,
+                there,
+                self._study.rounds.needed(len(due)),
+                step.work,
+                split,
+                instruction,
+                self._hold,
+                watching,
+            )
+            if name not in self._secure:
+                self._secure[name] = SecureCollector(self._study, self._collector, self._greetings, self._outages)
+            got.join(self._secure[name].collect(wanted, own, partial(aggregation.take_sum, cluster=name)))
+        return got
 
     def _due(self, step: Step, stage: Stage, sites: list[str]) -> dict[str, Code | None]:
         """All sites that should take part in this exchange, with the reason why they do not if it is known."""
@@ -247,7 +290,7 @@ class Coordinator:
 
     def _hold(self, site: str) -> None:
         """Remember that a site has what was sent in this exchange."""
-        self._held[site] = self._sent
+        self._held[site] = self._models.of(site).sent
 
     def _record(
         self, step: Step, stage: Stage, sites: list[str], got: Collected, scores: Scores, started: float
@@ -261,43 +304,10 @@ class Coordinator:
             {"exchange": step.exchange, "stage": name, "round": step.round, "site": site, "code": code.value}
             for site, code in sorted(got.missing.items())
         ]
-        row = {
-            "exchange": step.exchange,
-            "stage": name,
-            "stage_index": step.stage,
-            "round": step.round,
-            "rounds": stage.rounds,
-            "seconds": round(seconds, 3),
-            "bytes_up": got.bytes_up,
-            "bytes_down": got.bytes_down,
-            "sites_asked": sites,
-            "sites_aggregated": sorted(got.aggregated),
-            "missing": {site: code.value for site, code in sorted(got.missing.items())},
-            "train": dict(sorted(got.train.items())),
-            "spent": dict(sorted(got.spent.items())),
-            "train_pooled": got.train_pooled,
-            "repeats": got.repeats,
-            "ridge_penalties": got.ridge_penalties,
-            "evaluated": self._evaluated(step) if got.metrics or got.pooled or got.observed else None,
-            "split": split_at(self._study, step) if got.metrics or got.pooled else None,
-            "metrics": scores.values(),
-            "observers": Scores(self._study, got.observed).values(),
-        }
-        self._folder.append_history(row)
+        row = history_row(self._study, step, sites, got, scores, totals.ended)
+        self._folder.append_history(row | {"seconds": round(seconds, 3)})
         facts = {"macro": scores.macro(), "metric": scores.headline_metrics(), "missing": row["missing"]}
         self._folder.event("done", exchange=step.exchange, **facts)
-
-    def _evaluated(self, step: Step) -> dict[str, Any]:
-        """Which model went out in this exchange: the one that the exchange before left behind."""
-        plan = self._study.plan
-        if not plan:
-            return {"stage": "start", "round": 0}
-        if step.work and step.round > 1:
-            return {"stage": plan[step.stage].name, "round": step.round - 1}
-        if step.work and step.stage == 0:
-            return {"stage": "start", "round": 0}
-        before = plan[step.stage - 1 if step.work else step.stage]
-        return {"stage": before.name, "round": self._totals.ended.get(before.name, before.rounds)}
 
     def _spend(self, phase: str, started: float) -> float:
         seconds = time.monotonic() - started

@@ -33,6 +33,7 @@ def explain(study: AnyStudy) -> Explanation:
     found, source = open_study(study)
     rows = explain_study(found, source).rows
     said = tuple(f"{stage.name}: {sentence(stage, row)}" for stage, row in zip(found.plan, rows, strict=True))
+    said += () if found.clusters is None else (found.clusters.description,)
     return Explanation(found, tuple(map(describe_task, found.tasks)), said, tuple(rows))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from fedgraft.client.attacks import canaries
+from fedgraft.client.attacks.attack_target import CPU, AttackTarget, seen_at
 from fedgraft.client.privacy.ledger.public_counts import coarse
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.routing import changed, releases_plainly
@@ -13,13 +15,11 @@ from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.stages.training import Private
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.audit.attacks import (
-    canaries,
     inversion,
     masks,
     metrics_oracle,
     plain,
 )
-from fedgraft.simulations.audit.attacks.attack_target import CPU, AttackTarget, seen_at
 from fedgraft.simulations.audit.attacks.mechanism import mechanism
 from fedgraft.simulations.audit.attacks.noised import sums_under_attack
 from fedgraft.simulations.audit.classes import as_classes

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from fedgraft.simulations.audit.findings import AttackAttempt, Measurement
+from fedgraft.client.attacks.measurement import Measurement
+from fedgraft.simulations.audit.findings import AttackAttempt
 
 Check = Callable[[Path], Iterator[str]]
 """Plays below a folder that is there, and says in words what should not have happened."""

@@ -1,4 +1,4 @@
-"""What an attack found, as a value: a claim, what was measured, and the bound that it must keep."""
+"""What an attack found, as a value: a claim that was put to the test, and whether it held."""
 
 from __future__ import annotations
 
@@ -6,25 +6,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-Sense = Literal["at most", "at least"]
+from fedgraft.client.attacks.measurement import Measurement, Sense
+
 _LARGEST = 1e9
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A figure, the bound on it, and in plain words what the figure is."""
-
-    value: float
-    bound: float
-    words: str
-    sense: Sense = "at most"
-
-    @property
-    def holds(self) -> bool:
-        """Whether the bound is kept; never by what is no number."""
-        return self.value <= self.bound if self.sense == "at most" else self.value >= self.bound
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fedgraft.client.attacks.measurement import Measurement
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.findings import Measurement
 from fedgraft.simulations.audit.home.hospital import home_study
 from fedgraft.simulations.audit.lying.courses import carried_out
 

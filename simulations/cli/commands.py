@@ -25,6 +25,7 @@ from fedgraft.server.tracking.tracker import tracked, trackers
 from fedgraft.simulations.api.simulate import carry_out, choose, set_up
 from fedgraft.simulations.api.site_logs import SiteLogs, explained
 from fedgraft.simulations.engines.run import Engine, EngineName, demand_simulated
+from fedgraft.simulations.partitions.parts import make_parts
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
 from fedgraft.simulations.phantoms.scenario import load_scenario
 
@@ -84,7 +85,10 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
 def make_data(name: str, out: Path) -> None:
     """Write a scenario's phantom hospitals."""
     scenario = load_scenario(name)
-    cohorts = make_hospitals(scenario, out)
+    if scenario.partition is not None:
+        cohorts, _ = make_parts(scenario.partition, scenario.seed, out)
+    else:
+        cohorts = make_hospitals(scenario, out)
     for site, cohort in cohorts.items():
         say(f"{site}: {cohort.kind} in {cohort.root}")
 

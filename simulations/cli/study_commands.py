@@ -55,6 +55,8 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *
         say(f"Asks for {describe_task(task)}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
         say(f"{number}. {stage.name}: {sentence(stage, row)}")
+    if study.clusters is not None:
+        say(study.clusters.description)
     if not study.plan:
         say("Nobody trains, and no entry leaves a site: each measures this model on its test cases, and sends figures.")
     if study.secure_aggregation:

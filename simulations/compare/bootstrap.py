@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from fedgraft.common.base.seeds import derive
-from fedgraft.common.metrics.sums.score_histogram import ranks
+from fedgraft.common.metrics.sums.score_histogram import ranks, weighted_auroc
 from fedgraft.simulations.compare.running.models import Answers
 
 Floats = NDArray[np.float64]
@@ -50,7 +50,7 @@ def metric(name: str, answers: Answers, weights: Floats) -> Floats:
     if name == "auroc":
         found, classes = ranks(answers.logits).T, answers.logits.shape[1]
         asked = range(1, 2) if classes == 2 else range(classes)
-        each = [_auroc(bins, answers.targets == row, weights) for bins, row in zip(found, asked, strict=True)]
+        each = [weighted_auroc(bins, answers.targets == row, weights) for bins, row in zip(found, asked, strict=True)]
         return _mean_known(np.stack(each))
     hit = (answers.logits.argmax(axis=1) == answers.targets).astype(np.float64)
     if name == "accuracy":
@@ -116,16 +116,6 @@ def across(sites: Sequence[Floats], how: str) -> Floats:
     lowest = np.asarray(np.where(np.isnan(table), np.inf, table).min(axis=0))
     lowest[np.isinf(lowest)] = np.nan
     return lowest
-
-
-def _auroc(bins: NDArray[np.int64], mine: NDArray[np.bool_], weights: Floats) -> Floats:
-    order = np.argsort(bins, kind="stable")
-    firsts = np.flatnonzero(np.diff(bins[order], prepend=-1) != 0)
-    positive = np.add.reduceat(weights[:, order] * mine[order], firsts, axis=1)
-    negative = np.add.reduceat(weights[:, order] * ~mine[order], firsts, axis=1)
-    below = np.cumsum(negative, axis=1) - negative
-    pairs = positive.sum(axis=1) * negative.sum(axis=1)
-    return _ratio((positive * (below + negative / 2)).sum(axis=1), pairs)
 
 
 def _brier(answers: Answers) -> Floats:

@@ -31,6 +31,7 @@ from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.study import Study, locate
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page
+from fedgraft.server.report.comparison_remarks import remarks
 from fedgraft.simulations.compare.question import Question, Questions, changed, read_comparison
 from fedgraft.simulations.compare.result import answered, groups, lines
 from fedgraft.simulations.compare.running.cells import Cell, cells, run
@@ -56,6 +57,8 @@ class CompareRequest:
     quick: bool
     workers: int
     threads: int
+    cases: tuple[int, ...] = ()
+    """In place of the numbers of training cases that questions are repeated with; those without such stay so."""
 
 
 def compare(asked: CompareRequest, *, as_json: bool) -> None:
@@ -127,14 +130,23 @@ def _chosen(comparison: Questions, asked: CompareRequest) -> Questions:
         known = ", ".join(question.name for question in comparison.questions)
         raise InputError(f"No question is called {', '.join(unknown)}; there are: {known}.")
     questions = [one for one in comparison.questions if not asked.only or one.name in asked.only]
+    if asked.cases:
+        questions = [_at(one, asked.cases) if one.cases else one for one in questions]
     if asked.arms:
-        against = asked.arms[0]
+        against, named = asked.arms[0], {arm.name: arm for arm in questions[0].arms}
         fields = questions[0].model_dump(exclude={"arms", "against", "expect"}, by_alias=True)
+        arms = [named.get(name, name) for name in asked.arms]
         try:
-            questions = [Question.model_validate(fields | {"arms": list(asked.arms), "against": against})]
+            questions = [Question.model_validate(fields | {"arms": arms, "against": against})]
         except ValidationError as error:
             raise InputError("--arm: " + "; ".join(describe(error))) from None
     return comparison.model_copy(update={"questions": tuple(questions)})
+
+
+def _at(question: Question, cases: tuple[int, ...]) -> Question:
+    """The question at other numbers of cases, with what is expected at these, or at any."""
+    kept = tuple(one for one in question.expect if one.cases is None or one.cases in cases)
+    return question.model_copy(update={"cases": cases, "expect": kept})
 
 
 def _cells(
@@ -212,6 +224,9 @@ def _show(result: dict[str, Any], page: Path) -> None:
                 f"  {word}: {one['arm']} - {one['over']}{cases} {one['value']:+.3f} "
                 f"[{_signed(one['low'])}, {_signed(one['high'])}], wanted {one['wanted']}{alone}"
             )
+        _show_gains(question)
+        for line in remarks(question):
+            say(f"  {line}")
         for row in question["rows"]:
             for trouble in row["troubles"]:
                 say(f"  {row['arm']}: {trouble}")
@@ -224,6 +239,25 @@ def _show(result: dict[str, Any], page: Path) -> None:
     say(f"Report: {page}")
     if result["synthetic"]:
         say("Phantoms prove the machinery, not clinical benefit.")
+
+
+def _show_gains(question: dict[str, Any]) -> None:
+    """By arm what joining gained each site over training alone, where an arm does that."""
+    known = [row for row in question["rows"] if row.get("gains")]
+    names = sorted({site for row in known for site in row["gains"]})
+    if not names:
+        return
+    table = Table(
+        Column("arm", no_wrap=True), *names, title=f"What joining gained each site: minus {question['alone']}"
+    )
+    for row in known:
+        own = [row["gains"].get(site) for site in names]
+        cells = [
+            f"{_signed(one['value'])}\n{_signed(one['low'])}, {_signed(one['high'])}\n{one['verdict']}" if one else "-"
+            for one in own
+        ]
+        table.add_row(_cells_of(row)[0], *cells)
+    OUT.print(table)
 
 
 def _cells_of(row: dict[str, Any]) -> Sequence[str]:

@@ -49,6 +49,8 @@ class Arm(Value):
     """`shuffled` deals the training labels out anew: whoever still does well has learnt something else."""
     weights: str | None = None
     """A finished model, as a run's folder or the id of weights, which is measured as it is; nobody trains."""
+    control: bool = False
+    """Whether it is a shortcut, which a model that has learnt something of the matter must clearly beat."""
     elsewhere: bool = False
     """Whether it learnt from none of these hospitals' patients. Else it must have held out those that are tested."""
     fit: Fit = Fit()
@@ -98,6 +100,17 @@ class Arm(Value):
         return changed(data, self.keys, f"{source}, arm {self.name}")
 
 
+def _control(backbone: str) -> Arm:
+    """A ridge on what a shortcut sees, at each site alone; brightness must be in it, so images are not standardised."""
+    keys = {
+        "input.normalise": "fixed",
+        "input.mean": [0.5],
+        "input.std": [0.25],
+        "model": {"backbone": backbone, "weights": None},
+    }
+    return Arm(name=backbone, who="alone", method="ridge_probe", control=True, set=keys)
+
+
 BUILT_IN: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -108,6 +121,7 @@ BUILT_IN: Mapping[str, Arm] = {
         Arm(name="source_only", who="nobody", set={"model.heads": "weights"}),
         Arm(name="shuffled", labels="shuffled"),
         Arm(name="new_site", who="new_site"),
+        *(_control(name) for name in ("thumbnail", "intensity")),
         *(Arm(name=name, method=name) for name in presets() if name not in ENSEMBLES),
     )
 }

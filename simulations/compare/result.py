@@ -13,10 +13,10 @@ from fedgraft.common.base.errors import RunError
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.support import TOO_FEW, Support, support
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.amount import seeds_to_decide
 from fedgraft.simulations.compare.arm_plans import arm_plans
 from fedgraft.simulations.compare.bootstrap import (
     LOWER_IS_BETTER,
-    Floats,
     Interval,
     Replicate,
     across,
@@ -26,13 +26,13 @@ from fedgraft.simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
+from fedgraft.simulations.compare.gains import alone_in, gains
+from fedgraft.simulations.compare.paired import Drawn, against_control, differences
 from fedgraft.simulations.compare.question import Expectation, Question
 from fedgraft.simulations.compare.running.cells import Cell, CellOutcome, outcome
 from fedgraft.simulations.compare.running.models import MERGED, Answers, Found
 
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
-Drawn = dict[Replicate, dict[str, Floats]]
-"""By replicate and site the metric: the estimate first, then its bootstrap draws."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,14 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
     task = question.task or study.tasks[0].name
     floor = study.evaluate.floor
     drawn = {(group.arm, group.cases): _draw(group, task, question.metric, floor) for group in own}
-    seeds = max(group.seeds for group in own)
+    seeds, alone = max(group.seeds for group in own), alone_in(question)
+    controls = [arm.name for arm in question.arms if arm.control]
     rows = []
     for cases in question.sizes:
         here = [group for group in own if group.cases == cases]
         reference = drawn[question.against, cases]
         apart = {
-            group.arm: _differences(drawn[group.arm, cases], reference)
+            group.arm: differences(drawn[group.arm, cases], reference)
             for group in here
             if group.arm != question.against
         }
@@ -79,8 +80,10 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
             raise RunError("Two arms have no site in common.", fix="See which sites failed in compare.csv.")
         others = {arm: over_replicates(own) for arm, own in apart.items() if own}
         adjusted = holm({arm: interval.p for arm, interval in others.items()})
+        by_arm = {group.arm: drawn[group.arm, cases] for group in here}
         for group in here:
             row = _row(group, task, drawn[group.arm, cases], question, floor)
+            row["control"] = against_control(group.arm, controls, by_arm, question.metric)
             difference = others.get(group.arm)
             if difference is not None:
                 row["difference"] = _plain(difference) | {
@@ -94,7 +97,12 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
                     )
                     if row["enough"]
                     else TOO_FEW,
+                    "seeds_to_decide": seeds_to_decide(
+                        (difference.high - difference.low) / 2, group.seeds, question.margin
+                    ),
                 }
+            if alone is not None and row["enough"]:
+                row["gains"] = gains(question, group.arm, drawn[group.arm, cases], drawn[alone, cases])
             rows.append(row)
     return {
         "name": question.name,
@@ -104,6 +112,7 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
         "metric": question.metric,
         "against": question.against,
         "margin": question.margin,
+        "alone": alone,
         "replicates": max(len(group.outcomes) for group in own),
         "seeds": seeds,
         "folds": question.folds,
@@ -160,6 +169,7 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question, floor: int) 
         "enough": enough,
         "by_replicate": [_number(float(macro[replicate][0])) for replicate in sorted(macro)],
         "difference": None,
+        "gains": None,
         "models": {str(seed): one.model for (seed, _), one in sorted(group.outcomes.items()) if one.model},
         "seconds": round(float(np.median([one.seconds for one in group.outcomes.values()])), 1),
         "troubles": troubles,
@@ -197,22 +207,11 @@ def _support(answers: Answers) -> Support:
     return support(ClassificationSums.of(answers.logits, answers.targets))
 
 
-def _differences(one: Drawn, other: Drawn) -> dict[Replicate, Floats]:
-    """By replicate the difference of macro means, over the sites that both arms have a model for."""
-    found = {}
-    for replicate in one.keys() & other.keys():
-        both = one[replicate].keys() & other[replicate].keys()
-        if both:
-            mine, theirs = ([own[replicate][site] for site in sorted(both)] for own in (one, other))
-            found[replicate] = across(mine, "macro") - across(theirs, "macro")
-    return found
-
-
 def _expected(
     one: Expectation, question: Question, drawn: Mapping[tuple[str, int | None], Drawn], seeds: int
 ) -> Iterator[dict[str, Any]]:
     for cases in (one.cases,) if one.cases is not None else question.sizes:
-        apart = _differences(drawn[one.arm, cases], drawn[one.over, cases])
+        apart = differences(drawn[one.arm, cases], drawn[one.over, cases])
         if not apart:
             raise RunError(
                 f"Question {question.name!r} expects something at {cases}, and no site has so many cases.",

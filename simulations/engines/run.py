@@ -78,6 +78,8 @@ class Hospitals:
     """By site the source data that lie there beside its own."""
     policies: Mapping[str, SitePolicy] = field(default_factory=dict)
     """The rules of sites that have some; all others are as open as whoever simulates them."""
+    partition: Mapping[str, Any] = field(default_factory=dict)
+    """How one cohort was shared out among them, and from which seed; nothing if each has its own."""
     synthetic: bool = True
     allow_missing_sites: bool = False
     """Go on without sites whose data cannot be used; else they stop a simulation before it begins."""
@@ -140,7 +142,8 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
         approve(sites / name, study.digest, study.name)
     write_json(sites / "index.json", sorted(hospitals.cohorts))
     faults = {name: fault.model_dump(mode="json") for name, fault in hospitals.faults.items()}
-    facts = {"synthetic": hospitals.synthetic, "faults": faults, "study": study.digest}
+    facts: dict[str, Any] = {"synthetic": hospitals.synthetic, "faults": faults, "study": study.digest}
+    facts |= {"partition": hospitals.partition} if hospitals.partition else {}
     write_json(out / _FACTS, facts)
     RunFolder(out).write_study(study)
 

@@ -17,6 +17,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import home, read_json, sha256_file, write_json
 from fedgraft.common.base.seeds import derive
 from fedgraft.simulations.engines.run import Hospitals
+from fedgraft.simulations.partitions.parts import make_parts
 from fedgraft.simulations.phantoms.dicom import DicomWriter, Shot
 from fedgraft.simulations.phantoms.patients import (
     ROW,
@@ -193,7 +194,10 @@ def _cohort(site: SiteEntry, folder: Path, seed: int) -> CohortSpec:
 
 
 def hospitals_of(scenario: Scenario) -> Hospitals:
-    """The scenario's hospitals, generated if they are phantoms and not there yet."""
+    """The scenario's hospitals, generated if they are phantoms and not there yet, or parts of one cohort."""
+    if scenario.partition is not None:
+        parts, record = make_parts(scenario.partition, scenario.seed, home() / "partitions")
+        return Hospitals(parts, synthetic=False, allow_missing_sites=scenario.allow_missing_sites, partition=record)
     folder = home() / "phantoms" / f"{scenario.name}-{scenario.digest[:12]}"
     cohorts = make_hospitals(scenario, folder)
     faults = {site.name: site.faults for site in scenario.sites if site.faults is not None}

@@ -19,6 +19,7 @@ from fedgraft.common.config.config_files import describe, read_mapping
 from fedgraft.common.protocol.routing import requires_source
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.faults import Fault
+from fedgraft.simulations.partitions.partition import Partition
 from fedgraft.simulations.phantoms.phantoms import FINDINGS, Finding, Modality
 from fedgraft.simulations.phantoms.scanners import Scanner
 from fedgraft.simulations.real_data.parts import Part
@@ -157,8 +158,10 @@ class Scenario(Value):
     """What the scenario is called."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides what is generated, and how a public table is shared out."""
-    sites: Annotated[tuple[SiteEntry, ...], Field(min_length=1)]
-    """The hospitals."""
+    sites: tuple[SiteEntry, ...] = ()
+    """The hospitals, one by one."""
+    partition: Partition | None = None
+    """In their place: one cohort that is shared out among hospitals."""
     originals: str = ""
     """Where public data are found and how they are converted: said where a cohort's are not on this machine."""
     allow_missing_sites: bool = False
@@ -184,6 +187,8 @@ class Scenario(Value):
     def _possible(self) -> Scenario:
         names = [site.name for site in self.sites]
         faults = _twice(names)
+        if bool(self.sites) == (self.partition is not None):
+            faults.append("give `sites`, or one cohort as `partition`")
         faults += [f"{s.name}.source: no other site is called {s.source}" for s in self.sites if not _known(s, names)]
         for diagnosis, there in CANCER_CASES.items():
             asked = sum(site.table.cases[diagnosis] for site in self.sites if site.table)
@@ -250,8 +255,8 @@ def _names(data: dict[str, Any]) -> list[str]:
 
 def _anchor(data: dict[str, Any], folder: Path) -> None:
     """Make the relative paths of all cohorts absolute, in place; what is no path is left for the check."""
-    sites = data.get("sites")
-    for site in sites if isinstance(sites, list) else []:
+    sites, shared = data.get("sites"), data.get("partition")
+    for site in [*(sites if isinstance(sites, list) else []), shared]:
         cohort = site.get("cohort") if isinstance(site, dict) else None
         for key in PATHS:
             if isinstance(cohort, dict) and isinstance(cohort.get(key), str):

@@ -27,6 +27,8 @@ from fedgraft.simulations.planning.pricing import price, private_stages
 
 SETS = ("heads", "norm_and_heads", "last_block", "all")
 """From few entries to many."""
+ADAPTED = "adapters_and_heads"
+"""What to train beside heads where the model has low-rank adapters."""
 
 _LOUDEST = 1.0
 _SMALL_SITE, _SMALL_EPSILON = 500, 3.0
@@ -57,8 +59,8 @@ def chosen(name: str, tags: Tags) -> Select:
     """A set of entries to train by its name; `last_block` is the deepest block of the backbone with the heads."""
     if name == "last_block":
         return Select(min_depth=max((tag.depth for tag in tags.values() if tag.role is not Role.HEAD), default=0))
-    if name not in SETS:
-        raise InputError(f"No set of entries is called {name!r}; there are: {', '.join(SETS)}.")
+    if name not in (*SETS, ADAPTED):
+        raise InputError(f"No set of entries is called {name!r}; there are: {', '.join((*SETS, ADAPTED))}.")
     return named(name)
 
 
@@ -68,7 +70,9 @@ def advise(study: Study, tags: Tags, sizes: Mapping[str, int], patients: int) ->
     `sizes` are how many numbers each of the model's entries has.
     """
     lines = {line.stage: line for line in price(study, patients).lines}
-    sets = SETS[:1] if only_heads_because(study.model.backbone) else SETS
+    sets: tuple[str, ...] = SETS[:1] if only_heads_because(study.model.backbone) else SETS
+    if study.model.adapters is not None:
+        sets = ("heads", ADAPTED)
     for stage, private, _ in private_stages(study):
         if not isinstance(stage.local, Gradient) or not isinstance(private, Private):
             continue

@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
-from itertools import combinations
 from operator import add
 from pathlib import Path
+from typing import assert_never
 
-import numpy as np
+import torch
 from rich.table import Table
 
+from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.base.console.terminal import OUT, figure, say
 from fedgraft.common.base.errors import FedgraftError, InputError
+from fedgraft.common.base.seeds import derive
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.checks.faults.check_plugins import read_pinned
+from fedgraft.common.closed_form.likeness import Apart, pairs
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import list_weights
 from fedgraft.common.study.study import Study
@@ -29,10 +32,8 @@ from fedgraft.common.study.tasks import Task
 from fedgraft.simulations.engines.run import Hospitals, prepare, simulated_cohort
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import load_scenario
-from fedgraft.simulations.planning.transferability import distance, h_score, log_me
-
-_APART = 2.0
-"""Sites count as different if their means lie this many times further apart than chance would put them."""
+from fedgraft.simulations.planning.grouping import Cases, Grouping, cases_of, grouping
+from fedgraft.simulations.planning.transferability import h_score, log_me
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,16 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two sites, how far apart their mean features are, in deviations, and how far chance alone would put them."""
+class Look:
+    """What was seen of the sites: candidates from best to worst, and by the best one's features the rest."""
 
-    one: str
-    other: str
-    distance: float
-    by_chance: float
-
-    @property
-    def apart(self) -> bool:
-        """Whether they differ by more than chance."""
-        return self.distance > _APART * self.by_chance
+    candidates: list[Candidate]
+    pairs: list[Apart]
+    """How far all pairs of sites lie apart."""
+    cases: dict[str, int]
+    """Labelled training cases by site."""
+    grouping: Grouping
+    """Who should train together."""
 
 
 def suggest(
@@ -69,16 +68,17 @@ def suggest(
         raise InputError(f"{path} names no scenario.", fix="Say which hospitals to look at: --scenario FILE.")
     base = path.parent if scenario is None else Path()
     found = hospitals_of(load_scenario(base / name if (base / name).is_file() else name))
-    ranked, pairs, cases = look(study, found, named)
+    seen = look(study, found, named)
     if as_json:
-        facts = {"study": study.name, "candidates": [asdict(one) for one in ranked], "cases": cases}
-        sys.stdout.write(json.dumps(facts | {"sites": [asdict(one) | {"apart": one.apart} for one in pairs]}) + "\n")
+        facts = {"study": study.name, "candidates": [asdict(one) for one in seen.candidates], "cases": seen.cases}
+        facts |= {"sites": [asdict(one) | {"apart": one.differs} for one in seen.pairs]}
+        sys.stdout.write(json.dumps(facts | {"grouping": asdict(seen.grouping)}) + "\n")
         return
-    _show(study, ranked, pairs, cases)
+    _show(study, seen)
 
 
-def look(study: Study, found: Hospitals, named: Sequence[str]) -> tuple[list[Candidate], list[Pair], dict[str, int]]:
-    """Candidates from best to worst, all pairs of sites by the best one's features, and labelled cases by site.
+def look(study: Study, found: Hospitals, named: Sequence[str]) -> Look:
+    """Rank the candidates, and compare the sites by the best one's features.
 
     InputError if nothing fits the study, or no site has labels.
     """
@@ -104,11 +104,29 @@ def look(study: Study, found: Hospitals, named: Sequence[str]) -> tuple[list[Can
         gram = reduce(add, grams.values())
         cross = reduce(add, (sums[site][f"{task}/cross"] for site in grams))
         model = candidate.model
-        scored.append((Candidate(model.weights, model.backbone, log_me(gram, cross), h_score(gram, cross)), grams))
+        scored.append((Candidate(model.weights, model.backbone, log_me(gram, cross), h_score(gram, cross)), candidate))
     scored.sort(key=lambda one: -one[0].log_me)
-    best = scored[0][1]
-    pairs = [Pair(a, b, distance(best[a], best[b]), _by_chance(best[a], best[b])) for a, b in combinations(best, 2)]
-    return [one for one, _ in scored], pairs, {site: int(gram[-1, -1]) for site, gram in best.items()}
+    cases = _cases(scored[0][1], {site: cohorts[site] for site in grams}, device)
+    classes = len(study.tasks[0].names)
+    apart = pairs({site: own.sums(classes) for site, own in cases.items()})
+    counts = {site: len(own.labels) for site, own in cases.items()}
+    return Look([one for one, _ in scored], apart, counts, grouping(cases, classes, study.seed))
+
+
+def _cases(study: Study, cohorts: Mapping[str, Cohort], device: torch.device) -> dict[str, Cases]:
+    """Each site's labelled training cases, through the backbone that the study begins with."""
+    local_model, task = LocalModel(study, device), study.tasks[0].name
+    local_model.load(initialise(study).state())
+    return {
+        site: cases_of(
+            local_model,
+            Loader(cohort, study.input, device),
+            task,
+            cohort.patients,
+            derive(study.seed, "folds", site),
+        )
+        for site, cohort in cohorts.items()
+    }
 
 
 def _candidates(study: Study, named: Sequence[str]) -> list[Study]:
@@ -133,26 +151,58 @@ def _candidates(study: Study, named: Sequence[str]) -> list[Study]:
     return [*found, study.model_copy(update={"model": fresh})]
 
 
-def _by_chance(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.sqrt(1 / one[-1, -1] + 1 / other[-1, -1]))
-
-
-def _show(study: Study, ranked: Sequence[Candidate], pairs: Sequence[Pair], cases: dict[str, int]) -> None:
+def _show(study: Study, seen: Look) -> None:
     table = Table("start from", "backbone", "LogME", "H-score", title=f"{study.name}: task {study.tasks[0].name}")
-    for one in ranked:
+    for one in seen.candidates:
         table.add_row(one.weights or "random entries", one.backbone, figure(one.log_me), figure(one.h_score))
     OUT.print(table)
-    best = ranked[0]
+    best, cases, pairs_ = seen.candidates[0], seen.cases, seen.pairs
     say(f"Start from {best.weights or 'random entries'}: its frozen features tell most of the labels (LogME).")
     say(f"{sum(cases.values())} labelled training cases at {len(cases)} sites, {min(cases.values())} at the smallest.")
-    apart = [pair for pair in pairs if pair.apart]
+    apart = [pair for pair in pairs_ if pair.differs]
     if apart:
         worst = max(apart, key=lambda pair: pair.distance)
         say(
-            f"{len(apart)} of {len(pairs)} pairs of sites differ by more than chance, {worst.one} and {worst.other} "
+            f"{len(apart)} of {len(pairs_)} pairs of sites differ by more than chance, {worst.one} and {worst.other} "
             f"most ({worst.distance:.2f} deviations; chance {worst.by_chance:.2f}). Keep norm statistics at the sites: "
             "silobn or fedbn, or adapt at the end (graft)."
         )
-    elif pairs:
+    elif pairs_:
         say("No two sites differ by more than chance: local norm layers would gain nothing; fedavg will do.")
+    _show_grouping(seen.grouping)
     say("These are ranks, not results. See them tried: fedgraft compare STUDY --arm study --arm silobn --arm fedavg")
+
+
+def _show_grouping(found: Grouping) -> None:
+    """Who should train together, and what that rests on."""
+    if len(found.clusters) == 1 and not found.tried:
+        say(f"Whether sites should have models apart cannot be told ({found.why}).")
+        return
+    if len(found.tried) < 2:
+        return
+    table = Table(
+        "trains together", "AUROC", "minus one model", "95 %", title="Heads on frozen features, 5 folds a site"
+    )
+    for one in found.tried:
+        apart = f"{one.low:+.3f}, {one.high:+.3f}"
+        table.add_row(in_words(one.clusters), figure(one.auroc), f"{one.difference:+.3f}", apart)
+    OUT.print(table)
+    match found.verdict:
+        case "clusters":
+            say(f"Let these train together, and not all as one: {in_words(found.clusters)} ({found.why}).")
+            sites = {f"cluster_{at}": list(own) for at, own in enumerate(found.clusters, start=1)}
+            say(f"In the study: clusters: {json.dumps({'by': 'told', 'sites': sites})}")
+        case "one":
+            say(f"Let all sites train one model: {found.why}.")
+        case "unknown":
+            say(
+                f"Whether to train one model or {in_words(found.clusters)} cannot be told before it is tried: "
+                f"{found.why}."
+            )
+        case _:
+            assert_never(found.verdict)
+
+
+def in_words(clusters: Sequence[Sequence[str]]) -> str:
+    """Such as "east + north | south": who has a model together."""
+    return " | ".join(" + ".join(sites) for sites in clusters)

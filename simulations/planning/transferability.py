@@ -50,26 +50,6 @@ def h_score(gram: np.ndarray, cross: np.ndarray) -> float:
     return float(np.trace(linalg.solve(covariance, between, assume_a="pos")))
 
 
-def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """How far apart two sites' mean features lie, in deviations: the root mean square over features, of their grams.
-
-    Each feature counts by the mean of both sites' deviations; features that do not vary are left out. Between samples
-    of the same kind it is about sqrt(1/n + 1/m).
-    """
-    dim = len(one) - 1
-    means, variances = [], []
-    for gram in (one, other):
-        n = max(float(gram[-1, -1]), 1.0)
-        mean = gram[:dim, -1] / n
-        means.append(mean)
-        variances.append(np.maximum(np.diag(gram)[:dim] / n - mean**2, 0.0))
-    spread = np.sqrt((variances[0] + variances[1]) / 2)
-    varies = spread > _TINY
-    if not varies.any():
-        return 0.0
-    return float(np.sqrt(np.mean(((means[0] - means[1])[varies] / spread[varies]) ** 2)))
-
-
 def _evidence(values: np.ndarray, projected: np.ndarray, outside: float, n: float, dim: int) -> float:
     """The largest log evidence per case; `projected` is how much of y'y lies along each direction, `outside` none."""
     alpha, beta = 1.0, 1.0

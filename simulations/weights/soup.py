@@ -15,7 +15,7 @@ import numpy as np
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import WeightsError
 from fedgraft.common.base.files import home
-from fedgraft.common.models.weights import WeightsManifest, demand_id, load_weights, save_weights
+from fedgraft.common.models.weights import WeightsManifest, demand_id, load_for, save_weights
 from fedgraft.common.study.model_spec import ENSEMBLE
 
 _ALIKE = ("backbone", "base_models", "input", "table", "classes", "tasks", "plugins")
@@ -31,7 +31,7 @@ def soup(refs: Sequence[str], name: str) -> tuple[WeightsManifest, Path]:
     if folder.exists():
         raise WeightsError(f"{folder}: is there already.", fix="Choose another --id.")
     demand_place(folder)
-    found = [load_weights(ref) for ref in refs]
+    found = [load_for(ref, None) for ref in refs]
     (first, arrays), others = found[0], found[1:]
     if first.backbone == ENSEMBLE:
         raise WeightsError(

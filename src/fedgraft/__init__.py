@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedgraft.common.base.errors import FedgraftError
     from fedgraft.common.study.study import Study
     from fedgraft.simulations.api.comparison import Comparison, compare, load_comparison
-    from fedgraft.simulations.api.plugins import load_plugin, register_backbone, register_loss
+    from fedgraft.simulations.api.plugins import load_plugin, register_backbone, register_loss, register_reader
     from fedgraft.simulations.api.runs import Run, load_run
     from fedgraft.simulations.api.simulate import resume, simulate
     from fedgraft.simulations.api.studies import Explanation, explain, price
@@ -50,6 +50,7 @@ _PLACES = {
     "price": "simulations.api.studies",
     "register_backbone": "simulations.api.plugins",
     "register_loss": "simulations.api.plugins",
+    "register_reader": "simulations.api.plugins",
     "resume": "simulations.api.simulate",
     "simulate": "simulations.api.simulate",
 }
@@ -67,6 +68,7 @@ __all__ = [  # noqa: RUF022 - the order in which they are used
     "load_plugin",
     "register_backbone",
     "register_loss",
+    "register_reader",
     "Run",
     "Comparison",
     "Explanation",

@@ -20,12 +20,14 @@ set_switches()
 app = command_group("Federated transfer learning for medical imaging across hospitals.")
 data = command_group("Phantom hospitals.")
 weights = command_group("Pretrained weights: train, import, look at, verify.")
+passport = command_group("Signed evidence of hospitals about a run.")
 _RUN, _PLAN, _USE, _DEPLOY = "Run on this machine", "Before a run", "Use what came out", "Run at real hospitals"
 app.add_typer(study, name="study", rich_help_panel=_PLAN)
 app.add_typer(privacy, name="privacy", rich_help_panel=_PLAN)
 app.add_typer(weights, name="weights", rich_help_panel=_PLAN)
 app.add_typer(data, name="data", rich_help_panel=_PLAN)
 app.add_typer(poc, name="poc", rich_help_panel=_DEPLOY)
+app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
 
@@ -98,7 +100,12 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     study_file: StudyFile,
     out: Annotated[Path | None, typer.Option(help="Folder; continued if it exists. runs/STUDY-compare.")] = None,
     scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="study, scratch, local, pooled, source_only, ...")] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="study, scratch, local, pooled, ..., or an arm of the study's file.")
+    ] = None,
+    cases: Annotated[
+        list[int] | None, typer.Option(min=1, help="At most so many training cases a site, where the file says it.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Ask only this question of the study's file.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds; 3, or as the file says.")] = None,
     quick: Annotated[bool, typer.Option(help="A first look: few seeds, wide intervals.")] = False,
@@ -123,6 +130,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         quick,
         workers,
         threads,
+        tuple(cases or ()),
     )
     carry_out(asked, as_json=as_json)
 
@@ -201,6 +209,19 @@ def doctor(as_json: AsJson = False) -> None:
     from fedgraft.simulations.cli import commands
 
     commands.doctor(as_json=as_json)
+
+
+@passport.command("verify")
+def passport_verify(
+    files: Annotated[list[Path], typer.Argument(help="Passports, as `fedgraft site passport` wrote them.")],
+    fingerprint: Annotated[
+        list[str] | None, typer.Option(help="NAME=FINGERPRINT: the key that a site's people told you.")
+    ] = None,
+) -> int:
+    """Check that passports are as their sites signed them, and say which part is not."""
+    from fedgraft.common.evidence.passport import verify_passports
+
+    return verify_passports(files, fingerprint or ())
 
 
 @data.command("make")

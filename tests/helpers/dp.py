@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedgraft.client.attacks.attack_target import watched
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.study.plan import Gradient, Role
 from fedgraft.common.study.stages.training import Private
-from fedgraft.simulations.audit.attacks.attack_target import watched
 from helpers.work import CPU, NOW, cohort, images
 
 MakeModel = Callable[..., tuple[LocalModel, Loader]]

@@ -81,9 +81,13 @@ class Join:
         self._used = set[str]()
         self._alone: Counter[str] = Counter()
 
+    def lists(self, key: str) -> bool:
+        """Whether the table has a row of this key."""
+        return self._labels is not None and bool(key) and key in self._labels
+
     def of(self, key: str) -> Mapping[str, Target]:
         """The targets of a file with this key; all unknown if the table has no row of it."""
-        if self._labels is not None and key and key in self._labels:
+        if self._labels is not None and self.lists(key):
             self._used.add(key)
             return self._labels[key]
         self._alone[key] += 1

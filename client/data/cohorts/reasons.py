@@ -11,7 +11,7 @@ from fedgraft.client.data.tables.patient_ids import ROUNDED
 from fedgraft.client.data.tables.table import INCOMPLETE
 from fedgraft.client.data.tables.targets import BY_OTHERS
 
-STRANGERS = frozenset({"not_dicom", "not_an_image", "not_nifti", "no_pixels", HIDDEN})
+STRANGERS = frozenset({"not_dicom", "not_an_image", "not_nifti", "not_listed", "no_pixels", HIDDEN})
 """Files that were never meant to be images of the cohort."""
 SEPARATE = frozenset({"burned_in_annotation", "duplicate"})
 """Files left out for a reason that has a line of its own in the check."""

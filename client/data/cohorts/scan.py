@@ -32,6 +32,8 @@ from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput, InputSpec
 from fedgraft.common.study.tasks import AnyTask, Segmentation, Task
 
+NOT_LISTED = "not_listed"
+
 
 @dataclass
 class Scan:
@@ -111,12 +113,14 @@ class _Loop:
             return
         name = name_below(path, self._spec.root)
         try:
+            if self._spec.joined_by == "path" and not self._spec.what.one_file:
+                self._demand_listed(name)
             contents = self._reader.read(path, name)
+            self._add(at, name, contents)
         except UnusableError as unusable:
             self.done.left_out.append((at, unusable.reason))
             self.done.problems[unusable.reason] += 1
             return
-        self._add(at, name, contents)
         self.done.problems.update(contents.problems)
         self.done.facts.update(f"{key} {value}" for key, value in contents.facts.items())
 
@@ -139,6 +143,11 @@ class _Loop:
         known: dict[str, tuple[Mapping[str, Target], str]] = {}
         for number, case in enumerate(contents.cases):
             key = self._key(name, case)
+            if not self._spec.what.one_file:  # all frames of a file have one key, so that the first decides
+                self._demand_listed(key)
+            elif self._spec.cases == "listed" and not self._join.lists(key):
+                done.problems[NOT_LISTED] += 1
+                continue
             if key not in known or case.row is not None:
                 known[key] = self._labels(name, key, case), self._patient(name, case)
                 done.problems.update(["no_patient_id"] if not known[key][1] else [])
@@ -162,6 +171,11 @@ class _Loop:
                 frame = Frame(number, contents.several, contents.volume)
                 for task, mask in (own or self._masks.of(name, shape, aspect, frame)).items():
                     done.masks[task].append(mask)
+
+    def _demand_listed(self, key: str) -> None:
+        """UnusableError for what the labels table does not list, where it is the list of the cases."""
+        if self._spec.cases == "listed" and not self._join.lists(key):
+            raise UnusableError(NOT_LISTED)
 
     def _store(self, case: Case) -> None:
         if not isinstance(self._wanted, ImageInput):

@@ -80,7 +80,11 @@ class FeatureReader:
 
     def _targets(self, table: Table, problems: Counter[str]) -> list[dict[str, Target]] | None:
         """Labels that stand in the file itself, where no table of labels is named and there are such columns."""
-        names = {self._spec.label_columns.get(key, name) for task in self._tasks for key, name in columns_of(task)}
+        usual = [
+            *((task.name, task.name) for task in self._tasks),
+            *(pair for task in self._tasks for pair in columns_of(task)),
+        ]
+        names = {self._spec.label_columns.get(key, name) for key, name in usual}
         names |= {"diagnosis", "label"} if len(self._tasks) == 1 else set()
         if self._spec.labels is not None or not names & table.rows[0].keys():
             return None

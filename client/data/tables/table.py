@@ -36,7 +36,7 @@ from fedgraft.client.data.tables.words import (
 )
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import TableInput
-from fedgraft.common.study.tasks import AnyTask, Regression
+from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression
 
 _ALIKE = 0.8
 """From which likeness on, of 1, two columns' names may mean the same."""
@@ -48,11 +48,24 @@ NOBODY = "without a patient id"
 def label_columns(table: Table, tasks: Sequence[AnyTask], spec: CohortSpec) -> dict[str, str]:
     """The column of every label, by task, or by TASK.LABEL where a task has several."""
     usual = ("diagnosis", "label") if len(tasks) == 1 else ()
-    return {
+    together = {task.name: name for task in tasks if (name := _one_column(table, task, spec)) is not None}
+    return {task: column(table, name, (), f"the labels of task {task!r}") for task, name in together.items()} | {
         key: column(table, spec.label_columns.get(key), (name, *usual), f"the labels of task {key!r}")
         for task in tasks
+        if task.name not in together
         for key, name in columns_of(task)
     }
+
+
+def _one_column(table: Table, task: AnyTask, spec: CohortSpec) -> str | None:
+    """The column with all labels of a case, as words with a separator between them; None if each has its own."""
+    if not isinstance(task, Multilabel):
+        return None
+    own = dict(columns_of(task))
+    if task.name in spec.label_columns:
+        return spec.label_columns[task.name]
+    apart = any(key in spec.label_columns or name in table.rows[0] for key, name in own.items())
+    return task.name if task.name in table.rows[0] and not apart else None
 
 
 def check_missing(table: Table, spec: CohortSpec) -> None:
@@ -70,8 +83,9 @@ def row_targets(
     """
     columns = label_columns(table, tasks, spec)
     for task in tasks:
-        for key, _ in columns_of(task):
-            if names := names_of(task):
+        for key in (task.name, *(key for key, _ in columns_of(task))):
+            names = names_of(task, key)
+            if names and key in columns:
                 check_words(spec, key, columns[key], names)
     reader, rows = LabelReader(spec, tasks), []
     for at, row in enumerate(table.rows):

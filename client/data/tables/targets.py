@@ -24,6 +24,9 @@ from fedgraft.common.study.tasks import (
 
 _YES, _NO = frozenset({"1", "yes", "true", "y"}), frozenset({"0", "no", "false", "n"})
 
+NO_LABEL = ("no", "no finding")
+"""What a cell for several labels says where a case has none of them."""
+
 BY_OTHERS = "label_by_all_others"
 """Cells that only the entry "all others" of a `label_map` explains: a word that it misspells would be among them."""
 
@@ -69,8 +72,13 @@ def columns_of(task: AnyTask) -> tuple[tuple[str, str], ...]:
     return () if isinstance(task, Segmentation) else ((task.name, task.name),)
 
 
-def names_of(task: AnyTask) -> tuple[str, ...]:
-    """What a cell of this task can say: a class, yes or no; nothing where it is a number or no cell at all."""
+def names_of(task: AnyTask, key: str = "") -> tuple[str, ...]:
+    """What a cell of this task can say: a class, yes or no; nothing where it is a number or no cell at all.
+
+    A cell with the key of the task itself has several labels, or says that there is none of them.
+    """
+    if isinstance(task, Multilabel) and key == task.name:
+        return (*task.labels, *NO_LABEL)
     if isinstance(task, Multilabel):
         return (*sorted(_YES), *sorted(_NO))
     return task.classes if isinstance(task, Task) else ()
@@ -84,11 +92,13 @@ class LabelReader:
         self._by_others = 0
         self._unknown: dict[str, UnknownWords] = {}
         for task in tasks:
-            for key, _ in columns_of(task):
-                self._unknown[key] = UnknownWords(key, _should_be(task, key), names_of(task))
+            for key in (*(key for key, _ in columns_of(task)), task.name):
+                self._unknown[key] = UnknownWords(key, _should_be(task, key), names_of(task, key))
 
     def of(self, task: AnyTask, cells: Mapping[str, Cell]) -> Target:
         """A case's target from its cells by key of `columns_of`; unknown for cells that `finish` will refuse."""
+        if isinstance(task, Multilabel) and task.name in cells:
+            return self._several(task, cells[task.name])
         if isinstance(task, Multilabel):
             return tuple(self._yes_or_no(key, cells[key]) for key, _ in columns_of(task))
         if isinstance(task, Regression):
@@ -114,6 +124,27 @@ class LabelReader:
         self._note(task.name, cell, missing=is_missing(word, self._spec))
         return UNKNOWN
 
+    def _several(self, task: Multilabel, cell: Cell) -> tuple[float, ...]:
+        """The labels whose names stand in a cell, with a separator between them; nothing is known if it is empty.
+
+        A word that `label_map` makes '' says nothing; one that it makes `no` is none of the study's labels.
+        """
+        names, found, said_none = names_of(task, task.name), set[str](), False
+        if is_missing(cell, self._spec) and cell.text not in self._spec.label_map.get(task.name, {}):
+            return (math.nan,) * len(task.labels)
+        for part in cell.text.split(self._spec.label_separator):
+            word = cell._replace(text=part.strip())
+            said_none |= meant(word.text, names) in NO_LABEL
+            own = self._mapped(task.name, word, lambda word: meant(word.text, names) is not None)
+            if (name := meant(own.text, names)) is not None:
+                self._unknown[task.name].read += 1
+                found.add(name)
+            else:
+                self._note(task.name, word, missing=is_missing(own, self._spec))
+        if said_none and found - set(NO_LABEL):  # a label, and that there is none
+            self._note(task.name, cell, missing=False)
+        return tuple(float(label in found) if found else math.nan for label in task.labels)
+
     def _yes_or_no(self, key: str, cell: Cell) -> float:
         word = self._mapped(key, cell, lambda cell: meant(cell.text, _YES | _NO) is not None)
         if (text := meant(word.text, _YES | _NO)) is not None:
@@ -138,6 +169,8 @@ class LabelReader:
 
 
 def _should_be(task: AnyTask, key: str) -> str:
+    if isinstance(task, Multilabel) and key == task.name:
+        return f"is no label of task {task.name!r}"
     if isinstance(task, Multilabel):
         return f"is neither yes nor no, of the label {key!r}"
     if isinstance(task, Regression):

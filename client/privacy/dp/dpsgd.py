@@ -65,7 +65,7 @@ def train_private(
     Diverged, which is read off the noised entries, and InputError for what is not private.
     """
     private, noise_multiplier, expected, steps = _terms(local_model, spec, changes)
-    objective = Objective(Visit(local_model, spec, changes, round_context))
+    objective = Objective(Visit(local_model, spec, changes, round_context, loader))
     units = units_of(loader.labelled("train"), patients, private.unit)
     clip = private.max_grad_norm
     lots, noises = Lots(units), Noises(noise_multiplier * clip, steps, clip)

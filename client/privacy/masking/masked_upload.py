@@ -27,6 +27,7 @@ from fedgraft.common.secure_aggregation.masking import (
     mask,
 )
 from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summands
+from fedgraft.common.study.clusters import Told
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.schedule import MEASURE
 from fedgraft.common.study.study import Study
@@ -80,6 +81,8 @@ class Sealer:
                 raise _not_secure(f"the group has {len(group)} sites, fewer than {self._settings.fewest}")
             if strangers := group.keys() - self._pairs.roster.keys.keys():
                 raise _not_secure(f"not on the roster: {', '.join(sorted(strangers))}")
+        if others := _of_other_clusters(self._study, self._pairs.site, groups):
+            raise _not_secure(f"not in the site's cluster by the study: {', '.join(others)}")
         self._book.check(self._study.digest, nonce, groups.number)
         parts = set(groups.parts)
         if METRICS in parts and not self._may(groups, METRICS, stage):
@@ -134,6 +137,14 @@ class Sealer:
         """Whether the site may mask this part in another group than before."""
         private = part == TENSORS and privacy_request(stage) is not None
         return self._settings.regroup == "always" or (self._settings.regroup == "private" and private)
+
+
+def _of_other_clusters(study: Study, site: str, groups: AggregationGroups) -> list[str]:
+    """Sites that this one is to mask with, although the study puts them into another cluster, or in none."""
+    if not isinstance(study.clusters, Told):
+        return []
+    own = study.clusters.of(site)
+    return sorted({name for part in groups.parts.values() for name in part if study.clusters.of(name) != own})
 
 
 def _not_secure(why: str) -> Refused:

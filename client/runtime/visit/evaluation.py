@@ -26,7 +26,7 @@ def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) 
 def predict(place: Workplace, turn: Turn, local_state: Arrays, *, passes: bool = False) -> Predictions:
     """What the model that came says, `passes` as for `predictions`. Where the backbone is frozen, only heads run."""
     assert turn.evaluate is not None
-    place.load(turn.before, local_state)
+    place.answering(turn.before, local_state)
     frozen = any(stage is not None and place.routing(stage).frozen for stage in (turn.stage, turn.before))
     through = frozen and not place.local_model.model.decodes
     loader = place.through_backbone(turn.evaluate) if through else place.loader

@@ -13,8 +13,9 @@ from fedgraft.client.privacy.ledger.reply_store import Replay
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.losses.base import RoundContext, VisitContext
-from fedgraft.client.training.losses.machine import after, bound
+from fedgraft.client.training.losses.machine import LocalMachine
 from fedgraft.client.training.microbatching import Microbatching
+from fedgraft.client.training.model.bound import after, bound, starts
 from fedgraft.client.training.statistics import CaseSource, site_sums
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Code
@@ -87,7 +88,7 @@ class Worker:
             sums = site_sums(local, place.study, place.local_model, cases, States(place.received.came))
             examples = {"examples": float(len(place.loader.labelled(local.split)))}
             return WorkResult(packed(sums, KINDS[local.precision]), {}, _shown(examples, guard))
-        begin = partial(place.local_model.begin, place.used, routing.changed)
+        begin = partial(place.local_model.begin, {**place.used, **self._starts(stage, context)}, routing.changed)
         if isinstance(local, Recalibrate):
             begin()
             figures = self._microbatching.recalibrate(place.loader, local)
@@ -100,8 +101,20 @@ class Worker:
         """What training leaves behind: entries that are sent or stay, and what the stage's methods remember or send."""
         place, routing = self._place, self._place.routing(stage)
         shared, mine = place.local_model.read(routing.sent), place.local_model.read(routing.stays)
-        remembered = after(context.visit_context.methods, place.local_model, shared | mine)
-        return WorkResult({**shared, **remembered.sums}, {**mine, **remembered.own}, figures)
+        if methods := context.visit_context.methods:
+            remembered = after(methods, self._machine(stage), shared | mine)
+            shared, mine = {**shared, **remembered.sums}, {**mine, **remembered.own}
+        return WorkResult(shared, mine, figures)
+
+    def _starts(self, stage: Stage, context: RoundContext) -> Arrays:
+        """Entries that the stage's methods begin the visit with."""
+        methods = context.visit_context.methods
+        return starts(methods, self._machine(stage)) if methods else {}
+
+    def _machine(self, stage: Stage) -> LocalMachine:
+        """The model and the training cases, for the stage's methods."""
+        assert isinstance(stage.local, Gradient)
+        return LocalMachine(self._place.local_model, self._place.training_cases(stage, stage.local))
 
     def _with_noise(self, turn: Turn, guard: PrivacyGuard, context: RoundContext) -> WorkResult:
         """Charge, then work with noise, then keep the reply; a round that was answered gets the same answer."""
@@ -143,7 +156,7 @@ class Worker:
         seed = derive(place.study.seed, place.cohort.name, turn.stage.name, step.round)
         received, came = place.received.entries, States(place.received.came)
         on = place.local_model.ground(turn.stage)
-        methods = bound(on, step.round, received, States(local_state), came)
+        methods = bound(on, step.round, received, (States(local_state), came), seed)
         visit = VisitContext(received, came, methods, place.source)
         return RoundContext(seed, step.round, turn.stage.rounds, visit)
 

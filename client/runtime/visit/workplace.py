@@ -12,6 +12,7 @@ from fedgraft.client.runtime.visit.received_state import ReceivedState
 from fedgraft.client.training.model.features import Features
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.methods.memory.carried import in_place, personal
 from fedgraft.common.protocol.instructions import TRUNK, Arrays
 from fedgraft.common.protocol.routing import Routing, own, privacy_request, stays
 from fedgraft.common.study.inputs import Split
@@ -51,9 +52,14 @@ class Workplace:
         return self._routings[stage.name]
 
     def own(self, stage: Stage | None, local_state: Arrays) -> dict[str, np.ndarray]:
-        """The entries that the site has for itself and uses in this stage, in place of the coordinator's."""
+        """The entries that the site has for itself and trains on in this stage, in place of the coordinator's."""
         tags = self.local_model.tags
         return {k: a for k, a in local_state.items() if stage is not None and k in tags and own(stage, tags, k)}
+
+    def answering(self, stage: Stage | None, local_state: Arrays) -> None:
+        """Put the model together with which the site answers after this stage."""
+        mine = {} if stage is None else in_place(self.local_model.ground(stage), local_state, self.received.entries)
+        self._put(mine)
 
     def bare(self, worked: frozenset[int], stage: Stage | None) -> frozenset[str]:
         """Entries that `stage` takes from the site itself, if it has them, and that stages before computed bare.
@@ -63,12 +69,21 @@ class Workplace:
         """
         stages = [self.study.plan[index] for index in worked if index < len(self.study.plan)]
         tags = self.local_model.tags
-        found = {key for one in stages if privacy_request(one) is None for key in stays(one, tags)}
-        return frozenset(key for key in found if stage is not None and own(stage, tags, key))
+        if stage is None:
+            return frozenset()
+        plain = [one for one in stages if privacy_request(one) is None and one.personalise != "best"]
+        found = {key for one in plain for key in stays(one, tags)}
+        bare = {key for key in found if own(stage, tags, key)}
+        if personal(stage) and any(one.name == stage.name for one in stages):
+            bare |= set(self.routing(stage).changed)
+        return frozenset(bare)
 
     def load(self, stage: Stage | None, local_state: Arrays) -> None:
         """Put the model together: what the coordinator sent, and in its place what this site keeps for itself."""
-        self.used = self.received.entries | self.own(stage, local_state)
+        self._put(self.own(stage, local_state))
+
+    def _put(self, mine: Arrays) -> None:
+        self.used = {**self.received.entries, **mine}
         self.local_model.load(self.used)
 
     def through_backbone(self, split: Split) -> Loader:

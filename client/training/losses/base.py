@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.losses.machine import Bound
+from fedgraft.client.training.model.bound import Bound
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol.instructions import Arrays
@@ -53,6 +53,7 @@ class Visit:
     spec: Gradient
     changes: Sequence[str]
     round_context: RoundContext
+    loader: Loader
     class_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property

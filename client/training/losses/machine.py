@@ -1,29 +1,31 @@
-"""The methods of a visit at a site: each with what it remembers, and with the model as it may use it."""
+"""The model at this site, as methods may use it: itself, copies of it, and the site's own training cases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedgraft.client.training.losses.supervised import supervised
+from fedgraft.client.training.model.loader import Batch, Loader, in_order, shuffled
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.base.errors import RunError
-from fedgraft.common.methods.memory.carried import AMethod, methods_of, up_shapes
-from fedgraft.common.methods.memory.method import Ground, Visit
+from fedgraft.common.methods.memory.method import Cases
+from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.protocol.routing import forms_of
-from fedgraft.common.protocol.states import States, sums_address
+
+_BATCH = 256
 
 
 class LocalMachine:
-    """The model at this site."""
+    """The model, and the training cases as a visit feeds them to it: images, or features of a frozen backbone."""
 
-    def __init__(self, local_model: LocalModel) -> None:
+    def __init__(self, local_model: LocalModel, loader: Loader) -> None:
         self._local_model = local_model
+        self._loader = loader
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -34,53 +36,56 @@ class LocalMachine:
         """A copy of an array on the model's device."""
         return torch.tensor(array, device=self._local_model.device)
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Within, passes through the model leave its running statistics as they were."""
+        buffers = dict(self._local_model.model.named_buffers())
+        before = {name: buffer.clone() for name, buffer in buffers.items()}
+        try:
+            yield
+        finally:
+            for name, buffer in buffers.items():
+                buffer.copy_(before[name])
 
-@dataclass(frozen=True)
-class Bound:
-    """A method in one visit."""
+    def twin(self, entries: Arrays) -> Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor]]]:
+        """Another model with these entries in place of the present ones: features and answers, without gradients."""
+        body = self._copy(entries)
 
-    method: AMethod
-    visit: Visit[Any, Any]
+        def answer(inputs: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+            with torch.no_grad():
+                return body.both(inputs)
 
+        return answer
 
-def bound(on: Ground, number: int, received: Arrays, own: States, came: States) -> tuple[Bound, ...]:
-    """The stage's methods in round `number`: with what the site remembers, or begins with, and what came down."""
-    found = []
-    for method in methods_of(on.stage):
-        mine = own.get(on.stage.name, method.own_state)
-        common = came.get(on.stage.name, method.common_state)
-        visit = Visit(
-            on,
-            number,
-            received,
-            method.begin_own(on, received) if mine is None else mine,
-            method.common_state.of({}) if common is None else common,
-        )
-        found.append(Bound(method, visit))
-    return tuple(found)
+    def slope(self, entries: Mapping[str, Tensor], cases: Cases) -> dict[str, Tensor]:
+        """The gradient of the loss over labels at these entries, of these cases; running statistics stay."""
+        body = self._copy({key: value.detach().cpu().numpy() for key, value in entries.items()})
+        parameters = {key: value for key, value in body.named_parameters() if key in entries}
+        for value in parameters.values():
+            value.requires_grad_(True)
+        loss = supervised(body(cases.inputs), cases.targets, {}, tasks=self._local_model.tasks)
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(parameters.items(), found, strict=True)}
 
+    def batches(self, share: float, size: int, seed: int) -> Iterator[Batch]:
+        """A `share` of the labelled training cases, drawn by `seed`, in batches."""
+        indices, generator = self._loader.labelled("train"), torch.Generator().manual_seed(seed)
+        some = indices[torch.randperm(len(indices), generator=generator)[: max(1, round(share * len(indices)))]]
+        yield from self._loader.batches(shuffled(some, size, generator))
 
-@dataclass(frozen=True)
-class Remembered:
-    """What the methods of a visit leave behind, by address: the site's states, and sums that go up."""
+    def seen(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """All labelled training cases, in order, as the model's features (N, d) see them, with their targets."""
+        body = self._loader.body(self._local_model.model)
+        was = self._local_model.model.training
+        self._local_model.model.eval()
+        with torch.no_grad():
+            for batch in self._loader.batches(in_order(self._loader.labelled("train"), _BATCH)):
+                yield body.both(batch.inputs)[0].float(), batch.targets
+        self._local_model.model.train(was)
 
-    own: Arrays
-    sums: Arrays
-
-
-def after(bounds: tuple[Bound, ...], local_model: LocalModel, trained: Arrays) -> Remembered:
-    """Let the methods take in a visit that ended with the entries `trained`. RunError if one sends what it did not say.
-
-    What a method remembers is kept whatever fields it has; what it sends must be as the coordinator expects it.
-    """
-    states = States()
-    sums: dict[str, np.ndarray] = {}
-    for one in bounds:
-        on, machine = one.visit.on, LocalMachine(local_model)
-        left = one.method.after_visit(one.visit, machine, trained)
-        states.put(on.stage.name, left.own)
-        sums |= {sums_address(on.stage.name, one.method.kind, name): array for name, array in left.sums.items()}
-    wanted = up_shapes(bounds[0].visit.on) if bounds else {}
-    if forms_of(sums) != wanted:
-        raise RunError("A method's sums are not those that it said it would send.")
-    return Remembered(states.arrays(), sums)
+    def _copy(self, entries: Arrays) -> TransferModel | Heads:
+        model = copy.deepcopy(self._local_model.model).eval().requires_grad_(False)
+        state = model.state_dict(keep_vars=True)
+        for key, array in entries.items():
+            state[key].data.copy_(torch.tensor(array))
+        return self._loader.body(model)

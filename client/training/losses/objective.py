@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedgraft.client.training.losses.adversarial import adversarial_loss
+from fedgraft.client.training.losses.adaptation.adversarial import adversarial_loss
+from fedgraft.client.training.losses.adaptation.discrepancy import discrepancy_loss
+from fedgraft.client.training.losses.adaptation.distill import distill_loss
+from fedgraft.client.training.losses.adaptation.infomax import infomax_loss
+from fedgraft.client.training.losses.adaptation.pseudo_label import pseudo_label_loss
 from fedgraft.client.training.losses.base import (
     ForwardOutput,
     LossFunction,
@@ -16,14 +21,11 @@ from fedgraft.client.training.losses.base import (
     StepContext,
     Visit,
 )
-from fedgraft.client.training.losses.discrepancy import discrepancy_loss
-from fedgraft.client.training.losses.distill import distill_loss
-from fedgraft.client.training.losses.infomax import infomax_loss
 from fedgraft.client.training.losses.machine import LocalMachine
 from fedgraft.client.training.losses.plugged import plugged_loss
 from fedgraft.client.training.losses.proximal import proximal_term
-from fedgraft.client.training.losses.pseudo_label import pseudo_label_loss
 from fedgraft.client.training.losses.supervised import supervised_loss
+from fedgraft.common.methods.memory.method import Pass
 from fedgraft.common.study.stages.losses import (
     Adversarial,
     Discrepancy,
@@ -33,6 +35,7 @@ from fedgraft.common.study.stages.losses import (
     Proximal,
     PseudoLabel,
     Supervised,
+    sees_features,
 )
 
 LOSSES: Mapping[type, Callable[[Any, Visit], LossFunction]] = {
@@ -61,17 +64,32 @@ class Objective:
         self._regularisers = [
             (spec.weight, REGULARISERS[type(spec)](spec, visit)) for spec in losses if type(spec) in REGULARISERS
         ]
-        machine = LocalMachine(visit.local_model)
-        self.steps = [one.method.step(one.visit, machine) for one in visit.visit_context.methods]
-        """What the stage's methods add to each step."""
-        self._losses += [(1.0, _of_target(step.loss)) for step in self.steps if step.loss is not None]
-        self._regularisers += [(1.0, step.regulariser) for step in self.steps if step.regulariser is not None]
+        machine = LocalMachine(visit.local_model, visit.loader)
+        self._methods = visit.visit_context.methods
+        self._steps = steps = [one.method.step(one.visit, machine) for one in self._methods]
+        self._losses += [(1.0, _of_target(step.loss)) for step in steps if step.loss is not None]
+        self._regularisers += [(1.0, step.regulariser) for step in steps if step.regulariser is not None]
+        self.sees_features = sees_features(losses) or any(method.sees_features for method in visit.spec.methods)
+        """Whether any of it looks at features."""
+        self._around = [step.around for step in steps if step.around is not None]
         self._parameters = visit.local_model.parameters
 
     def loss(self, step_context: StepContext) -> Tensor:
         """The weighted sum of what looks at cases; a loss alone that counts once is left as it is, to the last bit."""
         parts = [loss(step_context) if weight == 1 else weight * loss(step_context) for weight, loss in self._losses]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+    def leave_gradients(self, one_pass: Pass, progress: float) -> Tensor:
+        """The step's gradients, by as many passes as the stage's methods ask for; the loss."""
+        for around in self._around:
+            one_pass = partial(around, one_pass, progress)
+        return one_pass()
+
+    def finish(self) -> None:
+        """The steps are done: let the stage's methods remember what they have come to."""
+        for one, step in zip(self._methods, self._steps, strict=True):
+            if step.own is not None:
+                one.remembers(step.own())
 
     def add_regularisers(self) -> None:
         """Add the gradients of the other losses to those that a backward pass, or noise, has left."""

@@ -48,6 +48,9 @@ def _unsaid(method: AMethod) -> Iterator[str]:
         missing := _missing(cls, CommonSide, "begin_common", "after_aggregation")
     ):
         yield f"it remembers {method.common_state.__name__}, and {missing} does not say what: it would be lost"
+    moves = not _missing(cls, CommonSide, "down") or not _missing(cls, Method, "up")
+    if moves != bool(method.travels):
+        yield "what goes down and up beside the entries is told in `travels`, and nothing else is"
     if method.sends_sums == bool(_missing(cls, Method, "up")):
         yield "what its `up` names goes up if, and only if, it says sends_sums"
 

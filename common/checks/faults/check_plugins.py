@@ -10,7 +10,9 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import Kind, Source, providers, source, version_here
+from fedgraft.common.study.plan import Gradient, plugged_losses
 from fedgraft.common.study.stages.losses import OWN_LOSSES
+from fedgraft.common.study.stages.methods import METHODS
 from fedgraft.common.study.study import Study, find_study
 
 
@@ -84,7 +86,10 @@ def _names(study: Study) -> Iterator[tuple[Kind, str, str, Callable[[str], bool]
     A kind that studies name is one more line.
     """
     yield from ((Kind.BACKBONES, "model.backbone", name, _is_own_backbone) for name in study.architectures)
-    yield from ((Kind.LOSSES, key, loss.kind, OWN_LOSSES.__contains__) for key, loss in study.plugged_losses())
+    for at, stage in enumerate(study.plan):
+        for method in stage.local.methods if isinstance(stage.local, Gradient) else ():
+            yield Kind.METHODS, f"plan.{at} ({stage.name}).local.methods", method.kind, METHODS.__contains__
+    yield from ((Kind.LOSSES, key, loss.kind, OWN_LOSSES.__contains__) for key, loss in plugged_losses(study.plan))
 
 
 def _is_own_backbone(name: str) -> bool:

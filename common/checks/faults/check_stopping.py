@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from fedgraft.common.methods.memory.carried import personal
 from fedgraft.common.protocol.routing import changed, stays
 from fedgraft.common.study.plan import (
     Gradient,
@@ -34,7 +35,7 @@ def _until(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]
         yield "early_stopping: would choose by the test split; set evaluate.split to val"
     if isinstance(stage.aggregate, Nothing):
         yield "early_stopping: nothing is aggregated, so there is no common model to judge"
-    elif stays(stage, tags):
+    elif stays(stage, tags) or personal(stage):
         yield "early_stopping: what sites keep cannot be taken back to an earlier round; share all that is trained"
     if stage.weight_averaging is not None:
         yield "early_stopping: a stage that goes back to its best round has no use for an average; leave one out"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fedgraft.common.closed_form.shapes import expected
 from fedgraft.common.methods.memory.given import given
 from fedgraft.common.methods.memory.method import CommonSide, Ground, Method
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.protocol.routing import Shapes
-from fedgraft.common.protocol.states import State, address, sums_address
+from fedgraft.common.protocol.routing import Shapes, own
+from fedgraft.common.protocol.states import State, States, address, sums_address
 from fedgraft.common.study.plan import Gradient, Stage
 
 AMethod = Method[Any, Any]
@@ -60,6 +62,24 @@ def sums_of(on: Ground, method: AMethod, arrays: Arrays) -> dict[str, Any]:
     """A method's own sums, by name, from what is by address; what did not come is left out."""
     names = {name: sums_address(on.stage.name, method.kind, name) for name in method.up(on)}
     return {name: arrays[place] for name, place in names.items() if place in arrays}
+
+
+def personal(stage: Stage) -> bool:
+    """Whether sites answer with other entries than those that all share, by a method of the stage."""
+    return any(type(method).answers is not Method.answers for method in methods_of(stage))
+
+
+def in_place(on: Ground, kept: Arrays, received: Arrays) -> dict[str, np.ndarray]:
+    """With what a site answers in place of the coordinator's entries: by what it has kept until the stage's end.
+
+    Entries that the stage does not share, and those that its methods answer with.
+    """
+    found = {key: array for key, array in kept.items() if key in on.tags and own(on.stage, on.tags, key)}
+    states = States(kept)
+    for method in methods_of(on.stage):
+        if (mine := states.get(on.stage.name, method.own_state)) is not None:
+            found |= method.answers(mine, received)
+    return found
 
 
 def sent_shapes(on: Ground, state: Arrays) -> Shapes:

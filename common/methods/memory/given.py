@@ -13,7 +13,7 @@ from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import Shapes, needs_moments
 from fedgraft.common.protocol.states import State
 from fedgraft.common.study.model_spec import Teacher
-from fedgraft.common.study.plan import Gradient, Role
+from fedgraft.common.study.plan import FRESH, Gradient, Role
 from fedgraft.common.study.stages.losses import Proximal
 
 
@@ -29,14 +29,13 @@ class Start(State):
 
 @dataclass(frozen=True)
 class StartSide(CommonSide[Start]):
-    """The start of the run, for a pull towards it: of heads, of which nothing came pretrained, there is none."""
+    """The start of the run, for a pull towards it: of heads and adapters, of which nothing came pretrained, none."""
 
     common_state: ClassVar[type[State]] = Start
 
     def down(self, on: Ground) -> Mapping[str, Shapes]:
-        """Trained parameters, without heads."""
-        fresh = (Role.HEAD, Role.DOMAIN_DISCRIMINATOR)
-        return {"entries": on.forms_of(tuple(key for key in on.trained if on.tags[key].role not in fresh))}
+        """Trained parameters, without heads and adapters."""
+        return {"entries": on.forms_of(tuple(key for key in on.trained if on.tags[key].role not in FRESH))}
 
     def begin_common(self, on: Ground, start: Arrays) -> Start:
         """All entries of the start."""

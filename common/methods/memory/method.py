@@ -8,6 +8,7 @@ sends what `down` and `up` name, adds up what comes up, masks it with all else, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar, cast
@@ -16,7 +17,7 @@ import numpy as np
 
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.rates import rate_factor, rate_of, stepped
-from fedgraft.common.protocol.routing import Shapes, Tags, changed, sent, stays
+from fedgraft.common.protocol.routing import Shapes, Tags, changed, sent
 from fedgraft.common.protocol.states import Nothing, State
 from fedgraft.common.study.methods.recipes import Method as Preset
 from fedgraft.common.study.methods.recipes import rounds_of
@@ -51,19 +52,24 @@ class Ground:
         return self.stage.local
 
     @cached_property
+    def changed(self) -> tuple[str, ...]:
+        """Entries that a visit changes, running statistics among them."""
+        return changed(self.stage, self.tags)
+
+    @cached_property
     def trained(self) -> tuple[str, ...]:
         """Parameters that a visit trains; running statistics are none."""
-        return tuple(key for key in changed(self.stage, self.tags) if self.tags[key].role not in _NO_PARAMETERS)
+        return tuple(key for key in self.changed if self.tags[key].role not in _NO_PARAMETERS)
 
     @cached_property
     def shared(self) -> tuple[str, ...]:
         """Those of them that are sent and aggregated."""
         return tuple(key for key in sent(self.stage, self.tags) if self.tags[key].role not in _NO_PARAMETERS)
 
-    @cached_property
-    def kept(self) -> tuple[str, ...]:
-        """Trained entries that stay at the site."""
-        return stays(self.stage, self.tags)
+    @property
+    def below_heads(self) -> bool:
+        """Whether anything is trained that features come from."""
+        return any(self.tags[key].role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for key in self.trained)
 
     def forms_of(self, keys: tuple[str, ...]) -> Shapes:
         """Shapes and types of these entries."""
@@ -120,6 +126,21 @@ class Machine(Protocol):
     def tensor(self, array: np.ndarray) -> Tensor:
         """A copy of an array on the model's device."""
 
+    def still(self) -> AbstractContextManager[None]:
+        """Within, passes through the model leave its running statistics as they were."""
+
+    def twin(self, entries: Arrays) -> Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor]]]:
+        """Another model with these entries in place of the present ones: features and answers, without gradients."""
+
+    def slope(self, entries: Mapping[str, Tensor], cases: Cases) -> Mapping[str, Tensor]:
+        """The gradient of the loss over labels at these entries, of these cases; running statistics stay."""
+
+    def batches(self, share: float, size: int, seed: int) -> Iterator[Cases]:
+        """A `share` of the labelled training cases, drawn by `seed`, in batches."""
+
+    def seen(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """All labelled training cases, in order, as the model's features (N, d) see them, with their targets."""
+
 
 @dataclass(frozen=True)
 class Visit(Generic[S, C]):
@@ -133,19 +154,27 @@ class Visit(Generic[S, C]):
     received: Arrays
     own: S
     common: C
+    seed: int = 0
+    """For whatever a method draws in this visit."""
+
+
+Pass = Callable[[], "Tensor"]
+"""Forwards and backwards over a step's cases: adds to the gradients of the parameters, and gives the loss."""
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[S]):
     """What a method adds to each step of a visit."""
 
     regulariser: Callable[[], Mapping[str, Tensor]] | None = None
     """A gradient by parameter, which looks at no case, and so is added after any noise."""
     loss: Callable[[Looked], Tensor] | None = None
     """A loss over a batch, added to the others as it is."""
-    around: Callable[[Callable[[], Tensor], float], Tensor] | None = None
-    """Called in place of the pass that leaves the step's gradients: with that pass, which gives the loss, and with how
-    much of the stage is done. What the pass found may be looked at and changed; the loss is given back."""
+    around: Callable[[Pass, float], Tensor] | None = None
+    """Called in place of the pass that leaves the step's gradients, with that pass and with how much of the stage is
+    done (0 to 1). It may pass several times, and must leave the gradients of the step; it gives the loss."""
+    own: Callable[[], S] | None = None
+    """What the site remembers once the steps are done, where they change it."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +229,8 @@ class Method(MethodValue, CommonSide[C], Generic[S, C]):
     """Why it cannot be part of private work; "" if it can: then it adds to steps what looks at no case, alone."""
     not_secure: ClassVar[str] = ""
     """Why it cannot be part of a study with secure aggregation; "" if it can."""
+    travels: ClassVar[str] = ""
+    """What `down` and `up` are, as `study explain` says it; "" if nothing travels beside the entries."""
 
     def faults(self, on: Ground) -> Iterator[str]:
         """Why it cannot work in this stage; nothing if it can."""
@@ -211,17 +242,22 @@ class Method(MethodValue, CommonSide[C], Generic[S, C]):
         del on
         return {}
 
+    def plausible(self, on: Ground, sums: Arrays) -> bool:
+        """Whether these finite numbers, by name as in `up`, can be sums over a site's cases."""
+        del on, sums
+        return True
+
     def begin_own(self, on: Ground, received: Arrays) -> S:
         """The site's state before its first visit in a stage."""
         del on, received
         return cast(S, self.own_state())
 
-    def start(self, visit: Visit[S, C], machine: Machine) -> Arrays:
-        """Entries that the visit begins with, where these are not the ones that it received or keeps."""
-        del visit, machine
-        return {}
+    def start(self, visit: Visit[S, C], machine: Machine) -> tuple[S, Arrays]:
+        """The site's state as the visit begins, and entries to begin with, where they are not those that came."""
+        del machine
+        return visit.own, {}
 
-    def step(self, visit: Visit[S, C], machine: Machine) -> Step:
+    def step(self, visit: Visit[S, C], machine: Machine) -> Step[S]:
         """What is added to each step of a visit; asked once for each visit."""
         del visit, machine
         return Step()

@@ -179,6 +179,21 @@ def auroc(positive: Floats, negative: Floats) -> float | None:
     return float(negative @ above / pairs)
 
 
+def weighted_auroc(bins: NDArray[np.int64], mine: NDArray[np.bool_], weights: Floats) -> Floats:
+    """The AUROC of cases (N,) in the bins of `ranks`, `mine` being positive, for each row of weights (rows, N).
+
+    NaN where a row has no case of either kind.
+    """
+    order = np.argsort(bins, kind="stable")
+    firsts = np.flatnonzero(np.diff(bins[order], prepend=-1) != 0)
+    positive = np.add.reduceat(weights[:, order] * mine[order], firsts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * ~mine[order], firsts, axis=1)
+    below = np.cumsum(negative, axis=1) - negative
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    part = (positive * (below + negative / 2)).sum(axis=1)
+    return np.asarray(np.divide(part, pairs, out=np.full(len(part), np.nan), where=pairs > 0))
+
+
 def average_precision(positive: Floats, negative: Floats) -> float | None:
     """Precision averaged over the steps of recall; None unless there are both positive and negative cases."""
     if positive.sum() == 0 or negative.sum() == 0:

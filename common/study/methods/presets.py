@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.recipes import (
     Method,
@@ -15,7 +16,9 @@ from fedgraft.common.study.methods.recipes import (
     maml,
     moment_alignment,
     personal,
+    personalised,
     probe,
+    probe_finetune,
     rounds_of,
     self_taught,
     standardise,
@@ -26,6 +29,7 @@ from fedgraft.common.study.methods.recipes import (
 )
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
+    AdaptersProduct,
     Discriminant,
     Krum,
     Median,
@@ -126,9 +130,29 @@ PLANS: Mapping[str, Preset] = {
         unfreezing,
     ),
     "lp_ft": ("linear probe, then fine-tuning of all entries (Kumar et al. 2022)", lp_ft),
+    "probe_finetune": (
+        "ridge probe, then fine-tuning of all entries with norm statistics fixed: for weights from far, as ImageNet's",
+        probe_finetune,
+    ),
     "norm_and_head": (
         "norm layers and heads trained and averaged, all else frozen",
         lambda m: (rounds_of(m, "norm_and_heads", train="norm_and_heads"),),
+    ),
+    "lora": (
+        "low-rank adapters (model.adapters) and heads trained, each matrix averaged (FedIT, Zhang et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_and_heads", train="adapters_and_heads"),),
+    ),
+    "lora_product": (
+        "the same, but averaging what adapters add, split again into their rank (FlexLoRA, Bai et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_and_heads", train="adapters_and_heads", aggregate=AdaptersProduct()),),
+    ),
+    "fedsa_lora": (
+        "adapters and heads trained, B stays at the site (FedSA-LoRA, Guo et al. 2025)",
+        lambda m: (rounds_of(m, "adapters_a_and_heads", keep="adapters_b", train="adapters_and_heads"),),
+    ),
+    "ffa_lora": (
+        "the adapters' B and heads trained and averaged, A as it was drawn (FFA-LoRA, Sun et al. 2024)",
+        lambda m: (rounds_of(m, "adapters_b_and_heads", train="adapters_b_and_heads"),),
     ),
     "fixbn": ("FedAvg, whose norm statistics stay fixed after a warm-up (Zhong et al. 2023)", fixbn),
     "layer_decay": (
@@ -223,9 +247,10 @@ def presets() -> dict[str, Preset]:
 
 def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
     """Stages of a preset, after the sums that a `table` needs; ValueError with the list of names for an unknown one."""
-    known = presets()
-    if method.name not in known:
-        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join(known)}")
-    stages = known[method.name][1](method)
+    known, plugged = presets(), names(Kind.METHODS)
+    if method.name not in [*known, *plugged]:
+        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join([*known, *plugged])}")
+    stages = known[method.name][1](method) if method.name in known else method_class(method.name).stages(method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
+    stages = personalised(method, stages) if method.personalise == "best" else stages
     return (standardise(method.columns), *stages) if table else stages

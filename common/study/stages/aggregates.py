@@ -17,6 +17,19 @@ class Mean(Value):
     """A site counts by its examples, or as much as any other."""
 
 
+class AdaptersProduct(Value):
+    """As `mean`, but of low-rank adapters the mean of what they add, B A, split again into two of their rank.
+
+    The mean of products is not the product of means. Its best approximation of the adapters' rank is exact where sites
+    agree on a rank's worth of directions (Bai et al. 2024, "Federated fine-tuning of large language models under
+    heterogeneous tasks and client resources"; Eckart and Young 1936). A keeps its length, in rows at right angles.
+    """
+
+    kind: Literal["adapters_product"] = "adapters_product"
+    weight: Literal["examples", "equal"] = "examples"
+    """A site counts by its examples, or as much as any other."""
+
+
 class ServerOptimiser(Value):
     """The sites' mean change is a gradient for the coordinator's own optimiser (Reddi et al. 2021; Hsu et al. 2019).
 
@@ -173,4 +186,4 @@ ClosedForm = Ridge | NearestMean | Discriminant
 """Aggregations that solve heads from sums of features and labels."""
 Sums = ClosedForm | Newton | Logistic | Moments | Temper | Threshold | Standardise
 """Aggregations that add up sums, not entries."""
-Aggregation = Annotated[Mean | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]
+Aggregation = Annotated[Mean | AdaptersProduct | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]

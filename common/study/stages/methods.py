@@ -12,12 +12,20 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny
 
+from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.value import Value
+from fedgraft.common.plugins.registry import Kind, load
 
 _HERE = "fedgraft.common.methods"
 METHODS: Mapping[str, str] = {
     "scaffold": f"{_HERE}.scaffold:Scaffold",
     "feddyn": f"{_HERE}.feddyn:FedDyn",
+    "fedsam": f"{_HERE}.fedsam:FedSAM",
+    "fedala": f"{_HERE}.fedala:FedALA",
+    "apfl": f"{_HERE}.apfl:APFL",
+    "moon": f"{_HERE}.moon:Moon",
+    "fedproto": f"{_HERE}.fedproto:FedProto",
+    "feddecorr": f"{_HERE}.feddecorr:FedDecorr",
 }
 """By kind the module and the class of a method."""
 
@@ -48,11 +56,24 @@ class MethodValue(Value, ABC):
 
 
 def method_class(kind: str) -> type[MethodValue]:
-    """The class of the method of that kind. ValueError with the names that there are."""
+    """The class of the method of that kind: fedgraft's, or a plug-in's (`fedgraft.methods`, a `MethodValue`).
+
+    ValueError with the names that there are.
+    """
     if kind not in METHODS:
-        raise ValueError(f"no method is called {kind!r}; there are: {', '.join(METHODS)}")
+        return _plugged(kind)
     module, _, name = METHODS[kind].partition(":")
     found: type[MethodValue] = getattr(import_module(module), name)
+    return found
+
+
+def _plugged(kind: str) -> type[MethodValue]:
+    try:
+        found = load(Kind.METHODS, kind, METHODS)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    if not (isinstance(found, type) and issubclass(found, MethodValue)):
+        raise ValueError(f"the method {kind!r} of a plug-in is no MethodValue")
     return found
 
 

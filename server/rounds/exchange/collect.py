@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from fedgraft.common.base.errors import ENDS
@@ -17,9 +18,8 @@ from fedgraft.common.protocol.instructions import (
     Refusal,
     Update,
 )
-from fedgraft.common.secure_aggregation.summing import Pooled
+from fedgraft.common.secure_aggregation.summing import Pooled, mean_loss
 from fedgraft.common.study.study import Study
-from fedgraft.server.aggregation.aggregator import Aggregator
 from fedgraft.server.aggregation.joint import Joint
 from fedgraft.server.fleet.fleet import Fleet, Reply
 from fedgraft.server.rounds.exchange.validation import Limits, fault, metric_sums
@@ -46,6 +46,18 @@ class Collected:
     bytes_up: int = 0
     bytes_down: int = 0
 
+    def join(self, other: Collected) -> None:
+        """Take in what came back of the same exchange from the sites of another cluster."""
+        self.aggregated += other.aggregated
+        self.missing |= other.missing
+        self.observed |= other.observed
+        self.spent |= other.spent
+        self.pooled = {
+            task: own + self.pooled[task] if task in self.pooled else own for task, own in other.pooled.items()
+        }
+        self.train_pooled = mean_loss(self.train_pooled, other.train_pooled)
+        self.add_costs_of(other)
+
     def add_costs_of(self, before: Collected) -> None:
         """Count what an attempt took that came to nothing."""
         self.repeats += before.repeats
@@ -62,24 +74,34 @@ class Collector:
         self._greetings = greetings
         self._tell = tell
 
-    def collect(self, instructions: Mapping[str, Instruction], limits: Limits, aggregator: Aggregator) -> Collected:
-        """Validate replies as they come; aggregate them in the order of the sites' names, so sums are reproducible."""
+    def collect(
+        self, instructions: Mapping[str, Instruction], limits: Mapping[str, Limits], take: Callable[[Update, str], None]
+    ) -> Collected:
+        """Validate replies as they come, and take them in by the sites' names, in their order: sums are reproducible.
+
+        `limits` are by site, since clusters of sites have models of their own.
+        """
         got, waiting = Collected(), sorted(instructions, reverse=True)
-        joint = Joint(limits.stage.joint_lambda)
+        joint = Joint(next(iter(limits.values())).stage.joint_lambda if limits else None)
         ready: dict[str, Update | None] = {}
-        for reply in self.replies(instructions, limits.state, got):
+        for reply in self.replies(instructions, {site: own.state for site, own in limits.items()}, got):
             instruction = instructions[reply.site]
-            ready[reply.site] = self.vetted(got, reply, instruction, limits)
+            ready[reply.site] = self.vetted(got, reply, instruction, limits[reply.site])
             while waiting and waiting[-1] in ready:
                 site = waiting.pop()
                 update = ready.pop(site)
                 if update is not None and instructions[site].work:
-                    joint.pass_on(update, aggregator, of_source=self._greetings[site].source)
-        joint.finish(aggregator)
+                    joint.pass_on(update, partial(_take, take, site), of_source=self._greetings[site].source)
+        joint.finish()
         return got
 
-    def replies(self, instructions: Mapping[str, Instruction], state: Arrays, got: Collected) -> Iterator[Reply]:
-        """One reply of each site, as they come. A site that has lost what it held is asked again, with everything."""
+    def replies(
+        self, instructions: Mapping[str, Instruction], states: Mapping[str, Arrays], got: Collected
+    ) -> Iterator[Reply]:
+        """One reply of each site, as they come. A site that has lost what it held is asked again, with everything.
+
+        `states` are by site.
+        """
         again: dict[str, Instruction] = {}
         for reply in self._answers(instructions, again):
             got.bytes_up += reply.bytes_up
@@ -87,7 +109,7 @@ class Collector:
             instruction = instructions[reply.site]
             lost = isinstance(reply.answer, Refusal) and reply.answer.code is Code.MISSING_TENSORS
             if lost and reply.site not in again:
-                again[reply.site] = replace(instruction, tensors=state, held="")
+                again[reply.site] = replace(instruction, tensors=states[reply.site], held="")
                 continue
             self._tell("reply", exchange=instruction.exchange, site=reply.site)
             yield reply
@@ -134,6 +156,10 @@ class Collector:
         """A site may not count more cases than it said that it has."""
         most = self._greetings[site].cases.get("train", 0)
         return Code.BAD_WEIGHT if max(answer.weights.values(), default=0) > most else None
+
+
+def _take(take: Callable[[Update, str], None], site: str, update: Update) -> None:
+    take(update, site)
 
 
 def headline(present: int, asked: int, missing: Mapping[str, Code]) -> str:

@@ -42,7 +42,7 @@ from fedgraft.common.secure_aggregation.summing import (
 )
 from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.study import Study
-from fedgraft.server.aggregation.aggregator import Aggregator
+from fedgraft.server.aggregation.joint import Take
 from fedgraft.server.rounds.exchange.collect import Collected, Collector, headline
 from fedgraft.server.rounds.exchange.outages import Outages
 from fedgraft.server.rounds.exchange.validation import Limits, bad_content
@@ -137,7 +137,7 @@ class SecureCollector:
         self._numbers = count(1)
         self._measuring: frozenset[str] = frozenset()
 
-    def collect(self, wanted: WantedSums, limits: Limits, aggregator: Aggregator) -> Collected:
+    def collect(self, wanted: WantedSums, limits: Limits, take: Take) -> Collected:
         """Repeat until what is wanted opens: with the same sites if those that are missing come back, else with fewer.
 
         QuorumError if they get too few. RunError if a sum does not open although all sites agree on what it is of, or
@@ -164,7 +164,7 @@ class SecureCollector:
             if not wanted.work and len(self._measured(again)) < FEWEST:
                 break
             sites, got.repeats = again, got.repeats + 1
-        self._open(attempt, got, limits, aggregator)
+        self._open(attempt, got, limits, take)
         return got
 
     def _next_group(self, wanted: WantedSums, sites: list[str], attempt: SumAttempt, got: Collected) -> list[str]:
@@ -213,7 +213,8 @@ class SecureCollector:
         # Observers are asked once.
         observers = {} if got.repeats else wanted.observers
         attempt = SumAttempt.begin(groups, self._layouts(limits))
-        for reply in self._collector.replies({**instructions, **observers}, limits.state, got):
+        states = dict.fromkeys((*instructions, *observers), limits.state)
+        for reply in self._collector.replies({**instructions, **observers}, states, got):
             if reply.site in observers:
                 self._collector.vetted(got, reply, observers[reply.site], limits)
             else:
@@ -227,14 +228,14 @@ class SecureCollector:
             METRICS: Layout.of(metric_shapes(self._study)),
         }
 
-    def _open(self, attempt: SumAttempt, got: Collected, limits: Limits, aggregator: Aggregator) -> None:
+    def _open(self, attempt: SumAttempt, got: Collected, limits: Limits, take: Take) -> None:
         """Take in the sums that all their sites have put into."""
         try:
             if attempt.whole(TENSORS):
                 update = pooled_update(attempt.sums[TENSORS].open(), limits.stage, limits.tags, limits.state)
                 if code := bad_content(update, limits):
                     raise RunError(f"The masked sum holds what cannot be ({code}), and {_HIDDEN}.", fix=_LOOK)
-                aggregator.add(update)
+                take(update)
             if attempt.whole(METRICS):
                 sums = attempt.sums[METRICS].open()
                 got.pooled, got.train_pooled = pooled_metrics(sums, self._study), pooled_loss(sums)

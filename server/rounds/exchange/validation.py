@@ -10,6 +10,8 @@ from itertools import starmap
 import numpy as np
 
 from fedgraft.common.closed_form.temperature import CASES
+from fedgraft.common.methods.memory.carried import methods_of, sums_of
+from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.metrics.sums.task_metrics import TaskSums, sums_from
 from fedgraft.common.protocol.instructions import (
     NOISE,
@@ -46,6 +48,8 @@ class Limits:
     shapes: Shapes
     limit: float
     """Largest norm of a change, as a multiple of the norm of what travels (plus 1, for entries that start at zero)."""
+    on: Ground | None = None
+    """What the stage's methods stand on, where these ask for sums."""
 
     @cached_property
     def entries(self) -> frozenset[str]:
@@ -120,7 +124,13 @@ def _bad_addends(update: Update, limits: Limits) -> Code | None:
     sums = [array for key, array in update.tensors.items() if key not in limits.entries]
     if not all(np.isfinite(array).all() for array in sums):
         return Code.NOT_FINITE
-    return Code.TOO_LARGE if any(float(np.abs(array).max(initial=0)) > _LARGEST_SUM for array in sums) else None
+    if any(float(np.abs(array).max(initial=0)) > _LARGEST_SUM for array in sums):
+        return Code.TOO_LARGE
+    on = limits.on
+    if sums and on is None:
+        return Code.WRONG_KEYS
+    good = on is None or all(one.plausible(on, sums_of(on, one, update.tensors)) for one in methods_of(limits.stage))
+    return None if good else Code.GARBAGE
 
 
 def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:

@@ -14,25 +14,24 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from fedgraft.client.privacy.dp.dpsgd import train_private
-from fedgraft.client.training.gradient import train
-from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.study.plan import Gradient
-from fedgraft.simulations.audit.attacks.attack_target import (
+from fedgraft.client.attacks.attack_target import (
     NOW,
     AttackTarget,
     ExampleCases,
     light,
     loader_of,
 )
-from fedgraft.simulations.audit.findings import Measurement
+from fedgraft.client.attacks.measurement import Measurement
+from fedgraft.client.attacks.reconstruction import RECOGNISED_DB, psnr
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.study.plan import Gradient
 
 PIXELS = 1024
 _BINS = 64
 """Width of the first layer of `table_mlp`."""
 _CASES = 32
-_RECOGNISED_DB = 25.0
-_BEST_DB = 200.0
 _PLAIN = Gradient(steps=1, batch_size=_CASES, optimiser="sgd", momentum=0.0, lr=1.0)
 
 Visit = Callable[[LocalModel, ExampleCases], None]
@@ -78,18 +77,10 @@ def imprint(attack_target: AttackTarget, seed: int, *, private: bool) -> Measure
     change = _change(local_model, small, cases, private=private)
     first = "backbone.layers.0"
     found = _between(change[f"{first}.weight"], change[f"{first}.bias"])
-    known = {at for one in found for at in range(_CASES) if psnr(one, cases.inputs[at]) > _RECOGNISED_DB}
+    known = {at for one in found for at in range(_CASES) if psnr(one, cases.inputs[at]) > RECOGNISED_DB}
     share = len(known) / _CASES
     words = f"{len(known)} of {_CASES} patients come back from one sum ({'with' if private else 'without'} privacy)"
     return Measurement(share, 0.0, words) if private else Measurement(share, 0.4, words, "at least")
-
-
-def psnr(found: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, at most 200. Values that cannot be are brought into range, as anybody would."""
-    low, high = float(truth.min()), float(truth.max())
-    error = float((found.nan_to_num(low, high, low).clamp(low, high).double() - truth.double()).square().mean())
-    span = high - low or 1.0
-    return min(_BEST_DB, 10 * math.log10(span**2 / error)) if error > 0 else _BEST_DB
 
 
 def _change(

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
+from fedgraft.client.attacks.measurement import Measurement
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.common.protocol.instructions import AggregationGroups, Instruction
 from fedgraft.common.secure_aggregation.masking import Layout, MaskedSum, NotOpened
 from fedgraft.common.secure_aggregation.summing import TENSORS, Summands
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.findings import Measurement
 from fedgraft.simulations.engines.keys import make_keys
 
 _SITES = ("east", "north", "south")

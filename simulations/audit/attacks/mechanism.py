@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.privacy.dp.dpsgd import train_private
-from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.simulations.audit.attacks.attack_target import (
+from fedgraft.client.attacks.attack_target import (
     NOW,
     AttackTarget,
     ExampleCases,
@@ -27,7 +25,10 @@ from fedgraft.simulations.audit.attacks.attack_target import (
     shape,
     sizes,
 )
-from fedgraft.simulations.audit.findings import AttackAttempt, Measurement
+from fedgraft.client.attacks.measurement import Measurement
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.simulations.audit.findings import AttackAttempt
 
 NOBODY = 1e-9
 """A share of patients so small that no step sees any."""

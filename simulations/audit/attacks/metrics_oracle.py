@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedgraft.client.attacks.attack_target import CPU, table_study
+from fedgraft.client.attacks.measurement import Measurement
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.policy import Metrics, SitePolicy
@@ -21,8 +23,6 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.protocol.instructions import Instruction, Update
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attacks.attack_target import CPU, table_study
-from fedgraft.simulations.audit.findings import Measurement
 
 _LABELS = 100
 _EVALUATIONS = 100

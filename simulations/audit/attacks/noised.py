@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedgraft.client.attacks.attack_target import CPU
+from fedgraft.client.attacks.measurement import Measurement
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.privacy.dp.dp_statistics import CONSTANT, bound, columns_bound, noised_columns, noised_sums
 from fedgraft.client.training.model.loader import Loader
@@ -23,8 +25,7 @@ from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attacks.attack_target import CPU
-from fedgraft.simulations.audit.findings import AttackAttempt, Measurement
+from fedgraft.simulations.audit.findings import AttackAttempt
 
 _PATIENTS, _LEFT_OUT, _QUIET = 24, 8, 1e-9
 _LEAST = 3_000

@@ -5,6 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedgraft.client.attacks.attack_target import (
+    CPU,
+    NOW,
+    ExampleCases,
+    loader_of,
+    shape,
+)
+from fedgraft.client.attacks.measurement import Measurement
+from fedgraft.client.attacks.reconstruction import psnr
 from fedgraft.client.training.gradient import train
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
@@ -17,15 +26,6 @@ from fedgraft.common.study.plan import (
     Statistics,
 )
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attacks.attack_target import (
-    CPU,
-    NOW,
-    ExampleCases,
-    loader_of,
-    shape,
-)
-from fedgraft.simulations.audit.attacks.inversion import psnr
-from fedgraft.simulations.audit.findings import Measurement
 
 _BOUND_DB = 10.0
 _PATIENTS = 24

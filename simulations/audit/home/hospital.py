@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedgraft.client.attacks.attack_target import CPU
 from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.cohort_request import cohort_request
@@ -24,7 +25,6 @@ from fedgraft.common.protocol.instructions import Answer, Code, Greeting, Hello,
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.schedule import split_at, step_at
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.simulations.audit.attacks.attack_target import CPU
 from fedgraft.simulations.engines.node import asked, context_for
 
 CLOSED = SitePolicy(min_patients=1, epsilon_per_study=20.0, epsilon_lifetime=20.0)

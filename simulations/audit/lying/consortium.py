@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedgraft.client.attacks.attack_target import seen_at, shape
 from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.masking.masked_upload import Sealer
@@ -31,7 +32,6 @@ from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.schedule import Step, schedule, split_at
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attacks.attack_target import seen_at, shape
 from fedgraft.simulations.engines.keys import make_keys
 
 VICTIM = "west"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedgraft.client.attacks.attack_target import CPU
+from fedgraft.client.attacks.measurement import Measurement
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.hash_chain import witness_folder
 from fedgraft.client.privacy.policy import Metrics
@@ -26,8 +28,6 @@ from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Recalibrate, Role, Select, Stage
 from fedgraft.common.study.schedule import Step
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attacks.attack_target import CPU
-from fedgraft.simulations.audit.findings import Measurement
 from fedgraft.simulations.audit.lying.consortium import VICTIM, AuditedSites, short, written
 from fedgraft.simulations.audit.lying.lies import lies_about, mixed
 from fedgraft.simulations.audit.lying.oracle import Oracle, Tally

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from fedgraft.client.attacks.measurement import Measurement
 from fedgraft.client.runtime.site import Site
 from fedgraft.common.protocol.instructions import Answer, Instruction, MaskedUpdate, Refusal
 from fedgraft.common.protocol.routing import forms_of, privacy_request
 from fedgraft.common.study.schedule import Step, split_at, step_at
-from fedgraft.simulations.audit.findings import Measurement
 from fedgraft.simulations.audit.lying.consortium import WITNESS, AuditedSites, asked_of_hospitals
 
 _PASSING = frozenset({"progress", "local_state", "features", "masks.sqlite"})

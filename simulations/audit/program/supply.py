@@ -16,8 +16,9 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from fedgraft.client.attacks.measurement import Measurement
 from fedgraft.common.base.files import PACKAGE
-from fedgraft.simulations.audit.findings import AttackAttempt, Measurement
+from fedgraft.simulations.audit.findings import AttackAttempt
 
 _NAME, _CLAIM = "what was installed", "what runs is what was packed, or what is installed from it is fixed to the byte"
 _ENTRY = re.compile(r"([A-Za-z0-9._-]+)==([0-9][0-9A-Za-z.!+-]*) \\")

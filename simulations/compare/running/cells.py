@@ -21,6 +21,7 @@ from fedgraft.common.base.errors import (
     FedgraftError,
     InputError,
     RunError,
+    StudyError,
 )
 from fedgraft.common.base.files import (
     canonical_json,
@@ -152,6 +153,8 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
     for arm in arms:
         own = plain[arm.name]
         check_arm(own, f"{where}, arm {arm.name}", arm)
+        if several := [name for name in arm.base_models if plain[name].clusters is not None]:
+            raise StudyError(where, [f"{arm.name}: its base model {several[0]} has clusters, and so is several models"])
         few = _few(question, arm, plain)
         for cases in question.sizes:
             limit = None if few else cases

@@ -7,25 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgraft.client.runtime.visit.local_state import LocalState
+from fedgraft.client.runtime.visit.personal import kept_at_the_end
 from fedgraft.common.models.weights import find
-from fedgraft.common.protocol.routing import Tags, own
+from fedgraft.common.protocol.instructions import Arrays
+from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.study import Study, read_study
 
-_LATEST = 1 << 40
+
+def kept(study: Study, home: Path, site: str, tags: Tags, state: Arrays) -> dict[str, np.ndarray]:
+    """What the site has in place of the aggregated entries, `state`, at the end of a run of this study in `home`."""
+    return kept_at_the_end(home / "sites" / site / _own(study), study, tags, state)
 
 
-def kept(study: Study, home: Path, site: str, tags: Tags) -> dict[str, np.ndarray]:
-    """What the site keeps in place of the aggregated entries at the end of a run of this study in `home`."""
-    found = LocalState(home / "sites" / site / _own(study)).before(_LATEST)
-    return {key: array for key, array in found.items() if key in tags and study.plan and own(study.plan[-1], tags, key)}
-
-
-def kept_there(ref: str, site: str, tags: Tags) -> dict[str, np.ndarray]:
+def kept_there(ref: str, site: str, tags: Tags, state: Arrays) -> dict[str, np.ndarray]:
     """The same of the finished run that `ref` names; nothing where that is no run, or has no such site."""
     run = find(ref)
     there = (run / "study.yaml").is_file() and (run / "sites" / site).is_dir()
-    return kept(read_study(run / "study.yaml")[0], run, site, tags) if there else {}
+    return kept(read_study(run / "study.yaml")[0], run, site, tags, state) if there else {}
 
 
 def kept_digest(ref: str) -> str:
@@ -33,7 +31,7 @@ def kept_digest(ref: str) -> str:
     run, digest = find(ref), hashlib.sha256()
     if (run / "study.yaml").is_file():
         study, _ = read_study(run / "study.yaml")
-        for path in sorted(run.glob(f"sites/*/{_own(study)}/*.safetensors")):
+        for path in sorted(run.glob(f"sites/*/{_own(study)}/**/*.[sj]*")):
             digest.update(f"{path.relative_to(run)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.files import load_tensors, read_json
+from fedgraft.common.models.cluster_models import model_for
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.protocol.instructions import Arrays
+from fedgraft.common.study.clusters import Told
 from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Recalibrate
 from fedgraft.common.study.study import Study
@@ -98,8 +100,8 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
     of: Callable[[str], Arrays]
     if job.who == "together":
         troubles = federate(home)
-        local_model, state = LocalModel(job.study, device), load_tensors(home / "model.safetensors")
-        of = lambda site: state | kept(job.study, home, site, local_model.tags)  # noqa: E731
+        local_model = LocalModel(job.study, device)
+        of = lambda site: (state := shared_with(home, site)) | kept(job.study, home, site, local_model.tags, state)  # noqa: E731
         return {
             MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}
         }, troubles
@@ -107,19 +109,36 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
         return _newcomers(job, folder, counted, device)
     if job.who == "nobody":
         local_model, state = LocalModel(job.study, device), initialise(job.study).state()
-        of = lambda site: state | (kept_there(job.finished, site, local_model.tags) if job.finished else {})  # noqa: E731
+        of = lambda site: state | (kept_there(job.finished, site, local_model.tags, state) if job.finished else {})  # noqa: E731
         return {MERGED: {site: _ask(local_model, of(site), job.study, cohort) for site, cohort in counted.items()}}, []
-    trainers = {MERGED: pool(list(cohorts.values()))} if job.who == "pooled" else cohorts
     found: Found = {}
     troubles = []
-    for name, trainer in trainers.items():
+    for name, trainer, sites in _trainers(job, cohorts):
         try:
             local_model, _, _ = fit_alone(job.study, trainer, device, lambda _: None)
         except (TooFewCases, Diverged) as error:
             troubles.append(f"{name}: {'too few cases' if isinstance(error, TooFewCases) else 'diverged'}")
             continue
-        found[name] = {site: answers_of(local_model, job.study, cohort) for site, cohort in counted.items()}
+        own = {site: answers_of(local_model, job.study, cohort) for site, cohort in counted.items() if site in sites}
+        found[name] = found.get(name, {}) | own
     return found, troubles
+
+
+def _trainers(job: ModelJob, cohorts: Mapping[str, Cohort]) -> Iterator[tuple[str, Cohort, Collection[str]]]:
+    """Who trains a model, its name, and whom it is for: each site, or all as one; of told clusters each as one."""
+    if job.who != "pooled":
+        for name, cohort in cohorts.items():
+            yield name, cohort, cohorts
+        return
+    told = job.study.clusters
+    for sites in told.sites.values() if isinstance(told, Told) else [tuple(cohorts)]:
+        there = [site for site in sites if site in cohorts]
+        yield MERGED, pool([cohorts[site] for site in there]), there
+
+
+def shared_with(home: Path, site: str) -> dict[str, np.ndarray]:
+    """The entries of the finished run in `home` that a site has together with others: with all, or its cluster."""
+    return load_tensors(model_for(home, site) / "model.safetensors")
 
 
 def home_of(folder: Path) -> Path:
@@ -159,7 +178,7 @@ def _newcomers(
         home = prepared(job, others, folder / f"without-{site}")
         troubles += [f"without {site}: {trouble}" for trouble in federate(home)]
         local_model = LocalModel(job.study, device)
-        local_model.load(load_tensors(home / "model.safetensors"))
+        local_model.load(shared_with(home, site))
         for stage in job.study.plan:
             if isinstance(stage.local, Recalibrate):
                 recalibrate(local_model, Loader(cohort, job.study.input, device), stage.local)

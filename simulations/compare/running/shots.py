@@ -18,6 +18,7 @@ from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.closed_form.ood import OodModel
+from fedgraft.common.models.cluster_models import model_for
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import load_weights
 from fedgraft.common.study.study import Study
@@ -67,8 +68,9 @@ def _given(job: ModelJob, folder: Path, site: str) -> tuple[Given, list[str]]:
     others = {name: spec for name, spec in job.cohorts.items() if name != site}
     home = prepared(job, others, folder / f"without-{site}")
     missing = [f"without {site}: {trouble}" for trouble in federate(home)]
-    manifest, state = load_weights(str(home))
-    known = OodModel.read(home, manifest.sha256)
+    shared = model_for(home, site)
+    manifest, state = load_weights(str(shared))
+    known = OodModel.read(shared, manifest.sha256)
     return Given(state, known.sums if known else None), missing
 
 

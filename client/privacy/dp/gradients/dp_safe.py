@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from fedgraft.client.privacy.dp.gradients.hooks import SAMPLERS
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.model import TransferModel
+from fedgraft.common.study.plan import ADAPTERS, Role
 
 
 class DpTwin(nn.Module):
@@ -34,7 +35,7 @@ class DpTwin(nn.Module):
 
 
 def dp_twin(model: TransferModel, trained: Collection[str]) -> nn.Module:
-    """`model` fit for per-sample gradients of the entries `trained`; itself if these are heads alone.
+    """`model` fit for per-sample gradients of the entries `trained`; itself if these are heads and adapters alone.
 
     What the twin trains is trained in the model. Layers are in training mode or not as they are in the model now.
     InputError says which layer of what is trained cannot be, or that the network's forward pass cannot be recorded.
@@ -42,11 +43,20 @@ def dp_twin(model: TransferModel, trained: Collection[str]) -> nn.Module:
     _refuse_layers(model, trained)
     if all(key.startswith("heads.") for key in trained):
         return model
+    tags = model.tags()
+    adapted = any(tags[key].role in ADAPTERS for key in trained)
+    if adapted and model.unseparated:
+        raise InputError(
+            f"{model.unseparated} does not see each case once, by itself, so its adapter has no gradient by case.",
+            fix="Train heads alone, or another backbone.",
+        )
     if model.ties_cases:
         raise InputError(
             "In training this backbone ties the cases of a batch together, so no case has a gradient of its own.",
             fix="Train heads alone.",
         )
+    if all(tags[key].role is Role.HEAD or tags[key].role in ADAPTERS for key in trained):
+        return model  # nothing works in place on what an adapter's two layers give
     twin = DpTwin(out_of_place(model.backbone), model.heads)
     if set(twin.state_dict()) != {key for key in model.state_dict() if not key.startswith("domain_discriminators.")}:
         raise InputError("This backbone has entries that its forward pass does not use.", fix="Train heads alone.")

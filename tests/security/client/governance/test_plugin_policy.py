@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedgraft.client.governance.plugins import demand_plugins
+from fedgraft.client.governance.plugins import demand_plugins, only_listed
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import StudyError
@@ -130,6 +130,27 @@ def test_a_loss_is_code_as_well(site: Path) -> None:
     assert refusal(listing("0" * 64), wanted)[0] is Code.PLUGIN_DIGEST
     demand_plugins(listing(), wanted)
     assert refusal(listing(), wanted.model_copy(update={"plugins": ()}))[0] is Code.PLUGIN_NOT_LISTED
+
+
+def test_a_study_that_loads_code_while_it_is_read_is_stopped_there(
+    tmp_path: Path, fresh: pytest.MonkeyPatch, hospital: Hospital, command: Command
+) -> None:
+    """What a method's keys are its class says, so a study of one cannot even be read without its code."""
+    points = {"fedgraft.methods": {"sly": "own_sly:Sly"}}
+    body = b"import pathlib\npathlib.Path(__file__ + '.ran').touch()\n"
+    folder = install(make_wheel(tmp_path / "wheels", "own-sly", "1.0", points, {"own_sly.py": body}), tmp_path / "here")
+    fresh.syspath_prepend(folder)
+    file = tmp_path / "study.yaml"
+    local = {"epochs": 1, "batch_size": 8, "methods": [{"kind": "sly"}]}
+    plain = study().model_dump(mode="json", exclude={"plan"}) | {"method": {"name": "fedavg", "local": local}}
+    for extra in ({}, {"plugins": ["own-sly==1.0"]}):
+        file.write_text(yaml.safe_dump(plain | extra))
+        with only_listed(SitePolicy()), pytest.raises(Refused, match=Code.PLUGIN_NOT_LISTED):
+            Study.read(file)
+        for words in (("review", file), ("approve", file), ("check", file)):
+            code, _, said = command("site", words[0], words[1], "--home", hospital.home)
+            assert (code, "own-sly==1.0 is none of `plugins` in the policy" in said) == (1, True), said
+    assert not (folder / "own_sly.py.ran").exists()
 
 
 def test_a_name_of_fedgrafts_is_fedgrafts_whoever_else_has_it(tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedgraft.client.attacks import attack_target as audit
 from fedgraft.client.privacy.dp import secret, units
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.model.loader import Loader
@@ -22,7 +23,6 @@ from fedgraft.common.models.model import TransferModel
 from fedgraft.common.study.plan import Role, named
 from fedgraft.common.study.stages.training import Augment
 from fedgraft.common.study.study import parse_study
-from fedgraft.simulations.audit.attacks import attack_target as audit
 from fedgraft.simulations.audit.attacks.mechanism import CHECKS, mechanism
 from fedgraft.simulations.audit.findings import Finding
 from helpers import sabotage
@@ -54,7 +54,8 @@ def at_target(keys: str = "all", backbone: str = "slim_resnet", **changes: objec
     plan = {"name": "linear_probe", "local": {"epochs": 1}}
     spec = {"kind": "table", "numeric": ["a", "b", "c"]} if backbone.startswith("table") else {"size": 32}
     tasks = [{"name": "cls", "classes": ["a", "b", "c"]}]
-    facts = {"name": "test", "tasks": tasks, "model": {"backbone": backbone}, "method": plan}
+    adapters = {"adapters": {"rank": 2, "where": "all"}} if keys.startswith("adapters") else {}
+    facts = {"name": "test", "tasks": tasks, "model": {"backbone": backbone} | adapters, "method": plan}
     study = parse_study(facts | {"input": {"kind": "image"} | spec}, "test")
     tags = LocalModel(study, CPU).tags
     still = (Role.NORM_STATS, Role.SCALE)
@@ -77,6 +78,7 @@ ATTACK_TARGETS = {
         "optimiser": "adamw",
     },
     "norm and heads, augmented": {"keys": "norm_and_heads", "augment": Augment(), "noise_multiplier": 30.0},
+    "adapters": {"keys": "adapters_and_heads", "mode": "ghost"},
     "table": {"backbone": "table_mlp", "noise_multiplier": 0.3},
 }
 MODEL_FREE = ("noise", "sizes of lots", "rates of lots")

@@ -151,6 +151,22 @@ def test_sites_that_were_told_different_things_give_nothing_that_opens(four: Con
     assert contexts["west"] != contexts["east"]
 
 
+def test_a_site_masks_with_its_own_cluster_alone(make_study: MakeStudy, tmp_path: Path) -> None:
+    """A fourth site in the sum of a cluster of three, and out of it again, would be seen through."""
+    clusters = {"by": "told", "sites": {"one": THREE, "two": NAMES[3:]}}
+    study = make_study(plan=[HEADS], secure_aggregation=True, clusters=clusters)
+    for_all, for_own = (tmp_path / name for name in ("for_all", "for_own"))
+    for_all.mkdir()
+    for_own.mkdir()
+    lied_to = Consortium(study, for_all)
+    first = next(iter(schedule(study)))
+    for answer in lied_to.ask(lied_to.instruction(first, NAMES), NAMES).values():
+        assert isinstance(answer, Refusal)
+        assert answer.code is Code.NOT_SECURE
+    four = Consortium(study, for_own)
+    assert all(masked(answer, TENSORS) for answer in four.ask(four.instruction(first, THREE), THREE).values())
+
+
 def test_a_lost_file_of_used_masks_closes(four: Consortium) -> None:
     first, *_ = schedule(four.study)
     four.ask(four.instruction(first, NAMES), NAMES)

@@ -12,13 +12,9 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from fedgraft.client.privacy.masking import masked_upload as sealing
-from fedgraft.common.secure_aggregation import masking
-from fedgraft.common.study.study import Study
-from fedgraft.simulations.audit.attack import attack, private_targets
-from fedgraft.simulations.audit.attacks import canaries, inversion, metrics_oracle
-from fedgraft.simulations.audit.attacks.attack_target import AttackTarget
-from fedgraft.simulations.audit.attacks.canaries import (
+from fedgraft.client.attacks import canaries
+from fedgraft.client.attacks.attack_target import AttackTarget
+from fedgraft.client.attacks.canaries import (
     CANARIES,
     CLAIMS,
     DELTA,
@@ -26,6 +22,11 @@ from fedgraft.simulations.audit.attacks.canaries import (
     chance_of,
     lower_bound,
 )
+from fedgraft.client.privacy.masking import masked_upload as sealing
+from fedgraft.common.secure_aggregation import masking
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.audit.attack import attack, private_targets
+from fedgraft.simulations.audit.attacks import inversion, metrics_oracle
 from fedgraft.simulations.audit.attacks.mechanism import CHECKS
 from fedgraft.simulations.audit.findings import Finding
 from helpers import sabotage

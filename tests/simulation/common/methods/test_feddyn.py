@@ -11,7 +11,7 @@ import pytest
 
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.losses.base import VisitContext
-from fedgraft.client.training.losses.machine import bound
+from fedgraft.client.training.model.bound import bound
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.methods.feddyn import Slopes
@@ -73,7 +73,7 @@ def test_with_noise_its_pull_is_added_after_the_clip(make_study: MakeStudy) -> N
     received = {key: value + np.float32(1) for key, value in start.items()}
     own = States()
     own.put("train", Slopes({key: np.full_like(start[key], 0.25) for key in on.shared}))
-    methods = bound(on, 2, received, own, States())
+    methods = bound(on, 2, received, (own, States()))
     now = replace(NOW, visit_context=VisitContext(received, methods=methods))
     spec = private_work(3, noise_multiplier=1e-9, max_grad_norm=1e-9, lr=0.5, **DYN)
     train_private(local_model, loader, [*map(str, range(27))], spec, on.shared, now)

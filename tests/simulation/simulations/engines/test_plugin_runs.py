@@ -138,6 +138,17 @@ def test_a_study_of_a_file_cannot_be_run_without_it_or_with_another(
         check_study(study, "study")
 
 
+def test_the_page_works_as_it_stands(command: Command, tmp_path: Path) -> None:
+    page = (EXAMPLE.parents[1] / "docs" / "how_to" / "plugins.md").read_text(encoding="utf-8")
+    for kind, name in (("python", "my_own.py"), ("yaml", "my_study.yaml")):
+        (tmp_path / name).write_text(page.partition(f"```{kind}\n")[2].partition("```")[0])
+    typed = [line.removeprefix("$ fedgraft ").split() for line in page.splitlines() if line.startswith("$ fedgraft ")]
+    for words in typed:
+        code, said, errors = command(*words)
+        assert code == 0, errors
+    assert "smooth (amount 0.05)" in said
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_through_ray(

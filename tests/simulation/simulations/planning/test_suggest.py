@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Command
+import yaml
+
+from conftest import Command, write_images
 
 QUICKSTART = "quickstart"
 
@@ -40,3 +42,31 @@ def test_what_does_not_fit_is_said(command: Command, tmp_path: Path) -> None:
     )
     assert code == 2
     assert "normalise" in err
+
+
+def test_it_advises_who_trains_together_and_what_to_write(command: Command, tmp_path: Path) -> None:
+    """Two hospitals call the sides the other way round: one model of all could only guess."""
+    sites = []
+    for number, name in enumerate(("east", "north", "south", "west")):
+        write_images(tmp_path / name, number, 60)
+        turned = {"left": "right", "right": "left"} if name in ("north", "west") else {}
+        cohort = {"kind": "images", "root": str(tmp_path / name), "labels": str(tmp_path / name / "images.csv")}
+        sites.append({"name": name, "cohort": cohort | {"patient_column": "patient", "label_map": {"cls": turned}}})
+    (tmp_path / "four.yaml").write_text(yaml.safe_dump({"name": "four", "sites": sites}))
+    study = {"name": "who", "tasks": [{"name": "cls", "classes": ["left", "right", "middle"]}], "method": "fedavg"}
+    study |= {"input": {"kind": "image", "size": 32}, "split": {"train": 0.8, "val": 0.1, "test": 0.1}}
+    (tmp_path / "who.yaml").write_text(yaml.safe_dump(study | {"model": {"backbone": "slim_resnet", "weights": None}}))
+    words = ("study", "suggest", tmp_path / "who.yaml", "--scenario", tmp_path / "four.yaml")
+    code, out, err = command(*words, "--json")
+    assert code == 0, err
+    found = json.loads(out)["grouping"]
+    assert (found["verdict"], found["clusters"]) == ("clusters", [["east", "south"], ["north", "west"]])
+    code, out, _ = command(*words)
+    (line,) = [line for line in out.splitlines() if line.startswith("In the study: ")]
+    advised = yaml.safe_load(line.removeprefix("In the study: "))
+    assert advised["clusters"]["sites"] == {"cluster_1": ["east", "south"], "cluster_2": ["north", "west"]}
+    code, out, err = command(
+        "study", "explain", tmp_path / "who.yaml", "--set", f"clusters={json.dumps(advised['clusters'])}"
+    )
+    assert code == 0, err
+    assert "cluster_2 (north, west)" in " ".join(out.split())

@@ -107,6 +107,10 @@ def test_labels_of_a_table_and_of_folders(tmp_path):
     joined = load(path, tmp_path / "2", labels=tmp_path / "l.csv", patient_column="patient_id")
     assert joined.targets["cls"].tolist() == [1, 1, -1, -1, 0, 0, -1, -1]
     assert {one.reason: one.count for one in joined.problems} == {"no_label_row": 4, "label_without_file": 1}
+    listed = load(path, tmp_path / "3", labels=tmp_path / "l.csv", patient_column="patient_id", cases="listed")
+    assert listed.targets["cls"].tolist() == [1, 1, 0, 0]
+    np.testing.assert_array_equal(listed.inputs.numpy(), FEATURES[[0, 1, 4, 5]])
+    assert {one.reason: one.count for one in listed.problems} == {"not_listed": 4, "label_without_file": 1}
 
 
 def test_without_path_and_patient_equal_features_are_one_patient(tmp_path):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedgraft.client.attacks.attack_target import watched
 from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.client.training.model.errors import Diverged
@@ -27,7 +28,6 @@ from fedgraft.common.protocol.instructions import (
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Role, named
 from fedgraft.common.study.stages.training import Augment
-from fedgraft.simulations.audit.attacks.attack_target import watched
 from helpers.dp import MakeModel, loader_of, private_work, quiet, sums, trainable
 from helpers.work import CPU, NOW, TABLE_PLAN, MakeStudy, a_site, cohort, images, moved, snapshot
 

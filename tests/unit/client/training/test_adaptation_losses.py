@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fedgraft.client.training.gradient import train
-from fedgraft.client.training.losses.adversarial import Reversed, reversal
+from fedgraft.client.training.losses.adaptation.adversarial import Reversed, reversal
+from fedgraft.client.training.losses.adaptation.discrepancy import coral, mmd, to_moments
+from fedgraft.client.training.losses.adaptation.infomax import infomax
+from fedgraft.client.training.losses.adaptation.pseudo_label import pseudo
 from fedgraft.client.training.losses.base import VisitContext
-from fedgraft.client.training.losses.discrepancy import coral, mmd, to_moments
-from fedgraft.client.training.losses.infomax import infomax
-from fedgraft.client.training.losses.pseudo_label import pseudo
 from fedgraft.client.training.model.errors import TooFewCases
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.rollback import holds

@@ -11,8 +11,8 @@ import torch
 from scipy.special import expit, log_softmax, softmax
 
 from fedgraft.client.training.gradient import train
+from fedgraft.client.training.losses.adaptation.distill import distilled
 from fedgraft.client.training.losses.base import VisitContext
-from fedgraft.client.training.losses.distill import distilled
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.checks.check import check

@@ -40,6 +40,75 @@ def test_masked_sums_have_one_precision():
     assert any("local.precision" in fault for fault in check(study(single, secure_aggregation=True), TAGS))
 
 
+TOLD = {"by": "told", "sites": {"one": ["a", "b"], "two": ["c"]}}
+SUMS = {"by": "sums", "stage": "s0"}
+OOD = [
+    {"local": {"kind": "statistics"}, "aggregate": {"kind": "moments"}},
+    {"local": {"kind": "statistics", "of": "distances"}, "aggregate": {"kind": "threshold"}},
+]
+
+
+def test_clusters_that_work_are_let_through() -> None:
+    assert check(study(FEDAVG, ADAPT, clusters=TOLD), TAGS) == []
+    assert check(study(PROBE, FEDAVG, ADAPT, clusters=SUMS), TAGS) == []
+    assert check(study(PROBE, FEDAVG, clusters=TOLD | {"begin": "s1", "own": "heads"}), TAGS) == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "more", "words"),
+    [
+        ([FEDAVG, FEDAVG], {"clusters": SUMS}, "sends no sums of features"),
+        ([OOD[0], FEDAVG], {"clusters": SUMS, "secure_aggregation": True}, "masks hide each site's sums"),
+        ([FEDAVG], {"clusters": TOLD, "secure_aggregation": True}, "two: has 1 sites, and a masked sum needs 3"),
+        (
+            [PROBE, FEDAVG],
+            {"clusters": TOLD | {"begin": "s1"}, "secure_aggregation": True},
+            "masks with one group alone",
+        ),
+        ([FEDAVG, *OOD], {"clusters": TOLD}, "moments describes the sites of one model"),
+        ([FEDAVG | {"joint_lambda": 1.0}], {"clusters": TOLD}, "a source is in no cluster"),
+        ([PROBE], {"clusters": TOLD | {"own": "norm"}}, "all would have one model"),
+        (
+            [FEDAVG],
+            {"clusters": TOLD, "evaluate": {"operating_point": {"sensitivity": 0.9}}},
+            "would need one of its own",
+        ),
+        (
+            [FEDAVG | {"local": GRADIENT | {"optimiser": "sgd", "momentum": 0.0, "methods": [{"kind": "scaffold"}]}}],
+            {"clusters": TOLD | {"own": "heads"}},
+            "would be of one cluster",
+        ),
+        (
+            [PROBE | {"local": {"kind": "statistics", "private": {"epsilon": 3}}}, FEDAVG],
+            {"clusters": SUMS},
+            "what is noise would be taken for a difference",
+        ),
+        (
+            [PROBE | {"local": {"kind": "statistics", "retain_statistics": True}}],
+            {"clusters": TOLD},
+            "sites leave and join one model",
+        ),
+    ],
+)
+def test_what_clusters_cannot_do_is_refused_with_the_reason(plan: list[dict], more: dict, words: str) -> None:
+    faults = check(study(*plan, **more), TAGS)
+    assert any(words in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize(
+    ("clusters", "words"),
+    [
+        ({"by": "told", "sites": {"one": ["a", "b"], "two": ["b"]}}, "b: can be in one cluster alone"),
+        (TOLD | {"begin": "s7"}, "clusters.begin: no stage is called s7"),
+        ({"by": "sums", "stage": "s0"}, "no stage is left"),
+        ({"by": "told", "sites": {"one": ["a"]}}, "clusters"),
+    ],
+)
+def test_clusters_that_say_nothing_are_refused_when_they_are_read(clusters: dict, words: str) -> None:
+    with pytest.raises(StudyError, match=words):
+        study(PROBE, clusters=clusters)
+
+
 @pytest.mark.parametrize(
     ("plan", "words"),
     [

@@ -37,6 +37,7 @@ class Careful(Method[Seen, Seen]):
     kind: Literal["careful"] = "careful"
     own_state: ClassVar[type[State]] = Seen
     common_state: ClassVar[type[State]] = Seen
+    travels: ClassVar[str] = "what was seen comes down"
 
     @property
     def description(self) -> str:
@@ -91,6 +92,9 @@ def test_what_nobody_would_carry_is_refused_with_the_reason() -> None:
     class Silent(Careful):
         sends_sums = True
 
+    class Quiet(Careful):
+        travels = ""
+
     class Words(Careful):
         def begin_own(self, on: Ground, received: Any) -> Seen:
             return Seen({"backbone.w": np.array(["a"])})
@@ -102,6 +106,7 @@ def test_what_nobody_would_carry_is_refused_with_the_reason() -> None:
         (Undeclared(), "remembers a Seen, which nobody carries: it has said Nothing"),
         (OtherDown(), "what goes down as there is not what the coordinator's Seen begins with"),
         (Silent(), "if, and only if, it says sends_sums"),
+        (Quiet(), "is told in `travels`"),
         (Words(), "holds 'backbone.w', which is no array of a type that can be kept"),
     ):
         found = faults(method)
@@ -115,7 +120,7 @@ def test_one_method_twice_would_share_one_memory() -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ({"kind": "feddin"}, ["methods.0: no method is called 'feddin'; there are: scaffold, feddyn"]),
+        ({"kind": "feddin"}, ["methods.0: There is no method 'feddin'; did you mean feddyn?"]),
         (
             {"kind": "feddyn", "alpha": -1, "beta": 2},
             ["methods.0.alpha: Input should be greater", "methods.0.beta: "],

@@ -10,6 +10,7 @@ from fedgraft.common.metrics.sums.class_metrics import SHOWN, ClassificationSums
 from fedgraft.common.protocol.instructions import TRUNK, Update
 from fedgraft.common.protocol.packed_symmetric import packed
 from fedgraft.common.secure_aggregation.summing import (
+    mean_loss,
     metric_shapes,
     metric_summands,
     pooled_loss,
@@ -112,7 +113,10 @@ def test_metrics_of_the_sum_are_those_of_all_cases(make_study, classes: int) -> 
 def test_the_loss_of_training_is_the_mean_over_all_cases() -> None:
     nothing = ClassificationSums.zero(3)
     figures = [{"loss": 1.0, "examples": 10.0}, {"loss": 4.0, "examples": 20.0, "steps": 3.0}, {"examples": 7.0}, {}]
-    assert pooled_loss(summed([metric_summands({"cls": nothing}, one) for one in figures])) == {"loss": 3.0}
+    terms = [metric_summands({"cls": nothing}, one) for one in figures]
+    assert pooled_loss(summed(terms)) == {"loss": 3.0, "examples": 30.0}
+    assert mean_loss(pooled_loss(summed(terms[:1])), pooled_loss(summed(terms[1:]))) == pooled_loss(summed(terms))
+    assert mean_loss({}, pooled_loss(summed(terms))) == pooled_loss(summed(terms))
     assert pooled_loss(summed([metric_summands({"cls": nothing}, {})])) == {}
 
 

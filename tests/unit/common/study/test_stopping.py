@@ -13,16 +13,18 @@ from fedgraft.client.training.losses.base import RoundContext
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.explain import plan_table, sentence
-from fedgraft.common.models.model import build_model
+from fedgraft.common.models.model import Extras, build_model
 from fedgraft.common.protocol.rates import rate_of
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.presets import Method, expand, presets
-from fedgraft.common.study.plan import Role, Select
+from fedgraft.common.study.model_spec import Adapters
+from fedgraft.common.study.plan import ADAPTERS, Gradient, Role, Select
 from fedgraft.common.study.study import Study, parse_study
 from helpers.work import NOW, moved, snapshot, steps
 
 MODEL = build_model("slim_resnet", {"cls": 3}, channels=1, seed=0)
 TAGS = MODEL.tags()
+ADAPTED = build_model("slim_resnet", {"cls": 3}, channels=1, seed=0, extras=Extras(adapters=Adapters(where="all")))
 
 
 def a_study(plan: list[dict[str, Any]], **more: Any) -> Study:
@@ -34,10 +36,12 @@ def a_study(plan: list[dict[str, Any]], **more: Any) -> Study:
 @pytest.mark.parametrize("rounds", [1, 7])
 def test_every_preset_works_and_is_explained(name: str, rounds: int) -> None:
     stages = expand(Method(name=name, rounds=rounds), table=False)
-    study = a_study([stage.model_dump() for stage in stages])
-    assert check(study, TAGS) == []
-    sizes = {key: int(value.numel()) for key, value in MODEL.state_dict().items()}
-    for stage, row in zip(study.plan, plan_table(study, TAGS, sizes), strict=True):
+    adapts = any(ADAPTERS & stage.local.train.roles for stage in stages if isinstance(stage.local, Gradient))
+    own, more = (ADAPTED, {"model": {"adapters": {"where": "all"}}}) if adapts else (MODEL, {})
+    study = a_study([stage.model_dump() for stage in stages], **more)
+    assert check(study, own.tags()) == []
+    sizes = {key: int(value.numel()) for key, value in own.state_dict().items()}
+    for stage, row in zip(study.plan, plan_table(study, own.tags(), sizes), strict=True):
         assert sentence(stage, row).endswith(".")
 
 

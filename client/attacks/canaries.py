@@ -15,19 +15,19 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from fedgraft.client.privacy.dp.dpsgd import train_private
-from fedgraft.client.training.gradient import train
-from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.privacy.accountant import noise_for
-from fedgraft.common.study.plan import Gradient
-from fedgraft.simulations.audit.attacks.attack_target import (
+from fedgraft.client.attacks.attack_target import (
     NOW,
     AttackTarget,
     ExampleCases,
     light,
     loader_of,
 )
-from fedgraft.simulations.audit.findings import Measurement
+from fedgraft.client.attacks.measurement import Measurement
+from fedgraft.client.privacy.dp.dpsgd import train_private
+from fedgraft.client.training.gradient import train
+from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.privacy.accountant import noise_for
+from fedgraft.common.study.plan import Gradient
 
 CANARIES = 2000
 CLAIMS = (1.0, 4.0)
@@ -52,13 +52,18 @@ class Trial:
 def claimed(attack_target: AttackTarget, claim: float, seed: int) -> Measurement:
     """The bound for this stage's trainer, clip and lots, with the noise that `claim` costs at delta 1e-5."""
     noise_multiplier = noise_for(claim, DELTA, attack_target.private.sample_rate, _STEPS)
-    work = {"steps": _STEPS, "lr": _RATE, "batch_size": CANARIES}
+    bound = with_noise(attack_target, noise_multiplier, _STEPS, seed)
+    return Measurement(bound, claim, f"epsilon is at least {bound:.2f} (95 %), claimed are {claim:g}")
+
+
+def with_noise(attack_target: AttackTarget, noise_multiplier: float, steps: int, seed: int) -> float:
+    """The lower bound on epsilon, with 95 % confidence, at delta `DELTA` after so many steps with so much noise."""
+    work = {"steps": steps, "lr": _RATE, "batch_size": CANARIES}
     small = light(attack_target, CANARIES).asking(work, {"noise_multiplier": noise_multiplier})
     local_model, took_part = _blank(small), _coins(seed)
     cases = _canaries(took_part)
     train_private(local_model, loader_of(small.study, cases), cases.patients, small.local, small.changes, NOW)
-    bound = lower_bound(Trial(_scores(local_model), took_part), DELTA)
-    return Measurement(bound, claim, f"epsilon is at least {bound:.2f} (95 %), claimed are {claim:g}")
+    return lower_bound(Trial(_scores(local_model), took_part), DELTA)
 
 
 def plain(attack_target: AttackTarget, seed: int) -> Measurement:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import MultiheadAttention
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torchvision.ops import StochasticDepth
@@ -73,6 +74,8 @@ class AttackTarget:
         for part in local_model.model.modules():
             if isinstance(part, _DropoutNd | StochasticDepth):
                 part.p = 0.0
+            if isinstance(part, MultiheadAttention):
+                part.dropout = 0.0
         local_model.model.needs_dropout_rng = False
         return local_model
 
@@ -109,7 +112,7 @@ class WatchedLoader(Loader):
 def seen_at(study: Study) -> Study:
     """The study with images of at most 64 pixels."""
     spec = study.input
-    # A ViT has as many positions as patches, and sizes must be multiples of those; only its heads train privately.
+    # A ViT has as many positions as patches, and sizes must be multiples of those.
     if not isinstance(spec, ImageInput) or spec.size <= _LARGEST_IMAGE or study.model.backbone.startswith("vit"):
         return study
     return study.model_copy(update={"input": spec.model_copy(update={"size": _LARGEST_IMAGE})})

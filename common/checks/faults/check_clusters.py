@@ -1,0 +1,87 @@
+"""What a study with clusters of sites cannot ask, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedgraft.common.methods.memory.carried import methods_of
+from fedgraft.common.protocol.routing import Tags, changed, retains_statistics
+from fedgraft.common.secure_aggregation.masking import FEWEST
+from fedgraft.common.study.clusters import BySums, Told, begins_at
+from fedgraft.common.study.plan import Role, Stage, Statistics
+from fedgraft.common.study.stages.aggregates import Moments, Standardise, Sums, Threshold
+from fedgraft.common.study.study import Study
+
+
+def check_clusters(study: Study, clusters: Told | BySums, tags: Tags) -> Iterator[str]:
+    """Every reason why the clusters cannot be made, or the stages after they begin cannot work with them."""
+    begin = begins_at(clusters, study.plan)
+    if isinstance(clusters, BySums):
+        yield from _sums(study.plan[begin - 1])
+    if study.secure_aggregation:
+        yield from _secure(study, clusters)
+    if study.evaluate.operating_point is not None:
+        yield (
+            "evaluate.operating_point: each cluster's model would need one of its own, which is not built; leave it "
+            "out, or clusters"
+        )
+    whole = all(tag in clusters.own for tag in tags.values())
+    for index, stage in enumerate(study.plan[begin:], start=begin):
+        for fault in _stage(stage, whole=whole):
+            yield f"plan.{index} ({stage.name}).{fault}"
+    if not any(has_own(stage, tags, clusters) for stage in study.plan[begin:]):
+        yield (
+            "clusters.own: no stage after the clusters begin changes any of these entries, so that all would have one "
+            "model; choose others"
+        )
+
+
+def has_own(stage: Stage, tags: Tags, clusters: Told | BySums) -> bool:
+    """Whether what a stage aggregates is, or has in it, entries of which each cluster has its own."""
+    if not isinstance(stage.aggregate, Sums):
+        return any(tags[key] in clusters.own for key in changed(stage, tags) if tags[key] in stage.share)
+    solved = Role.SCALE if isinstance(stage.aggregate, Standardise) else Role.HEAD
+    return any(tag in clusters.own for tag in tags.values() if tag.role is solved)
+
+
+def _sums(stage: Stage) -> Iterator[str]:
+    local, place = stage.local, f"clusters.stage: {stage.name}"
+    if not isinstance(local, Statistics) or local.of != "features":
+        yield f"{place} sends no sums of features, by which sites could be compared; add one, such as a ridge probe"
+    elif local.private is not None:
+        yield f"{place} adds noise to its sums, and what is noise would be taken for a difference; tell the clusters"
+    if stage.where == "source":
+        yield f"{place} is for the source alone, and clusters are of hospitals"
+
+
+def _secure(study: Study, clusters: Told | BySums) -> Iterator[str]:
+    if isinstance(clusters, BySums):
+        yield "clusters.by: masks hide each site's sums, so that nobody can compare them; tell the clusters, by: told"
+        return
+    for name, sites in clusters.sites.items():
+        if len(sites) < FEWEST:
+            yield f"clusters.sites.{name}: has {len(sites)} sites, and a masked sum needs {FEWEST}"
+    if begins_at(clusters, study.plan):
+        yield (
+            "clusters.begin: a site masks with one group alone in a study, for the sum of all less that of a cluster "
+            "would tell of the others; let clusters begin with the first stage"
+        )
+
+
+def _stage(stage: Stage, *, whole: bool) -> Iterator[str]:
+    """What a stage after the clusters begin may not be; `whole` says that they share no entry."""
+    if stage.where == "source" or stage.joint_lambda is not None:
+        yield "where: a source is in no cluster; let its stage come before clusters begin, or leave joint_lambda out"
+    if isinstance(stage.aggregate, Moments | Threshold):
+        yield (
+            f"aggregate: {stage.aggregate.kind} describes the sites of one model; let it come before clusters begin, "
+            "or leave it out (ood_detection)"
+        )
+    if retains_statistics(stage):
+        yield "local.retain_statistics: sites leave and join one model, and here there are several; leave it out"
+    remembers = [method.kind for method in methods_of(stage)]
+    if remembers and not whole:
+        yield (
+            f"local: what {', '.join(remembers)} remembers of entries that clusters share would be of one cluster; use "
+            "clusters.own: all"
+        )

@@ -1,0 +1,67 @@
+"""Whether a stage was still getting better when its rounds were over, from what its sites measured on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedgraft.common.metrics.sums.task_metrics import HeadlineMetrics, headline_metrics
+from fedgraft.common.study.plan import Gradient
+from fedgraft.common.study.study import Study
+
+_LEAST = 0.003
+"""A rise by less, from one quarter of the evaluations to the last, is none."""
+_LEAST_SHARE = 0.01
+"""The same of an error in a unit of its own, over what it was."""
+
+Row = Mapping[str, Any]
+
+
+def still_improving(study: Study, rows: Sequence[Row]) -> list[str]:
+    """A sentence for each task whose figure on validation was still rising in the last rounds of a stage.
+
+    Of a stage whose best figure lies in the last quarter of its evaluations, at least two, if that quarter's mean is
+    above that of the one before. Nothing is told of stages that were not evaluated, or that stop early.
+    """
+    return [
+        sentence
+        for stage in study.plan
+        if isinstance(stage.local, Gradient) and stage.early_stopping is None
+        for task in study.tasks
+        for sentence in _told(stage.name, task.name, headline_metrics(task), rows)
+    ]
+
+
+def _told(stage: str, task: str, told: HeadlineMetrics, rows: Sequence[Row]) -> Iterator[str]:
+    figures = list(_figures(rows, stage, task, told.first))
+    quarter = max(2, len(figures) // 4)
+    if len(figures) < 2 * quarter:
+        return
+    sign = -1 if told.lower_is_better else 1
+    values = sign * np.array([value for _, value in figures])
+    last, before = float(values[-quarter:].mean()), float(values[-2 * quarter : -quarter].mean())
+    least = _LEAST if sign > 0 else _LEAST_SHARE * abs(before)
+    if values[-quarter:].max() < values.max() or last - before < least:
+        return
+    yield (
+        f"{task} was still improving when stage {stage} ended: {told.first.replace('_', ' ')} on validation went from "
+        f"{sign * before:.3f} (rounds {_span(figures[-2 * quarter : -quarter])}) to {sign * last:.3f} (rounds "
+        f"{_span(figures[-quarter:])}). More rounds may give more; early_stopping ends a stage when they no longer do."
+    )
+
+
+def _span(figures: list[tuple[int, float]]) -> str:
+    return f"{figures[0][0]} to {figures[-1][0]}"
+
+
+def _figures(rows: Sequence[Row], stage: str, task: str, metric: str) -> Iterator[tuple[int, float]]:
+    """The round after which the model was measured on validation, and what it reached."""
+    for row in rows:
+        measured = row.get("evaluated") or {}
+        if row.get("split") != "val" or measured.get("stage") != stage:
+            continue
+        value = ((row.get("metrics") or {}).get(task) or {}).get("summary", {}).get(metric)
+        if value is not None:
+            yield int(measured["round"]), float(value)

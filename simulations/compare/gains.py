@@ -1,0 +1,65 @@
+"""What each site gained by joining: its figure with an arm's model, less that of the model it trains alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedgraft.simulations.compare.bootstrap import (
+    LOWER_IS_BETTER,
+    Floats,
+    Replicate,
+    holm,
+    over_replicates,
+    verdict,
+)
+from fedgraft.simulations.compare.question import Question
+
+Drawn = Mapping[Replicate, Mapping[str, Floats]]
+
+
+def alone_in(question: Question) -> str | None:
+    """The arm in which each site trains alone; None if the question has none."""
+    return next((arm.name for arm in question.arms if arm.who == "alone" and arm.labels == "known"), None)
+
+
+def gains(question: Question, arm: str, mine: Drawn, alone: Drawn) -> dict[str, dict[str, Any]] | None:
+    """By site the gain of an arm over training alone, with its 95 % interval over patients and seeds, and a verdict.
+
+    p is adjusted over the sites (Holm): with many of them one would else seem to gain or lose by chance. None for the
+    arm in which sites train alone, and where none trains. Sites whose cases are too few to say are left out.
+    """
+    if arm == alone_in(question):
+        return None
+    both = sorted(mine.keys() & alone.keys())
+    sites = sorted({site for replicate in both for site in mine[replicate].keys() & alone[replicate].keys()})
+    apart = {
+        site: {one: mine[one][site] - alone[one][site] for one in both if site in mine[one] and site in alone[one]}
+        for site in sites
+    }
+    known = {site: own for site, own in apart.items() if any(np.isfinite(values[0]) for values in own.values())}
+    found = {site: over_replicates(own) for site, own in known.items()}
+    adjusted = holm({site: interval.p for site, interval in found.items()})
+    lower = question.metric in LOWER_IS_BETTER
+    return {
+        site: {
+            "value": interval.value,
+            "low": _number(interval.low),
+            "high": _number(interval.high),
+            "holm": _number(adjusted[site]),
+            "verdict": verdict(
+                interval,
+                adjusted[site],
+                question.margin,
+                seeds=len({seed for seed, _ in known[site]}),
+                lower_is_better=lower,
+            ),
+        }
+        for site, interval in found.items()
+    } or None
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
