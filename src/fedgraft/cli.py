@@ -153,17 +153,14 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
     accept: Annotated[list[str] | None, typer.Option(help="A kind of derived DICOM objects to use as well.")] = None,
-    dicom: Annotated[
-        list[str] | None, typer.Option(help="DICOM objects: seg of masks, sr of answers, sc of heat maps.")
-    ] = None,
+    dicom: Annotated[list[str] | None, typer.Option(help="Objects: seg of masks, sr of answers, sc of maps.")] = None,
     _plugin: Plugins = None,
 ) -> None:
     """What a model says of the images in a folder or of a table's rows, as a table, and where it looks."""
-    from fedgraft.client.inference.command import PredictRequest
-    from fedgraft.client.inference.command import predict as carry_out
+    from fedgraft.client.inference import command
 
     more = tuple(accept or ()), tuple(dicom or ())
-    carry_out(PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, *more))
+    command.predict(command.PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, *more))
 
 
 @app.command(
