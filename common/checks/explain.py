@@ -11,9 +11,10 @@ from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.adapter_words import mean_of_adapters
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.check_input import input_faults
+from fedgraft.common.checks.check_plugins import check_plugins
 from fedgraft.common.checks.faults.check_methods import check_memory
-from fedgraft.common.checks.faults.check_plugins import check_plugins
-from fedgraft.common.checks.sums_in_words import CASES, MEASURED, solved, sums
+from fedgraft.common.checks.local_work import describe_local
+from fedgraft.common.checks.sums_in_words import solved, sums
 from fedgraft.common.methods.memory.carried import methods_of
 from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
@@ -26,7 +27,6 @@ from fedgraft.common.study.plan import (
     Stage,
     Statistics,
 )
-from fedgraft.common.study.stages.losses import SUPERVISED
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (
     AnyTask,
@@ -119,20 +119,6 @@ def plan_table(
     return table
 
 
-def describe_local(stage: Stage) -> str:
-    """A stage's local work: its optimiser and length, or which sums, and with noise or not."""
-    local = stage.local
-    if isinstance(local, Gradient):
-        length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
-        return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}{_beyond(local)}"
-    if isinstance(local, Statistics):
-        if local.of in MEASURED:
-            return f"losses of {MEASURED[local.of]} at each temperature, on {CASES[local.split]}"
-        where = f" on {CASES[local.split]}" if local.split != "train" else ""
-        return f"sums of {local.of}{where}" + (" with noise" if local.private is not None else "")
-    return "norm statistics from the site's own images"
-
-
 _USED = {"always": "", "best": "; it uses that only where it is better on its validation cases, and tells nobody"}
 
 
@@ -148,27 +134,6 @@ def describe_task(task: AnyTask) -> str:
         case _:
             what = f"one of {', '.join(task.classes)}"
     return f"{task.name}: {what}" + (f", weight {task.weight:g}" if task.weight != 1 else "")
-
-
-def _beyond(local: Gradient) -> str:
-    """What is not the same for all: other kinds of steps, other rates, more to minimise than the loss over labels."""
-    words = ""
-    if local.heads_first is not None:
-        words += f" after {local.heads_first} steps on heads alone"
-    if local.inner_steps is not None:
-        words += f", each gradient taken {local.inner_steps.steps} steps ahead (first-order MAML)"
-    if local.layer_decay != 1:
-        words += f", the rate times {local.layer_decay:g} for each block below the heads"
-    if local.losses != SUPERVISED:
-        words += ", on " + " + ".join(f"{loss.weight:g} x {loss.description}" for loss in local.losses)
-    if local.methods:
-        words += ", with " + " and ".join(method.description for method in local.methods)
-    if local.rollback is not None:
-        words += (
-            f", undone where the model names another class for more than {1 - local.rollback.agreement:.0%} of the "
-            "site's cases, or drifts to few classes"
-        )
-    return words
 
 
 def _ends(stage: Stage) -> str:

@@ -30,6 +30,7 @@ from fedgraft.common.study.methods.recipes import (
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
     AdaptersProduct,
+    ClippedMean,
     Discriminant,
     Krum,
     Median,
@@ -88,6 +89,10 @@ PLANS: Mapping[str, Preset] = {
     "trimmed_mean": (
         "mean without the largest and smallest values of each number (Yin et al. 2018)",
         lambda m: (rounds_of(m, "all", aggregate=TrimmedMean()),),
+    ),
+    "norm_clipping": (
+        "the mean by cases of changes no longer than most, no site counting half (Sun et al. 2019)",
+        lambda m: (rounds_of(m, "all", aggregate=ClippedMean(weight="examples")),),
     ),
     "krum": (
         "the update closest to most others (Blanchard et al. 2017)",
