@@ -14,7 +14,7 @@ from fedgraft.common.base.console.command_line import command_group, examples, r
 from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
 from fedgraft.server.cli.app import app as server
-from fedgraft.simulations.cli.app import privacy, study
+from fedgraft.simulations.cli.app import poc, privacy, study
 
 set_switches()
 
@@ -26,6 +26,7 @@ app.add_typer(study, name="study", rich_help_panel=_PLAN)
 app.add_typer(privacy, name="privacy", rich_help_panel=_PLAN)
 app.add_typer(weights, name="weights", rich_help_panel=_PLAN)
 app.add_typer(data, name="data", rich_help_panel=_PLAN)
+app.add_typer(poc, name="poc", rich_help_panel=_DEPLOY)
 app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
@@ -156,6 +157,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     epilog=examples(
         "fedgraft predict runs/one images --out said --heat cam",
         "fedgraft predict runs/one images --out said --site runs/one/sites/north",
+        "fedgraft predict runs/one images --out said --dicom sr --dicom seg",
     ),
 )
 def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
@@ -168,13 +170,14 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
     accept: Annotated[list[str] | None, typer.Option(help="A kind of derived DICOM objects to use as well.")] = None,
+    dicom: Annotated[list[str] | None, typer.Option(help="Objects: seg of masks, sr of answers, sc of maps.")] = None,
     _plugin: Plugins = None,
 ) -> None:
     """What a model says of the images in a folder or of a table's rows, as a table, and where it looks."""
-    from fedgraft.client.inference.command import PredictRequest
-    from fedgraft.client.inference.command import predict as carry_out
+    from fedgraft.client.inference import command
 
-    carry_out(PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, tuple(accept or ())))
+    more = tuple(accept or ()), tuple(dicom or ())
+    command.predict(command.PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, *more))
 
 
 @app.command(
