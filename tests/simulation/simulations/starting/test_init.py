@@ -132,6 +132,12 @@ def test_what_it_writes_runs(make, command: Command, tmp_path: Path) -> None:
     assert len(sites) == (2 if make in {hospitals_in_folders, tables_alike} else 3)
 
 
+def test_what_gives_the_answer_away_is_no_input(command: Command, tmp_path: Path) -> None:
+    tables_alike(tmp_path / "data")
+    assert command("init", tmp_path / "data", "--out", tmp_path)[0] == 0
+    assert yaml.safe_load((tmp_path / "study.yaml").read_text())["input"] == {"kind": "table", "numeric": ["age"]}
+
+
 def test_nothing_is_overwritten(command: Command, tmp_path: Path) -> None:
     folders_by_class(tmp_path / "data")
     (tmp_path / "hospitals.yaml").write_text("mine")
