@@ -54,18 +54,6 @@ def register_loss(name: str, made: Thing | None = None) -> Any:
     return _registered(Kind.LOSSES, name, made)
 
 
-def register_metric(name: str, made: Thing | None = None) -> Any:
-    """Let studies say `evaluate: {metrics: [NAME]}`, and comparisons `metric: NAME`. Also as a decorator of the class.
-
-    The class says `tasks`, `better` ("higher", "lower" or "near_0"), `low`, `high` and `adds`, the ends of what a case
-    adds; `cases(outputs, targets)` gives what each case adds, (n, numbers), `value(sums)` the metric of their sums.
-    InputError for a name that fedgraft has. The entry points' group is `fedgraft.metrics`.
-    """
-    if name in TABLE:
-        raise InputError(f"fedgraft has a metric {name!r} itself.", fix="Call yours something else.")
-    return _registered(Kind.METRICS, name, made)
-
-
 def register_reader(name: str, kind: DataKind) -> DataKind:
     """Let cohorts say `kind: NAME`. A `fedgraft.client.data.kinds.Kind` says what reads such data, and what keys apply.
 
@@ -91,6 +79,18 @@ def register_method(name: str, method: Thing | None = None) -> Any:
     if name in presets():
         raise InputError(f"fedgraft has a method {name!r} itself.", fix="Call yours something else.")
     return _registered(Kind.METHODS, name, method)
+
+
+def register_metric(name: str, made: Thing | None = None) -> Any:
+    """Let studies say `evaluate: {metrics: [NAME]}`, and comparisons `metric: NAME`. Also as a decorator of the class.
+
+    The class says `tasks`, `better` ("higher", "lower" or "near_0"), `low`, `high` and `adds`, the ends of what a case
+    adds; `cases(outputs, targets)` gives what each case adds, (n, numbers), `value(sums)` the metric of their sums.
+    InputError for a name that fedgraft has. The entry points' group is `fedgraft.metrics`.
+    """
+    if name in TABLE:
+        raise InputError(f"fedgraft has a metric {name!r} itself.", fix="Call yours something else.")
+    return _registered(Kind.METRICS, name, made)
 
 
 def _registered(kind: Kind, name: str, thing: Thing | None) -> Any:

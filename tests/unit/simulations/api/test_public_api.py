@@ -22,8 +22,8 @@ SIGNATURES = {
     "load_plugin": "(place)",
     "register_backbone": "(name, factory=None)",
     "register_loss": "(name, made=None)",
-    "register_metric": "(name, made=None)",
     "register_method": "(name, method=None)",
+    "register_metric": "(name, made=None)",
     "register_reader": "(name, kind)",
 }
 MEMBERS = {
