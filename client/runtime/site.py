@@ -27,7 +27,7 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import ENDS, FedgraftError
 from fedgraft.common.methods.memory.carried import up_shapes
-from fedgraft.common.metrics.sums.task_metrics import TaskSums
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, arrays_of
 from fedgraft.common.privacy.accountant import Spend
 from fedgraft.common.protocol.instructions import Answer, Arrays, Code, Greeting, Instruction, Refusal, Update
 from fedgraft.common.protocol.routing import privacy_request, requires_source
@@ -200,7 +200,7 @@ class Site:
             if TENSORS in turn.accepted.parts:
                 summands[TENSORS] = tensor_summands(update, turn.stage, self._place.local_model.tags)
             if METRICS in turn.accepted.parts and metrics:
-                own = metric_summands(metrics, update.train, self._study.evaluate.floor)
+                own = metric_summands(metrics, update.train, self._study.evaluate.floor, self._study)
                 summands[METRICS] = replace(own, arrays=brought_in(own.arrays, len(groups.parts[METRICS])))
             received = self._place.local_model.digests.of(self._place.received.everything)
             try:
@@ -215,7 +215,7 @@ class Site:
             return replace(sealed, spent=update.spent)
         if not self._shows_metrics:
             return update
-        return replace(update, metrics={task: sums.arrays() for task, sums in metrics.items()})
+        return replace(update, metrics={task: arrays_of(sums) for task, sums in metrics.items()})
 
     @property
     def _shows_metrics(self) -> bool:

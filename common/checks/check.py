@@ -11,6 +11,7 @@ from fedgraft.common.checks.faults.check_ensemble import check_calibration, chec
 from fedgraft.common.checks.faults.check_length import check_length
 from fedgraft.common.checks.faults.check_losses import check_losses
 from fedgraft.common.checks.faults.check_methods import check_methods
+from fedgraft.common.checks.faults.check_metrics import check_metrics
 from fedgraft.common.checks.faults.check_ood import check_ood
 from fedgraft.common.checks.faults.check_source import check_source
 from fedgraft.common.checks.faults.check_stopping import check_stopping
@@ -98,6 +99,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
     if study.evaluate.operating_point is not None:
         faults += _operating_point(study)
+    faults += check_metrics(study)
     faults += check_source(study)
     faults += check_clusters(study, study.clusters, tags) if study.clusters is not None else []
     faults += check_ood(study, tags)

@@ -11,8 +11,8 @@ from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.adapter_words import mean_of_adapters
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.check_input import input_faults
+from fedgraft.common.checks.check_plugins import check_plugins
 from fedgraft.common.checks.faults.check_methods import check_memory
-from fedgraft.common.checks.faults.check_plugins import check_plugins
 from fedgraft.common.checks.local_work import describe_local
 from fedgraft.common.checks.sums_in_words import solved, sums
 from fedgraft.common.methods.memory.carried import methods_of

@@ -6,7 +6,9 @@ from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.stages.aggregates import Newton, Ridge, Temper
 
 MEASURED = {"base_models": "each base model", "answers": "the heads' answers"}
+"""What losses at each temperature are of."""
 CASES = {"train": "training cases", "val": "validation cases"}
+"""Cases of a split."""
 SOLVED = {
     "moments": "the mean and covariance of features, for later stages",
     "threshold": "from where on an image counts as unlike the sites' own, which goes out with the model",

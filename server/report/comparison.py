@@ -12,6 +12,7 @@ from markupsafe import Markup
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json, write_atomic
 from fedgraft.common.metrics.support import TOO_FEW
+from fedgraft.common.metrics.table import title
 from fedgraft.server.report import comparison_plots as plots
 from fedgraft.server.report.comparison_remarks import remarks
 from fedgraft.server.report.history import (
@@ -30,8 +31,6 @@ from fedgraft.server.report.tables import (
     duration,
     whole,
 )
-
-_WORDS = {"auroc": "AUROC", "brier": "Brier score"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def _name(row: Row) -> str:
 
 
 def _metric(name: str) -> str:
-    return _WORDS.get(name, name.replace("_", " "))
+    return title(name)
 
 
 def _figure(value: object, *, signed: bool = False) -> str:

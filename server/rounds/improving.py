@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedgraft.common.metrics.sums.task_metrics import HeadlineMetrics, headline_metrics
+from fedgraft.common.metrics.shown import shown
+from fedgraft.common.metrics.table import Metric, title
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study
 
@@ -30,25 +31,27 @@ def still_improving(study: Study, rows: Sequence[Row]) -> list[str]:
         for stage in study.plan
         if isinstance(stage.local, Gradient) and stage.early_stopping is None
         for task in study.tasks
-        for sentence in _told(stage.name, task.name, headline_metrics(task), rows)
+        for sentence in _told(stage.name, task.name, shown(study, task.name).first, rows)
     ]
 
 
-def _told(stage: str, task: str, told: HeadlineMetrics, rows: Sequence[Row]) -> Iterator[str]:
-    figures = list(_figures(rows, stage, task, told.first))
+def _told(stage: str, task: str, metric: Metric, rows: Sequence[Row]) -> Iterator[str]:
+    figures = list(_figures(rows, stage, task, metric.name))
     quarter = max(2, len(figures) // 4)
     if len(figures) < 2 * quarter:
         return
-    sign = -1 if told.lower_is_better else 1
-    values = sign * np.array([value for _, value in figures])
+    reached = np.array([value for _, value in figures])
+    values = np.array([metric.goodness(float(value)) for value in reached])
     last, before = float(values[-quarter:].mean()), float(values[-2 * quarter : -quarter].mean())
-    least = _LEAST if sign > 0 else _LEAST_SHARE * abs(before)
+    least = _LEAST if metric.high == 1 else _LEAST_SHARE * abs(before)
     if values[-quarter:].max() < values.max() or last - before < least:
         return
+    was, now = reached[-2 * quarter : -quarter].mean(), reached[-quarter:].mean()
+    first, latest = _span(figures[-2 * quarter : -quarter]), _span(figures[-quarter:])
     yield (
-        f"{task} was still improving when stage {stage} ended: {told.first.replace('_', ' ')} on validation went from "
-        f"{sign * before:.3f} (rounds {_span(figures[-2 * quarter : -quarter])}) to {sign * last:.3f} (rounds "
-        f"{_span(figures[-quarter:])}). More rounds may give more; early_stopping ends a stage when they no longer do."
+        f"{task} was still improving when stage {stage} ended: {title(metric.name)} on validation went from {was:.3f} "
+        f"(rounds {first}) to {now:.3f} (rounds {latest}). More rounds may give more; early_stopping ends a stage when "
+        "they no longer do."
     )
 
 

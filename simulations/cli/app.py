@@ -31,7 +31,7 @@ def study_check(study_file: StudyFile, set_: Sets = None, _plugin: Plugins = Non
 @study.command("show")
 def study_show(study_file: StudyFile, set_: Sets = None, _plugin: Plugins = None) -> None:
     """The study with its method expanded to stages and all defaults written out."""
-    from fedgraft.common.checks.faults.check_plugins import read_pinned
+    from fedgraft.common.checks.check_plugins import read_pinned
 
     typer.echo(read_pinned(study_file, tuple(set_ or ()))[0].to_yaml(), nl=False)
 
@@ -116,7 +116,7 @@ def privacy_audit(
     _plugin: Plugins = None,
 ) -> None:
     """Attack a study: what it claims of privacy, tried on the code that sites run. Exit code 1 if a claim fails."""
-    from fedgraft.common.checks.faults.check_plugins import read_pinned
+    from fedgraft.common.checks.check_plugins import read_pinned
     from fedgraft.simulations.audit.command import audit
 
     found, _ = read_pinned(study_file, tuple(set_ or ()))
@@ -124,8 +124,8 @@ def privacy_audit(
 
 
 def _checked(study_file: Path, set_: list[str] | None) -> tuple[Study, str]:
+    from fedgraft.common.checks.check_plugins import read_pinned
     from fedgraft.common.checks.explain import check_study
-    from fedgraft.common.checks.faults.check_plugins import read_pinned
 
     found, _ = read_pinned(study_file, tuple(set_ or ()))
     check_study(found, str(study_file))

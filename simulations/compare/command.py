@@ -25,8 +25,9 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
-from fedgraft.common.checks.faults.check_plugins import read_pinned
+from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.config.config_files import describe
+from fedgraft.common.metrics.table import title
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.study import Study, locate
 from fedgraft.common.study.tasks import Task
@@ -201,7 +202,7 @@ def show(folder: Path) -> None:
 
 def _show(result: dict[str, Any], page: Path) -> None:
     for question in result["questions"]:
-        metric = question["metric"].upper() if question["metric"] == "auroc" else question["metric"].replace("_", " ")
+        metric = title(question["metric"])
         table = Table(
             Column("arm", no_wrap=True),  # a name that is cut is not found again
             f"macro {metric}",

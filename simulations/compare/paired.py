@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedgraft.simulations.compare.bootstrap import LOWER_IS_BETTER, Floats, Replicate, across, over_replicates
+from fedgraft.common.metrics.plugged import metric_named
+from fedgraft.simulations.compare.bootstrap import Floats, Replicate, across, over_replicates
 
 Drawn = dict[Replicate, dict[str, Floats]]
 """By replicate and site the metric: the estimate first, then its bootstrap draws."""
@@ -32,7 +33,7 @@ def against_control(
     `drawn` are those of one number of cases, by arm. None for a control, or where no control was measured. Clear is a
     difference whose 95 % interval is on the right side of 0.
     """
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = metric_named(metric).goodness(1.0)
     there = {name: value for name in controls if (value := _value(drawn[name])) is not None}
     if arm in controls or not there:
         return None

@@ -18,10 +18,10 @@ from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.methods.presets import presets
 from fedgraft.common.study.model_spec import ENSEMBLE, Model
 from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.compare.comparable import metric_faults
 from fedgraft.simulations.compare.work import preset
 
 Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
-Metric = Literal["auroc", "accuracy", "balanced_accuracy", "brier"]
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
 _NONE: Mapping[str, Study] = MappingProxyType({})
 ARM = "arm:"
@@ -179,8 +179,8 @@ class Question(Value):
     """The arm that all others are held against."""
     task: str | None = None
     """The task that is measured; the first if absent."""
-    metric: Metric = "auroc"
-    """What is measured."""
+    metric: str = "auroc"
+    """What is measured: auroc, accuracy, balanced_accuracy, brier, or a plug-in's metric of classes."""
     cases: tuple[Annotated[int, Field(ge=1)], ...] = ()
     shots: tuple[Annotated[int, Field(ge=1)], ...] = ()
     draws: Annotated[int, Field(ge=1)] = 5
@@ -212,6 +212,7 @@ class Question(Value):
         for one in self.expect:
             if one.cases is not None and one.cases not in self.sizes:
                 faults.append(f"expect: {one.cases} is not among the cases or shots")
+        faults += metric_faults(self.metric)
         faults += self._few() if self.shots else []
         if faults:
             raise ValueError("; ".join(faults))

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.base.errors import RunError
+from fedgraft.common.metrics.plugged import metric_named
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.support import TOO_FEW, Support, support
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.amount import seeds_to_decide
 from fedgraft.simulations.compare.arm_plans import arm_plans
 from fedgraft.simulations.compare.bootstrap import (
-    LOWER_IS_BETTER,
     Interval,
     Replicate,
     across,
@@ -26,13 +26,12 @@ from fedgraft.simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
+from fedgraft.simulations.compare.comparable import OWN
 from fedgraft.simulations.compare.gains import alone_in, gains
 from fedgraft.simulations.compare.paired import Drawn, against_control, differences
 from fedgraft.simulations.compare.question import Expectation, Question
 from fedgraft.simulations.compare.running.cells import Cell, CellOutcome, outcome
 from fedgraft.simulations.compare.running.models import MERGED, Answers, Found
-
-METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
                         adjusted[group.arm],
                         question.margin,
                         seeds=group.seeds,
-                        lower_is_better=question.metric in LOWER_IS_BETTER,
+                        lower_is_better=metric_named(question.metric).better == "lower",
                     )
                     if row["enough"]
                     else TOO_FEW,
@@ -131,7 +130,7 @@ def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
                 for site, tasks in sorted(sites.items()):
                     for task, answers in sorted(tasks.items()):
                         stated = _stated(question)
-                        values = {name: _value(name, answers) if name in stated else None for name in METRICS}
+                        values = {name: _value(name, answers) if name in stated else None for name in _all(question)}
                         yield {
                             "question": question.name,
                             "arm": group.arm,
@@ -149,7 +148,7 @@ def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
 def _row(group: Group, task: str, drawn: Drawn, question: Question, floor: int) -> dict[str, Any]:
     macro = {replicate: across(list(sites.values()), "macro") for replicate, sites in drawn.items() if sites}
     # What is worst of a metric that should be low is not shown: sites with few cases would decide it.
-    lowest = {} if question.metric in LOWER_IS_BETTER else drawn
+    lowest = drawn if metric_named(question.metric).better == "higher" else {}
     worst = {replicate: across(list(sites.values()), "worst") for replicate, sites in lowest.items() if sites}
     counted = [_counted(ended.found, task) for ended in group.outcomes.values()]
     sites = {
@@ -178,7 +177,11 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question, floor: int) 
 
 def _stated(question: Question) -> tuple[str, ...]:
     """Metrics that can be given: scores of several models, one for each draw of shots, make no AUROC."""
-    return tuple(name for name in METRICS if name != "auroc" or not question.shots)
+    return tuple(name for name in _all(question) if name != "auroc" or not question.shots)
+
+
+def _all(question: Question) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*OWN, question.metric)))
 
 
 def _draw(group: Group, task: str, name: str, floor: int) -> Drawn:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         register_backbone,
         register_loss,
         register_method,
+        register_metric,
         register_reader,
     )
     from fedgraft.simulations.api.runs import Run, load_run
@@ -57,6 +58,7 @@ _PLACES = {
     "register_backbone": "simulations.api.plugins",
     "register_loss": "simulations.api.plugins",
     "register_method": "simulations.api.plugins",
+    "register_metric": "simulations.api.plugins",
     "register_reader": "simulations.api.plugins",
     "resume": "simulations.api.simulate",
     "simulate": "simulations.api.simulate",
@@ -76,6 +78,7 @@ __all__ = [  # noqa: RUF022 - the order in which they are used
     "register_backbone",
     "register_loss",
     "register_method",
+    "register_metric",
     "register_reader",
     "Run",
     "Comparison",

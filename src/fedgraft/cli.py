@@ -92,6 +92,23 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 @app.command(
     rich_help_panel=_RUN,
     epilog=examples(
+        "fedgraft init my_images",
+        "fedgraft init cases.csv --out first",
+    ),
+)
+def init(
+    folder: Annotated[Path, typer.Argument(help="Your data: a folder, or a .csv or .npz file.")],
+    out: Annotated[Path, typer.Option(help="Where study.yaml and hospitals.yaml go.")] = Path(),
+) -> None:
+    """Look at your data, and write a first study and scenario that run. Nothing is overwritten."""
+    from fedgraft.simulations.starting.command import init as carry_out
+
+    carry_out(folder, out)
+
+
+@app.command(
+    rich_help_panel=_RUN,
+    epilog=examples(
         "fedgraft compare quickstart --arm study --arm local --arm pooled --seeds 3",
     ),
 )

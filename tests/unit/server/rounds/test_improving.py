@@ -35,7 +35,7 @@ RISES = (0.5, 0.60, 0.62, 0.70, 0.74, 0.78, 0.80, 0.83, 0.85)
 
 def test_what_still_rises_is_told_with_its_rounds() -> None:
     (told,) = still_improving(study(CLASSES), rows("auroc", *RISES))
-    assert told.startswith("t was still improving when stage train ended: auroc on validation went from 0.790 (rounds")
+    assert told.startswith("t was still improving when stage train ended: AUROC on validation went from 0.790 (rounds")
     assert "(rounds 5 to 6) to 0.840 (rounds 7 to 8)" in told
     assert "early_stopping" in told
 

@@ -23,6 +23,7 @@ SIGNATURES = {
     "register_backbone": "(name, factory=None)",
     "register_loss": "(name, made=None)",
     "register_method": "(name, method=None)",
+    "register_metric": "(name, made=None)",
     "register_reader": "(name, kind)",
 }
 MEMBERS = {
