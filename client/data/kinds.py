@@ -59,7 +59,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "dicom": Kind(
         f"{_READERS}.dicom:DicomReader",
-        keys=_OF_IMAGES | {"window", "accept"},
+        keys=_OF_IMAGES | {"window", "accept", "mask_segmentations", "segment_labels"},
         joins=("patient", "study", "series", "sop", "path"),
         names_patients=True,
     ),

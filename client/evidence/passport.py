@@ -66,7 +66,7 @@ def _egress(statement: Statement) -> dict[str, Any]:
         own["messages"] += 1
         own["bytes"] += _size(entry)
     first, last = statement.sent[0], statement.sent[-1]
-    grounds = sorted({entry.why for entry in statement.sent})
+    grounds = sorted({ground for entry in statement.sent for ground in entry.why.split("; ")})
     marks = {"first": {"seq": first.seq, "hash": first.hash}, "last": {"seq": last.seq, "hash": last.hash}}
     return {"kinds": dict(sorted(kinds.items())), "grounds": grounds, **marks}
 

@@ -72,7 +72,7 @@ def passport_in_words(document: Document) -> list[str]:
     head, egress = document.head(), document.content("egress")
     study, code, ledger = (document.content(name) for name in ("study", "code", "ledger"))
     lines = [
-        f"Passport of site {head.site} for study {study['name']} ({head.study}), made {head.made} UTC",
+        f"Passport of site {head.site} for study {study['name']} ({head.study}), made {head.made}",
         f"Approved at the site: {study['approved'] or 'not on record'}",
         f"Code: fedgraft {code['fedgraft']}, digest {code['digest'][:12]}; plug-ins: {_pairs(code['plugins'])}",
         "What left:",

@@ -9,23 +9,24 @@ from typing import Annotated, Literal
 import typer
 
 from fedgraft.client.cli.app import app as site
+from fedgraft.client.cli.passport_app import app as passport
 from fedgraft.common.base.console.command_line import command_group, examples, run_command
 from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
 from fedgraft.server.cli.app import app as server
-from fedgraft.simulations.cli.app import privacy, study
+from fedgraft.simulations.cli.app import poc, privacy, study
 
 set_switches()
 
 app = command_group("Federated transfer learning for medical imaging across hospitals.")
-data = command_group("Phantom hospitals.")
+data = command_group("Phantom hospitals, and public data as hospitals.")
 weights = command_group("Pretrained weights: train, import, look at, verify.")
-passport = command_group("Signed evidence of hospitals about a run.")
 _RUN, _PLAN, _USE, _DEPLOY = "Run on this machine", "Before a run", "Use what came out", "Run at real hospitals"
 app.add_typer(study, name="study", rich_help_panel=_PLAN)
 app.add_typer(privacy, name="privacy", rich_help_panel=_PLAN)
 app.add_typer(weights, name="weights", rich_help_panel=_PLAN)
 app.add_typer(data, name="data", rich_help_panel=_PLAN)
+app.add_typer(poc, name="poc", rich_help_panel=_DEPLOY)
 app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
@@ -156,6 +157,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     epilog=examples(
         "fedgraft predict runs/one images --out said --heat cam",
         "fedgraft predict runs/one images --out said --site runs/one/sites/north",
+        "fedgraft predict runs/one images --out said --dicom sr --dicom seg",
     ),
 )
 def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
@@ -168,13 +170,14 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
     accept: Annotated[list[str] | None, typer.Option(help="A kind of derived DICOM objects to use as well.")] = None,
+    dicom: Annotated[list[str] | None, typer.Option(help="Objects: seg of masks, sr of answers, sc of maps.")] = None,
     _plugin: Plugins = None,
 ) -> None:
     """What a model says of the images in a folder or of a table's rows, as a table, and where it looks."""
-    from fedgraft.client.inference.command import PredictRequest
-    from fedgraft.client.inference.command import predict as carry_out
+    from fedgraft.client.inference import command
 
-    carry_out(PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, tuple(accept or ())))
+    more = tuple(accept or ()), tuple(dicom or ())
+    command.predict(command.PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, *more))
 
 
 @app.command(
@@ -210,6 +213,20 @@ def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
 
 
 @app.command(
+    rich_help_panel=_USE,
+    epilog=examples(
+        "fedgraft dossier runs/one",
+    ),
+)
+def dossier(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Write model card, data-flow sheet, facts for a DPIA and technical files from a run, and what is missing."""
+    from fedgraft.server.dossier.write import write_dossier
+
+    for path in write_dossier(run):
+        typer.echo(path)
+
+
+@app.command(
     rich_help_panel=_RUN,
     epilog=examples(
         "fedgraft doctor --json",
@@ -222,19 +239,6 @@ def doctor(as_json: AsJson = False) -> None:
     commands.doctor(as_json=as_json)
 
 
-@passport.command("verify")
-def passport_verify(
-    files: Annotated[list[Path], typer.Argument(help="Passports, as `fedgraft site passport` wrote them.")],
-    fingerprint: Annotated[
-        list[str] | None, typer.Option(help="NAME=FINGERPRINT: the key that a site's people told you.")
-    ] = None,
-) -> int:
-    """Check that passports are as their sites signed them, and say which part is not."""
-    from fedgraft.common.evidence.passport import verify_passports
-
-    return verify_passports(files, fingerprint or ())
-
-
 @data.command("make")
 def data_make(
     scenario: Annotated[str, typer.Argument(help="A scenario file, or the name of one that ships.")],
@@ -244,6 +248,19 @@ def data_make(
     from fedgraft.simulations.cli import commands
 
     commands.make_data(scenario, out)
+
+
+@data.command("convert", epilog=examples("fedgraft data convert uci-heart downloads/heart --out data/heart-disease"))
+def data_convert(
+    kind: Annotated[str, typer.Argument(help="nih-cxr14, kermany, uci-heart, medmnist or flamby-heart.")],
+    source: Annotated[Path, typer.Argument(help="The folder that was unpacked, or for medmnist the .npz file.")],
+    out: Annotated[Path, typer.Option(help="Where the tables and images go; X-rays can be added to others.")],
+    size: Annotated[int, typer.Option(min=16, help="Longest side of the images, in pixels.")] = 128,
+) -> None:
+    """Bring public data into the form that the shipped comparisons read. Nothing is downloaded."""
+    from fedgraft.simulations.real_data.convert.command import convert
+
+    convert(kind, source, out, size)
 
 
 @weights.command("list")
