@@ -69,7 +69,7 @@ def files_of(spec: CohortSpec) -> Found:
     try:
         spec.root.stat()
     except OSError as error:
-        fix = "Check `root` of the site's cohort, and that this account may read it."
+        fix = "Check the path in the site's cohort, `root`, and that this account may look there."
         raise DataError(f"{spec.root}: cannot be read: {error.strerror}.", fix=fix) from None
     return Found([spec.root])
 
