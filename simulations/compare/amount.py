@@ -40,7 +40,7 @@ def work_of(study: Study, against: Study) -> dict[str, Any]:
     parts = [f"{passes:g} passes over each site's cases"] * (passes > 0) + [f"{cases:,.0f} cases in steps"] * (
         cases > 0
     )
-    times = None
+    times = 1.0 if passes + cases + others + their_cases == 0 else None
     if passes * their_cases == cases * others == 0 and (others or their_cases):
         times = (passes or cases) / (others or their_cases)
     words = " and ".join(parts) or "no gradient"

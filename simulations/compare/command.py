@@ -40,6 +40,7 @@ from fedgraft.simulations.compare.running.progress import time_left
 from fedgraft.simulations.engines.run import check_hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import Scenario, find_scenario
+from fedgraft.simulations.real_data.places import AbsentData
 
 SCHEMA = 1
 
@@ -103,7 +104,7 @@ def carry_out(
         "questions": [],
     }
     rows: list[dict[str, Any]] = []
-    for question in comparison.questions:
+    for question in (one for one in comparison.questions if one.name in todo):
         found = groups(todo[question.name], out / "cells")
         result["questions"].append(answered(question, study, found) | {"scenario": where[question.name]})
         rows += lines(question, found)
@@ -153,8 +154,12 @@ def _at(question: Question, cases: tuple[int, ...]) -> Question:
 def _cells(
     study: Study, comparison: Questions, asked: CompareRequest, shipped: str | None
 ) -> tuple[dict[str, list[Cell]], dict[str, str], bool]:
-    """By question its cells, all of them checked, and its scenario; and whether any hospital is made up."""
-    found, where, synthetic, looked_at = {}, dict[str, str](), False, list[tuple[Scenario, InputSpec]]()
+    """By question its cells, all of them checked, and its scenario; and whether any hospital is made up.
+
+    A question whose data are not on this machine is left out with a word, unless it is asked for by name or alone.
+    """
+    found, where = dict[str, list[Cell]](), dict[str, str]()
+    synthetic, looked_at = False, list[tuple[Scenario, InputSpec]]()
     for question in comparison.questions:
         task = study.tasks_by_name.get(question.task or study.tasks[0].name)
         if task is not None and not isinstance(task, Task):
@@ -167,8 +172,14 @@ def _cells(
             raise InputError(f"{asked.study} names no scenario.", fix="Say which hospitals to use: --scenario FILE.")
         base = locate(asked.study).parent if asked.scenario is None else Path()
         scenario = find_scenario(name, base)
+        try:
+            hospitals, seeds = hospitals_of(scenario), _seeds(comparison, asked, question)
+        except AbsentData as absent:
+            if asked.only or (question is comparison.questions[-1] and not found):
+                raise
+            ERR.print(f"Question {question.name} is left out. {absent}", highlight=False, markup=False)
+            continue
         synthetic, where[question.name] = synthetic or scenario.synthetic, scenario.name
-        hospitals, seeds = hospitals_of(scenario), _seeds(comparison, asked, question)
         asks = changed(study.model_dump(mode="json"), question.keys, f"{asked.study}, question {question.name}")
         if (scenario, asks.input) not in looked_at:  # another input reads other columns
             looked_at.append((scenario, asks.input))

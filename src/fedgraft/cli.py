@@ -19,7 +19,7 @@ from fedgraft.simulations.cli.app import privacy, study
 set_switches()
 
 app = command_group("Federated transfer learning for medical imaging across hospitals.")
-data = command_group("Phantom hospitals.")
+data = command_group("Phantom hospitals, and public data as hospitals.")
 weights = command_group("Pretrained weights: train, import, look at, verify.")
 _RUN, _PLAN, _USE, _DEPLOY = "Run on this machine", "Before a run", "Use what came out", "Run at real hospitals"
 app.add_typer(study, name="study", rich_help_panel=_PLAN)
@@ -87,6 +87,23 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         commands.engine(engine, workers, threads),
         as_json=as_json,
     )
+
+
+@app.command(
+    rich_help_panel=_RUN,
+    epilog=examples(
+        "fedgraft init my_images",
+        "fedgraft init cases.csv --out first",
+    ),
+)
+def init(
+    folder: Annotated[Path, typer.Argument(help="Your data: a folder, or a .csv or .npz file.")],
+    out: Annotated[Path, typer.Option(help="Where study.yaml and hospitals.yaml go.")] = Path(),
+) -> None:
+    """Look at your data, and write a first study and scenario that run. Nothing is overwritten."""
+    from fedgraft.simulations.starting.command import init as carry_out
+
+    carry_out(folder, out)
 
 
 @app.command(
@@ -228,6 +245,19 @@ def data_make(
     from fedgraft.simulations.cli import commands
 
     commands.make_data(scenario, out)
+
+
+@data.command("convert", epilog=examples("fedgraft data convert uci-heart downloads/heart --out data/heart-disease"))
+def data_convert(
+    kind: Annotated[str, typer.Argument(help="nih-cxr14, kermany, uci-heart, medmnist or flamby-heart.")],
+    source: Annotated[Path, typer.Argument(help="The folder that was unpacked, or for medmnist the .npz file.")],
+    out: Annotated[Path, typer.Option(help="Where the tables and images go; X-rays can be added to others.")],
+    size: Annotated[int, typer.Option(min=16, help="Longest side of the images, in pixels.")] = 128,
+) -> None:
+    """Bring public data into the form that the shipped comparisons read. Nothing is downloaded."""
+    from fedgraft.simulations.real_data.convert.command import convert
+
+    convert(kind, source, out, size)
 
 
 @weights.command("list")

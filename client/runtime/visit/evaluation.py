@@ -21,7 +21,11 @@ def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) 
     """
     if turn.evaluate is None or not shows:
         return {}
-    found = predict(place, turn, local_state, passes=turn.accepted is not None)
+    return counted(place, predict(place, turn, local_state, passes=turn.accepted is not None))
+
+
+def counted(place: Workplace, found: Predictions) -> dict[str, TaskSums]:
+    """Metric sums by task, those of the study's plug-ins among them."""
     sums, asked = summed(place.local_model, found), place.study.evaluate.metrics
     if not asked:
         return sums

@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from fedgraft.client.runtime.visit.admission import Turn
+from fedgraft.client.runtime.visit.evaluation import counted
 from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.runtime.visit.workplace import Workplace
-from fedgraft.client.training.model.evaluate import predictions, summed
+from fedgraft.client.training.model.evaluate import predictions
 from fedgraft.common.base.errors import ENDS
 from fedgraft.common.base.files import read_sealed, sealed, write_json
 from fedgraft.common.methods.memory.carried import in_place
 from fedgraft.common.methods.memory.method import Ground
+from fedgraft.common.metrics.plugged import values_of
 from fedgraft.common.metrics.shown import shown
-from fedgraft.common.metrics.table import TABLE, Metric
+from fedgraft.common.metrics.table import Metric
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import Tags, forms_of
 from fedgraft.common.study.study import Study
@@ -57,16 +59,16 @@ class Personal:
         entries = self.before(turn.exchange)
         if not entries:
             return
-        asked = _judged_by(place.study)
         try:
             place.answering(turn.before, local_state)
-            common = _figure(place, asked, place.used)
-            mine = _figure(place, asked, place.used | entries)
+            common = _figure(place, place.used)
+            mine = _figure(place, place.used | entries)
         except ENDS:
             raise
         except BaseException:  # what goes wrong with the one model is no reason that anybody hears of
             log.exception("the site's own model could not be tried, and is not used")
             common, mine = None, None
+        asked = _headline(place.study)
         better = common is not None and mine is not None and asked.goodness(mine) > asked.goodness(common)
         figures = {"metric": asked.name, "own": mine, "common": common, "cases": len(place.loader.labelled("val"))}
         write_json(self._folder / _CHOICE, sealed({"uses_own": better, **figures}), private=True)
@@ -90,14 +92,14 @@ def kept_at_the_end(kept: Path, study: Study, tags: Tags, state: Arrays) -> dict
     return keeps | {key: array for key, array in Personal(kept).chosen().items() if key in tags}
 
 
-def _judged_by(study: Study) -> Metric:
-    """The first task's headline, or the first of what is shown beside it that needs no plug-in."""
-    return next(metric for metric in shown(study, study.tasks[0].name).metrics if metric.name in TABLE)
+def _headline(study: Study) -> Metric:
+    return shown(study, study.tasks[0].name).first
 
 
-def _figure(place: Workplace, asked: Metric, entries: Arrays) -> float | None:
+def _figure(place: Workplace, entries: Arrays) -> float | None:
     """The first task's figure on the validation cases."""
     place.local_model.load(entries)
-    sums = summed(place.local_model, predictions(place.local_model, place.loader, "val", passes=True))
-    value = sums[place.study.tasks[0].name].values().get(asked.name)
+    task = place.study.tasks[0]
+    sums = counted(place, predictions(place.local_model, place.loader, "val", passes=True))
+    value = values_of(sums[task.name]).get(_headline(place.study).name)
     return None if value is None or not np.isfinite(value) else float(value)

@@ -13,8 +13,8 @@ import pytest
 import fedgraft as fg
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import load_tensors
+from fedgraft.common.checks.check_plugins import pinned
 from fedgraft.common.checks.explain import check_study, explain
-from fedgraft.common.checks.faults.check_plugins import pinned
 from fedgraft.common.study.stages.methods import MethodValue
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.run import OPEN, Hospitals

@@ -37,6 +37,8 @@ def test_unequal_work_is_said_in_numbers(make_study: MakeStudy) -> None:
     assert work_of(odd, fedavg(make_study, 1))["times"] == 2.0
     probe = BUILT_IN["ridge_probe"].apply(study, "x")
     assert work_of(probe, study) == {"words": "no gradient", "times": 0.0}
+    assert work_of(probe, probe) == {"words": "no gradient", "times": 1.0}
+    assert work_of(study, probe) == {"words": "16 passes over each site's cases", "times": None}
     steps = fedavg(make_study, steps=10, batch_size=4)
     assert work_of(steps, study) == {"words": "320 cases in steps", "times": None}
     ahead = BUILT_IN["fomaml"].apply(steps, "x")
