@@ -20,13 +20,16 @@ from fedgraft.client.evidence.first_update import (
     held_out_cases,
 )
 from fedgraft.client.evidence.statement import Statement
+from fedgraft.client.governance.plugins import allowed_to_look
 from fedgraft.client.privacy.ledger.public_counts import coarse
 from fedgraft.client.training.model.evaluate import BATCH
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.model.task_losses import losses_by_case
 from fedgraft.common.base.environment import code_digest, fedgraft_version
+from fedgraft.common.base.errors import InputError
 from fedgraft.common.evidence.audit_sheet import NOT_TESTED
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import load_weights
 from fedgraft.common.study.tasks import Task
 
@@ -35,7 +38,17 @@ _DECIMALS = 2
 
 
 def audit(statement: Statement) -> dict[str, Any]:
-    """What all attacks found, as an audit sheet holds it: figures alone, rounded, and no patient."""
+    """What all attacks found, as an audit sheet holds it: figures alone, rounded, and no patient.
+
+    InputError if the study trains nothing, PolicyError if the policy no longer allows its plug-ins.
+    """
+    if not statement.study.plan:
+        raise InputError(f"{statement.run}: its study trains nothing, so nobody is in the model by it.")
+    with allowed_to_look(statement.config.policy):
+        return _attacked(statement)
+
+
+def _attacked(statement: Statement) -> dict[str, Any]:
     study, config = statement.study, statement.config
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -43,7 +56,8 @@ def audit(statement: Statement) -> dict[str, Any]:
     cohort = load_cohort(config.name, config.cohort, cohort_request(config, study), place_of(config, study.digest))
     local_model = LocalModel(study, torch.device("cpu"))
     loader = Loader(cohort, study.input, local_model.device)
-    local_model.load({key: state[key] for key in local_model.tags})
+    # What only training needs, such as a domain discriminator, is not in the file, and changes no answer.
+    local_model.load(initialise(study).state() | {key: state[key] for key in local_model.tags if key in state})
     rows = list(_membership("the final model", _patients(local_model, loader, cohort)))
     try:
         update = first_update(statement, cohort, local_model)

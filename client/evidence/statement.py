@@ -12,6 +12,7 @@ from typing import Any
 from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.governance.egress import EgressEntry, EgressLog
+from fedgraft.client.governance.plugins import allowed_to_look
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, make_folder, write_atomic, write_json
 from fedgraft.common.config.config_files import read_mapping
@@ -33,13 +34,19 @@ class Statement:
 
     @classmethod
     def of(cls, home: Path | None, run: Path) -> Statement:
-        """InputError if the run has no study, or this site's log tells of nothing that it sent for it."""
+        """InputError if the run has no study, or this site's log tells of nothing that it sent for it.
+
+        PolicyError if the study names code that the site's policy does not list; none of that is run.
+        """
         source = run / "study.yaml"
         if not is_there(source):
             fix = "Give the folder of a finished run, with study.yaml and the model in it."
             raise InputError(f"{run}: has no study.yaml.", fix=fix)
         folder = site_home(home)
-        found = cls(folder, read_site(folder), run, parse_study(read_mapping(source), str(source)))
+        config = read_site(folder)
+        with allowed_to_look(config.policy):
+            study = parse_study(read_mapping(source), str(source))
+        found = cls(folder, config, run, study)
         if not any(entry.kind in _RELEASES for entry in found.sent):
             raise InputError(
                 f"{run}: this site's egress log tells of no update to its study {found.study.digest[:12]}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 
 from conftest import Command
-from fedgraft.common.base.files import read_json
+from fedgraft.client.enrolment.home import Joined, SiteHome
+from fedgraft.common.base.files import read_json, write_json
 from fedgraft.common.evidence.passport import PARTS, passport_faults
 from fedgraft.common.evidence.signed_parts import Document, parse_document, read_document, signed_document
-from fedgraft.common.identity.keys import new_node_key, public_pem
+from fedgraft.common.identity.keys import fingerprint, new_node_key, private_pem, public_pem
+from fedgraft.server.provisioning.home import Enrolled, ServerHome
 
 Change = Callable[[list[dict[str, Any]]], object]
 
@@ -142,3 +145,35 @@ def test_in_a_consortium_only_the_sites_own_key_counts(
     for keys in ({"east": public_pem(new_node_key()).decode()}, {"north": own}, {}):
         with pytest.raises(InputError, match="not signed with the key that east has"):
             collect_passport(runs[True], passport, keys)
+
+
+def test_a_site_that_joined_signs_with_its_key_and_the_coordinator_takes_no_other(
+    runs: dict[bool, Path], command: Command, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(runs[False], tmp_path / "deployed"))
+    site, server, key = SiteHome(run / "sites" / "east"), ServerHome(tmp_path / "server"), new_node_key()
+    site.node_file.write_bytes(private_pem(key))
+    site.write_joined(Joined(consortium="trial", site="east", host="localhost", port=8443))
+    code, out, err = command("site", "passport", run, "--home", site.path, "--out", "east.json")
+    assert code == 0, err
+    assert fingerprint(public_pem(key).decode()) in out
+    assert read_document(Path("east.json")).head().identity == "consortium"
+    write_json(run / "deployment.json", {})
+    server.path.mkdir()
+    for enrolled, expected in ((new_node_key(), 2), (key, 0)):
+        server.write_sites({"east": Enrolled(node=public_pem(enrolled).decode())})
+        code, _, err = command("server", "collect", run, "east.json", "--home", server.path)
+        assert code == expected, err
+        assert (run / "passports" / "east.json").exists() == (code == 0)
+
+
+def test_records_that_do_not_agree_make_no_passport(runs: dict[bool, Path], command: Command, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs[True], tmp_path / "restored"))
+    config = json.loads((run / "sites/east/site.json").read_text())
+    (run / "sites/east/site.json").write_text(json.dumps(config | {"state": str(run / "sites/east")}))
+    log = run / "sites/east/egress.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    code, _, err = command("site", "passport", run, "--home", run / "sites/east", "--out", "east.json")
+    assert code == 2
+    assert "older copy" in err
+    assert not Path("east.json").exists()
