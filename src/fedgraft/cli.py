@@ -250,7 +250,7 @@ def data_make(
     commands.make_data(scenario, out)
 
 
-@data.command("convert", epilog=examples("fedgraft data convert uci-heart downloads/heart --out data/heart-disease"))
+@data.command("convert")
 def data_convert(
     kind: Annotated[str, typer.Argument(help="nih-cxr14, kermany, uci-heart, medmnist or flamby-heart.")],
     source: Annotated[Path, typer.Argument(help="The folder that was unpacked, or for medmnist the .npz file.")],
