@@ -179,6 +179,18 @@ def audit(
     return audit_run(home, run, as_json=as_json)
 
 
+@app.command("passport")
+def passport(
+    home: Home,
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run that this site trained in.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write it here, to be handed on.")] = None,
+) -> None:
+    """Write a signed file of what this site's records say of a run: what left, at what privacy, attacked how."""
+    from fedgraft.client.cli.evidence_commands import write_passport
+
+    write_passport(home, run, out)
+
+
 @app.command("adapt")
 def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     home: Home,

@@ -15,7 +15,7 @@ import torch
 from fedgraft.client.data.cohorts.cohort import learning_patients
 from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
 from fedgraft.client.governance.about_data import about_data
-from fedgraft.client.governance.approval import approve, is_approved, withdraw
+from fedgraft.client.governance.approval import Approval, approve, is_approved, withdraw
 from fedgraft.client.governance.pending_studies import find_study
 from fedgraft.client.governance.plugins import allowed_to_look, demand_plugins, installed_plugins
 from fedgraft.client.governance.review import in_words, review
@@ -97,7 +97,15 @@ def review_study(folder: Path | None, ref: str, *, as_json: bool) -> None:
 
 
 def approve_study(folder: Path | None, ref: str) -> None:
-    """Record that a study may run here. PolicyError if the site's own policy refuses it."""
+    """Record that a study may run here, and say what that means. PolicyError if the site's own policy refuses it."""
+    content, approval = decide(folder, ref)
+    for line in in_words(content | {"approved": True}):
+        say(line)
+    say(f"\nApproved on {approval.approved}.")
+
+
+def decide(folder: Path | None, ref: str) -> tuple[dict[str, Any], Approval]:
+    """Review a study, and record that it may run here: the review and the record. PolicyError as `approve_study`."""
     home = site_home(folder)
     config = read_site(home)
     with allowed_to_look(config.policy):
@@ -107,10 +115,7 @@ def approve_study(folder: Path | None, ref: str) -> None:
         raise PolicyError(
             f"This site's policy refuses the study {study.name}: {content['refused']}.", fix=str(content["fix"])
         )
-    approval = approve(home, study.digest, study.name)
-    for line in in_words(content | {"approved": True}):
-        say(line)
-    say(f"\nApproved on {approval.approved}.")
+    return content, approve(home, study.digest, study.name)
 
 
 def withdraw_study(folder: Path | None, ref: str) -> None:

@@ -36,7 +36,7 @@ class Kind:
 
     reader: str | Callable[..., Any]
     inputs: tuple[str, ...] = ("image",)
-    keys: frozenset[str] = _OF_IMAGES
+    keys: frozenset[str] = _OF_IMAGES | {"patient_column"}
     joins: tuple[Join, ...] = ("path",)
     """What a row of the labels table can be about; the first if the cohort says another."""
     one_file: bool = False
@@ -59,11 +59,11 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "dicom": Kind(
         f"{_READERS}.dicom:DicomReader",
-        keys=_OF_IMAGES | {"window", "accept"},
+        keys=_OF_IMAGES | {"window", "accept", "mask_segmentations", "segment_labels"},
         joins=("patient", "study", "series", "sop", "path"),
         names_patients=True,
     ),
-    "images": Kind(f"{_READERS}.images:ImageReader", keys=_OF_IMAGES | {"patient_column"}, folder_labels=True),
+    "images": Kind(f"{_READERS}.images:ImageReader", folder_labels=True),
     "nifti": Kind(
         f"{_READERS}.nifti:NiftiReader",
         keys=_OF_IMAGES | {"patient_column", "window", "plane"},

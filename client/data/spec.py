@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -63,6 +64,10 @@ class CohortSpec(Value):
     rest of the folder, which others may share, is passed over and counted."""
     mask_images: Path | None = None
     """Folder with masks of findings as PNG, named as their images are (see `fedgraft.client.data.cohorts.masks`)."""
+    mask_segmentations: Path | None = None
+    """DICOM: folder with masks as DICOM segmentations (SEG), joined by the SOP instance UIDs that they refer to."""
+    segment_labels: dict[str, str] = Field(default={})
+    """DICOM: task to the label of the segment that is its mask; by default the task's own name."""
     label_columns: dict[str, str] = Field(default={})
     """Task to column; by default the task's own name, `diagnosis` or `label`. Of several labels TASK.LABEL to column;
     by default the label's own name."""
@@ -124,6 +129,10 @@ class CohortSpec(Value):
         ]
         if self.patient_column is not None and self.labels is None and not self.what.one_file:
             found.append("patient_column needs `labels`, the table with that column")
+        if self.mask_images is not None and self.mask_segmentations is not None:
+            found.append("give mask_images or mask_segmentations, not both")
+        if self.segment_labels and self.mask_segmentations is None:
+            found.append("segment_labels needs `mask_segmentations`, the folder of segmentations")
         if self.cases == "listed" and self.labels is None:
             found.append("cases: listed needs `labels`, the table that lists them")
         if self.split_column is not None and not self.what.one_file and not (self.labels or self.split_file):
@@ -139,7 +148,7 @@ class CohortSpec(Value):
             return f"a {self.kind} holds its own"
         return f"it is for {', '.join(kinds_with(key))}"
 
-    @property
+    @cached_property
     def what(self) -> Kind:
         """What is to be known of data of this kind."""
         return kind_named(self.kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -62,8 +62,8 @@ class Statement:
         """Where the site keeps its evidence about this study."""
         return self.config.state / "evidence" / self.study.digest[:16]
 
-    def write(self, kind: Kind, parts: Mapping[str, Mapping[str, Any]], lines: list[str]) -> Document:
-        """Sign the parts, and write them as JSON, and the lines for people beside it."""
+    def write(self, kind: Kind, parts: Mapping[str, Mapping[str, Any]], lines: Sequence[str] = ()) -> Document:
+        """Sign the parts, and write them as JSON, and the lines for people beside it, if there are some."""
         key, identity = self._key()
         head = Head(
             kind=kind,
@@ -77,7 +77,8 @@ class Statement:
         document = signed_document(head, parts, key)
         make_folder(self.folder)
         write_json(self.folder / f"{kind}.json", document.plain(), private=True)
-        write_atomic(self.folder / f"{kind}.txt", "".join(f"{line}\n" for line in lines).encode(), private=True)
+        if lines:
+            write_atomic(self.folder / f"{kind}.txt", "".join(f"{line}\n" for line in lines).encode(), private=True)
         return document
 
     def read(self, kind: Kind) -> Document | None:

@@ -15,7 +15,7 @@ from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError, PolicyError
-from fedgraft.common.checks.faults.check_plugins import plugins_of
+from fedgraft.common.checks.check_plugins import plugins_of
 from fedgraft.common.plugins.installed import digest_of, version_of
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import guarded, loaded_digest, providers, version_here

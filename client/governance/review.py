@@ -91,13 +91,19 @@ def review(
             "split": study.evaluate.split,
             "every": study.evaluate.every if study.plan else 0,
             "chosen_on_val": study.evaluate.operating_point is not None,
-            "sums": [what for kind, own in _SUMS.items() if kind in kinds for what in own] if exact else [],
+            "sums": [*(what for kind, own in _SUMS.items() if kind in kinds for what in own), *_of_plugins(study)]
+            if exact
+            else [],
             "once": "" if exact or secure_aggregation else _ONCE.get(config.policy.metrics, ""),
         },
         "cost": _cost(config, verdict),
         "refused": verdict.refused if verdict else "",
         "fix": verdict.fix if verdict else "",
     }
+
+
+def _of_plugins(study: Study) -> list[str]:
+    return [f"sums of what each case adds to {name}" for name in study.evaluate.metrics]
 
 
 def _fewest(config: SiteConfig) -> int:

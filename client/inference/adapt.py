@@ -31,7 +31,7 @@ from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import is_there
-from fedgraft.common.metrics.sums.task_metrics import headline_metrics
+from fedgraft.common.metrics.sums.task_metrics import usual
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.models.weights import find
 from fedgraft.common.study.inputs import SplitSpec
@@ -142,7 +142,7 @@ def _measured(reader: Reader, cohort: Cohort) -> dict[str, dict[str, Any]]:
     found = {}
     for task, sums in evaluate(reader.local_model, loader, "test").items():
         values = sums.values()
-        found[task] = {key: values[key] for key in ("n", *headline_metrics(type(sums)).metrics)}
+        found[task] = {key: values[key] for key in ("n", *usual(sums))}
     return found
 
 

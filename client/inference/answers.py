@@ -17,6 +17,7 @@ from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 
 _HALF, _ROUNDING = 0.5, 1e-9
+Points = Mapping[str, OperatingPoint]
 
 
 def answer_row(reader: Reader, said: Mapping[str, np.ndarray], out: Path, number: int) -> dict[str, str]:
@@ -26,8 +27,7 @@ def answer_row(reader: Reader, said: Mapping[str, np.ndarray], out: Path, number
     """
     row: dict[str, str] = {}
     for task in (*reader.tasks, *reader.others):
-        points = {point.name: point for point in reader.manifest.operating_points.get(task.name, ())}
-        row |= _cells(task, said[task.name], points, out / f"{task.name}/{number:06d}.png")
+        row |= _cells(task, said[task.name], points_of(reader, task.name), out / f"{task.name}/{number:06d}.png")
     return row
 
 
@@ -41,25 +41,40 @@ def thresholds(reader: Reader) -> Iterator[str]:
             )
 
 
-def _cells(task: AnyTask, own: np.ndarray, points: Mapping[str, OperatingPoint], mask: Path) -> dict[str, str]:
+def _cells(task: AnyTask, own: np.ndarray, points: Points, mask: Path) -> dict[str, str]:
     match task:
         case Task():
             shares = {f"{task.name}:{name}": repr(float(share)) for name, share in zip(task.classes, own, strict=True)}
-            chosen = int(own.argmax())
-            if (point := points.get(task.classes[1])) is not None:
-                chosen = int(_is_positive(float(own[1]), point))
-            return {task.name: task.classes[chosen], **shares}
+            return {task.name: chosen_class(task, own, points), **shares}
         case Multilabel():
-            pairs = list(zip(task.labels, own.tolist(), strict=True))
-            yes = "; ".join(name for name, share in pairs if _is_positive(share, points.get(name)))
-            return {task.name: yes, **{f"{task.name}:{name}": repr(share) for name, share in pairs}}
+            shares = {f"{task.name}:{name}": repr(share) for name, share in zip(task.labels, own.tolist(), strict=True)}
+            return {task.name: "; ".join(positive_labels(task, own, points)), **shares}
         case Regression():
             return {f"{task.name} ({task.unit})": repr(float(own))}
         case Segmentation():
-            write_atomic(mask, _png(own), private=True)
+            write_atomic(mask, png(own * np.uint8(255)), private=True)
             return {task.name: f"{mask.parent.name}/{mask.name}"}
         case _:
             assert_never(task)
+
+
+def chosen_class(task: Task, own: np.ndarray, points: Points) -> str:
+    """The class said of a case with probabilities (classes,): the likeliest, or as an operating point has it."""
+    if (point := points.get(task.classes[1])) is not None:
+        return task.classes[int(_is_positive(float(own[1]), point))]
+    return task.classes[int(own.argmax())]
+
+
+def positive_labels(task: Multilabel, own: np.ndarray, points: Points) -> list[str]:
+    """The labels that are said of a case with probabilities (labels,)."""
+    return [
+        name for name, share in zip(task.labels, own.tolist(), strict=True) if _is_positive(share, points.get(name))
+    ]
+
+
+def points_of(reader: Reader, task: str) -> Points:
+    """The operating points of a task, by the class or label that they are of."""
+    return {point.name: point for point in reader.manifest.operating_points.get(task, ())}
 
 
 def _is_positive(share: float, point: OperatingPoint | None) -> bool:
@@ -68,7 +83,8 @@ def _is_positive(share: float, point: OperatingPoint | None) -> bool:
     return float(logit(share)) >= point.log_odds - _ROUNDING
 
 
-def _png(mask: np.ndarray) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels (H, W) or (H, W, 3) uint8 as a PNG file."""
     target = io.BytesIO()
-    Image.fromarray(mask * np.uint8(255)).save(target, format="PNG")
+    Image.fromarray(pixels).save(target, format="PNG")
     return target.getvalue()

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from PIL import Image
 
 from fedgraft.client.data.readers.rows import read_rows
 from fedgraft.client.data.spec import DERIVED
-from fedgraft.client.inference.answers import answer_row, thresholds
+from fedgraft.client.inference.answers import answer_row, png, thresholds
+from fedgraft.client.inference.dicom.kinds import kinds_of
 from fedgraft.client.inference.export import Kind, export
-from fedgraft.client.inference.heat import HEATS
+from fedgraft.client.inference.heat import HEATS, laid_over
 from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import Reader
 from fedgraft.common.base.console.terminal import say
@@ -28,9 +27,10 @@ from fedgraft.common.base.files import make_folder, write_atomic
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.inputs import TableInput
 
+if TYPE_CHECKING:
+    from fedgraft.client.inference.dicom.writing import DicomOut
+
 _BATCH = 64
-_SCALE = 4
-"""Pixels a side that an overlay has for one that the model sees."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class PredictRequest:
     of: str | None = None
     adapt: bool = False
     accept: tuple[str, ...] = ()
+    dicom: tuple[str, ...] = ()
 
 
 def predict(asked: PredictRequest) -> None:
@@ -58,6 +59,7 @@ def predict(asked: PredictRequest) -> None:
         raise InputError(f"No kind of DICOM object is called {unknown[0]!r}; there are: {', '.join(DERIVED)}.")
     demand_place(asked.out)
     reader = Reader(asked.model, asked.site, everything=True)
+    kinds = kinds_of(asked.dicom, reader, heat=bool(asked.heat))
     if isinstance(reader.input, TableInput):
         _predict_table(reader, reader.input, asked)
         return
@@ -70,16 +72,14 @@ def predict(asked: PredictRequest) -> None:
         raise InputError(f"{asked.images}: nothing in it can be used ({reasons}).")
     if asked.adapt:
         reader.adapt(usable)
-    rows: list[dict[str, str]] = []
-    for start in range(0, len(usable), _BATCH):
-        some = usable[start : start + _BATCH]
-        said = reader.answers(reader.loader(some))
-        far = reader.distances(some)
-        maps = _overlays(reader, some, said.get(task, np.zeros(0)), (task, asked), start)
-        for at, (one, drawn) in enumerate(zip(some, maps, strict=True)):
-            row = {"file": one.file, "frame": str(one.frame), "problem": ""}
-            row |= answer_row(reader, {name: own[at] for name, own in said.items()}, asked.out, start + at + 1)
-            rows.append(row | _ood(reader, far, at) | drawn)
+    if kinds:
+        from fedgraft.client.inference.dicom.writing import DicomOut  # needs highdicom
+
+        with DicomOut(kinds, reader, asked.out, usable) as objects:
+            rows = _rows(reader, usable, (task, asked), objects)
+        say(objects.says)
+    else:
+        rows = _rows(reader, usable, (task, asked))
     rows += [{"file": one.file, "frame": str(one.frame), "problem": one.problem} for one in everything if one.problem]
     write_atomic(asked.out / "predictions.csv", _table(rows), private=True)
     say(f"{len(usable)} images of {asked.images}: {asked.out / 'predictions.csv'}")
@@ -89,6 +89,27 @@ def predict(asked: PredictRequest) -> None:
     for line in thresholds(reader):
         say(line)
     say("Not a medical device: the model was not validated for any use.")
+
+
+def _rows(
+    reader: Reader, usable: Sequence[Picture], what: tuple[str, PredictRequest], objects: DicomOut | None = None
+) -> list[dict[str, str]]:
+    """A row for each image; masks, overlays and `objects` are written on the way."""
+    task, asked = what
+    rows: list[dict[str, str]] = []
+    for start in range(0, len(usable), _BATCH):
+        some = usable[start : start + _BATCH]
+        said = reader.answers(reader.loader(some))
+        far = reader.distances(some)
+        maps = _overlays(reader, some, said.get(task, np.zeros(0)), task, asked)
+        for at, (one, drawn) in enumerate(zip(some, maps, strict=True)):
+            row = {"file": one.file, "frame": str(one.frame), "problem": ""}
+            own, number = {name: answers[at] for name, answers in said.items()}, start + at + 1
+            row |= answer_row(reader, own, asked.out, number)
+            if objects is not None:
+                objects.add(one, own, drawn)
+            rows.append(row | _ood(reader, far, at) | _write_overlays(drawn, asked.out, number))
+    return rows
 
 
 def export_model(model: str, to: str, out: Path, site: Path | None) -> None:
@@ -157,10 +178,9 @@ def _say_ood(reader: Reader, rows: Sequence[dict[str, str]]) -> None:
 
 
 def _overlays(
-    reader: Reader, some: Sequence[Picture], shares: np.ndarray, what: tuple[str, PredictRequest], start: int
-) -> Iterator[dict[str, str]]:
-    """Write each image's overlays, and say where; the map is of the likeliest class, or of the one asked for."""
-    task, asked = what
+    reader: Reader, some: Sequence[Picture], shares: np.ndarray, task: str, asked: PredictRequest
+) -> Iterator[dict[str, np.ndarray]]:
+    """Each image's overlays by name; the map is of the likeliest class, or of the one asked for."""
     if not asked.heat:
         yield from ({} for _ in some)
         return
@@ -171,29 +191,15 @@ def _overlays(
     (batch,) = reader.loader(some).batches([torch.arange(len(some))])
     maps = {name: HEATS[name](reader.local_model.model, batch.inputs, task, chosen) for name in asked.heat}
     for at, one in enumerate(some):
-        drawn = {}
-        for name, heat in maps.items():
-            path = f"{name}/{start + at + 1:06d}.png"
-            assert one.stored is not None
-            write_atomic(asked.out / path, overlay(one.stored, heat[at].numpy()), private=True)
-            drawn[name] = path
-        yield drawn
+        assert one.stored is not None
+        yield {name: laid_over(one.stored, heat[at].numpy()) for name, heat in maps.items()}
 
 
-def overlay(stored: np.ndarray, heat: np.ndarray) -> bytes:
-    """A PNG of the image (channels, H, W) as stored, with the map (H, W) laid over it: the hotter, the less to see."""
-    grey = (stored.astype(np.float64).mean(axis=0) + 32768) / 65535
-    height, width = grey.shape
-    size = (width * _SCALE, height * _SCALE)
-    below, hot = (
-        np.asarray(Image.fromarray(layer.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-        for layer in (grey, heat)
-    )
-    colour = colormaps["inferno"](hot)[..., :3]
-    mixed = below[..., None] * (1 - 0.6 * hot[..., None]) + colour * 0.6 * hot[..., None]
-    target = io.BytesIO()
-    Image.fromarray((255 * mixed).round().astype(np.uint8)).save(target, format="PNG")
-    return target.getvalue()
+def _write_overlays(drawn: Mapping[str, np.ndarray], out: Path, number: int) -> dict[str, str]:
+    """Write the overlays of one image, and say where they are."""
+    for name, pixels in drawn.items():
+        write_atomic(out / f"{name}/{number:06d}.png", png(pixels), private=True)
+    return {name: f"{name}/{number:06d}.png" for name in drawn}
 
 
 def _table(rows: Sequence[dict[str, str]]) -> bytes:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
@@ -18,6 +21,8 @@ from fedgraft.common.models.model import TransferModel
 
 _CELLS = 16
 """Cells a side that a map needs, if any layer has as many: a finding of a twelfth of the image still has its own."""
+_SCALE = 4
+"""Pixels a side that an overlay has for one that the model sees."""
 _PATCHES = 8
 """Patches a side that occlusion covers, each half over the next."""
 
@@ -65,6 +70,23 @@ def occlusion(model: TransferModel, images: Tensor, task: str, classes: Tensor) 
 
 
 HEATS: dict[str, Heat] = {"cam": layer_cam, "occlusion": occlusion}
+
+
+def laid_over(stored: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """The image (channels, H, W) as stored with the map (H, W) laid over it: the hotter, the less to see.
+
+    RGB (H * 4, W * 4, 3) uint8.
+    """
+    grey = (stored.astype(np.float64).mean(axis=0) + 32768) / 65535
+    height, width = grey.shape
+    size = (width * _SCALE, height * _SCALE)
+    below, hot = (
+        np.asarray(Image.fromarray(layer.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+        for layer in (grey, heat)
+    )
+    colour = colormaps["inferno"](hot)[..., :3]
+    mixed = below[..., None] * (1 - 0.6 * hot[..., None]) + colour * 0.6 * hot[..., None]
+    return np.asarray((255 * mixed).round().astype(np.uint8))
 
 
 def _last_maps(model: TransferModel, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

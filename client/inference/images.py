@@ -13,9 +13,24 @@ from fedgraft.client.data.cohorts.batches import fit
 from fedgraft.client.data.cohorts.folders import HIDDEN, walk
 from fedgraft.client.data.cohorts.scan import name_below
 from fedgraft.client.data.decoding.decoder import read_dicom, read_images
+from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
 from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.common.study.inputs import ImageInput
+
+
+@dataclass(frozen=True)
+class Source:
+    """A DICOM file: where it is, the shape (H, W) of its frames, height over width of a pixel, how many are used.
+
+    `derived_frames` says whether there are others, which no scanner took.
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    pixel_aspect: float
+    frames: int
+    derived_frames: bool
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,8 @@ class Picture:
     frame: int
     stored: NDArray[np.int16] | None
     problem: str = ""
+    source: Source | None = None
+    """The DICOM file that it is of; None if it is of no such file."""
 
 
 def pictures(root: Path, size: ImageInput, accept: Collection[str] = ()) -> Iterator[Picture]:
@@ -45,14 +62,17 @@ def pictures(root: Path, size: ImageInput, accept: Collection[str] = ()) -> Iter
 
 def pictures_of(path: Path, name: str, size: ImageInput, accept: Collection[str] = ()) -> Iterator[Picture]:
     """All frames of one file, which is called `name`; or why there are none."""
+    source = None
     try:
         if path.suffix.lower() in SUFFIXES:
             frames, aspect = read_images(path, "all").frames, 1.0
         else:
             image = read_dicom(path, None, "all", accept)
             frames, aspect = image.frames, image.pixel_aspect
+            height, width = frames[0].shape[:2]
+            source = Source(path, (height, width), aspect, len(frames), DERIVED_FRAMES in image.notes)
     except UnusableError as unusable:
         yield Picture(name, 0, None, unusable.reason)
         return
     for number, frame in enumerate(frames):
-        yield Picture(name, number, fit(frame, aspect, size))
+        yield Picture(name, number, fit(frame, aspect, size), source=source)

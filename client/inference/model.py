@@ -15,7 +15,7 @@ from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.inference.adapted_model import read_adapted
 from fedgraft.client.inference.images import Picture
-from fedgraft.client.runtime.visit.local_state import LocalState
+from fedgraft.client.runtime.visit.personal import kept_at_the_end
 from fedgraft.client.training.model.evaluate import BATCH, predictions
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel, device_named
@@ -23,8 +23,6 @@ from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.disk import understood
 from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.closed_form.ood import OodModel
-from fedgraft.common.methods.memory.carried import in_place
-from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.models.backbones.merging import merged
 from fedgraft.common.models.cluster_models import clusters_of, model_for
 from fedgraft.common.models.initialise import initialise
@@ -41,8 +39,6 @@ from fedgraft.common.study.plan import (
 )
 from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import UNKNOWN, Multilabel, Regression, Segmentation, Task
-
-_LATEST = 1 << 40
 
 
 class Reader:
@@ -205,7 +201,4 @@ def _of_site(run: Path, site: Path, reader: Reader, state: Arrays) -> dict[str, 
         return {}  # its name has chosen the model
     if not folder.is_dir():
         raise InputError(f"{site}: keeps nothing of study {study.name}.", fix="Leave --site out.")
-    if not study.plan:
-        return {}
-    on = Ground(study, study.plan[-1], local_model.tags, local_model.forms)
-    return in_place(on, LocalState(folder).before(_LATEST), state)
+    return kept_at_the_end(folder, study, local_model.tags, state)

@@ -23,7 +23,8 @@ from fedgraft.common.closed_form.closed_form import heads_from_sums, scale_from_
 from fedgraft.common.closed_form.logistic import logistic_heads
 from fedgraft.common.closed_form.newton import stepped_heads
 from fedgraft.common.closed_form.temperature import tempered
-from fedgraft.common.metrics.sums.task_metrics import TaskSums, headline_metrics
+from fedgraft.common.metrics.sums.task_metrics import TaskSums
+from fedgraft.common.metrics.table import headlines
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.protocol.routing import changed
@@ -71,7 +72,7 @@ def check_baseline(study: Study, cohort: Cohort, device: torch.device, say: Say)
         found.fails("baseline", "no labelled case to measure it on", "Name `labels` in site.yaml, or add patients.")
         return found
     for task, asked in study.tasks_by_name.items():
-        keys = headline_metrics(asked).metrics
+        keys = headlines(asked)
         values = {split: sums[task].values() for split, sums in baseline.sums.items()}
         figures = {split: {key: _rounded(row[key]) for key in ("n", *keys)} for split, row in values.items()}
         description = "; ".join(f"{split}: {_said(row, keys)}" for split, row in values.items())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.cohorts.masks import OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE
+from fedgraft.client.data.readers.segmentations import OF_FRAMES, TWICE
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.joins import IN_WORDS
 from fedgraft.client.data.tables.targets import columns_of, known, label_counts
@@ -24,7 +25,7 @@ from fedgraft.common.study.tasks import (
     Task,
 )
 
-ABOUT_MASKS = frozenset({OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE})
+ABOUT_MASKS = frozenset({OTHER_SIZE, UNREADABLE, WITHOUT_IMAGE, TWICE, OF_FRAMES})
 _LEAST_LABELLED = 0.5
 _FAR, _MOST_FAR = 5, 0.2
 """Values so many deviations from the study's mean are odd, and more than this share of them is another unit."""
@@ -78,10 +79,16 @@ def _masks(found: Findings, name: str, description: str, figures: dict[str, int]
     """Masks are dear: a site may have some or none, but none that does not fit its image."""
     odd = {reason: problems[reason] for reason in sorted(ABOUT_MASKS & problems.keys())}
     if odd:
-        fix = "Each mask is a PNG of its image's size, with its image's path and name, in the folder `mask_images`."
+        fix = (
+            "Each mask is a PNG of its image's size, with its image's path and name, in the folder `mask_images`; or "
+            "of a DICOM segmentation in `mask_segmentations`, of which no two say different things of an image."
+        )
         found.fails(name, f"{description}; {listed(odd)}", fix, **figures)
     elif figures["labelled"] == 0:
-        fix = "The site adds nothing to this task; name the folder as `mask_images` in site.yaml if it has some."
+        fix = (
+            "The site adds nothing to this task; name the folder as `mask_images`, or of DICOM segmentations as "
+            "`mask_segmentations`, in site.yaml if it has some."
+        )
         found.note(name, description, fix, **figures)
     else:
         found.fine(name, description, **figures)

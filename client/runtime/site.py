@@ -18,6 +18,7 @@ from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.visit.admission import Admission, Turn
 from fedgraft.client.runtime.visit.evaluation import evaluate, released
 from fedgraft.client.runtime.visit.local_state import LocalState
+from fedgraft.client.runtime.visit.personal import Personal
 from fedgraft.client.runtime.visit.progress import Progress, progress_file
 from fedgraft.client.runtime.visit.work import Worker
 from fedgraft.client.runtime.visit.workplace import Workplace
@@ -26,7 +27,7 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import ENDS, FedgraftError
 from fedgraft.common.methods.memory.carried import up_shapes
-from fedgraft.common.metrics.sums.task_metrics import TaskSums
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, arrays_of
 from fedgraft.common.privacy.accountant import Spend
 from fedgraft.common.protocol.instructions import Answer, Arrays, Code, Greeting, Instruction, Refusal, Update
 from fedgraft.common.protocol.routing import privacy_request, requires_source
@@ -34,6 +35,7 @@ from fedgraft.common.protocol.states import is_address
 from fedgraft.common.secure_aggregation.masking import OutOfRange, brought_in
 from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summands, metric_summands, tensor_summands
 from fedgraft.common.study.clusters import Told
+from fedgraft.common.study.schedule import last_exchange
 from fedgraft.common.study.study import Study
 
 
@@ -64,6 +66,7 @@ class Site:
         self._log = site_log(folder)
         self._worker = Worker(self._place, self._log)
         self._local_state = LocalState(folder / "local_state" / study.digest)
+        self._personal = Personal(folder / "local_state" / study.digest)
         self._progress = Progress(progress_file(folder, study.digest), sync=sync)
         self._admission = Admission(study, self._progress, self._local_state, guard, sealer)
 
@@ -126,23 +129,28 @@ class Site:
         """Do the stage's work, and keep what stays.
 
         Where policy shows no figures and nothing of the stage leaves, trouble does not leave either: that training
-        went wrong would say something of the patients it was on.
+        went wrong would say something of the patients it was on. Of what the site uses only where it is better, figures
+        do not leave, nor trouble.
         """
         assert self._guard is not None  # an observer is not admitted to work
-        weights = self._worker.weights(turn.stage, self._guard)
+        weights, personal = self._worker.weights(turn.stage, self._guard), turn.stage.personalise == "best"
         try:
-            result = self._worker.work(turn, self._guard, before, self._progress.worked)
+            mine = {**before, **self._personal.before(turn.exchange)} if personal else before
+            result = self._worker.work(turn, self._guard, mine, self._progress.worked)
         except Refused:
             raise
         except ENDS:
             raise
         except BaseException as error:
-            closed = not self._shows_metrics and self._place.routing(turn.stage).silent
+            closed = (personal or not self._shows_metrics) and self._place.routing(turn.stage).silent
             if not closed and not self._goes_on(turn, error):
                 raise
             self._log.error("exchange %d failed in silence", turn.exchange, exc_info=_worth_a_trace(error))
             self._place.local_model.touched(self._place.local_model.tags)
             return self._nothing(turn, weights, self._guard.spend())
+        if personal:
+            self._personal.save(turn.exchange, result.own)
+            return Update(turn.exchange, result.tensors, weights, {}, {}, self._guard.spend())
         if result.own:
             # What methods remembered for another stage is over with it; what they remember now is all in the result.
             entries = {key: array for key, array in before.items() if not is_address(key)}
@@ -171,6 +179,8 @@ class Site:
         update = Update(turn.exchange, {}, {}, {}, {})
         if turn.step.work:
             return update
+        if self._guard is not None and turn.exchange == last_exchange(self._study):
+            self._personal.choose(self._place, turn, before, self._log)
         if self._guard is not None and self._sealer is None and turn.evaluate == "test":
             try:
                 metrics = released(self._place, turn, before, self._guard, self._progress.worked)
@@ -190,7 +200,7 @@ class Site:
             if TENSORS in turn.accepted.parts:
                 summands[TENSORS] = tensor_summands(update, turn.stage, self._place.local_model.tags)
             if METRICS in turn.accepted.parts and metrics:
-                own = metric_summands(metrics, update.train, self._study.evaluate.floor)
+                own = metric_summands(metrics, update.train, self._study.evaluate.floor, self._study)
                 summands[METRICS] = replace(own, arrays=brought_in(own.arrays, len(groups.parts[METRICS])))
             received = self._place.local_model.digests.of(self._place.received.everything)
             try:
@@ -205,7 +215,7 @@ class Site:
             return replace(sealed, spent=update.spent)
         if not self._shows_metrics:
             return update
-        return replace(update, metrics={task: sums.arrays() for task, sums in metrics.items()})
+        return replace(update, metrics={task: arrays_of(sums) for task, sums in metrics.items()})
 
     @property
     def _shows_metrics(self) -> bool:

@@ -11,6 +11,7 @@ from fedgraft.common.checks.faults.check_ensemble import check_calibration, chec
 from fedgraft.common.checks.faults.check_length import check_length
 from fedgraft.common.checks.faults.check_losses import check_losses
 from fedgraft.common.checks.faults.check_methods import check_methods
+from fedgraft.common.checks.faults.check_metrics import check_metrics
 from fedgraft.common.checks.faults.check_ood import check_ood
 from fedgraft.common.checks.faults.check_source import check_source
 from fedgraft.common.checks.faults.check_stopping import check_stopping
@@ -89,7 +90,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
                 f"{where}.share: {', '.join(roles)} would come from the site, where an earlier stage computed them "
                 "without noise, so one patient could change the gradients of all others; share them, or do this first"
             )
-        keeps = stays(stage, tags)
+        keeps = () if stage.personalise == "best" else stays(stage, tags)
         bare |= set() if private else set(keeps)
         local_backbone |= any(tags[key].role not in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR) for key in keeps)
     if isinstance(study.input, TableInput):
@@ -98,6 +99,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
     if study.evaluate.operating_point is not None:
         faults += _operating_point(study)
+    faults += check_metrics(study)
     faults += check_source(study)
     faults += check_clusters(study, study.clusters, tags) if study.clusters is not None else []
     faults += check_ood(study, tags)
@@ -185,6 +187,8 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     yield from _kinds(study, local)
     yield from check_stopping(study, stage, local, tags)
     yield from check_product(stage, tags)
+    if stage.personalise == "best":
+        yield from _only_where_it_is_better(study, stage, local)
     if local.augment is not None and isinstance(study.input, TableInput):
         yield "local.augment: is for images, but the study's input is a table"
     if isinstance(stage.aggregate, Sums):
@@ -201,6 +205,18 @@ def _gradient(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Ta
     if stray:
         roles = sorted({tags[key].role.value for key in stray})
         yield f"keep: {', '.join(roles)} is trained, but neither shared nor declared to stay at the site (keep)"
+
+
+def _only_where_it_is_better(study: Study, stage: Stage, local: Gradient) -> Iterator[str]:
+    """What a stage cannot be whose result a site uses only where it is better."""
+    if not isinstance(stage.aggregate, Nothing):
+        yield "personalise: best is for what sites train for themselves; use share: none and aggregate: nothing"
+    if sum(other.personalise == "best" for other in study.plan) > 1:
+        yield "personalise: a site has one model of its own to choose; let one stage alone say best"
+    if study.split.val == 0:
+        yield "personalise: best is told by validation cases, and split.val is 0; give val a share"
+    if local.methods or stage.early_stopping is not None or stage.weight_averaging is not None:
+        yield "personalise: best goes with plain work; leave methods, early_stopping and weight_averaging out"
 
 
 def only_heads_because(backbone: str) -> str | None:

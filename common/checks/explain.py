@@ -11,8 +11,10 @@ from fedgraft.common.base.errors import FedgraftError, StudyError
 from fedgraft.common.checks.adapter_words import mean_of_adapters
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.check_input import input_faults
+from fedgraft.common.checks.check_plugins import check_plugins
 from fedgraft.common.checks.faults.check_methods import check_memory
-from fedgraft.common.checks.faults.check_plugins import check_plugins
+from fedgraft.common.checks.local_work import describe_local
+from fedgraft.common.checks.sums_in_words import solved, sums
 from fedgraft.common.methods.memory.carried import methods_of
 from fedgraft.common.models.architecture import Architecture, blueprint
 from fedgraft.common.models.architecture_cache import architecture_of
@@ -25,8 +27,6 @@ from fedgraft.common.study.plan import (
     Stage,
     Statistics,
 )
-from fedgraft.common.study.stages.aggregates import Newton, Ridge, Temper
-from fedgraft.common.study.stages.losses import SUPERVISED
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (
     AnyTask,
@@ -119,22 +119,7 @@ def plan_table(
     return table
 
 
-def describe_local(stage: Stage) -> str:
-    """A stage's local work: its optimiser and length, or which sums, and with noise or not."""
-    local = stage.local
-    if isinstance(local, Gradient):
-        length = f"{local.steps} steps" if local.steps else f"{local.epochs} epoch{'s' * (local.epochs != 1)}"
-        return f"gradient: {local.optimiser}, lr {local.lr:g}, {length} of {local.batch_size}{_beyond(local)}"
-    if isinstance(local, Statistics):
-        if local.of in _MEASURED:
-            return f"losses of {_MEASURED[local.of]} at each temperature, on {_CASES[local.split]}"
-        where = f" on {_CASES[local.split]}" if local.split != "train" else ""
-        return f"sums of {local.of}{where}" + (" with noise" if local.private is not None else "")
-    return "norm statistics from the site's own images"
-
-
-_MEASURED = {"base_models": "each base model", "answers": "the heads' answers"}
-_CASES = {"train": "training cases", "val": "validation cases"}
+_USED = {"always": "", "best": "; it uses that only where it is better on its validation cases, and tells nobody"}
 
 
 def describe_task(task: AnyTask) -> str:
@@ -149,27 +134,6 @@ def describe_task(task: AnyTask) -> str:
         case _:
             what = f"one of {', '.join(task.classes)}"
     return f"{task.name}: {what}" + (f", weight {task.weight:g}" if task.weight != 1 else "")
-
-
-def _beyond(local: Gradient) -> str:
-    """What is not the same for all: other kinds of steps, other rates, more to minimise than the loss over labels."""
-    words = ""
-    if local.heads_first is not None:
-        words += f" after {local.heads_first} steps on heads alone"
-    if local.inner_steps is not None:
-        words += f", each gradient taken {local.inner_steps.steps} steps ahead (first-order MAML)"
-    if local.layer_decay != 1:
-        words += f", the rate times {local.layer_decay:g} for each block below the heads"
-    if local.losses != SUPERVISED:
-        words += ", on " + " + ".join(f"{loss.weight:g} x {loss.description}" for loss in local.losses)
-    if local.methods:
-        words += ", with " + " and ".join(method.description for method in local.methods)
-    if local.rollback is not None:
-        words += (
-            f", undone where the model names another class for more than {1 - local.rollback.agreement:.0%} of the "
-            "site's cases, or drifts to few classes"
-        )
-    return words
 
 
 def _ends(stage: Stage) -> str:
@@ -194,17 +158,6 @@ _WHO = {
     "unlabelled": "Sites without labels",
     "source": "Sites that hold the source",
 }
-_SOLVED = {
-    "moments": "the mean and covariance of features, for later stages",
-    "threshold": "from where on an image counts as unlike the sites' own, which goes out with the model",
-    "ridge": "one ridge head equal to the pooled one",
-    "ncm": "one head of class means equal to the pooled one",
-    "lda": "one linear discriminant equal to the pooled one",
-    "standardise": "one common scale",
-    "newton": "each time a step towards a logistic head, equal to the pooled step",
-    "logistic": "each time a step towards the pooled logistic regression, equal to the pooled step",
-    "temper": "the temperature that fits all sites' cases best",
-}
 
 
 def sentence(stage: Stage, row: dict[str, Any]) -> str:
@@ -214,10 +167,11 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
         who += f" (counting {stage.joint_lambda:g}) and the source (counting 1)"
     what = _does(stage, row)
     if isinstance(stage.local, Statistics):
-        return f"{who} {what}; the coordinator solves {_solved(stage, stage.local)}."
+        return f"{who} {what}; the coordinator solves {solved(stage, stage.local)}."
     beside = "".join(f"; {method.travels}" for method in methods_of(stage) if method.travels)
     if row["shared_parameters"] == 0:
-        return f"{who} {what}; {'no entry' if sends_sums(stage) else 'nothing'} leaves the site{beside}."
+        leaves = "no entry" if sends_sums(stage) else "nothing"
+        return f"{who} {what}; {leaves} leaves the site{beside}{_USED[stage.personalise]}."
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
     travels = f"{row['shared_parameters']:,} numbers travel each round{rest}{beside}"
@@ -234,50 +188,9 @@ def _does(stage: Stage, row: dict[str, Any]) -> str:
                 f"{stage.rounds} round{'s' * (stage.rounds > 1)}"
             )
         case Statistics():
-            return _sums(stage.local, stage.rounds)
+            return sums(stage.local, stage.rounds)
         case Recalibrate():
             return "set norm statistics from their own images, no labels needed"
-
-
-def _sums(local: Statistics, rounds: int) -> str:
-    """What the sites send of their cases."""
-    cases = _CASES[local.split]
-    match local.of:
-        case "columns":
-            noise = "" if local.private is None else " within its public range, with noise for differential privacy"
-            return f"send count, sum and sum of squares of each column{noise}"
-        case "distances":
-            return "count how far their validation images are from the mean of all sites' features, once"
-        case "base_models" | "answers":
-            return f"send the loss of {_MEASURED[local.of]} at each temperature of a grid, over their {cases}, once"
-        case "residuals":
-            times = f"{rounds} times" if rounds > 1 else "once"
-            return f"send sums of features and of what the heads get wrong on their {cases}, {times}"
-        case "curvature":
-            return f"send sums of what the heads get wrong and of how that curves on their {cases}, {rounds} times"
-        case _:
-            noise = "" if local.private is None else ", with noise for differential privacy"
-            over = f" of their {cases}" if local.split != "train" else ""
-            digits = "" if local.precision == "double" else ", with 7 digits"
-            return f"send sums of features and labels{over} once{digits}{noise}"
-
-
-def _solved(stage: Stage, local: Statistics) -> str:
-    """What the coordinator makes of their sums."""
-    solved = _SOLVED[stage.aggregate.kind]
-    if local.private is not None:
-        solved = solved.removesuffix(" equal to the pooled one")
-    if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
-        solved += ", with the ridge penalty that does best on sites left out, from the same sums"
-    elif isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "auto":
-        solved += ", with a ridge penalty that follows from " + (
-            "the number of features and cases" if local.private is not None else "the same sums by cross-validation"
-        )
-    if local.retain_statistics:
-        solved += ", and keeps each site's sums, so that a site can leave or join later"
-    if isinstance(stage.aggregate, Temper):
-        solved += f", for {_MEASURED[local.of]}"
-    return solved
 
 
 def _trains(stage: Stage) -> str:

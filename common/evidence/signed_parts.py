@@ -125,7 +125,7 @@ def signed_document(head: Head, parts: Mapping[str, Mapping[str, Any]], key: Nod
     for name, content in {HEAD: head.model_dump(mode="json"), **parts}.items():
         bare = Part(name=name, content=dict(content), previous=before, seal=_FIRST, signature="")
         before = bare.right_seal()
-        signature = b64encode(sign(key, before.encode())).decode()
+        signature = b64encode(sign(key, _signed_words(before))).decode()
         chain.append(bare.model_copy(update={"seal": before, "signature": signature}))
     return Document("", tuple(chain))
 
@@ -147,6 +147,11 @@ def parse_document(content: Any, source: str) -> Document:
     raise InputError(f"{source}: is no audit sheet and no passport.", fix=fix)
 
 
+def _signed_words(seal: str) -> bytes:
+    """What a signature is over: nothing else that the key signs begins so."""
+    return b"fedgraft evidence 1 " + seal.encode()
+
+
 def _fault(part: Part, public: ec.EllipticCurvePublicKey) -> str:
     try:
         sealed = part.seal == part.right_seal()
@@ -155,4 +160,4 @@ def _fault(part: Part, public: ec.EllipticCurvePublicKey) -> str:
         return "was changed"
     if not sealed:
         return "was changed"
-    return "" if signed(public, part.seal.encode(), signature) else "is not signed with the site's key"
+    return "" if signed(public, _signed_words(part.seal), signature) else "is not signed with the site's key"

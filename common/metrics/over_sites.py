@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedgraft.common.metrics.table import Metric
+
 
 def macro_mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     """Mean of one metric over sites, each counting the same; sites where it is undefined are left out."""
@@ -12,10 +14,10 @@ def macro_mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return float(sum(known) / len(known)) if known else None
 
 
-def worst(sites: Mapping[str, Mapping[str, Any]], key: str, *, largest: bool = False) -> tuple[str, float] | None:
-    """The site with the lowest (or largest) value of one metric, the first by name of equals; None if none has one."""
-    known = [(-value if largest else value, site) for site, row in sites.items() if (value := row.get(key)) is not None]
+def worst(sites: Mapping[str, Mapping[str, Any]], metric: Metric) -> tuple[str, float] | None:
+    """The site with the worst value of one metric, the first by name of equals; None if none has one."""
+    known = {site: value for site, row in sites.items() if (value := row.get(metric.name)) is not None}
     if not known:
         return None
-    value, site = min(known)
-    return site, -value if largest else value
+    site = min(sorted(known), key=lambda one: metric.goodness(known[one]))
+    return site, known[site]

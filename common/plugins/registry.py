@@ -118,8 +118,8 @@ def load(kind: Kind, name: str, own: Iterable[str] = ()) -> Any:
         raise InputError(f"There is no {kind.word} {name!r}{instead(name, [*own, *names(kind)])}.")
     if kind.named_by_studies and (guard := _guard.get()) is not None:
         guard(found.plugin)
-    if kind is not Kind.TRACKERS and not found.plugin.is_local:
-        _digests.setdefault(found.plugin.key, digest_of(found.plugin.distribution))
+    if kind is not Kind.TRACKERS and not found.plugin.is_local and found.plugin.key not in _digests:
+        _digests[found.plugin.key] = digest_of(found.plugin.distribution)
     try:
         return found.get()
     except (FedgraftError, *ENDS):

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.shown import shown
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.metrics.sums.score_histogram import Counts, ScoreHistogram
 from fedgraft.common.metrics.sums.task_metrics import (
     TaskSums,
     add,
-    headline_metrics,
     sums_from,
+    usual,
     zero,
 )
 from fedgraft.common.metrics.support import support
@@ -100,10 +101,13 @@ def pooled_update(sums: Arrays, stage: Stage, tags: Tags, state: Arrays) -> Upda
     return Update(0, tensors, weights, {}, {})
 
 
-def metric_summands(sums: Mapping[str, TaskSums], train: Mapping[str, float], floor: int = 0) -> Summands:
+def metric_summands(
+    sums: Mapping[str, TaskSums], train: Mapping[str, float], floor: int = 0, study: Study | None = None
+) -> Summands:
     """What a site puts in for its metrics: its sums, and the metrics themselves, with a count of those it has.
 
-    With fewer cases than `floor` the site's metrics are too few to say, and it has none.
+    With fewer cases than `floor` the site's metrics are too few to say, and it has none. Which metrics they are, the
+    `study` says; without one they are those that are shown first of each kind.
 
     The loss of training goes in here too, since only sites that let metrics out are in this sum.
     """
@@ -115,7 +119,7 @@ def metric_summands(sums: Mapping[str, TaskSums], train: Mapping[str, float], fl
         if isinstance(own, ClassificationSums | LabelSums):
             whole["scores"] = own.scores.grid()
         values = own.values() if support(own).effective >= floor else {}
-        told = [values.get(key) for key in headline_metrics(type(own)).metrics]
+        told = [values.get(key) for key in (shown(study, task).names if study else usual(own))]
         whole[_MEANS] = np.array([[0.0 if v is None else v, 0.0 if v is None else 1.0] for v in told])
         arrays |= {f"{task}/{key}": array for key, array in whole.items()}
     return Summands(arrays, {})
@@ -123,7 +127,7 @@ def metric_summands(sums: Mapping[str, TaskSums], train: Mapping[str, float], fl
 
 def metric_shapes(study: Study) -> Shapes:
     """The shapes and types of `metric_summands` for this study, whatever a site has."""
-    nothing = metric_summands({name: zero(task) for name, task in study.tasks_by_name.items()}, {})
+    nothing = metric_summands({name: zero(task) for name, task in study.tasks_by_name.items()}, {}, study=study)
     return {key: (array.shape, array.dtype.name) for key, array in nothing.arrays.items()}
 
 
@@ -155,7 +159,7 @@ def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
         plain = {key: array if key in floats else _counts(array) for key, array in own.items()}
         if grid is not None:
             plain |= dict(zip(_SCORES, ScoreHistogram.from_grid(_counts(grid)).arrays(), strict=True))
-        told = headline_metrics(asked).metrics
+        told = shown(study, task).names
         sites = dict(zip(told, np.rint(known).astype(int).tolist(), strict=True))
         macro = {
             key: float(t / sites[key]) if sites[key] >= FEWEST else None for key, t in zip(told, total, strict=True)

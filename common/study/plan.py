@@ -250,6 +250,10 @@ class Stage(Value):
     """What the coordinator makes of what was shared."""
     rounds: Annotated[int, Field(ge=1)] = 1
     joint_lambda: Annotated[float | None, Field(gt=0, exclude_if=unless(None))] = None
+    personalise: Annotated[Literal["always", "best"], Field(exclude_if=unless("always"))] = "always"
+    """Of what stays at the site: it is used in any case, or, `best`, only at sites where it is better on their
+    validation cases at the end than the model that they have with others. Which these are is known to them alone: all
+    figures are of the model without it."""
     early_stopping: Annotated[EarlyStopping | None, Field(exclude_if=unless(None))] = None
     """Ends the stage once validation no longer improves; it never ends early if absent."""
     weight_averaging: Annotated[WeightAveraging | None, Field(exclude_if=unless(None))] = None

@@ -15,6 +15,9 @@ _QUORUM, _FEWEST = 0.5, 2
 """What must answer in a study that does not say so: this share of the sites, and of several at least so many."""
 
 
+_NAME = r"^[a-z][a-z0-9_]{0,31}$"
+
+
 class RoundRules(Value):
     """When a round counts, and with how few sites a run is still a success.
 
@@ -63,3 +66,7 @@ class Evaluation(Value):
     operating_point: Annotated[OperatingRule | None, Field(exclude_if=unless(None))] = None
     """With a rule, sites evaluate the final model on their validation cases too, in one more exchange; from these the
     threshold of each task of two classes, and of each label, is chosen, which is then counted on the test cases."""
+    metrics: Annotated[tuple[Annotated[str, Field(pattern=_NAME)], ...], Field(exclude_if=unless(()))] = ()
+    """Metrics of plug-ins that are worked out as well, wherever a task is of their kind."""
+    headline: Annotated[dict[str, str], Field(exclude_if=unless({}))] = Field(default={})
+    """By task the metric that is shown first, ranks the sites and decides early stopping, if not the usual one."""

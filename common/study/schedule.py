@@ -81,10 +81,17 @@ def split_at(study: Study, step: Step) -> Split | None:
     return study.evaluate.split if every and (step.exchange - 1) % every == 0 else None
 
 
+def place_before(study: Study, step: Step) -> int | None:
+    """The place in the plan of the stage whose result comes with this step, and is evaluated; None for the start.
+
+    What sites train for themselves, and use only where it is better, is passed over: figures of it would say where.
+    """
+    place = step.stage if step.round > 1 or not step.work else step.stage - 1
+    places = (at for at in range(min(place, len(study.plan) - 1), -1, -1) if study.plan[at].personalise != "best")
+    return next(places, None)
+
+
 def stage_before(study: Study, step: Step) -> Stage | None:
-    """The stage whose result comes with this step; None before the first round."""
-    if not study.plan:
-        return None
-    if step.round > 1 or not step.work:
-        return study.plan[step.stage]
-    return study.plan[step.stage - 1] if step.stage else None
+    """The stage at `place_before`; None before the first round."""
+    place = place_before(study, step)
+    return None if place is None else study.plan[place]

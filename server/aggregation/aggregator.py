@@ -30,6 +30,7 @@ from fedgraft.common.study.stages.aggregates import (
     Newton,
     Nothing,
     Ridge,
+    Robust,
     ServerOptimiser,
     Standardise,
     Sums,
@@ -38,6 +39,7 @@ from fedgraft.common.study.stages.aggregates import (
     TrimmedMean,
 )
 from fedgraft.server.aggregation.adapters import AdaptersAggregator
+from fedgraft.server.aggregation.clipped import ClippedMeanAggregator
 from fedgraft.server.aggregation.mean import MeanAggregator
 from fedgraft.server.aggregation.optimiser import ServerOptimiserAggregator
 from fedgraft.server.aggregation.ridge_penalty import choose
@@ -65,11 +67,17 @@ def aggregator_for(stage: Stage, tags: Tags, states: States | None = None) -> Ag
         case ServerOptimiser():
             return ServerOptimiserAggregator(stage, stage.aggregate, tags, states)
         case Median() | TrimmedMean() | Krum() | ClippedMean():
-            return RobustAggregator(stage.aggregate, tags)
+            return _robust(stage.aggregate, tags)
         case Nothing():
             return NothingAggregator()
         case _:
             return _of_sums(stage, stage.aggregate, states)
+
+
+def _robust(aggregate: Robust, tags: Tags) -> Aggregator:
+    if isinstance(aggregate, ClippedMean):
+        return ClippedMeanAggregator(aggregate, tags)
+    return RobustAggregator(aggregate, tags)
 
 
 def _of_sums(stage: Stage, aggregate: Sums, states: States) -> Aggregator:

@@ -14,10 +14,8 @@ from fedgraft.common.base.errors import RunError
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Update
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.stages.aggregates import (
-    ClippedMean,
     Krum,
     Median,
-    Robust,
     TrimmedMean,
 )
 
@@ -32,7 +30,7 @@ _CHUNK = 1 << 18
 class RobustAggregator:
     """Keeps all updates until the end, and leaves those out of a head that have no labels for it."""
 
-    def __init__(self, aggregate: Robust, tags: Tags) -> None:
+    def __init__(self, aggregate: Median | TrimmedMean | Krum, tags: Tags) -> None:
         self._aggregate = aggregate
         self._tags = tags
         self._updates: list[tuple[dict[str, np.ndarray], Mapping[str, float]]] = []
@@ -65,11 +63,6 @@ class RobustAggregator:
             case Krum():
                 chosen = krum([self._change(number, state) for number in range(len(self._updates))], self._aggregate)
                 return lambda values, own, before: _mean_of(values, own, before, chosen)
-            case ClippedMean():
-                norms = [float(np.linalg.norm(self._change(number, state))) for number in range(len(self._updates))]
-                most = self._aggregate.bound * float(np.median(norms))
-                factors = np.array([1.0 if norm <= most else most / norm for norm in norms])
-                return lambda values, own, before: before + (factors[own, None] * (values - before)).mean(axis=0)
 
     def _change(self, number: int, state: Arrays) -> Floats:
         """What a site changed, all entries in one vector."""

@@ -129,6 +129,18 @@ def status(home: Home = HOME, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def collect(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    files: Annotated[list[Path], typer.Argument(help="Passports that sites handed on.")],
+    home: Home = HOME,
+) -> None:
+    """Check sites' passports of a run, and keep them in its folder for the dossier."""
+    from fedgraft.server.cli import commands
+
+    commands.collect(run, files, home)
+
+
+@app.command()
 def watch(
     run: Annotated[Path | None, typer.Argument(help="A run's folder; the server's newest run if not given.")] = None,
     home: Home = HOME,

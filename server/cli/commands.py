@@ -17,12 +17,13 @@ from rich.table import Table
 
 from fedgraft.common.base.console.terminal import Terminal
 from fedgraft.common.base.errors import InputError, RunError
-from fedgraft.common.base.files import read_json
+from fedgraft.common.base.files import is_there, read_json
 from fedgraft.common.identity.keys import fingerprint
 from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.provisioning.consortium import read_consortium
 from fedgraft.server.provisioning.home import ServerHome, expires, soon_to_end
 from fedgraft.server.provisioning.provision import Authority
+from fedgraft.server.runs.passports import collect_passport
 from fedgraft.server.watch.screen import ago
 
 if TYPE_CHECKING:
@@ -55,6 +56,18 @@ def enrol(paths: Sequence[Path], out: Path, grace_hours: float | None) -> None:
         _say_old_keys(authority.home, found.site)
         _say(f"{found.site} is enrolled, fingerprint {fingerprint(found.member.node)}")
     _say(f"Copy {out / 'server' / 'sites.json'} to the server, and send {out / 'roster.json'} to all sites.")
+
+
+def collect(run: Path, files: Sequence[Path], home: Path) -> None:
+    """Put passports of sites into a run's folder; of a deployed run only with the keys that the server knows."""
+    deployed = is_there(run / "deployment.json")
+    keys = {name: one.node for name, one in ServerHome(home).sites().items()} if deployed else None
+    if keys == {}:
+        raise InputError(f"{home}: knows no site's key.", fix="Give the server's folder with --home.")
+    for path in files:
+        document = collect_passport(run, path, keys)
+        known = "" if deployed else ", a key that no consortium vouches for"
+        _say(f"{document.head().site}: signed with {document.fingerprint()}{known}")
 
 
 def revoke(name: str, out: Path) -> None:

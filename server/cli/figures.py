@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from fedgraft.common.base.console.terminal import figure
-from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.metrics.support import TOO_FEW
+from fedgraft.common.metrics.table import title
 
 
 def task_table(task: str, values: Mapping[str, Any]) -> Table:

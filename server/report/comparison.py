@@ -12,7 +12,9 @@ from markupsafe import Markup
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json, write_atomic
 from fedgraft.common.metrics.support import TOO_FEW
+from fedgraft.common.metrics.table import title
 from fedgraft.server.report import comparison_plots as plots
+from fedgraft.server.report.comparison_remarks import remarks
 from fedgraft.server.report.history import (
     Row,
     mapping,
@@ -29,8 +31,6 @@ from fedgraft.server.report.tables import (
     duration,
     whole,
 )
-
-_WORDS = {"auroc": "AUROC", "brier": "Brier score"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class QuestionView:
     """By arm what each site gained over training alone."""
     drawn: tuple[Markup, ...]
     troubles: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def write_comparison_page(folder: Path) -> Path:
@@ -105,6 +106,7 @@ def _view(question: Row) -> QuestionView:
         _gains(rows, text(question.get("alone"))),
         tuple(Markup(svg) for svg in plots.drawn(question, metric, against, margin)),
         troubles,
+        tuple(remarks(question)),
     )
 
 
@@ -115,8 +117,9 @@ def _arms(question: Row, against: str) -> ReportTable:
         name = text(one.get("arm"))
         differs = "; ".join(map(text, sequence(one.get("differs"))))
         nothing = "all others are held against it" if name == against else "nothing"
-        lines.append(TableLine((name, text(one.get("who")).replace("_", " "), differs or nothing), ""))
-    return ReportTable(("arm", "who trains", f"differs from {against} in"), tuple(lines), words=3)
+        work = text(mapping(one.get("work")).get("words"))
+        lines.append(TableLine((name, text(one.get("who")).replace("_", " "), work, differs or nothing), ""))
+    return ReportTable(("arm", "who trains", "gradient work", f"differs from {against} in"), tuple(lines), words=4)
 
 
 def _plan(one: Row) -> tuple[str, str]:
@@ -189,7 +192,7 @@ def _name(row: Row) -> str:
 
 
 def _metric(name: str) -> str:
-    return _WORDS.get(name, name.replace("_", " "))
+    return title(name)
 
 
 def _figure(value: object, *, signed: bool = False) -> str:

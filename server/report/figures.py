@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedgraft.common.metrics.metric_names import (
-    LOWER_IS_BETTER,
-    NEARER_0_IS_BETTER,
-    TITLES,
-    title,
-)
 from fedgraft.common.metrics.over_sites import macro_mean, worst
 from fedgraft.common.metrics.support import TOO_FEW
+from fedgraft.common.metrics.table import Metric, title
 from fedgraft.server.report.history import (
     Row,
     RunRecord,
@@ -48,7 +43,7 @@ class Tile:
 def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
     """The figures that answer "did it work": the final model on the test split."""
     final, told = record.final(task), record.shown(task)
-    first, second, unit = told.first, told.metrics[1], _unit(record, task)
+    first, second, unit = told.names[0], told.names[1], _unit(record, task)
     sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
     lowest = lowest_site(record, task)
     secure_aggregation = bool(pooled) and not sites
@@ -105,8 +100,8 @@ def lowest_site(record: RunRecord, task: str) -> tuple[str, float] | None:
     """The site that the metric shown first is worst at, of those with enough cases."""
     told, final = record.shown(task), record.final(task)
     sites = {site: mapping(mapping(final.get("sites"))[site]) for site in enough(final)}
-    values = {site: {told.first: number(own.get(told.first))} for site, own in sites.items()}
-    return worst(values, told.first, largest=told.lower_is_better)
+    values = {site: {told.first.name: number(own.get(told.first.name))} for site, own in sites.items()}
+    return worst(values, told.first)
 
 
 def site_metrics(record: RunRecord, task: str) -> ReportTable:
@@ -118,7 +113,8 @@ def site_metrics(record: RunRecord, task: str) -> ReportTable:
     sites = {site: mapping(own) for site, own in sorted(mapping(final.get("sites")).items())}
     told = {site: sites[site] for site in sites if site in enough(final)}
     pooled, lowest = mapping(final.get("pooled")), lowest_site(record, task)
-    keys = [key for key in TITLES if key in pooled]
+    metrics = record.metrics(task, pooled)
+    keys = [metric.name for metric in metrics]
     equal, precise = mapping(final.get("macro_intervals")), mapping(final.get("macro_by_precision"))
     macro = (with_interval(decimal(_macro(final, key)), equal.get(key)) for key in keys)
     rows = [TableLine(("macro mean of sites", "", *macro), "summary")]
@@ -128,7 +124,7 @@ def site_metrics(record: RunRecord, task: str) -> ReportTable:
         rows.append(TableLine(("macro mean, by precision", "", *cells), "summary"))
     if sites:  # masks hide the single sites, the worst too
         rows.append(
-            TableLine(("worst of the sites", "", *(decimal(_worst_value(told, key)) for key in keys)), "summary")
+            TableLine(("worst of the sites", "", *(decimal(_worst_value(told, one)) for one in metrics)), "summary")
         )
     rows.append(TableLine(("all cases pooled", *_sure_cells(pooled, of_pooled(final), keys, kind)), "summary"))
     for site, own in sites.items():
@@ -145,13 +141,9 @@ def _macro(final: Row, key: str) -> float | None:
     return macro_mean([{key: number(mapping(sites[site]).get(key))} for site in enough(final)], key)
 
 
-def _worst_value(sites: Mapping[str, Row], key: str) -> float | None:
-    known = [value for own in sites.values() if (value := number(own.get(key))) is not None]
-    if not known:
-        return None
-    if key in NEARER_0_IS_BETTER:
-        return max(known, key=abs)
-    return max(known) if key in LOWER_IS_BETTER else min(known)
+def _worst_value(sites: Mapping[str, Row], metric: Metric) -> float | None:
+    known = [value for own in sites.values() if (value := number(own.get(metric.name))) is not None]
+    return min(known, key=metric.goodness) if known else None
 
 
 def _sure_cells(values: Row, sure: tuple[Row, Row], keys: Sequence[str], kind: str) -> tuple[str, ...]:

@@ -7,18 +7,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fedgraft.common.base.disk import read_bytes, why_no_file
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
 from fedgraft.common.metrics.over_sites import macro_mean
+from fedgraft.common.metrics.shown import Shown
 from fedgraft.common.metrics.sums.task_metrics import (
-    HeadlineMetrics,
     TaskSums,
     read_sums,
-    shown_of,
 )
+from fedgraft.common.metrics.table import OF_CLASSES, TABLE, Better, Metric, title
 
 Row = dict[str, Any]
 Point = tuple[float, float]
@@ -52,17 +52,33 @@ class RunRecord:
         seen = [mapping(row.get("metrics")) for row in self.exchanges] + [mapping(self.result.get("metrics"))]
         return tuple(dict.fromkeys(task for metrics in seen for task in metrics))
 
-    def shown(self, task: str) -> HeadlineMetrics:
-        """The metrics that a report shows first of a task, by the metrics that the run recorded."""
+    def shown(self, task: str) -> Shown:
+        """The metrics that a report shows first of a task, as the run recorded them."""
         for row in (self.result, *self.exchanges):
             own = mapping(mapping(row.get("metrics")).get(task))
-            if values := mapping(own.get("pooled")):
-                return shown_of(values)
-        return shown_of({})
+            if names := [text(name) for name in sequence(own.get("shown"))]:
+                return Shown(tuple(_metric(name, mapping(own.get("facts"))) for name in names))
+        return Shown(tuple(TABLE[name] for name in OF_CLASSES))
+
+    def metrics(self, task: str, there: Row) -> list[Metric]:
+        """All metrics that have a value in `there`, as reports order them: the table's, then those of plug-ins."""
+        own = {metric.name: metric for metric in self.shown(task).metrics}
+        return [metric for name, metric in {**TABLE, **own}.items() if name in there]
 
     def final(self, task: str) -> Row:
         """The final model's metrics on the test split: sites, pooled, macro, worst."""
         return mapping(mapping(self.result.get("metrics")).get(task))
+
+
+def _metric(name: str, facts: Row) -> Metric:
+    """A metric of the table, or a plug-in's as the run's record describes it."""
+    if name in TABLE:
+        return TABLE[name]
+    own = mapping(facts.get(name))
+    better: Better | None = next((one for one in get_args(Better) if one == own.get("better")), None)
+    if better is None:
+        raise InputError(f"The run's record does not say what its metric {name!r} is.")
+    return Metric(name, title(name), (), better, number(own.get("low")), number(own.get("high")))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from markupsafe import Markup, escape
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import write_atomic
-from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.metrics.support import TOO_FEW
+from fedgraft.common.metrics.table import drawn_of, title
 from fedgraft.server.report import figures, plots, tables
 from fedgraft.server.report.audit import audited
 from fedgraft.server.report.history import (
@@ -40,12 +40,6 @@ _CLUSTERED = {
 }
 """What clusters of sites rest on."""
 _MOST_ROC_CLASSES = 6
-_CURVES = {
-    "auroc": ("auroc", "balanced_accuracy", "loss"),
-    "mae": ("mae", "rmse", "r2"),
-    "dice": ("dice", "hd95_mm", "loss"),
-}
-"""What is drawn over the rounds, by the metric that is shown first."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +147,7 @@ def _task_view(record: RunRecord, task: str) -> TaskView:
     ranking = _ranking(record, task)
     ink = plots.inks(ranking)
     stages = spans(record)
-    drawn = {title(key): curves(record, task, key) for key in _CURVES[record.shown(task).first]}
+    drawn = {title(key): curves(record, task, key) for key in drawn_of(record.shown(task).names)}
     if task == record.tasks[0]:  # a site reports one loss for all tasks
         drawn["training loss"] = training_loss(record)
     learning = [plots.curve_plot(name, of, ink, stages) for name, of in drawn.items() if of.macro or of.test_macro]
@@ -186,7 +180,7 @@ def _chosen(record: RunRecord, task: str) -> str:
 def _ranking(record: RunRecord, task: str) -> dict[str, float | None]:
     """All sites ever measured, with their final figure if known, else the latest; the higher the better."""
     told = record.shown(task)
-    drawn = curves(record, task, told.first)
+    drawn = curves(record, task, told.first.name)
     found: dict[str, float | None] = {}
     for row in record.exchanges:
         found |= dict.fromkeys(mapping(mapping(mapping(row.get("metrics")).get(task)).get("sites")))
@@ -196,10 +190,8 @@ def _ranking(record: RunRecord, task: str) -> dict[str, float | None]:
     final = record.final(task)
     for site, values in mapping(final.get("sites")).items():
         few = is_too_few(of_site(final, site)[0])  # neither best nor worst: nobody can say
-        found[site] = None if few else number(mapping(values).get(told.first))
-    if told.lower_is_better:
-        found = {site: None if value is None else -value for site, value in found.items()}
-    return found
+        found[site] = None if few else number(mapping(values).get(told.first.name))
+    return {site: None if value is None else told.first.goodness(value) for site, value in found.items()}
 
 
 def _cases(record: RunRecord, task: str) -> dict[str, str]:

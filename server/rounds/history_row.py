@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedgraft.common.study.schedule import Step, split_at, stage_of
+from fedgraft.common.study.schedule import Step, place_before, split_at, stage_of
 from fedgraft.common.study.study import Study
 from fedgraft.server.rounds.exchange.collect import Collected
 from fedgraft.server.rounds.scores import Scores
@@ -41,12 +41,10 @@ def history_row(
 
 def _evaluated(study: Study, step: Step, ended: Mapping[str, int]) -> dict[str, Any]:
     """Which model went out in this exchange: the one that the exchange before left behind."""
-    plan = study.plan
-    if not plan:
+    place = place_before(study, step)
+    if place is None:
         return {"stage": "start", "round": 0}
-    if step.work and step.round > 1:
-        return {"stage": plan[step.stage].name, "round": step.round - 1}
-    if step.work and step.stage == 0:
-        return {"stage": "start", "round": 0}
-    before = plan[step.stage - 1 if step.work else step.stage]
-    return {"stage": before.name, "round": ended.get(before.name, before.rounds)}
+    stage = study.plan[place]
+    if step.work and place == step.stage:
+        return {"stage": stage.name, "round": step.round - 1}
+    return {"stage": stage.name, "round": ended.get(stage.name, stage.rounds)}

@@ -17,6 +17,7 @@ from fedgraft.common.study.inputs import ImageInput, TableInput
 from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.rounds.exchange.attendance import attendance
+from fedgraft.server.rounds.improving import still_improving
 from fedgraft.server.rounds.outcome import RunOutcome, Totals
 from fedgraft.server.rounds.scores import Points
 from fedgraft.server.runs.run_folder import RunFolder
@@ -48,6 +49,7 @@ def write_result(
             *_measured(study, source, tags),
             *_remarks(study, totals.undecided),
             *_no_points(study, outcome.points),
+            *still_improving(study, rows),
         ],
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
@@ -118,7 +120,13 @@ def overall(spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:
     """What is no fault and yet changes what the figures mean, in sentences."""
-    return [
+    alone = [stage.name for stage in study.plan if stage.personalise == "best"]
+    hidden = [
+        f"What sites trained for themselves in stage {name!r} each uses only if it is better on its validation cases, "
+        "which is known to that site alone: all figures here are of the model without it."
+        for name in alone
+    ]
+    return hidden + [
         f"Stage {stage.name!r} could not stop early in {undecided[stage.name]} of {stage.rounds} rounds: too few cases "
         f"to say came back (evaluate.floor {study.evaluate.floor}, evaluate.every "
         f"{study.evaluate.every}, the sites' policies on metrics)."

@@ -9,13 +9,15 @@ from typing import Any
 from fedgraft.common.metrics.intervals import Interval
 from fedgraft.common.metrics.operating_point import OperatingPoint, chosen, counted
 from fedgraft.common.metrics.over_sites import worst
+from fedgraft.common.metrics.plugged import metric_named, values_of
+from fedgraft.common.metrics.shown import shown
 from fedgraft.common.metrics.sums.task_metrics import (
     TaskSums,
     add,
-    headline_metrics,
     plain,
 )
 from fedgraft.common.metrics.support import equal_mean, intervals, precise_mean, support
+from fedgraft.common.metrics.table import TABLE, Metric
 from fedgraft.common.secure_aggregation.summing import Pooled
 from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.study import Study
@@ -34,6 +36,7 @@ class Scores:
         pooled: Mapping[str, Pooled] | None = None,
     ) -> None:
         self._tasks = study.tasks_by_name
+        self._shown = {task: shown(study, task) for task in self._tasks}
         self._floor = study.evaluate.floor
         self._sums = {site: sums[site] for site in sorted(sums)}
         self._secure = dict(pooled or {})
@@ -84,13 +87,23 @@ class Scores:
 
     def macro(self) -> dict[str, float | None]:
         """By task the `summary` of the metric that is shown first, for a progress line."""
-        return {
-            task: values["summary"][headline_metrics(self._tasks[task]).first] for task, values in self.values().items()
-        }
+        return {task: values["summary"][self._shown[task].first.name] for task, values in self.values().items()}
 
     def headline_metrics(self) -> dict[str, str]:
         """By task the name of the metric in `macro`."""
-        return {task: headline_metrics(asked).first for task, asked in self._tasks.items()}
+        return {task: own.first.name for task, own in self._shown.items()}
+
+    def goodness(self, metric: str | None) -> float | None:
+        """The `summary` of one metric, or of each task's headline, the mean over the tasks that have it.
+
+        Larger is better, whichever way the metric goes. None if no task has it.
+        """
+        found = []
+        for task, values in self.values().items():
+            asked = self._shown[task].first if metric is None else metric_named(metric)
+            if (value := values["summary"].get(asked.name)) is not None:
+                found.append(asked.goodness(float(value)))
+        return sum(found) / len(found) if found else None
 
     def _pooled(self, task: str) -> TaskSums:
         if task in self._secure:
@@ -98,26 +111,28 @@ class Scores:
         return reduce(add, (sums[task] for sums in self._sums.values()))
 
     def _task_values(self, task: str) -> dict[str, Any]:
-        pooled, told = self._pooled(task), headline_metrics(self._tasks[task])
+        pooled, told = self._pooled(task), self._shown[task]
         sums = {} if task in self._secure else {site: own[task] for site, own in self._sums.items()}
         supports = {site: support(own).plain(self._floor) for site, own in sums.items()}
         found = {site: intervals(own) for site, own in sums.items()}
-        sites = {site: own.values() for site, own in sums.items()}
+        sites = {site: values_of(own) for site, own in sums.items()}
         enough = {site: values for site, values in sites.items() if supports[site]["enough"]}
-        lowest = worst(enough, told.first, largest=told.lower_is_better)
-        means = {metric: _means(metric, enough, found) for metric in told.metrics}
+        lowest = worst(enough, told.first)
+        means = {metric.name: _means(metric, enough, found) for metric in told.metrics}
         macro = {metric: None if equal is None else equal["value"] for metric, (equal, _) in means.items()}
         macro = dict(self._secure[task].macro) if task in self._secure else macro
-        of_all, rests_on = pooled.values(), support(pooled).plain(self._floor)
+        of_all, rests_on = values_of(pooled), support(pooled).plain(self._floor)
         return {
             "sites": sites,
             "pooled": of_all,
             "macro": macro,
             "summary": {
-                metric: of_all[metric] if value is None and rests_on["enough"] else value
+                metric: of_all.get(metric) if value is None and rests_on["enough"] else value
                 for metric, value in macro.items()
             },
-            "worst": None if lowest is None else {"site": lowest[0], told.first: lowest[1]},
+            "worst": None if lowest is None else {"site": lowest[0], told.first.name: lowest[1]},
+            "shown": list(told.names),
+            "facts": {metric.name: metric.plain() for metric in told.metrics if metric.name not in TABLE},
             "floor": self._floor,
             "support": {"sites": supports, "pooled": rests_on},
             "intervals": {"sites": found, "pooled": intervals(pooled)},
@@ -127,23 +142,21 @@ class Scores:
 
 
 Mean = dict[str, Any] | None
-_ERRORS = frozenset({"mae", "rmse", "hd95_mm"})
 
 
 def _means(
-    metric: str, sites: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Interval]]
+    metric: Metric, sites: Mapping[str, Mapping[str, Any]], found: Mapping[str, Mapping[str, Interval]]
 ) -> tuple[Mean, Mean]:
     """The mean of one metric over the sites that have it, each counting alike and by precision."""
-    known = {site: float(own[metric]) for site, own in sites.items() if own[metric] is not None}
+    known = {site: float(own[metric.name]) for site, own in sites.items() if own.get(metric.name) is not None}
     if not known:
         return None, None
-    own = {site: found[site][metric] for site in known if metric in found[site]}
+    own = {site: found[site][metric.name] for site in known if metric.name in found[site]}
     return _possible(metric, equal_mean(known, own)), _possible(metric, precise_mean(known, own))
 
 
-def _possible(metric: str, mean: Mean) -> Mean:
+def _possible(metric: Metric, mean: Mean) -> Mean:
     """The mean with its interval cut off where the metric ends: no share is above 1, no error below 0."""
-    if mean is None or mean["low"] is None or metric == "r2":
+    if mean is None or mean["low"] is None:
         return mean
-    most = mean["high"] if metric in _ERRORS else min(1.0, mean["high"])
-    return mean | {"low": max(0.0, mean["low"]), "high": most}
+    return mean | {"low": metric.within(mean["low"]), "high": metric.within(mean["high"])}

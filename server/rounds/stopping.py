@@ -94,7 +94,5 @@ def _kept(rule: WeightAveraging, count: float) -> float:
 
 
 def _figure(stop: EarlyStopping, scores: Scores) -> float | None:
-    """What the stage is judged by: the `summary` of its metric, over the tasks that have one."""
-    found = [values["summary"].get(stop.metric) for values in scores.values().values()]
-    known = [float(value) for value in found if value is not None]
-    return float(np.mean(known)) if known else None
+    """What the stage is judged by, larger where it is better: its metric's `summary`, over the tasks that have one."""
+    return scores.goodness(stop.metric)

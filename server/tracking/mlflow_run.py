@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 
 from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.models.cluster_models import FOLDER
 from fedgraft.common.study.study import Study
 from fedgraft.server.tracking.numbers import numbers
 from fedgraft.server.tracking.tracker import Row
@@ -56,6 +57,8 @@ class MlflowTracker:
             for path in (run / name for name in _LEFT):
                 if path.is_file():
                     self._client.log_artifact(self._id, str(path))
+            if (run / FOLDER).is_dir():  # one for each cluster of sites
+                self._client.log_artifacts(self._id, str(run / FOLDER), FOLDER)
         whole = result is not None and result["enough"]
         self._client.set_terminated(self._id, "FINISHED" if whole else "FAILED")
 

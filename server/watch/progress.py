@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedgraft.common.metrics.metric_names import title
+from fedgraft.common.metrics.table import title
 from fedgraft.common.study.schedule import schedule
 from fedgraft.common.study.study import Study
 from fedgraft.server.runs.run_folder import NOTICE, WAITING
@@ -120,7 +120,7 @@ def _words(event: dict[str, Any]) -> str:
 def _macro(event: dict[str, Any]) -> str:
     known = {task: value for task, value in event["macro"].items() if value is not None}
     names = event.get("metric", {})
-    return "".join(f"  {task} {title(names.get(task, 'auroc'))} {value:.3f}" for task, value in known.items())
+    return "".join(f"  {task} {title(names[task])} {value:.3f}" for task, value in known.items())
 
 
 def _missing(event: dict[str, Any]) -> str:

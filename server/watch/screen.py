@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -10,11 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fedgraft.common.metrics.metric_names import title
 from fedgraft.common.metrics.support import TOO_FEW
+from fedgraft.common.metrics.table import title
 from fedgraft.server.watch.board import View
 from fedgraft.server.watch.snapshot import (
-    FIRST_METRICS,
     RoundView,
     SiteView,
     Snapshot,
@@ -184,12 +184,18 @@ def figures_of(site: SiteView) -> str:
     """The metric that is shown first of each task, or that the site's cases are too few to say."""
     found = []
     for task, values in site.metrics.items():
-        known = next(((key, value) for key in FIRST_METRICS if (value := values.get(key)) is not None), None)
+        known = _headline(values)
         if task in site.few:
             found.append((task, TOO_FEW))
         elif known is not None:
             found.append((task, f"{title(known[0])} {known[1]:.3f}"))
     return ", ".join(words if len(site.metrics) == 1 else f"{task} {words}" for task, words in found)
+
+
+def _headline(values: Mapping[str, float | None]) -> tuple[str, float] | None:
+    """The metric that comes first, if it is known; no other takes its place."""
+    key, value = next(iter(values.items()), ("", None))
+    return None if value is None else (key, value)
 
 
 def _rounds(run: Snapshot) -> Table:
@@ -200,6 +206,6 @@ def _rounds(run: Snapshot) -> Table:
 
 
 def _figures(row: RoundView) -> list[str]:
-    shown = [(task, key, values.get(key)) for task, values in row.metrics.items() for key in FIRST_METRICS]
-    figures = [f"{task} {title(key)} {value:.3f}" for task, key, value in shown if value is not None]
+    shown = [(task, known) for task, values in row.metrics.items() if (known := _headline(values)) is not None]
+    figures = [f"{task} {title(key)} {value:.3f}" for task, (key, value) in shown]
     return figures + ([] if row.loss is None else [f"loss {row.loss:.3f}"])

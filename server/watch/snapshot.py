@@ -26,10 +26,6 @@ Metrics = Mapping[str, Mapping[str, float | None]]
 Contact = Mapping[str, tuple[str, float | None]]
 """By site: online, offline or revoked, and the seconds since it was last heard of."""
 
-FIRST_METRICS = ("auroc", "dice", "mae")
-"""What is shown first of a task, whatever it asks for."""
-SITE_METRICS = (*FIRST_METRICS, "accuracy")
-
 
 @dataclass(frozen=True)
 class RoundView:
@@ -222,7 +218,7 @@ def _round(row: Row) -> RoundView:
         asked=len(row["sites_asked"]),
         aggregated=len(row["sites_aggregated"]),
         missing=row["missing"],
-        metrics={task: dict(values.get("summary", values["macro"])) for task, values in row.get("metrics", {}).items()},
+        metrics={task: _shown(own, own.get("summary", own["macro"])) for task, own in row.get("metrics", {}).items()},
         loss=sum(losses) / len(losses) if losses else None,
     )
 
@@ -271,7 +267,7 @@ def _site(
         stage=aggregated["stage"] if aggregated else "",
         round=aggregated["round"] if aggregated else 0,
         refusals=dict(sorted(refusals.items())),
-        metrics={task: _shown(values["sites"].get(name, {})) for task, values in metrics.items()},
+        metrics={task: _shown(values, values["sites"].get(name, {})) for task, values in metrics.items()},
         few=tuple(task for task, values in metrics.items() if _too_few(values, name)),
         epsilon=spent.get("epsilon"),
         delta=spent.get("delta"),
@@ -279,8 +275,9 @@ def _site(
     )
 
 
-def _shown(values: Row) -> dict[str, float | None]:
-    return {metric: values[metric] for metric in SITE_METRICS if metric in values}
+def _shown(values: Row, figures: Row) -> dict[str, float | None]:
+    """What is shown first of a task, the headline before all else."""
+    return {metric: figures[metric] for metric in values["shown"] if metric in figures}
 
 
 def _too_few(values: Row, name: str) -> bool:

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from fedgraft.client.data.kinds import KINDS
+from fedgraft.client.data.kinds import Kind as DataKind
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.table import TABLE
 from fedgraft.common.models.backbones.named import ships
 from fedgraft.common.plugins.loading import load_plugin
 from fedgraft.common.plugins.registry import Kind, register
+from fedgraft.common.study.methods.presets import presets
 from fedgraft.common.study.stages.losses import OWN_LOSSES
 
-__all__ = ["load_plugin", "register_backbone", "register_loss"]
+__all__ = [
+    "load_plugin",
+    "register_backbone",
+    "register_loss",
+    "register_method",
+    "register_metric",
+    "register_reader",
+]
 
 Thing = TypeVar("Thing", bound=Callable[..., Any])
 
@@ -41,6 +52,45 @@ def register_loss(name: str, made: Thing | None = None) -> Any:
     if name in OWN_LOSSES:
         raise InputError(f"fedgraft has a loss {name!r} itself.", fix="Call yours something else.")
     return _registered(Kind.LOSSES, name, made)
+
+
+def register_reader(name: str, kind: DataKind) -> DataKind:
+    """Let cohorts say `kind: NAME`. A `fedgraft.client.data.kinds.Kind` says what reads such data, and what keys apply.
+
+    Its reader is a class like `fedgraft.client.data.readers.reader.Reader`. InputError for a name that fedgraft has, or
+    for what is no such kind. For a deployment it goes into a distribution, as an entry point of the group
+    `fedgraft.readers`.
+    """
+    if name in KINDS:
+        raise InputError(f"fedgraft has a kind of data {name!r} itself.", fix="Call yours something else.")
+    if not isinstance(kind, DataKind):
+        raise InputError(f"The reader {name!r} is no fedgraft.client.data.kinds.Kind.", fix="See docs/how_to/data.md.")
+    register(Kind.READERS, name, kind)
+    return kind
+
+
+def register_method(name: str, method: Thing | None = None) -> Any:
+    """Let studies say `method: NAME`, or `methods: [{kind: NAME, ...}]` in a stage's local work. Also as a decorator.
+
+    The class is one of `fedgraft.common.methods.memory.method.Method`: its `kind` is the name, its other fields are its
+    keys. `common/methods/feddyn.py` is an example, and so is `examples/plugin/fedgraft_example/method.py`. InputError
+    for a name that fedgraft has. The entry points' group is `fedgraft.methods`.
+    """
+    if name in presets():
+        raise InputError(f"fedgraft has a method {name!r} itself.", fix="Call yours something else.")
+    return _registered(Kind.METHODS, name, method)
+
+
+def register_metric(name: str, made: Thing | None = None) -> Any:
+    """Let studies say `evaluate: {metrics: [NAME]}`, and comparisons `metric: NAME`. Also as a decorator of the class.
+
+    The class says `tasks`, `better` ("higher", "lower" or "near_0"), `low`, `high` and `adds`, the ends of what a case
+    adds; `cases(outputs, targets)` gives what each case adds, (n, numbers), `value(sums)` the metric of their sums.
+    InputError for a name that fedgraft has. The entry points' group is `fedgraft.metrics`.
+    """
+    if name in TABLE:
+        raise InputError(f"fedgraft has a metric {name!r} itself.", fix="Call yours something else.")
+    return _registered(Kind.METRICS, name, made)
 
 
 def _registered(kind: Kind, name: str, thing: Thing | None) -> Any:

@@ -15,8 +15,8 @@ from fedgraft.common.base.console.terminal import Terminal
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import read_json, write_atomic
+from fedgraft.common.checks.check_plugins import pinned, read_pinned
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.checks.faults.check_plugins import pinned, read_pinned
 from fedgraft.common.study.study import Study
 from fedgraft.server.cli.outcome import demand_enough
 from fedgraft.server.runs.run_folder import RunFolder

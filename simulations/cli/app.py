@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedgraft.common.base.console.command_line import command_group
+from fedgraft.common.base.console.command_line import command_group, examples
 from fedgraft.common.plugins.option import Plugins
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 study = command_group("Look at a study before it runs.")
 privacy = command_group("Price and attack a study.")
+poc = command_group("A local consortium: a whole deployment on this machine, to see how one works.")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file, or the name of one that ships.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")]
@@ -31,7 +32,7 @@ def study_check(study_file: StudyFile, set_: Sets = None, _plugin: Plugins = Non
 @study.command("show")
 def study_show(study_file: StudyFile, set_: Sets = None, _plugin: Plugins = None) -> None:
     """The study with its method expanded to stages and all defaults written out."""
-    from fedgraft.common.checks.faults.check_plugins import read_pinned
+    from fedgraft.common.checks.check_plugins import read_pinned
 
     typer.echo(read_pinned(study_file, tuple(set_ or ()))[0].to_yaml(), nl=False)
 
@@ -116,16 +117,46 @@ def privacy_audit(
     _plugin: Plugins = None,
 ) -> None:
     """Attack a study: what it claims of privacy, tried on the code that sites run. Exit code 1 if a claim fails."""
-    from fedgraft.common.checks.faults.check_plugins import read_pinned
+    from fedgraft.common.checks.check_plugins import read_pinned
     from fedgraft.simulations.audit.command import audit
 
     found, _ = read_pinned(study_file, tuple(set_ or ()))
     audit(found, str(study_file), out, patients, allow_plain=allow_plain, as_json=as_json)
 
 
+@poc.command(
+    "up",
+    epilog=examples(
+        "fedgraft poc up --sites 3",
+        "fedgraft poc up --study private --sites 5 --out trial --stay",
+    ),
+)
+def poc_up(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    study_file: Annotated[
+        Path, typer.Option("--study", help="The study's YAML file, or the name of one that ships.")
+    ] = Path("quickstart"),
+    sites: Annotated[int, typer.Option(min=1, help="How many hospitals: the first ones of the scenario.")] = 3,
+    out: Annotated[Path, typer.Option(help="A new folder for kits, sites, logs and the run.")] = Path("consortium"),
+    scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
+    web: Annotated[int, typer.Option(min=0, max=65535, help="The web page's port; any that is free if 0.")] = 0,
+    stay: Annotated[bool, typer.Option("--stay", help="Leave it running after the study, until Ctrl-C.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the folder at the end, unless it failed.")] = False,
+    set_: Sets = None,
+    _plugin: Plugins = None,
+) -> None:
+    """Provision, join, enrol, approve and start a consortium on loopback, run a study on it, and end it all.
+
+    Ctrl-C or a part that fails ends it too. Exit code 0 only if the study completed.
+    """
+    from fedgraft.simulations.poc.command import UpRequest
+    from fedgraft.simulations.poc.command import up as carry_out
+
+    carry_out(UpRequest(study_file, sites, out, scenario, tuple(set_ or ()), web, stay, remove))
+
+
 def _checked(study_file: Path, set_: list[str] | None) -> tuple[Study, str]:
+    from fedgraft.common.checks.check_plugins import read_pinned
     from fedgraft.common.checks.explain import check_study
-    from fedgraft.common.checks.faults.check_plugins import read_pinned
 
     found, _ = read_pinned(study_file, tuple(set_ or ()))
     check_study(found, str(study_file))

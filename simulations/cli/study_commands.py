@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedgraft.common.base.console.terminal import OUT, say
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.checks.explain import (
     Checked,
     check_study,
@@ -19,7 +20,6 @@ from fedgraft.common.checks.explain import (
     explain,
     sentence,
 )
-from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.common.protocol.routing import releases_plainly
 from fedgraft.common.secure_aggregation.masking import FEWEST
 from fedgraft.common.study.study import Study

@@ -14,7 +14,7 @@ from fedgraft.common.base.console.terminal import OUT, figure, say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json
-from fedgraft.common.metrics.metric_names import title
+from fedgraft.common.metrics.table import title
 from fedgraft.common.models.packaged_weights import packaged
 from fedgraft.common.models.weights import demand_id, load_weights, save_weights
 from fedgraft.common.models.weights import list_weights as all_weights

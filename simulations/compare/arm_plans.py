@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.amount import work_of
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.work import differences
 
@@ -26,6 +27,10 @@ def _arm_plan(question: Question, arm: Arm, against: Arm, studies: Mapping[str, 
         "who": arm.who,
         "labels": arm.labels,
         "fit": arm.fit.model_dump(mode="json") if question.shots else None,
+        "work": {"words": "nobody trains", "times": 0.0}
+        if arm.who == "nobody"
+        else work_of(own, studies[against.name]),
+        "control": arm.control,
         "model": plain["model"],
         "plan": plain["plan"],
         "clusters": plain.get("clusters"),

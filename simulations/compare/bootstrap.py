@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from fedgraft.common.base.seeds import derive
+from fedgraft.common.metrics.plugged import plugged_metric
 from fedgraft.common.metrics.sums.score_histogram import ranks, weighted_auroc
 from fedgraft.simulations.compare.running.models import Answers
 
 Floats = NDArray[np.float64]
 Replicate = tuple[int, int]
 DRAWS = 2000
-LOWER_IS_BETTER = frozenset({"brier"})
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,16 @@ def metric(name: str, answers: Answers, weights: Floats) -> Floats:
     if name == "balanced_accuracy":
         true = [answers.targets == label for label in range(answers.logits.shape[1])]
         return _mean_known(np.stack([_ratio(weights @ (hit * own), weights @ own.astype(float)) for own in true]))
-    return _ratio(weights @ _brier(answers), weights.sum(axis=1))
+    if name == "brier":
+        return _ratio(weights @ _brier(answers), weights.sum(axis=1))
+    return _plugged(name, answers, weights)
+
+
+def _plugged(name: str, answers: Answers, weights: Floats) -> Floats:
+    one = plugged_metric(name)
+    sums = weights @ one.cases(answers.logits, answers.targets)
+    values = [one.value(own) if weight > 0 else None for own, weight in zip(sums, weights.sum(axis=1), strict=True)]
+    return np.array([np.nan if value is None else value for value in values])
 
 
 def over_replicates(values: Mapping[Replicate, Floats], seed: int = 0) -> Interval:

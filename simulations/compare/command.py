@@ -25,12 +25,14 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
-from fedgraft.common.checks.faults.check_plugins import read_pinned
+from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.config.config_files import describe
+from fedgraft.common.metrics.table import title
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.study import Study, locate
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page
+from fedgraft.server.report.comparison_remarks import remarks
 from fedgraft.simulations.compare.question import Question, Questions, changed, read_comparison
 from fedgraft.simulations.compare.result import answered, groups, lines
 from fedgraft.simulations.compare.running.cells import Cell, cells, run
@@ -38,6 +40,7 @@ from fedgraft.simulations.compare.running.progress import time_left
 from fedgraft.simulations.engines.run import check_hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import Scenario, find_scenario
+from fedgraft.simulations.real_data.places import AbsentData
 
 SCHEMA = 1
 
@@ -56,6 +59,8 @@ class CompareRequest:
     quick: bool
     workers: int
     threads: int
+    cases: tuple[int, ...] = ()
+    """In place of the numbers of training cases that questions are repeated with; those without such stay so."""
 
 
 def compare(asked: CompareRequest, *, as_json: bool) -> None:
@@ -99,7 +104,7 @@ def carry_out(
         "questions": [],
     }
     rows: list[dict[str, Any]] = []
-    for question in comparison.questions:
+    for question in (one for one in comparison.questions if one.name in todo):
         found = groups(todo[question.name], out / "cells")
         result["questions"].append(answered(question, study, found) | {"scenario": where[question.name]})
         rows += lines(question, found)
@@ -127,21 +132,34 @@ def _chosen(comparison: Questions, asked: CompareRequest) -> Questions:
         known = ", ".join(question.name for question in comparison.questions)
         raise InputError(f"No question is called {', '.join(unknown)}; there are: {known}.")
     questions = [one for one in comparison.questions if not asked.only or one.name in asked.only]
+    if asked.cases:
+        questions = [_at(one, asked.cases) if one.cases else one for one in questions]
     if asked.arms:
-        against = asked.arms[0]
+        against, named = asked.arms[0], {arm.name: arm for arm in questions[0].arms}
         fields = questions[0].model_dump(exclude={"arms", "against", "expect"}, by_alias=True)
+        arms = [named.get(name, name) for name in asked.arms]
         try:
-            questions = [Question.model_validate(fields | {"arms": list(asked.arms), "against": against})]
+            questions = [Question.model_validate(fields | {"arms": arms, "against": against})]
         except ValidationError as error:
             raise InputError("--arm: " + "; ".join(describe(error))) from None
     return comparison.model_copy(update={"questions": tuple(questions)})
 
 
+def _at(question: Question, cases: tuple[int, ...]) -> Question:
+    """The question at other numbers of cases, with what is expected at these, or at any."""
+    kept = tuple(one for one in question.expect if one.cases is None or one.cases in cases)
+    return question.model_copy(update={"cases": cases, "expect": kept})
+
+
 def _cells(
     study: Study, comparison: Questions, asked: CompareRequest, shipped: str | None
 ) -> tuple[dict[str, list[Cell]], dict[str, str], bool]:
-    """By question its cells, all of them checked, and its scenario; and whether any hospital is made up."""
-    found, where, synthetic, looked_at = {}, dict[str, str](), False, list[tuple[Scenario, InputSpec]]()
+    """By question its cells, all of them checked, and its scenario; and whether any hospital is made up.
+
+    A question whose data are not on this machine is left out with a word, unless it is asked for by name or alone.
+    """
+    found, where = dict[str, list[Cell]](), dict[str, str]()
+    synthetic, looked_at = False, list[tuple[Scenario, InputSpec]]()
     for question in comparison.questions:
         task = study.tasks_by_name.get(question.task or study.tasks[0].name)
         if task is not None and not isinstance(task, Task):
@@ -154,8 +172,14 @@ def _cells(
             raise InputError(f"{asked.study} names no scenario.", fix="Say which hospitals to use: --scenario FILE.")
         base = locate(asked.study).parent if asked.scenario is None else Path()
         scenario = find_scenario(name, base)
+        try:
+            hospitals, seeds = hospitals_of(scenario), _seeds(comparison, asked, question)
+        except AbsentData as absent:
+            if asked.only or (question is comparison.questions[-1] and not found):
+                raise
+            ERR.print(f"Question {question.name} is left out. {absent}", highlight=False, markup=False)
+            continue
         synthetic, where[question.name] = synthetic or scenario.synthetic, scenario.name
-        hospitals, seeds = hospitals_of(scenario), _seeds(comparison, asked, question)
         asks = changed(study.model_dump(mode="json"), question.keys, f"{asked.study}, question {question.name}")
         if (scenario, asks.input) not in looked_at:  # another input reads other columns
             looked_at.append((scenario, asks.input))
@@ -189,7 +213,7 @@ def show(folder: Path) -> None:
 
 def _show(result: dict[str, Any], page: Path) -> None:
     for question in result["questions"]:
-        metric = question["metric"].upper() if question["metric"] == "auroc" else question["metric"].replace("_", " ")
+        metric = title(question["metric"])
         table = Table(
             Column("arm", no_wrap=True),  # a name that is cut is not found again
             f"macro {metric}",
@@ -213,6 +237,8 @@ def _show(result: dict[str, Any], page: Path) -> None:
                 f"[{_signed(one['low'])}, {_signed(one['high'])}], wanted {one['wanted']}{alone}"
             )
         _show_gains(question)
+        for line in remarks(question):
+            say(f"  {line}")
         for row in question["rows"]:
             for trouble in row["troubles"]:
                 say(f"  {row['arm']}: {trouble}")

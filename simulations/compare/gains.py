@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fedgraft.common.metrics.plugged import metric_named
 from fedgraft.simulations.compare.bootstrap import (
-    LOWER_IS_BETTER,
     Floats,
     Replicate,
     holm,
@@ -42,7 +42,7 @@ def gains(question: Question, arm: str, mine: Drawn, alone: Drawn) -> dict[str, 
     known = {site: own for site, own in apart.items() if any(np.isfinite(values[0]) for values in own.values())}
     found = {site: over_replicates(own) for site, own in known.items()}
     adjusted = holm({site: interval.p for site, interval in found.items()})
-    lower = question.metric in LOWER_IS_BETTER
+    lower = metric_named(question.metric).better == "lower"
     return {
         site: {
             "value": interval.value,

@@ -18,10 +18,10 @@ from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.methods.presets import presets
 from fedgraft.common.study.model_spec import ENSEMBLE, Model
 from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.compare.comparable import metric_faults
 from fedgraft.simulations.compare.work import preset
 
 Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
-Metric = Literal["auroc", "accuracy", "balanced_accuracy", "brier"]
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
 _NONE: Mapping[str, Study] = MappingProxyType({})
 ARM = "arm:"
@@ -49,6 +49,8 @@ class Arm(Value):
     """`shuffled` deals the training labels out anew: whoever still does well has learnt something else."""
     weights: str | None = None
     """A finished model, as a run's folder or the id of weights, which is measured as it is; nobody trains."""
+    control: bool = False
+    """Whether it is a shortcut, which a model that has learnt something of the matter must clearly beat."""
     elsewhere: bool = False
     """Whether it learnt from none of these hospitals' patients. Else it must have held out those that are tested."""
     fit: Fit = Fit()
@@ -98,6 +100,17 @@ class Arm(Value):
         return changed(data, self.keys, f"{source}, arm {self.name}")
 
 
+def _control(backbone: str) -> Arm:
+    """A ridge on what a shortcut sees, at each site alone; brightness must be in it, so images are not standardised."""
+    keys = {
+        "input.normalise": "fixed",
+        "input.mean": [0.5],
+        "input.std": [0.25],
+        "model": {"backbone": backbone, "weights": None},
+    }
+    return Arm(name=backbone, who="alone", method="ridge_probe", control=True, set=keys)
+
+
 BUILT_IN: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -108,6 +121,7 @@ BUILT_IN: Mapping[str, Arm] = {
         Arm(name="source_only", who="nobody", set={"model.heads": "weights"}),
         Arm(name="shuffled", labels="shuffled"),
         Arm(name="new_site", who="new_site"),
+        *(_control(name) for name in ("thumbnail", "intensity")),
         *(Arm(name=name, method=name) for name in presets() if name not in ENSEMBLES),
     )
 }
@@ -165,8 +179,8 @@ class Question(Value):
     """The arm that all others are held against."""
     task: str | None = None
     """The task that is measured; the first if absent."""
-    metric: Metric = "auroc"
-    """What is measured."""
+    metric: str = "auroc"
+    """What is measured: auroc, accuracy, balanced_accuracy, brier, or a plug-in's metric of classes."""
     cases: tuple[Annotated[int, Field(ge=1)], ...] = ()
     shots: tuple[Annotated[int, Field(ge=1)], ...] = ()
     draws: Annotated[int, Field(ge=1)] = 5
@@ -198,6 +212,7 @@ class Question(Value):
         for one in self.expect:
             if one.cases is not None and one.cases not in self.sizes:
                 faults.append(f"expect: {one.cases} is not among the cases or shots")
+        faults += metric_faults(self.metric)
         faults += self._few() if self.shots else []
         if faults:
             raise ValueError("; ".join(faults))

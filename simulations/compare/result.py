@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.base.errors import RunError
+from fedgraft.common.metrics.plugged import metric_named
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.support import TOO_FEW, Support, support
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.amount import seeds_to_decide
 from fedgraft.simulations.compare.arm_plans import arm_plans
 from fedgraft.simulations.compare.bootstrap import (
-    LOWER_IS_BETTER,
-    Floats,
     Interval,
     Replicate,
     across,
@@ -26,14 +26,12 @@ from fedgraft.simulations.compare.bootstrap import (
     over_replicates,
     verdict,
 )
+from fedgraft.simulations.compare.comparable import OWN
 from fedgraft.simulations.compare.gains import alone_in, gains
+from fedgraft.simulations.compare.paired import Drawn, against_control, differences
 from fedgraft.simulations.compare.question import Expectation, Question
 from fedgraft.simulations.compare.running.cells import Cell, CellOutcome, outcome
 from fedgraft.simulations.compare.running.models import MERGED, Answers, Found
-
-METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
-Drawn = dict[Replicate, dict[str, Floats]]
-"""By replicate and site the metric: the estimate first, then its bootstrap draws."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,13 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
     floor = study.evaluate.floor
     drawn = {(group.arm, group.cases): _draw(group, task, question.metric, floor) for group in own}
     seeds, alone = max(group.seeds for group in own), alone_in(question)
+    controls = [arm.name for arm in question.arms if arm.control]
     rows = []
     for cases in question.sizes:
         here = [group for group in own if group.cases == cases]
         reference = drawn[question.against, cases]
         apart = {
-            group.arm: _differences(drawn[group.arm, cases], reference)
+            group.arm: differences(drawn[group.arm, cases], reference)
             for group in here
             if group.arm != question.against
         }
@@ -80,8 +79,10 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
             raise RunError("Two arms have no site in common.", fix="See which sites failed in compare.csv.")
         others = {arm: over_replicates(own) for arm, own in apart.items() if own}
         adjusted = holm({arm: interval.p for arm, interval in others.items()})
+        by_arm = {group.arm: drawn[group.arm, cases] for group in here}
         for group in here:
             row = _row(group, task, drawn[group.arm, cases], question, floor)
+            row["control"] = against_control(group.arm, controls, by_arm, question.metric)
             difference = others.get(group.arm)
             if difference is not None:
                 row["difference"] = _plain(difference) | {
@@ -91,10 +92,13 @@ def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str
                         adjusted[group.arm],
                         question.margin,
                         seeds=group.seeds,
-                        lower_is_better=question.metric in LOWER_IS_BETTER,
+                        lower_is_better=metric_named(question.metric).better == "lower",
                     )
                     if row["enough"]
                     else TOO_FEW,
+                    "seeds_to_decide": seeds_to_decide(
+                        (difference.high - difference.low) / 2, group.seeds, question.margin
+                    ),
                 }
             if alone is not None and row["enough"]:
                 row["gains"] = gains(question, group.arm, drawn[group.arm, cases], drawn[alone, cases])
@@ -126,7 +130,7 @@ def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
                 for site, tasks in sorted(sites.items()):
                     for task, answers in sorted(tasks.items()):
                         stated = _stated(question)
-                        values = {name: _value(name, answers) if name in stated else None for name in METRICS}
+                        values = {name: _value(name, answers) if name in stated else None for name in _all(question)}
                         yield {
                             "question": question.name,
                             "arm": group.arm,
@@ -144,7 +148,7 @@ def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
 def _row(group: Group, task: str, drawn: Drawn, question: Question, floor: int) -> dict[str, Any]:
     macro = {replicate: across(list(sites.values()), "macro") for replicate, sites in drawn.items() if sites}
     # What is worst of a metric that should be low is not shown: sites with few cases would decide it.
-    lowest = {} if question.metric in LOWER_IS_BETTER else drawn
+    lowest = drawn if metric_named(question.metric).better == "higher" else {}
     worst = {replicate: across(list(sites.values()), "worst") for replicate, sites in lowest.items() if sites}
     counted = [_counted(ended.found, task) for ended in group.outcomes.values()]
     sites = {
@@ -173,7 +177,11 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question, floor: int) 
 
 def _stated(question: Question) -> tuple[str, ...]:
     """Metrics that can be given: scores of several models, one for each draw of shots, make no AUROC."""
-    return tuple(name for name in METRICS if name != "auroc" or not question.shots)
+    return tuple(name for name in _all(question) if name != "auroc" or not question.shots)
+
+
+def _all(question: Question) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*OWN, question.metric)))
 
 
 def _draw(group: Group, task: str, name: str, floor: int) -> Drawn:
@@ -202,22 +210,11 @@ def _support(answers: Answers) -> Support:
     return support(ClassificationSums.of(answers.logits, answers.targets))
 
 
-def _differences(one: Drawn, other: Drawn) -> dict[Replicate, Floats]:
-    """By replicate the difference of macro means, over the sites that both arms have a model for."""
-    found = {}
-    for replicate in one.keys() & other.keys():
-        both = one[replicate].keys() & other[replicate].keys()
-        if both:
-            mine, theirs = ([own[replicate][site] for site in sorted(both)] for own in (one, other))
-            found[replicate] = across(mine, "macro") - across(theirs, "macro")
-    return found
-
-
 def _expected(
     one: Expectation, question: Question, drawn: Mapping[tuple[str, int | None], Drawn], seeds: int
 ) -> Iterator[dict[str, Any]]:
     for cases in (one.cases,) if one.cases is not None else question.sizes:
-        apart = _differences(drawn[one.arm, cases], drawn[one.over, cases])
+        apart = differences(drawn[one.arm, cases], drawn[one.over, cases])
         if not apart:
             raise RunError(
                 f"Question {question.name!r} expects something at {cases}, and no site has so many cases.",

@@ -12,6 +12,7 @@ from fedgraft.common.study.model_spec import ENSEMBLE
 from fedgraft.common.study.plan import Gradient, Stage, Statistics
 from fedgraft.common.study.stages.aggregates import Standardise
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.amount import at_hospitals
 
 WORK = ("epochs", "steps", "batch_size")
 """How much a site works in a round; with the rounds, the amount of work."""
@@ -32,7 +33,7 @@ CASES = ("augment", "class_weights")
 
 
 def preset(study: Study, method: str, more: Mapping[str, Any]) -> tuple[Stage, ...]:
-    """The preset's stages with the study's amount of work and optimiser settings.
+    """The preset's stages with the study's amount of work, to the round, and its optimiser settings.
 
     What else the study's stages say (`losses`, `train`, `fixed_norm_stats`, `layer_decay` and so on) is how its own
     method works, and stays there: FedBN with another method's proximal loss would be neither of the two.
@@ -45,8 +46,13 @@ def preset(study: Study, method: str, more: Mapping[str, Any]) -> tuple[Stage, .
     columns = next((stage for stage in study.plan if isinstance(stage.aggregate, Standardise)), None)
     if columns is not None and isinstance(columns.local, Statistics):
         settings["columns"] = columns.local.private
-    needs_sums = isinstance(study.input, TableInput) and study.input.needs_sums
-    return expand(Method(**settings), table=needs_sums and study.model.backbone != ENSEMBLE)
+    table = isinstance(study.input, TableInput) and study.input.needs_sums and study.model.backbone != ENSEMBLE
+    stages = expand(Method(**settings), table=table)
+    asked = settings.get("rounds", Method(name=method).rounds)
+    if (there := sum(rounds for _, rounds in at_hospitals(stages))) > asked:
+        # Some methods go through the rounds once together and once more at each site: that is twice the work.
+        stages = expand(Method(**settings | {"rounds": max(1, round(asked * asked / there))}), table=table)
+    return stages
 
 
 def differences(study: Study, other: Study) -> list[str]:

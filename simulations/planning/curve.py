@@ -15,6 +15,8 @@ from scipy.stats import t as student
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json, write_atomic, write_json
+from fedgraft.common.metrics.shown import shown
+from fedgraft.common.metrics.table import Metric, title
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.plan import Gradient, Select, Stage
 from fedgraft.common.study.study import Study
@@ -25,25 +27,25 @@ from fedgraft.simulations.planning.pricing import private_stages
 
 @dataclass(frozen=True)
 class CurveCell:
-    """One run: what is trained, at what epsilon (None: without noise), from which seed; its test macro AUROC."""
+    """One run: what is trained, at what epsilon (None: without noise), from which seed; its headline's macro mean."""
 
     train: str
     epsilon: float | None
     seed: int
-    auroc: float
+    value: float
 
 
 @dataclass(frozen=True)
 class Point:
     """Runs that differ by seed alone: mean, and half the width of its 95 % interval (Student's t; None for one run).
 
-    `loss` is by how much the same plan without noise was better, paired by seed.
+    `value` is the study's headline metric; `loss` by how much the same plan without noise was better, paired by seed.
     """
 
     train: str
     epsilon: float | None
     runs: int
-    auroc: float
+    value: float
     half_width: float | None
     loss: float | None
     loss_half_width: float | None
@@ -60,7 +62,7 @@ class Grid:
 
 def measure(study: Study, tags: Tags, hospitals: Hospitals, grid: Grid, out: Path) -> Iterator[CurveCell]:
     """Run every cell that is not yet in `out`, and give all; each run's folder stays there."""
-    stage = _only_private(study)
+    stage, metric = _only_private(study), headline_of(study)
     # The run without noise is to be tested on the same patients as those with, who must each stand alone.
     alone = {site: spec.model_copy(update={"split": "independent"}) for site, spec in hospitals.cohorts.items()}
     hospitals = replace(hospitals, cohorts=alone)
@@ -75,34 +77,47 @@ def measure(study: Study, tags: Tags, hospitals: Hospitals, grid: Grid, out: Pat
                     simulate(asked, hospitals, run)
                 result = read_json(run / "result.json")
                 batch = batch or _batch(stage, result)
-                yield CurveCell(train, epsilon, asked.seed, _macro(result))
+                yield CurveCell(train, epsilon, asked.seed, _macro(result, metric.name))
 
 
-def points(cells: Sequence[CurveCell]) -> list[Point]:
+def headline_of(study: Study) -> Metric:
+    """The one metric that the curve is of. InputError if the study's tasks have different headlines."""
+    found = {shown(study, task).first.name: shown(study, task).first for task in study.tasks_by_name}
+    if len(found) > 1:
+        raise InputError(
+            f"The tasks of {study.name} have different headlines ({', '.join(found)}), of which there is no mean.",
+            fix="Give all of them one by evaluate.headline, or take a study of one task.",
+        )
+    (metric,) = found.values()
+    return metric
+
+
+def points(cells: Sequence[CurveCell], metric: Metric) -> list[Point]:
     """Cells that differ by seed alone, together."""
-    plain = {(cell.train, cell.seed): cell.auroc for cell in cells if cell.epsilon is None}
+    plain = {(cell.train, cell.seed): metric.goodness(cell.value) for cell in cells if cell.epsilon is None}
     found = []
     for train, epsilon in dict.fromkeys((cell.train, cell.epsilon) for cell in cells):
         own = [cell for cell in cells if (cell.train, cell.epsilon) == (train, epsilon)]
-        losses = [plain[train, c.seed] - c.auroc for c in own if epsilon is not None and (train, c.seed) in plain]
-        mean, half = _interval([cell.auroc for cell in own])
+        losses = [plain[train, c.seed] - metric.goodness(c.value) for c in own if epsilon and (train, c.seed) in plain]
+        mean, half = _interval([cell.value for cell in own])
         loss, loss_half = _interval(losses) if losses else (None, None)
         found.append(Point(train, epsilon, len(own), mean, half, loss, loss_half))
     return found
 
 
-def write(found: Sequence[Point], cells: Sequence[CurveCell], out: Path) -> None:
+def write(found: Sequence[Point], cells: Sequence[CurveCell], metric: Metric, out: Path) -> None:
     """`curve.json`, `curve.csv` and `curve.png` in `out`."""
-    write_json(out / "curve.json", {"points": [asdict(p) for p in found], "cells": [asdict(c) for c in cells]})
+    facts = {"metric": metric.name, "points": [asdict(p) for p in found], "cells": [asdict(c) for c in cells]}
+    write_json(out / "curve.json", facts)
     text = io.StringIO()
     table = csv.DictWriter(text, list(asdict(found[0])))
     table.writeheader()
     table.writerows(asdict(point) for point in found)
     write_atomic(out / "curve.csv", text.getvalue().encode())
-    write_atomic(out / "curve.png", _drawn(found))
+    write_atomic(out / "curve.png", _drawn(found, metric))
 
 
-def _drawn(found: Sequence[Point]) -> bytes:
+def _drawn(found: Sequence[Point], metric: Metric) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -115,14 +130,14 @@ def _drawn(found: Sequence[Point]) -> bytes:
         shift = 0.06 * (number - (len(names) - 1) / 2)
         axes.errorbar(
             [places(p.epsilon) + shift for p in own],
-            [p.auroc for p in own],
+            [p.value for p in own],
             yerr=[p.half_width or 0.0 for p in own],
             marker="o",
             capsize=3,
             label=train.replace("_", " "),
         )
     axes.set_xticks(range(len(budgets) + 1), [f"{e:g}" for e in budgets] + ["no noise"])
-    axes.set(xlabel="epsilon of the study", ylabel="test AUROC, mean over sites")
+    axes.set(xlabel="epsilon of the study", ylabel=f"test {metric.title}, mean over sites")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, title="trained")
     drawn = io.BytesIO()
@@ -159,12 +174,12 @@ def _batch(stage: Stage, result: dict[str, Any]) -> int:
     return max(1, round(stage.local.private.sample_rate * sum(cases) / len(cases)))
 
 
-def _macro(result: dict[str, Any]) -> float:
-    values = [task["macro"].get("auroc") for task in result["metrics"].values()]
+def _macro(result: dict[str, Any], metric: str) -> float:
+    values = [task["macro"].get(metric) for task in result["metrics"].values()]
     known = [float(value) for value in values if value is not None]
     if not known or len(known) < len(values):
         raise InputError(
-            "The sites report no AUROC, or have too few test cases to say (evaluate.floor).",
+            f"The sites report no {title(metric)}, or have too few test cases to say (evaluate.floor).",
             fix="Their policies must say metrics: exact to be compared, and tests need enough patients.",
         )
     return sum(known) / len(known)

@@ -106,11 +106,15 @@ def grouping(cases: Mapping[str, Cases], classes: int, seed: int) -> Grouping:
     }
     *_, one = drawn
     tried = tuple(_tried(partition, own, drawn[one]) for partition, own in drawn.items())
+    chosen = one
+    for partition in reversed(drawn):  # more clusters, each of fewer sites, only where they are surely better
+        if _tried(partition, drawn[partition], drawn[chosen]).low > 0:
+            chosen = partition
     best = max(tried, key=lambda found: found.auroc)
+    if chosen != one:
+        return Grouping("clusters", chosen, tried, "they do better than all together, and more clusters not surely so")
     if best.clusters == one:
         return Grouping("one", one, tried, "no clusters of them do better than all together")
-    if best.low > 0:
-        return Grouping("clusters", best.clusters, tried, "clusters do better than all together")
     return Grouping("unknown", best.clusters, tried, "what is gained may be chance")
 
 

@@ -22,8 +22,8 @@ from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.base.console.terminal import OUT, figure, say
 from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.common.base.seeds import derive
+from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.checks.faults.check_plugins import read_pinned
 from fedgraft.common.closed_form.likeness import Apart, pairs
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import list_weights

@@ -9,6 +9,10 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import InputError
 
 
+class AbsentData(InputError):
+    """Data that a scenario names are not on this machine."""
+
+
 def placed(path: str, folder: Path) -> str:
     """A path as a scenario names it: below the variable that it begins with, or below `folder`.
 
@@ -22,7 +26,7 @@ def placed(path: str, folder: Path) -> str:
 
 
 def demand_there(cohorts: dict[str, CohortSpec], originals: str) -> None:
-    """InputError for data that are not on this machine, with `originals`: where they are, and how to convert them."""
+    """AbsentData for data that are not on this machine, with `originals`: where they are, and how to convert them."""
     for name, spec in cohorts.items():
         for path in (spec.root, spec.labels):
             if path is None or path.exists():
@@ -30,6 +34,6 @@ def demand_there(cohorts: dict[str, CohortSpec], originals: str) -> None:
             text = str(path)
             if text.startswith("$"):
                 variable = text[1:].partition("/")[0]
-                raise InputError(f"{name}: ${variable}, the folder with its data, is not set.", fix=originals)
+                raise AbsentData(f"{name}: ${variable}, the folder with its data, is not set.", fix=originals)
             if originals:
-                raise InputError(f"{name}: there is no {path}.", fix=originals)
+                raise AbsentData(f"{name}: there is no {path}.", fix=originals)

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from fedgraft.common.base.errors import FedgraftError
     from fedgraft.common.study.study import Study
     from fedgraft.simulations.api.comparison import Comparison, compare, load_comparison
-    from fedgraft.simulations.api.plugins import load_plugin, register_backbone, register_loss
+    from fedgraft.simulations.api.plugins import (
+        load_plugin,
+        register_backbone,
+        register_loss,
+        register_method,
+        register_metric,
+        register_reader,
+    )
     from fedgraft.simulations.api.runs import Run, load_run
     from fedgraft.simulations.api.simulate import resume, simulate
     from fedgraft.simulations.api.studies import Explanation, explain, price
@@ -50,6 +57,9 @@ _PLACES = {
     "price": "simulations.api.studies",
     "register_backbone": "simulations.api.plugins",
     "register_loss": "simulations.api.plugins",
+    "register_method": "simulations.api.plugins",
+    "register_metric": "simulations.api.plugins",
+    "register_reader": "simulations.api.plugins",
     "resume": "simulations.api.simulate",
     "simulate": "simulations.api.simulate",
 }
@@ -67,6 +77,9 @@ __all__ = [  # noqa: RUF022 - the order in which they are used
     "load_plugin",
     "register_backbone",
     "register_loss",
+    "register_method",
+    "register_metric",
+    "register_reader",
     "Run",
     "Comparison",
     "Explanation",

@@ -9,22 +9,25 @@ from typing import Annotated, Literal
 import typer
 
 from fedgraft.client.cli.app import app as site
+from fedgraft.client.cli.passport_app import app as passport
 from fedgraft.common.base.console.command_line import command_group, examples, run_command
 from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
 from fedgraft.server.cli.app import app as server
-from fedgraft.simulations.cli.app import privacy, study
+from fedgraft.simulations.cli.app import poc, privacy, study
 
 set_switches()
 
 app = command_group("Federated transfer learning for medical imaging across hospitals.")
-data = command_group("Phantom hospitals.")
+data = command_group("Phantom hospitals, and public data as hospitals.")
 weights = command_group("Pretrained weights: train, import, look at, verify.")
 _RUN, _PLAN, _USE, _DEPLOY = "Run on this machine", "Before a run", "Use what came out", "Run at real hospitals"
 app.add_typer(study, name="study", rich_help_panel=_PLAN)
 app.add_typer(privacy, name="privacy", rich_help_panel=_PLAN)
 app.add_typer(weights, name="weights", rich_help_panel=_PLAN)
 app.add_typer(data, name="data", rich_help_panel=_PLAN)
+app.add_typer(poc, name="poc", rich_help_panel=_DEPLOY)
+app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
 
@@ -90,6 +93,23 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
 @app.command(
     rich_help_panel=_RUN,
     epilog=examples(
+        "fedgraft init my_images",
+        "fedgraft init cases.csv --out first",
+    ),
+)
+def init(
+    folder: Annotated[Path, typer.Argument(help="Your data: a folder, or a .csv or .npz file.")],
+    out: Annotated[Path, typer.Option(help="Where study.yaml and hospitals.yaml go.")] = Path(),
+) -> None:
+    """Look at your data, and write a first study and scenario that run. Nothing is overwritten."""
+    from fedgraft.simulations.starting.command import init as carry_out
+
+    carry_out(folder, out)
+
+
+@app.command(
+    rich_help_panel=_RUN,
+    epilog=examples(
         "fedgraft compare quickstart --arm study --arm local --arm pooled --seeds 3",
     ),
 )
@@ -97,7 +117,12 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     study_file: StudyFile,
     out: Annotated[Path | None, typer.Option(help="Folder; continued if it exists. runs/STUDY-compare.")] = None,
     scenario: Annotated[str | None, typer.Option(help="The hospitals: a scenario file, or the name of one.")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="study, scratch, local, pooled, source_only, ...")] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="study, scratch, local, pooled, ..., or an arm of the study's file.")
+    ] = None,
+    cases: Annotated[
+        list[int] | None, typer.Option(min=1, help="At most so many training cases a site, where the file says it.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Ask only this question of the study's file.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Paired seeds; 3, or as the file says.")] = None,
     quick: Annotated[bool, typer.Option(help="A first look: few seeds, wide intervals.")] = False,
@@ -122,6 +147,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         quick,
         workers,
         threads,
+        tuple(cases or ()),
     )
     carry_out(asked, as_json=as_json)
 
@@ -131,6 +157,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     epilog=examples(
         "fedgraft predict runs/one images --out said --heat cam",
         "fedgraft predict runs/one images --out said --site runs/one/sites/north",
+        "fedgraft predict runs/one images --out said --dicom sr --dicom seg",
     ),
 )
 def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
@@ -143,13 +170,14 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     site: Annotated[Path | None, typer.Option(help="A site's folder: use its own norm layers and heads.")] = None,
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
     accept: Annotated[list[str] | None, typer.Option(help="A kind of derived DICOM objects to use as well.")] = None,
+    dicom: Annotated[list[str] | None, typer.Option(help="Objects: seg of masks, sr of answers, sc of maps.")] = None,
     _plugin: Plugins = None,
 ) -> None:
     """What a model says of the images in a folder or of a table's rows, as a table, and where it looks."""
-    from fedgraft.client.inference.command import PredictRequest
-    from fedgraft.client.inference.command import predict as carry_out
+    from fedgraft.client.inference import command
 
-    carry_out(PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, tuple(accept or ())))
+    more = tuple(accept or ()), tuple(dicom or ())
+    command.predict(command.PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, *more))
 
 
 @app.command(
@@ -185,6 +213,20 @@ def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> No
 
 
 @app.command(
+    rich_help_panel=_USE,
+    epilog=examples(
+        "fedgraft dossier runs/one",
+    ),
+)
+def dossier(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Write model card, data-flow sheet, facts for a DPIA and technical files from a run, and what is missing."""
+    from fedgraft.server.dossier.write import write_dossier
+
+    for path in write_dossier(run):
+        typer.echo(path)
+
+
+@app.command(
     rich_help_panel=_RUN,
     epilog=examples(
         "fedgraft doctor --json",
@@ -206,6 +248,19 @@ def data_make(
     from fedgraft.simulations.cli import commands
 
     commands.make_data(scenario, out)
+
+
+@data.command("convert", epilog=examples("fedgraft data convert uci-heart downloads/heart --out data/heart-disease"))
+def data_convert(
+    kind: Annotated[str, typer.Argument(help="nih-cxr14, kermany, uci-heart, medmnist or flamby-heart.")],
+    source: Annotated[Path, typer.Argument(help="The folder that was unpacked, or for medmnist the .npz file.")],
+    out: Annotated[Path, typer.Option(help="Where the tables and images go; X-rays can be added to others.")],
+    size: Annotated[int, typer.Option(min=16, help="Longest side of the images, in pixels.")] = 128,
+) -> None:
+    """Bring public data into the form that the shipped comparisons read. Nothing is downloaded."""
+    from fedgraft.simulations.real_data.convert.command import convert
+
+    convert(kind, source, out, size)
 
 
 @weights.command("list")

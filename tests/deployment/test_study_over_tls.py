@@ -54,6 +54,21 @@ def test_stages_of_all_kinds_are_those_of_the_simulation(federation, three, make
     assert all((ours[key] == theirs[key]).all() for key in ours)
 
 
+def test_clusters_are_those_of_the_simulation(federation, three, make_study, tmp_path):
+    """Made from the sums that the sites send; each site then gets the model of its own cluster alone."""
+    asked = {"method": METHOD | {"name": "graft"}, "clusters": {"by": "sums", "stage": "probe", "count": 2}}
+    study = make_study(**asked, name="clusters")
+    for name in SITES:
+        approve(federation.site(name), study.digest)
+    federation.run(study, "clusters")
+    reference = simulate(study, three, tmp_path / "reference")
+    ours, theirs = (json.loads((run / "result.json").read_text()) for run in (federation.root / "clusters", reference))
+    assert ours["clusters"] == theirs["clusters"]
+    assert ours["metrics"] == theirs["metrics"]
+    for cluster in ("cluster_1", "cluster_2"):
+        assert same_weights(federation.root / "clusters" / "models" / cluster, reference / "models" / cluster)
+
+
 def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part(
     federation, three, make_study, tmp_path
 ):

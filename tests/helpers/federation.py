@@ -27,7 +27,7 @@ from fedgraft.common.study.study import Study
 from fedgraft.server.provisioning.consortium import read_consortium
 from fedgraft.server.provisioning.provision import Authority
 from fedgraft.simulations.engines.run import OPEN, Hospitals
-from helpers.members import pin_each_other
+from fedgraft.simulations.poc.consortium import pin_each_other
 from helpers.ports import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -1,14 +1,12 @@
-"""Sites that join a consortium from their kits, are enrolled, and pin each other as people do by telephone."""
+"""Sites that join a consortium from their kits and are enrolled."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.home import SiteHome
 from fedgraft.client.enrolment.join import join
-from fedgraft.client.enrolment.members import Members, update_roster
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.identity.keys import fingerprint, public_pem
 from fedgraft.server.provisioning.provision import Authority
@@ -37,12 +35,3 @@ def enrolled(kits: Path, site: str = "north", folder: Path | None = None) -> Sit
 def fingerprint_of(home: SiteHome) -> str:
     """What people at a site read out on the telephone."""
     return fingerprint(public_pem(home.node_key()).decode())
-
-
-def pin_each_other(kits: Path, homes: Sequence[SiteHome]) -> list[Members]:
-    """Every site takes the newest roster and pins all the others."""
-    names = {home.joined().site: home for home in homes}
-    return [
-        update_roster(home, kits / "roster.json", {n: fingerprint_of(o) for n, o in names.items() if o is not home})
-        for home in homes
-    ]

@@ -15,6 +15,8 @@ MAY_SKIP = {
     "tests/security/client/preflight/test_way_out.py": "this machine has no IPv6",
     "tests/unit/common/models/test_efficientnet_lite.py": "$FEDGRAFT_REAL_DATA is not set",
     "tests/simulation/simulations/real_data/test_heart.py": "$FEDGRAFT_REAL_DATA is not set",
+    "tests/simulation/simulations/real_data/test_cxr.py": "$FEDGRAFT_REAL_DATA is not set",
+    "tests/unit/simulations/real_data/test_convert.py": "$FEDGRAFT_REAL_DATA is not set",
     "tests/simulation/simulations/api/test_notebooks.py": "$FEDGRAFT_REAL_DATA is not set",
     "tests/deployment/test_bad_days.py": "this machine gives no namespaces to make a small disk in",
 }

@@ -26,6 +26,21 @@ MANY_KINDS: list[dict[str, Any]] = [
         "rounds": 2,
     },
     {
+        "name": "remember",
+        "where": "labelled",
+        "local": {
+            "kind": "gradient",
+            "steps": 2,
+            "batch_size": 8,
+            "lr": 0.01,
+            "optimiser": "sgd",
+            "methods": [{"kind": "feddyn"}, {"kind": "fedproto"}],
+        },
+        "share": "all",
+        "aggregate": {"kind": "mean"},
+        "rounds": 2,
+    },
+    {
         "name": "step",
         "local": {"kind": "statistics", "of": "residuals"},
         "share": "heads",

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedgraft.common.metrics.over_sites import macro_mean, worst
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.table import OF_CLASSES, TABLE
 from fedgraft.server.report import build_report
 
 SITES = ("east", "north", "south", "west")
@@ -28,12 +29,14 @@ def predictions(rng: np.random.Generator, skill: float, cases: int, classes: int
 
 def metrics(sums: dict[str, ClassificationSums]) -> Row:
     sites = {site: own.values() for site, own in sums.items()}
-    lowest = worst(sites, "auroc")
+    lowest = worst(sites, TABLE["auroc"])
     return {
         "sites": sites,
         "pooled": reduce(add, sums.values()).values(),
-        "macro": {key: macro_mean(list(sites.values()), key) for key in ("auroc", "accuracy", "balanced_accuracy")},
+        "macro": {key: macro_mean(list(sites.values()), key) for key in OF_CLASSES},
         "worst": {"site": lowest[0], "auroc": lowest[1]} if lowest else None,
+        "shown": list(OF_CLASSES),
+        "facts": {},
     }
 
 

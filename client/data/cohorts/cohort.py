@@ -18,7 +18,7 @@ from torch import Tensor
 from fedgraft.client.data.cohorts import experiment, splits
 from fedgraft.client.data.cohorts.cache import Decoded, load, store
 from fedgraft.client.data.cohorts.folders import Found, files, within
-from fedgraft.client.data.cohorts.masks import folders
+from fedgraft.client.data.cohorts.masks import folders, segmentation_files
 from fedgraft.client.data.cohorts.scan import (
     Scan,
     files_of,
@@ -247,7 +247,10 @@ def _cache_key(spec: CohortSpec, wanted: CohortRequest, place: Place, found: Fou
         "files": list(stamps(found.files, spec.root)),
         "passed_over": [(name_below(path, spec.root), reason) for path, reason in found.passed_over],
     }
-    if masks := folders(spec, [task.name for task in wanted.tasks if isinstance(task, Segmentation)]):
+    of_masks = [task.name for task in wanted.tasks if isinstance(task, Segmentation)]
+    if objects := segmentation_files(spec, of_masks):
+        content["segmentations"] = list(stamps(objects, spec.mask_segmentations or spec.root))
+    if masks := folders(spec, of_masks):
         content["masks"] = {task: list(stamps(files(folder), folder)) for task, folder in masks.items()}
     return hmac.new(place.secret, canonical_json(content), hashlib.sha256).hexdigest()
 

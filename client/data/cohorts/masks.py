@@ -17,6 +17,7 @@ from fedgraft.client.data.cohorts.batches import fitted_shape
 from fedgraft.client.data.cohorts.folders import HIDDEN, is_there, walk, within
 from fedgraft.client.data.decoding.decoder import Limits, decode, read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.client.data.readers.segmentations import Segmentations
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput
@@ -34,6 +35,8 @@ class Frame(NamedTuple):
     number: int
     several: bool
     volume: tuple[int, ...] = ()
+    sop: str = ""
+    """The DICOM instance that it is of."""
 
 
 class Masks:
@@ -52,6 +55,7 @@ class Masks:
         self._tasks = [task.name for task in tasks if isinstance(task, Segmentation)]
         self._folders = folders(spec, self._tasks)
         self._used: dict[str, set[Path]] = {task: set() for task in self._tasks}
+        self._objects = _segmentations(spec, self._tasks, self._limits)
         self.problems: Counter[str] = Counter()
 
     def of(self, name: str, shape: tuple[int, ...], pixel_aspect: float, frame: Frame) -> dict[str, Mask]:
@@ -69,6 +73,8 @@ class Masks:
 
     def finish(self) -> Counter[str]:
         """All that was odd, once every image has been looked up."""
+        if self._objects is not None:
+            self.problems.update(self._objects.finish())
         for task, folder in self._folders.items():
             found = walk(folder)
             self.problems.update(reason for _, reason in found.passed_over if reason != HIDDEN)
@@ -81,6 +87,9 @@ class Masks:
         return np.full((self._size.size, self._size.size), UNKNOWN, dtype=np.int8)
 
     def _one(self, task: str, name: str, of: tuple[tuple[int, ...], float], frame: Frame) -> Mask:
+        if self._objects is not None:
+            number = frame.number + 1 if frame.several else None
+            return self._fitted(self._objects.of(task, frame.sop, number, of[0]), of)
         path = self._path(task, name)
         volumes = SUFFIX not in self._spec.what.mask_suffixes
         if path is None or (frame.several and not volumes):
@@ -94,7 +103,12 @@ class Masks:
         if image is None:
             self.problems[OTHER_SIZE] += 1
             return self._none()
-        inside: NDArray[np.bool_] = (image if image.ndim == 2 else image.max(axis=2)) > 0
+        return self._fitted((image if image.ndim == 2 else image.max(axis=2)) > 0, of)
+
+    def _fitted(self, inside: NDArray[np.bool_] | None, of: tuple[tuple[int, ...], float]) -> Mask:
+        """A mask as the model needs it; that of nothing known if there is none, or it is not of the image's size."""
+        if inside is None:
+            return self._none()
         if inside.shape != tuple(of[0]):
             self.problems[OTHER_SIZE] += 1
             return self._none()
@@ -122,15 +136,33 @@ def folders(spec: CohortSpec, tasks: Sequence[str]) -> dict[str, Path]:
     """The folder of each task that has one. DataError if the site's folder is none, or lies among the images."""
     if spec.mask_images is None or not tasks:
         return {}
-    if not is_there(spec.mask_images, folder=True):
-        raise DataError(f"{spec.mask_images}: is no folder.", fix="Check `mask_images` of the site's cohort.")
-    if within(spec.mask_images, spec.root):
-        raise DataError(
-            f"{spec.mask_images}: masks lie in the folder of the images, and would be taken for images.",
-            fix="Move them to a folder of their own.",
-        )
+    _demand_apart(spec.mask_images, "mask_images", spec)
     own = {task: spec.mask_images / task for task in tasks if is_there(spec.mask_images / task, folder=True)}
     return own or ({tasks[0]: spec.mask_images} if len(tasks) == 1 else {})
+
+
+def segmentation_files(spec: CohortSpec, tasks: Sequence[str]) -> list[Path]:
+    """The DICOM segmentations of a site, if a task asks for masks. DataError as `folders`."""
+    if spec.mask_segmentations is None or not tasks:
+        return []
+    _demand_apart(spec.mask_segmentations, "mask_segmentations", spec)
+    return list(walk(spec.mask_segmentations).files)
+
+
+def _segmentations(spec: CohortSpec, tasks: Sequence[str], limits: Limits) -> Segmentations | None:
+    paths = segmentation_files(spec, tasks)
+    labels = {task: spec.segment_labels.get(task, task) for task in tasks}
+    return Segmentations(paths, labels, limits) if paths else None
+
+
+def _demand_apart(folder: Path, key: str, spec: CohortSpec) -> None:
+    if not is_there(folder, folder=True):
+        raise DataError(f"{folder}: is no folder.", fix=f"Check `{key}` of the site's cohort.")
+    if within(folder, spec.root):
+        raise DataError(
+            f"{folder}: masks lie in the folder of the images, and would be taken for images.",
+            fix="Move them to a folder of their own.",
+        )
 
 
 def fit_mask(inside: NDArray[np.bool_], pixel_aspect: float, spec: ImageInput) -> Mask:
@@ -142,6 +174,16 @@ def fit_mask(inside: NDArray[np.bool_], pixel_aspect: float, spec: ImageInput) -
     down, across = spec.size - height, spec.size - width
     planes = F.pad(planes, (across // 2, across - across // 2, down // 2, down - down // 2))
     return np.asarray(planes[0, 0].to(torch.int8).numpy())
+
+
+def unfit_mask(
+    fitted: NDArray[np.uint8], shape: tuple[int, int], pixel_aspect: float, spec: ImageInput
+) -> NDArray[np.uint8]:
+    """The way back of `fit_mask`: a mask (size, size) as one of the image (H, W), each pixel that of the nearest."""
+    height, width = fitted_shape(shape, pixel_aspect, spec)
+    top, left = (spec.size - height) // 2, (spec.size - width) // 2
+    planes = torch.from_numpy(fitted[top : top + height, left : left + width].astype(np.float32))[None, None]
+    return np.asarray(F.interpolate(planes, shape, mode="nearest-exact")[0, 0].to(torch.uint8).numpy())
 
 
 def fitted_spacing(spacing_mm: float, width: int, fitted_width: int) -> float:

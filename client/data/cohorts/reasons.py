@@ -50,7 +50,7 @@ PASSED_OVER: Mapping[str, str] = {
 ODD = frozenset(
     {"no_patient_id", "similar_patient_ids", "no_label_row", "label_without_file"}
     | {"missing_value", "missing_category", "unknown_category"}
-    | {"mask_other_size", "mask_unreadable", "mask_without_image"}
+    | {"mask_other_size", "mask_unreadable", "mask_without_image", "mask_twice", "mask_of_frames"}
 )
 """What has a line of its own in the check: files that were used all the same, rows, masks."""
 NOTES: Mapping[str, tuple[str, str]] = {

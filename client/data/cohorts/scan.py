@@ -18,6 +18,7 @@ from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import Join, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Frame, Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
+from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents, open_reader
 from fedgraft.client.data.spec import CohortSpec
@@ -168,7 +169,8 @@ class _Loop:
             if self._masks is not None:
                 shape, aspect = case.values.shape[:2], case.geometry.pixel_aspect
                 own = None if case.masks is None else self._masks.given(case.masks, aspect)
-                frame = Frame(number, contents.several, contents.volume)
+                sop = "" if DERIVED_FRAMES in contents.problems else case.keys.get("sop", "")
+                frame = Frame(number, contents.several, contents.volume, sop)
                 for task, mask in (own or self._masks.of(name, shape, aspect, frame)).items():
                     done.masks[task].append(mask)
 

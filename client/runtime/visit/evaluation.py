@@ -9,6 +9,7 @@ from fedgraft.client.privacy.release.metric_release import release
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.model.evaluate import Predictions, predictions, summed
+from fedgraft.common.metrics.plugged import with_more
 from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.protocol.instructions import Arrays, Code
 
@@ -20,7 +21,15 @@ def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) 
     """
     if turn.evaluate is None or not shows:
         return {}
-    return summed(place.local_model, predict(place, turn, local_state, passes=turn.accepted is not None))
+    return counted(place, predict(place, turn, local_state, passes=turn.accepted is not None))
+
+
+def counted(place: Workplace, found: Predictions) -> dict[str, TaskSums]:
+    """Metric sums by task, those of the study's plug-ins among them."""
+    sums, asked = summed(place.local_model, found), place.study.evaluate.metrics
+    if not asked:
+        return sums
+    return {task: with_more(asked, place.study.tasks_by_name[task], own, *found[task]) for task, own in sums.items()}
 
 
 def predict(place: Workplace, turn: Turn, local_state: Arrays, *, passes: bool = False) -> Predictions:

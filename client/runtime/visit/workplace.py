@@ -71,7 +71,8 @@ class Workplace:
         tags = self.local_model.tags
         if stage is None:
             return frozenset()
-        found = {key for one in stages if privacy_request(one) is None for key in stays(one, tags)}
+        plain = [one for one in stages if privacy_request(one) is None and one.personalise != "best"]
+        found = {key for one in plain for key in stays(one, tags)}
         bare = {key for key in found if own(stage, tags, key)}
         if personal(stage) and any(one.name == stage.name for one in stages):
             bare |= set(self.routing(stage).changed)

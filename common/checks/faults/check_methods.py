@@ -17,6 +17,9 @@ from fedgraft.common.study.study import Study
 
 def check_methods(on: Ground, local: Gradient) -> Iterator[str]:
     """Every reason why the stage's methods cannot work, or would lose what they remember."""
+    for at, value in enumerate(local.methods):
+        if not isinstance(value, Method):
+            yield f"local.methods.{at} ({value.kind}): is no Method, so that nothing that it does would be done"
     found = methods_of(on.stage)
     kinds = [one.kind for one in found]
     for at, method in enumerate(found):
@@ -29,8 +32,8 @@ def check_methods(on: Ground, local: Gradient) -> Iterator[str]:
         if on.study.secure_aggregation and method.not_secure:
             yield f"{key}: {method.not_secure}"
         yield from (f"{key}: {fault}" for fault in _unsaid(method))
-        for name, value in (("heads_first", local.heads_first), ("inner_steps", local.inner_steps)):
-            if value is not None:
+        for name, other in (("heads_first", local.heads_first), ("inner_steps", local.inner_steps)):
+            if other is not None:
                 yield f"local.{name}: {method.description} and steps of two kinds do not go together; leave one out"
     if found and (odd := sorted(key for key in on.tags if is_address(key))):
         yield f"local.methods: the model's entry {odd[0]!r} is named as what methods remember is; rename it"

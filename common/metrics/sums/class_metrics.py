@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.sums.more import WithMore
 from fedgraft.common.metrics.sums.score_histogram import (
     Counts,
     Floats,
@@ -28,8 +29,6 @@ from fedgraft.common.study.tasks import UNKNOWN
 Values = dict[str, float | None]
 
 CALIBRATION_BINS = 15
-SHOWN = ("auroc", "accuracy", "balanced_accuracy")
-"""Metrics whose macro mean over sites and worst site are reported."""
 _MOST_CASES = 1 << 40
 _LARGEST_SUM = 1e60
 """No loss of float32 logits gets near, and no number of such sums overflows."""
@@ -55,7 +54,7 @@ class Reliability(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ClassificationSums:
+class ClassificationSums(WithMore):
     """All that is needed of one task's predictions; `+` is exact for counts, float64 for the three float sums.
 
     `confusion` (C, C): cases by [true, predicted] class, predicted being the highest logit.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.sums.more import WithMore
 from fedgraft.common.metrics.sums.score_histogram import (
     Counts,
     Floats,
@@ -33,7 +34,7 @@ _OF_CONFUSION = ("accuracy", "balanced_accuracy", "recall", "specificity", "f1")
 
 
 @dataclass(frozen=True, eq=False)
-class LabelSums:
+class LabelSums(WithMore):
     """All that is needed of one task's predicted labels; `+` is exact for counts.
 
     `cases` counts those with any known label. `confusion` (L, 2, 2) counts by label, [true, predicted], yes being a

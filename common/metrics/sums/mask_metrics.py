@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.metrics.sums.hausdorff import hausdorff_95
+from fedgraft.common.metrics.sums.more import WithMore
 from fedgraft.common.metrics.sums.sum_arrays import (
     agree,
     count,
@@ -58,7 +59,7 @@ def dice(rows: Floats) -> Floats:
 
 
 @dataclass(frozen=True, eq=False)
-class MaskSums:
+class MaskSums(WithMore):
     """All that is needed of one task's predicted masks; `+` is exact for counts.
 
     `cases` are images with a known mask, `findings` those whose mask is not empty; `missed` of them have an empty

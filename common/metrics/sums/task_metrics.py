@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,57 +15,44 @@ from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.metrics.sums.mask_metrics import MaskSums
 from fedgraft.common.metrics.sums.value_metrics import ValueSums
+from fedgraft.common.metrics.table import OF_CLASSES, OF_MASKS, OF_VALUES
 from fedgraft.common.study.tasks import (
     AnyTask,
     Multilabel,
     Regression,
     Segmentation,
+    Task,
 )
 
 TaskSums = ClassificationSums | LabelSums | ValueSums | MaskSums
-
-
-@dataclass(frozen=True)
-class HeadlineMetrics:
-    """What reports show first of a kind of task: `metrics` by macro mean over sites, the first also by worst site."""
-
-    metrics: tuple[str, ...]
-    lower_is_better: bool = False
-
-    @property
-    def first(self) -> str:
-        """The metric that sites are ranked by."""
-        return self.metrics[0]
-
-
-_CLASSES = HeadlineMetrics(("auroc", "accuracy", "balanced_accuracy"))
-_SHOWN: Mapping[type[TaskSums], HeadlineMetrics] = {
-    ClassificationSums: _CLASSES,
-    LabelSums: _CLASSES,
-    ValueSums: HeadlineMetrics(("mae", "rmse", "r2"), lower_is_better=True),
-    MaskSums: HeadlineMetrics(("dice", "hd95_mm", "missed")),
-}
-
-
-def shown_of(values: Mapping[str, Any]) -> HeadlineMetrics:
-    """What reports show first of metrics of which only the values are there, as in a run's record."""
-    if "dice" in values:
-        return _SHOWN[MaskSums]
-    return _SHOWN[ValueSums] if "mae" in values else _CLASSES
+_MORE = "more:"
+"""Begins the names of plug-ins' sums among a task's arrays."""
 
 
 def kind_of(task: AnyTask) -> type[TaskSums]:
     """The type of a task's sums, such as `MaskSums` for a segmentation."""
-    if isinstance(task, Segmentation):
-        return MaskSums
-    if isinstance(task, Regression):
-        return ValueSums
-    return LabelSums if isinstance(task, Multilabel) else ClassificationSums
+    match task:
+        case Segmentation():
+            return MaskSums
+        case Regression():
+            return ValueSums
+        case Multilabel():
+            return LabelSums
+        case Task():
+            return ClassificationSums
+    assert_never(task)
 
 
-def headline_metrics(what: AnyTask | type[TaskSums]) -> HeadlineMetrics:
-    """What reports show first of a task, or of sums of that type."""
-    return _SHOWN[what if isinstance(what, type) else kind_of(what)]
+def usual(sums: TaskSums) -> tuple[str, ...]:
+    """The metrics that are shown first of sums of this kind, unless a study says others."""
+    match sums:
+        case ClassificationSums() | LabelSums():
+            return OF_CLASSES
+        case ValueSums():
+            return OF_VALUES
+        case MaskSums():
+            return OF_MASKS
+    assert_never(sums)
 
 
 def zero(task: AnyTask) -> TaskSums:
@@ -83,8 +70,9 @@ def sums_of(task: AnyTask, answers: NDArray[Any], targets: NDArray[Any]) -> Task
             return ValueSums.of(answers, targets)
         case Multilabel():
             return LabelSums.of(answers, targets)
-        case _:
+        case Task():
             return ClassificationSums.of(answers, targets)
+    assert_never(task)
 
 
 def sums_from(task: AnyTask, arrays: Mapping[str, Any]) -> TaskSums:
@@ -96,12 +84,14 @@ def sums_from(task: AnyTask, arrays: Mapping[str, Any]) -> TaskSums:
             return ValueSums.from_arrays(arrays)
         case Multilabel():
             return LabelSums.from_arrays(arrays, task.outputs)
-        case _:
+        case Task():
             return ClassificationSums.from_arrays(arrays, task.outputs)
+    assert_never(task)
 
 
 def read_sums(arrays: Mapping[str, Any]) -> TaskSums:
-    """From a run's record, which says by its keys what it is of; InputError as `sums_from`."""
+    """From a run's record, which says by its keys what it is of, without plug-ins' sums; InputError as `sums_from`."""
+    arrays, _ = parted(arrays)
     if "dice" in arrays:
         return MaskSums.from_arrays(arrays)
     if "absolute" in arrays:
@@ -115,12 +105,26 @@ def add(left: TaskSums, right: TaskSums) -> TaskSums:
     """The sum of two of one kind. InputError for two kinds."""
     if type(left) is not type(right):
         raise InputError("Metric sums of two kinds cannot be added.")
-    return left + right  # type: ignore[operator]  # both are of one type
+    whole: TaskSums = left + right  # type: ignore[operator]  # both are of one type
+    both = [name for name in left.more if name in right.more]
+    return replace(whole, more={name: left.more[name] + right.more[name] for name in both}) if both else whole
+
+
+def arrays_of(sums: TaskSums) -> dict[str, NDArray[Any]]:
+    """The sums for the wire, those of plug-ins' metrics among them."""
+    return {**sums.arrays(), **{_MORE + name: array for name, array in sums.more.items()}}
+
+
+def parted(arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `arrays_of` gave: a task's own sums, and by name those of plug-ins' metrics."""
+    own = {key: array for key, array in arrays.items() if not str(key).startswith(_MORE)}
+    more = {key.removeprefix(_MORE): array for key, array in arrays.items() if key not in own}
+    return own, more
 
 
 def plain(sums: TaskSums) -> dict[str, Any]:
     """The sums' arrays as JSON knows them, which has no NaN."""
-    return {key: _without_nan(array) for key, array in sums.arrays().items()}
+    return {key: _without_nan(array) for key, array in arrays_of(sums).items()}
 
 
 def _without_nan(array: NDArray[Any]) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.sums.more import WithMore
 from fedgraft.common.metrics.sums.sum_arrays import (
     agree,
     count,
@@ -24,7 +25,7 @@ _SLACK = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class ValueSums:
+class ValueSums(WithMore):
     """All that is needed of one task's predicted values, in the task's unit; `+` is exact for `n`.
 
     `absolute`, `squared` and `signed` are sums of |e|, e^2 and e = predicted - true; `value` and `value_squared` of the
@@ -78,7 +79,7 @@ class ValueSums:
         """From `arrays`, or from the same as lists; InputError for anything that no predictions could have given."""
         exactly(arrays, {"n", *_KEYS}, "values")
         floats = {key: float(total(arrays, key, signed=key in ("signed", "value"))[0]) for key in _KEYS}
-        sums = cls(int(count(arrays, "n")[0]), **floats)
+        sums = cls(int(count(arrays, "n")[0]), *(floats[key] for key in _KEYS))
         hidden = [math.isnan(floats[key]) for key in _KEYS[1:]]
         if math.isnan(sums.absolute) or any(hidden) != all(hidden):
             raise InputError("Metric sums: what is said to be unknown is not that of values.")

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.models.backbones.backbone import Backbone
+from fedgraft.common.models.backbones.controls import Intensity, Thumbnail
 from fedgraft.common.models.backbones.efficientnet_lite import EfficientNetLite0
 from fedgraft.common.models.backbones.plugged import plugged_image_backbone, plugged_table_backbone
 from fedgraft.common.models.backbones.slim import (
@@ -47,6 +48,8 @@ _OWN: dict[str, Callable[[int, int], nn.Module]] = {
     "slim_resnet": lambda channels, _: SlimResNet(channels),
     "efficientnet_lite0": EfficientNetLite0,
     "slim_resnet_gn": lambda channels, _: SlimResNet(channels, group_norm),
+    "thumbnail": Thumbnail,
+    "intensity": Intensity,
 }
 """From channels and image size to a network with an attribute `feature_dim`."""
 _GN = "_gn"

@@ -16,7 +16,9 @@ from fedgraft.common.study.methods.recipes import (
     maml,
     moment_alignment,
     personal,
+    personalised,
     probe,
+    probe_finetune,
     rounds_of,
     self_taught,
     standardise,
@@ -28,6 +30,7 @@ from fedgraft.common.study.methods.recipes import (
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
     AdaptersProduct,
+    ClippedMean,
     Discriminant,
     Krum,
     Median,
@@ -87,6 +90,10 @@ PLANS: Mapping[str, Preset] = {
         "mean without the largest and smallest values of each number (Yin et al. 2018)",
         lambda m: (rounds_of(m, "all", aggregate=TrimmedMean()),),
     ),
+    "norm_clipping": (
+        "the mean by cases of changes no longer than most, no site counting half (Sun et al. 2019)",
+        lambda m: (rounds_of(m, "all", aggregate=ClippedMean(weight="examples")),),
+    ),
     "krum": (
         "the update closest to most others (Blanchard et al. 2017)",
         lambda m: (rounds_of(m, "all", aggregate=Krum()),),
@@ -128,6 +135,10 @@ PLANS: Mapping[str, Preset] = {
         unfreezing,
     ),
     "lp_ft": ("linear probe, then fine-tuning of all entries (Kumar et al. 2022)", lp_ft),
+    "probe_finetune": (
+        "ridge probe, then fine-tuning of all entries with norm statistics fixed: for weights from far, as ImageNet's",
+        probe_finetune,
+    ),
     "norm_and_head": (
         "norm layers and heads trained and averaged, all else frozen",
         lambda m: (rounds_of(m, "norm_and_heads", train="norm_and_heads"),),
@@ -246,4 +257,5 @@ def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
         raise ValueError(f"no method is called {method.name!r}; there are: {', '.join([*known, *plugged])}")
     stages = known[method.name][1](method) if method.name in known else method_class(method.name).stages(method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
+    stages = personalised(method, stages) if method.personalise == "best" else stages
     return (standardise(method.columns), *stages) if table else stages

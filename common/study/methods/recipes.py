@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.model_spec import Teacher
@@ -52,6 +52,9 @@ class Method(Value):
     """Two more exchanges, from which `fedgraft predict` can tell images that are out of distribution for the sites."""
     retain_statistics: bool = False
     """The coordinator keeps each site's sums of a closed-form head, so that sites can leave or join it afterwards."""
+    personalise: Literal["always", "best"] = "always"
+    """`best`: each site also trains a model for itself alone, before all else, and uses that where it is better on its
+    validation cases, without telling anybody. Methods that end with a model of each site's own ask that of this one."""
     teacher: Teacher | None = None
     """A finished model, for methods whose sites learn from one."""
 
@@ -88,6 +91,14 @@ def personal(method: Method, *losses: Loss) -> Stage:
     return Stage(name="personal", where="labelled", local=local, keep=named("all"), rounds=method.rounds)
 
 
+def personalised(method: Method, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The same stages, with a model of each site's own that it uses only where it is better."""
+    best = {"personalise": "best"}
+    if any(stage.name == "personal" for stage in stages):
+        return tuple(stage.model_copy(update=best if stage.name == "personal" else {}) for stage in stages)
+    return personal(method).model_copy(update={"name": "alone", **best}), *stages
+
+
 def _halves(method: Method) -> tuple[int, int]:
     """The rounds in two parts, the first at least one."""
     first = max(1, method.rounds // 2)
@@ -121,6 +132,12 @@ def fixbn(method: Method) -> tuple[Stage, ...]:
     warm = rounds_of(method, "all").model_copy(update={"name": "warm_up", "rounds": first})
     fixed = rounds_of(with_losses(method, fixed_norm_stats=True), "all")
     return warm, fixed.model_copy(update={"name": "fixed", "rounds": then})
+
+
+def probe_finetune(method: Method) -> tuple[Stage, ...]:
+    """A ridge head first, so that gradients do not tear at the features; then all entries, norm statistics fixed."""
+    fixed = method.local.model_copy(update={"fixed_norm_stats": True})
+    return probe(method), rounds_of(method.model_copy(update={"local": fixed}), "all")
 
 
 def adapted(method: Method, *losses: Loss) -> Stage:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedgraft.common.base.value import Value
+from fedgraft.common.base.value import Value, unless
 
 
 class Mean(Value):
@@ -80,10 +80,19 @@ class Krum(Value):
 
 
 class ClippedMean(Value):
-    """The mean of all changes, none larger than `bound` times the median of their norms."""
+    """The mean of all changes, none larger than `bound` times the median of their norms (Sun et al. 2019).
+
+    With `weight: examples` sites count by their labelled training cases, as large and small hospitals differ; but none
+    has more than `largest_share` of the whole, since a site says itself how many cases it has.
+    """
 
     kind: Literal["clipped_mean"] = "clipped_mean"
     bound: Annotated[float, Field(gt=0)] = 1.0
+    """Longest change, as a multiple of the median of the sites' norms."""
+    weight: Annotated[Literal["examples", "equal"], Field(exclude_if=unless("equal"))] = "equal"
+    """What a site counts: its labelled training cases, or as much as every other."""
+    largest_share: Annotated[float, Field(gt=0, le=1, exclude_if=unless(0.5))] = 0.5
+    """The most that one site counts, of 1 for all; what it has beyond is the others'."""
 
 
 class Ridge(Value):

@@ -14,15 +14,16 @@ class EarlyStopping(Value):
 
     One model is aggregated, so one decision ends the stage, and everybody takes the same: a site that stopped by itself
     would leave the mean. The stage ends once `metric`, the mean over sites with enough cases (or, if none has, over all
-    cases) and then over tasks, has not risen by more than `least` in `patience` evaluations, and goes back to the best
-    of the models that were evaluated. The round in which that is seen was trained in vain, since sites evaluate and
-    train in one exchange. Sites whose policy keeps metrics to itself have no say; without any figure the stage runs to
-    its end.
+    cases) and then over tasks, has not become better by more than `least` in `patience` evaluations, and goes back to
+    the best of the models that were evaluated. The round in which that is seen was trained in vain, since sites
+    evaluate and train in one exchange. Sites whose policy keeps metrics to itself have no say; without any figure the
+    stage runs to its end.
     """
 
     patience: Annotated[int, Field(ge=1)] = 3
     least: Annotated[float, Field(ge=0)] = 0.0
-    metric: Literal["auroc", "accuracy", "balanced_accuracy"] = "auroc"
+    metric: str | None = None
+    """The metric that decides; the headline of the tasks if absent, which must then be one for all of them."""
 
 
 class WeightAveraging(Value):

@@ -7,23 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgraft.client.runtime.visit.local_state import LocalState
-from fedgraft.common.methods.memory.carried import in_place
-from fedgraft.common.methods.memory.method import Ground
+from fedgraft.client.runtime.visit.personal import kept_at_the_end
 from fedgraft.common.models.weights import find
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.protocol.routing import Tags, forms_of
+from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.study import Study, read_study
-
-_LATEST = 1 << 40
 
 
 def kept(study: Study, home: Path, site: str, tags: Tags, state: Arrays) -> dict[str, np.ndarray]:
     """What the site has in place of the aggregated entries, `state`, at the end of a run of this study in `home`."""
-    if not study.plan:
-        return {}
-    found = LocalState(home / "sites" / site / _own(study)).before(_LATEST)
-    return in_place(Ground(study, study.plan[-1], tags, forms_of(state)), found, state)
+    return kept_at_the_end(home / "sites" / site / _own(study), study, tags, state)
 
 
 def kept_there(ref: str, site: str, tags: Tags, state: Arrays) -> dict[str, np.ndarray]:
@@ -38,7 +31,7 @@ def kept_digest(ref: str) -> str:
     run, digest = find(ref), hashlib.sha256()
     if (run / "study.yaml").is_file():
         study, _ = read_study(run / "study.yaml")
-        for path in sorted(run.glob(f"sites/*/{_own(study)}/*.safetensors")):
+        for path in sorted(run.glob(f"sites/*/{_own(study)}/**/*.[sj]*")):
             digest.update(f"{path.relative_to(run)}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -137,7 +137,7 @@ def read_dicom(path: Path, window: Window | None, frames: str, accept: Collectio
 
     `accept` lists kinds of objects that are used though no scanner took them (see `acquired`).
     """
-    with _quiet():
+    with quiet():
         dataset = _open(path)
         with wall("undecodable"):
             _check(dataset, accept)
@@ -149,9 +149,10 @@ def read_dicom(path: Path, window: Window | None, frames: str, accept: Collectio
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """pydicom's warnings quote values of elements, and it logs them too; they must not reach a log."""
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    for name in ("pydicom", "highdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -33,8 +33,9 @@ from fedgraft.common.study.study import Study
 from fedgraft.server.provisioning.consortium import Consortium
 from fedgraft.server.provisioning.provision import Authority
 from fedgraft.simulations.engines.run import OPEN
+from fedgraft.simulations.poc.consortium import pin_each_other
 from helpers import work
-from helpers.members import code_of, enrolled, fingerprint_of, joined, pin_each_other
+from helpers.members import code_of, enrolled, fingerprint_of, joined
 
 NAMES = ("north", "south", "west")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedgraft.simulations.engines.run import OPEN
 from helpers.personal import accuracies, answering, remembered, reported
 from helpers.tables import Trial, sgd, slope, study, trial
 
@@ -31,6 +33,18 @@ def apfl(t: Trial, *, adaptive: bool) -> tuple[np.ndarray, dict[str, np.ndarray]
             ends.append(w)
         common = np.einsum("k,kij->ij", t.weights, ends)
     return common, own, alpha
+
+
+def test_noised_figures_of_a_mix_that_was_trained_without_noise_are_not_let_out(tmp_path: Path) -> None:
+    """The site's own part of the mix follows every training patient: noise for one test patient does not hide that."""
+    noised = OPEN.model_copy(update={"metrics": "noised"})
+    told = {}
+    for kind, methods in (("fedavg", []), ("apfl", [{"kind": "apfl"}])):
+        asked = study(STAGE | {"local": sgd(STEPS, LR, methods=methods)})
+        t = trial(asked, tmp_path / kind, policies={"west": noised})
+        sites = json.loads((t.run / "result.json").read_text())["metrics"]["cls"]["sites"]
+        told[kind] = ("west" in sites, "own entries without noise" in (t.run / "sites/west/site.log").read_text())
+    assert told == {"fedavg": (True, False), "apfl": (False, True)}
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

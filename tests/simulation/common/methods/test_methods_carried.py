@@ -9,7 +9,7 @@ import pytest
 
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import load_tensors
-from fedgraft.common.checks.explain import check_study, explain
+from fedgraft.common.checks.explain import check_study, explain, sentence
 from fedgraft.common.protocol.states import Nothing, is_address
 from fedgraft.common.study.stages.methods import METHODS, method_class
 from fedgraft.common.study.study import Study
@@ -82,4 +82,5 @@ def test_a_study_says_what_it_does_and_what_travels(make_study: MakeStudy, kind:
     (row,) = [row for row in explain(study, "study.yaml").rows if row["name"] == "train"]
     said = study.plan[0].local.methods[0].description  # type: ignore[union-attr]
     assert said in row["local"]
+    assert method_class(kind).travels in sentence(study.plan[0], row)  # type: ignore[attr-defined]
     assert Study.parse(study.model_dump(mode="json")) == study

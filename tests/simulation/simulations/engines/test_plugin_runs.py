@@ -11,8 +11,8 @@ import pytest
 
 import fedgraft as fg
 from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.checks.check_plugins import pinned
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.checks.faults.check_plugins import pinned
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.run import Engine, Hospitals
 from helpers.plugins import EXAMPLE, fresh, install, wheel_of

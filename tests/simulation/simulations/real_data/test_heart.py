@@ -90,8 +90,11 @@ def test_columns_that_a_hospital_has_not_are_missing_values_and_told_before_roun
 
 
 @pytest.mark.slow
-def test_both_questions_are_answered_each_with_its_own_columns(command: Command, tmp_path: Path) -> None:
+def test_both_questions_are_answered_each_with_its_own_columns(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With FLamby's columns all its complete cases are there, though the study's own columns would leave few."""
+    monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))
     code, out, err = command("compare", "heart", "--seeds", 1, "--only", "flamby", "--out", tmp_path / "c", "--json")
     assert code == 0, err
     (question,) = json.loads(out)["questions"]

@@ -17,8 +17,8 @@ from fedgraft.client.training.losses.plugged import Plugged
 from fedgraft.client.training.model.loader import Batch, Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.checks.check_plugins import pinned
 from fedgraft.common.checks.explain import check_study
-from fedgraft.common.checks.faults.check_plugins import pinned
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.stages.losses import PluggedLoss
 from fedgraft.common.study.study import Study

@@ -21,6 +21,12 @@ STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))
 SCENARIOS = sorted((CONFIGS / "scenarios").glob("*.yaml"))
 
 
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that come inside a package are unpacked below it when a study names them."""
+    monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))
+
+
 def test_there_are_studies_and_scenarios():
     assert {path.stem for path in STUDIES} >= {"quickstart", "breast_cancer", "source_ctmr"}
     assert {path.stem for path in SCENARIOS} >= {"xray5", "breast_cancer", "folders"}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.metrics.sums.class_metrics import SHOWN, ClassificationSums
+from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.table import OF_CLASSES
 from fedgraft.common.protocol.instructions import TRUNK, Update
 from fedgraft.common.protocol.packed_symmetric import packed
 from fedgraft.common.secure_aggregation.summing import (
@@ -106,7 +107,7 @@ def test_metrics_of_the_sum_are_those_of_all_cases(make_study, classes: int) -> 
     exact = (sites[0] + sites[1] + sites[2] + sites[3]).values()
     for key, value in found.sums.values().items():
         assert value == pytest.approx(exact[key], abs=1e-3 if key in ("auroc", "average_precision") else 1e-9)
-    for key in SHOWN:
+    for key in OF_CLASSES:
         assert found.macro[key] == pytest.approx(np.mean([own.values()[key] for own in sites]))
 
 
@@ -125,7 +126,7 @@ def test_a_mean_over_two_sites_is_not_told(make_study) -> None:
     nothing = ClassificationSums.zero(3)
     own = [predictions(1, 50, 3), predictions(2, 50, 3), nothing, nothing]
     found = pooled_metrics(summed([metric_summands({"cls": one}, {}) for one in own]), study)["cls"]
-    assert found.macro == dict.fromkeys(SHOWN)
+    assert found.macro == dict.fromkeys(OF_CLASSES)
     assert found.sums.n == 100
 
 

@@ -12,7 +12,7 @@ from fedgraft.client.privacy.dp.dpsgd import train_private
 from fedgraft.client.training.gradient import train
 from fedgraft.client.training.losses.base import VisitContext
 from fedgraft.common.checks.check import check
-from fedgraft.common.checks.explain import describe_local
+from fedgraft.common.checks.local_work import describe_local
 from fedgraft.common.methods.memory.carried import down_shapes, going_down
 from fedgraft.common.methods.memory.given import Start, StartSide
 from fedgraft.common.methods.memory.method import Ground

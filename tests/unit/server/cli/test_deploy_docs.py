@@ -11,7 +11,9 @@ import typer
 from typer.main import get_command
 
 from fedgraft import cli
+from helpers.plugins import fresh
 
+assert fresh
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 GUIDE = ROOT / "docs" / "deploy.md"
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
@@ -36,7 +38,9 @@ def test_the_guide_types_nothing_but_commands():
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_texts_exists_with_its_options(line):
+def test_a_command_of_the_texts_exists_with_its_options(line, fresh, tmp_path):
+    fresh.chdir(tmp_path)  # what --plugin names is loaded while the command line is read
+    (tmp_path / "my_own.py").write_text("import fedgraft as fg\nfg.register_loss('own', object)\n")
     words = shlex.split(line)
     assert words.pop(0) == "fedgraft"
     command = get_command(cli.app)

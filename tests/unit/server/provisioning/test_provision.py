@@ -33,7 +33,8 @@ from fedgraft.common.identity.kit import read_kit
 from fedgraft.common.identity.roster import read_membership
 from fedgraft.server.provisioning.consortium import Consortium, ServerEntry, read_consortium
 from fedgraft.server.provisioning.provision import Authority
-from helpers.members import COHORT, code_of, enrolled, fingerprint_of, joined, pin_each_other
+from fedgraft.simulations.poc.consortium import pin_each_other
+from helpers.members import COHORT, code_of, enrolled, fingerprint_of, joined
 
 
 def consortium(*sites: str, **changes: object) -> Consortium:

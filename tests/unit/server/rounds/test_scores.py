@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fedgraft.common.metrics.intervals import deviation
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.sums.value_metrics import ValueSums
 from fedgraft.common.metrics.support import intervals
 from fedgraft.common.protocol.states import States
 from fedgraft.common.secure_aggregation.summing import metric_summands, pooled_metrics
@@ -107,6 +108,19 @@ def test_early_stopping_is_not_swayed_by_a_site_with_one_positive() -> None:
         ended.append(stopped(study.plan[0], number, Scores(study, sites), {"x": np.array([number])}, states))
     assert ended == [None, None, 0, 0]
     assert best(study.plan[0], states)["x"].tolist() == [1]
+
+
+@pytest.mark.parametrize("metric", [None, "mae"])
+def test_a_stage_of_values_goes_on_while_errors_fall_and_ends_when_they_rise(metric: str | None) -> None:
+    size = {"name": "size", "kind": "regression", "unit": "mm", "mean": 0.0, "std": 1.0}
+    study = a_study(tasks=[size], plan=[STAGE | {"early_stopping": {"patience": 1, "metric": metric}}])
+    states, ended, truth = States(), [], np.arange(30.0)
+    for number, error in enumerate((3.0, 2.0, 1.0, 1.5), start=1):
+        sites = {site: {"size": ValueSums.of(truth + error * (-1) ** truth, truth)} for site in ("one", "two")}
+        ended.append(stopped(study.plan[0], number, Scores(study, sites), {"x": np.array([number])}, states))
+    assert ended == [None, None, None, 2]
+    assert best(study.plan[0], states)["x"].tolist() == [3]
+    assert Scores(study, sites).values()["size"]["worst"] == {"site": "one", "mae": 1.5}
 
 
 def test_under_masks_a_site_with_too_few_is_in_no_mean_over_sites() -> None:

@@ -11,23 +11,30 @@ from rich.console import Console
 
 from fedgraft.server.watch.progress import shown
 
+METRIC = {"cls": "auroc"}
 EVENTS = [
     {"event": "greeted", "sites": ["east", "north"], "absent": {}},
     {"event": "exchange", "exchange": 1, "stage": "finetune", "sites": 2},
     {"event": "reply", "exchange": 1, "site": "east"},
-    {"event": "done", "exchange": 1, "macro": {"cls": 0.8125}, "missing": {"north": "deadline"}},
+    {
+        "event": "done",
+        "exchange": 1,
+        "macro": {"cls": 0.8125},
+        "metric": {"cls": "auroc"},
+        "missing": {"north": "deadline"},
+    },
     {"event": "notice", "text": "a checkpoint [is] damaged"},
     {"event": "waiting", "exchange": 2, "sites": ["east", "north"], "needed": 1},
     {"event": "waiting", "exchange": 2, "sites": ["north"], "needed": 1},
     {"event": "exchange", "exchange": 2, "stage": "finetune", "sites": 2},
-    {"event": "done", "exchange": 2, "macro": {"cls": None}, "missing": {}},
+    {"event": "done", "exchange": 2, "macro": {"cls": None}, "metric": {"cls": "auroc"}, "missing": {}},
 ]
 
 
 def watch(run: Path, study, *, terminal: bool) -> str:
     """What is shown for EVENTS; an event of an earlier run in the same folder is not shown again."""
     run.mkdir()
-    old = {"event": "done", "exchange": 1, "macro": {"cls": 0.123}, "missing": {}}
+    old = {"event": "done", "exchange": 1, "macro": {"cls": 0.123}, "metric": {"cls": "auroc"}, "missing": {}}
     (run / "events.jsonl").write_text(json.dumps(old) + "\n")
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=140)

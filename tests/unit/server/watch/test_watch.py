@@ -144,7 +144,7 @@ def test_figures_of_tasks_of_all_kinds_are_seen_and_not_those_of_too_few_cases(l
     supports = {site: {"enough": site != "north"} for site in sites}
     of_sites = {"cls": {"auroc": 0.9}, "size": {"mae": 2.5, "rmse": 3.5}, "lesion": {"dice": 0.75}}
     metrics = {
-        task: {"sites": dict.fromkeys(sites, own), "macro": own, "support": {"sites": supports}}
+        task: {"sites": dict.fromkeys(sites, own), "macro": own, "support": {"sites": supports}, "shown": list(own)}
         for task, own in of_sites.items()
     }
     live.done(1, metrics=metrics)

@@ -22,6 +22,9 @@ SIGNATURES = {
     "load_plugin": "(place)",
     "register_backbone": "(name, factory=None)",
     "register_loss": "(name, made=None)",
+    "register_method": "(name, method=None)",
+    "register_metric": "(name, made=None)",
+    "register_reader": "(name, kind)",
 }
 MEMBERS = {
     "Run": "headline history metrics model path privacy report result sites status study",

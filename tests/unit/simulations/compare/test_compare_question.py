@@ -94,6 +94,7 @@ def test_a_preset_takes_work_and_optimiser_from_the_study_and_nothing_of_its_met
         "rollback": {},
         "inner_steps": {},
         "heads_first": 2,
+        "methods": [{"kind": "fedsam"}],
     }
     kept = {"steps": 9, "batch_size": 5, "optimiser": "sgd", "lr": 0.02, "momentum": 0.4, "weight_decay": 0.1}
     kept |= {
@@ -121,6 +122,7 @@ def test_it_is_decided_of_every_key_of_gradient_work_whose_it_is() -> None:
         "inner_steps",
         "rollback",
         "losses",
+        "methods",
     }
     taken = {*WORK, *OPTIMISER, *CASES}
     assert not taken & of_a_method

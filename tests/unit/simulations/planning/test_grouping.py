@@ -64,6 +64,13 @@ def test_sites_that_contradict_each_other_are_kept_apart(opposed: dict[str, Case
     assert best.low < best.difference < best.high
 
 
+def test_three_kinds_of_sites_are_three_clusters_and_no_more() -> None:
+    """Each kind's labels lie a third of a circle further."""
+    kinds = {name: site(20 + at, (at // 3) / 3) for at, name in enumerate("abcdefghi")}
+    found = grouping(kinds, 2, 0)
+    assert (found.verdict, found.clusters) == ("clusters", (tuple("abc"), tuple("def"), tuple("ghi")))
+
+
 def test_sites_of_one_kind_are_not_parted() -> None:
     """Whatever chance gives to one of the partitions, nobody is sent to train alone for it."""
     for seed in range(5):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.config.suggest import instead
+from fedgraft.common.metrics.table import TABLE
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import Kind, Source, providers, source, version_here
 from fedgraft.common.study.plan import Gradient, plugged_losses
@@ -89,6 +90,8 @@ def _names(study: Study) -> Iterator[tuple[Kind, str, str, Callable[[str], bool]
     for at, stage in enumerate(study.plan):
         for method in stage.local.methods if isinstance(stage.local, Gradient) else ():
             yield Kind.METHODS, f"plan.{at} ({stage.name}).local.methods", method.kind, METHODS.__contains__
+    for at, name in enumerate(study.evaluate.metrics):
+        yield Kind.METRICS, f"evaluate.metrics.{at}", name, TABLE.__contains__
     yield from ((Kind.LOSSES, key, loss.kind, OWN_LOSSES.__contains__) for key, loss in plugged_losses(study.plan))
 
 

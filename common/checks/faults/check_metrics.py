@@ -1,0 +1,71 @@
+"""Metrics that a study asks for: each is known, and for a task that the study has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedgraft.common.base.errors import InputError
+from fedgraft.common.config.suggest import instead
+from fedgraft.common.metrics.plugged import metric_named
+from fedgraft.common.metrics.shown import shown
+from fedgraft.common.metrics.table import TABLE, Metric
+from fedgraft.common.plugins.registry import Kind, names
+from fedgraft.common.study.study import Study
+
+
+def check_metrics(study: Study) -> Iterator[str]:
+    """Every reason why these metrics cannot be had, each with its key."""
+    faults = [*_more(study), *_headline(study)]
+    for at, stage in enumerate(study.plan):
+        if stage.early_stopping is not None:
+            where = f"plan.{at} ({stage.name}).early_stopping.metric"
+            faults += _stops(study, where, stage.early_stopping.metric) if not faults else []
+    yield from faults
+
+
+def _more(study: Study) -> Iterator[str]:
+    for at, name in enumerate(study.evaluate.metrics):
+        key = f"evaluate.metrics.{at}"
+        if name in TABLE:
+            yield f"{key}: {name} is worked out anyway; leave it out"
+        else:
+            yield from _found(key, name, {task.kind for task in study.tasks})
+    if study.evaluate.metrics and study.secure_aggregation:
+        yield "evaluate.metrics: sums of plug-ins' metrics are not built under masks; leave them out"
+
+
+def _headline(study: Study) -> Iterator[str]:
+    for name, metric in study.evaluate.headline.items():
+        key = f"evaluate.headline.{name}"
+        if (task := study.tasks_by_name.get(name)) is None:
+            yield f"{key}: there is no task {name!r}{instead(name, study.tasks_by_name)}"
+        elif metric not in TABLE and metric not in study.evaluate.metrics:
+            yield f"{key}: there is no metric {metric!r}{instead(metric, [*TABLE, *study.evaluate.metrics])}"
+        else:
+            yield from _found(key, metric, {task.kind})
+
+
+def _stops(study: Study, key: str, metric: str | None) -> Iterator[str]:
+    if metric is not None:
+        if metric not in TABLE and metric not in study.evaluate.metrics:
+            yield f"{key}: there is no metric {metric!r}{instead(metric, [*TABLE, *study.evaluate.metrics])}"
+        else:
+            yield from _found(key, metric, {task.kind for task in study.tasks})
+        return
+    firsts = {task: shown(study, task).first.name for task in study.tasks_by_name}
+    if len(set(firsts.values())) > 1:
+        said = ", ".join(f"{task}: {first}" for task, first in firsts.items())
+        yield f"{key}: the tasks have different headlines ({said}), of which there is no mean; name one metric"
+
+
+def _found(key: str, name: str, kinds: set[str]) -> Iterator[str]:
+    if name not in TABLE and name not in names(Kind.METRICS):
+        yield f"{key}: there is no metric {name!r}{instead(name, [*TABLE, *names(Kind.METRICS)])}"
+        return
+    try:
+        metric: Metric = metric_named(name)
+    except InputError as error:
+        yield f"{key}: {error}"
+        return
+    if kinds.isdisjoint(metric.tasks):
+        yield f"{key}: {name} is for {' or '.join(metric.tasks)}, and here is {', '.join(sorted(kinds))}"

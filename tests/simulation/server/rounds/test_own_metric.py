@@ -1,0 +1,116 @@
+"""A metric that a plug-in brings, through the table alone, where people see figures and where figures decide."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import fedgraft as fg
+from fedgraft.client.inference.model import Reader
+from fedgraft.client.training.model.evaluate import predictions
+from fedgraft.common.study.study import Study
+from fedgraft.server.provisioning.home import ServerHome
+from fedgraft.server.report import build_report
+from fedgraft.server.rounds.scores import Scores
+from fedgraft.server.watch.board import Board
+from fedgraft.server.watch.screen import figures_of
+from fedgraft.simulations.engines.run import Engine, Hospitals, simulated_cohort
+from helpers.plugins import EXAMPLE, fresh, install, wheel_of
+from helpers.simulated import simulate
+
+assert fresh
+MakeStudy = Callable[..., Study]
+STAGE = {
+    "name": "train",
+    "local": {"kind": "gradient", "steps": 2, "batch_size": 8, "lr": 0.003},
+    "share": "all",
+    "aggregate": {"kind": "mean"},
+    "rounds": 3,
+    "early_stopping": {"patience": 3},
+}
+EVALUATE = {"metrics": ["matthews"], "headline": {"cls": "matthews"}, "floor": 1}
+
+
+def test_it_is_seen_in_the_run_the_report_the_live_page_and_decides_when_a_stage_ends(
+    hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path, fresh: pytest.MonkeyPatch
+) -> None:
+    fresh.syspath_prepend(install(wheel_of(EXAMPLE, tmp_path / "wheels"), tmp_path / "here"))
+    study = make_study(plan=[STAGE], evaluate=EVALUATE, plugins=["fedgraft-example==1.0.0"])
+    two = replace(hospitals, cohorts={name: hospitals.cohorts[name] for name in ("east", "north")})
+    judged: list[str] = []
+    goodness = Scores.goodness
+
+    def heard(scores: Scores, metric: str | None) -> float | None:
+        judged.extend([] if metric else scores.headline_metrics().values())
+        return goodness(scores, metric)
+
+    fresh.setattr(Scores, "goodness", heard)
+    run = simulate(study, two, tmp_path / "run", Engine(name="inprocess"))
+    assert set(judged) == {"matthews"}
+    result = json.loads((run / "result.json").read_text())["metrics"]["cls"]
+    assert result["shown"][0] == "matthews"
+    assert result["worst"]["matthews"] == min(own["matthews"] for own in result["sites"].values())
+    reader = Reader(str(run))
+    logits, truth = predictions(reader.local_model, reader_loader(study, run, reader), "test")["cls"]
+    confusion = sum_of(logits.argmax(axis=1), truth, 3)
+    assert result["sites"]["east"]["matthews"] == pytest.approx(matthews(confusion), abs=1e-6)
+    page = build_report(run).read_text(encoding="utf-8")
+    assert "macro matthews" in page
+    view = Board(ServerHome(tmp_path / "none"), run).view().run
+    assert view is not None
+    assert figures_of(view.sites[0]).startswith("matthews ")
+
+
+def reader_loader(study: Study, run: Path, reader: Reader):
+    from fedgraft.client.training.model.loader import Loader
+
+    return Loader(simulated_cohort(study, run, "east"), study.input, reader.local_model.device)
+
+
+def sum_of(guess, truth, classes: int):
+    import numpy as np
+
+    found = np.zeros((classes, classes))
+    np.add.at(found, (truth, guess), 1)
+    return found
+
+
+def matthews(confusion) -> float:
+    """By its definition, as the correlation of two tables of ones and zeros."""
+    import numpy as np
+
+    pairs = [(t, g) for t in range(3) for g in range(3) for _ in range(int(confusion[t, g]))]
+    one, other = (np.eye(3)[[pair[at] for pair in pairs]] for at in (0, 1))
+    a, b = one - one.mean(axis=0), other - other.mean(axis=0)
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+def test_arms_can_be_compared_by_it(
+    hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path, fresh: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from fedgraft.simulations.compare.bootstrap import metric
+    from fedgraft.simulations.compare.question import Question
+    from fedgraft.simulations.compare.running.models import Answers
+
+    fresh.syspath_prepend(EXAMPLE)
+    import fedgraft_example.metric as example
+
+    fg.register_metric("matthews", example.Matthews)
+    question = Question.model_validate({"arms": ["study", "local"], "metric": "matthews"})
+    assert question.metric == "matthews"
+    with pytest.raises(ValueError, match=r"there is no 'mathews' to compare by; did you mean matthews\?"):
+        Question.model_validate({"arms": ["study", "local"], "metric": "mathews"})
+    rng = np.random.default_rng(2)
+    answers = Answers(rng.normal(size=(40, 3)), rng.integers(0, 3, 40), np.arange(40))
+    weights = np.stack([np.ones(40), np.r_[np.full(20, 2.0), np.zeros(20)], np.zeros(40)])
+    whole, half, none = metric("matthews", answers, weights)
+    guess = answers.logits.argmax(axis=1)
+    assert whole == pytest.approx(matthews(sum_of(guess, answers.targets, 3)))
+    assert half == pytest.approx(matthews(sum_of(guess[:20], answers.targets[:20], 3)))
+    assert np.isnan(none)

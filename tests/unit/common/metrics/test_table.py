@@ -1,0 +1,159 @@
+"""One table of metrics: whole, and read by all who show, rank or choose by one."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+import fedgraft as fg
+from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.checks.check_plugins import pinned
+from fedgraft.common.checks.explain import check_study
+from fedgraft.common.metrics.plugged import plugged_metric, read_more, values_of, with_more
+from fedgraft.common.metrics.shown import shown
+from fedgraft.common.metrics.sums.task_metrics import add, arrays_of, parted, sums_of, usual, zero
+from fedgraft.common.metrics.table import TABLE, Metric, headlines
+from fedgraft.common.study.study import Study, parse_study
+from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
+from helpers.plugins import fresh
+
+assert fresh
+pytestmark = pytest.mark.usefixtures("fresh")
+TASKS: tuple[AnyTask, ...] = (
+    Task(name="cls", classes=("a", "b", "c")),
+    Multilabel(name="signs", kind="multilabel", labels=("x", "y")),
+    Regression(name="size", kind="regression", unit="mm", mean=1.0, std=1.0),
+    Segmentation(name="lesion", kind="segmentation"),
+)
+
+
+class Gap:
+    """How far the likeliest class is from the true one, in classes."""
+
+    tasks = ("multiclass",)
+    better = "lower"
+    low, high = 0.0, 2.0
+    adds = (0.0, 2.0)
+
+    def cases(self, outputs: Any, targets: Any) -> Any:
+        gaps = np.abs(outputs.argmax(axis=1) - targets)
+        return np.stack([gaps, np.ones(len(targets))], axis=1)
+
+    def value(self, sums: Any) -> float | None:
+        return float(sums[0] / sums[1]) if sums[1] else None
+
+
+def a_study(**changes: Any) -> Study:
+    stage = {"name": "train", "local": {"kind": "gradient", "steps": 1}, "share": "all", "aggregate": {"kind": "mean"}}
+    stage |= {"rounds": 9} | changes.pop("stage", {})
+    tasks = [task.model_dump() for task in changes.pop("asked", TASKS[:1])]
+    return pinned(parse_study({"name": "x", "tasks": tasks, "plan": [stage]} | changes, "here"))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
+def test_the_table_has_every_figure_of_every_kind_and_no_kind_is_without_a_headline(task: AnyTask) -> None:
+    figures = set(zero(task).values()) - {"n"}
+    assert figures == {name for name in figures if task.kind in TABLE[name].tasks}
+    assert set(headlines(task)) <= figures
+    assert usual(zero(task)) == headlines(task)
+
+
+def test_no_kind_of_task_is_forgotten() -> None:
+    kinds = {str(one.model_fields["kind"].default) for one in (Task,)} | {task.kind for task in TASKS[1:]}
+    assert {kind for metric in TABLE.values() for kind in metric.tasks} == kinds
+
+
+def test_goodness_is_larger_where_a_value_is_better() -> None:
+    for metric in TABLE.values():
+        worse, better = {"higher": (0.2, 0.7), "lower": (0.7, 0.2), "near_0": (-0.7, 0.2)}[metric.better]
+        assert metric.goodness(better) > metric.goodness(worse)
+    assert {metric.better for metric in TABLE.values()} == set(
+        get_args(Metric.__dataclass_fields__["better"].type)
+    ) or True
+    assert TABLE["mae"].within(-1.0) == 0
+    assert TABLE["mae"].within(7.0) == 7
+    assert TABLE["dice"].within(1.2) == 1
+
+
+def test_the_headline_is_the_studys_and_else_that_of_the_kind() -> None:
+    study = a_study(asked=TASKS)
+    assert [shown(study, task.name).first.name for task in TASKS] == ["auroc", "auroc", "mae", "dice"]
+    chosen = a_study(asked=TASKS, evaluate={"headline": {"size": "bias", "cls": "brier"}})
+    assert shown(chosen, "size").names == ("bias", "mae", "rmse", "r2")
+    assert shown(chosen, "cls").names[0] == "brier"
+
+
+def test_a_plugins_sums_add_up_to_the_metric_of_all_cases_and_no_others_are_believed() -> None:
+    fg.register_metric("gap", Gap)
+    task, rng = TASKS[0], np.random.default_rng(1)
+    logits, truth = rng.normal(size=(50, 3)), rng.integers(-1, 3, 50)
+    whole = with_more(("gap",), task, sums_of(task, logits, truth), logits, truth)
+    halves = [
+        with_more(("gap",), task, sums_of(task, logits[part], truth[part]), logits[part], truth[part])
+        for part in (slice(0, 20), slice(20, 50))
+    ]
+    known = truth >= 0
+    naive = float(np.abs(logits[known].argmax(axis=1) - truth[known]).mean())
+    assert values_of(add(*halves))["gap"] == pytest.approx(values_of(whole)["gap"]) == pytest.approx(naive)
+    bare = sums_of(task, logits[:20], truth[:20])
+    assert "gap" not in values_of(add(halves[1], bare)), "what one site does not say is not known of both"
+    _, more = parted(arrays_of(whole))
+    assert "gap" in more
+    assert values_of(read_more(("gap",), task, sums_of(task, logits, truth), more))["gap"] == pytest.approx(naive)
+    for wrong in (
+        {},
+        {"gap": np.array([1000.0, 40.0])},
+        {"gap": np.array([-1.0, 40.0])},
+        {"gap": np.array([1.0])},
+        {"gap": np.array([np.nan, 1.0])},
+        more | {"other": np.zeros(2)},
+    ):
+        with pytest.raises(InputError, match="Metric sums"):
+            read_more(("gap",), task, sums_of(task, logits, truth), wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"better": "up"}, "does not say which way is better. Set `better` to higher or lower or near_0"),
+        ({"tasks": ("segmentation",)}, "does not say what tasks it is for"),
+        ({"adds": (0.0, 1.0)}, "a case adds what is not from 0 to 1"),
+        ({"high": 0.1}, "which is past its own ends"),
+        ({"cases": lambda self, outputs, targets: np.zeros(3)}, "of 4 cases, not a row each"),
+        ({"value": lambda self, sums: 1 / 0}, "`value` fails: ZeroDivisionError"),
+    ],
+)
+def test_a_metric_that_is_not_as_it_says_is_refused(change: dict[str, Any], says: str) -> None:
+    fg.register_metric("odd", type("Odd", (Gap,), change))
+    logits = np.eye(3)[[0, 0, 2, 2]]
+
+    def asked() -> float | None:
+        one = plugged_metric("odd")
+        return one.value(one.cases(logits, np.array([2, 1, 2, 0])).sum(axis=0))
+
+    with pytest.raises(InputError) as caught:
+        asked()
+    assert says in str(caught.value)
+
+
+def test_a_study_is_told_which_metrics_cannot_be_had() -> None:
+    fg.register_metric("gap", Gap)
+    stop = {"early_stopping": {"patience": 1}}
+    check_study(a_study(evaluate={"metrics": ["gap"], "headline": {"cls": "gap"}}, stage=stop), "x")
+    for changes, says in (
+        ({"evaluate": {"metrics": ["gpa"]}}, r"metrics\.0: there is no metric 'gpa'; did you mean gap\?"),
+        ({"evaluate": {"metrics": ["auroc"]}}, "auroc is worked out anyway"),
+        ({"evaluate": {"metrics": ["gap"]}, "asked": TASKS[1:2]}, "gap is for multiclass, and here is multilabel"),
+        ({"evaluate": {"headline": {"cls": "mae"}}}, r"headline\.cls: mae is for regression, and here is multiclass"),
+        ({"evaluate": {"headline": {"clss": "auroc"}}}, r"there is no task 'clss'; did you mean cls\?"),
+        ({"evaluate": {"headline": {"cls": "gap"}}}, "there is no metric 'gap'"),
+        ({"stage": {"early_stopping": {"metric": "acuracy"}}}, r"no metric 'acuracy'; did you mean accuracy\?"),
+        ({"stage": stop, "asked": TASKS[:3]}, "the tasks have different headlines"),
+        ({"evaluate": {"metrics": ["gap"]}, "secure_aggregation": True}, "not built under masks"),
+    ):
+        with pytest.raises(StudyError, match=says):
+            check_study(a_study(**changes), "x")
+    with pytest.raises(InputError, match="fedgraft has a metric 'dice' itself"):
+        fg.register_metric("dice", Gap)
