@@ -113,7 +113,11 @@ def seen_at(study: Study) -> Study:
     """The study with images of at most 64 pixels."""
     spec = study.input
     # A ViT has as many positions as patches, and sizes must be multiples of those.
-    if not isinstance(spec, ImageInput) or spec.size <= _LARGEST_IMAGE or study.model.backbone.startswith("vit"):
+    if (
+        not isinstance(spec, ImageInput)
+        or spec.size <= _LARGEST_IMAGE
+        or study.model.backbone.startswith(("vit", "timm/"))
+    ):
         return study
     return study.model_copy(update={"input": spec.model_copy(update={"size": _LARGEST_IMAGE})})
 

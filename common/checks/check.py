@@ -221,7 +221,9 @@ def _only_where_it_is_better(study: Study, stage: Stage, local: Gradient) -> Ite
 
 def only_heads_because(backbone: str) -> str | None:
     """Why nothing but heads can be trained privately on a backbone of this name; None if more can."""
-    return next((why for family, why in _NOT_PRIVATE.items() if backbone.startswith(family)), None)
+    return next(
+        (why for family, why in _NOT_PRIVATE.items() if backbone.removeprefix("timm/").startswith(family)), None
+    )
 
 
 def _private(study: Study, stage: Stage, local: Gradient, tags: Mapping[str, Tag]) -> Iterator[str]:

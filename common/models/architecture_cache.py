@@ -28,15 +28,17 @@ _MOST = 200
 
 def architecture_of(blueprint: Blueprint) -> Architecture:
     """What a model built by this blueprint is made of. InputError if none can be built."""
-    # With torch loaded building is quick. What a plug-in builds is never remembered: its code may change any time.
+    # With torch loaded building is quick. What a plug-in or timm builds is never remembered: its code may change.
     if "torch" not in sys.modules and (known := recall(blueprint)) is not None:
         return known
     from fedgraft.common.models.backbones.named import ships
+    from fedgraft.common.models.backbones.timm_models import is_timms
     from fedgraft.common.models.initialise import build
     from fedgraft.common.models.model import describe
 
     built = describe(build(blueprint, seed=0))
-    if all(ships(name) for name in blueprint.base_models or (blueprint.backbone,)) and recall(blueprint) != built:
+    names = blueprint.base_models or (blueprint.backbone,)
+    if all(ships(name) and not is_timms(name) for name in names) and recall(blueprint) != built:
         # A home that cannot be written costs a second the next time, and nothing else.
         with suppress(OSError, PackageNotFoundError):
             remember(blueprint, built)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +30,7 @@ from fedgraft.common.base.value import unless
 from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.models.architecture import Architecture
 from fedgraft.common.models.backbones.merging import merged
+from fedgraft.common.models.backbones.positions import other_grid, resample
 from fedgraft.common.models.cluster_models import choose, clusters_of, in_words
 from fedgraft.common.models.packaged_weights import packaged, read_packaged
 from fedgraft.common.plugins.plugin import Plugin
@@ -40,6 +41,8 @@ from fedgraft.common.study.tasks import AnyTask
 
 _TENSORS, _MANIFEST = "model.safetensors", "model.json"
 _SHIPPED = CONFIGS / "weights"
+_MOST_LINES = 16
+"""What a person reads of entries that do not fit."""
 _ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -195,9 +198,9 @@ def fit(
 ) -> tuple[dict[str, np.ndarray], KeyReport]:
     """The entries that a model takes from pretrained ones: its backbone's, and the `heads` of these tasks.
 
-    A stem for 3 channels is adapted to 1, or 1 to 3. All other heads stay fresh, and so do low-rank adapters of which
-    nothing is given. WeightsError lists all entries that
-    are missing, extra or misshapen.
+    A stem for 3 channels is adapted to 1, or 1 to 3, and position embeddings to the number of patches. All other heads
+    stay fresh, and so do low-rank adapters of which nothing is given. WeightsError says which entries are missing,
+    extra or misshapen: each, or where they are many, those that differ in numbers alone as one.
     """
     adapters = {key for key, entry in made_of.entries.items() if entry.tag.role in ADAPTERS}
     wanted = {
@@ -215,6 +218,9 @@ def fit(
         if entry.tag.role is Role.STEM and _other_channels(array.shape, entry.shape):
             array = adapt_stem(array, entry.shape[1])
             adapted.append(key)
+        if other_grid(key, array.shape, entry.shape):
+            array = resample(array, entry.shape[1])
+            adapted.append(key)
         if array.shape != entry.shape:
             faults.append(f"{key}: is {arrays[key].shape}, must be {entry.shape}")
         elif array.dtype.kind not in "fiu" or not np.isfinite(array).all():
@@ -222,10 +228,29 @@ def fit(
         else:
             taken[key] = array.astype(entry.dtype)
     if faults:
-        raise WeightsError(f"{source}: does not fit the backbone:\n" + "\n".join(f"  - {line}" for line in faults))
+        raise WeightsError(
+            f"{source}: does not fit the backbone:\n" + "\n".join(f"  - {line}" for line in _short(faults))
+        )
     loaded = tuple(sorted((wanted & given) - set(adapted)))
     fresh = tuple(key for key in made_of.entries if key not in wanted)
     return taken, KeyReport(loaded, tuple(adapted), fresh, tuple(sorted(set(arrays) - given)))
+
+
+def _short(faults: Sequence[str]) -> list[str]:
+    """A few lines: where there are many, those that differ in numbers alone are one, with how many they are."""
+    if len(faults) <= _MOST_LINES:
+        return list(faults)
+    alike: dict[str, list[str]] = {}
+    for fault in faults:
+        alike.setdefault(re.sub(r"\.\d+(?=\.)", ".*", fault), []).append(fault)
+    # Of what is missing and of what is too many some lines each, so that it is seen how names differ.
+    kinds: dict[str, list[str]] = {}
+    for line, own in alike.items():
+        told = f"{line} ({len(own)} entries)" if len(own) > 1 else own[0]
+        kinds.setdefault(line.partition(": ")[2][:7], []).append(told)
+    most = max(1, _MOST_LINES // len(kinds))
+    lines = [line for own in kinds.values() for line in own[:most]]
+    return lines + [f"and {len(alike) - len(lines)} more lines like these"] * (len(alike) > len(lines))
 
 
 def _other_channels(given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

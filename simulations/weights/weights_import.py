@@ -22,6 +22,7 @@ from fedgraft.common.config.config_files import describe
 from fedgraft.common.models.backbones.backbone import Backbone
 from fedgraft.common.models.backbones.efficientnet_lite import from_published
 from fedgraft.common.models.backbones.named import build_image_backbone, plugins_behind, stem_name
+from fedgraft.common.models.backbones.timm_models import is_timms
 from fedgraft.common.models.initialise import graft
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.models.packaged_weights import LITE_INPUT
@@ -32,6 +33,7 @@ from fedgraft.common.models.weights import (
     save_weights,
 )
 from fedgraft.common.study.inputs import ImageInput
+from fedgraft.simulations.weights.families import timm_names
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")
 _RENAMED = (
@@ -85,6 +87,8 @@ def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyRepor
     tensors = _tensors(source.file, data)
     if source.backbone == "efficientnet_lite0":
         tensors = from_published(tensors)
+    if is_timms(source.backbone):
+        tensors = timm_names(tensors)
     given = _current_names(_with_prefix(tensors))
     own = _backbone_for(source.backbone, described["input"].size if described["input"] else _SIZE, given)
     unused = ("heads.", "backbone.aux1.", "backbone.aux2.", *([f"backbone.{own.head}."] if own.head else []))

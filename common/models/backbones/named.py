@@ -19,6 +19,7 @@ from fedgraft.common.models.backbones.slim import (
     TableMLP,
     group_norm,
 )
+from fedgraft.common.models.backbones.timm_models import is_timms, timm_backbone
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import Kind, source
 
@@ -57,8 +58,13 @@ _TABLE: dict[str, Callable[[int], nn.Module]] = {"table_linear": TableLinear, "t
 
 
 def ships(name: str) -> bool:
-    """Whether the backbone of this name is fedgraft's or torchvision's, and not somebody's own."""
-    return name in _OWN or name in _TABLE or (_may_be_torchvisions(name) and name in _torchvision_names())
+    """Whether the backbone of this name is fedgraft's, torchvision's or timm's, and not somebody's own."""
+    return (
+        name in _OWN
+        or name in _TABLE
+        or is_timms(name)
+        or (_may_be_torchvisions(name) and name in _torchvision_names())
+    )
 
 
 def plugins_behind(backbones: Iterable[str]) -> tuple[Plugin, ...]:
@@ -102,6 +108,8 @@ def build_image_backbone(name: str, channels: int, size: int) -> Backbone:
         return Backbone(module, _feature_dim(module))
     if name in _TABLE:
         raise InputError(f"The backbone {name!r} is for tables.", fix=f"For images: {', '.join(_OWN)}, resnet18, ...")
+    if is_timms(name):
+        return timm_backbone(name, channels, size)
     if not ships(name):
         return plugged_image_backbone(name, channels, size, image_backbones())
     smallest = next(least for family, least in _FAMILIES if name.startswith(family))

@@ -251,8 +251,11 @@ def test_a_vision_transformer_as_published(tmp_path: Path, monkeypatch: pytest.M
     assert report.ignored == ("heads.head.bias", "heads.head.weight")
     same_features(network, "vit_b_32", "theirs", size=224)
     small = build_model("vit_b_32", {}, channels=3, seed=0, size=64)
-    with pytest.raises(WeightsError, match=r"pos_embedding: is \(1, 50, 32\), must be \(1, 5, 32\)"):
-        graft(small, load_weights("theirs")[1], "theirs")
+    entries = load_weights("theirs")[1]
+    assert graft(small, entries, "theirs").adapted == ("backbone.encoder.pos_embedding",)
+    entries["backbone.encoder.pos_embedding"] = np.zeros((1, 51, 32), np.float32)
+    with pytest.raises(WeightsError, match=r"pos_embedding: is \(1, 51, 32\), must be \(1, 5, 32\)"):
+        graft(small, entries, "theirs")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
