@@ -24,7 +24,8 @@ from pydantic_core import PydanticUndefined
 
 PLAIN = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
 SIGNS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "min_length": "at least so many:"}
-DISCRIMINATOR = "kind"
+DISCRIMINATORS = ("kind", "by")
+"""Keys that say which of several models a mapping is."""
 
 
 def pages() -> dict[str, str]:
@@ -87,17 +88,27 @@ def models_below(model: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models that a type is made of."""
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+    """The models that a type is made of; for methods, which a study finds by name, all that fedgraft has."""
+    from fedgraft.common.study.stages.methods import METHODS, MethodValue, method_class
+
+    if annotation is MethodValue:
+        yield from map(method_class, METHODS)
+    elif inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
         yield from models_in(part)
 
 
+def told_by(model: type[BaseModel]) -> tuple[str, str] | None:
+    """The key and its one value by which a file says that it means this model; None if it need not."""
+    keys = ((key, model.model_fields[key].annotation) for key in DISCRIMINATORS if key in model.model_fields)
+    return next(((key, str(get_args(kind)[0])) for key, kind in keys if len(get_args(kind)) == 1), None)
+
+
 def heading(model: type[BaseModel]) -> str:
     """A model's heading: what a file says to have it, or its name."""
-    kind = model.model_fields.get(DISCRIMINATOR)
-    return model.__name__ if kind is None else f"{model.__name__}: `{DISCRIMINATOR}: {get_args(kind.annotation)[0]}`"
+    told = told_by(model)
+    return model.__name__ if told is None else f"{model.__name__}: `{told[0]}: {told[1]}`"
 
 
 def keys_table(model: type[BaseModel]) -> str:
@@ -105,7 +116,7 @@ def keys_table(model: type[BaseModel]) -> str:
     rows = ["| key | is | if not given | means |", "|---|---|---|---|"]
     meanings = meanings_of(model)
     for name, field in model.model_fields.items():
-        if name != DISCRIMINATOR:
+        if name != (told_by(model) or ("",))[0]:
             rows.append(
                 f"| `{name}` | {cell(type_words(field))} | {cell(default_words(field))} | {cell(meanings[name])} |"
             )
@@ -127,8 +138,8 @@ def texts_below(model: type[BaseModel]) -> dict[str, str]:
     """The text that stands below each key in the source of a model and of those that it is made from."""
     texts: dict[str, str] = {}
     for one in reversed(model.__mro__):
-        if not issubclass(one, BaseModel) or one.__module__.startswith("pydantic"):
-            continue
+        if not issubclass(one, BaseModel) or one.__module__.startswith("pydantic") or "[" in one.__name__:
+            continue  # a generic class with its types filled in has no source of its own
         body = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
         assert isinstance(body, ast.ClassDef)
         for key, text in zip(body.body, body.body[1:], strict=False):
@@ -169,6 +180,8 @@ def words_of(annotation: Any) -> str:
 
 def words_of_class(kind: type) -> str:
     """The same of a type that is made of no others."""
+    if inspect.isabstract(kind) and (below := list(models_in(kind))) != [kind]:
+        return " or ".join(words_of(one) for one in below)
     if issubclass(kind, BaseModel):
         return f"[{kind.__name__}](#{anchor(heading(kind))})"
     if issubclass(kind, Enum):
@@ -193,7 +206,7 @@ def default_words(field: FieldInfo) -> str:
     if isinstance(value, str | int | float | PurePath):
         return f"`{value}`" if value != "" else "empty"
     if isinstance(value, tuple) and any(isinstance(one, BaseModel) for one in value):
-        return ", ".join(f"`{getattr(one, DISCRIMINATOR, type(one).__name__)}`" for one in value)
+        return ", ".join(f"`{getattr(one, 'kind', type(one).__name__)}`" for one in value)
     return ("`" + ", ".join(sorted(str(getattr(one, "value", one)) for one in value)) + "`") if value else "none"
 
 

@@ -41,6 +41,7 @@ class APFL(Method[Own, Nothing]):
 
     kind: Literal["apfl"] = "apfl"
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The share of the site's own model in the mix, at first."""
     adaptive: bool = False
 
     summary: ClassVar[str] = "FedAvg beside a model of each site's own, mixed into its answers (Deng et al. 2020)"

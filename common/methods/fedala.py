@@ -40,6 +40,7 @@ class FedALA(Method[Mix, Nothing]):
     kind: Literal["fedala"] = "fedala"
     height: Annotated[int, Field(ge=0)] = 1
     eta: Annotated[float, Field(gt=0)] = 1.0
+    """The rate at which the mix is learnt."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.8
     passes: Annotated[int, Field(ge=1)] = 1
 

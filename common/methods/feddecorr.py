@@ -30,6 +30,7 @@ class FedDecorr(Method[Nothing, Nothing]):
 
     kind: Literal["feddecorr"] = "feddecorr"
     beta: Annotated[float, Field(gt=0)] = 0.1
+    """How much correlated features count beside the loss over labels."""
 
     summary: ClassVar[str] = "FedAvg whose features are kept from collapsing to few dimensions (Shi et al. 2023)"
     sees_features: ClassVar[bool] = True

@@ -44,6 +44,7 @@ class FedDyn(Method[Slopes, Slopes]):
 
     kind: Literal["feddyn"] = "feddyn"
     alpha: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly a site's entries are drawn to the coordinator's."""
 
     summary: ClassVar[str] = "FedAvg whose sites' losses are bent towards one common optimum (Acar et al. 2021)"
     own_state: ClassVar[type[State]] = Slopes

@@ -55,6 +55,7 @@ class FedProto(Method[Nothing, Prototypes]):
 
     kind: Literal["fedproto"] = "fedproto"
     lam: Annotated[float, Field(gt=0)] = 1.0
+    """How much the distance to the prototypes counts beside the loss over labels."""
 
     summary: ClassVar[str] = "each site's own model; only mean features of each class are shared (Tan et al. 2022)"
     travels: ClassVar[str] = "sums of features and counts by class go up, and their means over all sites come down"

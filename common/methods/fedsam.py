@@ -26,6 +26,7 @@ class FedSAM(Method[Nothing, Nothing]):
 
     kind: Literal["fedsam"] = "fedsam"
     rho: Annotated[float, Field(gt=0)] = 0.05
+    """How far away, in the norm of all that is trained."""
 
     summary: ClassVar[str] = "FedAvg by sharpness-aware steps, which end in flat places (Qu et al. 2022)"
     not_private: ClassVar[str] = "its steps take two gradients of the same cases, of which only one would be clipped"

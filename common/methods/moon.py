@@ -39,7 +39,9 @@ class Moon(Method[Previous, Nothing]):
 
     kind: Literal["moon"] = "moon"
     mu: Annotated[float, Field(gt=0)] = 1.0
+    """How much the contrast counts beside the loss over labels."""
     temperature: Annotated[float, Field(gt=0)] = 0.5
+    """What similarities are divided by."""
 
     summary: ClassVar[str] = "FedAvg whose features are drawn to the common model's, not its last (Li et al. 2021)"
     sees_features: ClassVar[bool] = True

@@ -26,7 +26,9 @@ class Plugin(Value):
     """
 
     distribution: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")]
+    """The name under which it is installed."""
     version: Annotated[str, Field(pattern=_VERSION)]
+    """Exactly this version."""
 
     @model_validator(mode="before")
     @classmethod

@@ -29,6 +29,7 @@ class Told(Value):
         dict[Annotated[str, Field(pattern=_NAME)], Annotated[tuple[str, ...], Field(min_length=1)]],
         Field(min_length=2),
     ]
+    """The names of the sites of each cluster, by the name of the cluster."""
     begin: Annotated[str | None, Field(exclude_if=unless(None))] = None
     own: Annotated[Select, Field(exclude_if=unless(named("all")))] = named("all")
 

@@ -112,8 +112,11 @@ class Extractor(Value):
     """
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
+    """What the extractor is called."""
     weights: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of its weights, 64 hex digits."""
     preprocessing: Annotated[str, Field(min_length=1, max_length=512)]
+    """How images were prepared for it, in the words of `fedgraft site embed`."""
 
     def differs(self, other: Extractor) -> list[str]:
         """The keys that another has otherwise."""
@@ -130,6 +133,7 @@ class FeaturesInput(TableInput):
     kind: Literal["features"] = "features"  # type: ignore[assignment]  # by which the two are told apart
     count: Annotated[int, Field(ge=1, le=1 << 16)]
     extractor: Extractor
+    """What made the features: the same at all sites."""
     numeric: Annotated[tuple[str, ...], Field(exclude=True)] = ()
     categorical: Annotated[dict[str, tuple[str, ...]], Field(exclude=True)] = Field(default={})
 

@@ -24,6 +24,7 @@ class Fault(Value):
     """What goes wrong at a site in the exchanges `rounds`, counted from 1 over the whole plan."""
 
     kind: Literal["silent", "crash", "nan", "misshapen"]
+    """What the site does: it does not answer, ends, or sends an update that is no number or has another shape."""
     rounds: tuple[Annotated[int, Field(ge=1)], ...]
 
 

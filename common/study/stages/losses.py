@@ -230,6 +230,7 @@ class PluggedLoss(_Loss):
     """
 
     kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    """The loss's name in the plug-in."""
     options: dict[str, bool | int | float | str] = Field(default={})
 
     @cached_property
