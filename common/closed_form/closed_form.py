@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import linalg
 
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.closed_form.penalty import cross_validated, prior
@@ -40,6 +39,8 @@ def ridge_head(
     negative in G is cut off, features are scaled the more alike the more noise there is, and the penalty grows by the
     noise's spectral norm, sqrt(2 d noise), in raw units, so that directions that hold only noise get no say.
     """
+    from scipy import linalg  # a study is checked without
+
     n, mean, centred = _centred(gram, noise)
     dim, level = len(mean), np.sqrt(2 * len(mean) * noise)
     variance, trust = _variances(n, centred, level)
@@ -75,6 +76,8 @@ def discriminant_head(
     With Sigma the within-class covariance and v its mean variance, weight = mu_c' S and bias = log pi_c - mu_c' S mu_c
     / 2 where S is the inverse of (1 - shrink) Sigma + shrink v I. Sums and `noise` as of `ridge_head`.
     """
+    from scipy import linalg  # a study is checked without
+
     n, mean, centred = _centred(gram, noise)
     means, counts = _class_means(cross)
     counts, dim = np.maximum(counts, 0.0), len(mean)
@@ -112,6 +115,8 @@ def _centred(gram: np.ndarray, noise: float) -> tuple[float, np.ndarray, np.ndar
 
 def _positive(moments: np.ndarray) -> np.ndarray:
     """The nearest matrix without negative directions."""
+    from scipy import linalg  # a study is checked without
+
     values, vectors = linalg.eigh((moments + moments.T) / 2)
     return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
 

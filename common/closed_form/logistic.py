@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import linalg
 
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.closed_form.closed_form import tasks_in
@@ -59,6 +58,8 @@ def _step(curvature: np.ndarray, slope: np.ndarray, cases: float, aggregate: Log
     From heads that say nothing, the root of the step's mean square in units of the curvature is at most 1 for two
     classes, and sqrt(C - 1) for C: a longer one is of a model that runs away.
     """
+    from scipy import linalg  # a study is checked without
+
     rows, width = slope.shape
     penalty = (width - 1) / cases if aggregate.ridge_penalty == "auto" else aggregate.ridge_penalty
     held = np.tile(np.append(np.full(width - 1, cases * penalty), 0.0), rows)

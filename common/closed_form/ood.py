@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from scipy import linalg
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import (
@@ -39,6 +38,8 @@ _TENSORS, _FACTS = "moments.safetensors", "moments.json"
 
 def distances(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """Mahalanobis distances (N,) of features (N, d), over the root of d: 1 or less is usual."""
+    from scipy import linalg  # a study is checked without
+
     dim = len(mean)
     covariance = covariance.astype(np.float64)
     common = max(float(np.trace(covariance)) / dim, 1e-12)

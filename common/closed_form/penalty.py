@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import linalg
 
 RIDGE_PENALTIES: tuple[float, ...] = tuple(float(value) for value in np.logspace(-4, 2, 13))
 """What is tried: half powers of ten, per case."""
@@ -46,6 +45,8 @@ def prior(grams: Sequence[np.ndarray]) -> float:
 
 def _errors(gram: np.ndarray, cross: np.ndarray, squares: np.ndarray) -> np.ndarray:
     """GCV by penalty, the mean over the columns of `cross`, whose labels' sums of squares are `squares` (C,)."""
+    from scipy import linalg  # a study is checked without
+
     n, dim = float(gram[-1, -1]), len(gram) - 1
     mean = gram[:dim, -1] / n
     centred = gram[:dim, :dim] - n * np.outer(mean, mean)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_expit, logsumexp
 
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.closed_form.closed_form import tasks_in
@@ -25,6 +24,8 @@ _PLACE = "backbone.temperatures.{}.values"
 
 def class_losses(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Cross-entropy summed over known cases at each temperature, (grid,); logits (N, classes), targets (N,) or -1."""
+    from scipy.special import logsumexp  # a study is checked without
+
     known = target >= 0
     logits, target = logits[known].astype(np.float64), target[known]
     found = np.zeros(len(TEMPERATURES))
@@ -36,6 +37,8 @@ def class_losses(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def label_losses(logits: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Binary cross-entropy summed over the known labels (1, 0; NaN = not known) at each temperature, (grid,)."""
+    from scipy.special import log_expit  # a study is checked without
+
     known = ~np.isnan(target)
     signed = np.where(target == 1, 1.0, -1.0)[known] * logits.astype(np.float64)[known]
     return np.array([-np.sum(log_expit(signed / temperature)) for temperature in TEMPERATURES])
