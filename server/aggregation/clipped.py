@@ -25,6 +25,13 @@ from fedgraft.common.study.stages.aggregates import ClippedMean
 Floats = NDArray[np.float64]
 
 
+def group_of(key: str, tags: Tags, state: Arrays) -> str:
+    """What an entry is measured together with: parameters, running statistics and counters have scales of their own."""
+    if state[key].dtype.kind in "iu":
+        return "counters"
+    return "statistics" if tags[key].role is Role.NORM_STATS else "parameters"
+
+
 class ClippedMeanAggregator:
     """Keeps all updates until the end, since the median of their norms is known only then."""
 
@@ -42,7 +49,7 @@ class ClippedMeanAggregator:
         if not self._updates:
             return {}
         keys = list(self._updates[0].tensors)
-        groups = {key: self._group(key, state) for key in keys}
+        groups = {key: group_of(key, self._tags, state) for key in keys}
         factors = {
             group: self._factors([key for key in keys if groups[key] == group], state) for group in set(groups.values())
         }
@@ -58,11 +65,6 @@ class ClippedMeanAggregator:
             whole = state[key].dtype.kind in "iu"
             found[key] = (np.rint(old) if whole else old).astype(state[key].dtype)
         return found
-
-    def _group(self, key: str, state: Arrays) -> str:
-        if state[key].dtype.kind in "iu":
-            return "counters"
-        return "statistics" if self._tags[key].role is Role.NORM_STATS else "parameters"
 
     def _factors(self, keys: list[str], state: Arrays) -> Floats:
         """What brings each site's change of these entries down to the bound."""

@@ -5,7 +5,7 @@ They need the updates of all sites at once, so memory grows with their number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from fedgraft.common.study.stages.aggregates import (
     Median,
     TrimmedMean,
 )
+from fedgraft.server.aggregation.clipped import group_of
 
 Floats = NDArray[np.float64]
 Rule = Callable[[Floats, list[int], Floats], Floats]
@@ -61,13 +62,23 @@ class RobustAggregator:
                 trim = self._aggregate.trim
                 return lambda values, _own, _before: _trimmed_mean(values, trim)
             case Krum():
-                chosen = krum([self._change(number, state) for number in range(len(self._updates))], self._aggregate)
+                chosen = krum(self._distances(state), self._aggregate)
                 return lambda values, own, before: _mean_of(values, own, before, chosen)
 
-    def _change(self, number: int, state: Arrays) -> Floats:
-        """What a site changed, all entries in one vector."""
-        tensors = self._updates[number][0]
-        return np.concatenate([(array.astype(np.float64) - state[key]).reshape(-1) for key, array in tensors.items()])
+    def _distances(self, state: Arrays) -> Floats:
+        """Squared distances of any two sites, (sites, sites): of parameters, statistics and counters, each over the
+        median of its own, so that none of them drowns the others."""
+        groups: dict[str, list[str]] = {}
+        for key in self._updates[0][0]:
+            groups.setdefault(group_of(key, self._tags, state), []).append(key)
+        total = np.zeros((len(self._updates),) * 2)
+        for keys in groups.values():
+            rows = [
+                np.concatenate([part[key].astype(np.float64).reshape(-1) for key in keys]) for part, _ in self._updates
+            ]
+            apart = np.array([[float(np.sum((a - b) ** 2)) for b in rows] for a in rows])
+            total += apart / np.median(apart[apart > 0]) if apart.any() else apart
+        return total
 
     def _entry(self, key: str, own: list[int], old: np.ndarray, rule: Rule) -> np.ndarray:
         parts = [self._updates[number][0][key].reshape(-1) for number in own]
@@ -80,17 +91,16 @@ class RobustAggregator:
         return (np.rint(out) if whole else out).astype(old.dtype).reshape(old.shape)
 
 
-def krum(changes: Sequence[Floats], aggregate: Krum) -> set[int]:
+def krum(distances: Floats, aggregate: Krum) -> set[int]:
     """The updates with the least sums of squared distances to their n - f - 2 nearest. RunError with too few."""
-    count, faulty = len(changes), aggregate.faulty
+    count, faulty = len(distances), aggregate.faulty
     if count < 2 * faulty + 3:
         raise RunError(
             f"Krum against {faulty} faulty sites needs {2 * faulty + 3} sites, and {count} answered.",
             fix="Lower aggregate.faulty, raise rounds.min_sites, or use median.",
         )
-    distances = np.array([[float(np.sum((a - b) ** 2)) for b in changes] for a in changes])
-    np.fill_diagonal(distances, np.inf)
-    scores = np.sort(distances, axis=1)[:, : count - faulty - 2].sum(axis=1)
+    others = distances + np.diag(np.full(count, np.inf))
+    scores = np.sort(others, axis=1)[:, : count - faulty - 2].sum(axis=1)
     return set(np.argsort(scores, kind="stable")[: aggregate.keep].tolist())
 
 

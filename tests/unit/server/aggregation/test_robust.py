@@ -92,6 +92,21 @@ def test_krum_takes_the_update_in_the_middle_of_the_others() -> None:
     assert min(float(np.abs(several - mean).max()) for mean in means) < 1e-6
 
 
+def test_krum_is_not_blinded_by_statistics_of_another_scale() -> None:
+    """Variances differ by hundreds, and parameters by tenths: who is honest in the ones may lie in the others."""
+    tags = TAGS | {"backbone.v": Tag(Role.NORM_STATS, 1)}
+    old = OLD | {"backbone.v": np.ones(40, np.float32)}
+    rng = np.random.default_rng(3)
+    sites = [site | {"backbone.v": rng.normal(1000, 300, 40).astype(np.float32)} for site in honest(6)]
+    middle = np.mean(stacked(sites, "backbone.v"), axis=0).astype(np.float32)
+    liar = sites[0] | {"backbone.v": middle, "backbone.w": OLD["backbone.w"] - 5}
+    stage = Stage(name="s", local=Gradient(epochs=1), share=named("all"), aggregate=Krum())
+    aggregator = aggregator_for(stage, tags)
+    for tensors in (*sites, liar):
+        aggregator.add(Update(1, tensors, {"*": 5.0, "cls": 5.0}, {}, {}))
+    assert (aggregator.result(old)["backbone.w"] > 0).all()
+
+
 def test_krum_needs_enough_sites() -> None:
     with pytest.raises(RunError, match="needs 5 sites, and 4 answered"):
         aggregated(Krum(), honest(4))
