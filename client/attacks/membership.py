@@ -42,7 +42,7 @@ class Patients:
 
 
 @dataclass(frozen=True)
-class Told:
+class ToldApart:
     """How well members are told: AUC, and the share of them found where at most 1 % of the others are taken for some.
 
     Intervals are of 95 %: DeLong's, Wilson's of the share, Clopper and Pearson's of the false positives.
@@ -100,7 +100,7 @@ def by_likelihood_ratio(patients: Patients) -> Floats:
     return scores
 
 
-def told_apart(scores: Floats, member: NDArray[np.bool_]) -> Told | None:
+def told_apart(scores: Floats, member: NDArray[np.bool_]) -> ToldApart | None:
     """What scores tell; None with fewer than 20 patients on either side."""
     inside, outside = np.sort(scores[member])[::-1], np.sort(scores[~member])[::-1]
     if min(len(inside), len(outside)) < FEWEST:
@@ -115,7 +115,7 @@ def told_apart(scores: Floats, member: NDArray[np.bool_]) -> Told | None:
     assert value is not None
     assert interval is not None
     assert share is not None
-    return Told(
+    return ToldApart(
         value, interval, found / len(inside), share, wrong / len(outside), _clopper_pearson(wrong, len(outside))
     )
 

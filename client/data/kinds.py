@@ -26,7 +26,7 @@ _OF_IMAGES = frozenset({"labels", "cases", "mask_images", "frames", "split_colum
 
 
 @dataclass(frozen=True)
-class Kind:
+class DataKind:
     """What is to be known of a kind of data before any of it is read.
 
     `reader` is what reads it (see `fedgraft.client.data.readers.reader`): a class, or "module:class", which is imported
@@ -56,28 +56,28 @@ class Kind:
         return "image" if "image" in self.inputs else "row"
 
 
-KINDS: dict[str, Kind] = {
-    "dicom": Kind(
+KINDS: dict[str, DataKind] = {
+    "dicom": DataKind(
         f"{_READERS}.dicom:DicomReader",
         keys=_OF_IMAGES | {"window", "accept", "mask_segmentations", "segment_labels"},
         joins=("patient", "study", "series", "sop", "path"),
         names_patients=True,
     ),
-    "images": Kind(f"{_READERS}.images:ImageReader", folder_labels=True),
-    "nifti": Kind(
+    "images": DataKind(f"{_READERS}.images:ImageReader", folder_labels=True),
+    "nifti": DataKind(
         f"{_READERS}.nifti:NiftiReader",
         keys=_OF_IMAGES | {"patient_column", "window", "plane"},
         folder_labels=True,
         mask_suffixes=(".nii.gz", ".nii"),
     ),
-    "table": Kind(
+    "table": DataKind(
         f"{_READERS}.tables:TableReader",
         inputs=("table",),
         keys=frozenset({"patient_column", "split_column", "complete_cases"}),
         one_file=True,
         cached=False,
     ),
-    "features": Kind(
+    "features": DataKind(
         f"{_READERS}.features:FeatureReader",
         inputs=("features",),
         keys=frozenset({"labels", "cases", "patient_column", "split_column", "split_file", "columns", "extractor"}),
@@ -85,20 +85,22 @@ KINDS: dict[str, Kind] = {
         one_file=True,
         folder_labels=True,
     ),
-    "npz": Kind(f"{_READERS}.npz:NpzReader", keys=frozenset({"patient_column", "frames"}), one_file=True, cached=True),
+    "npz": DataKind(
+        f"{_READERS}.npz:NpzReader", keys=frozenset({"patient_column", "frames"}), one_file=True, cached=True
+    ),
 }
 """All kinds by the name that `kind` of a cohort gives."""
 
 
-def kind_named(name: str) -> Kind:
-    """The kind of this name: fedgraft's, or a plug-in's (`fedgraft.readers`, a `Kind`). ValueError says which exist."""
+def kind_named(name: str) -> DataKind:
+    """The kind of this name: fedgraft's, or of a plug-in (`fedgraft.readers`, a `DataKind`). Else ValueError."""
     if name in KINDS:
         return KINDS[name]
     if registry.source(registry.Kind.READERS, name) is None:
         raise ValueError(f"there is no kind {name!r}{instead(name, [*KINDS, *registry.names(registry.Kind.READERS)])}")
     found = registry.load(registry.Kind.READERS, name)
-    if not isinstance(found, Kind):
-        raise ValueError(f"the reader {name!r} of a plug-in is no fedgraft.client.data.kinds.Kind")
+    if not isinstance(found, DataKind):
+        raise ValueError(f"the reader {name!r} of a plug-in is no fedgraft.client.data.kinds.DataKind")
     return found
 
 

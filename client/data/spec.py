@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from fedgraft.client.data.kinds import Join, Kind, kind_named, kinds_with
+from fedgraft.client.data.kinds import DataKind, Join, kind_named, kinds_with
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.inputs import Extractor
 
@@ -149,7 +149,7 @@ class CohortSpec(Value):
         return f"it is for {', '.join(kinds_with(key))}"
 
     @cached_property
-    def what(self) -> Kind:
+    def what(self) -> DataKind:
         """What is to be known of data of this kind."""
         return kind_named(self.kind)
 

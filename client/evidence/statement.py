@@ -16,7 +16,7 @@ from fedgraft.client.governance.plugins import allowed_to_look
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, make_folder, write_atomic, write_json
 from fedgraft.common.config.config_files import read_mapping
-from fedgraft.common.evidence.signed_parts import Document, Head, Kind, read_document, signed_document
+from fedgraft.common.evidence.signed_parts import Document, Kind, SignedHead, read_document, signed_document
 from fedgraft.common.identity.keys import NodeKey, load_node_key, new_node_key, private_pem, public_pem
 from fedgraft.common.study.study import Study, parse_study
 
@@ -72,7 +72,7 @@ class Statement:
     def write(self, kind: Kind, parts: Mapping[str, Mapping[str, Any]], lines: Sequence[str] = ()) -> Document:
         """Sign the parts, and write them as JSON, and the lines for people beside it, if there are some."""
         key, identity = self._key()
-        head = Head(
+        head = SignedHead(
             kind=kind,
             site=self.config.name,
             study=self.study.digest,

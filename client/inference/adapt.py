@@ -16,7 +16,7 @@ from fedgraft.client.enrolment.cohort_request import split_rule
 from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.inference.adapted_model import write_adapted
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.client.training.few_shot import (
     Given,
     TooFewShots,
@@ -58,7 +58,7 @@ def adapt(asked: AdaptRequest, *, as_json: bool) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     demand_place(config.state)
-    reader = Reader(asked.model)
+    reader = LoadedModel(asked.model)
     cohort = _cohort(config, reader, asked)
     chosen = _chosen(cohort, reader, asked)
     state = {key: array.copy() for key, array in state_arrays(reader.local_model.model).items()}
@@ -101,7 +101,7 @@ def _config(asked: AdaptRequest) -> SiteConfig:
     return SiteConfig(name="here", cohort=asked.data.below(Path.cwd()), state=place, cache=place / "cache")
 
 
-def _cohort(config: SiteConfig, reader: Reader, asked: AdaptRequest) -> Cohort:
+def _cohort(config: SiteConfig, reader: LoadedModel, asked: AdaptRequest) -> Cohort:
     """The site's cases, split as the model's study splits them, so that none it learnt from is tested on."""
     source = find(asked.model) / "study.yaml"
     study = read_study(source)[0] if is_there(source) else None
@@ -113,7 +113,7 @@ def _cohort(config: SiteConfig, reader: Reader, asked: AdaptRequest) -> Cohort:
     return load_cohort(config.name, config.cohort, wanted, place)
 
 
-def _chosen(cohort: Cohort, reader: Reader, asked: AdaptRequest) -> torch.Tensor:
+def _chosen(cohort: Cohort, reader: LoadedModel, asked: AdaptRequest) -> torch.Tensor:
     """The training cases that are used: all labelled ones, or so many of each class. InputError if there are not."""
     tasks = {task.name: task for task in reader.tasks}
     if asked.task is not None and asked.task not in tasks:
@@ -134,7 +134,7 @@ def _chosen(cohort: Cohort, reader: Reader, asked: AdaptRequest) -> torch.Tensor
         ) from None
 
 
-def _measured(reader: Reader, cohort: Cohort) -> dict[str, dict[str, Any]]:
+def _measured(reader: LoadedModel, cohort: Cohort) -> dict[str, dict[str, Any]]:
     """Figures by task on the site's test cases; nothing if it has none."""
     loader = Loader(cohort, reader.input, reader.local_model.device)
     if not len(loader.labelled("test")):

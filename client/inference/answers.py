@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.special import logit
 
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.files import write_atomic
 from fedgraft.common.metrics.operating_point import OperatingPoint
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
@@ -20,7 +20,7 @@ _HALF, _ROUNDING = 0.5, 1e-9
 Points = Mapping[str, OperatingPoint]
 
 
-def answer_row(reader: Reader, said: Mapping[str, np.ndarray], out: Path, number: int) -> dict[str, str]:
+def answer_row(reader: LoadedModel, said: Mapping[str, np.ndarray], out: Path, number: int) -> dict[str, str]:
     """The cells of one case, whose answers by task are `said`; masks go to `out` under the case's number.
 
     Probabilities have all the digits that there are: with four, the figures of a run could not be had again.
@@ -31,7 +31,7 @@ def answer_row(reader: Reader, said: Mapping[str, np.ndarray], out: Path, number
     return row
 
 
-def thresholds(reader: Reader) -> Iterator[str]:
+def thresholds(reader: LoadedModel) -> Iterator[str]:
     """From which probability on the model's tasks are said to be positive, in sentences."""
     for task, points in reader.manifest.operating_points.items():
         for point in points:
@@ -72,7 +72,7 @@ def positive_labels(task: Multilabel, own: np.ndarray, points: Points) -> list[s
     ]
 
 
-def points_of(reader: Reader, task: str) -> Points:
+def points_of(reader: LoadedModel, task: str) -> Points:
     """The operating points of a task, by the class or label that they are of."""
     return {point.name: point for point in reader.manifest.operating_points.get(task, ())}
 

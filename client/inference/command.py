@@ -19,7 +19,7 @@ from fedgraft.client.inference.dicom.kinds import kinds_of
 from fedgraft.client.inference.export import Kind, export
 from fedgraft.client.inference.heat import HEATS, laid_over
 from fedgraft.client.inference.images import Picture, pictures
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
@@ -58,7 +58,7 @@ def predict(asked: PredictRequest) -> None:
     if unknown := [kind for kind in asked.accept if kind not in DERIVED]:
         raise InputError(f"No kind of DICOM object is called {unknown[0]!r}; there are: {', '.join(DERIVED)}.")
     demand_place(asked.out)
-    reader = Reader(asked.model, asked.site, everything=True)
+    reader = LoadedModel(asked.model, asked.site, everything=True)
     kinds = kinds_of(asked.dicom, reader, heat=bool(asked.heat))
     if isinstance(reader.input, TableInput):
         _predict_table(reader, reader.input, asked)
@@ -92,7 +92,7 @@ def predict(asked: PredictRequest) -> None:
 
 
 def _rows(
-    reader: Reader, usable: Sequence[Picture], what: tuple[str, PredictRequest], objects: DicomOut | None = None
+    reader: LoadedModel, usable: Sequence[Picture], what: tuple[str, PredictRequest], objects: DicomOut | None = None
 ) -> list[dict[str, str]]:
     """A row for each image; masks, overlays and `objects` are written on the way."""
     task, asked = what
@@ -120,11 +120,12 @@ def export_model(model: str, to: str, out: Path, site: Path | None) -> None:
         raise InputError(f"--to {to}: there is no such form{instead(to, kinds)}.")
     if kind == "safetensors" and site is not None:
         raise InputError("A site's own entries are no part of the weights' file.", fix="Use --to onnx or torchscript.")
-    say(f"{export(Reader(model, site, everything=True), model, kind, out)}: {to}; model.json says how it is to be used")
+    written = export(LoadedModel(model, site, everything=True), model, kind, out)
+    say(f"{written}: {to}; model.json says how it is to be used")
     say("Not a medical device: the model was not validated for any use.")
 
 
-def _predict_table(reader: Reader, columns: TableInput, asked: PredictRequest) -> None:
+def _predict_table(reader: LoadedModel, columns: TableInput, asked: PredictRequest) -> None:
     """What the model says of every row of a CSV file, by the line that it ends on."""
     if asked.heat or asked.adapt:
         raise InputError("--heat and --adapt are for images, and this model is for tables.", fix="Leave them out.")
@@ -144,7 +145,7 @@ def _predict_table(reader: Reader, columns: TableInput, asked: PredictRequest) -
     say("Not a medical device: the model was not validated for any use.")
 
 
-def _task(reader: Reader, asked: PredictRequest) -> str:
+def _task(reader: LoadedModel, asked: PredictRequest) -> str:
     """The task of the overlays; "" if none is asked for and there is none with classes."""
     tasks = {task.name: task.classes for task in reader.tasks}
     if not tasks and not asked.heat and asked.task is None:
@@ -157,13 +158,13 @@ def _task(reader: Reader, asked: PredictRequest) -> str:
     return name
 
 
-def _ood(reader: Reader, far: np.ndarray | None, at: int) -> dict[str, str]:
+def _ood(reader: LoadedModel, far: np.ndarray | None, at: int) -> dict[str, str]:
     if far is None or reader.ood_model is None:
         return {}
     return {"distance": f"{far[at]:.4f}", "ood": "yes" if far[at] > reader.ood_model.threshold else "no"}
 
 
-def _say_ood(reader: Reader, rows: Sequence[dict[str, str]]) -> None:
+def _say_ood(reader: LoadedModel, rows: Sequence[dict[str, str]]) -> None:
     """How many images are out of distribution for the training sites, or why that is not known."""
     known = reader.ood_model
     if known is None:
@@ -178,7 +179,7 @@ def _say_ood(reader: Reader, rows: Sequence[dict[str, str]]) -> None:
 
 
 def _overlays(
-    reader: Reader, some: Sequence[Picture], shares: np.ndarray, task: str, asked: PredictRequest
+    reader: LoadedModel, some: Sequence[Picture], shares: np.ndarray, task: str, asked: PredictRequest
 ) -> Iterator[dict[str, np.ndarray]]:
     """Each image's overlays by name; the map is of the likeliest class, or of the one asked for."""
     if not asked.heat:

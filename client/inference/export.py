@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.inference.exported_module import Answers, WithGeometry
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.exported_module import AnsweringModule, WithGeometry
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.client.inference.monai_bundle import bundle_files
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import fedgraft_version
@@ -34,7 +34,7 @@ _TOLERANCE, _EDGE = 1e-4, 1e-3
 _EXTRA = "Install what it takes: pip install 'fedgraft[export]'."
 
 
-def export(reader: Reader, source: str, kind: Kind, out: Path) -> Path:
+def export(reader: LoadedModel, source: str, kind: Kind, out: Path) -> Path:
     """Write a model into the new folder `out`, which appears whole or not at all.
 
     Low-rank adapters are merged into it first. What is written is asked about made-up inputs, and must answer as the
@@ -60,7 +60,7 @@ def export(reader: Reader, source: str, kind: Kind, out: Path) -> Path:
     return out
 
 
-def _write(reader: Reader, source: str, kind: Kind, folder: Path, facts: dict[str, Any]) -> None:
+def _write(reader: LoadedModel, source: str, kind: Kind, folder: Path, facts: dict[str, Any]) -> None:
     match kind:
         case "onnx":
             _onnx(reader, folder / "model.onnx", facts)
@@ -92,7 +92,7 @@ def _weights(source: str, folder: Path) -> None:
     save_weights(folder, arrays, manifest.model_dump(exclude={"sha256", "keys", "format"}))
 
 
-def _facts(reader: Reader, kind: Kind) -> dict[str, Any]:
+def _facts(reader: LoadedModel, kind: Kind) -> dict[str, Any]:
     """What whoever uses the file must know; all of it but the input's form is the same for every kind."""
     manifest = reader.manifest
     return {
@@ -165,14 +165,14 @@ def _output(task: AnyTask) -> dict[str, Any]:
             assert_never(task)
 
 
-def _onnx(reader: Reader, path: Path, facts: Mapping[str, Any]) -> None:
+def _onnx(reader: LoadedModel, path: Path, facts: Mapping[str, Any]) -> None:
     try:
         import onnx
         import onnxruntime
         import onnxscript  # noqa: F401 - torch's exporter works with it
     except ImportError as error:
         raise InputError(f"{error.name} is not installed, and ONNX takes it.", fix=_EXTRA) from None
-    module, example = Answers(reader).eval(), _example(reader.input, 3)[1]
+    module, example = AnsweringModule(reader).eval(), _example(reader.input, 3)[1]
     names = [task.name for task in (*reader.tasks, *reader.others)]
     cases = torch.export.Dim("cases", min=1)
     with warnings.catch_warnings():
@@ -194,8 +194,8 @@ def _onnx(reader: Reader, path: Path, facts: Mapping[str, Any]) -> None:
     _demand_the_same(ask, reader, path.name)
 
 
-def _torchscript(reader: Reader, path: Path) -> None:
-    module, example = Answers(reader).eval(), _example(reader.input, 3)[1]
+def _torchscript(reader: LoadedModel, path: Path) -> None:
+    module, example = AnsweringModule(reader).eval(), _example(reader.input, 3)[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would rather have another form than this one, which others still read
         traced = torch.jit.trace(module, example, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
@@ -207,7 +207,7 @@ def _torchscript(reader: Reader, path: Path) -> None:
     _demand_the_same(lambda x: {name: found.numpy() for name, found in again(x).items()}, reader, path.name)
 
 
-def _demand_the_same(ask: Callable[[Tensor], Mapping[str, np.ndarray]], reader: Reader, name: str) -> None:
+def _demand_the_same(ask: Callable[[Tensor], Mapping[str, np.ndarray]], reader: LoadedModel, name: str) -> None:
     """The file says what the model says, of other numbers of cases than it was made with."""
     for count in (1, 5):
         stored, x = _example(reader.input, count)

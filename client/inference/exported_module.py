@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.study.inputs import ImageInput
 from fedgraft.common.study.tasks import AnyTask, Regression, Task
 
 _EPS = 1e-6
 
 
-class Answers(nn.Module):
+class AnsweringModule(nn.Module):
     """Images (N, channels, size, size) from 0 to 1, or a table's rows, to one tensor for each task.
 
     Probabilities of classes, labels and pixels; values in their unit.
@@ -24,7 +24,7 @@ class Answers(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: LoadedModel) -> None:
         super().__init__()
         self.network = copy.deepcopy(reader.local_model.model).to("cpu").requires_grad_(requires_grad=False)
         self._tasks = (*reader.tasks, *reader.others)

@@ -20,7 +20,7 @@ from fedgraft.common.study.inputs import ImageInput
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """A DICOM file: where it is, the shape (H, W) of its frames, height over width of a pixel, how many are used.
 
     `derived_frames` says whether there are others, which no scanner took.
@@ -41,7 +41,7 @@ class Picture:
     frame: int
     stored: NDArray[np.int16] | None
     problem: str = ""
-    source: Source | None = None
+    source: ImageSource | None = None
     """The DICOM file that it is of; None if it is of no such file."""
 
 
@@ -70,7 +70,7 @@ def pictures_of(path: Path, name: str, size: ImageInput, accept: Collection[str]
             image = read_dicom(path, None, "all", accept)
             frames, aspect = image.frames, image.pixel_aspect
             height, width = frames[0].shape[:2]
-            source = Source(path, (height, width), aspect, len(frames), DERIVED_FRAMES in image.notes)
+            source = ImageSource(path, (height, width), aspect, len(frames), DERIVED_FRAMES in image.notes)
     except UnusableError as unusable:
         yield Picture(name, 0, None, unusable.reason)
         return

@@ -41,7 +41,7 @@ from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import UNKNOWN, Multilabel, Regression, Segmentation, Task
 
 
-class Reader:
+class LoadedModel:
     """A model that answers for images, by the classes of its tasks. WeightsError if the weights have no such heads.
 
     With `everything` it answers for tables too, and for tasks of other kinds. `site` is a simulated or deployed site's
@@ -188,7 +188,7 @@ class Reader:
         return np.concatenate(drawn)
 
 
-def _of_site(run: Path, site: Path, reader: Reader, state: Arrays) -> dict[str, np.ndarray]:
+def _of_site(run: Path, site: Path, reader: LoadedModel, state: Arrays) -> dict[str, np.ndarray]:
     """What the site has fitted to itself afterwards, or else what it keeps of the study."""
     local_model = reader.local_model
     if (adapted := read_adapted(site, reader.manifest.sha256)) is not None:

@@ -10,7 +10,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.metrics.table import TABLE
 from fedgraft.common.plugins.plugin import Plugin
-from fedgraft.common.plugins.registry import Kind, Source, providers, source, version_here
+from fedgraft.common.plugins.registry import Kind, PluginSource, providers, source, version_here
 from fedgraft.common.study.plan import Gradient, plugged_losses
 from fedgraft.common.study.stages.losses import OWN_LOSSES
 from fedgraft.common.study.stages.methods import METHODS
@@ -23,7 +23,7 @@ class Use:
 
     kind: Kind
     key: str
-    source: Source
+    source: PluginSource
 
 
 def uses(study: Study) -> Iterator[Use]:

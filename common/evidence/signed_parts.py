@@ -27,7 +27,7 @@ Kind = Literal["audit", "passport"]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Part(BaseModel):
+class SignedPart(BaseModel):
     """One part: its content, the seal of the one before, its own seal (SHA-256 of all three), and a signature of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +43,7 @@ class Part(BaseModel):
         return hashlib.sha256(canonical_json([self.name, self.content, self.previous])).hexdigest()
 
 
-class Head(BaseModel):
+class SignedHead(BaseModel):
     """What the first part says: who signs what kind of document, of which study, and which parts follow.
 
     `identity` is "consortium" for the key that the site joined with, "drawn" for one made for this site alone.
@@ -66,16 +66,16 @@ class Document:
     """A document as it was read, believed or not: ask `faults` first."""
 
     source: str
-    parts: tuple[Part, ...]
+    parts: tuple[SignedPart, ...]
 
     def content(self, name: str) -> dict[str, Any]:
         """What a part says; nothing if there is none of that name."""
         return next((part.content for part in self.parts if part.name == name), {})
 
-    def head(self) -> Head:
+    def head(self) -> SignedHead:
         """Who signed what; InputError if the first part does not say so."""
         try:
-            return Head.model_validate(self.content(HEAD))
+            return SignedHead.model_validate(self.content(HEAD))
         except ValidationError:
             raise InputError(
                 f"{self.source}: its head does not say who signed what.", fix="Ask the site again."
@@ -116,14 +116,14 @@ class Document:
         return tuple(found)
 
 
-def signed_document(head: Head, parts: Mapping[str, Mapping[str, Any]], key: NodeKey) -> Document:
+def signed_document(head: SignedHead, parts: Mapping[str, Mapping[str, Any]], key: NodeKey) -> Document:
     """The document with these parts in their order; `head.parts` are their names, `head.key` is the public half."""
     assert head.parts == tuple(parts)
     assert head.key == public_pem(key).decode()
-    chain: list[Part] = []
+    chain: list[SignedPart] = []
     before = _FIRST
     for name, content in {HEAD: head.model_dump(mode="json"), **parts}.items():
-        bare = Part(name=name, content=dict(content), previous=before, seal=_FIRST, signature="")
+        bare = SignedPart(name=name, content=dict(content), previous=before, seal=_FIRST, signature="")
         before = bare.right_seal()
         signature = b64encode(sign(key, _signed_words(before))).decode()
         chain.append(bare.model_copy(update={"seal": before, "signature": signature}))
@@ -140,7 +140,7 @@ def parse_document(content: Any, source: str) -> Document:
     try:
         match content:
             case {"fedgraft_evidence": 1, "parts": list() as parts}:
-                return Document(source, tuple(map(Part.model_validate, parts)))
+                return Document(source, tuple(map(SignedPart.model_validate, parts)))
     except ValidationError:
         pass
     fix = "Give the file that `fedgraft site audit` or `fedgraft site passport` wrote."
@@ -152,7 +152,7 @@ def _signed_words(seal: str) -> bytes:
     return b"fedgraft evidence 1 " + seal.encode()
 
 
-def _fault(part: Part, public: ec.EllipticCurvePublicKey) -> str:
+def _fault(part: SignedPart, public: ec.EllipticCurvePublicKey) -> str:
     try:
         sealed = part.seal == part.right_seal()
         signature = b64decode(part.signature, validate=True)

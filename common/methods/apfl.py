@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fedgraft.common.methods.memory.method import Ground, Left, Machine, Method, Pass, Step, Visit
+from fedgraft.common.methods.memory.method import Ground, Left, Machine, Method, MethodStep, MethodVisit, Pass
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.protocol.states import Nothing, State
+from fedgraft.common.protocol.states import NoState, State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ class Own(State):
     owner: ClassVar[str] = "apfl"
 
 
-class APFL(Method[Own, Nothing]):
+class APFL(Method[Own, NoState]):
     """APFL (Deng, Kamani and Mahdavi 2020, "Adaptive personalized federated learning").
 
     With w the site's copy of the common model, v its own, f the loss of a step's cases and eta the rate,
@@ -64,7 +64,7 @@ class APFL(Method[Own, Nothing]):
         """The common model."""
         return Own({key: received[key] for key in on.shared}, {"alpha": np.array(self.alpha)})
 
-    def step(self, visit: Visit[Own, Nothing], machine: Machine) -> Step[Own]:
+    def step(self, visit: MethodVisit[Own, NoState], machine: Machine) -> MethodStep[Own]:
         """A pass at u that moves v, before the one at w."""
         v = {key: machine.tensor(array) for key, array in visit.own.v.items()}
         alpha = [float(visit.own.share["alpha"])]
@@ -92,9 +92,9 @@ class APFL(Method[Own, Nothing]):
         def own() -> Own:
             return Own({key: t.cpu().numpy().copy() for key, t in v.items()}, {"alpha": np.array(alpha[0])})
 
-        return Step(around=around, own=own)
+        return MethodStep(around=around, own=own)
 
-    def after_visit(self, visit: Visit[Own, Nothing], machine: Machine, trained: Arrays) -> Left[Own]:
+    def after_visit(self, visit: MethodVisit[Own, NoState], machine: Machine, trained: Arrays) -> Left[Own]:
         """What the steps have made of it."""
         del machine, trained
         return Left(visit.own)

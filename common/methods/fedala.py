@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fedgraft.common.methods.memory.method import Ground, Left, Machine, Method, Visit
+from fedgraft.common.methods.memory.method import Ground, Left, Machine, Method, MethodVisit
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.protocol.states import Nothing, State
+from fedgraft.common.protocol.states import NoState, State
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Mix(State):
     owner: ClassVar[str] = "fedala"
 
 
-class FedALA(Method[Mix, Nothing]):
+class FedALA(Method[Mix, NoState]):
     """FedALA (Zhang et al. 2023, "FedALA: adaptive local aggregation for personalized federated learning").
 
     With x the common entries, y_i those that the site's last visit ended with, and W_i of the same shape, from 0 to 1,
@@ -63,7 +63,7 @@ class FedALA(Method[Mix, Nothing]):
         upper = self._upper(on)
         return Mix({key: received[key] for key in upper}, {key: np.ones_like(received[key]) for key in upper})
 
-    def start(self, visit: Visit[Mix, Nothing], machine: Machine) -> tuple[Mix, Arrays]:
+    def start(self, visit: MethodVisit[Mix, NoState], machine: Machine) -> tuple[Mix, Arrays]:
         """The weights, learnt anew, and the mix."""
         own, received = visit.own, visit.received
         gaps = {key: received[key] - own.entries[key] for key in own.entries}
@@ -81,7 +81,7 @@ class FedALA(Method[Mix, Nothing]):
         learnt = Mix(own.entries, weights)
         return learnt, self.answers(learnt, received)
 
-    def after_visit(self, visit: Visit[Mix, Nothing], machine: Machine, trained: Arrays) -> Left[Mix]:
+    def after_visit(self, visit: MethodVisit[Mix, NoState], machine: Machine, trained: Arrays) -> Left[Mix]:
         """What this visit ended with."""
         del machine
         return Left(Mix({key: trained[key] for key in visit.own.entries}, visit.own.weights))

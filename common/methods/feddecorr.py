@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fedgraft.common.methods.memory.method import Ground, Looked, Machine, Method, Step, Visit
-from fedgraft.common.protocol.states import Nothing
+from fedgraft.common.methods.memory.method import Ground, Looked, Machine, Method, MethodStep, MethodVisit
+from fedgraft.common.protocol.states import NoState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _LEAST_VARIANCE = 1e-8
 
 
-class FedDecorr(Method[Nothing, Nothing]):
+class FedDecorr(Method[NoState, NoState]):
     """FedDecorr (Shi et al. 2023, "Towards understanding and mitigating dimensional collapse in heterogeneous federated
     learning").
 
@@ -47,7 +47,7 @@ class FedDecorr(Method[Nothing, Nothing]):
         if not on.below_heads:
             yield "moves features, but nothing below the heads is trained; train more"
 
-    def step(self, visit: Visit[Nothing, Nothing], machine: Machine) -> Step[Nothing]:
+    def step(self, visit: MethodVisit[NoState, NoState], machine: Machine) -> MethodStep[NoState]:
         """The loss of a batch's features."""
         del visit, machine
 
@@ -61,4 +61,4 @@ class FedDecorr(Method[Nothing, Nothing]):
             correlations = standard.T @ standard / (len(z) - 1)
             return self.beta * correlations.square().mean()
 
-        return Step(loss=loss)
+        return MethodStep(loss=loss)

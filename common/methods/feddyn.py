@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from fedgraft.common.methods.memory.method import Ground, Left, Machine, Method, Round, Step, Visit
+from fedgraft.common.methods.memory.method import Ground, Left, Machine, Method, MethodStep, MethodVisit, Round
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.states import State
 from fedgraft.common.study.stages.aggregates import Mean
@@ -73,7 +73,7 @@ class FedDyn(Method[Slopes, Slopes]):
         del received
         return Slopes(on.zeros(on.shared))
 
-    def step(self, visit: Visit[Slopes, Slopes], machine: Machine) -> Step[Slopes]:
+    def step(self, visit: MethodVisit[Slopes, Slopes], machine: Machine) -> MethodStep[Slopes]:
         """By parameter the gradient alpha (y - x) - g_i."""
         slopes = {key: machine.tensor(visit.own.slopes[key]) for key in visit.on.shared}
         centres = {key: machine.tensor(visit.received[key]) for key in visit.on.shared}
@@ -82,9 +82,9 @@ class FedDyn(Method[Slopes, Slopes]):
             here = machine.parameters
             return {key: self.alpha * (here[key].detach() - centres[key]) - slopes[key] for key in centres}
 
-        return Step(regulariser=regulariser)
+        return MethodStep(regulariser=regulariser)
 
-    def after_visit(self, visit: Visit[Slopes, Slopes], machine: Machine, trained: Arrays) -> Left[Slopes]:
+    def after_visit(self, visit: MethodVisit[Slopes, Slopes], machine: Machine, trained: Arrays) -> Left[Slopes]:
         """The site's new g_i."""
         del machine
         old, alpha = visit.own.slopes, np.float32(self.alpha)

@@ -15,16 +15,15 @@ from fedgraft.common.methods.memory.method import (
     Looked,
     Machine,
     Method,
+    MethodStep,
+    MethodVisit,
     Round,
-    Step,
-    Visit,
     with_method,
 )
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import Shapes
-from fedgraft.common.protocol.states import Nothing, State
-from fedgraft.common.study.methods.recipes import Method as Preset
-from fedgraft.common.study.methods.recipes import personal
+from fedgraft.common.protocol.states import NoState, State
+from fedgraft.common.study.methods.recipes import NamedMethod, personal
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.tasks import Task
 
@@ -42,7 +41,7 @@ class Prototypes(State):
     owner: ClassVar[str] = "fedproto"
 
 
-class FedProto(Method[Nothing, Prototypes]):
+class FedProto(Method[NoState, Prototypes]):
     """FedProto (Tan et al. 2022, "FedProto: federated prototype learning across heterogeneous clients").
 
     With z the features (d,) of a case of class j, and C_j the mean features of class j over all cases of all sites,
@@ -101,7 +100,7 @@ class FedProto(Method[Nothing, Prototypes]):
         zeros = {field: {n: np.zeros(*form) for n, form in group.items()} for field, group in self.down(on).items()}
         return Prototypes.of(zeros)
 
-    def step(self, visit: Visit[Nothing, Prototypes], machine: Machine) -> Step[Nothing]:
+    def step(self, visit: MethodVisit[NoState, Prototypes], machine: Machine) -> MethodStep[NoState]:
         """The distance of a batch's features to what is known of their classes."""
         means = {name: machine.tensor(array) for name, array in visit.common.means.items()}
         known = {name: machine.tensor(array) for name, array in visit.common.known.items()}
@@ -117,9 +116,9 @@ class FedProto(Method[Nothing, Prototypes]):
                 total = total + (gap * pulled).sum() / pulled.sum().clamp(min=1)
             return self.lam * total
 
-        return Step(loss=loss)
+        return MethodStep(loss=loss)
 
-    def after_visit(self, visit: Visit[Nothing, Prototypes], machine: Machine, trained: Arrays) -> Left[Nothing]:
+    def after_visit(self, visit: MethodVisit[NoState, Prototypes], machine: Machine, trained: Arrays) -> Left[NoState]:
         """The sums of the features that the trained model sees."""
         del trained
         sums = {name: np.zeros(*form) for name, form in self.up(visit.on).items()}
@@ -142,7 +141,7 @@ class FedProto(Method[Nothing, Prototypes]):
         return Prototypes(means, known), dict(done.aggregated)
 
     @classmethod
-    def stages(cls, method: Preset) -> tuple[Stage, ...]:
+    def stages(cls, method: NamedMethod) -> tuple[Stage, ...]:
         """Each site trains a model of its own, which stays."""
         return (personal(with_method(method, cls())).model_copy(update={"name": "train"}),)
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fedgraft.common.methods.memory.method import Machine, Method, Pass, Step, Visit
-from fedgraft.common.protocol.states import Nothing
+from fedgraft.common.methods.memory.method import Machine, Method, MethodStep, MethodVisit, Pass
+from fedgraft.common.protocol.states import NoState
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class FedSAM(Method[Nothing, Nothing]):
+class FedSAM(Method[NoState, NoState]):
     """FedSAM (Qu et al. 2022, "Generalized federated learning via sharpness aware minimization").
 
     With g the gradient of a step's cases, each local step takes the gradient of the same cases elsewhere:
@@ -36,7 +36,7 @@ class FedSAM(Method[Nothing, Nothing]):
         """Says "sharpness-aware steps (FedSAM, rho 0.05)"."""
         return f"sharpness-aware steps (FedSAM, rho {self.rho:g})"
 
-    def step(self, visit: Visit[Nothing, Nothing], machine: Machine) -> Step[Nothing]:
+    def step(self, visit: MethodVisit[NoState, NoState], machine: Machine) -> MethodStep[NoState]:
         """Two passes: the first says where to look, the second what to follow."""
         trained = [machine.parameters[key] for key in visit.on.trained]
 
@@ -56,4 +56,4 @@ class FedSAM(Method[Nothing, Nothing]):
                 p.data.copy_(old)
             return loss
 
-        return Step(around=around)
+        return MethodStep(around=around)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from fedgraft.common.methods.memory.method import Ground, Left, Looked, Machine, Method, Step, Visit
+from fedgraft.common.methods.memory.method import Ground, Left, Looked, Machine, Method, MethodStep, MethodVisit
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.protocol.states import Nothing, State
+from fedgraft.common.protocol.states import NoState, State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ class Previous(State):
     owner: ClassVar[str] = "moon"
 
 
-class Moon(Method[Previous, Nothing]):
+class Moon(Method[Previous, NoState]):
     """MOON (Li, He and Song 2021, "Model-contrastive federated learning").
 
     With z a case's features, z_glob those of the common model, z_prev those of the site's model of its last visit, and
@@ -63,7 +63,7 @@ class Moon(Method[Previous, Nothing]):
         """The common model."""
         return Previous({key: received[key] for key in on.changed})
 
-    def step(self, visit: Visit[Previous, Nothing], machine: Machine) -> Step[Previous]:
+    def step(self, visit: MethodVisit[Previous, NoState], machine: Machine) -> MethodStep[Previous]:
         """The contrastive loss of a batch."""
         common, previous = machine.twin(visit.received), machine.twin({**visit.received, **visit.own.entries})
 
@@ -74,9 +74,9 @@ class Moon(Method[Previous, Nothing]):
             # -log exp(near) / (exp(near) + exp(far)), without either overflowing
             return self.mu * (far - near).exp().log1p().mean()
 
-        return Step(loss=loss)
+        return MethodStep(loss=loss)
 
-    def after_visit(self, visit: Visit[Previous, Nothing], machine: Machine, trained: Arrays) -> Left[Previous]:
+    def after_visit(self, visit: MethodVisit[Previous, NoState], machine: Machine, trained: Arrays) -> Left[Previous]:
         """What this visit ended with."""
         del machine
         return Left(Previous({key: trained[key] for key in visit.on.changed}))

@@ -8,12 +8,20 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedgraft.common.methods.memory.method import Ground, Left, Machine, Method, Round, Step, Visit, with_method
+from fedgraft.common.methods.memory.method import (
+    Ground,
+    Left,
+    Machine,
+    Method,
+    MethodStep,
+    MethodVisit,
+    Round,
+    with_method,
+)
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import Shapes
 from fedgraft.common.protocol.states import State
-from fedgraft.common.study.methods.recipes import Method as Preset
-from fedgraft.common.study.methods.recipes import rounds_of
+from fedgraft.common.study.methods.recipes import NamedMethod, rounds_of
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import Mean
 
@@ -80,12 +88,12 @@ class Scaffold(Method[Variates, Variates]):
         del received
         return Variates(on.zeros(on.shared))
 
-    def step(self, visit: Visit[Variates, Variates], machine: Machine) -> Step[Variates]:
+    def step(self, visit: MethodVisit[Variates, Variates], machine: Machine) -> MethodStep[Variates]:
         """By parameter the constant gradient c - c_i."""
         pulls = {key: machine.tensor(visit.common.c[key] - visit.own.c[key]) for key in visit.on.shared}
-        return Step(regulariser=lambda: pulls)
+        return MethodStep(regulariser=lambda: pulls)
 
-    def after_visit(self, visit: Visit[Variates, Variates], machine: Machine, trained: Arrays) -> Left[Variates]:
+    def after_visit(self, visit: MethodVisit[Variates, Variates], machine: Machine, trained: Arrays) -> Left[Variates]:
         """The site's new c_i."""
         del machine
         found = {}
@@ -105,7 +113,7 @@ class Scaffold(Method[Variates, Variates]):
         return Variates(c), dict(done.aggregated)
 
     @classmethod
-    def stages(cls, method: Preset) -> tuple[Stage, ...]:
+    def stages(cls, method: NamedMethod) -> tuple[Stage, ...]:
         """FedAvg with control variates, by plain steps as they need."""
         steps = {} if method.local.steps else {"epochs": None, "steps": 10}
         return (rounds_of(with_method(method, cls(), optimiser="sgd", momentum=0.0, **steps), "all"),)

@@ -46,7 +46,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Source:
+class PluginSource:
     """Where the plug-in of a name comes from; `get` imports it."""
 
     name: str
@@ -54,7 +54,7 @@ class Source:
     get: Callable[[], object]
 
 
-_registered: dict[tuple[Kind, str], Source] = {}
+_registered: dict[tuple[Kind, str], PluginSource] = {}
 _places: list[str] = []
 """Files and modules that were loaded here and register something, for processes that are to know the same."""
 _loading: list[Plugin] = []
@@ -67,7 +67,7 @@ _digests: dict[str, str] = {}
 def register(kind: Kind, name: str, thing: object) -> None:
     """Let `thing` be found under this name in this process; again under the same name it takes the old one's place."""
     whose = _loading[-1] if _loading else _whose(_caller(), name, thing)
-    _registered[kind, name] = Source(name, whose, lambda: thing)
+    _registered[kind, name] = PluginSource(name, whose, lambda: thing)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def names(kind: Kind) -> list[str]:
     return sorted({name for each, name in _registered if each is kind} | {point.name for point in _points(kind)})
 
 
-def source(kind: Kind, name: str) -> Source | None:
+def source(kind: Kind, name: str) -> PluginSource | None:
     """Where the plug-in of this name comes from; None if there is none. InputError if two distributions have one."""
     own = [_registered[kind, name]] if (kind, name) in _registered else []
     found = own + [_of(point) for point in _points(kind) if point.name == name]
@@ -188,10 +188,10 @@ def _points(kind: Kind) -> list[EntryPoint]:
     return list(entry_points(group=f"fedgraft.{kind}"))
 
 
-def _of(point: EntryPoint) -> Source:
+def _of(point: EntryPoint) -> PluginSource:
     assert point.dist is not None  # entry points are read from distributions
     plugin = Plugin(distribution=canonical(point.dist.metadata["Name"]), version=point.dist.version)
-    return Source(point.name, plugin, point.load)
+    return PluginSource(point.name, plugin, point.load)
 
 
 def _caller() -> Mapping[str, Any]:

@@ -43,7 +43,7 @@ S = TypeVar("S", bound=State)
 
 
 @dataclass(frozen=True)
-class Nothing(State):
+class NoState(State):
     """The state of an end that remembers nothing."""
 
     owner: ClassVar[str] = "nothing"

@@ -22,7 +22,7 @@ from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.clusters import Clusters, begins_at
 from fedgraft.common.study.inputs import ImageInput, InputSpec, SplitSpec
 from fedgraft.common.study.methods.presets import expand
-from fedgraft.common.study.methods.recipes import Method
+from fedgraft.common.study.methods.recipes import NamedMethod
 from fedgraft.common.study.model_spec import ENSEMBLE, Model, Teacher
 from fedgraft.common.study.plan import Gradient, Stage, plugged_losses
 from fedgraft.common.study.rules import Evaluation, RoundRules
@@ -264,12 +264,12 @@ def _expand_method(data: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     finished = isinstance(data.get("model"), dict) and data["model"].get("backbone") == ENSEMBLE
     faults = []
     try:
-        chosen = Method.model_validate({"name": method} if isinstance(method, str) else method)
+        chosen = NamedMethod.model_validate({"name": method} if isinstance(method, str) else method)
         stages = expand(chosen, table=table and not finished)
     except ValidationError as error:
-        faults = [f"method.{line}" for line in describe(error, Method)]
+        faults = [f"method.{line}" for line in describe(error, NamedMethod)]
     except ValueError as error:
         faults = [f"method: {error}"]
     if faults:
-        stages = expand(Method(name="fedavg"), table=table)
+        stages = expand(NamedMethod(name="fedavg"), table=table)
     return data | {"plan": [stage.model_dump() for stage in stages]}, faults

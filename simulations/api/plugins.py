@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from fedgraft.client.data.kinds import KINDS
-from fedgraft.client.data.kinds import Kind as DataKind
+from fedgraft.client.data.kinds import KINDS, DataKind
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.metrics.table import TABLE
 from fedgraft.common.models.backbones.named import ships
@@ -55,16 +54,18 @@ def register_loss(name: str, made: Thing | None = None) -> Any:
 
 
 def register_reader(name: str, kind: DataKind) -> DataKind:
-    """Let cohorts say `kind: NAME`. A `fedgraft.client.data.kinds.Kind` says what reads such data, and what keys apply.
+    """Let cohorts say `kind: NAME`. A `fedgraft.client.data.kinds.DataKind` says what reads such data.
 
-    Its reader is a class like `fedgraft.client.data.readers.reader.Reader`. InputError for a name that fedgraft has, or
-    for what is no such kind. For a deployment it goes into a distribution, as an entry point of the group
-    `fedgraft.readers`.
+    It also says what keys apply. Its reader is a class like `fedgraft.client.data.readers.reader.Reader`. InputError
+    for a name that fedgraft has, or for what is no such kind. For a deployment it goes into a distribution, as an
+    entry point of the group `fedgraft.readers`.
     """
     if name in KINDS:
         raise InputError(f"fedgraft has a kind of data {name!r} itself.", fix="Call yours something else.")
     if not isinstance(kind, DataKind):
-        raise InputError(f"The reader {name!r} is no fedgraft.client.data.kinds.Kind.", fix="See docs/how_to/data.md.")
+        raise InputError(
+            f"The reader {name!r} is no fedgraft.client.data.kinds.DataKind.", fix="See docs/how_to/data.md."
+        )
     register(Kind.READERS, name, kind)
     return kind
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedgraft.client.data.cohorts.batches import fit
 from fedgraft.client.data.readers.rows import read_rows
 from fedgraft.client.inference.images import Picture, pictures, pictures_of
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.study.inputs import ImageInput, InputSpec, TableInput
 from fedgraft.common.study.tasks import Multilabel, Task
@@ -63,7 +63,7 @@ class TrainedModel(nn.Module):
 
     def __init__(self, source: str, site: Path | None = None) -> None:
         super().__init__()
-        self._reader = Reader(source, site, everything=True)
+        self._reader = LoadedModel(source, site, everything=True)
         self.network: nn.Module = self._reader.local_model.model
 
     @property

@@ -58,7 +58,7 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
     """Take in weights from a local file; nothing is ever downloaded."""
     from fedgraft.common.base.errors import InputError
     from fedgraft.simulations.cli import weights_commands
-    from fedgraft.simulations.weights.weights_import import Source
+    from fedgraft.simulations.weights.weights_import import WeightsSource
 
     by_name = not Path(source).exists() and "." in source and file is not None
     if not by_name and file is not None:
@@ -66,7 +66,9 @@ def weights_import(  # noqa: PLR0913, PLR0917 - a command's options are its para
     path, enum = (file, source) if by_name else (Path(source), None)
     assert path is not None
     constants = tuple(mean or ()), tuple(std or ())
-    weights_commands.import_weights(Source(path, backbone, licence, trained_on, normalise, enum, *constants), id_)
+    weights_commands.import_weights(
+        WeightsSource(path, backbone, licence, trained_on, normalise, enum, *constants), id_
+    )
 
 
 @weights.command("soup")

@@ -20,7 +20,7 @@ from fedgraft.common.models.weights import demand_id, load_weights, save_weights
 from fedgraft.common.models.weights import list_weights as all_weights
 
 if TYPE_CHECKING:
-    from fedgraft.simulations.weights.weights_import import Source
+    from fedgraft.simulations.weights.weights_import import WeightsSource
 
 
 def list_weights(*, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def list_weights(*, as_json: bool) -> None:
             say(f"{ref} comes with an installed package, and is unpacked when a study first names it.")
 
 
-def import_weights(source: Source, name: str) -> None:
+def import_weights(source: WeightsSource, name: str) -> None:
     """Take in weights, and say what became of every entry."""
     from fedgraft.simulations.weights.weights_import import import_weights as take_in
 

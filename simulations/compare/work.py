@@ -7,7 +7,7 @@ from typing import Any
 
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.methods.presets import expand
-from fedgraft.common.study.methods.recipes import Method
+from fedgraft.common.study.methods.recipes import NamedMethod
 from fedgraft.common.study.model_spec import ENSEMBLE
 from fedgraft.common.study.plan import Gradient, Stage, Statistics
 from fedgraft.common.study.stages.aggregates import Standardise
@@ -47,11 +47,11 @@ def preset(study: Study, method: str, more: Mapping[str, Any]) -> tuple[Stage, .
     if columns is not None and isinstance(columns.local, Statistics):
         settings["columns"] = columns.local.private
     table = isinstance(study.input, TableInput) and study.input.needs_sums and study.model.backbone != ENSEMBLE
-    stages = expand(Method(**settings), table=table)
-    asked = settings.get("rounds", Method(name=method).rounds)
+    stages = expand(NamedMethod(**settings), table=table)
+    asked = settings.get("rounds", NamedMethod(name=method).rounds)
     if (there := sum(rounds for _, rounds in at_hospitals(stages))) > asked:
         # Some methods go through the rounds once together and once more at each site: that is twice the work.
-        stages = expand(Method(**settings | {"rounds": max(1, round(asked * asked / there))}), table=table)
+        stages = expand(NamedMethod(**settings | {"rounds": max(1, round(asked * asked / there))}), table=table)
     return stages
 
 

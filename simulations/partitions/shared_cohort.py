@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedgraft.client.data.cohorts.scan import files_of, name_below
-from fedgraft.client.data.decoding.decoder import Limits, decode
+from fedgraft.client.data.decoding.decoder import DecodingLimits, decode
 from fedgraft.client.data.kinds import JOIN_KEYS
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.csv_tables import Table, column, read_csv
@@ -114,7 +114,7 @@ def _arrays(spec: CohortSpec, name: str | None) -> Shared:
         raise InputError(f"partition: there is no column {name!r} in {spec.root}; its labels are arrays.")
     kinds = ("images", "labels", "masks", *filter(None, [spec.patient_column]))
     wanted = {"names": [f"{split}_{kind}" for split in _SPLITS for kind in kinds]}
-    limits = Limits(spec.file_seconds, spec.file_gigabytes)
+    limits = DecodingLimits(spec.file_seconds, spec.file_gigabytes)
     words, arrays = decode("fedgraft.client.data.decoding.npz:read", spec.root, wanted, limits)
     found: dict[str, Any] = dict(zip(words["names"], arrays, strict=True))
     found |= {key: np.array(text) for key, text in words["texts"].items()}

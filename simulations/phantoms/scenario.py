@@ -22,7 +22,7 @@ from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.partitions.partition import Partition
 from fedgraft.simulations.phantoms.phantoms import FINDINGS, Finding, Modality
 from fedgraft.simulations.phantoms.scanners import Scanner
-from fedgraft.simulations.real_data.parts import Part
+from fedgraft.simulations.real_data.parts import HospitalPart
 from fedgraft.simulations.real_data.places import placed
 
 SCENARIOS = CONFIGS / "scenarios"
@@ -127,7 +127,7 @@ class SiteEntry(Value):
     """A part of a public table."""
     cohort: CohortSpec | None = None
     """The person's own data, as in a site's file."""
-    part: Part | None = None
+    part: HospitalPart | None = None
     """Of the cohort's images, whose table of labels names hospitals: those of one, or of a share of its patients."""
     mask_images: bool = True
     """Whether the site has the masks of its phantoms; without, it adds nothing to tasks that ask for masks."""

@@ -35,7 +35,7 @@ Verdict = Literal["clusters", "one", "unknown"]
 
 
 @dataclass(frozen=True)
-class Cases:
+class SiteCases:
     """A site's labelled training cases through a frozen backbone: features (N, d), labels (N,), folds (N,).
 
     `patients` (N,) are numbered from 0; each is in one fold.
@@ -74,7 +74,7 @@ class Grouping:
     why: str
 
 
-def cases_of(local_model: LocalModel, loader: Loader, task: str, patients: Sequence[str], seed: int) -> Cases:
+def cases_of(local_model: LocalModel, loader: Loader, task: str, patients: Sequence[str], seed: int) -> SiteCases:
     """The labelled training cases of a site, and to which fold each patient belongs."""
     at = loader.labelled("train")
     seen, labels = [], []
@@ -89,10 +89,10 @@ def cases_of(local_model: LocalModel, loader: Loader, task: str, patients: Seque
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     own = np.array([numbers[name] for name in names], int)[known]
     order = np.random.default_rng(seed).permutation(len(numbers))
-    return Cases(np.concatenate(seen)[known], found[known], own, order[own] % _FOLDS)
+    return SiteCases(np.concatenate(seen)[known], found[known], own, order[own] % _FOLDS)
 
 
-def grouping(cases: Mapping[str, Cases], classes: int, seed: int) -> Grouping:
+def grouping(cases: Mapping[str, SiteCases], classes: int, seed: int) -> Grouping:
     """Which sites should have a model together, or that nobody can tell from frozen features."""
     if few := [site for site, own in cases.items() if np.bincount(own.labels, minlength=classes).min() < _FEWEST]:
         why = f"{', '.join(few)}: fewer than {_FEWEST} training cases of a class"
@@ -121,7 +121,7 @@ def grouping(cases: Mapping[str, Cases], classes: int, seed: int) -> Grouping:
 def _of_site(
     site: str,
     partition: Partition,
-    cases: Mapping[str, Cases],
+    cases: Mapping[str, SiteCases],
     whole: Mapping[str, SiteSums],
     parts: Mapping[str, Sequence[SiteSums]],
     weights: np.ndarray,
@@ -150,7 +150,7 @@ def _tried(partition: Partition, own: np.ndarray, one: np.ndarray) -> Tried:
     return Tried(partition, float(own[0]), float(own[0] - one[0]), low, high)
 
 
-def _draws(own: Cases, seed: int) -> np.ndarray:
+def _draws(own: SiteCases, seed: int) -> np.ndarray:
     """How often each case counts, (draws + 1, N): patients drawn with replacement, all once in the first row."""
     count = int(own.patients.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_DRAWS)

@@ -32,7 +32,7 @@ from fedgraft.common.study.tasks import Task
 from fedgraft.simulations.engines.run import Hospitals, prepare, simulated_cohort
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import load_scenario
-from fedgraft.simulations.planning.grouping import Cases, Grouping, cases_of, grouping
+from fedgraft.simulations.planning.grouping import Grouping, SiteCases, cases_of, grouping
 from fedgraft.simulations.planning.transferability import h_score, log_me
 
 
@@ -113,7 +113,7 @@ def look(study: Study, found: Hospitals, named: Sequence[str]) -> Look:
     return Look([one for one, _ in scored], apart, counts, grouping(cases, classes, study.seed))
 
 
-def _cases(study: Study, cohorts: Mapping[str, Cohort], device: torch.device) -> dict[str, Cases]:
+def _cases(study: Study, cohorts: Mapping[str, Cohort], device: torch.device) -> dict[str, SiteCases]:
     """Each site's labelled training cases, through the backbone that the study begins with."""
     local_model, task = LocalModel(study, device), study.tasks[0].name
     local_model.load(initialise(study).state())

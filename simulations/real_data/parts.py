@@ -19,7 +19,7 @@ from fedgraft.common.base.seeds import derive
 from fedgraft.common.base.value import Value
 
 
-class Part(Value):
+class HospitalPart(Value):
     """Which rows of a cohort's table of labels are this site's: those with `value` in `column`, and of their patients
     share `number` of `of`, who are dealt out by the scenario's seed. No patient is in two parts of one column."""
 
@@ -29,13 +29,13 @@ class Part(Value):
     of: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
-    def _is_one_of_them(self) -> Part:
+    def _is_one_of_them(self) -> HospitalPart:
         if self.number > self.of:
             raise ValueError(f"number {self.number} is above of: {self.of}")
         return self
 
 
-def part_of(spec: CohortSpec, part: Part, seed: int) -> CohortSpec:
+def part_of(spec: CohortSpec, part: HospitalPart, seed: int) -> CohortSpec:
     """The part's images, copied with their labels into a folder of their own below fedgraft's home, once.
 
     InputError for a column or value that the table has not.
@@ -52,7 +52,7 @@ def part_of(spec: CohortSpec, part: Part, seed: int) -> CohortSpec:
     return found
 
 
-def _rows(spec: CohortSpec, part: Part, seed: int) -> list[dict[str, str]]:
+def _rows(spec: CohortSpec, part: HospitalPart, seed: int) -> list[dict[str, str]]:
     """The part's rows of the table, as they are."""
     assert spec.labels is not None
     with spec.labels.open(newline="", encoding="utf-8-sig") as file:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fedgraft.client.data.kinds import JOIN_KEYS
 from fedgraft.client.data.spec import MISSING
 from fedgraft.client.data.tables.csv_tables import Table
-from fedgraft.client.data.tables.words import Cell, finite
+from fedgraft.client.data.tables.words import TableCell, finite
 
 _LABELS = (
     "label",
@@ -119,4 +119,4 @@ def _counts(table: Table, name: str) -> bool:
     cells = [row[name] for row in table.rows]
     alone = len(set(cells)) == len(cells) > 1
     named = name.strip().lower() in {"id", "index", "", "no", "nr"} or name.strip().lower().endswith(("_id", " id"))
-    return alone and (named or not all(finite(Cell(cell, "")) is not None for cell in cells))
+    return alone and (named or not all(finite(TableCell(cell, "")) is not None for cell in cells))

@@ -26,7 +26,7 @@ _MAGIC, _MAGIC_AT = b"DICM", 128
 
 
 @dataclass
-class Place:
+class FoundPlace:
     """A folder, or a file, that may be a cohort. `cohort` is what a scenario would say of it; None if nothing fits."""
 
     path: Path
@@ -41,7 +41,7 @@ class Place:
     """What was guessed, and what was left out."""
 
 
-def places(folder: Path) -> dict[str, Place]:
+def places(folder: Path) -> dict[str, FoundPlace]:
     """The hospitals by name, if each sub-folder is one, or else the folder itself as the only one, by the name ""."""
     if folder.is_file():
         return {"": look(folder)}
@@ -56,7 +56,7 @@ def places(folder: Path) -> dict[str, Place]:
     return _tables_alike(folder) or {"": look(folder)}
 
 
-def _tables_alike(folder: Path) -> dict[str, Place]:
+def _tables_alike(folder: Path) -> dict[str, FoundPlace]:
     """Tables with the same columns, one for each hospital, where there is nothing else; else none."""
     files = [path for path in walk(folder).files if _kind_of(path) in {"csv", "dicom", "images", "nifti", "npz"}]
     if len(files) < 2 or any(_kind_of(path) != "csv" for path in files):
@@ -79,9 +79,9 @@ def _is_one_site(folder: Path, below: list[Path]) -> bool:
     return bool(own) or (plain and not nested and any(path.is_file() for one in below for path in one.iterdir()))
 
 
-def look(path: Path) -> Place:
+def look(path: Path) -> FoundPlace:
     """What a folder or a file is, taken as one cohort."""
-    place = Place(path)
+    place = FoundPlace(path)
     files = [path] if path.is_file() else walk(path).files
     kinds: dict[str, list[Path]] = {}
     for one in files:
@@ -130,7 +130,7 @@ def _is_benchmark(path: Path) -> bool:
         return False
 
 
-def _with_files(place: Place, root: Path, files: list[Path], tables: list[Path]) -> None:
+def _with_files(place: FoundPlace, root: Path, files: list[Path], tables: list[Path]) -> None:
     """Images of some kind: by a table that names them, or by the sub-folders that they lie in."""
     if place.kind == "npz":
         place.cohort = {"kind": "npz", "root": files[0]}
@@ -148,7 +148,7 @@ def _with_files(place: Place, root: Path, files: list[Path], tables: list[Path])
         place.said.append(f"labels are the names of sub-folders: {', '.join(folders)}")
 
 
-def _joined(place: Place, root: Path, files: list[Path], path: Path) -> bool:
+def _joined(place: FoundPlace, root: Path, files: list[Path], path: Path) -> bool:
     """Whether a table lists the files, and then by which column; the cohort gets it as its labels.
 
     Its paths may count from a folder further down, in which all files are.
@@ -177,7 +177,7 @@ def _joined(place: Place, root: Path, files: list[Path], path: Path) -> bool:
     return True
 
 
-def _keys_of(place: Place, root: Path, sample: list[Path]) -> dict[Join, list[str]]:
+def _keys_of(place: FoundPlace, root: Path, sample: list[Path]) -> dict[Join, list[str]]:
     """What a table may call these files."""
     found: dict[Join, list[str]] = {"path": [name_below(path, root) for path in sample]}
     for path in sample[:5] if place.kind == "dicom" else []:
@@ -191,7 +191,7 @@ def _keys_of(place: Place, root: Path, sample: list[Path]) -> dict[Join, list[st
     return found
 
 
-def _table(place: Place, tables: list[Path]) -> None:
+def _table(place: FoundPlace, tables: list[Path]) -> None:
     path = max(tables, key=lambda one: one.stat().st_size)
     place.kind, place.columns = "table", guess(read_csv(path))
     place.cohort = {"kind": "table", "root": path}
@@ -202,7 +202,7 @@ def _table(place: Place, tables: list[Path]) -> None:
         place.said.append(f"left out: the columns {', '.join(place.columns.unused)}")
 
 
-def size_of(place: Place) -> tuple[int, bool]:
+def size_of(place: FoundPlace) -> tuple[int, bool]:
     """The shorter side in pixels of some of its images, and whether any has colour."""
     sides, colour = [], False
     for path in place.sample[:5]:
@@ -220,7 +220,7 @@ def read_dicom_frames(path: Path, frames: Any) -> Any:
     return read_dicom(path, None, frames)
 
 
-def demand_something(found: dict[str, Place], folder: Path) -> None:
+def demand_something(found: dict[str, FoundPlace], folder: Path) -> None:
     """InputError if there is nothing that could be a cohort."""
     if not any(place.kind for place in found.values()):
         raise InputError(
@@ -229,7 +229,7 @@ def demand_something(found: dict[str, Place], folder: Path) -> None:
         )
 
 
-def table_of(place: Place) -> Table | None:
+def table_of(place: FoundPlace) -> Table | None:
     """The table with its labels, if there is one."""
     path = place.cohort.get("labels") or (place.cohort.get("root") if place.kind == "table" else None)
     return read_csv(path) if path is not None else None

@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from fedgraft.client.data.decoding.decoder import decode
 from fedgraft.common.base.errors import InputError
 from fedgraft.simulations.starting.columns import Columns
-from fedgraft.simulations.starting.look import Place, size_of
+from fedgraft.simulations.starting.look import FoundPlace, size_of
 
 _SIZES = (32, 64, 128, 224)
 _NO_FINDING = frozenset({"no finding", "no", "none", "normal"})
@@ -23,7 +23,7 @@ _SHIPPED = "slim-ctmr-synthetic"
 
 
 @dataclass
-class Proposal:
+class StudyProposal:
     """A study and its scenario as plain values, and lines for the person."""
 
     study: dict[str, Any]
@@ -31,7 +31,7 @@ class Proposal:
     said: list[str] = field(default_factory=list)
 
 
-def propose(found: Mapping[str, Place], name: str) -> Proposal:
+def propose(found: Mapping[str, FoundPlace], name: str) -> StudyProposal:
     """A first study over these cohorts. InputError if nothing could be a label, or nothing an input."""
     places = list(found.values())
     said = [f"{site}: {line}" if site else line for site, place in found.items() for line in place.said]
@@ -45,10 +45,10 @@ def propose(found: Mapping[str, Place], name: str) -> Proposal:
     if places[0].kind == "npz" or any(place.columns and place.columns.split for place in places):
         study["evaluate"] = {"every": 0}
         said.append("the data bring their own split, which is used; sites are evaluated at the end alone")
-    return Proposal(study, _scenario(found, name, task, said), said)
+    return StudyProposal(study, _scenario(found, name, task, said), said)
 
 
-def _task(places: list[Place], said: list[str]) -> dict[str, Any]:
+def _task(places: list[FoundPlace], said: list[str]) -> dict[str, Any]:
     """What is asked: the classes, or several labels, that all sites together have."""
     if places[0].kind == "npz":
         return _task_of_arrays(places[0].cohort["root"], said)
@@ -90,7 +90,7 @@ def _different(words: Iterable[str]) -> list[str]:
     return sorted(found.values())
 
 
-def _images(places: list[Place], said: list[str]) -> dict[str, Any]:
+def _images(places: list[FoundPlace], said: list[str]) -> dict[str, Any]:
     if places[0].kind == "npz":
         side, colour = _shape_of(places[0].cohort["root"])
     elif places[0].kind == "nifti":
@@ -111,7 +111,7 @@ def _shape_of(path: Path) -> tuple[int, bool]:
     return int(np.min(shape[1:3])), len(shape) == 4 and shape[3] == 3
 
 
-def _columns(places: list[Place], said: list[str]) -> dict[str, Any]:
+def _columns(places: list[FoundPlace], said: list[str]) -> dict[str, Any]:
     """Columns that all tables have; a category is one if any site has it."""
     known = [place.columns for place in places if place.columns is not None]
     telling = sorted({name for one in known for name in one.telling})
@@ -139,7 +139,7 @@ def _model(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"backbone": "slim_resnet", "weights": _SHIPPED if given["channels"] == 1 else None}
 
 
-def _scenario(found: Mapping[str, Place], name: str, task: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
+def _scenario(found: Mapping[str, FoundPlace], name: str, task: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
     cohorts = {site: _cohort(place, task) for site, place in found.items()}
     if "" not in found:
         said.append(f"{len(found)} hospitals: {', '.join(found)}")
@@ -154,7 +154,7 @@ def _scenario(found: Mapping[str, Place], name: str, task: Mapping[str, Any], sa
     return {"name": name, "seed": 0, "partition": {"cohort": cohorts[""], "by": by}}
 
 
-def _cohort(place: Place, task: Mapping[str, Any]) -> dict[str, Any]:
+def _cohort(place: FoundPlace, task: Mapping[str, Any]) -> dict[str, Any]:
     cohort = {key: str(value) if isinstance(value, Path) else value for key, value in place.cohort.items()}
     columns: Columns | None = place.columns
     if columns is not None and columns.label is not None:

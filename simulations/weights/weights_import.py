@@ -55,7 +55,7 @@ _INPUTS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightsSource:
     """Where weights come from: a file, and what a person says of it. `enum` names an entry of torchvision's weights.
 
     `normalise` is how images were prepared for them: `imagenet` for the usual constants, `lite` for (x - 127) / 128 as
@@ -72,7 +72,7 @@ class Source:
     std: tuple[float, ...] = ()
 
 
-def import_weights(source: Source, name: str) -> tuple[WeightsManifest, KeyReport]:
+def import_weights(source: WeightsSource, name: str) -> tuple[WeightsManifest, KeyReport]:
     """Check a weights file against its backbone and keep it under fedgraft's home as `name`.
 
     WeightsError for a pickle with anything but tensors, a wrong digest, or entries that do not fit, all listed.
@@ -177,7 +177,7 @@ def _backbone_for(name: str, size: int, arrays: Mapping[str, np.ndarray]) -> Bac
         return build_image_backbone(name, 1, size) if first is not None and first.shape[1:2] == (1,) else colour
 
 
-def _input(source: Source) -> ImageInput | None:
+def _input(source: WeightsSource) -> ImageInput | None:
     """How images were prepared, in numbers or by its name. InputError for numbers that cannot be."""
     if not source.mean and not source.std:
         return _INPUTS[source.normalise]
@@ -187,7 +187,7 @@ def _input(source: Source) -> ImageInput | None:
         raise InputError("--mean, --std: " + "; ".join(describe(error))) from None
 
 
-def _describe(source: Source, data: bytes) -> dict[str, Any]:
+def _describe(source: WeightsSource, data: bytes) -> dict[str, Any]:
     """Input, origin and licence: what torchvision says of its own weights, or what the person says."""
     if source.enum is None:
         return {"input": _input(source), "trained_on": source.trained_on, "licence": source.licence}

@@ -9,7 +9,7 @@ import numpy as np
 from fedgraft.client.data.cohorts.cohort import CohortRequest, load_cohort
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.files import load_tensors
 from fedgraft.server.runs.run_folder import RunFolder
 from helpers.tables import Floats, Trial, head
@@ -25,7 +25,7 @@ def remembered(t: Trial, site: str, owner: str, field: str) -> Floats:
 
 def answering(t: Trial, site: str) -> Floats:
     """The head with which `predict --site` answers."""
-    reader = Reader(str(t.run), t.run / "sites" / site, everything=True)
+    reader = LoadedModel(str(t.run), t.run / "sites" / site, everything=True)
     return head(reader.local_model.read(["heads.cls.weight", "heads.cls.bias"]))
 
 

@@ -46,6 +46,17 @@ def test_the_guide_for_contributors_lists_every_room() -> None:
     assert sorted(room for room in rooms if f"`{room}`" not in text) == []
 
 
+def test_no_two_classes_share_a_name() -> None:
+    files = [
+        path for package in ("common", "client", "server", "simulations") for path in (ROOT / package).rglob("*.py")
+    ]
+    found: dict[str, list[str]] = {}
+    for path in files:
+        for name in re.findall(r"^class ([A-Z]\w*)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            found.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
 def test_no_room_is_crowded_and_no_file_long() -> None:
     """A folder can be taken in at a glance, and a file read in one go."""
     files = [

@@ -10,7 +10,7 @@ import pytest
 
 import fedgraft as fg
 from fedgraft.client.inference.export import export
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.checks.explain import explain, sentence
 from fedgraft.common.models.initialise import initialise
@@ -63,7 +63,7 @@ def test_merged_weights_are_plain_and_answer_as_the_run_does(
     run: Path, images: list[Path], make_study: MakeStudy, two: Hospitals, tmp_path: Path
 ) -> None:
     wanted = fg.load_run(run).model().predict(images).answers["cls"]
-    plain = export(Reader(str(run)), str(run), "safetensors", tmp_path / "plain")
+    plain = export(LoadedModel(str(run)), str(run), "safetensors", tmp_path / "plain")
     manifest, entries = load_weights(str(plain))
     assert manifest.adapters is None
     assert not any("lora" in key for key in entries)

@@ -23,7 +23,7 @@ from fedgraft.client.data.cohorts.folders import files
 from fedgraft.client.data.cohorts.scan import name_below
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import read_site
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.client.training.model.evaluate import evaluate
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.files import CONFIGS, read_json
@@ -116,7 +116,7 @@ def test_every_study_that_ships(
     run = simulate(study, hospitals(study, phantoms, tmp_path), tmp_path / "run")
     result = read_json(run / "result.json")
     for site, cohort in cohorts_of(study, run, result).items():
-        reader = Reader(str(run), own_folder(run, site), everything=True)
+        reader = LoadedModel(str(run), own_folder(run, site), everything=True)
         found = evaluate(reader.local_model, Loader(cohort, reader.input, reader.local_model.device), "test")
         for task, values in result["metrics"].items():
             assert_same(found[task].values(), values["sites"][site], (site, task))
@@ -256,7 +256,7 @@ def test_the_operating_point_is_chosen_on_validation_cases_kept_and_used(
     run = simulate(study, hospitals_of(load_scenario("breast_cancer")), tmp_path / "run")
     result = read_json(run / "result.json")
     (kept,) = load_manifest(str(run)).operating_points["diagnosis"]
-    reader = Reader(str(run), everything=True)
+    reader = LoadedModel(str(run), everything=True)
     names = read_json(run / "sites" / "index.json")
     cohorts = {site: simulated_cohort(study, run, site) for site in names}
     odds, truth = {}, {}

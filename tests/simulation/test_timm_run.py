@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import fedgraft as fg
 from fedgraft.common.models.weights import load_weights
 from fedgraft.simulations.engines.run import Hospitals
-from fedgraft.simulations.weights.weights_import import Source, import_weights
+from fedgraft.simulations.weights.weights_import import WeightsSource, import_weights
 from helpers.simulated import simulate
 from helpers.work import MakeStudy
 
@@ -23,7 +23,7 @@ def test_weights_from_a_file_are_trained_by_adapters_saved_and_asked(
     monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))
     network = timm.create_model("test_vit", pretrained=False, num_classes=7)
     save_file(network.state_dict(), tmp_path / "w.safetensors")
-    import_weights(Source(tmp_path / "w.safetensors", "timm/test_vit", "MIT"), "my-vit")
+    import_weights(WeightsSource(tmp_path / "w.safetensors", "timm/test_vit", "MIT"), "my-vit")
     model = {"backbone": "timm/test_vit", "weights": "my-vit", "adapters": {"rank": 2}}
     method = {"name": "lora", "rounds": 1, "local": {"steps": 2, "batch_size": 8, "lr": 0.01}}
     two = Hospitals({name: hospitals.cohorts[name] for name in ("north", "west")})

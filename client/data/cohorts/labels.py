@@ -72,7 +72,7 @@ def is_labels(path: Path, spec: CohortSpec) -> bool:
     return spec.labels is not None and path.name == spec.labels.name and path.samefile(spec.labels)
 
 
-class Join:
+class LabelJoin:
     """Rows of the labels table by key: those that met a file, and files that met none."""
 
     def __init__(self, labels: Labels | None, tasks: Sequence[AnyTask]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fitted_shape
 from fedgraft.client.data.cohorts.folders import HIDDEN, is_there, walk, within
-from fedgraft.client.data.decoding.decoder import Limits, decode, read_images
+from fedgraft.client.data.decoding.decoder import DecodingLimits, decode, read_images
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.segmentations import Segmentations
 from fedgraft.client.data.spec import CohortSpec
@@ -51,7 +51,7 @@ class Masks:
         """DataError if the folder is none, or lies where images are looked for."""
         self._spec, self._size = spec, size
         self._volume: tuple[Path, tuple[int, ...], Sequence[NDArray[np.float32]]] = (Path(), (), ())
-        self._limits = Limits(spec.file_seconds, spec.file_gigabytes)
+        self._limits = DecodingLimits(spec.file_seconds, spec.file_gigabytes)
         self._tasks = [task.name for task in tasks if isinstance(task, Segmentation)]
         self._folders = folders(spec, self._tasks)
         self._used: dict[str, set[Path]] = {task: set() for task in self._tasks}
@@ -149,7 +149,7 @@ def segmentation_files(spec: CohortSpec, tasks: Sequence[str]) -> list[Path]:
     return list(walk(spec.mask_segmentations).files)
 
 
-def _segmentations(spec: CohortSpec, tasks: Sequence[str], limits: Limits) -> Segmentations | None:
+def _segmentations(spec: CohortSpec, tasks: Sequence[str], limits: DecodingLimits) -> Segmentations | None:
     paths = segmentation_files(spec, tasks)
     labels = {task: spec.segment_labels.get(task, task) for task in tasks}
     return Segmentations(paths, labels, limits) if paths else None

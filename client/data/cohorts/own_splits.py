@@ -13,7 +13,7 @@ from fedgraft.client.data.readers.reader import Case
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.csv_tables import Table, column, read_csv
 from fedgraft.client.data.tables.table import NOBODY
-from fedgraft.client.data.tables.words import Cell, is_missing
+from fedgraft.client.data.tables.words import TableCell, is_missing
 from fedgraft.common.base.errors import DataError
 
 WITHOUT_SPLIT = "without_split"
@@ -37,7 +37,7 @@ class OwnSplits:
         self._of: dict[str, tuple[str, str]] = {}
         self._torn: list[tuple[str, str]] = []
         self._people: set[str] = set()
-        self._strange: list[Cell] = []
+        self._strange: list[TableCell] = []
 
     def of(self, name: str, key: str, case: Case, patient: str) -> str | None:
         """The split of a case: "" if the cohort gives it none, None if the cohort brings no splits at all."""
@@ -75,7 +75,7 @@ class OwnSplits:
             )
 
 
-def _read(spec: CohortSpec) -> tuple[str, Mapping[str, Cell] | None]:
+def _read(spec: CohortSpec) -> tuple[str, Mapping[str, TableCell] | None]:
     """By what cells are found (patient, path, or key of the labels table), and those; None if nothing is named."""
     if spec.split_file is not None:
         table = read_csv(spec.split_file)
@@ -89,8 +89,8 @@ def _read(spec: CohortSpec) -> tuple[str, Mapping[str, Cell] | None]:
     return "key", _cells(table, keys, column(table, spec.split_column, (), "the split"), path=join == "path")
 
 
-def _cells(table: Table, keys: str, splits: str, *, path: bool) -> Mapping[str, Cell]:
-    cells: dict[str, Cell] = {}
+def _cells(table: Table, keys: str, splits: str, *, path: bool) -> Mapping[str, TableCell]:
+    cells: dict[str, TableCell] = {}
     for at, row in enumerate(table.rows):
         key, cell = Path(row[keys]).as_posix() if path else row[keys], table.cell(at, row, splits)
         if cells.setdefault(key, cell).text != cell.text:

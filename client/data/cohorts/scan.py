@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
 from fedgraft.client.data.cohorts.folders import Found, walk
-from fedgraft.client.data.cohorts.labels import Join, is_labels, read_labels, read_patients
+from fedgraft.client.data.cohorts.labels import LabelJoin, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Frame, Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
 from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
@@ -28,7 +28,7 @@ from fedgraft.client.data.tables.targets import (
     LabelReader,
     Target,
 )
-from fedgraft.client.data.tables.words import Cell, check_words
+from fedgraft.client.data.tables.words import TableCell, check_words
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput, InputSpec
 from fedgraft.common.study.tasks import AnyTask, Segmentation, Task
@@ -101,7 +101,7 @@ class _Loop:
         self.done = Scan(targets={task.name: [] for task in tasks if task.name not in masks}, masks=masks)
         self._spec, self._wanted = spec, wanted
         labels = read_labels(spec, tasks, self.done.problems)
-        self._join, self._patients = Join(labels, tasks), read_patients(spec)
+        self._join, self._patients = LabelJoin(labels, tasks), read_patients(spec)
         self._tasks, self._from_folders = tasks, labels is None and spec.what.folder_labels
         self._by_folder: _Folders | None = None
         self._masks = Masks(spec, tasks, wanted) if isinstance(wanted, ImageInput) else None
@@ -232,7 +232,7 @@ class _Folders:
         if self._task is None:
             return {}
         folder = name.split("/", maxsplit=1)[0] if "/" in name else ""
-        cell = Cell(folder, f"the name of a sub-folder of {self._root}")
+        cell = TableCell(folder, f"the name of a sub-folder of {self._root}")
         return {self._task.name: self._reader.of(self._task, {self._task.name: cell})}
 
     def finish(self) -> Counter[str]:

@@ -31,18 +31,18 @@ _ENDED: Mapping[int | None, str] = {signal.SIGALRM: "too_slow", signal.SIGKILL: 
 
 
 @dataclass(frozen=True)
-class Limits:
+class DecodingLimits:
     """What a single file may take until it is decoded."""
 
     seconds: float = 120.0
     gigabytes: float = 4.0
 
 
-USUAL = Limits()
+USUAL = DecodingLimits()
 
 
 def read_dicom(
-    path: Path, window: Window | None, frames: Which, accept: Collection[str] = (), limits: Limits = USUAL
+    path: Path, window: Window | None, frames: Which, accept: Collection[str] = (), limits: DecodingLimits = USUAL
 ) -> DicomImage:
     """As `dicom.read_dicom`, within limits. UnusableError also for a file that breaks them: too_slow, too_large."""
     request = {"kind": "dicom", "frames": frames, "accept": list(accept)}
@@ -50,14 +50,14 @@ def read_dicom(
     return DicomImage(found, **{**words, "notes": tuple(words["notes"])})
 
 
-def read_images(path: Path, frames: Which, limits: Limits = USUAL) -> ImageFile:
+def read_images(path: Path, frames: Which, limits: DecodingLimits = USUAL) -> ImageFile:
     """As `images.read_images`, within limits. UnusableError as `read_dicom`."""
     words, found = _DECODER.ask(path, {"kind": "image", "frames": frames}, limits)
     return ImageFile(found, tuple(words["notes"]))
 
 
 def decode(
-    function: str, path: Path, options: Mapping[str, Any], limits: Limits = USUAL
+    function: str, path: Path, options: Mapping[str, Any], limits: DecodingLimits = USUAL
 ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
     """What a function of a module, "module:name", gives for a file, in that process and within limits.
 
@@ -75,7 +75,7 @@ class _Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._parent = 0
 
-    def ask(self, path: Path, request: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list[Any]]:
+    def ask(self, path: Path, request: dict[str, Any], limits: DecodingLimits) -> tuple[dict[str, Any], list[Any]]:
         """The words and frames of a file. UnusableError says why there are none."""
         try:
             path.open("rb").close()  # with this process's own rights

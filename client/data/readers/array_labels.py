@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.targets import LabelReader, Target, unknown
-from fedgraft.client.data.tables.words import Cell, check_words, meant
+from fedgraft.client.data.tables.words import TableCell, check_words, meant
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 
@@ -66,14 +66,14 @@ class ArrayLabels:
                 value = float(_single(numbers, task.name, where))
                 return value if math.isfinite(value) else math.nan
             case Task():
-                cell = Cell(_whole(_single(numbers, task.name, where), where), where)
+                cell = TableCell(_whole(_single(numbers, task.name, where), where), where)
                 return self._reader.of(task, {task.name: self._named(task, cell)})
             case Segmentation():
                 raise AssertionError("masks are no numbers")
             case _:
                 assert_never(task)
 
-    def _named(self, task: Task, cell: Cell) -> Cell:
+    def _named(self, task: Task, cell: TableCell) -> TableCell:
         """A position in the place of its class, where neither `label_map` nor the classes mean the number itself."""
         numbered = any(meant(str(number), task.classes) for number in range(len(task.classes) + 1))
         if self._spec.label_map.get(task.name) or numbered or not cell.text.isdigit():

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgraft.client.data.decoding.decoder import Limits, read_dicom
+from fedgraft.client.data.decoding.decoder import DecodingLimits, read_dicom
 from fedgraft.client.data.decoding.dicom.dicom_file import DicomImage
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents, Geometry
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.data.tables.words import Cell, is_missing
+from fedgraft.client.data.tables.words import TableCell, is_missing
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.tasks import AnyTask
@@ -27,7 +27,7 @@ class DicomReader:
 
     def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec) -> None:  # noqa: ARG002
         self._spec, self._seen = spec, _Seen()
-        self._limits = Limits(spec.file_seconds, spec.file_gigabytes)
+        self._limits = DecodingLimits(spec.file_seconds, spec.file_gigabytes)
 
     def read(self, path: Path, name: str) -> Contents:  # noqa: ARG002
         """The frames that the cohort asks for."""
@@ -38,7 +38,7 @@ class DicomReader:
             if unusable.reason == "not_dicom" and path.suffix.lower() in _SUFFIXES:
                 raise UnusableError(NO_DICOM_INSIDE) from None
             raise
-        patient = "" if is_missing(Cell(image.keys["patient"], ""), spec) else image.keys["patient"]
+        patient = "" if is_missing(TableCell(image.keys["patient"], ""), spec) else image.keys["patient"]
         if self._seen.again(patient, image):
             raise UnusableError("duplicate")
         geometry = Geometry(image.pixel_aspect, image.width_mm)

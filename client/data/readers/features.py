@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from fedgraft.client.data.decoding.decoder import Limits, decode
+from fedgraft.client.data.decoding.decoder import DecodingLimits, decode
 from fedgraft.client.data.decoding.feature_files import EXTRACTOR, numbered
 from fedgraft.client.data.decoding.unusable import FaultyError, UnusableError
 from fedgraft.client.data.kinds import JOIN_KEYS
@@ -133,7 +133,7 @@ def _check_extractor(path: Path, said: Extractor | None, named: Extractor | None
 
 
 def _decoded(path: Path, spec: CohortSpec) -> FeatureFile:
-    limits = Limits(spec.file_seconds, spec.file_gigabytes)
+    limits = DecodingLimits(spec.file_seconds, spec.file_gigabytes)
     try:
         words, (features,) = decode(
             "fedgraft.client.data.decoding.feature_files:read", path, {"columns": spec.columns}, limits

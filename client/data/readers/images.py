@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedgraft.client.data.decoding.decoder import Limits, read_images
+from fedgraft.client.data.decoding.decoder import DecodingLimits, read_images
 from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents
@@ -19,7 +19,7 @@ class ImageReader:
     """Reads image files, told by their suffix; see `Reader`."""
 
     def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec) -> None:  # noqa: ARG002
-        self._frames, self._limits = spec.frames, Limits(spec.file_seconds, spec.file_gigabytes)
+        self._frames, self._limits = spec.frames, DecodingLimits(spec.file_seconds, spec.file_gigabytes)
 
     def read(self, path: Path, name: str) -> Contents:  # noqa: ARG002
         """The pages that the cohort asks for."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedgraft.client.data.decoding.decoder import Limits, decode
+from fedgraft.client.data.decoding.decoder import DecodingLimits, decode
 from fedgraft.client.data.decoding.nifti import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents, Geometry
@@ -23,7 +23,7 @@ class NiftiReader:
     def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec) -> None:  # noqa: ARG002
         window = spec.window.model_dump() if spec.window is not None else None
         self._options = {"frames": spec.frames, "plane": spec.plane, "window": window}
-        self._limits = Limits(spec.file_seconds, spec.file_gigabytes)
+        self._limits = DecodingLimits(spec.file_seconds, spec.file_gigabytes)
 
     def read(self, path: Path, name: str) -> Contents:  # noqa: ARG002
         """The slices that the cohort asks for."""

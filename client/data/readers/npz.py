@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgraft.client.data.decoding.decoder import Limits, decode
+from fedgraft.client.data.decoding.decoder import DecodingLimits, decode
 from fedgraft.client.data.readers.array_labels import ArrayLabels
 from fedgraft.client.data.readers.reader import Case, Contents, chosen_slices
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.data.tables.words import Cell
+from fedgraft.client.data.tables.words import TableCell
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.tasks import AnyTask, Segmentation
@@ -53,7 +53,7 @@ class NpzReader:
         """All images, split after split."""
         kinds = ("images", "labels", "masks", *filter(None, [self._spec.patient_column]))
         wanted = {"names": [f"{split}_{kind}" for split in _SPLITS for kind in kinds]}
-        limits = Limits(self._spec.file_seconds, self._spec.file_gigabytes)
+        limits = DecodingLimits(self._spec.file_seconds, self._spec.file_gigabytes)
         words, arrays = decode("fedgraft.client.data.decoding.npz:read", path, wanted, limits)
         found: dict[str, Any] = dict(zip(words["names"], arrays, strict=True)) | words["texts"]
         parts = [part for split in _SPLITS if (part := self._part(path, split, found)) is not None]
@@ -119,7 +119,7 @@ class NpzReader:
                 patient,
                 targets=targets,
                 masks=masks,
-                split=Cell(part.split, f"{path}, array '{part.split}_images', row {at}"),
+                split=TableCell(part.split, f"{path}, array '{part.split}_images', row {at}"),
                 row=row,
             )
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.targets import Target
-from fedgraft.client.data.tables.words import Cell
+from fedgraft.client.data.tables.words import TableCell
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.tasks import AnyTask
 
@@ -57,7 +57,7 @@ class Case:
     """By task what the file itself says; None if labels come from a table or a folder's name."""
     masks: Mapping[str, NDArray[np.bool_]] | None = None
     """By task where the finding is, of the image's height and width; None if the file itself says nothing."""
-    split: Cell | None = field(default=None, repr=False)
+    split: TableCell | None = field(default=None, repr=False)
     """The split that the file itself puts it into, with its place; None if it says nothing of splits."""
     row: int | None = None
     """Its row, counted from 0, in a file that holds all cases."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgraft.client.data.decoding.decoder import Limits, decode
+from fedgraft.client.data.decoding.decoder import DecodingLimits, decode
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.common.base.errors import DataError
 
@@ -25,7 +25,7 @@ class Segmentations:
     that none refers to has none. Two that differ on an image say nothing of it.
     """
 
-    def __init__(self, paths: Iterable[Path], labels: Mapping[str, str], limits: Limits) -> None:
+    def __init__(self, paths: Iterable[Path], labels: Mapping[str, str], limits: DecodingLimits) -> None:
         """DataError if no segment has the label of a task."""
         self._labels = {task: _plain(label) for task, label in labels.items()}
         self._drawn: dict[tuple[str, str], dict[int, list[Drawn]]] = defaultdict(dict)

@@ -13,7 +13,7 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.csv_tables import column, read_csv
 from fedgraft.client.data.tables.table import INCOMPLETE, complete, read_table
 from fedgraft.client.data.tables.targets import plain
-from fedgraft.client.data.tables.words import Cell
+from fedgraft.client.data.tables.words import TableCell
 from fedgraft.common.study.inputs import InputSpec, TableInput
 from fedgraft.common.study.tasks import AnyTask
 
@@ -49,7 +49,7 @@ class TableReader:
         return Counter()
 
 
-def _splits(path: Path, name: str | None) -> list[Cell]:
+def _splits(path: Path, name: str | None) -> list[TableCell]:
     """The cells of the column with the splits, if one is named. DataError if it is not there."""
     if name is None:
         return []

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedgraft.client.data.tables.words import Cell
+from fedgraft.client.data.tables.words import TableCell
 from fedgraft.common.base.errors import DataError
 
 Row = Mapping[str, str]
@@ -43,9 +43,9 @@ class Table:
         """Where a row stands, for messages: "FILE, line NUMBER"."""
         return f"{self.path}, {self.unit} {self.lines[index]}"
 
-    def cell(self, index: int, row: Row, name: str) -> Cell:
+    def cell(self, index: int, row: Row, name: str) -> TableCell:
         """A row's cell of the column `name`, with its place."""
-        return Cell(row[name], f"{self.where(index)}, column {name!r}", name, self.decimal_comma)
+        return TableCell(row[name], f"{self.where(index)}, column {name!r}", name, self.decimal_comma)
 
     def like_thousands(self, names: Iterable[str]) -> int:
         """How many numbers in these columns, such as 1.234, may have points for thousands, as nothing says otherwise.

@@ -24,8 +24,8 @@ from fedgraft.client.data.tables.targets import (
     stacked,
 )
 from fedgraft.client.data.tables.words import (
-    Cell,
     Faults,
+    TableCell,
     UnknownWords,
     check_missing_words,
     check_words,
@@ -205,7 +205,7 @@ class _Encoder:
         self.names = (*columns.numeric, *columns.categorical)
         self._unknown = {name: UnknownWords(name, "is no number", ()) for name in columns.numeric}
 
-    def encode(self, cells: Mapping[str, Cell]) -> list[float]:
+    def encode(self, cells: Mapping[str, TableCell]) -> list[float]:
         values = [self._number(cells.get(name)) for name in self._columns.numeric]
         for name, categories in self._columns.categorical.items():
             if name not in cells:
@@ -222,7 +222,7 @@ class _Encoder:
     def finish(self) -> None:
         refuse(self._unknown.values())
 
-    def _number(self, cell: Cell | None) -> float:
+    def _number(self, cell: TableCell | None) -> float:
         if cell is None or is_missing(cell, self._spec):
             self._problems["missing_value"] += 1
             return math.nan

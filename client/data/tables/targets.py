@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.data.tables.words import Cell, UnknownWords, finite, is_missing, mapped, meant, refuse
+from fedgraft.client.data.tables.words import TableCell, UnknownWords, finite, is_missing, mapped, meant, refuse
 from fedgraft.common.study.tasks import (
     UNKNOWN,
     AnyTask,
@@ -95,7 +95,7 @@ class LabelReader:
             for key in (*(key for key, _ in columns_of(task)), task.name):
                 self._unknown[key] = UnknownWords(key, _should_be(task, key), names_of(task, key))
 
-    def of(self, task: AnyTask, cells: Mapping[str, Cell]) -> Target:
+    def of(self, task: AnyTask, cells: Mapping[str, TableCell]) -> Target:
         """A case's target from its cells by key of `columns_of`; unknown for cells that `finish` will refuse."""
         if isinstance(task, Multilabel) and task.name in cells:
             return self._several(task, cells[task.name])
@@ -111,12 +111,12 @@ class LabelReader:
         refuse(self._unknown.values())
         return +Counter({BY_OTHERS: self._by_others})
 
-    def _mapped(self, key: str, cell: Cell, is_plain: Callable[[Cell], bool]) -> Cell:
+    def _mapped(self, key: str, cell: TableCell, is_plain: Callable[[TableCell], bool]) -> TableCell:
         word, by_others = mapped(self._spec, key, cell, is_plain)
         self._by_others += by_others
         return word
 
-    def _class(self, task: Task, cell: Cell) -> int:
+    def _class(self, task: Task, cell: TableCell) -> int:
         word = self._mapped(task.name, cell, lambda cell: meant(cell.text, task.classes) is not None)
         if (name := meant(word.text, task.classes)) is not None:
             self._unknown[task.name].read += 1
@@ -124,7 +124,7 @@ class LabelReader:
         self._note(task.name, cell, missing=is_missing(word, self._spec))
         return UNKNOWN
 
-    def _several(self, task: Multilabel, cell: Cell) -> tuple[float, ...]:
+    def _several(self, task: Multilabel, cell: TableCell) -> tuple[float, ...]:
         """The labels whose names stand in a cell, with a separator between them; nothing is known if it is empty.
 
         A word that `label_map` makes '' says nothing; one that it makes `no` is none of the study's labels.
@@ -145,7 +145,7 @@ class LabelReader:
             self._note(task.name, cell, missing=False)
         return tuple(float(label in found) if found else math.nan for label in task.labels)
 
-    def _yes_or_no(self, key: str, cell: Cell) -> float:
+    def _yes_or_no(self, key: str, cell: TableCell) -> float:
         word = self._mapped(key, cell, lambda cell: meant(cell.text, _YES | _NO) is not None)
         if (text := meant(word.text, _YES | _NO)) is not None:
             self._unknown[key].read += 1
@@ -153,7 +153,7 @@ class LabelReader:
         self._note(key, cell, missing=is_missing(word, self._spec))
         return math.nan
 
-    def _value(self, task: Regression, cell: Cell) -> float:
+    def _value(self, task: Regression, cell: TableCell) -> float:
         word = self._mapped(task.name, cell, lambda cell: finite(cell) is not None)
         if is_missing(word, self._spec):
             return math.nan
@@ -163,7 +163,7 @@ class LabelReader:
         self._unknown[task.name].read += 1
         return number
 
-    def _note(self, key: str, cell: Cell, *, missing: bool) -> None:
+    def _note(self, key: str, cell: TableCell, *, missing: bool) -> None:
         if not missing:
             self._unknown[key].cells.append(cell)
 

@@ -25,7 +25,7 @@ _MOST_WORDS, _LONGEST = 60, 40
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """What stands in a cell of `column`, and where: "FILE, line 3, column 'finding'"."""
 
     text: str
@@ -47,7 +47,7 @@ def meant(word: str, names: Iterable[str]) -> str | None:
     return alike[0] if len(alike) == 1 else None
 
 
-def is_missing(cell: Cell, spec: CohortSpec) -> bool:
+def is_missing(cell: TableCell, spec: CohortSpec) -> bool:
     """Whether a cell says that a value is not known: it is empty, or has a word that the cohort lists for it."""
     if not cell.text:
         return True
@@ -58,7 +58,7 @@ def is_missing(cell: Cell, spec: CohortSpec) -> bool:
     return number is not None and number in _numbers(words)
 
 
-def finite(cell: Cell) -> float | None:
+def finite(cell: TableCell) -> float | None:
     """The finite number, of single precision, that a cell says; None if it says none."""
     text = cell.text.replace(",", ".") if cell.comma and "." not in cell.text else cell.text
     try:
@@ -68,7 +68,9 @@ def finite(cell: Cell) -> float | None:
     return number if math.isfinite(number) and abs(number) <= _LARGEST else None
 
 
-def mapped(spec: CohortSpec, key: str, cell: Cell, is_plain: Callable[[Cell], bool]) -> tuple[Cell, bool]:
+def mapped(
+    spec: CohortSpec, key: str, cell: TableCell, is_plain: Callable[[TableCell], bool]
+) -> tuple[TableCell, bool]:
     """A cell with what `label_map` makes of its text, and whether its entry "all others" did.
 
     An entry is met as a name is (see `meant`). What is plain by itself, or missing, is not of "all others".
@@ -94,7 +96,7 @@ class UnknownWords:
     """What the words should be, as in "is no class of task 'cls'"."""
     names: Sequence[str]
     """Names that would have been understood; none where numbers are asked for."""
-    cells: list[Cell] = field(default_factory=list, repr=False)
+    cells: list[TableCell] = field(default_factory=list, repr=False)
     read: int = 0
     """Cells that were understood, empty ones not counted."""
 
@@ -161,7 +163,7 @@ class Faults:
 def check_words(spec: CohortSpec, key: str, column: str, names: Sequence[str]) -> None:
     """DataError if `label_map` gives what is no name, or as `check_missing_words`."""
     for word, name in spec.label_map.get(key, {}).items():
-        if meant(name, names) is None and not is_missing(Cell(name, "", column), spec):
+        if meant(name, names) is None and not is_missing(TableCell(name, "", column), spec):
             raise DataError(
                 f"label_map of {key!r}: {word!r} becomes {name!r}, which is no name of it.",
                 fix=f"Names are {', '.join(names)}, and '' for what is not known.",
@@ -195,7 +197,7 @@ def _plain_words(words: tuple[str, ...]) -> frozenset[str]:
 
 @lru_cache
 def _numbers(words: tuple[str, ...]) -> frozenset[float]:
-    return frozenset(number for word in words if (number := finite(Cell(word, ""))) is not None)
+    return frozenset(number for word in words if (number := finite(TableCell(word, ""))) is not None)
 
 
 @lru_cache(maxsize=4096)

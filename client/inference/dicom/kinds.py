@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Collection
 from typing import Literal, get_args
 
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.inputs import TableInput
@@ -16,7 +16,7 @@ Kind = Literal["seg", "sr", "sc"]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-def kinds_of(asked: Collection[str], reader: Reader, *, heat: bool) -> tuple[Kind, ...]:
+def kinds_of(asked: Collection[str], reader: LoadedModel, *, heat: bool) -> tuple[Kind, ...]:
     """The kinds that were asked for; InputError if one does not exist, does not fit the model, or cannot be made."""
     found = tuple(kind for kind in _KINDS if kind in asked)
     if wrong := [name for name in asked if name not in found]:

@@ -36,7 +36,7 @@ _UTF_8 = "ISO_IR 192"
 
 
 @dataclass(frozen=True)
-class Place:
+class ObjectPlace:
     """Where an object stands: its series, the series' number, and its own number in it."""
 
     series: str
@@ -52,7 +52,9 @@ class Answer:
     points: Mapping[str, Points]
 
 
-def _segmentation(source: Dataset, masks: Mapping[str, np.ndarray], algorithm: Algorithm, place: Place) -> Dataset:
+def _segmentation(
+    source: Dataset, masks: Mapping[str, np.ndarray], algorithm: Algorithm, place: ObjectPlace
+) -> Dataset:
     """A binary segmentation with a segment for each task, of masks (frames, H, W) of 0 and 1 of the source's frames."""
     segments = [
         hd.seg.SegmentDescription(
@@ -88,7 +90,7 @@ def _segmentation(source: Dataset, masks: Mapping[str, np.ndarray], algorithm: A
 
 
 def segmentations(
-    source: Dataset, masks: Mapping[str, np.ndarray], algorithm: Algorithm, places: Sequence[Place]
+    source: Dataset, masks: Mapping[str, np.ndarray], algorithm: Algorithm, places: Sequence[ObjectPlace]
 ) -> list[Dataset]:
     """One `segmentation`, or one for each frame where nothing says how these lie to each other, as in ultrasound.
 
@@ -139,7 +141,7 @@ def _refer(made: Dataset, source: Dataset, number: int) -> None:
 
 
 def report(
-    source: Dataset, answers: Sequence[Answer], tasks: Sequence[AnyTask], algorithm: Algorithm, place: Place
+    source: Dataset, answers: Sequence[Answer], tasks: Sequence[AnyTask], algorithm: Algorithm, place: ObjectPlace
 ) -> Dataset:
     """A measurement report (TID 1500) with a group for each frame: classes and labels, probabilities, values.
 
@@ -182,7 +184,7 @@ def report(
     return document
 
 
-def capture(source: Dataset, drawn: np.ndarray, what: str, algorithm: Algorithm, place: Place) -> Dataset:
+def capture(source: Dataset, drawn: np.ndarray, what: str, algorithm: Algorithm, place: ObjectPlace) -> Dataset:
     """A secondary capture of an overlay (H, W, 3) uint8; `what` says which map it is, and of which frame."""
     made = hd.sc.SCImage.from_ref_dataset(
         ref_dataset=source,

@@ -19,10 +19,10 @@ from fedgraft.client.data.decoding.dicom.dicom_file import quiet
 from fedgraft.client.inference.answers import points_of
 from fedgraft.client.inference.dicom.concepts import Algorithm
 from fedgraft.client.inference.dicom.kinds import Kind
-from fedgraft.client.inference.dicom.objects import Answer, Place, capture, report, segmentations
+from fedgraft.client.inference.dicom.objects import Answer, ObjectPlace, capture, report, segmentations
 from fedgraft.client.inference.dicom.source import demand_dicom, read_source
 from fedgraft.client.inference.images import Picture
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.errors import ENDS, InputError
 from fedgraft.common.base.files import make_private
 from fedgraft.common.study.inputs import ImageInput
@@ -40,7 +40,7 @@ class DicomOut:
     file, or no object can be made of it.
     """
 
-    def __init__(self, kinds: Sequence[Kind], reader: Reader, out: Path, usable: Sequence[Picture]) -> None:
+    def __init__(self, kinds: Sequence[Kind], reader: LoadedModel, out: Path, usable: Sequence[Picture]) -> None:
         demand_dicom(usable)
         self._kinds, self._reader, self._out = kinds, reader, out
         self._algorithm = Algorithm.of(reader.manifest)
@@ -129,8 +129,8 @@ class DicomOut:
             for name in names
         }
 
-    def _place(self, source: Dataset, kind: Kind) -> Place:
+    def _place(self, source: Dataset, kind: Kind) -> ObjectPlace:
         """The next number in the series of this kind, of which each study of the sources has its own."""
         series = self._series.setdefault((kind, str(source.StudyInstanceUID)), str(hd.UID()))
         self._numbers[series] += 1
-        return Place(series, _SERIES[kind], self._numbers[series])
+        return ObjectPlace(series, _SERIES[kind], self._numbers[series])

@@ -10,7 +10,7 @@ import numpy as np
 from fedgraft.common.base.errors import RunError
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.methods.memory.carried import AMethod, methods_of, up_shapes
-from fedgraft.common.methods.memory.method import Ground, Machine, Visit
+from fedgraft.common.methods.memory.method import Ground, Machine, MethodVisit
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import forms_of
 from fedgraft.common.protocol.states import State, States, sums_address
@@ -21,7 +21,7 @@ class Bound:
     """A method in one visit, which moves on: what the site remembers may change as it begins, and with its steps."""
 
     method: AMethod
-    visit: Visit[Any, Any]
+    visit: MethodVisit[Any, Any]
 
     def remembers(self, own: State) -> None:
         """From now on the site remembers this."""
@@ -37,7 +37,7 @@ def bound(on: Ground, number: int, received: Arrays, states: tuple[States, State
     for method in methods_of(on.stage):
         mine = own.get(on.stage.name, method.own_state)
         common = came.get(on.stage.name, method.common_state)
-        visit = Visit(
+        visit = MethodVisit(
             on,
             number,
             received,

@@ -10,7 +10,7 @@ from fedgraft.common.methods.memory.carried import AMethod, methods_of
 from fedgraft.common.methods.memory.method import CommonSide, Ground, Method
 from fedgraft.common.protocol.bundle import NAMES
 from fedgraft.common.protocol.routing import Shapes, Tags, forms_of
-from fedgraft.common.protocol.states import Nothing, State, is_address
+from fedgraft.common.protocol.states import NoState, State, is_address
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study
 
@@ -42,12 +42,12 @@ def check_methods(on: Ground, local: Gradient) -> Iterator[str]:
 def _unsaid(method: AMethod) -> Iterator[str]:
     """What a method's file leaves out, without which its memory would be lost without a word."""
     cls = type(method)
-    if method.own_state is not Nothing:
+    if method.own_state is not NoState:
         if method.own_state.lasts or method.own_state.made_anew:
             yield f"what a site remembers ({method.own_state.__name__}) ends with its stage; leave lasts and made_anew"
         if missing := _missing(cls, Method, "begin_own", "after_visit"):
             yield f"a site remembers {method.own_state.__name__}, and {missing} does not say what: it would be lost"
-    if method.common_state is not Nothing and (
+    if method.common_state is not NoState and (
         missing := _missing(cls, CommonSide, "begin_common", "after_aggregation")
     ):
         yield f"it remembers {method.common_state.__name__}, and {missing} does not say what: it would be lost"

@@ -18,9 +18,8 @@ import numpy as np
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.rates import rate_factor, rate_of, stepped
 from fedgraft.common.protocol.routing import Shapes, Tags, changed, sent
-from fedgraft.common.protocol.states import Nothing, State
-from fedgraft.common.study.methods.recipes import Method as Preset
-from fedgraft.common.study.methods.recipes import rounds_of
+from fedgraft.common.protocol.states import NoState, State
+from fedgraft.common.study.methods.recipes import NamedMethod, rounds_of
 from fedgraft.common.study.plan import Gradient, Role, Stage
 from fedgraft.common.study.stages.methods import MethodValue
 from fedgraft.common.study.study import Study
@@ -143,7 +142,7 @@ class Machine(Protocol):
 
 
 @dataclass(frozen=True)
-class Visit(Generic[S, C]):
+class MethodVisit(Generic[S, C]):
     """One visit of a site: `number` counts its round from 1, `received` are the coordinator's entries.
 
     `own` is what the site remembers, `common` what came down of the coordinator's state.
@@ -163,7 +162,7 @@ Pass = Callable[[], "Tensor"]
 
 
 @dataclass(frozen=True)
-class Step(Generic[S]):
+class MethodStep(Generic[S]):
     """What a method adds to each step of a visit."""
 
     regulariser: Callable[[], Mapping[str, Tensor]] | None = None
@@ -203,7 +202,7 @@ class Round:
 class CommonSide(Generic[C]):
     """What the coordinator remembers for a stage, and what of it goes to sites."""
 
-    common_state: ClassVar[type[State]] = Nothing
+    common_state: ClassVar[type[State]] = NoState
 
     def down(self, on: Ground) -> Mapping[str, Shapes]:
         """What of the coordinator's state goes to sites, by field: names, shapes and types."""
@@ -223,7 +222,7 @@ class CommonSide(Generic[C]):
 class Method(MethodValue, CommonSide[C], Generic[S, C]):
     """A method: its keys as fields, its memory as two states. Docstrings give name, equation and paper."""
 
-    own_state: ClassVar[type[State]] = Nothing
+    own_state: ClassVar[type[State]] = NoState
     """What a site remembers; it never leaves it."""
     not_private: ClassVar[str] = "it is not built for private work"
     """Why it cannot be part of private work; "" if it can: then it adds to steps what looks at no case, alone."""
@@ -252,17 +251,17 @@ class Method(MethodValue, CommonSide[C], Generic[S, C]):
         del on, received
         return cast(S, self.own_state())
 
-    def start(self, visit: Visit[S, C], machine: Machine) -> tuple[S, Arrays]:
+    def start(self, visit: MethodVisit[S, C], machine: Machine) -> tuple[S, Arrays]:
         """The site's state as the visit begins, and entries to begin with, where they are not those that came."""
         del machine
         return visit.own, {}
 
-    def step(self, visit: Visit[S, C], machine: Machine) -> Step[S]:
+    def step(self, visit: MethodVisit[S, C], machine: Machine) -> MethodStep[S]:
         """What is added to each step of a visit; asked once for each visit."""
         del visit, machine
-        return Step()
+        return MethodStep()
 
-    def after_visit(self, visit: Visit[S, C], machine: Machine, trained: Arrays) -> Left[S]:
+    def after_visit(self, visit: MethodVisit[S, C], machine: Machine, trained: Arrays) -> Left[S]:
         """The site's state after a visit that ended with the entries `trained`, and what goes up."""
         del machine, trained
         return Left(visit.own)
@@ -273,13 +272,13 @@ class Method(MethodValue, CommonSide[C], Generic[S, C]):
         return {}
 
     @classmethod
-    def stages(cls, method: Preset) -> tuple[Stage, ...]:
+    def stages(cls, method: NamedMethod) -> tuple[Stage, ...]:
         """FedAvg with this method, unless it says otherwise."""
         plain = cls.model_validate({"kind": cls.model_fields["kind"].default})
         return (rounds_of(with_method(method, plain), "all"),)
 
 
-def with_method(method: Preset, value: MethodValue, **changes: object) -> Preset:
+def with_method(method: NamedMethod, value: MethodValue, **changes: object) -> NamedMethod:
     """The same settings with a method in their local work, and other keys of that."""
     methods = (*method.local.methods, value)
     return method.model_copy(update={"local": method.local.model_copy(update={"methods": methods, **changes})})

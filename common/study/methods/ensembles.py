@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from fedgraft.common.study.methods.recipes import Method, rounds_of, with_losses
+from fedgraft.common.study.methods.recipes import NamedMethod, rounds_of, with_losses
 from fedgraft.common.study.plan import Stage, Statistics, named
 from fedgraft.common.study.stages.aggregates import Newton, Temper
 from fedgraft.common.study.stages.losses import Distill
@@ -12,12 +12,12 @@ from fedgraft.common.study.stages.losses import Distill
 _STEPS = 5
 
 
-def average(method: Method) -> tuple[Stage, ...]:  # noqa: ARG001 - one form for all methods
+def average(method: NamedMethod) -> tuple[Stage, ...]:  # noqa: ARG001 - one form for all methods
     """Each base model's temperature; an ensemble answers with the mean of its base models' probabilities anyway."""
     return (_temper_base_models(),)
 
 
-def stack(method: Method) -> tuple[Stage, ...]:
+def stack(method: NamedMethod) -> tuple[Stage, ...]:
     """From the base models' average, steps towards a logistic head over their answers, and one temperature at the end.
 
     Each step is a ridge of what is still wrong, with a ridge penalty chosen on sites left out: where nothing can be
@@ -35,7 +35,7 @@ def stack(method: Method) -> tuple[Stage, ...]:
     return _temper_base_models(), steps, temper()
 
 
-def distill(method: Method) -> tuple[Stage, ...]:
+def distill(method: NamedMethod) -> tuple[Stage, ...]:
     """A student learns labels, where there are any, and a teacher's answers to all images."""
     if method.teacher is None:
         raise ValueError("distill needs a `teacher`: a finished run's folder, weights with heads, or an ensemble")
@@ -54,7 +54,7 @@ def _temper_base_models() -> Stage:
     return Stage(name="temper_base_models", where="labelled", local=local, aggregate=Temper())
 
 
-ENSEMBLES: Mapping[str, tuple[str, Callable[[Method], tuple[Stage, ...]]]] = {
+ENSEMBLES: Mapping[str, tuple[str, Callable[[NamedMethod], tuple[Stage, ...]]]] = {
     "average_ensemble": (
         "the mean of an ensemble's probabilities, each base model with its own temperature (Guo et al. 2017)",
         average,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.recipes import (
-    Method,
+    NamedMethod,
     adapt,
     adapted,
     fixbn,
@@ -49,7 +49,7 @@ from fedgraft.common.study.stages.losses import (
 from fedgraft.common.study.stages.methods import METHODS, method_class
 from fedgraft.common.study.stages.stopping import EarlyStopping, WeightAveraging
 
-Preset = tuple[str, Callable[[Method], tuple[Stage, ...]]]
+Preset = tuple[str, Callable[[NamedMethod], tuple[Stage, ...]]]
 """One line of what it does, with the paper, and its stages."""
 
 PLANS: Mapping[str, Preset] = {
@@ -250,7 +250,7 @@ def presets() -> dict[str, Preset]:
     return {**PLANS, **{kind: (found.summary, found.stages) for kind, found in own.items()}}
 
 
-def expand(method: Method, *, table: bool) -> tuple[Stage, ...]:
+def expand(method: NamedMethod, *, table: bool) -> tuple[Stage, ...]:
     """Stages of a preset, after the sums that a `table` needs; ValueError with the list of names for an unknown one."""
     known, plugged = presets(), names(Kind.METHODS)
     if method.name not in [*known, *plugged]:

@@ -35,7 +35,7 @@ _NEWTON_STEPS = 8
 """Near the end each step doubles the right digits, so that more would change nothing."""
 
 
-class Method(Value):
+class NamedMethod(Value):
     """A preset by name with the few settings that all presets understand.
 
     `rounds` are those of the gradient stage; `local` is its local work.
@@ -63,7 +63,7 @@ _MEAN = Mean()
 
 
 def rounds_of(
-    method: Method, share: str, keep: str = "none", train: str = "all", aggregate: Aggregation = _MEAN
+    method: NamedMethod, share: str, keep: str = "none", train: str = "all", aggregate: Aggregation = _MEAN
 ) -> Stage:
     """A gradient stage at the sites with labels."""
     local = method.local.model_copy(update={"train": named(train)}) if train != "all" else method.local
@@ -78,20 +78,20 @@ def rounds_of(
     )
 
 
-def with_losses(method: Method, *losses: Loss, **changes: Any) -> Method:
+def with_losses(method: NamedMethod, *losses: Loss, **changes: Any) -> NamedMethod:
     """The same method with more losses, and other settings of its local work."""
     return method.model_copy(
         update={"local": method.local.model_copy(update={"losses": (*method.local.losses, *losses), **changes})}
     )
 
 
-def personal(method: Method, *losses: Loss) -> Stage:
+def personal(method: NamedMethod, *losses: Loss) -> Stage:
     """Each site goes on by itself with a model of its own, which stays."""
     local = with_losses(method, *losses).local
     return Stage(name="personal", where="labelled", local=local, keep=named("all"), rounds=method.rounds)
 
 
-def personalised(method: Method, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+def personalised(method: NamedMethod, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """The same stages, with a model of each site's own that it uses only where it is better."""
     best = {"personalise": "best"}
     if any(stage.name == "personal" for stage in stages):
@@ -99,20 +99,20 @@ def personalised(method: Method, stages: tuple[Stage, ...]) -> tuple[Stage, ...]
     return personal(method).model_copy(update={"name": "alone", **best}), *stages
 
 
-def _halves(method: Method) -> tuple[int, int]:
+def _halves(method: NamedMethod) -> tuple[int, int]:
     """The rounds in two parts, the first at least one."""
     first = max(1, method.rounds // 2)
     return first, max(1, method.rounds - first)
 
 
-def lp_ft(method: Method) -> tuple[Stage, ...]:
+def lp_ft(method: NamedMethod) -> tuple[Stage, ...]:
     """Heads alone for half of the rounds, then all entries."""
     first, then = _halves(method)
     probe = rounds_of(method, "heads", train="heads").model_copy(update={"name": "probe", "rounds": first})
     return probe, rounds_of(method, "all").model_copy(update={"rounds": then})
 
 
-def unfreezing(method: Method) -> tuple[Stage, ...]:
+def unfreezing(method: NamedMethod) -> tuple[Stage, ...]:
     """Heads first, then one more block every few rounds, and all entries at last."""
     parts = min(4, method.rounds)
     stages = []
@@ -126,7 +126,7 @@ def unfreezing(method: Method) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def fixbn(method: Method) -> tuple[Stage, ...]:
+def fixbn(method: NamedMethod) -> tuple[Stage, ...]:
     """All entries; after half of the rounds norm statistics stay."""
     first, then = _halves(method)
     warm = rounds_of(method, "all").model_copy(update={"name": "warm_up", "rounds": first})
@@ -134,19 +134,19 @@ def fixbn(method: Method) -> tuple[Stage, ...]:
     return warm, fixed.model_copy(update={"name": "fixed", "rounds": then})
 
 
-def probe_finetune(method: Method) -> tuple[Stage, ...]:
+def probe_finetune(method: NamedMethod) -> tuple[Stage, ...]:
     """A ridge head first, so that gradients do not tear at the features; then all entries, norm statistics fixed."""
     fixed = method.local.model_copy(update={"fixed_norm_stats": True})
     return probe(method), rounds_of(method.model_copy(update={"local": fixed}), "all")
 
 
-def adapted(method: Method, *losses: Loss) -> Stage:
+def adapted(method: NamedMethod, *losses: Loss) -> Stage:
     """Sites with labels or without learn the source's task on features that do not tell the two apart."""
     local = method.local.model_copy(update={"losses": losses})
     return rounds_of(method, "all").model_copy(update={"name": "adapt", "where": "all", "local": local})
 
 
-def self_taught(method: Method, *losses: Loss) -> tuple[Stage, ...]:
+def self_taught(method: NamedMethod, *losses: Loss) -> tuple[Stage, ...]:
     """FedAvg where there are labels; then each site goes on by itself, heads fixed, and keeps what that gives."""
     changes = {"losses": losses, "train": named("all_but_heads"), "rollback": Rollback()}
     local = method.local.model_copy(update=changes)
@@ -154,7 +154,7 @@ def self_taught(method: Method, *losses: Loss) -> tuple[Stage, ...]:
     return rounds_of(method, "all"), adapting
 
 
-def moment_alignment(method: Method) -> tuple[Stage, ...]:
+def moment_alignment(method: NamedMethod) -> tuple[Stage, ...]:
     """Train on the source, release the moments of its features, and align the sites' features to them."""
     pretrain = rounds_of(method, "all").model_copy(update={"name": "pretrain", "where": "source"})
     released = Stage(name="release", where="source", local=Statistics(), aggregate=Moments())
@@ -165,19 +165,19 @@ def moment_alignment(method: Method) -> tuple[Stage, ...]:
     return pretrain, released, align
 
 
-def three_step(method: Method) -> tuple[Stage, ...]:
+def three_step(method: NamedMethod) -> tuple[Stage, ...]:
     """Train on the source, fine-tune at the sites that have labels, adapt to each site."""
     pretrain = rounds_of(method, "all").model_copy(update={"name": "pretrain", "where": "source"})
     return pretrain, rounds_of(method, "all").model_copy(update={"name": "finetune"}), adapt()
 
 
-def maml(method: Method) -> tuple[Stage, ...]:
+def maml(method: NamedMethod) -> tuple[Stage, ...]:
     """First-order MAML; counted in steps, as it must be."""
     steps = {} if method.local.steps else {"epochs": None, "steps": 5}
     return (rounds_of(with_losses(method, inner_steps=InnerSteps(), **steps), "all"),)
 
 
-def probe(method: Method, aggregate: Ridge | NearestMean | Discriminant = _RIDGE) -> Stage:
+def probe(method: NamedMethod, aggregate: Ridge | NearestMean | Discriminant = _RIDGE) -> Stage:
     """A closed-form head on frozen features."""
     return Stage(
         name="probe",

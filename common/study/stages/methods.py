@@ -52,7 +52,7 @@ class MethodValue(Value, ABC):
     @classmethod
     @abstractmethod
     def stages(cls, method: Any) -> Any:
-        """The stages of the preset of that name, from its settings (`study.methods.recipes.Method`)."""
+        """The stages of the preset of that name, from its settings (`study.methods.recipes.NamedMethod`)."""
 
 
 def method_class(kind: str) -> type[MethodValue]:

@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from fedgraft.common.methods.memory.method import Ground, Left, Machine, Method, Step, Visit
-from fedgraft.common.protocol.states import Nothing, State
+from fedgraft.common.methods.memory.method import Ground, Left, Machine, Method, MethodStep, MethodVisit
+from fedgraft.common.protocol.states import NoState, State
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Trail(State):
     owner: ClassVar[str] = "lookback"
 
 
-class Lookback(Method[Trail, Nothing]):
+class Lookback(Method[Trail, NoState]):
     """With m the running mean of the entries that the site's visits ended with,
 
         loss = L + weight/2 |w - m|^2        m = decay m + (1 - decay) w
@@ -48,17 +48,17 @@ class Lookback(Method[Trail, Nothing]):
         """The common model."""
         return Trail({key: received[key] for key in on.shared})
 
-    def step(self, visit: Visit[Trail, Nothing], machine: Machine) -> Step[Trail]:
+    def step(self, visit: MethodVisit[Trail, NoState], machine: Machine) -> MethodStep[Trail]:
         """By parameter the gradient weight (w - m)."""
         means = {key: machine.tensor(array) for key, array in visit.own.mean.items()}
 
         def regulariser() -> dict[str, Tensor]:
             return {key: self.weight * (machine.parameters[key].detach() - mean) for key, mean in means.items()}
 
-        return Step(regulariser=regulariser)
+        return MethodStep(regulariser=regulariser)
 
     def after_visit(
-        self, visit: Visit[Trail, Nothing], machine: Machine, trained: Mapping[str, np.ndarray]
+        self, visit: MethodVisit[Trail, NoState], machine: Machine, trained: Mapping[str, np.ndarray]
     ) -> Left[Trail]:
         """The running mean with this visit in it."""
         del machine

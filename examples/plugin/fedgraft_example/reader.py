@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgraft.client.data.decoding.decoder import Limits, decode
+from fedgraft.client.data.decoding.decoder import DecodingLimits, decode
 from fedgraft.client.data.decoding.unusable import UnusableError
-from fedgraft.client.data.kinds import Kind
+from fedgraft.client.data.kinds import DataKind
 from fedgraft.client.data.readers.reader import Case, Contents
 from fedgraft.client.data.spec import CohortSpec
 
@@ -25,7 +25,7 @@ class NpyReader:
     """Reads one file after the other; made anew for every scan of a cohort."""
 
     def __init__(self, spec: CohortSpec, tasks: Sequence[object], wanted: object) -> None:
-        self._limits = Limits(spec.file_seconds, spec.file_gigabytes)
+        self._limits = DecodingLimits(spec.file_seconds, spec.file_gigabytes)
 
     def read(self, path: Path, name: str) -> Contents:
         """The image in a file. UnusableError with a word that is counted if there is none."""
@@ -49,4 +49,4 @@ def decoded(path: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], lis
     return {}, [values.astype(np.float32)]
 
 
-NPY = Kind(NpyReader, folder_labels=True)
+NPY = DataKind(NpyReader, folder_labels=True)

@@ -28,7 +28,7 @@ class Converted:
 
 
 @dataclass(frozen=True)
-class Picture:
+class CollectedPicture:
     """One image: where it is, or what is in it, and what its row says; `name` is its file's below the site's folder."""
 
     image: Path | Image.Image
@@ -36,7 +36,7 @@ class Picture:
     row: Mapping[str, str]
 
 
-def write_collection(out: Path, site: str, pictures: Iterable[Picture], size: int) -> Converted:
+def write_collection(out: Path, site: str, pictures: Iterable[CollectedPicture], size: int) -> Converted:
     """Write the images as 8-bit grey PNG, longest side `size`, and their rows into OUT/labels.csv.
 
     Hospitals that are there already stay; InputError if this one is, or if nothing could be read.

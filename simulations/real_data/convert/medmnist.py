@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.simulations.real_data.convert.collection import Converted, Picture, write_collection
+from fedgraft.simulations.real_data.convert.collection import CollectedPicture, Converted, write_collection
 
 _SPLITS = ("train", "val", "test")
 
@@ -33,12 +33,12 @@ def medmnist(source: Path, out: Path, size: int) -> Converted:
         if labels.reshape(len(labels), -1).shape[1] != 1:
             raise InputError(f"{source}: has several labels an image, which is not read yet.")
 
-    def pictures() -> Iterator[Picture]:
+    def pictures() -> Iterator[CollectedPicture]:
         for split in _SPLITS:
             labels = arrays[f"{split}_labels"].reshape(-1)
             for number, (image, label) in enumerate(zip(arrays[f"{split}_images"], labels, strict=True)):
                 name = f"{split}_{number:06d}"
                 row = {"patient": f"{site}-{name}", "label": str(int(label)), "split": split}
-                yield Picture(Image.fromarray(image), name, row)
+                yield CollectedPicture(Image.fromarray(image), name, row)
 
     return write_collection(out, site, pictures(), size)

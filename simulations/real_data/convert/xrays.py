@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgraft.common.base.errors import InputError
-from fedgraft.simulations.real_data.convert.collection import Converted, Picture, images_in, write_collection
+from fedgraft.simulations.real_data.convert.collection import CollectedPicture, Converted, images_in, write_collection
 
 _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _FINDING, _NONE = "Pneumonia", "No Finding"
@@ -37,7 +37,7 @@ def nih_cxr14(source: Path, out: Path, size: int) -> Converted:
     chosen = np.random.default_rng(0).permutation(len(none))[: len(found)]
     kept = [(row, "pneumonia") for row in found] + [(none[at], "normal") for at in sorted(chosen.tolist())]
     pictures = (
-        Picture(
+        CollectedPicture(
             there[row["Image Index"]],
             Path(row["Image Index"]).stem,
             {"patient": f"nih-{int(row['Patient ID']):08d}", "label": label},
@@ -56,7 +56,7 @@ def kermany(source: Path, out: Path, size: int) -> Converted:
     """
     skipped = [0]
 
-    def pictures() -> Iterator[Picture]:
+    def pictures() -> Iterator[CollectedPicture]:
         for path in images_in(source):
             label = path.parent.name.lower()
             named = _NAMED.search(path.stem)
@@ -66,7 +66,7 @@ def kermany(source: Path, out: Path, size: int) -> Converted:
             kind = "person" if named[1].lower() == "person" else "im"
             cause = _CAUSE.search(path.stem)
             row = {"patient": f"gz-{kind}{int(named[2])}", "label": label, "detail": cause[0].lower() if cause else ""}
-            yield Picture(path, f"{label}_{path.stem}", row)
+            yield CollectedPicture(path, f"{label}_{path.stem}", row)
 
     converted = write_collection(out, "guangzhou", pictures(), size)
     converted.left_out.update({"of another folder, or without a patient's number": skipped[0]})

@@ -29,7 +29,7 @@ _LOST = 2.0**-126
 """Smaller numbers lose digits in single precision, or are 0 on some devices."""
 
 
-class Part(Protocol):
+class UnitPart(Protocol):
     """The gradients of one parameter, of all units at once."""
 
     @property
@@ -124,12 +124,12 @@ class Tape:
             raise InputError(f"A {type(layer).__name__} that is used twice is not known.", fix="Use mode: hooks.")
         self._seen[layer] = inputs[0].detach(), output
 
-    def gradients(self, losses: Tensor, rows: Rows) -> list[Part]:
+    def gradients(self, losses: Tensor, rows: Rows) -> list[UnitPart]:
         """Those of the sum of `losses` (cases,), by unit, in the parameters' order."""
         seen, self._seen = self._seen, {}
         outputs = [output for _, output in seen.values()]
         backprops = torch.autograd.grad(losses, outputs, torch.ones_like(losses), allow_unused=True)
-        found: dict[int, Part] = {}
+        found: dict[int, UnitPart] = {}
         for (layer, (inputs, output)), came in zip(seen.items(), backprops, strict=True):
             backprop = torch.zeros_like(output) if came is None else came
             for part in _parts(layer, inputs, backprop, rows):
@@ -143,7 +143,7 @@ class Tape:
         self._seen.clear()
 
 
-def _parts(layer: nn.Module, inputs: Tensor, backprops: Tensor, rows: Rows) -> Iterator[Part]:
+def _parts(layer: nn.Module, inputs: Tensor, backprops: Tensor, rows: Rows) -> Iterator[UnitPart]:
     """The gradients of a layer's parameters, as far as these learn."""
     if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.requires_grad and _are_long(layer, backprops, rows):
         yield Factored(layer, inputs, backprops, rows)

@@ -8,15 +8,15 @@ import pytest
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.evidence.passport import PARTS, passport_faults
-from fedgraft.common.evidence.signed_parts import Head, parse_document, signed_document
+from fedgraft.common.evidence.signed_parts import SignedHead, parse_document, signed_document
 from fedgraft.common.identity.keys import new_node_key, public_pem
 
 KEY = new_node_key()
 
 
-def head(*parts: str, **more: Any) -> Head:
+def head(*parts: str, **more: Any) -> SignedHead:
     facts = {"kind": "passport", "site": "east", "study": "ab" * 32, "made": "2026-01-01T00:00:00+00:00"}
-    return Head.model_validate(
+    return SignedHead.model_validate(
         facts | {"key": public_pem(KEY).decode(), "identity": "consortium", "parts": parts} | more
     )
 

@@ -28,7 +28,7 @@ from fedgraft.common.models.weights import (
     verify,
 )
 from fedgraft.common.study.inputs import ImageInput
-from fedgraft.simulations.weights.weights_import import Source, import_weights
+from fedgraft.simulations.weights.weights_import import WeightsSource, import_weights
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +171,7 @@ ELSEWHERE = ["../good", "..", ".", "a/../../x", "/tmp/x", "..\\x", "", "a" * 65,
 def test_nothing_is_kept_under_a_name_that_leads_elsewhere(tmp_path: Path, name: str) -> None:
     torch.save(build_model("slim_resnet", {}, channels=1, seed=0).state_dict(), tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="id"):
-        import_weights(Source(tmp_path / "w.pth", "slim_resnet", "CC0-1.0"), name)
+        import_weights(WeightsSource(tmp_path / "w.pth", "slim_resnet", "CC0-1.0"), name)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["w.pth"]
 
 
@@ -212,7 +212,7 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, form: str)
     else:
         torch.save({"state_dict": state, "optimizer": Payload(made)}, path)
     with pytest.raises(WeightsError, match=r"w\.pth: holds more than tensors"):
-        import_weights(Source(path, "slim_resnet", "CC0-1.0"), "theirs")
+        import_weights(WeightsSource(path, "slim_resnet", "CC0-1.0"), "theirs")
     assert not made.exists()
     assert not (tmp_path / "home").exists()
     torch.load(path, weights_only=False) if form != "pickle" else pickle.loads(path.read_bytes())  # noqa: S301
@@ -222,14 +222,14 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, form: str)
 def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
     torch.save(torchvision.models.mobilenet_v3_small(weights=None), tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"holds more than tensors.*Save model\.state_dict\(\) alone"):
-        import_weights(Source(tmp_path / "w.pth", "mobilenet_v3_small", "BSD-3-Clause"), "theirs")
+        import_weights(WeightsSource(tmp_path / "w.pth", "mobilenet_v3_small", "BSD-3-Clause"), "theirs")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {"state_dict": {"a": "b"}}, torch.zeros(3), {"model": {}}, {}])
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(WeightsError):
-        import_weights(Source(tmp_path / "w.pth", "slim_resnet", "CC0-1.0"), "theirs")
+        import_weights(WeightsSource(tmp_path / "w.pth", "slim_resnet", "CC0-1.0"), "theirs")
 
 
 @pytest.mark.parametrize("kind", ["sparse", "meta", "complex"])
@@ -243,7 +243,7 @@ def test_odd_tensors_are_refused(tmp_path: Path, kind: str) -> None:
     }[kind]()
     torch.save(state | {"backbone.bn1.weight": odd}, tmp_path / "w.pth")
     with pytest.raises(WeightsError):
-        import_weights(Source(tmp_path / "w.pth", "slim_resnet", "CC0-1.0"), "theirs")
+        import_weights(WeightsSource(tmp_path / "w.pth", "slim_resnet", "CC0-1.0"), "theirs")
 
 
 def test_every_damage_to_a_file_is_a_weights_error(tmp_path: Path) -> None:
@@ -259,9 +259,9 @@ def test_every_damage_to_a_file_is_a_weights_error(tmp_path: Path) -> None:
                 broken[at] = rng.integers(256)
             path.write_bytes(broken[: rng.integers(1, len(data))] if rng.random() < 0.3 else broken)
             with pytest.raises(WeightsError):
-                import_weights(Source(path, "slim_resnet", "CC0-1.0"), "theirs")
+                import_weights(WeightsSource(path, "slim_resnet", "CC0-1.0"), "theirs")
     with pytest.raises(WeightsError, match=r"none\.pth: cannot be read"):
-        import_weights(Source(tmp_path / "none.pth", "slim_resnet", "CC0-1.0"), "theirs")
+        import_weights(WeightsSource(tmp_path / "none.pth", "slim_resnet", "CC0-1.0"), "theirs")
 
 
 # torchvision's own files, by the name of their enum.
@@ -282,7 +282,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_torchvisions_own_file_is_taken(published: Path) -> None:
-    manifest, report = import_weights(Source(published, "resnet18", "BSD-3-Clause", enum=ENUM), "theirs")
+    manifest, report = import_weights(WeightsSource(published, "resnet18", "BSD-3-Clause", enum=ENUM), "theirs")
     assert manifest.trained_on == f"as torchvision's {ENUM}"
     assert manifest.input == ImageInput(
         size=224, channels=3, normalise="fixed", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
@@ -295,7 +295,7 @@ def test_another_file_is_not_torchvisions(published: Path) -> None:
     wanted = hashlib.sha256(published.read_bytes()).hexdigest()[:8]
     published.write_bytes(published.read_bytes() + b"\0")
     with pytest.raises(WeightsError, match=f"is not torchvision's file for .* must start with {wanted}"):
-        import_weights(Source(published, "resnet18", "BSD-3-Clause", enum=ENUM), "theirs")
+        import_weights(WeightsSource(published, "resnet18", "BSD-3-Clause", enum=ENUM), "theirs")
     assert not list_of_home(published)
 
 
@@ -303,7 +303,7 @@ def test_a_file_of_random_entries_is_not_torchvisions(tmp_path: Path) -> None:
     """With torchvision's real table: ResNet-18's published file is known by f37072fd."""
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="must start with f37072fd"):
-        import_weights(Source(tmp_path / "w.pth", "resnet18", "BSD-3-Clause", enum=ENUM), "theirs")
+        import_weights(WeightsSource(tmp_path / "w.pth", "resnet18", "BSD-3-Clause", enum=ENUM), "theirs")
 
 
 def test_a_pickle_is_refused_even_with_torchvisions_digest(tmp_path: Path, published: Path, monkeypatch) -> None:
@@ -314,7 +314,7 @@ def test_a_pickle_is_refused_even_with_torchvisions_digest(tmp_path: Path, publi
     )
     monkeypatch.setattr(torchvision.models, "get_weight", lambda enum: known)
     with pytest.raises(WeightsError, match="holds more than tensors"):
-        import_weights(Source(published, "resnet18", "BSD-3-Clause", enum=ENUM), "theirs")
+        import_weights(WeightsSource(published, "resnet18", "BSD-3-Clause", enum=ENUM), "theirs")
     assert not (tmp_path / "made").exists()
 
 
@@ -322,7 +322,7 @@ def test_a_pickle_is_refused_even_with_torchvisions_digest(tmp_path: Path, publi
 def test_an_unknown_enum_is_named(tmp_path: Path, enum: str) -> None:
     (tmp_path / "w.pth").write_bytes(b"x")
     with pytest.raises(WeightsError, match="torchvision has no weights called"):
-        import_weights(Source(tmp_path / "w.pth", "resnet18", "BSD-3-Clause", enum=enum), "theirs")
+        import_weights(WeightsSource(tmp_path / "w.pth", "resnet18", "BSD-3-Clause", enum=enum), "theirs")
 
 
 def list_of_home(published: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import Command
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.files import load_tensors, read_json
@@ -103,7 +103,7 @@ def test_other_modalities_and_noise_are_flagged_and_own_images_are_not(
 
 def test_the_moments_are_those_of_all_sites_cases_together(run: Path, xrays: Hospitals) -> None:
     """A naive twin: the features of all sites' training images in one array."""
-    reader, asked = Reader(str(run)), study({"name": "ridge_probe", "ood_detection": True})
+    reader, asked = LoadedModel(str(run)), study({"name": "ridge_probe", "ood_detection": True})
     train, far = [], []
     for site in xrays.cohorts:
         cohort = simulated_cohort(asked, run, site)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import Command
 from fedgraft.client.inference.heat import HEATS, layer_cam, occlusion
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.files import read_json
 from fedgraft.common.models.model import build_model
 from fedgraft.simulations.engines.run import Hospitals
@@ -79,7 +79,7 @@ SLOW = pytest.mark.slow  # 225 passes over all lesions, by two networks
 def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path, truth: list[dict[str, str]]) -> None:
     from fedgraft.client.inference.images import pictures
 
-    reader = Reader(SOURCE)
+    reader = LoadedModel(SOURCE)
     by_file = {one["file"].removeprefix("dicom/"): one for one in truth}
     classes = reader.tasks[0].classes
     some = [one for one in pictures(phantoms / "dicom", reader.input) if by_file[one.file]["finding"] != "none"]
@@ -103,7 +103,7 @@ def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path,
 
 
 def test_heat_is_of_the_class_that_is_asked_for(phantoms: Path) -> None:
-    reader = Reader(SOURCE)
+    reader = LoadedModel(SOURCE)
     from fedgraft.client.inference.images import pictures
 
     some = list(pictures(phantoms / "dicom", reader.input))[:8]

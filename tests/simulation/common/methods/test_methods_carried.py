@@ -10,7 +10,7 @@ import pytest
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import load_tensors
 from fedgraft.common.checks.explain import check_study, explain, sentence
-from fedgraft.common.protocol.states import Nothing, is_address
+from fedgraft.common.protocol.states import NoState, is_address
 from fedgraft.common.study.stages.methods import METHODS, method_class
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.run import Engine, Hospitals
@@ -50,7 +50,7 @@ def test_a_killed_run_that_goes_on_ends_with_the_same_bits(
     whole = left(simulate(study, three, tmp_path / "whole"))
     cut = stopped_at(study, three, tmp_path / "cut", exchange=2)
     assert left(resume(cut, Engine(name="pool" if kind in POOLED else "inprocess"))) == whole
-    remembers = getattr(method_class(kind), "own_state", Nothing) is not Nothing
+    remembers = getattr(method_class(kind), "own_state", NoState) is not NoState
     assert any(is_address(name) for name in whole) == remembers
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fedgraft as fg
-from fedgraft.client.inference.model import Reader
+from fedgraft.client.inference.model import LoadedModel
 from fedgraft.client.training.model.evaluate import predictions
 from fedgraft.common.study.study import Study
 from fedgraft.server.provisioning.home import ServerHome
@@ -54,7 +54,7 @@ def test_it_is_seen_in_the_run_the_report_the_live_page_and_decides_when_a_stage
     result = json.loads((run / "result.json").read_text())["metrics"]["cls"]
     assert result["shown"][0] == "matthews"
     assert result["worst"]["matthews"] == min(own["matthews"] for own in result["sites"].values())
-    reader = Reader(str(run))
+    reader = LoadedModel(str(run))
     logits, truth = predictions(reader.local_model, reader_loader(study, run, reader), "test")["cls"]
     confusion = sum_of(logits.argmax(axis=1), truth, 3)
     assert result["sites"]["east"]["matthews"] == pytest.approx(matthews(confusion), abs=1e-6)
@@ -65,7 +65,7 @@ def test_it_is_seen_in_the_run_the_report_the_live_page_and_decides_when_a_stage
     assert figures_of(view.sites[0]).startswith("matthews ")
 
 
-def reader_loader(study: Study, run: Path, reader: Reader):
+def reader_loader(study: Study, run: Path, reader: LoadedModel):
     from fedgraft.client.training.model.loader import Loader
 
     return Loader(simulated_cohort(study, run, "east"), study.input, reader.local_model.device)

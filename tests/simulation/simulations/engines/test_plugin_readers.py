@@ -92,14 +92,14 @@ def arrays_file(tmp_path: Path) -> Path:
         "from collections import Counter\n"
         "import numpy as np\n"
         "import fedgraft as fg\n"
-        "from fedgraft.client.data.kinds import Kind\n"
+        "from fedgraft.client.data.kinds import DataKind\n"
         "from fedgraft.client.data.readers.reader import Case, Contents\n"
         "class Shade:\n"
         "    def __init__(self, spec, tasks, wanted): pass\n"
         "    def read(self, path, name):\n"
         "        return Contents([Case(np.full((16, 16), float(path.read_text()), np.float32))])\n"
         "    def finish(self): return Counter()\n"
-        "fg.register_reader('shade', Kind(Shade, folder_labels=True))\n"
+        "fg.register_reader('shade', DataKind(Shade, folder_labels=True))\n"
     )
     return file
 
@@ -107,7 +107,7 @@ def arrays_file(tmp_path: Path) -> Path:
 def test_names_that_are_taken_or_unknown_and_what_is_no_reader(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="fedgraft has a kind of data 'images' itself"):
         fg.register_reader("images", fg.register_reader)
-    with pytest.raises(InputError, match=r"'mine' is no fedgraft\.client\.data\.kinds\.Kind"):
+    with pytest.raises(InputError, match=r"'mine' is no fedgraft\.client\.data\.kinds\.DataKind"):
         fg.register_reader("mine", object)
     with pytest.raises(StudyError, match="there is no kind 'npi'"):
         Scenario.parse({"name": "x", "sites": [{"name": "a", "cohort": {"kind": "npi", "root": str(tmp_path)}}]})

@@ -17,7 +17,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
 from fedgraft.client.data.decoding import decoder, images
-from fedgraft.client.data.decoding.decoder import Limits
+from fedgraft.client.data.decoding.decoder import DecodingLimits
 from fedgraft.client.data.decoding.dicom import dicom_file as dicom
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
@@ -33,13 +33,13 @@ class Panic(BaseException):
     """What a decoder in Rust raises: pyo3's PanicException is no Exception."""
 
 
-def read(path: Path, limits: Limits) -> object:
+def read(path: Path, limits: DecodingLimits) -> object:
     if path.suffix == ".dcm":
         return decoder.read_dicom(path, None, "middle", (), limits)
     return decoder.read_images(path, "middle", limits)
 
 
-def reason(path: Path, limits: Limits = decoder.USUAL) -> str:
+def reason(path: Path, limits: DecodingLimits = decoder.USUAL) -> str:
     is_dicom = path.suffix == ".dcm"
     with pytest.raises(UnusableError) as refused:
         _ = (
@@ -129,7 +129,7 @@ def test_a_file_that_takes_too_long_is_left_out_and_the_next_one_read(make_dicom
     slow = tmp_path / "slow.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (2000, 2000), np.uint8)).save(slow, compress_level=1)
     began = time.monotonic()
-    assert reason(slow, Limits(seconds=0.01)) == "too_slow"
+    assert reason(slow, DecodingLimits(seconds=0.01)) == "too_slow"
     assert time.monotonic() - began < 30
     assert decoder.read_images(slow, "middle").frames[0].shape == (2000, 2000)
 
@@ -138,7 +138,7 @@ def test_a_file_that_grows_beyond_its_memory_is_left_out_and_the_next_one_read(m
     """A deflated file of some kilobytes holds many megabytes."""
     bomb = make_dicom(np.zeros((60, 1000, 1000), np.uint8), "bomb.dcm", DeflatedExplicitVRLittleEndian)
     assert bomb.stat().st_size < 2_000_000
-    assert reason(bomb, Limits(gigabytes=0.03)) == "too_large"
+    assert reason(bomb, DecodingLimits(gigabytes=0.03)) == "too_large"
     assert decoder.read_dicom(make_dicom(RAMP), None, "middle").frames[0].shape == (16, 16)
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
 from fedgraft.client.data.decoding.unusable import UnusableError
-from fedgraft.client.data.kinds import KINDS, Kind
+from fedgraft.client.data.kinds import KINDS, DataKind
 from fedgraft.client.data.readers.reader import Case, Contents, Geometry, open_reader
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
@@ -49,7 +49,7 @@ def lines(monkeypatch):
     """A kind of data that fedgraft does not know."""
 
     def bring(reader: type[LineReader]) -> None:
-        monkeypatch.setitem(KINDS, "lines", Kind(reader, folder_labels=True))
+        monkeypatch.setitem(KINDS, "lines", DataKind(reader, folder_labels=True))
 
     return bring
 

@@ -15,7 +15,7 @@ from fedgraft.common.checks.explain import check_study, explain, sentence
 from fedgraft.common.models.model import build_model
 from fedgraft.common.study.study import parse_study, read_study
 from fedgraft.simulations.phantoms.scenario import load_scenario
-from fedgraft.simulations.weights.weights_import import Source, import_weights
+from fedgraft.simulations.weights.weights_import import WeightsSource, import_weights
 
 STUDIES = sorted((CONFIGS / "studies").glob("*.yaml"))
 SCENARIOS = sorted((CONFIGS / "scenarios").glob("*.yaml"))
@@ -96,7 +96,7 @@ def test_images_must_be_prepared_as_the_weights_need_them(make_study, tmp_path, 
     monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path))
     state = build_model("slim_resnet", {}, channels=3, seed=0).state_dict()
     torch.save(state, tmp_path / "w.pth")
-    import_weights(Source(tmp_path / "w.pth", "slim_resnet", "CC0-1.0", normalise="imagenet"), "theirs")
+    import_weights(WeightsSource(tmp_path / "w.pth", "slim_resnet", "CC0-1.0", normalise="imagenet"), "theirs")
     wanted = {"kind": "image", "size": 32, **changes}
     study = make_study(input=wanted, model={"backbone": "slim_resnet", "weights": "theirs"})
     if not faults:

@@ -14,7 +14,7 @@ from fedgraft.common.checks.check import check
 from fedgraft.common.checks.faults.check_methods import check_memory
 from fedgraft.common.methods.memory.method import Ground, Left, Method
 from fedgraft.common.protocol.routing import Shapes
-from fedgraft.common.protocol.states import Nothing, State, States
+from fedgraft.common.protocol.states import NoState, State, States
 from fedgraft.common.study.plan import Gradient, Role, Tag
 from fedgraft.common.study.study import Study, parse_study
 
@@ -83,7 +83,7 @@ def test_what_nobody_would_carry_is_refused_with_the_reason() -> None:
         after_aggregation = Method.after_aggregation
 
     class Undeclared(Careful):
-        own_state = Nothing
+        own_state = NoState
 
     class OtherDown(Careful):
         def down(self, on: Ground) -> Mapping[str, Shapes]:
@@ -103,7 +103,7 @@ def test_what_nobody_would_carry_is_refused_with_the_reason() -> None:
         (NoAfter(), "a site remembers Seen, and after_visit does not say what: it would be lost"),
         (NoBegin(), "a site remembers Seen, and begin_own does not say what"),
         (NoAggregation(), "it remembers Seen, and after_aggregation does not say what"),
-        (Undeclared(), "remembers a Seen, which nobody carries: it has said Nothing"),
+        (Undeclared(), "remembers a Seen, which nobody carries: it has said NoState"),
         (OtherDown(), "what goes down as there is not what the coordinator's Seen begins with"),
         (Silent(), "if, and only if, it says sends_sums"),
         (Quiet(), "is told in `travels`"),

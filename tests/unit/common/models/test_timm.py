@@ -26,7 +26,7 @@ from fedgraft.common.models.model import Extras, TransferModel, build_model
 from fedgraft.common.models.weights import load_weights
 from fedgraft.common.study.model_spec import Adapters
 from fedgraft.common.study.plan import Role
-from fedgraft.simulations.weights.weights_import import Source, import_weights
+from fedgraft.simulations.weights.weights_import import WeightsSource, import_weights
 from helpers.adapted import randomise
 from helpers.dp import quiet
 from helpers.work import CPU, NOW, MakeStudy, cohort, images
@@ -114,7 +114,7 @@ def test_published_names_are_taken_in_and_answer_as_the_network_does(family: str
     name, size, published = FAMILIES[family]
     state, network = drawn(name, size)
     save_file({key: value.contiguous() for key, value in published(state).items()}, tmp_path / "w.safetensors")
-    source = Source(tmp_path / "w.safetensors", f"timm/{name}", "MIT", normalise="imagenet")
+    source = WeightsSource(tmp_path / "w.safetensors", f"timm/{name}", "MIT", normalise="imagenet")
     manifest, _ = import_weights(source, "theirs")
     assert (manifest.backbone, manifest.keys) == (f"timm/{name}", len(state))
     model = build_model(f"timm/{name}", {"cls": 2}, channels=3, seed=0, size=size).eval()
@@ -130,7 +130,7 @@ def test_other_names_are_shown_in_a_few_lines_that_tell_how_they_differ(tmp_path
     other = {re.sub(r"^blocks\.(\d+)\.mlp", r"stages.\1.feed", key): value for key, value in other.items()}
     save_file(other, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError) as caught:
-        import_weights(Source(tmp_path / "w.safetensors", TINY, "MIT"), "theirs")
+        import_weights(WeightsSource(tmp_path / "w.safetensors", TINY, "MIT"), "theirs")
     said = str(caught.value)
     assert "backbone.blocks.*.attn.qkv.weight: missing (6 entries)" in said
     assert "backbone.stages.*.mixing.in.weight: not in this backbone (6 entries)" in said

@@ -27,7 +27,7 @@ from fedgraft.common.models.weights import (
     verify,
 )
 from fedgraft.common.study.inputs import ImageInput
-from fedgraft.simulations.weights.weights_import import Source, import_weights
+from fedgraft.simulations.weights.weights_import import WeightsSource, import_weights
 
 FACTS = {
     "id": "mine",
@@ -192,7 +192,7 @@ def test_resnet_in_every_wrapping(tmp_path: Path, form: str) -> None:
         prefix = "module." if form == "module" else ""
         content = {prefix + key: value for key, value in state.items()}
         torch.save({"state_dict": content, "epoch": 3} if form == "state_dict" else content, path)
-    manifest, report = import_weights(Source(path, "resnet18", "BSD-3-Clause"), "theirs")
+    manifest, report = import_weights(WeightsSource(path, "resnet18", "BSD-3-Clause"), "theirs")
     assert report.ignored == ("backbone.fc.bias", "backbone.fc.weight")
     assert (len(report.loaded), report.adapted, manifest.keys) == (120, (), 120)
     assert (manifest.licence, manifest.backbone, manifest.classes) == ("BSD-3-Clause", "resnet18", {})
@@ -231,7 +231,7 @@ def test_other_families(tmp_path: Path, name: str, suffix: str) -> None:
         torch.save(published, path)
     else:
         save_file(published, path)
-    _, report = import_weights(Source(path, name, "BSD-3-Clause"), "theirs")
+    _, report = import_weights(WeightsSource(path, name, "BSD-3-Clause"), "theirs")
     assert report.adapted == ()
     assert {key.split(".")[1] for key in report.ignored} <= {"fc", "classifier", "aux1", "aux2"}
     same_features(network, name, "theirs")
@@ -247,7 +247,7 @@ def test_a_vision_transformer_as_published(tmp_path: Path, monkeypatch: pytest.M
     published = as_published("vit_b_32", state)
     assert "encoder.layers.encoder_layer_3.mlp.linear_2.bias" in published
     torch.save(published, tmp_path / "w.pth")
-    _, report = import_weights(Source(tmp_path / "w.pth", "vit_b_32", "BSD-3-Clause"), "theirs")
+    _, report = import_weights(WeightsSource(tmp_path / "w.pth", "vit_b_32", "BSD-3-Clause"), "theirs")
     assert report.ignored == ("heads.head.bias", "heads.head.weight")
     same_features(network, "vit_b_32", "theirs", size=224)
     small = build_model("vit_b_32", {}, channels=3, seed=0, size=64)
@@ -266,7 +266,7 @@ def test_our_own_backbone_for_grey_images(tmp_path: Path, suffix: str) -> None:
         torch.save(model.state_dict(), path)
     else:
         save_file(model.state_dict(), path)
-    manifest, report = import_weights(Source(path, "slim_resnet", "CC0-1.0", normalise="imagenet"), "ours")
+    manifest, report = import_weights(WeightsSource(path, "slim_resnet", "CC0-1.0", normalise="imagenet"), "ours")
     assert report.ignored == ("heads.cls.bias", "heads.cls.weight")
     assert manifest.input is not None
     assert manifest.input.channels == 1
@@ -277,7 +277,7 @@ def test_our_own_backbone_for_grey_images(tmp_path: Path, suffix: str) -> None:
 def test_the_wrong_backbone_is_refused_and_nothing_is_kept(tmp_path: Path) -> None:
     torch.save(torchvision_state("resnet18")[0], tmp_path / "w.pth")
     with pytest.raises(WeightsError) as caught:
-        import_weights(Source(tmp_path / "w.pth", "resnet34", "BSD-3-Clause"), "theirs")
+        import_weights(WeightsSource(tmp_path / "w.pth", "resnet34", "BSD-3-Clause"), "theirs")
     assert "backbone.layer1.2.conv1.weight: missing" in str(caught.value)
     assert not (tmp_path / "home").exists()
 
@@ -285,17 +285,17 @@ def test_the_wrong_backbone_is_refused_and_nothing_is_kept(tmp_path: Path) -> No
 def test_an_import_leaves_torchs_randomness_alone(tmp_path: Path) -> None:
     torch.save(build_model("slim_resnet", {}, channels=3, seed=4).state_dict(), tmp_path / "w.pth")
     before = torch.get_rng_state()
-    import_weights(Source(tmp_path / "w.pth", "slim_resnet", "CC0-1.0"), "ours")
+    import_weights(WeightsSource(tmp_path / "w.pth", "slim_resnet", "CC0-1.0"), "ours")
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_manifest_says_where_the_file_came_from(tmp_path: Path) -> None:
     torch.save(build_model("slim_resnet", {}, channels=3, seed=4).state_dict(), tmp_path / "w.pth")
-    import_weights(Source(tmp_path / "w.pth", "slim_resnet", "CC0-1.0", "a thousand knees"), "ours")
+    import_weights(WeightsSource(tmp_path / "w.pth", "slim_resnet", "CC0-1.0", "a thousand knees"), "ours")
     manifest = json.loads((tmp_path / "home" / "weights" / "ours" / "model.json").read_text())
     assert manifest["trained_on"] == "a thousand knees"
     assert re.search(r"imported from w\.pth, sha256 [0-9a-f]{64}", manifest["how"])
     assert manifest["input"] is None  # nobody said how the images were prepared
-    import_weights(Source(tmp_path / "w.pth", "slim_resnet", "CC0-1.0", normalise="imagenet"), "imagenet")
+    import_weights(WeightsSource(tmp_path / "w.pth", "slim_resnet", "CC0-1.0", normalise="imagenet"), "imagenet")
     manifest = json.loads((tmp_path / "home" / "weights" / "imagenet" / "model.json").read_text())
     assert manifest["input"]["mean"] == [0.485, 0.456, 0.406]

@@ -10,7 +10,7 @@ import yaml
 
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.study.methods.presets import expand
-from fedgraft.common.study.methods.recipes import Method
+from fedgraft.common.study.methods.recipes import NamedMethod
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario, source_faults
 
@@ -18,7 +18,7 @@ SITE = {"phantom": {"patients": 4}}
 
 
 def study(method: str) -> Study:
-    plan = [stage.model_dump() for stage in expand(Method(name=method), table=False)]
+    plan = [stage.model_dump() for stage in expand(NamedMethod(name=method), table=False)]
     return parse_study({"name": "x", "tasks": [{"name": "cls", "classes": ["a", "b"]}], "plan": plan}, "here")
 
 

@@ -7,27 +7,27 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from fedgraft.common.closed_form.closed_form import ridge_head
-from fedgraft.simulations.planning.grouping import Cases, grouping
+from fedgraft.simulations.planning.grouping import SiteCases, grouping
 
 EAST, WEST = ("a", "b"), ("c", "d")
 
 
-def site(seed: int, turn: float, count: int = 60) -> Cases:
+def site(seed: int, turn: float, count: int = 60) -> SiteCases:
     """Two cases of each patient; the way the label lies in two features is a `turn` of a circle."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(rng.permutation(count // 2) % 2, 2)
     way = np.array([np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn), 0, 0, 0, 0])
     features = rng.normal(size=(count, 6)) + np.outer(1.2 * (2 * labels - 1), way) + 4 * turn
     patients = np.repeat(np.arange(count // 2), 2)
-    return Cases(features, labels, patients, patients % 5)
+    return SiteCases(features, labels, patients, patients % 5)
 
 
 @pytest.fixture(scope="module")
-def opposed() -> dict[str, Cases]:
+def opposed() -> dict[str, SiteCases]:
     return {name: site(at, 0.0 if name in EAST else 0.5) for at, name in enumerate((*EAST, *WEST))}
 
 
-def naive(cases: dict[str, Cases], clusters: tuple[tuple[str, ...], ...]) -> float:
+def naive(cases: dict[str, SiteCases], clusters: tuple[tuple[str, ...], ...]) -> float:
     """The mean AUROC with heads solved anew from the cases of a cluster without the patients that are asked about."""
     areas = []
     for name, own in cases.items():
@@ -49,14 +49,14 @@ def naive(cases: dict[str, Cases], clusters: tuple[tuple[str, ...], ...]) -> flo
     return float(np.mean(areas))
 
 
-def test_what_is_said_of_each_partition_is_what_heads_of_its_cases_give(opposed: dict[str, Cases]) -> None:
+def test_what_is_said_of_each_partition_is_what_heads_of_its_cases_give(opposed: dict[str, SiteCases]) -> None:
     found = grouping(opposed, 2, 0)
     assert [len(one.clusters) for one in found.tried] == [4, 3, 2, 1]
     for one in found.tried:
         assert one.auroc == pytest.approx(naive(opposed, one.clusters), abs=0.002)  # scores that are close are ties
 
 
-def test_sites_that_contradict_each_other_are_kept_apart(opposed: dict[str, Cases]) -> None:
+def test_sites_that_contradict_each_other_are_kept_apart(opposed: dict[str, SiteCases]) -> None:
     found = grouping(opposed, 2, 0)
     assert (found.verdict, found.clusters) == ("clusters", (EAST, WEST))
     (best,) = [one for one in found.tried if one.clusters == (EAST, WEST)]
@@ -79,7 +79,7 @@ def test_sites_of_one_kind_are_not_parted() -> None:
     assert {one.clusters for one in found.tried} >= {(("a", "b", "c", "d"),)}
 
 
-def test_too_few_cases_say_nothing(opposed: dict[str, Cases]) -> None:
+def test_too_few_cases_say_nothing(opposed: dict[str, SiteCases]) -> None:
     found = grouping(opposed | {"e": site(9, 0.5, 18)}, 2, 0)
     assert found.verdict == "unknown"
     assert "e: fewer than 10 training cases of a class" in found.why
