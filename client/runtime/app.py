@@ -24,7 +24,7 @@ from fedgraft.client.training.model.features import forget_features
 from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import ENDS, FedgraftError
 from fedgraft.common.base.files import write_atomic
-from fedgraft.common.plugins.loading import load_told
+from fedgraft.common.plugins.loading import load_from_environment
 from fedgraft.common.plugins.plugin import plugins_in
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.bundle import WireError
@@ -218,7 +218,7 @@ def _config_path(context: Context) -> Path:
     path = context.node_config.get("site-config")
     if path is not None:
         return _path(str(path))
-    load_told()  # the plug-ins of the simulation; a deployed site has a configuration, and never gets here
+    load_from_environment()  # the plug-ins of the simulation; a deployed site has a configuration, and never gets here
     sites = Path(str(context.run_config["run"])) / "sites"
     names = json.loads((sites / "index.json").read_text(encoding="utf-8"))
     return sites / str(names[int(context.node_config["partition-id"])]) / "site.json"

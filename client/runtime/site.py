@@ -34,7 +34,7 @@ from fedgraft.common.protocol.routing import privacy_request, requires_source
 from fedgraft.common.protocol.states import is_address
 from fedgraft.common.secure_aggregation.masking import OutOfRange, brought_in
 from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summands, metric_summands, tensor_summands
-from fedgraft.common.study.clusters import Told
+from fedgraft.common.study.clusters import NamedClusters
 from fedgraft.common.study.schedule import last_exchange
 from fedgraft.common.study.study import Study
 
@@ -79,8 +79,8 @@ class Site:
             self._guard.admit(self._place.local_model.tags)
             if self._place.source is None and not self._guard.is_source and requires_source(self._study):
                 raise Refused(Code.NO_SOURCE, "the study learns from a source at the site, whose file names none")
-        told = self._study.clusters
-        if isinstance(told, Told) and told.of(self.name) is None and not (self._guard and self._guard.is_source):
+        clusters, is_source = self._study.clusters, self._guard is not None and self._guard.is_source
+        if isinstance(clusters, NamedClusters) and clusters.of(self.name) is None and not is_source:
             raise Refused(Code.NO_CLUSTER, "the study names the sites of each cluster, and this one is in none")
         been_here = self._progress.last > 0
         self._progress.greeted()

@@ -37,13 +37,13 @@ def load_plugins(places: Iterable[str]) -> None:
         load_plugin(place)
 
 
-def told(places: Iterable[str]) -> dict[str, str]:
-    """The environment variable by which `load_told` of another process knows them."""
+def environment_for(places: Iterable[str]) -> dict[str, str]:
+    """The environment variable by which `load_from_environment` of another process knows them."""
     return {VARIABLE: json.dumps(list(places))}
 
 
 @cache
-def load_told() -> None:
+def load_from_environment() -> None:
     """Load, once, what the simulation had loaded for which Flower started this process."""
     load_plugins(json.loads(os.environ.get(VARIABLE, "[]")))
 

@@ -17,14 +17,14 @@ from fedgraft.common.study.plan import Select, Stage, named
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
 
 
-class Told(Value):
+class NamedClusters(Value):
     """The study names the sites of each cluster: those that are alike, as far as anybody knows.
 
     From stage `begin` on, the first if absent, each has its own of the entries `own`; the others are aggregated over
     the sites of all clusters. A site that is in no cluster takes no part.
     """
 
-    by: Literal["told"]
+    by: Literal["name"]
     sites: Annotated[
         dict[Annotated[str, Field(pattern=_NAME)], Annotated[tuple[str, ...], Field(min_length=1)]],
         Field(min_length=2),
@@ -34,7 +34,7 @@ class Told(Value):
     own: Annotated[Select, Field(exclude_if=unless(named("all")))] = named("all")
 
     @model_validator(mode="after")
-    def _each_in_one(self) -> Told:
+    def _each_in_one(self) -> NamedClusters:
         names = [site for own in self.sites.values() for site in own]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{', '.join(twice)}: can be in one cluster alone")
@@ -83,10 +83,10 @@ def _shared(own: Select) -> str:
     )
 
 
-Clusters = Annotated[Told | BySums, Field(discriminator="by")]
+Clusters = Annotated[NamedClusters | BySums, Field(discriminator="by")]
 
 
-def begins_at(clusters: Told | BySums, plan: Sequence[Stage]) -> int:
+def begins_at(clusters: NamedClusters | BySums, plan: Sequence[Stage]) -> int:
     """The place in the plan of the first stage in which clusters have models of their own.
 
     ValueError if the plan has no stage of the name that is given, or none for clusters.

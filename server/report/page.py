@@ -34,7 +34,7 @@ from fedgraft.server.report.history import (
 from fedgraft.server.report.sureness import is_too_few, of_site
 
 _CLUSTERED = {
-    "told": "They are named by the study.",
+    "name": "They are named by the study.",
     "sums": "They were made from the sums that each site sent before: sites whose features, class by class, lie less "
     "than half a deviation apart, or hardly further than chance would put them, are together.",
 }

@@ -14,7 +14,7 @@ from fedgraft.common.base.disk import DISK_FULL, in_words
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import FedgraftError, RunError
 from fedgraft.common.models.initialise import initialise
-from fedgraft.common.plugins.loading import load_told
+from fedgraft.common.plugins.loading import load_from_environment
 from fedgraft.server.fleet.fleet import GridFleet
 from fedgraft.server.fleet.presence import Presence
 from fedgraft.server.rounds.results import write_model, write_result
@@ -40,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     folder, engine = RunFolder(Path(str(config["run"]))), str(config["engine"])
     if engine == "ray":
-        load_told()
+        load_from_environment()
     if engine != DEPLOYED:
         _run(grid, folder, engine, synthetic=bool(config["synthetic"]))
         return

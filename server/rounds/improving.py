@@ -31,11 +31,11 @@ def still_improving(study: Study, rows: Sequence[Row]) -> list[str]:
         for stage in study.plan
         if isinstance(stage.local, Gradient) and stage.early_stopping is None
         for task in study.tasks
-        for sentence in _told(stage.name, task.name, shown(study, task.name).first, rows)
+        for sentence in _sentences(stage.name, task.name, shown(study, task.name).first, rows)
     ]
 
 
-def _told(stage: str, task: str, metric: Metric, rows: Sequence[Row]) -> Iterator[str]:
+def _sentences(stage: str, task: str, metric: Metric, rows: Sequence[Row]) -> Iterator[str]:
     figures = list(_figures(rows, stage, task, metric.name))
     quarter = max(2, len(figures) // 4)
     if len(figures) < 2 * quarter:

@@ -16,7 +16,7 @@ from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.packed_symmetric import unpacked
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.protocol.states import States
-from fedgraft.common.study.clusters import BySums, Told, begins_at
+from fedgraft.common.study.clusters import BySums, NamedClusters, begins_at
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.schedule import Step
 from fedgraft.common.study.stages.aggregates import Sums
@@ -91,7 +91,7 @@ class RunModels:
         """Get ready what goes out in an exchange; where clusters begin with it, each gets its copy first."""
         clusters = self._study.clusters
         if clusters is not None and not self.apart and step.stage >= begins_at(clusters, self._study.plan):
-            if isinstance(clusters, Told):
+            if isinstance(clusters, NamedClusters):
                 self.totals.clusters = {name: list(sites) for name, sites in clusters.sites.items()}
             one = self.of_cluster.pop(ALL)
             self.of_cluster = {
@@ -159,7 +159,7 @@ def _part(arrays: Arrays, name: str) -> dict[str, np.ndarray]:
 class RoundAggregation:
     """Aggregates the updates of one round: each cluster's own entries by themselves, those that they share together."""
 
-    def __init__(self, models: RunModels, stage: Stage, tags: Tags, clusters: Told | BySums | None) -> None:
+    def __init__(self, models: RunModels, stage: Stage, tags: Tags, clusters: NamedClusters | BySums | None) -> None:
         self._models = models
         self.of_cluster = {
             name: aggregator_for(stage, tags, model.memory.states) for name, model in models.of_cluster.items()

@@ -23,7 +23,7 @@ import torch
 
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import read_json
-from fedgraft.common.plugins.loading import told
+from fedgraft.common.plugins.loading import environment_for
 from fedgraft.common.plugins.registry import places
 from fedgraft.server.operations.bundle import manifest
 from fedgraft.server.runs.run_folder import RunFolder
@@ -42,7 +42,7 @@ def run_with_ray(run: Path, workers: int, threads: int, synthetic: bool) -> None
     try:
         port = _free_port()
         plugins = places(RunFolder(run).study().plugins)
-        environment = _environment(folder, port, threads) | told(plugins)
+        environment = _environment(folder, port, threads) | environment_for(plugins)
         app = _app(folder)
         with _superlink(folder, port, environment):
             config = f'run="{run}" synthetic={str(synthetic).lower()}'

@@ -191,7 +191,7 @@ def _show_grouping(found: Grouping) -> None:
         case "clusters":
             say(f"Let these train together, and not all as one: {in_words(found.clusters)} ({found.why}).")
             sites = {f"cluster_{at}": list(own) for at, own in enumerate(found.clusters, start=1)}
-            say(f"In the study: clusters: {json.dumps({'by': 'told', 'sites': sites})}")
+            say(f"In the study: clusters: {json.dumps({'by': 'name', 'sites': sites})}")
         case "one":
             say(f"Let all sites train one model: {found.why}.")
         case "unknown":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedgraft.client.privacy.dp import dpsgd, secret
 from fedgraft.client.privacy.dp import noise as noising
-from fedgraft.client.privacy.dp.gradients import trainer
+from fedgraft.client.privacy.dp.gradients import private_losses, trainer
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.study.tasks import AnyTask
 
@@ -39,14 +39,14 @@ def every_image_clipped_alone(patch: Patch) -> None:
 
 def weighted_mean(patch: Patch) -> None:
     """The mean of a loss with class weights, over a batch: its weights' sum ties all cases together."""
-    real = trainer.losses_by_case
+    real = private_losses.losses_by_case
 
     def losses(outputs: Tensors, targets: Tensors, tasks: Mapping[str, AnyTask] | None = None) -> Tensor:
         (target,) = targets.values()
         weights = torch.tensor([1.0, 1.0, 100.0])[target]
         return real(outputs, targets, tasks) * weights * len(target) / weights.sum()
 
-    patch.setattr(trainer, "losses_by_case", losses)
+    patch.setattr(private_losses, "losses_by_case", losses)
 
 
 def moving_statistics(patch: Patch) -> None:

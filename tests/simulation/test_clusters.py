@@ -61,18 +61,18 @@ def break_off(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(hospitals, make_study, tmp_path_factory) -> Path:
-    study = make_study(method=FEDAVG, clusters={"by": "told", "sites": PAIRS})
+def named(hospitals, make_study, tmp_path_factory) -> Path:
+    study = make_study(method=FEDAVG, clusters={"by": "name", "sites": PAIRS})
     return simulate(study, hospitals, tmp_path_factory.mktemp("clusters") / "told")
 
 
-def test_a_cluster_ends_with_the_model_of_its_sites_alone(told: Path, hospitals, make_study, tmp_path: Path) -> None:
+def test_a_cluster_ends_with_the_model_of_its_sites_alone(named: Path, hospitals, make_study, tmp_path: Path) -> None:
     for name, sites in PAIRS.items():
         by_itself = simulate(make_study(method=FEDAVG), alone(hospitals, *sites), tmp_path / name)
-        assert same(model(told, name), model(by_itself))
-        ours, theirs = (read_json(run / "result.json")["metrics"]["cls"]["sites"] for run in (told, by_itself))
+        assert same(model(named, name), model(by_itself))
+        ours, theirs = (read_json(run / "result.json")["metrics"]["cls"]["sites"] for run in (named, by_itself))
         assert {site: ours[site] for site in sites} == theirs
-    assert read_json(told / "result.json")["status"] == "completed"
+    assert read_json(named / "result.json")["status"] == "completed"
 
 
 def test_a_run_with_clusters_that_was_broken_off_ends_with_the_same_bits(
@@ -80,7 +80,7 @@ def test_a_run_with_clusters_that_was_broken_off_ends_with_the_same_bits(
 ) -> None:
     """What the coordinator's momentum remembers is each cluster's own for its heads, and all sites' for the rest."""
     momentum = FEDAVG | {"name": "fedavgm"}
-    study = make_study(method=momentum, clusters={"by": "told", "sites": PAIRS, "own": "heads"})
+    study = make_study(method=momentum, clusters={"by": "name", "sites": PAIRS, "own": "heads"})
     whole = simulate(study, hospitals, tmp_path / "whole")
     prepare(study, hospitals, tmp_path / "run")
     break_off(tmp_path / "run", monkeypatch)
@@ -95,7 +95,7 @@ def test_a_run_with_clusters_that_was_broken_off_ends_with_the_same_bits(
 def test_clusters_share_the_backbone_and_keep_heads(hospitals, make_study, tmp_path: Path) -> None:
     """One round: the heads are those of each cluster by itself, and all else what all sites make together."""
     one_round = FEDAVG | {"rounds": 1}
-    study = make_study(method=one_round, clusters={"by": "told", "sites": PAIRS, "own": "heads"})
+    study = make_study(method=one_round, clusters={"by": "name", "sites": PAIRS, "own": "heads"})
     run = simulate(study, hospitals, tmp_path / "run")
     together = model(simulate(make_study(method=one_round), hospitals, tmp_path / "together"))
     for name, sites in PAIRS.items():
@@ -110,7 +110,7 @@ def test_clusters_share_the_backbone_and_keep_heads(hospitals, make_study, tmp_p
 def test_clusters_can_begin_after_a_stage_of_all_sites(hospitals, make_study, tmp_path: Path) -> None:
     """Heads solved from all sites' sums, then a cluster's rounds from there."""
     lp_ft = {"name": "graft", "rounds": 1, "local": FEDAVG["local"]}
-    study = make_study(method=lp_ft, clusters={"by": "told", "sites": PAIRS, "begin": "train"})
+    study = make_study(method=lp_ft, clusters={"by": "name", "sites": PAIRS, "begin": "train"})
     run = simulate(study, hospitals, tmp_path / "run")
     only = make_study(plan=[study.plan[0].model_dump(mode="json")])
     probe = simulate(only, hospitals, tmp_path / "probe")
@@ -121,15 +121,15 @@ def test_clusters_can_begin_after_a_stage_of_all_sites(hospitals, make_study, tm
         assert same(model(run, name), model(twin))
 
 
-def test_whoever_uses_the_run_is_asked_which_model(told: Path, hospitals) -> None:
+def test_whoever_uses_the_run_is_asked_which_model(named: Path, hospitals) -> None:
     with pytest.raises(WeightsError, match=r"a model for each cluster of sites: one \(east, north\); two"):
-        load_manifest(str(told))
-    run = fedgraft.load_run(told)
+        load_manifest(str(named))
+    run = fedgraft.load_run(named)
     with pytest.raises(WeightsError, match="A hospital that is new takes that of the sites"):
         run.model()
     image = np.random.default_rng(0).integers(0, 255, (2, 32, 32), dtype=np.uint8)
     for name, sites in PAIRS.items():
-        wanted = fedgraft.TrainedModel(str(told / "models" / name)).predict(image).answers["cls"]
+        wanted = fedgraft.TrainedModel(str(named / "models" / name)).predict(image).answers["cls"]
         assert all(np.array_equal(run.model(site).predict(image).answers["cls"], wanted) for site in sites)
     with pytest.raises(InputError, match="has no site 'elsewhere'"):
         run.model("elsewhere")
@@ -139,7 +139,7 @@ def test_masked_clusters_end_as_clusters_in_the_open(hospitals, make_study, tmp_
     """Six sites of three hospitals' images, so that each cluster has the three that a masked sum needs."""
     names = ("east", "south", "west")
     cohorts = {f"{half}_{name}": hospitals.cohorts[name] for half in ("a", "b") for name in names}
-    clusters = {"by": "told", "sites": {half: [f"{half}_{name}" for name in names] for half in ("a", "b")}}
+    clusters = {"by": "name", "sites": {half: [f"{half}_{name}" for name in names] for half in ("a", "b")}}
     gentle = FEDAVG | {"local": {"steps": 2, "batch_size": 8, "lr": 0.001, "optimiser": "sgd"}}
     runs = {}
     for masks in (False, True):
@@ -185,7 +185,7 @@ def test_sites_that_are_alike_find_each_other_by_their_sums(
     assert found["sites"] == {"cluster_1": ["east", "south"], "cluster_2": ["north", "west"]}
     apart = {(pair["one"], pair["other"]): pair["distance"] for pair in found["likeness"]}
     assert min(apart["east", "north"], apart["south", "west"]) > 3 * max(apart["east", "south"], apart["north", "west"])
-    told = {"by": "told", "begin": "train", "sites": {"a": ["east", "south"], "b": ["north", "west"]}}
+    told = {"by": "name", "begin": "train", "sites": {"a": ["east", "south"], "b": ["north", "west"]}}
     twin = simulate(make_study(**asked, clusters=told), there, tmp_path / "twin")
     assert same(model(run, "cluster_1"), model(twin, "a"))
     assert same(model(run, "cluster_2"), model(twin, "b"))
@@ -197,7 +197,7 @@ def test_sites_that_are_alike_find_each_other_by_their_sums(
 def test_an_arm_of_a_comparison_can_have_clusters(hospitals, make_study, tmp_path: Path) -> None:
     """What it says of each site is what that cluster's model says; `pooled` pools each cluster."""
     study = make_study(method=FEDAVG | {"rounds": 1}, evaluate={"every": 0})
-    apart = {"clusters": {"by": "told", "sites": PAIRS}}
+    apart = {"clusters": {"by": "name", "sites": PAIRS}}
     question = Question(
         arms=(Arm(name="study"), Arm(name="clusters", set=apart), Arm(name="pooled", who="pooled", set=apart))
     )
@@ -214,14 +214,14 @@ def test_an_arm_of_a_comparison_can_have_clusters(hospitals, make_study, tmp_pat
     assert not np.array_equal(found["study"]["east"]["cls"].logits, found["clusters"]["east"]["cls"].logits)
 
 
-def test_the_page_shows_the_clusters(told: Path) -> None:
-    page = page_of(told)
+def test_the_page_shows_the_clusters(named: Path) -> None:
+    page = page_of(named)
     assert "named by the study" in page.text
     assert {"one", "east, north", "two", "south, west"} <= set(page.cells)
 
 
 def test_a_site_in_no_cluster_takes_no_part_and_says_so(hospitals, make_study, tmp_path: Path) -> None:
-    clusters = {"by": "told", "sites": {"one": ["east", "north"], "two": ["south"]}}
+    clusters = {"by": "name", "sites": {"one": ["east", "north"], "two": ["south"]}}
     run = simulate(make_study(method=FEDAVG | {"rounds": 1}, clusters=clusters), hospitals, tmp_path / "run")
     result = read_json(run / "result.json")
     assert result["status"] == "incomplete"

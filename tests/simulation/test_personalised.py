@@ -63,7 +63,7 @@ def choice(run: Path, site: str) -> dict[str, Any]:
     return read_json(path)
 
 
-def told(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def written(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All that the coordinator has of a run, but for how long things took."""
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     result = read_json(run / "result.json")
@@ -98,11 +98,11 @@ def test_nothing_that_leaves_depends_on_the_choice(
     tried = iter(range(100))
     monkeypatch.setattr(personal, "_figure", lambda *_: float(next(tried) % 2))  # the common model's comes first
     other = simulate(study, four, tmp_path / "other")
-    assert told(other) == told(run)
+    assert written(other) == written(run)
     assert [choice(other, site)["uses_own"] for site in four.cohorts] != [
         choice(run, site)["uses_own"] for site in four.cohorts
     ]
-    rows, result = told(run)
+    rows, result = written(run)
     assert [row["evaluated"] for row in rows if row["evaluated"]] == [
         {"stage": "start", "round": 0},
         *[{"stage": "start", "round": 0}] * 2,

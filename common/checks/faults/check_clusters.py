@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from fedgraft.common.methods.memory.carried import methods_of
 from fedgraft.common.protocol.routing import Tags, changed, retains_statistics
 from fedgraft.common.secure_aggregation.masking import FEWEST
-from fedgraft.common.study.clusters import BySums, Told, begins_at
+from fedgraft.common.study.clusters import BySums, NamedClusters, begins_at
 from fedgraft.common.study.plan import Role, Stage, Statistics
 from fedgraft.common.study.stages.aggregates import Moments, Standardise, Sums, Threshold
 from fedgraft.common.study.study import Study
 
 
-def check_clusters(study: Study, clusters: Told | BySums, tags: Tags) -> Iterator[str]:
+def check_clusters(study: Study, clusters: NamedClusters | BySums, tags: Tags) -> Iterator[str]:
     """Every reason why the clusters cannot be made, or the stages after they begin cannot work with them."""
     begin = begins_at(clusters, study.plan)
     if isinstance(clusters, BySums):
@@ -36,7 +36,7 @@ def check_clusters(study: Study, clusters: Told | BySums, tags: Tags) -> Iterato
         )
 
 
-def has_own(stage: Stage, tags: Tags, clusters: Told | BySums) -> bool:
+def has_own(stage: Stage, tags: Tags, clusters: NamedClusters | BySums) -> bool:
     """Whether what a stage aggregates is, or has in it, entries of which each cluster has its own."""
     if not isinstance(stage.aggregate, Sums):
         return any(tags[key] in clusters.own for key in changed(stage, tags) if tags[key] in stage.share)
@@ -54,9 +54,9 @@ def _sums(stage: Stage) -> Iterator[str]:
         yield f"{place} is for the source alone, and clusters are of hospitals"
 
 
-def _secure(study: Study, clusters: Told | BySums) -> Iterator[str]:
+def _secure(study: Study, clusters: NamedClusters | BySums) -> Iterator[str]:
     if isinstance(clusters, BySums):
-        yield "clusters.by: masks hide each site's sums, so that nobody can compare them; tell the clusters, by: told"
+        yield "clusters.by: masks hide each site's sums, so that nobody can compare them; tell the clusters, by: name"
         return
     for name, sites in clusters.sites.items():
         if len(sites) < FEWEST:

@@ -22,7 +22,7 @@ from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.cluster_models import model_for
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.protocol.instructions import Arrays
-from fedgraft.common.study.clusters import Told
+from fedgraft.common.study.clusters import NamedClusters
 from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Recalibrate
 from fedgraft.common.study.study import Study
@@ -131,7 +131,7 @@ def _trainers(job: ModelJob, cohorts: Mapping[str, Cohort]) -> Iterator[tuple[st
             yield name, cohort, cohorts
         return
     told = job.study.clusters
-    for sites in told.sites.values() if isinstance(told, Told) else [tuple(cohorts)]:
+    for sites in told.sites.values() if isinstance(told, NamedClusters) else [tuple(cohorts)]:
         there = [site for site in sites if site in cohorts]
         yield MERGED, pool([cohorts[site] for site in there]), there
 

@@ -153,7 +153,7 @@ def test_sites_that_were_told_different_things_give_nothing_that_opens(four: Con
 
 def test_a_site_masks_with_its_own_cluster_alone(make_study: MakeStudy, tmp_path: Path) -> None:
     """A fourth site in the sum of a cluster of three, and out of it again, would be seen through."""
-    clusters = {"by": "told", "sites": {"one": THREE, "two": NAMES[3:]}}
+    clusters = {"by": "name", "sites": {"one": THREE, "two": NAMES[3:]}}
     study = make_study(plan=[HEADS], secure_aggregation=True, clusters=clusters)
     for_all, for_own = (tmp_path / name for name in ("for_all", "for_own"))
     for_all.mkdir()

@@ -40,7 +40,7 @@ def test_masked_sums_have_one_precision():
     assert any("local.precision" in fault for fault in check(study(single, secure_aggregation=True), TAGS))
 
 
-TOLD = {"by": "told", "sites": {"one": ["a", "b"], "two": ["c"]}}
+TOLD = {"by": "name", "sites": {"one": ["a", "b"], "two": ["c"]}}
 SUMS = {"by": "sums", "stage": "s0"}
 OOD = [
     {"local": {"kind": "statistics"}, "aggregate": {"kind": "moments"}},
@@ -98,10 +98,10 @@ def test_what_clusters_cannot_do_is_refused_with_the_reason(plan: list[dict], mo
 @pytest.mark.parametrize(
     ("clusters", "words"),
     [
-        ({"by": "told", "sites": {"one": ["a", "b"], "two": ["b"]}}, "b: can be in one cluster alone"),
+        ({"by": "name", "sites": {"one": ["a", "b"], "two": ["b"]}}, "b: can be in one cluster alone"),
         (TOLD | {"begin": "s7"}, "clusters.begin: no stage is called s7"),
         ({"by": "sums", "stage": "s0"}, "no stage is left"),
-        ({"by": "told", "sites": {"one": ["a"]}}, "clusters"),
+        ({"by": "name", "sites": {"one": ["a"]}}, "clusters"),
     ],
 )
 def test_clusters_that_say_nothing_are_refused_when_they_are_read(clusters: dict, words: str) -> None:
