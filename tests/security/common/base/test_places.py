@@ -85,7 +85,7 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_spent(
 @pytest.mark.parametrize(
     ("wire", "words"),
     [
-        ("simulations.weights.soup.load_weights", ("soup", "{run}", "{run}", "--id", "mine")),
+        ("simulations.weights.soup.load_for", ("soup", "{run}", "{run}", "--id", "mine")),
         (
             "simulations.weights.weights_import._read",
             ("import", "{run}", "--backbone", "resnet18", "--id", "mine", "--licence", "none"),
