@@ -192,7 +192,7 @@ def test_accuracy_against_epsilon_is_measured_written_and_taken_up_again(
     for budget in (20.0, 0.05):
         point = points[budget]
         assert point["runs"] == 2
-        assert point["loss"] == pytest.approx(points[None]["auroc"] - point["auroc"])
+        assert point["loss"] == pytest.approx(points[None]["value"] - point["value"])
         assert point["half_width"] > 0
     cells = json.loads((tmp_path / "curve" / "curve.json").read_text())["cells"]
     runs = {path.name: json.loads((path / "result.json").read_text()) for path in (tmp_path / "curve/runs").iterdir()}
