@@ -74,6 +74,8 @@ class _Decoder:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._parent = 0
+        self._modules = ""
+        """Where the process looks for modules: a plug-in's reader may have been found since it was started."""
 
     def ask(self, path: Path, request: dict[str, Any], limits: DecodingLimits) -> tuple[dict[str, Any], list[Any]]:
         """The words and frames of a file. UnusableError says why there are none."""
@@ -121,8 +123,10 @@ class _Decoder:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._parent != os.getpid():  # after a fork it is the parent's
             self._process, self._parent = None, os.getpid()
+        if self._modules != (modules := _modules()):
+            self.close()
         if self._process is None or self._process.poll() is not None:
-            self._process = _start()
+            self._process, self._modules = _start(modules), modules
         return self._process
 
     def close(self) -> None:
@@ -141,10 +145,15 @@ class _Decoder:
             process.wait()
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _modules() -> str:
+    """Where this process looks for modules, but for the folder that somebody stands in."""
+    return os.pathsep.join(filter(None, sys.path))
+
+
+def _start(modules: str) -> subprocess.Popen[bytes]:
     """A new process that has said that it is ready. DataError if it cannot be had."""
     single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment = os.environ | single | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | single | {"PYTHONPATH": modules}
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fedgraft.client.data.decoding.worker", str(_IDLE_S)],

@@ -13,6 +13,7 @@ from PIL import Image
 
 import fedgraft as fg
 from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
+from fedgraft.client.data.decoding.decoder import read_images
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.study.study import Study
@@ -28,7 +29,8 @@ METHOD = {"name": "fedavg", "rounds": 1, "local": {"steps": 2, "batch_size": 8, 
 
 
 @pytest.fixture
-def installed(tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:
+def installed(hospitals: Hospitals, tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:
+    read_images(next(hospitals.cohorts["east"].root.rglob("*.png")), "first")  # whoever decodes is at work before
     fresh.syspath_prepend(install(wheel_of(EXAMPLE, tmp_path / "wheels"), tmp_path / "packages"))
 
 
