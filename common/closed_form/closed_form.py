@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from fedgraft.common.base.errors import RunError
-from fedgraft.common.closed_form.penalty import cross_validated, prior
+from fedgraft.common.closed_form.penalty import RIDGE_PENALTIES, cross_validated, prior
 from fedgraft.common.protocol.instructions import NOISE, Arrays
 from fedgraft.common.study.stages.aggregates import Discriminant, NearestMean, Ridge
 
@@ -192,8 +192,8 @@ def heads_from_sums(
     return heads
 
 
-def automatic_penalties(sums: Arrays) -> dict[str, float]:
-    """By task the ridge penalty per case that follows from the total of the sums (see `penalty`).
+def automatic_penalties(sums: Arrays, penalties: Sequence[float] = RIDGE_PENALTIES) -> dict[str, float]:
+    """By task the ridge penalty per case, of these, that follows from the total of the sums (see `penalty`).
 
     Of noised sums, and of values, the prior one: errors that are measured on noise would choose the noise.
     """
@@ -202,7 +202,7 @@ def automatic_penalties(sums: Arrays) -> dict[str, float]:
         grams, crosses, logits = problems_of(sums, task)
         measurable = logits and NOISE not in sums
         classes = sums[f"{task}/gram"].ndim == 2
-        found[task] = cross_validated(grams, crosses, classes=classes) if measurable else prior(grams)
+        found[task] = cross_validated(grams, crosses, penalties, classes=classes) if measurable else prior(grams)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from fedgraft.common.closed_form.logistic import logistic_heads
 from fedgraft.common.closed_form.moments import FeatureMoments, moments_from_sums
 from fedgraft.common.closed_form.newton import stepped_heads
 from fedgraft.common.closed_form.ood import DistanceThreshold, threshold
+from fedgraft.common.closed_form.penalty import RIDGE_PENALTIES, penalties_for
 from fedgraft.common.closed_form.temperature import tempered
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.packed_symmetric import unpacked
@@ -93,7 +95,7 @@ def _of_sums(stage: Stage, aggregate: Sums, states: States) -> Aggregator:
         case Logistic():
             return LogisticAggregator(aggregate)
         case _:
-            return HeadAggregator(aggregate, keep=retains_statistics(stage))
+            return HeadAggregator(aggregate, penalties_for(stage), keep=retains_statistics(stage))
 
 
 class _SumAggregator:
@@ -111,9 +113,17 @@ class _SumAggregator:
 class HeadAggregator(_SumAggregator):
     """Sums of features and labels, then one head per task, solved from them, or a step of it."""
 
-    def __init__(self, aggregate: Ridge | NearestMean | Discriminant | Newton, *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        aggregate: Ridge | NearestMean | Discriminant | Newton,
+        penalties: Sequence[float] = RIDGE_PENALTIES,
+        *,
+        keep: bool = False,
+    ) -> None:
+        """`penalties` are those that are chosen from, where the sums choose."""
         super().__init__()
         self._aggregate = aggregate
+        self._penalties = penalties
         self._keep = keep
         self._sites: list[Arrays] = []
         self.ridge_penalties: dict[str, float] = {}
@@ -133,9 +143,9 @@ class HeadAggregator(_SumAggregator):
     def result(self, state: Arrays) -> dict[str, np.ndarray]:
         """Heads that solve the pooled problem. RunError if no site had a label."""
         if self._chooses and self._sites:
-            self.ridge_penalties = choose(self._sites, standardise=isinstance(self._aggregate, Ridge))
+            self.ridge_penalties = choose(self._sites, self._penalties, standardise=isinstance(self._aggregate, Ridge))
         if isinstance(self._aggregate, Ridge) and self._aggregate.ridge_penalty == "auto" and self._sums:
-            self.ridge_penalties = automatic_penalties(self._sums)
+            self.ridge_penalties = automatic_penalties(self._sums, self._penalties)
         if isinstance(self._aggregate, Newton):
             return stepped_heads(self._sums, self._aggregate, state, self.ridge_penalties)
         return heads_from_sums(self._sums, self._aggregate, state, self.ridge_penalties)

@@ -218,21 +218,21 @@ def test_a_finished_model_is_measured_with_what_each_site_keeps(
         make_study(method={"name": name, "rounds": 1, "local": local}, evaluate={"every": 0})
         for name in ("fedavg", "ditto")
     )
-    runs = {study: simulate(study, hospitals, tmp_path / name) for study, name in ((plain, "plain"), (kept, "kept"))}
-    assert load_manifest(str(runs[plain])).sha256 == load_manifest(str(runs[kept])).sha256
-    assert sites_of(runs[plain]) != sites_of(runs[kept])
+    of_plain, of_kept = (simulate(study, hospitals, tmp_path / study.plan[-1].name) for study in (plain, kept))
+    assert load_manifest(str(of_plain)).sha256 == load_manifest(str(of_kept)).sha256
+    assert sites_of(of_plain) != sites_of(of_kept)
     arms = [
-        {"name": "theirs", "weights": str(runs[kept] / "model.safetensors")},
-        {"name": "shared", "weights": str(runs[plain])},
-        {"name": "foreign", "weights": str(runs[kept]), "elsewhere": True},
+        {"name": "theirs", "weights": str(of_kept / "model.safetensors")},
+        {"name": "shared", "weights": str(of_plain)},
+        {"name": "foreign", "weights": str(of_kept), "elsewhere": True},
     ]
     question = Question.model_validate({"arms": arms, "against": "shared", "metric": "accuracy"})
     todo = cells(plain, question, hospitals, 1, "test")
     list(run(todo, tmp_path / "cells", 1, 1))
-    measured = simulate(measuring(make_study, runs[kept]), hospitals, tmp_path / "measured")
-    assert sites_of(measured) == sites_of(runs[plain]), "what all share"
+    measured = simulate(measuring(make_study, of_kept), hospitals, tmp_path / "measured")
+    assert sites_of(measured) == sites_of(of_plain), "what all share"
     assert "each site keeps entries of its own" in read_json(measured / "result.json")["remarks"][1]
-    wanted = {"theirs": runs[kept], "shared": runs[plain], "foreign": runs[plain]}
+    wanted = {"theirs": of_kept, "shared": of_plain, "foreign": of_plain}
     for cell in todo:
         found = outcome(cell, tmp_path / "cells").found[MERGED]
         for site, values in sites_of(wanted[cell.arm]).items():

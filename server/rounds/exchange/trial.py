@@ -14,7 +14,7 @@ import numpy as np
 
 from fedgraft.common.base.errors import FedgraftError
 from fedgraft.common.closed_form.closed_form import tasks_in
-from fedgraft.common.closed_form.penalty import RIDGE_PENALTIES
+from fedgraft.common.closed_form.penalty import penalties_for
 from fedgraft.common.protocol.instructions import NOISE, Arrays, Update
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.protocol.states import States
@@ -57,5 +57,5 @@ def _decided(stage: Stage) -> Stage:
     aggregate = stage.aggregate
     if not isinstance(aggregate, Ridge | Newton) or not isinstance(aggregate.ridge_penalty, str):
         return stage
-    decided = aggregate.model_copy(update={"ridge_penalty": min(RIDGE_PENALTIES)})
+    decided = aggregate.model_copy(update={"ridge_penalty": min(penalties_for(stage))})
     return stage.model_copy(update={"aggregate": decided})

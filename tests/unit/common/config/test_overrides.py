@@ -21,7 +21,7 @@ Command = Callable[..., tuple[int, str, str]]
             "rounds.min_site: there is no such key; did you mean min_sites? "
             "There are: deadline_s, max_change, min_sites, quorum",
         ),
-        ("metod=fedavg", "metod: there is no such key; did you mean method? There are: compare, evaluate, input,"),
+        ("metod=fedavg", "metod: there is no such key; did you mean method? There are: clusters, compare, evaluate,"),
         ("plan.1.local.lrr=3", "plan.1.local.gradient.lrr: there is no such key; did you mean lr? There are: augment,"),
         ("plan.1.local.lr=-3", "plan.1.local.gradient.lr: Input should be greater than 0 (found -3)"),
         ("plan.9.rounds=3", "there is no '9' to set a key in"),

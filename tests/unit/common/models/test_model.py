@@ -61,7 +61,17 @@ def used_in_order(model: TransferModel, x: Tensor) -> list[str]:
     return order
 
 
-@pytest.mark.parametrize("name", image_backbones())
+CONTROLS = ("thumbnail", "intensity")
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_controls_of_comparisons_have_heads_alone(name: str) -> None:
+    """They are features by hand: there is nothing to train in them."""
+    assert name in image_backbones()
+    assert {tag.role for tag in on_meta(name).tags().values()} == {Role.HEAD}
+
+
+@pytest.mark.parametrize("name", [name for name in image_backbones() if name not in CONTROLS])
 def test_every_backbone_is_tagged_by_what_its_layers_are(name: str) -> None:
     model = on_meta(name)
     tags, state = model.tags(), model.state_dict()
