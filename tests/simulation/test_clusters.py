@@ -135,6 +135,7 @@ def test_whoever_uses_the_run_is_asked_which_model(named: Path, hospitals) -> No
         run.model("elsewhere")
 
 
+@pytest.mark.slow
 def test_masked_clusters_end_as_clusters_in_the_open(hospitals, make_study, tmp_path: Path) -> None:
     """Six sites of three hospitals' images, so that each cluster has the three that a masked sum needs."""
     names = ("east", "south", "west")
@@ -165,6 +166,7 @@ def darkened(root: Path, name: str) -> CohortSpec:
     return CohortSpec(kind="images", root=root / name, labels=root / name / "images.csv", patient_column="patient")
 
 
+@pytest.mark.slow
 def test_sites_that_are_alike_find_each_other_by_their_sums(
     hospitals, make_study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -218,6 +218,7 @@ def test_members_travel_once(stacked, base_models, hospitals) -> None:
     assert all(row["bytes_up"] < 40_000 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_ends_the_same(hospitals, stacked, tmp_path) -> None:
     study, whole = stacked
     run = tmp_path / "run"
@@ -231,6 +232,7 @@ def test_a_run_that_was_cut_off_ends_the_same(hospitals, stacked, tmp_path) -> N
         assert array.tobytes() == load_tensors(run / "model.safetensors")[key].tobytes(), key
 
 
+@pytest.mark.slow
 def test_masked_sums_give_the_same_average(hospitals, average, make_study, base_models, tmp_path) -> None:
     study = make_study(name="average", model=ensemble(base_models), method="average_ensemble", secure_aggregation=True)
     run = simulate(study, hospitals, tmp_path / "run")

@@ -148,6 +148,7 @@ def test_a_model_for_other_classes_or_other_images_is_refused(make_study: MakeSt
         find(str(other))
 
 
+@pytest.mark.slow
 def test_a_table_model_is_measured_on_the_scale_that_it_learnt(command: Command, tmp_path: Path) -> None:
     assert command("simulate", "breast_cancer", "--set", "method.rounds=1", "--out", tmp_path / "one")[0] == 0
     study, _ = find_study(Path("breast_cancer"))

@@ -95,6 +95,7 @@ def test_a_site_without_masks_does_not_change_how_the_decoder_is_merged(cohorts,
     assert row["site_ct"]["n"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_of_all_kinds_leaves_figures_and_a_report_of_all(cohorts, tmp_path: Path) -> None:
     plan = [PROBE | {"aggregate": {"kind": "ridge", "ridge_penalty": "loso"}}, TUNE | {"rounds": 2}]
     run = simulate(study(plan=plan), Hospitals(cohorts), tmp_path / "run")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fedgraft.common.base.files import load_tensors
 from fedgraft.common.checks.leaving import leaving
@@ -25,6 +26,7 @@ def ridge(make: MakeStudy, precision: str) -> Study:
     return make(plan=plan, model={"backbone": "resnet18", "weights": None})
 
 
+@pytest.mark.slow
 def test_a_ridge_of_512_features_is_one_mb_or_half_of_it(
     hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path
 ) -> None:

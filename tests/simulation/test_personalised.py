@@ -113,6 +113,7 @@ def test_nothing_that_leaves_depends_on_the_choice(
     assert "known to that site alone" in " ".join(result["remarks"])
 
 
+@pytest.mark.slow
 def test_a_site_and_a_comparison_use_what_was_chosen(
     run: Path, study: Study, four: Hospitals, make_study, tmp_path: Path
 ) -> None:

@@ -190,6 +190,7 @@ class Stopped(Exception):
     """A run that is stopped from outside."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["inprocess", "pool"])
 def test_a_resumed_run_sends_what_was_sent_and_pays_once(
     hospitals, private_study, tmp_path: Path, monkeypatch, engine: str

@@ -106,6 +106,7 @@ def made_up_table(study: Study, path: Path, seed: str) -> CohortSpec:
     return CohortSpec(kind="table", root=path, patient_column="patient")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_study_that_ships(
     name: str, phantoms: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,6 +174,7 @@ def all_kinds(phantoms: Hospitals, tmp_path_factory: pytest.TempPathFactory) -> 
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", KEEPING)
 def test_the_table_of_predict_has_the_figures_of_the_run(
     method: str, all_kinds: Callable[[str], tuple[Study, Path]], command: Command

@@ -60,6 +60,7 @@ def test_help_imports_nothing_that_only_work_needs(tmp_path: Path, words: str) -
     assert (answered.code, answered.loaded) == (0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["study", "check", "quickstart"], ["study", "explain", "quickstart"]], ids=["check", "explain"]
 )

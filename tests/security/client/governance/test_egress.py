@@ -108,6 +108,7 @@ def test_all_replies_of_a_run_stand_in_the_log_before_they_leave(hospitals, make
         assert kinds == [("greeting", 0), ("update", 1), ("update", 2), ("update", 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["inprocess", "pool"])
 def test_a_site_that_cannot_write_its_log_sends_a_constant_word(
     hospitals, make_study, tmp_path, monkeypatch, engine: str

@@ -275,6 +275,7 @@ def test_two_images_of_a_patient_never_enter_a_step(attack_target: MakeModel) ->
     assert units.units_of(torch.tensor([3, 5]), ["a"] * 6, "image") == [[3], [5]]
 
 
+@pytest.mark.slow
 def test_nothing_that_is_drawn_follows_the_studys_seed(attack_target: MakeModel) -> None:
     """Not the lots, nor augmentation, nor dropout: the same visit twice, without noise to tell it apart."""
     for backbone, spec in (

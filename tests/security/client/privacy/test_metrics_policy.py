@@ -261,6 +261,7 @@ def attacked(make_study: MakeStudy, folder: Path, policy: SitePolicy, hospital: 
     return heard, recovered(asked, answers, labels, 15.0 if policy.metrics == "noised" else 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metrics", ["noised", "suppressed", "exact"])
 def test_nor_do_a_hundred_studies(make_study, tmp_path: Path, metrics: str) -> None:
     """At one hospital a hundred, of which few are told anything; at thirty more those few, as one guess may be lucky.

@@ -226,6 +226,7 @@ def test_a_disk_that_takes_no_more_is_told_with_the_file(command: Command, small
     assert f"Then continue with `fedgraft simulate --resume {small_files}`." in err
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_work_on_one_run(own: Path, command: Command):
     from fedgraft.server.runs.run_folder import RunFolder
 

@@ -138,6 +138,7 @@ def test_a_site_at_the_same_address_as_the_crowd_is_heard(gated, key, crowd):
     assert ask(gated, "127.0.0.66", signed(key)) == 200
 
 
+@pytest.mark.slow
 def test_many_addresses_together_keep_no_site_out(gated, key, crowd):
     assert ask(gated, "127.0.0.2", signed(key)) == 200
     for last in range(10, 30):

@@ -103,6 +103,7 @@ def test_a_part_that_is_stopped_takes_along_what_it_started(home):
     until(lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes())
 
 
+@pytest.mark.slow
 def test_a_part_that_is_killed_is_started_again_and_one_that_keeps_ending_seldom(home):
     part = ServicePart("mortal", [sys.executable, "-c", "import time; print('born', flush=True); time.sleep(99)"], home)
     stop = threading.Event()

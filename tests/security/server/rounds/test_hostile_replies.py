@@ -145,6 +145,7 @@ def rows_of_run(run: Path) -> list[dict[str, Any]]:
     return lines(run / "history.jsonl")
 
 
+@pytest.mark.slow
 def test_whatever_a_site_sends_costs_it_the_round_and_changes_nothing_for_the_others(
     hospitals, make_study, lying, tmp_path
 ):

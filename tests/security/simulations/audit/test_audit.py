@@ -265,6 +265,7 @@ def study_file(private_study: Study, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_shows_keeps_and_judges(command, study_file: Path) -> None:
     code, out, err = command("privacy", "audit", study_file, "--json")
     assert (code, err) == (0, "")
@@ -279,6 +280,7 @@ def test_the_command_shows_keeps_and_judges(command, study_file: Path) -> None:
     assert not [value for key, value in page.attributes if key in ("src", "href")]
 
 
+@pytest.mark.slow
 def test_a_study_without_privacy_fails_unless_that_is_accepted(command, make_study: MakeStudy, tmp_path: Path) -> None:
     (tmp_path / "plain.yaml").write_text(make_study().to_yaml())
     code, out, err = command("privacy", "audit", "plain.yaml", "--out", "found")
@@ -307,6 +309,7 @@ def test_a_broken_trainer_ends_with_1_and_says_what_to_think(command, study_file
     assert json.loads(Path("found/audit.json").read_text())["holds"] is False
 
 
+@pytest.mark.slow
 def test_an_audit_beside_a_run_is_a_page_of_its_report(
     command, hospitals, make_study: MakeStudy, study_file: Path, tmp_path: Path
 ) -> None:

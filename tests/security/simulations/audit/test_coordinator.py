@@ -165,6 +165,7 @@ def test_a_careless_site_is_found_out(
     assert words in found.words
 
 
+@pytest.mark.slow
 def test_the_command_fails_for_a_careless_site(command, personal: Study, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "study.yaml").write_text(personal.to_yaml())
     asked = ("privacy", "audit", "study.yaml", "--out", "found", "--allow-plain")
@@ -201,6 +202,7 @@ def test_every_field_is_lied_about_whatever_it_is_called() -> None:
         list(others(complex, 1j, np.random.default_rng(0)))
 
 
+@pytest.mark.slow
 def test_a_new_field_that_a_site_obeys_is_found_out(personal: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consortium, "Instruction", Longer)
     assert carried_out(personal, 0).holds

@@ -58,12 +58,14 @@ def slowly(ways: Iterable[Any], slow: set[Any]) -> list[Any]:
     return [pytest.param(way, marks=pytest.mark.slow) if way in slow else way for way in ways]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slowly(ATTEMPTS, {"coordinator, elsewhere"}))
 def test_what_is_sound_holds(name: str) -> None:
     found = ATTEMPTS[name].find()
     assert found.passed, found.words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", slowly(TWELVE, {3, 4}))
 def test_a_sabotaged_part_in_each_of_the_twelve_ways_fails_the_audit(way: int, monkeypatch: Patch) -> None:
     sabotage, name = TWELVE[way]

@@ -56,6 +56,7 @@ def test_noised_metrics_are_priced_if_sites_say_what_they_cost(command, study_fi
     assert "--metrics-epsilon" not in command(*words, "--metrics-epsilon", 0.5)[1]
 
 
+@pytest.mark.slow
 def test_advice_follows_the_size_of_a_site(command) -> None:
     trained = {}
     for patients in (100, 1000, 30_000):
@@ -175,6 +176,7 @@ def test_what_left_can_be_listed_and_looked_at(command, make_study, hospitals, t
     assert command("site", "egress", tmp_path)[0] == 2
 
 
+@pytest.mark.slow
 def test_accuracy_against_epsilon_is_measured_written_and_taken_up_again(
     command, study_file: Path, hospitals: Hospitals, tmp_path: Path, monkeypatch
 ) -> None:

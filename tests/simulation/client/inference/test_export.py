@@ -61,6 +61,7 @@ def near(found: Any, wanted: np.ndarray) -> None:
     np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_answers_as_predict_does(images_run: Path, hospitals: Hospitals, command: Command) -> None:
     facts = exported(command, images_run, "onnx")
     paths = sorted(hospitals.cohorts["east"].root.rglob("*.png"))[:7]

@@ -144,6 +144,7 @@ def test_a_site_that_lets_nothing_plain_out_is_in_no_moment(xrays: Hospitals, tm
     assert read_json(done / "moments.json")["cases"] < 2 * 60
 
 
+@pytest.mark.slow
 def test_without_moments_it_is_said_once(
     run: Path, xrays: Hospitals, make_study: MakeStudy, command: Command, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_file(command: Command, phantoms: Path, truth: list[dict[str, str]]) -> None:
     (phantoms / "dicom" / "broken.dcm").write_bytes(b"no image")
     code, out, err = command("predict", SOURCE, phantoms / "dicom", "--out", "p", "--heat", "cam")
@@ -75,6 +76,7 @@ def pointing(heats: torch.Tensor, masks: np.ndarray) -> float:
 SLOW = pytest.mark.slow  # 225 passes over all lesions, by two networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), [("cam", 0.8), pytest.param("occlusion", 0.7, marks=SLOW)])
 def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path, truth: list[dict[str, str]]) -> None:
     from fedgraft.client.inference.images import pictures
@@ -112,6 +114,7 @@ def test_heat_is_of_the_class_that_is_asked_for(phantoms: Path) -> None:
     assert (one - other).abs().amax((1, 2)).min() > 0.05
 
 
+@pytest.mark.slow
 def test_backbones_of_other_kinds(phantoms: Path) -> None:
     inputs = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     for name in ("resnet18", "efficientnet_b0", "densenet121"):

@@ -131,6 +131,7 @@ def whole(hospitals, make_study, tmp_path_factory) -> Path:
     return simulate(make_study(method=METHOD), hospitals, tmp_path_factory.mktemp("whole") / "run")
 
 
+@pytest.mark.slow
 def test_an_outage_of_all_sites_changes_nothing(lines, hospitals, make_study, tmp_path, whole):
     lines.CUTS = {2: (set(NAMES), 1.0)}
     run = simulate(make_study(method=METHOD), hospitals, tmp_path / "run")
@@ -153,6 +154,7 @@ def test_one_that_stays_away_costs_its_part_of_the_round_alone(lines, hospitals,
     assert not any(event["event"] == "waiting" for event in events(run))
 
 
+@pytest.mark.slow
 def test_a_round_without_its_quorum_is_repeated_once_the_sites_are_back(lines, hospitals, make_study, tmp_path, whole):
     lines.CUTS = {2: ({"south", "north"}, AWAITED)}
     study = make_study(method=METHOD, rounds={"quorum": 0.75})
@@ -165,6 +167,7 @@ def test_a_round_without_its_quorum_is_repeated_once_the_sites_are_back(lines, h
     assert same(run, reference)
 
 
+@pytest.mark.slow
 def test_the_waiting_has_an_end_and_resume_goes_on(lines, hospitals, make_study, tmp_path, monkeypatch):
     lines.CUTS = {2: ({"south", "north"}, GONE)}
     study = make_study(method=METHOD, rounds={"quorum": 0.75})
@@ -215,6 +218,7 @@ def test_a_masked_reply_that_is_lost_on_its_way_is_sealed_anew_under_another_num
     assert [groups_of(run, site) for site in NAMES] == [{NAMES}] * 4
 
 
+@pytest.mark.slow
 def test_a_masked_study_whose_site_stays_away_ends_and_says_why(lines, secure):
     lines.CUTS = {2: ({"south"}, GONE)}
     with pytest.raises(QuorumError, match=r"(?s)east, not_secure.*south, unreachable.*`regroup`"):
@@ -222,6 +226,7 @@ def test_a_masked_study_whose_site_stays_away_ends_and_says_why(lines, secure):
     assert [groups_of(secure, site) for site in NAMES] == [{NAMES}] * 4
 
 
+@pytest.mark.slow
 def test_where_every_site_allows_it_the_others_go_on_and_do_not_wait_again(lines, hospitals, make_study, tmp_path):
     lines.CUTS = {2: ({"south"}, GONE)}
     study = make_study(method=METHOD | {"rounds": 3}, secure_aggregation=True)

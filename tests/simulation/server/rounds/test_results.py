@@ -99,6 +99,7 @@ def test_real_patients_are_told_apart(tmp_path):
     assert result["metrics"]["diagnosis"]["macro"]["balanced_accuracy"] > 0.88
 
 
+@pytest.mark.slow
 def test_an_observer_sees_every_model_and_changes_none(hospitals: Hospitals, make_study, tmp_path):
     """A site that only evaluates gets the model of every exchange, and the others' weights are as without it."""
     study = make_study(method="fedavg")

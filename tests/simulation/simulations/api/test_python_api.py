@@ -192,6 +192,7 @@ def test_an_interrupted_run_goes_on(
     assert (whole.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_progress_is_shown_where_it_is_asked_for_and_nothing_else_is_printed(
     study: fg.Study, scenario: Mapping[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +204,7 @@ def test_progress_is_shown_where_it_is_asked_for_and_nothing_else_is_printed(
     assert "3/3 evaluate" in said.err
 
 
+@pytest.mark.slow
 def test_a_comparison_is_a_value(study: fg.Study, scenario: Mapping[str, Any], tmp_path: Path) -> None:
     found = fg.compare(study, scenario, arms=("study", "local"), seeds=1, out=tmp_path / "compared", workers=1)
     assert [(row["arm"], row["against"]) for row in found.rows] == [("study", "study"), ("local", "study")]
@@ -227,6 +229,7 @@ def test_what_a_study_does_and_costs_is_known_before() -> None:
     assert fg.Study.read("private", "seed=7").seed == 7
 
 
+@pytest.mark.slow
 def test_a_notebook_in_a_folder_with_modules_of_ones_own(
     study: fg.Study, scenario: Mapping[str, Any], run: fg.Run, tmp_path: Path
 ) -> None:

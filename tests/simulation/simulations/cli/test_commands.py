@@ -51,6 +51,7 @@ print([name for name in ("torch", "flwr", "numpy", "pydicom", "matplotlib") if n
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_a_simulation_from_the_command_line(command, study_file, tmp_path):
     code, out, err = command("simulate", study_file, "--out", tmp_path / "run", "--set", "method.rounds=1")
     assert (code, err) == (0, "")
@@ -89,6 +90,7 @@ def test_json_on_stdout_is_json_alone(command, study_file, tmp_path):
     assert "sites ready" in err
 
 
+@pytest.mark.slow
 def test_a_run_serves_as_weights_of_the_next_study(command, study_file, tmp_path):
     assert command("simulate", study_file, "--out", tmp_path / "first")[0] == 0
     code, out, _ = command(

@@ -244,6 +244,7 @@ def files(hospitals: Hospitals, tmp_path: Path) -> Path:
     return tmp_path / "study.yaml"
 
 
+@pytest.mark.slow
 def test_the_command_says_what_the_files_say(command: Command, files: Path) -> None:
     code, out, err = command("compare", files, "--quick", "--out", "c", "--json")
     assert code == 0, err
@@ -342,6 +343,7 @@ def test_members_are_the_arms_of_the_same_seed_and_fold(put_together: list[Cell]
     assert len({cell.digest for cell in put_together}) == len(put_together)
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_made_of_its_arms_models(put_together: list[Cell], tmp_path: Path) -> None:
     """Its members are to the last bit what their own arms ended with; a kept model that is gone is made anew."""
     some = [cell for cell in put_together if cell.replicate == put_together[0].replicate]

@@ -85,6 +85,7 @@ class Stopped(Exception):
     """A run that is stopped from outside."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "stop"), [*(("fedbn", stop) for stop in range(5)), ("fedadam", 1), ("scaffold", 1), ("l2sp", 1)]
 )
@@ -96,6 +97,7 @@ def test_a_run_stopped_anywhere_resumes_to_identical_weights(
     stopped_and_resumed(study, hospitals, whole(study), tmp_path, monkeypatch, stop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", range(5))
 def test_a_run_with_a_stage_that_ends_early_resumes_to_identical_weights(
     hospitals, make_study, whole, tmp_path, monkeypatch, stop: int
@@ -162,6 +164,7 @@ def test_a_killed_process_resumes_to_identical_weights(hospitals, make_study, tm
     assert len(history(run)) == len(history(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["*.safetensors", "state.json", "history.jsonl"])
 def test_a_flipped_bit_in_what_a_run_goes_on_from_costs_a_round_and_changes_nothing(
     hospitals, make_study, whole, tmp_path, name
@@ -179,6 +182,7 @@ def test_a_flipped_bit_in_what_a_run_goes_on_from_costs_a_round_and_changes_noth
     assert [row["exchange"] for row in history(run)] == [row["exchange"] for row in history(whole(study))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["silent", "crash", "nan", "misshapen"])
 def test_a_faulty_site_costs_its_own_round_only(hospitals, make_study, tmp_path, kind: str):
     faulty = Hospitals(hospitals.cohorts, {"north": Fault(kind=kind, rounds=(2,))})
@@ -205,6 +209,7 @@ def test_leaving_a_site_out_by_fault_is_leaving_it_out_of_the_mean(hospitals, ma
     assert identical(weights(with_fault), weights(without))
 
 
+@pytest.mark.slow
 def test_too_few_sites_stop_the_run_and_it_resumes(hospitals, make_study, whole, tmp_path):
     study = make_study(method="fedavg", rounds={"quorum": 0.9})
     faulty = Hospitals(hospitals.cohorts, {"north": Fault(kind="silent", rounds=(2,))})

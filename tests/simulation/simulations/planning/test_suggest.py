@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from conftest import Command, write_images
@@ -12,6 +13,7 @@ from conftest import Command, write_images
 QUICKSTART = "quickstart"
 
 
+@pytest.mark.slow
 def test_the_source_model_is_ranked_before_random_entries(command: Command) -> None:
     code, out, err = command("study", "suggest", QUICKSTART, "--json")
     assert code == 0, err
@@ -27,6 +29,7 @@ def test_the_source_model_is_ranked_before_random_entries(command: Command) -> N
     assert "Keep norm statistics at the sites" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_sites_alike_are_not_told_apart(command: Command) -> None:
     code, out, err = command("study", "suggest", QUICKSTART, "--scenario", "alike", "--json")
     assert code == 0, err

@@ -209,6 +209,7 @@ def test_an_idle_process_ends_and_comes_back(make_dicom, monkeypatch):
     assert worker() != process.pid
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_the_one_that_asks(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "a.png")
     code = (

@@ -116,6 +116,7 @@ def test_the_backbone_runs_once_per_split_in_a_whole_study(make_study: MakeStudy
     assert sum(calls) == 3 * (139 + 5) + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["linear_probe", "graft"])
 def test_what_is_kept_changes_no_bit(make_study: MakeStudy, tmp_path: Path, preset: str) -> None:
     """Kept, not kept, and with a new process in every round that finds them on the disk."""

@@ -149,6 +149,7 @@ def test_constants_can_be_given_in_numbers(command: Command) -> None:
     assert (code, "mean needs 1 or 3 numbers" in " ".join(err.split())) == (2, True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("FEDGRAFT_REAL_DATA" not in os.environ, reason="$FEDGRAFT_REAL_DATA is not set")
 def test_the_headless_file_beside_the_real_data_is_the_same(command: Command) -> None:
     (file,) = Path(os.environ["FEDGRAFT_REAL_DATA"], "weights").glob("efficientnet-lite0*.safetensors")

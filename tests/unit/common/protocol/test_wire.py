@@ -247,6 +247,7 @@ json_values = st.recursive(
 KEYS = ("exchange", "weights", "train", "refused", "site", "cases", "labels", "contexts", "groups", "nonce")
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(KEYS), json_values))
 @settings(max_examples=200, deadline=None)
 def test_any_json_is_an_answer_or_a_wire_error(content: dict):

@@ -289,6 +289,7 @@ def test_it_is_told_how_to_repeat_it_with_what_there_is(run: Path) -> None:
     assert "simulate" not in page.text.partition("How to repeat it")[2].partition("Made with")[0]
 
 
+@pytest.mark.slow
 def test_missing_sites_are_an_alarm(run: Path) -> None:
     assert "1 answer did not come on the way; all sites were there at the end" in page_of(run).text
     last = {"exchange": 7, "stage": "evaluate", "round": 1, "site": "west", "code": "deadline"}
