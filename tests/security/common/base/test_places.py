@@ -29,7 +29,7 @@ SPENDS = {
         "simulations.cli.commands.simulate",
         ("weights", "pretrain", "{study}", "--id", "mine", "--out", "{place}"),
     ),
-    "predict": ("client.inference.command.Reader", ("predict", "{run}", "{run}", "--out", "{place}")),
+    "predict": ("client.inference.command.LoadedModel", ("predict", "{run}", "{run}", "--out", "{place}")),
     "resolve": (
         "server.rounds.resolve._finished",
         ("server", "resolve", "{run}", "--without", "x", "--out", "{place}"),
@@ -105,7 +105,7 @@ def test_so_is_the_home_in_which_weights_are_kept(
 def test_so_is_the_folder_of_a_site_that_adapts_a_model(
     files: dict[str, Path], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trip_wire(monkeypatch, "client.inference.adapt.Reader")
+    trip_wire(monkeypatch, "client.inference.adapt.LoadedModel")
     config = files["run"] / "sites" / "east" / "site.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"state": "/proc/self/state"}))
     code, _, err = command("site", "adapt", files["run"], "--home", config.parent)
