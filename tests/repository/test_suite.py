@@ -117,6 +117,7 @@ def test_what_is_skipped_without_leave_fails_the_run(tmp_path):
     assert "test_x.py::test_skips_later: Skipped: there is no nginx" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_skip_has_leave_for_one_reason_alone(tmp_path):
     assert strict(tmp_path / "a", "tests/gpu/test_gpu.py", "skip", "CUDA device").returncode == 0
     assert strict(tmp_path / "b", "tests/gpu/test_gpu.py", "skip", "time").returncode == 1

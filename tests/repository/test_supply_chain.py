@@ -102,6 +102,7 @@ def test_what_builds_the_wheel_is_locked_too() -> None:
         assert requirement.specifier.contains(entries[name][0], prereleases=True)
 
 
+@pytest.mark.slow
 def test_a_package_with_other_content_under_the_same_name_and_version_is_not_installed(tmp_path: Path) -> None:
     """A registry, or a mirror, that serves something else: pip and our lock say no; without the hashes it goes in."""
     pinned = locked(LOCK)["h11"][0]

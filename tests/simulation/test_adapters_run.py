@@ -146,6 +146,7 @@ def test_what_does_not_go_together_is_refused(make_study: MakeStudy, changes: di
     assert says in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_may_be_trained_privately_by_its_adapters_alone(make_study: MakeStudy) -> None:
     private = {"noise_multiplier": 1.0, "sample_rate": 0.5}
     local = {"steps": 1, "private": private, "fixed_norm_stats": True}

@@ -75,6 +75,7 @@ def test_a_cluster_ends_with_the_model_of_its_sites_alone(named: Path, hospitals
     assert read_json(named / "result.json")["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_run_with_clusters_that_was_broken_off_ends_with_the_same_bits(
     hospitals, make_study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_run_with_clusters_that_was_broken_off_ends_with_the_same_bits(
     ]
 
 
+@pytest.mark.slow
 def test_clusters_share_the_backbone_and_keep_heads(hospitals, make_study, tmp_path: Path) -> None:
     """One round: the heads are those of each cluster by itself, and all else what all sites make together."""
     one_round = FEDAVG | {"rounds": 1}
@@ -107,6 +109,7 @@ def test_clusters_share_the_backbone_and_keep_heads(hospitals, make_study, tmp_p
         assert all(np.array_equal(found[key], together[key]) for key in found.keys() - heads)
 
 
+@pytest.mark.slow
 def test_clusters_can_begin_after_a_stage_of_all_sites(hospitals, make_study, tmp_path: Path) -> None:
     """Heads solved from all sites' sums, then a cluster's rounds from there."""
     lp_ft = {"name": "graft", "rounds": 1, "local": FEDAVG["local"]}
@@ -196,6 +199,7 @@ def test_sites_that_are_alike_find_each_other_by_their_sums(
     assert f"{apart['east', 'north']:.3f}" in page.cells
 
 
+@pytest.mark.slow
 def test_an_arm_of_a_comparison_can_have_clusters(hospitals, make_study, tmp_path: Path) -> None:
     """What it says of each site is what that cluster's model says; `pooled` pools each cluster."""
     study = make_study(method=FEDAVG | {"rounds": 1}, evaluate={"every": 0})

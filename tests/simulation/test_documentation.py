@@ -67,6 +67,7 @@ def test_every_command_says_what_it_does_and_takes(reference: ModuleType) -> Non
     assert [one for one in silent if not one.endswith(" help")] == []
 
 
+@pytest.mark.slow
 def test_keys_that_take_other_keys_lead_there(reference: ModuleType) -> None:
     page = reference.keys_page(Study, "Keys", "All of them.")
     headings = {reference.anchor(title) for title in re.findall(r"^## (.*)$", page, re.MULTILINE)}

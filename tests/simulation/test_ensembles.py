@@ -388,6 +388,7 @@ def test_temperatures_of_members_need_members_and_validation_cases(make_study) -
         check_study(make_study(plan=[stage], split=split, evaluate={"every": 0}), "here")
 
 
+@pytest.mark.slow
 def test_a_policy_sees_every_member_and_the_teacher(hospitals, make_study, base_models, tmp_path) -> None:
     """A site that runs slim_resnet alone takes no part in an ensemble with another, nor learns from one."""
     policy = OPEN.model_copy(update={"backbones": ("slim_resnet",)})
@@ -402,6 +403,7 @@ def test_a_policy_sees_every_member_and_the_teacher(hospitals, make_study, base_
     assert read_json(simulate(study, wide, tmp_path / "wide") / "result.json")["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_explain_says_it_in_plain_words(make_study, base_models) -> None:
     study = make_study(name="stacked", model=ensemble(base_models), method="stacked_ensemble")
     explained = explain(study, "here")
@@ -417,6 +419,7 @@ def test_explain_says_it_in_plain_words(make_study, base_models) -> None:
     assert f"the answers of the ensemble {base_models[0]} + {base_models[1]}, softened by 2" in row["local"]
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_tables_keeps_each_base_models_own_scale(make_study, tmp_path) -> None:
     from helpers.tables import tables
 
@@ -470,6 +473,7 @@ def one_blank(hospitals: Hospitals, tmp_path_factory: pytest.TempPathFactory) ->
     return replace(hospitals, cohorts={**hospitals.cohorts, "west": blank})
 
 
+@pytest.mark.slow
 def test_a_student_learns_at_sites_without_labels_and_its_teacher_travels_once(
     one_blank, make_study, base_models, tmp_path
 ) -> None:
@@ -506,6 +510,7 @@ def test_heads_learn_from_a_teacher_where_nobody_has_a_label(hospitals, make_stu
     assert not np.array_equal(state["backbone.conv1.weight"], before["backbone.conv1.weight"])
 
 
+@pytest.mark.slow
 def test_a_student_that_was_cut_off_ends_the_same(hospitals, make_study, base_models, tmp_path) -> None:
     study = make_study(name="student", method=TRAINED | {"name": "distill", "teacher": str(base_models[0])})
     whole = load_tensors(simulate(study, hospitals, tmp_path / "whole") / "model.safetensors")
@@ -536,6 +541,7 @@ def test_a_method_that_needs_a_teacher_says_so(make_study) -> None:
         make_study(method=TRAINED | {"name": "distill"})
 
 
+@pytest.mark.slow
 def test_a_soup_starts_a_study_that_recalibrates_it(
     command: Command, hospitals, make_study, base_models, tmp_path, monkeypatch
 ) -> None:

@@ -91,6 +91,7 @@ def test_scaffold_corrects_the_drift_of_the_sites(tmp_path: Path) -> None:
     assert not same(t.last, fedavg(t))
 
 
+@pytest.mark.slow
 def test_scaffold_comes_closer_to_the_pooled_optimum_than_fedavg(tmp_path: Path) -> None:
     """With many local steps FedAvg ends where the sites' drifts balance, SCAFFOLD where the pooled gradient is 0."""
     found = {}

@@ -76,6 +76,7 @@ def heads(run: Path, task: str) -> dict[str, np.ndarray]:
     return {k: v for k, v in load_tensors(run / "model.safetensors").items() if k.startswith(f"heads.{task}.")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mean", "server_optimiser", "median"])
 def test_a_site_without_masks_does_not_change_how_the_decoder_is_merged(cohorts, tmp_path: Path, kind: str) -> None:
     """Bit for bit: what is aggregated of the decoder with the site is what is aggregated of it without."""
@@ -117,6 +118,7 @@ def test_a_run_of_all_kinds_leaves_figures_and_a_report_of_all(cohorts, tmp_path
         assert words in page, words
 
 
+@pytest.mark.slow
 def test_masked_and_open_studies_of_all_kinds_give_the_same(cohorts, tmp_path: Path) -> None:
     runs = {
         name: simulate(study(secure_aggregation=name == "secure_aggregation"), Hospitals(cohorts), tmp_path / name)

@@ -72,6 +72,7 @@ def written(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     }
 
 
+@pytest.mark.slow
 def test_each_site_takes_what_is_better_on_its_validation_cases(
     run: Path, study: Study, four: Hospitals, make_study, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_each_site_takes_what_is_better_on_its_validation_cases(
     assert same(kept(run, study, "south"), load_tensors(alone / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_nothing_that_leaves_depends_on_the_choice(
     run: Path, study: Study, four: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

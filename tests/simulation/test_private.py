@@ -48,6 +48,7 @@ def spent(run: Path) -> list[dict[str, float]]:
     return [{site: one["epsilon"] for site, one in row["spent"].items()} for row in rows if row["spent"]]
 
 
+@pytest.mark.slow
 def test_every_site_says_what_the_study_cost_it(hospitals: Hospitals, private_study, tmp_path: Path) -> None:
     """The figures are those of the steps taken, the last of them at most what the study asked for."""
     run = simulate(private_study(), hospitals, tmp_path / "run")
@@ -90,6 +91,7 @@ def test_every_site_says_what_the_study_cost_it(hospitals: Hospitals, private_st
     assert cells[at + 3 : at + 5] == [f"{worst[0] + worst[1]:.2f}", "2.0e-03"]
 
 
+@pytest.mark.slow
 def test_the_studys_seed_does_not_give_the_noise_away(hospitals: Hospitals, private_study, tmp_path: Path) -> None:
     one, other = (
         load_tensors(
@@ -104,6 +106,7 @@ def test_the_studys_seed_does_not_give_the_noise_away(hospitals: Hospitals, priv
     assert all((one[key] == other[key]).all() for key in one if key not in heads)
 
 
+@pytest.mark.slow
 def test_a_site_that_never_agreed_to_work_without_noise_stays_out(hospitals, make_study, tmp_path: Path) -> None:
     run = simulate(make_study(), under(hospitals, north=STRICT), tmp_path / "run")
     result = read_json(run / "result.json")
@@ -143,6 +146,7 @@ def test_a_rule_of_one_site_costs_nobody_else_anything(hospitals, private_study,
         assert privacy["north"]["epsilon"] <= 5.0
 
 
+@pytest.mark.slow
 def test_a_site_puts_more_noise_where_its_policy_is_stricter(hospitals, private_study, tmp_path: Path) -> None:
     policies = {
         "east": OPEN.model_copy(update={"epsilon_per_study": 1.0}),
@@ -155,6 +159,7 @@ def test_a_site_puts_more_noise_where_its_policy_is_stricter(hospitals, private_
     assert privacy["south"]["epsilon"] > 4.9
 
 
+@pytest.mark.slow
 def test_two_private_stages_are_added_up_and_refused_before_the_first(hospitals, private_study, tmp_path: Path) -> None:
     study = private_study({"epsilon": 2.0})
     stage = study.plan[0].model_copy(update={"name": "again"})

@@ -91,6 +91,7 @@ def test_hospitals_with_their_own_defaults_take_part(study: Study, sites: Hospit
     assert len(result["privacy"]) == 4
 
 
+@pytest.mark.slow
 def test_under_masks_it_is_the_same_study(study: Study, sites: Hospitals, tmp_path: Path) -> None:
     """The coordinator reads sums over the sites alone, the noise's variance among them."""
     masked = study.model_copy(update={"secure_aggregation": True})

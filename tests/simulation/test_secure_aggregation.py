@@ -51,6 +51,7 @@ def furthest(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float
     return max(float(np.abs(left[key].astype(np.float64) - right[key]).max()) for key in left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", PLANS)
 def test_masked_and_open_studies_give_the_same_model_and_metrics(hospitals, make_study, tmp_path, method: str):
     runs = {}
@@ -75,6 +76,7 @@ def test_masked_and_open_studies_give_the_same_model_and_metrics(hospitals, make
             assert ours["train_pooled"]["loss"] == pytest.approx(sum(losses) / seen, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pool_gives_the_very_same_masked_run(hospitals, make_study, tmp_path):
     study = make_study(method=PLANS["graft"], secure_aggregation=True)
     one = simulate(study, hospitals, tmp_path / "one")
@@ -180,6 +182,7 @@ def test_a_round_with_a_missing_site_is_repeated_by_the_others(hospitals, make_s
     assert furthest(weights(runs[0]), weights(runs[1])) < 1e-6
 
 
+@pytest.mark.slow
 def test_sites_that_do_not_regroup_stop_the_run_rather(hospitals, make_study, tmp_path):
     """The difference of the sums with and without north is north's update."""
     faulty = Hospitals(hospitals.cohorts, {"north": Fault(kind="crash", rounds=(2,))})
@@ -308,6 +311,7 @@ class Stopped(Exception):
     """A run that is stopped from outside."""
 
 
+@pytest.mark.slow
 def test_a_masked_run_resumes_to_identical_weights(hospitals, make_study, tmp_path, monkeypatch):
     """Sites have masked for the exchange that is repeated; they mask it anew, under a new nonce."""
     study = make_study(method=PLANS["fedbn"], secure_aggregation=True)

@@ -123,6 +123,7 @@ class Stopped(Exception):
     """A run that is stopped from outside."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [3, 4])
 def test_moments_outlast_a_run_that_is_stopped(with_public, make_study, tmp_path, monkeypatch, last: int):
     """They are released in exchange 3, and sent to the sites in 4 and 5."""

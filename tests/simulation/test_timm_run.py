@@ -17,6 +17,7 @@ from helpers.simulated import simulate
 from helpers.work import MakeStudy
 
 
+@pytest.mark.slow
 def test_weights_from_a_file_are_trained_by_adapters_saved_and_asked(
     make_study: MakeStudy, hospitals: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,6 +150,7 @@ def splits_of(cohort: Cohort, pseudonyms: Mapping[str, str], found: dict[str, An
             found[pseudonyms[cohort.patients[case]]].setdefault(name, set()).add(split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["table", "images", "dicom"])
 @given(COHORTS, CASES, st.integers(0, 1000))
 @settings(max_examples=12, deadline=None, phases=(Phase.generate,))  # each example reads files: none is made smaller

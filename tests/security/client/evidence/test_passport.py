@@ -134,6 +134,7 @@ def test_only_whole_passports_of_the_run_are_collected(
     assert read_json(run / "passports" / "east.json") == read_json(passport)
 
 
+@pytest.mark.slow
 def test_in_a_consortium_only_the_sites_own_key_counts(
     passport: Path, runs: dict[bool, Path], command: Command
 ) -> None:

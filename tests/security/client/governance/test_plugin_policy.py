@@ -165,6 +165,7 @@ def test_words_that_are_no_digest_are_no_policy() -> None:
         SitePolicy.model_validate({"plugins": {"fedgraft-example": "any"}})
 
 
+@pytest.mark.slow
 def test_the_operator_is_told_what_to_write_and_can_then_approve(
     site: Path, hospital: Hospital, command: Command, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ RESTORED: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", RESTORED)
 @pytest.mark.parametrize("restarted", [False, True])
 def test_whoever_restores_an_older_copy_releases_nothing(

@@ -86,6 +86,7 @@ MODEL_FREE = ("noise", "sizes of lots", "rates of lots")
 PAIRS = [(name, check) for name in ATTACK_TARGETS for check in CHECKS if name == "all" or check not in MODEL_FREE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "check"), PAIRS)
 def test_the_mechanism_is_what_the_guarantee_supposes(name: str, check: str) -> None:
     found = measured(at_target(**ATTACK_TARGETS[name]), check)
@@ -122,6 +123,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "check"), BROKEN.items(), ids=lambda value: getattr(value, "__name__", value))
 def test_a_broken_mechanism_is_found_out(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None], check: str

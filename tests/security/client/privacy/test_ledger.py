@@ -402,6 +402,7 @@ def _kill_writers(files: Files, kills: int, cap: float) -> None:
     assert epsilon([row.event for row in ledger.rows()], DELTA) <= cap
 
 
+@pytest.mark.slow
 def test_killed_writers_lose_nothing_that_was_acknowledged(files: Files) -> None:
     _kill_writers(files, kills=4, cap=100.0)
 

@@ -231,6 +231,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metrics", POLICIES)
 def test_hundred_evaluations_of_one_study_do_not_give_the_labels_away(make_study, tmp_path, metrics: str) -> None:
     """Unless the site lets exact figures out, and then they do."""

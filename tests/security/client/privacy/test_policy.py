@@ -46,6 +46,7 @@ def test_a_modest_request_is_taken_as_it_is() -> None:
     assert terms.delta == pytest.approx(PATIENTS**-1.1)
 
 
+@pytest.mark.slow
 def test_the_stricter_side_wins() -> None:
     assert cost(agreed(replace(MODEST, epsilon=1.0, noise_multiplier=None))) == pytest.approx(1.0, rel=5e-3)
     assert cost(agreed(replace(MODEST, epsilon=50.0, noise_multiplier=None))) == pytest.approx(3.0, rel=5e-3)
@@ -144,6 +145,7 @@ REQUESTS = st.builds(
 )
 
 
+@pytest.mark.slow
 def test_no_request_widens_the_policy() -> None:
     policy = SitePolicy(backbones=("resnet18",), train=HEADS | {Role.NORM_AFFINE}, sample_rate_max=0.1)
     agreed_to = 0

@@ -53,6 +53,7 @@ def carried_out(study: Study, hospitals: Hospitals, clinic: CohortSpec, policy: 
     return simulate(study, sites, out) / "sites" / "clinic"
 
 
+@pytest.mark.slow
 def test_a_forgotten_patient_column_keeps_a_site_out_of_private_work(study, hospitals, clinic, tmp_path: Path) -> None:
     folder = carried_out(study, hospitals, clinic, STRICT, tmp_path / "run")
     assert read_json(tmp_path / "run" / "result.json")["headline"] == "4 of 5 sites; missing: clinic, policy"
@@ -67,6 +68,7 @@ def test_with_the_column_patients_are_counted_and_charged(study, hospitals, clin
     assert 8 <= row.facts.patients <= 16  # half of 24, by chance
 
 
+@pytest.mark.slow
 def test_a_site_that_says_image_has_images_and_its_ledger_says_so(study, hospitals, clinic, tmp_path: Path) -> None:
     """Although the study asks for patients: nobody here knows any."""
     policy = STRICT.model_copy(update={"unit": "image"})

@@ -68,6 +68,7 @@ def test_figures_are_those_of_the_records(site: PlayedSite, private: Study) -> N
     assert figures(site) == {("records_sound",): 0.0}
 
 
+@pytest.mark.slow
 def test_the_command_serves_this_machine_and_no_page_of_another_name(site: PlayedSite) -> None:
     words = [sys.executable, "-m", "fedgraft", "site", "metrics", "--home", str(site.home), "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:

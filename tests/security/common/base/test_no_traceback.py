@@ -195,6 +195,7 @@ def cases(calls: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]) -> list[tup
     return [(name, path) for name, (_, paths) in calls.items() for path in paths]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "file"), cases(SITE_CALLS))
 def test_a_site_s_broken_files_are_told_in_a_line(
     own: Folders, made: Folders, command: Command, monkeypatch, name, file
@@ -248,6 +249,7 @@ def mend(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_kit_that_was_damaged_on_its_way_tells_nothing_of_the_code(own: Folders, command: Command, tmp_path):
     """Bytes flipped, cut and doubled anywhere, by one seed; the code is the right one."""
     kit, words, draw = own.kits / "north.zip", own.kits / "north.code", random.Random(4)

@@ -65,6 +65,7 @@ def files(tmp_path: Path, hospitals: Hospitals, make_study) -> dict[str, Path]:
     return {"study": tmp_path / "study.yaml", "run": tmp_path / "run"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPENDS)
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_spent(
     files: dict[str, Path], command: Command, monkeypatch: pytest.MonkeyPatch, name: str

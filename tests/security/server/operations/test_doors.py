@@ -131,6 +131,7 @@ def test_one_address_with_600_slow_connections_keeps_nobody_out(gated, key, crow
     assert way == "dumb" or crowd.alive(), "while the crowd was there, and not after it had gone"
 
 
+@pytest.mark.slow
 def test_a_site_at_the_same_address_as_the_crowd_is_heard(gated, key, crowd):
     """Behind a router, or on the machine of a proxy, a site may share an address with whoever."""
     crowd.slow(MANY, "127.0.0.66")
@@ -149,6 +150,7 @@ def test_many_addresses_together_keep_no_site_out(gated, key, crowd):
     assert ask(gated, "127.0.0.3", signed(key)) == 200, "the addresses that hold the most make way"
 
 
+@pytest.mark.slow
 def test_a_handshake_has_its_time_and_then_ends(home, key):
     admitted = {public_pem(key).decode(): "north"}
     gated = Gated(home, RequestAuth(lambda: admitted), limits=DoorLimits(handshake_s=1.0))

@@ -132,6 +132,7 @@ def test_a_run_that_was_stopped_can_be_continued_and_is_not_by_itself(home, cont
     assert control.started == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_started_again_until_it_gets_no_further(home, control, run):
     control.ends, began = [("failed", "")], time.monotonic()
     with pytest.raises(RunError, match="finished:failed"):
@@ -142,6 +143,7 @@ def test_a_run_that_was_killed_is_started_again_until_it_gets_no_further(home, c
     assert len(json.loads((run / "deployment.json").read_text())["started"]) == control.started
 
 
+@pytest.mark.slow
 def test_a_run_is_not_completed_because_flower_says_so(home, control, run):
     """Without a result there is nothing that was completed; one of an earlier start does not count."""
     (run / "result.json").write_text("{}")

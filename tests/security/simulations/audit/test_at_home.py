@@ -15,6 +15,7 @@ Patch = pytest.MonkeyPatch
 CHECKS: Mapping[str, AttackAttempt] = {attempt.name: attempt for attempt in attempts("home", at_home.CHECKS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_sound_site_keeps_what_it_promises(name: str) -> None:
     found = CHECKS[name].find()
@@ -47,6 +48,7 @@ CARELESS: list[tuple[Callable[[Patch], None], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("broken", "name"), CARELESS, ids=lambda value: getattr(value, "__name__", None))
 def test_a_careless_site_is_found_out_at_home(
     broken: Callable[[Patch], None], name: str, monkeypatch: pytest.MonkeyPatch

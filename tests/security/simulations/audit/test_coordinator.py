@@ -91,6 +91,7 @@ def shipped() -> list[str]:
 # Sound sites.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["private", "personal", "secure"])
 def test_a_sound_site_carries_out_nothing_that_the_study_does_not_have(
     kind: str, request: pytest.FixtureRequest

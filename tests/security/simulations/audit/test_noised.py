@@ -45,6 +45,7 @@ def test_sums_with_noise_hold(kind: str, name: str, request: pytest.FixtureReque
     assert found(request.getfixturevalue(kind), name)
 
 
+@pytest.mark.slow
 def test_every_private_stage_of_sums_is_attacked(columns: Study) -> None:
     names = [attempt.name for attempt in attack(columns, 200) if attempt.stage == "scale"]
     assert names == [NOISE, SENSITIVITY]

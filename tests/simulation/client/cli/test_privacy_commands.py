@@ -30,6 +30,7 @@ def study_file(study, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_study_is_priced_before_it_runs(command, study_file: Path) -> None:
     code, out, _ = command("study", "explain", study_file, "--patients", 200, "--patients", 5000)
     assert code == 0
@@ -109,6 +110,7 @@ def test_a_study_without_privacy_says_so_and_has_no_price(command, make_study, t
     assert "no stage is private" in err
 
 
+@pytest.mark.slow
 def test_a_site_sees_its_account_and_what_the_next_study_would_cost(
     command, study, study_file: Path, hospitals: Hospitals, tmp_path: Path
 ) -> None:

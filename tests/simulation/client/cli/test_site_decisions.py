@@ -379,6 +379,7 @@ def test_an_observer_has_no_policy_to_ask(command, hospital: Hospital, study_fil
 NAMES = ("DOE^JANE", "MRN-4711", "scan_of_DOE", "1.2.840.4711")
 
 
+@pytest.mark.slow
 def test_no_identifier_is_in_anything_that_may_be_shared(command, hospital: Hospital, study_file: Path) -> None:
     """Recognisable names are planted wherever a hospital's files have some, with a fault of every kind."""
     rows = hospital.rows()

@@ -112,6 +112,7 @@ def test_torchscript_takes_images_of_any_size(all_kinds_run: Path, command: Comm
                 np.testing.assert_allclose(got, own, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_onnx_has_every_kind_of_task(all_kinds_run: Path, command: Command) -> None:
     facts = exported(command, all_kinds_run, "onnx")
     model = fg.load_run(all_kinds_run).model()
@@ -156,6 +157,7 @@ def test_safetensors_are_weights_for_the_next_study(images_run: Path, command: C
     )
 
 
+@pytest.mark.slow
 def test_a_site_s_own_model_is_another(images_run: Path, command: Command) -> None:
     code, _, err = command(
         "export", images_run, "--to", "torchscript", "--out", "own", "--site", images_run / "sites/east"

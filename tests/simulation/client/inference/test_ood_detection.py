@@ -76,6 +76,7 @@ def flagged(command: Command, model: object, images: Path, out: str, *more: obje
     return sum(row["ood"] == "yes" for row in rows) / len(rows)
 
 
+@pytest.mark.slow
 def test_other_modalities_and_noise_are_flagged_and_own_images_are_not(
     run: Path, command: Command, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_run_follows_the_paper_in_the_open_and_under_masks(tmp_path: Path, sec
     assert np.abs(t.last - feddyn(t, alpha=1e-9)).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_it_comes_to_rest_where_the_mean_slope_is_0_and_fedavg_does_not(tmp_path: Path) -> None:
     found = {}
     for name, more in (("fedavg", {}), ("feddyn", DYN)):

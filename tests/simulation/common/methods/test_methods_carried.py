@@ -42,6 +42,7 @@ def three(hospitals: Hospitals) -> Hospitals:
     return Hospitals({name: cohort for name, cohort in hospitals.cohorts.items() if name != "south"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", METHODS)
 def test_a_killed_run_that_goes_on_ends_with_the_same_bits(
     three: Hospitals, make_study: MakeStudy, tmp_path: Path, kind: str
@@ -54,6 +55,7 @@ def test_a_killed_run_that_goes_on_ends_with_the_same_bits(
     assert any(is_address(name) for name in whole) == remembers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", METHODS)
 @pytest.mark.parametrize("what", ["masks", "noise"])
 def test_masks_and_noise_work_or_are_refused_with_the_reason(

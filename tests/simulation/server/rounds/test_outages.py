@@ -209,6 +209,7 @@ def test_a_masked_round_is_repeated_with_the_same_group_under_every_policy(lines
     assert [groups_of(run, site) for site in NAMES] == [{NAMES}] * 4
 
 
+@pytest.mark.slow
 def test_a_masked_reply_that_is_lost_on_its_way_is_sealed_anew_under_another_number(lines, secure, monkeypatch):
     monkeypatch.setattr(transport, "_PROBE_S", 0.3)
     lines.SWALLOWED = {(2, "south")}

@@ -35,6 +35,7 @@ STAGE = {
 EVALUATE = {"metrics": ["matthews"], "headline": {"cls": "matthews"}, "floor": 1}
 
 
+@pytest.mark.slow
 def test_it_is_seen_in_the_run_the_report_the_live_page_and_decides_when_a_stage_ends(
     hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path, fresh: pytest.MonkeyPatch
 ) -> None:

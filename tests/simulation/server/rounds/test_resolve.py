@@ -145,6 +145,7 @@ def test_a_run_keeps_no_sums_unless_the_study_says_so(
     assert b"retain_statistics" not in old  # studies of before keep their digest
 
 
+@pytest.mark.slow
 def test_where_influence_would_stay_nobody_leaves(hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path) -> None:
     work = {"epochs": 1, "batch_size": 8, "lr": 0.003}
     train = {"name": "train", "where": "labelled", "local": {"kind": "gradient", **work}, "share": "all"}

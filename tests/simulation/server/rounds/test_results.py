@@ -62,6 +62,7 @@ def wanted(logits: np.ndarray, y: np.ndarray) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["images", "table"])
 def test_the_figures_are_those_of_scikit_learn(hospitals: Hospitals, make_study, tmp_path, what: str):
     if what == "images":

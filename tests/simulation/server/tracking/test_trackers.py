@@ -42,6 +42,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClien
     return mlflow.MlflowClient()
 
 
+@pytest.mark.slow
 def test_all_are_told_what_the_run_says(
     study: fg.Study, scenario: dict[str, Any], tmp_path: Path, store: mlflow.MlflowClient
 ) -> None:
@@ -71,6 +72,7 @@ def test_all_are_told_what_the_run_says(
     assert left == {"model.safetensors", "model.json", "report.html", "result.json", "study.yaml"}
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_same_run(
     study: fg.Study,
     scenario: dict[str, Any],

@@ -61,6 +61,7 @@ def test_a_run_is_a_value(run: fg.Run, study: fg.Study) -> None:
     assert again.result == run.result
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_same_bits(
     run: fg.Run, study: fg.Study, scenario: Mapping[str, Any], tmp_path: Path, command: Command
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_run_that_misses_sites_is_an_error_and_can_be_looked_at_all_the_same(
     assert fg.load_run(tmp_path / "run").status == "incomplete"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(
     run: fg.Run, study: fg.Study, scenario: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +256,7 @@ def test_a_notebook_in_a_folder_with_modules_of_ones_own(
     shutil.rmtree(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_guide_s_own_hospitals_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of docs/python.md, over two folders of images with a table of labels."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)

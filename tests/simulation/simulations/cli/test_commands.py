@@ -80,6 +80,7 @@ def test_a_simulation_from_the_command_line(command, study_file, tmp_path):
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_json_on_stdout_is_json_alone(command, study_file, tmp_path):
     code, out, err = command("simulate", study_file, "--out", tmp_path / "run", "--json")
     assert code == 0
@@ -109,6 +110,7 @@ def test_a_run_serves_as_weights_of_the_next_study(command, study_file, tmp_path
     assert any((first[key] != second[key]).any() for key in first if key.startswith("heads."))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_continued_by_resume(command, study_file, tmp_path):
     text = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     text["sites"][0]["faults"] = {"kind": "silent", "rounds": [2]}
@@ -175,6 +177,7 @@ def test_a_used_folder_is_left_alone(command, study_file, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_site_whose_data_cannot_be_read_is_named_and_the_others_go_on(command, study_file, tmp_path):
     text = yaml.safe_load((tmp_path / "mine.yaml").read_text())
     text["sites"][1]["cohort"]["root"] = str(tmp_path / "nowhere")
@@ -264,6 +267,7 @@ def test_the_weights_that_ship_are_listed_shown_and_verified(command):
     assert "as its manifest says" in out
 
 
+@pytest.mark.slow
 def test_weights_come_in_from_a_file_and_start_a_study(command, study_file, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path / "home"))
     model = build_model("slim_resnet", {"cls": 3}, channels=1, seed=8, size=32)

@@ -30,6 +30,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_question_without_its_data_is_left_out_with_a_word(command: Command, study: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, said, err = command("compare", study, "--seeds", 1, "--out", out, "--workers", 1, "--json")

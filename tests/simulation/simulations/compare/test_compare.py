@@ -71,6 +71,7 @@ def test_the_study_s_arm_is_the_study_s_run(
         assert accuracy(found[site]["cls"]) == pytest.approx(values["accuracy"])
 
 
+@pytest.mark.slow
 def test_hospitals_have_their_rules_and_their_faults_in_a_comparison_too(
     make_study: MakeStudy, hospitals: Hospitals, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_pooled_training_saw_all_sites_and_no_test_case(asked: list[Cell], done:
     assert len(found[MERGED]) == 4
 
 
+@pytest.mark.slow
 def test_a_public_source_teaches_whole_and_is_never_tested(make_study, hospitals, tmp_path: Path) -> None:
     """However few cases the hospitals may train on."""
     question = Question(arms=(BUILT_IN["joint"], BUILT_IN["fedavg"], BUILT_IN["local"]), against="fedavg", cases=(12,))
@@ -152,6 +154,7 @@ def test_a_public_source_teaches_whole_and_is_never_tested(make_study, hospitals
         cells(make_study(), question.model_copy(update={"measure": ("south",)}), sites, 1, "test")
 
 
+@pytest.mark.slow
 def test_a_source_that_lies_at_a_site_teaches_there(make_study, hospitals, tmp_path: Path) -> None:
     """Where the site's own labels are hidden, all that it can learn comes from the source beside it."""
     work = {"name": "dann", "rounds": 1, "local": {"steps": 3, "batch_size": 8}}

@@ -54,6 +54,7 @@ def lookback(t: Trial) -> np.ndarray:
     return w
 
 
+@pytest.mark.slow
 def test_a_study_names_it_and_its_memory_is_carried_through_a_kill(
     make_study: MakeStudy, hospitals: Hospitals, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def model_of(run: Path) -> str:
     return str(json.loads((run / "model.json").read_text())["sha256"])
 
 
+@pytest.mark.slow
 def test_a_file_an_installed_one_and_one_typed_in_a_session_give_the_same_model(
     make_study: MakeStudy, two: Hospitals, mine: Path, tmp_path: Path
 ) -> None:

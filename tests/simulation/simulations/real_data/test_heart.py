@@ -36,6 +36,7 @@ def cases(cohorts: list[Cohort], split: str) -> tuple[np.ndarray, np.ndarray]:
     return x, np.concatenate([cohort.targets["disease"][cohort.splits[split]].numpy() for cohort in cohorts])
 
 
+@pytest.mark.slow
 def test_the_federated_logistic_regression_is_the_pooled_one_in_ten_exchanges(
     hospitals: Hospitals, tmp_path: Path
 ) -> None:
@@ -62,6 +63,7 @@ def test_the_federated_logistic_regression_is_the_pooled_one_in_ten_exchanges(
     assert read_json(masked / "result.json")["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_columns_that_a_hospital_has_not_are_missing_values_and_told_before_round_1(
     hospitals: Hospitals, tmp_path: Path
 ) -> None:

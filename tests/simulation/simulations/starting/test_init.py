@@ -109,6 +109,7 @@ LAYOUTS: dict[Callable[[Path], None], tuple[str, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", LAYOUTS, ids=lambda make: make.__name__)
 def test_what_it_writes_runs(make, command: Command, tmp_path: Path) -> None:
     make(tmp_path / "data")

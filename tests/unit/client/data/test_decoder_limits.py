@@ -194,6 +194,7 @@ def test_an_answer_that_was_broken_off_is_not_the_next_ones(make_dicom, monkeypa
     assert abs(float(frame.mean()) * 255 - 200) < 1
 
 
+@pytest.mark.slow
 def test_an_idle_process_ends_and_comes_back(make_dicom, monkeypatch):
     """A site that takes part for weeks does not keep one."""
     decoder._DECODER.close()

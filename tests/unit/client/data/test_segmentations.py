@@ -84,6 +84,7 @@ def counts(cohort: Cohort) -> dict[str, int]:
     return {one.reason: one.count for one in cohort.problems if one.reason.startswith("mask")}
 
 
+@pytest.mark.slow
 def test_the_segment_with_the_label_is_the_mask(spec: CohortSpec, tmp_path: Path) -> None:
     for at, image in enumerate(images(spec)):
         mask = truth(spec, image)

@@ -143,6 +143,7 @@ def test_all_parameters_take_private_steps(attack_target, backbone: str, mode: s
     assert all(np.isfinite(after[key]).all() for key in changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["vit_b_16", "convnext_tiny"])
 def test_heads_of_any_backbone_take_private_steps(attack_target, backbone: str) -> None:
     local_model, loader = attack_target(backbone)

@@ -69,6 +69,7 @@ def optimiser_order(local_model: LocalModel, keys: Sequence[str]) -> list[str]:
     return sorted(keys, key=lambda key: local_model.tags[key].role is Role.HEAD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "keys"),
     [
@@ -194,6 +195,7 @@ def test_augmented_views_make_up_the_number_and_differ(
     assert [len(x) for x in seen] == [17 * 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_private_training_learns(attack_target: MakeModel, optimiser: str) -> None:
     local_model, loader = attack_target()

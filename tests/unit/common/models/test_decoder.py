@@ -33,6 +33,7 @@ def test_features_through_the_maps_are_those_of_the_backbone(name: str, size: in
     assert list(map_channels(model.backbone, 1, size)) == [each.shape[1] for each in maps]
 
 
+@pytest.mark.slow
 def test_a_decoder_learns_outlines_finer_than_the_backbones_finest_map() -> None:
     """Discs of odd places and sizes: with its first map alone, at half the resolution, Dice stays below."""
     torch.manual_seed(0)

@@ -66,6 +66,7 @@ def test_different_jobs_add_up_whatever_their_order() -> None:
     assert rdp([one, other]) == pytest.approx(rdp([other, one]), rel=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([0.6, 0.8, 1.0, 2.0, 5.0]), st.sampled_from([0.01, 0.1, 0.3, 1.0]), st.integers(1, 5000))
 def test_more_noise_costs_less_and_more_of_anything_else_costs_more(

@@ -243,6 +243,7 @@ def test_so_many_arrays_are_none():
         unpack_bundle(memoryview(pack_bundle(many)))
 
 
+@pytest.mark.slow
 def test_a_list_that_is_long_is_not_remembered():
     """Lists are kept because they are the same in every message; one that an attacker makes long must not stay."""
     tracemalloc.start()

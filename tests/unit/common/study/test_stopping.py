@@ -16,7 +16,7 @@ from fedgraft.common.checks.explain import plan_table, sentence
 from fedgraft.common.models.model import Extras, build_model
 from fedgraft.common.protocol.rates import rate_of
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
-from fedgraft.common.study.methods.presets import Method, expand, presets
+from fedgraft.common.study.methods.presets import NamedMethod, expand, presets
 from fedgraft.common.study.model_spec import Adapters
 from fedgraft.common.study.plan import ADAPTERS, Gradient, Role, Select
 from fedgraft.common.study.study import Study, parse_study
@@ -35,7 +35,7 @@ def a_study(plan: list[dict[str, Any]], **more: Any) -> Study:
 @pytest.mark.parametrize("name", [name for name in presets() if name not in ENSEMBLES])
 @pytest.mark.parametrize("rounds", [1, 7])
 def test_every_preset_works_and_is_explained(name: str, rounds: int) -> None:
-    stages = expand(Method(name=name, rounds=rounds), table=False)
+    stages = expand(NamedMethod(name=name, rounds=rounds), table=False)
     adapts = any(ADAPTERS & stage.local.train.roles for stage in stages if isinstance(stage.local, Gradient))
     own, more = (ADAPTED, {"model": {"adapters": {"where": "all"}}}) if adapts else (MODEL, {})
     study = a_study([stage.model_dump() for stage in stages], **more)
@@ -46,7 +46,7 @@ def test_every_preset_works_and_is_explained(name: str, rounds: int) -> None:
 
 
 def test_gradual_unfreezing_opens_one_block_after_the_other_and_all_at_last() -> None:
-    stages = expand(Method(name="gradual_unfreezing", rounds=10), table=False)
+    stages = expand(NamedMethod(name="gradual_unfreezing", rounds=10), table=False)
     assert sum(stage.rounds for stage in stages) == 10
     opened = [set(stage.local.train.keys(TAGS)) for stage in stages]
     assert {TAGS[key].role for key in opened[0]} == {Role.HEAD}
@@ -56,13 +56,13 @@ def test_gradual_unfreezing_opens_one_block_after_the_other_and_all_at_last() ->
 
 
 def test_fixbn_fixes_statistics_after_its_warm_up(attack_target) -> None:
-    warm, fixed = expand(Method(name="fixbn", rounds=6), table=False)
+    warm, fixed = expand(NamedMethod(name="fixbn", rounds=6), table=False)
     assert (warm.rounds, fixed.rounds) == (3, 3)
     assert (warm.local.fixed_norm_stats, fixed.local.fixed_norm_stats) == (False, True)
 
 
 def test_lp_ft_trains_heads_alone_and_then_all() -> None:
-    probe, tune = expand(Method(name="lp_ft", rounds=5), table=False)
+    probe, tune = expand(NamedMethod(name="lp_ft", rounds=5), table=False)
     assert {TAGS[key].role for key in probe.local.train.keys(TAGS)} == {Role.HEAD}
     assert (probe.rounds, tune.rounds) == (2, 3)
     assert set(tune.local.train.keys(TAGS)) == set(TAGS)

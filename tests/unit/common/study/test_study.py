@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from fedgraft.common.base.errors import StudyError
-from fedgraft.common.study.methods.presets import Method, expand, presets
+from fedgraft.common.study.methods.presets import NamedMethod, expand, presets
 from fedgraft.common.study.plan import (
     Gradient,
     Recalibrate,
@@ -69,7 +69,7 @@ def test_an_unknown_method_is_answered_with_the_names_there_are():
 
 
 def test_method_and_plan_together_are_refused():
-    plan = [stage.model_dump() for stage in expand(Method(name="fedavg"), table=False)]
+    plan = [stage.model_dump() for stage in expand(NamedMethod(name="fedavg"), table=False)]
     with pytest.raises(StudyError, match="either method or plan"):
         parse_study(MINIMAL | {"plan": plan}, "here")
 

@@ -275,6 +275,7 @@ def test_reliability_of_few_cases_is_hollow() -> None:
     assert "fewer than 10" not in many
 
 
+@pytest.mark.slow
 def test_it_is_told_how_to_repeat_it_with_what_there_is(run: Path) -> None:
     """No word stands for a file that the reader has to find."""
     page = page_of(run)

@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from fedgraft.server.watch.progress import shown
@@ -50,6 +51,7 @@ def watch(run: Path, study, *, terminal: bool) -> str:
     return screen.getvalue()
 
 
+@pytest.mark.slow
 def test_plain_lines_where_there_is_no_terminal(make_study, tmp_path):
     lines = watch(tmp_path / "run", make_study(), terminal=False).splitlines()
     assert lines == [
@@ -62,6 +64,7 @@ def test_plain_lines_where_there_is_no_terminal(make_study, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_bar_with_stage_sites_metric_and_time_on_a_terminal(make_study, tmp_path):
     text = watch(tmp_path / "run", make_study(), terminal=True)
     for part in (
