@@ -53,7 +53,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "head": (lambda parts: parts[0]["content"].update(site="west"), "part head was changed"),
     "less epsilon": (lambda parts: parts[4]["content"].update(study=0.1), "part ledger was changed"),
     "the sheet": (
-        lambda parts: parts[5]["content"]["sheet"]["parts"][1]["content"]["membership"][0].update(auc=0.5),
+        lambda parts: parts[5]["content"]["sheet"]["parts"][1]["content"]["membership"][0].update(auc=0.123456789),
         "part audit was changed",
     ),
     "left out": (lambda parts: parts.pop(), "part refusals is missing"),
