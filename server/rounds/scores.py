@@ -89,7 +89,7 @@ class Scores:
 
     def subgroups(self) -> dict[str, Any]:
         """By task and attribute what `by_subgroup` makes of all cases together (`pooled`) and of each site."""
-        asked = self._study.evaluate.subgroups if self._sums or self._secure else ()
+        asked = self._study.evaluate.subgroups
         return {task: {one.name: self._subgroup(task, one) for one in asked} for task in self._tasks if asked}
 
     def _subgroup(self, task: str, asked: Subgroup) -> dict[str, Any]:

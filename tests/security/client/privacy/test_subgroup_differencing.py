@@ -179,3 +179,24 @@ def test_another_set_of_groups_is_refused(make_study: MakeStudy) -> None:
     for metrics in ("none", "noised", "secure_aggregation"):
         closed = policy.model_copy(update={"metrics": metrics})
         assert allowed(closed, name="sex", values=["female", "male"]) == []
+
+
+def test_few_patients_who_are_in_several_groups_are_few() -> None:
+    """Six patients seen in two wards are between the two wards and the women: six, however many images they have."""
+    people = np.array([*range(40), *range(100, 106), *range(100, 106), *range(200, 220)])
+    sex = np.array([0] * 40 + [1] * 32)
+    ward = np.array([0] * 20 + [1] * 20 + [0] * 6 + [1] * 6 + [2] * 20)
+    found = shown_of({"sex": sex, "ward": ward}, people, answers(2, 72))
+    assert set(found) == {named("cls", "sex", 0), named("cls", "sex", 1)}
+
+
+def test_errors_of_a_group_do_not_leave_those_of_the_rest() -> None:
+    """No cell of the women's errors is small, nor of all patients', and those of the men would be: 2 and 1."""
+    truth = np.array(([0] * 40 + [1] * 40) * 2)
+    said = np.array([0] * 25 + [1] * 15 + [0] * 15 + [1] * 25 + [0] * 38 + [1] * 2 + [0] * 1 + [1] * 39)
+    logits = np.stack([1.0 - said, said], axis=1)
+    sex = np.array([0] * 80 + [1] * 80)
+    assert (sums_of(TWO, logits, truth).confusion >= LEAST).all()
+    found = CaseGroups({"sex": sex}, np.arange(160)).coarse({"cls": (logits, truth)}, {"cls": TWO}, without_confusion)
+    assert found
+    assert not any(sums.confusion.any() for sums in found.values())
