@@ -33,7 +33,7 @@ from pydicom.uid import (
 )
 
 from fedgraft.client.data.decoding.dicom.acquired import frame_not_acquired, not_acquired
-from fedgraft.client.data.decoding.dicom.facts import facts
+from fedgraft.client.data.decoding.dicom.facts import facts, subgroup_tags
 from fedgraft.client.data.decoding.dicom.grey import (
     Floats,
     functional_group,
@@ -45,6 +45,7 @@ from fedgraft.client.data.decoding.dicom.numbers import pair, whole
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import Window
+from fedgraft.common.study.subgroups import TAGS
 
 UNSUPPORTED = "unsupported_syntax"
 DERIVED_FRAMES, MORE_PIXELS = "derived_frames", "more_pixels_than_said"
@@ -54,13 +55,13 @@ _WITH_END = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000
 
 _TAGS = [
     "PatientID",
+    *TAGS,
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "SOPInstanceUID",
     "SOPClassUID",
     "ImageType",
     "Modality",
-    "Manufacturer",
     "BurnedInAnnotation",
     "SpecificCharacterSet",
     "SamplesPerPixel",
@@ -120,7 +121,7 @@ _RGB = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 class DicomImage:
     """Frames (H, W) or (H, W, 3) in [0, 1], height over width of a pixel, keys for joining, facts without identity.
 
-    `width_mm` is the width of a pixel, 0 where the file does not say it.
+    `width_mm` is the width of a pixel, 0 where the file does not say it; `tags` are those of sex, age and vendor.
     """
 
     frames: list[Floats]
@@ -128,6 +129,7 @@ class DicomImage:
     keys: dict[str, str] = field(repr=False)
     facts: dict[str, str]
     width_mm: float = 0.0
+    tags: dict[str, str] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     """Constant words for what is odd in a file that is used all the same."""
 
@@ -145,7 +147,15 @@ def read_dicom(path: Path, window: Window | None, frames: str, accept: Collectio
             indices = _chosen(dataset, frames, accept, notes)
             images = [_image(dataset, index, window, notes) for index in indices]
             aspect, width_mm = _pixel(dataset, indices[0])
-            return DicomImage(images, aspect, _keys(dataset), facts(dataset, indices[0]), width_mm, tuple(notes))
+            return DicomImage(
+                images,
+                aspect,
+                _keys(dataset),
+                facts(dataset, indices[0]),
+                width_mm,
+                subgroup_tags(dataset),
+                tuple(notes),
+            )
 
 
 @contextmanager
