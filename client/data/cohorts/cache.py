@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from fedgraft.common.base.errors import ENDS
 from fedgraft.common.base.files import canonical_json, digest_arrays, make_folder, write_atomic
 
+Described = tuple[tuple[str, str], ...]
+"""What a file says of itself, in words of fixed lists: pairs of fact and word."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -39,6 +42,8 @@ class Decoded:
     """Sizes in mm of a pixel of each stored image, 0 where it is not known; empty for tables."""
     splits: tuple[str, ...] = ()
     """Of each case, where the cohort brings its own; else empty."""
+    described: tuple[Described, ...] = ()
+    """Of each case what its file says of itself that patients are counted by."""
 
 
 def store(folder: Path, key: str, decoded: Decoded) -> None:
@@ -49,6 +54,8 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
     arrays = {task: target for task, target in decoded.targets.items() if task not in classes}
     for task, target in arrays.items():
         _write_array(folder / f"{key}-{task}.npy", target)
+    kinds = list(dict.fromkeys(decoded.described))
+    number_of = {described: number for number, described in enumerate(kinds)}
     content = {
         "targets": classes,
         "arrays": {task: digest_arrays({"target": target}) for task, target in arrays.items()},
@@ -60,6 +67,8 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
         "studies": decoded.studies,
         "spacings": decoded.spacings,
         "splits": decoded.splits,
+        "kinds": kinds,
+        "kind_of": [number_of[described] for described in decoded.described],
         "inputs": digest_arrays({"inputs": decoded.inputs}),
     }
     whole = {"content": content, "digest": _digest(content)}
@@ -79,7 +88,8 @@ def load(folder: Path, key: str) -> Decoded | None:
         problems, facts = content["problems"], content["facts"]
         spacings = tuple(map(float, content["spacings"]))
         patients, splits = tuple(content["patients"]), tuple(map(str, content["splits"]))
-        places = left_out, origins, studies, spacings, splits
+        kinds = [tuple((str(fact), str(word)) for fact, word in described) for described in content["kinds"]]
+        places = left_out, origins, studies, spacings, splits, tuple(kinds[number] for number in content["kind_of"])
         decoded = Decoded(inputs, targets | arrays, patients, problems, facts, *places)
         whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
         whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}

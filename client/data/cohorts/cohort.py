@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgraft.client.data.cohorts import experiment, splits
-from fedgraft.client.data.cohorts.cache import Decoded, load, store
+from fedgraft.client.data.cohorts.cache import Decoded, Described, load, store
 from fedgraft.client.data.cohorts.folders import Found, files, within
 from fedgraft.client.data.cohorts.masks import folders, segmentation_files
 from fedgraft.client.data.cohorts.scan import (
@@ -46,7 +46,7 @@ from fedgraft.common.study.tasks import (
     Task,
 )
 
-_VERSION = 9
+_VERSION = 10
 """Part of the cache's key; to be raised when decoding changes what it gives."""
 
 
@@ -102,6 +102,8 @@ class Cohort:
     studies: tuple[int, ...] = ()
     spacings: tuple[float, ...] = ()
     """Sizes in mm of a pixel of each image as the model sees it, 0 where it is not known; empty for other data."""
+    described: tuple[Described, ...] = ()
+    """Of each case what its file says of itself that patients are counted by: pairs of fact and word."""
     source: Cohort | None = None
     """Cases of a source that lie at the site as well."""
     split_rule: SplitRule = "independent"
@@ -162,6 +164,7 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
         origins=decoded.origins,
         studies=decoded.studies,
         spacings=decoded.spacings,
+        described=decoded.described,
         split_rule=rule,
     )
 
@@ -223,6 +226,7 @@ def _decoded(scan: Scan, wanted: CohortRequest, place: Place) -> Decoded:
         tuple(numbers.get(key, UNKNOWN) for key in scan.studies),
         tuple(scan.spacings),
         tuple(scan.splits),
+        tuple(scan.described),
     )
 
 
