@@ -12,6 +12,7 @@ from fedgraft.client.training.model.evaluate import Predictions, predictions, su
 from fedgraft.common.metrics.plugged import with_more
 from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.protocol.instructions import Arrays, Code
+from fedgraft.common.study.inputs import Split
 
 
 def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) -> dict[str, TaskSums]:
@@ -21,7 +22,7 @@ def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) 
     """
     if turn.evaluate is None or not shows:
         return {}
-    return counted(place, predict(place, turn, local_state, passes=turn.accepted is not None))
+    return counted(place, predict(place, turn, local_state, turn.evaluate, passes=turn.accepted is not None))
 
 
 def counted(place: Workplace, found: Predictions) -> dict[str, TaskSums]:
@@ -32,14 +33,16 @@ def counted(place: Workplace, found: Predictions) -> dict[str, TaskSums]:
     return {task: with_more(asked, place.study.tasks_by_name[task], own, *found[task]) for task, own in sums.items()}
 
 
-def predict(place: Workplace, turn: Turn, local_state: Arrays, *, passes: bool = False) -> Predictions:
-    """What the model that came says, `passes` as for `predictions`. Where the backbone is frozen, only heads run."""
-    assert turn.evaluate is not None
+def predict(place: Workplace, turn: Turn, local_state: Arrays, split: Split, *, passes: bool = False) -> Predictions:
+    """What the model that came says of a split's cases, `passes` as for `predictions`.
+
+    Where the backbone is frozen, only heads run.
+    """
     place.answering(turn.before, local_state)
     frozen = any(stage is not None and place.routing(stage).frozen for stage in (turn.stage, turn.before))
     through = frozen and not place.local_model.model.decodes
-    loader = place.through_backbone(turn.evaluate) if through else place.loader
-    return predictions(place.local_model, loader, turn.evaluate, passes=passes)
+    loader = place.through_backbone(split) if through else place.loader
+    return predictions(place.local_model, loader, split, passes=passes)
 
 
 def released(
@@ -57,4 +60,6 @@ def released(
     cases = (labelled, units_of(labelled, place.cohort.patients, guard.unit))
     model = place.local_model.digests.of(place.received.entries)
     tasks = place.study.tasks_by_name
-    return release(guard, turn.exchange, model, lambda: predict(place, turn, local_state, passes=True), cases, tasks)
+    return release(
+        guard, turn.exchange, model, lambda: predict(place, turn, local_state, "test", passes=True), cases, tasks
+    )
