@@ -7,6 +7,7 @@ from typing import Any
 
 from fedgraft.common.checks.explain import describe_task, sentence
 from fedgraft.common.checks.explain import explain as explain_study
+from fedgraft.common.checks.far_source import torn
 from fedgraft.common.checks.together import who_is_together
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.api.simulate import AnyStudy, open_study
@@ -35,7 +36,9 @@ def explain(study: AnyStudy) -> Explanation:
     explained = explain_study(found, source)
     rows = explained.rows
     said = tuple(f"{stage.name}: {sentence(stage, row)}" for stage, row in zip(found.plan, rows, strict=True))
-    said += who_is_together(found, explained.start.architecture.entries)
+    start = explained.start
+    advised = torn(found, start.provenance.manifest, start.architecture.tags)
+    said += (*who_is_together(found, start.architecture.entries), *filter(None, (advised,)))
     return Explanation(found, tuple(map(describe_task, found.tasks)), said, tuple(rows))
 
 
