@@ -99,6 +99,8 @@ def review(
             "sums": [*(what for kind, own in _SUMS.items() if kind in kinds for what in own), *_of_plugins(study)]
             if exact
             else [],
+            "by_subgroup": {one.name: list(one.groups) for one in config.policy.subgroups_of(study)},
+            "not_by_subgroup": config.policy.subgroups_withheld(study),
             "once": "" if exact or secure_aggregation else _ONCE.get(config.policy.metrics, ""),
         },
         "cost": _cost(config, verdict),
@@ -215,6 +217,12 @@ def _leaves(content: dict[str, Any]) -> list[str]:
     how = " (exact)" if counts["exact"] and not content["secure_aggregation"] else ""
     lines.append(f"  counts{how}: {'; '.join(counts['what'])}")
     lines.append(f"  metrics: {_metrics(metrics)}")
+    lines += [
+        f"  metrics by {name}: those of the test split once, of each group ({', '.join(groups)}) with ten patients or "
+        "more, and of none that tells of fewer by subtraction"
+        for name, groups in metrics["by_subgroup"].items()
+    ]
+    lines += [f"  metrics by {name}: none, since {why}" for name, why in metrics["not_by_subgroup"].items()]
     lines.append("  never: images, rows, patients' ids or their hashes, names of files, texts of errors")
     return lines
 

@@ -35,7 +35,14 @@ from fedgraft.common.protocol.instructions import Answer, Arrays, Code, Greeting
 from fedgraft.common.protocol.routing import privacy_request, requires_source
 from fedgraft.common.protocol.states import is_address
 from fedgraft.common.secure_aggregation.masking import OutOfRange, brought_in
-from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summands, metric_summands, tensor_summands
+from fedgraft.common.secure_aggregation.summing import (
+    METRICS,
+    TENSORS,
+    Summands,
+    metric_summands,
+    tensor_summands,
+    with_all_groups,
+)
 from fedgraft.common.study.clusters import AnyClusters, ByLoss, group_of, groups_of
 from fedgraft.common.study.schedule import last_exchange, step_at
 from fedgraft.common.study.study import Study
@@ -192,7 +199,7 @@ class Site:
         update = Update(turn.exchange, {}, {}, {}, {})
         if turn.step.work:
             return update
-        if self._guard is not None and turn.exchange == last_exchange(self._study):
+        if self._guard is not None and self._is_last(turn):
             self._personal.choose(self._place, turn, before, self._log)
         if self._guard is not None and self._sealer is None and turn.evaluate == "test":
             try:
@@ -213,7 +220,8 @@ class Site:
             if TENSORS in turn.accepted.parts:
                 summands[TENSORS] = tensor_summands(update, turn.stage, self._place.local_model.tags)
             if METRICS in turn.accepted.parts and metrics:
-                own = metric_summands(metrics, update.train, self._study.evaluate.floor, self._study)
+                whole = with_all_groups(metrics, self._study) if self._is_last(turn) else metrics
+                own = metric_summands(whole, update.train, self._study.evaluate.floor, self._study)
                 summands[METRICS] = replace(own, arrays=brought_in(own.arrays, len(groups.parts[METRICS])))
             received = self._place.local_model.digests.of(self._place.received.everything)
             try:
@@ -229,6 +237,9 @@ class Site:
         if not self._shows_metrics:
             return update
         return replace(update, metrics={task: arrays_of(sums) for task, sums in metrics.items()})
+
+    def _is_last(self, turn: Turn) -> bool:
+        return turn.exchange == last_exchange(self._study)
 
     @property
     def _shows_metrics(self) -> bool:

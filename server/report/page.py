@@ -31,6 +31,7 @@ from fedgraft.server.report.history import (
     text,
     training_loss,
 )
+from fedgraft.server.report.subgroups import AttributeView, by_attribute
 from fedgraft.server.report.sureness import is_too_few, of_site
 
 _CLUSTERED = {
@@ -64,6 +65,7 @@ class TaskView:
     points: tables.ReportTable
     chosen: str
     """How the operating points were chosen."""
+    subgroups: tuple[AttributeView, ...]
     final: tuple[Markup, ...]
     remark: str
 
@@ -162,6 +164,7 @@ def _task_view(record: RunRecord, task: str) -> TaskView:
         metrics=figures.site_metrics(record, task),
         points=figures.at_operating_points(record, task),
         chosen=_chosen(record, task),
+        subgroups=by_attribute(record, task),
         final=tuple(map(Markup, final)),
         remark=remark,
     )

@@ -131,7 +131,7 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
             public_source=name in hospitals.public_sources,
             observer=name in hospitals.observers,
             sync=False,
-            policy=allowing(study, hospitals.policies.get(name, OPEN)),
+            policy=allowing(study, hospitals.policies.get(name, opened(study))),
             secure_aggregation=secure_aggregation.get(name),
             state=(sites / name).resolve(),
             cache=home().resolve() / "cohorts",
@@ -146,6 +146,13 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
     facts |= {"partition": hospitals.partition} if hospitals.partition else {}
     write_json(out / _FACTS, facts)
     RunFolder(out).write_study(study)
+
+
+def opened(study: Study) -> SitePolicy:
+    """The policy of a site that has none of its own: open, to figures by the study's subgroups too."""
+    return OPEN.model_copy(
+        update={"subgroups": {one.name: one.values or one.bands for one in study.evaluate.subgroups}}
+    )
 
 
 def allowing(study: Study, policy: SitePolicy) -> SitePolicy:

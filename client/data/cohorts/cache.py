@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Decoded:
     """Sizes in mm of a pixel of each stored image, 0 where it is not known; empty for tables."""
     splits: tuple[str, ...] = ()
     """Of each case, where the cohort brings its own; else empty."""
+    subgroups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By attribute the position of each case's group, -1 for none."""
 
 
 def store(folder: Path, key: str, decoded: Decoded) -> None:
@@ -60,6 +62,7 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
         "studies": decoded.studies,
         "spacings": decoded.spacings,
         "splits": decoded.splits,
+        "subgroups": decoded.subgroups,
         "inputs": digest_arrays({"inputs": decoded.inputs}),
     }
     whole = {"content": content, "digest": _digest(content)}
@@ -79,7 +82,8 @@ def load(folder: Path, key: str) -> Decoded | None:
         problems, facts = content["problems"], content["facts"]
         spacings = tuple(map(float, content["spacings"]))
         patients, splits = tuple(content["patients"]), tuple(map(str, content["splits"]))
-        places = left_out, origins, studies, spacings, splits
+        subgroups = {str(name): tuple(map(int, own)) for name, own in content["subgroups"].items()}
+        places = left_out, origins, studies, spacings, splits, subgroups
         decoded = Decoded(inputs, targets | arrays, patients, problems, facts, *places)
         whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
         whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fedgraft.client.privacy.dp.units import units_of
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
-from fedgraft.client.privacy.release.metric_release import release
+from fedgraft.client.privacy.release.metric_release import TestCases, release
+from fedgraft.client.privacy.release.subgroup_release import CaseGroups
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.model.evaluate import Predictions, predictions, summed
@@ -13,16 +14,22 @@ from fedgraft.common.metrics.plugged import with_more
 from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.protocol.instructions import Arrays, Code
 from fedgraft.common.study.inputs import Split
+from fedgraft.common.study.schedule import last_exchange
 
 
 def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) -> dict[str, TaskSums]:
-    """Metric sums by task; none if nothing is asked, or if policy shows nothing (`shows`).
+    """Metric sums by task, at the end by subgroup too; none if nothing is asked, or if policy shows none (`shows`).
 
     Under masks what is no number passes: a refusal would tell of this site alone what the sum hides.
     """
     if turn.evaluate is None or not shows:
         return {}
-    return counted(place, predict(place, turn, local_state, turn.evaluate, passes=turn.accepted is not None))
+    found = predict(place, turn, local_state, turn.evaluate, passes=turn.accepted is not None)
+    sums = counted(place, found)
+    if turn.exchange != last_exchange(place.study):
+        return sums
+    groups = CaseGroups.of(place.cohort, place.loader.labelled(turn.evaluate))
+    return sums | groups.exact(found, place.study.tasks_by_name)
 
 
 def counted(place: Workplace, found: Predictions) -> dict[str, TaskSums]:
@@ -57,7 +64,8 @@ def released(
     if guard.metrics == "noised" and (bare := place.bare(worked, turn.before)):
         raise Refused(Code.POLICY, f"own entries without noise are in the model: {', '.join(sorted(bare)[:3])}, ...")
     labelled = place.loader.labelled("test")
-    cases = (labelled, units_of(labelled, place.cohort.patients, guard.unit))
+    groups = CaseGroups.of(place.cohort, labelled)
+    cases = TestCases(labelled, units_of(labelled, place.cohort.patients, guard.unit), groups)
     model = place.local_model.digests.of(place.received.entries)
     tasks = place.study.tasks_by_name
     return release(
