@@ -27,10 +27,8 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
 from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.config.config_files import describe
-from fedgraft.common.metrics.table import title
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.study import Study, locate
-from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page
 from fedgraft.server.report.comparison_remarks import remarks
 from fedgraft.simulations.compare.question import Question, Questions, changed, read_comparison
@@ -106,7 +104,7 @@ def carry_out(
     rows: list[dict[str, Any]] = []
     for question in (one for one in comparison.questions if one.name in todo):
         found = groups(todo[question.name], out / "cells")
-        result["questions"].append(answered(question, study, found) | {"scenario": where[question.name]})
+        result["questions"].append(answered(question, found) | {"scenario": where[question.name]})
         rows += lines(question, found)
     result["seconds"] = round(time.monotonic() - started, 1)
     write_json(out / "compare.json", result)
@@ -161,12 +159,6 @@ def _cells(
     found, where = dict[str, list[Cell]](), dict[str, str]()
     synthetic, looked_at = False, list[tuple[Scenario, InputSpec]]()
     for question in comparison.questions:
-        task = study.tasks_by_name.get(question.task or study.tasks[0].name)
-        if task is not None and not isinstance(task, Task):
-            raise InputError(
-                f"Question {question.name!r} is about task {task.name!r}, and only classes can be compared yet.",
-                fix="Name a task that asks for classes as the question's `task`.",
-            )
         name = asked.scenario or question.scenario or shipped
         if name is None:
             raise InputError(f"{asked.study} names no scenario.", fix="Say which hospitals to use: --scenario FILE.")
@@ -213,7 +205,7 @@ def show(folder: Path) -> None:
 
 def _show(result: dict[str, Any], page: Path) -> None:
     for question in result["questions"]:
-        metric = title(question["metric"])
+        metric = question["title"]
         table = Table(
             Column("arm", no_wrap=True),  # a name that is cut is not found again
             f"macro {metric}",
@@ -298,7 +290,8 @@ def _signed(value: float | None) -> str:
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))  # tasks of other kinds have other metrics
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()

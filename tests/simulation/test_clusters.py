@@ -216,8 +216,8 @@ def test_an_arm_of_a_comparison_can_have_clusters(hospitals, make_study, tmp_pat
         at_one, _ = carry_out(replace(job, who="pooled"), tmp_path / f"{name}_pooled")
         for arm, wanted in (("clusters", by_itself), ("pooled", at_one)):
             for site in sites:
-                assert np.array_equal(found[arm][site]["cls"].logits, wanted[MERGED][site]["cls"].logits)
-    assert not np.array_equal(found["study"]["east"]["cls"].logits, found["clusters"]["east"]["cls"].logits)
+                assert np.array_equal(found[arm][site]["cls"].outputs, wanted[MERGED][site]["cls"].outputs)
+    assert not np.array_equal(found["study"]["east"]["cls"].outputs, found["clusters"]["east"]["cls"].outputs)
 
 
 def test_the_page_shows_the_clusters(named: Path) -> None:

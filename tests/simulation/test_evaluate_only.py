@@ -197,7 +197,7 @@ def test_finished_models_are_arms_of_a_comparison(
     for site, values in sites_of(trained).items():
         answers = found[site]["cls"]
         assert len(answers.targets) == values["n"]
-        assert np.mean(answers.logits.argmax(1) == answers.targets) == pytest.approx(values["accuracy"], abs=1e-6)
+        assert np.mean(answers.outputs.argmax(1) == answers.targets) == pytest.approx(values["accuracy"], abs=1e-6)
     with pytest.raises(StudyError, match="may have learnt from cases that are tested here"):
         cells(study, question, hospitals, 2, "test")
     folded = Question.model_validate({"arms": arms, "folds": 2})
@@ -237,5 +237,5 @@ def test_a_finished_model_is_measured_with_what_each_site_keeps(
     for cell in todo:
         found = outcome(cell, tmp_path / "cells").found[MERGED]
         for site, values in sites_of(wanted[cell.arm]).items():
-            sums = ClassificationSums.of(found[site]["cls"].logits, found[site]["cls"].targets)
+            sums = ClassificationSums.of(found[site]["cls"].outputs, found[site]["cls"].targets)
             assert sums.values() == pytest.approx(values, abs=1e-6), (cell.arm, site)

@@ -130,7 +130,7 @@ def test_a_site_and_a_comparison_use_what_was_chosen(
     list(run_cells(todo, tmp_path, 1, 1))
     best, plain = (outcome(cell, tmp_path).found[MERGED] for cell in todo)
     for site in four.cohorts:
-        alike = np.array_equal(best[site]["cls"].logits, plain[site]["cls"].logits)
+        alike = np.array_equal(best[site]["cls"].outputs, plain[site]["cls"].outputs)
         assert alike != choice(run, site)["uses_own"]
 
 

@@ -45,7 +45,13 @@ from fedgraft.simulations.compare.question import (
     Question,
     changed,
 )
-from fedgraft.simulations.compare.refusals import check_arm, refuse_seen, refuse_tied
+from fedgraft.simulations.compare.refusals import (
+    check_arm,
+    measured,
+    refuse_seen,
+    refuse_tied,
+    refuse_unmeasured,
+)
 from fedgraft.simulations.compare.running.finished import kept_digest
 from fedgraft.simulations.compare.running.folds import Fold
 from fedgraft.simulations.compare.running.models import (
@@ -141,6 +147,7 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
         raise InputError(f"{source}, question {question.name}: no site is called {', '.join(unknown)} ({there}).")
     asked = changed(study.model_dump(mode="json"), question.keys, f"{source}, question {question.name}")
     where = f"{source}, question {question.name}"
+    decides = measured(question, asked, where)
     found: list[Cell] = []
     plain: dict[str, Study] = {}
     arms = sorted(question.arms, key=lambda one: bool(one.base_models))
@@ -152,6 +159,7 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
         refuse_tied(question, sites, where)
     for arm in arms:
         own = plain[arm.name]
+        refuse_unmeasured(own, arm, decides, f"{where}, arm {arm.name}")
         check_arm(own, f"{where}, arm {arm.name}", arm)
         if several := [name for name in arm.base_models if plain[name].clusters is not None]:
             raise StudyError(where, [f"{arm.name}: its base model {several[0]} has clusters, and so is several models"])
