@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from fedgraft.server.report.comparison_remarks import remarks
 from fedgraft.simulations.compare.question import Question, Questions, changed, read_comparison
 from fedgraft.simulations.compare.result import answered, groups, lines
 from fedgraft.simulations.compare.running.cells import Cell, cells, run
-from fedgraft.simulations.compare.running.progress import time_left
+from fedgraft.simulations.compare.running.progress import Tell, time_left
+from fedgraft.simulations.compare.running.tracking import ComparisonTrackers
 from fedgraft.simulations.engines.run import check_hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import Scenario, find_scenario
@@ -59,6 +60,7 @@ class CompareRequest:
     threads: int
     cases: tuple[int, ...] = ()
     """In place of the numbers of training cases that questions are repeated with; those without such stay so."""
+    track: tuple[str, ...] = ()
 
 
 def compare(asked: CompareRequest, *, as_json: bool) -> None:
@@ -77,21 +79,27 @@ def compare(asked: CompareRequest, *, as_json: bool) -> None:
 
 
 def carry_out(
-    study: Study, comparison: Questions, shipped: str | None, asked: CompareRequest, tell: Callable[[str], None]
+    study: Study,
+    comparison: Questions,
+    shipped: str | None,
+    asked: CompareRequest,
+    tell: Tell,
+    warn: Tell | None = None,
 ) -> Path:
     """Carry out what is left of a comparison, and return its folder with `compare.json`, a table and a page in it.
 
-    `shipped` is the scenario that the study's file names. InputError for what cannot be compared.
+    `shipped` is the scenario that the study's file names; `warn` hears of trackers that fail, `tell` if absent.
+    InputError for what cannot be compared.
     """
     started = time.monotonic()
     comparison = _chosen(comparison, asked)
     out = asked.out or Path("runs") / f"{study.name}-compare"
     demand_place(out)
+    to = ComparisonTrackers(asked.track, out, warn or tell)
     todo, where, synthetic = _cells(study, comparison, asked, shipped)
     _take(out, study)
     out.chmod(0o700)
-    _run([cell for own in todo.values() for cell in own], out / "cells", asked, tell)
-    result: dict[str, Any] = {
+    facts = {
         "schema": SCHEMA,
         "study": study.name,
         "study_digest": study.digest,
@@ -99,28 +107,30 @@ def carry_out(
         "seeds": _seeds(comparison, asked),
         "quick": asked.quick,
         "environment": environment(study.seed, "compare"),
-        "questions": [],
     }
-    rows: list[dict[str, Any]] = []
-    for question in (one for one in comparison.questions if one.name in todo):
-        found = groups(todo[question.name], out / "cells")
-        result["questions"].append(answered(question, found) | {"scenario": where[question.name]})
-        rows += lines(question, found)
-    result["seconds"] = round(time.monotonic() - started, 1)
-    write_json(out / "compare.json", result)
-    write_atomic(out / "compare.csv", _csv(rows))
-    build_comparison_page(out)
+    with to.concluding(study):
+        _run([cell for own in todo.values() for cell in own], out / "cells", (asked, to), tell)
+        questions = [one for one in comparison.questions if one.name in todo]
+        found = {one.name: groups(todo[one.name], out / "cells") for one in questions}
+        said = [answered(one, found[one.name]) | {"scenario": where[one.name]} for one in questions]
+        rows = [line for one in questions for line in lines(one, found[one.name])]
+        write_json(out / "compare.json", facts | {"questions": said, "seconds": round(time.monotonic() - started, 1)})
+        write_atomic(out / "compare.csv", _csv(rows))
+        build_comparison_page(out)
     make_private(out)
     return out
 
 
-def _run(todo: Sequence[Cell], out: Path, asked: CompareRequest, tell: Callable[[str], None]) -> None:
+def _run(todo: Sequence[Cell], out: Path, asked: tuple[CompareRequest, ComparisonTrackers], tell: Tell) -> None:
     """Run what is left, and say how far it is: before the first cell, after each, and between while none ends."""
-    started, already = time.monotonic(), None
-    tell(f"{len({cell.digest for cell in todo})} runs, {asked.workers} at a time; what is there is not run again")
-    for cell, done, of in run(todo, out, asked.workers, asked.threads, tell):
+    (request, to), started, already = asked, time.monotonic(), None
+    tell(f"{len({cell.digest for cell in todo})} runs, {request.workers} at a time; what is there is not run again")
+    for cell, done, of in run(todo, out, request.workers, request.threads, tell):
         already = done - 1 if already is None else already
         tell(f"{done}/{of} {cell.words()}{time_left(done, of, started, already)}")
+        to.done(cell, out)
+    for cell in todo:  # those that were there, and arms that others' runs stand for
+        to.done(cell, out)
 
 
 def _chosen(comparison: Questions, asked: CompareRequest) -> Questions:

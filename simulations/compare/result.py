@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.base.errors import RunError
-from fedgraft.common.metrics.sums.task_metrics import sums_of
-from fedgraft.common.metrics.support import TOO_FEW, Support, support
+from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import AnyTask
 from fedgraft.simulations.compare.amount import seeds_to_decide
@@ -27,13 +26,13 @@ from fedgraft.simulations.compare.bootstrap import (
     worst,
 )
 from fedgraft.simulations.compare.gains import alone_in, gains
-from fedgraft.simulations.compare.measures.answers import Answers
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers
 from fedgraft.simulations.compare.measures.measure import RANKED, Measure, measure
+from fedgraft.simulations.compare.measures.sites import counted, enough, support_of
 from fedgraft.simulations.compare.measures.under_weights import own_metrics, value_of
 from fedgraft.simulations.compare.paired import Drawn, against_control, differences
 from fedgraft.simulations.compare.question import Expectation, Question
 from fedgraft.simulations.compare.running.cells import Cell, CellOutcome, outcome
-from fedgraft.simulations.compare.running.models import MERGED, Found
 
 
 @dataclass(frozen=True)
@@ -163,11 +162,9 @@ def _values(question: Question, decides: Measure, asked: AnyTask, answers: Answe
 def _row(group: Group, drawn: Drawn, question: Question, decides: Measure, floor: int) -> dict[str, Any]:
     means = {replicate: macro(list(sites.values())) for replicate, sites in drawn.items() if sites}
     lowest = {replicate: worst(list(sites.values()), decides) for replicate, sites in drawn.items() if sites}
-    counted = [_counted(ended.found, decides) for ended in group.outcomes.values()]
-    sites = {
-        site: [own[site] for own in counted if site in own] for site in sorted({s for own in counted for s in own})
-    }
-    enough = all(any(_support(decides, one).effective >= floor for one in own.values()) for own in counted)
+    own_of = [counted(ended.found, decides.task.name) for ended in group.outcomes.values()]
+    sites = {site: [own[site] for own in own_of if site in own] for site in sorted({s for own in own_of for s in own})}
+    told = all(any(support_of(decides.task, one).effective >= floor for one in own.values()) for own in own_of)
     troubles = [f"seed {seed}: {text}" for (seed, _), one in sorted(group.outcomes.items()) for text in one.troubles]
     stated = [name for name in decides.all_metrics if _is_stated(name, question)]
     return {
@@ -178,8 +175,8 @@ def _row(group: Group, drawn: Drawn, question: Question, decides: Measure, floor
         "per_class": bool(question.shots),
         "metrics": {name: _macro(group, decides, name, floor) for name in stated},
         "sites": {site: _mean([decides.value(one) for one in own]) for site, own in sites.items()},
-        "support": {site: _support(decides, own[0]).plain(floor) for site, own in sites.items()},
-        "enough": enough,
+        "support": {site: support_of(decides.task, own[0]).plain(floor) for site, own in sites.items()},
+        "enough": told,
         "by_replicate": [_number(float(means[replicate][0])) for replicate in sorted(means)],
         "difference": None,
         "gains": None,
@@ -198,26 +195,10 @@ def _draw(group: Group, decides: Measure, floor: int) -> Drawn:
     return {
         replicate: {
             site: decides.of(answers, draw_patients(answers, replicate, site))
-            for site, answers in _enough(_counted(ended.found, decides), decides, floor).items()
+            for site, answers in enough(counted(ended.found, decides.task.name), decides.task, floor).items()
         }
         for replicate, ended in group.outcomes.items()
     }
-
-
-def _counted(found: Found, decides: Measure) -> dict[str, Answers]:
-    """Each site's answers from the model that is meant for it: its own, or else the one that all share."""
-    sites = {site for own in found.values() for site in own}
-    best = {site: found.get(site, found.get(MERGED, {})).get(site) for site in sorted(sites)}
-    return {site: own[decides.task.name] for site, own in best.items() if own is not None}
-
-
-def _enough(counted: dict[str, Answers], decides: Measure, floor: int) -> dict[str, Answers]:
-    """The sites whose test cases are enough to say something; all of them if no site's are, which the verdict says."""
-    return {site: own for site, own in counted.items() if _support(decides, own).effective >= floor} or counted
-
-
-def _support(decides: Measure, answers: Answers) -> Support:
-    return support(sums_of(decides.task, answers.outputs, answers.targets))
 
 
 def _expected(
@@ -277,7 +258,7 @@ def _macro(group: Group, decides: Measure, name: str, floor: int) -> float | Non
         _mean(
             [
                 value_of(name, decides.task, answers)
-                for answers in _enough(_counted(ended.found, decides), decides, floor).values()
+                for answers in enough(counted(ended.found, decides.task.name), decides.task, floor).values()
             ]
         )
         for ended in group.outcomes.values()

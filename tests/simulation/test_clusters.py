@@ -18,10 +18,11 @@ from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.weights import load_manifest
 from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.running.cells import cells, outcome
 from fedgraft.simulations.compare.running.cells import run as run_cells
-from fedgraft.simulations.compare.running.models import MERGED, carry_out
+from fedgraft.simulations.compare.running.models import carry_out
 from fedgraft.simulations.engines.run import Engine, Hospitals, prepare
 from helpers.runs import page_of
 from helpers.simulated import resume, simulate

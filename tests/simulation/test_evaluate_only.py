@@ -23,9 +23,9 @@ from fedgraft.common.models.weights import find, load_manifest
 from fedgraft.common.study.schedule import schedule, split_at, step_at
 from fedgraft.common.study.study import Study, find_study, parse_study
 from fedgraft.server.report import build_report
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.running.cells import cells, outcome, run
-from fedgraft.simulations.compare.running.models import MERGED
 from fedgraft.simulations.engines.run import OPEN, Engine, Hospitals, prepare
 from helpers.simulated import simulate
 from helpers.work import MakeStudy

@@ -17,10 +17,10 @@ from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.checks.check import check
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.running.cells import cells, outcome
 from fedgraft.simulations.compare.running.cells import run as run_cells
-from fedgraft.simulations.compare.running.models import MERGED
 from fedgraft.simulations.engines.run import Hospitals
 from helpers.simulated import simulate
 

@@ -18,3 +18,10 @@ class Answers:
     outputs: np.ndarray
     targets: np.ndarray
     patients: np.ndarray
+
+
+MERGED = "*"
+"""The name of the one model that all sites share; a site's own model has the site's name, which is never this."""
+
+Found = dict[str, dict[str, dict[str, Answers]]]
+"""By model, site and task."""

@@ -28,7 +28,7 @@ from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Recalibrate
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
-from fedgraft.simulations.compare.measures.answers import Answers
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers, Found
 from fedgraft.simulations.compare.question import Who
 from fedgraft.simulations.compare.running.finished import kept, kept_there
 from fedgraft.simulations.compare.running.folds import Fold, deal
@@ -41,12 +41,6 @@ from fedgraft.simulations.engines.run import (
 )
 
 _ARRAYS = ("outputs", "targets", "patients")
-MERGED = "*"
-"""The name of the one model that all sites share; a site's own model has the site's name, which is never this."""
-
-
-Found = dict[str, dict[str, dict[str, Answers]]]
-"""By model, site and task."""
 
 
 @dataclass(frozen=True)

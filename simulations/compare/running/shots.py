@@ -23,10 +23,9 @@ from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import load_weights
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
-from fedgraft.simulations.compare.measures.answers import Answers
+from fedgraft.simulations.compare.measures.answers import Answers, Found
 from fedgraft.simulations.compare.running.models import (
     Few,
-    Found,
     ModelJob,
     answers_of,
     federate,

@@ -22,11 +22,10 @@ from fedgraft.server.report.page import write_audit_page
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.watch.board import Board
 from fedgraft.server.watch.web import Page
-from fedgraft.simulations.compare.measures.answers import Answers
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.result import Group, answered
 from fedgraft.simulations.compare.running.cells import CellOutcome
-from fedgraft.simulations.compare.running.models import MERGED
 from helpers.browser import CHROMIUM, Browser
 from helpers.live import LiveRun
 from helpers.runs import change, write_run

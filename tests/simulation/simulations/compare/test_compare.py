@@ -22,6 +22,7 @@ from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.schedule import schedule
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.bootstrap import ONE_SEED
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.running.cells import (
     Cell,
@@ -29,7 +30,7 @@ from fedgraft.simulations.compare.running.cells import (
     outcome,
     run,
 )
-from fedgraft.simulations.compare.running.models import MERGED, ModelJob, carry_out, prepared
+from fedgraft.simulations.compare.running.models import ModelJob, carry_out, prepared
 from fedgraft.simulations.compare.running.progress import as_they_end, time_left
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.engines.run import OPEN, Hospitals, simulated_cohort

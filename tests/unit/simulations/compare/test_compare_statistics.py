@@ -20,14 +20,13 @@ from fedgraft.simulations.compare.bootstrap import (
     verdict,
     worst,
 )
-from fedgraft.simulations.compare.measures.answers import Answers
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers
 from fedgraft.simulations.compare.measures.measure import Measure
 from fedgraft.simulations.compare.measures.of_classes import OF_CLASSES
 from fedgraft.simulations.compare.measures.under_weights import under_weights
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.result import Group, answered, lines
 from fedgraft.simulations.compare.running.cells import CellOutcome
-from fedgraft.simulations.compare.running.models import MERGED
 from helpers.work import MakeStudy
 
 METRICS = tuple(OF_CLASSES)

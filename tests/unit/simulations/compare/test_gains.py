@@ -13,12 +13,11 @@ from fedgraft.common.study.study import Study
 from fedgraft.server.report import build_comparison_page
 from fedgraft.simulations.compare import command
 from fedgraft.simulations.compare.bootstrap import draw_patients
-from fedgraft.simulations.compare.measures.answers import Answers
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers
 from fedgraft.simulations.compare.measures.under_weights import under_weights
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.result import Group, answered
 from fedgraft.simulations.compare.running.cells import CellOutcome
-from fedgraft.simulations.compare.running.models import MERGED
 from helpers.runs import Page
 from helpers.work import MakeStudy
 

@@ -13,7 +13,7 @@ from fedgraft.common.metrics.table import TABLE
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 from fedgraft.simulations.compare.bootstrap import draw_patients, over_replicates
-from fedgraft.simulations.compare.measures.answers import Answers
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers
 from fedgraft.simulations.compare.measures.measure import measure
 from fedgraft.simulations.compare.measures.under_weights import own_metrics, under_weights
 from fedgraft.simulations.compare.paired import differences
@@ -21,7 +21,6 @@ from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.refusals import measured, refuse_unmeasured
 from fedgraft.simulations.compare.result import Group, answered, lines
 from fedgraft.simulations.compare.running.cells import CellOutcome
-from fedgraft.simulations.compare.running.models import MERGED
 from helpers.work import MakeStudy
 
 TASKS: dict[str, AnyTask] = {
