@@ -125,7 +125,7 @@ class Check:
         if self._cohort is None:
             left_out: list[str] = []
             try:
-                self._cohort = read_cohort(self._site.config, self._study, left_out)
+                self._cohort = read_cohort(self._site.config, self._study, left_out, full=True)
             except DataError as error:
                 found.private.append(str(error))
                 if not self._told:  # on the terminal of whoever asked, and not in the report
@@ -140,8 +140,10 @@ class Check:
         return Findings(found.lines + seen.lines, found.private + seen.private)
 
 
-def read_cohort(config: SiteConfig, study: Study, left_out: list[str]) -> Cohort:
+def read_cohort(config: SiteConfig, study: Study, left_out: list[str], *, full: bool = False) -> Cohort:
     """The cohort as the study would see it. DataError as `load_cohort`. Fills `left_out`: files not used, and why.
+
+    `full` compares what is kept of decoded images with its digests.
 
     The site's own splits are used if it has some, and not written if it has none: a study that was merely looked at
     must not decide them. Decoded images stay in the cache.
@@ -153,7 +155,7 @@ def read_cohort(config: SiteConfig, study: Study, left_out: list[str]) -> Cohort
             shutil.copy(place.state / "splits.csv", state)
         wanted = cohort_request(config, study)
         try:
-            return load_cohort(config.name, config.cohort, wanted, replace(place, state=state))
+            return load_cohort(config.name, config.cohort, wanted, replace(place, state=state, full=full))
         except DataError as error:
             raise DataError(str(error).replace(str(state), str(place.state))) from None
         finally:

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedgraft.client.data.cohorts.batches import fit, fitted_shape
+from fedgraft.client.data.cohorts.batches import fit_once, fitted_shape
 from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import LabelJoin, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Frame, Mask, Masks, fitted_spacing
@@ -189,7 +189,7 @@ class _Loop:
                 fix="Have the reader give slices (H, W), or colour (H, W, 3).",
             )
         shape, place = case.values.shape[:2], case.geometry
-        self.done.inputs.append(fit(case.values, place.pixel_aspect, self._wanted))
+        self.done.inputs.append(fit_once(case.values, place.pixel_aspect, self._wanted))
         width = fitted_shape(shape, place.pixel_aspect, self._wanted)[1]
         self.done.spacings.append(fitted_spacing(place.width_mm, shape[1], width))
 
