@@ -43,7 +43,9 @@ class DicomReader:
         if self._seen.again(path, patient, image):
             raise UnusableError("duplicate")
         geometry = Geometry(image.pixel_aspect, image.width_mm)
-        cases = [Case(frame, image.keys, patient, image.keys["study"], geometry) for frame in image.frames]
+        cases = [
+            Case(frame, image.keys, patient, image.keys["study"], geometry, tags=image.tags) for frame in image.frames
+        ]
         return Contents(cases, len(cases) > 1, problems=Counter(image.notes), facts=image.facts)
 
     def _image(self, path: Path) -> DicomImage:
