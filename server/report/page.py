@@ -38,6 +38,8 @@ _CLUSTERED = {
     "name": "They are named by the study.",
     "sums": "They were made from the sums that each site sent before: sites whose features, class by class, lie less "
     "than half a deviation apart, or hardly further than chance would put them, are together.",
+    "loss": "They were chosen by the sites: each round a site took the model of the lowest loss on its training cases. "
+    "These are the last choices.",
 }
 """What clusters of sites rest on."""
 _MOST_ROC_CLASSES = 6

@@ -21,6 +21,7 @@ from fedgraft.client.enrolment.config import SiteConfig, read_config, read_site
 from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.governance.approval import approve
 from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.agreement.agreement import SupplyAgreement
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, ResumeError
 from fedgraft.common.base.files import home, is_there, make_folder, private_folder, read_json, write_json
@@ -44,6 +45,7 @@ OPEN = SitePolicy(
     epsilon_per_study=100.0,
     epsilon_lifetime=100.0,
     retain_statistics=True,
+    agreement="exact",
 )
 """Whoever simulates a hospital sees all its data anyway. Budgets are counted, and all but unlimited."""
 
@@ -106,6 +108,20 @@ def check_hospitals(study: Study, hospitals: Hospitals, say: Callable[[str], obj
     with tempfile.TemporaryDirectory(prefix="fedgraft-look-") as folder:
         prepare(study, hospitals, Path(folder) / "run")
         first_look(study, Path(folder) / "run", say, allow_missing_sites=hospitals.allow_missing_sites)
+
+
+def ask_hospitals(study: Study, hospitals: Hospitals) -> SupplyAgreement:
+    """What the hospitals answer when they are asked what they could supply; nothing is left of it on disk."""
+    with tempfile.TemporaryDirectory(prefix="fedgraft-ask-") as folder:
+        run = Path(folder).resolve() / "run"
+        prepare(study, hospitals, run)
+        # Whoever is to play a fault in rounds can be asked all the same.
+        with torch_threads(1), _grid(run, _names(run), Engine(), {}) as grid:
+            config = _run_config(run, "inprocess", hospitals.synthetic)
+            server_app(grid, Context(1, 1, {}, RecordDict(), config | {"ask": True}))
+        found = RunFolder(run).agreement()
+        assert found is not None
+        return found
 
 
 def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:

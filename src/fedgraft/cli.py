@@ -73,6 +73,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of pool and ray.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="torch threads per site.")] = 1,
     track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
+    agreement: Annotated[
+        Path | None, typer.Option(help="What the sites answered to `study ask`: the run begins only if it still holds.")
+    ] = None,
     set_: Sets = None,
     as_json: AsJson = False,
     _plugin: Plugins = None,
@@ -81,7 +84,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.simulations.cli import commands
 
     commands.simulate(
-        commands.SimulateRequest(study_file, scenario, out, resume, tuple(set_ or ()), tuple(track or ())),
+        commands.SimulateRequest(study_file, scenario, out, resume, tuple(set_ or ()), tuple(track or ()), agreement),
         commands.engine(engine, workers, threads),
         as_json=as_json,
     )

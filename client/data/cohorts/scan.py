@@ -14,11 +14,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
+from fedgraft.client.data.cohorts.cache import Described
 from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import LabelJoin, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Frame, Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
 from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
+from fedgraft.client.data.decoding.dicom.facts import BY_PATIENT
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents, open_reader
 from fedgraft.client.data.readers.subgroups import SubgroupReader
@@ -64,6 +66,8 @@ class Scan:
     left_out: list[tuple[int, str]] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
+    described: list[Described] = field(default_factory=list)
+    """Of every case, what its file says of itself that patients are counted by."""
 
 
 def files_of(spec: CohortSpec) -> Found:
@@ -152,6 +156,7 @@ class _Loop:
     def _add(self, at: int, name: str, contents: Contents) -> None:
         """Take in the cases of a file; several images of one key, frames of one file, are joined and counted once."""
         done = self.done
+        described = tuple((fact, contents.facts[fact]) for fact in BY_PATIENT if fact in contents.facts)
         known: dict[str, tuple[Mapping[str, Target], str]] = {}
         for number, case in enumerate(contents.cases):
             key = self._key(name, case)
@@ -175,6 +180,7 @@ class _Loop:
             done.patients.append(patient or NOBODY)
             if case.study is not None:
                 done.studies.append(case.study)
+            done.described.append(described)
             for task, value in targets.items():
                 done.targets[task].append(value)
             for attribute, group in self._subgroups.of(key, case).items():

@@ -13,6 +13,7 @@ from fedgraft.client.training.model.evaluate import Predictions, predictions, su
 from fedgraft.common.metrics.plugged import with_more
 from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.protocol.instructions import Arrays, Code
+from fedgraft.common.study.inputs import Split
 from fedgraft.common.study.schedule import last_exchange
 
 
@@ -23,7 +24,7 @@ def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) 
     """
     if turn.evaluate is None or not shows:
         return {}
-    found = predict(place, turn, local_state, passes=turn.accepted is not None)
+    found = predict(place, turn, local_state, turn.evaluate, passes=turn.accepted is not None)
     sums = counted(place, found)
     if turn.exchange != last_exchange(place.study):
         return sums
@@ -39,14 +40,16 @@ def counted(place: Workplace, found: Predictions) -> dict[str, TaskSums]:
     return {task: with_more(asked, place.study.tasks_by_name[task], own, *found[task]) for task, own in sums.items()}
 
 
-def predict(place: Workplace, turn: Turn, local_state: Arrays, *, passes: bool = False) -> Predictions:
-    """What the model that came says, `passes` as for `predictions`. Where the backbone is frozen, only heads run."""
-    assert turn.evaluate is not None
+def predict(place: Workplace, turn: Turn, local_state: Arrays, split: Split, *, passes: bool = False) -> Predictions:
+    """What the model that came says of a split's cases, `passes` as for `predictions`.
+
+    Where the backbone is frozen, only heads run.
+    """
     place.answering(turn.before, local_state)
     frozen = any(stage is not None and place.routing(stage).frozen for stage in (turn.stage, turn.before))
     through = frozen and not place.local_model.model.decodes
-    loader = place.through_backbone(turn.evaluate) if through else place.loader
-    return predictions(place.local_model, loader, turn.evaluate, passes=passes)
+    loader = place.through_backbone(split) if through else place.loader
+    return predictions(place.local_model, loader, split, passes=passes)
 
 
 def released(
@@ -65,4 +68,6 @@ def released(
     cases = TestCases(labelled, units_of(labelled, place.cohort.patients, guard.unit), groups)
     model = place.local_model.digests.of(place.received.entries)
     tasks = place.study.tasks_by_name
-    return release(guard, turn.exchange, model, lambda: predict(place, turn, local_state, passes=True), cases, tasks)
+    return release(
+        guard, turn.exchange, model, lambda: predict(place, turn, local_state, "test", passes=True), cases, tasks
+    )

@@ -217,7 +217,7 @@ class SecureCollector:
         states = dict.fromkeys((*instructions, *observers), limits.state)
         for reply in self._collector.replies({**instructions, **observers}, states, got):
             if reply.site in observers:
-                self._collector.vetted(got, reply, observers[reply.site], limits)
+                self._collector.vetted(got, reply, observers[reply.site], {"": limits})
             else:
                 attempt.take(reply.site, reply.answer, instructions[reply.site])
         attempt.find_strangers()
