@@ -99,13 +99,13 @@ def _sets(evidence: Evidence) -> Iterator[Block]:
         shown = figures.conformal_sets(evidence.record, task)
         if shown.rows:
             yield Fact(
-                f"Task {task}: each site's threshold is chosen on its validation cases, for a coverage of {asked:g}; it "
+                why=f"too few validation cases ({least_cases(asked)} are needed), or no exact ones shown"
                 "holds for new cases of that site that come as these did, and for no other hospital."
             )
             yield shown
         if any(line.cells[-1] == "no threshold" for line in shown.rows):
-            least = least_cases(asked)
-            yield Missing(f"Task {task}: no threshold of fewer than {least} validation cases, nor of coarse ones.")
+            why = f"too few validation cases ({least_cases(asked)} are needed), or none shown exactly"
+            yield Missing(f"Task {task}: some sites have no threshold: {why}.")
 
 
 def _subgroups(evidence: Evidence) -> Iterator[Block]:
