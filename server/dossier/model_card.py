@@ -99,12 +99,12 @@ def _sets(evidence: Evidence) -> Iterator[Block]:
         shown = figures.conformal_sets(evidence.record, task)
         if shown.rows:
             yield Fact(
-                why=f"too few validation cases ({least_cases(asked)} are needed), or no exact ones shown"
+                f"Task {task}, for a coverage of {asked:g}: each site's threshold is chosen on its validation cases. It "
                 "holds for new cases of that site that come as these did, and for no other hospital."
             )
             yield shown
         if any(line.cells[-1] == "no threshold" for line in shown.rows):
-            why = f"too few validation cases ({least_cases(asked)} are needed), or none shown exactly"
+            why = f"too few validation cases ({least_cases(asked)} are needed), or no exact ones shown"
             yield Missing(f"Task {task}: some sites have no threshold: {why}.")
 
 

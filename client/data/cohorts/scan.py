@@ -103,6 +103,24 @@ def scan(
     return loop.finish()
 
 
+def stored(case: Case, wanted: InputSpec, root: Path) -> NDArray[Any]:
+    """A case as a cohort stores it: an image (channels, size, size), a row (width,). DataError if it is neither."""
+    shape = case.values.shape
+    if not isinstance(wanted, ImageInput):
+        if shape != (wanted.width,):
+            raise DataError(
+                f"{root}: a case of shape {shape} is no row of the {wanted.width} columns that the study asks for.",
+                fix="Have the reader give a number for each.",
+            )
+        return case.values
+    if shape[2:] not in {(), (3,)} or len(shape) < 2:
+        raise DataError(
+            f"{root}: a case of shape {shape} is no image, and the study asks for images.",
+            fix="Have the reader give slices (H, W), or colour (H, W, 3).",
+        )
+    return fit(case.values, case.geometry.pixel_aspect, wanted)
+
+
 class _Loop:
     """One scan: what is known while the files go by."""
 
@@ -199,16 +217,10 @@ class _Loop:
             raise UnusableError(NOT_LISTED)
 
     def _store(self, case: Case) -> None:
+        self.done.inputs.append(stored(case, self._wanted, self._spec.root))
         if not isinstance(self._wanted, ImageInput):
-            self.done.inputs.append(case.values)
             return
-        if case.values.shape[2:] not in {(), (3,)}:
-            raise DataError(
-                f"{self._spec.root}: a case of shape {case.values.shape} is no image, and the study asks for images.",
-                fix="Have the reader give slices (H, W), or colour (H, W, 3).",
-            )
         shape, place = case.values.shape[:2], case.geometry
-        self.done.inputs.append(fit(case.values, place.pixel_aspect, self._wanted))
         width = fitted_shape(shape, place.pixel_aspect, self._wanted)[1]
         self.done.spacings.append(fitted_spacing(place.width_mm, shape[1], width))
 

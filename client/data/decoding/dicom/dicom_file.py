@@ -22,7 +22,6 @@ from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length, pixel_array
-from pydicom.tag import Tag
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -38,7 +37,7 @@ from fedgraft.client.data.decoding.dicom.facts import facts, subgroup_tags
 from fedgraft.client.data.decoding.dicom.grey import functional_group, grey, stored_bits
 from fedgraft.client.data.decoding.dicom.lookup import palette
 from fedgraft.client.data.decoding.dicom.numbers import pair, whole
-from fedgraft.client.data.decoding.dicom.tags_read import TAGS_READ
+from fedgraft.client.data.decoding.dicom.read_tags import READ_TAGS
 from fedgraft.client.data.decoding.shades import Floats, Picture, image, shades
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
@@ -49,8 +48,6 @@ DERIVED_FRAMES, MORE_PIXELS = "derived_frames", "more_pixels_than_said"
 _END_OF_IMAGE, _PADDING = b"\xff\xd9", b"\0\xff"
 """What ends an image of JPEG, JPEG-LS and JPEG 2000, and may stand behind it."""
 _WITH_END = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes})
-
-_READ = [Tag(name) for name in TAGS_READ]
 
 _SILENT = logging.CRITICAL + 1
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation")
@@ -122,9 +119,9 @@ def _open(path: Path) -> Dataset:
             if path.stat().st_size == 0:
                 raise UnusableError("empty_file")
             try:
-                dataset = pydicom.dcmread(path, specific_tags=_READ)
+                dataset = pydicom.dcmread(path, specific_tags=READ_TAGS)
             except InvalidDicomError:  # old files have no preamble: accept them if what is read makes sense
-                dataset = pydicom.dcmread(path, specific_tags=_READ, force=True)
+                dataset = pydicom.dcmread(path, specific_tags=READ_TAGS, force=True)
                 if "SOPClassUID" not in dataset and "Rows" not in dataset:
                     raise UnusableError("not_dicom") from None
         except PermissionError:

@@ -1,10 +1,12 @@
-"""All that is read of a DICOM image; names, birth dates, addresses and the like are not among it."""
+"""What is read of a DICOM file of images."""
 
 from __future__ import annotations
 
+from pydicom.tag import Tag
+
 from fedgraft.common.study.subgroups import TAGS
 
-TAGS_READ = (
+READ = [
     "PatientID",
     *TAGS,
     "StudyInstanceUID",
@@ -57,4 +59,7 @@ TAGS_READ = (
     "ExtendedOffsetTableLengths",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
-)
+]
+"""All that is read; names, birth dates, addresses and the like are not among it."""
+READ_TAGS = [Tag(name) for name in READ]
+"""The same as pydicom looks them up without translating each name for each file."""
