@@ -99,7 +99,7 @@ def _sets(evidence: Evidence) -> Iterator[Block]:
         shown = figures.conformal_sets(evidence.record, task)
         if shown.rows:
             yield Fact(
-                f"Task {task}, for a coverage of {asked:g}: each site's threshold is chosen on its validation cases. It "
+                f"For a coverage of {asked:g}, task {task}: each site's threshold rests on its validation cases; it "
                 "holds for new cases of that site that come as these did, and for no other hospital."
             )
             yield shown
