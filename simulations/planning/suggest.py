@@ -217,6 +217,11 @@ def _show_grouping(found: Grouping, method: str) -> None:
         table.add_row(in_words(one.clusters), figure(one.auroc), f"{one.difference:+.3f}", apart)
     OUT.print(table)
     match found.verdict:
+        case "clusters" if all(len(own) == 1 for own in found.clusters):
+            say(
+                f"Let each site train alone, and do not federate: {found.why}. A hospital like one of them would "
+                "change that. Try it: fedgraft compare STUDY --arm local --arm study --arm thumbnail"
+            )
         case "clusters":
             say(f"Let these train together, and not all as one: {in_words(found.clusters)} ({found.why}).")
             say(f"In the study: clusters: {_as_written(found.clusters)}")
