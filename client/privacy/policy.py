@@ -35,6 +35,7 @@ _Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 
 
+Agreement = Literal["none", "bands", "exact"]
 Metrics = Literal["none", "secure_aggregation", "noised", "suppressed", "exact"]
 
 
@@ -52,8 +53,10 @@ class SitePolicy(Value):
     those below ten, for the first `metrics_studies` studies and no more; or exact figures in every round, from which a
     coordinator can find out every single label. `keep_features` lets what a frozen backbone makes of the images lie on
     the site's disk until the study ends. `retain_statistics` lets the coordinator keep the site's own sums of features
-    beyond the study, where they are without noise. `plugins` lists distributions whose code studies may use, each with
-    the digest of its installed files, as `fedgraft site plugins` tells it.
+    beyond the study, where they are without noise. `agreement` is what the site answers when it is asked what it could
+    supply, before a study is approved: nothing; numbers of patients in bands, those below ten not told from none, and
+    in all at most `agreement_answers` answers that differ; or exact numbers. `plugins` lists distributions whose code
+    studies may use, each with the digest of its installed files, as `fedgraft site plugins` tells it.
     """
 
     allow_non_dp: _Switch = False
@@ -83,6 +86,8 @@ class SitePolicy(Value):
     """Attributes by which figures may be given as well, each with its groups, as `sex: [female, male]` or `age: [0, 40,
     65, 120]`. A study that asks for other groups of an attribute gets none of it: figures by two sets of groups would
     together tell of the few cases between their ends."""
+    agreement: Agreement = "none"
+    agreement_answers: _Count = 3
     plugins: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default={})
 
     @field_validator("plugins")
@@ -91,9 +96,11 @@ class SitePolicy(Value):
         return {canonical(name): digest for name, digest in plugins.items()}
 
     @model_validator(mode="after")
-    def _job_within_lifetime(self) -> SitePolicy:
+    def _agrees_with_itself(self) -> SitePolicy:
         if self.epsilon_per_study > self.epsilon_lifetime:
             raise ValueError("epsilon_per_study is larger than epsilon_lifetime")
+        if self.secure_aggregation_only and self.agreement != "none":
+            raise ValueError("agreement lets counts leave in the open, and secure_aggregation_only nothing")
         return self
 
     def subgroups_of(self, study: Study) -> tuple[Subgroup, ...]:

@@ -14,7 +14,6 @@ from fedgraft.common.protocol.instructions import (
     Code,
     Digests,
     Greeting,
-    Hello,
     Instruction,
 )
 from fedgraft.common.protocol.routing import Tags
@@ -23,6 +22,7 @@ from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.schedule import Step, schedule, split_at, stage_of
 from fedgraft.common.study.study import Study
 from fedgraft.server.fleet.fleet import Fleet, lacking
+from fedgraft.server.rounds.exchange.agreed import demand_agreed, hello_of
 from fedgraft.server.rounds.exchange.attendance import asked_in, counts_absent
 from fedgraft.server.rounds.exchange.collect import Collected, Collector, headline
 from fedgraft.server.rounds.exchange.outages import Outages
@@ -56,6 +56,7 @@ class Coordinator:
         self._outages = Outages(fleet, folder.event)
         self._secure: dict[str, SecureCollector] = {}
         self._first = 0
+        self._hello = hello_of(study, folder.agreement())
 
     def run(self) -> RunOutcome:
         """Carry out what is left of the plan. QuorumError if too few sites answer in a round."""
@@ -88,6 +89,7 @@ class Coordinator:
         self._welcome()
         self._spend("prepare", started)
         self._folder.event("greeted", sites=list(self._greetings), absent=self._absent)
+        demand_agreed(self._absent)
         if not self._greetings:
             reasons = ", ".join(f"{site}: {code}" for site, code in self._absent.items()) or "nobody answered"
             raise QuorumError(f"No site can take part ({reasons}).", fix="See site.log in each site's folder.")
@@ -98,7 +100,7 @@ class Coordinator:
 
     def _welcome(self) -> None:
         """Take in sites that are there and have not greeted yet: at the start, and those that come later."""
-        for site, answer in self._fleet.greet(Hello(self._study.to_json())).items():
+        for site, answer in self._fleet.greet(self._hello).items():
             code = greeting_fault(answer, self._study) if isinstance(answer, Greeting) else answer.code
             if code is not None:
                 self._stays_out(site, code)

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from fedgraft.common.agreement.agreement import SupplyAgreement, remarks
 from fedgraft.common.base.console.terminal import Terminal
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, StudyError
@@ -65,7 +66,7 @@ def simulate(  # noqa: PLR0913 - they are what a simulation has
     sites were missing and the study does not say that fewer will do: `load_run` has all the same what there is.
     """
     to = trackers(track)
-    run = set_up(choose(study, (), scenario), None if out is None else Path(out), _warn)
+    run = set_up(choose(study, (), scenario), None if out is None else Path(out), warn)
     return _finished(run, Engine(name=engine, workers=workers, threads=threads), to, progress)
 
 
@@ -115,8 +116,12 @@ def open_study(study: AnyStudy) -> tuple[Study, str]:
     return found, source
 
 
-def set_up(chosen: Chosen, out: Path | None, note: Callable[[str], object]) -> Path:
+def set_up(
+    chosen: Chosen, out: Path | None, note: Callable[[str], object], agreement: SupplyAgreement | None = None
+) -> Path:
     """The folder of a run that can begin: all hospitals have been looked at, and `note` heard what is odd.
+
+    The run is pinned to an agreement, if there is one.
 
     InputError if the folder is in use; DataError with every hospital that cannot take part.
     """
@@ -127,6 +132,10 @@ def set_up(chosen: Chosen, out: Path | None, note: Callable[[str], object]) -> P
     hospitals = hospitals_of(chosen.scenario)
     check_hospitals(chosen.study, hospitals, note)
     prepare(chosen.study, hospitals, run)
+    if agreement is not None:
+        RunFolder(run).pin(agreement)
+        for remark in remarks(agreement, chosen.study, hospitals.cohorts):
+            note(remark)
     # With it, the run can be repeated from its folder alone.
     plain = yaml.safe_dump(chosen.scenario.model_dump(mode="json", exclude_none=True), sort_keys=False)
     write_atomic(run / "scenario.yaml", plain.encode(), private=True)
@@ -141,7 +150,7 @@ def carry_out(run: Path, engine: Engine, console: Terminal | None) -> None:
 
 
 def _finished(run: Path, engine: Engine, to: Sequence[Tracker], progress: bool | None) -> Run:
-    with explained(SiteLogs(run)), tracked(run, to, _warn):
+    with explained(SiteLogs(run)), tracked(run, to, warn):
         carry_out(run, engine, bar(progress))
         demand_enough(run, read_json(run / "result.json"))
     return load_run(run)
@@ -154,5 +163,6 @@ def bar(progress: bool | None) -> Terminal | None:
     return console if wanted else None
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """To whoever called: as a warning of Python's."""
     warnings.warn(text, stacklevel=4)

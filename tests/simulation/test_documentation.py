@@ -25,7 +25,13 @@ from fedgraft.simulations.phantoms.scenario import Scenario
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 FILES = (Study, Question, SiteConfig, Scenario, Consortium)
-PAGES = ("tutorials/first_study.md", "how_to/hand_on.md", "how_to/price_privacy.md", "how_to/data_protection.md")
+PAGES = (
+    "tutorials/first_study.md",
+    "how_to/agree_first.md",
+    "how_to/hand_on.md",
+    "how_to/price_privacy.md",
+    "how_to/data_protection.md",
+)
 """Pages whose commands are typed here, one after the other in one folder, as somebody who reads them would."""
 
 
@@ -118,6 +124,7 @@ def test_what_the_page_on_chest_x_rays_types_works(command: Command, tmp_path: P
 def test_what_the_pages_type_works(command: Command, tmp_path: Path) -> None:
     for page in PAGES:
         type_all(page, command)
+    assert (tmp_path / "asked" / "agreement.html").is_file()
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
     assert (tmp_path / "said" / "predictions.csv").is_file()
     assert (tmp_path / "handed" / "onnx" / "model.json").is_file()

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from fedgraft.common.base.errors import ENDS
 from fedgraft.common.base.files import canonical_json, digest_arrays, make_folder, write_atomic
 
+Described = tuple[tuple[str, str], ...]
+"""What a file says of itself, in words of fixed lists: pairs of fact and word."""
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -41,6 +44,8 @@ class Decoded:
     """Of each case, where the cohort brings its own; else empty."""
     subgroups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """By attribute the position of each case's group, -1 for none."""
+    described: tuple[Described, ...] = ()
+    """Of each case what its file says of itself that patients are counted by."""
 
 
 def store(folder: Path, key: str, decoded: Decoded) -> None:
@@ -51,6 +56,8 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
     arrays = {task: target for task, target in decoded.targets.items() if task not in classes}
     for task, target in arrays.items():
         _write_array(folder / f"{key}-{task}.npy", target)
+    kinds = list(dict.fromkeys(decoded.described))
+    number_of = {described: number for number, described in enumerate(kinds)}
     content = {
         "targets": classes,
         "arrays": {task: digest_arrays({"target": target}) for task, target in arrays.items()},
@@ -63,6 +70,8 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
         "spacings": decoded.spacings,
         "splits": decoded.splits,
         "subgroups": decoded.subgroups,
+        "kinds": kinds,
+        "kind_of": [number_of[described] for described in decoded.described],
         "inputs": digest_arrays({"inputs": decoded.inputs}),
     }
     whole = {"content": content, "digest": _digest(content)}
@@ -83,7 +92,9 @@ def load(folder: Path, key: str) -> Decoded | None:
         spacings = tuple(map(float, content["spacings"]))
         patients, splits = tuple(content["patients"]), tuple(map(str, content["splits"]))
         subgroups = {str(name): tuple(map(int, own)) for name, own in content["subgroups"].items()}
-        places = left_out, origins, studies, spacings, splits, subgroups
+        kinds = [tuple((str(fact), str(word)) for fact, word in described) for described in content["kinds"]]
+        described = tuple(kinds[number] for number in content["kind_of"])
+        places = left_out, origins, studies, spacings, splits, subgroups, described
         decoded = Decoded(inputs, targets | arrays, patients, problems, facts, *places)
         whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
         whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgraft.client.data.cohorts import experiment, splits
-from fedgraft.client.data.cohorts.cache import Decoded, load, store
+from fedgraft.client.data.cohorts.cache import Decoded, Described, load, store
 from fedgraft.client.data.cohorts.folders import Found, files, within
 from fedgraft.client.data.cohorts.masks import folders, segmentation_files
 from fedgraft.client.data.cohorts.scan import (
@@ -107,6 +107,8 @@ class Cohort:
     """Sizes in mm of a pixel of each image as the model sees it, 0 where it is not known; empty for other data."""
     subgroups: Mapping[str, Tensor] = field(default_factory=dict)
     """By attribute that policy allows the position of each case's group, (cases,) int64, -1 for none."""
+    described: tuple[Described, ...] = ()
+    """Of each case what its file says of itself that patients are counted by: pairs of fact and word."""
     source: Cohort | None = None
     """Cases of a source that lie at the site as well."""
     split_rule: SplitRule = "independent"
@@ -168,6 +170,7 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
         studies=decoded.studies,
         spacings=decoded.spacings,
         subgroups={name: torch.tensor(own, dtype=torch.int64) for name, own in decoded.subgroups.items()},
+        described=decoded.described,
         split_rule=rule,
     )
 
@@ -230,6 +233,7 @@ def _decoded(scan: Scan, wanted: CohortRequest, place: Place) -> Decoded:
         tuple(scan.spacings),
         tuple(scan.splits),
         {name: tuple(own) for name, own in scan.subgroups.items()},
+        tuple(scan.described),
     )
 
 

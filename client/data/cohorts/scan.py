@@ -14,11 +14,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fedgraft.client.data.cohorts.batches import fit, fitted_shape
+from fedgraft.client.data.cohorts.cache import Described
 from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import LabelJoin, is_labels, read_labels, read_patients
 from fedgraft.client.data.cohorts.masks import Frame, Mask, Masks, fitted_spacing
 from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
 from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
+from fedgraft.client.data.decoding.dicom.facts import BY_PATIENT
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents, open_reader
 from fedgraft.client.data.readers.subgroups import SubgroupReader
@@ -64,6 +66,8 @@ class Scan:
     left_out: list[tuple[int, str]] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
+    described: list[Described] = field(default_factory=list)
+    """Of every case, what its file says of itself that patients are counted by."""
 
 
 def files_of(spec: CohortSpec) -> Found:
@@ -97,6 +101,24 @@ def scan(
     for at, path in enumerate(found.files):
         loop.take(at, path)
     return loop.finish()
+
+
+def stored(case: Case, wanted: InputSpec, root: Path) -> NDArray[Any]:
+    """A case as a cohort stores it: an image (channels, size, size), a row (width,). DataError if it is neither."""
+    shape = case.values.shape
+    if not isinstance(wanted, ImageInput):
+        if shape != (wanted.width,):
+            raise DataError(
+                f"{root}: a case of shape {shape} is no row of the {wanted.width} columns that the study asks for.",
+                fix="Have the reader give a number for each.",
+            )
+        return case.values
+    if shape[2:] not in {(), (3,)} or len(shape) < 2:
+        raise DataError(
+            f"{root}: a case of shape {shape} is no image, and the study asks for images.",
+            fix="Have the reader give slices (H, W), or colour (H, W, 3).",
+        )
+    return fit(case.values, case.geometry.pixel_aspect, wanted)
 
 
 class _Loop:
@@ -152,6 +174,7 @@ class _Loop:
     def _add(self, at: int, name: str, contents: Contents) -> None:
         """Take in the cases of a file; several images of one key, frames of one file, are joined and counted once."""
         done = self.done
+        described = tuple((fact, contents.facts[fact]) for fact in BY_PATIENT if fact in contents.facts)
         known: dict[str, tuple[Mapping[str, Target], str]] = {}
         for number, case in enumerate(contents.cases):
             key = self._key(name, case)
@@ -175,6 +198,7 @@ class _Loop:
             done.patients.append(patient or NOBODY)
             if case.study is not None:
                 done.studies.append(case.study)
+            done.described.append(described)
             for task, value in targets.items():
                 done.targets[task].append(value)
             for attribute, group in self._subgroups.of(key, case).items():
@@ -193,16 +217,10 @@ class _Loop:
             raise UnusableError(NOT_LISTED)
 
     def _store(self, case: Case) -> None:
+        self.done.inputs.append(stored(case, self._wanted, self._spec.root))
         if not isinstance(self._wanted, ImageInput):
-            self.done.inputs.append(case.values)
             return
-        if case.values.shape[2:] not in {(), (3,)}:
-            raise DataError(
-                f"{self._spec.root}: a case of shape {case.values.shape} is no image, and the study asks for images.",
-                fix="Have the reader give slices (H, W), or colour (H, W, 3).",
-            )
         shape, place = case.values.shape[:2], case.geometry
-        self.done.inputs.append(fit(case.values, place.pixel_aspect, self._wanted))
         width = fitted_shape(shape, place.pixel_aspect, self._wanted)[1]
         self.done.spacings.append(fitted_spacing(place.width_mm, shape[1], width))
 

@@ -70,6 +70,7 @@ class FeatureReader:
                     targets=None if targets is None else targets[at],
                     split=table.cell(at, row, self._spec.split_column) if self._spec.split_column else None,
                     row=at,
+                    line=table.lines[at],
                 )
 
         return Contents(cases(), problems=problems)
