@@ -25,10 +25,10 @@ from fedgraft.common.base.seeds import derive
 from fedgraft.common.models.initialise import initialise, make_model
 from fedgraft.common.protocol.choosing import chosen, side_by_side
 from fedgraft.common.protocol.instructions import Answer, Code, Instruction, Update
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.running.cells import cells, outcome
 from fedgraft.simulations.compare.running.cells import run as run_cells
-from fedgraft.simulations.compare.running.models import MERGED
 from fedgraft.simulations.engines.run import Engine, prepare
 from helpers.runs import page_of
 from helpers.simulated import resume, simulate, stopped_at
@@ -198,7 +198,7 @@ def test_an_arm_of_a_comparison_can_choose(tmp_path: Path) -> None:
     right = {}
     for cell in todo:
         answers = [own["cls"] for own in outcome(cell, tmp_path / "cells").found[MERGED].values()]
-        right[cell.arm] = np.mean([np.mean(a.logits.argmax(1) == a.targets) for a in answers])
+        right[cell.arm] = np.mean([np.mean(a.outputs.argmax(1) == a.targets) for a in answers])
     assert right["ifca"] > right["study"] + 0.2
 
 
