@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fedgraft.client.data.cohorts.cohort import learning_patients
+from fedgraft.client.enrolment.cohort_request import read_cohort
 from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
 from fedgraft.client.governance.about_data import about_data
 from fedgraft.client.governance.approval import Approval, approve, is_approved, withdraw
@@ -25,7 +26,6 @@ from fedgraft.client.preflight.check import (
     PARTS,
     Check,
     SiteUnderCheck,
-    read_cohort,
 )
 from fedgraft.client.preflight.report import Level, Report
 from fedgraft.client.preflight.shareable import shareable

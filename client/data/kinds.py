@@ -24,7 +24,8 @@ JOIN_KEYS: Mapping[Join, tuple[str, ...]] = {
 """Usual names of the column that a labels table is joined by."""
 
 _READERS = "fedgraft.client.data.readers"
-_OF_IMAGES = frozenset({"labels", "cases", "mask_images", "frames", "split_column", "split_file"})
+_SUBGROUPS = frozenset({"subgroup_columns", "subgroup_map"})
+_OF_IMAGES = frozenset({"labels", "cases", "mask_images", "frames", "split_column", "split_file"}) | _SUBGROUPS
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class DataKind:
 KINDS: dict[str, DataKind] = {
     "dicom": DataKind(
         f"{_READERS}.dicom:DicomReader",
-        keys=_OF_IMAGES | {"window", "accept", "mask_segmentations", "segment_labels"},
+        keys=_OF_IMAGES | {"window", "accept", "mask_segmentations", "segment_labels", "subgroup_tags"},
         joins=("patient", "study", "series", "sop", "path"),
         names_patients=True,
     ),
@@ -75,14 +76,15 @@ KINDS: dict[str, DataKind] = {
     "table": DataKind(
         f"{_READERS}.tables:TableReader",
         inputs=("table",),
-        keys=frozenset({"patient_column", "split_column", "complete_cases"}),
+        keys=frozenset({"patient_column", "split_column", "complete_cases"}) | _SUBGROUPS,
         one_file=True,
         cached=False,
     ),
     "features": DataKind(
         f"{_READERS}.features:FeatureReader",
         inputs=("features",),
-        keys=frozenset({"labels", "cases", "patient_column", "split_column", "split_file", "columns", "extractor"}),
+        keys=frozenset({"labels", "cases", "patient_column", "split_column", "split_file", "columns", "extractor"})
+        | _SUBGROUPS,
         joins=("patient", "study", "series", "sop", "path"),
         one_file=True,
         folder_labels=True,

@@ -13,6 +13,7 @@ from fedgraft.client.data.kinds import KINDS, DataKind, Join, kind_named, kinds_
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.inputs import Extractor
+from fedgraft.common.study.subgroups import Tag
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 """What stands for a missing value, in any case, unless the site lists other words."""
@@ -91,6 +92,13 @@ class CohortSpec(Value):
     `split_file`. The split is then used as it is."""
     split_file: Path | None = None
     """A table with the split of every patient, or of every file, where it stands in a file of its own."""
+    subgroup_columns: dict[str, str] = Field(default={})
+    """Attribute of the study's subgroups to the column of `labels`, or of the table, that says it; by default as the
+    study calls it."""
+    subgroup_tags: dict[str, Tag] = Field(default={})
+    """DICOM: attribute to the tag that says it: PatientSex, PatientAge (in years) or Manufacturer."""
+    subgroup_map: dict[str, dict[str, str]] = Field(default={})
+    """Attribute to {what the column or the tag says: a value of the study's, or '' for "not known"}."""
     columns: Annotated[str, Field(pattern=r"^[^*]*\*[^*]*$")] = "e*"
     """What the columns of features are called, in CSV and Parquet files, with a star for their number."""
     extractor: Extractor | None = None

@@ -22,6 +22,7 @@ from fedgraft.client.enrolment.config import SiteConfig, read_config, read_site
 from fedgraft.client.enrolment.pseudonyms import keep_key, place_of
 from fedgraft.client.governance.approval import approve
 from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.agreement.agreement import SupplyAgreement
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, ResumeError
 from fedgraft.common.base.files import home, is_there, make_folder, private_folder, read_json, write_json
@@ -46,6 +47,7 @@ OPEN = SitePolicy(
     epsilon_per_study=100.0,
     epsilon_lifetime=100.0,
     retain_statistics=True,
+    agreement="exact",
 )
 """Whoever simulates a hospital sees all its data anyway. Budgets are counted, and all but unlimited."""
 
@@ -114,6 +116,20 @@ def check_hospitals(study: Study, hospitals: Hospitals, say: Callable[[str], obj
         first_look(study, Path(folder) / "run", say, allow_missing_sites=hospitals.allow_missing_sites)
 
 
+def ask_hospitals(study: Study, hospitals: Hospitals) -> SupplyAgreement:
+    """What the hospitals answer when they are asked what they could supply; nothing is left of it on disk."""
+    with tempfile.TemporaryDirectory(prefix="fedgraft-ask-") as folder:
+        run = Path(folder).resolve() / "run"
+        prepare(study, hospitals, run)
+        # Whoever is to play a fault in rounds can be asked all the same.
+        with torch_threads(1), _grid(run, _names(run), Engine(), {}) as grid:
+            config = _run_config(run, "inprocess", hospitals.synthetic)
+            server_app(grid, Context(1, 1, {}, RecordDict(), config | {"ask": True}))
+        found = RunFolder(run).agreement()
+        assert found is not None
+        return found
+
+
 def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
     """Set up a run's folder, so that `resume` can start it."""
     if out.exists() and any(out.iterdir()):
@@ -137,7 +153,7 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
             public_source=name in hospitals.public_sources,
             observer=name in hospitals.observers,
             sync=False,
-            policy=allowing(code_of(study, hospitals.specs(name)), hospitals.policies.get(name, OPEN)),
+            policy=allowing(code_of(study, hospitals.specs(name)), hospitals.policies.get(name, opened(study))),
             secure_aggregation=secure_aggregation.get(name),
             state=(sites / name).resolve(),
             cache=home().resolve() / "cohorts",
@@ -152,6 +168,13 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
     facts |= {"partition": hospitals.partition} if hospitals.partition else {}
     write_json(out / _FACTS, facts)
     RunFolder(out).write_study(study)
+
+
+def opened(study: Study) -> SitePolicy:
+    """The policy of a site that has none of its own: open, to figures by the study's subgroups too."""
+    return OPEN.model_copy(
+        update={"subgroups": {one.name: one.values or one.bands for one in study.evaluate.subgroups}}
+    )
 
 
 def code_of(study: Study, specs: Iterable[CohortSpec]) -> tuple[Plugin, ...]:

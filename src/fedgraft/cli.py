@@ -14,6 +14,7 @@ from fedgraft.common.base.console.command_line import command_group, examples, r
 from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
 from fedgraft.server.cli.app import app as server
+from fedgraft.server.cli.kit_app import app as kit
 from fedgraft.simulations.cli.app import AsJson, Sets, StudyFile, poc, privacy, study
 from fedgraft.simulations.cli.weights_app import weights
 
@@ -29,6 +30,7 @@ app.add_typer(data, name="data", rich_help_panel=_PLAN)
 app.add_typer(poc, name="poc", rich_help_panel=_DEPLOY)
 app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
+app.add_typer(kit, name="kit", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
 
 
@@ -71,6 +73,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of pool and ray.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="torch threads per site.")] = 1,
     track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
+    agreement: Annotated[
+        Path | None, typer.Option(help="What the sites answered to `study ask`: the run begins only if it still holds.")
+    ] = None,
     set_: Sets = None,
     as_json: AsJson = False,
     _plugin: Plugins = None,
@@ -79,7 +84,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.simulations.cli import commands
 
     commands.simulate(
-        commands.SimulateRequest(study_file, scenario, out, resume, tuple(set_ or ()), tuple(track or ())),
+        commands.SimulateRequest(study_file, scenario, out, resume, tuple(set_ or ()), tuple(track or ()), agreement),
         commands.engine(engine, workers, threads),
         as_json=as_json,
     )

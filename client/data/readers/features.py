@@ -99,6 +99,11 @@ class FeatureReader:
         return None if path is not None else hashlib.blake2b(features.tobytes(), digest_size=16).hexdigest()
 
 
+def feature_table(path: Path, spec: CohortSpec) -> Table:
+    """What stands beside the features of a file, row by row. DataError if it cannot be read."""
+    return (_csv(path, spec) if path.suffix.lower() == ".csv" else _decoded(path, spec)).table
+
+
 def read_features(path: Path, spec: CohortSpec, wanted: FeaturesInput) -> FeatureFile:
     """A file of features, as many and made in the way that a study asks for. DataError that says what differs."""
     if path.suffix.lower() not in SUFFIXES:

@@ -56,7 +56,8 @@ class PrivacyGuard:
     """One site's policy and ledger in one study. `patients` counts those that the study may learn from.
 
     `is_source` says that they are no patients of a hospital, but public source data; `patients_known` whether the data
-    say whose a case is. `witness` is where the ledger's witness is, if not beside the site's state `folder`.
+    say whose a case is. `witness` is where the ledger's witness is, if not beside the site's state `folder`. A guard
+    that only `looks` fixes no public number.
     """
 
     def __init__(  # noqa: PLR0913 - the rules of a site, and where its records are
@@ -69,6 +70,7 @@ class PrivacyGuard:
         is_source: bool = False,
         witness: Path | None = None,
         patients_known: bool = True,
+        looks: bool = False,
     ) -> None:
         self.is_source = is_source
         self._patients_known = patients_known or is_source
@@ -80,7 +82,7 @@ class PrivacyGuard:
         # Once in a study is once: what was released is never pushed out by later replies.
         self._releases = Replies(folder / RELEASES / study.digest)
         self._patients = patients
-        self._public = PublicCounts(folder / PUBLIC)
+        self._public = PublicCounts(folder / PUBLIC, fixes=not looks)
         self._allowed: set[tuple[frozenset[Role], bool]] = set()
 
     @property
@@ -282,6 +284,8 @@ class PrivacyGuard:
             words.append("masked, so that only sums over several sites can be read")
         if stage is None and self.metrics in ("noised", "suppressed"):
             words.append(f"counts of test cases, {self.metrics}, by metrics of the policy")
+        if stage is None and (names := [one.name for one in self._policy.subgroups_of(self._study)]):
+            words.append(f"of subgroups too, by subgroups of the policy: {', '.join(names)}")
         return "; ".join(words) or "nothing of the site's data"
 
     def spend(self) -> Spend | None:
