@@ -11,12 +11,11 @@ from fedgraft.common.checks.faults.check_ensemble import check_calibration, chec
 from fedgraft.common.checks.faults.check_length import check_length
 from fedgraft.common.checks.faults.check_losses import check_losses
 from fedgraft.common.checks.faults.check_methods import check_methods
-from fedgraft.common.checks.faults.check_metrics import check_metrics
+from fedgraft.common.checks.faults.check_metrics import check_metrics, check_thresholds
 from fedgraft.common.checks.faults.check_ood import check_ood
 from fedgraft.common.checks.faults.check_source import check_source
 from fedgraft.common.checks.faults.check_stopping import check_stopping
 from fedgraft.common.methods.memory.method import Ground
-from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.protocol.routing import changed, own, sends_sums, stays
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import (
@@ -97,8 +96,7 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         faults += check_columns(study, study.input)
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
-    if study.evaluate.operating_point is not None:
-        faults += _operating_point(study)
+    faults += check_thresholds(study)
     faults += check_metrics(study)
     faults += check_source(study)
     faults += check_clusters(study, study.clusters, tags) if study.clusters is not None else []
@@ -139,13 +137,6 @@ def _secure(study: Study) -> Iterator[str]:
             "rounds.max_change: bounds the change of each site, which masks hide from the coordinator; leave it out, "
             "or secure_aggregation: false"
         )
-
-
-def _operating_point(study: Study) -> Iterator[str]:
-    if study.split.val == 0:
-        yield "evaluate.operating_point: is chosen on validation cases, and split.val is 0; give val a share"
-    if not any(names_of(task) for task in study.tasks):
-        yield "evaluate.operating_point: is for tasks of two classes or of labels, and there are none; leave it out"
 
 
 def _stage(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:
@@ -263,6 +254,8 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "distances" and local.private is not None:
         yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
+    if local.of == "distances" and study.split.val == 0:
+        yield "local.of: distances are those of validation images, and split.val is 0; give val a share"
     if local.of in _HEADS:
         yield from _other_kinds(study, stage, local)
     yield from check_calibration(study, stage, local)
