@@ -191,6 +191,28 @@ def passport(
     write_passport(home, run, out)
 
 
+@app.command("release")
+def release(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    home: Home,
+    study_ref: Annotated[
+        str | None,
+        typer.Argument(metavar="[STUDY]", help="Its digest (8 digits will do), its file, or a run's folder."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="What would leave, at what price; nothing is decided.")] = False,
+    audit: Annotated[bool, typer.Option("--audit", help="Attack it with this site's own patients first.")] = False,
+    sign: Annotated[bool, typer.Option("--sign", help="Let it leave.")] = False,
+    refuse: Annotated[bool, typer.Option("--refuse", help="Let nothing more of the study leave, for ever.")] = False,
+    by: Annotated[str | None, typer.Option(help="Your name: it stands with the decision in the site's log.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answers that wait for a person, where policy says `release: hold`: list, show, attack, sign or refuse them."""
+    from fedgraft.client.cli.release_commands import chosen
+    from fedgraft.client.cli.release_commands import release as carry_out
+
+    what = chosen(show=show, audit=audit, sign=sign, refuse=refuse)
+    carry_out(home, study_ref, what, by, as_json=as_json)
+
+
 @app.command("adapt")
 def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     home: Home,

@@ -51,7 +51,10 @@ class SitePolicy(Value):
     coordinator can find out every single label. `keep_features` lets what a frozen backbone makes of the images lie on
     the site's disk until the study ends. `retain_statistics` lets the coordinator keep the site's own sums of features
     beyond the study, where they are without noise. `plugins` lists distributions whose code studies may use, each with
-    the digest of its installed files, as `fedgraft site plugins` tells it.
+    the digest of its installed files, as `fedgraft site plugins` tells it. With `release: hold` the last that leaves of
+    a study waits until somebody at the site has signed that it may (`fedgraft site release`); it can be signed only if
+    the study has cost at most `release_epsilon_max`, and an attack on it by the site's own patients finds members with
+    an AUC whose whole 95 % interval is at most `release_membership_auc_max`.
     """
 
     allow_non_dp: _Switch = False
@@ -79,6 +82,10 @@ class SitePolicy(Value):
     retain_statistics: _Switch = False
     plugins: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default={})
 
+    release: Literal["automatic", "hold"] = "automatic"
+    release_membership_auc_max: Annotated[float, Field(ge=0.5, le=1, strict=True)] | None = None
+    release_epsilon_max: _Positive | None = None
+
     @field_validator("plugins")
     @classmethod
     def _as_packaging_compares(cls, plugins: dict[str, str]) -> dict[str, str]:
@@ -88,6 +95,13 @@ class SitePolicy(Value):
     def _job_within_lifetime(self) -> SitePolicy:
         if self.epsilon_per_study > self.epsilon_lifetime:
             raise ValueError("epsilon_per_study is larger than epsilon_lifetime")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_of_what_is_held(self) -> SitePolicy:
+        limits = (self.release_membership_auc_max, self.release_epsilon_max)
+        if self.release != "hold" and limits != (None, None):
+            raise ValueError("release_membership_auc_max and release_epsilon_max are for release: hold")
         return self
 
     def delta_for(self, patients: int) -> float:
@@ -155,6 +169,8 @@ class Reason(StrEnum):
     DELTA = "delta"
     STEPS = "steps"
     BUDGET = "budget"
+    NOT_AWAITED = "release_not_awaited"
+    NO_LAST_STEP = "release_early_stopping"
 
 
 def read_policy(path: Path) -> SitePolicy:

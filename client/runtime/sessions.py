@@ -18,11 +18,14 @@ from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.governance.egress import EgressLog
 from fedgraft.client.governance.plugins import demand_plugins
 from fedgraft.client.governance.records import Records
+from fedgraft.client.governance.release.held_answers import HeldAnswers
+from fedgraft.client.privacy.guard.final_step import final_exchange
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.runtime.log import close, site_log
 from fedgraft.client.runtime.site import Site
+from fedgraft.client.runtime.visit.hold import ReleaseHold
 from fedgraft.client.runtime.visit.progress import progress_file, taken_up
 from fedgraft.client.training.model.local_model import LocalModel, NoGpu, device_named
 from fedgraft.common.base.errors import FedgraftError, InputError
@@ -93,7 +96,8 @@ class Session:
             cohort = replace(cohort, source=load_cohort(config.name, config.source, wanted, beside))
         guard = None if config.observer else _guard(study, config, cohort)
         model = self._models.of(study, _device(config), config.threads)
-        return Site(study, cohort, model, place.state, guard, _sealer(study, config), sync=config.sync)
+        hold = None if guard is None else _hold(study, config, guard, model)
+        return Site(study, cohort, model, place.state, guard, _sealer(study, config), hold=hold, sync=config.sync)
 
 
 class Models:
@@ -177,6 +181,12 @@ def _guard(study: Study, config: SiteConfig, cohort: Cohort) -> PrivacyGuard:
         witness=config.witness,
         patients_known=config.cohort.knows_patients,
     )
+
+
+def _hold(study: Study, config: SiteConfig, guard: PrivacyGuard, model: LocalModel) -> ReleaseHold:
+    """What keeps the last that leaves; also where policy holds nothing now, since what was refused stays refused."""
+    final = final_exchange(study, model.tags, guard.asked_in) if config.policy.release == "hold" else None
+    return ReleaseHold(HeldAnswers(config.state, study.digest), final)
 
 
 def _sealer(study: Study, config: SiteConfig) -> Sealer | None:

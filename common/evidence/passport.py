@@ -12,7 +12,7 @@ from fedgraft.common.evidence.audit_sheet import NOT_TESTED, verdict
 from fedgraft.common.evidence.signed_parts import Document, parse_document, read_document
 from fedgraft.common.identity.keys import is_fingerprint_of
 
-PARTS = ("study", "code", "egress", "ledger", "audit", "refusals")
+PARTS = ("study", "code", "egress", "releases", "ledger", "audit", "refusals")
 
 
 def read_passport(path: Path) -> Document:
@@ -82,6 +82,7 @@ def passport_in_words(document: Document) -> list[str]:
         ),
         f"  on the grounds: {'; '.join(egress['grounds']) or 'none'}",
     ]
+    lines += list(releases_in_words(document.content("releases")))
     lines.append(f"Privacy: {ledger_in_words(ledger)}")
     sheet = sheet_of(document)
     if sheet is None:
@@ -92,6 +93,18 @@ def passport_in_words(document: Document) -> list[str]:
     refused = document.content("refusals")
     lines.append(f"Refused: instructions {_pairs(refused['instructions'])}; charges {_pairs(refused['charges'])}")
     return lines
+
+
+def releases_in_words(releases: Mapping[str, Any]) -> Iterator[str]:
+    """Who let the last that leaves go, from a passport's part; a line each."""
+    for one in releases["decided"]:
+        what = "released" if one["decision"] == "signed" else "NOT released"
+        yield f"Answer {one['digest'][:12]} to exchange {one['exchange']}: {what} by {one['by']}, {one['at']}"
+    for exchange in releases["waiting"]:
+        yield f"The answer to exchange {exchange} waits for a person's decision"
+    if not releases["decided"] and not releases["waiting"]:
+        held = releases["policy"] == "hold"
+        yield "Released: nothing was held" + (" yet, though policy holds the last that leaves" if held else "")
 
 
 def ledger_in_words(ledger: Mapping[str, Any]) -> str:

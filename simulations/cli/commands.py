@@ -24,6 +24,7 @@ from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.tracking.tracker import tracked, trackers
 from fedgraft.simulations.api.simulate import carry_out, choose, set_up
 from fedgraft.simulations.api.site_logs import SiteLogs, explained
+from fedgraft.simulations.engines.people import SimulatedDecision
 from fedgraft.simulations.engines.run import Engine, EngineName, demand_simulated
 from fedgraft.simulations.partitions.parts import make_parts
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
@@ -40,6 +41,7 @@ class SimulateRequest:
     resume: Path | None
     overrides: tuple[str, ...]
     track: tuple[str, ...] = ()
+    release: SimulatedDecision | None = None
 
 
 def engine(name: str, workers: int, threads: int) -> Engine:
@@ -59,15 +61,15 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
 
     to = trackers(request.track)
     if request.resume is not None:
-        if request.study or request.scenario or request.out or request.overrides:
-            raise InputError("--resume takes no other study, scenario, --out or --set.")
+        if request.study or request.scenario or request.out or request.overrides or request.release:
+            raise InputError("--resume takes no other study, scenario, --out, --set or --release.")
         run = request.resume
         demand_simulated(run)
     else:
         if request.study is None:
             raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
         chosen = choose(request.study, request.overrides, request.scenario)
-        run = set_up(chosen, request.out, note)
+        run = set_up(chosen, request.out, note, request.release)
     logs = SiteLogs(run)
     with explained(logs), tracked(run, to, note):
         carry_out(run, engine, console)

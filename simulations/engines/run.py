@@ -35,6 +35,7 @@ from fedgraft.simulations.engines.faults import Fault, FaultyGrid
 from fedgraft.simulations.engines.first_look import first_look
 from fedgraft.simulations.engines.grids import InProcessGrid, LocalGrid
 from fedgraft.simulations.engines.keys import make_keys
+from fedgraft.simulations.engines.people import SimulatedDecision, demand_decision, people
 from fedgraft.simulations.engines.workers.pool import PoolGrid
 
 OPEN = SitePolicy(
@@ -83,6 +84,8 @@ class Hospitals:
     synthetic: bool = True
     allow_missing_sites: bool = False
     """Go on without sites whose data cannot be used; else they stop a simulation before it begins."""
+    release: SimulatedDecision | None = None
+    """What the people of sites whose policy says `release: hold` decide; without it such sites are not simulated."""
 
 
 def simulate(study: Study, hospitals: Hospitals, out: Path, engine: Engine | None = None) -> Path:
@@ -112,6 +115,7 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
     """Set up a run's folder, so that `resume` can start it."""
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
+    demand_decision(hospitals.policies, hospitals.release)
     with private_folder(out):
         _write_sites(study, hospitals, out)
 
@@ -143,6 +147,7 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
     write_json(sites / "index.json", sorted(hospitals.cohorts))
     faults = {name: fault.model_dump(mode="json") for name, fault in hospitals.faults.items()}
     facts: dict[str, Any] = {"synthetic": hospitals.synthetic, "faults": faults, "study": study.digest}
+    facts |= {"release": hospitals.release} if hospitals.release else {}
     facts |= {"partition": hospitals.partition} if hospitals.partition else {}
     write_json(out / _FACTS, facts)
     RunFolder(out).write_study(study)
@@ -211,6 +216,12 @@ def _names(out: Path) -> list[str]:
 
 
 def _carry_out(out: Path, engine: Engine, facts: Mapping[str, Any]) -> None:
+    homes = [out / "sites" / name for name in _names(out)]
+    with people(homes, str(facts["study"]), facts.get("release")):
+        _engaged(out, engine, facts)
+
+
+def _engaged(out: Path, engine: Engine, facts: Mapping[str, Any]) -> None:
     if engine.name == "ray":
         from fedgraft.simulations.engines.ray import run_with_ray
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -71,6 +71,10 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of pool and ray.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="torch threads per site.")] = 1,
     track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
+    release: Annotated[
+        Literal["sign", "refuse"] | None,
+        typer.Option(help="What the people of hospitals decide whose policy says `release: hold`."),
+    ] = None,
     set_: Sets = None,
     as_json: AsJson = False,
     _plugin: Plugins = None,
@@ -79,7 +83,7 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.simulations.cli import commands
 
     commands.simulate(
-        commands.SimulateRequest(study_file, scenario, out, resume, tuple(set_ or ()), tuple(track or ())),
+        commands.SimulateRequest(study_file, scenario, out, resume, tuple(set_ or ()), tuple(track or ()), release),
         commands.engine(engine, workers, threads),
         as_json=as_json,
     )

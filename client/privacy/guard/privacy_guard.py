@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from fedgraft.client.privacy.guard.final_step import demand_final_step
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.guard.study_account import StudyAccount
@@ -121,7 +122,7 @@ class PrivacyGuard:
 
     def admit(self, tags: Tags) -> None:
         """Look at the whole study before its first round; raises Refused if the site could not go through with it."""
-        self.demand_secure_aggregation()
+        self.demand_final_step(tags)
         planned = self.planned(tags)
         events = [_event(privacy) for _, privacy in planned] + list(self.metrics_events())
         if not events:
@@ -136,6 +137,11 @@ class PrivacyGuard:
         """Raise Refused if the policy lets nothing leave in the open, and the study has no masks."""
         if self._policy.secure_aggregation_only and not self._study.secure_aggregation:
             raise Refused(Code.POLICY, Reason.NOT_SECURE.value)
+
+    def demand_final_step(self, tags: Tags) -> None:
+        """Raise Refused if the policy holds the last that leaves, and the study does not wait for that."""
+        if self._policy.release == "hold":
+            demand_final_step(self._study, tags, self.asked_in)
 
     def planned(self, tags: Tags) -> list[tuple[Stage, EffectivePrivacy]]:
         """The study's private stages and what the site makes of each. Raises Refused for what policy does not allow."""

@@ -12,9 +12,8 @@ import numpy as np
 from fedgraft.common.closed_form.temperature import CASES
 from fedgraft.common.methods.memory.carried import methods_of, sums_of
 from fedgraft.common.methods.memory.method import Ground
-from fedgraft.common.metrics.plugged import read_more, values_of
-from fedgraft.common.metrics.sums.task_metrics import TaskSums, parted, sums_from
-from fedgraft.common.metrics.support import is_exact
+from fedgraft.common.metrics.plugged import sums_of_arrays, values_of
+from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.protocol.instructions import (
     NOISE,
     TRUNK,
@@ -196,7 +195,8 @@ def metric_sums(update: Update, study: Study, instruction: Instruction) -> dict[
         return {}
     if instruction.evaluate is None or set(update.metrics) != set(study.tasks_by_name):
         return None
-    sums = {task: _sums(study, task, arrays) for task, arrays in update.metrics.items()}
+    more, tasks = study.evaluate.metrics, study.tasks_by_name
+    sums = {task: sums_of_arrays(more, tasks[task], arrays) for task, arrays in update.metrics.items()}
     values = [value for own in sums.values() for value in values_of(own).values()]
     return sums if all(value is None or math.isfinite(value) for value in values) else None
 
@@ -213,11 +213,3 @@ def greeting_fault(greeting: Greeting, study: Study) -> Code | None:
 
 def _counted(task: AnyTask) -> tuple[str, ...]:
     return task.names if isinstance(task, Task | Multilabel) else ("known",)
-
-
-def _sums(study: Study, task: str, arrays: Arrays) -> TaskSums:
-    """Of one task, with those of plug-ins' metrics where the site shows exact figures at all."""
-    own, more = parted(arrays)
-    asked = study.tasks_by_name[task]
-    sums = sums_from(asked, own)
-    return read_more(study.evaluate.metrics, asked, sums, more) if study.evaluate.metrics and is_exact(sums) else sums

@@ -51,9 +51,14 @@ CHANGES: dict[str, tuple[Change, str]] = {
         for at, name in enumerate(PARTS)
     },
     "head": (lambda parts: parts[0]["content"].update(site="west"), "part head was changed"),
-    "less epsilon": (lambda parts: parts[4]["content"].update(study=0.1), "part ledger was changed"),
+    "less epsilon": (
+        lambda parts: parts[PARTS.index("ledger") + 1]["content"].update(study=0.1),
+        "part ledger was changed",
+    ),
     "the sheet": (
-        lambda parts: parts[5]["content"]["sheet"]["parts"][1]["content"]["membership"][0].update(auc=0.123456789),
+        lambda parts: parts[PARTS.index("audit") + 1]["content"]["sheet"]["parts"][1]["content"]["membership"][
+            0
+        ].update(auc=0.123456789),
         "part audit was changed",
     ),
     "left out": (lambda parts: parts.pop(), "part refusals is missing"),
@@ -82,7 +87,7 @@ def test_whatever_is_changed_is_named(what: str, passport: Path, command: Comman
 
 def test_who_seals_anew_has_not_the_sites_key(passport: Path, runs: dict[bool, Path], command: Command) -> None:
     content = json.loads(passport.read_text())
-    part = content["parts"][4]
+    part = content["parts"][PARTS.index("ledger") + 1]
     part["content"]["study"] = 0.1
     resealed(part)
     found = passport_faults(parse_document(content, "it"))
