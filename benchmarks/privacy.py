@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import cohort
+from benchmarks.noise_images import cohort
 from benchmarks.workloads import study as local_model_study
 from benchmarks.workloads import workload, write
 from fedgraft.client.privacy.dp.dpsgd import train_private
@@ -79,12 +79,12 @@ def study(selection: str) -> Study:
     )
 
 
-def works(case: Case) -> tuple[Callable[[], object], Callable[[], object]]:
+def works(case: Case, device: str = "cpu") -> tuple[Callable[[], object], Callable[[], object]]:
     """One visit without privacy, and one with."""
     plan = study(case.train)
     torch.manual_seed(0)
     data = cohort(case.images, SIZE)
-    local_model = LocalModel(plan, torch.device("cpu"))
+    local_model = LocalModel(plan, torch.device(device))
     loader = Loader(data, plan.input, local_model.device)
     if frozen(plan.plan[0], local_model.tags):
         loader = Features(loader, Path(), "", keep=False).loader(local_model, "resnet18", "train")

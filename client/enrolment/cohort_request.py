@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from fedgraft.client.data.cohorts.cohort import CohortRequest
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, load_cohort
 from fedgraft.client.data.cohorts.splits import SplitRule
 from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.common.base.errors import DataError
 from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.study import Study
 
 
 def cohort_request(config: SiteConfig, study: Study) -> CohortRequest:
     """The study's request, under this site's policy."""
-    return CohortRequest(study.tasks, study.input, study.split, study.seed, split_rule(config.policy, study))
+    rule, subgroups = split_rule(config.policy, study), config.policy.subgroups_of(study)
+    return CohortRequest(study.tasks, study.input, study.split, study.seed, rule, subgroups)
 
 
 def split_rule(policy: SitePolicy, study: Study) -> SplitRule:
@@ -21,3 +29,25 @@ def split_rule(policy: SitePolicy, study: Study) -> SplitRule:
     """
     private = is_private(study) or not policy.allow_non_dp or policy.metrics == "noised"
     return "independent" if private else "stratified"
+
+
+def read_cohort(config: SiteConfig, study: Study, left_out: list[str], wanted: CohortRequest | None = None) -> Cohort:
+    """The cohort as the study would see it. DataError as `load_cohort`. Fills `left_out`: files not used, and why.
+
+    The site's own splits are used if it has some, and not written if it has none: a study that was merely looked at
+    must not decide them. Decoded images stay in the cache. `wanted` is what is asked of the cohort, if not what the
+    study asks.
+    """
+    place = place_of(config, study.digest)
+    with tempfile.TemporaryDirectory(prefix="fedgraft-look-") as folder:
+        state = Path(folder)
+        if (place.state / "splits.csv").exists():
+            shutil.copy(place.state / "splits.csv", state)
+        wanted = wanted or cohort_request(config, study)
+        try:
+            return load_cohort(config.name, config.cohort, wanted, replace(place, state=state))
+        except DataError as error:
+            raise DataError(str(error).replace(str(state), str(place.state))) from None
+        finally:
+            if (state / "left_out.csv").exists():
+                left_out += (state / "left_out.csv").read_text(encoding="utf-8").splitlines()[1:]

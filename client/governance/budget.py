@@ -130,10 +130,17 @@ def propose(config: SiteConfig, study: Study, patients: int | None = None) -> Pr
     return Proposal(study.digest, patients, lines, cost, after, refused, delta, epsilon(shown, delta))
 
 
-def guard_of(config: SiteConfig, study: Study, patients: int) -> PrivacyGuard:
-    """The guard that the running site would have, with so many patients in training."""
-    known = config.cohort.knows_patients
-    return PrivacyGuard(study, config.policy, config.state, patients, patients_known=known, witness=config.witness)
+def guard_of(config: SiteConfig, study: Study, patients: int, *, looks: bool = False) -> PrivacyGuard:
+    """The guard that the running site would have, with so many patients in training; or one that only `looks`."""
+    return PrivacyGuard(
+        study,
+        config.policy,
+        config.state,
+        patients,
+        patients_known=config.cohort.knows_patients,
+        witness=config.witness,
+        looks=looks,
+    )
 
 
 def plot(account: Budget, path: Path) -> None:

@@ -27,6 +27,7 @@ from fedgraft.client.privacy.ledger.ledger import ledger_mark
 from fedgraft.client.privacy.ledger.small_records import small_records
 from fedgraft.common.base.errors import LedgerError
 from fedgraft.common.base.files import canonical_json
+from fedgraft.common.protocol.answers import SiteAnswer
 from fedgraft.common.protocol.instructions import (
     Answer,
     Arrays,
@@ -36,7 +37,9 @@ from fedgraft.common.protocol.instructions import (
     Update,
 )
 
-Kind = Literal["greeting", "update", "secure_aggregation", "refusal", "ping", "error", "settlement", "release"]
+Kind = Literal[
+    "answer", "greeting", "update", "secure_aggregation", "refusal", "ping", "error", "settlement", "release"
+]
 """What was sent. A settlement was not: it is what people decided after records were lost; nor was a release, which is
 what a person decided about an answer that is held."""
 DECISIONS = ("settlement", "release")
@@ -121,7 +124,7 @@ class EgressLog:
         self._sync = sync
         self._end = (0, 0, FIRST)
 
-    def record(self, study: str, answer: Greeting | Answer, why: str) -> None:
+    def record(self, study: str, answer: SiteAnswer | Greeting | Answer, why: str) -> None:
         """Put a message on disk as about to leave. OSError if that cannot be done, and then it must not leave."""
         self._append(_line(study, answer, why))
 
@@ -237,18 +240,21 @@ class EgressLog:
         return size, Mark(last.seq, last.hash)
 
 
-def _line(study: str, answer: Greeting | Answer, why: str) -> _Line:
+def _line(study: str, answer: SiteAnswer | Greeting | Answer, why: str) -> _Line:
     words: dict[str, Any]
     match answer:
         case Update():
             sums = {f"{task}/{key}": array for task, own in answer.metrics.items() for key, array in own.items()}
             spent = asdict(answer.spent) if answer.spent else None
             words = {"weights": dict(answer.weights), "train": dict(answer.train), "spent": spent}
+            words |= {"cluster": answer.cluster} if answer.cluster else {}
             return _Line(study, answer.exchange, "update", why, words, answer.tensors, sums)
         case MaskedUpdate():
             spent = asdict(answer.spent) if answer.spent else None
             words = {"contexts": dict(answer.contexts), "spent": spent}
             return _Line(study, answer.exchange, "secure_aggregation", why, words, answer.parts)
+        case SiteAnswer():
+            return _Line(study, 0, "answer", why, answer.plain())
         case Greeting():
             return _Line(study, 0, "greeting", why, asdict(answer))
         case Refusal():

@@ -21,7 +21,7 @@ from fedgraft.client.governance.egress_files import EgressFiles
 from fedgraft.client.governance.records import Records, TakenUp, kept_answers
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import Ledger, read_account, salvage
-from fedgraft.client.privacy.ledger.small_records import PUBLIC, SHOWN, remember
+from fedgraft.client.privacy.ledger.small_records import ANSWERED, PUBLIC, SHOWN, remember
 from fedgraft.client.privacy.ledger.spending import Account, Spending, largest, missing
 from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.base.files import sha256_file
@@ -48,6 +48,8 @@ class Settlement:
     """The site's public numbers, as the log tells of them."""
     shown: tuple[str, ...]
     """The studies that count as shown coarse counts: under a policy that shows them, all that had begun."""
+    answered: tuple[str, ...]
+    """What was answered to those who asked what the site could supply, as the log tells of it."""
     sound: bool
     """Whether the ledger that is there can go on; if not, a new one begins with all that is assumed."""
 
@@ -90,7 +92,8 @@ def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Set
     assumed = missing(largest(wanted), spent)
     shown = {*_small(lines, SHOWN), *(begun if config.policy.metrics == "suppressed" else ())}
     closed, public = tuple(sorted(begun)), tuple(_small(lines, PUBLIC))
-    return Settlement(found, delta, unit, spent, assumed, closed, public, tuple(sorted(shown)), sound)
+    answered = tuple(sorted(set(_small(lines, ANSWERED))))
+    return Settlement(found, delta, unit, spent, assumed, closed, public, tuple(sorted(shown)), answered, sound)
 
 
 def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
@@ -113,7 +116,7 @@ def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
             held.witness.unlink(missing_ok=True)
             Ledger.create(held.ledger, held.witness, float("inf"), settlement.delta, settlement.unit)
         Ledger.settle(held.ledger, held.witness, settlement.assumed, json.dumps(words, sort_keys=True))
-    remember(config.state, settlement.shown, settlement.public)
+    remember(config.state, settlement.shown, settlement.public, settlement.answered)
     EgressLog(config.state, config.witness).settle(words)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.budget import Proposal, guard_of, propose
+from fedgraft.client.privacy.guard.final_step import demand_final_step
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.used_masks import read_pairs
 from fedgraft.client.privacy.policy import EffectivePrivacy, Reason
@@ -86,7 +87,7 @@ def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> StudyV
     if first is not None:
         return StudyVerdict(patients, stages, cost, shows, first.refused, first.fix)
     try:
-        guard_of(config, study, patients).demand_final_step(tags)
+        demand_final_step(study, config.policy, tags, guard_of(config, study, patients).asked_in)
     except Refused as refused:
         return StudyVerdict(patients, stages, cost, shows, refused.why, _FIXES[Reason(refused.why)])
     if cost.refused:

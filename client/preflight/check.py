@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
+from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.cohorts.scan import files_of, names_of
-from fedgraft.client.enrolment.cohort_request import cohort_request
+from fedgraft.client.enrolment.cohort_request import read_cohort
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.enrolment.home import SiteHome
-from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.enrolment.server_address import server_of
 from fedgraft.client.preflight.baseline import Say, check_baseline
 from fedgraft.client.preflight.connection import check_connection
@@ -138,27 +135,6 @@ class Check:
                 found.private += [f"left out: {line}" for line in left_out]
         seen = look(self._study, self._cohort)
         return Findings(found.lines + seen.lines, found.private + seen.private)
-
-
-def read_cohort(config: SiteConfig, study: Study, left_out: list[str]) -> Cohort:
-    """The cohort as the study would see it. DataError as `load_cohort`. Fills `left_out`: files not used, and why.
-
-    The site's own splits are used if it has some, and not written if it has none: a study that was merely looked at
-    must not decide them. Decoded images stay in the cache.
-    """
-    place = place_of(config, study.digest)
-    with tempfile.TemporaryDirectory(prefix="fedgraft-check-") as folder:
-        state = Path(folder)
-        if (place.state / "splits.csv").exists():
-            shutil.copy(place.state / "splits.csv", state)
-        wanted = cohort_request(config, study)
-        try:
-            return load_cohort(config.name, config.cohort, wanted, replace(place, state=state))
-        except DataError as error:
-            raise DataError(str(error).replace(str(state), str(place.state))) from None
-        finally:
-            if (state / "left_out.csv").exists():
-                left_out += (state / "left_out.csv").read_text(encoding="utf-8").splitlines()[1:]
 
 
 def _survived(part: Callable[[], Findings]) -> Findings:

@@ -25,6 +25,8 @@ from fedgraft.common.privacy.accountant import (
     noise_for,
 )
 from fedgraft.common.study.plan import Role
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.subgroups import Subgroup
 
 # Strict, because a rule that was read as something else than its author wrote is worse than none.
 _Switch = Annotated[bool, Field(strict=True)]
@@ -33,6 +35,7 @@ _Share = Annotated[float, Field(gt=0, le=1, strict=True)]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 
 
+Agreement = Literal["none", "bands", "exact"]
 Metrics = Literal["none", "secure_aggregation", "noised", "suppressed", "exact"]
 
 
@@ -50,11 +53,15 @@ class SitePolicy(Value):
     those below ten, for the first `metrics_studies` studies and no more; or exact figures in every round, from which a
     coordinator can find out every single label. `keep_features` lets what a frozen backbone makes of the images lie on
     the site's disk until the study ends. `retain_statistics` lets the coordinator keep the site's own sums of features
-    beyond the study, where they are without noise. `plugins` lists distributions whose code studies may use, each with
-    the digest of its installed files, as `fedgraft site plugins` tells it. With `release: hold` the last that leaves of
-    a study waits until somebody at the site has signed that it may (`fedgraft site release`); it can be signed only if
-    the study has cost at most `release_epsilon_max`, and an attack on it by the site's own patients finds members with
-    an AUC whose whole 95 % interval is at most `release_membership_auc_max`.
+    beyond the study, where they are without noise. `agreement` is what the site answers when it is asked what it could
+    supply, before a study is approved: nothing; numbers of patients in bands, those below ten not told from none, and
+    in all at most `agreement_answers` answers that differ; or exact numbers. `plugins` lists distributions whose code
+    studies may use, each with the digest of its installed files, as `fedgraft site plugins` tells it.
+
+    With `release: hold` the last that leaves of a study waits until somebody at the site has signed that it may
+    (`fedgraft site release`); it can be signed only if the study has cost at most `release_epsilon_max`, and an attack
+    on it by the site's own patients finds members with an AUC whose whole 95 % interval is at most
+    `release_membership_auc_max`.
     """
 
     allow_non_dp: _Switch = False
@@ -80,6 +87,12 @@ class SitePolicy(Value):
     metrics_studies: _Count = 2
     keep_features: _Switch = True
     retain_statistics: _Switch = False
+    subgroups: dict[str, tuple[str, ...] | tuple[float, ...]] = Field(default={})
+    """Attributes by which figures may be given as well, each with its groups, as `sex: [female, male]` or `age: [0, 40,
+    65, 120]`. A study that asks for other groups of an attribute gets none of it: figures by two sets of groups would
+    together tell of the few cases between their ends."""
+    agreement: Agreement = "none"
+    agreement_answers: _Count = 3
     plugins: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default={})
 
     release: Literal["automatic", "hold"] = "automatic"
@@ -92,9 +105,11 @@ class SitePolicy(Value):
         return {canonical(name): digest for name, digest in plugins.items()}
 
     @model_validator(mode="after")
-    def _job_within_lifetime(self) -> SitePolicy:
+    def _agrees_with_itself(self) -> SitePolicy:
         if self.epsilon_per_study > self.epsilon_lifetime:
             raise ValueError("epsilon_per_study is larger than epsilon_lifetime")
+        if self.secure_aggregation_only and self.agreement != "none":
+            raise ValueError("agreement lets counts leave in the open, and secure_aggregation_only nothing")
         return self
 
     @model_validator(mode="after")
@@ -103,6 +118,27 @@ class SitePolicy(Value):
         if self.release != "hold" and limits != (None, None):
             raise ValueError("release_membership_auc_max and release_epsilon_max are for release: hold")
         return self
+
+    def subgroups_of(self, study: Study) -> tuple[Subgroup, ...]:
+        """The study's subgroups of which figures may leave."""
+        withheld = self.subgroups_withheld(study)
+        return tuple(one for one in study.evaluate.subgroups if one.name not in withheld)
+
+    def subgroups_withheld(self, study: Study) -> dict[str, str]:
+        """By name the study's other subgroups, and why figures of them do not leave."""
+        found: dict[str, str] = {}
+        for one in study.evaluate.subgroups:
+            if self.metrics == "noised":  # noise that hides a patient leaves nothing of so few, and costs as much again
+                found[one.name] = "noised counts are not given group by group"
+            elif self.metrics == "none" or (self.metrics == "secure_aggregation" and not study.secure_aggregation):
+                found[one.name] = "`metrics` of the policy lets no figures out"
+            elif self.metrics == "suppressed" and study.secure_aggregation:
+                found[one.name] = "coarse counts do not go into masked sums"
+            elif one.name not in self.subgroups:
+                found[one.name] = "`subgroups` of the policy does not list it"
+            elif not one.is_made_by(self.subgroups[one.name]):
+                found[one.name] = f"`subgroups` of the policy lists other groups than {list(one.values or one.bands)}"
+        return found
 
     def delta_for(self, patients: int) -> float:
         """The delta that a new ledger of a site with so many patients starts with, and then keeps."""

@@ -1,4 +1,4 @@
-"""The ClientApp: answers two messages, hello and visit, with the site's installed code. Thin on purpose."""
+"""The ClientApp: answers three messages, ask, hello and visit, with the site's installed code. Thin on purpose."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedgraft.client.agreement.answering import GROUNDS, answer_study, demand_agreed
 from fedgraft.client.governance.approval import is_approved, what_is_wrong
 from fedgraft.client.governance.pending_studies import keep_pending
-from fedgraft.client.governance.plugins import demand_named, only_listed
+from fedgraft.client.governance.plugins import demand_named, demand_plugins, only_listed
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.log import site_log
-from fedgraft.client.runtime.sessions import Session, Sessions
+from fedgraft.client.runtime.sessions import Session, Sessions, exchanges_of
 from fedgraft.client.training.model.features import forget_features
 from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import ENDS, FedgraftError
@@ -27,12 +28,18 @@ from fedgraft.common.base.files import write_atomic
 from fedgraft.common.plugins.loading import load_from_environment
 from fedgraft.common.plugins.plugin import plugins_in
 from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.answers import SiteAnswer
 from fedgraft.common.protocol.bundle import WireError
 from fedgraft.common.protocol.instructions import PROTOCOL, Answer, Code, Greeting, Hello, Instruction, Refusal
 from fedgraft.common.study.study import Study, parse_study
 
 _RAISED = 2
 """Flower's error code for a ClientApp that raised."""
+
+_COUNTS = "counts of cases and labels where policy shows figures, else the public number of patients"
+
+_Said = TypeVar("_Said", Greeting, SiteAnswer)
+_Query = Callable[[Study, Session, Hello], _Said]
 
 app = ClientApp()
 _sessions = Sessions()
@@ -41,10 +48,21 @@ _sessions = Sessions()
 @app.query(wire.HELLO.partition(".")[2])
 def hello(message: Message, context: Context) -> Message:
     """Take in the study, prepare the cohort, say who is here."""
-    answer = _answer_hello(message, context)
+    answer = _answer_query(message, context, _greet, _COUNTS)
 
     def pack() -> RecordDict:
-        return wire.pack_reply(answer) if isinstance(answer, Refusal) else wire.pack_greeting(answer)
+        return wire.pack_greeting(answer) if isinstance(answer, Greeting) else wire.pack_reply(answer)
+
+    return _sealed(message, context, pack)
+
+
+@app.query(wire.ASK.partition(".")[2])
+def ask(message: Message, context: Context) -> Message:
+    """Say what the site could supply for a study that nobody here has approved yet, as its policy lets it."""
+    answer = _answer_query(message, context, _supply, GROUNDS)
+
+    def pack() -> RecordDict:
+        return wire.pack_answer(answer) if isinstance(answer, SiteAnswer) else wire.pack_reply(answer)
 
     return _sealed(message, context, pack)
 
@@ -91,10 +109,11 @@ def _sealed(message: Message, context: Context, pack: Callable[[], RecordDict]) 
         return Message(Error(_RAISED), reply_to=message)
 
 
-def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
+def _answer_query(message: Message, context: Context, do: _Query[_Said], why: str) -> _Said | Refusal:
+    """What `do` says to a study that was sent, on record with the reason `why`; or why nothing is said."""
     # The site's own log may say what is wrong; the network may not.
     log, session, study, name = logging.getLogger(__name__), None, "", ""
-    answer: Greeting | Refusal
+    answer: _Said | Refusal
     try:
         session = _sessions.at(_config_path(context))
         name, log = session.config.name, site_log(session.config.state)
@@ -105,7 +124,7 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
             asked = _asked(hello, session.config.policy)
             # Under the digest that all records know it by, however the coordinator spelt it.
             study = asked.digest
-            answer = _greet(asked, session)
+            answer = do(asked, session, hello)
     except WireError:
         answer = Refusal(0, Code.GARBAGE, name)
     except Refused as refused:
@@ -120,7 +139,6 @@ def _answer_hello(message: Message, context: Context) -> Greeting | Refusal:
         log.exception("cannot take part")
         full = isinstance(error, OSError) and error.errno in DISK_FULL
         answer = Refusal(0, Code.DISK if full else Code.FAILED, name)
-    why = "counts of cases and labels where policy shows figures, else the public number of patients"
     return answer if _recorded(session, study, answer, why) else Refusal(0, Code.DISK, name)
 
 
@@ -132,11 +150,23 @@ def _asked(hello: Hello, policy: SitePolicy) -> Study:
     return parse_study(content, source)
 
 
-def _greet(study: Study, session: Session) -> Greeting:
+def _supply(study: Study, session: Session, hello: Hello) -> SiteAnswer:  # noqa: ARG001 - as `_greet` has it
+    session.records.demand(study.digest)
+    demand_plugins(session.config.policy, study)
+    if not is_approved(session.home, study.digest):
+        keep_pending(session.home, study)
+    return answer_study(session.config, study)
+
+
+def _greet(study: Study, session: Session, hello: Hello) -> Greeting:
     session.records.demand(study.digest)
     if not is_approved(session.home, study.digest):
         keep_pending(session.home, study)
         raise Refused(Code.NOT_APPROVED, what_is_wrong(session.home) or f"study {study.digest}")
+    pin, begun = hello.pins.get(session.config.name), exchanges_of(session.config, study.digest)
+    if pin is not None and not begun:  # once it has begun, what people add to the cases is no reason to end it
+        demand_agreed(pin, session.config, study)
+        site_log(session.config.state).info("the cases are those of agreement %s", hello.agreement)
     site = session.site(study)
     write_atomic(session.study_file(study.digest), study.to_json(), private=True)
     greeting = site.greet()
@@ -194,7 +224,7 @@ def _carry_out(instruction: Instruction, session: Session) -> Answer:
     return answer
 
 
-def _recorded(session: Session | None, study: str, answer: Greeting | Answer, why: str) -> bool:
+def _recorded(session: Session | None, study: str, answer: SiteAnswer | Greeting | Answer, why: str) -> bool:
     """Whether `answer` stands in the site's egress log, without which it must not leave."""
     if session is None:  # a site without a configuration has no data either, and this is a refusal
         return True

@@ -21,6 +21,16 @@ class Changes:
     contrast: Tensor
     brightness: Tensor
 
+    def on(self, images: Tensor) -> Changes:
+        """The same in the images' type and where these are; on a GPU without waiting for what is queued there."""
+
+        def sent(numbers: Tensor) -> Tensor:
+            pinned = numbers if images.device.type == "cpu" else numbers.pin_memory()
+            return pinned.to(images, non_blocking=True)
+
+        theta = None if self.theta is None else sent(self.theta)
+        return Changes(theta, sent(self.contrast), sent(self.brightness))
+
     def of_images(self, images: Tensor) -> Tensor:
         """The images (N, C, H, W), each turned, shifted, flipped and brightened as was drawn for it."""
         if self.theta is not None:
@@ -28,7 +38,7 @@ class Changes:
             grid = self._grid(images)
             images = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
         shape = (len(images), 1, 1, 1)
-        return images * self.contrast.view(shape).to(images) + self.brightness.view(shape).to(images)
+        return images * self.contrast.view(shape) + self.brightness.view(shape)
 
     def of_masks(self, masks: Tensor) -> Tensor:
         """Masks (N, H, W), moved as their images are, each pixel that of the nearest."""
@@ -40,12 +50,12 @@ class Changes:
 
     def _grid(self, images: Tensor) -> Tensor:
         assert self.theta is not None
-        return F.affine_grid(self.theta.to(images), list(images.shape), align_corners=False)
+        return F.affine_grid(self.theta, list(images.shape), align_corners=False)
 
 
 def augmented(batch: Batch, spec: Augment, generator: torch.Generator) -> Batch:
     """A batch of which images and masks are changed alike."""
-    changes = drawn(len(batch.inputs), spec, generator)
+    changes = drawn(len(batch.inputs), spec, generator).on(batch.inputs)
     targets = {task: changes.of_masks(target) if target.ndim == 3 else target for task, target in batch.targets.items()}
     return replace(batch, inputs=changes.of_images(batch.inputs), targets=targets)
 
@@ -55,7 +65,7 @@ def augment(images: Tensor, spec: Augment, generator: torch.Generator) -> Tensor
 
     Contrast and brightness are in units of the image's normalised values.
     """
-    return drawn(len(images), spec, generator).of_images(images)
+    return drawn(len(images), spec, generator).on(images).of_images(images)
 
 
 def drawn(count: int, spec: Augment, generator: torch.Generator) -> Changes:

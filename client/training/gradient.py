@@ -150,9 +150,10 @@ def optimiser_for(local_model: LocalModel, spec: Gradient, changes: Sequence[str
     ):
         rates.setdefault(rate_of(spec, local_model.tags[key]), []).append(local_model.parameters[key])
     groups = [{"params": params, "lr": rate} for rate, params in rates.items()]
+    fused = True if local_model.device.type == "cuda" else None  # one kernel for all entries in place of many
     if spec.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
-    return torch.optim.AdamW(groups, lr=spec.lr, weight_decay=spec.weight_decay)
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=fused)
+    return torch.optim.AdamW(groups, lr=spec.lr, weight_decay=spec.weight_decay, fused=fused)
 
 
 def _is_head(local_model: LocalModel, key: str) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -15,6 +18,20 @@ def instead(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     meant = f"; did you mean {near[0]}?" if near else ";"
     return f"{meant} there are: {', '.join(names)}".replace("? there", "? There") if names else ""
+
+
+_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:[.,](\d*?)0*)?")
+
+
+@lru_cache(maxsize=4096)
+def plain_word(word: str) -> str:
+    """A word without case, its accents in one form; of a number its digits alone, as 1, 01 and 1.0 are one."""
+    word = word.strip()
+    number = _NUMBER.fullmatch(word)
+    if number is not None:
+        sign, whole, part = number.groups()
+        return f"{'-' if sign == '-' else ''}{whole}{f'.{part}' if part else ''}"
+    return unicodedata.normalize("NFC", word.casefold())
 
 
 def keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedgraft.common.base.files import digest_arrays
 from fedgraft.common.privacy.accountant import Spend
+from fedgraft.common.protocol.answers import Pin
 from fedgraft.common.study.inputs import Split
 
 PROTOCOL = 1
@@ -39,6 +40,10 @@ class Code(StrEnum):
     """The study learns from a source in a folder at the site, and the site has none."""
     NO_CLUSTER = "no_cluster"
     """The study has clusters of sites, and the site is in none of them."""
+    COHORT_CHANGED = "cohort_changed"
+    """The site's cases are not those over which it answered for the run's agreement."""
+    OTHER_AGREEMENT = "other_agreement"
+    """The run's agreement has an answer under the site's name that the site did not give to this question."""
     TOO_FEW_CASES = "too_few_cases"
     BAD_DATA = "bad_data"
     DIVERGED = "diverged"
@@ -85,10 +90,15 @@ class Code(StrEnum):
 
 @dataclass(frozen=True)
 class Hello:
-    """The coordinator's first word: the study itself, as canonical JSON."""
+    """The coordinator's first word, in a run or to ask who can supply what: the study itself, as canonical JSON.
+
+    `agreement` is the digest of the agreement that the run is pinned to, if any, and `pins` are its answers by site.
+    """
 
     study: bytes
     protocol: int = PROTOCOL
+    agreement: str = ""
+    pins: Mapping[str, Pin] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,6 +171,8 @@ class Update:
     metrics: Mapping[str, Arrays]
     spent: Spend | None = None
     """What the study has cost the site so far; None without differential privacy."""
+    cluster: str = ""
+    """Where sites choose among the models of clusters, the name of the one that this site has taken and worked on."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedgraft.common.privacy.accountant import Spend, Unit
 from fedgraft.common.protocol import words as said
+from fedgraft.common.protocol.answer_words import read_answer, read_pins
+from fedgraft.common.protocol.answers import SiteAnswer
 from fedgraft.common.protocol.bundle import (
     MOST_ARRAYS,
     NAMES,
@@ -42,6 +44,7 @@ from fedgraft.common.protocol.instructions import (
 
 HELLO = "query.hello"
 VISIT = "train.visit"
+ASK = "query.ask"
 PING = "query.ping"
 """Flower message types of all that is ever asked of a site; a ping is empty, and so is its answer."""
 
@@ -52,13 +55,29 @@ _TENSORS, _METRICS, _MASKED, _WORDS = "tensors", "metrics", "secure_aggregation"
 
 def pack_hello(hello: Hello) -> RecordDict:
     """The first message to a site as records, as `unpack_hello` takes them."""
-    return _pack({"protocol": hello.protocol, "study": hello.study.decode()})
+    words = {"protocol": hello.protocol, "study": hello.study.decode()}
+    if hello.pins:
+        pins = {site: pin.plain() for site, pin in hello.pins.items()}
+        words |= {"agreement": hello.agreement, "pins": pins}
+    return _pack(words)
 
 
 def unpack_hello(records: RecordDict) -> Hello:
     """Hello from records; WireError on garbage."""
     words = _words(records)
-    return Hello(study=said.long_text(words, "study"), protocol=said.count(words, "protocol"))
+    agreement, pins = ("", {}) if "pins" not in words else (said.text(words, "agreement"), read_pins(words["pins"]))
+    return Hello(said.long_text(words, "study"), said.count(words, "protocol"), agreement, pins)
+
+
+def pack_answer(answer: SiteAnswer) -> RecordDict:
+    """A site's answer to `ASK` as records, as `unpack_answer` takes them."""
+    return _pack(answer.plain())
+
+
+def unpack_answer(records: RecordDict) -> SiteAnswer | Refusal:
+    """An answer or a refusal from records; WireError on garbage."""
+    words = _words(records)
+    return _refusal(words) if "refused" in words else read_answer(words)
 
 
 def pack_greeting(greeting: Greeting) -> RecordDict:
@@ -162,7 +181,9 @@ def pack_reply(reply: Answer, *, views: bool = False) -> RecordDict:
         if reply.parts:
             records[_MASKED] = pack_tensors(reply.parts, views=views)
         return records
-    records = _pack({"exchange": reply.exchange, "weights": dict(reply.weights), "train": dict(reply.train), **spent})
+    taken = {"cluster": reply.cluster} if reply.cluster else {}
+    facts = {"weights": dict(reply.weights), "train": dict(reply.train)}
+    records = _pack({"exchange": reply.exchange, **facts, **spent, **taken})
     metrics = {f"{task}/{key}": value for task, sums in reply.metrics.items() for key, value in sums.items()}
     for name, arrays in ((_TENSORS, reply.tensors), (_METRICS, metrics)):
         if arrays:
@@ -195,6 +216,7 @@ def unpack_reply(records: RecordDict) -> Answer:
         train=said.numbers(words.get("train")),
         metrics=metrics,
         spent=_spend(words.get("spent")),
+        cluster=said.text(words, "cluster") if "cluster" in words else "",
     )
 
 

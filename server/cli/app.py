@@ -56,13 +56,16 @@ def run(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     ] = 1800.0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value: override a key of the study.")] = None,
     track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
+    agreement: Annotated[
+        Path | None, typer.Option(help="What the sites answered to `study ask`: the run begins only if it still holds.")
+    ] = None,
     home: Home = HOME,
 ) -> None:
     """Run a study on the running server, and wait for its end: exit code 0 only if it completed."""
     from fedgraft.server.cli import commands
     from fedgraft.server.operations.deploy import Wait
 
-    asked = commands.RunRequest(study, out, resume, tuple(set_ or ()), tuple(track or ()))
+    asked = commands.RunRequest(study, out, resume, tuple(set_ or ()), tuple(track or ()), agreement)
     commands.run(home, asked, Wait(sites, wait, patience, away))
 
 

@@ -136,6 +136,7 @@ class RunRequest:
     resume: Path | None
     overrides: tuple[str, ...]
     track: tuple[str, ...] = ()
+    agreement: Path | None = None
 
 
 def run(home: Path, request: RunRequest, wait: Wait) -> None:
@@ -148,8 +149,8 @@ def run(home: Path, request: RunRequest, wait: Wait) -> None:
     server = ServerHome(home)
     server.facts()
     to = trackers(request.track)
-    if request.resume is not None and (request.study or request.out or request.overrides):
-        raise InputError("--resume takes no study, --out or --set.")
+    if request.resume is not None and (request.study or request.out or request.overrides or request.agreement):
+        raise InputError("--resume takes no study, --out, --set or --agreement.")
     folder = request.resume or _set_up(server, request)
     with shown(folder, RunFolder(folder).study(), _out), tracked(folder, to, _say):
         run_study(server, folder, wait, _say)
@@ -260,6 +261,7 @@ def show_logs(home: Path, part: str, lines: int) -> None:
 
 
 def _set_up(server: ServerHome, request: RunRequest) -> Path:
+    from fedgraft.common.agreement.agreement import agreed, remarks
     from fedgraft.common.checks.explain import check_study
     from fedgraft.common.study.study import read_study
     from fedgraft.server.operations.deploy import prepare
@@ -269,8 +271,11 @@ def _set_up(server: ServerHome, request: RunRequest) -> Path:
     study, _ = read_study(request.study, request.overrides)
     check_study(study, str(request.study))
     folder = request.out or Path("runs") / study.name
-    prepare(study, set(server.admitted().values()), folder)
+    agreement, sites = agreed(request.agreement, study) if request.agreement else None, set(server.admitted().values())
+    prepare(study, sites, folder, agreement)
     _say(f"study {study.name}, digest {study.digest}")
+    for remark in remarks(agreement, study, sites) if agreement is not None else ():
+        _say(remark)
     return folder
 
 

@@ -69,16 +69,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1)
 
 def as_markdown(dossier: Dossier) -> str:
     """The whole as Markdown: headings, paragraphs, pipe tables; what is missing is marked so."""
-    lines = [f"# {_plain(dossier.title)}", ""]
-    lines += [line for text in dossier.intro for line in (_plain(text), "")]
+    lines = [f"# {markdown_text(dossier.title)}", ""]
+    lines += [line for text in dossier.intro for line in (markdown_text(text), "")]
     lines += ["## What is missing", ""]
     lines += [
-        f"- **{_plain(chapter)}**, {_plain(section)}: {_plain(text)}" for chapter, section, text in dossier.missing()
+        f"- **{markdown_text(chapter)}**, {markdown_text(section)}: {markdown_text(text)}"
+        for chapter, section, text in dossier.missing()
     ]
     for chapter in dossier.chapters:
-        lines += ["", f"## {_plain(chapter.title)}", "", _plain(chapter.intro)]
+        lines += ["", f"## {markdown_text(chapter.title)}", "", markdown_text(chapter.intro)]
         for section in chapter.sections:
-            lines += ["", f"### {_plain(section.title)}", ""]
+            lines += ["", f"### {markdown_text(section.title)}", ""]
             for block in section.blocks:
                 lines += [*_block(block), ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
@@ -87,19 +88,20 @@ def as_markdown(dossier: Dossier) -> str:
 def _block(block: Block) -> list[str]:
     match block:
         case Fact():
-            return [_plain(block.text)]
+            return [markdown_text(block.text)]
         case Missing():
-            return [f"> **Missing.** {_plain(block.text)}"]
+            return [f"> **Missing.** {markdown_text(block.text)}"]
         case ReportTable():
-            head = [_row(block.columns), _row(["---"] * len(block.columns), plain=False)]
-            return [*head, *(_row(line.cells) for line in block.rows)]
+            head = [markdown_row(block.columns), markdown_row(["---"] * len(block.columns), plain=False)]
+            return [*head, *(markdown_row(line.cells) for line in block.rows)]
 
 
-def _row(cells: Sequence[str], *, plain: bool = True) -> str:
-    return "| " + " | ".join(_plain(cell) if plain else cell for cell in cells) + " |"
+def markdown_row(cells: Sequence[str], *, plain: bool = True) -> str:
+    """A line of a pipe table."""
+    return "| " + " | ".join(markdown_text(cell) if plain else cell for cell in cells) + " |"
 
 
-def _plain(words: str) -> str:
+def markdown_text(words: str) -> str:
     """Text that Markdown shows as it is, in one line."""
     escaped = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(words, quote=False))
     return "<br>".join(part.strip() for part in escaped.splitlines()) or " "

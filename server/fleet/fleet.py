@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedgraft.common.base.errors import ENDS, RunError
 from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.answers import SiteAnswer
 from fedgraft.common.protocol.instructions import (
     Answer,
     Arrays,
@@ -133,6 +134,29 @@ class GridFleet:
                 self._nodes[name] = node
         return dict(sorted(answers.items()))
 
+    def ask(self, hello: Hello, patience_s: float = _GREET_S) -> Mapping[str, SiteAnswer | Refusal]:
+        """Ask every site that is there what it could supply for a study; what each answered, by its name.
+
+        A site that should be there, and is not, is unreachable. RunError if two call themselves the same.
+        """
+        names = self._presence.online() if self._presence is not None else None
+        present = list(self._grid.get_node_ids() if names is None else names)
+        away = self._expected - set((names or {}).values())
+        answers: dict[str, SiteAnswer | Refusal] = {site: Refusal(0, Code.UNREACHABLE, site) for site in away}
+        records = wire.pack_hello(hello)
+        messages = {node: Message(records, dst_node_id=node, message_type=wire.ASK, ttl=patience_s) for node in present}
+        for node, reply in self._collect(messages, patience_s):
+            answer = _read_supply(reply)
+            if names is not None and isinstance(answer, SiteAnswer) and answer.site != names[node]:
+                answer = Refusal(0, Code.WRONG_NAME)
+            name = (answer.site if names is None else names[node]) or f"node {present.index(node)}"
+            if name in answers:
+                raise RunError(f"Two sites are called {name!r}.", fix="Give each site a name of its own.")
+            answers[name] = answer
+        late = set((names or {}).values()) - answers.keys()
+        answers |= {site: Refusal(0, Code.DEADLINE, site) for site in late}
+        return dict(sorted(answers.items()))
+
     def expects(self, site: str) -> bool:
         """Whether a site should take part from the start: all, unless these are known beforehand."""
         return not self._expected or site in self._expected
@@ -197,6 +221,17 @@ def _read_greeting(reply: Taken) -> Greeting | Refusal:
     except ENDS:
         raise
     except BaseException:  # the wall: nothing that a site sends ends a run
+        return Refusal(0, Code.GARBAGE)
+
+
+def _read_supply(reply: Taken) -> SiteAnswer | Refusal:
+    if isinstance(reply, Code) or not reply.has_content():
+        return Refusal(0, _why_none(reply))
+    try:
+        return wire.unpack_answer(reply.content)
+    except ENDS:
+        raise
+    except BaseException:  # the wall, as above
         return Refusal(0, Code.GARBAGE)
 
 

@@ -26,6 +26,7 @@ clientapp = "fedgraft.client.runtime.app:app"
 run = ""
 engine = ""
 synthetic = false
+ask = false
 patience_s = 0.0
 away_s = 0.0
 """

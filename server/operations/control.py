@@ -97,11 +97,14 @@ class RunControl:
         """Shut a site out: its key no longer counts."""
         self._client.UnregisterNode(UnregisterNodeRequest(node_id=node.id))
 
-    def start(self, run: Path, waits: Mapping[str, float]) -> int:
-        """Start the run in a folder, which waits so long for sites that are away; Flower's number for it."""
+    def start(self, run: Path, waits: Mapping[str, float], *, asks: bool = False) -> int:
+        """Start the run in a folder, which waits so long for sites that are away; or one that only asks them.
+
+        Flower's number for it.
+        """
         content = bundle()
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        config = user_config_to_proto({"run": str(run), "engine": "deployed", **waits})
+        config = user_config_to_proto({"run": str(run), "engine": "deployed", "ask": asks, **waits})
         answer = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab), override_config=config))
         if not answer.HasField("run_id"):
             raise RunError("The server did not start the run.", fix=f"See {self._home.logs}.")

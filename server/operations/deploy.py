@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedgraft.common.agreement.agreement import SupplyAgreement
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import private_folder, write_json
 from fedgraft.common.study.study import Study
@@ -41,12 +42,17 @@ class Wait:
     away_s: float = AWAY_S
 
 
-def prepare(study: Study, sites: Collection[str], out: Path) -> None:
-    """Set up the folder of a deployed run over these sites. InputError if it is in use."""
+def prepare(study: Study, sites: Collection[str], out: Path, agreement: SupplyAgreement | None = None) -> None:
+    """Set up the folder of a deployed run over these sites, pinned to an agreement if there is one.
+
+    InputError if it is in use.
+    """
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
     with private_folder(out):
         RunFolder(out).start_deployment(study, sites)
+        if agreement is not None:
+            RunFolder(out).pin(agreement)
 
 
 def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> Path:
@@ -62,6 +68,21 @@ def run_study(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None
     _wait_for_sites(home, sites, wait, say)
     with private_folder(out):
         return _carried_out(home, out, wait, say)
+
+
+def ask_sites(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> SupplyAgreement:
+    """Ask the sites of the run that was set up in `out` what they could supply. RunError if that fails."""
+    out = out.resolve()
+    sites = set(RunFolder(out).sites()) & set(home.admitted().values())
+    _wait_for_sites(home, sites, wait, say)
+    with private_folder(out):
+        number = _start(home, out, wait, asks=True)
+        state, details = _follow(home, number, RunFolder(out), wait)
+        found = RunFolder(out).agreement()
+        if found is None or not state.startswith("finished"):
+            why = details.partition(REASON)[2] or f"Flower ended it as {state}; see {home.logs / 'superexec.log'}."
+            raise RunError(f"The sites could not be asked: {why}")
+        return found
 
 
 def _carried_out(home: ServerHome, out: Path, wait: Wait, say: Callable[[str], None]) -> Path:
@@ -107,10 +128,10 @@ def _wait_for_sites(home: ServerHome, sites: Collection[str], wait: Wait, say: C
         time.sleep(_POLL_S)
 
 
-def _start(home: ServerHome, out: Path, wait: Wait) -> int:
+def _start(home: ServerHome, out: Path, wait: Wait, *, asks: bool = False) -> int:
     (out / "result.json").unlink(missing_ok=True)
     with RunControl(home) as control:
-        number = control.start(out, {"patience_s": float(wait.patience_s), "away_s": float(wait.away_s)})
+        number = control.start(out, {"patience_s": float(wait.patience_s), "away_s": float(wait.away_s)}, asks=asks)
     RunFolder(out).started_as(number)
     write_json(home.studies / f"{number}.json", {"run": str(out)})
     return number

@@ -26,6 +26,8 @@ MEANINGS = {
     Code.NO_LABELS: "has no labels",
     Code.NO_SOURCE: "has no source data, which the study needs at each site",
     Code.NO_CLUSTER: "is in none of the study's clusters of sites",
+    Code.COHORT_CHANGED: "has other cases than those over which it answered for the agreement",
+    Code.OTHER_AGREEMENT: "never gave the answer that the agreement has under its name",
     Code.TOO_FEW_CASES: "has too few cases",
     Code.BAD_DATA: "could not read its data",
     Code.DIVERGED: "its training diverged",

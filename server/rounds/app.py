@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedgraft.common.agreement.agreement import SupplyAgreement
 from fedgraft.common.base.disk import DISK_FULL, in_words
 from fedgraft.common.base.environment import environment
 from fedgraft.common.base.errors import FedgraftError, RunError
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.plugins.loading import load_from_environment
+from fedgraft.common.protocol.instructions import Hello
 from fedgraft.server.fleet.fleet import GridFleet
 from fedgraft.server.fleet.presence import Presence
 from fedgraft.server.rounds.results import write_model, write_result
@@ -35,25 +38,47 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study in the folder that the run's configuration names.
 
     `run`: the folder; `engine`: what carries the messages; `synthetic`: whether the data are phantoms; `away_s`: how
-    long a round of a deployed run waits for a site, and `patience_s` for sites without which it cannot count.
+    long a round of a deployed run waits for a site, and `patience_s` for sites without which it cannot count. `ask`:
+    only ask what sites could supply.
     """
     config = context.run_config
+    asks = bool(config.get("ask", False))
     folder, engine = RunFolder(Path(str(config["run"]))), str(config["engine"])
     if engine == "ray":
         load_from_environment()
     if engine != DEPLOYED:
-        _run(grid, folder, engine, synthetic=bool(config["synthetic"]))
+        if asks:
+            _ask(grid, folder)
+        else:
+            _run(grid, folder, engine, synthetic=bool(config["synthetic"]))
         return
     try:
         folder.take()
         presence = Presence(partial(_enrolled, grid), float(config["patience_s"]), float(config["away_s"]))
-        _run(grid, folder, engine, synthetic=bool(config["synthetic"]), presence=presence)
+        if asks:
+            _ask(grid, folder, presence)
+        else:
+            _run(grid, folder, engine, synthetic=bool(config["synthetic"]), presence=presence)
     except FedgraftError as error:
         raise RunError(f"{REASON}{error}") from error
     except OSError as error:
         if error.filename is None and error.errno not in DISK_FULL:  # of the network, which comes back
             raise
         raise RunError(f"{REASON}{in_words(error)} Then continue with --resume.") from error
+
+
+def _ask(grid: Grid, folder: RunFolder, presence: Presence | None = None) -> None:
+    """Ask all sites what they could supply, and write the agreement that their answers make."""
+    study = folder.study()
+    fleet = GridFleet(grid)
+    if presence is not None:
+        from fedgraft.server.fleet.intake import WalledIntake, room_for
+
+        fleet = GridFleet(
+            grid, presence=presence, intake=partial(WalledIntake, grid, room_for({})), expected=folder.sites()
+        )
+    found = fleet.ask(Hello(study.to_json()))
+    folder.pin(SupplyAgreement.of(study, found, datetime.now(UTC).isoformat(timespec="seconds")))
 
 
 def _run(grid: Grid, folder: RunFolder, engine: str, *, synthetic: bool, presence: Presence | None = None) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from fedgraft.common.agreement.agreement import AGREEMENT, SupplyAgreement, read_agreement
 from fedgraft.common.base.disk import naming, read_bytes, understood, why_no_file
 from fedgraft.common.base.errors import InputError, ResumeError, RunError
 from fedgraft.common.base.files import is_there, open_private, read_json, write_atomic, write_json
@@ -131,6 +132,15 @@ class RunFolder:
             case {"started": list(), "sites": list(), "study": str()} as facts:
                 return dict(facts)
         raise ResumeError(f"{self._deployment}: does not say which sites the run is over.", fix="Begin a new run.")
+
+    def pin(self, agreement: SupplyAgreement) -> None:
+        """Pin the run to what sites answered before."""
+        self.write(AGREEMENT, agreement.content())
+
+    def agreement(self) -> SupplyAgreement | None:
+        """What the run is pinned to; None if to nothing. InputError if it was changed."""
+        path = self.path / AGREEMENT
+        return read_agreement(path) if is_there(path) else None
 
     def write_study(self, study: Study) -> None:
         """Write `study.yaml`, all defaults written out."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from fedgraft.common.agreement.agreement import SupplyAgreement, remarks
 from fedgraft.common.base.console.terminal import Terminal
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, StudyError
@@ -68,7 +69,7 @@ def simulate(  # noqa: PLR0913 - they are what a simulation has
     sites were missing and the study does not say that fewer will do: `load_run` has all the same what there is.
     """
     to = trackers(track)
-    run = set_up(choose(study, (), scenario), None if out is None else Path(out), _warn, release)
+    run = set_up(choose(study, (), scenario), None if out is None else Path(out), _warn, release=release)
     return _finished(run, Engine(name=engine, workers=workers, threads=threads), to, progress)
 
 
@@ -119,9 +120,15 @@ def open_study(study: AnyStudy) -> tuple[Study, str]:
 
 
 def set_up(
-    chosen: Chosen, out: Path | None, note: Callable[[str], object], release: SimulatedDecision | None = None
+    chosen: Chosen,
+    out: Path | None,
+    note: Callable[[str], object],
+    agreement: SupplyAgreement | None = None,
+    release: SimulatedDecision | None = None,
 ) -> Path:
     """The folder of a run that can begin: all hospitals have been looked at, and `note` heard what is odd.
+
+    The run is pinned to an agreement, if there is one.
 
     InputError if the folder is in use; DataError with every hospital that cannot take part.
     """
@@ -132,6 +139,10 @@ def set_up(
     hospitals = replace(hospitals_of(chosen.scenario), release=release)
     check_hospitals(chosen.study, hospitals, note)
     prepare(chosen.study, hospitals, run)
+    if agreement is not None:
+        RunFolder(run).pin(agreement)
+        for remark in remarks(agreement, chosen.study, hospitals.cohorts):
+            note(remark)
     # With it, the run can be repeated from its folder alone.
     plain = yaml.safe_dump(chosen.scenario.model_dump(mode="json", exclude_none=True), sort_keys=False)
     write_atomic(run / "scenario.yaml", plain.encode(), private=True)

@@ -56,6 +56,31 @@ def study_explain(
     study_commands.explain_study(study_file, tuple(set_ or ()), sites, as_json=as_json)
 
 
+@study.command(
+    "ask",
+    epilog=examples(
+        "fedgraft study ask quickstart --out asked",
+        "fedgraft study ask my.yaml --home kits/server --out asked",
+    ),
+)
+def study_ask(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    study_file: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="A new folder for the answers; runs/STUDY-ask if not given.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="Simulated hospitals: a scenario file, or its name.")] = None,
+    home: Annotated[Path | None, typer.Option(help="The server's folder: ask the real sites that it knows.")] = None,
+    sites: Annotated[int | None, typer.Option(min=1, help="Ask with so many sites online; all if not given.")] = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for them.")] = 300.0,
+    set_: Sets = None,
+    as_json: AsJson = False,
+    _plugin: Plugins = None,
+) -> None:
+    """Ask the sites what they could supply, before anything is trained or approved: one table, and a verdict."""
+    from fedgraft.simulations.cli import ask_commands
+
+    asked = ask_commands.AskRequest(study_file, tuple(set_ or ()), out, scenario, home, sites, wait)
+    ask_commands.ask(asked, as_json=as_json)
+
+
 @study.command("suggest")
 def study_suggest(
     study_file: StudyFile,

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from rich.table import Table
 
+from fedgraft.common.agreement.agreement import agreed
 from fedgraft.common.base.console.terminal import (
     ERR,
     OUT,
@@ -41,6 +42,7 @@ class SimulateRequest:
     resume: Path | None
     overrides: tuple[str, ...]
     track: tuple[str, ...] = ()
+    agreement: Path | None = None
     release: SimulatedDecision | None = None
 
 
@@ -61,15 +63,17 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
 
     to = trackers(request.track)
     if request.resume is not None:
-        if request.study or request.scenario or request.out or request.overrides or request.release:
-            raise InputError("--resume takes no other study, scenario, --out, --set or --release.")
+        given = (request.study, request.scenario, request.out, request.overrides, request.agreement, request.release)
+        if any(given):
+            raise InputError("--resume takes no other study, scenario, --out, --set, --agreement or --release.")
         run = request.resume
         demand_simulated(run)
     else:
         if request.study is None:
             raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
         chosen = choose(request.study, request.overrides, request.scenario)
-        run = set_up(chosen, request.out, note, request.release)
+        pinned = agreed(request.agreement, chosen.study) if request.agreement is not None else None
+        run = set_up(chosen, request.out, note, pinned, request.release)
     logs = SiteLogs(run)
     with explained(logs), tracked(run, to, note):
         carry_out(run, engine, console)

@@ -86,7 +86,10 @@ def carry_out(
     `shipped` is the scenario that the study's file names. InputError for what cannot be compared.
     """
     started = time.monotonic()
-    comparison = _chosen(comparison, asked)
+    left = [one.name for one in comparison.questions if one.by_name and not asked.only]
+    comparison = asked_for(comparison, asked)
+    if left and not asked.arms:
+        tell(f"Left for --only NAME, since they are long: {', '.join(left)}")
     out = asked.out or Path("runs") / f"{study.name}-compare"
     demand_place(out)
     todo, where, synthetic = _cells(study, comparison, asked, shipped)
@@ -125,13 +128,13 @@ def _run(todo: Sequence[Cell], out: Path, asked: CompareRequest, tell: Callable[
         tell(f"{done}/{of} {cell.words()}{time_left(done, of, started, already)}")
 
 
-def _chosen(comparison: Questions, asked: CompareRequest) -> Questions:
+def asked_for(comparison: Questions, asked: CompareRequest) -> Questions:
     """The questions that are asked for; with other arms, if some are named."""
     unknown = sorted(set(asked.only) - {question.name for question in comparison.questions})
     if unknown:
         known = ", ".join(question.name for question in comparison.questions)
         raise InputError(f"No question is called {', '.join(unknown)}; there are: {known}.")
-    questions = [one for one in comparison.questions if not asked.only or one.name in asked.only]
+    questions = [one for one in comparison.questions if (one.name in asked.only if asked.only else not one.by_name)]
     if asked.cases:
         questions = [_at(one, asked.cases) if one.cases else one for one in questions]
     if asked.arms:

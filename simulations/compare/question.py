@@ -169,6 +169,8 @@ class Question(Value):
     """What the question is called, also for `--only`."""
     asks: str = ""
     """The question in words, for the page."""
+    by_name: bool = False
+    """A long one: it is asked where `--only` names it, and left out of all others."""
     scenario: str | None = None
     """The hospitals, by name or file; those of the study if absent."""
     keys: dict[str, Any] = Field(default={}, alias="set")
@@ -248,6 +250,8 @@ class Questions(Value):
         names = [question.name for question in self.questions]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"more than one question is called {', '.join(twice)}")
+        if all(question.by_name for question in self.questions):
+            raise ValueError("questions: all are by_name, so that none would be asked; leave it out of one")
         return self
 
 

@@ -7,7 +7,7 @@ from fedgraft.common.checks.check import check
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.models.provenance import finished
-from fedgraft.common.study.clusters import BySums
+from fedgraft.common.study.clusters import ByLoss, BySums
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.engines.run import Hospitals
@@ -41,9 +41,9 @@ def refuse_seen(study: Study, arm: Arm, question: Question, where: str) -> None:
 
 def check_arm(study: Study, source: str, arm: Arm) -> None:
     """Refuse what cannot work; base models are not there yet, and are looked at when they are."""
-    if arm.who == "new_site" and isinstance(study.clusters, BySums):
+    if arm.who == "new_site" and isinstance(study.clusters, BySums | ByLoss):
         raise StudyError(
-            source, ["clusters.by: a site that is new has sent no sums, so nobody knows its cluster; tell it"]
+            source, ["clusters.by: a site that is new has sent nothing, so nobody knows its cluster; tell it"]
         )
     if not arm.base_models:
         check_study(study, source)

@@ -15,8 +15,8 @@ from fedgraft.client.data.cohorts.scan import names_of
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.csv_tables import read_csv
 from fedgraft.client.data.tables.table import label_columns
+from fedgraft.client.enrolment.cohort_request import read_cohort
 from fedgraft.client.enrolment.config import SiteConfig, read_site
-from fedgraft.client.preflight.check import read_cohort
 from fedgraft.client.preflight.data import check_data
 from fedgraft.client.preflight.report import FindingLine, Level
 from fedgraft.common.base.errors import DataError

@@ -19,6 +19,7 @@ from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.app import app, forget
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.answers import Pin, SiteAnswer
 from fedgraft.common.protocol.instructions import (
     AggregationGroups,
     Answer,
@@ -64,9 +65,15 @@ class PlayedSite:
         message.metadata.__dict__["_message_id"] = "m"
         return app(message, self.context)
 
-    def greets(self, study: Study) -> Greeting | Refusal:
+    def greets(self, study: Study, pin: Pin | None = None) -> Greeting | Refusal:
         approve(self.home, study.digest)
-        return wire.unpack_greeting(self.sends(wire.HELLO, wire.pack_hello(Hello(study.to_json()))).content)
+        pins = {} if pin is None else {"north": pin}
+        hello = Hello(study.to_json(), agreement="ab" * 32 if pins else "", pins=pins)
+        return wire.unpack_greeting(self.sends(wire.HELLO, wire.pack_hello(hello)).content)
+
+    def supplies(self, study: Study) -> SiteAnswer | Refusal:
+        """What the site answers to whoever asks what it could supply."""
+        return wire.unpack_answer(self.sends(wire.ASK, wire.pack_hello(Hello(study.to_json()))).content)
 
     def visits(
         self,

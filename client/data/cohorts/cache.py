@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from fedgraft.common.base.errors import ENDS
 from fedgraft.common.base.files import canonical_json, digest_arrays, make_folder, write_atomic
+
+Described = tuple[tuple[str, str], ...]
+"""What a file says of itself, in words of fixed lists: pairs of fact and word."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class Decoded:
     """Sizes in mm of a pixel of each stored image, 0 where it is not known; empty for tables."""
     splits: tuple[str, ...] = ()
     """Of each case, where the cohort brings its own; else empty."""
+    subgroups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By attribute the position of each case's group, -1 for none."""
+    described: tuple[Described, ...] = ()
+    """Of each case what its file says of itself that patients are counted by."""
 
 
 def store(folder: Path, key: str, decoded: Decoded) -> None:
@@ -49,6 +56,8 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
     arrays = {task: target for task, target in decoded.targets.items() if task not in classes}
     for task, target in arrays.items():
         _write_array(folder / f"{key}-{task}.npy", target)
+    kinds = list(dict.fromkeys(decoded.described))
+    number_of = {described: number for number, described in enumerate(kinds)}
     content = {
         "targets": classes,
         "arrays": {task: digest_arrays({"target": target}) for task, target in arrays.items()},
@@ -60,6 +69,9 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
         "studies": decoded.studies,
         "spacings": decoded.spacings,
         "splits": decoded.splits,
+        "subgroups": decoded.subgroups,
+        "kinds": kinds,
+        "kind_of": [number_of[described] for described in decoded.described],
         "inputs": digest_arrays({"inputs": decoded.inputs}),
     }
     whole = {"content": content, "digest": _digest(content)}
@@ -79,7 +91,10 @@ def load(folder: Path, key: str) -> Decoded | None:
         problems, facts = content["problems"], content["facts"]
         spacings = tuple(map(float, content["spacings"]))
         patients, splits = tuple(content["patients"]), tuple(map(str, content["splits"]))
-        places = left_out, origins, studies, spacings, splits
+        subgroups = {str(name): tuple(map(int, own)) for name, own in content["subgroups"].items()}
+        kinds = [tuple((str(fact), str(word)) for fact, word in described) for described in content["kinds"]]
+        described = tuple(kinds[number] for number in content["kind_of"])
+        places = left_out, origins, studies, spacings, splits, subgroups, described
         decoded = Decoded(inputs, targets | arrays, patients, problems, facts, *places)
         whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
         whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +14,11 @@ import numpy as np
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
+from fedgraft.common.config.suggest import plain_word
 
 OTHERS = "all others"
 """The entry of a `label_map` for all words that are neither listed, nor a name of the task, nor missing."""
 
-_NUMBER = re.compile(r"([+-]?)0*(\d+)(?:[.,](\d*?)0*)?")
 _MOST_WORDS, _LONGEST = 60, 40
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -43,7 +41,7 @@ def meant(word: str, names: Iterable[str]) -> str | None:
     names = tuple(names)
     if word in names:
         return word
-    alike = [name for name in names if _plain(name) == _plain(word)]
+    alike = [name for name in names if plain_word(name) == plain_word(word)]
     return alike[0] if len(alike) == 1 else None
 
 
@@ -52,7 +50,7 @@ def is_missing(cell: TableCell, spec: CohortSpec) -> bool:
     if not cell.text:
         return True
     words = (*spec.missing, *spec.missing_values.get(cell.column, ()))
-    if _plain(cell.text) in _plain_words(words):
+    if plain_word(cell.text) in _plain_words(words):
         return True
     number = finite(cell)
     return number is not None and number in _numbers(words)
@@ -192,20 +190,9 @@ def _short(word: str) -> str:
 
 @lru_cache
 def _plain_words(words: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(map(_plain, words))
+    return frozenset(map(plain_word, words))
 
 
 @lru_cache
 def _numbers(words: tuple[str, ...]) -> frozenset[float]:
     return frozenset(number for word in words if (number := finite(TableCell(word, ""))) is not None)
-
-
-@lru_cache(maxsize=4096)
-def _plain(word: str) -> str:
-    """A word without case, its accents in one form; of a number its digits alone, as 1, 01 and 1.0 are one."""
-    word = word.strip()
-    number = _NUMBER.fullmatch(word)
-    if number is not None:
-        sign, whole, part = number.groups()
-        return f"{'-' if sign == '-' else ''}{whole}{f'.{part}' if part else ''}"
-    return unicodedata.normalize("NFC", word.casefold())

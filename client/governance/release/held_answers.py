@@ -73,7 +73,8 @@ class HeldAnswer:
             task, _, key = name.partition("/")
             metrics.setdefault(task, {})[key] = array
         spent = None if words["spent"] is None else Spend(**words["spent"])
-        return Update(self.exchange, _part(leaves, "tensors"), words["weights"], words["train"], metrics, spent)
+        tensors, cluster = _part(leaves, "tensors"), str(words["cluster"])
+        return Update(self.exchange, tensors, words["weights"], words["train"], metrics, spent, cluster)
 
     def received(self) -> dict[str, np.ndarray]:
         """The model's entries that had come when it was worked out."""
@@ -102,6 +103,7 @@ class HeldAnswers:
             "weights": dict(update.weights),
             "train": dict(update.train),
             "spent": None if update.spent is None else vars(update.spent),
+            "cluster": update.cluster,
         }
         facts: dict[str, Any] = {
             "study": study.digest,

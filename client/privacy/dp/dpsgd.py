@@ -13,6 +13,7 @@ and augmentation as well, since with draws that others know, a patient left out 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -37,7 +38,7 @@ from fedgraft.client.training.losses.base import RoundContext, Visit
 from fedgraft.client.training.losses.objective import Objective
 from fedgraft.client.training.model.errors import Diverged
 from fedgraft.client.training.model.loader import Batch, Loader
-from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.client.training.model.local_model import LocalModel, leave_gradient
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.methods.memory.method import Method
 from fedgraft.common.protocol.rates import rate_factor
@@ -77,14 +78,14 @@ def train_private(
     draw = torch.Generator().manual_seed(secret.seed())
     at_once = max(spec.batch_size, _FEATURES_AT_ONCE) if loader.seen else spec.batch_size
     groups = PrivateMicrobatches(partial(attached, local_model, loader, changes, private, spec.losses), at_once)
-    with groups, dropout_seeded(local_model, secret.seed()):
+    with full_precision(), groups, dropout_seeded(local_model, secret.seed()):
         for step in range(steps):
             drawn = draw_units(len(units), private.sample_rate)
             rows = lots.rows(drawn, private.augmentation_multiplicity, augmented=spec.augment is not None)
             total = groups.sum_of(partial(_step_sum, loader, rows, spec, draw))
             noisy = noisy_mean(total, noises, private.sample_rate * expected)
             for parameter, gradient in zip(groups.trainer.parameters, noisy, strict=True):
-                parameter.grad = gradient
+                leave_gradient(parameter, gradient)
             objective.add_regularisers()
             if spec.schedule != "constant" or spec.warmup:
                 factor = rate_factor(spec, (round_context.round - 1 + step / steps) / round_context.rounds)
@@ -96,6 +97,22 @@ def train_private(
     if not local_model.finite(changes):
         raise Diverged
     return {"steps": steps, "noise_multiplier": noise_multiplier, "sample_rate": private.sample_rate}
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Sums of products in single precision and no less.
+
+    A GPU may round what it multiplies to ten bits (TF32). A sum of such products is not that of the gradients that were
+    measured: where these nearly cancel, it can be longer than the clip.
+    """
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = False
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def _step_sum(

@@ -17,9 +17,11 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedgraft.client.privacy.dp.chacha import DeviceWords
+
 _PIECE = 1 << 15
 """Numbers drawn at a time on a CPU: all that is done to them is done while they are in its cache."""
-_PIECE_ON_DEVICE = 1 << 22
+_PIECE_ON_DEVICE = 1 << 24
 """The same where each operation has to be started on a device, which takes longer than a few numbers are worth."""
 
 _WITHOUT_SIGN = (1 << 63) - 1
@@ -40,13 +42,13 @@ def normal(count: int) -> NDArray[np.float64]:
 def normals(count: int, device: torch.device | None = None) -> Iterator[Tensor]:
     """`count` independent standard normal numbers (Box-Muller; none beyond 9.4 deviations), in pieces.
 
-    Each piece is (numbers,), float64, on the device; the next overwrites it. The random bits are made on the CPU, what
-    becomes of them on the device. In double precision, so their last digits say how they were made: what is released
-    with them belongs on a grid (see `noise`).
+    Each piece is (numbers,), float64, on the device, where its random bits are made too; the next overwrites it. In
+    double precision, so their last digits say how they were made: what is released with them belongs on a grid (see
+    `noise`).
     """
     device = device or torch.device("cpu")
     size = max(2, min(_PIECE if device.type == "cpu" else _PIECE_ON_DEVICE, count + count % 2))
-    words, half = Words(size), size // 2
+    words, half = Words(size) if device.type == "cpu" else DeviceWords(_key(), size, device), size // 2
     drawn = torch.empty(size, dtype=torch.float64, device=device)
     radius, first, second = torch.empty_like(drawn[:half]), drawn[:half], drawn[half:]
     for start in range(0, count, size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedgraft.client.privacy.guard.refused import Refused
-from fedgraft.client.privacy.policy import Reason
+from fedgraft.client.privacy.policy import Reason, SitePolicy
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.protocol.routing import Routing, Tags
 from fedgraft.common.study.plan import Stage
@@ -22,8 +22,10 @@ def final_exchange(study: Study, tags: Tags, asked_in: AskedIn) -> int:
     return sum(stage.rounds for stage in before) + (1 if place is None else 0)
 
 
-def demand_final_step(study: Study, tags: Tags, asked_in: AskedIn) -> None:
-    """Raise Refused unless the study waits for people, and says by itself which exchange is the last that leaves."""
+def demand_final_step(study: Study, policy: SitePolicy, tags: Tags, asked_in: AskedIn) -> None:
+    """Where policy holds: raise Refused unless the study waits, and says by itself which exchange is the last."""
+    if policy.release != "hold":
+        return
     if not study.rounds.release_wait_h:
         raise Refused(Code.POLICY, Reason.NOT_AWAITED.value)
     place = _final_stage(study, tags, asked_in)

@@ -57,7 +57,8 @@ class PrivacyGuard:
     """One site's policy and ledger in one study. `patients` counts those that the study may learn from.
 
     `is_source` says that they are no patients of a hospital, but public source data; `patients_known` whether the data
-    say whose a case is. `witness` is where the ledger's witness is, if not beside the site's state `folder`.
+    say whose a case is. `witness` is where the ledger's witness is, if not beside the site's state `folder`. A guard
+    that only `looks` fixes no public number.
     """
 
     def __init__(  # noqa: PLR0913 - the rules of a site, and where its records are
@@ -70,6 +71,7 @@ class PrivacyGuard:
         is_source: bool = False,
         witness: Path | None = None,
         patients_known: bool = True,
+        looks: bool = False,
     ) -> None:
         self.is_source = is_source
         self._patients_known = patients_known or is_source
@@ -81,7 +83,7 @@ class PrivacyGuard:
         # Once in a study is once: what was released is never pushed out by later replies.
         self._releases = Replies(folder / RELEASES / study.digest)
         self._patients = patients
-        self._public = PublicCounts(folder / PUBLIC)
+        self._public = PublicCounts(folder / PUBLIC, fixes=not looks)
         self._allowed: set[tuple[frozenset[Role], bool]] = set()
 
     @property
@@ -122,7 +124,7 @@ class PrivacyGuard:
 
     def admit(self, tags: Tags) -> None:
         """Look at the whole study before its first round; raises Refused if the site could not go through with it."""
-        self.demand_final_step(tags)
+        demand_final_step(self._study, self._policy, tags, self.asked_in)
         planned = self.planned(tags)
         events = [_event(privacy) for _, privacy in planned] + list(self.metrics_events())
         if not events:
@@ -137,11 +139,6 @@ class PrivacyGuard:
         """Raise Refused if the policy lets nothing leave in the open, and the study has no masks."""
         if self._policy.secure_aggregation_only and not self._study.secure_aggregation:
             raise Refused(Code.POLICY, Reason.NOT_SECURE.value)
-
-    def demand_final_step(self, tags: Tags) -> None:
-        """Raise Refused if the policy holds the last that leaves, and the study does not wait for that."""
-        if self._policy.release == "hold":
-            demand_final_step(self._study, tags, self.asked_in)
 
     def planned(self, tags: Tags) -> list[tuple[Stage, EffectivePrivacy]]:
         """The study's private stages and what the site makes of each. Raises Refused for what policy does not allow."""
@@ -288,6 +285,8 @@ class PrivacyGuard:
             words.append("masked, so that only sums over several sites can be read")
         if stage is None and self.metrics in ("noised", "suppressed"):
             words.append(f"counts of test cases, {self.metrics}, by metrics of the policy")
+        if stage is None and (names := [one.name for one in self._policy.subgroups_of(self._study)]):
+            words.append(f"of subgroups too, by subgroups of the policy: {', '.join(names)}")
         return "; ".join(words) or "nothing of the site's data"
 
     def spend(self) -> Spend | None:

@@ -12,30 +12,34 @@ from typing import Any
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import locked, read_json, write_json
 
-PUBLIC, SHOWN, RELEASES = "public_counts.json", "shown.json", "releases"
-"""Names in the state folder: public numbers by unit; studies that were shown coarse counts; figures as they left."""
+PUBLIC, SHOWN, RELEASES, ANSWERED = "public_counts.json", "shown.json", "releases", "answered.json"
+"""Names in the state folder: public numbers by unit; studies that were shown coarse counts; figures as they left;
+digests of what was answered to those who asked what the site could supply."""
 
 SmallRecords = Mapping[str, frozenset[str]]
 
 
 def small_records(state: Path) -> SmallRecords:
     """All of them by name. A file that is damaged knows nothing."""
-    public, shown = _content(state / PUBLIC), _content(state / SHOWN)
+    public, shown, answered = (_content(state / name) for name in (PUBLIC, SHOWN, ANSWERED))
     released = (path.relative_to(state / RELEASES) for path in (state / RELEASES).glob("*/*.safetensors"))
     return {
         PUBLIC: frozenset(f"{unit}={count}" for unit, count in public.items()) if isinstance(public, dict) else _NONE,
         SHOWN: frozenset(map(str, shown)) if isinstance(shown, list) else _NONE,
+        ANSWERED: frozenset(map(str, answered)) if isinstance(answered, list) else _NONE,
         RELEASES: frozenset(str(path.with_suffix("")) for path in released),
     }
 
 
-def remember(state: Path, shown: Iterable[str], public: Iterable[str]) -> None:
-    """Put back what was forgotten: studies that count as shown, and public numbers, of a unit the first in `public`."""
+def remember(state: Path, shown: Iterable[str], public: Iterable[str], answered: Iterable[str] = ()) -> None:
+    """Put back what was forgotten: studies that count as shown, answers that were given, and public numbers, of a unit
+    the first in `public`."""
     known = small_records(state)
     both = sorted({*known[SHOWN], *shown})
     pairs = [one.partition("=") for one in (*known[PUBLIC], *reversed(tuple(public)))]
     numbers = {unit: int(count) for unit, _, count in pairs if count.isdigit()}
-    for name, content in ((SHOWN, both), (PUBLIC, numbers)):
+    given = sorted({*known[ANSWERED], *answered})
+    for name, content in ((SHOWN, both), (PUBLIC, numbers), (ANSWERED, given)):
         if content:
             with locked(state / name):
                 write_json(state / name, content, private=True)

@@ -25,6 +25,7 @@ from fedgraft.client.training.losses.machine import LocalMachine
 from fedgraft.client.training.losses.plugged import plugged_loss
 from fedgraft.client.training.losses.proximal import proximal_term
 from fedgraft.client.training.losses.supervised import supervised_loss
+from fedgraft.client.training.model.local_model import leave_gradient
 from fedgraft.common.methods.memory.method import Pass
 from fedgraft.common.study.stages.losses import (
     Adversarial,
@@ -97,7 +98,7 @@ class Objective:
             for key, gradient in add_regularisers().items():
                 parameter = self._parameters[key]
                 if parameter.grad is None:
-                    parameter.grad = weight * gradient
+                    leave_gradient(parameter, weight * gradient)
                 else:
                     parameter.grad.add_(gradient, alpha=weight)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedgraft.client.data.cohorts.batches import to_float
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.tables.targets import all_known, known
+from fedgraft.client.training.model.streaming import placed, streamed
 from fedgraft.common.base.files import digest_arrays
 from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.study.inputs import InputSpec, TableInput
@@ -120,27 +121,20 @@ class Loader:
         return target[indices.to(target.device)].cpu()
 
     def batches(self, groups: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch per group of indices; on a GPU the next one is on its way while this one is worked on."""
+        """One batch per group of indices; on a GPU the next ones are on their way while this one is worked on."""
+        positions = placed(groups, self._device)
         if self._resident:
-            for indices in groups:
-                yield self._place(self._inputs.index_select(0, indices.to(self._inputs.device)), indices)
-            return
-        ahead: Tensor | None = None
-        for at, indices in enumerate(groups):
-            raw = ahead if ahead is not None else self._fetch(indices)
-            batch = self._place(raw, indices)
-            ahead = self._fetch(groups[at + 1]) if at + 1 < len(groups) else None
-            yield batch
+            rows: Iterator[Tensor] = (self._inputs.index_select(0, own) for own in positions)
+        else:
+            rows = streamed(self._inputs, groups, self._device)
+        for raw, indices, own in zip(rows, groups, positions, strict=True):
+            yield self._made(raw, indices, own)
 
-    def _fetch(self, indices: Tensor) -> Tensor:
-        return self._inputs[indices].pin_memory().to(self._device, non_blocking=True)
-
-    def _place(self, raw: Tensor, indices: Tensor) -> Batch:
+    def _made(self, raw: Tensor, indices: Tensor, positions: Tensor) -> Batch:
         inputs = raw if self._ready else to_float(raw, self._spec)
         if self._device.type == "cuda" and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        on_device = indices.to(self._device)
-        targets = {task: target.index_select(0, on_device) for task, target in self._targets.items()}
+        targets = {task: target.index_select(0, positions) for task, target in self._targets.items()}
         return Batch(inputs, targets, indices, self._known)
 
 

@@ -41,6 +41,13 @@ class NoGpu(Exception):
     """The GPU that the site asks for is not there, and its configuration does not allow the CPU in its place."""
 
 
+def leave_gradient(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
+    """Put a gradient where the optimiser finds it, laid out in memory as the parameter is: fused ones ask for that."""
+    if gradient.stride() != parameter.stride():
+        gradient = torch.empty_like(parameter).copy_(gradient)
+    parameter.grad = gradient
+
+
 class LocalModel:
     """The model, its tags, and which arrays lie in it now, so that entries that stay are not copied again."""
 

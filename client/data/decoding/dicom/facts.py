@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from fedgraft.client.data.decoding.dicom.grey import functional_group, stated_window, voi_lut
 from fedgraft.client.data.decoding.dicom.numbers import pair
 from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.common.study.subgroups import TAGS
 
 MODALITIES = frozenset(
     {"AR", "BI", "CR", "CT", "DX", "ECG", "ES", "GM", "IO", "IVOCT", "IVUS", "LS", "MG", "MR", "NM", "OCT", "OP", "OPT"}
@@ -46,11 +47,16 @@ _VENDORS = {
 }
 """How names of manufacturers begin, or a word of them, and whose they are today. What is not listed is "other"."""
 
+_AGE_DIGITS, _OLDEST = 3, 90
+
+BY_PATIENT = ("modality", "vendor", "spacing", "sex", "age")
+"""The facts that are kept for each case, so that patients can be counted by them."""
+
 NOT_STATED, OTHER = "not stated", "other"
 
 
 def facts(dataset: Dataset, index: int) -> dict[str, str]:
-    """Modality, vendor, photometric interpretation, bits, pixel spacing, window and burned-in flag of a file.
+    """Modality, vendor, photometric interpretation, bits, pixel spacing, window, burned-in flag, sex and age of a file.
 
     `index` is the frame that is used. Every value is of a fixed list, a number, "not stated" or "other".
     """
@@ -62,7 +68,16 @@ def facts(dataset: Dataset, index: int) -> dict[str, str]:
         "spacing": _spacing(dataset, index),
         "window": _window(dataset, index),
         "burned_in": _listed(dataset, "BurnedInAnnotation", frozenset({"YES", "NO"})),
+        "sex": _listed(dataset, "PatientSex", frozenset({"F", "M", "O"})),
+        "age": _age(_text(dataset, "PatientAge")),
     }
+
+
+def subgroup_tags(dataset: Dataset) -> dict[str, str]:
+    """What can say to which subgroup a case belongs: sex and age as they stand there, the vendor as `facts` has it."""
+    said = {tag: _text(dataset, tag) for tag in TAGS}
+    vendor = _vendor(said["Manufacturer"])
+    return said | {"Manufacturer": "" if vendor == NOT_STATED else vendor}
 
 
 def _text(dataset: Dataset, name: str) -> str:
@@ -97,6 +112,22 @@ def _spacing(dataset: Dataset, index: int) -> str:
         if 0 < rows < math.inf and 0 < columns < math.inf:
             return f"{rows:.2g} mm"
     return NOT_STATED
+
+
+def _age(text: str) -> str:
+    """The decade of life; of months, weeks and days the first one."""
+    if not text:
+        return NOT_STATED
+    number, unit = text[:-1], text[-1:].upper()
+    if unit not in "DWMY" or not (number.isascii() and number.isdigit()) or len(number) > _AGE_DIGITS:
+        return OTHER
+    return decade(int(number) if unit == "Y" else 0)
+
+
+def decade(years: float) -> str:
+    """`40 to 49 years`; from 90 on people are few, and go together."""
+    low = int(years // 10) * 10
+    return f"{low} to {low + 9} years" if low < _OLDEST else f"{_OLDEST} years and over"
 
 
 def _window(dataset: Dataset, index: int) -> str:

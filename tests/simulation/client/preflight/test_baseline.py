@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fedgraft.client.enrolment.cohort_request import read_cohort
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.enrolment.pseudonyms import keep_key
 from fedgraft.client.preflight.baseline import check_baseline, train_alone
-from fedgraft.client.preflight.check import read_cohort
 from fedgraft.client.preflight.report import Level
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.study.study import Study

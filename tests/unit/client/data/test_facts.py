@@ -88,3 +88,21 @@ def test_a_window_counts_if_the_reader_would_use_it(elements, window):
 def test_a_look_up_table_counts_as_one(item):
     found = said(VOILUTSequence=[item(LUTDescriptor=[2, 0, 8], LUTData=[0, 255])])
     assert found["window"] == "look-up table"
+
+
+@pytest.mark.parametrize(
+    ("text", "age"),
+    [
+        ("045Y", "40 to 49 years"),
+        ("009Y", "0 to 9 years"),
+        ("011M", "0 to 9 years"),
+        ("089Y", "80 to 89 years"),
+        ("090Y", "90 years and over"),
+        ("104Y", "90 years and over"),
+        ("DOE", "other"),
+        ("45", "other"),
+        ("", "not stated"),
+    ],
+)
+def test_an_age_is_told_as_its_decade(text, age):
+    assert said(PatientAge=text)["age"] == age

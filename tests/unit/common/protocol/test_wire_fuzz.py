@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.privacy.accountant import Spend
 from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.answers import AskedPrice, SiteAnswer, TaskSupply
 from fedgraft.common.protocol.bundle import WireError, pack_bundle, unpack_bundle
 from fedgraft.common.protocol.instructions import (
     AggregationGroups,
@@ -42,6 +43,15 @@ SUMS = ClassificationSums.of(np.eye(3)[[0, 1, 2, 1]], np.array([0, 1, 2, 2])).ar
 SPENT = Spend(1.5, 1e-4, "patient", steps=7)
 GROUPS = AggregationGroups(3, {"tensors": {"north": "ab" * 16, "south": "cd" * 16}})
 
+SUPPLY = TaskSupply({"a": (10, 14)}, (0, 9), (0, 9), "a")
+ANSWER = SiteAnswer(
+    "north",
+    *(False, False, (20, 29)),
+    *({"cls": SUPPLY}, {"vendor": {"GE": (20, 29)}}, {"age": (0, 9)}),
+    AskedPrice(1.5, 1e-4, "budget"),
+    *("ab" * 32, "cd" * 32),
+)
+
 READERS = {
     "update": wire.unpack_reply,
     "masked": wire.unpack_reply,
@@ -49,10 +59,12 @@ READERS = {
     "greeting": wire.unpack_greeting,
     "instruction": wire.unpack_instruction,
     "hello": wire.unpack_hello,
+    "answer": wire.unpack_answer,
+    "pinned": wire.unpack_hello,
 }
 
 
-def real(kind: str, *, views: bool = False) -> RecordDict:
+def real(kind: str, *, views: bool = False) -> RecordDict:  # noqa: PLR0911 - one for each kind of message
     match kind:
         case "update":
             answer = Update(2, ARRAYS, {"*": 12.0, "cls": 10.0}, {"loss": 0.5, "steps": 3}, {"cls": SUMS}, SPENT)
@@ -67,8 +79,11 @@ def real(kind: str, *, views: bool = False) -> RecordDict:
         case "instruction":
             tensors = wire.pack_tensors(ARRAYS, views=views)
             return wire.pack_instruction(Instruction("d", 1, 0, 1, True, "val", ARRAYS, "ab", GROUPS), tensors)
+        case "answer":
+            return wire.pack_answer(ANSWER)
         case _:
-            return wire.pack_hello(Hello(b'{"name":"x"}'))
+            pins = {"north": ANSWER.pin} if kind == "pinned" else {}
+            return wire.pack_hello(Hello(b'{"name":"x"}', agreement="ab" * 32, pins=pins))
 
 
 RAW = [
@@ -145,6 +160,18 @@ def sane(found: Any) -> None:
         assert all(name.isprintable() for name in (found.site, *found.cases, *found.labels, *found.problems))
         found.site.encode()
         assert len(found.nonce) in (0, 32)
+    if isinstance(found, SiteAnswer):
+        bands = [
+            found.patients,
+            *found.missing.values(),
+            *(one for own in found.facts.values() for one in own.values()),
+        ]
+        for supply in found.tasks.values():
+            bands += [supply.rest, supply.unknown, *supply.words.values()]
+        assert all(0 <= least <= most < 1 << 60 for least, most in bands)
+        words = [found.site, *found.tasks, *found.facts, *(word for own in found.facts.values() for word in own)]
+        assert all(word.isprintable() and word.encode() for word in words)
+        assert math.isfinite(found.price.epsilon)
     for arrays in (getattr(found, "tensors", {}), getattr(found, "parts", {}), *getattr(found, "metrics", {}).values()):
         for name, array in arrays.items():
             name.encode()
