@@ -14,6 +14,7 @@ from fedgraft.client.governance.release.held_answers import HeldAnswer, HeldAnsw
 from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.evidence.passport import ledger_in_words
+from fedgraft.common.identity.author import Author, author
 
 What = Literal["show", "audit", "sign", "refuse"]
 
@@ -26,8 +27,13 @@ def chosen(**wanted: bool) -> What:
     return cast("What", asked[0]) if asked else "show"
 
 
-def release(home: Path | None, ref: str | None, what: What, by: str | None, *, as_json: bool) -> None:
-    """List what is held; or show, attack, sign or refuse the answer to one study."""
+def release(
+    home: Path | None, ref: str | None, what: What, by: tuple[str | None, Path | None], *, as_json: bool
+) -> None:
+    """List what is held; or show, attack, sign or refuse the answer to one study.
+
+    `by` is a name, and the file of its passphrase if there is one.
+    """
     if ref is None:
         if what != "show":
             raise InputError(f"--{what} needs a study.", fix=f"fedgraft site release STUDY --{what}")
@@ -41,10 +47,13 @@ def release(home: Path | None, ref: str | None, what: What, by: str | None, *, a
     elif what == "show":
         _show(one, as_json=as_json)
     else:
-        _decide(one, what, by or "")
+        who = author(one.home, *by, required=one.config.policy.persons == "required")
+        if who is None:
+            raise InputError("Nobody is named.", fix="Say who decides: --by NAME.")
+        _decide(one, what, who)
 
 
-def _decide(one: HeldRelease, what: Literal["sign", "refuse"], by: str) -> None:
+def _decide(one: HeldRelease, what: Literal["sign", "refuse"], by: Author) -> None:
     done = one.decide("signed" if what == "sign" else "refused", by)
     held = one.held
     if what == "sign":

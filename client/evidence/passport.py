@@ -40,12 +40,15 @@ def passport(statement: Statement) -> dict[str, dict[str, Any]]:
 
 def _study(statement: Statement) -> dict[str, Any]:
     study = statement.study
-    approved = [one.approved for one in read_approvals(statement.home) if one.digest == study.digest]
+    approvals = [one for one in read_approvals(statement.home) if one.digest == study.digest]
+    newest = approvals[-1].model_dump(mode="json") if approvals else {}
     exchanges = sorted({entry.exchange for entry in statement.sent if entry.exchange})
     return {
         "digest": study.digest,
         "name": study.name,
-        "approved": approved[-1] if approved else None,
+        "approved": newest.get("approved"),
+        "approved_by": newest.get("by"),
+        "approval_signed": newest.get("signed"),
         "exchanges": len(exchanges),
         "secure_aggregation": study.secure_aggregation,
     }
@@ -79,11 +82,7 @@ def _egress(statement: Statement) -> dict[str, Any]:
 
 def _releases(statement: Statement) -> dict[str, Any]:
     """Who released what and when, as the log says it, and what waits for a person still."""
-    decided = [
-        {"exchange": entry.exchange, "at": entry.at, **entry.words}
-        for entry in statement.sent
-        if entry.kind == "release"
-    ]
+    decided = [{"exchange": entry.exchange, **entry.words} for entry in statement.sent if entry.kind == "release"]
     held = HeldAnswers(statement.config.state, statement.study.digest).all()
     waiting = [one.exchange for one in held if one.decision is None]
     return {"policy": statement.config.policy.release, "decided": decided, "waiting": waiting}

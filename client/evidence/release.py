@@ -32,6 +32,7 @@ from fedgraft.common.base.environment import code_digest, fedgraft_version
 from fedgraft.common.base.errors import InputError, PolicyError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.evidence.audit_sheet import NOT_TESTED, membership_in_words
+from fedgraft.common.identity.author import Author
 from fedgraft.common.protocol.routing import releases_plainly
 from fedgraft.common.study.study import Study, find_study, parse_study
 
@@ -89,7 +90,7 @@ class HeldRelease:
             found += list(self._told_apart(auc))
         return tuple(found)
 
-    def decide(self, verdict: Verdict, by: str) -> Decision:
+    def decide(self, verdict: Verdict, by: Author) -> Decision:
         """Let the answer go, or refuse it. PolicyError with all that the policy demands and is not met."""
         if verdict == "signed" and (unmet := self.unmet()):
             raise PolicyError(

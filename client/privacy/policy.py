@@ -96,6 +96,8 @@ class SitePolicy(Value):
     plugins: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default={})
 
     release: Literal["automatic", "hold"] = "automatic"
+    persons: Literal["optional", "required"] = "optional"
+    """With `required` approvals and releases count only with the signature of a person of the site."""
     release_membership_auc_max: Annotated[float, Field(ge=0.5, le=1, strict=True)] | None = None
     release_epsilon_max: _Positive | None = None
 

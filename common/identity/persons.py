@@ -119,6 +119,17 @@ def signed_bytes(name: str, words: Mapping[str, Any]) -> bytes:
     return b"fedgraft person 1\n" + canonical_json({"name": name, "words": words})
 
 
+def release_words(study: str, exchange: int, decided: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person signs who decides on a held answer: `decided` says what, of which answer, and when."""
+    said = {"decision": decided["decision"], "answer": decided["digest"], "at": decided["at"]}
+    return {"action": "release", "study": study, "exchange": exchange, **said}
+
+
+def approval_words(study: str, at: str) -> dict[str, Any]:
+    """What a person signs who approves a study, by its digest, at that time."""
+    return {"action": "approve", "study": study, "at": at}
+
+
 def fingerprint_of(key: str) -> str:
     """A public key as `ssh-keygen -l` shows it, for people to compare."""
     return "SHA256:" + b64encode(hashlib.sha256(_blob(key)).digest()).decode().rstrip("=")

@@ -16,6 +16,8 @@ from fedgraft.client.evidence.release import HeldRelease
 from fedgraft.client.governance.release.held_answers import HeldAnswers
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import FedgraftError, InputError, PolicyError
+from fedgraft.common.identity.author import Author
+from fedgraft.common.identity.person_book import PersonBook
 
 SimulatedDecision = Literal["sign", "refuse"]
 
@@ -26,6 +28,11 @@ _log = logging.getLogger(__name__)
 
 def demand_decision(policies: Mapping[str, SitePolicy], decides: SimulatedDecision | None) -> None:
     """InputError if a hospital holds what leaves, and nobody said what its people decide."""
+    if asking := sorted(name for name, policy in policies.items() if policy.persons == "required"):
+        raise InputError(
+            f"{', '.join(asking)}: the policy says persons: required, and nobody is there who could sign.",
+            fix="Leave it out of the scenario.",
+        )
     holding = sorted(name for name, policy in policies.items() if policy.release == "hold")
     if holding and decides is None:
         raise InputError(
@@ -60,14 +67,15 @@ def people(homes: Collection[Path], study: str, decides: SimulatedDecision | Non
 def _decide(home: Path, study: str, decides: SimulatedDecision) -> None:
     """As it was said; what the site's own policy does not let go is refused."""
     held = HeldRelease.of(home, study)
+    who = Author(_WHO, PersonBook(home), lambda: "", signs=False)
     if decides == "sign":
         try:
             if held.config.policy.release_membership_auc_max is not None:
                 held.audit()
-            held.decide("signed", _WHO)
+            held.decide("signed", who)
             return
         except PolicyError as error:
             _log.warning("%s", error)
         except FedgraftError:
             _log.exception("what is held cannot be signed")
-    held.decide("refused", _WHO)
+    held.decide("refused", who)

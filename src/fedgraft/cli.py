@@ -10,6 +10,7 @@ import typer
 
 from fedgraft.client.cli.app import app as site
 from fedgraft.client.cli.passport_app import app as passport
+from fedgraft.client.cli.person_app import app as person
 from fedgraft.common.base.console.command_line import command_group, examples, run_command
 from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
@@ -32,6 +33,7 @@ app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
 app.add_typer(kit, name="kit", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
+app.add_typer(person, name="person", rich_help_panel=_DEPLOY)
 
 
 def _say_version(asked: bool) -> None:

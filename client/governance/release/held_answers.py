@@ -28,6 +28,7 @@ from fedgraft.common.base.files import (
     write_json,
 )
 from fedgraft.common.base.value import Value
+from fedgraft.common.identity.persons import Signed, release_words
 from fedgraft.common.privacy.accountant import Spend
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.study.study import Study
@@ -45,6 +46,12 @@ class Decision(Value):
     digest: str
     by: str
     at: str
+    signed: Signed | None = None
+    """The person's signature, where the site has persons."""
+
+    def words(self, held: HeldAnswer) -> dict[str, Any]:
+        """What the person who decides signs."""
+        return release_words(held.study, held.exchange, self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,7 @@ def studies_held(state: Path) -> tuple[str, ...]:
 
 
 def decision(verdict: Verdict, held: HeldAnswer, by: str) -> Decision:
-    """What somebody decides now."""
+    """What somebody decides now, not signed yet."""
     return Decision(decision=verdict, digest=held.digest, by=by, at=_now())
 
 

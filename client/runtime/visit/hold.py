@@ -11,16 +11,21 @@ from typing import NoReturn
 
 from fedgraft.client.governance.release.held_answers import HeldAnswers
 from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.common.identity.person_book import PersonBook
 from fedgraft.common.protocol.instructions import Arrays, Code, Update
 from fedgraft.common.study.schedule import Step, stage_of
 from fedgraft.common.study.study import Study
 
 
 class ReleaseHold:
-    """The hold of one study at one site. `final` is the exchange of the final step; None if policy holds nothing."""
+    """The hold of one study at one site. `final` is the exchange of the final step; None if policy holds nothing.
 
-    def __init__(self, held: HeldAnswers, final: int | None) -> None:
+    `persons` are those whose signature a release must have; None if a name will do.
+    """
+
+    def __init__(self, held: HeldAnswers, final: int | None, persons: PersonBook | None = None) -> None:
         self._held = held
+        self._persons = persons
         self._final = final
 
     def demand_not_refused(self) -> None:
@@ -33,6 +38,11 @@ class ReleaseHold:
         self.demand_not_refused()
         if waiting := [one.exchange for one in self._held.all() if one.decision is None]:
             raise Refused(Code.HELD, f"exchange {waiting[0]} waits for a person: fedgraft site release")
+        if (persons := self._persons) is None:
+            return
+        for one in self._held.all():
+            if one.decision is None or not persons.holds(one.decision.signed, one.decision.words(one)):
+                raise Refused(Code.POLICY, f"no person of this site has signed the release of exchange {one.exchange}")
 
     def signed(self, exchange: int) -> Update | None:
         """The answer to this exchange that a person has let go; None if there is none."""

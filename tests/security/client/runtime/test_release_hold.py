@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 
 from fedgraft.client.evidence.release import HeldRelease
+from fedgraft.client.governance.approval import approve, read_approvals
 from fedgraft.client.governance.records import Records
 from fedgraft.client.governance.release.held_answers import HeldAnswers
 from fedgraft.client.governance.verdict import judge
 from fedgraft.client.privacy.policy import Reason
 from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.files import read_sealed, sealed, write_json
+from fedgraft.common.identity.author import Author
+from fedgraft.common.identity.person_book import PersonBook
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.protocol.instructions import Answer, Code, Greeting, Refusal, Update
 from fedgraft.common.study.study import Study
@@ -46,9 +50,9 @@ def until_held(site: PlayedSite, study: Study) -> None:
     assert code(site.visits(study, FINAL, evaluate="val")) == Code.HELD
 
 
-def decide(site: PlayedSite, study: Study, verdict: str) -> str:
+def decide(site: PlayedSite, study: Study, verdict: str, who: Author | None = None) -> str:
     held = HeldRelease.of(site.home, study.digest)
-    held.decide(verdict, "Anna")  # type: ignore[arg-type]
+    held.decide(verdict, who or Author("Anna", PersonBook(site.home), lambda: "", signs=False))  # type: ignore[arg-type]
     return held.held.digest
 
 
@@ -86,8 +90,8 @@ def test_what_was_signed_leaves_to_the_bit_and_nothing_else_in_its_place(site: P
     assert got.metrics["cls"].keys() == held.metrics["cls"].keys()
     assert isinstance(site.visits(study, END, evaluate="test"), Update)
     lines = [entry for entry in site.log.entries() if entry.kind == "release"]
-    assert [(one.exchange, one.words) for one in lines] == [
-        (FINAL, {"decision": "signed", "by": "Anna", "digest": digest})
+    assert [(one.exchange, one.words["decision"], one.words["by"], one.words["digest"]) for one in lines] == [
+        (FINAL, "signed", "Anna", digest)
     ]
     assert [entry.kind for entry in site.log.entries()].index("release") < left_at(site, FINAL)
 
@@ -166,3 +170,24 @@ def test_a_study_that_waits_for_nobody_is_refused_before_it_begins(
     verdict = judge(site.config, study, make_model(study).tags(), 100)
     assert verdict.refused == word
     assert "ask the coordinator" in verdict.fix.lower()
+
+
+def test_where_persons_are_required_a_name_is_no_signature(site: PlayedSite, study: Study) -> None:
+    """Neither under an approval nor under a release, and not one that a person gave to something else."""
+    policy = HOLD.model_copy(update={"persons": "required"})
+    site.config.model_copy(update={"policy": policy}).write(site.home / "site.json")
+    book = PersonBook(site.home)
+    book.add_with_passphrase("Anna Berg", "correct horse battery", None)
+    anna = Author("Anna Berg", book, lambda: "correct horse battery", signs=True)
+    assert code(site.greets(study)) == Code.NOT_APPROVED
+    approve(site.home, study.digest, study.name, anna)
+    until_held(site, study)
+    decide(site, study, "signed")
+    assert code(site.visits(study, FINAL)) == Code.POLICY
+    (path,) = (site.state / "held_answers" / study.digest).glob("decision-*")
+    words = read_sealed(path) | {"by": "Anna Berg", "signed": read_approvals(site.home)[-1].signed.model_dump()}  # type: ignore[union-attr]
+    write_json(path, sealed(words))
+    assert code(site.visits(study, FINAL)) == Code.POLICY
+    path.unlink()
+    decide(site, study, "signed", anna)
+    assert isinstance(site.visits(study, FINAL), Update)

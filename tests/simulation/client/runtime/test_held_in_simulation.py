@@ -80,7 +80,7 @@ def test_a_refusal_is_told_by_its_word_and_the_others_go_on_if_they_may(
     assert "Decided: refused by simulation" in out
     assert command("site", "release", study.digest[:12], "--sign", "--by", "Anna", "--home", home)[0] == 2
     code, out, _ = command("site", "passport", run, "--home", home)
-    assert "to exchange 2: NOT released by simulation" in out
+    assert "to exchange 2: NOT released by simulation, not signed" in out
     needy = make_study(method=METHOD, rounds={"min_sites": 3})
     with pytest.raises(QuorumError, match="missing: north, release_refused"):
         simulate(needy, held("refuse"), tmp_path / "needy")
