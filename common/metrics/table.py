@@ -25,6 +25,8 @@ class Metric:
     better: Better = "higher"
     low: float | None = 0.0
     high: float | None = 1.0
+    in_unit: bool = False
+    """Whether it is counted in the unit of the task's values."""
 
     def goodness(self, value: float) -> float:
         """A number that is larger where the value is better."""
@@ -61,9 +63,9 @@ _ROWS = (
     Metric("f1", "F1", _BOTH),
     Metric("brier", "Brier", _CLASSES, "lower", high=2.0),
     Metric("ece", "ECE", _CLASSES, "lower"),
-    Metric("mae", "MAE", _VALUES, "lower", high=None),
-    Metric("rmse", "RMSE", _VALUES, "lower", high=None),
-    Metric("bias", "bias", _VALUES, "near_0", low=None, high=None),
+    Metric("mae", "MAE", _VALUES, "lower", high=None, in_unit=True),
+    Metric("rmse", "RMSE", _VALUES, "lower", high=None, in_unit=True),
+    Metric("bias", "bias", _VALUES, "near_0", low=None, high=None, in_unit=True),
     Metric("r2", "R²", _VALUES, low=None),
     Metric("dice", "Dice", _MASKS),
     Metric("dice_pooled", "Dice of all pixels", _MASKS),
@@ -96,10 +98,22 @@ def headlines(task: AnyTask) -> tuple[str, ...]:
 
 def drawn_of(shown: Sequence[str]) -> tuple[str, ...]:
     """What is drawn over the rounds, by what is shown first: the headline, what stands beside it last, the loss."""
-    beside = {"auroc": "balanced_accuracy", "mae": "rmse", "dice": "hd95_mm"}.get(shown[0], shown[1])
-    return (shown[0], beside, "r2" if shown[0] == "mae" else "loss")
+    first, *others = shown
+    third = "r2" if "mae" in shown else "loss"
+    beside = {"auroc": "balanced_accuracy", "mae": "rmse", "dice": "hd95_mm"}.get(first, others[0])
+    return tuple(dict.fromkeys((first, beside, third)))
+
+
+SHARES = frozenset(metric.title for metric in _ROWS if (metric.low, metric.high) == (0.0, 1.0))
+"""Titles of what lies between 0 and 1."""
 
 
 def title(key: str) -> str:
     """A metric's name as reports print it; a plug-in's is its name in words."""
     return TABLE[key].title if key in TABLE else key.replace("_", " ")
+
+
+def title_with_unit(metric: Metric, task: AnyTask) -> str:
+    """A metric's name as reports print it, with the unit that the task's values have: "MAE (mm)"."""
+    unit = f" ({task.unit})" if metric.in_unit and isinstance(task, Regression) else ""
+    return title(metric.name) + unit

@@ -43,21 +43,22 @@ class Tile:
 def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
     """The figures that answer "did it work": the final model on the test split."""
     final, told = record.final(task), record.shown(task)
-    first, second, unit = told.names[0], told.names[1], _unit(record, task)
+    first, second = told.names[0], told.names[1]
+    named = [f"{metric.title}{_unit(record, task) if metric.in_unit else ''}" for metric in told.metrics[:2]]
     sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
     lowest = lowest_site(record, task)
     secure_aggregation = bool(pooled) and not sites
     return (
-        Tile(decimal(_macro(final, first)), f"macro {title(first)}{unit}", _alike(final, first)),
+        Tile(decimal(_macro(final, first)), f"macro {named[0]}", _alike(final, first)),
         Tile(
             decimal(lowest[1]) if lowest else NONE,
-            f"worst site’s {title(first)}{unit}",
+            f"worst site’s {named[0]}",
             lowest[0] if lowest else _HIDDEN * secure_aggregation,
         ),
-        Tile(decimal(_macro(final, second)), f"macro {title(second)}{unit}", _second(final, second)),
+        Tile(decimal(_macro(final, second)), f"macro {named[1]}", _second(final, second)),
         Tile(
             decimal(number(pooled.get(first))),
-            f"pooled {title(first)}{unit}",
+            f"pooled {named[0]}",
             f"{whole(pooled.get('n'))} test cases together{_range(of_pooled(final)[1].get(first))}",
         ),
     )
@@ -178,6 +179,38 @@ def at_operating_points(record: RunRecord, task: str) -> ReportTable:
             rows.append(TableLine((head, site, *_at_cells(mapping(own), keys, few=few))))
     columns = ("positive", "site", "found", "missed", "false alarms", "rejected", *map(title, keys))
     return ReportTable(columns, tuple(rows), words=2)
+
+
+def conformal_sets(record: RunRecord, task: str) -> ReportTable:
+    """Thresholds of conformal sets by site, chosen on validation cases, and what they give of the test cases."""
+    rows = []
+    for name, sites in mapping(mapping(record.result.get("conformal")).get(task)).items():
+        for site, own in sorted(mapping(sites).items()):
+            rows.append(TableLine((name or "all classes", site or "all sites together", *_set_cells(mapping(own)))))
+    columns = ("sets of", "site", "validation cases", "from", "wanted", "covered", "test cases", "mean size", "finding")
+    return ReportTable(columns, tuple(rows), words=2)
+
+
+def _set_cells(own: Row) -> tuple[str, ...]:
+    """Both numbers of cases, threshold, coverage with its interval, size of sets, and what that says."""
+    if not own:
+        return NONE, NONE, NONE, NONE, NONE, NONE, "no threshold"
+    test, chosen = mapping(own.get("test")), whole(own.get("cases"))
+    wanted = (
+        f"{decimal(number(own.get('wanted')))}\n{decimal(number(own.get('low')))} to {decimal(number(own.get('high')))}"
+    )
+    start = f"{number(own.get('probability')) or 0:.3g}"
+    if not test:
+        return chosen, start, wanted, NONE, NONE, NONE, "no test cases"
+    low, high = ends(test.get("interval"))
+    asked = number(own.get("wanted")) or 0
+    # Whether it is less than chance explains: of test cases, and of the validation cases that it was chosen on.
+    short = high is not None and high < min(asked, number(own.get("low")) or 0)
+    said = (
+        "less than chance explains" if short else "within chance" if low is None or low <= asked else "more than wanted"
+    )
+    covered = with_interval(decimal(number(test.get("coverage"))), test.get("interval"))
+    return chosen, start, wanted, covered, whole(test.get("n")), decimal(number(test.get("size"))), said
 
 
 def _at_cells(own: Row, keys: Sequence[str], *, few: bool) -> tuple[str, ...]:

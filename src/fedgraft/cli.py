@@ -136,6 +136,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     quick: Annotated[bool, typer.Option(help="A first look: few seeds, wide intervals.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="torch threads per run.")] = 1,
+    track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
     set_: Sets = None,
     as_json: AsJson = False,
     _plugin: Plugins = None,
@@ -156,6 +157,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         workers,
         threads,
         tuple(cases or ()),
+        tuple(track or ()),
     )
     carry_out(asked, as_json=as_json)
 

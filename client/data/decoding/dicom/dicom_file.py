@@ -22,7 +22,6 @@ from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import get_expected_length, pixel_array
-from pydicom.tag import Tag
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -38,74 +37,17 @@ from fedgraft.client.data.decoding.dicom.facts import facts, subgroup_tags
 from fedgraft.client.data.decoding.dicom.grey import functional_group, grey, stored_bits
 from fedgraft.client.data.decoding.dicom.lookup import palette
 from fedgraft.client.data.decoding.dicom.numbers import pair, whole
+from fedgraft.client.data.decoding.dicom.read_tags import READ_TAGS
 from fedgraft.client.data.decoding.shades import Floats, Picture, image, shades
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import Window
-from fedgraft.common.study.subgroups import TAGS
 
 UNSUPPORTED = "unsupported_syntax"
 DERIVED_FRAMES, MORE_PIXELS = "derived_frames", "more_pixels_than_said"
 _END_OF_IMAGE, _PADDING = b"\xff\xd9", b"\0\xff"
 """What ends an image of JPEG, JPEG-LS and JPEG 2000, and may stand behind it."""
 _WITH_END = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes})
-
-_NAMES = [
-    "PatientID",
-    *TAGS,
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SOPInstanceUID",
-    "SOPClassUID",
-    "ImageType",
-    "Modality",
-    "BurnedInAnnotation",
-    "SpecificCharacterSet",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "FloatPixelPaddingValue",
-    "FloatPixelPaddingRangeLimit",
-    "DoubleFloatPixelPaddingValue",
-    "DoubleFloatPixelPaddingRangeLimit",
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "PixelAspectRatio",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "VOILUTSequence",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "RedPaletteColorLookupTableDescriptor",
-    "GreenPaletteColorLookupTableDescriptor",
-    "BluePaletteColorLookupTableDescriptor",
-    "RedPaletteColorLookupTableData",
-    "GreenPaletteColorLookupTableData",
-    "BluePaletteColorLookupTableData",
-    "SegmentedRedPaletteColorLookupTableData",
-    "SegmentedGreenPaletteColorLookupTableData",
-    "SegmentedBluePaletteColorLookupTableData",
-    "PixelData",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
-"""All that is read; names, birth dates, addresses and the like are not among it."""
-_TAGS = [Tag(name) for name in _NAMES]
 
 _SILENT = logging.CRITICAL + 1
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation")
@@ -177,9 +119,9 @@ def _open(path: Path) -> Dataset:
             if path.stat().st_size == 0:
                 raise UnusableError("empty_file")
             try:
-                dataset = pydicom.dcmread(path, specific_tags=_TAGS)
+                dataset = pydicom.dcmread(path, specific_tags=READ_TAGS)
             except InvalidDicomError:  # old files have no preamble: accept them if what is read makes sense
-                dataset = pydicom.dcmread(path, specific_tags=_TAGS, force=True)
+                dataset = pydicom.dcmread(path, specific_tags=READ_TAGS, force=True)
                 if "SOPClassUID" not in dataset and "Rows" not in dataset:
                     raise UnusableError("not_dicom") from None
         except PermissionError:

@@ -50,7 +50,7 @@ def test_without_a_word_the_usual_arms_are_compared(tmp_path: Path) -> None:
         ({"arms": ["study", "study"]}, "more than one arm is called study"),
         ({"arms": ["scratch", "local"]}, "study is none of the arms"),
         ({"arms": ["study", "local"], "against": "pooled"}, "pooled is none of the arms"),
-        ({"arms": ["study", "local"], "metric": "f1"}, "metric"),
+        ({"arms": ["study", "local"], "metric": "f2"}, "metric: there is no 'f2' to compare by"),
         ({"arms": ["study", "local"], "margin": 0}, "margin"),
         ({"arms": ["study", "local"], "why": 1}, "why"),
         ({"arms": ["study", "local"], "expect": [{"arm": "study", "over": "local"}]}, "at_least, at_most or within"),
