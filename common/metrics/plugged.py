@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from fedgraft.common.base.errors import ENDS, FedgraftError, InputError
 from fedgraft.common.metrics.sums.mask_metrics import COLUMNS
-from fedgraft.common.metrics.sums.task_metrics import TaskSums
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, parted, sums_from
+from fedgraft.common.metrics.support import is_exact
 from fedgraft.common.metrics.table import TABLE, Better, Metric
 from fedgraft.common.plugins.registry import Kind, load
 from fedgraft.common.study.tasks import AnyTask
@@ -156,6 +157,16 @@ def read_more(names: tuple[str, ...], task: AnyTask, sums: TaskSums, arrays: Map
         if (array < sums.n * low - slack).any() or (array > sums.n * high + slack).any():
             raise InputError(f"Metric sums: {name} and the number of cases do not agree.")
     return replace(sums, more={name: np.asarray(arrays[name], np.float64) for name in asked})
+
+
+def sums_of_arrays(names: tuple[str, ...], task: AnyTask, arrays: Mapping[str, NDArray[Any]]) -> TaskSums:
+    """The sums of one task from all arrays that are sent of it; those of plug-ins where exact figures are shown at all.
+
+    InputError for what no cases could have added up to.
+    """
+    own, more = parted(arrays)
+    sums = sums_from(task, own)
+    return read_more(names, task, sums, more) if names and is_exact(sums) else sums
 
 
 def values_of(sums: TaskSums) -> dict[str, float | None]:
