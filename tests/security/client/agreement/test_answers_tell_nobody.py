@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from fedgraft.client.agreement import answering
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.app import forget
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.answers import SiteAnswer
-from fedgraft.common.protocol.instructions import Code, Refusal
+from fedgraft.common.protocol.instructions import Code, Hello, Refusal
 from helpers.asked import BANDS, PRIVATE, SCALE, a_site, a_study, patients, write
 
 STUDY = a_study()
@@ -89,7 +92,7 @@ def test_other_columns_do_not_move_classes(tmp_path) -> None:
 @pytest.mark.slow
 def test_the_price_does_not_follow_the_split(tmp_path) -> None:
     """Delta follows from a number of patients: were it of those who train, many splits would tell it exactly."""
-    site = a_site(tmp_path / "north", patients(benign=57, malignant=60))
+    site = a_site(tmp_path / "north", patients(benign=900, malignant=600))
     splits = [{"train": share, "val": 0.0, "test": 1 - share} for share in (0.05, 0.4, 0.9)]
     prices = [answered(site, a_study(plan=PRIVATE, split=split)).price for split in splits]
     assert prices[0].epsilon > 0
@@ -126,6 +129,19 @@ def test_no_column_is_counted_that_only_the_coordinator_names(tmp_path) -> None:
     study = a_study("yes", "no", task="secret")
     told = answered(site, study).tasks["secret"]
     assert (told.silent, dict(told.words)) == ("not_named", {})
+
+
+@pytest.mark.parametrize("error", [OSError(5, "/data/DOE"), KeyError("DOE"), DataError("/data/DOE: no such file")])
+def test_no_text_of_an_error_leaves(tmp_path, monkeypatch, error: Exception) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    site = a_site(tmp_path / "north", patients(benign=30, malignant=30))
+    monkeypatch.setattr(answering, "read_cohort", fails)
+    records = site.sends(wire.ASK, wire.pack_hello(Hello(STUDY.to_json()))).content
+    assert "DOE" not in repr([list(record.values()) for record in records.values()])
+    assert isinstance(refusal := wire.unpack_answer(records), Refusal)
+    assert refusal.code in (Code.FAILED, Code.BAD_DATA)
 
 
 def test_images_of_nobody_are_no_patients(tmp_path) -> None:

@@ -77,6 +77,9 @@ def test_a_pinned_run_stops_before_round_1_when_a_site_has_changed(command, fold
     code, out, err = command("simulate", "study.yaml", "--agreement", "asked", "--out", "again")
     assert code == 0, err
     assert "pinned to agreement" in out
+    digest = json.loads((folder / "asked" / "agreement.json").read_text())["digest"]
+    remarks = json.loads((folder / "again" / "result.json").read_text())["remarks"]
+    assert remarks[0].startswith(f"Pinned to agreement {digest[:12]}: north, south, west began")
 
 
 @pytest.mark.slow
