@@ -11,7 +11,7 @@ from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.app import forget
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.protocol import wire
-from fedgraft.common.protocol.answers import SiteAnswer
+from fedgraft.common.protocol.answers import SiteAnswer, TaskSupply
 from fedgraft.common.protocol.instructions import Code, Hello, Refusal
 from helpers.asked import BANDS, PRIVATE, SCALE, a_site, a_study, patients, write
 
@@ -87,6 +87,39 @@ def test_other_columns_do_not_move_classes(tmp_path) -> None:
     without = a_study(input={"kind": "table", "numeric": ["age"], "standardise": {"age": SCALE}})
     assert answered(site, without).tasks == with_dose.tasks
     assert with_dose.tasks["cls"].words["benign"] == (20, 29)
+
+
+def test_which_rare_labels_go_together_is_not_told(tmp_path) -> None:
+    """Eleven patients have one of two rare labels, and eleven are not known for either: neither is told of the two."""
+    columns = {f"cls.{label}": label for label in "abc"}
+    site, table = a_site(tmp_path / "north", [], label_columns=columns), tmp_path / "north" / "table.csv"
+    rows = [(1, 0, 0)] * 6 + [(0, 1, 0)] * 5 + [("", "", 1)] * 11 + [(0, 0, 0)] * 30
+    lines = [f"p{at},40,50,{a},{b},{c}" for at, (a, b, c) in enumerate(rows)]
+    table.write_text("\n".join(["PatientID,age,dose,a,b,c", *lines]) + "\n")
+
+    def told(*labels: str) -> TaskSupply:
+        task = {"name": "cls", "kind": "multilabel", "labels": list(labels)}
+        return answered(site, a_study(tasks=[task])).tasks["cls"]
+
+    one, two, three = told("a"), told("a", "b"), told("a", "b", "c")
+    assert (one.rest, one.unknown) == (two.rest, two.unknown) == (three.rest, three.unknown) == ((0, 69), (0, 69))
+    assert (two.words, three.words) == ({}, {"c": (10, 14)})
+
+
+def test_categories_of_a_study_move_no_number(tmp_path) -> None:
+    site = a_site(tmp_path / "north", [])
+    table = tmp_path / "north" / "table.csv"
+    write(table, patients(benign=30, malignant=30))
+    rows = table.read_text().splitlines()
+    odd = [f"{row},{'F' if at % 2 else 'M'}" for at, row in enumerate(rows[1:-11])] + [f"{row},X" for row in rows[-11:]]
+    table.write_text("\n".join([f"{rows[0]},sex", *odd]) + "\n")
+    answers = [
+        answered(site, a_study(input={"kind": "table", "categorical": {"sex": list(words)}}))
+        for words in (("F", "M"), ("F", "X"), ("F",))
+    ]
+    assert all(answer.missing == {"sex": (0, 9)} for answer in answers)
+    assert all(answer.facts["sex"]["F"] == (20, 29) for answer in answers)
+    assert [set(answer.facts["sex"]) for answer in answers] == [{"F", "M"}, {"F", "X"}, {"F"}]
 
 
 @pytest.mark.slow
