@@ -40,13 +40,13 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 
 # What a hospital installs, to the byte: pip install --require-hashes -r requirements.lock. Versions are those that are
-# installed here; deploy/build.lock is what builds the wheel in the image.
+# installed here; deploy/build.lock is what builds the wheel in the image, and the pip of install kits.
 LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --no-header \
-	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint $(VENV)/versions.txt
+	--python-version 3.11 --python-platform x86_64-manylinux_2_31 --constraint $(VENV)/versions.txt
 lock: $(VENV)/installed
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ' > $(VENV)/versions.txt
 	$(BIN)/python -c "import tomllib, pathlib; \
-	  print(*tomllib.loads(pathlib.Path('pyproject.toml').read_text())['build-system']['requires'], sep='\n')" \
+	  print(*tomllib.loads(pathlib.Path('pyproject.toml').read_text())['build-system']['requires'], 'pip', sep='\n')" \
 	  > $(VENV)/build.in
 	$(LOCK) pyproject.toml --output-file requirements.lock
 	$(LOCK) $(VENV)/build.in --output-file deploy/build.lock

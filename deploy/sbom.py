@@ -9,33 +9,11 @@ is not locked is left out, and so are addresses of other people's pages. `make s
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-Locked = dict[str, tuple[str, list[str]]]
-"""Version and SHA-256 digests by normalised name."""
-
-
-def normalised(name: str) -> str:
-    """A distribution's name as all tools agree on it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def read_lock(text: str) -> Locked:
-    """The entries of a lock file; ValueError for a line that is none."""
-    entries: Locked = {}
-    for line in re.sub(r"\\\n", " ", text).splitlines():
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        words = line.split()
-        name, equals, version = words[0].partition("==")
-        hashes = [word.removeprefix("--hash=sha256:") for word in words[1:]]
-        if not equals or not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in hashes):
-            raise ValueError(f"not an entry with hashes: {line.strip()[:80]}")
-        entries[normalised(name)] = version, sorted(hashes)
-    return entries
+from fedgraft.server.install_kit.lock import Locked, normalised, read_lock
 
 
 def bill(environment: dict[str, Any], locked: Locked) -> dict[str, Any]:

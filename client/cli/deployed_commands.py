@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fedgraft.client.data.kinds import reader_plugin
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import read_config, read_site
 from fedgraft.client.enrolment.home import SiteHome
@@ -37,7 +38,9 @@ def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Pa
     done = join_consortium(kit, code, spec, own, site)
     _say(f"{done.joined.site} joined {done.joined.consortium}; its folder is {site.path}")
     _say_enrolment(site, done)
-    if not spec.knows_patients:
+    if (reader := reader_plugin(spec.kind)) is not None:
+        _say(f"{reader} reads its data, and must stand in `plugins` of its policy; see fedgraft site plugins")
+    elif not spec.knows_patients:
         case = spec.what.case
         _say(
             f"Nothing says whose {case} a {case} is, so studies with differential privacy will be refused: name the "
@@ -55,8 +58,13 @@ def cohort_of(typed: Mapping[str, Any]) -> CohortSpec:
 
 
 def _demand_data(spec: CohortSpec) -> None:
-    """InputError unless the data are where somebody says that they are; a wrong path would be found days later."""
-    if spec.what.one_file:
+    """InputError unless the data are where somebody says that they are; a wrong path would be found days later.
+
+    Of a plug-in's reader, which the policy may not allow, nothing is run to ask what it takes.
+    """
+    if reader_plugin(spec.kind) is not None:
+        wrong = not spec.root.exists() and f"--data {spec.root}: is not there"
+    elif spec.what.one_file:
         wrong = not spec.root.is_file() and f"--data {spec.root}: is no file"
     else:
         wrong = not spec.root.is_dir() and f"--data {spec.root}: is no folder"

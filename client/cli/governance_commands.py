@@ -18,7 +18,7 @@ from fedgraft.client.enrolment.config import SiteConfig, read_site, site_home
 from fedgraft.client.governance.about_data import about_data
 from fedgraft.client.governance.approval import Approval, approve, is_approved, withdraw
 from fedgraft.client.governance.pending_studies import find_study
-from fedgraft.client.governance.plugins import allowed_to_look, demand_plugins, installed_plugins
+from fedgraft.client.governance.plugins import allowed_to_look, demand_plugins, demand_readers, installed_plugins
 from fedgraft.client.governance.review import in_words, review
 from fedgraft.client.governance.verdict import StudyVerdict, judge
 from fedgraft.client.preflight.check import (
@@ -62,6 +62,7 @@ def check_site(
     if site.config.threads:
         torch.set_num_threads(site.config.threads)
     with allowed_to_look(site.config.policy):
+        demand_readers(site.config)
         if ref is not None:
             study = find_study(home, ref)
             _model_of(study, ref, site.config)

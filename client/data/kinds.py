@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fedgraft.common.base.errors import InputError
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.plugins import registry
+from fedgraft.common.plugins.plugin import Plugin
 
 Join = Literal["patient", "study", "series", "sop", "path"]
 """What a row of a labels table can be about."""
@@ -22,7 +24,8 @@ JOIN_KEYS: Mapping[Join, tuple[str, ...]] = {
 """Usual names of the column that a labels table is joined by."""
 
 _READERS = "fedgraft.client.data.readers"
-_OF_IMAGES = frozenset({"labels", "cases", "mask_images", "frames", "split_column", "split_file"})
+_SUBGROUPS = frozenset({"subgroup_columns", "subgroup_map"})
+_OF_IMAGES = frozenset({"labels", "cases", "mask_images", "frames", "split_column", "split_file"}) | _SUBGROUPS
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class DataKind:
 KINDS: dict[str, DataKind] = {
     "dicom": DataKind(
         f"{_READERS}.dicom:DicomReader",
-        keys=_OF_IMAGES | {"window", "accept", "mask_segmentations", "segment_labels"},
+        keys=_OF_IMAGES | {"window", "accept", "mask_segmentations", "segment_labels", "subgroup_tags"},
         joins=("patient", "study", "series", "sop", "path"),
         names_patients=True,
     ),
@@ -73,14 +76,15 @@ KINDS: dict[str, DataKind] = {
     "table": DataKind(
         f"{_READERS}.tables:TableReader",
         inputs=("table",),
-        keys=frozenset({"patient_column", "split_column", "complete_cases"}),
+        keys=frozenset({"patient_column", "split_column", "complete_cases"}) | _SUBGROUPS,
         one_file=True,
         cached=False,
     ),
     "features": DataKind(
         f"{_READERS}.features:FeatureReader",
         inputs=("features",),
-        keys=frozenset({"labels", "cases", "patient_column", "split_column", "split_file", "columns", "extractor"}),
+        keys=frozenset({"labels", "cases", "patient_column", "split_column", "split_file", "columns", "extractor"})
+        | _SUBGROUPS,
         joins=("patient", "study", "series", "sop", "path"),
         one_file=True,
         folder_labels=True,
@@ -92,15 +96,30 @@ KINDS: dict[str, DataKind] = {
 """All kinds by the name that `kind` of a cohort gives."""
 
 
-def kind_named(name: str) -> DataKind:
-    """The kind of this name: fedgraft's, or of a plug-in (`fedgraft.readers`, a `DataKind`). Else ValueError."""
+def reader_plugin(name: str) -> Plugin | None:
+    """Whose code reads data of this kind, None for fedgraft's own; nothing of it is imported. ValueError for no kind.
+
+    InputError if two plug-ins have a kind of this name.
+    """
     if name in KINDS:
+        return None
+    if (found := registry.source(registry.Kind.READERS, name)) is None:
+        known = [*KINDS, *registry.names(registry.Kind.READERS)]
+        raise ValueError(f"there is no kind {name!r}{instead(name, known)}; if a plug-in reads it, install or load it")
+    return found.plugin
+
+
+def kind_named(name: str) -> DataKind:
+    """The kind of this name: fedgraft's, or of a plug-in (`fedgraft.readers`, a `DataKind`). Else InputError."""
+    try:
+        plugin = reader_plugin(name)
+    except ValueError as error:
+        raise InputError(f"Data: {error}.") from None
+    if plugin is None:
         return KINDS[name]
-    if registry.source(registry.Kind.READERS, name) is None:
-        raise ValueError(f"there is no kind {name!r}{instead(name, [*KINDS, *registry.names(registry.Kind.READERS)])}")
     found = registry.load(registry.Kind.READERS, name)
     if not isinstance(found, DataKind):
-        raise ValueError(f"the reader {name!r} of a plug-in is no fedgraft.client.data.kinds.DataKind")
+        raise InputError(f"The reader {name!r} of {plugin} is no fedgraft.client.data.kinds.DataKind.")
     return found
 
 

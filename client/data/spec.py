@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from fedgraft.client.data.kinds import DataKind, Join, kind_named, kinds_with
+from fedgraft.client.data.kinds import KINDS, DataKind, Join, kind_named, kinds_with, reader_plugin
+from fedgraft.common.base.errors import DataError
 from fedgraft.common.base.value import Value
 from fedgraft.common.study.inputs import Extractor
+from fedgraft.common.study.subgroups import Tag
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 """What stands for a missing value, in any case, unless the site lists other words."""
@@ -89,6 +92,13 @@ class CohortSpec(Value):
     `split_file`. The split is then used as it is."""
     split_file: Path | None = None
     """A table with the split of every patient, or of every file, where it stands in a file of its own."""
+    subgroup_columns: dict[str, str] = Field(default={})
+    """Attribute of the study's subgroups to the column of `labels`, or of the table, that says it; by default as the
+    study calls it."""
+    subgroup_tags: dict[str, Tag] = Field(default={})
+    """DICOM: attribute to the tag that says it: PatientSex, PatientAge (in years) or Manufacturer."""
+    subgroup_map: dict[str, dict[str, str]] = Field(default={})
+    """Attribute to {what the column or the tag says: a value of the study's, or '' for "not known"}."""
     columns: Annotated[str, Field(pattern=r"^[^*]*\*[^*]*$")] = "e*"
     """What the columns of features are called, in CSV and Parquet files, with a star for their number."""
     extractor: Extractor | None = None
@@ -116,42 +126,50 @@ class CohortSpec(Value):
     @field_validator("kind")
     @classmethod
     def _there_is_one(cls, value: str) -> str:
-        kind_named(value)
+        reader_plugin(value)  # whose code runs when it is used, and not when the site's file is read
         return value
 
     @model_validator(mode="after")
     def _says_only_what_counts(self) -> CohortSpec:
         """What would be passed over in silence is refused, above all a patient column that nobody reads."""
-        found = [
-            f"{key} does not apply to a cohort of kind {self.kind}: {self._why(key)}"
-            for key in sorted(self.model_fields_set - self.what.keys)
-            if kinds_with(key) and getattr(self, key) != type(self).model_fields[key].get_default()
-        ]
-        if self.patient_column is not None and self.labels is None and not self.what.one_file:
-            found.append("patient_column needs `labels`, the table with that column")
-        if self.mask_images is not None and self.mask_segmentations is not None:
-            found.append("give mask_images or mask_segmentations, not both")
-        if self.segment_labels and self.mask_segmentations is None:
-            found.append("segment_labels needs `mask_segmentations`, the folder of segmentations")
-        if self.cases == "listed" and self.labels is None:
-            found.append("cases: listed needs `labels`, the table that lists them")
-        if self.split_column is not None and not self.what.one_file and not (self.labels or self.split_file):
-            found.append("split_column needs `labels` or `split_file`, the table with that column")
-        if found:
+        if found := list(self._faults(KINDS[self.kind])) if self.kind in KINDS else []:
             raise ValueError("; ".join(found))
         return self
 
-    def _why(self, key: str) -> str:
-        if key == "patient_column" and self.what.names_patients:
+    def _faults(self, what: DataKind) -> Iterator[str]:
+        """Every key that would be passed over, or lacks another."""
+        yield from (
+            f"{key} does not apply to a cohort of kind {self.kind}: {self._why(key, what)}"
+            for key in sorted(self.model_fields_set - what.keys)
+            if kinds_with(key) and getattr(self, key) != type(self).model_fields[key].get_default()
+        )
+        if self.patient_column is not None and self.labels is None and not what.one_file:
+            yield "patient_column needs `labels`, the table with that column"
+        if self.mask_images is not None and self.mask_segmentations is not None:
+            yield "give mask_images or mask_segmentations, not both"
+        if self.segment_labels and self.mask_segmentations is None:
+            yield "segment_labels needs `mask_segmentations`, the folder of segmentations"
+        if self.cases == "listed" and self.labels is None:
+            yield "cases: listed needs `labels`, the table that lists them"
+        if self.split_column is not None and not what.one_file and not (self.labels or self.split_file):
+            yield "split_column needs `labels` or `split_file`, the table with that column"
+
+    def _why(self, key: str, what: DataKind) -> str:
+        if key == "patient_column" and what.names_patients:
             return f"{self.kind.upper()} files name their patient"
-        if key == "labels" and self.what.one_file:
+        if key == "labels" and what.one_file:
             return f"a {self.kind} holds its own"
         return f"it is for {', '.join(kinds_with(key))}"
 
     @cached_property
     def what(self) -> DataKind:
-        """What is to be known of data of this kind."""
-        return kind_named(self.kind)
+        """What is to be known of such data; imports a plug-in's reader. DataError for keys that do not apply to it."""
+        if self.kind in KINDS:
+            return KINDS[self.kind]
+        what = kind_named(self.kind)
+        if faults := list(self._faults(what)):
+            raise DataError(f"The cohort of {self.root}: {'; '.join(faults)}.", fix="Correct it in the site's file.")
+        return what
 
     @property
     def joined_by(self) -> Join:

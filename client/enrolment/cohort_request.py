@@ -19,7 +19,8 @@ from fedgraft.common.study.study import Study
 
 def cohort_request(config: SiteConfig, study: Study) -> CohortRequest:
     """The study's request, under this site's policy."""
-    return CohortRequest(study.tasks, study.input, study.split, study.seed, split_rule(config.policy, study))
+    rule, subgroups = split_rule(config.policy, study), config.policy.subgroups_of(study)
+    return CohortRequest(study.tasks, study.input, study.split, study.seed, rule, subgroups)
 
 
 def split_rule(policy: SitePolicy, study: Study) -> SplitRule:

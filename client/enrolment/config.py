@@ -16,6 +16,7 @@ from fedgraft.common.base.files import home, is_there, write_atomic
 from fedgraft.common.config.config_files import describe, read_mapping
 
 SITE_FILE, _SIMULATED = "site.yaml", "site.json"
+_NAMES = (SITE_FILE, _SIMULATED)
 """The configuration's name in a site's home folder, and in the folder of a simulated one."""
 
 
@@ -122,9 +123,14 @@ def site_home(folder: Path | None) -> Path:
     return (folder or home() / "site").expanduser().resolve()
 
 
+def is_site(folder: Path) -> bool:
+    """Whether a folder has a site's configuration."""
+    return any(is_there(folder / name) for name in _NAMES)
+
+
 def read_site(folder: Path) -> SiteConfig:
     """The configuration in a site's folder. InputError if there is none, StudyError with every fault of it."""
-    for name in (SITE_FILE, _SIMULATED):
+    for name in _NAMES:
         if is_there(folder / name):
             return read_config(folder / name)
     raise InputError(

@@ -238,6 +238,7 @@ def _line(study: str, answer: SiteAnswer | Greeting | Answer, why: str) -> _Line
             sums = {f"{task}/{key}": array for task, own in answer.metrics.items() for key, array in own.items()}
             spent = asdict(answer.spent) if answer.spent else None
             words = {"weights": dict(answer.weights), "train": dict(answer.train), "spent": spent}
+            words |= {"cluster": answer.cluster} if answer.cluster else {}
             return _Line(study, answer.exchange, "update", why, words, answer.tensors, sums)
         case MaskedUpdate():
             spent = asdict(answer.spent) if answer.spent else None

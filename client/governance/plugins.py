@@ -1,7 +1,8 @@
 """Code of others at a site: what is installed here, and what the site's policy allows of it.
 
 A study names distributions and versions; the policy lists distributions with the digest of what is installed. Nothing
-of a plug-in is imported before both agree. Code is installed by the people at the site, and never comes by the network.
+of a plug-in is imported before both agree; nor is a reader, which the site's own file names. Code is installed by the
+people at the site, and never comes by the network.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedgraft.client.enrolment.config import read_site
+from fedgraft.client.data.kinds import reader_plugin
+from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import InputError, PolicyError
@@ -52,7 +54,7 @@ def installed_plugins(home: Path) -> list[InstalledPlugin]:
 
 
 def only_listed(policy: SitePolicy) -> AbstractContextManager[None]:
-    """Nothing that a study names is imported meanwhile unless the policy lists it as it is: else raises Refused.
+    """No code that sees the site's data is imported meanwhile unless the policy lists it as it is: else raises Refused.
 
     Also what is imported while a study is read, before anybody has asked what it names.
     """
@@ -79,6 +81,13 @@ def demand_plugins(policy: SitePolicy, study: Study) -> None:
             raise Refused(Code.PLUGIN_NOT_LISTED, f"the study uses {plugin} without naming it")
 
 
+def demand_readers(config: SiteConfig) -> None:
+    """Before anything of it is imported: raises Refused unless the policy lists what reads the site's data."""
+    for spec in filter(None, (config.cohort, config.source)):
+        if (plugin := reader_plugin(spec.kind)) is not None:
+            _demand_listed(config.policy, plugin)
+
+
 def _demand_listed(policy: SitePolicy, plugin: Plugin) -> None:
     if (wanted := policy.plugins.get(plugin.key)) is None:
         raise Refused(Code.PLUGIN_NOT_LISTED, f"{plugin} is none of `plugins` in the policy. {_LIST}")
@@ -92,12 +101,12 @@ def _demand_listed(policy: SitePolicy, plugin: Plugin) -> None:
 
 @contextmanager
 def allowed_to_look(policy: SitePolicy) -> Iterator[None]:
-    """As `only_listed`, for people who review a study: PolicyError with what they can do."""
+    """As `only_listed`, for people who review a study or look at their data: PolicyError with what they can do."""
     try:
         with only_listed(policy):
             yield
     except Refused as refused:
-        raise PolicyError(f"This site's policy refuses the study: {refused.why}") from None
+        raise PolicyError(f"This site's policy refuses it: {refused.why}") from None
 
 
 def _described(name: str, brings: Sequence[tuple[str, str]], policy: SitePolicy) -> InstalledPlugin:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fedgraft.client.enrolment.config import SiteConfig
@@ -11,8 +12,10 @@ from fedgraft.common.checks.explain import plan_table, sentence
 from fedgraft.common.checks.leaving import leaving
 from fedgraft.common.metrics.sums.class_metrics import CALIBRATION_BINS
 from fedgraft.common.models.model import TransferModel
+from fedgraft.common.protocol.choosing import rounds_of_choice
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.secure_aggregation.masking import FEWEST
+from fedgraft.common.study.clusters import ByLoss
 from fedgraft.common.study.plan import Gradient, Stage
 from fedgraft.common.study.study import Study
 
@@ -57,7 +60,7 @@ def review(
     secure_aggregation = study.secure_aggregation and verdict is not None
     stages: list[dict[str, Any]] = []
     kinds = {task.kind for task in study.tasks}
-    bytes_up = 0
+    bytes_up, chooses = 0, rounds_of_choice(study, model.tags())
     for at, (stage, row) in enumerate(zip(study.plan, plan_table(study, model.tags(), sizes), strict=True)):
         out = leaving(study, stage, model)
         bytes_up += out.bytes * stage.rounds if verdict else 0
@@ -67,7 +70,9 @@ def review(
                 "rounds": stage.rounds,
                 "description": sentence(stage, row),
                 "leaves": {"entries": out.entries, "numbers": out.numbers, "bytes_per_round": out.bytes},
-                "figures": [] if secure_aggregation else _figures(stage, exact=exact),
+                "figures": []
+                if secure_aggregation
+                else [*_figures(stage, exact=exact), *_choice(study, stage, chooses)],
                 "policy": _policy(verdict, at),
             }
         )
@@ -94,6 +99,8 @@ def review(
             "sums": [*(what for kind, own in _SUMS.items() if kind in kinds for what in own), *_of_plugins(study)]
             if exact
             else [],
+            "by_subgroup": {one.name: list(one.groups) for one in config.policy.subgroups_of(study)},
+            "not_by_subgroup": config.policy.subgroups_withheld(study),
             "once": "" if exact or secure_aggregation else _ONCE.get(config.policy.metrics, ""),
         },
         "cost": _cost(config, verdict),
@@ -128,6 +135,13 @@ def _figures(stage: Stage, *, exact: bool) -> list[str]:
     if not isinstance(stage.local, Gradient):
         return ["examples"]
     return ["loss", "steps", "examples"] + (["undone"] if stage.local.rollback is not None else [])
+
+
+def _choice(study: Study, stage: Stage, chooses: Mapping[str, int]) -> list[str]:
+    """What of a choice among models leaves with what was trained."""
+    if stage.name not in chooses or not isinstance(study.clusters, ByLoss):
+        return []
+    return [f"which of {study.clusters.count} models fits its training cases best, {chooses[stage.name]} times"]
 
 
 def _policy(verdict: StudyVerdict | None, at: int) -> dict[str, Any]:
@@ -203,6 +217,12 @@ def _leaves(content: dict[str, Any]) -> list[str]:
     how = " (exact)" if counts["exact"] and not content["secure_aggregation"] else ""
     lines.append(f"  counts{how}: {'; '.join(counts['what'])}")
     lines.append(f"  metrics: {_metrics(metrics)}")
+    lines += [
+        f"  metrics by {name}: those of the test split once, of each group ({', '.join(groups)}) with ten patients or "
+        "more, and of none that tells of fewer by subtraction"
+        for name, groups in metrics["by_subgroup"].items()
+    ]
+    lines += [f"  metrics by {name}: none, since {why}" for name, why in metrics["not_by_subgroup"].items()]
     lines.append("  never: images, rows, patients' ids or their hashes, names of files, texts of errors")
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.cohort_request import split_rule
 from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.client.governance.plugins import allowed_to_look
 from fedgraft.client.inference.adapted_model import write_adapted
 from fedgraft.client.inference.model import LoadedModel
 from fedgraft.client.training.few_shot import (
@@ -110,7 +112,8 @@ def _cohort(config: SiteConfig, reader: LoadedModel, asked: AdaptRequest) -> Coh
     rule = split_rule(config.policy, study) if study is not None and asked.data is None else "stratified"
     place = place_of(config, study.digest if study else reader.manifest.sha256)
     wanted = CohortRequest(reader.tasks, reader.input, split, seed, rule)
-    return load_cohort(config.name, config.cohort, wanted, place)
+    with allowed_to_look(config.policy) if asked.data is None else nullcontext():
+        return load_cohort(config.name, config.cohort, wanted, place)
 
 
 def _chosen(cohort: Cohort, reader: LoadedModel, asked: AdaptRequest) -> torch.Tensor:

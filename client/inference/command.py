@@ -1,4 +1,4 @@
-"""`fedgraft predict`: what a model says of images or of a table's rows, and maps of where it looked."""
+"""`fedgraft predict`: what a model says of data of any kind, and maps of where it looked."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 
-from fedgraft.client.data.readers.rows import read_rows
 from fedgraft.client.data.spec import DERIVED
+from fedgraft.client.enrolment.config import is_site
 from fedgraft.client.inference.answers import answer_row, png, thresholds
+from fedgraft.client.inference.cases import InputCase, InputCases, Reading, read_cases
 from fedgraft.client.inference.dicom.kinds import kinds_of
 from fedgraft.client.inference.export import Kind, export
 from fedgraft.client.inference.heat import HEATS, laid_over
-from fedgraft.client.inference.images import Picture, pictures
 from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, write_atomic
+from fedgraft.common.config.config_files import override
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.inputs import TableInput
 
@@ -35,10 +36,10 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What was asked of `fedgraft predict`."""
+    """What was asked of `fedgraft predict`. `cohort` is a site whose way of reading its data is to be used."""
 
     model: str
-    images: Path
+    data: Path
     out: Path
     site: Path | None = None
     heat: tuple[str, ...] = ()
@@ -47,6 +48,10 @@ class PredictRequest:
     adapt: bool = False
     accept: tuple[str, ...] = ()
     dicom: tuple[str, ...] = ()
+    kind: str | None = None
+    cohort: Path | None = None
+    keys: tuple[str, ...] = ()
+    """key=value, of a cohort."""
 
 
 def predict(asked: PredictRequest) -> None:
@@ -59,17 +64,14 @@ def predict(asked: PredictRequest) -> None:
         raise InputError(f"No kind of DICOM object is called {unknown[0]!r}; there are: {', '.join(DERIVED)}.")
     demand_place(asked.out)
     reader = LoadedModel(asked.model, asked.site, everything=True)
+    reading = _reading(asked)
     kinds = kinds_of(asked.dicom, reader, heat=bool(asked.heat))
-    if isinstance(reader.input, TableInput):
-        _predict_table(reader, reader.input, asked)
-        return
+    if isinstance(reader.input, TableInput) and (asked.heat or asked.adapt):
+        raise InputError("--heat and --adapt are for images, and this model is for tables.", fix="Leave them out.")
     task = _task(reader, asked)
+    found = read_cases(asked.data, reader.input, reading)
+    usable = found.usable
     make_folder(asked.out)
-    everything = list(pictures(asked.images, reader.input, asked.accept))
-    usable = [one for one in everything if one.stored is not None]
-    if not usable:
-        reasons = ", ".join(sorted({one.problem for one in everything})) or "no files"
-        raise InputError(f"{asked.images}: nothing in it can be used ({reasons}).")
     if asked.adapt:
         reader.adapt(usable)
     if kinds:
@@ -80,19 +82,47 @@ def predict(asked: PredictRequest) -> None:
         say(objects.says)
     else:
         rows = _rows(reader, usable, (task, asked))
-    rows += [{"file": one.file, "frame": str(one.frame), "problem": one.problem} for one in everything if one.problem]
+    rows += [one.cells for one in found.all if one.problem]
     write_atomic(asked.out / "predictions.csv", _table(rows), private=True)
-    say(f"{len(usable)} images of {asked.images}: {asked.out / 'predictions.csv'}")
-    if len(usable) < len(everything):
-        say(f"{len(everything) - len(usable)} files could not be used; the table says why.")
-    _say_ood(reader, rows)
+    _say_read(reader, asked, found)
+    if not isinstance(reader.input, TableInput):
+        _say_ood(reader, rows)
     for line in thresholds(reader):
         say(line)
     say("Not a medical device: the model was not validated for any use.")
 
 
+def _reading(asked: PredictRequest) -> Reading:
+    """How the data are to be read: as the site of --cohort reads its own, and by what was typed beside it."""
+    typed: dict[str, Any] = {"kind": asked.kind} if asked.kind is not None else {}
+    for item in asked.keys:
+        if fault := override(typed, item):
+            raise InputError(f"{fault}.")
+    if asked.accept:
+        typed["accept"] = asked.accept
+    found = Reading.of(asked.cohort).updated(Reading.of(typed))
+    if asked.site is not None and asked.cohort is None and is_site(asked.site):
+        own = Reading.of(asked.site).keys
+        if odd := [key for key, value in own.items() if (key, value) != ("frames", "middle") and key not in found.keys]:
+            say(
+                f"The site of {asked.site} reads its own data by {', '.join(odd)} of its cohort; to read these so as "
+                f"well, add --cohort {asked.site}"
+            )
+    return found
+
+
+def _say_read(reader: LoadedModel, asked: PredictRequest, found: InputCases) -> None:
+    """How many cases were used, and what is odd."""
+    what = "rows" if isinstance(reader.input, TableInput) else "images"
+    say(f"{len(found.usable)} {what} of {asked.data}: {asked.out / 'predictions.csv'}")
+    if unused := len(found.all) - len(found.usable):
+        say(f"{unused} files could not be used; the table says why.")
+    for problem, count in sorted(found.odd.items()):
+        say(f"{problem.replace('_', ' ')}: {count}")
+
+
 def _rows(
-    reader: LoadedModel, usable: Sequence[Picture], what: tuple[str, PredictRequest], objects: DicomOut | None = None
+    reader: LoadedModel, usable: Sequence[InputCase], what: tuple[str, PredictRequest], objects: DicomOut | None = None
 ) -> list[dict[str, str]]:
     """A row for each image; masks, overlays and `objects` are written on the way."""
     task, asked = what
@@ -100,10 +130,10 @@ def _rows(
     for start in range(0, len(usable), _BATCH):
         some = usable[start : start + _BATCH]
         said = reader.answers(reader.loader(some))
-        far = reader.distances(some)
+        far = None if isinstance(reader.input, TableInput) else reader.distances(some)
         maps = _overlays(reader, some, said.get(task, np.zeros(0)), task, asked)
         for at, (one, drawn) in enumerate(zip(some, maps, strict=True)):
-            row = {"file": one.file, "frame": str(one.frame), "problem": ""}
+            row = one.cells
             own, number = {name: answers[at] for name, answers in said.items()}, start + at + 1
             row |= answer_row(reader, own, asked.out, number)
             if objects is not None:
@@ -122,26 +152,6 @@ def export_model(model: str, to: str, out: Path, site: Path | None) -> None:
         raise InputError("A site's own entries are no part of the weights' file.", fix="Use --to onnx or torchscript.")
     written = export(LoadedModel(model, site, everything=True), model, kind, out)
     say(f"{written}: {to}; model.json says how it is to be used")
-    say("Not a medical device: the model was not validated for any use.")
-
-
-def _predict_table(reader: LoadedModel, columns: TableInput, asked: PredictRequest) -> None:
-    """What the model says of every row of a CSV file, by the line that it ends on."""
-    if asked.heat or asked.adapt:
-        raise InputError("--heat and --adapt are for images, and this model is for tables.", fix="Leave them out.")
-    table, inputs, problems = read_rows(asked.images, columns)
-    make_folder(asked.out)
-    said = reader.answers(reader.over(torch.from_numpy(inputs)))
-    rows = [
-        {"line": str(line)} | answer_row(reader, {name: own[at] for name, own in said.items()}, asked.out, at + 1)
-        for at, line in enumerate(table.lines)
-    ]
-    write_atomic(asked.out / "predictions.csv", _table(rows), private=True)
-    say(f"{len(rows)} rows of {asked.images}: {asked.out / 'predictions.csv'}")
-    for problem, count in sorted(problems.items()):
-        say(f"{problem.replace('_', ' ')}: {count}")
-    for line in thresholds(reader):
-        say(line)
     say("Not a medical device: the model was not validated for any use.")
 
 
@@ -179,7 +189,7 @@ def _say_ood(reader: LoadedModel, rows: Sequence[dict[str, str]]) -> None:
 
 
 def _overlays(
-    reader: LoadedModel, some: Sequence[Picture], shares: np.ndarray, task: str, asked: PredictRequest
+    reader: LoadedModel, some: Sequence[InputCase], shares: np.ndarray, task: str, asked: PredictRequest
 ) -> Iterator[dict[str, np.ndarray]]:
     """Each image's overlays by name; the map is of the likeliest class, or of the one asked for."""
     if not asked.heat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedgraft.client.data.decoding.feature_files import EXTRACTOR, FEATURES
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.table import NOBODY
 from fedgraft.client.enrolment.config import read_site
+from fedgraft.client.governance.plugins import allowed_to_look
 from fedgraft.client.training.model.evaluate import BATCH
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel, device_named
@@ -50,7 +52,8 @@ def embed(home: Path, spec: CohortSpec | None, weights: str, out: Path) -> None:
     manifest = load_manifest(weights)
     if manifest.input is None:
         raise WeightsError(f"{weights}: are not for images.", fix="See `fedgraft weights list`.")
-    found = scan(cohort, (), manifest.input, files_of(cohort))
+    with allowed_to_look(read_site(home).policy) if spec is None else nullcontext():
+        found = scan(cohort, (), manifest.input, files_of(cohort))
     if not found.inputs:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(found.problems.items())) or "no files"
         raise DataError(f"{cohort.root}: nothing in it can be used ({reasons}).")

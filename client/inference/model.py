@@ -14,7 +14,7 @@ from torch import Tensor
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.enrolment.config import read_site
 from fedgraft.client.inference.adapted_model import read_adapted
-from fedgraft.client.inference.images import Picture
+from fedgraft.client.inference.cases import InputCase
 from fedgraft.client.runtime.visit.personal import kept_at_the_end
 from fedgraft.client.training.model.evaluate import BATCH, predictions
 from fedgraft.client.training.model.loader import Loader, in_order
@@ -109,7 +109,7 @@ class LoadedModel:
         self.local_model.load(plain)
         self.local_model.model.eval()
 
-    def loader(self, some: Sequence[Picture]) -> Loader:
+    def loader(self, some: Sequence[InputCase]) -> Loader:
         """Images as the model sees them; all are given."""
         return self.over(torch.from_numpy(np.stack([one.stored for one in some if one.stored is not None])))
 
@@ -127,7 +127,7 @@ class LoadedModel:
         patients = tuple(map(str, range(len(stored))))
         return Loader(Cohort("here", stored, targets, patients, splits, (), {}), self.input, self.local_model.device)
 
-    def adapt(self, some: Sequence[Picture]) -> None:
+    def adapt(self, some: Sequence[InputCase]) -> None:
         """Let norm layers take their statistics from these images (AdaBN). InputError for fewer than two."""
         if len(some) < 2:
             raise InputError("--adapt needs two images or more.")
@@ -140,7 +140,7 @@ class LoadedModel:
                 "--adapt makes it another model than the one that the sites described",
             )
 
-    def distances(self, some: Sequence[Picture]) -> np.ndarray | None:
+    def distances(self, some: Sequence[InputCase]) -> np.ndarray | None:
         """How far images are from those of the training sites, (N,); None if `no_ood_because` says why not."""
         if self.ood_model is None:
             return None
@@ -149,7 +149,7 @@ class LoadedModel:
             features = self.local_model.model.features(batch.inputs).double().cpu().numpy()
         return self.ood_model.distances(features)
 
-    def shares(self, some: Sequence[Picture]) -> dict[str, np.ndarray]:
+    def shares(self, some: Sequence[InputCase]) -> dict[str, np.ndarray]:
         """Probabilities (N, classes) by task, of N pictures."""
         found = self.answers(self.loader(some))
         return {task.name: found[task.name] for task in self.tasks}

@@ -25,6 +25,8 @@ from fedgraft.common.privacy.accountant import (
     noise_for,
 )
 from fedgraft.common.study.plan import Role
+from fedgraft.common.study.study import Study
+from fedgraft.common.study.subgroups import Subgroup
 
 # Strict, because a rule that was read as something else than its author wrote is worse than none.
 _Switch = Annotated[bool, Field(strict=True)]
@@ -80,6 +82,10 @@ class SitePolicy(Value):
     metrics_studies: _Count = 2
     keep_features: _Switch = True
     retain_statistics: _Switch = False
+    subgroups: dict[str, tuple[str, ...] | tuple[float, ...]] = Field(default={})
+    """Attributes by which figures may be given as well, each with its groups, as `sex: [female, male]` or `age: [0, 40,
+    65, 120]`. A study that asks for other groups of an attribute gets none of it: figures by two sets of groups would
+    together tell of the few cases between their ends."""
     agreement: Agreement = "none"
     agreement_answers: _Count = 3
     plugins: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default={})
@@ -96,6 +102,27 @@ class SitePolicy(Value):
         if self.secure_aggregation_only and self.agreement != "none":
             raise ValueError("agreement lets counts leave in the open, and secure_aggregation_only nothing")
         return self
+
+    def subgroups_of(self, study: Study) -> tuple[Subgroup, ...]:
+        """The study's subgroups of which figures may leave."""
+        withheld = self.subgroups_withheld(study)
+        return tuple(one for one in study.evaluate.subgroups if one.name not in withheld)
+
+    def subgroups_withheld(self, study: Study) -> dict[str, str]:
+        """By name the study's other subgroups, and why figures of them do not leave."""
+        found: dict[str, str] = {}
+        for one in study.evaluate.subgroups:
+            if self.metrics == "noised":  # noise that hides a patient leaves nothing of so few, and costs as much again
+                found[one.name] = "noised counts are not given group by group"
+            elif self.metrics == "none" or (self.metrics == "secure_aggregation" and not study.secure_aggregation):
+                found[one.name] = "`metrics` of the policy lets no figures out"
+            elif self.metrics == "suppressed" and study.secure_aggregation:
+                found[one.name] = "coarse counts do not go into masked sums"
+            elif one.name not in self.subgroups:
+                found[one.name] = "`subgroups` of the policy does not list it"
+            elif not one.is_made_by(self.subgroups[one.name]):
+                found[one.name] = f"`subgroups` of the policy lists other groups than {list(one.values or one.bands)}"
+        return found
 
     def delta_for(self, patients: int) -> float:
         """The delta that a new ledger of a site with so many patients starts with, and then keeps."""

@@ -16,7 +16,7 @@ from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig, read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.governance.egress import EgressLog
-from fedgraft.client.governance.plugins import demand_plugins
+from fedgraft.client.governance.plugins import demand_plugins, demand_readers
 from fedgraft.client.governance.records import Records
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
@@ -80,6 +80,7 @@ class Session:
     def _open(self, study: Study) -> Site:
         config = self.config
         demand_plugins(config.policy, study)
+        demand_readers(config)
         wanted = cohort_request(config, study)
         place = place_of(config, study.digest)
         try:

@@ -16,6 +16,7 @@ from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.runtime.greeting import counts_of
 from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.visit.admission import Admission, Turn
+from fedgraft.client.runtime.visit.choice import receive
 from fedgraft.client.runtime.visit.evaluation import evaluate, released
 from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.runtime.visit.personal import Personal
@@ -29,13 +30,21 @@ from fedgraft.common.base.errors import ENDS, FedgraftError
 from fedgraft.common.methods.memory.carried import up_shapes
 from fedgraft.common.metrics.sums.task_metrics import TaskSums, arrays_of
 from fedgraft.common.privacy.accountant import Spend
+from fedgraft.common.protocol.choosing import choices
 from fedgraft.common.protocol.instructions import Answer, Arrays, Code, Greeting, Instruction, Refusal, Update
 from fedgraft.common.protocol.routing import privacy_request, requires_source
 from fedgraft.common.protocol.states import is_address
 from fedgraft.common.secure_aggregation.masking import OutOfRange, brought_in
-from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summands, metric_summands, tensor_summands
-from fedgraft.common.study.clusters import NamedClusters
-from fedgraft.common.study.schedule import last_exchange
+from fedgraft.common.secure_aggregation.summing import (
+    METRICS,
+    TENSORS,
+    Summands,
+    metric_summands,
+    tensor_summands,
+    with_all_groups,
+)
+from fedgraft.common.study.clusters import AnyClusters, ByLoss, group_of, groups_of
+from fedgraft.common.study.schedule import last_exchange, step_at
 from fedgraft.common.study.study import Study
 
 
@@ -79,9 +88,8 @@ class Site:
             self._guard.admit(self._place.local_model.tags)
             if self._place.source is None and not self._guard.is_source and requires_source(self._study):
                 raise Refused(Code.NO_SOURCE, "the study learns from a source at the site, whose file names none")
-        clusters, is_source = self._study.clusters, self._guard is not None and self._guard.is_source
-        if isinstance(clusters, NamedClusters) and clusters.of(self.name) is None and not is_source:
-            raise Refused(Code.NO_CLUSTER, "the study names the sites of each cluster, and this one is in none")
+        if self._guard is None or not self._guard.is_source:
+            self._refuse_without_cluster(self._study.clusters)
         been_here = self._progress.last > 0
         self._progress.greeted()
         labelled, shows = self._worker.is_labelled, self._shows_metrics
@@ -91,6 +99,14 @@ class Site:
         counts = counts_of(self._study, self._place.cohort, self._guard)
         source = self._guard is not None and self._guard.is_source
         return replace(counts, observer=self._guard is None, labelled=labelled, evaluates=shows, source=source)
+
+    def _refuse_without_cluster(self, clusters: AnyClusters | None) -> None:
+        """Raise Refused if the study will have no model for this site."""
+        if groups_of(clusters) and group_of(clusters, self.name) is None:
+            raise Refused(Code.NO_CLUSTER, "the study names the sites of each cluster, and this one is in none")
+        if isinstance(clusters, ByLoss) and (self._guard is None or not self._worker.is_labelled):
+            why = "sites choose their model by its loss on their labelled training cases, and here are none"
+            raise Refused(Code.NO_CLUSTER, why)
 
     def visit(self, instruction: Instruction) -> Answer:
         """Carry out one instruction, and answer. Never raises: trouble is a constant code."""
@@ -114,16 +130,20 @@ class Site:
         if self._guard is None:
             return "public data of an observer"
         stage = self._study.plan[instruction.stage] if instruction.work else None
-        return self._guard.grounds(stage, self._place.local_model.tags)
+        tags = self._place.local_model.tags
+        step = step_at(self._study, instruction.exchange)
+        chooses = step is not None and bool(choices(self._study, step, tags))
+        also = "; which model the site took, which these tell of anyway" if chooses else ""
+        return self._guard.grounds(stage, tags) + also
 
     def _visit(self, instruction: Instruction) -> Answer:
         """Admit, receive, evaluate, work, seal."""
         turn = self._admission.admit(instruction)
-        self._place.received.take(instruction, turn.stage)
         before = self._local_state.before(turn.exchange)
+        taken = receive(self._place, turn, before)
         metrics = evaluate(self._place, turn, before, shows=self._shows_metrics)
         update = self._work(turn, before) if turn.work else self._end(turn, before)
-        return self._seal(turn, update, metrics)
+        return self._seal(turn, replace(update, cluster=taken), metrics)
 
     def _work(self, turn: Turn, before: Arrays) -> Update:
         """Do the stage's work, and keep what stays.
@@ -179,7 +199,7 @@ class Site:
         update = Update(turn.exchange, {}, {}, {}, {})
         if turn.step.work:
             return update
-        if self._guard is not None and turn.exchange == last_exchange(self._study):
+        if self._guard is not None and self._is_last(turn):
             self._personal.choose(self._place, turn, before, self._log)
         if self._guard is not None and self._sealer is None and turn.evaluate == "test":
             try:
@@ -200,7 +220,8 @@ class Site:
             if TENSORS in turn.accepted.parts:
                 summands[TENSORS] = tensor_summands(update, turn.stage, self._place.local_model.tags)
             if METRICS in turn.accepted.parts and metrics:
-                own = metric_summands(metrics, update.train, self._study.evaluate.floor, self._study)
+                whole = with_all_groups(metrics, self._study) if self._is_last(turn) else metrics
+                own = metric_summands(whole, update.train, self._study.evaluate.floor, self._study)
                 summands[METRICS] = replace(own, arrays=brought_in(own.arrays, len(groups.parts[METRICS])))
             received = self._place.local_model.digests.of(self._place.received.everything)
             try:
@@ -216,6 +237,9 @@ class Site:
         if not self._shows_metrics:
             return update
         return replace(update, metrics={task: arrays_of(sums) for task, sums in metrics.items()})
+
+    def _is_last(self, turn: Turn) -> bool:
+        return turn.exchange == last_exchange(self._study)
 
     @property
     def _shows_metrics(self) -> bool:

@@ -25,6 +25,8 @@ class Metric:
     better: Better = "higher"
     low: float | None = 0.0
     high: float | None = 1.0
+    in_unit: bool = False
+    """Whether it is counted in the unit of the task's values."""
 
     def goodness(self, value: float) -> float:
         """A number that is larger where the value is better."""
@@ -61,9 +63,9 @@ _ROWS = (
     Metric("f1", "F1", _BOTH),
     Metric("brier", "Brier", _CLASSES, "lower", high=2.0),
     Metric("ece", "ECE", _CLASSES, "lower"),
-    Metric("mae", "MAE", _VALUES, "lower", high=None),
-    Metric("rmse", "RMSE", _VALUES, "lower", high=None),
-    Metric("bias", "bias", _VALUES, "near_0", low=None, high=None),
+    Metric("mae", "MAE", _VALUES, "lower", high=None, in_unit=True),
+    Metric("rmse", "RMSE", _VALUES, "lower", high=None, in_unit=True),
+    Metric("bias", "bias", _VALUES, "near_0", low=None, high=None, in_unit=True),
     Metric("r2", "R²", _VALUES, low=None),
     Metric("dice", "Dice", _MASKS),
     Metric("dice_pooled", "Dice of all pixels", _MASKS),
@@ -103,3 +105,9 @@ def drawn_of(shown: Sequence[str]) -> tuple[str, ...]:
 def title(key: str) -> str:
     """A metric's name as reports print it; a plug-in's is its name in words."""
     return TABLE[key].title if key in TABLE else key.replace("_", " ")
+
+
+def title_with_unit(metric: Metric, task: AnyTask) -> str:
+    """A metric's name as reports print it, with the unit that the task's values have: "MAE (mm)"."""
+    unit = f" ({task.unit})" if metric.in_unit and isinstance(task, Regression) else ""
+    return title(metric.name) + unit

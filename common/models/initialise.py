@@ -47,9 +47,9 @@ class Initialised:
         return {key: array.copy() for key, array in state_arrays(self.model).items()}
 
 
-def make_model(study: Study) -> TransferModel:
-    """The study's model with seeded random entries."""
-    return build(blueprint(study, study.model), study.seed)
+def make_model(study: Study, seed: int | None = None) -> TransferModel:
+    """The study's model with random entries, drawn from its seed or another."""
+    return build(blueprint(study, study.model), study.seed if seed is None else seed)
 
 
 def make_teacher(study: Study, teacher: Teacher) -> TransferModel:
@@ -87,9 +87,9 @@ def _demand_named(plan: Blueprint) -> None:
             raise InputError(f"The backbone {plan.backbone!r} is of {plugin}, which is not named.", fix=_NAME_IT)
 
 
-def initialise(study: Study) -> Initialised:
-    """Build the model, seeded by the study, and load its weights. WeightsError if they do not fit."""
-    model = make_model(study)
+def initialise(study: Study, seed: int | None = None) -> Initialised:
+    """Build the model, seeded by the study or otherwise, and load its weights. WeightsError if they do not fit."""
+    model = make_model(study, seed)
     taken, provenance = pretrained(study, study.model, describe(model))
     _put(taken, model)
     if isinstance(study.input, TableInput) and not _keeps_scale(study):

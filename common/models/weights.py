@@ -79,6 +79,11 @@ class WeightsManifest(BaseModel):
     synthetic: bool
     how: str
 
+    @property
+    def is_brought(self) -> bool:
+        """Whether it comes from elsewhere: from no study of fedgraft's."""
+        return not self.trained_on.startswith("study ")
+
 
 @dataclass(frozen=True)
 class KeyReport:

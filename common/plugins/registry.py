@@ -40,9 +40,9 @@ class Kind(StrEnum):
         return self.removesuffix("es") if self.endswith("sses") else self.removesuffix("s")
 
     @property
-    def named_by_studies(self) -> bool:
-        """Whether a study names it, and so whoever wrote that; a tracker or reader is chosen where it runs."""
-        return self not in (Kind.TRACKERS, Kind.READERS)
+    def sees_data(self) -> bool:
+        """Whether its code runs at a site, on the site's data; a tracker runs where the coordinator is."""
+        return self is not Kind.TRACKERS
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def loading(place: str, plugin: Plugin) -> Iterator[None]:
 
 @contextmanager
 def guarded(demand: Callable[[Plugin], None]) -> Iterator[None]:
-    """Nothing that a study names is imported meanwhile of which `demand` raises."""
+    """Nothing that would see a site's data is imported meanwhile of which `demand` raises."""
     token = _guard.set(demand)
     try:
         yield
@@ -116,9 +116,9 @@ def load(kind: Kind, name: str, own: Iterable[str] = ()) -> Any:
     found = source(kind, name)
     if found is None:
         raise InputError(f"There is no {kind.word} {name!r}{instead(name, [*own, *names(kind)])}.")
-    if kind.named_by_studies and (guard := _guard.get()) is not None:
+    if kind.sees_data and (guard := _guard.get()) is not None:
         guard(found.plugin)
-    if kind is not Kind.TRACKERS and not found.plugin.is_local and found.plugin.key not in _digests:
+    if kind.sees_data and not found.plugin.is_local and found.plugin.key not in _digests:
         _digests[found.plugin.key] = digest_of(found.plugin.distribution)
     try:
         return found.get()

@@ -167,6 +167,8 @@ class Update:
     metrics: Mapping[str, Arrays]
     spent: Spend | None = None
     """What the study has cost the site so far; None without differential privacy."""
+    cluster: str = ""
+    """Where sites choose among the models of clusters, the name of the one that this site has taken and worked on."""
 
 
 @dataclass(frozen=True)

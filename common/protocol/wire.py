@@ -181,7 +181,9 @@ def pack_reply(reply: Answer, *, views: bool = False) -> RecordDict:
         if reply.parts:
             records[_MASKED] = pack_tensors(reply.parts, views=views)
         return records
-    records = _pack({"exchange": reply.exchange, "weights": dict(reply.weights), "train": dict(reply.train), **spent})
+    taken = {"cluster": reply.cluster} if reply.cluster else {}
+    facts = {"weights": dict(reply.weights), "train": dict(reply.train)}
+    records = _pack({"exchange": reply.exchange, **facts, **spent, **taken})
     metrics = {f"{task}/{key}": value for task, sums in reply.metrics.items() for key, value in sums.items()}
     for name, arrays in ((_TENSORS, reply.tensors), (_METRICS, metrics)):
         if arrays:
@@ -214,6 +216,7 @@ def unpack_reply(records: RecordDict) -> Answer:
         train=said.numbers(words.get("train")),
         metrics=metrics,
         spent=_spend(words.get("spent")),
+        cluster=said.text(words, "cluster") if "cluster" in words else "",
     )
 
 

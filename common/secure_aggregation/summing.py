@@ -15,6 +15,7 @@ import numpy as np
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.metrics.shown import shown
+from fedgraft.common.metrics.subgroups import names_of
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.metrics.sums.score_histogram import Counts, ScoreHistogram
@@ -113,11 +114,15 @@ def metric_summands(
     """
     seen = train.get("examples", 0.0) if "loss" in train else 0.0
     arrays: dict[str, np.ndarray] = {_LOSS: np.array([train.get("loss", 0.0) * seen, seen])}
+    groups = {} if study is None else names_of(study)
     for task, own in sums.items():
         plain = {key: array for key, array in own.arrays().items() if key not in _SCORES}
         whole = {key: array if array.dtype.kind == "f" else array.astype(np.int64) for key, array in plain.items()}
         if isinstance(own, ClassificationSums | LabelSums):
             whole["scores"] = own.scores.grid()
+        if task in groups:
+            arrays |= {f"{task}/{key}": array for key, array in whole.items()}
+            continue
         values = own.values() if support(own).effective >= floor else {}
         told = [values.get(key) for key in (shown(study, task).names if study else usual(own))]
         whole[_MEANS] = np.array([[0.0 if v is None else v, 0.0 if v is None else 1.0] for v in told])
@@ -125,9 +130,15 @@ def metric_summands(
     return Summands(arrays, {})
 
 
-def metric_shapes(study: Study) -> Shapes:
-    """The shapes and types of `metric_summands` for this study, whatever a site has."""
-    nothing = metric_summands({name: zero(task) for name, task in study.tasks_by_name.items()}, {}, study=study)
+def with_all_groups(sums: Mapping[str, TaskSums], study: Study) -> dict[str, TaskSums]:
+    """A site's sums at the end of a study: of the subgroups that it does not show it puts in nothing."""
+    return {name: zero(study.tasks_by_name[task]) for name, task in names_of(study).items()} | dict(sums)
+
+
+def metric_shapes(study: Study, *, by_group: bool = False) -> Shapes:
+    """The shapes and types of `metric_summands` for this study, whatever a site has; at its end `by_group` too."""
+    sums = {name: zero(task) for name, task in study.tasks_by_name.items()}
+    nothing = metric_summands(with_all_groups(sums, study) if by_group else sums, {}, study=study)
     return {key: (array.shape, array.dtype.name) for key, array in nothing.arrays.items()}
 
 
@@ -149,22 +160,32 @@ def mean_loss(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str,
 
 
 def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
-    """The sums of `metric_summands` by task. InputError if no predictions could have given them."""
+    """The sums of `metric_summands` by task, and by subgroup where they are there.
+
+    InputError if no predictions could have given them.
+    """
     found = {}
-    for task, asked in study.tasks_by_name.items():
-        own = {key.partition("/")[2]: array for key, array in sums.items() if key.partition("/")[0] == task}
-        total, known = own.pop(_MEANS).T
-        grid = own.pop("scores", None)
+    there = {key.partition("/")[0] for key in sums}
+    for name, task in {**{task: task for task in study.tasks_by_name}, **names_of(study)}.items():
+        if name not in there:
+            continue
+        asked = study.tasks_by_name[task]
+        own = {key.partition("/")[2]: array for key, array in sums.items() if key.partition("/")[0] == name}
+        means, grid = own.pop(_MEANS, None), own.pop("scores", None)
         floats = {key for key, array in zero(asked).arrays().items() if array.dtype.kind == "f"}
         plain = {key: array if key in floats else _counts(array) for key, array in own.items()}
         if grid is not None:
             plain |= dict(zip(_SCORES, ScoreHistogram.from_grid(_counts(grid)).arrays(), strict=True))
+        if means is None:  # of a subgroup, which has no mean over sites
+            found[name] = Pooled(sums_from(asked, plain), {}, {})
+            continue
+        total, known = means.T
         told = shown(study, task).names
         sites = dict(zip(told, np.rint(known).astype(int).tolist(), strict=True))
         macro = {
             key: float(t / sites[key]) if sites[key] >= FEWEST else None for key, t in zip(told, total, strict=True)
         }
-        found[task] = Pooled(sums_from(asked, plain), macro, sites)
+        found[name] = Pooled(sums_from(asked, plain), macro, sites)
     return found
 
 

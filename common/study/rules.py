@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.study.operating import OperatingRule
+from fedgraft.common.study.subgroups import MOST_ATTRIBUTES, Subgroup
 
 _LARGEST_CHANGE = 10.0
 _QUORUM, _FEWEST = 0.5, 2
@@ -70,3 +71,20 @@ class Evaluation(Value):
     """Metrics of plug-ins that are worked out as well, wherever a task is of their kind."""
     headline: Annotated[dict[str, str], Field(exclude_if=unless({}))] = Field(default={})
     """By task the metric that is shown first, ranks the sites and decides early stopping, if not the usual one."""
+    subgroups: Annotated[tuple[Subgroup, ...], Field(max_length=MOST_ATTRIBUTES, exclude_if=unless(()))] = ()
+    """Attributes by which figures of the test cases are given as well, group by group, as far as the sites' policies
+    allow it: sex, bands of age, vendor."""
+
+    @field_validator("subgroups")
+    @classmethod
+    def _tells_them_apart(cls, subgroups: tuple[Subgroup, ...]) -> tuple[Subgroup, ...]:
+        """Two sets of groups of one column would tell of the cases between their ends, by subtraction."""
+        for what, own in (
+            ("name", [one.name for one in subgroups]),
+            ("column", [one.column or one.name for one in subgroups]),
+        ):
+            if twice := sorted({one for one in own if own.count(one) > 1}):
+                raise ValueError(
+                    f"two subgroups of one {what}, {', '.join(twice)}, would tell of the cases between them"
+                )
+        return subgroups

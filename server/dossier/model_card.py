@@ -9,6 +9,7 @@ from fedgraft.server.dossier.document import Block, Chapter, Fact, Missing, Sect
 from fedgraft.server.dossier.evidence import Evidence, words
 from fedgraft.server.report import figures, tables
 from fedgraft.server.report.history import enough, mapping, sequence, text
+from fedgraft.server.report.subgroups import by_attribute
 
 
 def model_card(evidence: Evidence) -> Chapter:
@@ -24,7 +25,7 @@ def model_card(evidence: Evidence) -> Chapter:
             Section("Data", tuple(_data(evidence))),
             Section("Figures", tuple(_figures(evidence))),
             Section("Operating point", tuple(_points(evidence))),
-            Section("Subgroups", (Missing("The run has no figures by sex, age band or vendor."),)),
+            Section("Subgroups", tuple(_subgroups(evidence))),
             Section("Limits", tuple(_limits(evidence))),
         ),
     )
@@ -85,6 +86,17 @@ def _points(evidence: Evidence) -> Iterator[Block]:
             yield shown
     if not found:
         yield Missing("No operating point was chosen (evaluate.operating_point of the study).")
+
+
+def _subgroups(evidence: Evidence) -> Iterator[Block]:
+    asked = [(task, view) for task in evidence.record.tasks for view in by_attribute(evidence.record, task)]
+    for task, view in asked:
+        yield Fact(f"Task {task}, by {view.name}:")
+        if view.table.rows:
+            yield view.table
+        yield from ((Fact if view.table.rows else Missing)(remark) for remark in view.remarks)
+    if not asked:
+        yield Missing("No figures by sex, age band or vendor were asked for (evaluate.subgroups of the study).")
 
 
 def _limits(evidence: Evidence) -> Iterator[Block]:

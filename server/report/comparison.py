@@ -12,7 +12,6 @@ from markupsafe import Markup
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json, write_atomic
 from fedgraft.common.metrics.support import TOO_FEW
-from fedgraft.common.metrics.table import title
 from fedgraft.server.report import comparison_plots as plots
 from fedgraft.server.report.comparison_remarks import remarks
 from fedgraft.server.report.history import (
@@ -81,7 +80,7 @@ def write_comparison_page(folder: Path) -> Path:
 
 def _view(question: Row) -> QuestionView:
     rows = [mapping(row) for row in sequence(question.get("rows"))]
-    metric = _metric(text(question.get("metric")))
+    metric = text(question.get("title"))
     against, margin = text(question.get("against")), number(question.get("margin")) or 0.0
     troubles = tuple(f"{text(row.get('arm'))}: {text(one)}" for row in rows for one in sequence(row.get("troubles")))
     return QuestionView(
@@ -102,7 +101,7 @@ def _view(question: Row) -> QuestionView:
         ),
         _arms(question, against),
         tuple(_plan(mapping(one)) for one in sequence(question.get("arms"))),
-        _sites(rows),
+        _sites(rows, text(question.get("kind"))),
         _gains(rows, text(question.get("alone"))),
         tuple(Markup(svg) for svg in plots.drawn(question, metric, against, margin)),
         troubles,
@@ -155,11 +154,11 @@ def _expected(one: Row, question: Row) -> TableLine:
     return TableLine((*cells, _range(one, signed=True)), "failed" if reached is False else "")
 
 
-def _sites(rows: Sequence[Row]) -> ReportTable:
+def _sites(rows: Sequence[Row], kind: str) -> ReportTable:
     """By arm the values at each site, below the test cases that they are of: positives and negatives, or classes."""
     names = sorted({site for row in rows for site in mapping(row.get("sites"))})
     supports = [{site: mapping(mapping(row.get("support")).get(site)) for site in names} for row in rows]
-    cases = (next((_cases(own[site]) for own in supports if own[site]), "") for site in names)
+    cases = (next((_cases(own[site], kind) for own in supports if own[site]), "") for site in names)
     lines = (
         TableLine((_name(row), *(_figure(mapping(row.get("sites")).get(site)) for site in names)), "") for row in rows
     )
@@ -180,19 +179,15 @@ def _gain(found: Row) -> str:
     return f"{_figure(found.get('value'), signed=True)}\n{_range(found, signed=True)}\n{text(found.get('verdict'))}"
 
 
-def _cases(support: Row) -> str:
+def _cases(support: Row, kind: str) -> str:
     few = f"\n{TOO_FEW}" if is_too_few(support) else ""
-    return f"{whole(support.get('n'))}\n{sides(support, '')}{few}"
+    return f"{whole(support.get('n'))}\n{sides(support, kind)}{few}"
 
 
 def _name(row: Row) -> str:
     cases = number(row.get("cases"))
     what = "of each class" if row.get("per_class") is True else "cases"
     return text(row.get("arm")) + (f", {int(cases)} {what}" if cases else "")
-
-
-def _metric(name: str) -> str:
-    return title(name)
 
 
 def _figure(value: object, *, signed: bool = False) -> str:

@@ -26,6 +26,10 @@ from fedgraft.server.report.plots import (
 from fedgraft.server.report.sureness import is_too_few
 
 _LONGEST = 22
+_SHARES = (0.4, 1.1)
+"""Ends of the colours of shares, of which more is better: 1 is not the darkest, and chance is not white."""
+_DARK = 0.64
+"""Where on its way between the ends a colour is too dark for ink."""
 
 
 def drawn(question: Row, metric: str, against: str, margin: float) -> Iterator[str]:
@@ -39,7 +43,7 @@ def drawn(question: Row, metric: str, against: str, margin: float) -> Iterator[s
     if len({number(row.get("cases")) for row in rows}) > 1:
         yield _curve(rows, f"macro {metric}", name)
     for matrix in sequence(question.get("matrices")):
-        yield _matrix(mapping(matrix), metric, name)
+        yield _matrix(mapping(matrix), metric, name, lower_is_better=question.get("better") == "lower")
 
 
 @mpl.rc_context(STYLE)
@@ -103,25 +107,36 @@ def _curve(rows: Sequence[Row], axis: str, name: str) -> str:
 
 
 @mpl.rc_context(STYLE)
-def _matrix(matrix: Row, metric: str, name: str) -> str:
+def _matrix(matrix: Row, metric: str, name: str, *, lower_is_better: bool) -> str:
     rows = {model: mapping(own) for model, own in mapping(matrix.get("values")).items()}
     sites = list(dict.fromkeys(site for own in rows.values() for site in own))
     table = np.array(
         [[np.nan if (v := number(own.get(site))) is None else v for site in sites] for own in rows.values()]
     )
     figure, axes = panel(4.0, 3.4)
-    axes.imshow(table, cmap="Blues", vmin=0.4, vmax=1.1)
+    low, high = _ends(table, lower_is_better=lower_is_better)
+    axes.imshow(table, cmap="Blues_r" if lower_is_better else "Blues", vmin=low, vmax=high)
     axes.grid(False)
     for (model, site), value in np.ndenumerate(table) if len(sites) <= 10 else ():
         if np.isfinite(value):
             shown = f"{value:.2f}".removeprefix("0" if len(sites) > 6 else "")  # or ten would touch each other
-            axes.text(site, model, shown, ha="center", va="center", color="white" if value > 0.85 else INK)
+            dark = (high - value if lower_is_better else value - low) > _DARK * (high - low)
+            axes.text(site, model, shown, ha="center", va="center", color="white" if dark else INK)
     axes.set_xticks(range(len(sites)), [label(site, 10) for site in sites], rotation=40, ha="right")
     axes.set_yticks(range(len(rows)), [label(model, 10) for model in rows])
     cases = number(matrix.get("cases"))
     axes.set(xlabel="tested at", ylabel="trained at")
     axes.set_title(f"{text(matrix.get('arm'))}: {metric}" + (f", {int(cases)} cases" if cases else ""))
     return svg(figure, f"Models at other sites, {name}", f"matrix{name}{int(cases or 0)}")
+
+
+def _ends(table: np.ndarray, *, lower_is_better: bool) -> tuple[float, float]:
+    """Between which values colours go: those of shares, or a little past the values that are there."""
+    known = table[np.isfinite(table)]
+    if not len(known) or (not lower_is_better and known.min() >= 0 and known.max() <= 1):
+        return _SHARES
+    spare = 0.2 * (known.max() - known.min()) or 1.0
+    return float(known.min() - spare), float(known.max() + spare)
 
 
 def _arms(axes: mpl.axes.Axes, rows: Sequence[Row]) -> None:

@@ -15,18 +15,19 @@ _ENOUGH = ("better", "worse", "as good")
 def remarks(question: Row) -> Iterator[str]:
     """One line for each thing that is to be known of a question, as `compare.json` has it."""
     rows = [mapping(row) for row in sequence(question.get("rows"))]
-    yield from _controls(rows)
+    yield from _controls(rows, "below" if question.get("better") == "lower" else "above")
     yield from _work(question)
     yield from _seeds(rows, number(question.get("margin")) or 0.0, text(question.get("against")))
 
 
-def _controls(rows: list[Row]) -> Iterator[str]:
+def _controls(rows: list[Row], where: str) -> Iterator[str]:
+    """Arms whose interval is not on the right side of the best control's: `where` better figures are."""
     for row in rows:
         control = mapping(row.get("control"))
         if control and control.get("clear") is not True:
             low, high, value = (number(control.get(key)) or 0.0 for key in ("low", "high", "value"))
             yield (
-                f"{_name(row)} is not clearly above the control {text(control.get('control'))}: "
+                f"{_name(row)} is not clearly {where} the control {text(control.get('control'))}: "
                 f"{value:+.3f} [{low:+.3f}, {high:+.3f}]. What it has learnt may be a shortcut."
             )
 

@@ -43,21 +43,22 @@ class Tile:
 def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
     """The figures that answer "did it work": the final model on the test split."""
     final, told = record.final(task), record.shown(task)
-    first, second, unit = told.names[0], told.names[1], _unit(record, task)
+    first, second = told.names[0], told.names[1]
+    named = [f"{metric.title}{_unit(record, task) if metric.in_unit else ''}" for metric in told.metrics[:2]]
     sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
     lowest = lowest_site(record, task)
     secure_aggregation = bool(pooled) and not sites
     return (
-        Tile(decimal(_macro(final, first)), f"macro {title(first)}{unit}", _alike(final, first)),
+        Tile(decimal(_macro(final, first)), f"macro {named[0]}", _alike(final, first)),
         Tile(
             decimal(lowest[1]) if lowest else NONE,
-            f"worst site’s {title(first)}{unit}",
+            f"worst site’s {named[0]}",
             lowest[0] if lowest else _HIDDEN * secure_aggregation,
         ),
-        Tile(decimal(_macro(final, second)), f"macro {title(second)}{unit}", _second(final, second)),
+        Tile(decimal(_macro(final, second)), f"macro {named[1]}", _second(final, second)),
         Tile(
             decimal(number(pooled.get(first))),
-            f"pooled {title(first)}{unit}",
+            f"pooled {named[0]}",
             f"{whole(pooled.get('n'))} test cases together{_range(of_pooled(final)[1].get(first))}",
         ),
     )

@@ -31,12 +31,15 @@ from fedgraft.server.report.history import (
     text,
     training_loss,
 )
+from fedgraft.server.report.subgroups import AttributeView, by_attribute
 from fedgraft.server.report.sureness import is_too_few, of_site
 
 _CLUSTERED = {
     "name": "They are named by the study.",
     "sums": "They were made from the sums that each site sent before: sites whose features, class by class, lie less "
     "than half a deviation apart, or hardly further than chance would put them, are together.",
+    "loss": "They were chosen by the sites: each round a site took the model of the lowest loss on its training cases. "
+    "These are the last choices.",
 }
 """What clusters of sites rest on."""
 _MOST_ROC_CLASSES = 6
@@ -62,6 +65,7 @@ class TaskView:
     points: tables.ReportTable
     chosen: str
     """How the operating points were chosen."""
+    subgroups: tuple[AttributeView, ...]
     final: tuple[Markup, ...]
     remark: str
 
@@ -160,6 +164,7 @@ def _task_view(record: RunRecord, task: str) -> TaskView:
         metrics=figures.site_metrics(record, task),
         points=figures.at_operating_points(record, task),
         chosen=_chosen(record, task),
+        subgroups=by_attribute(record, task),
         final=tuple(map(Markup, final)),
         remark=remark,
     )

@@ -30,6 +30,7 @@ def history_row(
         "train": dict(sorted(got.train.items())),
         "spent": dict(sorted(got.spent.items())),
         "train_pooled": got.train_pooled,
+        "chosen": dict(sorted(got.chosen.items())),
         "repeats": got.repeats,
         "ridge_penalties": got.ridge_penalties,
         "evaluated": _evaluated(study, step, ended) if got.metrics or got.pooled or got.observed else None,

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
+from fedgraft.common.base.seeds import derive
 from fedgraft.common.checks.faults.check_clusters import has_own
 from fedgraft.common.closed_form.likeness import SiteSums, clustered, pairs
 from fedgraft.common.closed_form.shapes import cross_name
-from fedgraft.common.methods.memory.carried import up_shapes
+from fedgraft.common.methods.memory.carried import sent_shapes, up_shapes
+from fedgraft.common.models.initialise import initialise
+from fedgraft.common.protocol.choosing import choices, side_by_side
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.packed_symmetric import unpacked
-from fedgraft.common.protocol.routing import Tags
+from fedgraft.common.protocol.routing import Tags, releases_plainly
 from fedgraft.common.protocol.states import States
-from fedgraft.common.study.clusters import BySums, NamedClusters, begins_at
+from fedgraft.common.study.clusters import (
+    AnyClusters,
+    ByLoss,
+    NamedClusters,
+    begins_at,
+    groups_of,
+    numbered,
+    rests_on,
+)
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.schedule import Step
 from fedgraft.common.study.stages.aggregates import Sums
@@ -25,6 +36,7 @@ from fedgraft.common.study.tasks import Task
 from fedgraft.server.aggregation.aggregator import Aggregator, HeadAggregator, aggregator_for
 from fedgraft.server.aggregation.gathered import Gathered
 from fedgraft.server.aggregation.memory import Memory
+from fedgraft.server.rounds.exchange.validation import Limits
 from fedgraft.server.rounds.outcome import Totals
 
 ALL = ""
@@ -65,6 +77,9 @@ class RunModels:
         """By name of the cluster; one of the name `ALL` where there are none."""
         self.shared = States()
         """What the aggregation of entries that clusters share remembers."""
+        self._for_anybody = False
+        self._together: dict[str, np.ndarray] = {}
+        """All models, in an exchange in which sites choose."""
 
     def __iter__(self) -> Iterator[RunModel]:
         return iter(self.of_cluster.values())
@@ -76,39 +91,97 @@ class RunModels:
 
     def has(self, site: str) -> bool:
         """Whether there is a model for the site."""
-        return not self.apart or any(site in sites for sites in self.totals.clusters.values())
+        return not self.apart or self._for_anybody or any(site in sites for sites in self.totals.clusters.values())
 
     def name_of(self, site: str) -> str:
-        """The name of the cluster whose model the site has, `ALL` while there is one model; "" for none either."""
+        """The name of the cluster whose model the site has, `ALL` while there is one model; "" for none either.
+
+        Where sites choose, one that has not done so yet has the first.
+        """
+        none = next(iter(self.of_cluster)) if isinstance(self._study.clusters, ByLoss) else ALL
         found = (name for name, sites in self.totals.clusters.items() if site in sites)
-        return next(found, ALL) if self.apart else ALL
+        return next(found, none) if self.apart else ALL
 
     def of(self, site: str) -> RunModel:
         """The model of a site. KeyError if it is in no cluster."""
         return self.of_cluster[self.name_of(site)]
 
+    def going(self, site: str, *, work: bool) -> Mapping[str, np.ndarray]:
+        """All that a site gets in this exchange, for work or to be measured: its model, or all to choose from."""
+        model = self.of(site)
+        return self._together or (model.sent if work else model.state)
+
+    def chose(self, chosen: Mapping[str, str]) -> None:
+        """Note which models sites have taken, by site; all others keep the one that they had."""
+        for site, name in chosen.items():
+            for own, sites in self.totals.clusters.items():
+                self.totals.clusters[own] = sorted({*sites, site} if own == name else {*sites} - {site})
+
+    def limits(self, stage: Stage) -> dict[str, Limits]:
+        """By cluster what the updates of its sites are held against."""
+        found, largest = {}, self._study.rounds.largest_change
+        for name, model in self.of_cluster.items():
+            on = model.memory.ground(stage)
+            found[name] = Limits(stage, self._tags, model.sent, sent_shapes(on, model.state), largest, on)
+        return found
+
+    def limits_of(self, site: str, limits: Mapping[str, Limits]) -> Mapping[str, Limits]:
+        """Those of a site, by the choice that comes with its update: "" where it has none."""
+        return limits if self._together else {"": limits[self.name_of(site)]}
+
+    def masking(self, sites: Sequence[str]) -> dict[str, list[str]]:
+        """These sites by the group that masks among itself: a cluster, or a part of one, by name; or all."""
+        told = groups_of(self._study.clusters) or {ALL: tuple(sites)}
+        return {name: [site for site in sites if site in own] for name, own in told.items()}
+
+    def of_group(self, group: str) -> str:
+        """The name of the cluster that a group of `masking` is in."""
+        sites = groups_of(self._study.clusters).get(group)
+        return ALL if sites is None else self.name_of(sites[0])
+
     def prepare(self, stage: Stage, step: Step) -> None:
-        """Get ready what goes out in an exchange; where clusters begin with it, each gets its copy first."""
+        """Get ready what goes out in an exchange; where clusters begin with it, each gets its model first."""
         clusters = self._study.clusters
         if clusters is not None and not self.apart and step.stage >= begins_at(clusters, self._study.plan):
-            if isinstance(clusters, NamedClusters):
-                self.totals.clusters = {name: list(sites) for name, sites in clusters.sites.items()}
-            one = self.of_cluster.pop(ALL)
-            self.of_cluster = {
-                name: self._model(one.state, one.memory.states.arrays()) for name in self.totals.clusters
-            }
+            self._begin(clusters)
         self.shared.begin(stage.name)
         for model in self:
             model.prepare(stage, step)
+        self._for_anybody = isinstance(clusters, ByLoss) and step.work and releases_plainly(stage, self._tags)
+        self._together = {}
+        if clusters is not None and choices(self._study, step, self._tags):
+            sent = {name: model.sent for name, model in self.of_cluster.items()}
+            self._together = side_by_side(sent, clusters.own.keys(self._tags))
+
+    def _begin(self, clusters: AnyClusters) -> None:
+        """Give each cluster its model: a copy of the one that all had, or one with random entries of its own."""
+        if isinstance(clusters, NamedClusters):
+            self.totals.clusters = {name: list(sites) for name, sites in clusters.sites.items()}
+        elif isinstance(clusters, ByLoss):
+            self.totals.clusters = {name: self.totals.clusters.get(name, []) for name in clusters.names}
+        one = self.of_cluster.pop(ALL)
+        for at, name in enumerate(self.totals.clusters):
+            state = one.state
+            if at and isinstance(clusters, ByLoss) and clusters.stage is None:
+                fresh = initialise(self._study, derive(self._study.seed, "clusters", name)).state()
+                new = [key for key in clusters.own.keys(self._tags) if np.array_equal(state[key], self._start[key])]
+                state = state | {key: fresh[key] for key in new}  # and what stages before have made stays
+            self.of_cluster[name] = self._model(state, one.memory.states.arrays())
 
     def form(self, stage: Stage, sums: Mapping[str, Arrays]) -> None:
-        """Put sites together by the sums that each has sent in this stage, if it is the one that clusters rest on."""
+        """Put together who is alike by the sums of this stage, if it is the one that clusters rest on.
+
+        `sums` are by site, or by the name of a group of sites that stay together.
+        """
         clusters = self._study.clusters
-        if not isinstance(clusters, BySums) or stage.name != clusters.stage:
+        if clusters is None or isinstance(clusters, NamedClusters) or stage.name != clusters.stage:
             return
         by_site = {site: self._of_first_task(own) for site, own in sums.items()}
-        found = clustered(by_site, clusters.count)
-        self.totals.clusters = {f"cluster_{at}": list(sites) for at, sites in enumerate(found, start=1)}
+        found, groups = clustered(by_site, clusters.count), groups_of(clusters)
+        self.totals.clusters = {
+            name: sorted(site for one in own for site in groups.get(one, (one,)))
+            for name, own in zip(numbered(len(found)), found, strict=True)
+        }
         self.totals.likeness = [
             {"one": pair.one, "other": pair.other, "distance": pair.distance, "by_chance": pair.by_chance}
             for pair in pairs(by_site)
@@ -159,7 +232,7 @@ def _part(arrays: Arrays, name: str) -> dict[str, np.ndarray]:
 class RoundAggregation:
     """Aggregates the updates of one round: each cluster's own entries by themselves, those that they share together."""
 
-    def __init__(self, models: RunModels, stage: Stage, tags: Tags, clusters: NamedClusters | BySums | None) -> None:
+    def __init__(self, models: RunModels, stage: Stage, tags: Tags, clusters: AnyClusters | None) -> None:
         self._models = models
         self.of_cluster = {
             name: aggregator_for(stage, tags, model.memory.states) for name, model in models.of_cluster.items()
@@ -170,8 +243,9 @@ class RoundAggregation:
         }
         """What sums its methods get of each cluster's sites."""
         self.sums: dict[str, Arrays] = {}
-        """By site what it sent, where clusters are made of that."""
-        self._keeps = isinstance(clusters, BySums) and clusters.stage == stage.name
+        """By site or group what it sent, where clusters are made of that."""
+        self._groups = groups_of(clusters)
+        self._keeps = rests_on(clusters) == stage.name
         self._shared: Aggregator | None = None
         ways: dict[str, Callable[[Update], None]] = {name: one.add for name, one in self.gathered.items()}
         if clusters is not None and models.apart and (own := frozenset(clusters.own.keys(tags))) != tags.keys():
@@ -185,12 +259,18 @@ class RoundAggregation:
 
     def take(self, update: Update, site: str) -> None:
         """Take in the update of a site."""
-        if self._keeps:
-            self.sums[site] = unpacked(update.tensors)
-        self.take_sum(update, self._models.name_of(site))
+        group = next((name for name, sites in self._groups.items() if site in sites), site)
+        self._take(update, update.cluster or self._models.name_of(site), group)
 
-    def take_sum(self, update: Update, cluster: str) -> None:
-        """Take in what all sites of a cluster have sent, as one update."""
+    def take_sum(self, update: Update, group: str) -> None:
+        """Take in what all sites that mask together have sent, as one update."""
+        self._take(update, self._models.of_group(group), group)
+
+    def _take(self, update: Update, cluster: str, group: str) -> None:
+        if self._keeps:
+            own = unpacked(update.tensors)
+            before = self.sums.get(group, {})
+            self.sums[group] = {key: array + before[key] if key in before else array for key, array in own.items()}
         self._heard[cluster] += 1
         self._ways[cluster](update)
 

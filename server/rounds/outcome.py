@@ -28,6 +28,11 @@ class Totals:
     likeness: list[dict[str, Any]] = field(default_factory=list)
     """Of clusters from sums, how far apart all pairs of sites lie; see `closed_form.likeness`."""
 
+    @property
+    def taken(self) -> dict[str, list[str]]:
+        """The clusters that have sites: where sites choose, a model may be one that none has."""
+        return {name: sites for name, sites in self.clusters.items() if sites}
+
 
 @dataclass(frozen=True)
 class RunOutcome:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from fedgraft.common.base.environment import fedgraft_version
@@ -51,9 +52,11 @@ def write_result(
             *_remarks(study, totals.undecided),
             *_no_points(study, outcome.points),
             *still_improving(study, rows),
+            *_choices(totals, rows),
         ],
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
+        "subgroups": outcome.scores.subgroups(),
         "operating_points": outcome.scores.at(outcome.points),
         "clusters": _clusters(study, outcome.totals),
         "sites": {
@@ -85,7 +88,27 @@ def _clusters(study: Study, totals: Totals) -> dict[str, Any] | None:
     """Which sites have a model together, and what that rests on; None where all have one."""
     if study.clusters is None:
         return None
-    return {"by": study.clusters.by, "sites": totals.clusters, "likeness": totals.likeness}
+    return {"by": study.clusters.by, "sites": totals.taken, "likeness": totals.likeness}
+
+
+def _choices(totals: Totals, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Models that no site has in the end, and whether sites had come to rest where they chose."""
+    rounds = [row["chosen"] for row in rows if row.get("chosen")]
+    if not rounds:
+        return []
+    said = [
+        f"Model {name} is left out: no site has taken it in the end. Fewer models, or another seed, may do better."
+        for name, sites in totals.clusters.items()
+        if not sites
+    ]
+    moved = sorted(
+        {site for before, now in pairwise(rounds[-3:]) for site in now if before.get(site) not in (None, now[site])}
+    )
+    if moved:
+        said.append(
+            f"In the last rounds {', '.join(moved)} still went from one model to another: who is with whom is chance."
+        )
+    return said
 
 
 def privacy(study: Study, tags: Tags, rows: list[dict[str, Any]], site: str) -> dict[str, Any]:
@@ -210,10 +233,12 @@ def write_model(folder: RunFolder, study: Study, outcome: RunOutcome, source: Pr
             task: known for task, own in outcome.points.items() if (known := tuple(filter(None, own)))
         },
     }
-    clusters = outcome.totals.clusters
+    clusters = outcome.totals.taken
     if clusters:
         write_clusters(folder.path, clusters)
     for cluster, state in outcome.states.items():
+        if cluster and cluster not in clusters:
+            continue
         where = folder_of(folder.path, cluster)
         if cluster:
             RunFolder(where).write_study(study)

@@ -9,7 +9,6 @@ from functools import partial
 
 from fedgraft.common.base.errors import QuorumError
 from fedgraft.common.closed_form.ood import ood_model
-from fedgraft.common.methods.memory.carried import sent_shapes
 from fedgraft.common.protocol.instructions import (
     Arrays,
     Code,
@@ -151,6 +150,7 @@ class Coordinator:
                 model.state |= best(stage, model.memory.states)
             self._folder.event("stopped", stage=stage.name, round=step.round, best=number)
             return
+        self._models.chose(got.chosen)
         for name, aggregated in aggregation.results().items():
             model, own = self._models.of_cluster[name], [s for s in sites if self._models.name_of(s) == name]
             share = len(set(own) & set(got.aggregated)) / len(own) if own else 0.0
@@ -184,8 +184,7 @@ class Coordinator:
         return sorted(site for site, greeting in self._greetings.items() if greeting.observer)
 
     def _instruction(self, step: Step, site: str, split: Split | None) -> Instruction:
-        model = self._models.of(site)
-        going = model.sent if step.work else model.state
+        going = self._models.going(site, work=step.work)
         tensors = lacking(going, self._held.get(site, {}))
         held = {key: array for key, array in going.items() if key not in tensors}
         return Instruction(
@@ -222,7 +221,7 @@ class Coordinator:
         return got, aggregation
 
     def _collect(self, step: Step, stage: Stage, sites: list[str], aggregation: RoundAggregation) -> Collected:
-        split, limits = split_at(self._study, step), self._limits(stage)
+        split, limits = split_at(self._study, step), self._models.limits(stage)
         watch = replace(step, work=False)
         observers = {site: self._instruction(watch, site, "all") for site in self._observers()}
         if self._study.secure_aggregation:
@@ -230,16 +229,9 @@ class Coordinator:
         sources = self._sources()  # their data are not what the model is judged by
         instructions = {site: self._instruction(step, site, None if site in sources else split) for site in sites}
         everybody = instructions | observers
-        own = {site: limits[self._models.name_of(site)] for site in everybody}
-        return self._collector.collect(everybody, own, aggregation.take)
-
-    def _limits(self, stage: Stage) -> dict[str, Limits]:
-        """By cluster what the updates of its sites are held against."""
-        limits, largest = {}, self._study.rounds.largest_change
-        for name, model in self._models.of_cluster.items():
-            on = model.memory.ground(stage)
-            limits[name] = Limits(stage, self._tags, model.sent, sent_shapes(on, model.state), largest, on)
-        return limits
+        whole = {site: self._models.going(site, work=step.work) for site in everybody}
+        own = {site: self._models.limits_of(site, limits) for site in everybody}
+        return self._collector.collect(everybody, whole, own, aggregation.take)
 
     def _summed(
         self,
@@ -250,30 +242,29 @@ class Coordinator:
         observers: Mapping[str, Instruction],
         aggregation: RoundAggregation,
     ) -> Collected:
-        """The masked sums, of one cluster after the other: its sites mask among themselves."""
+        """The masked sums, of one group after the other: its sites mask among themselves."""
         got = Collected()
         stage = stage_of(self._study, step)
 
         def instruction(site: str) -> Instruction:
             return self._instruction(step, site, split)
 
-        for name, own in limits.items():
-            there = [site for site in sites if self._models.name_of(site) == name]
-            due = [site for site in self._due(step, stage, sites) if self._models.name_of(site) == name]
-            watching = {site: one for site, one in observers.items() if self._models.name_of(site) == name}
+        due, watching = (self._models.masking(list(own)) for own in (self._due(step, stage, sites), observers))
+        for name, there in self._models.masking(sites).items():
             wanted = WantedSums(
                 step.exchange,
                 there,
-                self._study.rounds.needed(len(due)),
+                self._study.rounds.needed(len(due[name])),
                 step.work,
                 split,
                 instruction,
                 self._hold,
-                watching,
+                {site: observers[site] for site in watching[name]},
             )
             if name not in self._secure:
                 self._secure[name] = SecureCollector(self._study, self._collector, self._greetings, self._outages)
-            got.join(self._secure[name].collect(wanted, own, partial(aggregation.take_sum, cluster=name)))
+            own = limits[self._models.of_group(name)]
+            got.join(self._secure[name].collect(wanted, own, partial(aggregation.take_sum, group=name)))
         return got
 
     def _due(self, step: Step, stage: Stage, sites: list[str]) -> dict[str, Code | None]:
@@ -292,7 +283,7 @@ class Coordinator:
 
     def _hold(self, site: str) -> None:
         """Remember that a site has what was sent in this exchange."""
-        self._held[site] = self._models.of(site).sent
+        self._held[site] = self._models.going(site, work=True)
 
     def _record(
         self, step: Step, stage: Stage, sites: list[str], got: Collected, scores: Scores, started: float

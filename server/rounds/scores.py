@@ -11,16 +11,18 @@ from fedgraft.common.metrics.operating_point import OperatingPoint, chosen, coun
 from fedgraft.common.metrics.over_sites import worst
 from fedgraft.common.metrics.plugged import metric_named, values_of
 from fedgraft.common.metrics.shown import shown
+from fedgraft.common.metrics.subgroups import by_subgroup, named
 from fedgraft.common.metrics.sums.task_metrics import (
     TaskSums,
     add,
     plain,
 )
 from fedgraft.common.metrics.support import equal_mean, intervals, precise_mean, support
-from fedgraft.common.metrics.table import TABLE, Metric
+from fedgraft.common.metrics.table import TABLE, Metric, headlines
 from fedgraft.common.secure_aggregation.summing import Pooled
 from fedgraft.common.study.operating import OperatingRule
 from fedgraft.common.study.study import Study
+from fedgraft.common.study.subgroups import Subgroup
 
 Points = Mapping[str, list[OperatingPoint | None]]
 """By task, and there by label (or of the second of two classes)."""
@@ -35,7 +37,7 @@ class Scores:
         sums: Mapping[str, Mapping[str, TaskSums]],
         pooled: Mapping[str, Pooled] | None = None,
     ) -> None:
-        self._tasks = study.tasks_by_name
+        self._study, self._tasks = study, study.tasks_by_name
         self._shown = {task: shown(study, task) for task in self._tasks}
         self._floor = study.evaluate.floor
         self._sums = {site: sums[site] for site in sorted(sums)}
@@ -83,6 +85,25 @@ class Scores:
             "probability": point.probability,
             "pooled": pooled and pooled.plain(),
             "sites": {site: None if one is None else one.plain() for site, one in known.items()},
+        }
+
+    def subgroups(self) -> dict[str, Any]:
+        """By task and attribute what `by_subgroup` makes of all cases together (`pooled`) and of each site."""
+        asked = self._study.evaluate.subgroups
+        return {task: {one.name: self._subgroup(task, one) for one in asked} for task in self._tasks if asked}
+
+    def _subgroup(self, task: str, asked: Subgroup) -> dict[str, Any]:
+        names = {named(task, asked.name, at): group for at, group in enumerate(asked.groups)}
+        sites = {s: {names[key]: own[key] for key in names if key in own} for s, own in self._sums.items()}
+        pooled = {names[key]: self._secure[key].sums for key in names if key in self._secure}
+        for own in sites.values():
+            pooled |= {group: add(pooled[group], sums) if group in pooled else sums for group, sums in own.items()}
+        told = (*self._shown[task].names, *headlines(self._tasks[task]))
+        metric = next(TABLE[name] for name in told if name in TABLE)  # groups have no sums of plug-ins' metrics
+        return {
+            "asked": list(asked.groups),
+            "pooled": by_subgroup(metric, pooled, self._floor),
+            "sites": {site: by_subgroup(metric, own, self._floor) for site, own in sites.items() if own},
         }
 
     def macro(self) -> dict[str, float | None]:

@@ -10,14 +10,17 @@ from typing import Any
 
 import mlflow
 
-from fedgraft.common.base.files import read_json, write_json
+from fedgraft.common.base.files import is_there, read_json, write_json
 from fedgraft.common.models.cluster_models import FOLDER
 from fedgraft.common.study.study import Study
 from fedgraft.server.tracking.numbers import numbers
-from fedgraft.server.tracking.tracker import Row
+from fedgraft.server.tracking.tracker import ARM, Row
 
 _EXPERIMENT, _MARK = "fedgraft", "mlflow.json"
 _LEFT = ("model.safetensors", "model.json", "report.html", "result.json", "study.yaml")
+_CONCLUDED = ("compare.html", "compare.json", "compare.csv")
+"""What a comparison leaves; its arms are runs of their own below it."""
+_PARENT = "mlflow.parentRunId"
 _LONGEST, _AT_ONCE = 250, 100
 _ODD = re.compile(r"[^\w./ -]")
 
@@ -37,10 +40,15 @@ class MlflowTracker:
         if mark.exists():
             self._id = str(read_json(mark)["run_id"])
             return
-        made = self._client.create_run(self._experiment, run_name=study.name, tags={"study_digest": study.digest})
+        arm: dict[str, Any] = {"name": study.name, "within": "", "facts": {}}
+        arm |= read_json(run / ARM) if is_there(run / ARM) else {}
+        within = run / arm["within"] / _MARK
+        tags = {"study_digest": study.digest}
+        tags |= {_PARENT: str(read_json(within)["run_id"])} if is_there(within) else {}
+        made = self._client.create_run(self._experiment, run_name=arm["name"], tags=tags)
         self._id = made.info.run_id
         write_json(mark, {"run_id": self._id})
-        parameters = list(_flat(study.model_dump(mode="json")))
+        parameters = list(_flat({"compare": arm["facts"]} | study.model_dump(mode="json")))
         for start in range(0, len(parameters), _AT_ONCE):
             for key, value in parameters[start : start + _AT_ONCE]:
                 self._client.log_param(self._id, _ODD.sub("_", key), value[:_LONGEST])
@@ -54,7 +62,7 @@ class MlflowTracker:
         """Finished, or failed where sites were missing or the run was broken off."""
         if result is not None:
             self._client.set_tag(self._id, "status", f"{result['status']}: {result['headline']}")
-            for path in (run / name for name in _LEFT):
+            for path in (run / name for name in (*_LEFT, *_CONCLUDED)):
                 if path.is_file():
                     self._client.log_artifact(self._id, str(path))
             if (run / FOLDER).is_dir():  # one for each cluster of sites

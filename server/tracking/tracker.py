@@ -21,6 +21,9 @@ _OWN = {
     "mlflow": "mlflow_run:MlflowTracker",
 }
 
+ARM = "arm.json"
+"""In the folder of a comparison's arm: `name`, the comparison's folder as `within`, from there, and `facts` by name."""
+
 Row = Mapping[str, Any]
 
 

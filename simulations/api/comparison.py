@@ -12,7 +12,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
 from fedgraft.common.study.study import find_study, locate
 from fedgraft.simulations.api.frames import data_frame
-from fedgraft.simulations.api.simulate import AnyScenario, AnyStudy, bar, open_study
+from fedgraft.simulations.api.simulate import AnyScenario, AnyStudy, bar, open_study, warn
 from fedgraft.simulations.compare.command import CompareRequest, carry_out
 from fedgraft.simulations.compare.question import read_comparison, usual_questions
 from fedgraft.simulations.phantoms.scenario import Scenario
@@ -72,13 +72,15 @@ def compare(  # noqa: PLR0913 - they are what a comparison has
     out: Path | str | None = None,
     workers: int = 2,
     threads: int = 1,
+    track: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Comparison:
     """Run a study and its alternatives on the same splits and seeds; continued if `out` holds some of it already.
 
     `arms` such as `study`, `scratch`, `local`, `pooled`, `fedavg`; the first is what the others are held against. If
     not given, the questions of the study's file, of which `only` picks some, or the usual arms. `seeds` are paired; 3
-    if not given, or as the file says. InputError for what cannot be compared; RunError if a run fails on the way.
+    if not given, or as the file says. `track` names trackers, as for `simulate`: a run of theirs for each arm and
+    seed, and one for what is concluded. InputError for what cannot be compared; RunError if a run fails on the way.
     """
     shown = bar(progress)
     found, source = open_study(study)
@@ -98,13 +100,14 @@ def compare(  # noqa: PLR0913 - they are what a comparison has
         quick=quick,
         workers=workers,
         threads=threads,
+        track=tuple(track),
     )
 
     def tell(line: str) -> None:
         if shown is not None:
             shown.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    return Comparison(carry_out(found, questions, shipped, asked, tell))
+    return Comparison(carry_out(found, questions, shipped, asked, tell, warn))
 
 
 def load_comparison(path: Path | str) -> Comparison:

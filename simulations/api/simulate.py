@@ -66,7 +66,7 @@ def simulate(  # noqa: PLR0913 - they are what a simulation has
     sites were missing and the study does not say that fewer will do: `load_run` has all the same what there is.
     """
     to = trackers(track)
-    run = set_up(choose(study, (), scenario), None if out is None else Path(out), _warn)
+    run = set_up(choose(study, (), scenario), None if out is None else Path(out), warn)
     return _finished(run, Engine(name=engine, workers=workers, threads=threads), to, progress)
 
 
@@ -150,7 +150,7 @@ def carry_out(run: Path, engine: Engine, console: Terminal | None) -> None:
 
 
 def _finished(run: Path, engine: Engine, to: Sequence[Tracker], progress: bool | None) -> Run:
-    with explained(SiteLogs(run)), tracked(run, to, _warn):
+    with explained(SiteLogs(run)), tracked(run, to, warn):
         carry_out(run, engine, bar(progress))
         demand_enough(run, read_json(run / "result.json"))
     return load_run(run)
@@ -163,5 +163,6 @@ def bar(progress: bool | None) -> Terminal | None:
     return console if wanted else None
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """To whoever called: as a warning of Python's."""
     warnings.warn(text, stacklevel=4)

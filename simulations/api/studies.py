@@ -7,6 +7,8 @@ from typing import Any
 
 from fedgraft.common.checks.explain import describe_task, sentence
 from fedgraft.common.checks.explain import explain as explain_study
+from fedgraft.common.checks.far_source import torn
+from fedgraft.common.checks.together import who_is_together
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.api.simulate import AnyStudy, open_study
 from fedgraft.simulations.planning.pricing import Price
@@ -31,9 +33,12 @@ class Explanation:
 def explain(study: AnyStudy) -> Explanation:
     """What a study will do, stage by stage. StudyError with every reason why it cannot work."""
     found, source = open_study(study)
-    rows = explain_study(found, source).rows
+    explained = explain_study(found, source)
+    rows = explained.rows
     said = tuple(f"{stage.name}: {sentence(stage, row)}" for stage, row in zip(found.plan, rows, strict=True))
-    said += () if found.clusters is None else (found.clusters.description,)
+    start = explained.start
+    advised = torn(found, start.provenance.manifest, start.architecture.tags)
+    said += (*who_is_together(found, start.architecture.entries), *filter(None, (advised,)))
     return Explanation(found, tuple(map(describe_task, found.tasks)), said, tuple(rows))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedgraft.client.data.cohorts.batches import fit
-from fedgraft.client.data.readers.rows import read_rows
-from fedgraft.client.inference.images import Picture, pictures, pictures_of
+from fedgraft.client.inference.cases import InputCase, InputCases, Reading, read_cases, read_files
 from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.study.inputs import ImageInput, InputSpec, TableInput
+from fedgraft.common.study.inputs import InputSpec, TableInput
 from fedgraft.common.study.tasks import Multilabel, Task
 from fedgraft.simulations.api.frames import data_frame
 
@@ -52,6 +52,12 @@ class Predictions:
                 elif own.ndim == 1:
                     row[task] = float(own[at])
         return data_frame(rows)
+
+
+def _name(one: InputCase, images: int) -> str:
+    if one.line is not None:
+        return str(one.line)
+    return f"{one.file}#{one.frame}" if images > 1 else one.file
 
 
 class TrainedModel(nn.Module):
@@ -92,34 +98,30 @@ class TrainedModel(nn.Module):
         (batch,) = loader.batches([torch.arange(len(images))])
         return batch.inputs
 
-    def predict(self, inputs: Inputs) -> Predictions:
-        """What the model says of a folder of DICOM files or images, of some files, of a CSV table, or of an array.
+    def predict(self, inputs: Inputs, cohort: Mapping[str, Any] | Path | str | None = None) -> Predictions:
+        """What the model says of a folder or file of any kind that a cohort can be of, of some files, or of an array.
 
-        Arrays are as for `prepare`. InputError if nothing can be used.
+        The names of files tell what they are, and all frames and slices are read. `cohort` says otherwise: keys as a
+        site's cohort has them, such as {"kind": "nifti", "plane": "coronal"}, or the folder of a site, whose way of
+        reading is then used. Arrays are as for `prepare`. InputError if nothing can be used.
         """
         if isinstance(inputs, np.ndarray | Tensor):
             stored = self._stored(inputs)
             return self._predictions(tuple(map(str, range(len(stored)))), stored, {})
-        if isinstance(self.input, TableInput):
-            if not isinstance(inputs, Path | str):
-                raise InputError("The model is for tables.", fix="Give the path of a CSV file, or an array.")
-            table, values, _ = read_rows(Path(inputs), self.input)
-            return self._predictions(tuple(map(str, table.lines)), torch.from_numpy(values), {})
-        return self._of_files(inputs, self.input)
+        reading = Reading.of(cohort)
+        if isinstance(inputs, Path | str):
+            return self._of(read_cases(Path(inputs), self.input, reading))
+        files = [(Path(path), str(path), Path(path).parent) for path in inputs]
+        return self._of(read_files(files, self.input, reading))
 
-    def _of_files(self, inputs: Path | str | Sequence[Path | str], size: ImageInput) -> Predictions:
-        if isinstance(inputs, Path | str) and Path(inputs).is_dir():
-            found: list[Picture] = list(pictures(Path(inputs), size))
-        else:
-            paths = [inputs] if isinstance(inputs, Path | str) else inputs
-            found = [one for path in paths for one in pictures_of(Path(path), str(path), size)]
-        problems = {one.file: one.problem for one in found if one.problem}
-        usable = [(one, one.stored) for one in found if one.stored is not None]
-        if not usable:
-            raise InputError(f"Nothing can be used: {', '.join(sorted(set(problems.values()))) or 'no files'}.")
-        files = [one.file for one, _ in usable]
-        names = tuple(f"{one.file}#{one.frame}" if files.count(one.file) > 1 else one.file for one, _ in usable)
-        return self._predictions(names, torch.from_numpy(np.stack([stored for _, stored in usable])), problems)
+    def _of(self, found: InputCases) -> Predictions:
+        usable = found.usable
+        counts = Counter(one.file for one in usable)
+        names = tuple(_name(one, counts[one.file]) for one in usable)
+        problems = {one.file: one.problem for one in found.all if one.problem}
+        return self._predictions(
+            names, torch.from_numpy(np.stack([one.stored for one in usable if one.stored is not None])), problems
+        )
 
     def _predictions(self, names: tuple[str, ...], stored: Tensor, problems: dict[str, str]) -> Predictions:
         parts = [self._reader.answers(self._reader.over(part)) for part in torch.split(stored, _BATCH)]

@@ -20,6 +20,8 @@ from fedgraft.common.checks.explain import (
     explain,
     sentence,
 )
+from fedgraft.common.checks.far_source import torn
+from fedgraft.common.checks.together import who_is_together
 from fedgraft.common.protocol.routing import releases_plainly
 from fedgraft.common.secure_aggregation.masking import FEWEST
 from fedgraft.common.study.study import Study
@@ -41,8 +43,11 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *
     explained = explain(study, str(path))
     prices = [price(study, count, metrics_epsilon=sites.metrics_epsilon) for count in sites.patients]
     advice = [one for count in sites.patients for one in _advice(study, explained.start, count)]
+    together = who_is_together(study, explained.start.architecture.entries)
+    advised = torn(study, explained.start.provenance.manifest, explained.start.architecture.tags)
     if as_json:
-        facts = {"study": study.name, "digest": study.digest, "plan": explained.rows}
+        facts = {"study": study.name, "digest": study.digest, "plan": explained.rows, "clusters": together}
+        facts |= {"two_steps": advised}
         facts |= {"prices": [asdict(one) for one in prices], "advice": [asdict(one) for one in advice]}
         sys.stdout.write(json.dumps(facts) + "\n")
         return
@@ -55,8 +60,8 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *
         say(f"Asks for {describe_task(task)}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
         say(f"{number}. {stage.name}: {sentence(stage, row)}")
-    if study.clusters is not None:
-        say(study.clusters.description)
+    for sentence_ in (*together, *filter(None, (advised,))):
+        say(sentence_)
     if not study.plan:
         say("Nobody trains, and no entry leaves a site: each measures this model on its test cases, and sends figures.")
     if study.secure_aggregation:

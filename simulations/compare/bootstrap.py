@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from fedgraft.common.base.seeds import derive
-from fedgraft.common.metrics.plugged import plugged_metric
-from fedgraft.common.metrics.sums.score_histogram import ranks, weighted_auroc
-from fedgraft.simulations.compare.running.models import Answers
+from fedgraft.simulations.compare.measures.answers import Answers
+from fedgraft.simulations.compare.measures.measure import Measure
+from fedgraft.simulations.compare.measures.shares import Floats, mean_known
 
-Floats = NDArray[np.float64]
 Replicate = tuple[int, int]
 DRAWS = 2000
 
@@ -43,33 +40,6 @@ def draw_patients(answers: Answers, replicate: Replicate, site: str, draws: int 
     return counts[:, answers.patients]
 
 
-def metric(name: str, answers: Answers, weights: Floats) -> Floats:
-    """The metric for each row of case weights, (rows,); NaN where it is undefined. As in `common.metrics`."""
-    if not len(answers.targets):
-        return np.full(len(weights), np.nan)
-    if name == "auroc":
-        found, classes = ranks(answers.logits).T, answers.logits.shape[1]
-        asked = range(1, 2) if classes == 2 else range(classes)
-        each = [weighted_auroc(bins, answers.targets == row, weights) for bins, row in zip(found, asked, strict=True)]
-        return _mean_known(np.stack(each))
-    hit = (answers.logits.argmax(axis=1) == answers.targets).astype(np.float64)
-    if name == "accuracy":
-        return _ratio(weights @ hit, weights.sum(axis=1))
-    if name == "balanced_accuracy":
-        true = [answers.targets == label for label in range(answers.logits.shape[1])]
-        return _mean_known(np.stack([_ratio(weights @ (hit * own), weights @ own.astype(float)) for own in true]))
-    if name == "brier":
-        return _ratio(weights @ _brier(answers), weights.sum(axis=1))
-    return _plugged(name, answers, weights)
-
-
-def _plugged(name: str, answers: Answers, weights: Floats) -> Floats:
-    one = plugged_metric(name)
-    sums = weights @ one.cases(answers.logits, answers.targets)
-    values = [one.value(own) if weight > 0 else None for own, weight in zip(sums, weights.sum(axis=1), strict=True)]
-    return np.array([np.nan if value is None else value for value in values])
-
-
 def over_replicates(values: Mapping[Replicate, Floats], seed: int = 0) -> Interval:
     """The mean over replicates, from each one's (draws + 1,) values: the estimate first, then its draws.
 
@@ -80,9 +50,9 @@ def over_replicates(values: Mapping[Replicate, Floats], seed: int = 0) -> Interv
     count, draws = len(table), table.shape[1] - 1
     rng = np.random.default_rng(derive(seed, "replicates"))
     chosen = rng.integers(count, size=(draws, max(1, count - 1)))
-    drawn = np.nanmean(table[chosen, np.arange(1, draws + 1)[:, None]], axis=1)
+    drawn = mean_known(table[chosen, np.arange(1, draws + 1)[:, None]].T)
     drawn = drawn[np.isfinite(drawn)]
-    estimate = float(np.nanmean(table[:, 0]))
+    estimate = float(mean_known(table[:, 0]))
     if not len(drawn):
         return Interval(estimate, *[float("nan")] * 5)
     low, low90, high90, high = np.percentile(drawn, (2.5, 5, 95, 97.5)).tolist()
@@ -102,7 +72,7 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 ONE_SEED = "one seed decides nothing"
 
 
-def verdict(difference: Interval, adjusted: float, margin: float, *, seeds: int, lower_is_better: bool = False) -> str:
+def verdict(difference: Interval, adjusted: float, measure: Measure, *, seeds: int) -> str:
     """In words: better, worse, as good within the margin (both one-sided tests at 5 %), or not decided.
 
     Not to be significant is never taken for equal. Of one seed nothing is said: what another order of batches would
@@ -110,34 +80,21 @@ def verdict(difference: Interval, adjusted: float, margin: float, *, seeds: int,
     """
     if seeds < 2:
         return ONE_SEED
+    margin = measure.margin
     equal = -margin < difference.low90 and difference.high90 < margin
     if adjusted < 0.05:
-        word = "better" if (difference.value > 0) != lower_is_better else "worse"
+        word = "better" if (difference.value > 0) != measure.lower_is_better else "worse"
         return f"{word}, within {margin:g}" if equal else word
     return f"as good within {margin:g}" if equal else "not decided"
 
 
-def across(sites: Sequence[Floats], how: str) -> Floats:
-    """`macro` mean over the sites where the metric is defined, or the `worst`, lowest, of them, draw by draw."""
-    table: Floats = np.stack(sites)
-    if how == "macro":
-        return _mean_known(table)
-    lowest = np.asarray(np.where(np.isnan(table), np.inf, table).min(axis=0))
-    lowest[np.isinf(lowest)] = np.nan
-    return lowest
+def macro(sites: Sequence[Floats]) -> Floats:
+    """The mean over the sites where the metric is defined, each alike, draw by draw."""
+    return mean_known(np.stack(sites))
 
 
-def _brier(answers: Answers) -> Floats:
-    logits = answers.logits.astype(np.float64)
-    shares = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
-    error = ((shares - np.eye(logits.shape[1])[answers.targets]) ** 2).sum(axis=1)
-    return np.asarray(error / (2 if logits.shape[1] == 2 else 1))
-
-
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    return np.asarray(np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0))
-
-
-def _mean_known(table: Floats) -> Floats:
-    known = ~np.isnan(table)
-    return _ratio(np.where(known, table, 0.0).sum(axis=0), known.sum(axis=0).astype(np.float64))
+def worst(sites: Sequence[Floats], measure: Measure) -> Floats:
+    """The lowest of the sites, or of a metric that should be low the highest, draw by draw; NaN where none has one."""
+    table = measure.sign * np.stack(sites)
+    lowest = np.where(np.isnan(table), np.inf, table).min(axis=0)
+    return np.asarray(measure.sign * np.where(np.isinf(lowest), np.nan, lowest))

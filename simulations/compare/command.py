@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,15 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
 from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.config.config_files import describe
-from fedgraft.common.metrics.table import title
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.study import Study, locate
-from fedgraft.common.study.tasks import Task
 from fedgraft.server.report import build_comparison_page
 from fedgraft.server.report.comparison_remarks import remarks
 from fedgraft.simulations.compare.question import Question, Questions, changed, read_comparison
 from fedgraft.simulations.compare.result import answered, groups, lines
 from fedgraft.simulations.compare.running.cells import Cell, cells, run
-from fedgraft.simulations.compare.running.progress import time_left
+from fedgraft.simulations.compare.running.progress import Tell, time_left
+from fedgraft.simulations.compare.running.tracking import ComparisonTrackers
 from fedgraft.simulations.engines.run import check_hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import Scenario, find_scenario
@@ -61,6 +60,7 @@ class CompareRequest:
     threads: int
     cases: tuple[int, ...] = ()
     """In place of the numbers of training cases that questions are repeated with; those without such stay so."""
+    track: tuple[str, ...] = ()
 
 
 def compare(asked: CompareRequest, *, as_json: bool) -> None:
@@ -79,21 +79,30 @@ def compare(asked: CompareRequest, *, as_json: bool) -> None:
 
 
 def carry_out(
-    study: Study, comparison: Questions, shipped: str | None, asked: CompareRequest, tell: Callable[[str], None]
+    study: Study,
+    comparison: Questions,
+    shipped: str | None,
+    asked: CompareRequest,
+    tell: Tell,
+    warn: Tell | None = None,
 ) -> Path:
     """Carry out what is left of a comparison, and return its folder with `compare.json`, a table and a page in it.
 
-    `shipped` is the scenario that the study's file names. InputError for what cannot be compared.
+    `shipped` is the scenario that the study's file names; `warn` hears of trackers that fail, `tell` if absent.
+    InputError for what cannot be compared.
     """
     started = time.monotonic()
-    comparison = _chosen(comparison, asked)
+    left = [one.name for one in comparison.questions if one.by_name and not asked.only]
+    comparison = asked_for(comparison, asked)
+    if left and not asked.arms:
+        tell(f"Left for --only NAME, since they are long: {', '.join(left)}")
     out = asked.out or Path("runs") / f"{study.name}-compare"
     demand_place(out)
+    to = ComparisonTrackers(asked.track, out, warn or tell)
     todo, where, synthetic = _cells(study, comparison, asked, shipped)
     _take(out, study)
     out.chmod(0o700)
-    _run([cell for own in todo.values() for cell in own], out / "cells", asked, tell)
-    result: dict[str, Any] = {
+    facts = {
         "schema": SCHEMA,
         "study": study.name,
         "study_digest": study.digest,
@@ -101,37 +110,39 @@ def carry_out(
         "seeds": _seeds(comparison, asked),
         "quick": asked.quick,
         "environment": environment(study.seed, "compare"),
-        "questions": [],
     }
-    rows: list[dict[str, Any]] = []
-    for question in (one for one in comparison.questions if one.name in todo):
-        found = groups(todo[question.name], out / "cells")
-        result["questions"].append(answered(question, study, found) | {"scenario": where[question.name]})
-        rows += lines(question, found)
-    result["seconds"] = round(time.monotonic() - started, 1)
-    write_json(out / "compare.json", result)
-    write_atomic(out / "compare.csv", _csv(rows))
-    build_comparison_page(out)
+    with to.concluding(study):
+        _run([cell for own in todo.values() for cell in own], out / "cells", (asked, to), tell)
+        questions = [one for one in comparison.questions if one.name in todo]
+        found = {one.name: groups(todo[one.name], out / "cells") for one in questions}
+        said = [answered(one, found[one.name]) | {"scenario": where[one.name]} for one in questions]
+        rows = [line for one in questions for line in lines(one, found[one.name])]
+        write_json(out / "compare.json", facts | {"questions": said, "seconds": round(time.monotonic() - started, 1)})
+        write_atomic(out / "compare.csv", _csv(rows))
+        build_comparison_page(out)
     make_private(out)
     return out
 
 
-def _run(todo: Sequence[Cell], out: Path, asked: CompareRequest, tell: Callable[[str], None]) -> None:
+def _run(todo: Sequence[Cell], out: Path, asked: tuple[CompareRequest, ComparisonTrackers], tell: Tell) -> None:
     """Run what is left, and say how far it is: before the first cell, after each, and between while none ends."""
-    started, already = time.monotonic(), None
-    tell(f"{len({cell.digest for cell in todo})} runs, {asked.workers} at a time; what is there is not run again")
-    for cell, done, of in run(todo, out, asked.workers, asked.threads, tell):
+    (request, to), started, already = asked, time.monotonic(), None
+    tell(f"{len({cell.digest for cell in todo})} runs, {request.workers} at a time; what is there is not run again")
+    for cell, done, of in run(todo, out, request.workers, request.threads, tell):
         already = done - 1 if already is None else already
         tell(f"{done}/{of} {cell.words()}{time_left(done, of, started, already)}")
+        to.done(cell, out)
+    for cell in todo:  # those that were there, and arms that others' runs stand for
+        to.done(cell, out)
 
 
-def _chosen(comparison: Questions, asked: CompareRequest) -> Questions:
+def asked_for(comparison: Questions, asked: CompareRequest) -> Questions:
     """The questions that are asked for; with other arms, if some are named."""
     unknown = sorted(set(asked.only) - {question.name for question in comparison.questions})
     if unknown:
         known = ", ".join(question.name for question in comparison.questions)
         raise InputError(f"No question is called {', '.join(unknown)}; there are: {known}.")
-    questions = [one for one in comparison.questions if not asked.only or one.name in asked.only]
+    questions = [one for one in comparison.questions if (one.name in asked.only if asked.only else not one.by_name)]
     if asked.cases:
         questions = [_at(one, asked.cases) if one.cases else one for one in questions]
     if asked.arms:
@@ -161,12 +172,6 @@ def _cells(
     found, where = dict[str, list[Cell]](), dict[str, str]()
     synthetic, looked_at = False, list[tuple[Scenario, InputSpec]]()
     for question in comparison.questions:
-        task = study.tasks_by_name.get(question.task or study.tasks[0].name)
-        if task is not None and not isinstance(task, Task):
-            raise InputError(
-                f"Question {question.name!r} is about task {task.name!r}, and only classes can be compared yet.",
-                fix="Name a task that asks for classes as the question's `task`.",
-            )
         name = asked.scenario or question.scenario or shipped
         if name is None:
             raise InputError(f"{asked.study} names no scenario.", fix="Say which hospitals to use: --scenario FILE.")
@@ -213,7 +218,7 @@ def show(folder: Path) -> None:
 
 def _show(result: dict[str, Any], page: Path) -> None:
     for question in result["questions"]:
-        metric = title(question["metric"])
+        metric = question["title"]
         table = Table(
             Column("arm", no_wrap=True),  # a name that is cut is not found again
             f"macro {metric}",
@@ -298,7 +303,8 @@ def _signed(value: float | None) -> str:
 
 def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))  # tasks of other kinds have other metrics
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()

@@ -7,14 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fedgraft.common.metrics.plugged import metric_named
-from fedgraft.simulations.compare.bootstrap import (
-    Floats,
-    Replicate,
-    holm,
-    over_replicates,
-    verdict,
-)
+from fedgraft.simulations.compare.bootstrap import Replicate, holm, over_replicates, verdict
+from fedgraft.simulations.compare.measures.measure import Measure
+from fedgraft.simulations.compare.measures.shares import Floats
 from fedgraft.simulations.compare.question import Question
 
 Drawn = Mapping[Replicate, Mapping[str, Floats]]
@@ -25,14 +20,12 @@ def alone_in(question: Question) -> str | None:
     return next((arm.name for arm in question.arms if arm.who == "alone" and arm.labels == "known"), None)
 
 
-def gains(question: Question, arm: str, mine: Drawn, alone: Drawn) -> dict[str, dict[str, Any]] | None:
+def gains(measure: Measure, mine: Drawn, alone: Drawn) -> dict[str, dict[str, Any]] | None:
     """By site the gain of an arm over training alone, with its 95 % interval over patients and seeds, and a verdict.
 
-    p is adjusted over the sites (Holm): with many of them one would else seem to gain or lose by chance. None for the
-    arm in which sites train alone, and where none trains. Sites whose cases are too few to say are left out.
+    p is adjusted over the sites (Holm): with many of them one would else seem to gain or lose by chance. None where
+    no site has both. Sites whose cases are too few to say are left out.
     """
-    if arm == alone_in(question):
-        return None
     both = sorted(mine.keys() & alone.keys())
     sites = sorted({site for replicate in both for site in mine[replicate].keys() & alone[replicate].keys()})
     apart = {
@@ -42,20 +35,13 @@ def gains(question: Question, arm: str, mine: Drawn, alone: Drawn) -> dict[str, 
     known = {site: own for site, own in apart.items() if any(np.isfinite(values[0]) for values in own.values())}
     found = {site: over_replicates(own) for site, own in known.items()}
     adjusted = holm({site: interval.p for site, interval in found.items()})
-    lower = metric_named(question.metric).better == "lower"
     return {
         site: {
             "value": interval.value,
             "low": _number(interval.low),
             "high": _number(interval.high),
             "holm": _number(adjusted[site]),
-            "verdict": verdict(
-                interval,
-                adjusted[site],
-                question.margin,
-                seeds=len({seed for seed, _ in known[site]}),
-                lower_is_better=lower,
-            ),
+            "verdict": verdict(interval, adjusted[site], measure, seeds=len({seed for seed, _ in known[site]})),
         }
         for site, interval in found.items()
     } or None

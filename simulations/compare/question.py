@@ -18,7 +18,7 @@ from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.methods.presets import presets
 from fedgraft.common.study.model_spec import ENSEMBLE, Model
 from fedgraft.common.study.study import Study, parse_study
-from fedgraft.simulations.compare.comparable import metric_faults
+from fedgraft.simulations.compare.measures.measure import RANKED, metric_faults
 from fedgraft.simulations.compare.work import preset
 
 Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
@@ -169,6 +169,8 @@ class Question(Value):
     """What the question is called, also for `--only`."""
     asks: str = ""
     """The question in words, for the page."""
+    by_name: bool = False
+    """A long one: it is asked where `--only` names it, and left out of all others."""
     scenario: str | None = None
     """The hospitals, by name or file; those of the study if absent."""
     keys: dict[str, Any] = Field(default={}, alias="set")
@@ -179,8 +181,8 @@ class Question(Value):
     """The arm that all others are held against."""
     task: str | None = None
     """The task that is measured; the first if absent."""
-    metric: str = "auroc"
-    """What is measured: auroc, accuracy, balanced_accuracy, brier, or a plug-in's metric of classes."""
+    metric: str | None = None
+    """What decides: a metric of the task's kind, or a plug-in's; the task's headline if absent."""
     cases: tuple[Annotated[int, Field(ge=1)], ...] = ()
     shots: tuple[Annotated[int, Field(ge=1)], ...] = ()
     draws: Annotated[int, Field(ge=1)] = 5
@@ -189,7 +191,8 @@ class Question(Value):
     folds: Annotated[int, Field(ge=2)] | None = None
     hide: tuple[str, ...] = ()
     measure: tuple[str, ...] = ()
-    margin: Annotated[float, Field(gt=0)] = 0.02
+    margin: Annotated[float, Field(gt=0)] | None = None
+    """In the metric's unit; if absent .02, of values a twentieth of the task's `std`, of distances 1 mm."""
     expect: tuple[Expectation, ...] = ()
     """What should come out; the page says whether it did."""
 
@@ -212,7 +215,7 @@ class Question(Value):
         for one in self.expect:
             if one.cases is not None and one.cases not in self.sizes:
                 faults.append(f"expect: {one.cases} is not among the cases or shots")
-        faults += metric_faults(self.metric)
+        faults += metric_faults(self.metric) if self.metric is not None else []
         faults += self._few() if self.shots else []
         if faults:
             raise ValueError("; ".join(faults))
@@ -226,9 +229,10 @@ class Question(Value):
     def _few(self) -> list[str]:
         """Faults of a question with `shots`: keys and metrics that do not go with it."""
         faults = ["shots: go with neither cases nor folds"] if self.cases or self.folds else []
-        if self.metric == "auroc":
+        if self.metric in (None, *RANKED):
             faults.append(
-                "metric: draws of shots are averaged, and scores of several models make no AUROC; use another"
+                "metric: draws of shots are averaged, and scores of several models make no AUROC; name another, such "
+                "as balanced_accuracy"
             )
         others = [arm.name for arm in self.arms if arm.who not in ("new_site", "nobody")]
         if others:
@@ -248,6 +252,8 @@ class Questions(Value):
         names = [question.name for question in self.questions]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"more than one question is called {', '.join(twice)}")
+        if all(question.by_name for question in self.questions):
+            raise ValueError("questions: all are by_name, so that none would be asked; leave it out of one")
         return self
 
 

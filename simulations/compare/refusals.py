@@ -7,10 +7,39 @@ from fedgraft.common.checks.check import check
 from fedgraft.common.checks.explain import check_study
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.models.provenance import finished
-from fedgraft.common.study.clusters import BySums
+from fedgraft.common.study.clusters import ByLoss, BySums
+from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Segmentation, Task
+from fedgraft.simulations.compare.measures.measure import Measure, measure
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.engines.run import Hospitals
+
+
+def measured(question: Question, study: Study, where: str) -> Measure:
+    """What decides the question. StudyError if the study does not ask that, or nothing could be told by it."""
+    try:
+        found = measure(study, question.task, question.metric, question.margin)
+    except InputError as error:
+        raise StudyError(where, [str(error)]) from None
+    if question.shots and not isinstance(found.task, Task):
+        raise StudyError(
+            where, [f"shots: are so many cases of each class, and task {found.task.name} is {found.task.kind}"]
+        )
+    return found
+
+
+def refuse_unmeasured(study: Study, arm: Arm, decides: Measure, where: str) -> None:
+    """StudyError for an arm that asks the task in another way, or that leaves its masks to chance."""
+    name = decides.task.name
+    if study.tasks_by_name.get(name) != decides.task:
+        raise StudyError(where, [f"tasks: the arm asks {name} in another way than the question, so nothing is alike"])
+    trains = arm.who == "nobody" or any(isinstance(stage.local, Gradient) for stage in study.plan)
+    if isinstance(decides.task, Segmentation) and not trains:
+        raise StudyError(
+            where,
+            [f"plan: sums over features solve no masks, and {name} asks for one; use an arm that has gradient work"],
+        )
 
 
 def refuse_tied(question: Question, sites: Hospitals, where: str) -> None:
@@ -41,9 +70,9 @@ def refuse_seen(study: Study, arm: Arm, question: Question, where: str) -> None:
 
 def check_arm(study: Study, source: str, arm: Arm) -> None:
     """Refuse what cannot work; base models are not there yet, and are looked at when they are."""
-    if arm.who == "new_site" and isinstance(study.clusters, BySums):
+    if arm.who == "new_site" and isinstance(study.clusters, BySums | ByLoss):
         raise StudyError(
-            source, ["clusters.by: a site that is new has sent no sums, so nobody knows its cluster; tell it"]
+            source, ["clusters.by: a site that is new has sent nothing, so nobody knows its cluster; tell it"]
         )
     if not arm.base_models:
         check_study(study, source)

@@ -10,28 +10,29 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.base.errors import RunError
-from fedgraft.common.metrics.plugged import metric_named
-from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
-from fedgraft.common.metrics.support import TOO_FEW, Support, support
+from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import AnyTask
 from fedgraft.simulations.compare.amount import seeds_to_decide
 from fedgraft.simulations.compare.arm_plans import arm_plans
 from fedgraft.simulations.compare.bootstrap import (
     Interval,
     Replicate,
-    across,
     draw_patients,
     holm,
-    metric,
+    macro,
     over_replicates,
     verdict,
+    worst,
 )
-from fedgraft.simulations.compare.comparable import OWN
 from fedgraft.simulations.compare.gains import alone_in, gains
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers
+from fedgraft.simulations.compare.measures.measure import RANKED, Measure, measure
+from fedgraft.simulations.compare.measures.sites import counted, enough, support_of
+from fedgraft.simulations.compare.measures.under_weights import own_metrics, value_of
 from fedgraft.simulations.compare.paired import Drawn, against_control, differences
 from fedgraft.simulations.compare.question import Expectation, Question
 from fedgraft.simulations.compare.running.cells import Cell, CellOutcome, outcome
-from fedgraft.simulations.compare.running.models import MERGED, Answers, Found
 
 
 @dataclass(frozen=True)
@@ -59,78 +60,85 @@ def groups(own: Sequence[Cell], out: Path) -> list[Group]:
     return list(found.values())
 
 
-def answered(question: Question, study: Study, own: Sequence[Group]) -> dict[str, Any]:
+def measured_by(question: Question, own: Sequence[Group]) -> Measure:
+    """What decides a question; all its arms ask the task alike."""
+    return measure(own[0].study, question.task, question.metric, question.margin)
+
+
+def answered(question: Question, own: Sequence[Group]) -> dict[str, Any]:
     """A question's result as plain values. RunError if arms were not tested on the same patients."""
-    task = question.task or study.tasks[0].name
-    floor = study.evaluate.floor
-    drawn = {(group.arm, group.cases): _draw(group, task, question.metric, floor) for group in own}
-    seeds, alone = max(group.seeds for group in own), alone_in(question)
-    controls = [arm.name for arm in question.arms if arm.control]
-    rows = []
-    for cases in question.sizes:
-        here = [group for group in own if group.cases == cases]
-        reference = drawn[question.against, cases]
-        apart = {
-            group.arm: differences(drawn[group.arm, cases], reference)
-            for group in here
-            if group.arm != question.against
-        }
-        if not question.shots and not all(apart.values()):
-            raise RunError("Two arms have no site in common.", fix="See which sites failed in compare.csv.")
-        others = {arm: over_replicates(own) for arm, own in apart.items() if own}
-        adjusted = holm({arm: interval.p for arm, interval in others.items()})
-        by_arm = {group.arm: drawn[group.arm, cases] for group in here}
-        for group in here:
-            row = _row(group, task, drawn[group.arm, cases], question, floor)
-            row["control"] = against_control(group.arm, controls, by_arm, question.metric)
-            difference = others.get(group.arm)
-            if difference is not None:
-                row["difference"] = _plain(difference) | {
-                    "holm": adjusted[group.arm],
-                    "verdict": verdict(
-                        difference,
-                        adjusted[group.arm],
-                        question.margin,
-                        seeds=group.seeds,
-                        lower_is_better=metric_named(question.metric).better == "lower",
-                    )
-                    if row["enough"]
-                    else TOO_FEW,
-                    "seeds_to_decide": seeds_to_decide(
-                        (difference.high - difference.low) / 2, group.seeds, question.margin
-                    ),
-                }
-            if alone is not None and row["enough"]:
-                row["gains"] = gains(question, group.arm, drawn[group.arm, cases], drawn[alone, cases])
-            rows.append(row)
+    decides, floor = measured_by(question, own), own[0].study.evaluate.floor
+    drawn = {(group.arm, group.cases): _draw(group, decides, floor) for group in own}
+    seeds = max(group.seeds for group in own)
+    rows = [
+        row
+        for cases in question.sizes
+        for row in _at([group for group in own if group.cases == cases], question, decides, drawn, floor)
+    ]
     return {
         "name": question.name,
         "asks": question.asks,
         "scenario": question.scenario,
-        "task": task,
-        "metric": question.metric,
+        "task": decides.task.name,
+        "kind": decides.task.kind,
+        "metric": decides.metric.name,
+        "title": decides.title,
+        "better": decides.metric.better,
         "against": question.against,
-        "margin": question.margin,
-        "alone": alone,
+        "margin": decides.margin,
+        "alone": alone_in(question),
         "replicates": max(len(group.outcomes) for group in own),
         "seeds": seeds,
         "folds": question.folds,
         "arms": arm_plans(question, {group.arm: group.study for group in own}),
         "rows": rows,
-        "matrices": [_matrix(group, task, question.metric) for group in own if _has_matrix(group)],
+        "matrices": [_matrix(group, decides) for group in own if _has_matrix(group)],
         "expectations": [one for each in question.expect for one in _expected(each, question, drawn, seeds)],
     }
 
 
+def _at(
+    here: Sequence[Group],
+    question: Question,
+    decides: Measure,
+    drawn: Mapping[tuple[str, int | None], Drawn],
+    floor: int,
+) -> Iterator[dict[str, Any]]:
+    """The rows of all arms at one number of cases, each held against the one that is `against`."""
+    by_arm = {group.arm: drawn[group.arm, group.cases] for group in here}
+    reference, alone = by_arm[question.against], alone_in(question)
+    apart = {arm: differences(own, reference) for arm, own in by_arm.items() if arm != question.against}
+    if not question.shots and not all(apart.values()):
+        raise RunError("Two arms have no site in common.", fix="See which sites failed in compare.csv.")
+    others = {arm: over_replicates(own) for arm, own in apart.items() if own}
+    adjusted = holm({arm: interval.p for arm, interval in others.items()})
+    controls = [arm.name for arm in question.arms if arm.control]
+    for group in here:
+        row = _row(group, by_arm[group.arm], question, decides, floor)
+        row["control"] = against_control(group.arm, controls, by_arm, decides)
+        difference = others.get(group.arm)
+        if difference is not None:
+            said = verdict(difference, adjusted[group.arm], decides, seeds=group.seeds) if row["enough"] else TOO_FEW
+            half = (difference.high - difference.low) / 2
+            row["difference"] = _plain(difference) | {
+                "holm": _number(adjusted[group.arm]),
+                "verdict": said,
+                "seeds_to_decide": seeds_to_decide(half, group.seeds, decides.margin),
+            }
+        if alone is not None and alone != group.arm and row["enough"]:
+            row["gains"] = gains(decides, by_arm[group.arm], by_arm[alone])
+        yield row
+
+
 def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
-    """One line per arm, replicate, model and site, with all metrics: everything that the result is made of."""
+    """One line per arm, replicate, model, site and task, with all its metrics: all that the result is made of."""
+    decides = measured_by(question, own)
     for group in own:
         for (seed, fold), ended in sorted(group.outcomes.items()):
             for model, sites in sorted(ended.found.items()):
                 for site, tasks in sorted(sites.items()):
                     for task, answers in sorted(tasks.items()):
-                        stated = _stated(question)
-                        values = {name: _value(name, answers) if name in stated else None for name in _all(question)}
+                        asked = group.study.tasks_by_name[task]
                         yield {
                             "question": question.name,
                             "arm": group.arm,
@@ -141,32 +149,35 @@ def lines(question: Question, own: Sequence[Group]) -> Iterator[dict[str, Any]]:
                             "site": site,
                             "task": task,
                             "n": len(answers.targets),
-                            **values,
+                            **_values(question, decides, asked, answers),
                         }
 
 
-def _row(group: Group, task: str, drawn: Drawn, question: Question, floor: int) -> dict[str, Any]:
-    macro = {replicate: across(list(sites.values()), "macro") for replicate, sites in drawn.items() if sites}
-    # What is worst of a metric that should be low is not shown: sites with few cases would decide it.
-    lowest = drawn if metric_named(question.metric).better == "higher" else {}
-    worst = {replicate: across(list(sites.values()), "worst") for replicate, sites in lowest.items() if sites}
-    counted = [_counted(ended.found, task) for ended in group.outcomes.values()]
-    sites = {
-        site: [own[site] for own in counted if site in own] for site in sorted({s for own in counted for s in own})
-    }
-    enough = all(any(_support(one).effective >= floor for one in own.values()) for own in counted)
+def _values(question: Question, decides: Measure, asked: AnyTask, answers: Answers) -> dict[str, float | None]:
+    """Every metric of a task; of one that does not decide, fedgraft's own of its kind."""
+    names = decides.all_metrics if asked == decides.task else tuple(own_metrics(asked))
+    return {name: value_of(name, asked, answers) if _is_stated(name, question) else None for name in names}
+
+
+def _row(group: Group, drawn: Drawn, question: Question, decides: Measure, floor: int) -> dict[str, Any]:
+    means = {replicate: macro(list(sites.values())) for replicate, sites in drawn.items() if sites}
+    lowest = {replicate: worst(list(sites.values()), decides) for replicate, sites in drawn.items() if sites}
+    own_of = [counted(ended.found, decides.task.name) for ended in group.outcomes.values()]
+    sites = {site: [own[site] for own in own_of if site in own] for site in sorted({s for own in own_of for s in own})}
+    told = all(any(support_of(decides.task, one).effective >= floor for one in own.values()) for own in own_of)
     troubles = [f"seed {seed}: {text}" for (seed, _), one in sorted(group.outcomes.items()) for text in one.troubles]
+    stated = [name for name in decides.all_metrics if _is_stated(name, question)]
     return {
         "arm": group.arm,
         "cases": group.cases,
-        "macro": _plain(over_replicates(macro)) if macro else None,
-        "worst": _plain(over_replicates(worst)) if worst else None,
+        "macro": _plain(over_replicates(means)) if means else None,
+        "worst": _plain(over_replicates(lowest)) if lowest else None,
         "per_class": bool(question.shots),
-        "metrics": {name: _macro(group, task, name, floor) for name in _stated(question)},
-        "sites": {site: _mean([_value(question.metric, one) for one in own]) for site, own in sites.items()},
-        "support": {site: _support(own[0]).plain(floor) for site, own in sites.items()},
-        "enough": enough,
-        "by_replicate": [_number(float(macro[replicate][0])) for replicate in sorted(macro)],
+        "metrics": {name: _macro(group, decides, name, floor) for name in stated},
+        "sites": {site: _mean([decides.value(one) for one in own]) for site, own in sites.items()},
+        "support": {site: support_of(decides.task, own[0]).plain(floor) for site, own in sites.items()},
+        "enough": told,
+        "by_replicate": [_number(float(means[replicate][0])) for replicate in sorted(means)],
         "difference": None,
         "gains": None,
         "models": {str(seed): one.model for (seed, _), one in sorted(group.outcomes.items()) if one.model},
@@ -175,39 +186,19 @@ def _row(group: Group, task: str, drawn: Drawn, question: Question, floor: int) 
     }
 
 
-def _stated(question: Question) -> tuple[str, ...]:
-    """Metrics that can be given: scores of several models, one for each draw of shots, make no AUROC."""
-    return tuple(name for name in _all(question) if name != "auroc" or not question.shots)
+def _is_stated(name: str, question: Question) -> bool:
+    """Whether a metric can be given: scores of several models, one for each draw of shots, make no AUROC."""
+    return not (question.shots and name in RANKED)
 
 
-def _all(question: Question) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*OWN, question.metric)))
-
-
-def _draw(group: Group, task: str, name: str, floor: int) -> Drawn:
+def _draw(group: Group, decides: Measure, floor: int) -> Drawn:
     return {
         replicate: {
-            site: metric(name, answers, draw_patients(answers, replicate, site))
-            for site, answers in _enough(_counted(ended.found, task), floor).items()
+            site: decides.of(answers, draw_patients(answers, replicate, site))
+            for site, answers in enough(counted(ended.found, decides.task.name), decides.task, floor).items()
         }
         for replicate, ended in group.outcomes.items()
     }
-
-
-def _counted(found: Found, task: str) -> dict[str, Answers]:
-    """Each site's answers from the model that is meant for it: its own, or else the one that all share."""
-    sites = {site for own in found.values() for site in own}
-    best = {site: found.get(site, found.get(MERGED, {})).get(site) for site in sorted(sites)}
-    return {site: own[task] for site, own in best.items() if own is not None}
-
-
-def _enough(counted: dict[str, Answers], floor: int) -> dict[str, Answers]:
-    """The sites whose test cases are enough to say something; all of them if no site's are, which the verdict says."""
-    return {site: own for site, own in counted.items() if _support(own).effective >= floor} or counted
-
-
-def _support(answers: Answers) -> Support:
-    return support(ClassificationSums.of(answers.logits, answers.targets))
 
 
 def _expected(
@@ -243,14 +234,14 @@ def _has_matrix(group: Group) -> bool:
     return any(len(ended.found) > 1 and len(next(iter(ended.found.values()))) > 1 for ended in group.outcomes.values())
 
 
-def _matrix(group: Group, task: str, name: str) -> dict[str, Any]:
+def _matrix(group: Group, decides: Measure) -> dict[str, Any]:
     """Each site's own model at every site, the mean over replicates."""
     models = sorted({model for ended in group.outcomes.values() for model in ended.found})
     values = {
         model: {
             site: _mean(
                 [
-                    _value(name, ended.found[model][site][task])
+                    decides.value(ended.found[model][site][decides.task.name])
                     for ended in group.outcomes.values()
                     if site in ended.found.get(model, {})
                 ]
@@ -262,16 +253,17 @@ def _matrix(group: Group, task: str, name: str) -> dict[str, Any]:
     return {"arm": group.arm, "cases": group.cases, "values": values}
 
 
-def _macro(group: Group, task: str, name: str, floor: int) -> float | None:
+def _macro(group: Group, decides: Measure, name: str, floor: int) -> float | None:
     means = [
-        _mean([_value(name, answers) for answers in _enough(_counted(ended.found, task), floor).values()])
+        _mean(
+            [
+                value_of(name, decides.task, answers)
+                for answers in enough(counted(ended.found, decides.task.name), decides.task, floor).values()
+            ]
+        )
         for ended in group.outcomes.values()
     ]
     return _mean(means)
-
-
-def _value(name: str, answers: Answers) -> float | None:
-    return _number(float(metric(name, answers, np.ones((1, len(answers.targets))))[0]))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -24,24 +24,25 @@ import torch
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.plugins.loading import environment_for
-from fedgraft.common.plugins.registry import places
 from fedgraft.server.operations.bundle import manifest
-from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.simulations.engines.child_path import SAFE_PATH
 
 _POLL_S = 2.0
 _START_S = 60.0
 
 
-def run_with_ray(run: Path, workers: int, threads: int, synthetic: bool) -> None:
-    """Run the study in the folder `run` through Flower's simulation engine; RunError if it does not complete."""
+def run_with_ray(run: Path, size: tuple[int, int], plugins: tuple[str, ...], *, synthetic: bool) -> None:
+    """Run the study in the folder `run` through Flower's simulation engine; RunError if it does not complete.
+
+    `size` are the sites at work at a time, and torch's threads for each; `plugins` what their processes load before.
+    """
+    workers, threads = size
     if find_spec("ray") is None:
         raise InputError("The ray engine is not installed.", fix="Install fedgraft[ray], or use --engine pool.")
     sites = len(read_json(run / "sites" / "index.json"))
     folder = Path(tempfile.mkdtemp(prefix="fedgraft-ray-"))
     try:
         port = _free_port()
-        plugins = places(RunFolder(run).study().plugins)
         environment = _environment(folder, port, threads) | environment_for(plugins)
         app = _app(folder)
         with _superlink(folder, port, environment):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
 from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
+from fedgraft.client.data.kinds import reader_plugin
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig, read_config, read_site
@@ -27,6 +28,7 @@ from fedgraft.common.base.errors import InputError, ResumeError
 from fedgraft.common.base.files import home, is_there, make_folder, private_folder, read_json, write_json
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.base.value import Value
+from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import loaded_digest, places
 from fedgraft.common.study.study import Study
 from fedgraft.server.report import build_report
@@ -85,6 +87,10 @@ class Hospitals:
     synthetic: bool = True
     allow_missing_sites: bool = False
     """Go on without sites whose data cannot be used; else they stop a simulation before it begins."""
+
+    def specs(self, name: str) -> tuple[CohortSpec, ...]:
+        """All that lies at a site."""
+        return (self.cohorts[name], *filter(None, [self.sources.get(name)]))
 
 
 def simulate(study: Study, hospitals: Hospitals, out: Path, engine: Engine | None = None) -> Path:
@@ -147,7 +153,7 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
             public_source=name in hospitals.public_sources,
             observer=name in hospitals.observers,
             sync=False,
-            policy=allowing(study, hospitals.policies.get(name, OPEN)),
+            policy=allowing(code_of(study, hospitals.specs(name)), hospitals.policies.get(name, opened(study))),
             secure_aggregation=secure_aggregation.get(name),
             state=(sites / name).resolve(),
             cache=home().resolve() / "cohorts",
@@ -164,12 +170,24 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
     RunFolder(out).write_study(study)
 
 
-def allowing(study: Study, policy: SitePolicy) -> SitePolicy:
-    """The policy with the study's plug-ins listed as they are here: who simulates a hospital stands for its people.
+def opened(study: Study) -> SitePolicy:
+    """The policy of a site that has none of its own: open, to figures by the study's subgroups too."""
+    return OPEN.model_copy(
+        update={"subgroups": {one.name: one.values or one.bands for one in study.evaluate.subgroups}}
+    )
+
+
+def code_of(study: Study, specs: Iterable[CohortSpec]) -> tuple[Plugin, ...]:
+    """The plug-ins that run at sites with these data: those that the study names, and readers."""
+    return (*study.plugins, *filter(None, [reader_plugin(spec.kind) for spec in specs]))
+
+
+def allowing(plugins: Iterable[Plugin], policy: SitePolicy) -> SitePolicy:
+    """The policy with plug-ins listed as they are here: who simulates a hospital stands for its people.
 
     One that a site's own rules list stays as it is there.
     """
-    here = {plugin.key: loaded_digest(plugin) for plugin in study.plugins if plugin.key not in policy.plugins}
+    here = {plugin.key: loaded_digest(plugin) for plugin in plugins if plugin.key not in policy.plugins}
     return policy.model_copy(update={"plugins": policy.plugins | here}) if here else policy
 
 
@@ -232,7 +250,8 @@ def _carry_out(out: Path, engine: Engine, facts: Mapping[str, Any]) -> None:
 
         if facts["faults"]:
             raise InputError("The ray engine plays no faults.", fix="Use --engine inprocess or pool.")
-        run_with_ray(out, engine.workers, engine.threads, bool(facts["synthetic"]))
+        code = _places(out, RunFolder(out).study(), _names(out))
+        run_with_ray(out, (engine.workers, engine.threads), code, synthetic=bool(facts["synthetic"]))
     else:
         names = _names(out)
         with torch_threads(engine.threads), _grid(out, names, engine, facts["faults"]) as grid:
@@ -256,7 +275,7 @@ def _grid(out: Path, names: list[str], engine: Engine, faults: Mapping[str, obje
     configs = [out / "sites" / name / "site.json" for name in names]
     grid: LocalGrid
     if engine.name == "pool":
-        grid = PoolGrid(configs, engine.workers, [_files(path) for path in configs], places(study.plugins))
+        grid = PoolGrid(configs, engine.workers, [_files(path) for path in configs], _places(out, study, names))
     else:
         grid = InProcessGrid(configs, deadlines=study.rounds.deadline_s is not None)
     nodes = dict(zip(names, grid.get_node_ids(), strict=True))
@@ -265,6 +284,13 @@ def _grid(out: Path, names: list[str], engine: Engine, faults: Mapping[str, obje
         yield FaultyGrid(grid, played) if played else grid
     finally:
         grid.close()
+
+
+def _places(out: Path, study: Study, names: Iterable[str]) -> tuple[str, ...]:
+    """What processes of the sites must load before. InputError for what they cannot."""
+    configs = [read_site(out / "sites" / name) for name in names]
+    specs = [spec for config in configs for spec in (config.cohort, config.source) if spec is not None]
+    return places(code_of(study, specs))
 
 
 def _files(config: Path) -> int:

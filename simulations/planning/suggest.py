@@ -24,9 +24,10 @@ from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.common.base.seeds import derive
 from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.checks.explain import check_study
+from fedgraft.common.checks.far_source import TWO_STEPS
 from fedgraft.common.closed_form.likeness import Apart, pairs
 from fedgraft.common.models.initialise import initialise
-from fedgraft.common.models.weights import list_weights
+from fedgraft.common.models.weights import list_weights, load_manifest
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
 from fedgraft.simulations.engines.run import Hospitals, prepare, simulated_cohort
@@ -44,6 +45,8 @@ class Candidate:
     backbone: str
     log_me: float
     h_score: float
+    from_elsewhere: bool = False
+    """Whether no study has made it, as with ImageNet's weights."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,9 @@ def look(study: Study, found: Hospitals, named: Sequence[str]) -> Look:
         gram = reduce(add, grams.values())
         cross = reduce(add, (sums[site][f"{task}/cross"] for site in grams))
         model = candidate.model
-        scored.append((Candidate(model.weights, model.backbone, log_me(gram, cross), h_score(gram, cross)), candidate))
+        brought = model.weights is not None and load_manifest(model.weights).is_brought
+        ranks = log_me(gram, cross), h_score(gram, cross)
+        scored.append((Candidate(model.weights, model.backbone, *ranks, brought), candidate))
     scored.sort(key=lambda one: -one[0].log_me)
     cases = _cases(scored[0][1], {site: cohorts[site] for site in grams}, device)
     classes = len(study.tasks[0].names)
@@ -157,26 +162,50 @@ def _show(study: Study, seen: Look) -> None:
         table.add_row(one.weights or "random entries", one.backbone, figure(one.log_me), figure(one.h_score))
     OUT.print(table)
     best, cases, pairs_ = seen.candidates[0], seen.cases, seen.pairs
-    say(f"Start from {best.weights or 'random entries'}: its frozen features tell most of the labels (LogME).")
+    say(first_choice(seen.candidates))
     say(f"{sum(cases.values())} labelled training cases at {len(cases)} sites, {min(cases.values())} at the smallest.")
     apart = [pair for pair in pairs_ if pair.differs]
     if apart:
         worst = max(apart, key=lambda pair: pair.distance)
         say(
             f"{len(apart)} of {len(pairs_)} pairs of sites differ by more than chance, {worst.one} and {worst.other} "
-            f"most ({worst.distance:.2f} deviations; chance {worst.by_chance:.2f}). Keep norm statistics at the sites: "
-            "silobn or fedbn, or adapt at the end (graft)."
+            f"most ({worst.distance:.2f} deviations; chance {worst.by_chance:.2f})."
         )
     elif pairs_:
-        say("No two sites differ by more than chance: local norm layers would gain nothing; fedavg will do.")
-    _show_grouping(seen.grouping)
+        say("No two sites differ by more than chance: local norm layers would gain nothing.")
+    if best.from_elsewhere:
+        say(
+            f"method: {TWO_STEPS}: weights from elsewhere want a head first, and norm statistics that stay as they "
+            f"came. Try it: fedgraft compare STUDY --arm {TWO_STEPS} --arm ridge_probe --arm scratch --arm local"
+        )
+    elif apart:
+        say("Keep norm statistics at the sites: method: silobn or fedbn, or adapt at the end (graft).")
+    elif pairs_:
+        say("method: fedavg will do.")
+    _show_grouping(seen.grouping, TWO_STEPS if best.from_elsewhere else "fedavg")
     say("These are ranks, not results. See them tried: fedgraft compare STUDY --arm study --arm silobn --arm fedavg")
 
 
-def _show_grouping(found: Grouping) -> None:
-    """Who should train together, and what that rests on."""
+def first_choice(candidates: Sequence[Candidate]) -> str:
+    """What to start from, or that the two ranks do not agree."""
+    first, other = candidates[0], max(candidates, key=lambda one: one.h_score)
+    name = first.weights or "random entries"
+    if first is other:
+        return f"Start from {name}: its frozen features tell most of the labels, by LogME and by H-score."
+    return (
+        f"What to start from cannot be told: LogME puts {name} first, and H-score {other.weights or 'random entries'}. "
+        f"Try both: fedgraft compare STUDY --arm study --arm scratch. What follows is by the features of {name}."
+    )
+
+
+def _show_grouping(found: Grouping, method: str) -> None:
+    """Who should train together, and what that rests on; `method` is what to take as long as that cannot be told."""
+    # Weights from elsewhere want two steps, and what a site trains by itself for `personalise: best` takes one.
+    own = "" if method == TWO_STEPS else ", personalise: best"
+    keeps = "" if method == TWO_STEPS else ", with which a site keeps a model of its own where that is better"
+    until = f"Until it is tried: one model, method: {{name: {method}{own}}}{keeps}."
     if len(found.clusters) == 1 and not found.tried:
-        say(f"Whether sites should have models apart cannot be told ({found.why}).")
+        say(f"Whether sites should have models apart cannot be told ({found.why}). {until}")
         return
     if len(found.tried) < 2:
         return
@@ -190,17 +219,25 @@ def _show_grouping(found: Grouping) -> None:
     match found.verdict:
         case "clusters":
             say(f"Let these train together, and not all as one: {in_words(found.clusters)} ({found.why}).")
-            sites = {f"cluster_{at}": list(own) for at, own in enumerate(found.clusters, start=1)}
-            say(f"In the study: clusters: {json.dumps({'by': 'name', 'sites': sites})}")
+            say(f"In the study: clusters: {_as_written(found.clusters)}")
         case "one":
             say(f"Let all sites train one model: {found.why}.")
         case "unknown":
             say(
                 f"Whether to train one model or {in_words(found.clusters)} cannot be told before it is tried: "
-                f"{found.why}."
+                f"{found.why}. {until}"
             )
+            if len(found.clusters) > 1:
+                arm = f"{{name: clusters, set: {{clusters: {_as_written(found.clusters)}}}}}"
+                say(f"To try it, an arm of a comparison: {arm}")
         case _:
             assert_never(found.verdict)
+
+
+def _as_written(clusters: Sequence[Sequence[str]]) -> str:
+    """As a study's file has them."""
+    sites = {f"cluster_{at}": list(own) for at, own in enumerate(clusters, start=1)}
+    return json.dumps({"by": "name", "sites": sites})
 
 
 def in_words(clusters: Sequence[Sequence[str]]) -> str:

@@ -21,7 +21,7 @@ from fedgraft.common.study.study import Study
 from fedgraft.server.provisioning.consortium import Consortium, ServerEntry
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.provisioning.provision import Authority
-from fedgraft.simulations.engines.run import OPEN, Hospitals, allowing
+from fedgraft.simulations.engines.run import OPEN, Hospitals, allowing, code_of
 
 _HOST, _LISTEN = "localhost", "127.0.0.1"
 
@@ -74,7 +74,7 @@ class LocalConsortium:
     def _join(self, name: str, hospitals: Hospitals, study: Study) -> SiteHome:
         home, authority = self.site(name), Authority(self.kits)
         code = authority.code_file(name).read_text(encoding="utf-8").strip()
-        policy = allowing(study, hospitals.policies.get(name, OPEN))
+        policy = allowing(code_of(study, hospitals.specs(name)), hospitals.policies.get(name, OPEN))
         join(self.kits / f"{name}.zip", code, hospitals.cohorts[name].below(Path.cwd()), policy, home)
         source = hospitals.sources.get(name)
         own = {

@@ -14,6 +14,7 @@ from fedgraft.common.base.console.command_line import command_group, examples, r
 from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
 from fedgraft.server.cli.app import app as server
+from fedgraft.server.cli.kit_app import app as kit
 from fedgraft.simulations.cli.app import AsJson, Sets, StudyFile, poc, privacy, study
 from fedgraft.simulations.cli.weights_app import weights
 
@@ -29,6 +30,7 @@ app.add_typer(data, name="data", rich_help_panel=_PLAN)
 app.add_typer(poc, name="poc", rich_help_panel=_DEPLOY)
 app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
+app.add_typer(kit, name="kit", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
 
 
@@ -126,6 +128,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     quick: Annotated[bool, typer.Option(help="A first look: few seeds, wide intervals.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="torch threads per run.")] = 1,
+    track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
     set_: Sets = None,
     as_json: AsJson = False,
     _plugin: Plugins = None,
@@ -146,6 +149,7 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         workers,
         threads,
         tuple(cases or ()),
+        tuple(track or ()),
     )
     carry_out(asked, as_json=as_json)
 
@@ -156,11 +160,14 @@ def compare(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         "fedgraft predict runs/one images --out said --heat cam",
         "fedgraft predict runs/one images --out said --site runs/one/sites/north",
         "fedgraft predict runs/one images --out said --dicom sr --dicom seg",
+        "fedgraft predict runs/one volumes --out said --cohort runs/one/sites/north",
     ),
 )
 def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or weights with heads.")],
-    images: Annotated[Path, typer.Argument(help="A folder of DICOM files or images, or a CSV table.")],
+    data: Annotated[
+        Path, typer.Argument(help="A folder of DICOM, NIfTI or image files, or a file: .npz, table, features.")
+    ],
     out: Annotated[Path, typer.Option(help="A new folder for the table and the overlays.")],
     heat: Annotated[list[str] | None, typer.Option(help="cam (LayerCAM) or occlusion: overlays.")] = None,
     task: Annotated[str | None, typer.Option(help="The task of the overlays; the first if not given.")] = None,
@@ -169,13 +176,20 @@ def predict(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     adapt: Annotated[bool, typer.Option(help="Take norm statistics from these images (AdaBN).")] = False,
     accept: Annotated[list[str] | None, typer.Option(help="A kind of derived DICOM objects to use as well.")] = None,
     dicom: Annotated[list[str] | None, typer.Option(help="Objects: seg of masks, sr of answers, sc of maps.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What the data are, if names do not tell: a plug-in's reader.")
+    ] = None,
+    cohort: Annotated[Path | None, typer.Option(help="A site's folder: read the data as it reads its own.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value: as a cohort has it, such as plane=coronal.")
+    ] = None,
     _plugin: Plugins = None,
 ) -> None:
-    """What a model says of the images in a folder or of a table's rows, as a table, and where it looks."""
+    """What a model says of data of any kind that a cohort can be of, as a table, and where it looks."""
     from fedgraft.client.inference import command
 
-    more = tuple(accept or ()), tuple(dicom or ())
-    command.predict(command.PredictRequest(model, images, out, site, tuple(heat or ()), task, of, adapt, *more))
+    more = tuple(accept or ()), tuple(dicom or ()), kind, cohort, tuple(set_ or ())
+    command.predict(command.PredictRequest(model, data, out, site, tuple(heat or ()), task, of, adapt, *more))
 
 
 @app.command(

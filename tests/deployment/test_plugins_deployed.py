@@ -8,9 +8,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from fedgraft.client.data.spec import CohortSpec
 from fedgraft.simulations.engines.run import OPEN
 from helpers.federation import Federation, command, same_weights
 from helpers.plugins import EXAMPLE, fresh, wheel_of
@@ -33,6 +36,21 @@ def allow(federation: Federation, name: str, listed: dict[str, str]) -> None:
     file = federation.site(name) / "site.yaml"
     policy = OPEN.model_dump(mode="json") | {"plugins": listed}
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"policy": policy}))
+
+
+def as_arrays(root: Path, out: Path) -> Path:
+    """Images as the files that the example's reader reads, in folders by class."""
+    for path in root.rglob("*.png"):
+        place = out / path.relative_to(root).with_suffix(".npy")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        np.save(place, np.asarray(Image.open(path)))
+    return out
+
+
+def read_by_it(federation: Federation, name: str, cohort: dict[str, str]) -> None:
+    """A site whose own data are read by the plug-in's reader, which only its own file names."""
+    file = federation.site(name) / "site.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"cohort": cohort}))
 
 
 def told_digest(federation: Federation, name: str, packages: Path) -> str:
@@ -65,6 +83,9 @@ def test_each_site_runs_what_its_policy_lists_and_no_other(hospitals, make_study
         fresh.setenv("PYTHONPATH", str(here), prepend=":")
         federation.start_server()
         federation.admit(study, *SITES)
+        own = {"kind": "npy", "root": str(as_arrays(hospitals.cohorts["east"].root, tmp_path / "arrays"))}
+        read_by_it(federation, "east", own)
+        read_by_it(federation, "north", own)
         packages = dict.fromkeys(SITES, here) | {"west": pip_install(wheels[1], tmp_path / "west")}
         digests = {name: told_digest(federation, name, packages[name]) for name in ("east", "west")}
         assert digests["east"] != digests["west"]
@@ -82,7 +103,7 @@ def test_each_site_runs_what_its_policy_lists_and_no_other(hospitals, make_study
         log = (federation.site("west") / "state" / "site.log").read_text()
         assert "the study names fedgraft-example==1.0.0, and here is 2.0.0" in log
         fresh.syspath_prepend(here)
-        east = replace(hospitals, cohorts={"east": hospitals.cohorts["east"]})
+        east = replace(hospitals, cohorts={"east": CohortSpec.model_validate(own)})
         assert same_weights(federation.root / "run", simulate(study, east, tmp_path / "reference"))
     finally:
         federation.end()

@@ -55,8 +55,8 @@ def test_stages_of_all_kinds_are_those_of_the_simulation(federation, three, make
 
 
 def test_clusters_are_those_of_the_simulation(federation, three, make_study, tmp_path):
-    """Made from the sums that the sites send; each site then gets the model of its own cluster alone."""
-    asked = {"method": METHOD | {"name": "graft"}, "clusters": {"by": "sums", "stage": "probe", "count": 2}}
+    """Made from the sums that the sites send; then each site chooses by loss, and is measured with its own alone."""
+    asked = {"method": METHOD | {"name": "graft"}, "clusters": {"by": "loss", "stage": "probe", "count": 2}}
     study = make_study(**asked, name="clusters")
     for name in SITES:
         approve(federation.site(name), study.digest)
@@ -64,6 +64,8 @@ def test_clusters_are_those_of_the_simulation(federation, three, make_study, tmp
     reference = simulate(study, three, tmp_path / "reference")
     ours, theirs = (json.loads((run / "result.json").read_text()) for run in (federation.root / "clusters", reference))
     assert ours["clusters"] == theirs["clusters"]
+    chosen = [json.loads(row)["chosen"] for row in (federation.root / "clusters" / "history.jsonl").open()]
+    assert [sorted(row) for row in chosen[:4]] == [[], [], list(SITES), []]
     assert ours["metrics"] == theirs["metrics"]
     for cluster in ("cluster_1", "cluster_2"):
         assert same_weights(federation.root / "clusters" / "models" / cluster, reference / "models" / cluster)

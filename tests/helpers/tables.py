@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ STANDARDISE = {
     "aggregate": {"kind": "standardise"},
 }
 CASES = {"east": 40, "north": 60, "west": 80}
+SIGNS = {"east": 1, "north": -1, "south": 1, "west": -1}
 WHOLE = 1000
 """A batch that holds all cases of a site, so that their order does not count."""
 
@@ -38,6 +40,21 @@ def tables(root: Path) -> Hospitals:
         label = (rng.uniform(size=count) < 0.3 + 0.2 * number).astype(int)
         x = rng.normal(size=(count, 2)) + np.outer(label, [1.5 * np.cos(number), 1.5 * np.sin(number)]) + number
         rows = [f"p{i},{'ab'[label[i]]},{x[i, 0]:.6f},{x[i, 1]:.6f}" for i in range(count)]
+        (root / name).mkdir(parents=True)
+        path = root / name / "table.csv"
+        path.write_text("\n".join(["PatientID,cls,one,two", *rows]) + "\n")
+        cohorts[name] = CohortSpec(kind="table", root=path, patient_column="PatientID")
+    return Hospitals(cohorts)
+
+
+def populations(root: Path, signs: Mapping[str, int] = SIGNS) -> Hospitals:
+    """Hospitals of two populations: the class is where columns are large, or, with sign -1, where they are small."""
+    cohorts = {}
+    for number, (name, sign) in enumerate(signs.items()):
+        rng = np.random.default_rng(number)
+        x = rng.normal(size=(60, 2))
+        ill = sign * x.sum(1) + rng.normal(scale=0.3, size=60) > 0
+        rows = [f"p{at},{'ab'[int(ill[at])]},{x[at, 0]:.6f},{x[at, 1]:.6f}" for at in range(60)]
         (root / name).mkdir(parents=True)
         path = root / name / "table.csv"
         path.write_text("\n".join(["PatientID,cls,one,two", *rows]) + "\n")
@@ -91,14 +108,14 @@ class Trial:
         return counts / counts.sum()
 
 
-def trial(asked: Study, root: Path, **more: Any) -> Trial:
-    """Run a study over the tables; `more` says who holds a source, as `Hospitals` has it."""
-    hospitals = tables(root / "data")
+def trial(asked: Study, root: Path, there: Hospitals | None = None, **more: Any) -> Trial:
+    """Run a study over the tables, or those `there`; `more` says who holds a source, as `Hospitals` has it."""
+    hospitals = there or tables(root / "data")
     sources = {site: hospitals.cohorts[name] for site, name in more.pop("beside", {}).items()}
     run = simulate(asked, replace(hospitals, sources=sources, **more), root / "run")
-    state = load_tensors(run / "model.safetensors")
+    state = load_tensors(next(run.glob("**/model.safetensors")))  # of clusters any: all have one scale
     cases: list[dict[str, tuple[Floats, Floats]]] = [{}, {}]
-    for name in CASES:
+    for name in hospitals.cohorts:
         config = read_config(run / "sites" / name / "site.json")
         wanted = CohortRequest(asked.tasks, asked.input, asked.split, asked.seed)
         cohort = load_cohort(name, config.cohort, wanted, place_of(config, asked.digest))

@@ -18,10 +18,11 @@ from fedgraft.common.base.errors import InputError, WeightsError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.weights import load_manifest
 from fedgraft.server.runs.run_folder import RunFolder
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.running.cells import cells, outcome
 from fedgraft.simulations.compare.running.cells import run as run_cells
-from fedgraft.simulations.compare.running.models import MERGED, carry_out
+from fedgraft.simulations.compare.running.models import carry_out
 from fedgraft.simulations.engines.run import Engine, Hospitals, prepare
 from helpers.runs import page_of
 from helpers.simulated import resume, simulate
@@ -216,8 +217,8 @@ def test_an_arm_of_a_comparison_can_have_clusters(hospitals, make_study, tmp_pat
         at_one, _ = carry_out(replace(job, who="pooled"), tmp_path / f"{name}_pooled")
         for arm, wanted in (("clusters", by_itself), ("pooled", at_one)):
             for site in sites:
-                assert np.array_equal(found[arm][site]["cls"].logits, wanted[MERGED][site]["cls"].logits)
-    assert not np.array_equal(found["study"]["east"]["cls"].logits, found["clusters"]["east"]["cls"].logits)
+                assert np.array_equal(found[arm][site]["cls"].outputs, wanted[MERGED][site]["cls"].outputs)
+    assert not np.array_equal(found["study"]["east"]["cls"].outputs, found["clusters"]["east"]["cls"].outputs)
 
 
 def test_the_page_shows_the_clusters(named: Path) -> None:

@@ -22,7 +22,13 @@ from fedgraft.simulations.phantoms.scenario import Scenario
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 FILES = (Study, Question, SiteConfig, Scenario, Consortium)
-PAGES = ("tutorials/first_study.md", "how_to/agree_first.md", "how_to/hand_on.md", "how_to/price_privacy.md")
+PAGES = (
+    "tutorials/first_study.md",
+    "how_to/agree_first.md",
+    "how_to/hand_on.md",
+    "how_to/price_privacy.md",
+    "how_to/data_protection.md",
+)
 """Pages whose commands are typed here, one after the other in one folder, as somebody who reads them would."""
 
 
@@ -101,3 +107,4 @@ def test_what_the_pages_type_works(command, tmp_path: Path) -> None:
     assert (tmp_path / "said" / "predictions.csv").is_file()
     assert (tmp_path / "handed" / "onnx" / "model.json").is_file()
     assert (tmp_path / "runs" / "tracked" / "rounds.csv").is_file()
+    assert (tmp_path / "runs" / "first" / "dossier" / "dossier.html").is_file()

@@ -23,9 +23,9 @@ from fedgraft.common.models.weights import find, load_manifest
 from fedgraft.common.study.schedule import schedule, split_at, step_at
 from fedgraft.common.study.study import Study, find_study, parse_study
 from fedgraft.server.report import build_report
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.running.cells import cells, outcome, run
-from fedgraft.simulations.compare.running.models import MERGED
 from fedgraft.simulations.engines.run import OPEN, Engine, Hospitals, prepare
 from helpers.simulated import simulate
 from helpers.work import MakeStudy
@@ -197,7 +197,7 @@ def test_finished_models_are_arms_of_a_comparison(
     for site, values in sites_of(trained).items():
         answers = found[site]["cls"]
         assert len(answers.targets) == values["n"]
-        assert np.mean(answers.logits.argmax(1) == answers.targets) == pytest.approx(values["accuracy"], abs=1e-6)
+        assert np.mean(answers.outputs.argmax(1) == answers.targets) == pytest.approx(values["accuracy"], abs=1e-6)
     with pytest.raises(StudyError, match="may have learnt from cases that are tested here"):
         cells(study, question, hospitals, 2, "test")
     folded = Question.model_validate({"arms": arms, "folds": 2})
@@ -237,5 +237,5 @@ def test_a_finished_model_is_measured_with_what_each_site_keeps(
     for cell in todo:
         found = outcome(cell, tmp_path / "cells").found[MERGED]
         for site, values in sites_of(wanted[cell.arm]).items():
-            sums = ClassificationSums.of(found[site]["cls"].logits, found[site]["cls"].targets)
+            sums = ClassificationSums.of(found[site]["cls"].outputs, found[site]["cls"].targets)
             assert sums.values() == pytest.approx(values, abs=1e-6), (cell.arm, site)

@@ -17,10 +17,10 @@ from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.checks.check import check
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.running.cells import cells, outcome
 from fedgraft.simulations.compare.running.cells import run as run_cells
-from fedgraft.simulations.compare.running.models import MERGED
 from fedgraft.simulations.engines.run import Hospitals
 from helpers.simulated import simulate
 
@@ -130,7 +130,7 @@ def test_a_site_and_a_comparison_use_what_was_chosen(
     list(run_cells(todo, tmp_path, 1, 1))
     best, plain = (outcome(cell, tmp_path).found[MERGED] for cell in todo)
     for site in four.cohorts:
-        alike = np.array_equal(best[site]["cls"].logits, plain[site]["cls"].logits)
+        alike = np.array_equal(best[site]["cls"].outputs, plain[site]["cls"].outputs)
         assert alike != choice(run, site)["uses_own"]
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Decoded:
     """Sizes in mm of a pixel of each stored image, 0 where it is not known; empty for tables."""
     splits: tuple[str, ...] = ()
     """Of each case, where the cohort brings its own; else empty."""
+    subgroups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """By attribute the position of each case's group, -1 for none."""
     described: tuple[Described, ...] = ()
     """Of each case what its file says of itself that patients are counted by."""
 
@@ -67,6 +69,7 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
         "studies": decoded.studies,
         "spacings": decoded.spacings,
         "splits": decoded.splits,
+        "subgroups": decoded.subgroups,
         "kinds": kinds,
         "kind_of": [number_of[described] for described in decoded.described],
         "inputs": digest_arrays({"inputs": decoded.inputs}),
@@ -88,8 +91,10 @@ def load(folder: Path, key: str) -> Decoded | None:
         problems, facts = content["problems"], content["facts"]
         spacings = tuple(map(float, content["spacings"]))
         patients, splits = tuple(content["patients"]), tuple(map(str, content["splits"]))
+        subgroups = {str(name): tuple(map(int, own)) for name, own in content["subgroups"].items()}
         kinds = [tuple((str(fact), str(word)) for fact, word in described) for described in content["kinds"]]
-        places = left_out, origins, studies, spacings, splits, tuple(kinds[number] for number in content["kind_of"])
+        described = tuple(kinds[number] for number in content["kind_of"])
+        places = left_out, origins, studies, spacings, splits, subgroups, described
         decoded = Decoded(inputs, targets | arrays, patients, problems, facts, *places)
         whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
         whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from fedgraft.common.study.inputs import (
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.stages.losses import wants_all_cases
 from fedgraft.common.study.study import Study
+from fedgraft.common.study.subgroups import Subgroup
 from fedgraft.common.study.tasks import (
     UNKNOWN,
     AnyTask,
@@ -80,6 +81,8 @@ class CohortRequest:
     split: SplitSpec
     seed: int
     rule: SplitRule | None = None
+    subgroups: Sequence[Subgroup] = ()
+    """The study's subgroups that the site's policy allows."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Cohort:
     studies: tuple[int, ...] = ()
     spacings: tuple[float, ...] = ()
     """Sizes in mm of a pixel of each image as the model sees it, 0 where it is not known; empty for other data."""
+    subgroups: Mapping[str, Tensor] = field(default_factory=dict)
+    """By attribute that policy allows the position of each case's group, (cases,) int64, -1 for none."""
     described: tuple[Described, ...] = ()
     """Of each case what its file says of itself that patients are counted by: pairs of fact and word."""
     source: Cohort | None = None
@@ -164,6 +169,7 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
         origins=decoded.origins,
         studies=decoded.studies,
         spacings=decoded.spacings,
+        subgroups={name: torch.tensor(own, dtype=torch.int64) for name, own in decoded.subgroups.items()},
         described=decoded.described,
         split_rule=rule,
     )
@@ -191,11 +197,11 @@ def _read(spec: CohortSpec, wanted: CohortRequest, place: Place) -> Decoded:
             raise DataError(f"{folder}: is inside the cohort's own folder {spec.root}.", fix="Keep it somewhere else.")
     found = files_of(spec)
     if not spec.what.cached:
-        return _decoded(scan(spec, wanted.tasks, wanted.input, found), wanted, place)
+        return _decoded(scan(spec, wanted.tasks, wanted.input, found, wanted.subgroups), wanted, place)
     key = _cache_key(spec, wanted, place, found)
     decoded = load(place.cache, key)
     if decoded is None:
-        decoded = _decoded(scan(spec, wanted.tasks, wanted.input, found), wanted, place)
+        decoded = _decoded(scan(spec, wanted.tasks, wanted.input, found, wanted.subgroups), wanted, place)
         if len(decoded.inputs):
             store(place.cache, key, decoded)
             decoded = load(place.cache, key) or decoded
@@ -226,6 +232,7 @@ def _decoded(scan: Scan, wanted: CohortRequest, place: Place) -> Decoded:
         tuple(numbers.get(key, UNKNOWN) for key in scan.studies),
         tuple(scan.spacings),
         tuple(scan.splits),
+        {name: tuple(own) for name, own in scan.subgroups.items()},
         tuple(scan.described),
     )
 
@@ -247,6 +254,7 @@ def _cache_key(spec: CohortSpec, wanted: CohortRequest, place: Place, found: Fou
         "spec": spec.model_dump(mode="json", exclude=set(experiment.KEYS)),
         "tasks": [task.model_dump(mode="json") for task in wanted.tasks],
         "input": _stored_as(wanted.input),
+        "subgroups": [one.model_dump(mode="json") for one in wanted.subgroups],
         "labels": [_digest_of(table) for table in (spec.labels, spec.split_file)],
         "files": list(stamps(found.files, spec.root)),
         "passed_over": [(name_below(path, spec.root), reason) for path, reason in found.passed_over],

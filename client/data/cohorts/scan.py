@@ -23,6 +23,7 @@ from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
 from fedgraft.client.data.decoding.dicom.facts import BY_PATIENT
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.reader import Case, Contents, open_reader
+from fedgraft.client.data.readers.subgroups import SubgroupReader
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.patient_ids import odd_ids
 from fedgraft.client.data.tables.table import NOBODY
@@ -33,6 +34,7 @@ from fedgraft.client.data.tables.targets import (
 from fedgraft.client.data.tables.words import TableCell, check_words
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput, InputSpec
+from fedgraft.common.study.subgroups import Subgroup
 from fedgraft.common.study.tasks import AnyTask, Segmentation, Task
 
 NOT_LISTED = "not_listed"
@@ -59,6 +61,8 @@ class Scan:
     studies: list[str] = field(default_factory=list, repr=False)
     splits: list[str] = field(default_factory=list)
     """Of every case, where the cohort brings its own splits; else none."""
+    subgroups: dict[str, list[int]] = field(default_factory=dict)
+    """By attribute the position of every case's group, -1 for none."""
     left_out: list[tuple[int, str]] = field(default_factory=list)
     problems: Counter[str] = field(default_factory=Counter)
     facts: Counter[str] = field(default_factory=Counter)
@@ -88,21 +92,45 @@ def names_of(spec: CohortSpec) -> list[str]:
     return [] if spec.what.one_file else [name_below(path, spec.root) for path in files_of(spec).files]
 
 
-def scan(spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec, found: Found) -> Scan:
+def scan(
+    spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec, found: Found, subgroups: Sequence[Subgroup] = ()
+) -> Scan:
     """All cases in the files that were found, as the study's input has them, with what was left out by reason."""
-    loop = _Loop(spec, tasks, wanted)
+    loop = _Loop(spec, tasks, wanted, subgroups)
     loop.done.problems.update(reason for _, reason in found.passed_over)
     for at, path in enumerate(found.files):
         loop.take(at, path)
     return loop.finish()
 
 
+def stored(case: Case, wanted: InputSpec, root: Path) -> NDArray[Any]:
+    """A case as a cohort stores it: an image (channels, size, size), a row (width,). DataError if it is neither."""
+    shape = case.values.shape
+    if not isinstance(wanted, ImageInput):
+        if shape != (wanted.width,):
+            raise DataError(
+                f"{root}: a case of shape {shape} is no row of the {wanted.width} columns that the study asks for.",
+                fix="Have the reader give a number for each.",
+            )
+        return case.values
+    if shape[2:] not in {(), (3,)} or len(shape) < 2:
+        raise DataError(
+            f"{root}: a case of shape {shape} is no image, and the study asks for images.",
+            fix="Have the reader give slices (H, W), or colour (H, W, 3).",
+        )
+    return fit(case.values, case.geometry.pixel_aspect, wanted)
+
+
 class _Loop:
     """One scan: what is known while the files go by."""
 
-    def __init__(self, spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec) -> None:
+    def __init__(
+        self, spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec, subgroups: Sequence[Subgroup]
+    ) -> None:
         masks = {task.name: list[Mask]() for task in tasks if isinstance(task, Segmentation)}
         self.done = Scan(targets={task.name: [] for task in tasks if task.name not in masks}, masks=masks)
+        self.done.subgroups = {one.name: [] for one in subgroups}
+        self._subgroups = SubgroupReader(spec, subgroups)
         self._spec, self._wanted = spec, wanted
         labels = read_labels(spec, tasks, self.done.problems)
         self._join, self._patients = LabelJoin(labels, tasks), read_patients(spec)
@@ -135,6 +163,7 @@ class _Loop:
         if self._by_folder is not None:
             self.done.problems.update(self._by_folder.finish())
         self.done.problems.update(self._join.finish())
+        self.done.problems.update(self._subgroups.finish())
         self.done.problems.update(self._reader.finish())
         if self._masks is not None:
             self.done.problems.update(self._masks.finish())
@@ -172,6 +201,8 @@ class _Loop:
             done.described.append(described)
             for task, value in targets.items():
                 done.targets[task].append(value)
+            for attribute, group in self._subgroups.of(key, case).items():
+                done.subgroups[attribute].append(group)
             if self._masks is not None:
                 shape, aspect = case.values.shape[:2], case.geometry.pixel_aspect
                 own = None if case.masks is None else self._masks.given(case.masks, aspect)
@@ -186,16 +217,10 @@ class _Loop:
             raise UnusableError(NOT_LISTED)
 
     def _store(self, case: Case) -> None:
+        self.done.inputs.append(stored(case, self._wanted, self._spec.root))
         if not isinstance(self._wanted, ImageInput):
-            self.done.inputs.append(case.values)
             return
-        if case.values.shape[2:] not in {(), (3,)}:
-            raise DataError(
-                f"{self._spec.root}: a case of shape {case.values.shape} is no image, and the study asks for images.",
-                fix="Have the reader give slices (H, W), or colour (H, W, 3).",
-            )
         shape, place = case.values.shape[:2], case.geometry
-        self.done.inputs.append(fit(case.values, place.pixel_aspect, self._wanted))
         width = fitted_shape(shape, place.pixel_aspect, self._wanted)[1]
         self.done.spacings.append(fitted_spacing(place.width_mm, shape[1], width))
 

@@ -30,6 +30,11 @@ _ENDED: Mapping[int | None, str] = {signal.SIGALRM: "too_slow", signal.SIGKILL: 
 """What the end of the process means: the clock's signal, the system's when memory ran out, or that it was idle."""
 
 
+_SINGLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_KEEPS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+"""Of glibc: what an image took is kept for the next one. To get every page anew takes longer than to fill it."""
+
+
 @dataclass(frozen=True)
 class DecodingLimits:
     """What a single file may take until it is decoded."""
@@ -47,13 +52,14 @@ def read_dicom(
     """As `dicom.read_dicom`, within limits. UnusableError also for a file that breaks them: too_slow, too_large."""
     request = {"kind": "dicom", "frames": frames, "accept": list(accept)}
     words, found = _DECODER.ask(path, request | {"window": window and window.model_dump()}, limits)
-    return DicomImage(found, **{**words, "notes": tuple(words["notes"])})
+    images = messages.unpacked(words, found)
+    return DicomImage(**{**words, "frames": images, "notes": tuple(words["notes"])})
 
 
 def read_images(path: Path, frames: Which, limits: DecodingLimits = USUAL) -> ImageFile:
     """As `images.read_images`, within limits. UnusableError as `read_dicom`."""
     words, found = _DECODER.ask(path, {"kind": "image", "frames": frames}, limits)
-    return ImageFile(found, tuple(words["notes"]))
+    return ImageFile(messages.unpacked(words, found), tuple(words["notes"]))
 
 
 def decode(
@@ -152,8 +158,7 @@ def _modules() -> str:
 
 def _start(modules: str) -> subprocess.Popen[bytes]:
     """A new process that has said that it is ready. DataError if it cannot be had."""
-    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment = os.environ | single | {"PYTHONPATH": modules}
+    environment = os.environ | _SINGLE | _KEEPS | {"PYTHONPATH": modules}
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fedgraft.client.data.decoding.worker", str(_IDLE_S)],
@@ -166,6 +171,7 @@ def _start(modules: str) -> subprocess.Popen[bytes]:
     except OSError as error:
         raise _not_started(str(error.strerror)) from None
     assert process.stdout is not None
+    messages.widen(process.stdout)
     try:
         messages.read(process.stdout)
     except (EOFError, OSError):

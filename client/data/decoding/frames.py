@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-_HEAD = 8
+from fedgraft.client.data.decoding.shades import Floats, Picture, Shades
+
+_HEAD, _TABLES, _PIPE = 8, "tables", 1 << 20
 
 
 def write(stream: IO[bytes], words: Mapping[str, Any], frames: Sequence[NDArray[Any]] = ()) -> None:
@@ -28,6 +31,28 @@ def read(stream: IO[bytes]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
     """What the other side sent. EOFError if it ended before it had said all."""
     head = json.loads(_exactly(stream, int.from_bytes(_exactly(stream, _HEAD), "big")))
     return head, [_array(stream, np.dtype(kind), shape) for kind, shape in head.pop("arrays")]
+
+
+def packed(words: Mapping[str, Any], pictures: Sequence[Picture]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    """Pictures as arrays: the stored values of an image are fewer bytes than the image."""
+    arrays: list[NDArray[Any]] = []
+    for picture in pictures:
+        arrays += [picture.table, picture.entries] if isinstance(picture, Shades) else [picture]
+    return {**words, _TABLES: [isinstance(picture, Shades) for picture in pictures]}, arrays
+
+
+def unpacked(words: dict[str, Any], arrays: Sequence[NDArray[Any]]) -> list[Floats]:
+    """The images of pictures that were packed; takes out of the words how they were."""
+    left = iter(arrays)
+    return [Shades(next(left), next(left)).image() if table else next(left) for table in words.pop(_TABLES)]
+
+
+def widen(pipe: IO[bytes]) -> None:
+    """Let a pipe hold an image and not 64 KB, where the system can."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
 
 
 def _array(stream: IO[bytes], kind: np.dtype[Any], shape: Sequence[int]) -> NDArray[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fedgraft.client.data.decoding.shades import Floats, Picture, image, shades
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
 
@@ -35,6 +36,12 @@ class ImageFile:
 
 def read_images(path: Path, frames: Literal["all", "middle", "first"]) -> ImageFile:
     """The pages of a file that `frames` asks for, upright by their EXIF tags. UnusableError says why there are none."""
+    notes, pages = read_pages(path, frames)
+    return ImageFile([image(page) for page in pages], notes)
+
+
+def read_pages(path: Path, frames: Literal["all", "middle", "first"]) -> tuple[tuple[str, ...], list[Picture]]:
+    """As `read_images`: the notes, and the pages as they are stored, with what stored values look like."""
     notes = Counter[str]()
     with wall("unreadable"):
         try:
@@ -49,7 +56,7 @@ def read_images(path: Path, frames: Literal["all", "middle", "first"]) -> ImageF
                 found = [_page(opened, page, notes) for page in chosen]
             with Image.open(path) as again:  # checksums of PNG, by which decoding does not go
                 again.verify()
-            return ImageFile(found, tuple(notes))
+            return tuple(notes), found
         except UnidentifiedImageError:
             raise UnusableError("unreadable") from None
         except PermissionError:
@@ -80,7 +87,7 @@ def _pages(opened: Image.Image) -> list[int]:
     return list(sizes) or [0]
 
 
-def _page(opened: Image.Image, page: int, notes: Counter[str]) -> NDArray[np.float32]:
+def _page(opened: Image.Image, page: int, notes: Counter[str]) -> Picture:
     if getattr(opened, "n_frames", 1) > 1:
         opened.seek(page)
     tags: Any = getattr(opened, "tag_v2", {})
@@ -90,29 +97,34 @@ def _page(opened: Image.Image, page: int, notes: Counter[str]) -> NDArray[np.flo
     deep = ";16" in str(
         getattr(opened, "tile", "")
     )  # of which Pillow keeps the upper 8 bits where there are several channels
-    image = ImageOps.exif_transpose(opened)
-    if image.mode == "I":  # Pillow's 32-bit mode, which it also uses for 16-bit PNG
-        whole = np.asarray(image, dtype=np.float64)
+    upright = ImageOps.exif_transpose(opened)
+    if upright.mode == "I":  # Pillow's 32-bit mode, which it also uses for 16-bit PNG
+        whole = np.asarray(upright)
         if whole.min() < 0 or whole.max() > 65535:
             raise UnusableError("integers_outside_16_bits")
         _note_depth(whole, notes)
-        return (whole / 65535).astype(np.float32)
-    if image.mode == "F":
-        values = np.asarray(image, dtype=np.float32)
+        return shades(whole, lambda values: (values.astype(np.float64) / 65535).astype(np.float32))
+    if upright.mode == "F":
+        values = np.asarray(upright, dtype=np.float32)
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
             raise UnusableError("float_outside_0_1")
         return 1 - values if white_is_zero else values
-    if image.mode not in _DEPTH:
-        image = image.convert("L" if image.mode == "LA" else "RGB")
-    stored = np.asarray(image)
-    if image.mode.startswith("I;16"):
+    if upright.mode not in _DEPTH:
+        upright = upright.convert("L" if upright.mode == "LA" else "RGB")
+    stored = np.asarray(upright)
+    if upright.mode.startswith("I;16"):
         _note_depth(stored, notes)
-    elif signed and image.mode == "L" and stored.max() > 127:  # Pillow takes -1 for 255
+    elif signed and upright.mode == "L" and stored.max() > 127:  # Pillow takes -1 for 255
         raise UnusableError("integers_outside_16_bits")
     elif deep:
         _note_depth(stored.astype(np.uint16) << 8, notes)
-    shades = stored.astype(np.float32) / np.float32(_DEPTH[image.mode])
-    return 1 - shades if white_is_zero else shades
+    depth = np.float32(_DEPTH[upright.mode])
+
+    def shown(values: NDArray[Any]) -> Floats:
+        unit = values.astype(np.float32) / depth
+        return 1 - unit if white_is_zero else unit
+
+    return shades(stored, shown)
 
 
 def _note_depth(values: NDArray[Any], notes: Counter[str]) -> None:

@@ -110,7 +110,11 @@ def _grey(volume: NDArray[Any], window: Mapping[str, float] | None) -> NDArray[A
     if volume.ndim == 4:
         return volume
     values = volume.astype(np.float64)
-    shown = windowed(values, window["center"], window["width"], "LINEAR") if window else stretched(values, values)
+    shown = (
+        windowed(values, window["center"], window["width"], "LINEAR")
+        if window
+        else stretched(values, values[np.isfinite(values)])
+    )
     return np.nan_to_num(shown, nan=0.0).astype(np.float32)
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedgraft.client.data.decoding import frames
-from fedgraft.client.data.decoding.dicom.dicom_file import read_dicom
-from fedgraft.client.data.decoding.images import read_images
+from fedgraft.client.data.decoding.dicom.dicom_file import read_pictures
+from fedgraft.client.data.decoding.images import read_pages
 from fedgraft.client.data.decoding.unusable import FaultyError, UnusableError
 from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import Window
@@ -61,12 +61,11 @@ def _decoded(request: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
         words, found = getattr(import_module(module), name)(path, request["options"])
         return words, list(found)
     if request["kind"] == "image":
-        image = read_images(path, request["frames"])
-        return {"notes": image.notes}, image.frames
+        notes, pages = read_pages(path, request["frames"])
+        return frames.packed({"notes": notes}, pages)
     window = Window.model_validate(request["window"]) if request["window"] else None
-    dicom = read_dicom(path, window, request["frames"], request["accept"])
-    words = asdict(dicom)
-    return words, words.pop("frames")
+    dicom, pictures = read_pictures(path, window, request["frames"], request["accept"])
+    return frames.packed(asdict(dicom), pictures)
 
 
 def _limit_memory(size: int) -> None:

@@ -70,6 +70,7 @@ class FeatureReader:
                     targets=None if targets is None else targets[at],
                     split=table.cell(at, row, self._spec.split_column) if self._spec.split_column else None,
                     row=at,
+                    line=table.lines[at],
                 )
 
         return Contents(cases(), problems=problems)
@@ -96,6 +97,11 @@ class FeatureReader:
             cell = table.cell(at, table.rows[at], self._spec.patient_column)
             return "" if is_missing(cell, self._spec) else cell.text
         return None if path is not None else hashlib.blake2b(features.tobytes(), digest_size=16).hexdigest()
+
+
+def feature_table(path: Path, spec: CohortSpec) -> Table:
+    """What stands beside the features of a file, row by row. DataError if it cannot be read."""
+    return (_csv(path, spec) if path.suffix.lower() == ".csv" else _decoded(path, spec)).table
 
 
 def read_features(path: Path, spec: CohortSpec, wanted: FeaturesInput) -> FeatureFile:

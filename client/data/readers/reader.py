@@ -61,6 +61,10 @@ class Case:
     """The split that the file itself puts it into, with its place; None if it says nothing of splits."""
     row: int | None = None
     """Its row, counted from 0, in a file that holds all cases."""
+    tags: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What its file says of sex, age and vendor, by DICOM tag."""
+    line: int | None = None
+    """The line of that file that the row ends on, as people count it; None if it has no lines."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedgraft.client.data.readers.reader import Case, Contents
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.data.tables.csv_tables import column, read_csv
+from fedgraft.client.data.tables.csv_tables import Table, column, read_csv
 from fedgraft.client.data.tables.table import INCOMPLETE, complete, read_table
 from fedgraft.client.data.tables.targets import plain
 from fedgraft.client.data.tables.words import TableCell
@@ -27,20 +27,19 @@ class TableReader:
 
     def read(self, path: Path, name: str) -> Contents:  # noqa: ARG002
         """All rows."""
-        inputs, targets, patients, problems = read_table(self._spec, self._tasks, self._columns)
-
+        table = read_csv(path)
+        inputs, targets, patients, problems = read_table(self._spec, self._tasks, self._columns, table)
         used = list(range(len(inputs)))
         if self._spec.complete_cases:
             used = np.flatnonzero(complete(inputs, self._columns)).tolist()
             problems.update(+Counter({INCOMPLETE: len(inputs) - len(used)}))
-        splits = _splits(path, self._spec.split_column)
+        splits = _splits(table, self._spec.split_column)
 
         def cases() -> Iterator[Case]:
             for at in used:
                 found = {task: plain(target[at]) for task, target in targets.items()}
-                yield Case(
-                    inputs[at], patient=patients[at], targets=found, row=at, split=splits[at] if splits else None
-                )
+                split = splits[at] if splits else None
+                yield Case(inputs[at], patient=patients[at], targets=found, row=at, split=split, line=table.lines[at])
 
         return Contents(cases(), problems=problems)
 
@@ -49,10 +48,9 @@ class TableReader:
         return Counter()
 
 
-def _splits(path: Path, name: str | None) -> list[TableCell]:
+def _splits(table: Table, name: str | None) -> list[TableCell]:
     """The cells of the column with the splits, if one is named. DataError if it is not there."""
     if name is None:
         return []
-    table = read_csv(path)
     column(table, name, (), "the split")
     return [table.cell(at, row, name) for at, row in enumerate(table.rows)]

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,13 +97,14 @@ def row_targets(
 
 
 def read_table(
-    spec: CohortSpec, tasks: Sequence[AnyTask], columns: TableInput
+    spec: CohortSpec, tasks: Sequence[AnyTask], columns: TableInput, table: Table | None = None
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[Any]], list[str], Counter[str]]:
     """Inputs (N, width) not yet standardised, targets by task, raw patient keys, and problems by reason.
 
-    DataError names all missing columns; else file, line and column of all words that mean nothing.
+    `table` is the file's, where it has been read already. DataError names all missing columns; else file, line and
+    column of all words that mean nothing.
     """
-    table, faults = read_csv(spec.root), Faults()
+    table, faults = table or read_csv(spec.root), Faults()
     with faults.look():
         if spec.patient_column is not None:
             column(table, spec.patient_column, (), "the patients")
@@ -136,16 +136,6 @@ def complete(inputs: NDArray[np.float32], columns: TableInput) -> NDArray[np.boo
         known &= inputs[:, at : at + len(categories)].any(axis=1)
         at += len(categories)
     return np.asarray(known)
-
-
-def read_inputs(path: Path, columns: TableInput) -> tuple[Table, NDArray[np.float32], Counter[str]]:
-    """A table's rows and their inputs (N, width) alone, not yet standardised, and problems by reason.
-
-    DataError as `read_table`.
-    """
-    table, problems = read_csv(path), Counter[str]()
-    _need(table, columns)
-    return table, _encoded(table, CohortSpec(kind="table", root=path), columns, problems), problems
 
 
 def _encoded(table: Table, spec: CohortSpec, columns: TableInput, problems: Counter[str]) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from fedgraft.client.data.decoding.dicom.dicom_file import quiet
-from fedgraft.client.inference.images import Picture
+from fedgraft.client.inference.cases import InputCase
 from fedgraft.common.base.errors import ENDS, InputError
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -18,7 +18,7 @@ _OF_STUDY = ("StudyID", "AccessionNumber", "StudyDate", "StudyTime", "ReferringP
 """Type 2 of every object's patient and study: there, and empty where nobody knows. De-identifiers remove some."""
 
 
-def demand_dicom(usable: Sequence[Picture]) -> None:
+def demand_dicom(usable: Sequence[InputCase]) -> None:
     """InputError unless each image is of a DICOM file all of whose frames are used: others have nothing to refer to."""
     for one in usable:
         if one.source is None:

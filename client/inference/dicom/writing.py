@@ -17,11 +17,11 @@ from pydicom.dataset import Dataset
 from fedgraft.client.data.cohorts.masks import unfit_mask
 from fedgraft.client.data.decoding.dicom.dicom_file import quiet
 from fedgraft.client.inference.answers import points_of
+from fedgraft.client.inference.cases import InputCase
 from fedgraft.client.inference.dicom.concepts import Algorithm
 from fedgraft.client.inference.dicom.kinds import Kind
 from fedgraft.client.inference.dicom.objects import Answer, ObjectPlace, capture, report, segmentations
 from fedgraft.client.inference.dicom.source import demand_dicom, read_source
-from fedgraft.client.inference.images import Picture
 from fedgraft.client.inference.model import LoadedModel
 from fedgraft.common.base.errors import ENDS, InputError
 from fedgraft.common.base.files import make_private
@@ -40,11 +40,11 @@ class DicomOut:
     file, or no object can be made of it.
     """
 
-    def __init__(self, kinds: Sequence[Kind], reader: LoadedModel, out: Path, usable: Sequence[Picture]) -> None:
+    def __init__(self, kinds: Sequence[Kind], reader: LoadedModel, out: Path, usable: Sequence[InputCase]) -> None:
         demand_dicom(usable)
         self._kinds, self._reader, self._out = kinds, reader, out
         self._algorithm = Algorithm.of(reader.manifest)
-        self._open: list[tuple[Picture, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]] = []
+        self._open: list[tuple[InputCase, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]] = []
         self._series: dict[tuple[Kind, str], str] = {}
         self._numbers: Counter[str] = Counter()
         self._written = 0
@@ -64,7 +64,7 @@ class DicomOut:
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def add(self, image: Picture, said: Mapping[str, np.ndarray], drawn: Mapping[str, np.ndarray]) -> None:
+    def add(self, image: InputCase, said: Mapping[str, np.ndarray], drawn: Mapping[str, np.ndarray]) -> None:
         """What the model says of one image, by task, and its overlays by name."""
         if self._open and self._open[0][0].file != image.file:
             self._write()

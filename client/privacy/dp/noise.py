@@ -102,12 +102,15 @@ def noisy_mean(total: Sequence[Tensor], noises: Noises, expected: float) -> list
     """The noised sum over the expected number of units, a public constant, not over the number that came."""
     sizes = [part.numel() for part in total]
     deviation = noises.deviation_of(sum(sizes))
-    step = granularity(deviation)
-    if sum(sizes) <= _FEW_NUMBERS:
-        flat = torch.cat([part.flatten() for part in total])
-        flat = noises.next(flat).add_(_on_grid(flat, step)).div_(expected).to(total[0].dtype)
-        return [own.view(part.shape) for own, part in zip(flat.split_with_sizes(sizes), total, strict=True)]
-    return [_noisy_share(part, deviation, expected) for part in total]
+    few, on_cpu = sum(sizes) <= _FEW_NUMBERS, total[0].device.type == "cpu"
+    if on_cpu and not few:
+        return [_noisy_share(part, deviation, expected) for part in total]
+    flat = torch.cat([part.flatten() for part in total])  # to start work on a device takes longer than a few numbers
+    if few:
+        flat = noises.next(flat).add_(_on_grid(flat, granularity(deviation))).div_(expected).to(total[0].dtype)
+    else:
+        flat = _noisy_share(flat, deviation, expected)
+    return [own.view(part.shape) for own, part in zip(flat.split_with_sizes(sizes), total, strict=True)]
 
 
 def noise(like: Tensor, deviation: float) -> Tensor:

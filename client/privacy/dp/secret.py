@@ -21,7 +21,7 @@ from fedgraft.client.privacy.dp.chacha import DeviceWords
 
 _PIECE = 1 << 15
 """Numbers drawn at a time on a CPU: all that is done to them is done while they are in its cache."""
-_PIECE_ON_DEVICE = 1 << 22
+_PIECE_ON_DEVICE = 1 << 24
 """The same where each operation has to be started on a device, which takes longer than a few numbers are worth."""
 
 _WITHOUT_SIGN = (1 << 63) - 1

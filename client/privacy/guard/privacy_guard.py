@@ -284,6 +284,8 @@ class PrivacyGuard:
             words.append("masked, so that only sums over several sites can be read")
         if stage is None and self.metrics in ("noised", "suppressed"):
             words.append(f"counts of test cases, {self.metrics}, by metrics of the policy")
+        if stage is None and (names := [one.name for one in self._policy.subgroups_of(self._study)]):
+            words.append(f"of subgroups too, by subgroups of the policy: {', '.join(names)}")
         return "; ".join(words) or "nothing of the site's data"
 
     def spend(self) -> Spend | None:

@@ -27,7 +27,7 @@ from fedgraft.common.secure_aggregation.masking import (
     mask,
 )
 from fedgraft.common.secure_aggregation.summing import METRICS, TENSORS, Summands
-from fedgraft.common.study.clusters import NamedClusters
+from fedgraft.common.study.clusters import group_of, groups_of
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.schedule import MEASURE
 from fedgraft.common.study.study import Study
@@ -141,10 +141,10 @@ class Sealer:
 
 def _of_other_clusters(study: Study, site: str, groups: AggregationGroups) -> list[str]:
     """Sites that this one is to mask with, although the study puts them into another cluster, or in none."""
-    if not isinstance(study.clusters, NamedClusters):
+    if not groups_of(study.clusters):
         return []
-    own = study.clusters.of(site)
-    return sorted({name for part in groups.parts.values() for name in part if study.clusters.of(name) != own})
+    own = group_of(study.clusters, site)
+    return sorted({name for part in groups.parts.values() for name in part if group_of(study.clusters, name) != own})
 
 
 def _not_secure(why: str) -> Refused:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedgraft.client.privacy.dp.noise import noised, widened
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.ledger.reply_store import Replay
 from fedgraft.client.privacy.release.metric_release_kinds import (
+    LEAST,
     bounded_sums,
     counted,
     from_bounded,
@@ -27,6 +29,7 @@ from fedgraft.client.privacy.release.metric_release_kinds import (
     suppressed_masks,
     suppressed_values,
 )
+from fedgraft.client.privacy.release.subgroup_release import CaseGroups
 from fedgraft.common.metrics.sums.class_metrics import CALIBRATION_BINS, ClassificationSums
 from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.metrics.sums.mask_metrics import MaskSums
@@ -44,9 +47,6 @@ from fedgraft.common.study.tasks import (
 BINS = 16
 """Of the scores, few enough for noise. Ties within a bin lower AUROC, of calibrated scores by about .005."""
 
-LEAST = 10
-"""Smaller cells are not shown."""
-
 _SPREAD = 2.0
 """Log-odds per step of the logistic grid of scores.
 
@@ -61,27 +61,36 @@ Answers = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 Tasks = Mapping[str, AnyTask]
 
 
+@dataclass(frozen=True)
+class TestCases:
+    """The labelled ones by position, their positions by unit, and the subgroups that they are in."""
+
+    labelled: Tensor
+    units: Sequence[Sequence[int]]
+    groups: CaseGroups
+
+
 def release(
     guard: PrivacyGuard,
     exchange: int,
     model: str,
     predict: Callable[[], Answers],
-    cases: tuple[Tensor, Sequence[Sequence[int]]],
+    cases: TestCases,
     tasks: Tasks,
 ) -> dict[str, Arrays]:
     """Counts of the test cases as policy lets them out, by task; none, or those that were released before.
 
-    `model` is the digest of the model that is asked about, `predict` asks it; `cases` are the labelled ones and their
-    units. Raises Refused.
+    `model` is the digest of the model that is asked about, `predict` asks it. Raises Refused.
     """
-    labelled, units = cases
     try:
         if guard.metrics == "noised":
             noise_multiplier = guard.charge_metrics(exchange, model)
-            shown = noised_counts(predict(), labelled, units, noise_multiplier, tasks)
+            shown = noised_counts(predict(), cases.labelled, cases.units, noise_multiplier, tasks)
         elif guard.metrics == "suppressed":
             guard.admit_metrics(exchange)
-            shown = {task: suppressed(sums_of(tasks[task], *pair)) for task, pair in predict().items()}
+            answers = predict()
+            shown = {task: suppressed(sums_of(tasks[task], *pair)) for task, pair in answers.items()}
+            shown |= cases.groups.coarse(answers, tasks, without_confusion)
         else:
             return {}
     except Replay as replay:
@@ -144,6 +153,13 @@ def suppressed(sums: TaskSums) -> TaskSums:
     whole = (sums.confusion >= LEAST).all(axis=(-2, -1), keepdims=True)  # of labels, each has its own
     confusion = sums.confusion * whole
     return released_labels(confusion, _scores(rows)) if isinstance(sums, LabelSums) else _partial(confusion, rows)
+
+
+def without_confusion(sums: TaskSums) -> TaskSums:
+    """As `suppressed`, for a group whose confusion would tell, by subtraction, that of the cases outside it."""
+    if isinstance(sums, ClassificationSums | LabelSums):
+        sums = replace(sums, confusion=np.zeros_like(sums.confusion))
+    return suppressed(sums)
 
 
 def _noised(

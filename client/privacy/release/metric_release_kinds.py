@@ -25,6 +25,9 @@ from fedgraft.common.study.tasks import (
     Segmentation,
 )
 
+LEAST = 10
+"""Smaller cells are not shown, nor groups of fewer people."""
+
 Floats = NDArray[np.float64]
 
 

@@ -5,23 +5,31 @@ from __future__ import annotations
 from fedgraft.client.privacy.dp.units import units_of
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
-from fedgraft.client.privacy.release.metric_release import release
+from fedgraft.client.privacy.release.metric_release import TestCases, release
+from fedgraft.client.privacy.release.subgroup_release import CaseGroups
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
 from fedgraft.client.training.model.evaluate import Predictions, predictions, summed
 from fedgraft.common.metrics.plugged import with_more
 from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.protocol.instructions import Arrays, Code
+from fedgraft.common.study.inputs import Split
+from fedgraft.common.study.schedule import last_exchange
 
 
 def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) -> dict[str, TaskSums]:
-    """Metric sums by task; none if nothing is asked, or if policy shows nothing (`shows`).
+    """Metric sums by task, at the end by subgroup too; none if nothing is asked, or if policy shows none (`shows`).
 
     Under masks what is no number passes: a refusal would tell of this site alone what the sum hides.
     """
     if turn.evaluate is None or not shows:
         return {}
-    return counted(place, predict(place, turn, local_state, passes=turn.accepted is not None))
+    found = predict(place, turn, local_state, turn.evaluate, passes=turn.accepted is not None)
+    sums = counted(place, found)
+    if turn.exchange != last_exchange(place.study):
+        return sums
+    groups = CaseGroups.of(place.cohort, place.loader.labelled(turn.evaluate))
+    return sums | groups.exact(found, place.study.tasks_by_name)
 
 
 def counted(place: Workplace, found: Predictions) -> dict[str, TaskSums]:
@@ -32,14 +40,16 @@ def counted(place: Workplace, found: Predictions) -> dict[str, TaskSums]:
     return {task: with_more(asked, place.study.tasks_by_name[task], own, *found[task]) for task, own in sums.items()}
 
 
-def predict(place: Workplace, turn: Turn, local_state: Arrays, *, passes: bool = False) -> Predictions:
-    """What the model that came says, `passes` as for `predictions`. Where the backbone is frozen, only heads run."""
-    assert turn.evaluate is not None
+def predict(place: Workplace, turn: Turn, local_state: Arrays, split: Split, *, passes: bool = False) -> Predictions:
+    """What the model that came says of a split's cases, `passes` as for `predictions`.
+
+    Where the backbone is frozen, only heads run.
+    """
     place.answering(turn.before, local_state)
     frozen = any(stage is not None and place.routing(stage).frozen for stage in (turn.stage, turn.before))
     through = frozen and not place.local_model.model.decodes
-    loader = place.through_backbone(turn.evaluate) if through else place.loader
-    return predictions(place.local_model, loader, turn.evaluate, passes=passes)
+    loader = place.through_backbone(split) if through else place.loader
+    return predictions(place.local_model, loader, split, passes=passes)
 
 
 def released(
@@ -54,7 +64,10 @@ def released(
     if guard.metrics == "noised" and (bare := place.bare(worked, turn.before)):
         raise Refused(Code.POLICY, f"own entries without noise are in the model: {', '.join(sorted(bare)[:3])}, ...")
     labelled = place.loader.labelled("test")
-    cases = (labelled, units_of(labelled, place.cohort.patients, guard.unit))
+    groups = CaseGroups.of(place.cohort, labelled)
+    cases = TestCases(labelled, units_of(labelled, place.cohort.patients, guard.unit), groups)
     model = place.local_model.digests.of(place.received.entries)
     tasks = place.study.tasks_by_name
-    return release(guard, turn.exchange, model, lambda: predict(place, turn, local_state, passes=True), cases, tasks)
+    return release(
+        guard, turn.exchange, model, lambda: predict(place, turn, local_state, "test", passes=True), cases, tasks
+    )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.methods.memory.carried import down_shapes
+from fedgraft.common.protocol.choosing import chosen, side_by_side
 from fedgraft.common.protocol.instructions import (
     Arrays,
     Code,
@@ -25,24 +28,30 @@ class ReceivedState:
         """The model's entries as the coordinator has them."""
         self.came: dict[str, np.ndarray] = {}
         """What the stage needs beside the model, by address."""
+        self._models: dict[str, np.ndarray] = {}
+        """All that came of the model, or of several to choose from."""
 
     @property
     def everything(self) -> dict[str, np.ndarray]:
         """All that came: the model, and what is beside it."""
         return self.entries | self.came
 
-    def take(self, instruction: Instruction, stage: Stage) -> None:
+    def take(
+        self, instruction: Instruction, stage: Stage, choice: Sequence[str] = (), own: Collection[str] = ()
+    ) -> None:
         """Take in an instruction's arrays. Raises Refused if they do not fit, or anything is missing or not as said.
 
-        An instruction without work needs nothing beside the model.
+        An instruction without work needs nothing beside the model. Where there is a `choice` of models, which have the
+        entries `own` each for itself, one has to be chosen (`choose`) before there is one.
         """
-        tags, forms = self._local_model.tags, self._local_model.forms
+        forms = self._local_model.forms
+        forms = side_by_side(dict.fromkeys(choice, forms), own) if choice else forms
         came_forms = down_shapes(self._local_model.ground(stage))
         for key, array in instruction.tensors.items():
             if (forms.get(key) or came_forms.get(key)) != (array.shape, type_name(array)):
                 raise Refused(Code.BAD_TENSORS)
-        needed = set(tags) | (set(came_forms) if instruction.work else set())
-        known: Arrays = self.entries | self.came
+        needed = set(forms) | (set(came_forms) if instruction.work else set())
+        known: Arrays = self._models | self.came
         held = {key: array for key, array in known.items() if key in needed and key not in instruction.tensors}
         if (
             set(held) | (set(instruction.tensors) & needed) != needed
@@ -50,5 +59,11 @@ class ReceivedState:
         ):
             raise Refused(Code.MISSING_TENSORS)
         now = held | dict(instruction.tensors)
-        self.entries = {key: now[key] for key in tags}
+        self._models = {key: now[key] for key in forms}
         self.came = {key: now[key] for key in came_forms if key in now}
+        if not choice:
+            self.entries = {key: now[key] for key in self._local_model.tags}
+
+    def choose(self, name: str, own: Collection[str]) -> None:
+        """Take the model of this name, of those that came."""
+        self.entries = chosen(self._models, name, self._local_model.tags, own)

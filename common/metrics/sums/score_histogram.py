@@ -170,6 +170,11 @@ def ranks(logits: Floats) -> Counts:
     return _bins(log_odds(logits.astype(np.float64)))
 
 
+def bins_of(scores: Floats) -> Counts:
+    """The bins of scores as they are, such as labels' logits (N,); cases in one bin are ties, as in a histogram."""
+    return _bins(scores)
+
+
 def auroc(positive: Floats, negative: Floats) -> float | None:
     """Chance that a positive case scores above a negative one, ties counting half; None without both."""
     pairs = positive.sum() * negative.sum()
@@ -184,14 +189,31 @@ def weighted_auroc(bins: NDArray[np.int64], mine: NDArray[np.bool_], weights: Fl
 
     NaN where a row has no case of either kind.
     """
-    order = np.argsort(bins, kind="stable")
-    firsts = np.flatnonzero(np.diff(bins[order], prepend=-1) != 0)
-    positive = np.add.reduceat(weights[:, order] * mine[order], firsts, axis=1)
-    negative = np.add.reduceat(weights[:, order] * ~mine[order], firsts, axis=1)
+    positive, negative = _ranked(bins, mine, weights)
     below = np.cumsum(negative, axis=1) - negative
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     part = (positive * (below + negative / 2)).sum(axis=1)
     return np.asarray(np.divide(part, pairs, out=np.full(len(part), np.nan), where=pairs > 0))
+
+
+def weighted_average_precision(bins: NDArray[np.int64], mine: NDArray[np.bool_], weights: Floats) -> Floats:
+    """The average precision of the same, for each row of weights (rows, N). NaN where a row lacks either kind."""
+    positive, negative = (side[:, ::-1] for side in _ranked(bins, mine, weights))
+    hits = np.cumsum(positive, axis=1)
+    seen = hits + np.cumsum(negative, axis=1)
+    precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+    whole = np.where(negative.sum(axis=1) > 0, positive.sum(axis=1), 0.0)
+    part = (positive * precision).sum(axis=1)
+    return np.asarray(np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0))
+
+
+def _ranked(bins: NDArray[np.int64], mine: NDArray[np.bool_], weights: Floats) -> tuple[Floats, Floats]:
+    """Positives and negatives by row of weights and bin, lowest score first."""
+    order = np.argsort(bins, kind="stable")
+    firsts = np.flatnonzero(np.diff(bins[order], prepend=-1) != 0)
+    positive = np.add.reduceat(weights[:, order] * mine[order], firsts, axis=1)
+    negative = np.add.reduceat(weights[:, order] * ~mine[order], firsts, axis=1)
+    return positive, negative
 
 
 def average_precision(positive: Floats, negative: Floats) -> float | None:

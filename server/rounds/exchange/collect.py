@@ -39,6 +39,8 @@ class Collected:
     metrics: dict[str, dict[str, TaskSums]] = field(default_factory=dict)
     pooled: dict[str, Pooled] = field(default_factory=dict)
     observed: dict[str, dict[str, TaskSums]] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
+    """By site the model that it took, where sites choose."""
     spent: dict[str, dict[str, Any]] = field(default_factory=dict)
     ridge_penalties: dict[str, float] = field(default_factory=dict)
     """By task the ridge penalty, where the sums have decided it."""
@@ -75,16 +77,22 @@ class Collector:
         self._tell = tell
 
     def collect(
-        self, instructions: Mapping[str, Instruction], limits: Mapping[str, Limits], take: Callable[[Update, str], None]
+        self,
+        instructions: Mapping[str, Instruction],
+        whole: Mapping[str, Arrays],
+        limits: Mapping[str, Mapping[str, Limits]],
+        take: Callable[[Update, str], None],
     ) -> Collected:
         """Validate replies as they come, and take them in by the sites' names, in their order: sums are reproducible.
 
-        `limits` are by site, since clusters of sites have models of their own.
+        `whole` is by site all that its instruction rests on, and `limits` by site, and by the model that it says it has
+        taken ("" where it had no choice), what its update is held against.
         """
         got, waiting = Collected(), sorted(instructions, reverse=True)
-        joint = Joint(next(iter(limits.values())).stage.joint_lambda if limits else None)
+        stages = [own.stage for one in limits.values() for own in one.values()]
+        joint = Joint(stages[0].joint_lambda if stages else None)
         ready: dict[str, Update | None] = {}
-        for reply in self.replies(instructions, {site: own.state for site, own in limits.items()}, got):
+        for reply in self.replies(instructions, whole, got):
             instruction = instructions[reply.site]
             ready[reply.site] = self.vetted(got, reply, instruction, limits[reply.site])
             while waiting and waiting[-1] in ready:
@@ -120,17 +128,19 @@ class Collector:
         if again:
             yield from self._fleet.exchange(dict(again), self._study.rounds.deadline_s)
 
-    def vetted(self, got: Collected, reply: Reply, instruction: Instruction, limits: Limits) -> Update | None:
-        """The reply in the open of one site, if it may count; what it says is noted in `got`."""
+    def vetted(
+        self, got: Collected, reply: Reply, instruction: Instruction, limits: Mapping[str, Limits]
+    ) -> Update | None:
+        """The reply in the open of one site, if it may count; what it says is noted in `got`; `limits` by choice."""
         site, answer = reply.site, reply.answer
         if isinstance(answer, Refusal):
             got.missing[site] = answer.code
             return None
-        if isinstance(answer, MaskedUpdate):
+        if isinstance(answer, MaskedUpdate) or (own := limits.get(answer.cluster)) is None:
             got.missing[site] = Code.GARBAGE
             return None
         try:
-            code = fault(answer, instruction, limits) or self._bad_count(site, answer)
+            code = fault(answer, instruction, own) or self._bad_count(site, answer)
             sums = metric_sums(answer, self._study, instruction) if code is None else None
         except ENDS:
             raise
@@ -148,6 +158,8 @@ class Collector:
             got.spent[site] = asdict(answer.spent)
         got.aggregated.append(site)
         got.train[site] = dict(answer.train)
+        if answer.cluster:
+            got.chosen[site] = answer.cluster
         if sums:
             got.metrics[site] = sums
         return answer

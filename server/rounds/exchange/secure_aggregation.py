@@ -41,6 +41,7 @@ from fedgraft.common.secure_aggregation.summing import (
     tensor_shapes,
 )
 from fedgraft.common.study.inputs import Split
+from fedgraft.common.study.schedule import last_exchange
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.joint import Take
 from fedgraft.server.rounds.exchange.collect import Collected, Collector, headline
@@ -212,20 +213,20 @@ class SecureCollector:
         instructions = {site: _own(wanted, site, groups) for site in sites}
         # Observers are asked once.
         observers = {} if got.repeats else wanted.observers
-        attempt = SumAttempt.begin(groups, self._layouts(limits))
+        attempt = SumAttempt.begin(groups, self._layouts(limits, wanted.exchange))
         states = dict.fromkeys((*instructions, *observers), limits.state)
         for reply in self._collector.replies({**instructions, **observers}, states, got):
             if reply.site in observers:
-                self._collector.vetted(got, reply, observers[reply.site], limits)
+                self._collector.vetted(got, reply, observers[reply.site], {"": limits})
             else:
                 attempt.take(reply.site, reply.answer, instructions[reply.site])
         attempt.find_strangers()
         return attempt
 
-    def _layouts(self, limits: Limits) -> dict[str, Layout]:
+    def _layouts(self, limits: Limits, exchange: int) -> dict[str, Layout]:
         return {
             TENSORS: Layout.of(tensor_shapes(limits.shapes, self._study, limits.stage)),
-            METRICS: Layout.of(metric_shapes(self._study)),
+            METRICS: Layout.of(metric_shapes(self._study, by_group=exchange == last_exchange(self._study))),
         }
 
     def _open(self, attempt: SumAttempt, got: Collected, limits: Limits, take: Take) -> None:

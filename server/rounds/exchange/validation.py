@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import starmap
 
 import numpy as np
 
+from fedgraft.common.base.errors import InputError
 from fedgraft.common.closed_form.temperature import CASES
 from fedgraft.common.methods.memory.carried import methods_of, sums_of
 from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.metrics.plugged import read_more, values_of
+from fedgraft.common.metrics.subgroups import names_of
 from fedgraft.common.metrics.sums.task_metrics import TaskSums, parted, sums_from
 from fedgraft.common.metrics.support import is_exact
 from fedgraft.common.protocol.instructions import (
@@ -28,6 +31,7 @@ from fedgraft.common.protocol.instructions import (
 from fedgraft.common.protocol.packed_symmetric import PACKED
 from fedgraft.common.protocol.routing import DISTANCES, Shapes, Tags
 from fedgraft.common.study.plan import Gradient, Role, Stage, Statistics
+from fedgraft.common.study.schedule import last_exchange
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Task
 from fedgraft.server.rounds.exchange.trial import solvable
@@ -194,11 +198,26 @@ def metric_sums(update: Update, study: Study, instruction: Instruction) -> dict[
     """
     if not update.metrics:
         return {}
-    if instruction.evaluate is None or set(update.metrics) != set(study.tasks_by_name):
+    tasks, groups = study.tasks_by_name.keys(), update.metrics.keys() - study.tasks_by_name.keys()
+    if instruction.evaluate is None or not tasks <= update.metrics.keys():
         return None
-    sums = {task: _sums(study, task, arrays) for task, arrays in update.metrics.items()}
+    sums = {task: _sums(study, task, update.metrics[task]) for task in tasks}
+    if groups and instruction.exchange != last_exchange(study):
+        return None
+    sums |= _of_groups(study, {name: update.metrics[name] for name in sorted(groups)}, sums)
     values = [value for own in sums.values() for value in values_of(own).values()]
     return sums if all(value is None or math.isfinite(value) for value in values) else None
+
+
+def _of_groups(study: Study, metrics: Mapping[str, Arrays], whole: Mapping[str, TaskSums]) -> dict[str, TaskSums]:
+    """Sums by subgroup. InputError for names that the study has not, and for groups larger than all cases together."""
+    known = names_of(study)
+    if not metrics.keys() <= known.keys():
+        raise InputError("Metric sums: there is a subgroup that the study has not.")
+    sums = {name: sums_from(study.tasks_by_name[known[name]], arrays) for name, arrays in metrics.items()}
+    if any(is_exact(whole[known[name]]) and own.n > whole[known[name]].n for name, own in sums.items()):
+        raise InputError("Metric sums: a subgroup has more cases than there are.")
+    return sums
 
 
 def greeting_fault(greeting: Greeting, study: Study) -> Code | None:

@@ -39,18 +39,24 @@ from fedgraft.common.plugins.loading import load_plugins
 from fedgraft.common.plugins.registry import loaded_digest, places
 from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.study import Study, parse_study
+from fedgraft.simulations.compare.measures.answers import Found
 from fedgraft.simulations.compare.question import (
     ARM,
     Arm,
     Question,
     changed,
 )
-from fedgraft.simulations.compare.refusals import check_arm, refuse_seen, refuse_tied
+from fedgraft.simulations.compare.refusals import (
+    check_arm,
+    measured,
+    refuse_seen,
+    refuse_tied,
+    refuse_unmeasured,
+)
 from fedgraft.simulations.compare.running.finished import kept_digest
 from fedgraft.simulations.compare.running.folds import Fold
 from fedgraft.simulations.compare.running.models import (
     Few,
-    Found,
     ModelJob,
     carry_out,
     flat,
@@ -58,6 +64,7 @@ from fedgraft.simulations.compare.running.models import (
     unflat,
 )
 from fedgraft.simulations.compare.running.progress import Tell, as_they_end
+from fedgraft.simulations.compare.running.rounds import keep_rounds
 from fedgraft.simulations.compare.running.shots import few_shot, part_of
 from fedgraft.simulations.engines.child_path import no_working_folder
 from fedgraft.simulations.engines.run import Hospitals
@@ -141,6 +148,7 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
         raise InputError(f"{source}, question {question.name}: no site is called {', '.join(unknown)} ({there}).")
     asked = changed(study.model_dump(mode="json"), question.keys, f"{source}, question {question.name}")
     where = f"{source}, question {question.name}"
+    decides = measured(question, asked, where)
     found: list[Cell] = []
     plain: dict[str, Study] = {}
     arms = sorted(question.arms, key=lambda one: bool(one.base_models))
@@ -152,6 +160,7 @@ def cells(study: Study, question: Question, sites: Hospitals, seeds: int, source
         refuse_tied(question, sites, where)
     for arm in arms:
         own = plain[arm.name]
+        refuse_unmeasured(own, arm, decides, f"{where}, arm {arm.name}")
         check_arm(own, f"{where}, arm {arm.name}", arm)
         if several := [name for name in arm.base_models if plain[name].clusters is not None]:
             raise StudyError(where, [f"{arm.name}: its base model {several[0]} has clusters, and so is several models"])
@@ -224,9 +233,14 @@ def run(
         ) from error
 
 
+def folder_of(cell: Cell, out: Path) -> Path:
+    """Where what is kept of a cell lies."""
+    return out / cell.digest[:16]
+
+
 def outcome(cell: Cell, out: Path) -> CellOutcome:
     """What a cell that was run ended with."""
-    folder = out / cell.digest[:16]
+    folder = folder_of(cell, out)
     facts = read_sealed(folder / _FACTS)
     found, troubles = unflat(load_tensors(folder / _ANSWERS)), tuple(facts["troubles"])
     if cell.job.few is not None and cell.cases is not None:
@@ -236,7 +250,7 @@ def outcome(cell: Cell, out: Path) -> CellOutcome:
 
 def _run(cell: Cell, out: Path, *, keep: bool) -> None:
     """Carry out one cell; its model is kept if others are made of it."""
-    started, folder = time.monotonic(), out / cell.digest[:16]
+    started, folder = time.monotonic(), folder_of(cell, out)
     found, troubles = (few_shot if cell.job.few else carry_out)(_with_base_models(cell, out), folder / "runs")
     made = home_of(folder / "runs")
     if keep:
@@ -244,6 +258,7 @@ def _run(cell: Cell, out: Path, *, keep: bool) -> None:
         for name in ("model.safetensors", "model.json"):
             shutil.copy(made / name, folder / _MODEL / name)
     model = read_json(made / "model.json")["sha256"] if (made / "model.json").is_file() else None
+    keep_rounds(made, folder)
     save_tensors(folder / _ANSWERS, dict(flat(found)))
     facts = {
         "troubles": troubles,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from fedgraft.common.study.clusters import NamedClusters
 from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Recalibrate
 from fedgraft.common.study.study import Study
-from fedgraft.common.study.tasks import Task
+from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers, Found
 from fedgraft.simulations.compare.question import Who
 from fedgraft.simulations.compare.running.finished import kept, kept_there
 from fedgraft.simulations.compare.running.folds import Fold, deal
@@ -38,21 +40,7 @@ from fedgraft.simulations.engines.run import (
     simulated_cohort,
 )
 
-MERGED = "*"
-"""The name of the one model that all sites share; a site's own model has the site's name, which is never this."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model says of a site's labelled test cases: logits (N, classes), targets (N,), patients 0.. (N,)."""
-
-    logits: np.ndarray
-    targets: np.ndarray
-    patients: np.ndarray
-
-
-Found = dict[str, dict[str, dict[str, Answers]]]
-"""By model, site and task."""
+_ARRAYS = ("outputs", "targets", "patients")
 
 
 @dataclass(frozen=True)
@@ -164,6 +152,7 @@ def pool(cohorts: list[Cohort]) -> Cohort:
         facts={},
         origins=(),
         studies=(),
+        spacings=tuple(size for cohort in cohorts for size in cohort.spacings or (0.0,) * len(cohort.inputs)),
     )
 
 
@@ -219,12 +208,22 @@ def answers_of(local_model: LocalModel, study: Study, cohort: Cohort) -> dict[st
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     patients = np.array([numbers[name] for name in names], np.int64)
     found = {}
-    for task, (logits, targets) in predictions(local_model, loader, "test").items():
-        if not isinstance(study.tasks_by_name[task], Task):
-            continue  # what is compared is known of classes alone
-        known = targets >= 0
-        found[task] = Answers(logits[known], targets[known], patients[known])
+    for task, (outputs, targets) in predictions(local_model, loader, "test").items():
+        known = _known(study.tasks_by_name[task], targets)
+        found[task] = Answers(outputs[known], targets[known], patients[known])
     return found
+
+
+def _known(task: AnyTask, targets: np.ndarray) -> np.ndarray:
+    """Whether a case's target is known, (N,), of targets as `predictions` gives them; of labels any of them."""
+    match task:
+        case Task() | Segmentation():
+            return np.asarray(targets >= 0)
+        case Multilabel():
+            return np.asarray(~np.isnan(targets).all(axis=1))
+        case Regression():
+            return np.asarray(~np.isnan(targets))
+    assert_never(task)
 
 
 def flat(found: Found) -> Iterator[tuple[str, np.ndarray]]:
@@ -232,7 +231,7 @@ def flat(found: Found) -> Iterator[tuple[str, np.ndarray]]:
     for model, sites in found.items():
         for site, tasks in sites.items():
             for task, answers in tasks.items():
-                for kind in ("logits", "targets", "patients"):
+                for kind in _ARRAYS:
                     yield f"{model}/{site}/{task}/{kind}", getattr(answers, kind)
 
 
@@ -241,7 +240,7 @@ def unflat(arrays: Mapping[str, np.ndarray]) -> Found:
     found: Found = {}
     for key in arrays:
         model, site, task, kind = key.split("/")
-        if kind == "logits":
-            parts = (arrays[f"{model}/{site}/{task}/{one}"] for one in ("logits", "targets", "patients"))
+        if kind == _ARRAYS[0]:
+            parts = (arrays[f"{model}/{site}/{task}/{one}"] for one in _ARRAYS)
             found.setdefault(model, {}).setdefault(site, {})[task] = Answers(*parts)
     return found

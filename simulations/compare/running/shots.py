@@ -23,10 +23,9 @@ from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import load_weights
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import Task
+from fedgraft.simulations.compare.measures.answers import Answers, Found
 from fedgraft.simulations.compare.running.models import (
-    Answers,
     Few,
-    Found,
     ModelJob,
     answers_of,
     federate,
@@ -91,13 +90,13 @@ def _drawn(
 
 def _joined(draws: list[Answers]) -> Answers:
     """Several models' answers about the same cases as one: a patient who is drawn counts in all of them."""
-    parts = ([getattr(one, kind) for one in draws] for kind in ("logits", "targets", "patients"))
+    parts = ([getattr(one, kind) for one in draws] for kind in ("outputs", "targets", "patients"))
     return Answers(*(np.concatenate(part) for part in parts))
 
 
 def _task(few: Few, study: Study) -> Task:
     task = study.tasks_by_name[few.task or study.tasks[0].name]
-    assert isinstance(task, Task)  # the command refuses questions about others
+    assert isinstance(task, Task)  # refused before anything runs
     return task
 
 

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,12 @@ from pydicom.uid import (
 )
 
 from fedgraft.client.data.decoding.dicom.acquired import frame_not_acquired, not_acquired
-from fedgraft.client.data.decoding.dicom.facts import facts
-from fedgraft.client.data.decoding.dicom.grey import (
-    Floats,
-    functional_group,
-    grey,
-    stored_bits,
-)
+from fedgraft.client.data.decoding.dicom.facts import facts, subgroup_tags
+from fedgraft.client.data.decoding.dicom.grey import functional_group, grey, stored_bits
 from fedgraft.client.data.decoding.dicom.lookup import palette
 from fedgraft.client.data.decoding.dicom.numbers import pair, whole
+from fedgraft.client.data.decoding.dicom.read_tags import READ_TAGS
+from fedgraft.client.data.decoding.shades import Floats, Picture, image, shades
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
 from fedgraft.client.data.spec import Window
@@ -52,66 +49,10 @@ _END_OF_IMAGE, _PADDING = b"\xff\xd9", b"\0\xff"
 """What ends an image of JPEG, JPEG-LS and JPEG 2000, and may stand behind it."""
 _WITH_END = frozenset({*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes})
 
-_TAGS = [
-    "PatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SOPInstanceUID",
-    "SOPClassUID",
-    "ImageType",
-    "Modality",
-    "Manufacturer",
-    "BurnedInAnnotation",
-    "SpecificCharacterSet",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "FloatPixelPaddingValue",
-    "FloatPixelPaddingRangeLimit",
-    "DoubleFloatPixelPaddingValue",
-    "DoubleFloatPixelPaddingRangeLimit",
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "PixelAspectRatio",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "VOILUTSequence",
-    "WindowCenter",
-    "WindowWidth",
-    "VOILUTFunction",
-    "RedPaletteColorLookupTableDescriptor",
-    "GreenPaletteColorLookupTableDescriptor",
-    "BluePaletteColorLookupTableDescriptor",
-    "RedPaletteColorLookupTableData",
-    "GreenPaletteColorLookupTableData",
-    "BluePaletteColorLookupTableData",
-    "SegmentedRedPaletteColorLookupTableData",
-    "SegmentedGreenPaletteColorLookupTableData",
-    "SegmentedBluePaletteColorLookupTableData",
-    "PixelData",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
-"""All that is read; names, birth dates, addresses and the like are not among it."""
-
+_SILENT = logging.CRITICAL + 1
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "PhotometricInterpretation")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_DIRECTORY = "1.2.840.10008.1.3.10"
-_STANDARD = "1.2.840.10008."
+_DIRECTORY, _STANDARD = "1.2.840.10008.1.3.10", "1.2.840.10008."
 _RGB = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 """What pydicom and its decoders bring to RGB. Retired colour spaces (YBR_PARTIAL, ARGB, CMYK, HSV) are refused."""
 
@@ -120,7 +61,7 @@ _RGB = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"})
 class DicomImage:
     """Frames (H, W) or (H, W, 3) in [0, 1], height over width of a pixel, keys for joining, facts without identity.
 
-    `width_mm` is the width of a pixel, 0 where the file does not say it.
+    `width_mm` is the width of a pixel, 0 where the file does not say it; `tags` are those of sex, age and vendor.
     """
 
     frames: list[Floats]
@@ -128,6 +69,7 @@ class DicomImage:
     keys: dict[str, str] = field(repr=False)
     facts: dict[str, str]
     width_mm: float = 0.0
+    tags: dict[str, str] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     """Constant words for what is odd in a file that is used all the same."""
 
@@ -137,22 +79,34 @@ def read_dicom(path: Path, window: Window | None, frames: str, accept: Collectio
 
     `accept` lists kinds of objects that are used though no scanner took them (see `acquired`).
     """
+    found, pictures = read_pictures(path, window, frames, accept)
+    with wall("undecodable"):
+        return replace(found, frames=[image(picture) for picture in pictures])
+
+
+def read_pictures(
+    path: Path, window: Window | None, frames: str, accept: Collection[str] = ()
+) -> tuple[DicomImage, list[Picture]]:
+    """As `read_dicom`, with the frames beside it as they are stored, and what stored values look like."""
     with quiet():
         dataset = _open(path)
         with wall("undecodable"):
             _check(dataset, accept)
             notes = Counter[str]()
             indices = _chosen(dataset, frames, accept, notes)
-            images = [_image(dataset, index, window, notes) for index in indices]
+            pictures = [_image(dataset, index, window, notes) for index in indices]
             aspect, width_mm = _pixel(dataset, indices[0])
-            return DicomImage(images, aspect, _keys(dataset), facts(dataset, indices[0]), width_mm, tuple(notes))
+            told = facts(dataset, indices[0])
+            words = DicomImage([], aspect, _keys(dataset), told, width_mm, subgroup_tags(dataset), tuple(notes))
+            return words, pictures
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """pydicom's warnings quote values of elements, and it logs them too; they must not reach a log."""
     for name in ("pydicom", "highdicom"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        if (logger := logging.getLogger(name)).level != _SILENT:  # to set it makes every logger think anew
+            logger.setLevel(_SILENT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -165,9 +119,9 @@ def _open(path: Path) -> Dataset:
             if path.stat().st_size == 0:
                 raise UnusableError("empty_file")
             try:
-                dataset = pydicom.dcmread(path, specific_tags=list(_TAGS))
+                dataset = pydicom.dcmread(path, specific_tags=READ_TAGS)
             except InvalidDicomError:  # old files have no preamble: accept them if what is read makes sense
-                dataset = pydicom.dcmread(path, specific_tags=list(_TAGS), force=True)
+                dataset = pydicom.dcmread(path, specific_tags=READ_TAGS, force=True)
                 if "SOPClassUID" not in dataset and "Rows" not in dataset:
                     raise UnusableError("not_dicom") from None
         except PermissionError:
@@ -244,16 +198,16 @@ def _chosen(dataset: Dataset, frames: str, accept: Collection[str], notes: Count
     return {"all": taken, "middle": [taken[len(taken) // 2]], "first": taken[:1]}[frames]
 
 
-def _image(dataset: Dataset, index: int, window: Window | None, notes: Counter[str]) -> Floats:
+def _image(dataset: Dataset, index: int, window: Window | None, notes: Counter[str]) -> Picture:
     _check_end(dataset, index)
     photometric = str(dataset.PhotometricInterpretation)
     if photometric in _RGB:
-        return _unit(np.asarray(pixel_array(dataset, index=index)), int(dataset.BitsStored))
+        return _unit(np.asarray(pixel_array(dataset, index=index, view_only=True)), int(dataset.BitsStored))
     if int(dataset.SamplesPerPixel) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"):
         raise UnusableError("unknown_photometric")
     stored = _stored(dataset, index)
     if photometric == "PALETTE COLOR":
-        return palette(dataset, stored).astype(np.float32)
+        return shades(stored, lambda values: palette(dataset, values).astype(np.float32))
     return grey(dataset, stored, index, window, notes)
 
 
@@ -275,13 +229,14 @@ def _stored(dataset: Dataset, index: int) -> NDArray[Any]:
     if syntax.is_encapsulated and syntax != RLELossless:
         return np.asarray(pixel_array(dataset, index=index))  # codecs know nothing of cells; pydicom repairs the sign
     # pydicom would drop unused bits as if the pixel always stood in the lowest ones.
-    return stored_bits(dataset, np.asarray(pixel_array(dataset, index=index, correct_unused_bits=False)))
+    cells = pixel_array(dataset, index=index, correct_unused_bits=False, view_only=True)
+    return stored_bits(dataset, np.asarray(cells))
 
 
-def _unit(colours: NDArray[Any], bits: int) -> Floats:
+def _unit(colours: NDArray[Any], bits: int) -> Picture:
     if colours.ndim != 3 or colours.shape[-1] != 3:
         raise UnusableError("unknown_photometric")
-    return np.asarray(np.clip(colours.astype(np.float32) / np.float32(2**bits - 1), 0, 1))
+    return shades(colours, lambda values: np.clip(values.astype(np.float32) / np.float32(2**bits - 1), 0, 1))
 
 
 def _pixel(dataset: Dataset, index: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from fedgraft.client.data.decoding.dicom.grey import functional_group, stated_window, voi_lut
 from fedgraft.client.data.decoding.dicom.numbers import pair
 from fedgraft.client.data.decoding.unusable import UnusableError
+from fedgraft.common.study.subgroups import TAGS
 
 MODALITIES = frozenset(
     {"AR", "BI", "CR", "CT", "DX", "ECG", "ES", "GM", "IO", "IVOCT", "IVUS", "LS", "MG", "MR", "NM", "OCT", "OP", "OPT"}
@@ -70,6 +71,13 @@ def facts(dataset: Dataset, index: int) -> dict[str, str]:
         "sex": _listed(dataset, "PatientSex", frozenset({"F", "M", "O"})),
         "age": _age(_text(dataset, "PatientAge")),
     }
+
+
+def subgroup_tags(dataset: Dataset) -> dict[str, str]:
+    """What can say to which subgroup a case belongs: sex and age as they stand there, the vendor as `facts` has it."""
+    said = {tag: _text(dataset, tag) for tag in TAGS}
+    vendor = _vendor(said["Manufacturer"])
+    return said | {"Manufacturer": "" if vendor == NOT_STATED else vendor}
 
 
 def _text(dataset: Dataset, name: str) -> str:

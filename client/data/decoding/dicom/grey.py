@@ -7,6 +7,7 @@ becomes 0. The presentation LUT shape of an X-ray only repeats its photometric i
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from pydicom.dataset import Dataset
 
 from fedgraft.client.data.decoding.dicom.lookup import read_table
 from fedgraft.client.data.decoding.dicom.numbers import UNREADABLE_ELEMENT, first, single
+from fedgraft.client.data.decoding.shades import Floats, Levels, Picture, Shades, levels
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.spec import Window
 
-Floats = NDArray[np.float32]
 WINDOW_WIDTH_1 = "window_width_1"
 
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
@@ -26,23 +27,58 @@ _PERCENTILES = (0.5, 99.5)
 """Shown from black to white where a file has no window: robust against hot pixels and markers."""
 
 
-def grey(dataset: Dataset, stored: NDArray[Any], index: int, window: Window | None, notes: Counter[str]) -> Floats:
+def grey(dataset: Dataset, stored: NDArray[Any], index: int, window: Window | None, notes: Counter[str]) -> Picture:
     """One frame (H, W) in [0, 1] from its stored values; a `window` of the site's own replaces what the file says.
 
     What is odd is counted in `notes`. UnusableError if an element that decides about values cannot be read.
     """
+    if (found := levels(stored)) is None:
+        return _shown(dataset, stored, index, window, notes)
+    return Shades(_shown(dataset, found.values, index, window, notes, found), found.entries)
+
+
+def _shown(
+    dataset: Dataset,
+    stored: NDArray[Any],
+    index: int,
+    window: Window | None,
+    notes: Counter[str],
+    found: Levels | None = None,
+) -> Floats:
+    """Stored values as they are shown: those of all pixels, or each level `found` in the image once."""
     padding = _padding(dataset, stored)
-    if padding is not None and padding.all():
+    if padding is not None and padding.all():  # of levels too: padding is a range, and both ends are in the image
         return np.zeros(stored.shape, dtype=np.float32)
     values = _modality(dataset, stored, index)
-    window = window or _narrow(dataset, values if padding is None else values[~padding], index, notes)
-    shown = _voi(dataset, values, padding, index, window)
+    seen = _Seen(values, padding, found)
+    window = window or _narrow(dataset, seen, index, notes)
+    shown = _voi(dataset, values, seen, index, window)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
-    np.nan_to_num(shown, copy=False, nan=0.0)
+    shown[np.isnan(shown)] = 0
     if padding is not None:
         shown[padding] = 0
     return np.ascontiguousarray(shown, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Values after the modality transformation, where there is padding, and whether they are levels or pixels."""
+
+    values: NDArray[np.float64]
+    padding: NDArray[np.bool_] | None
+    levels: Levels | None
+
+    def finite(self) -> tuple[NDArray[np.float64], NDArray[np.intp] | None]:
+        """Finite values that are in the image and no padding, and how often; None where each stands for a pixel."""
+        there = np.isfinite(self.values)
+        if self.padding is not None:
+            there &= ~self.padding
+        if self.levels is None:
+            return self.values[there], None
+        counts = self.levels.counts()
+        there &= counts > 0
+        return self.values[there], counts[there]
 
 
 def stored_bits(dataset: Dataset, cells: NDArray[Any]) -> NDArray[Any]:
@@ -56,6 +92,10 @@ def stored_bits(dataset: Dataset, cells: NDArray[Any]) -> NDArray[Any]:
     if bits < 1 or bits >= allocated:
         return cells
     native = cells.astype(cells.dtype.newbyteorder("="), copy=False)
+    if low == 0 and cells.size:  # mostly nothing is there but the pixel
+        ends = (-(1 << bits - 1), (1 << bits - 1) - 1) if cells.dtype.kind == "i" else (0, (1 << bits) - 1)
+        if ends[0] <= native.min() and native.max() <= ends[1]:
+            return native
     # The first shift drops what lies above, the second what lies below; it keeps the sign of signed types.
     return np.asarray((native << (allocated - low - bits)) >> (allocated - bits))
 
@@ -121,7 +161,7 @@ def _below_zero(dataset: Dataset, index: int) -> bool:
 
 
 def _voi(
-    dataset: Dataset, values: NDArray[np.float64], padding: NDArray[np.bool_] | None, index: int, window: Window | None
+    dataset: Dataset, values: NDArray[np.float64], seen: _Seen, index: int, window: Window | None
 ) -> NDArray[np.float64]:
     """To [0, 1] by the site's window, else the file's VOI LUT, else its first window, else robust percentiles."""
     if window is not None:
@@ -131,7 +171,7 @@ def _voi(
         return np.clip(table(values, signed=_below_zero(dataset, index)) / (2.0**table.bits - 1), 0, 1)
     if (stated := stated_window(dataset, index)) is not None:
         return windowed(values, *stated)
-    return stretched(values if padding is None else values[~padding], values)
+    return stretched(values, *seen.finite())
 
 
 def voi_lut(dataset: Dataset) -> Dataset | None:
@@ -166,12 +206,12 @@ def _function(source: Dataset) -> str:
     return name
 
 
-def _narrow(dataset: Dataset, values: NDArray[np.float64], index: int, notes: Counter[str]) -> Window | None:
+def _narrow(dataset: Dataset, seen: _Seen, index: int, notes: Counter[str]) -> Window | None:
     """In place of a window of width 1 on values from 0 to 1, which would leave black and white: all of them."""
     stated = stated_window(dataset, index) if voi_lut(dataset) is None else None
     if stated is None or stated[1] != 1 or stated[2] != "LINEAR":
         return None
-    finite = values[np.isfinite(values)]
+    finite, _ = seen.finite()
     if not finite.size or finite.min() < 0 or finite.max() > 1 or not (finite % 1).any():
         return None
     notes[WINDOW_WIDTH_1] += 1
@@ -191,15 +231,36 @@ def windowed(values: NDArray[np.float64], center: float, width: float, function:
     return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
 
 
-def stretched(seen: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The percentiles of what is `seen` become black and white; an image of one value is black."""
-    finite = seen[np.isfinite(seen)]
+def stretched(
+    values: NDArray[np.float64], finite: NDArray[np.float64], counts: NDArray[np.intp] | None = None
+) -> NDArray[np.float64]:
+    """The percentiles of what is `finite` and seen become black and white; an image of one value is black.
+
+    `counts` says how often each of the finite values is there; without it each is there once.
+    """
     if not finite.size:
         return np.zeros_like(values)
-    low, high = np.percentile(finite, _PERCENTILES)
+    if counts is None:
+        low, high = np.percentile(finite, _PERCENTILES)
+    else:
+        low, high = percentiles(finite, counts)
     if high <= low:
         low, high = finite.min(), finite.max()
     return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
+
+
+def percentiles(values: NDArray[np.float64], counts: NDArray[np.intp]) -> tuple[float, float]:
+    """As `np.percentile` of all the values, each repeated as often as it counts, to the last bit."""
+    order = np.argsort(values, kind="stable")
+    ordered, until = values[order], np.cumsum(counts[order])
+    found = []
+    for percentile in _PERCENTILES:
+        at = (int(until[-1]) - 1) * (percentile / 100)
+        below = int(at)
+        low, high = ordered[np.searchsorted(until, [below, min(below + 1, int(until[-1]) - 1)], side="right")]
+        share, gap = at - below, high - low
+        found.append(high - gap * (1 - share) if share >= 0.5 else low + gap * share)
+    return found[0], found[1]
 
 
 def _little(dataset: Dataset) -> bool:

@@ -14,6 +14,7 @@ import yaml
 from fedgraft.client.governance.plugins import demand_plugins, only_listed
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import SitePolicy
+from fedgraft.client.runtime.sessions import Models, Session
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.plugins.installed import digest_of
 from fedgraft.common.plugins.plugin import Plugin
@@ -151,6 +152,60 @@ def test_a_study_that_loads_code_while_it_is_read_is_stopped_there(
             code, _, said = command("site", words[0], words[1], "--home", hospital.home)
             assert (code, "own-sly==1.0 is none of `plugins` in the policy" in said) == (1, True), said
     assert not (folder / "own_sly.py.ran").exists()
+
+
+@pytest.fixture
+def sly_reader(tmp_path: Path, fresh: pytest.MonkeyPatch, hospital: Hospital) -> Path:
+    """The site's file names a reader of others, which leaves a mark when it is run; the mark."""
+    points = {"fedgraft.readers": {"sly": "own_reader:SLY"}}
+    body = (
+        b"import pathlib\npathlib.Path(__file__ + '.ran').touch()\n"
+        b"from fedgraft.client.data.kinds import KINDS as k\nSLY = k['dicom']\n"
+    )
+    wheel = make_wheel(tmp_path / "wheels", "own-reader", "1.0", points, {"own_reader.py": body})
+    folder = install(wheel, tmp_path / "here")
+    fresh.syspath_prepend(folder)
+    write_site(hospital, kind="sly")
+    return folder / "own_reader.py.ran"
+
+
+def write_site(hospital: Hospital, listed: dict[str, str] | None = None, **cohort: str) -> None:
+    file = hospital.home / "site.yaml"
+    content = yaml.safe_load(file.read_text())
+    content["cohort"] |= cohort
+    content["policy"] = OPEN | ({"plugins": listed} if listed else {})
+    file.write_text(yaml.safe_dump(content))
+
+
+def test_a_reader_that_the_sites_file_names_is_code_as_well(
+    sly_reader: Path, hospital: Hospital, command: Command, tmp_path: Path
+) -> None:
+    """Whoever looks at a study, at data or makes features; and the running site, whoever asks it."""
+    file = tmp_path / "study.yaml"
+    file.write_text(study().to_yaml())
+    embed = ("embed", "--weights", "slim-ctmr-synthetic", "--out", tmp_path / "f.npz")
+    says = "own-reader==1.0 is none of `plugins` in the policy. See `fedgraft site plugins`"
+    for words in (("review", file), ("approve", file), ("check", file), ("check",), embed):
+        code, _, said = command("site", *words, "--home", hospital.home)
+        assert (code, says in " ".join(said.split())) == (1, True), said
+    running = Session(hospital.home / "site.yaml", Models())
+    with pytest.raises(Refused, match=Code.PLUGIN_NOT_LISTED):
+        running.site(study())
+    running.close()
+    write_site(hospital, {"own-reader": "0" * 64})
+    running = Session(hospital.home / "site.yaml", Models())
+    with pytest.raises(Refused, match=Code.PLUGIN_DIGEST):
+        running.site(study())
+    running.close()
+    assert not sly_reader.exists(), "nothing may be imported before it is allowed"
+
+
+def test_a_reader_that_the_policy_lists_reads(sly_reader: Path, hospital: Hospital) -> None:
+    write_site(hospital, {"own-reader": digest_of("own-reader")})
+    running = Session(hospital.home / "site.yaml", Models())
+    running.site(study())
+    running.close()
+    assert sly_reader.exists()
 
 
 def test_a_name_of_fedgrafts_is_fedgrafts_whoever_else_has_it(tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from helpers.work import CPU, MakeStudy, images
 
 NAMES = ("east", "north", "south", "west")
 THREE = NAMES[:3]
+APART = {"one": THREE, "two": NAMES[3:]}
 OPEN = SitePolicy(allow_non_dp=True, metrics="secure_aggregation", min_patients=1)
 PULLED = {
     "name": "pulled",
@@ -151,10 +152,12 @@ def test_sites_that_were_told_different_things_give_nothing_that_opens(four: Con
     assert contexts["west"] != contexts["east"]
 
 
-def test_a_site_masks_with_its_own_cluster_alone(make_study: MakeStudy, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "clusters", [{"by": "name", "sites": APART}, {"by": "sums", "stage": "pulled", "groups": APART}]
+)
+def test_a_site_masks_with_its_own_cluster_alone(make_study: MakeStudy, tmp_path: Path, clusters: dict) -> None:
     """A fourth site in the sum of a cluster of three, and out of it again, would be seen through."""
-    clusters = {"by": "name", "sites": {"one": THREE, "two": NAMES[3:]}}
-    study = make_study(plan=[HEADS], secure_aggregation=True, clusters=clusters)
+    study = make_study(plan=[PULLED, HEADS], secure_aggregation=True, clusters=clusters)
     for_all, for_own = (tmp_path / name for name in ("for_all", "for_own"))
     for_all.mkdir()
     for_own.mkdir()

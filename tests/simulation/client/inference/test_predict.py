@@ -79,12 +79,16 @@ SLOW = pytest.mark.slow  # 225 passes over all lesions, by two networks
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), [("cam", 0.8), pytest.param("occlusion", 0.7, marks=SLOW)])
 def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path, truth: list[dict[str, str]]) -> None:
-    from fedgraft.client.inference.images import pictures
+    from fedgraft.client.inference.cases import Reading, read_cases
 
     reader = LoadedModel(SOURCE)
     by_file = {one["file"].removeprefix("dicom/"): one for one in truth}
     classes = reader.tasks[0].classes
-    some = [one for one in pictures(phantoms / "dicom", reader.input) if by_file[one.file]["finding"] != "none"]
+    some = [
+        one
+        for one in read_cases(phantoms / "dicom", reader.input, Reading()).all
+        if by_file[one.file]["finding"] != "none"
+    ]
     labels = torch.tensor([classes.index(by_file[one.file]["finding"]) for one in some])
     masks = np.stack([np.asarray(Image.open(phantoms / by_file[one.file]["mask"])) > 0 for one in some])
     (batch,) = reader.loader(some).batches([torch.arange(len(some))])
@@ -106,9 +110,9 @@ def test_the_heat_falls_into_the_lesion(name: str, least: float, phantoms: Path,
 
 def test_heat_is_of_the_class_that_is_asked_for(phantoms: Path) -> None:
     reader = LoadedModel(SOURCE)
-    from fedgraft.client.inference.images import pictures
+    from fedgraft.client.inference.cases import Reading, read_cases
 
-    some = list(pictures(phantoms / "dicom", reader.input))[:8]
+    some = read_cases(phantoms / "dicom", reader.input, Reading()).usable[:8]
     (batch,) = reader.loader(some).batches([torch.arange(8)])
     one, other = (layer_cam(reader.local_model.model, batch.inputs, "cls", torch.full((8,), label)) for label in (0, 3))
     assert (one - other).abs().amax((1, 2)).min() > 0.05

@@ -22,10 +22,10 @@ from fedgraft.server.report.page import write_audit_page
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.watch.board import Board
 from fedgraft.server.watch.web import Page
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.result import Group, answered
 from fedgraft.simulations.compare.running.cells import CellOutcome
-from fedgraft.simulations.compare.running.models import MERGED, Answers
 from helpers.browser import CHROMIUM, Browser
 from helpers.live import LiveRun
 from helpers.runs import change, write_run
@@ -172,7 +172,7 @@ def comparison(folder: Path) -> Path:
         groups.append(Group(arm.name, None, outcomes, arm.apply(study, "x")))
     folder.mkdir()
     found = {"study": "multi", "synthetic": True, "seeds": 2, "seconds": 61.0, "quick": False}
-    (folder / "compare.json").write_text(json.dumps(found | {"questions": [answered(question, study, groups)]}))
+    (folder / "compare.json").write_text(json.dumps(found | {"questions": [answered(question, groups)]}))
     return build_comparison_page(folder)
 
 

@@ -95,9 +95,9 @@ def test_arms_can_be_compared_by_it(
 ) -> None:
     import numpy as np
 
-    from fedgraft.simulations.compare.bootstrap import metric
+    from fedgraft.simulations.compare.measures.answers import Answers
+    from fedgraft.simulations.compare.measures.under_weights import under_weights
     from fedgraft.simulations.compare.question import Question
-    from fedgraft.simulations.compare.running.models import Answers
 
     fresh.syspath_prepend(EXAMPLE)
     import fedgraft_example.metric as example
@@ -110,8 +110,8 @@ def test_arms_can_be_compared_by_it(
     rng = np.random.default_rng(2)
     answers = Answers(rng.normal(size=(40, 3)), rng.integers(0, 3, 40), np.arange(40))
     weights = np.stack([np.ones(40), np.r_[np.full(20, 2.0), np.zeros(20)], np.zeros(40)])
-    whole, half, none = metric("matthews", answers, weights)
-    guess = answers.logits.argmax(axis=1)
+    whole, half, none = under_weights("matthews", make_study().tasks[0], answers, weights)
+    guess = answers.outputs.argmax(axis=1)
     assert whole == pytest.approx(matthews(sum_of(guess, answers.targets, 3)))
     assert half == pytest.approx(matthews(sum_of(guess[:20], answers.targets[:20], 3)))
     assert np.isnan(none)

@@ -22,6 +22,7 @@ from fedgraft.common.protocol.routing import is_private
 from fedgraft.common.study.schedule import schedule
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.bootstrap import ONE_SEED
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.running.cells import (
     Cell,
@@ -29,7 +30,7 @@ from fedgraft.simulations.compare.running.cells import (
     outcome,
     run,
 )
-from fedgraft.simulations.compare.running.models import MERGED, ModelJob, carry_out, prepared
+from fedgraft.simulations.compare.running.models import ModelJob, carry_out, prepared
 from fedgraft.simulations.compare.running.progress import as_they_end, time_left
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.engines.run import OPEN, Hospitals, simulated_cohort
@@ -54,7 +55,7 @@ def done(asked: list[Cell], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def accuracy(answers) -> float:
-    return float((answers.logits.argmax(axis=1) == answers.targets).mean())
+    return float((answers.outputs.argmax(axis=1) == answers.targets).mean())
 
 
 def test_the_study_s_arm_is_the_study_s_run(
@@ -102,7 +103,7 @@ def test_alone_is_a_federation_of_one(asked: list[Cell], done: Path, hospitals: 
     for site in ("east", "north"):
         alone, _ = carry_out(ModelJob(job.study, "together", {site: job.cohorts[site]}), tmp_path / site)
         one, other = alone[MERGED][site]["cls"], found[site][site]["cls"]
-        assert one.logits.tobytes() == other.logits.tobytes()
+        assert one.outputs.tobytes() == other.outputs.tobytes()
         assert one.patients.tolist() == other.patients.tolist()
     assert set(found["east"]) == set(hospitals.cohorts)  # its model is tried at all sites
 
@@ -148,7 +149,7 @@ def test_a_public_source_teaches_whole_and_is_never_tested(make_study, hospitals
     assert {arm: (one.troubles, next(iter(one.found.values())).keys()) for arm, one in found.items()} == {
         arm: ((), {"east"}) for arm in ("joint", "fedavg", "local")
     }
-    logits = {arm: one.found[MERGED]["east"]["cls"].logits for arm, one in found.items() if arm != "local"}
+    logits = {arm: one.found[MERGED]["east"]["cls"].outputs for arm, one in found.items() if arm != "local"}
     assert not np.array_equal(logits["joint"], logits["fedavg"]), "the source had a say"
     with pytest.raises(InputError, match="no site is called south"):
         cells(make_study(), question.model_copy(update={"measure": ("south",)}), sites, 1, "test")
@@ -212,7 +213,7 @@ def test_a_run_that_was_cut_off_goes_on(asked: list[Cell], done: Path, tmp_path:
     list(run([cell], tmp_path, 1, 1))
     again, first = outcome(cell, tmp_path).found, outcome(cell, done).found
     for site, tasks in first[MERGED].items():
-        assert np.array_equal(tasks["cls"].logits, again[MERGED][site]["cls"].logits)
+        assert np.array_equal(tasks["cls"].outputs, again[MERGED][site]["cls"].outputs)
 
 
 @pytest.fixture
@@ -361,7 +362,7 @@ def test_an_ensemble_is_made_of_its_arms_models(put_together: list[Cell], tmp_pa
     for key, array in load_tensors(kept / "model.safetensors").items():
         assert state[f"backbone.base_models.0.{key}"].tobytes() == array.tobytes()
     for site, tasks in outcome(stacked, tmp_path).found[MERGED].items():
-        assert again[MERGED][site]["cls"].logits.tobytes() == tasks["cls"].logits.tobytes()
+        assert again[MERGED][site]["cls"].outputs.tobytes() == tasks["cls"].outputs.tobytes()
     shutil.rmtree(kept)
     assert [cell.arm for cell, _, _ in run(some, tmp_path, 1, 1)] == ["fedavg"]
     assert (kept / "model.json").is_file()

@@ -92,9 +92,9 @@ def test_it_is_what_fitting_by_hand_says(
             own = only(east, shots(east, task, cell.cases, seed))
             fit = next(arm.fit for arm in ARMS if arm.name == cell.arm)
             fitted(local_model, own, study, Given(state, known.sums), fit, seed)
-            logits.append(answers_of(local_model, study, east)["cls"].logits)
+            logits.append(answers_of(local_model, study, east)["cls"].outputs)
         found = outcome(cell, done).found["east"]["east"]["cls"]
-        np.testing.assert_array_equal(found.logits, np.concatenate(logits))
+        np.testing.assert_array_equal(found.outputs, np.concatenate(logits))
         assert len(found.patients) == 2 * len(logits[0])
         assert len(set(found.patients.tolist())) == len(logits[0])  # every image is a patient of its own here
 
@@ -107,9 +107,9 @@ def test_a_site_without_so_many_cases_is_said_and_not_cut(asked: list[Cell], don
         assert ended.troubles == (() if cell.cases == 2 else lacking)
 
 
-def test_the_result_has_a_row_for_every_arm_and_number_of_shots(asked: list[Cell], done: Path, study: Study) -> None:
+def test_the_result_has_a_row_for_every_arm_and_number_of_shots(asked: list[Cell], done: Path) -> None:
     own = groups(asked, done)
-    result = answered(QUESTION, study, own)
+    result = answered(QUESTION, own)
     assert [(row["arm"], row["cases"]) for row in result["rows"]] == [
         (arm, size) for size in (2, 8) for arm in ("tuned", "ridge", "scratch")
     ]
@@ -123,7 +123,7 @@ def test_the_result_has_a_row_for_every_arm_and_number_of_shots(asked: list[Cell
     half = len(answers.targets) // 2
     each = []
     for part in (slice(0, half), slice(half, None)):
-        hit = answers.logits[part].argmax(1) == answers.targets[part]
+        hit = answers.outputs[part].argmax(1) == answers.targets[part]
         each.append(np.mean([hit[answers.targets[part] == label].mean() for label in range(3)]))
     row = next(row for row in result["rows"] if (row["arm"], row["cases"]) == ("ridge", 8))
     assert row["macro"]["value"] == pytest.approx(np.mean(each))  # the mean over draws
@@ -135,7 +135,7 @@ def test_where_no_site_has_so_many_the_rest_is_still_told(study: Study, hospital
     question = QUESTION.model_copy(update=changes)
     asked = cells(study, question, hospitals, 1, "test")
     assert len(list(run(asked, tmp_path, 1, 1))) == 2
-    rows = answered(question, study, groups(asked, tmp_path))["rows"]
+    rows = answered(question, groups(asked, tmp_path))["rows"]
     assert [row["macro"] is None for row in rows] == [False, False, True, True]
     assert "only 4 of left" in rows[2]["troubles"][0]
     expects = Question.model_validate(
@@ -143,4 +143,4 @@ def test_where_no_site_has_so_many_the_rest_is_still_told(study: Study, hospital
         | {"expect": [{"arm": "scratch", "over": "ridge", "cases": 30, "at_most": 0}]}
     )
     with pytest.raises(RunError, match="expects something at 30, and no site has so many"):
-        answered(expects, study, groups(asked, tmp_path))
+        answered(expects, groups(asked, tmp_path))

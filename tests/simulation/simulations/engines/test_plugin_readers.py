@@ -17,7 +17,7 @@ from fedgraft.client.data.decoding.decoder import read_images
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.study.study import Study
-from fedgraft.simulations.engines.run import Engine, Hospitals, simulated_cohort
+from fedgraft.simulations.engines.run import OPEN, Engine, Hospitals, simulated_cohort
 from fedgraft.simulations.phantoms.scenario import Scenario
 from helpers.plugins import EXAMPLE, fresh, install, wheel_of
 from helpers.simulated import simulate
@@ -104,6 +104,28 @@ def arrays_file(tmp_path: Path) -> Path:
         "fg.register_reader('shade', DataKind(Shade, folder_labels=True))\n"
     )
     return file
+
+
+def test_a_site_with_rules_of_its_own_lists_its_reader_or_takes_no_part(
+    arrays_file: Path, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    fg.load_plugin(arrays_file)
+    specs = {}
+    for name in ("east", "north", "south"):
+        for label in ("left", "right", "middle"):
+            (tmp_path / name / "t" / label).mkdir(parents=True, exist_ok=True)
+            for at in range(8):
+                (tmp_path / name / "t" / label / f"{at}.txt").write_text(f"0.{at}")
+        specs[name] = CohortSpec(kind="shade", root=tmp_path / name / "t")
+    strict = OPEN.model_copy(update={"plugins": {"my_reader.py": "0" * 64}})
+    study = make_study(method=METHOD, rounds={"min_sites": 1, "quorum": 0.5})
+    run = simulate(study, Hospitals(specs, policies={"north": strict}), tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    assert {(one["site"], one["code"]) for one in result["refusals"]} == {("north", "plugin_digest")}
+    exec(compile(arrays_file.read_text().replace("'shade'", "'typed'"), "<cell>", "exec"), {"__name__": "__main__"})
+    typed = Hospitals({name: spec.model_copy(update={"kind": "typed"}) for name, spec in specs.items()})
+    with pytest.raises(InputError, match="'typed' was registered in this session, and other processes do not know it"):
+        simulate(study, typed, tmp_path / "pool", Engine(name="pool", workers=2))
 
 
 def test_names_that_are_taken_or_unknown_and_what_is_no_reader(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from conftest import Command, write_images
+from fedgraft.common.models.weights import load_weights, save_weights
+from fedgraft.simulations.planning.suggest import Candidate, first_choice
 
 QUICKSTART = "quickstart"
 
@@ -27,6 +29,30 @@ def test_the_source_model_is_ranked_before_random_entries(command: Command) -> N
     code, out, _ = command("study", "suggest", QUICKSTART)
     assert "Start from slim-ctmr-synthetic" in out
     assert "Keep norm statistics at the sites" in " ".join(out.split())
+
+
+@pytest.mark.slow
+def test_weights_from_elsewhere_are_advised_with_two_steps(command: Command, tmp_path: Path) -> None:
+    """The source model once more, as somebody has brought it who did not train it here."""
+    manifest, arrays = load_weights("slim-ctmr-synthetic")
+    facts = manifest.model_dump(exclude={"sha256", "keys", "format"})
+    save_weights(tmp_path / "far", arrays, facts | {"id": "far", "trained_on": "photographs", "how": "imported"})
+    code, out, err = command("study", "suggest", QUICKSTART, "--weights", tmp_path / "far")
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "method: probe_finetune" in said
+    assert "Keep norm statistics at the sites" not in said
+    code, out, _ = command(
+        "study", "explain", QUICKSTART, "--set", f"model.weights={tmp_path / 'far'}", "--set", "method.name=fedavg"
+    )
+    assert code == 0
+    assert "comes from elsewhere (photographs)" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(("apart", "said"), [(True, "cannot be told"), (False, "by LogME and by H-score")])
+def test_ranks_that_do_not_agree_are_not_hidden(apart: bool, said: str) -> None:
+    one, other = Candidate("one", "slim_resnet", 2.0, 1.0), Candidate(None, "slim_resnet", 1.0, 2.0 if apart else 0.5)
+    assert said in first_choice([one, other])
 
 
 @pytest.mark.slow

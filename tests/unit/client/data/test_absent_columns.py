@@ -9,7 +9,8 @@ import pytest
 
 from fedgraft.client.data.readers.tables import TableReader
 from fedgraft.client.data.spec import CohortSpec
-from fedgraft.client.data.tables.table import INCOMPLETE, read_inputs, read_table
+from fedgraft.client.data.tables.table import INCOMPLETE, read_table
+from fedgraft.client.inference.cases import Reading, read_cases
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.tasks import Task
@@ -31,7 +32,8 @@ def test_what_a_hospital_never_measures_is_missing_in_every_row(tmp_path: Path) 
     np.testing.assert_array_equal(inputs, np.float32([[60, 200, nan, 1, 0, 0, 0], [nan, 210, nan, 0, 1, 0, 0]]))
     assert (problems["missing_value"], problems["missing_category"]) == (3, 2)
     assert (targets["cls"].tolist(), patients) == ([0, 1], ["p1", "p2"])
-    np.testing.assert_array_equal(read_inputs(spec.root, COLUMNS)[1], inputs)
+    asked = read_cases(spec.root, COLUMNS, Reading())
+    np.testing.assert_array_equal([one.stored for one in asked.usable], inputs)
 
 
 @pytest.mark.parametrize("other", ["Chol", "CHOL", "cho_l", "chols"])

@@ -19,7 +19,7 @@ from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.readers.dicom import NO_DICOM_INSIDE
 from fedgraft.client.data.spec import DERIVED, CohortSpec
 from fedgraft.client.data.tables.targets import BY_OTHERS
-from fedgraft.client.inference.images import pictures
+from fedgraft.client.inference.cases import Reading, read_cases
 from fedgraft.client.preflight.report import Level
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput, SplitSpec
@@ -96,10 +96,10 @@ def test_a_failed_export_is_no_stranger(make_dicom, tmp_path):
 
 
 def test_a_prediction_is_not_made_of_them_either(export):
-    found = list(pictures(export / "dicom", ImageInput(size=16)))
+    found = read_cases(export / "dicom", ImageInput(size=16), Reading()).all
     assert len([one for one in found if one.stored is not None]) == 8
     assert {one.problem for one in found} == {"", "localizer", "rt_dose", "secondary_capture", "segmentation"}
-    asked = list(pictures(export / "dicom", ImageInput(size=16), ["localizer"]))
+    asked = read_cases(export / "dicom", ImageInput(size=16), Reading(keys={"accept": ["localizer"]})).all
     assert len([one for one in asked if one.stored is not None]) == 12
 
 

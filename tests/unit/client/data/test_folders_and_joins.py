@@ -17,7 +17,7 @@ from fedgraft.client.data.cohorts.folders import files, walk
 from fedgraft.client.data.decoding.decoder import read_images
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.joins import IN_WORDS, WAYS, differences
-from fedgraft.client.inference.images import pictures
+from fedgraft.client.inference.cases import Reading, read_cases
 from fedgraft.client.preflight.report import Level
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import ImageInput, SplitSpec
@@ -75,7 +75,11 @@ def test_broken_links_hidden_entries_and_pipes_are_counted(tmp_path):
     os.mkfifo(root / "none" / "pipe.png")
     cohort = load(CohortSpec(kind="images", root=root), tmp_path)
     assert problems(cohort) == {"broken_link": 1, "hidden": 2, "special_file": 1}
-    assert [one.problem for one in pictures(root, ImageInput(size=16))] == ["", "broken_link", "special_file"]
+    assert [one.problem for one in read_cases(root, ImageInput(size=16), Reading()).all] == [
+        "",
+        "broken_link",
+        "special_file",
+    ]
 
 
 @pytest.fixture

@@ -42,6 +42,8 @@ def test_masked_sums_have_one_precision():
 
 TOLD = {"by": "name", "sites": {"one": ["a", "b"], "two": ["c"]}}
 SUMS = {"by": "sums", "stage": "s0"}
+LOSS = {"by": "loss", "count": 2}
+GROUPS = {"groups": {"one": ["a", "b", "c"], "two": ["d", "e", "f"]}}
 OOD = [
     {"local": {"kind": "statistics"}, "aggregate": {"kind": "moments"}},
     {"local": {"kind": "statistics", "of": "distances"}, "aggregate": {"kind": "threshold"}},
@@ -52,6 +54,9 @@ def test_clusters_that_work_are_let_through() -> None:
     assert check(study(FEDAVG, ADAPT, clusters=TOLD), TAGS) == []
     assert check(study(PROBE, FEDAVG, ADAPT, clusters=SUMS), TAGS) == []
     assert check(study(PROBE, FEDAVG, clusters=TOLD | {"begin": "s1", "own": "heads"}), TAGS) == []
+    assert check(study(FEDAVG, ADAPT, clusters=LOSS), TAGS) == []
+    assert check(study(PROBE, FEDAVG, clusters=LOSS | {"stage": "s0"}), TAGS) == []
+    assert check(study(PROBE, FEDAVG, clusters=SUMS | GROUPS, secure_aggregation=True), TAGS) == []
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,30 @@ def test_clusters_that_work_are_let_through() -> None:
     [
         ([FEDAVG, FEDAVG], {"clusters": SUMS}, "sends no sums of features"),
         ([OOD[0], FEDAVG], {"clusters": SUMS, "secure_aggregation": True}, "masks hide each site's sums"),
+        (
+            [PROBE, FEDAVG],
+            {"clusters": SUMS | {"groups": {"one": ["a", "b", "c"], "two": ["d"]}}, "secure_aggregation": True},
+            "clusters.groups.two: has 1 sites, and a masked sum needs 3",
+        ),
+        ([FEDAVG], {"clusters": LOSS, "secure_aggregation": True}, "could be of a single site"),
+        ([PROBE, FEDAVG], {"clusters": LOSS}, "begin with the same heads"),
+        (
+            [FEDAVG],
+            {"clusters": LOSS | {"own": "all_but_heads"}, "model": {"weights": "w"}},
+            "begin with the same heads",
+        ),
+        ([FEDAVG, FEDAVG], {"clusters": LOSS | {"stage": "s0"}}, "sends no sums of features"),
+        (
+            [FEDAVG | {"local": {"kind": "gradient", "steps": 4, "private": {"epsilon": 8.0, "sample_rate": 0.25}}}],
+            {"clusters": LOSS},
+            "tells of its patients, and no noise hides it",
+        ),
+        ([FEDAVG | {"where": "unlabelled"}], {"clusters": LOSS}, "cannot choose by loss"),
+        (
+            [FEDAVG | {"local": GRADIENT | {"methods": [{"kind": "scaffold"}]}}],
+            {"clusters": LOSS},
+            "what scaffold remembers is of one model",
+        ),
         ([FEDAVG], {"clusters": TOLD, "secure_aggregation": True}, "two: has 1 sites, and a masked sum needs 3"),
         (
             [PROBE, FEDAVG],
@@ -102,6 +131,9 @@ def test_what_clusters_cannot_do_is_refused_with_the_reason(plan: list[dict], mo
         (TOLD | {"begin": "s7"}, "clusters.begin: no stage is called s7"),
         ({"by": "sums", "stage": "s0"}, "no stage is left"),
         ({"by": "name", "sites": {"one": ["a"]}}, "clusters"),
+        (SUMS | {"groups": {"one": ["a"], "two": ["a"]}}, "a: can be in one group alone"),
+        (LOSS, "no stage is left"),
+        (LOSS | {"count": 1}, "clusters"),
     ],
 )
 def test_clusters_that_say_nothing_are_refused_when_they_are_read(clusters: dict, words: str) -> None:

@@ -17,6 +17,8 @@ from fedgraft.common.metrics.sums.task_metrics import add, arrays_of, parted, su
 from fedgraft.common.metrics.table import TABLE, Metric, headlines
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
+from fedgraft.server.report.figures import tiles
+from fedgraft.server.report.history import RunRecord
 from helpers.plugins import fresh
 
 assert fresh
@@ -157,3 +159,17 @@ def test_a_study_is_told_which_metrics_cannot_be_had() -> None:
             check_study(a_study(**changes), "x")
     with pytest.raises(InputError, match="fedgraft has a metric 'dice' itself"):
         fg.register_metric("dice", Gap)
+
+
+def test_only_what_is_counted_in_the_unit_of_the_values_has_that_unit_beside_it() -> None:
+    """R² is a share, also where a study makes it the headline of values in mm."""
+    metrics = {"size": {"shown": ["r2", "mae"], "macro": {"r2": 0.5, "mae": 2.0}}}
+    result = {"metrics": metrics, "task_kinds": {"size": "regression"}, "task_classes": {"size": ["mm"]}}
+    record = RunRecord("x", (), result, {}, "", {}, {})
+    assert [tile.label for tile in tiles(record, "size")] == [
+        "macro R²",
+        "worst site’s R²",
+        "macro MAE (mm)",
+        "pooled R²",
+    ]
+    assert {name for name, metric in TABLE.items() if metric.in_unit} == {"mae", "rmse", "bias"}

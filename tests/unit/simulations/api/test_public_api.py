@@ -13,7 +13,7 @@ SIGNATURES = {
     "resume": "(run, *, engine='inprocess', workers=2, threads=1, track=(), progress=None)",
     "compare": (
         "(study, scenario=None, *, arms=(), seeds=None, only=(), quick=False, out=None, workers=2, threads=1, "
-        "progress=None)"
+        "track=(), progress=None)"
     ),
     "explain": "(study)",
     "price": "(study, patients=1000, *, metrics_epsilon=None)",

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedgraft.common.metrics.table import TABLE
 from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Task
 from fedgraft.simulations.compare.amount import at_hospitals, seeds_to_decide, work_of
+from fedgraft.simulations.compare.measures.measure import Measure
 from fedgraft.simulations.compare.paired import against_control
 from fedgraft.simulations.compare.question import BUILT_IN, Arm
 
 MakeStudy = Callable[..., Study]
+AUROC, BRIER = (Measure(Task(classes=("a", "b")), TABLE[name], 0.02) for name in ("auroc", "brier"))
 
 
 def fedavg(make_study: MakeStudy, rounds: int = 8, **local: Any) -> Study:
@@ -61,16 +65,16 @@ def drawn(value: float, spread: float) -> dict[tuple[int, int], dict[str, np.nda
 
 def test_a_model_must_clearly_beat_the_best_of_the_controls() -> None:
     arms = {"study": drawn(0.9, 0.01), "near": drawn(0.81, 0.05), "thumb": drawn(0.8, 0.0), "dull": drawn(0.6, 0.0)}
-    found = against_control("study", ["dull", "thumb"], arms, "auroc")
+    found = against_control("study", ["dull", "thumb"], arms, AUROC)
     assert found is not None
     assert (found["control"], found["clear"]) == ("thumb", True)
     assert found["value"] == pytest.approx(0.1)
-    near = against_control("near", ["dull", "thumb"], arms, "auroc")
+    near = against_control("near", ["dull", "thumb"], arms, AUROC)
     assert near is not None
     assert near["low"] < 0 < near["high"]
     assert near["clear"] is False
-    assert against_control("thumb", ["dull", "thumb"], arms, "auroc") is None
-    assert against_control("study", [], arms, "auroc") is None
-    worse = against_control("study", ["dull", "thumb"], arms, "brier")  # where low is good, dull is the best of them
+    assert against_control("thumb", ["dull", "thumb"], arms, AUROC) is None
+    assert against_control("study", [], arms, AUROC) is None
+    worse = against_control("study", ["dull", "thumb"], arms, BRIER)  # where low is good, dull is the best of them
     assert worse is not None
     assert (worse["control"], worse["clear"]) == ("dull", False)

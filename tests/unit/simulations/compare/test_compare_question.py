@@ -15,6 +15,7 @@ from fedgraft.common.study.plan import Gradient, Recalibrate
 from fedgraft.common.study.stages.aggregates import ServerOptimiser
 from fedgraft.common.study.study import read_study
 from fedgraft.simulations.compare.arm_plans import arm_plans
+from fedgraft.simulations.compare.command import CompareRequest, asked_for
 from fedgraft.simulations.compare.question import (
     BUILT_IN,
     Arm,
@@ -22,6 +23,7 @@ from fedgraft.simulations.compare.question import (
     changed,
     read_comparison,
 )
+from fedgraft.simulations.compare.refusals import check_arm
 from fedgraft.simulations.compare.work import CASES, OPTIMISER, WORK
 from helpers.work import MakeStudy
 
@@ -48,7 +50,7 @@ def test_without_a_word_the_usual_arms_are_compared(tmp_path: Path) -> None:
         ({"arms": ["study", "study"]}, "more than one arm is called study"),
         ({"arms": ["scratch", "local"]}, "study is none of the arms"),
         ({"arms": ["study", "local"], "against": "pooled"}, "pooled is none of the arms"),
-        ({"arms": ["study", "local"], "metric": "f1"}, "metric"),
+        ({"arms": ["study", "local"], "metric": "f2"}, "metric: there is no 'f2' to compare by"),
         ({"arms": ["study", "local"], "margin": 0}, "margin"),
         ({"arms": ["study", "local"], "why": 1}, "why"),
         ({"arms": ["study", "local"], "expect": [{"arm": "study", "over": "local"}]}, "at_least, at_most or within"),
@@ -176,3 +178,38 @@ def test_the_few_shot_study_that_ships_asks_what_can_be_answered() -> None:
     ahead = plans["fomaml_tuned"][0].local
     assert isinstance(ahead, Gradient)
     assert ahead.model_copy(update={"inner_steps": None}) == plans["fedavg_tuned"][0].local
+
+
+TWO = [{"name": "short", "arms": ["study", "local"]}, {"name": "long", "by_name": True, "arms": ["study", "fedbn"]}]
+
+
+@pytest.mark.parametrize(
+    ("only", "names"), [((), ["short"]), (("long",), ["long"]), (("long", "short"), ["short", "long"])]
+)
+def test_a_long_question_is_asked_by_its_name_alone(tmp_path: Path, only: tuple[str, ...], names: list[str]) -> None:
+    comparison = asked(tmp_path, questions=TWO)
+    words = CompareRequest(tmp_path, None, None, (), None, (), only, quick=False, workers=1, threads=1)
+    assert [question.name for question in asked_for(comparison, words).questions] == names
+
+
+def test_of_long_questions_alone_none_would_be_asked(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="all are by_name"):
+        asked(tmp_path, questions=TWO[1:])
+
+
+@pytest.mark.slow
+def test_every_arm_of_the_chest_x_rays_can_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the images: plans, models and weights fit together, those of questions that are asked by name too."""
+    monkeypatch.setenv("FEDGRAFT_HOME", str(tmp_path))  # weights are unpacked there
+    path = CONFIGS / "studies" / "cxr.yaml"
+    study, _ = read_study(path)
+    questions = {question.name: question for question in read_comparison(path).questions}
+    wanted = {"sizes", "px128", "methods", "best", "ifca", "ifca_imagenet", "new_site", "masked"}
+    assert wanted == {name for name, question in questions.items() if question.by_name}
+    for question in questions.values():
+        asks = changed(study.model_dump(mode="json"), question.keys, question.name)
+        for arm in question.arms:
+            check_arm(arm.apply(asks, question.name), f"{question.name}, {arm.name}", arm)
+    private = {arm.keys.get("plan.0.local.private", {}).get("epsilon") for arm in questions["private"].arms}
+    assert {8.0, 3.0} <= private
+    assert questions["sizes"].sizes == (50, 100, 200)

@@ -8,23 +8,30 @@ import numpy as np
 import pytest
 
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
+from fedgraft.common.metrics.table import TABLE
 from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import Task
 from fedgraft.simulations.compare.bootstrap import (
     Interval,
-    across,
     draw_patients,
     holm,
-    metric,
+    macro,
     over_replicates,
     verdict,
+    worst,
 )
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers
+from fedgraft.simulations.compare.measures.measure import Measure
+from fedgraft.simulations.compare.measures.of_classes import OF_CLASSES
+from fedgraft.simulations.compare.measures.under_weights import under_weights
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.result import Group, answered, lines
 from fedgraft.simulations.compare.running.cells import CellOutcome
-from fedgraft.simulations.compare.running.models import MERGED, Answers
 from helpers.work import MakeStudy
 
-METRICS = ("auroc", "accuracy", "balanced_accuracy", "brier")
+METRICS = tuple(OF_CLASSES)
+TASK = Task(name="cls", classes=("a", "b", "c", "d"))
+AUROC, BRIER = (Measure(TASK, TABLE[name], 0.02) for name in ("auroc", "brier"))
 
 
 def answers(cases: int = 60, classes: int = 4, seed: int = 0, patients: int | None = None) -> Answers:
@@ -39,8 +46,8 @@ def answers(cases: int = 60, classes: int = 4, seed: int = 0, patients: int | No
 @pytest.mark.parametrize("name", METRICS)
 def test_unweighted_metrics_are_those_of_a_run(name: str, classes: int) -> None:
     some = answers(classes=classes)
-    exact = ClassificationSums.of(some.logits, some.targets).values()[name]
-    assert metric(name, some, np.ones((1, 60)))[0] == pytest.approx(exact, abs=1e-9)
+    exact = ClassificationSums.of(some.outputs, some.targets).values()[name]
+    assert under_weights(name, TASK, some, np.ones((1, 60)))[0] == pytest.approx(exact, abs=1e-9)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -49,25 +56,25 @@ def test_what_is_a_tie_in_a_run_is_one_here(classes: int) -> None:
     logits = np.random.default_rng(0).normal(size=(40, classes)).astype(np.float32)
     again = np.nextafter(logits, np.float32(9))
     some = Answers(np.concatenate([logits, again]), np.repeat([0, 1], 40), np.arange(80))
-    exact = ClassificationSums.of(some.logits, some.targets).values()["auroc"]
-    assert metric("auroc", some, np.ones((1, 80)))[0] == pytest.approx(exact, abs=1e-9)
+    exact = ClassificationSums.of(some.outputs, some.targets).values()["auroc"]
+    assert under_weights("auroc", TASK, some, np.ones((1, 80)))[0] == pytest.approx(exact, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_weight_is_as_good_as_so_many_copies(name: str) -> None:
     some = answers()
     weights = np.random.default_rng(1).integers(0, 4, (3, 60)).astype(float)
-    for row, found in zip(weights, metric(name, some, weights), strict=True):
+    for row, found in zip(weights, under_weights(name, TASK, some, weights), strict=True):
         at = np.repeat(np.arange(60), row.astype(int))
-        copies = ClassificationSums.of(some.logits[at], some.targets[at]).values()[name]
+        copies = ClassificationSums.of(some.outputs[at], some.targets[at]).values()[name]
         assert found == pytest.approx(copies, abs=1e-9)
 
 
 def test_what_is_undefined_is_not_a_number() -> None:
     some = Answers(np.zeros((3, 2), np.float32), np.ones(3, np.int64), np.arange(3))
-    assert math.isnan(metric("auroc", some, np.ones((1, 3)))[0])
+    assert math.isnan(under_weights("auroc", TASK, some, np.ones((1, 3)))[0])
     none = Answers(np.zeros((0, 2), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    assert np.isnan(metric("accuracy", none, np.ones((2, 0)))).all()
+    assert np.isnan(under_weights("accuracy", TASK, none, np.ones((2, 0)))).all()
 
 
 def test_patients_are_drawn_whole_and_alike_for_all_arms() -> None:
@@ -79,7 +86,7 @@ def test_patients_are_drawn_whole_and_alike_for_all_arms() -> None:
         assert (np.ptp(drawn[:, some.patients == patient], axis=1) == 0).all()
     firsts = np.unique(some.patients, return_index=True)[1]
     assert (drawn[:, firsts].sum(axis=1) == len(firsts)).all()
-    other = Answers(some.logits[:, ::-1], some.targets, some.patients)
+    other = Answers(some.outputs[:, ::-1], some.targets, some.patients)
     assert (draw_patients(other, (3, 0), "north", 200) == drawn).all()
     assert (draw_patients(some, (4, 0), "north", 200) != drawn).any()
     assert (draw_patients(some, (3, 0), "south", 200) != drawn).any()
@@ -132,13 +139,13 @@ def interval(value: float, low: float, high: float, low90: float, high90: float)
     ],
 )
 def test_verdicts_say_no_more_than_is_known(found: Interval, adjusted: float, words: str) -> None:
-    assert verdict(found, adjusted, 0.02, seeds=3) == words
-    assert verdict(found, adjusted, 0.02, seeds=1) == "one seed decides nothing"
+    assert verdict(found, adjusted, AUROC, seeds=3) == words
+    assert verdict(found, adjusted, AUROC, seeds=1) == "one seed decides nothing"
 
 
 def test_of_a_score_that_should_be_low_less_is_better() -> None:
     found = interval(-0.1, -0.15, -0.05, -0.14, -0.06)
-    assert verdict(found, 0.01, 0.02, seeds=2, lower_is_better=True) == "better"
+    assert verdict(found, 0.01, BRIER, seeds=2) == "better"
 
 
 def group(name: str, sites: dict[str, Answers], study: Study) -> Group:
@@ -156,23 +163,26 @@ def test_a_site_with_too_few_cases_is_in_no_mean_and_without_any_other_there_is_
     question = Question(arms=(BUILT_IN["study"], BUILT_IN["local"]))
     large, small = answers(120), answers(5, seed=1)
     groups = [group(name, {"large": large, "small": small}, study) for name in ("study", "local")]
-    result = answered(question, study, groups)
+    result = answered(question, groups)
     row = result["rows"][1]
-    whole = float(metric("auroc", large, np.ones((1, 120)))[0])
+    whole = float(under_weights("auroc", TASK, large, np.ones((1, 120)))[0])
     assert row["macro"]["value"] == row["worst"]["value"] == row["metrics"]["auroc"] == pytest.approx(whole)
     assert row["support"]["large"]["enough"]
     assert not row["support"]["small"]["enough"]
-    assert row["sites"]["small"] == pytest.approx(float(metric("auroc", small, np.ones((1, 5)))[0])), "it is listed"
+    assert row["sites"]["small"] == pytest.approx(float(under_weights("auroc", TASK, small, np.ones((1, 5)))[0])), (
+        "it is listed"
+    )
     assert row["difference"]["verdict"] == "as good within 0.02"
-    few = answered(question, study, [group(name, {"small": small}, study) for name in ("study", "local")])
+    few = answered(question, [group(name, {"small": small}, study) for name in ("study", "local")])
     assert few["rows"][1]["difference"]["verdict"] == "too few to say"
 
 
 def test_sites_count_the_same_and_undefined_ones_not_at_all() -> None:
     sites = [np.array([0.5, 0.9]), np.array([0.7, np.nan]), np.array([np.nan, np.nan])]
-    assert across(sites, "macro") == pytest.approx([0.6, 0.9])
-    assert across(sites, "worst") == pytest.approx([0.5, 0.9])
-    assert np.isnan(across(sites[2:], "worst")[0])
+    assert macro(sites) == pytest.approx([0.6, 0.9])
+    assert worst(sites, AUROC) == pytest.approx([0.5, 0.9])
+    assert worst(sites, BRIER) == pytest.approx([0.7, 0.9])
+    assert np.isnan(worst(sites[2:], AUROC)[0])
 
 
 def test_what_is_written_does_not_go_by_the_order_in_which_files_are_read(make_study: MakeStudy) -> None:

@@ -12,11 +12,12 @@ from fedgraft.common.base.files import write_json
 from fedgraft.common.study.study import Study
 from fedgraft.server.report import build_comparison_page
 from fedgraft.simulations.compare import command
-from fedgraft.simulations.compare.bootstrap import draw_patients, metric
+from fedgraft.simulations.compare.bootstrap import draw_patients
+from fedgraft.simulations.compare.measures.answers import MERGED, Answers
+from fedgraft.simulations.compare.measures.under_weights import under_weights
 from fedgraft.simulations.compare.question import BUILT_IN, Question
 from fedgraft.simulations.compare.result import Group, answered
 from fedgraft.simulations.compare.running.cells import CellOutcome
-from fedgraft.simulations.compare.running.models import MERGED, Answers
 from helpers.runs import Page
 from helpers.work import MakeStudy
 
@@ -51,7 +52,7 @@ def two_classes(make_study: MakeStudy) -> Study:
 
 
 def test_the_gain_of_a_site_is_its_figure_less_that_of_its_own_model(two_classes: Study) -> None:
-    result = answered(QUESTION, two_classes, groups(two_classes))
+    result, task = answered(QUESTION, groups(two_classes)), two_classes.tasks[0]
     rows = {row["arm"]: row for row in result["rows"]}
     assert result["alone"] == "local"
     assert rows["local"]["gains"] is None
@@ -61,7 +62,7 @@ def test_the_gain_of_a_site_is_its_figure_less_that_of_its_own_model(two_classes
         for seed in range(4):
             one, other = said(together, seed), said(alone, seed)
             weights = draw_patients(one, (seed, 0), site)
-            draws.append(metric("auroc", one, weights) - metric("auroc", other, weights))
+            draws.append(under_weights("auroc", task, one, weights) - under_weights("auroc", task, other, weights))
         assert found["value"] == pytest.approx(np.mean([own[0] for own in draws]))
         # Three of four seeds, drawn anew, each with its patients drawn anew, as far as two thousand draws can say.
         rng = np.random.default_rng(1)
@@ -76,13 +77,13 @@ def test_the_gain_of_a_site_is_its_figure_less_that_of_its_own_model(two_classes
 def test_nothing_is_said_of_gains_where_nobody_trains_alone_or_too_few_were_tested(two_classes: Study) -> None:
     without = Question(arms=(BUILT_IN["study"], BUILT_IN["fedbn"]))
     both = [one for one in groups(two_classes) if one.arm != "local"]
-    assert all(row["gains"] is None for row in answered(without, two_classes, both)["rows"])
-    few = answered(QUESTION, two_classes, groups(two_classes, cases=8))
+    assert all(row["gains"] is None for row in answered(without, both)["rows"])
+    few = answered(QUESTION, groups(two_classes, cases=8))
     assert all(row["gains"] is None for row in few["rows"])
 
 
 def test_terminal_and_page_show_who_gained(two_classes: Study, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    question = json.loads(json.dumps(answered(QUESTION, two_classes, groups(two_classes)) | {"scenario": "three"}))
+    question = json.loads(json.dumps(answered(QUESTION, groups(two_classes)) | {"scenario": "three"}))
     gain = question["rows"][0]["gains"]["worse"]
     command._show_gains(question)
     shown = capsys.readouterr().out

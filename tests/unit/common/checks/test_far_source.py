@@ -1,0 +1,60 @@
+"""Weights from elsewhere are not torn at in silence: a study that needs two steps is told so, and none other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedgraft.common.checks.far_source import torn
+from fedgraft.common.models.initialise import make_model
+from fedgraft.common.models.weights import WeightsManifest
+from fedgraft.common.study.inputs import ImageInput
+from helpers.work import MakeStudy
+
+LOCAL = {"rounds": 1, "local": {"epochs": 1}}
+STILL = {"rounds": 1, "local": {"epochs": 1, "fixed_norm_stats": True}}
+
+
+def told(make_study: MakeStudy, trained_on: str = "photographs", how: str = "imported from a.pth", **asked: Any) -> str:
+    manifest = WeightsManifest(
+        id="far",
+        backbone="slim_resnet",
+        sha256="0" * 64,
+        keys=1,
+        input=ImageInput(size=32),
+        classes={},
+        trained_on=trained_on,
+        licence="none",
+        synthetic=False,
+        how=how,
+    )
+    study = make_study(**asked)
+    return torn(study, manifest, make_model(study).tags())
+
+
+@pytest.mark.parametrize(
+    ("method", "heads", "statistics"),
+    [
+        ({"name": "fedavg", **LOCAL}, True, True),
+        ({"name": "fedavg", **STILL}, True, False),
+        ({"name": "graft", **LOCAL}, False, True),
+        ({"name": "lp_ft", "rounds": 2, "local": {"epochs": 1}}, False, True),
+    ],
+)
+def test_what_would_tear_is_named(make_study: MakeStudy, method: dict[str, Any], heads: bool, statistics: bool) -> None:
+    said = told(make_study, method=method)
+    assert "photographs" in said
+    assert "method: probe_finetune" in said
+    assert ("heads are still random" in said, "norm statistics move" in said) == (heads, statistics)
+
+
+@pytest.mark.parametrize("name", ["probe_finetune", "ridge_probe", "linear_probe"])
+def test_two_steps_and_frozen_features_are_let_be(make_study: MakeStudy, name: str) -> None:
+    assert told(make_study, method={"name": name, **LOCAL}) == ""
+
+
+def test_weights_of_a_study_are_not_from_elsewhere(make_study: MakeStudy) -> None:
+    fedavg = {"name": "fedavg", **LOCAL}
+    assert told(make_study, "study one over 3 sites", method=fedavg) == ""
+    assert told(make_study, "study a and study b", "mean of a (00) and b (11)", method=fedavg) == ""
