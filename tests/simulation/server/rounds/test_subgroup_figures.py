@@ -163,6 +163,8 @@ def test_report_and_dossier_say_it(run: Path) -> None:
     assert "no group is shown to be worse" in page
     card = as_markdown(dossier_of(Evidence.of(run)))
     assert "male is the worst" in card
+    assert "Shown by east, north; other sites show none by sex." in card
+    assert "See the model card: figures, conformal sets, subgroups." in card
     assert "For a coverage of 0.8" in card
     assert "Conformal sets, on test cases" in page
     assert "The run has no figures by sex" not in card
