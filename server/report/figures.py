@@ -204,11 +204,10 @@ def _set_cells(own: Row) -> tuple[str, ...]:
         return chosen, start, wanted, NONE, NONE, NONE, "no test cases"
     low, high = ends(test.get("interval"))
     asked = number(own.get("wanted")) or 0
-    # Whether it is less than chance explains: of test cases, and of the validation cases that it was chosen on.
-    short = high is not None and high < min(asked, number(own.get("low")) or 0)
-    said = (
-        "less than chance explains" if short else "within chance" if low is None or low <= asked else "more than wanted"
-    )
+    # Chance of the test cases, and of the validation cases that it was chosen on.
+    least, most = (number(own.get(key)) or asked for key in ("low", "high"))
+    short, wide = high is not None and high < least, low is not None and low > most
+    said = "less than chance explains" if short else "more than chance explains" if wide else "within chance"
     covered = with_interval(decimal(number(test.get("coverage"))), test.get("interval"))
     return chosen, start, wanted, covered, whole(test.get("n")), decimal(number(test.get("size"))), said
 
