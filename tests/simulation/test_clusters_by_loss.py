@@ -25,10 +25,10 @@ from fedgraft.common.base.seeds import derive
 from fedgraft.common.models.initialise import initialise, make_model
 from fedgraft.common.protocol.choosing import chosen, side_by_side
 from fedgraft.common.protocol.instructions import Answer, Code, Instruction, Update
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.running.cells import cells, outcome
 from fedgraft.simulations.compare.running.cells import run as run_cells
-from fedgraft.simulations.compare.running.models import MERGED
 from fedgraft.simulations.engines.run import Engine, prepare
 from helpers.runs import page_of
 from helpers.simulated import resume, simulate, stopped_at
@@ -169,6 +169,16 @@ def test_who_has_no_labelled_training_cases_takes_no_part(make_study, tmp_path: 
     assert refused.value.code is Code.NO_CLUSTER
 
 
+def test_a_site_may_have_a_model_of_its_own_besides(tmp_path: Path) -> None:
+    """What it trains for itself alone comes first, when there is nothing to choose, and is held against its choice."""
+    alone = {"name": "alone", "local": sgd(STEPS, LR), "keep": "all", "personalise": "best"}
+    run = simulate(study(alone, TRAIN, clusters=TWO), populations(tmp_path / "data"), tmp_path / "run")
+    result = read_json(run / "result.json")
+    assert result["status"] == "completed"
+    assert [bool(row["chosen"]) for row in rows(run)] == [False, False, *[True] * ROUNDS, False]
+    assert sorted(result["clusters"]["sites"].values()) == [["east", "south"], ["north", "west"]]
+
+
 def test_a_model_that_nobody_took_in_the_end_is_not_there(tmp_path: Path) -> None:
     there = populations(tmp_path / "data")
     alike = replace(there, cohorts={name: there.cohorts[name] for name in ("east", "south")})
@@ -188,7 +198,7 @@ def test_an_arm_of_a_comparison_can_choose(tmp_path: Path) -> None:
     right = {}
     for cell in todo:
         answers = [own["cls"] for own in outcome(cell, tmp_path / "cells").found[MERGED].values()]
-        right[cell.arm] = np.mean([np.mean(a.logits.argmax(1) == a.targets) for a in answers])
+        right[cell.arm] = np.mean([np.mean(a.outputs.argmax(1) == a.targets) for a in answers])
     assert right["ifca"] > right["study"] + 0.2
 
 

@@ -73,10 +73,10 @@ def test_what_does_not_fit_is_said(command: Command, tmp_path: Path) -> None:
     assert "normalise" in err
 
 
-def test_it_advises_who_trains_together_and_what_to_write(command: Command, tmp_path: Path) -> None:
-    """Two hospitals call the sides the other way round: one model of all could only guess."""
+def hospitals_that_differ(tmp_path: Path, *names: str) -> tuple[object, ...]:
+    """What is typed to look at some of four hospitals; `north` and `west` call the sides the other way round."""
     sites = []
-    for number, name in enumerate(("east", "north", "south", "west")):
+    for number, name in enumerate(names):
         write_images(tmp_path / name, number, 60)
         turned = {"left": "right", "right": "left"} if name in ("north", "west") else {}
         cohort = {"kind": "images", "root": str(tmp_path / name), "labels": str(tmp_path / name / "images.csv")}
@@ -85,7 +85,12 @@ def test_it_advises_who_trains_together_and_what_to_write(command: Command, tmp_
     study = {"name": "who", "tasks": [{"name": "cls", "classes": ["left", "right", "middle"]}], "method": "fedavg"}
     study |= {"input": {"kind": "image", "size": 32}, "split": {"train": 0.8, "val": 0.1, "test": 0.1}}
     (tmp_path / "who.yaml").write_text(yaml.safe_dump(study | {"model": {"backbone": "slim_resnet", "weights": None}}))
-    words = ("study", "suggest", tmp_path / "who.yaml", "--scenario", tmp_path / "four.yaml")
+    return ("study", "suggest", tmp_path / "who.yaml", "--scenario", tmp_path / "four.yaml")
+
+
+def test_it_advises_who_trains_together_and_what_to_write(command: Command, tmp_path: Path) -> None:
+    """Two hospitals call the sides the other way round: one model of all could only guess."""
+    words = hospitals_that_differ(tmp_path, "east", "north", "south", "west")
     code, out, err = command(*words, "--json")
     assert code == 0, err
     found = json.loads(out)["grouping"]
@@ -99,3 +104,51 @@ def test_it_advises_who_trains_together_and_what_to_write(command: Command, tmp_
     )
     assert code == 0, err
     assert "cluster_2 (north, west)" in " ".join(out.split())
+
+
+def test_hospitals_that_have_nothing_in_common_are_told_not_to_federate(command: Command, tmp_path: Path) -> None:
+    words = hospitals_that_differ(tmp_path, "east", "north")
+    code, out, err = command(*words)
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "Let each site train alone, and do not federate" in said
+    assert "clusters:" not in said
+
+
+@pytest.mark.slow
+def test_values_are_ranked_and_grouped_by_and_masks_alone_are_refused(command: Command, tmp_path: Path) -> None:
+    """By the first task that sums over features can solve; in the table stands the error, with its unit."""
+    sites = []
+    for number, name in enumerate(("east", "west")):
+        write_images(tmp_path / name, number, 48)
+        head, *lines = (tmp_path / name / "images.csv").read_text().splitlines()
+        place = head.split(",").index("cls")
+        sizes = [10 + 5 * ["left", "middle", "right"].index(line.split(",")[place]) for line in lines]
+        sized = [f"{line},{size}" for line, size in zip(lines, sizes, strict=True)]
+        (tmp_path / name / "images.csv").write_text("\n".join([f"{head},size", *sized]) + "\n")
+        cohort = {"kind": "images", "root": str(tmp_path / name), "labels": str(tmp_path / name / "images.csv")}
+        sites.append({"name": name, "cohort": cohort | {"patient_column": "patient"}})
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"name": "two", "sites": sites}))
+    mask, size = {"name": "lesion", "kind": "segmentation"}, {"name": "size", "kind": "regression", "unit": "mm"}
+    study = {
+        "name": "sizes",
+        "tasks": [mask, size | {"mean": 15, "std": 5}],
+        "method": "fedavg",
+        "scenario": "two.yaml",
+    }
+    study |= {"input": {"kind": "image", "size": 32}, "model": {"backbone": "slim_resnet", "weights": None}}
+    (tmp_path / "sizes.yaml").write_text(yaml.safe_dump(study))
+    code, out, err = command("study", "suggest", tmp_path / "sizes.yaml", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["task"], found["grouping"]["metric"]) == ("size", "MAE (mm)")
+    assert [one["h_score"] for one in found["candidates"]] == [None] * len(found["candidates"])
+    tried = found["grouping"]["tried"]
+    assert all(0 < one["value"] < 5 for one in tried), "heads on features of the bars are better than the mean"
+    code, out, _ = command("study", "suggest", tmp_path / "sizes.yaml")
+    assert code == 0
+    assert "its frozen features tell most of the values, by LogME" in " ".join(out.split())
+    (tmp_path / "masks.yaml").write_text(yaml.safe_dump(study | {"tasks": [mask]}))
+    code, _, err = command("study", "suggest", tmp_path / "masks.yaml")
+    assert code == 2
+    assert "sums over features, which solve no masks" in " ".join(err.split())
