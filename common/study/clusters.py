@@ -100,10 +100,10 @@ def _shared(own: Select) -> str:
 class ByLoss(Value):
     """Sites that one model fits: each round a site takes, of `count` models, the one of the lowest loss on its cases.
 
-    It trains that one, and sends which it was with what it has trained (IFCA). The models begin with the first stage of
-    gradients, each with other random entries where nothing has come from weights or training yet; or, with `stage`, as
-    those of clusters by the sums of that stage, and then sites choose from the second round on. `own` as where clusters
-    are told: with heads, say, the models have one backbone.
+    It trains that one, and sends which it was with what it has trained (IFCA). The models begin with the first stage
+    that trains and sends, each with other random entries where nothing has come from weights or training yet; or, with
+    `stage`, as those of clusters by the sums of that stage, and then sites choose from the second round on. `own` as
+    where clusters are told: with heads, say, the models have one backbone.
     """
 
     by: Literal["loss"]
@@ -171,7 +171,12 @@ def begins_at(clusters: AnyClusters, plan: Sequence[Stage]) -> int:
         raise ValueError(f"clusters.{key}: no stage is called {name}; there are: {', '.join(places) or 'none'}")
     place = 0 if name is None else places[name] + (key == "stage")
     if isinstance(clusters, ByLoss) and name is None:
-        place = next((at for at, stage in enumerate(plan) if isinstance(stage.local, Gradient)), len(plan))
+        place = next((at for at, stage in enumerate(plan) if _sends_entries(stage)), len(plan))
     if place == len(plan):
         raise ValueError("clusters: no stage is left in which clusters could have models of their own")
     return place
+
+
+def _sends_entries(stage: Stage) -> bool:
+    """Whether sites train in it, and not each for itself alone."""
+    return isinstance(stage.local, Gradient) and stage.share != named("none")

@@ -219,10 +219,10 @@ def first_choice(candidates: Sequence[Candidate]) -> str:
 
 def _show_grouping(found: Grouping, method: str) -> None:
     """Who should train together, and what that rests on; `method` is what to take as long as that cannot be told."""
-    # Weights from elsewhere want two steps, and what a site trains by itself for `personalise: best` takes one.
-    own = "" if method == TWO_STEPS else ", personalise: best"
-    keeps = "" if method == TWO_STEPS else ", with which a site keeps a model of its own where that is better"
-    until = f"Until it is tried: one model, method: {{name: {method}{own}}}{keeps}."
+    until = (
+        f"Until it is tried: one model, method: {{name: {method}, personalise: best}}, with which a site keeps a "
+        "model of its own where that is better."
+    )
     if len(found.clusters) == 1 and not found.tried:
         say(f"Whether sites should have models apart cannot be told ({found.why}). {until}")
         return
@@ -236,6 +236,11 @@ def _show_grouping(found: Grouping, method: str) -> None:
         table.add_row(in_words(one.clusters), figure(one.value), f"{one.difference:+.3f}", apart)
     OUT.print(table)
     match found.verdict:
+        case "clusters" if all(len(own) == 1 for own in found.clusters):
+            say(
+                f"Let each site train alone, and do not federate: {found.why}. A hospital like one of them would "
+                "change that. Try it: fedgraft compare STUDY --arm local --arm study --arm thumbnail"
+            )
         case "clusters":
             say(f"Let these train together, and not all as one: {in_words(found.clusters)} ({found.why}).")
             say(f"In the study: clusters: {_as_written(found.clusters)}")

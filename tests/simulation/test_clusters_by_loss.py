@@ -169,6 +169,16 @@ def test_who_has_no_labelled_training_cases_takes_no_part(make_study, tmp_path: 
     assert refused.value.code is Code.NO_CLUSTER
 
 
+def test_a_site_may_have_a_model_of_its_own_besides(tmp_path: Path) -> None:
+    """What it trains for itself alone comes first, when there is nothing to choose, and is held against its choice."""
+    alone = {"name": "alone", "local": sgd(STEPS, LR), "keep": "all", "personalise": "best"}
+    run = simulate(study(alone, TRAIN, clusters=TWO), populations(tmp_path / "data"), tmp_path / "run")
+    result = read_json(run / "result.json")
+    assert result["status"] == "completed"
+    assert [bool(row["chosen"]) for row in rows(run)] == [False, False, *[True] * ROUNDS, False]
+    assert sorted(result["clusters"]["sites"].values()) == [["east", "south"], ["north", "west"]]
+
+
 def test_a_model_that_nobody_took_in_the_end_is_not_there(tmp_path: Path) -> None:
     there = populations(tmp_path / "data")
     alike = replace(there, cohorts={name: there.cohorts[name] for name in ("east", "south")})

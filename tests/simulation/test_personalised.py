@@ -152,3 +152,23 @@ def test_what_cannot_be_chosen_is_refused(study: Study, make_study, changes: dic
 def test_methods_with_a_model_of_each_sites_own_ask_it_of_that(make_study) -> None:
     plan = make_study(method=BEST | {"name": "ditto"}).plan
     assert [(stage.name, stage.personalise) for stage in plan] == [("train", "always"), ("personal", "best")]
+
+
+def test_weights_from_far_away_are_let_be_in_a_sites_own_model_too(make_study) -> None:
+    """It begins with the solved heads, and its norm statistics stay, as in what all train."""
+    plan = make_study(method=BEST | {"name": "probe_finetune", "ood_detection": True}).plan
+    assert [stage.name for stage in plan] == ["probe", "alone", "train", "describe", "distances"]
+    assert plan[1].local == plan[2].local
+    assert plan[1].local.fixed_norm_stats
+
+
+@pytest.mark.slow
+def test_a_sites_own_model_begins_with_the_heads_that_all_have_solved(hospitals, make_study, tmp_path: Path) -> None:
+    still = {"name": "probe_finetune", "rounds": 1, "local": {"steps": 1, "batch_size": 8, "lr": 1e-12}}
+    run = simulate(make_study(method=still | {"personalise": "best"}, split=SPLIT), hospitals, tmp_path / "run")
+    common = load_tensors(run / "model.safetensors")
+    for site in hospitals.cohorts:
+        (own,) = (run / "sites" / site).glob("local_state/*/personal/*.safetensors")
+        kept = load_tensors(own)
+        assert np.abs(kept["heads.cls.weight"] - common["heads.cls.weight"]).max() < 1e-6
+    assert np.abs(common["heads.cls.weight"]).max() > 1e-3

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.config.suggest import instead
+from fedgraft.common.metrics.conformal import parts_of
+from fedgraft.common.metrics.operating_point import names_of
 from fedgraft.common.metrics.plugged import metric_named
 from fedgraft.common.metrics.shown import shown
 from fedgraft.common.metrics.table import TABLE, Metric, title_with_unit
@@ -78,3 +80,18 @@ def _found(key: str, name: str, kinds: set[str]) -> Iterator[str]:
         return
     if kinds.isdisjoint(metric.tasks):
         yield f"{key}: {name} is for {' or '.join(metric.tasks)}, and here is {', '.join(sorted(kinds))}"
+
+
+def check_thresholds(study: Study) -> Iterator[str]:
+    """Every reason why a study's operating points or conformal sets cannot be had."""
+    asked = {
+        "operating_point": (study.evaluate.operating_point, "two classes", names_of),
+        "conformal": (study.evaluate.conformal, "classes", parts_of),
+    }
+    for key, (rule, kinds, parts) in asked.items():
+        if rule is None:
+            continue
+        if study.split.val == 0:
+            yield f"evaluate.{key}: is chosen on validation cases, and split.val is 0; give val a share"
+        if not any(parts(task) for task in study.tasks):
+            yield f"evaluate.{key}: is for tasks of {kinds} or of labels, and there are none; leave it out"

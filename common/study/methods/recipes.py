@@ -53,8 +53,9 @@ class NamedMethod(Value):
     retain_statistics: bool = False
     """The coordinator keeps each site's sums of a closed-form head, so that sites can leave or join it afterwards."""
     personalise: Literal["always", "best"] = "always"
-    """`best`: each site also trains a model for itself alone, before all else, and uses that where it is better on its
-    validation cases, without telling anybody. Methods that end with a model of each site's own ask that of this one."""
+    """`best`: each site also trains a model for itself alone, before others (of `probe_finetune` after the ridge
+    heads), and uses that where it is better on its validation cases, without telling anybody. Methods that end with a
+    model of each site's own ask that of this one."""
     teacher: Teacher | None = None
     """A finished model, for methods whose sites learn from one."""
 
@@ -96,7 +97,12 @@ def personalised(method: NamedMethod, stages: tuple[Stage, ...]) -> tuple[Stage,
     best = {"personalise": "best"}
     if any(stage.name == "personal" for stage in stages):
         return tuple(stage.model_copy(update=best if stage.name == "personal" else {}) for stage in stages)
-    return personal(method).model_copy(update={"name": "alone", **best}), *stages
+    alone = personal(method).model_copy(update={"name": "alone", **best})
+    if method.name != "probe_finetune":
+        return alone, *stages
+    # What weights from far away want, a site's own model wants too: it begins with the heads that all have solved.
+    head, train, *rest = stages
+    return head, alone.model_copy(update={"local": train.local}), train, *rest
 
 
 def _halves(method: NamedMethod) -> tuple[int, int]:

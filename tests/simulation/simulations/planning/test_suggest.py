@@ -73,10 +73,10 @@ def test_what_does_not_fit_is_said(command: Command, tmp_path: Path) -> None:
     assert "normalise" in err
 
 
-def test_it_advises_who_trains_together_and_what_to_write(command: Command, tmp_path: Path) -> None:
-    """Two hospitals call the sides the other way round: one model of all could only guess."""
+def hospitals_that_differ(tmp_path: Path, *names: str) -> tuple[object, ...]:
+    """What is typed to look at some of four hospitals; `north` and `west` call the sides the other way round."""
     sites = []
-    for number, name in enumerate(("east", "north", "south", "west")):
+    for number, name in enumerate(names):
         write_images(tmp_path / name, number, 60)
         turned = {"left": "right", "right": "left"} if name in ("north", "west") else {}
         cohort = {"kind": "images", "root": str(tmp_path / name), "labels": str(tmp_path / name / "images.csv")}
@@ -85,7 +85,12 @@ def test_it_advises_who_trains_together_and_what_to_write(command: Command, tmp_
     study = {"name": "who", "tasks": [{"name": "cls", "classes": ["left", "right", "middle"]}], "method": "fedavg"}
     study |= {"input": {"kind": "image", "size": 32}, "split": {"train": 0.8, "val": 0.1, "test": 0.1}}
     (tmp_path / "who.yaml").write_text(yaml.safe_dump(study | {"model": {"backbone": "slim_resnet", "weights": None}}))
-    words = ("study", "suggest", tmp_path / "who.yaml", "--scenario", tmp_path / "four.yaml")
+    return ("study", "suggest", tmp_path / "who.yaml", "--scenario", tmp_path / "four.yaml")
+
+
+def test_it_advises_who_trains_together_and_what_to_write(command: Command, tmp_path: Path) -> None:
+    """Two hospitals call the sides the other way round: one model of all could only guess."""
+    words = hospitals_that_differ(tmp_path, "east", "north", "south", "west")
     code, out, err = command(*words, "--json")
     assert code == 0, err
     found = json.loads(out)["grouping"]
@@ -99,6 +104,15 @@ def test_it_advises_who_trains_together_and_what_to_write(command: Command, tmp_
     )
     assert code == 0, err
     assert "cluster_2 (north, west)" in " ".join(out.split())
+
+
+def test_hospitals_that_have_nothing_in_common_are_told_not_to_federate(command: Command, tmp_path: Path) -> None:
+    words = hospitals_that_differ(tmp_path, "east", "north")
+    code, out, err = command(*words)
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "Let each site train alone, and do not federate" in said
+    assert "clusters:" not in said
 
 
 @pytest.mark.slow
