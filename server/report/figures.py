@@ -44,7 +44,7 @@ def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
     """The figures that answer "did it work": the final model on the test split."""
     final, told = record.final(task), record.shown(task)
     first, second = told.names[0], told.names[1]
-    named = [f"{metric.title}{_unit(record, task) if metric.in_unit else ''}" for metric in told.metrics[:2]]
+    named = [record.called(metric, task) for metric in told.metrics[:2]]
     sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
     lowest = lowest_site(record, task)
     secure_aggregation = bool(pooled) and not sites
@@ -131,7 +131,7 @@ def site_metrics(record: RunRecord, task: str) -> ReportTable:
     for site, own in sites.items():
         cells_ = _sure_cells(own, of_site(final, site), keys, kind)
         rows.append(TableLine((site, *cells_), "worst" if lowest and site == lowest[0] else ""))
-    return ReportTable(("site", "cases", *map(title, keys)), tuple(rows) if pooled else ())
+    return ReportTable(("site", "cases", *(record.called(one, task) for one in metrics)), tuple(rows) if pooled else ())
 
 
 def _macro(final: Row, key: str) -> float | None:
@@ -154,13 +154,6 @@ def _sure_cells(values: Row, sure: tuple[Row, Row], keys: Sequence[str], kind: s
     if is_too_few(support):
         return cases, TOO_FEW, *(NONE for _ in keys[1:])
     return cases, *(with_interval(decimal(number(values.get(key))), intervals.get(key)) for key in keys)
-
-
-def _unit(record: RunRecord, task: str) -> str:
-    """The unit of a task that asks for a value, in brackets."""
-    kind = mapping(record.result.get("task_kinds")).get(task)
-    names = sequence(mapping(record.result.get("task_classes")).get(task))
-    return f" ({text(names[0])})" if kind == "regression" and names else ""
 
 
 def at_operating_points(record: RunRecord, task: str) -> ReportTable:

@@ -18,7 +18,7 @@ from fedgraft.common.metrics.table import TABLE, Metric, drawn_of, headlines
 from fedgraft.common.secure_aggregation.summing import metric_shapes, metric_summands, pooled_metrics
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
-from fedgraft.server.report.figures import tiles
+from fedgraft.server.report.figures import site_metrics, tiles
 from fedgraft.server.report.history import RunRecord
 from fedgraft.simulations.planning.curve import headline_of
 from helpers.plugins import fresh
@@ -202,6 +202,8 @@ def test_only_what_is_counted_in_the_unit_of_the_values_has_that_unit_beside_it(
         "macro MAE (mm)",
         "pooled R²",
     ]
+    metrics["size"] |= {"pooled": {"n": 9, "mae": 2.0, "r2": 0.5}, "sites": {"one": {"n": 9, "mae": 2.0, "r2": 0.5}}}
+    assert site_metrics(record, "size").columns == ("site", "cases", "MAE (mm)", "R²")
     assert {name for name, metric in TABLE.items() if metric.in_unit} == {"mae", "rmse", "bias"}
 
 
