@@ -198,7 +198,7 @@ def test_an_arm_of_a_comparison_can_choose(tmp_path: Path) -> None:
     right = {}
     for cell in todo:
         answers = [own["cls"] for own in outcome(cell, tmp_path / "cells").found[MERGED].values()]
-        right[cell.arm] = np.mean([np.mean(a.logits.argmax(1) == a.targets) for a in answers])
+        right[cell.arm] = np.mean([np.mean(a.outputs.argmax(1) == a.targets) for a in answers])
     assert right["ifca"] > right["study"] + 0.2
 
 
