@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fedgraft.common.models.backbones import named as backbones
+from fedgraft.common.plugins.registry import Kind
+from fedgraft.common.plugins.registry import register as register_plugin
 
 
 class BenchCNN(nn.Module):
@@ -28,6 +29,11 @@ class BenchCNN(nn.Module):
         return self.layers(x).mean((2, 3))
 
 
+def made(channels: int, size: int) -> BenchCNN:  # noqa: ARG001
+    """As a backbone of a plug-in is made."""
+    return BenchCNN(channels)
+
+
 def register() -> None:
     """Make the network known by name, as a user's own backbone would be."""
-    backbones.register("bench_cnn", lambda channels, _: BenchCNN(channels))
+    register_plugin(Kind.BACKBONES, "bench_cnn", made)

@@ -13,6 +13,7 @@ from fedgraft.client.data.cohorts.batches import to_float
 from fedgraft.client.data.cohorts.cohort import CohortRequest, Place, load_cohort
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.seeds import derive
+from fedgraft.common.checks.check_plugins import pinned
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.engines.run import Hospitals
 
@@ -53,7 +54,7 @@ def workload(name: str, rounds: int | None, sites: int | None) -> Workload:
 
 def study(load: Workload) -> Study:
     """The workload as a study: example-weighted FedAvg over the full state, everything evaluated every round."""
-    return parse_study(
+    asked = parse_study(
         {
             "name": f"bench-{load.name}",
             "tasks": [{"name": "cls", "classes": list(CLASSES)}],
@@ -75,6 +76,7 @@ def study(load: Workload) -> Study:
         },
         load.name,
     )
+    return pinned(asked)
 
 
 def write(load: Workload, folder: Path) -> Hospitals:

@@ -31,12 +31,14 @@ def split_rule(policy: SitePolicy, study: Study) -> SplitRule:
     return "independent" if private else "stratified"
 
 
-def read_cohort(config: SiteConfig, study: Study, left_out: list[str], wanted: CohortRequest | None = None) -> Cohort:
+def read_cohort(
+    config: SiteConfig, study: Study, left_out: list[str], wanted: CohortRequest | None = None, *, full: bool = False
+) -> Cohort:
     """The cohort as the study would see it. DataError as `load_cohort`. Fills `left_out`: files not used, and why.
 
     The site's own splits are used if it has some, and not written if it has none: a study that was merely looked at
     must not decide them. Decoded images stay in the cache. `wanted` is what is asked of the cohort, if not what the
-    study asks.
+    study asks. `full` compares what is kept of decoded images with its digests.
     """
     place = place_of(config, study.digest)
     with tempfile.TemporaryDirectory(prefix="fedgraft-look-") as folder:
@@ -45,7 +47,7 @@ def read_cohort(config: SiteConfig, study: Study, left_out: list[str], wanted: C
             shutil.copy(place.state / "splits.csv", state)
         wanted = wanted or cohort_request(config, study)
         try:
-            return load_cohort(config.name, config.cohort, wanted, replace(place, state=state))
+            return load_cohort(config.name, config.cohort, wanted, replace(place, state=state, full=full))
         except DataError as error:
             raise DataError(str(error).replace(str(state), str(place.state))) from None
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedgraft.common.base.disk import naming
 from fedgraft.common.base.files import make_folder
 from fedgraft.common.base.locking import lock
 
+_SEALED = re.compile(r"egress-[0-9].*\.jsonl")
 SEGMENT_BYTES = 32 << 20
 """A file that is longer is sealed before the next line is written."""
 
@@ -27,11 +29,17 @@ class EgressFiles:
 
     def sealed(self) -> list[Path]:
         """The files that are full, in the order in which they were written."""
-        return sorted(self.active.parent.glob("egress-[0-9]*.jsonl"))
+        folder = self.active.parent
+        try:
+            names = os.listdir(folder)  # noqa: PTH208 - asked several times at every visit
+        except FileNotFoundError:
+            return []
+        return [folder / name for name in sorted(names) if _SEALED.fullmatch(name)]
 
     def all(self) -> list[Path]:
         """All files that there are, in order."""
-        return [*self.sealed(), *([self.active] if self.active.exists() else [])]
+        there = os.path.exists(self.active)  # noqa: PTH110 - as above
+        return [*self.sealed(), *([self.active] if there else [])]
 
     def sealed_bytes(self) -> int:
         """How long the sealed ones are together."""

@@ -7,6 +7,7 @@ a backup, or lost. Nothing leaves the site then, until people have settled what 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,5 +159,8 @@ class Records:
 
 def kept_answers(state: Path) -> set[tuple[str, int]]:
     """Study (its digest) and exchange of all answers with noise that are kept, and so must have been charged."""
-    found = ((path.parent.name, path.stem) for path in (state / "replies").glob("*/*.safetensors"))
+    folder = state / "replies"
+    if not os.path.isdir(folder):  # noqa: PTH112 - asked at every visit
+        return set()
+    found = ((path.parent.name, path.stem) for path in folder.glob("*/*.safetensors"))
     return {(study, int(number)) for study, number in found if number.isdigit()}

@@ -95,7 +95,7 @@ def review(
         "metrics": {
             "split": study.evaluate.split,
             "every": study.evaluate.every if study.plan else 0,
-            "chosen_on_val": study.evaluate.operating_point is not None,
+            "chosen_on_val": study.evaluate.chosen_on_val,
             "sums": [*(what for kind, own in _SUMS.items() if kind in kinds for what in own), *_of_plugins(study)]
             if exact
             else [],
@@ -243,7 +243,7 @@ def _metrics(metrics: dict[str, Any]) -> str:
     every = metrics["every"]
     sums = ", ".join(metrics["sums"])
     when = [f"of the {metrics['split']} split {_often(every)}"] if every else []
-    when += ["of the val split once more at the end, for the operating point"] if metrics["chosen_on_val"] else []
+    when += ["of the val split once more at the end, for thresholds"] if metrics["chosen_on_val"] else []
     return f"{sums}, over the site's cases {', '.join([*when, 'of the test split once'])}"
 
 

@@ -25,6 +25,7 @@ from fedgraft.client.training.few_shot import (
     fitted,
     only,
     shots,
+    solves,
 )
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.evaluate import evaluate
@@ -33,7 +34,9 @@ from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import is_there
+from fedgraft.common.metrics.plugged import metric_named
 from fedgraft.common.metrics.sums.task_metrics import usual
+from fedgraft.common.metrics.table import title_with_unit
 from fedgraft.common.models.model import state_arrays
 from fedgraft.common.models.weights import find
 from fedgraft.common.study.inputs import SplitSpec
@@ -60,7 +63,8 @@ def adapt(asked: AdaptRequest, *, as_json: bool) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     demand_place(config.state)
-    reader = LoadedModel(asked.model)
+    reader = LoadedModel(asked.model, everything=True)
+    stays = _unsolved(reader, asked.fit)
     cohort = _cohort(config, reader, asked)
     chosen = _chosen(cohort, reader, asked)
     state = {key: array.copy() for key, array in state_arrays(reader.local_model.model).items()}
@@ -86,7 +90,9 @@ def adapt(asked: AdaptRequest, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(facts | {"folder": str(config.state)}) + "\n")
         return
-    _show(facts, config.state, asked.model)
+    _show(facts, reader, config.state)
+    if stays:
+        say(f"{', '.join(stays)}: as they came, since {asked.fit.how} solves no heads of their kind; --fit tune does.")
     if blended and given.sums is None:
         say(
             "The model brings no sums of its sites (method.ood_detection of the study): heads are from the "
@@ -111,14 +117,14 @@ def _cohort(config: SiteConfig, reader: LoadedModel, asked: AdaptRequest) -> Coh
     # A site of the study splits as it did or would there; elsewhere nothing private follows.
     rule = split_rule(config.policy, study) if study is not None and asked.data is None else "stratified"
     place = place_of(config, study.digest if study else reader.manifest.sha256)
-    wanted = CohortRequest(reader.tasks, reader.input, split, seed, rule)
+    wanted = CohortRequest(reader.study.tasks, reader.input, split, seed, rule)
     with allowed_to_look(config.policy) if asked.data is None else nullcontext():
         return load_cohort(config.name, config.cohort, wanted, place)
 
 
 def _chosen(cohort: Cohort, reader: LoadedModel, asked: AdaptRequest) -> torch.Tensor:
     """The training cases that are used: all labelled ones, or so many of each class. InputError if there are not."""
-    tasks = {task.name: task for task in reader.tasks}
+    tasks = reader.study.tasks_by_name
     if asked.task is not None and asked.task not in tasks:
         raise InputError(f"The model has no task {asked.task!r}; it has: {', '.join(tasks)}.")
     if asked.shots is None:
@@ -126,8 +132,16 @@ def _chosen(cohort: Cohort, reader: LoadedModel, asked: AdaptRequest) -> torch.T
         if not len(found):
             raise InputError("The site has no labelled training case.", fix="Name `labels` of the site's data.")
         return found
+    of_classes = {task.name: task for task in reader.tasks}
+    counted = of_classes.get(asked.task or next(iter(of_classes), ""))
+    if counted is None:
+        raise InputError(
+            f"--shots {asked.shots}: are so many cases of each class, which {asked.task or 'no task of the model'} "
+            f"{'does not ask for' if asked.task else 'asks for'}.",
+            fix="Leave --shots out to use all cases there are, or name a task of classes with --task.",
+        )
     try:
-        return shots(cohort, tasks[asked.task or next(iter(tasks))], asked.shots, asked.seed)
+        return shots(cohort, counted, asked.shots, asked.seed)
     except TooFewShots as short:
         raise InputError(
             f"--shots {asked.shots}: the site's training patients have only {short.words()}.",
@@ -135,6 +149,19 @@ def _chosen(cohort: Cohort, reader: LoadedModel, asked: AdaptRequest) -> torch.T
             if min(short.found.values())
             else "Leave --shots out to use all there are.",
         ) from None
+
+
+def _unsolved(reader: LoadedModel, fit: Fit) -> list[str]:
+    """Tasks whose heads a fit in closed form leaves as they are. InputError if those are all that there are."""
+    if fit.aggregate is None:
+        return []
+    left = [task.name for task in reader.study.tasks if not solves(fit.aggregate, task)]
+    if len(left) == len(reader.study.tasks):
+        raise InputError(
+            f"--fit {fit.how}: solves no head of this model ({', '.join(left)}).",
+            fix="Use --fit tune, or ridge for labels and values.",
+        )
+    return left
 
 
 def _measured(reader: LoadedModel, cohort: Cohort) -> dict[str, dict[str, Any]]:
@@ -149,17 +176,18 @@ def _measured(reader: LoadedModel, cohort: Cohort) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _show(facts: dict[str, Any], folder: Path, ref: str) -> None:
+def _show(facts: dict[str, Any], reader: LoadedModel, folder: Path) -> None:
     each = f", {facts['shots']} of each class" if facts["shots"] else ""
     say(f"Fitted by {facts['fit']['how']} to {facts['cases']} training cases{each}.")
+    asked = reader.study.tasks_by_name
     for task, after in facts["after"].items():
         before = facts["before"][task]
         rows = [
-            f"{key.replace('_', ' ')} {before[key]:.3f} -> {value:.3f}"
+            f"{title_with_unit(metric_named(key), asked[task])} {before[key]:.3f} -> {value:.3f}"
             for key, value in after.items()
             if key != "n" and value is not None and before[key] is not None
         ]
         say(f"{task}, {int(after['n'])} test cases of this site: {', '.join(rows)}")
     if not facts["after"]:
         say("The site has no labelled test case, so that nothing was measured.")
-    say(f"Nothing left the site. To use it: fedgraft predict {ref} IMAGES --out DIR --site {folder}")
+    say(f"Nothing left the site. To use it: fedgraft predict {reader.ref} IMAGES --out DIR --site {folder}")

@@ -14,6 +14,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from fedgraft.client.data.cohorts.batches import stacked_inputs
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.cohorts.scan import Scan, files_of, scan
 from fedgraft.client.data.decoding.feature_files import EXTRACTOR, FEATURES
@@ -57,7 +58,7 @@ def embed(home: Path, spec: CohortSpec | None, weights: str, out: Path) -> None:
     if not found.inputs:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(found.problems.items())) or "no files"
         raise DataError(f"{cohort.root}: nothing in it can be used ({reasons}).")
-    features = _features(weights, manifest, manifest.input, np.stack(found.inputs))
+    features = _features(weights, manifest, manifest.input, stacked_inputs(found.inputs))
     extractor = extractor_of(manifest, manifest.input)
     write_atomic(out, _packed(features, extractor, found, cohort), private=True)
     say(f"{len(features):,} images: {features.shape[1]} features each in {out}; keep it as closed as the images")

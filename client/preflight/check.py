@@ -122,7 +122,7 @@ class Check:
         if self._cohort is None:
             left_out: list[str] = []
             try:
-                self._cohort = read_cohort(self._site.config, self._study, left_out)
+                self._cohort = read_cohort(self._site.config, self._study, left_out, full=True)
             except DataError as error:
                 found.private.append(str(error))
                 if not self._told:  # on the terminal of whoever asked, and not in the report

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from fedgraft.common.study.methods.fit import Fit
 from fedgraft.common.study.plan import Gradient, named
 from fedgraft.common.study.stages.aggregates import ClosedForm, Ridge
 from fedgraft.common.study.study import Study
-from fedgraft.common.study.tasks import Task
+from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 
 
 class TooFewShots(Exception):
@@ -102,13 +103,24 @@ def only(cohort: Cohort, chosen: torch.Tensor) -> Cohort:
     return replace(cohort, splits={**cohort.splits, "train": chosen})
 
 
+def solves(aggregate: ClosedForm, task: AnyTask) -> bool:
+    """Whether sums over features solve the task's head in this way."""
+    match task:
+        case Task():
+            return True
+        case Multilabel() | Regression():
+            return isinstance(aggregate, Ridge)
+        case Segmentation():
+            return False
+    assert_never(task)
+
+
 def _solvable(sums: Arrays, study: Study, aggregate: ClosedForm) -> dict[str, np.ndarray]:
     """The sums of tasks with a label for all that they ask, which this aggregation can solve; other heads stay."""
     kept = {}
     for key, array in sums.items():
         task = key.partition("/")[0]
-        fits = isinstance(aggregate, Ridge) or isinstance(study.tasks_by_name[task], Task)
-        if fits and (sums[f"{task}/gram"][..., -1, -1] > 0).all():
+        if solves(aggregate, study.tasks_by_name[task]) and (sums[f"{task}/gram"][..., -1, -1] > 0).all():
             kept[key] = array
     return kept
 

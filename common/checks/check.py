@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from fedgraft.common.checks.check_travel import check_compression, check_secure
 from fedgraft.common.checks.faults.check_adapters import check_adapters, check_product
 from fedgraft.common.checks.faults.check_clusters import check_clusters
 from fedgraft.common.checks.faults.check_columns import check_columns
@@ -11,13 +12,12 @@ from fedgraft.common.checks.faults.check_ensemble import check_calibration, chec
 from fedgraft.common.checks.faults.check_length import check_length
 from fedgraft.common.checks.faults.check_losses import check_losses
 from fedgraft.common.checks.faults.check_methods import check_methods
-from fedgraft.common.checks.faults.check_metrics import check_metrics
+from fedgraft.common.checks.faults.check_metrics import check_metrics, check_thresholds
 from fedgraft.common.checks.faults.check_ood import check_ood
 from fedgraft.common.checks.faults.check_source import check_source
 from fedgraft.common.checks.faults.check_stopping import check_stopping
 from fedgraft.common.methods.memory.method import Ground
-from fedgraft.common.metrics.operating_point import names_of
-from fedgraft.common.protocol.routing import changed, own, sends_sums, stays
+from fedgraft.common.protocol.routing import changed, own, stays
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import (
     ADAPTERS,
@@ -32,13 +32,11 @@ from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
     Discriminant,
     Logistic,
-    Mean,
     Moments,
     NearestMean,
     Newton,
     Nothing,
     Ridge,
-    ServerOptimiser,
     Standardise,
     Sums,
     Temper,
@@ -67,8 +65,6 @@ _SINGLE = ("features", "residuals")
 """Sums that may travel with fewer digits."""
 _HEADS = (*_SINGLE, "curvature")
 """Sums that heads follow from."""
-_ADDS_UP = Mean | ServerOptimiser | Sums | Nothing
-"""Aggregations that need no more than the sum over the sites."""
 
 
 def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
@@ -97,15 +93,14 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
         faults += check_columns(study, study.input)
     if study.evaluate.every and study.split.val == 0 and study.evaluate.split == "val":
         faults.append("split.val: is 0, but evaluate.split is val; set evaluate.every to 0 or give val a share")
-    if study.evaluate.operating_point is not None:
-        faults += _operating_point(study)
+    faults += check_thresholds(study)
     faults += check_metrics(study)
     faults += check_source(study)
     faults += check_clusters(study, study.clusters, tags) if study.clusters is not None else []
     faults += check_ood(study, tags)
     faults += check_ensemble(study)
     faults += check_adapters(study, tags)
-    faults += _secure(study) if study.secure_aggregation else []
+    faults += check_secure(study) if study.secure_aggregation else []
     if study.mask_heads and isinstance(study.input, TableInput):
         faults.append(f"tasks: {', '.join(study.mask_heads)} asks for masks, but the study's input is a table")
     if study.split.test == 0:
@@ -113,42 +108,8 @@ def check(study: Study, tags: Mapping[str, Tag]) -> list[str]:
     return faults
 
 
-def _secure(study: Study) -> Iterator[str]:
-    for index, stage in enumerate(study.plan):
-        if not isinstance(stage.aggregate, _ADDS_UP):
-            yield (
-                f"plan.{index} ({stage.name}).aggregate: {stage.aggregate.kind} looks at the sites one by one, "
-                f"and masks hide "
-                "all but their sum; use mean, or secure_aggregation: false"
-            )
-        if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
-            yield (
-                f"plan.{index} ({stage.name}).aggregate.ridge_penalty: loso leaves out one site after the other, "
-                f"and masks hide "
-                f"each site's sums; {'use auto' if isinstance(stage.aggregate, Ridge) else 'give a number'}, "
-                "or secure_aggregation: false"
-            )
-    sending = {stage.where for stage in study.plan if not isinstance(stage.aggregate, Nothing) or sends_sums(stage)}
-    if len(sending) > 1:
-        yield (
-            f"plan: stages that send are for {' and for '.join(sorted(sending))} sites, and a site masks with one "
-            "group alone: the sums of two groups tell about those in only one; give all of them the same `where`"
-        )
-    if study.rounds.max_change is not None:
-        yield (
-            "rounds.max_change: bounds the change of each site, which masks hide from the coordinator; leave it out, "
-            "or secure_aggregation: false"
-        )
-
-
-def _operating_point(study: Study) -> Iterator[str]:
-    if study.split.val == 0:
-        yield "evaluate.operating_point: is chosen on validation cases, and split.val is 0; give val a share"
-    if not any(names_of(task) for task in study.tasks):
-        yield "evaluate.operating_point: is for tasks of two classes or of labels, and there are none; leave it out"
-
-
 def _stage(study: Study, stage: Stage, tags: Mapping[str, Tag]) -> Iterator[str]:
+    yield from check_compression(study, stage, tags)
     match stage.local:
         case Gradient():
             yield from _gradient(study, stage, stage.local, tags)
@@ -263,6 +224,8 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "distances" and local.private is not None:
         yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
+    if local.of == "distances" and study.split.val == 0:
+        yield "local.of: distances are those of validation images, and split.val is 0; give val a share"
     if local.of in _HEADS:
         yield from _other_kinds(study, stage, local)
     yield from check_calibration(study, stage, local)

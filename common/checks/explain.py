@@ -174,8 +174,19 @@ def sentence(stage: Stage, row: dict[str, Any]) -> str:
         return f"{who} {what}; {leaves} leaves the site{beside}{_USED[stage.personalise]}."
     kept = row["trained_parameters"] - row["shared_parameters"]
     rest = f"; {kept:,} stay at the site" if kept else ""
-    travels = f"{row['shared_parameters']:,} numbers travel each round{rest}{beside}"
+    travels = f"{row['shared_parameters']:,} numbers travel each round{_compressed(stage)}{rest}{beside}"
     return f"{who} {what}; {travels}; aggregated by {row['aggregate']}{mean_of_adapters(stage)}{_ends(stage)}."
+
+
+def _compressed(stage: Stage) -> str:
+    """In how many bytes changes come back, where not whole."""
+    match stage.compress.kind:
+        case "none":
+            return ""
+        case "topk":
+            return f", back as the {stage.compress.share:.0%} of each large entry that changed most"
+        case kind:
+            return f", back as changes in {kind}"
 
 
 def _does(stage: Stage, row: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedgraft.common.compression.changes import travelling
 from fedgraft.common.methods.memory.carried import sent_shapes
 from fedgraft.common.methods.memory.method import Ground
 from fedgraft.common.models.model import TransferModel, state_arrays
@@ -31,10 +32,12 @@ class Leaving:
 def leaving(study: Study, stage: Stage, model: TransferModel) -> Leaving:
     """What leaves a site in one round of this stage, besides counts and metrics; under masks a number is a word."""
     state = state_arrays(model)
-    shapes = sent_shapes(Ground(study, stage, model.tags(), forms_of(state)), state)
+    tags = model.tags()
+    shapes = sent_shapes(Ground(study, stage, tags, forms_of(state)), state)
     sizes = {name: math.prod(shape) for name, (shape, _) in shapes.items()}
     if study.secure_aggregation and shapes:
         size = _WORD * Layout.of(tensor_shapes(shapes, study, stage)).words
     else:
-        size = sum(sizes[name] * np.dtype(kind).itemsize for name, (_, kind) in shapes.items())
+        as_sent = travelling(stage, tags, shapes).values()
+        size = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in as_sent)
     return Leaving(len(sizes), sum(sizes.values()), size)

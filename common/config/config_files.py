@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -70,10 +72,30 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError(f"a value is not what it looks like: {error}") from None
 
 
+def _parse(path: Path) -> Any:
+    """What a file says. JSON, which fedgraft writes where nobody will edit it, is read as such: that is far quicker."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    return parse_yaml(text)  # which also says in what line something is wrong
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError
+    return found
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(word)
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; StudyError if it cannot be read, is no YAML, or is no mapping."""
     try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
+        data = _parse(path)
     except FileNotFoundError:
         raise StudyError(str(path), ["there is no such file"]) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -98,8 +98,14 @@ def headlines(task: AnyTask) -> tuple[str, ...]:
 
 def drawn_of(shown: Sequence[str]) -> tuple[str, ...]:
     """What is drawn over the rounds, by what is shown first: the headline, what stands beside it last, the loss."""
-    beside = {"auroc": "balanced_accuracy", "mae": "rmse", "dice": "hd95_mm"}.get(shown[0], shown[1])
-    return (shown[0], beside, "r2" if shown[0] == "mae" else "loss")
+    first, *others = shown
+    third = "r2" if "mae" in shown else "loss"
+    beside = {"auroc": "balanced_accuracy", "mae": "rmse", "dice": "hd95_mm"}.get(first, others[0])
+    return tuple(dict.fromkeys((first, beside, third)))
+
+
+SHARES = frozenset(metric.title for metric in _ROWS if (metric.low, metric.high) == (0.0, 1.0))
+"""Titles of what lies between 0 and 1."""
 
 
 def title(key: str) -> str:

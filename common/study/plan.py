@@ -15,6 +15,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from fedgraft.common.base.value import Value, unless
 from fedgraft.common.study.stages.aggregates import Aggregation, Nothing
+from fedgraft.common.study.stages.compression import WHOLE, Compression
 from fedgraft.common.study.stages.losses import SUPERVISED, Loss, PluggedLoss
 from fedgraft.common.study.stages.methods import AnyMethod
 from fedgraft.common.study.stages.private_sums import PrivateSums
@@ -258,6 +259,8 @@ class Stage(Value):
     """Ends the stage once validation no longer improves; it never ends early if absent."""
     weight_averaging: Annotated[WeightAveraging | None, Field(exclude_if=unless(None))] = None
     """Ends the stage with an average over its rounds; the last round's model if absent."""
+    compress: Annotated[Compression, Field(exclude_if=unless(WHOLE))] = WHOLE
+    """In how many bytes the change of what is shared goes back to the coordinator."""
 
 
 def plugged_losses(plan: Sequence[Stage]) -> Iterator[tuple[str, PluggedLoss]]:

@@ -75,6 +75,15 @@ class Evaluation(Value):
     """Attributes by which figures of the test cases are given as well, group by group, as far as the sites' policies
     allow it: sex, bands of age, vendor."""
 
+    conformal: Annotated[float | None, Field(gt=0.5, lt=1, exclude_if=unless(None))] = None
+    """A share of cases, as .9: for each site a threshold is chosen on its validation cases so that the classes at or
+    above it have the true one among them in this share of new cases; what they give of the test cases is counted."""
+
+    @property
+    def chosen_on_val(self) -> bool:
+        """Whether thresholds are chosen on validation cases at the end, in an exchange of their own."""
+        return self.operating_point is not None or self.conformal is not None
+
     @field_validator("subgroups")
     @classmethod
     def _tells_them_apart(cls, subgroups: tuple[Subgroup, ...]) -> tuple[Subgroup, ...]:

@@ -21,7 +21,7 @@ class Step:
     """One exchange of the plan: the `round`-th (from 1) of a stage, or the evaluation at the end (`work` False).
 
     `exchange` counts from 1 over the whole study; `stage` is an index into its plan. Where the study asks for an
-    operating point there are two evaluations: of validation cases, and of test cases.
+    operating point or conformal sets there are two evaluations: of validation cases, and of test cases.
     """
 
     exchange: int
@@ -70,7 +70,7 @@ def last_exchange(study: Study) -> int:
 
 
 def _evaluations(study: Study) -> int:
-    return 1 if study.evaluate.operating_point is None else 2
+    return 2 if study.evaluate.chosen_on_val else 1
 
 
 def split_at(study: Study, step: Step) -> Split | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedgraft.common.metrics.conformal import least_cases
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.server.dossier.document import Block, Chapter, Fact, Missing, Section, table
 from fedgraft.server.dossier.evidence import Evidence, words
@@ -25,6 +26,7 @@ def model_card(evidence: Evidence) -> Chapter:
             Section("Data", tuple(_data(evidence))),
             Section("Figures", tuple(_figures(evidence))),
             Section("Operating point", tuple(_points(evidence))),
+            Section("Conformal sets", tuple(_sets(evidence))),
             Section("Subgroups", tuple(_subgroups(evidence))),
             Section("Limits", tuple(_limits(evidence))),
         ),
@@ -86,6 +88,24 @@ def _points(evidence: Evidence) -> Iterator[Block]:
             yield shown
     if not found:
         yield Missing("No operating point was chosen (evaluate.operating_point of the study).")
+
+
+def _sets(evidence: Evidence) -> Iterator[Block]:
+    asked = evidence.study.evaluate.conformal
+    if asked is None:
+        yield Missing("No conformal thresholds were asked for (evaluate.conformal of the study).")
+        return
+    for task in evidence.record.tasks:
+        shown = figures.conformal_sets(evidence.record, task)
+        if shown.rows:
+            yield Fact(
+                f"For a coverage of {asked:g}, task {task}: each site's threshold rests on its validation cases; it "
+                "holds for new cases of that site that come as these did, and for no other hospital."
+            )
+            yield shown
+        if any(line.cells[-1] == "no threshold" for line in shown.rows):
+            why = f"too few validation cases ({least_cases(asked)} are needed), or no exact ones shown"
+            yield Missing(f"Task {task}: some sites have no threshold: {why}.")
 
 
 def _subgroups(evidence: Evidence) -> Iterator[Block]:

@@ -65,7 +65,7 @@ class PlainIntake:
 
     def take(self, numbers: Iterable[str]) -> list[tuple[str, Taken]]:
         """All replies that there are."""
-        return [(reply.metadata.reply_to_message_id, reply) for reply in self._grid.pull_messages(list(numbers))]
+        return [(reply.metadata.reply_to_message_id, reply) for reply in self._grid.pull_messages(numbers)]
 
     def close(self) -> None:
         """There is nothing to let go of."""
@@ -114,6 +114,7 @@ class _Exchange:
         self._presence = presence
         self._waiting: dict[int, _Waiting] = {}
         self._ends: float | None = None
+        self._asked: dict[str, int] | None = None
 
     def run(self, messages: Mapping[int, Message], deadline_s: float | None) -> Iterator[tuple[int, Taken]]:
         """As `collect`."""
@@ -162,13 +163,7 @@ class _Exchange:
         return lost
 
     def _replies(self) -> Iterator[tuple[int, Taken]]:
-        coming = self._intake.coming
-        asked = {
-            number: node
-            for node, one in self._waiting.items()
-            for number in (*one.ids, one.probe)
-            if number and (not one.away or number in coming)
-        }
+        asked = self._numbers()
         for number, reply in self._intake.take(asked):
             # A reply's sender is what the sender says: only the message that it answers is certain.
             whose = asked.get(number)
@@ -182,8 +177,27 @@ class _Exchange:
                 one.away = True
                 self._presence.missed(whose)
             else:
+                for known in (*one.ids, one.probe):
+                    asked.pop(known, None)
                 del self._waiting[whose]
                 yield whose, reply
+
+    def _numbers(self) -> dict[str, int]:
+        """By the numbers of messages that may be answered now the nodes that were asked.
+
+        Of nodes that are never away, since they are on this machine, and of which nobody asks whether they are there,
+        it only loses those that have answered.
+        """
+        if self._presence is None and self._probe is None and self._asked is not None:
+            return self._asked
+        coming = self._intake.coming
+        self._asked = {
+            number: node
+            for node, one in self._waiting.items()
+            for number in (*one.ids, one.probe)
+            if number and (not one.away or number in coming)
+        }
+        return self._asked
 
     def _look_after(self, probe: MakeProbe) -> None:
         now = time.monotonic()

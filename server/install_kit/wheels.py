@@ -170,10 +170,11 @@ def _for(machine: TargetMachine) -> list[str]:
 
 
 def _pip(*words: str | Path, environment: Mapping[str, str] | None = None) -> None:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *map(str, words)]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", *map(str, words)]
     whole = os.environ | dict(environment or {})
     done = subprocess.run(command, env=whole, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        told = [line for line in done.stderr.splitlines() if line.startswith(("ERROR", "error")) or "No module" in line]
+        lines = [line.strip() for line in done.stderr.splitlines()]
+        told = [line for line in lines if line.startswith(("ERROR", "error", "The user")) or "No module" in line]
         fix = "Look at pip's settings (`pip config list`): kits are built where pip reaches an index."
         raise RunError(f"pip {words[0]} failed: {' '.join(told) or done.stderr.strip()[-300:]}", fix=fix)

@@ -181,6 +181,38 @@ def at_operating_points(record: RunRecord, task: str) -> ReportTable:
     return ReportTable(columns, tuple(rows), words=2)
 
 
+def conformal_sets(record: RunRecord, task: str) -> ReportTable:
+    """Thresholds of conformal sets by site, chosen on validation cases, and what they give of the test cases."""
+    rows = []
+    for name, sites in mapping(mapping(record.result.get("conformal")).get(task)).items():
+        for site, own in sorted(mapping(sites).items()):
+            rows.append(TableLine((name or "all classes", site or "all sites together", *_set_cells(mapping(own)))))
+    columns = ("sets of", "site", "validation cases", "from", "wanted", "covered", "test cases", "mean size", "finding")
+    return ReportTable(columns, tuple(rows), words=2)
+
+
+def _set_cells(own: Row) -> tuple[str, ...]:
+    """Both numbers of cases, threshold, coverage with its interval, size of sets, and what that says."""
+    if not own:
+        return NONE, NONE, NONE, NONE, NONE, NONE, "no threshold"
+    test, chosen = mapping(own.get("test")), whole(own.get("cases"))
+    wanted = (
+        f"{decimal(number(own.get('wanted')))}\n{decimal(number(own.get('low')))} to {decimal(number(own.get('high')))}"
+    )
+    start = f"{number(own.get('probability')) or 0:.3g}"
+    if not test:
+        return chosen, start, wanted, NONE, NONE, NONE, "no test cases"
+    low, high = ends(test.get("interval"))
+    asked = number(own.get("wanted")) or 0
+    # Whether it is less than chance explains: of test cases, and of the validation cases that it was chosen on.
+    short = high is not None and high < min(asked, number(own.get("low")) or 0)
+    said = (
+        "less than chance explains" if short else "within chance" if low is None or low <= asked else "more than wanted"
+    )
+    covered = with_interval(decimal(number(test.get("coverage"))), test.get("interval"))
+    return chosen, start, wanted, covered, whole(test.get("n")), decimal(number(test.get("size"))), said
+
+
 def _at_cells(own: Row, keys: Sequence[str], *, few: bool) -> tuple[str, ...]:
     """Counts and shares; where policy lets out noised or coarse counts alone, neither is known."""
     counts = (whole(own.get(key)) for key in ("found", "missed", "alarms", "rejected"))

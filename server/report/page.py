@@ -65,6 +65,7 @@ class TaskView:
     points: tables.ReportTable
     chosen: str
     """How the operating points were chosen."""
+    sets: tables.ReportTable
     subgroups: tuple[AttributeView, ...]
     final: tuple[Markup, ...]
     remark: str
@@ -164,6 +165,7 @@ def _task_view(record: RunRecord, task: str) -> TaskView:
         metrics=figures.site_metrics(record, task),
         points=figures.at_operating_points(record, task),
         chosen=_chosen(record, task),
+        sets=figures.conformal_sets(record, task),
         subgroups=by_attribute(record, task),
         final=tuple(map(Markup, final)),
         remark=remark,

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.metrics.sums.task_metrics import TaskSums
+from fedgraft.common.metrics.table import SHARES
 from fedgraft.server.report.history import Curves, Point, Span
 
 Ranked = ClassificationSums | LabelSums
@@ -223,9 +224,6 @@ def _line(axes: Axes, points: Iterable[Point], ink: Ink, *, markers: bool = True
     )
 
 
-_SHARES = frozenset({"AUROC", "accuracy", "balanced accuracy", "recall", "specificity", "Dice", "missed"})
-
-
 def _all(sites: Mapping[str, Sequence[Point]]) -> list[Point]:
     return [point for points in sites.values() for point in points]
 
@@ -234,7 +232,7 @@ def _sensible(axes: Axes, name: str, values: Sequence[float]) -> None:
     """A share is drawn up to 1, from a half on or lower; what cannot be below 0 from 0 on: noise looks like noise."""
     if not values:
         return
-    if name in _SHARES:
+    if name in SHARES:
         axes.set_ylim(max(0.0, min(0.5, min(values) - 0.03)), 1.01)
     elif min(values) >= 0:
         axes.set_ylim(0.0, max(values) * 1.06 or 1.0)

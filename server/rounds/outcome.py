@@ -44,8 +44,10 @@ class RunOutcome:
     absent: Mapping[str, Code]
     scores: Scores
     totals: Totals
-    points: Points = field(default_factory=dict)
+    points: Points
     """The operating points, if the study asked for some."""
+    validation: Scores
+    """Of the validation cases at the end, if thresholds are chosen on them; else none."""
     late: frozenset[str] = frozenset()
     """Sites that were not asked at the start, and came by themselves."""
     others: Mapping[str, Code] = field(default_factory=dict)

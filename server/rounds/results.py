@@ -56,6 +56,7 @@ def write_result(
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
         "subgroups": outcome.scores.subgroups(),
+        "conformal": outcome.scores.conformal(outcome.validation),
         "operating_points": outcome.scores.at(outcome.points),
         "clusters": _clusters(study, outcome.totals),
         "sites": {

@@ -31,7 +31,7 @@ from fedgraft.server.rounds.exchange.validation import Limits, greeting_fault
 from fedgraft.server.rounds.history_row import history_row
 from fedgraft.server.rounds.models import ALL, RoundAggregation, RunModels
 from fedgraft.server.rounds.outcome import RunOutcome, Totals
-from fedgraft.server.rounds.scores import Points, Scores
+from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.rounds.stopping import averaged, best, stopped, undecided
 from fedgraft.server.runs.retained_statistics import RetainedStatistics, features_digest
 from fedgraft.server.runs.run_folder import RunFolder
@@ -65,22 +65,23 @@ class Coordinator:
             done, self._totals = checkpoint.exchange, Totals(**checkpoint.totals)
             self._models.restore(checkpoint.state, checkpoint.memory, self._totals)
         self._greet()
-        scores, rule = Scores(self._study, {}), self._study.evaluate.operating_point
-        points: Points = {}
+        scores = validation = Scores(self._study, {})
         for step in schedule(self._study):
             if step.exchange <= done or (step.work and self._study.plan[step.stage].name in self._totals.ended):
                 continue
             self._first = self._first or step.exchange
             scores = self._exchange(step)
-            if not step.work and rule is not None and split_at(self._study, step) == "val":
-                points = scores.operating_points(rule)
+            if not step.work and split_at(self._study, step) == "val":
+                validation = scores
             if step.work:
                 self._folder.save_checkpoint(step.exchange, *self._models.arrays(), vars(self._totals))
         late = frozenset(site for site in self._greetings if not self._fleet.expects(site))
         models = self._models.of_cluster
         ood = None if self._models.apart else ood_model(models[ALL].memory.states)
         states = {name: model.state for name, model in models.items()}
-        return RunOutcome(states, self._greetings, self._absent, scores, self._totals, points, late, self._others, ood)
+        points = validation.operating_points(self._study.evaluate.operating_point)
+        who = self._greetings, self._absent
+        return RunOutcome(states, *who, scores, self._totals, points, validation, late, self._others, ood)
 
     def _greet(self) -> None:
         started = time.monotonic()

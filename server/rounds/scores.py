@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
+from fedgraft.common.metrics.conformal import covered, parts_of, thresholds
 from fedgraft.common.metrics.intervals import Interval
 from fedgraft.common.metrics.operating_point import OperatingPoint, chosen, counted
 from fedgraft.common.metrics.over_sites import worst
@@ -64,12 +65,45 @@ class Scores:
             lists[task] = {"sites": sites, "pooled": plain(self._pooled(task))}
         return lists
 
-    def operating_points(self, rule: OperatingRule) -> Points:
+    def operating_points(self, rule: OperatingRule | None) -> Points:
         """By task the points that the rule asks for on these sums, all sites together; None for too few to say."""
-        if not self._sums and not self._secure:
+        if rule is None or (not self._sums and not self._secure):
             return {}
         found = {name: chosen(task, self._pooled(name), rule, self._floor) for name, task in self._tasks.items()}
         return {task: points for task, points in found.items() if points}
+
+    def conformal(self, validation: Scores) -> dict[str, Any]:
+        """By task and part of it (a label, or "" for all classes) and site the threshold, and what it gives there.
+
+        Thresholds are of the `validation` cases of the same site; under masks, where no site is seen, one of all sites
+        together stands under "". A site without one has None: too few cases, or its policy shows none exactly.
+        """
+        coverage = self._study.evaluate.conformal
+        if coverage is None:
+            return {}
+        return {
+            task: {name: self._sets(validation, task, at, coverage) for at, name in enumerate(names)}
+            for task, asked in self._tasks.items()
+            if (names := parts_of(asked))
+        }
+
+    def _sets(self, validation: Scores, task: str, part: int, coverage: float) -> dict[str, Any]:
+        before, found = validation._places(task), dict[str, Any]()
+        for site, sums in self._places(task).items():
+            known = thresholds(self._tasks[task], before[site], coverage, pooled=not site) if site in before else None
+            one = known and known[part]
+            found[site] = one and {
+                **one.model_dump(),
+                "probability": one.probability,
+                "test": covered(sums, part, one),
+            }
+        return found
+
+    def _places(self, task: str) -> dict[str, TaskSums]:
+        """By site its sums; under masks those of all, under ""."""
+        if task in self._secure:
+            return {"": self._secure[task].sums}
+        return {site: own[task] for site, own in self._sums.items()}
 
     def at(self, points: Points) -> dict[str, Any]:
         """By task the points, each with what it gives of these sums, over all cases and at each site."""

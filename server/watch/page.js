@@ -27,14 +27,19 @@ function ago(seconds) {
 }
 
 const figure = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
-// What is shown first of a task, whatever it asks for; a share goes up to 1, an error as far as it does.
-const FIRST = { auroc: "AUROC", dice: "Dice", mae: "MAE" };
-const SHARES = ["auroc", "dice"];
-const first = (values) => Object.keys(FIRST).find((key) => values[key] !== null && values[key] !== undefined);
-const told = (metrics, few = []) => {
+// A task's metrics come with its headline first, and what stands beside it second; no other takes its place.
+const metricAt = (values, place) => {
+  const key = Object.keys(values)[place];
+  return key !== undefined && values[key] !== null ? key : undefined;
+};
+const told = (run, metrics, few = [], place = 0) => {
   const tasks = Object.entries(metrics);
-  const known = tasks.filter(([task, values]) => few.includes(task) || first(values));
-  const said = ([task, values]) => (few.includes(task) ? "too few to say" : `${FIRST[first(values)]} ${figure(values[first(values)])}`);
+  const said = ([task, values]) => {
+    const key = metricAt(values, place);
+    if (few.includes(task)) return place ? undefined : "too few to say";
+    return key && `${run.called[task][key].title} ${figure(values[key])}`;
+  };
+  const known = tasks.filter((one) => said(one));
   return known.map((one) => (tasks.length > 1 ? `${one[0]} ` : "") + said(one)).join(", ") || "–";
 };
 const counted = (codes) => Object.entries(codes).map(([code, count]) => `${code} ×${count}`).join(", ");
@@ -48,12 +53,7 @@ function stage(name, number, rounds) {
   return `${name}, round ${number}${rounds ? ` of ${rounds}` : ""}`;
 }
 
-function accuracies(site) {
-  const known = Object.entries(site.metrics).filter(([task, v]) => v.accuracy !== null && v.accuracy !== undefined && !site.few.includes(task));
-  return known.map(([task, v]) => (known.length > 1 ? `${task} ` : "") + figure(v.accuracy)).join(", ") || "–";
-}
-
-function siteRow(site) {
+function siteRow(run, site) {
   const contact = site.contact ? `${site.contact}, heard of ${ago(site.heard_s)}` : "–";
   const now = site.answered === null ? "–" : site.answered ? "answered" : "at work";
   const last = site.exchange ? `${site.exchange}: ${stage(site.stage, site.round, 0)}` : "–";
@@ -61,31 +61,35 @@ function siteRow(site) {
   const refusals = counted(site.refusals);
   return row([
     [site.name, ""], [contact, site.contact], [now, ""], [last, ""],
-    [told(site.metrics, site.few), "figures"], [accuracies(site), "figures"], [epsilon, "number"],
+    [told(run, site.metrics, site.few), "figures"], [told(run, site.metrics, site.few, 1), "figures"], [epsilon, "number"],
     [refusals || "–", refusals ? "trouble" : ""],
   ]);
 }
 
-function roundRow(one) {
+function roundRow(run, one) {
   const missing = Object.entries(one.missing).map(([site, code]) => `${site}: ${code}`).join("; ");
   const number = one.stage === "evaluate" ? "–" : `${one.round} of ${one.rounds}`;
   return row([
     [String(one.exchange), "number"], [one.stage, ""], [number, ""], [`${one.aggregated} of ${one.asked}`, ""],
-    [told(one.metrics), ""], [figure(one.loss), "number"], [size(one.bytes_up), "number"],
+    [told(run, one.metrics), ""], [figure(one.loss), "number"], [size(one.bytes_up), "number"],
     [size(one.bytes_down), "number"], [one.seconds.toFixed(1), "number"], [missing || "–", missing ? "trouble" : ""],
   ]);
 }
 
-function chart(task, metric, points, total) {
+// A share goes from 0 to 1; what has no such ends goes as far as its values do.
+function chart(task, metric, called, points, total) {
   const [width, height, left, bottom] = [640, 200, 44, 22];
-  const top = SHARES.includes(metric) ? 1 : Math.max(...points.map(([, value]) => value)) * 1.06 || 1;
+  const values = points.map(([, value]) => value);
+  const base = called.low === 0 ? 0 : Math.min(0, ...values) * 1.06;
+  const top = called.high === 1 ? 1 : Math.max(0, ...values) * 1.06 || base + 1;
   const x = (exchange) => left + ((width - left - 10) * (exchange - 1)) / Math.max(1, total - 1);
-  const y = (value) => 8 + (height - bottom - 8) * (1 - value / top);
-  const draw = made("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${FIRST[metric]} of ${task} by exchange` });
+  const y = (value) => 8 + (height - bottom - 8) * (1 - (value - base) / (top - base));
+  const draw = made("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${called.title} of ${task} by exchange` });
   for (const share of [0, 0.5, 1]) {
     const kind = metric === "auroc" && share === 0.5 ? "chance" : "axis";
-    draw.append(made("line", { svg: 1, class: kind, x1: left, x2: width - 10, y1: y(share * top), y2: y(share * top) }));
-    draw.append(made("text", { svg: 1, x: 4, y: y(share * top) + 4 }, (share * top).toFixed(1)));
+    const value = base + share * (top - base);
+    draw.append(made("line", { svg: 1, class: kind, x1: left, x2: width - 10, y1: y(value), y2: y(value) }));
+    draw.append(made("text", { svg: 1, x: 4, y: y(value) + 4 }, value.toFixed(1)));
   }
   draw.append(made("text", { svg: 1, x: left, y: height - 5 }, "exchange 1"));
   draw.append(made("text", { svg: 1, x: width - 10, y: height - 5, "text-anchor": "end" }, String(total)));
@@ -93,18 +97,18 @@ function chart(task, metric, points, total) {
   draw.append(made("polyline", { svg: 1, class: "line", points: path }));
   for (const [exchange, value] of points)
     draw.append(made("circle", { svg: 1, r: 3, cx: x(exchange).toFixed(1), cy: y(value).toFixed(1) }));
-  return made("figure", {}, made("figcaption", {}, `${task}: mean ${FIRST[metric]} over the sites that were measured, now ${figure(points.at(-1)[1])}`), draw);
+  return made("figure", {}, made("figcaption", {}, `${task}: mean ${called.title} over the sites that were measured, now ${figure(points.at(-1)[1])}`), draw);
 }
 
 function charts(run) {
   const lines = new Map();
   for (const one of run.history)
     for (const [task, values] of Object.entries(one.metrics)) {
-      const metric = first(values);
+      const metric = metricAt(values, 0);
       if (metric) lines.set(task, { metric, points: [...(lines.get(task)?.points || []), [one.exchange, values[metric]]] });
     }
   at("nometrics").hidden = lines.size > 0;
-  at("charts").replaceChildren(...[...lines].map(([task, { metric, points }]) => chart(task, metric, points, run.exchanges)));
+  at("charts").replaceChildren(...[...lines].map(([task, { metric, points }]) => chart(task, metric, run.called[task][metric], points, run.exchanges)));
 }
 
 function privacy(run) {
@@ -136,8 +140,8 @@ function show(view) {
   put("down", size(run.bytes_down));
   put("privacy", privacy(run));
   put("plain", run.plain.length ? `Without noise, so that no epsilon bounds them: ${run.plain.join(", ")}` : "");
-  at("sites").replaceChildren(...run.sites.map(siteRow));
-  at("rounds").replaceChildren(...run.history.map(roundRow).reverse());
+  at("sites").replaceChildren(...run.sites.map((one) => siteRow(run, one)));
+  at("rounds").replaceChildren(...run.history.map((one) => roundRow(run, one)).reverse());
   charts(run);
 }
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedgraft.common.metrics.support import TOO_FEW
-from fedgraft.common.metrics.table import title
 from fedgraft.server.watch.board import View
 from fedgraft.server.watch.snapshot import (
+    Called,
     RoundView,
     SiteView,
     Snapshot,
@@ -79,7 +79,7 @@ class Lines:
         # A run that is continued begins again after its last checkpoint.
         self._rounds = min(self._rounds, len(run.history))
         for row in run.history[self._rounds :]:
-            self._print(f"{row.exchange}/{run.exchanges} {describe(row)}")
+            self._print(f"{row.exchange}/{run.exchanges} {describe(row, run.called)}")
         self._rounds = len(run.history)
         self._tell("privacy", privacy(run))
         self._tell("state", f"{run.state}: {run.headline}" if run.over else run.state)
@@ -111,10 +111,10 @@ def clean(text: str) -> str:
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
-def describe(row: RoundView) -> str:
+def describe(row: RoundView, called: Called) -> str:
     """One exchange in one line: stage, round, sites, figures, bytes, seconds, who is missing."""
     where = row.stage if row.stage == "evaluate" else f"{row.stage}, round {row.round} of {row.rounds}"
-    parts = [f"{row.aggregated} of {row.asked} sites", *_figures(row)]
+    parts = [f"{row.aggregated} of {row.asked} sites", *_figures(row, called)]
     parts += [f"{size(row.bytes_up)} up, {size(row.bytes_down)} down", f"{row.seconds:.1f} s"]
     missing = "".join(f"; missing: {site}, {code}" for site, code in row.missing.items())
     return f"{where}: {', '.join(parts)}{missing}"
@@ -166,21 +166,21 @@ def _headlines(run: Snapshot) -> list[RenderableType]:
 def _sites(run: Snapshot) -> Table:
     table = Table("site", "contact", "this exchange", "took part last in", "figure", "epsilon", "refusals")
     for site in run.sites:
-        table.add_row(*(Text(clean(cell)) for cell in _cells(site)))
+        table.add_row(*(Text(clean(cell)) for cell in _cells(site, run.called)))
     return table
 
 
-def _cells(site: SiteView) -> tuple[str, ...]:
+def _cells(site: SiteView, called: Called) -> tuple[str, ...]:
     contact = f"{site.contact}, heard of {ago(site.heard_s)}" if site.contact else "-"
     now = "-" if site.answered is None else "answered" if site.answered else "at work"
     round_ = "" if site.stage == "evaluate" else f", round {site.round}"
     last = f"{site.exchange}: {site.stage}{round_}" if site.exchange else "-"
     epsilon = "-" if site.epsilon is None else f"{site.epsilon:.3g}"
     refusals = ", ".join(f"{code} x{count}" for code, count in site.refusals.items())
-    return site.name, contact, now, last, figures_of(site) or "-", epsilon, refusals or "-"
+    return site.name, contact, now, last, figures_of(site, called) or "-", epsilon, refusals or "-"
 
 
-def figures_of(site: SiteView) -> str:
+def figures_of(site: SiteView, called: Called) -> str:
     """The metric that is shown first of each task, or that the site's cases are too few to say."""
     found = []
     for task, values in site.metrics.items():
@@ -188,7 +188,7 @@ def figures_of(site: SiteView) -> str:
         if task in site.few:
             found.append((task, TOO_FEW))
         elif known is not None:
-            found.append((task, f"{title(known[0])} {known[1]:.3f}"))
+            found.append((task, f"{called[task][known[0]].title} {known[1]:.3f}"))
     return ", ".join(words if len(site.metrics) == 1 else f"{task} {words}" for task, words in found)
 
 
@@ -201,11 +201,11 @@ def _headline(values: Mapping[str, float | None]) -> tuple[str, float] | None:
 def _rounds(run: Snapshot) -> Table:
     table = Table("", "exchange")
     for row in run.history[-_ROUNDS:]:
-        table.add_row(str(row.exchange), Text(clean(describe(row))))
+        table.add_row(str(row.exchange), Text(clean(describe(row, run.called))))
     return table
 
 
-def _figures(row: RoundView) -> list[str]:
+def _figures(row: RoundView, called: Called) -> list[str]:
     shown = [(task, known) for task, values in row.metrics.items() if (known := _headline(values)) is not None]
-    figures = [f"{task} {title(key)} {value:.3f}" for task, (key, value) in shown]
+    figures = [f"{task} {called[task][key].title} {value:.3f}" for task, (key, value) in shown]
     return figures + ([] if row.loss is None else [f"loss {row.loss:.3f}"])

@@ -15,6 +15,7 @@ from fedgraft.common.base.errors import FedgraftError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.base.locking import try_lock
 from fedgraft.common.config.config_files import read_mapping
+from fedgraft.common.metrics.table import TABLE, Metric, title, title_with_unit
 from fedgraft.common.protocol.routing import privacy_request
 from fedgraft.common.study.plan import Gradient, Statistics
 from fedgraft.common.study.schedule import last_exchange
@@ -25,6 +26,19 @@ State = Literal["not started", "running", "interrupted", "completed", "incomplet
 Metrics = Mapping[str, Mapping[str, float | None]]
 Contact = Mapping[str, tuple[str, float | None]]
 """By site: online, offline or revoked, and the seconds since it was last heard of."""
+
+
+@dataclass(frozen=True)
+class MetricView:
+    """What a metric of a task is called, with its unit, and the ends that no value passes; None for no end."""
+
+    title: str
+    low: float | None
+    high: float | None
+
+
+Called = Mapping[str, Mapping[str, MetricView]]
+"""By task and metric."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,8 @@ class Snapshot:
     plain: tuple[str, ...]
     sites: tuple[SiteView, ...]
     history: tuple[RoundView, ...]
+    called: Called
+    """Of every metric that is shown."""
 
     @property
     def over(self) -> bool:
@@ -129,6 +145,7 @@ class WatchedRun:
             plain=_plain(study),
             sites=_sites(history, events, contact, over=bool(result)),
             history=tuple(_round(row) for row in history),
+            called=_called(study, history),
         )
 
     def _read_study(self) -> Study | None:
@@ -278,6 +295,19 @@ def _site(
 def _shown(values: Row, figures: Row) -> dict[str, float | None]:
     """What is shown first of a task, the headline before all else."""
     return {metric: figures[metric] for metric in values["shown"] if metric in figures}
+
+
+def _called(study: Study | None, history: list[Row]) -> dict[str, dict[str, MetricView]]:
+    """Of a plug-in's metric, which need not be installed here, what the run's record says."""
+    tasks, found = study.tasks_by_name if study else {}, dict[str, dict[str, MetricView]]()
+    for task, values in ((task, values) for row in history for task, values in row.get("metrics", {}).items()):
+        facts = values.get("facts", {})
+        for name in values["shown"]:
+            ends = facts.get(name, {})
+            own = TABLE.get(name, Metric(name, title(name), (), low=ends.get("low"), high=ends.get("high")))
+            words = title_with_unit(own, tasks[task]) if task in tasks else own.title
+            found.setdefault(task, {})[name] = MetricView(words, own.low, own.high)
+    return found
 
 
 def _too_few(values: Row, name: str) -> bool:

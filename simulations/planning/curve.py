@@ -1,4 +1,4 @@
-"""Accuracy against epsilon: one private study run at several budgets and with several sets of trained entries."""
+"""Figures against epsilon: one private study run at several budgets and with several sets of trained entries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json, write_atomic, write_json
 from fedgraft.common.metrics.shown import shown
-from fedgraft.common.metrics.table import Metric, title
+from fedgraft.common.metrics.table import Metric, title, title_with_unit
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.plan import Gradient, Select, Stage
 from fedgraft.common.study.study import Study
@@ -81,15 +81,16 @@ def measure(study: Study, tags: Tags, hospitals: Hospitals, grid: Grid, out: Pat
 
 
 def headline_of(study: Study) -> Metric:
-    """The one metric that the curve is of. InputError if the study's tasks have different headlines."""
-    found = {shown(study, task).first.name: shown(study, task).first for task in study.tasks_by_name}
+    """The one metric that the curve is of, its title with the unit. InputError if tasks have different headlines."""
+    firsts = {name: shown(study, name).first for name in study.tasks_by_name}
+    found = {title_with_unit(firsts[name], task): firsts[name] for name, task in study.tasks_by_name.items()}
     if len(found) > 1:
         raise InputError(
             f"The tasks of {study.name} have different headlines ({', '.join(found)}), of which there is no mean.",
             fix="Give all of them one by evaluate.headline, or take a study of one task.",
         )
-    (metric,) = found.values()
-    return metric
+    ((titled, metric),) = found.items()
+    return replace(metric, title=titled)
 
 
 def points(cells: Sequence[CurveCell], metric: Metric) -> list[Point]:

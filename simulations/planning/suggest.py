@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import assert_never
 
-import torch
+import numpy as np
 from rich.table import Table
 
 from fedgraft.client.data.cohorts.cohort import Cohort
+from fedgraft.client.data.tables.targets import known
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel, device_named
-from fedgraft.client.training.statistics import feature_sums
 from fedgraft.common.base.console.terminal import OUT, figure, say
 from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.common.base.seeds import derive
@@ -29,7 +29,7 @@ from fedgraft.common.closed_form.likeness import Apart, pairs
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import list_weights, load_manifest
 from fedgraft.common.study.study import Study
-from fedgraft.common.study.tasks import Task
+from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 from fedgraft.simulations.engines.run import Hospitals, prepare, simulated_cohort
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
 from fedgraft.simulations.phantoms.scenario import load_scenario
@@ -44,7 +44,8 @@ class Candidate:
     weights: str | None
     backbone: str
     log_me: float
-    h_score: float
+    h_score: float | None
+    """None of a value, which has no classes whose means could lie apart."""
     from_elsewhere: bool = False
     """Whether no study has made it, as with ImageNet's weights."""
 
@@ -60,6 +61,8 @@ class Look:
     """Labelled training cases by site."""
     grouping: Grouping
     """Who should train together."""
+    task: str
+    """What all of it is about."""
 
 
 def suggest(
@@ -74,7 +77,7 @@ def suggest(
     seen = look(study, found, named)
     if as_json:
         facts = {"study": study.name, "candidates": [asdict(one) for one in seen.candidates], "cases": seen.cases}
-        facts |= {"sites": [asdict(one) | {"apart": one.differs} for one in seen.pairs]}
+        facts |= {"task": seen.task, "sites": [asdict(one) | {"apart": one.differs} for one in seen.pairs]}
         sys.stdout.write(json.dumps(facts | {"grouping": asdict(seen.grouping)}) + "\n")
         return
     _show(study, seen)
@@ -83,55 +86,69 @@ def suggest(
 def look(study: Study, found: Hospitals, named: Sequence[str]) -> Look:
     """Rank the candidates, and compare the sites by the best one's features.
 
-    InputError if nothing fits the study, or no site has labels.
+    By the first task that sums over features can solve. InputError if nothing fits the study, if it asks for masks
+    alone, or no site has labels.
     """
-    if not isinstance(study.tasks[0], Task):
+    task = next((one for one in study.tasks if not isinstance(one, Segmentation)), None)
+    if task is None:
         raise InputError(
-            f"Weights are ranked by how well they tell classes apart, which {study.tasks[0].name} does not ask for.",
-            fix="Put a task that asks for classes first.",
+            f"Weights are ranked by sums over features, which solve no masks, and {study.name} asks for nothing else.",
+            fix="Try them instead: fedgraft compare STUDY --arm study --arm scratch.",
         )
     with tempfile.TemporaryDirectory(prefix="fedgraft-") as folder:
         prepare(study, Hospitals(found.cohorts), Path(folder) / "run")
         cohorts = {site: simulated_cohort(study, Path(folder) / "run", site) for site in found.cohorts}
-    task, device = study.tasks[0].name, device_named("auto")
-    scored = []
+    device, scored = device_named("auto"), []
     for candidate in _candidates(study, named):
         local_model = LocalModel(candidate, device)
         local_model.load(initialise(candidate).state())
-        sums = {
-            site: feature_sums(local_model, Loader(cohort, candidate.input, device)) for site, cohort in cohorts.items()
-        }
-        grams = {site: own[f"{task}/gram"] for site, own in sums.items() if own[f"{task}/gram"][-1, -1] > 0}
-        if not grams:
-            raise InputError(f"No site has a label for task {task!r}.", fix="Check the sites' label columns.")
-        gram = reduce(add, grams.values())
-        cross = reduce(add, (sums[site][f"{task}/cross"] for site in grams))
+        cases = _cases(candidate, task, cohorts, local_model)
+        if not cases:
+            raise InputError(f"No site has a label for task {task.name!r}.", fix="Check the sites' label columns.")
         model = candidate.model
         brought = model.weights is not None and load_manifest(model.weights).is_brought
-        ranks = log_me(gram, cross), h_score(gram, cross)
-        scored.append((Candidate(model.weights, model.backbone, *ranks, brought), candidate))
+        scored.append((Candidate(model.weights, model.backbone, *ranks(task, [*cases.values()]), brought), cases))
     scored.sort(key=lambda one: -one[0].log_me)
-    cases = _cases(scored[0][1], {site: cohorts[site] for site in grams}, device)
-    classes = len(study.tasks[0].names)
-    apart = pairs({site: own.sums(classes) for site, own in cases.items()})
-    counts = {site: len(own.labels) for site, own in cases.items()}
-    return Look([one for one, _ in scored], apart, counts, grouping(cases, classes, study.seed))
+    cases = scored[0][1]
+    apart = pairs({site: own.likeness(task) for site, own in cases.items()})
+    counts = {site: len(own.targets) for site, own in cases.items()}
+    return Look([one for one, _ in scored], apart, counts, grouping(cases, task, study.seed), task.name)
 
 
-def _cases(study: Study, cohorts: Mapping[str, Cohort], device: torch.device) -> dict[str, SiteCases]:
-    """Each site's labelled training cases, through the backbone that the study begins with."""
-    local_model, task = LocalModel(study, device), study.tasks[0].name
-    local_model.load(initialise(study).state())
-    return {
+def ranks(task: AnyTask, cases: Collection[SiteCases]) -> tuple[float, float | None]:
+    """LogME and H-score of the pooled cases' features, the means over the problems of the task's head."""
+    evidence, apart = [], []
+    for at, sums in enumerate(zip(*(own.sums(task) for own in cases), strict=True)):
+        total = reduce(add, sums)
+        assert total.cross is not None
+        evidence.append(log_me(total.gram, total.cross, np.sum([own.squares(task)[at] for own in cases], axis=0)))
+        counts = total.gram[:, -1:]
+        match task:
+            case Task():
+                apart.append(h_score(total.gram, total.cross))
+            case Multilabel():  # no and yes are two classes
+                apart.append(h_score(total.gram, np.hstack([counts - total.cross, counts + total.cross]) / 2))
+            case Regression() | Segmentation():
+                pass
+            case _:
+                assert_never(task)
+    return float(np.mean(evidence)), float(np.mean(apart)) if apart else None
+
+
+def _cases(study: Study, task: AnyTask, cohorts: Mapping[str, Cohort], local_model: LocalModel) -> dict[str, SiteCases]:
+    """Each site's labelled training cases, if it has any, through the backbone that the study begins with."""
+    found = {
         site: cases_of(
             local_model,
-            Loader(cohort, study.input, device),
+            Loader(cohort, study.input, local_model.device),
             task,
             cohort.patients,
             derive(study.seed, "folds", site),
         )
         for site, cohort in cohorts.items()
+        if known(cohort.targets[task.name][cohort.splits["train"]]).any()
     }
+    return {site: own for site, own in found.items() if len(own.targets)}
 
 
 def _candidates(study: Study, named: Sequence[str]) -> list[Study]:
@@ -157,7 +174,7 @@ def _candidates(study: Study, named: Sequence[str]) -> list[Study]:
 
 
 def _show(study: Study, seen: Look) -> None:
-    table = Table("start from", "backbone", "LogME", "H-score", title=f"{study.name}: task {study.tasks[0].name}")
+    table = Table("start from", "backbone", "LogME", "H-score", title=f"{study.name}: task {seen.task}")
     for one in seen.candidates:
         table.add_row(one.weights or "random entries", one.backbone, figure(one.log_me), figure(one.h_score))
     OUT.print(table)
@@ -188,8 +205,10 @@ def _show(study: Study, seen: Look) -> None:
 
 def first_choice(candidates: Sequence[Candidate]) -> str:
     """What to start from, or that the two ranks do not agree."""
-    first, other = candidates[0], max(candidates, key=lambda one: one.h_score)
-    name = first.weights or "random entries"
+    name = candidates[0].weights or "random entries"
+    if candidates[0].h_score is None:
+        return f"Start from {name}: its frozen features tell most of the values, by LogME."
+    first, other = candidates[0], max(candidates, key=lambda one: one.h_score or 0.0)
     if first is other:
         return f"Start from {name}: its frozen features tell most of the labels, by LogME and by H-score."
     return (
@@ -210,11 +229,11 @@ def _show_grouping(found: Grouping, method: str) -> None:
     if len(found.tried) < 2:
         return
     table = Table(
-        "trains together", "AUROC", "minus one model", "95 %", title="Heads on frozen features, 5 folds a site"
+        "trains together", found.metric, "minus one model", "95 %", title="Heads on frozen features, 5 folds a site"
     )
     for one in found.tried:
         apart = f"{one.low:+.3f}, {one.high:+.3f}"
-        table.add_row(in_words(one.clusters), figure(one.auroc), f"{one.difference:+.3f}", apart)
+        table.add_row(in_words(one.clusters), figure(one.value), f"{one.difference:+.3f}", apart)
     OUT.print(table)
     match found.verdict:
         case "clusters" if all(len(own) == 1 for own in found.clusters):

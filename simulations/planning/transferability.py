@@ -1,7 +1,8 @@
 """How much of a task lies ready in frozen features, from sums over cases alone, before anything is trained.
 
 The sums are those of a closed-form head: `gram` = sum z z' (d+1, d+1) and `cross` = sum z y' (d+1, C), where
-z = [features; 1] and y is one-hot. They add up over sites, so what comes out is that of the pooled cases.
+z = [features; 1] and y is one-hot, 1 or -1 for a label, or a value in deviations. They add up over sites, so what comes
+out is that of the pooled cases.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ _STEPS = 100
 _SHRINK = 0.1
 
 
-def log_me(gram: np.ndarray, cross: np.ndarray) -> float:
-    """LogME: the mean over classes of the largest log evidence per case of a Bayesian linear model (You et al. 2021).
+def log_me(gram: np.ndarray, cross: np.ndarray, squares: np.ndarray) -> float:
+    """LogME: the mean over outputs of the largest log evidence per case of a Bayesian linear model (You et al. 2021).
 
     Labels are y = w'f + noise with w ~ N(0, 1/alpha) and noise ~ N(0, 1/beta); alpha and beta are those of most
-    evidence, by fixed-point steps. Comparable between feature sets on the same cases and labels; higher is better.
+    evidence, by fixed-point steps. `squares` (C,) are sums of y * y. Comparable between feature sets on the same cases
+    and labels; higher is better.
     """
     dim, n = len(gram) - 1, float(gram[-1, -1])
     values, vectors = linalg.eigh(gram[:dim, :dim])
@@ -27,9 +29,8 @@ def log_me(gram: np.ndarray, cross: np.ndarray) -> float:
     along = vectors.T @ cross[:dim]
     evidence = []
     for column in range(cross.shape[1]):
-        squares = float(cross[-1, column])  # y is 0 or 1, so its square is itself
         projected = along[real, column] ** 2 / values[real]
-        evidence.append(_evidence(values[real], projected, max(squares - projected.sum(), 0.0), n, dim))
+        evidence.append(_evidence(values[real], projected, max(float(squares[column]) - projected.sum(), 0.0), n, dim))
     return float(np.mean(evidence))
 
 

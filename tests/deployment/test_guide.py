@@ -1,5 +1,7 @@
 """docs/deploy.md is followed to the letter: its very commands, from provisioning to revocation, typed by three roles.
 
+So is docs/how_to/envelope_to_passport.md, the short way through it that ends with signed evidence, by the same people.
+
 What is put in place of the guide's examples: the host and port, the paths of the data, and the browser's port.
 """
 
@@ -30,6 +32,15 @@ EXAMPLE = re.findall(r"```yaml\n# consortium\.yaml\n(.*?)```", GUIDE, re.DOTALL)
 PROVISION, START, JOIN, ENROL, PIN, RUN, LATER = (
     block.strip().splitlines() for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
 )
+ENVELOPE = [
+    block.strip().splitlines()
+    for block in re.findall(
+        r"```sh\n(.*?)```",
+        (ROOT / "docs" / "how_to" / "envelope_to_passport.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+]
+SIGN, COLLECT = ENVELOPE[-2:]
 Process = subprocess.Popen[str]
 
 
@@ -39,6 +50,8 @@ class Person:
     def __init__(self, folder: Path, replaced: dict[str, str]) -> None:
         self.folder, self._replaced, self._started = folder, replaced, 0
         self._processes: list[Process] = []
+        self.typed: list[str] = []
+        """All lines as the guide has them, in their order."""
         folder.mkdir()
 
     def ends(self) -> None:
@@ -69,6 +82,7 @@ class Person:
         return (self.folder / f"{number}.out").read_text()
 
     def _open(self, line: str, output: object) -> Process:
+        self.typed.append(line)
         for old, new in self._replaced.items():
             line = line.replace(old, new)
         words = shlex.split(line)
@@ -130,14 +144,16 @@ def test_the_guide(people: dict[str, Person]):
         shutil.copy(person.folder / "home" / "site" / f"{name}.enrolment.json", coordinator.folder)
     for line in ENROL:
         coordinator.types(line)
-    sites = []
+    sites, fingerprints = [], []
     for person, other, friend in ((north, "south", south), (south, "north", north)):
         shutil.copy(kits / "roster.json", person.folder)
         told = _fingerprint(friend)
+        fingerprints.append(told)
         heard = [person.types(line.replace("south", other).replace("FINGERPRINT", told)) for line in PIN]
         assert f"Not pinned, so that it masks in no group with them: {other}" in heard[0]
         assert "Pinned, so that this site masks with them: north, south" in heard[1]
         person.types("fedgraft site check --part connection")
+        person.types("fedgraft site review study.yaml")
         person.types(JOIN[1])
         sites.append(person.starts(JOIN[2]))
 
@@ -147,7 +163,28 @@ def test_the_guide(people: dict[str, Person]):
     for name in ("result.json", "model.safetensors", "report.html"):
         assert (coordinator.folder / "runs" / "trial" / name).is_file()
 
+    _evidence(coordinator, {"north": north, "south": south}, fingerprints)
+    for person in (coordinator, north):
+        mine = [line for block in ENVELOPE for line in block if line in person.typed]
+        places = [person.typed.index(line) for line in mine]
+        assert places == sorted(places), mine
+    assert [line for block in ENVELOPE for line in block if line not in coordinator.typed + north.typed] == []
+
     _later(people, kits, sites[0])
+
+
+def _evidence(coordinator: Person, sites: dict[str, Person], fingerprints: list[str]) -> None:
+    """The end of the way from the envelope: each hospital attacks and signs, and the coordinator collects."""
+    run = coordinator.folder / "runs" / "trial"
+    for name, person in sites.items():
+        shutil.copytree(run, person.folder / "runs" / "trial")
+        for line in SIGN:
+            person.types(line.replace("north", name))
+        shutil.copy(person.folder / f"{name}.json", coordinator.folder)
+    heard = [coordinator.types(line) for line in COLLECT]
+    assert all(told in heard[1] for told in fingerprints), heard[1]
+    dossier = (run / "dossier" / "dossier.md").read_text(encoding="utf-8")
+    assert all(name in dossier for name in sites)
 
 
 def _study(coordinator: Person) -> None:

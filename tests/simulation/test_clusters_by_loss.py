@@ -25,10 +25,10 @@ from fedgraft.common.base.seeds import derive
 from fedgraft.common.models.initialise import initialise, make_model
 from fedgraft.common.protocol.choosing import chosen, side_by_side
 from fedgraft.common.protocol.instructions import Answer, Code, Instruction, Update
+from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import Arm, Question
 from fedgraft.simulations.compare.running.cells import cells, outcome
 from fedgraft.simulations.compare.running.cells import run as run_cells
-from fedgraft.simulations.compare.running.models import MERGED
 from fedgraft.simulations.engines.run import Engine, prepare
 from helpers.runs import page_of
 from helpers.simulated import resume, simulate, stopped_at

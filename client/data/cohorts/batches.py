@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,24 @@ def fit(image: NDArray[np.float32], pixel_aspect: float, spec: ImageInput) -> ND
     return np.asarray((planes.clamp(0, 1) * _STEPS).round().sub(_OFFSET).to(torch.int16).numpy())
 
 
+def fit_once(image: NDArray[np.float32], pixel_aspect: float, spec: ImageInput) -> NDArray[np.int16]:
+    """As `fit`, but grey stays one channel, (1, size, size), also where the model sees three; see `to_float`."""
+    grey = image.ndim == 2 and spec.channels == 3
+    return fit(image, pixel_aspect, spec.model_copy(update={"channels": 1}) if grey else spec)
+
+
+def stacked_inputs(inputs: list[NDArray[Any]]) -> NDArray[Any]:
+    """The cases in one array; takes them out of the list one by one, so that no two of all of them are in memory.
+
+    Grey images among colour are repeated.
+    """
+    shape = max((case.shape for case in inputs), key=lambda one: one[0])
+    whole = np.empty((len(inputs), *shape), inputs[0].dtype)
+    for at in range(len(inputs) - 1, -1, -1):
+        whole[at] = inputs.pop()
+    return whole
+
+
 def fitted_shape(shape: tuple[int, ...], pixel_aspect: float, spec: ImageInput) -> tuple[int, int]:
     """Height and width within the square that an image (H, W) gets: square pixels, the longer side `size`."""
     height, width = shape[0] * pixel_aspect, float(shape[1])
@@ -44,15 +63,27 @@ def fitted_shape(shape: tuple[int, ...], pixel_aspect: float, spec: ImageInput) 
 
 
 def to_float(stored: Tensor, spec: InputSpec) -> Tensor:
-    """Stored inputs as the model sees them: images normalised as `spec` says, tables as they are (NaN = missing)."""
+    """Stored inputs as the model sees them: images normalised as `spec` says, tables as they are (NaN = missing).
+
+    Grey images that are stored once get as many channels as the model sees, on the device where they are.
+    """
     if isinstance(spec, TableInput):
         return stored
-    images = stored.to(torch.float32).add_(_OFFSET).div_(_STEPS)
+    if spec.channels == 3 and stored.shape[1] == 1:
+        stored = stored.expand(-1, 3, -1, -1)
+    images = stored.to(torch.float32, memory_format=torch.contiguous_format).add_(_OFFSET).div_(_STEPS)
     if spec.normalise == "zscore":
         deviation, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True, correction=0)
         return images.sub_(mean).div_(deviation + _EPS)
     mean, std = _constants(spec.mean, images.device), _constants(spec.std, images.device)
     return images.sub_(mean).div_(std)
+
+
+def floats_of(stored: Tensor, spec: InputSpec) -> int:
+    """How many numbers `to_float` makes of stored inputs."""
+    if isinstance(spec, ImageInput) and stored.shape[1] < spec.channels:
+        return stored.numel() * spec.channels
+    return stored.numel()
 
 
 @lru_cache

@@ -1,4 +1,9 @@
-"""Decoded cohorts on the site's disk: private, whole or not at all, without anything that names a patient."""
+"""Decoded cohorts on the site's disk: private, whole or not at all, without anything that names a patient.
+
+Arrays are written once and stand beside a digest. As long as a file has the size, times and number that it had when it
+was last known to be whole, its content is not read again at every start: whoever writes to it changes its times, and
+the file system's own time cannot be set back. Otherwise, and for `site check`, all of it is compared with the digest.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ from numpy.typing import NDArray
 from fedgraft.common.base.errors import ENDS
 from fedgraft.common.base.files import canonical_json, digest_arrays, make_folder, write_atomic
 
+_STAMPS = "stamps"
 Described = tuple[tuple[str, str], ...]
 """What a file says of itself, in words of fixed lists: pairs of fact and word."""
 
@@ -74,12 +80,27 @@ def store(folder: Path, key: str, decoded: Decoded) -> None:
         "kind_of": [number_of[described] for described in decoded.described],
         "inputs": digest_arrays({"inputs": decoded.inputs}),
     }
-    whole = {"content": content, "digest": _digest(content)}
+    _seal(folder, key, content)
+
+
+def _seal(folder: Path, key: str, content: Mapping[str, Any]) -> None:
+    """Say that the arrays of a cohort are whole as they are now."""
+    known = {**content, _STAMPS: _stamps(folder, key, content["arrays"])}
+    whole = {"content": known, "digest": _digest(known)}
     write_atomic(folder / f"{key}.json", json.dumps(whole).encode(), private=True)
 
 
-def load(folder: Path, key: str) -> Decoded | None:
-    """The cohort under `key`, its images mapped from disk; None if there is none, or it is damaged."""
+def _stamps(folder: Path, key: str, arrays: Iterable[str]) -> list[list[int]]:
+    """What changes when a file is written, replaced or brought back: size, times and number of each array's."""
+    found = [(folder / name).stat() for name in (f"{key}.npy", *(f"{key}-{task}.npy" for task in sorted(arrays)))]
+    return [[one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino] for one in found]
+
+
+def load(folder: Path, key: str, *, full: bool = False) -> Decoded | None:
+    """The cohort under `key`, its images mapped from disk; None if there is none, or it is damaged.
+
+    `full` compares all content with its digest, whatever the files' times say.
+    """
     try:
         kept = json.loads((folder / f"{key}.json").read_bytes())
         content = kept["content"]
@@ -96,8 +117,13 @@ def load(folder: Path, key: str) -> Decoded | None:
         described = tuple(kinds[number] for number in content["kind_of"])
         places = left_out, origins, studies, spacings, splits, subgroups, described
         decoded = Decoded(inputs, targets | arrays, patients, problems, facts, *places)
-        whole = kept["digest"] == _digest(content) and content["inputs"] == digest_arrays({"inputs": inputs})
-        whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}
+        whole = kept["digest"] == _digest(content)
+        stamped = content.pop(_STAMPS) == _stamps(folder, key, arrays)
+        if whole and (full or not stamped):
+            whole = content["inputs"] == digest_arrays({"inputs": inputs})
+            whole &= content["arrays"] == {task: digest_arrays({"target": array}) for task, array in arrays.items()}
+            if whole and not stamped:
+                _seal(folder, key, content)
     except ENDS:
         raise
     except BaseException:  # numpy and json raise what they like on damaged files, and all of it means: decode again

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedgraft.client.data.cohorts import experiment, splits
+from fedgraft.client.data.cohorts.batches import stacked_inputs
 from fedgraft.client.data.cohorts.cache import Decoded, Described, load, store
 from fedgraft.client.data.cohorts.folders import Found, files, within
 from fedgraft.client.data.cohorts.masks import folders, segmentation_files
@@ -66,6 +67,8 @@ class Place:
     state: Path
     cache: Path
     secret: bytes
+    full: bool = False
+    """Whether what lies in the cache is compared with its digests, however old it is."""
 
     def patient(self, key: str) -> str:
         """A patient's name in fedgraft: HMAC-SHA256 of the hospital's own identifier, 32 hex digits."""
@@ -199,7 +202,7 @@ def _read(spec: CohortSpec, wanted: CohortRequest, place: Place) -> Decoded:
     if not spec.what.cached:
         return _decoded(scan(spec, wanted.tasks, wanted.input, found, wanted.subgroups), wanted, place)
     key = _cache_key(spec, wanted, place, found)
-    decoded = load(place.cache, key)
+    decoded = load(place.cache, key, full=place.full)
     if decoded is None:
         decoded = _decoded(scan(spec, wanted.tasks, wanted.input, found, wanted.subgroups), wanted, place)
         if len(decoded.inputs):
@@ -222,7 +225,7 @@ def _decoded(scan: Scan, wanted: CohortRequest, place: Place) -> Decoded:
             targets[task.name] = np.stack(scan.masks[task.name]) if scan.inputs else nothing
     numbers = {key: number for number, key in enumerate(dict.fromkeys(filter(None, scan.studies)))}
     return Decoded(
-        np.stack(scan.inputs) if scan.inputs else _no_inputs(wanted.input),
+        stacked_inputs(scan.inputs) if scan.inputs else _no_inputs(wanted.input),
         targets,
         tuple(map(place.patient, scan.patients)),
         dict(scan.problems),

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedgraft.client.data.cohorts.batches import fit, fitted_shape
+from fedgraft.client.data.cohorts.batches import fit, fit_once, fitted_shape
 from fedgraft.client.data.cohorts.cache import Described
 from fedgraft.client.data.cohorts.folders import Found, walk
 from fedgraft.client.data.cohorts.labels import LabelJoin, is_labels, read_labels, read_patients
@@ -103,8 +103,11 @@ def scan(
     return loop.finish()
 
 
-def stored(case: Case, wanted: InputSpec, root: Path) -> NDArray[Any]:
-    """A case as a cohort stores it: an image (channels, size, size), a row (width,). DataError if it is neither."""
+def stored(case: Case, wanted: InputSpec, root: Path, *, once: bool = False) -> NDArray[Any]:
+    """A case as a cohort stores it: an image (channels, size, size), a row (width,). DataError if it is neither.
+
+    With `once` grey has one channel whatever the study asks for.
+    """
     shape = case.values.shape
     if not isinstance(wanted, ImageInput):
         if shape != (wanted.width,):
@@ -118,7 +121,7 @@ def stored(case: Case, wanted: InputSpec, root: Path) -> NDArray[Any]:
             f"{root}: a case of shape {shape} is no image, and the study asks for images.",
             fix="Have the reader give slices (H, W), or colour (H, W, 3).",
         )
-    return fit(case.values, case.geometry.pixel_aspect, wanted)
+    return (fit_once if once else fit)(case.values, case.geometry.pixel_aspect, wanted)
 
 
 class _Loop:
@@ -217,7 +220,7 @@ class _Loop:
             raise UnusableError(NOT_LISTED)
 
     def _store(self, case: Case) -> None:
-        self.done.inputs.append(stored(case, self._wanted, self._spec.root))
+        self.done.inputs.append(stored(case, self._wanted, self._spec.root, once=True))
         if not isinstance(self._wanted, ImageInput):
             return
         shape, place = case.values.shape[:2], case.geometry

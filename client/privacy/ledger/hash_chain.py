@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +48,10 @@ class Row:
 
     def seal(self) -> str:
         """SHA-256 of all the row says and of the row before it, 64 hex digits."""
+        return self._seal
+
+    @cached_property
+    def _seal(self) -> str:
         event, facts = self.event, self.facts
         content = [
             *(self.seq, self.job, self.round, event.noise_multiplier, event.sample_rate, event.steps),

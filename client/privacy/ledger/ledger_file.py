@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,12 @@ def insert(db: sqlite3.Connection, row: Row) -> None:
     db.execute(f"INSERT INTO charges VALUES ({', '.join('?' * len(values))})", values)
 
 
-def _row(values: tuple[Any, ...]) -> Row:
+@lru_cache(maxsize=1 << 14, typed=True)
+def _row(*values: Any) -> Row:
+    """A row of the table. All are read whenever the ledger is; one that says the same to the letter is sealed once.
+
+    `typed`, since 1 and 1.0 are equal, and not the same in a seal.
+    """
     seq, job, number, noise_multiplier, q, steps, unit, patients, model, release, cost, at, previous, digest = values
     facts = Facts(unit, patients, model, release)
     return Row(seq, job, number, Event(noise_multiplier, q, steps), facts, cost, at, previous, digest)
@@ -101,6 +107,6 @@ def genesis_of(path: Path, db: sqlite3.Connection) -> Genesis:
 def sound(path: Path, db: sqlite3.Connection, witness: Mark | None = None) -> tuple[Genesis, tuple[Row, ...]]:
     """A ledger's content, its chain checked as a whole, and against the witness if one is given."""
     genesis = genesis_of(path, db)
-    rows = tuple(_row(values) for values in db.execute("SELECT * FROM charges ORDER BY seq"))
+    rows = tuple(_row(*values) for values in db.execute("SELECT * FROM charges ORDER BY seq"))
     check(genesis, rows, witness or Mark(0, genesis.seal()))
     return genesis, rows

@@ -5,6 +5,7 @@ As sets of words, so that it is easily said whether a record has forgotten somet
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ SmallRecords = Mapping[str, frozenset[str]]
 def small_records(state: Path) -> SmallRecords:
     """All of them by name. A file that is damaged knows nothing."""
     public, shown, answered = (_content(state / name) for name in (PUBLIC, SHOWN, ANSWERED))
-    released = (path.relative_to(state / RELEASES) for path in (state / RELEASES).glob("*/*.safetensors"))
+    folder = state / RELEASES
+    there = os.path.isdir(folder)  # noqa: PTH112 - asked at every visit
+    released = (path.relative_to(folder) for path in (folder.glob("*/*.safetensors") if there else ()))
     return {
         PUBLIC: frozenset(f"{unit}={count}" for unit, count in public.items()) if isinstance(public, dict) else _NONE,
         SHOWN: frozenset(map(str, shown)) if isinstance(shown, list) else _NONE,
@@ -50,6 +53,6 @@ _NONE: frozenset[str] = frozenset()
 
 def _content(path: Path) -> Any:
     try:
-        return read_json(path) if path.exists() else None
+        return read_json(path) if os.path.exists(path) else None  # noqa: PTH110 - as above
     except InputError:
         return None

@@ -150,6 +150,8 @@ def suppressed(sums: TaskSums) -> TaskSums:
         return suppressed_masks(sums, LEAST)
     coarse = sums.scores.coarsen(BINS, _SPREAD)
     rows = [_aggregated(*coarse.ranked(row)) for row in range(coarse.rows)]
+    if isinstance(sums, ClassificationSums) and sums.classes > 2:
+        rows = _none_by_difference(rows)
     whole = (sums.confusion >= LEAST).all(axis=(-2, -1), keepdims=True)  # of labels, each has its own
     confusion = sums.confusion * whole
     return released_labels(confusion, _scores(rows)) if isinstance(sums, LabelSums) else _partial(confusion, rows)
@@ -260,6 +262,20 @@ def _aggregated(positive: Floats, negative: Floats) -> Counts:
         last = bins.pop()
         bins[-1] = [have + more for have, more in zip(bins[-1], last, strict=True)]
     return np.array(bins, dtype=np.int64)
+
+
+def _none_by_difference(rows: Sequence[Counts]) -> list[Counts]:
+    """Rows of several classes, of which none is left out alone: its cases would be all cases less those of the others.
+
+    The smallest of the rest goes with it, until those that are left out are enough together.
+    """
+    shown = {at: cells for at, cells in enumerate(rows) if len(cells)}
+    while shown and len(shown) < len(rows):
+        cases = next(iter(shown.values())).sum()
+        if cases - sum(cells[:, 1].sum() for cells in shown.values()) >= LEAST:
+            break
+        del shown[min(shown, key=lambda at: (shown[at][:, 1].sum(), at))]
+    return [shown.get(at, np.zeros((0, 2), np.int64)) for at in range(len(rows))]
 
 
 def _partial(confusion: Counts, rows: Sequence[Counts]) -> ClassificationSums:

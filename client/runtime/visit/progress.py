@@ -111,9 +111,13 @@ def progress_file(folder: Path, digest: str) -> Path:
 def taken_up(path: Path) -> frozenset[int]:
     """All exchanges on a record, those of earlier courses of the study as well."""
     found = set()
-    for one in (path, *path.parent.glob(f"{path.name}.before-*")):
-        if one.exists():
-            for line in read_bytes(one).decode("ascii", "replace").splitlines():
+    try:
+        names = os.listdir(path.parent)  # noqa: PTH208 - asked at every visit
+    except FileNotFoundError:
+        return frozenset()
+    for name in names:
+        if name == path.name or name.startswith(f"{path.name}.before-"):
+            for line in read_bytes(path.with_name(name)).decode("ascii", "replace").splitlines():
                 number, _, stage = line.partition(" ")
                 if number.isdigit() and stage:
                     found.add(int(number))

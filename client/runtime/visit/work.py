@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from fedgraft.client.privacy.dp.dp_statistics import noised_columns, noised_sums
@@ -16,8 +16,11 @@ from fedgraft.client.training.losses.base import RoundContext, VisitContext
 from fedgraft.client.training.losses.machine import LocalMachine
 from fedgraft.client.training.microbatching import Microbatching
 from fedgraft.client.training.model.bound import after, bound, starts
+from fedgraft.client.training.model.errors import Diverged
 from fedgraft.client.training.statistics import CaseSource, site_sums
 from fedgraft.common.base.seeds import derive
+from fedgraft.common.compression.changes import Residual, compressed_keys, written
+from fedgraft.common.compression.codecs import CompressionError
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Code
 from fedgraft.common.protocol.packed_symmetric import packed
 from fedgraft.common.protocol.routing import KINDS, privacy_request, retains_statistics
@@ -57,8 +60,10 @@ class Worker:
         context = self._context(turn, local_state)
         if privacy_request(turn.stage) is not None:
             self._refuse_bare_entries(turn, worked - {turn.step.stage})
-            return self._with_noise(turn, guard, context)
-        return self._without_noise(turn.stage, guard, context)
+            result = self._with_noise(turn, guard, context)
+        else:
+            result = self._without_noise(turn.stage, guard, context)
+        return self._compressed(turn.stage, result, local_state)
 
     def weights(self, stage: Stage, guard: PrivacyGuard) -> dict[str, float]:
         """What the site's entries of this stage count in a mean: its cases, as far as policy lets them out."""
@@ -105,6 +110,21 @@ class Worker:
             remembered = after(methods, self._machine(stage), shared | mine)
             shared, mine = {**shared, **remembered.sums}, {**mine, **remembered.own}
         return WorkResult(shared, mine, figures)
+
+    def _compressed(self, stage: Stage, result: WorkResult, local_state: Arrays) -> WorkResult:
+        """The result with changes of entries rounded as the stage says, and what that leaves out among what stays."""
+        place = self._place
+        keys = compressed_keys(stage, place.local_model.tags, place.local_model.forms)
+        if not keys:
+            return result
+        before = States(local_state).get(stage.name, Residual)
+        try:
+            tensors, residual = written(stage, keys, result.tensors, place.received.entries, before)
+        except CompressionError:
+            raise Diverged from None
+        kept = States()
+        kept.put(stage.name, residual)
+        return replace(result, tensors=tensors, own={**result.own, **kept.arrays()})
 
     def _starts(self, stage: Stage, context: RoundContext) -> Arrays:
         """Entries that the stage's methods begin the visit with."""

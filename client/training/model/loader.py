@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedgraft.client.data.cohorts.batches import to_float
+from fedgraft.client.data.cohorts.batches import floats_of, to_float
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.tables.targets import all_known, known
 from fedgraft.client.training.model.streaming import placed, streamed
@@ -19,11 +21,35 @@ from fedgraft.common.base.files import digest_arrays
 from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.study.inputs import InputSpec, TableInput
 
-_FEW_NUMBERS = 4 << 20
-"""Inputs of at most this many numbers (16 MB as floats) are kept as floats: they need not be normalised every epoch."""
+_FEW_NUMBERS, _ALL_NUMBERS = 4 << 20, 64 << 20
+"""Inputs of at most so many numbers (16 MB as floats) are kept as floats, and need not be normalised every epoch; those
+of all sites in a process together are so many at most (256 MB). No bit of any batch depends on it."""
 
 _RESIDENT_SHARE = 0.4
 """A cohort that needs at most this share of the GPU's free memory lives there; a larger one is streamed."""
+
+
+class _Floats:
+    """How many numbers may still be kept as floats, by all loaders of this process together."""
+
+    def __init__(self, most: int) -> None:
+        self._left, self._lock = most, threading.RLock()  # an owner may go while this thread is in here
+
+    def take(self, owner: object, numbers: int) -> bool:
+        """Whether `owner` may keep so many; they are free again when it is gone."""
+        with self._lock:
+            if numbers > min(_FEW_NUMBERS, self._left):
+                return False
+            self._left -= numbers
+        weakref.finalize(owner, self._give_back, numbers).atexit = False
+        return True
+
+    def _give_back(self, numbers: int) -> None:
+        with self._lock:
+            self._left += numbers
+
+
+_FLOATS = _Floats(_ALL_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -65,7 +91,7 @@ class Loader:
         self.spacings = torch.tensor(spacings, dtype=torch.float64)
         """Sizes in mm of a pixel of each case, on the CPU; 0 where it is not known."""
         self._inputs = cohort.inputs
-        if cohort.inputs.numel() <= _FEW_NUMBERS:
+        if _FLOATS.take(self, floats_of(cohort.inputs, spec)):
             self._inputs = to_float(cohort.inputs, spec)
         self._ready = self._inputs is not cohort.inputs
         self._labelled: dict[str, Tensor] = {}

@@ -22,6 +22,7 @@ from fedgraft.common.metrics.sums.score_histogram import (
     auroc,
     average_precision,
     log_odds,
+    ranking,
     roc_points,
 )
 from fedgraft.common.study.tasks import UNKNOWN
@@ -212,7 +213,8 @@ class ClassificationSums(WithMore):
         hit, true, guessed = np.diag(self.confusion), self.confusion.sum(axis=1), self.confusion.sum(axis=0)
         rejected = n - true - guessed + hit
         asked = slice(1, 2) if self.classes == 2 else slice(None)
-        ranked = [self.scores.ranked(row) for row in range(self.scores.rows)]
+        rows = [self.scores.ranked(row) for row in range(self.scores.rows)]
+        ranked = ranking(rows, exact=not math.isnan(self.loss_sum))
         gap = np.abs(self.calibration_confidence - self.calibration_correct).sum()
         return {
             "n": self.n,

@@ -18,6 +18,7 @@ from fedgraft.common.metrics.sums.score_histogram import (
     ScoreHistogram,
     auroc,
     average_precision,
+    ranking,
     roc_points,
 )
 from fedgraft.common.metrics.sums.sum_arrays import (
@@ -150,7 +151,8 @@ class LabelSums(WithMore):
         true, guessed = self.confusion.sum(axis=2), self.confusion.sum(axis=1)
         hit = np.diagonal(self.confusion, axis1=1, axis2=2)
         shares = [[ratio(int(hit[at, side]), int(true[at, side])) for side in (0, 1)] for at in range(self.labels)]
-        ranked = [self.scores.ranked(row) for row in range(self.labels)]
+        rows = [self.scores.ranked(row) for row in range(self.labels)]
+        ranked = ranking(rows, exact=not np.isnan(self.loss).any())
         f1 = [ratio(2 * int(hit[at, 1]), int(true[at, 1] + guessed[at, 1])) for at in range(self.labels)]
         known = int(self.confusion.sum())
         # A mean over those labels alone whose confusion is let out would be another figure under the same name.

@@ -224,6 +224,14 @@ def average_precision(positive: Floats, negative: Floats) -> float | None:
     return float(positive @ (hits / (hits + np.cumsum(negative))) / positive.sum())
 
 
+def ranking(pairs: Sequence[tuple[Floats, Floats]], *, exact: bool) -> list[tuple[Floats, Floats]]:
+    """Those that rank their cases: coarse counts in a single bin do not, and would look like a model that is at chance.
+
+    Exact scores that are all one are what the model says.
+    """
+    return [pair for pair in pairs if exact or len(pair[0]) != 1]
+
+
 def roc_points(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
     """False and true positive rates from (0, 0) to (1, 1); empty unless there are both kinds of cases."""
     if positive.sum() == 0 or negative.sum() == 0:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from fedgraft.common.base.errors import ENDS
+from fedgraft.common.compression.changes import restored
 from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.protocol.instructions import (
     Arrays,
@@ -140,6 +141,8 @@ class Collector:
             got.missing[site] = Code.GARBAGE
             return None
         try:
+            if instruction.work:
+                answer = replace(answer, tensors=restored(own.stage, own.tags, answer.tensors, own.state))
             code = fault(answer, instruction, own) or self._bad_count(site, answer)
             sums = metric_sums(answer, self._study, instruction) if code is None else None
         except ENDS:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from fedgraft.client.privacy.ledger import hash_chain, ledger_file
 from fedgraft.client.privacy.ledger import ledger as module
-from fedgraft.client.privacy.ledger import ledger_file
 from fedgraft.client.privacy.ledger.hash_chain import (
     Facts,
     Genesis,
@@ -455,3 +455,22 @@ def test_a_charge_after_a_thousand_others_is_quick(files: Files, capsys: pytest.
         print(f"\na charge after 1,000 others: {min(seconds):.3f} to {max(seconds):.3f} s")
     assert min(seconds) < 3  # of the processor; ten times what it should take
     assert ledger.verify() == 1005
+
+
+@pytest.mark.parametrize("change", ["steps = 11", "at = at || ' '", "patients = 601", "cost = zeroblob(8)"])
+def test_a_row_is_sealed_once_and_compared_at_every_look(files: Files, monkeypatch: pytest.MonkeyPatch, change) -> None:
+    ledger = files.create(cap=50.0)
+    for number in range(6):
+        ledger.charge("a", number, SMALL, FACTS, Caps(50.0))
+    rows, sealed, real = ledger.rows(), [], hash_chain.canonical_json
+    monkeypatch.setattr(hash_chain, "canonical_json", lambda content: sealed.append(content) or real(content))
+    assert ledger.rows() == rows
+    assert len(files.open(cap=50.0).rows()) == 6
+    assert max(len(content) for content in sealed) == 5, "only what the ledger was made with is sealed again"
+    column = change.partition(" ")[0]
+    files.run("CREATE TABLE kept AS SELECT * FROM charges")  # behind its back, in the middle, and back again
+    files.run(f"UPDATE charges SET {change} WHERE seq = 3")
+    with pytest.raises(LedgerError, match="Row 3 "):
+        ledger.rows()
+    files.run(f"UPDATE charges SET {column} = (SELECT {column} FROM kept WHERE seq = 3) WHERE seq = 3")
+    assert ledger.rows() == rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from fedgraft.common.identity.keys import fingerprint, new_node_key, public_pem, sign
-from fedgraft.server.install_kit import install
+from fedgraft.server.install_kit import build, install
 from fedgraft.server.install_kit.build import seal, signer_of
 
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 FACTS = {"format": 1, "version": "0.2.0", "python": "3.11", "platform": "manylinux_2_31_x86_64", "torch": "locked"}
 ONE, TWO, EVIL = (f"wheels/{name}-1.0-py3-none-any.whl" for name in ("one", "two", "evil"))
 Change = Callable[[Path], object]
@@ -91,7 +93,7 @@ def test_the_installer_installs_nothing_of_a_kit_that_was_changed(kit: Path, way
 
 
 def test_the_tools_of_any_machine_say_who_signed(kit: Path) -> None:
-    """The commands of README.txt, which need nothing of the kit; the fingerprint is the one that people read out."""
+    """The commands of the guide, which run nothing of the kit; the fingerprint is the one that people read out."""
     key = new_node_key()
     seal(kit, key)
     assert openssl(kit) == (0, fingerprint(public_pem(key).decode()).replace("-", ""))
@@ -100,9 +102,12 @@ def test_the_tools_of_any_machine_say_who_signed(kit: Path) -> None:
 
 
 def openssl(kit: Path) -> tuple[int, str]:
-    readme = (Path(str(install.__file__)).parent / "build.py").read_text(encoding="utf-8")
-    shown, verified = (line.strip() for line in readme.splitlines() if line.startswith("   openssl"))
+    """What docs/how_to/install_kit.md types before anything of the kit is run; README.txt of the kit says the same."""
+    page = (ROOT / "docs" / "how_to" / "install_kit.md").read_text(encoding="utf-8")
+    shown, verified, compared = re.findall(r"^(?:openssl|sha256sum) .*$", page, re.MULTILINE)
+    assert all(f"   {line}\n" in build._README for line in (shown, verified))
     told = subprocess.run(shown, shell=True, cwd=kit, capture_output=True, text=True, check=True).stdout.strip()
+    assert subprocess.run(compared, shell=True, cwd=kit, capture_output=True, check=False).returncode == 0
     return subprocess.run(verified, shell=True, cwd=kit, capture_output=True, check=False).returncode, told
 
 

@@ -97,10 +97,9 @@ def answers(task: AnyTask, cases: int, rng: np.random.Generator) -> TaskSums:
     return sums_of(task, rng.normal(size=(cases, task.outputs)), rng.integers(task.outputs, size=cases))
 
 
-def a_study() -> Study:
-    return parse_study(
-        {"name": "multi", "tasks": TASKS, "plan": [STAGE], "evaluate": {"operating_point": "youden"}}, "x"
-    )
+def a_study(**evaluate: Any) -> Study:
+    asked = {"operating_point": "youden"} | evaluate
+    return parse_study({"name": "multi", "tasks": TASKS, "plan": [STAGE], "evaluate": asked}, "x")
 
 
 def report(folder: Path) -> Path:
@@ -177,10 +176,9 @@ def comparison(folder: Path) -> Path:
 
 
 @contextmanager
-def live(folder: Path) -> Iterator[str]:
+def live(folder: Path, study: Study) -> Iterator[str]:
     """While a run is under way, with a site that is missing, one with too few cases, and tasks of all kinds."""
-    run = LiveRun(folder, folder.with_name("source"), a_study())
-    rng, study = np.random.default_rng(1), a_study()
+    run, rng = LiveRun(folder, folder.with_name("source"), study), np.random.default_rng(1)
     sums = {site: {t.name: answers(t, 5 if site == "one" else 60, rng) for t in study.tasks} for site in SITES}
     run.begin()
     run.event("greeted", sites=list(SITES), absent={"absent_hospital_with_a_long_name": "not_approved"})
@@ -231,14 +229,28 @@ def test_a_page_can_be_read_wide_and_narrow_in_the_light_and_in_the_dark(made: A
 
 
 def test_so_can_the_live_page_which_shows_tasks_of_all_kinds(browser: Browser, tmp_path: Path) -> None:
-    with live(tmp_path / "run") as url:
+    with live(tmp_path / "run", a_study()) as url:
         browser.open(url)
         browser.until("document.querySelectorAll('#rounds tr').length === 2")
         assert_readable(browser)
         assert browser.evaluate("document.querySelectorAll('#charts figure').length") == len(TASKS)
         sites, rounds = browser.text("#sites"), browser.text("#rounds")
         assert "diagnosis too few to say, malignancy too few to say" in sites
-        for words in ("size_mm MAE", "lesion Dice", "malignancy AUROC", "not_approved"):
+        for words in ("size_mm MAE (mm)", "size_mm RMSE (mm)", "lesion Dice", "malignancy AUROC", "not_approved"):
             assert words in sites
-        assert "size_mm MAE" in rounds
+        assert "size_mm MAE (mm)" in rounds
         assert f"{SITES[0]}: deadline" in rounds
+
+
+def test_the_live_page_follows_the_headline_that_the_study_names(browser: Browser, tmp_path: Path) -> None:
+    """Whatever it is, with what stands beside it; R² may be below 0, and is drawn there."""
+    with live(tmp_path / "run", a_study(headline={"size_mm": "r2", "diagnosis": "accuracy"})) as url:
+        browser.open(url)
+        browser.until("document.querySelectorAll('#rounds tr').length === 2")
+        rounds, charts = browser.text("#rounds"), browser.text("#charts")
+        for words in ("size_mm R² ", "diagnosis accuracy ", "malignancy AUROC"):
+            assert words in rounds
+        assert "size_mm: mean R² over the sites" in charts
+        assert "size_mm MAE (mm)" in browser.text("#sites"), "beside it"
+        marks = "[...document.querySelectorAll('#charts circle')].map((one) => Number(one.getAttribute('cy')))"
+        assert all(0 <= height <= 200 for height in browser.evaluate(marks))

@@ -63,7 +63,7 @@ def test_it_is_seen_in_the_run_the_report_the_live_page_and_decides_when_a_stage
     assert "macro matthews" in page
     view = Board(ServerHome(tmp_path / "none"), run).view().run
     assert view is not None
-    assert figures_of(view.sites[0]).startswith("matthews ")
+    assert figures_of(view.sites[0], view.called).startswith("matthews ")
 
 
 def reader_loader(study: Study, run: Path, reader: LoadedModel):

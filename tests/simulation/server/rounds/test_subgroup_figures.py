@@ -1,4 +1,4 @@
-"""Figures by subgroup of whole runs, against a naive twin that works them out case by case from the sites' files."""
+"""Figures by subgroup and conformal sets of whole runs, against a naive twin that counts case by case."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ def hospitals(root: Path, **policies: Any) -> Hospitals:
 
 
 def asking(**more: Any) -> Study:
-    base = {"split": {"train": 0.5, "val": 0.1, "test": 0.4}, "evaluate": {"every": 0, "subgroups": ASKED}}
+    base = {
+        "split": {"train": 0.5, "val": 0.1, "test": 0.4},
+        "evaluate": {"every": 0, "subgroups": ASKED, "conformal": 0.8},
+    }
     return study(
         {"name": "train", "rounds": 2, "local": sgd(), "share": "all", "aggregate": {"kind": "mean"}}, **(base | more)
     )
@@ -81,8 +84,8 @@ def subgroups(run: Path) -> dict[str, Any]:
     return json.loads((run / "result.json").read_text())["subgroups"]["cls"]
 
 
-def cases(run: Path, site: str) -> list[tuple[dict[str, str], float, int]]:
-    """By test case of a site its row of the table, its log-odds by the saved model, and the class."""
+def cases(run: Path, site: str, split: str = "test") -> list[tuple[dict[str, str], float, int]]:
+    """By case of a site its row of the table, its log-odds by the saved model, and the class."""
     config = read_config(run / "sites" / site / "site.json")
     asked = Study.read(run / "study.yaml")
     cohort = load_cohort(site, config.cohort, cohort_request(config, asked), place_of(config, asked.digest))
@@ -91,7 +94,7 @@ def cases(run: Path, site: str) -> list[tuple[dict[str, str], float, int]]:
     with config.cohort.root.open() as file:
         rows = list(csv.DictReader(file))
     found = []
-    for at in cohort.splits["test"].tolist():
+    for at in cohort.splits[split].tolist():
         x = (np.array([float(rows[at]["one"]), float(rows[at]["two"])]) - mean) / std
         logits = np.append(x, 1.0) @ head(state)
         found.append((rows[at], float(logits[1] - logits[0]), "ab".index(rows[at]["cls"])))
@@ -130,6 +133,18 @@ def test_a_naive_twin_finds_the_same_figures(run: Path) -> None:
             assert {key: shown[key] for key in together} == pytest.approx(together, abs=1e-6)
 
 
+def test_each_site_has_a_threshold_of_its_own_and_coverage_is_counted_on_its_test_cases(run: Path) -> None:
+    found = json.loads((run / "result.json").read_text())["conformal"]["cls"][""]
+    assert set(found) == set(CASES)
+    for site, own in found.items():
+        true = [sorted((z if y else -z) for _, z, y in cases(run, site, split)) for split in ("val", "test")]
+        lowest = true[0][int(0.2 * (len(true[0]) + 1) + 1e-9) - 1]
+        assert own["cases"] == len(true[0])
+        assert lowest - 0.011 <= own["log_odds"] <= lowest + 1e-5
+        hit = np.mean([score >= own["log_odds"] for score in true[1]])
+        assert own["test"]["coverage"] == pytest.approx(hit, abs=1e-9)
+
+
 def test_men_are_found_to_be_the_worst_and_ages_alike(run: Path) -> None:
     """As the tables were made: men's columns are four times as noisy, and age says nothing."""
     found = subgroups(run)
@@ -148,6 +163,8 @@ def test_report_and_dossier_say_it(run: Path) -> None:
     assert "no group is shown to be worse" in page
     card = as_markdown(dossier_of(Evidence.of(run)))
     assert "male is the worst" in card
+    assert "For a coverage of 0.8" in card
+    assert "Conformal sets, on test cases" in page
     assert "The run has no figures by sex" not in card
 
 
@@ -166,6 +183,10 @@ def test_under_masks_the_same_sums_open(run: Path, tmp_path: Path) -> None:
             assert (shown["n"], shown["accuracy"]) == (len(own), pytest.approx(naive(own)["accuracy"]))
             assert shown["auroc"] == pytest.approx(naive(own)["auroc"], abs=0.002)
         assert found[attribute]["sites"] == {}
+    (own,) = json.loads((masked / "result.json").read_text())["conformal"]["cls"][""].values()
+    true = [z if y else -z for site in CASES for _, z, y in cases(masked, site)]
+    assert own["cases"] == sum(len(cases(masked, site, "val")) for site in CASES)
+    assert own["test"]["coverage"] == pytest.approx(np.mean([score >= own["log_odds"] for score in true]), abs=0.02)
 
 
 def test_noised_and_closed_sites_show_none_and_the_run_says_so(tmp_path: Path) -> None:

@@ -113,3 +113,42 @@ def test_hospitals_that_have_nothing_in_common_are_told_not_to_federate(command:
     said = " ".join(out.split())
     assert "Let each site train alone, and do not federate" in said
     assert "clusters:" not in said
+
+
+@pytest.mark.slow
+def test_values_are_ranked_and_grouped_by_and_masks_alone_are_refused(command: Command, tmp_path: Path) -> None:
+    """By the first task that sums over features can solve; in the table stands the error, with its unit."""
+    sites = []
+    for number, name in enumerate(("east", "west")):
+        write_images(tmp_path / name, number, 48)
+        head, *lines = (tmp_path / name / "images.csv").read_text().splitlines()
+        place = head.split(",").index("cls")
+        sizes = [10 + 5 * ["left", "middle", "right"].index(line.split(",")[place]) for line in lines]
+        sized = [f"{line},{size}" for line, size in zip(lines, sizes, strict=True)]
+        (tmp_path / name / "images.csv").write_text("\n".join([f"{head},size", *sized]) + "\n")
+        cohort = {"kind": "images", "root": str(tmp_path / name), "labels": str(tmp_path / name / "images.csv")}
+        sites.append({"name": name, "cohort": cohort | {"patient_column": "patient"}})
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"name": "two", "sites": sites}))
+    mask, size = {"name": "lesion", "kind": "segmentation"}, {"name": "size", "kind": "regression", "unit": "mm"}
+    study = {
+        "name": "sizes",
+        "tasks": [mask, size | {"mean": 15, "std": 5}],
+        "method": "fedavg",
+        "scenario": "two.yaml",
+    }
+    study |= {"input": {"kind": "image", "size": 32}, "model": {"backbone": "slim_resnet", "weights": None}}
+    (tmp_path / "sizes.yaml").write_text(yaml.safe_dump(study))
+    code, out, err = command("study", "suggest", tmp_path / "sizes.yaml", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["task"], found["grouping"]["metric"]) == ("size", "MAE (mm)")
+    assert [one["h_score"] for one in found["candidates"]] == [None] * len(found["candidates"])
+    tried = found["grouping"]["tried"]
+    assert all(0 < one["value"] < 5 for one in tried), "heads on features of the bars are better than the mean"
+    code, out, _ = command("study", "suggest", tmp_path / "sizes.yaml")
+    assert code == 0
+    assert "its frozen features tell most of the values, by LogME" in " ".join(out.split())
+    (tmp_path / "masks.yaml").write_text(yaml.safe_dump(study | {"tasks": [mask]}))
+    code, _, err = command("study", "suggest", tmp_path / "masks.yaml")
+    assert code == 2
+    assert "sums over features, which solve no masks" in " ".join(err.split())

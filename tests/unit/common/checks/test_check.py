@@ -50,6 +50,13 @@ OOD = [
 ]
 
 
+def test_a_threshold_without_a_validation_image_is_refused_before_round_1() -> None:
+    assert check(study(FEDAVG, *OOD), TAGS) == []
+    split = {"train": 0.8, "val": 0.0, "test": 0.2}
+    faults = check(study(FEDAVG, *OOD, split=split), TAGS)
+    assert any("distances are those of validation images, and split.val is 0" in fault for fault in faults)
+
+
 def test_clusters_that_work_are_let_through() -> None:
     assert check(study(FEDAVG, ADAPT, clusters=TOLD), TAGS) == []
     assert check(study(PROBE, FEDAVG, ADAPT, clusters=SUMS), TAGS) == []

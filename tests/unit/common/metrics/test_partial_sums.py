@@ -33,7 +33,8 @@ def test_few_errors_are_not_no_errors() -> None:
     assert exact.values()["accuracy"] == pytest.approx(30 / 35)
     assert [told.values()[key] for key in OF_CONFUSION] == [None] * 5
     assert told.n == support(told).n == exact.n
-    assert told.values()["auroc"] is not None
+    assert exact.values()["auroc"] > 0.8
+    assert told.values()["auroc"] is None  # in a single bin, where it would be .5
     whole = suppressed(two_classes(30, LEAST))
     assert whole.values()["accuracy"] == pytest.approx(30 / 40)
 
@@ -50,7 +51,7 @@ def test_what_one_site_does_not_say_is_not_known_of_all_of_them() -> None:
     for both in (hidden + shown, shown + hidden, ClassificationSums.zero(2) + hidden + shown):
         assert both.n == 140
         assert [both.values()[key] for key in (*OF_CONFUSION, "brier", "ece", "loss")] == [None] * 8
-        assert both.values()["auroc"] is not None
+        assert both.values()["auroc"] > 0.5
 
 
 def test_a_mean_over_some_of_the_labels_is_not_called_that_of_all() -> None:
@@ -104,3 +105,14 @@ def test_the_sum_over_sites_with_other_rules_can_be_read_back(name: str, rule: s
         for sums in (part, add(of_kind(task, 99), part), add(part, of_kind(task, 99))):
             back = read_sums(json.loads(json.dumps(plain(sums), allow_nan=False)))
             assert back.values() == sums.values()
+
+
+def test_a_rare_class_does_not_follow_from_all_cases_and_the_other_classes() -> None:
+    """Of 100, 60 and 4 cases somebody who knows that 164 are shown, and 100 and 60 of them, knows of 4."""
+    truth = np.repeat([0, 1, 2], [100, 60, 4])
+    logits = np.random.default_rng(0).normal(size=(164, 3)) + np.eye(3)[truth]
+    told = suppressed(ClassificationSums.of(logits, truth)).scores.totals()
+    shown = [at for at in range(3) if told[at].any()]
+    assert shown == [0]
+    assert told[0].tolist() == [64, 100]
+    assert suppressed(ClassificationSums.of(np.tile(logits, (3, 1)), np.tile(truth, 3))).scores.totals().all()

@@ -14,11 +14,12 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.common.metrics.plugged import plugged_metric, read_more, values_of, with_more
 from fedgraft.common.metrics.shown import shown
 from fedgraft.common.metrics.sums.task_metrics import add, arrays_of, parted, sums_of, usual, zero
-from fedgraft.common.metrics.table import TABLE, Metric, headlines
+from fedgraft.common.metrics.table import TABLE, Metric, drawn_of, headlines
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 from fedgraft.server.report.figures import tiles
 from fedgraft.server.report.history import RunRecord
+from fedgraft.simulations.planning.curve import headline_of
 from helpers.plugins import fresh
 
 assert fresh
@@ -29,6 +30,7 @@ TASKS: tuple[AnyTask, ...] = (
     Regression(name="size", kind="regression", unit="mm", mean=1.0, std=1.0),
     Segmentation(name="lesion", kind="segmentation"),
 )
+AGE = Regression(name="age", kind="regression", unit="years", mean=50.0, std=20.0)
 
 
 class Gap:
@@ -153,10 +155,16 @@ def test_a_study_is_told_which_metrics_cannot_be_had() -> None:
         ({"evaluate": {"headline": {"cls": "gap"}}}, "there is no metric 'gap'"),
         ({"stage": {"early_stopping": {"metric": "acuracy"}}}, r"no metric 'acuracy'; did you mean accuracy\?"),
         ({"stage": stop, "asked": TASKS[:3]}, "the tasks have different headlines"),
+        (
+            {"stage": stop, "asked": (TASKS[2], AGE)},
+            r"size: MAE \(mm\), age: MAE \(years\)\), of which there is no mean",
+        ),
+        ({"stage": {"early_stopping": {"metric": "rmse"}}, "asked": (TASKS[2], AGE)}, "is counted in different units"),
         ({"evaluate": {"metrics": ["gap"]}, "secure_aggregation": True}, "not built under masks"),
     ):
         with pytest.raises(StudyError, match=says):
             check_study(a_study(**changes), "x")
+    check_study(a_study(stage={"early_stopping": {"metric": "r2"}}, asked=(TASKS[2], AGE)), "x")
     with pytest.raises(InputError, match="fedgraft has a metric 'dice' itself"):
         fg.register_metric("dice", Gap)
 
@@ -173,3 +181,22 @@ def test_only_what_is_counted_in_the_unit_of_the_values_has_that_unit_beside_it(
         "pooled R²",
     ]
     assert {name for name, metric in TABLE.items() if metric.in_unit} == {"mae", "rmse", "bias"}
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
+def test_whatever_is_the_headline_only_what_the_task_has_is_drawn_over_the_rounds(task: AnyTask) -> None:
+    """Of values with another headline than their mean absolute error a loss was drawn, which they have not."""
+    figures = set(zero(task).values())
+    for headline in (*headlines(task), "loss" if "loss" in figures else "r2"):
+        drawn = drawn_of(tuple(dict.fromkeys((headline, *headlines(task)))))
+        assert drawn[0] == headline
+        assert 2 <= len(set(drawn)) == len(drawn) <= 3
+        assert set(drawn) <= figures
+
+
+def test_a_curve_of_budgets_is_of_one_metric_in_one_unit() -> None:
+    both = a_study(asked=(TASKS[2], AGE))
+    with pytest.raises(InputError, match=r"MAE \(mm\), MAE \(years\)\), of which there is no mean"):
+        headline_of(both)
+    assert headline_of(a_study(asked=TASKS[2:3])).title == "MAE (mm)"
+    assert headline_of(a_study(asked=(TASKS[2], AGE), evaluate={"headline": {"size": "r2", "age": "r2"}})).title == "R²"

@@ -210,3 +210,24 @@ def test_an_outage_of_all_is_waited_out_and_the_deadline_does_not_run():
 def test_nobody_is_waited_for_beyond_the_patience():
     grid = Flower({"train.visit": 12})
     assert seen(grid, Sight(grid, range(3, 10**6), others=False), patience_s=0.5) == [Code.UNREACHABLE]
+
+
+def test_whom_simulated_sites_answer_is_not_made_up_anew_for_every_reply():
+    """With 4,000 sites that took a minute of every round."""
+
+    class Many(Site):
+        asked: list[Iterable[str]] = []  # noqa: RUF012
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            self.asked.append(message_ids)
+            return super().pull_messages(message_ids)
+
+    grid, (one,) = Many({"train.visit": 0}), instruction().values()
+    messages = {
+        node: Message(one.content, dst_node_id=node, message_type=one.metadata.message_type) for node in range(9)
+    }
+    replies = list(collect(grid, messages, None))
+    assert sorted(node for node, _ in replies) == list(range(9))
+    assert [str(reply.content["n"]["id"]) for _, reply in replies] == [f"m{node + 1}" for node, _ in replies]
+    assert len({id(numbers) for numbers in grid.asked}) == 1
+    assert not list(grid.asked[0]), "a site that has answered is still waited for"

@@ -148,12 +148,13 @@ def test_figures_of_tasks_of_all_kinds_are_seen_and_not_those_of_too_few_cases(l
         for task, own in of_sites.items()
     }
     live.done(1, metrics=metrics)
-    east, north, _ = board.view().run.sites
-    assert figures_of(east) == "cls AUROC 0.900, size MAE 2.500, lesion Dice 0.750"
-    assert figures_of(north) == "cls too few to say, size too few to say, lesion too few to say"
+    run = board.view().run
+    east, north, _ = run.sites
+    assert figures_of(east, run.called) == "cls AUROC 0.900, size MAE 2.500, lesion Dice 0.750"
+    assert figures_of(north, run.called) == "cls too few to say, size too few to say, lesion too few to say"
     drawn = Console(file=io.StringIO(), width=300)
     drawn.print(picture(board.view()))
-    assert figures_of(east) in drawn.file.getvalue()
+    assert figures_of(east, run.called) in drawn.file.getvalue()
 
 
 def test_nothing_that_a_site_says_reaches_the_terminal_as_a_command(live, board):

@@ -15,6 +15,11 @@ def sums(features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.nda
     return z.T @ z, z.T @ np.eye(classes)[labels]
 
 
+def evidence(gram: np.ndarray, cross: np.ndarray) -> float:
+    """LogME of one-hot labels, whose squares are themselves."""
+    return log_me(gram, cross, cross[-1])
+
+
 def cases(skill: float, n: int = 60, dim: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, n)
@@ -36,7 +41,22 @@ def test_log_me_is_the_largest_evidence(n: int, dim: int) -> None:
 
         starts = [minimize(minus, start, method="Nelder-Mead") for start in ([0.0, 0.0], [3.0, 1.0], [1.0, 2.0])]
         best.append(-min(one.fun for one in starts))
-    assert log_me(*sums(features, labels, 3)) == pytest.approx(np.mean(best), abs=1e-3)
+    assert evidence(*sums(features, labels, 3)) == pytest.approx(np.mean(best), abs=1e-3)
+
+
+def test_log_me_of_values_is_the_largest_evidence_of_them() -> None:
+    """Values have squares of their own, which no other sum tells."""
+    features, labels = cases(1.0)
+    y = features[:, 0] + 0.5 * labels + np.random.default_rng(3).normal(size=60)
+    kernel = features @ features.T
+
+    def minus(logs: np.ndarray) -> float:
+        covariance = kernel / np.exp(logs[0]) + np.eye(60) / np.exp(logs[1])
+        return -float(multivariate_normal.logpdf(y, np.zeros(60), covariance)) / 60
+
+    best = -min(minimize(minus, start, method="Nelder-Mead").fun for start in ([0.0, 0.0], [1.0, 2.0]))
+    z = np.hstack([features, np.ones((60, 1))])
+    assert log_me(z.T @ z, z.T @ y[:, None], np.array([y @ y])) == pytest.approx(best, abs=1e-3)
 
 
 def test_h_score_by_hand() -> None:
@@ -49,7 +69,7 @@ def test_h_score_by_hand() -> None:
 
 
 def test_better_features_score_higher() -> None:
-    for score in (log_me, h_score):
+    for score in (evidence, h_score):
         values = [score(*sums(*cases(skill, 300), 3)) for skill in (0.0, 0.5, 2.0)]
         assert values == sorted(values)
         assert values[2] > values[0] + 0.1
@@ -59,5 +79,5 @@ def test_sites_add_up_to_pooled_cases() -> None:
     features, labels = cases(1.0)
     parts = [sums(features[part], labels[part], 3) for part in (slice(0, 20), slice(20, 60))]
     added = [one + other for one, other in zip(*parts, strict=True)]
-    for score in (log_me, h_score):
+    for score in (evidence, h_score):
         assert score(*added) == pytest.approx(score(*sums(features, labels, 3)), rel=1e-9)
