@@ -83,6 +83,7 @@ def test_clusters_that_work_are_let_through() -> None:
             "tells of its patients, and no noise hides it",
         ),
         ([FEDAVG | {"where": "unlabelled"}], {"clusters": LOSS}, "cannot choose by loss"),
+        ([FEDAVG | {"compress": {"kind": "int8"}}], {"clusters": LOSS}, "of the same model, and a site may choose"),
         (
             [FEDAVG | {"local": GRADIENT | {"methods": [{"kind": "scaffold"}]}}],
             {"clusters": LOSS},
