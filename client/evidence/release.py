@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedgraft.client.data.cohorts.cohort import load_cohort
@@ -31,9 +32,10 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.environment import code_digest, fedgraft_version
 from fedgraft.common.base.errors import InputError, PolicyError
 from fedgraft.common.base.files import read_json
+from fedgraft.common.compression.changes import restored
 from fedgraft.common.evidence.audit_sheet import NOT_TESTED, membership_in_words
 from fedgraft.common.identity.author import Author
-from fedgraft.common.protocol.routing import releases_plainly
+from fedgraft.common.protocol.routing import Tags, releases_plainly
 from fedgraft.common.study.study import Study, find_study, parse_study
 
 
@@ -80,6 +82,13 @@ class HeldRelease:
         document = self._statement.read("release_audit")
         content = None if document is None else document.content("audit")
         return content if content is not None and content["answer"] == self.held.digest else None
+
+    def entries(self, tags: Tags) -> dict[str, np.ndarray]:
+        """The model's entries that the coordinator would make of the answer; none of sums, or of figures alone."""
+        stage = next((one for one in self.study.plan if one.name == self.held.facts["stage"]), None)
+        # What travels may be rounded changes.
+        sent = {} if stage is None else restored(stage, tags, self.held.update().tensors, self.held.received())
+        return {key: array for key, array in sent.items() if key in tags}
 
     def unmet(self) -> tuple[str, ...]:
         """What the policy demands before the answer can be signed, and is not so, in words; none if all is met."""
@@ -138,8 +147,7 @@ class HeldRelease:
         cohort = load_cohort(config.name, config.cohort, cohort_request(config, study), place_of(config, study.digest))
         local_model = LocalModel(study, torch.device("cpu"))
         loader = Loader(cohort, study.input, local_model.device)
-        update = self.held.update()
-        entries = {key: array for key, array in update.tensors.items() if key in local_model.tags}
+        update, entries = self.held.update(), self.entries(local_model.tags)
         target = "the model as this answer makes it" if entries else "the model that had come"
         if update.tensors and not entries:
             rows = [

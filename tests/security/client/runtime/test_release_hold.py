@@ -191,3 +191,18 @@ def test_where_persons_are_required_a_name_is_no_signature(site: PlayedSite, stu
     path.unlink()
     decide(site, study, "signed", anna)
     assert isinstance(site.visits(study, FINAL), Update)
+
+
+def test_what_is_attacked_is_the_model_that_the_coordinator_would_make(
+    site: PlayedSite, study: Study, make_study: MakeStudy
+) -> None:
+    """Also where changes of entries travel rounded, so that most entries are not in the answer by their names."""
+    plan = [stage.model_dump(mode="json") | {"compress": {"kind": "int8"}} for stage in study.plan]
+    study = make_study(plan=plan)
+    until_held(site, study)
+    held, tags = HeldRelease.of(site.home, study.digest), make_model(study).tags()
+    assert not held.held.update().tensors.keys() <= tags.keys(), "entries are not sent as they are"
+    entries, received = held.entries(tags), held.held.received()
+    assert entries.keys() == tags.keys()
+    moved = [key for key, array in entries.items() if array.tobytes() != received[key].tobytes()]
+    assert len(moved) > len(held.held.update().tensors.keys() & tags.keys())
