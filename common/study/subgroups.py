@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from fedgraft.common.base.value import Value, unless
 
 MOST_ATTRIBUTES, MOST_GROUPS = 4, 8
-"""All unions of the groups of two attributes are looked at before any of them leaves a site."""
+"""All sums of the groups of all attributes are looked at before any of them leaves a site."""
 
 NO_GROUP = -1
 """The group of a case that is in none, or of which that is not known."""

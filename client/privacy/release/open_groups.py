@@ -1,7 +1,8 @@
 """Which subgroups may be shown: none that is small, and none from which a small one follows by subtraction.
 
-A coordinator has the figures of all cases, and sums can be subtracted. So no set of cases that is all cases less some
-groups, or groups of one attribute less groups of another, may be of fewer than ten patients, unless it is empty.
+A coordinator has the figures of all cases, and sums can be added and subtracted. So no sum of groups, of however many
+attributes and each taken any number of times, may be one over fewer than ten patients, unless it is over none: women
+less those of one ward are few, but also those who are in one of two groups alone, if nearly all are in both.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ Cases = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 _SLACK = 1e-9
+_MOST_LOOKS = 1000
+"""Spaces that are looked at, most often a handful; an attribute that needs more is not shown."""
 
 
 def open_groups(
@@ -30,10 +33,12 @@ def open_groups(
     counted: Cases = np.logical_or.reduce(strata)
     whole = {name: _alone(group, people, strata, counted, least) for name, group in by.items()}
     found: dict[str, tuple[int, ...]] = {}
+    cells: list[Places] = []
     for name, shown in whole.items():
-        cells = _cells(by[name], shown)
-        told = any(_tells(_cells(by[one], own), cells, people, strata, least) for one, own in found.items() if own)
+        own = _cells(by[name], shown)
+        told = bool(shown and cells) and _tells([*cells, own], people, strata, least)
         found[name] = () if told else shown
+        cells += [own] if found[name] else []
     return found
 
 
@@ -61,41 +66,55 @@ def _cells(group: Places, shown: Sequence[int]) -> Places:
     return cells
 
 
-def _tells(first: Places, second: Places, people: Places, strata: Sequence[Cases], least: int) -> bool:
-    """Whether groups of one attribute lie within groups of another, and few people between them."""
-    shape = int(first.max(initial=0)) + 1, int(second.max(initial=0)) + 1
-    unions = tuple(_unions(side) for side in shape)
-    here: Floats = sum(
-        (_people((first, second), people, stratum, shape, least=False) for stratum in strata), np.zeros(shape)
-    )
-    within = _between(here, *unions)
-    fewest = [np.full_like(side, np.inf) for side in within]
-    for stratum in strata:
-        between = _between(_people((first, second), people, stratum, shape, least=True), *unions)
-        fewest = [np.minimum(known, count) for known, count in zip(fewest, between, strict=True)]
-    return any(
-        bool(((within[1 - side] == 0) & (within[side] > 0) & (fewest[side] < least - _SLACK)).any()) for side in (0, 1)
-    )
+def _tells(attributes: Sequence[Places], people: Places, strata: Sequence[Cases], least: int) -> bool:
+    """Whether sums of some groups, each taken any number of times, are sums of few people.
+
+    Cases that are together in all groups are one atom; such sums are known of every vector in the span of the groups.
+    """
+    atoms, at = np.unique(np.stack(attributes), axis=1, return_inverse=True)
+    share = np.stack([_people(at.reshape(-1), people, stratum, atoms.shape[1]) for stratum in strata])
+    there = share.any(axis=0)
+    groups = np.concatenate([own == np.arange(own.max() + 1)[:, None] for own in atoms])[:, there].astype(float)
+    _, values, span = np.linalg.svd(groups, full_matrices=False)
+    return _some_few(span[values > _SLACK].T, share[:, there], least)
 
 
-def _people(
-    cells: tuple[Places, Places], people: Places, stratum: Cases, shape: tuple[int, int], *, least: bool
-) -> Floats:
-    """Cases by cell; or, for the `least` number of people in a union of cells, each spread over the cells he is in."""
-    at = (cells[0] * shape[1] + cells[1])[stratum]
-    if not least:
-        return np.bincount(at, minlength=shape[0] * shape[1]).reshape(shape).astype(float)
-    pairs = np.unique(np.stack([people[stratum], at], axis=1), axis=0)
+def _some_few(span: Floats, share: Floats, least: int) -> bool:
+    """Whether a vector of a space, but 0, is 0 at all atoms but few.
+
+    `span` (atoms, dimensions) is an orthonormal basis, `share` (strata, atoms) has the people of each atom.
+    Of atoms with enough people together such a vector is 0 at one, and so is found among those that are 0 there. Where
+    there are too many ways to look at, the answer is yes.
+    """
+    looked, todo = set[bytes](), [span]
+    while todo:
+        space = todo.pop()
+        live = (np.abs(space) > _SLACK).any(axis=1)
+        if not live.any() or live.tobytes() in looked:
+            continue
+        if len(looked) == _MOST_LOOKS or (share[:, live].sum(axis=1) < least - _SLACK).any():
+            return True
+        looked.add(live.tobytes())
+        todo += [_zero_at(space, atom) for atom in _enough(share, np.flatnonzero(live), least)]
+    return False
+
+
+def _enough(share: Floats, atoms: Places, least: int) -> Places:
+    """The largest of these atoms, until they have enough people of every stratum."""
+    largest = atoms[np.argsort(-share[:, atoms].min(axis=0), kind="stable")]
+    short = (np.cumsum(share[:, largest], axis=1) < least - _SLACK).any(axis=0)
+    return largest[: int(short.sum()) + 1]
+
+
+def _zero_at(space: Floats, atom: int) -> Floats:
+    """The vectors of a space that are 0 at an atom, by an orthonormal basis as well."""
+    turned, _ = np.linalg.qr(space[atom][:, None], mode="complete")
+    kept: Floats = space @ turned[:, 1:]
+    return kept
+
+
+def _people(at: Places, people: Places, stratum: Cases, atoms: int) -> Floats:
+    """By atom the people of a stratum, each spread over the atoms that they are in: together no more than there are."""
+    pairs = np.unique(np.stack([people[stratum], at[stratum]], axis=1), axis=0)
     _, person, times = np.unique(pairs[:, 0], return_inverse=True, return_counts=True)
-    spread = np.bincount(pairs[:, 1], 1 / times[person] if len(pairs) else None, shape[0] * shape[1])
-    return spread.reshape(shape).astype(float)
-
-
-def _unions(cells: int) -> Floats:
-    """All sets of so many cells, (sets, cells)."""
-    return (np.arange(1 << cells)[:, None] >> np.arange(cells) & 1).astype(float)
-
-
-def _between(table: Floats, rows: Floats, columns: Floats) -> tuple[Floats, Floats]:
-    """By union of rows and union of columns how much of the table lies in the one alone, and in the other alone."""
-    return rows @ table @ (1 - columns).T, (1 - rows) @ table @ columns.T
+    return np.bincount(pairs[:, 1], 1 / times[person] if len(pairs) else None, atoms).astype(float)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 
 import numpy as np
 import pytest
@@ -101,6 +101,57 @@ def test_no_subtraction_of_what_is_shown_leaves_few(seed: int) -> None:
             for b in other:
                 between = a - b if b <= a else b - a if a <= b else frozenset[int]()
                 assert not between or len(set(people[sorted(between)].tolist())) >= LEAST
+
+
+def test_two_groups_that_are_nearly_the_same_do_not_tell_who_is_in_one_alone() -> None:
+    """49 women and a man were in the ward, and one woman was not: less each other, the figures are these two people's.
+
+    Neither group lies within the other, and a histogram shows both: one bin up, one bin down.
+    """
+    sex = np.array([0] * 50 + [1] * 50)
+    ward = np.array([0] * 49 + [1] + [0] + [1] * 49)
+    pair = answers(2, 100)
+    found = shown_of({"sex": sex, "ward": ward}, np.arange(100), pair)
+    women, there = (sums_of(TWO, pair[0][own == 0], pair[1][own == 0]) for own in (sex, ward))
+    assert np.abs(women.confusion - there.confusion).sum() <= 2
+    assert set(found) == {named("cls", "sex", 0), named("cls", "sex", 1)}
+
+
+def test_three_attributes_together_do_not_tell_of_few() -> None:
+    """Of 63 from one ward 30 are women, 30 more are smokers, and nobody both: 63 less 30 less 30 are 3."""
+    ward = np.array([0] * 63 + [1] * 60)
+    women = np.array([0] * 30 + [1] * 93)
+    smokers = np.array([1] * 30 + [0] * 30 + [1] * 63)
+    by = {"ward": ward, "women": women, "smokers": smokers}
+    found = open_groups(by, np.arange(123), [np.ones(123, bool)], LEAST)
+    assert found == {"ward": (0, 1), "women": (0, 1), "smokers": ()}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_sum_of_groups_is_over_few(seed: int) -> None:
+    """Somebody who adds and subtracts all groups of three attributes in all ways, each once."""
+    rng = np.random.default_rng(seed)
+    cases = int(rng.integers(40, 120))
+    base = rng.integers(0, 2, cases)
+    by = {
+        name: np.where(rng.uniform(size=cases) < few, rng.integers(0, groups, cases), base)
+        for name, groups, few in (("a", 2, 0.05), ("b", 3, 0.1), ("c", 3, rng.uniform(0, 1)))
+    }
+    people = rng.integers(0, cases, cases) if seed % 2 else np.arange(cases)
+    found = open_groups(by, people, [np.ones(cases, bool)], LEAST)
+    shown = [np.ones(cases), *(1.0 * (by[name] == one) for name, groups in found.items() for one in groups)]
+    ways = np.array(list(product((-1, 0, 1), repeat=len(shown))))
+    for sums in np.unique(ways @ np.array(shown), axis=0):
+        assert not sums.any() or len(np.unique(people[sums != 0])) >= LEAST
+
+
+def test_of_many_small_cells_what_cannot_be_looked_at_is_not_shown() -> None:
+    """Four attributes of eight groups over 400 patients: the site answers, and soon."""
+    rng = np.random.default_rng(0)
+    by = {name: rng.integers(0, 8, 400) for name in "abcd"}
+    found = open_groups(by, np.arange(400), [np.ones(400, bool)], LEAST)
+    assert len(found["a"]) == len(found["b"]) == 8
+    assert found["d"] == ()
 
 
 def test_of_coarse_counts_every_class_is_large_inside_and_outside() -> None:
