@@ -110,7 +110,7 @@ def load_masking_public(pem: bytes, source: str) -> x25519.X25519PublicKey:
 
 def _load_public(pem: bytes, source: str) -> object:
     try:
-        return load_pem_public_key(pem)
+        return load_pem_public_key(pem.decode("ascii").encode())  # who shows the key reads it as text
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise InputError(f"{source}: is no public key.") from None
 

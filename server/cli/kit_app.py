@@ -49,12 +49,11 @@ def verify(
     """Check that an install kit is as it was signed, and by whom; name every file that is not."""
     from fedgraft.server.install_kit.build import faults, signer_of
 
-    signer = signer_of(kit)
     if found := faults(kit, fingerprint):
         for fault in found:
             typer.echo(f"{kit}: {fault}.", err=True)
         return 1
-    typer.echo(f"{kit}: every file is as {signer} signed it.")
+    typer.echo(f"{kit}: every file is as {signer_of(kit)} signed it.")
     if fingerprint is None:
         typer.echo("Whose key that is, people say: compare it, or give it with --fingerprint.")
     return 0

@@ -43,7 +43,9 @@ fedgraft {version} for Python {python} on Linux ({platform}), to be installed wi
 
    openssl pkey -pubin -in signer.pem -outform DER | sha256sum | cut -c 1-32
    openssl dgst -sha384 -verify signer.pem -signature SHA256SUMS.sig SHA256SUMS
+   sha256sum --check --quiet SHA256SUMS
 
+   The first shows the fingerprint, the second says "Verified OK", the third says nothing: only then go on.
    Where fedgraft is installed, `fedgraft kit verify . --fingerprint FINGERPRINT` does all of it.
 
 2. Install it into a new folder:

@@ -3,10 +3,15 @@
     python3.11 install.py FOLDER
 
 makes FOLDER, an environment of its own, after every file of the kit was compared with SHA256SUMS. That finds damage.
-Who made the kit is asked before, by tools that are not part of it: see README.txt.
+Who made the kit, and whether this file is its own, is asked before, by tools that are not part of it: see README.txt.
 """
 
 from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]  # the kit's folder: a json.py that was added to it would run before it is found
 
 import argparse
 import hashlib
@@ -15,7 +20,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +70,7 @@ def install(kit: Path, folder: Path, facts: dict[str, Any]) -> None:
     Hashes are those of kit.lock; no index, no setting of this machine's pip, and no cache is asked.
     """
     alone = [] if facts["torch"] != "absent" else ["--system-site-packages"]
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", *alone, folder], check=True)
+    subprocess.run([sys.executable, "-I", "-m", "venv", "--without-pip", *alone, folder], check=True)
     python = folder / "bin" / "python"
     (pip,) = (kit / "wheels").glob("pip-*.whl")
     how: list[str | Path] = [

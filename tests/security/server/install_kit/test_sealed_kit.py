@@ -20,6 +20,7 @@ from fedgraft.server.install_kit.build import seal, signer_of
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 FACTS = {"format": 1, "version": "0.2.0", "python": "3.11", "platform": "manylinux_2_31_x86_64", "torch": "locked"}
 ONE, TWO, EVIL = (f"wheels/{name}-1.0-py3-none-any.whl" for name in ("one", "two", "evil"))
+OWNED = "import os, pathlib\npathlib.Path(__file__).with_name('owned').touch()\nos._exit(0)\n"
 Change = Callable[[Path], object]
 
 
@@ -62,6 +63,16 @@ CHANGES: dict[str, tuple[Change, str, bool]] = {
     "a wheel more": (lambda kit: (kit / EVIL).write_bytes(b"x"), f"{EVIL} was added", True),
     "a link": (linked, f"{ONE} was changed", True),
     "the lock": (lambda kit: (kit / "kit.json").write_text("{}"), "kit.json was changed", True),
+    "a module that the installer imports": (
+        lambda kit: (kit / "argparse.py").write_text(OWNED),
+        "argparse.py was added",
+        True,
+    ),
+    "bytes after the key": (
+        lambda kit: (kit / "signer.pem").write_bytes((kit / "signer.pem").read_bytes() + b"\xff"),
+        "signer.pem was changed",
+        True,
+    ),
     "no sums": (lambda kit: (kit / "SHA256SUMS").unlink(), "SHA256SUMS is missing", True),
     "no signature": (lambda kit: (kit / "SHA256SUMS.sig").unlink(), "SHA256SUMS.sig or signer.pem is missing", False),
     "new sums": (new_sums, "SHA256SUMS is not signed by signer.pem", False),
@@ -86,10 +97,13 @@ def test_the_installer_installs_nothing_of_a_kit_that_was_changed(kit: Path, way
     change, words, _ = CHANGES[way]
     change(kit)
     folder = kit.parent / "installed"
-    done = subprocess.run([sys.executable, kit / "install.py", folder], capture_output=True, text=True, check=False)
+    person = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}  # as fedgraft sets it
+    typed = [sys.executable, kit / "install.py", folder]
+    done = subprocess.run(typed, env=person, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert words in done.stderr
     assert not folder.exists()
+    assert not (kit / "owned").exists()
 
 
 def test_the_tools_of_any_machine_say_who_signed(kit: Path) -> None:
@@ -105,7 +119,7 @@ def openssl(kit: Path) -> tuple[int, str]:
     """What docs/how_to/install_kit.md types before anything of the kit is run; README.txt of the kit says the same."""
     page = (ROOT / "docs" / "how_to" / "install_kit.md").read_text(encoding="utf-8")
     shown, verified, compared = re.findall(r"^(?:openssl|sha256sum) .*$", page, re.MULTILINE)
-    assert all(f"   {line}\n" in build._README for line in (shown, verified))
+    assert all(f"   {line}\n" in build._README for line in (shown, verified, compared))
     told = subprocess.run(shown, shell=True, cwd=kit, capture_output=True, text=True, check=True).stdout.strip()
     assert subprocess.run(compared, shell=True, cwd=kit, capture_output=True, check=False).returncode == 0
     return subprocess.run(verified, shell=True, cwd=kit, capture_output=True, check=False).returncode, told
