@@ -41,7 +41,15 @@ def answer_study(config: SiteConfig, study: Study) -> SiteAnswer:
     """What the site could supply. Refused if its policy tells nothing; DataError if its cohort cannot be read."""
     exact = config.observer or config.policy.agreement == "exact"
     _demand_allowed(config, exact=exact)
-    answer = _answer(config, study, exact=exact)
+    try:
+        answer = _answer(config, study, exact=exact)
+    except Refused:
+        raise
+    except Exception:
+        # That a column cannot be read as a study asks may be due to one patient's cell, and so is an answer as well.
+        if not exact:
+            _once_more(config, f"not read {question(study)}")
+        raise
     if not exact:
         _once_more(config, answer.counts)
     seal = seal_of(answer.digest, answer.state, question(study), place_of(config, study.digest).secret)

@@ -83,12 +83,13 @@ class HeldRelease:
         content = None if document is None else document.content("audit")
         return content if content is not None and content["answer"] == self.held.digest else None
 
-    def entries(self, tags: Tags) -> dict[str, np.ndarray]:
-        """The model's entries that the coordinator would make of the answer; none of sums, or of figures alone."""
+    def sent(self, tags: Tags) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The model's entries that the coordinator would make of the answer, and the sums that leave beside them."""
         stage = next((one for one in self.study.plan if one.name == self.held.facts["stage"]), None)
         # What travels may be rounded changes.
         sent = {} if stage is None else restored(stage, tags, self.held.update().tensors, self.held.received())
-        return {key: array for key, array in sent.items() if key in tags}
+        entries = {key: array for key, array in sent.items() if key in tags}
+        return entries, {key: array for key, array in sent.items() if key not in tags}
 
     def unmet(self) -> tuple[str, ...]:
         """What the policy demands before the answer can be signed, and is not so, in words; none if all is met."""
@@ -147,15 +148,15 @@ class HeldRelease:
         cohort = load_cohort(config.name, config.cohort, cohort_request(config, study), place_of(config, study.digest))
         local_model = LocalModel(study, torch.device("cpu"))
         loader = Loader(cohort, study.input, local_model.device)
-        update, entries = self.held.update(), self.entries(local_model.tags)
+        entries, sums = self.sent(local_model.tags)
         target = "the model as this answer makes it" if entries else "the model that had come"
-        if update.tensors and not entries:
-            rows = [
-                {"target": "the answer", "attack": "all", NOT_TESTED: "sums would leave, and the attack is on models"}
-            ]
-        else:
+        rows: list[dict[str, Any]] = []
+        if entries or not sums:
             local_model.load({**self.held.received(), **entries})
-            rows = list(membership(target, patient_losses(local_model, loader, cohort)))
+            rows += membership(target, patient_losses(local_model, loader, cohort))
+        if sums:
+            what = "the sums beside it" if entries else "the answer"
+            rows.append({"target": what, "attack": "all", NOT_TESTED: "sums would leave, and the attack is on models"})
         return {
             "site": config.name,
             "study": study.digest,

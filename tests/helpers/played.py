@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -18,6 +19,7 @@ from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.app import app, forget
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.methods.memory.carried import down_shapes
 from fedgraft.common.protocol import wire
 from fedgraft.common.protocol.answers import Pin, SiteAnswer
 from fedgraft.common.protocol.instructions import (
@@ -91,6 +93,9 @@ class PlayedSite:
             key: array + array.dtype.type(shift) if array.dtype.kind == "f" else array.copy()
             for key, array in model.read(model.tags).items()
         }
+        if step.work:  # what methods keep between rounds is 0 in the first
+            came = down_shapes(model.ground(study.plan[step.stage]))
+            arrays |= {name: np.zeros(*form) for name, form in came.items()}
         instruction = Instruction(
             study.digest, exchange, step.stage, step.round, step.work, evaluate, arrays, "", groups
         )

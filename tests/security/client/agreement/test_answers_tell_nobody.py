@@ -147,6 +147,23 @@ def test_few_answers_differ(tmp_path) -> None:
     assert answered(site).tasks["cls"].words["benign"] == (20, 29)
 
 
+def test_that_nothing_can_be_read_is_an_answer_too(tmp_path) -> None:
+    """One patient's word among numbers is what a refusal tells: column by column, somebody would look for them all."""
+    site, table = a_site(tmp_path / "north", []), tmp_path / "north" / "table.csv"
+    write(table, patients(benign=30, malignant=30))
+    first, *rows = table.read_text().splitlines()
+    last = rows.pop()
+    table.write_text(
+        "\n".join([f"{first},a,b,c,d,e", *(f"{row},1,1,1,1,1" for row in rows), f"{last},x,1,x,x,1"]) + "\n"
+    )
+    asked = [a_study(input={"kind": "table", "numeric": [name]}) for name in "abcde"]
+    told = [found.code if isinstance(found := site.supplies(study), Refusal) else None for study in asked]
+    assert told == [Code.BAD_DATA, None, Code.BAD_DATA, Code.POLICY, Code.POLICY]
+    again = site.supplies(asked[0])
+    assert isinstance(again, Refusal)
+    assert again.code is Code.BAD_DATA
+
+
 def test_a_site_that_has_forgotten_what_it_answered_answers_no_more(tmp_path) -> None:
     site = a_site(tmp_path / "north", patients(benign=20, malignant=30))
     answered(site)

@@ -14,8 +14,9 @@ from fedgraft.client.governance.release.held_answers import HeldAnswers
 from fedgraft.client.governance.verdict import judge
 from fedgraft.client.privacy.policy import Reason
 from fedgraft.client.runtime.sessions import exchanges_of
-from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.errors import InputError, PolicyError
 from fedgraft.common.base.files import read_sealed, sealed, write_json
+from fedgraft.common.evidence.audit_sheet import NOT_TESTED
 from fedgraft.common.identity.author import Author
 from fedgraft.common.identity.person_book import PersonBook
 from fedgraft.common.models.initialise import make_model
@@ -202,7 +203,27 @@ def test_what_is_attacked_is_the_model_that_the_coordinator_would_make(
     until_held(site, study)
     held, tags = HeldRelease.of(site.home, study.digest), make_model(study).tags()
     assert not held.held.update().tensors.keys() <= tags.keys(), "entries are not sent as they are"
-    entries, received = held.entries(tags), held.held.received()
+    (entries, sums), received = held.sent(tags), held.held.received()
     assert entries.keys() == tags.keys()
+    assert not sums
     moved = [key for key, array in entries.items() if array.tobytes() != received[key].tobytes()]
     assert len(moved) > len(held.held.update().tensors.keys() & tags.keys())
+
+
+def test_sums_that_leave_beside_the_model_are_not_taken_for_attacked(
+    site: PlayedSite, study: Study, make_study: MakeStudy
+) -> None:
+    """A method's sums tell of patients as a gradient does: a limit on the attack is not met by the entries alone."""
+    plan = [stage.model_dump(mode="json") for stage in study.plan]
+    plan[0]["local"]["methods"], plan[0]["rounds"] = [{"kind": "fedproto"}], 1
+    study = make_study(plan=plan)
+    policy = HOLD.model_copy(update={"release_membership_auc_max": 1.0})
+    site.config.model_copy(update={"policy": policy}).write(site.home / "site.json")
+    site.greets(study)
+    assert code(site.visits(study, 1, evaluate="val")) == Code.HELD
+    held = HeldRelease.of(site.home, study.digest)
+    assert any(key not in make_model(study).tags() for key in held.held.update().tensors)
+    last = held.audit()["membership"][-1]
+    assert (last["target"], NOT_TESTED in last) == ("the sums beside it", True)
+    with pytest.raises(PolicyError, match="sums would leave"):
+        decide(site, study, "signed")
