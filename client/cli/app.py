@@ -11,7 +11,7 @@ import typer
 from fedgraft.common.base.console.command_line import command_group
 
 if TYPE_CHECKING:
-    from fedgraft.common.study.study import Study
+    pass
 
 app = command_group("A hospital's site: join, check, approve, start.")
 
@@ -115,8 +115,7 @@ def budget(
     """Privacy spent and left, study by study, and what a proposed study would cost."""
     from fedgraft.client.cli.commands import show_budget
 
-    proposed = _checked(study_file) if study_file else None
-    show_budget(folder, proposed, patients, plot, as_json=as_json)
+    show_budget(folder, study_file, patients, plot, as_json=as_json)
 
 
 @app.command("egress")
@@ -287,15 +286,6 @@ def approve(
         decisions.withdraw_study(home, study_ref)
     else:
         decisions.approve_study(home, study_ref, (by, passphrase_file))
-
-
-def _checked(path: Path) -> Study:
-    from fedgraft.common.checks.explain import check_study
-    from fedgraft.common.study.study import locate, read_study
-
-    found, _ = read_study(locate(path))
-    check_study(found, str(path))
-    return found
 
 
 def _code(path: Path | None) -> str:

@@ -19,21 +19,22 @@ from fedgraft.client.governance.budget import (
     propose,
 )
 from fedgraft.client.governance.egress import EgressEntry, EgressLog
+from fedgraft.client.governance.plugins import allowed_to_look
 from fedgraft.common.base.console.terminal import OUT, say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.study.study import Study
+from fedgraft.common.checks.explain import check_study
+from fedgraft.common.study.study import Study, locate, read_study
 
 
-def show_budget(
-    folder: Path, study: Study | None, patients: int | None, picture: Path | None, *, as_json: bool
-) -> None:
-    """What is spent and left, and what a study would cost."""
+def show_budget(folder: Path, study: Path | None, patients: int | None, picture: Path | None, *, as_json: bool) -> None:
+    """What is spent and left, and what the study in a file would cost."""
     if picture is not None:
         demand_place(picture, file=True)
     config = read_site(folder)
     account = budget(config)
-    proposal = propose(config, study, patients) if study is not None else None
+    with allowed_to_look(config.policy):
+        proposal = propose(config, _checked(study), patients) if study is not None else None
     if picture is not None:
         if account is None:
             raise InputError("Nothing is spent yet, so there is nothing to plot.")
@@ -49,6 +50,12 @@ def show_budget(
         _show_account(account)
     if proposal is not None:
         _show_proposal(proposal)
+
+
+def _checked(path: Path) -> Study:
+    found, _ = read_study(locate(path))
+    check_study(found, str(path))
+    return found
 
 
 def show_egress(folder: Path, number: int | None, *, as_json: bool) -> None:

@@ -95,9 +95,10 @@ class HeldRelease:
         """What the policy demands before the answer can be signed, and is not so, in words; none if all is met."""
         policy, found = self.config.policy, []
         if (most := policy.release_epsilon_max) is not None:
-            found += list(self._too_dear(most))
+            with allowed_to_look(policy):
+                found += self._too_dear(most)
         if (auc := policy.release_membership_auc_max) is not None:
-            found += list(self._told_apart(auc))
+            found += self._told_apart(auc)
         return tuple(found)
 
     def decide(self, verdict: Verdict, by: Author) -> Decision:

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
+from fedgraft.client.enrolment.config import read_site
+from fedgraft.client.evidence.release import HeldRelease
 from fedgraft.client.governance.plugins import demand_plugins, only_listed
+from fedgraft.client.governance.release.held_answers import HeldAnswer
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.sessions import Models, Session
-from fedgraft.common.base.errors import StudyError
+from fedgraft.common.base.errors import PolicyError, StudyError
 from fedgraft.common.plugins.installed import digest_of
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import Kind, load
@@ -198,6 +201,26 @@ def test_a_reader_that_the_sites_file_names_is_code_as_well(
         running.site(study())
     running.close()
     assert not sly_reader.exists(), "nothing may be imported before it is allowed"
+
+
+def test_who_signs_a_release_runs_no_code_that_is_not_listed_by_then(site: Path, hospital: Hospital) -> None:
+    """What the site trained with was listed; what is installed now is another, or is listed no more."""
+    config = read_site(hospital.home)
+    policy = config.policy.model_copy(update={"release": "hold", "release_epsilon_max": 1.0})
+    held = HeldAnswer(hospital.home, 1, {"stage": "fedavg"}, "0" * 64, None)
+    one = HeldRelease(hospital.home, config.model_copy(update={"policy": policy}), held, asked())
+    with pytest.raises(PolicyError, match="is none of `plugins` in the policy"):
+        one.unmet()
+    assert "fedgraft_example" not in sys.modules
+
+
+def test_who_asks_what_a_study_would_cost_runs_none_of_its_code(
+    site: Path, hospital: Hospital, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "study.yaml").write_text(asked().to_yaml())
+    code, _, said = command("site", "budget", hospital.home, "--study", tmp_path / "study.yaml", "--patients", "100")
+    assert (code, "is none of `plugins` in the policy" in " ".join(said.split())) == (1, True), said
+    assert "fedgraft_example" not in sys.modules
 
 
 def test_a_reader_that_the_policy_lists_reads(sly_reader: Path, hospital: Hospital) -> None:
