@@ -63,6 +63,11 @@ def adapt(asked: AdaptRequest, *, as_json: bool) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     demand_place(config.state)
+    with allowed_to_look(config.policy) if asked.data is None else nullcontext():
+        _adapt(config, asked, as_json=as_json)
+
+
+def _adapt(config: SiteConfig, asked: AdaptRequest, *, as_json: bool) -> None:
     reader = LoadedModel(asked.model, everything=True)
     stays = _unsolved(reader, asked.fit)
     cohort = _cohort(config, reader, asked)
@@ -118,8 +123,7 @@ def _cohort(config: SiteConfig, reader: LoadedModel, asked: AdaptRequest) -> Coh
     rule = split_rule(config.policy, study) if study is not None and asked.data is None else "stratified"
     place = place_of(config, study.digest if study else reader.manifest.sha256)
     wanted = CohortRequest(reader.study.tasks, reader.input, split, seed, rule)
-    with allowed_to_look(config.policy) if asked.data is None else nullcontext():
-        return load_cohort(config.name, config.cohort, wanted, place)
+    return load_cohort(config.name, config.cohort, wanted, place)
 
 
 def _chosen(cohort: Cohort, reader: LoadedModel, asked: AdaptRequest) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 
 from fedgraft.client.data.spec import DERIVED
-from fedgraft.client.enrolment.config import is_site
+from fedgraft.client.enrolment.config import is_site, read_config, read_site
+from fedgraft.client.governance.plugins import allowed_to_look
 from fedgraft.client.inference.answers import answer_row, png, thresholds
 from fedgraft.client.inference.cases import InputCase, InputCases, Reading, read_cases
 from fedgraft.client.inference.dicom.kinds import kinds_of
@@ -56,6 +58,20 @@ class PredictRequest:
 
 def predict(asked: PredictRequest) -> None:
     """Write `predictions.csv`, and overlays if asked for; private, since files may be named by patients."""
+    with _allowed(asked):
+        _predict(asked)
+
+
+def _allowed(asked: PredictRequest) -> AbstractContextManager[None]:
+    """As a site reads its data, no code of others runs but what its policy lists; elsewhere what is installed may."""
+    places = (place for place in (asked.cohort, asked.site) if place is not None)
+    place = next((place for place in places if place.is_file() or is_site(place)), None)
+    if place is None:
+        return nullcontext()
+    return allowed_to_look((read_config(place) if place.is_file() else read_site(place)).policy)
+
+
+def _predict(asked: PredictRequest) -> None:
     if asked.out.exists() and any(asked.out.iterdir()):
         raise InputError(f"{asked.out} is not empty.", fix="Choose another --out.")
     if wrong := [name for name in asked.heat if name not in HEATS]:

@@ -55,10 +55,10 @@ def embed(home: Path, spec: CohortSpec | None, weights: str, out: Path) -> None:
         raise WeightsError(f"{weights}: are not for images.", fix="See `fedgraft weights list`.")
     with allowed_to_look(read_site(home).policy) if spec is None else nullcontext():
         found = scan(cohort, (), manifest.input, files_of(cohort))
-    if not found.inputs:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(found.problems.items())) or "no files"
-        raise DataError(f"{cohort.root}: nothing in it can be used ({reasons}).")
-    features = _features(weights, manifest, manifest.input, stacked_inputs(found.inputs))
+        if not found.inputs:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(found.problems.items())) or "no files"
+            raise DataError(f"{cohort.root}: nothing in it can be used ({reasons}).")
+        features = _features(weights, manifest, manifest.input, stacked_inputs(found.inputs))
     extractor = extractor_of(manifest, manifest.input)
     write_atomic(out, _packed(features, extractor, found, cohort), private=True)
     say(f"{len(features):,} images: {features.shape[1]} features each in {out}; keep it as closed as the images")

@@ -30,6 +30,7 @@ from helpers.site_home import OPEN, Hospital, study
 assert fresh
 Command = Callable[..., tuple[int, str, str]]
 MODEL = {"backbone": "patch_mixer"}
+WEIGHTS = "slim-ctmr-synthetic"
 NAMED = "fedgraft-example==1.0.0"
 
 
@@ -183,13 +184,18 @@ def write_site(hospital: Hospital, listed: dict[str, str] | None = None, **cohor
 def test_a_reader_that_the_sites_file_names_is_code_as_well(
     sly_reader: Path, hospital: Hospital, command: Command, tmp_path: Path
 ) -> None:
-    """Whoever looks at a study, at data or makes features; and the running site, whoever asks it."""
+    """Whoever looks at a study, at data, makes features or asks a model; and the running site, whoever asks it."""
     file = tmp_path / "study.yaml"
     file.write_text(study().to_yaml())
-    embed = ("embed", "--weights", "slim-ctmr-synthetic", "--out", tmp_path / "f.npz")
+    embed = ("embed", "--weights", WEIGHTS, "--out", tmp_path / "f.npz")
     says = "own-reader==1.0 is none of `plugins` in the policy. See `fedgraft site plugins`"
-    for words in (("review", file), ("approve", file), ("check", file), ("check",), embed):
-        code, _, said = command("site", *words, "--home", hospital.home)
+    typed: list[tuple[object, ...]] = [
+        ("site", *words, "--home", hospital.home)
+        for words in (("review", file), ("approve", file), ("check", file), ("check",), embed)
+    ]
+    typed += [("predict", WEIGHTS, hospital.data / "dicom", "--out", tmp_path / "said", "--cohort", hospital.home)]
+    for words in typed:
+        code, _, said = command(*words)
         assert (code, says in " ".join(said.split())) == (1, True), said
     running = Session(hospital.home / "site.yaml", Models())
     with pytest.raises(Refused, match=Code.PLUGIN_NOT_LISTED):
