@@ -155,10 +155,12 @@ def _verified(blob: bytes, signature: bytes, data: bytes) -> bool:
         return False
     own = given.string()
     if kind == PLAIN.encode():
+        key.demand_end()  # one key has one spelling, and one fingerprint
         given.demand_end()
         public.verify(own, data)
         return True
     application = key.string()
+    key.demand_end()
     flags, counter = given.take(1), given.take(4)
     given.demand_end()
     if not flags[0] & _TOUCHED:

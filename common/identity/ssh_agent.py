@@ -33,7 +33,10 @@ class AgentKey:
         answer = _asked(bytes([_SIGN]) + string(blob) + string(data) + bytes(4))
         if answer[:1] != bytes([_SIGNED]):
             raise InputError(f"ssh-agent does not sign with {fingerprint_of(self.public)}.", fix="Is the key there?")
-        return SshReader(answer[1:]).string()
+        try:
+            return SshReader(answer[1:]).string()
+        except ValueError:
+            raise InputError("ssh-agent answers what cannot be read.") from None
 
 
 def agent_keys() -> list[AgentKey]:

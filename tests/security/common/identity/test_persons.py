@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
-from base64 import b64encode
+import threading
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.identity.person_book import PersonBook
-from fedgraft.common.identity.persons import TOKEN, fingerprint_of, signed_by
-from fedgraft.common.identity.ssh_agent import agent_key, agent_keys
+from fedgraft.common.identity.persons import TOKEN, Signed, fingerprint_of, open_person_key, signed_by, signed_bytes
+from fedgraft.common.identity.ssh_agent import AgentKey, agent_key, agent_keys
 from fedgraft.common.identity.ssh_wire import string
 
 WORDS = {"action": "approve", "study": "0" * 64}
@@ -137,3 +139,33 @@ def test_a_token_s_signature_holds_if_somebody_touched_it(book: PersonBook) -> N
 def test_a_signature_that_is_none_does_not_hold(book: PersonBook, broken: str) -> None:
     signed: Any = book.sign("Anna Berg", lambda: PHRASE, WORDS)
     assert not book.holds(signed.model_copy(update={"signature": broken}), WORDS)
+
+
+def test_one_key_has_one_spelling(book: PersonBook) -> None:
+    """With bytes behind it a key would have as many fingerprints as somebody likes."""
+    for signer in (open_person_key(book.folder / "persons" / "Anna Berg.key", PHRASE), Token()):
+        key = signer.public
+        kind, _, blob = key.partition(" ")
+        respelt = f"{kind} {b64encode(b64decode(blob) + b'more').decode()}"
+        signature = b64encode(signer.sign(signed_bytes("Anna Berg", WORDS))).decode()
+        assert Signed(name="Anna Berg", key=key, signature=signature).holds(WORDS)
+        assert not Signed(name="Anna Berg", key=respelt, signature=signature).holds(WORDS)
+
+
+def test_an_agent_that_answers_anything_is_told_of_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "agent.sock"
+    monkeypatch.setenv("SSH_AUTH_SOCK", str(place))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.bind(str(place))
+        listening.listen()
+
+        def lie() -> None:
+            with listening.accept()[0] as line:
+                line.recv(1 << 16)
+                line.sendall(string(bytes([14]) + b"\xff\xff\xff\xff"))
+
+        thread = threading.Thread(target=lie)
+        thread.start()
+        with pytest.raises(InputError, match="answers what cannot be read"):
+            AgentKey("ssh-ed25519 AAAA").sign(b"words")
+        thread.join()
