@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from fedgraft.client.training.curvature import curvature_sums
 from fedgraft.client.training.model.autocast import in_halves
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.client.training.survival import survival_sums
 from fedgraft.common.closed_form.moments import COVARIANCE, MEAN, FeatureMoments
 from fedgraft.common.closed_form.ood import counted, distances
 from fedgraft.common.closed_form.shapes import cross_name
@@ -49,12 +50,16 @@ class CaseSource:
 
     plain: Loader
     seen: Callable[[Split], Loader]
+    patients: Sequence[str]
+    """Whose each case is."""
 
 
 def site_sums(
     local: Statistics, study: Study, local_model: LocalModel, cases: CaseSource, came: States
 ) -> dict[str, np.ndarray]:
     """The sums that a stage asks for; `came` are the states that came beside the model."""
+    if local.survival is not None:
+        return survival_sums(local.survival, study, cases.plain, cases.patients)
     match local.of:
         case "columns":
             return column_sums(study, cases.plain)

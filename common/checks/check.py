@@ -31,6 +31,7 @@ from fedgraft.common.study.plan import (
 from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
     Discriminant,
+    KaplanMeier,
     Logistic,
     Moments,
     NearestMean,
@@ -60,6 +61,7 @@ _AGGREGATED_BY = {
     "base_models": (Temper, "temper"),
     "answers": (Temper, "temper"),
     "distances": (Threshold, "threshold"),
+    "survival": (KaplanMeier, "kaplan_meier"),
 }
 _SINGLE = ("features", "residuals")
 """Sums that may travel with fewer digits."""
@@ -226,6 +228,7 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
     if local.of == "distances" and study.split.val == 0:
         yield "local.of: distances are those of validation images, and split.val is 0; give val a share"
+    yield from _survival(study, stage, local)
     if local.of in _HEADS:
         yield from _other_kinds(study, stage, local)
     yield from check_calibration(study, stage, local)
@@ -250,6 +253,18 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.private: noised sums clip the features, so their moments would be of something else; not built"
     if local.of in _HEADS and Role.HEAD not in stage.share.roles and not isinstance(stage.aggregate, Moments):
         yield "share: the solved heads must reach the sites; share: heads"
+
+
+def _survival(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
+    """What counts of who left when need."""
+    if (local.survival is None) == (local.of == "survival"):
+        yield "local.survival: time, event and ends belong to of: survival, which needs them, and to nothing else"
+    if local.survival is not None:
+        yield from local.survival.faults(study.tasks_by_name)
+        if stage.where == "unlabelled":
+            yield "where: times and events are labels, but the stage is for unlabelled sites"
+        if local.split != "train":
+            yield "local.split: survival is counted over all patients, since no model learns from it; leave it out"
 
 
 def _other_kinds(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:

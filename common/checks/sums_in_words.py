@@ -9,6 +9,10 @@ MEASURED = {"base_models": "each base model", "answers": "the heads' answers"}
 """What losses at each temperature are of."""
 CASES = {"train": "training cases", "val": "validation cases"}
 """Cases of a split."""
+_COUNTED = {
+    "distances": "count how far their validation images are from the mean of all sites' features, once",
+    "survival": "count which of all their patients left in which bin of time, by the event or without, once",
+}
 SOLVED = {
     "moments": "the mean and covariance of features, for later stages",
     "threshold": "from where on an image counts as unlike the sites' own, which goes out with the model",
@@ -18,6 +22,7 @@ SOLVED = {
     "standardise": "one common scale",
     "newton": "each time a step towards a logistic head, equal to the pooled step",
     "logistic": "each time a step towards the pooled logistic regression, equal to the pooled step",
+    "kaplan_meier": "a Kaplan-Meier curve of each group, equal to the pooled one",
     "temper": "the temperature that fits all sites' cases best",
 }
 
@@ -29,8 +34,8 @@ def sums(local: Statistics, rounds: int) -> str:
         case "columns":
             noise = "" if local.private is None else " within its public range, with noise for differential privacy"
             return f"send count, sum and sum of squares of each column{noise}"
-        case "distances":
-            return "count how far their validation images are from the mean of all sites' features, once"
+        case "distances" | "survival":
+            return _COUNTED[local.of] + ("" if local.private is None else ", with noise for differential privacy")
         case "base_models" | "answers":
             return f"send the loss of {MEASURED[local.of]} at each temperature of a grid, over their {cases}, once"
         case "residuals":
@@ -49,7 +54,7 @@ def solved(stage: Stage, local: Statistics) -> str:
     """What the coordinator makes of their sums."""
     words = SOLVED[stage.aggregate.kind]
     if local.private is not None:
-        words = words.removesuffix(" equal to the pooled one")
+        words = words.removesuffix(" equal to the pooled one").removesuffix(",")
     if isinstance(stage.aggregate, Ridge | Newton) and stage.aggregate.ridge_penalty == "loso":
         words += ", with the ridge penalty that does best on sites left out, from the same sums"
     elif isinstance(stage.aggregate, Ridge) and stage.aggregate.ridge_penalty == "auto":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedgraft.common.closed_form.survival import EXITS, shape_of
 from fedgraft.common.closed_form.temperature import ANSWERS, BASE_MODELS, CASES, TEMPERATURES
 from fedgraft.common.protocol.instructions import NOISE
 from fedgraft.common.protocol.packed_symmetric import PACKED, cells
@@ -24,16 +25,8 @@ def cross_name(task: AnyTask) -> str:
 
 def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndarray]) -> Shapes:
     """What an update of this stage must hold."""
-    if isinstance(stage.local, Statistics) and stage.local.of == "columns":
-        width = state[next(key for key in tags if key.endswith(".mean"))].shape
-        columns = dict.fromkeys(("count", "sum", "squares"), (width, "float64"))
-        return {**columns, **({} if stage.local.private is None else _NOISE)}
-    if isinstance(stage.local, Statistics) and stage.local.of == "distances":
-        return {DISTANCES: ((BINS,), "float64")}
-    if isinstance(stage.local, Statistics) and stage.local.of in (BASE_MODELS, ANSWERS):
-        return _loss_shapes(study, stage.local.of)
-    if isinstance(stage.local, Statistics) and stage.local.of == "curvature":
-        return _curvature_shapes(study, stage.local.precision, state)
+    if isinstance(stage.local, Statistics) and stage.local.of not in ("features", "residuals"):
+        return _other_sums(study, stage.local, tags, state)
     if isinstance(stage.local, Statistics):
         shapes = {}
         for task, count in study.heads.items():
@@ -44,6 +37,21 @@ def expected(study: Study, stage: Stage, tags: Tags, state: Mapping[str, np.ndar
             shapes[cross_name(study.tasks_by_name[task])] = ((dim, count), kind)
         return {**shapes, **({} if stage.local.private is None else _NOISE)}
     return {key: (state[key].shape, state[key].dtype.name) for key in sent(stage, tags)}
+
+
+def _other_sums(study: Study, local: Statistics, tags: Tags, state: Mapping[str, np.ndarray]) -> Shapes:
+    """Of sums that are not of features and labels."""
+    noise = {} if local.private is None else _NOISE
+    if local.of == "columns":
+        width = state[next(key for key in tags if key.endswith(".mean"))].shape
+        return {**dict.fromkeys(("count", "sum", "squares"), (width, "float64")), **noise}
+    if local.of == "distances":
+        return {DISTANCES: ((BINS,), "float64")}
+    if local.survival is not None:
+        return {EXITS: (shape_of(local.survival, study), "float64"), **noise}
+    if local.of in (BASE_MODELS, ANSWERS):
+        return _loss_shapes(study, local.of)
+    return _curvature_shapes(study, local.precision, state)
 
 
 def _curvature_shapes(study: Study, precision: str, state: Mapping[str, np.ndarray]) -> Shapes:

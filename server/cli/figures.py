@@ -33,6 +33,24 @@ def task_table(task: str, values: Mapping[str, Any]) -> Table:
     return table
 
 
+def survival_table(counted: Mapping[str, Any]) -> Table:
+    """Kaplan-Meier curves of one stage, a line for each, with what is left at the last end that anybody reached."""
+    table = Table()
+    unit, last = counted["unit"], 0
+    for name in (counted["stage"], "at risk", "events", f"median ({unit})", f"until ({unit})", "left", "95 %"):
+        table.add_column(name, no_wrap=name in (counted["stage"], "95 %"), min_width=max(map(len, name.split())))
+    for one in counted["curves"]:
+        known = [at for at, left in enumerate(one["survival"]) if left is not None]
+        if not known:
+            table.add_row(one["name"], "0")
+            continue
+        last = known[-1]
+        cells = (one["at_risk"][0], sum(one["events"]), one["median"], counted["ends"][last])
+        said = ["\u2013" if value is None else f"{value:.6g}" for value in cells]
+        table.add_row(one["name"], *said, figure(one["survival"][last]), _ends((one["low"][last], one["high"][last])))
+    return table
+
+
 def at_point(task: str, point: Mapping[str, Any]) -> str:
     """An operating point in one line, with what it gives of all test cases."""
     said = f"{task}: {point['name']} from a probability of {point['probability']:.3g} on, by {point['rule']}"

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from fedgraft.common.metrics.over_sites import macro_mean, worst
 from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.common.metrics.table import Metric, title
+from fedgraft.server.report import plots
 from fedgraft.server.report.history import (
     Row,
     RunRecord,
@@ -29,6 +32,7 @@ from fedgraft.server.report.tables import NONE, ReportTable, TableLine, decimal,
 
 _REMARKS = {"accuracy": "of the likeliest class", "hd95_mm": "between outlines, where both are there"}
 _HIDDEN = "masks hide single sites"
+_MOST_TIMES = 20
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,49 @@ def _unit(record: RunRecord, task: str) -> str:
     kind = mapping(record.result.get("task_kinds")).get(task)
     names = sequence(mapping(record.result.get("task_classes")).get(task))
     return f" ({text(names[0])})" if kind == "regression" and names else ""
+
+
+@dataclass(frozen=True)
+class SurvivalView:
+    """Kaplan-Meier curves of one stage."""
+
+    event: str
+    noised: bool
+    plot: Markup
+    table: ReportTable
+
+
+def survival(record: RunRecord) -> list[SurvivalView]:
+    """The curves of a run, by stage that counted; of many bins of time the table has some, the last among them."""
+    found = []
+    for counted in map(mapping, sequence(record.result.get("survival"))):
+        ends = [number(end) or 0.0 for end in sequence(counted.get("ends"))]
+        drawn = [mapping(one) for one in sequence(counted.get("curves"))]
+        unit, step = text(counted.get("unit")), -(-len(ends) // _MOST_TIMES)
+        shown = sorted(range(len(ends) - 1, -1, -step))
+        lines = [TableLine((f"{ends[at]:g}", *(_left_at(one, at) for one in drawn))) for at in shown]
+        lines.append(
+            TableLine(("half are left", *(_median(one, unit) for one in drawn)), "summary"),
+        )
+        table = ReportTable((f"until ({unit})", *(text(one.get("name")) for one in drawn)), tuple(lines))
+        curves = {text(one.get("name")): [number(left) for left in sequence(one.get("survival"))] for one in drawn}
+        plot = Markup(plots.survival_plot(text(counted.get("stage")), ends, curves, unit))
+        found.append(SurvivalView(text(counted.get("event")), bool(counted.get("noised")), plot, table))
+    return found
+
+
+def _left_at(one: Row, at: int) -> str:
+    """What is left after a bin with its interval, and below it events and numbers at risk."""
+    left, low, high, events, at_risk = (
+        number(sequence(one.get(key))[at]) for key in ("survival", "low", "high", "events", "at_risk")
+    )
+    within = "" if low is None or high is None else f" [{decimal(low)}, {decimal(high)}]"
+    return f"{decimal(left)}{within}\n{whole(events)} of {whole(at_risk)}"
+
+
+def _median(one: Row, unit: str) -> str:
+    median = number(one.get("median"))
+    return "not reached" if median is None else f"by {median:g} {unit}"
 
 
 def at_operating_points(record: RunRecord, task: str) -> ReportTable:
