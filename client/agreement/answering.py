@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fedgraft.client.agreement.seal import seal_of, state_of
+from fedgraft.client.agreement.seal import nonce_in, seal_of, state_of
 from fedgraft.client.agreement.supply import Counting, described, missing, supplied
 from fedgraft.client.agreement.wording import Heard, wording
 from fedgraft.client.data.cohorts.cohort import Cohort
@@ -63,7 +63,7 @@ def demand_agreed(pin: Pin, config: SiteConfig, study: Study) -> None:
     if not hmac.compare_digest(pin.seal, seal_of(pin.answer, pin.state, asked, secret)):
         why = "the run's agreement has an answer under this site's name that the site never gave to such a study"
         raise Refused(Code.OTHER_AGREEMENT, why)
-    if not hmac.compare_digest(pin.state, state_of(_read(config, study)[1], asked, secret)):
+    if not hmac.compare_digest(pin.state, state_of(_read(config, study)[1], asked, secret, nonce_in(pin.state))):
         raise Refused(Code.COHORT_CHANGED, _CHANGED)
 
 
@@ -80,7 +80,7 @@ def _answer(config: SiteConfig, study: Study, *, exact: bool) -> SiteAnswer:
         patients,
         supplied(cohort, heard, counting),
         described(cohort, study.input, counting),
-        missing(cohort, study.input, counting),
+        missing(cohort, config.cohort, study.input, counting),
         _price(config, study, trained),
         state_of(cohort, question(study), place_of(config, study.digest).secret),
     )

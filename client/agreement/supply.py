@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from fedgraft.client.agreement.wording import NO_COLUMN, NOT_NAMED, Heard
 from fedgraft.client.data.cohorts.cohort import Cohort
 from fedgraft.client.data.decoding.dicom.facts import decade
+from fedgraft.client.data.spec import CohortSpec
+from fedgraft.client.data.tables.csv_tables import read_csv
 from fedgraft.client.data.tables.targets import known
-from fedgraft.client.data.tables.words import OTHERS
+from fedgraft.client.data.tables.words import OTHERS, is_missing
 from fedgraft.client.privacy.ledger.public_counts import band
 from fedgraft.common.protocol.answers import Band, Bands, TaskSupply
 from fedgraft.common.study.inputs import FeaturesInput, InputSpec, TableInput
@@ -48,7 +50,7 @@ class Counting:
 
     def by_word(self, words: NDArray[np.str_]) -> Bands:
         """Patients by the word of their cases, without words of too few."""
-        found = {str(word): self.count(words == word) for word in np.unique(words)}
+        found = {str(word): self.count(words == word) for word in np.unique(words) if word}
         return {word: one for word, one in found.items() if self.shown(one)}
 
 
@@ -77,8 +79,12 @@ def _supply(cohort: Cohort, heard: Heard, counting: Counting) -> TaskSupply:
         cases = {"known": there}
     words = {word: counting.count(places) for word, places in cases.items() if word != OTHERS}
     shown = {word: one for word, one in words.items() if counting.shown(one)}
+    if isinstance(heard.task, Multilabel) and not counting.exact:
+        # Each label is told by itself alone: which of them go together is the study's choice, and not the site's.
+        untold = 0, counting.count(np.ones(len(there), bool))[1]
+        return TaskSupply(shown, untold, untold, heard.others)
     hidden = [places for word, places in cases.items() if word not in shown]
-    rest = counting.count(np.any(hidden, axis=0)) if hidden else counting.count(np.zeros(len(there), bool))
+    rest = counting.count(np.any([np.zeros(len(there), bool), *hidden], axis=0))
     known_patients = np.isin(counting.patients, np.unique(counting.patients[there]))
     return TaskSupply(shown, rest, counting.count(~known_patients), heard.others)
 
@@ -94,11 +100,20 @@ def described(cohort: Cohort, asked: InputSpec, counting: Counting) -> dict[str,
     return {fact: bands for fact, bands in found.items() if bands}
 
 
-def missing(cohort: Cohort, asked: InputSpec, counting: Counting) -> Bands:
-    """By column of the study, the patients in whose rows it never has a value."""
+def missing(cohort: Cohort, spec: CohortSpec, asked: InputSpec, counting: Counting) -> Bands:
+    """By column of the study, the patients in whose rows it never has a value.
+
+    A word is a value, whether or not it is one of the study's categories: what else there is would show in these.
+    """
+    if not isinstance(asked, TableInput) or isinstance(asked, FeaturesInput) or spec.kind != "table":
+        return {}
+    table = read_csv(spec.root)
     found = {}
-    for name, values in _values(cohort, asked):
-        some = np.isin(counting.patients, np.unique(counting.patients[~np.isnan(values)]))
+    for name in (*asked.numeric, *asked.categorical):
+        there = name in table.rows[0]
+        cells = [table.cell(at, table.rows[at], name) for at in cohort.origins] if there else []
+        filled = np.array([not is_missing(cell, spec) for cell in cells] if there else [False] * len(cohort.origins))
+        some = np.isin(counting.patients, np.unique(counting.patients[filled]))
         found[name] = counting.count(~some)
     return found
 
@@ -112,7 +127,7 @@ def _columns(cohort: Cohort, asked: InputSpec) -> Iterable[tuple[str, list[str]]
         elif isinstance(asked, TableInput) and form in _SEXES and name in asked.categorical:
             say = dict(enumerate(asked.categorical[name])).__getitem__  # type: ignore[assignment]
         if say is not None:
-            yield ("age" if form == "age" else "sex"), ["not stated" if np.isnan(one) else say(one) for one in values]
+            yield ("age" if form == "age" else "sex"), ["" if np.isnan(one) else say(one) for one in values]
 
 
 def _values(cohort: Cohort, asked: InputSpec) -> Iterable[tuple[str, NDArray[np.float64]]]:

@@ -27,6 +27,8 @@ SiteFolder = Annotated[
 PendingStudy = Annotated[str, typer.Argument(help="The study's file, or the digest of one that was offered.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print machine-readable output on stdout.")]
 KINDS = "What the data are: dicom, images, nifti, npz, features or table."
+By = Annotated[str | None, typer.Option(help="Your name; a person of the site signs with it (fedgraft person).")]
+PassphraseFile = Annotated[Path | None, typer.Option(help="Read the passphrase of your key here instead of asking.")]
 CodeFile = Annotated[Path | None, typer.Option(help="Read the kit's code here instead of asking.")]
 Home = Annotated[Path, typer.Option(envvar="FEDGRAFT_SITE", help="The site's folder.", default_factory=_home)]
 
@@ -191,6 +193,29 @@ def passport(
     write_passport(home, run, out)
 
 
+@app.command("release")
+def release(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
+    home: Home,
+    study_ref: Annotated[
+        str | None,
+        typer.Argument(metavar="[STUDY]", help="Its digest (8 digits will do), its file, or a run's folder."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="What would leave, at what price; nothing is decided.")] = False,
+    audit: Annotated[bool, typer.Option("--audit", help="Attack it with this site's own patients first.")] = False,
+    sign: Annotated[bool, typer.Option("--sign", help="Let it leave.")] = False,
+    refuse: Annotated[bool, typer.Option("--refuse", help="Let nothing more of the study leave, for ever.")] = False,
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answers that wait for a person, where policy says `release: hold`: list, show, attack, sign or refuse them."""
+    from fedgraft.client.cli.release_commands import chosen
+    from fedgraft.client.cli.release_commands import release as carry_out
+
+    what = chosen(show=show, audit=audit, sign=sign, refuse=refuse)
+    carry_out(home, study_ref, what, (by, passphrase_file), as_json=as_json)
+
+
 @app.command("adapt")
 def adapt(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     home: Home,
@@ -252,11 +277,16 @@ def approve(
     home: Home,
     study_ref: PendingStudy,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
+    by: By = None,
+    passphrase_file: PassphraseFile = None,
 ) -> None:
     """Let a study run here; the site refuses all others."""
     from fedgraft.client.cli import governance_commands as decisions
 
-    (decisions.withdraw_study if withdraw else decisions.approve_study)(home, study_ref)
+    if withdraw:
+        decisions.withdraw_study(home, study_ref)
+    else:
+        decisions.approve_study(home, study_ref, (by, passphrase_file))
 
 
 def _checked(path: Path) -> Study:

@@ -95,7 +95,7 @@ def _show_proposal(proposal: Proposal) -> None:
 def _show_entries(entries: list[EgressEntry]) -> None:
     table = Table("message", "when (UTC)", "study", "exchange", "what", "entries", "grounds")
     for entry in entries:
-        what = f"{entry.kind} {entry.words.get('code', '')}".strip()
+        what = f"{entry.kind} {entry.words.get('code') or entry.words.get('decision', '')}".strip()
         count = str(len(entry.tensors) + len(entry.metrics))
         table.add_row(str(entry.seq), entry.at, entry.study[:12], str(entry.exchange), what, count, entry.why)
     OUT.print(table)

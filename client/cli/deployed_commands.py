@@ -43,7 +43,7 @@ def join(kit: Path, home: Path, code: str, cohort: Mapping[str, Any], policy: Pa
     elif not spec.knows_patients:
         case = spec.what.case
         _say(
-            f"Nothing says whose {case} a {case} is, so studies with differential privacy will be refused: name the "
+            f"Nothing says whose {case} each {case} is, so studies with differential privacy will be refused: name the "
             f"column as patient_column in {site.config}, or set unit: image in its policy if each {case} may count by "
             "itself."
         )

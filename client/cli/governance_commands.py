@@ -34,6 +34,7 @@ from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, PolicyError, StudyError
 from fedgraft.common.base.files import write_atomic, write_json
 from fedgraft.common.checks.check import check as faults_of
+from fedgraft.common.identity.author import author
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.models.model import TransferModel
 from fedgraft.common.study.study import Study
@@ -97,18 +98,25 @@ def review_study(folder: Path | None, ref: str, *, as_json: bool) -> None:
         say(line)
 
 
-def approve_study(folder: Path | None, ref: str) -> None:
+def approve_study(folder: Path | None, ref: str, by: tuple[str | None, Path | None] = (None, None)) -> None:
     """Record that a study may run here, and say what that means. PolicyError if the site's own policy refuses it."""
-    content, approval = decide(folder, ref)
+    content, approval = decide(folder, ref, by)
     for line in in_words(content | {"approved": True}):
         say(line)
-    say(f"\nApproved on {approval.approved}.")
+    who = "" if approval.by is None else f" by {approval.by}" + (", signed" if approval.signed is not None else "")
+    say(f"\nApproved on {approval.approved}{who}.")
 
 
-def decide(folder: Path | None, ref: str) -> tuple[dict[str, Any], Approval]:
-    """Review a study, and record that it may run here: the review and the record. PolicyError as `approve_study`."""
+def decide(
+    folder: Path | None, ref: str, by: tuple[str | None, Path | None] = (None, None)
+) -> tuple[dict[str, Any], Approval]:
+    """Review a study, and record that it may run here: the review and the record. PolicyError as `approve_study`.
+
+    `by` is the name of who decides, and the file of its passphrase.
+    """
     home = site_home(folder)
     config = read_site(home)
+    who = author(home, *by, required=config.policy.persons == "required")
     with allowed_to_look(config.policy):
         study = find_study(home, ref, whole=True)
         content = _reviewed(home, config, study, ref)
@@ -116,7 +124,7 @@ def decide(folder: Path | None, ref: str) -> tuple[dict[str, Any], Approval]:
         raise PolicyError(
             f"This site's policy refuses the study {study.name}: {content['refused']}.", fix=str(content["fix"])
         )
-    return content, approve(home, study.digest, study.name)
+    return content, approve(home, study.digest, study.name, who)
 
 
 def withdraw_study(folder: Path | None, ref: str) -> None:
@@ -137,7 +145,13 @@ def _reviewed(home: Path, config: SiteConfig, study: Study, ref: str) -> dict[st
         cohort = read_cohort(config, study, [])
         verdict = judge(config, study, model.tags(), learning_patients(study, cohort))
         data = about_data(config, study, cohort)
-    content = review(study, model, config, verdict, approved=is_approved(home, study.digest))
+    content = review(
+        study,
+        model,
+        config,
+        verdict,
+        approved=is_approved(home, study.digest, by_person=config.policy.persons == "required"),
+    )
     return content | {"data": data}
 
 

@@ -58,11 +58,11 @@ def _attacked(statement: Statement) -> dict[str, Any]:
     loader = Loader(cohort, study.input, local_model.device)
     # What only training needs, such as a domain discriminator, is not in the file, and changes no answer.
     local_model.load(initialise(study).state() | {key: state[key] for key in local_model.tags if key in state})
-    rows = list(_membership("the final model", _patients(local_model, loader, cohort)))
+    rows = list(membership("the final model", patient_losses(local_model, loader, cohort)))
     try:
         update = first_update(statement, cohort, local_model)
         local_model.load({**update.received, **_entries(update, local_model)})
-        rows += _membership("the first update that left", _patients(local_model, loader, cohort))
+        rows += membership("the first update that left", patient_losses(local_model, loader, cohort))
         reconstruction = attack_update(update, cohort, local_model, study.input)
     except CannotRepeat as why:
         rows.append({"target": "the first update that left", "attack": "all", NOT_TESTED: str(why)})
@@ -75,14 +75,15 @@ def _attacked(statement: Statement) -> dict[str, Any]:
         "model": manifest.sha256,
         "fedgraft": fedgraft_version(),
         "code": code_digest(),
-        "patients": _counts(loader, cohort, exact=exact),
+        "patients": patient_counts(loader, cohort, exact=exact),
         "membership": rows,
         "reconstruction": reconstruction if exact else _coarse(reconstruction),
         "canaries": canary_trial(statement),
     }
 
 
-def _membership(target: str, patients: Patients) -> Iterator[dict[str, Any]]:
+def membership(target: str, patients: Patients) -> Iterator[dict[str, Any]]:
+    """A row of the sheet for each attack on who was in training; `target` names the model in words."""
     for attack, score in _ATTACKS.items():
         told = told_apart(score(patients), patients.member)
         row: dict[str, Any] = {"target": target, "attack": attack}
@@ -100,7 +101,7 @@ def _membership(target: str, patients: Patients) -> Iterator[dict[str, Any]]:
         }
 
 
-def _patients(local_model: LocalModel, loader: Loader, cohort: Cohort) -> Patients:
+def patient_losses(local_model: LocalModel, loader: Loader, cohort: Cohort) -> Patients:
     """The losses of the model that is loaded, patient by patient."""
     train, held_out = loader.labelled("train"), held_out_cases(loader)
     cases = torch.cat([train, held_out])
@@ -122,7 +123,8 @@ def _entries(update: FirstUpdate, local_model: LocalModel) -> dict[str, Any]:
     return {key: array for key, array in update.sent.items() if key in local_model.tags}
 
 
-def _counts(loader: Loader, cohort: Cohort, *, exact: bool) -> dict[str, Any]:
+def patient_counts(loader: Loader, cohort: Cohort, *, exact: bool) -> dict[str, Any]:
+    """How many patients were in training and how many held out, coarse unless `exact`."""
     counted = {
         name: len({cohort.patients[case] for case in cases.tolist()})
         for name, cases in (("members", loader.labelled("train")), ("held_out", held_out_cases(loader)))

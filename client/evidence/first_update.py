@@ -20,6 +20,7 @@ from fedgraft.client.runtime.site import Site
 from fedgraft.client.training.model.evaluate import BATCH
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.compression.changes import restored
 from fedgraft.common.models.initialise import initialise
 from fedgraft.common.models.weights import load_weights
 from fedgraft.common.protocol.instructions import Answer, Arrays, Instruction, Update
@@ -68,7 +69,7 @@ def first_update(statement: Statement, cohort: Cohort, local_model: LocalModel) 
         raise CannotRepeat("the first round of training cannot be made again from the study and the model alone")
     digests = {key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in answer.tensors.items()}
     exact = digests == {key: digest for key, (_, _, digest) in logged.tensors.items()}
-    return FirstUpdate(before, answer.tensors, exact)
+    return FirstUpdate(before, restored(stage, tags, answer.tensors, before), exact)
 
 
 def attack_update(update: FirstUpdate, cohort: Cohort, local_model: LocalModel, spec: InputSpec) -> dict[str, Any]:

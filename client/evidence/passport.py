@@ -11,8 +11,9 @@ import numpy as np
 from fedgraft.client.evidence.canary_trial import study_charges
 from fedgraft.client.evidence.statement import Statement
 from fedgraft.client.governance.approval import read_approvals
-from fedgraft.client.governance.egress import EgressEntry
+from fedgraft.client.governance.egress import DECISIONS, EgressEntry
 from fedgraft.client.governance.records import SETTLE, Records
+from fedgraft.client.governance.release.held_answers import HeldAnswers
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.runtime.sessions import exchanges_of
 from fedgraft.common.base.environment import code_digest, fedgraft_version
@@ -30,7 +31,8 @@ def passport(statement: Statement) -> dict[str, dict[str, Any]]:
         "study": _study(statement),
         "code": _code(statement),
         "egress": _egress(statement),
-        "ledger": _ledger(statement),
+        "releases": _releases(statement),
+        "ledger": ledger_facts(statement),
         "audit": _audit(statement),
         "refusals": _refusals(statement),
     }
@@ -38,12 +40,15 @@ def passport(statement: Statement) -> dict[str, dict[str, Any]]:
 
 def _study(statement: Statement) -> dict[str, Any]:
     study = statement.study
-    approved = [one.approved for one in read_approvals(statement.home) if one.digest == study.digest]
+    approvals = [one for one in read_approvals(statement.home) if one.digest == study.digest]
+    newest = approvals[-1].model_dump(mode="json") if approvals else {}
     exchanges = sorted({entry.exchange for entry in statement.sent if entry.exchange})
     return {
         "digest": study.digest,
         "name": study.name,
-        "approved": approved[-1] if approved else None,
+        "approved": newest.get("approved"),
+        "approved_by": newest.get("by"),
+        "approval_signed": newest.get("signed"),
         "exchanges": len(exchanges),
         "secure_aggregation": study.secure_aggregation,
     }
@@ -62,13 +67,25 @@ def _code(statement: Statement) -> dict[str, Any]:
 def _egress(statement: Statement) -> dict[str, Any]:
     kinds: dict[str, dict[str, int]] = {}
     for entry in statement.sent:
+        if entry.kind in DECISIONS:
+            continue
         own = kinds.setdefault(entry.kind, {"messages": 0, "bytes": 0})
         own["messages"] += 1
         own["bytes"] += _size(entry)
     first, last = statement.sent[0], statement.sent[-1]
-    grounds = sorted({ground for entry in statement.sent for ground in entry.why.split("; ")})
+    grounds = sorted(
+        {ground for entry in statement.sent if entry.kind not in DECISIONS for ground in entry.why.split("; ")}
+    )
     marks = {"first": {"seq": first.seq, "hash": first.hash}, "last": {"seq": last.seq, "hash": last.hash}}
     return {"kinds": dict(sorted(kinds.items())), "grounds": grounds, **marks}
+
+
+def _releases(statement: Statement) -> dict[str, Any]:
+    """Who released what and when, as the log says it, and what waits for a person still."""
+    decided = [{"exchange": entry.exchange, **entry.words} for entry in statement.sent if entry.kind == "release"]
+    held = HeldAnswers(statement.config.state, statement.study.digest).all()
+    waiting = [one.exchange for one in held if one.decision is None]
+    return {"policy": statement.config.policy.release, "decided": decided, "waiting": waiting}
 
 
 def _size(entry: EgressEntry) -> int:
@@ -77,7 +94,7 @@ def _size(entry: EgressEntry) -> int:
     return sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape, _ in arrays)
 
 
-def _ledger(statement: Statement) -> dict[str, Any]:
+def ledger_facts(statement: Statement) -> dict[str, Any]:
     """Epsilon of all studies before the first charge of this one and after the last, and the places in the chain."""
     own = study_charges(statement)
     if not own:

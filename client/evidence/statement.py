@@ -47,7 +47,7 @@ class Statement:
         with allowed_to_look(config.policy):
             study = parse_study(read_mapping(source), str(source))
         found = cls(folder, config, run, study)
-        if not any(entry.kind in _RELEASES for entry in found.sent):
+        if not any(entry.kind in (*_RELEASES, "release") for entry in found.sent):
             raise InputError(
                 f"{run}: this site's egress log tells of no update to its study {found.study.digest[:12]}.",
                 fix="Give the run of a study that this site trained in, or another --home.",

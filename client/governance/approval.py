@@ -6,7 +6,7 @@ import os
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -14,17 +14,29 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, make_folder, read_json, write_json
 from fedgraft.common.base.value import Value
 from fedgraft.common.config.config_files import describe
+from fedgraft.common.identity.author import Author
+from fedgraft.common.identity.person_book import PersonBook
+from fedgraft.common.identity.persons import Signed, approval_words
 
 _FILE = "approvals.json"
 
 
 class Approval(Value):
-    """One study that was approved, by the digest of all that it asks, and when; times are UTC."""
+    """One study that was approved, by the digest of all that it asks, and when; times are UTC.
+
+    `by` is who approved it, `signed` that person's signature, where the site has persons.
+    """
 
     study: str
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     approved: str
     withdrawn: str | None = None
+    by: str | None = None
+    signed: Signed | None = None
+
+    def words(self) -> dict[str, Any]:
+        """What the person who approves it signs."""
+        return approval_words(self.digest, self.approved)
 
 
 _Approvals = TypeAdapter(tuple[Approval, ...])
@@ -42,14 +54,25 @@ def read_approvals(folder: Path) -> tuple[Approval, ...]:
         raise InputError(f"{path}: is damaged: {'; '.join(describe(error))}.", fix=fix) from None
 
 
-def is_approved(folder: Path, digest: str) -> bool:
-    """Whether the study of this digest may run here. A damaged file approves nothing."""
+def is_approved(folder: Path, digest: str, *, by_person: bool = False) -> bool:
+    """Whether the study of this digest may run here: `by_person` asks for the signature of a person of the site.
+
+    A damaged file approves nothing.
+    """
     try:
         facts = os.stat(f"{folder}/{_FILE}")  # noqa: PTH116 - asked for every instruction
     except OSError:
         return False
     # Not the time of its content, which whoever writes a file may set.
-    return digest in _approved(str(folder), (facts.st_ino, facts.st_ctime_ns, facts.st_size))
+    there = _approved(str(folder), (facts.st_ino, facts.st_ctime_ns, facts.st_size))
+    return any(one.digest == digest and (not by_person or _is_signed(folder, one)) for one in there)
+
+
+def _is_signed(folder: Path, approval: Approval) -> bool:
+    try:
+        return PersonBook(folder).holds(approval.signed, approval.words())
+    except InputError:
+        return False
 
 
 def what_is_wrong(folder: Path) -> str:
@@ -62,25 +85,30 @@ def what_is_wrong(folder: Path) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _approved(folder: str, _version: tuple[int, int, int]) -> frozenset[str]:
-    """Digests that are approved. Asked for every instruction, so the file is read again only if it is another one."""
+def _approved(folder: str, _version: tuple[int, int, int]) -> tuple[Approval, ...]:
+    """All that are approved. Asked for every instruction, so the file is read again only if it is another one."""
     try:
-        return frozenset(one.digest for one in read_approvals(Path(folder)) if one.withdrawn is None)
+        return tuple(one for one in read_approvals(Path(folder)) if one.withdrawn is None)
     except (InputError, OSError):
-        return frozenset()
+        return ()
 
 
-def approve(folder: Path, digest: str, name: str = "") -> Approval:
+def approve(folder: Path, digest: str, name: str = "", by: Author | None = None) -> Approval:
     """Record that the study of this digest may run here; the record that there is, if it was approved before.
 
-    `name` is what the study calls itself, for people.
+    `name` is what the study calls itself, for people; `by` who approves it, whose signature takes the place of an
+    approval without one.
     """
     known = read_approvals(folder)
-    for one in known:
-        if one.digest == digest and one.withdrawn is None:
-            return one
-    approval = Approval(study=name, digest=digest, approved=_now())
-    _write(folder, (*known, approval))
+    there = next((one for one in known if one.digest == digest and one.withdrawn is None), None)
+    if there is not None and (by is None or not by.signs or there.signed is not None):
+        return there
+    now = _now()
+    approval = Approval(study=name, digest=digest, approved=now, by=None if by is None else by.name)
+    if by is not None:
+        approval = approval.model_copy(update={"signed": by.sign(approval.words())})
+    before = (one.model_copy(update={"withdrawn": now}) if one is there else one for one in known)
+    _write(folder, (*before, approval))
     return approval
 
 

@@ -37,8 +37,13 @@ from fedgraft.common.protocol.instructions import (
     Update,
 )
 
-Kind = Literal["answer", "greeting", "update", "secure_aggregation", "refusal", "ping", "error", "settlement"]
-"""What was sent. A settlement was not: it is what people decided after records were lost."""
+Kind = Literal[
+    "answer", "greeting", "update", "secure_aggregation", "refusal", "ping", "error", "settlement", "release"
+]
+"""What was sent. A settlement was not: it is what people decided after records were lost; nor was a release, which is
+what a person decided about an answer that is held."""
+DECISIONS = ("settlement", "release")
+"""Kinds of lines that tell of no message."""
 
 FIRST = Mark(0, "0" * 64)
 """What the first line follows."""
@@ -126,6 +131,10 @@ class EgressLog:
     def note(self, kind: Literal["ping", "error"], words: Mapping[str, Any]) -> None:
         """The same for what is not about a study: constant words alone."""
         self._append(_Line("", 0, kind, "a constant word", words))
+
+    def decided(self, study: str, exchange: int, words: Mapping[str, Any]) -> None:
+        """Put on record what a person decided about a held answer: who, what, and the answer's digest."""
+        self._append(_Line(study, exchange, "release", "a person at the site decided", words))
 
     def settle(self, words: Mapping[str, Any]) -> None:
         """Put on record what people decided about records that were lost, and take the log as it is from now on."""

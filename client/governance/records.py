@@ -15,12 +15,13 @@ from typing import Any
 
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.egress import FIRST, EgressEntry, EgressLog
+from fedgraft.client.governance.release.held_answers import HeldAnswers
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.hash_chain import Mark, Row
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.small_records import small_records
 from fedgraft.client.privacy.masking.used_masks import MaskBook
-from fedgraft.common.base.errors import LedgerError
+from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.protocol.instructions import Code
 
 TakenUp = Callable[[SiteConfig, str], frozenset[int]]
@@ -39,6 +40,7 @@ class _AlreadySaid:
     contexts: set[str] = field(default_factory=set)
     greeted: set[str] = field(default_factory=set)
     small: dict[str, set[str]] = field(default_factory=dict)
+    refused: set[tuple[str, int]] = field(default_factory=set)
 
     def add(self, entry: EgressEntry) -> None:
         """Take in the next line."""
@@ -48,6 +50,8 @@ class _AlreadySaid:
             self.small.setdefault(name, set()).update(words)
         if entry.kind == "greeting":
             self.greeted.add(entry.study)
+        elif entry.kind == "release" and entry.words.get("decision") == "refused":
+            self.refused.add((entry.study, entry.exchange))
         elif entry.kind in _RELEASES:
             self.exchanges.setdefault(entry.study, set()).add(entry.exchange)
             contexts: dict[str, Any] = entry.words.get("contexts", {})
@@ -153,8 +157,19 @@ class Records:
             place = self._config.folder(study) / "progress" / f"{study[:16]}.log"
             told = f"lacks exchange {min(forgotten)}, which was answered or paid"
             yield f"The record of study {study[:12]} {told}: {place}."
+        if forgotten := {at for told, at in self._told.refused if told == study} - _refused(self._config, study):
+            yield f"What people refused to release of study {study[:12]}, exchange {min(forgotten)}, is not on record."
         if study in self._told.greeted and not (self._config.state / "studies" / f"{study}.json").exists():
             yield f"Study {study[:12]} was taken in, and is not among the studies any more."
+
+
+def _refused(config: SiteConfig, study: str) -> set[int]:
+    """The exchanges whose held answers people have refused to release, as the site knows it; none if it is damaged."""
+    try:
+        held = HeldAnswers(config.state, study).all()
+    except InputError:
+        return set()
+    return {one.exchange for one in held if one.decision is not None and one.decision.decision == "refused"}
 
 
 def kept_answers(state: Path) -> set[tuple[str, int]]:

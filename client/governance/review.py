@@ -91,6 +91,7 @@ def review(
         "clusters": study.clusters.description if study.clusters is not None else "",
         "secure_aggregation": _fewest(config) if secure_aggregation else None,
         "secure_aggregation_only": config.policy.secure_aggregation_only,
+        "held": config.policy.release == "hold" and verdict is not None,
         "counts": {"what": _counts(exact=exact, masked=secure_aggregation), "exact": exact},
         "metrics": {
             "split": study.evaluate.split,
@@ -207,6 +208,8 @@ def _leaves(content: dict[str, Any]) -> list[str]:
         lines.append(
             "  nothing in the open, by secure_aggregation_only of the policy: the site refuses studies without masks"
         )
+    if content["held"]:
+        lines.append("  the last of it only once somebody here has signed it (fedgraft site release), by the policy")
     if not content["observer"]:
         lines += [f"  {stage['name']}: {_stage_leaves(stage)}" for stage in content["stages"]]
         lines.append(f"  in all {_bytes(content['bytes_up'])}, besides these counts and metrics:")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedgraft.client.enrolment.config import SiteConfig
 from fedgraft.client.governance.budget import Proposal, guard_of, propose
+from fedgraft.client.privacy.guard.final_step import demand_final_step
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.used_masks import read_pairs
 from fedgraft.client.privacy.policy import EffectivePrivacy, Reason
@@ -33,6 +34,10 @@ _FIXES = {
     Reason.BAD_REQUEST: "The study asks for privacy that makes no sense; tell the coordinator.",
     Reason.DELTA: "The study asks for a smaller delta than that of your ledger; tell the coordinator.",
     Reason.STEPS: "The study takes more steps than steps_max of the policy.",
+    Reason.NOT_AWAITED: "Your policy holds the last that leaves until it is signed, and the study waits for nobody: "
+    "ask the coordinator for rounds.release_wait_h above 0.",
+    Reason.NO_LAST_STEP: "Your policy holds the last that leaves until it is signed, and with early_stopping in the "
+    "last stage that sends nobody can tell beforehand which round that is: ask the coordinator for a study without it.",
     Reason.BUDGET: "The study costs more than epsilon_per_study of the policy; it needs more noise, or fewer steps.",
 }
 _LEDGER_FIX = "The ledger cannot be trusted, so nothing may be released: see fedgraft site budget."
@@ -81,6 +86,10 @@ def judge(config: SiteConfig, study: Study, tags: Tags, patients: int) -> StudyV
         return StudyVerdict(patients, stages, nothing, shows, Code.LEDGER.value, _LEDGER_FIX)
     if first is not None:
         return StudyVerdict(patients, stages, cost, shows, first.refused, first.fix)
+    try:
+        demand_final_step(study, config.policy, tags, guard_of(config, study, patients).asked_in)
+    except Refused as refused:
+        return StudyVerdict(patients, stages, cost, shows, refused.why, _FIXES[Reason(refused.why)])
     if cost.refused:
         return StudyVerdict(patients, stages, cost, shows, Code.BUDGET.value, _WHOLE_FIX)
     if study.secure_aggregation and not _can_mask(config):

@@ -143,16 +143,20 @@ def _rows(
 
 
 def export_model(model: str, to: str, out: Path, site: Path | None) -> None:
-    """Write a model for other programs, and say where. InputError for a form that is not known."""
+    """Write a model for other programs, and say where. InputError as `exported`."""
+    say(f"{exported(model, to, out, site)}: {to}; model.json says how it is to be used")
+    say("Not a medical device: the model was not validated for any use.")
+
+
+def exported(model: str, to: str, out: Path, site: Path | None) -> Path:
+    """Write a model for other programs into the new folder `out`; the folder. InputError for an unknown form."""
     kinds: tuple[Kind, ...] = get_args(Kind)
     kind = next((one for one in kinds if one == to), None)
     if kind is None:
-        raise InputError(f"--to {to}: there is no such form{instead(to, kinds)}.")
+        raise InputError(f"to {to}: there is no such form{instead(to, kinds)}.")
     if kind == "safetensors" and site is not None:
         raise InputError("A site's own entries are no part of the weights' file.", fix="Use --to onnx or torchscript.")
-    written = export(LoadedModel(model, site, everything=True), model, kind, out)
-    say(f"{written}: {to}; model.json says how it is to be used")
-    say("Not a medical device: the model was not validated for any use.")
+    return export(LoadedModel(model, site, everything=True), model, kind, out)
 
 
 def _task(reader: LoadedModel, asked: PredictRequest) -> str:

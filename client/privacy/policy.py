@@ -57,6 +57,11 @@ class SitePolicy(Value):
     supply, before a study is approved: nothing; numbers of patients in bands, those below ten not told from none, and
     in all at most `agreement_answers` answers that differ; or exact numbers. `plugins` lists distributions whose code
     studies may use, each with the digest of its installed files, as `fedgraft site plugins` tells it.
+
+    With `release: hold` the last that leaves of a study waits until somebody at the site has signed that it may
+    (`fedgraft site release`); it can be signed only if the study has cost at most `release_epsilon_max`, and an attack
+    on it by the site's own patients finds members with an AUC whose whole 95 % interval is at most
+    `release_membership_auc_max`.
     """
 
     allow_non_dp: _Switch = False
@@ -90,6 +95,12 @@ class SitePolicy(Value):
     agreement_answers: _Count = 3
     plugins: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default={})
 
+    release: Literal["automatic", "hold"] = "automatic"
+    persons: Literal["optional", "required"] = "optional"
+    """With `required` approvals and releases count only with the signature of a person of the site."""
+    release_membership_auc_max: Annotated[float, Field(ge=0.5, le=1, strict=True)] | None = None
+    release_epsilon_max: _Positive | None = None
+
     @field_validator("plugins")
     @classmethod
     def _as_packaging_compares(cls, plugins: dict[str, str]) -> dict[str, str]:
@@ -101,6 +112,13 @@ class SitePolicy(Value):
             raise ValueError("epsilon_per_study is larger than epsilon_lifetime")
         if self.secure_aggregation_only and self.agreement != "none":
             raise ValueError("agreement lets counts leave in the open, and secure_aggregation_only nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_of_what_is_held(self) -> SitePolicy:
+        limits = (self.release_membership_auc_max, self.release_epsilon_max)
+        if self.release != "hold" and limits != (None, None):
+            raise ValueError("release_membership_auc_max and release_epsilon_max are for release: hold")
         return self
 
     def subgroups_of(self, study: Study) -> tuple[Subgroup, ...]:
@@ -189,6 +207,8 @@ class Reason(StrEnum):
     DELTA = "delta"
     STEPS = "steps"
     BUDGET = "budget"
+    NOT_AWAITED = "release_not_awaited"
+    NO_LAST_STEP = "release_early_stopping"
 
 
 def read_policy(path: Path) -> SitePolicy:

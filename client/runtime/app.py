@@ -14,7 +14,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedgraft.client.agreement.answering import GROUNDS, answer_study, demand_agreed
-from fedgraft.client.governance.approval import is_approved, what_is_wrong
+from fedgraft.client.governance.approval import what_is_wrong
 from fedgraft.client.governance.pending_studies import keep_pending
 from fedgraft.client.governance.plugins import demand_named, demand_plugins, only_listed
 from fedgraft.client.privacy.guard.refused import Refused
@@ -153,14 +153,14 @@ def _asked(hello: Hello, policy: SitePolicy) -> Study:
 def _supply(study: Study, session: Session, hello: Hello) -> SiteAnswer:  # noqa: ARG001 - as `_greet` has it
     session.records.demand(study.digest)
     demand_plugins(session.config.policy, study)
-    if not is_approved(session.home, study.digest):
+    if not session.approves(study.digest):
         keep_pending(session.home, study)
     return answer_study(session.config, study)
 
 
 def _greet(study: Study, session: Session, hello: Hello) -> Greeting:
     session.records.demand(study.digest)
-    if not is_approved(session.home, study.digest):
+    if not session.approves(study.digest):
         keep_pending(session.home, study)
         raise Refused(Code.NOT_APPROVED, what_is_wrong(session.home) or f"study {study.digest}")
     pin, begun = hello.pins.get(session.config.name), exchanges_of(session.config, study.digest)
@@ -210,14 +210,14 @@ def _carry_out(instruction: Instruction, session: Session) -> Answer:
     _refuse_faults(session)
     session.records.demand(instruction.study)
     # Asked every time: a site may take an approval back.
-    if not is_approved(session.home, instruction.study):
+    if not session.approves(instruction.study):
         raise Refused(Code.NOT_APPROVED, what_is_wrong(session.home) or f"study {instruction.study}")
     site = session.known(instruction.study)
     if site is None:
         return Refusal(instruction.exchange, Code.UNKNOWN_STUDY)
     answer = site.visit(instruction)
     # Once more: work takes hours, and what people at the site have changed meanwhile they mean for its answer too.
-    if session.stale or not is_approved(session.home, instruction.study):
+    if session.stale or not session.approves(instruction.study):
         raise Refused(
             Code.POLICY, "the site's file, or the approval, has changed during the work: nothing of it leaves"
         )

@@ -15,17 +15,22 @@ from fedgraft.client.data.cohorts.splits import TiedSplits
 from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import SiteConfig, read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.client.governance.approval import is_approved
 from fedgraft.client.governance.egress import EgressLog
 from fedgraft.client.governance.plugins import demand_plugins, demand_readers
 from fedgraft.client.governance.records import Records
+from fedgraft.client.governance.release.held_answers import HeldAnswers
+from fedgraft.client.privacy.guard.final_step import final_exchange
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.runtime.log import close, site_log
 from fedgraft.client.runtime.site import Site
+from fedgraft.client.runtime.visit.hold import ReleaseHold
 from fedgraft.client.runtime.visit.progress import progress_file, taken_up
 from fedgraft.client.training.model.local_model import LocalModel, NoGpu, device_named
 from fedgraft.common.base.errors import FedgraftError, InputError
+from fedgraft.common.identity.person_book import PersonBook
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.protocol.routing import requires_source
 from fedgraft.common.study.study import Study, parse_study
@@ -55,6 +60,10 @@ class Session:
     def stale(self) -> bool:
         """Whether the file has changed since it was read, so that its policy may be another one."""
         return _stamp(self.path) != self._stamp
+
+    def approves(self, digest: str) -> bool:
+        """Whether people here have approved the study, by their signature if policy asks for that."""
+        return is_approved(self.home, digest, by_person=self.config.policy.persons == "required")
 
     def site(self, study: Study) -> Site:
         """The site in this study, with its cohort. Raises Refused or FedgraftError if it cannot take part."""
@@ -94,7 +103,8 @@ class Session:
             cohort = replace(cohort, source=load_cohort(config.name, config.source, wanted, beside))
         guard = None if config.observer else _guard(study, config, cohort)
         model = self._models.of(study, _device(config), config.threads)
-        return Site(study, cohort, model, place.state, guard, _sealer(study, config), sync=config.sync)
+        hold = None if guard is None else _hold(study, self, guard, model)
+        return Site(study, cohort, model, place.state, guard, _sealer(study, config), hold=hold, sync=config.sync)
 
 
 class Models:
@@ -178,6 +188,13 @@ def _guard(study: Study, config: SiteConfig, cohort: Cohort) -> PrivacyGuard:
         witness=config.witness,
         patients_known=config.cohort.knows_patients,
     )
+
+
+def _hold(study: Study, session: Session, guard: PrivacyGuard, model: LocalModel) -> ReleaseHold:
+    """What keeps the last that leaves; also where policy holds nothing now, since what was refused stays refused."""
+    policy, held = session.config.policy, HeldAnswers(session.config.state, study.digest)
+    final = final_exchange(study, model.tags, guard.asked_in) if policy.release == "hold" else None
+    return ReleaseHold(held, final, PersonBook(session.home) if policy.persons == "required" else None)
 
 
 def _sealer(study: Study, config: SiteConfig) -> Sealer | None:

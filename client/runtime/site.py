@@ -18,6 +18,7 @@ from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.visit.admission import Admission, Turn
 from fedgraft.client.runtime.visit.choice import receive
 from fedgraft.client.runtime.visit.evaluation import evaluate, released
+from fedgraft.client.runtime.visit.hold import ReleaseHold
 from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.runtime.visit.personal import Personal
 from fedgraft.client.runtime.visit.progress import Progress, progress_file
@@ -28,7 +29,9 @@ from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.disk import DISK_FULL
 from fedgraft.common.base.errors import ENDS, FedgraftError
 from fedgraft.common.methods.memory.carried import up_shapes
-from fedgraft.common.metrics.sums.task_metrics import TaskSums, arrays_of
+from fedgraft.common.metrics.plugged import sums_of_arrays
+from fedgraft.common.metrics.subgroups import names_of
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, arrays_of, sums_from
 from fedgraft.common.privacy.accountant import Spend
 from fedgraft.common.protocol.choosing import choices
 from fedgraft.common.protocol.instructions import Answer, Arrays, Code, Greeting, Instruction, Refusal, Update
@@ -52,7 +55,8 @@ class Site:
     """One hospital in one study.
 
     `guard` stands for the site's policy and ledger. Without one the site is an observer: its data are public, it
-    evaluates models and is never asked to train. `sealer` masks all answers to a study with secure aggregation.
+    evaluates models and is never asked to train. `sealer` masks all answers to a study with secure aggregation. `hold`
+    keeps the last that leaves for a person to decide on; without one nothing waits.
     """
 
     def __init__(  # noqa: PLR0913 - all that a site is made of
@@ -64,12 +68,14 @@ class Site:
         guard: PrivacyGuard | None,
         sealer: Sealer | None = None,
         *,
+        hold: ReleaseHold | None = None,
         sync: bool = True,
     ) -> None:
         self.name = cohort.name
         self._study = study
         self._guard = guard
         self._sealer = sealer
+        self._hold = hold
         keep = guard is None or guard.keeps_features
         self._place = Workplace(study, cohort, local_model, folder, keep_features=keep)
         self._log = site_log(folder)
@@ -77,13 +83,15 @@ class Site:
         self._local_state = LocalState(folder / "local_state" / study.digest)
         self._personal = Personal(folder / "local_state" / study.digest)
         self._progress = Progress(progress_file(folder, study.digest), sync=sync)
-        self._admission = Admission(study, self._progress, self._local_state, guard, sealer)
+        self._admission = Admission(study, self._progress, self._begin_anew, guard, sealer)
 
     def greet(self) -> Greeting:
         """Who this site is and what it has, as counts. Raises Refused if its policy rules the study out.
 
         Under secure aggregation, where weights are hidden, counts are too.
         """
+        if self._hold is not None:
+            self._hold.demand_not_refused()
         if self._guard is not None:
             self._guard.admit(self._place.local_model.tags)
             if self._place.source is None and not self._guard.is_source and requires_source(self._study):
@@ -137,13 +145,28 @@ class Site:
         return self._guard.grounds(stage, tags) + also
 
     def _visit(self, instruction: Instruction) -> Answer:
-        """Admit, receive, evaluate, work, seal."""
+        """Admit, receive, evaluate, work, hold where policy says so, seal."""
+        if self._hold is not None:
+            self._hold.demand_decided()
         turn = self._admission.admit(instruction)
         before = self._local_state.before(turn.exchange)
         taken = receive(self._place, turn, before)
+        if self._hold is not None and (released := self._hold.signed(turn.exchange)) is not None:
+            return self._seal(turn, released, self._sums(released))
         metrics = evaluate(self._place, turn, before, shows=self._shows_metrics)
         update = self._work(turn, before) if turn.work else self._end(turn, before)
-        return self._seal(turn, replace(update, cluster=taken), metrics)
+        update = replace(update, cluster=taken)
+        if metrics:
+            update = replace(update, metrics={task: arrays_of(sums) for task, sums in metrics.items()})
+        if self._hold is not None and self._hold.holds(turn.exchange):
+            self._hold.hold(self._study, turn.step, update, self._place.received.entries, self.grounds(instruction))
+        return self._seal(turn, update, metrics)
+
+    def _begin_anew(self) -> None:
+        """A new course of the study begins: what the one before has left is put away."""
+        self._local_state.set_aside()
+        if self._hold is not None:
+            self._hold.begin_anew()
 
     def _work(self, turn: Turn, before: Arrays) -> Update:
         """Do the stage's work, and keep what stays.
@@ -212,31 +235,41 @@ class Site:
         return update
 
     def _seal(self, turn: Turn, update: Update, metrics: Mapping[str, TaskSums]) -> Answer:
-        """The answer as it leaves: masked if the study says so, with figures only if policy shows them."""
-        if self._sealer is not None and turn.accepted is not None:
-            summands: dict[str, Summands] = {}
-            groups = turn.instruction.groups
-            assert groups is not None
-            if TENSORS in turn.accepted.parts:
-                summands[TENSORS] = tensor_summands(update, turn.stage, self._place.local_model.tags)
-            if METRICS in turn.accepted.parts and metrics:
-                whole = with_all_groups(metrics, self._study) if self._is_last(turn) else metrics
-                own = metric_summands(whole, update.train, self._study.evaluate.floor, self._study)
-                summands[METRICS] = replace(own, arrays=brought_in(own.arrays, len(groups.parts[METRICS])))
-            received = self._place.local_model.digests.of(self._place.received.everything)
-            try:
-                sealed = self._sealer.seal(turn.instruction, turn.accepted, summands, received)
-            except OutOfRange:
-                if TENSORS not in summands or privacy_request(turn.stage) is not None:
-                    raise
-                self._log.exception("exchange %d: too large for the sum, so nothing is put into it", turn.exchange)
-                zeros = {key: np.zeros_like(array) for key, array in summands[TENSORS].arrays.items()}
-                summands[TENSORS] = Summands(zeros, {})
-                sealed = self._sealer.seal(turn.instruction, turn.accepted, summands, received)
-            return replace(sealed, spent=update.spent)
-        if not self._shows_metrics:
+        """The answer as it leaves: masked if the study says so, then with `metrics` in sums of their own."""
+        if self._sealer is None or turn.accepted is None:
             return update
-        return replace(update, metrics={task: arrays_of(sums) for task, sums in metrics.items()})
+        summands: dict[str, Summands] = {}
+        groups = turn.instruction.groups
+        assert groups is not None
+        if TENSORS in turn.accepted.parts:
+            summands[TENSORS] = tensor_summands(update, turn.stage, self._place.local_model.tags)
+        if METRICS in turn.accepted.parts and metrics:
+            whole = with_all_groups(metrics, self._study) if self._is_last(turn) else metrics
+            own = metric_summands(whole, update.train, self._study.evaluate.floor, self._study)
+            summands[METRICS] = replace(own, arrays=brought_in(own.arrays, len(groups.parts[METRICS])))
+        received = self._place.local_model.digests.of(self._place.received.everything)
+        try:
+            sealed = self._sealer.seal(turn.instruction, turn.accepted, summands, received)
+        except OutOfRange:
+            if TENSORS not in summands or privacy_request(turn.stage) is not None:
+                raise
+            self._log.exception("exchange %d: too large for the sum, so nothing is put into it", turn.exchange)
+            zeros = {key: np.zeros_like(array) for key, array in summands[TENSORS].arrays.items()}
+            summands[TENSORS] = Summands(zeros, {})
+            sealed = self._sealer.seal(turn.instruction, turn.accepted, summands, received)
+        return replace(sealed, spent=update.spent)
+
+    def _sums(self, update: Update) -> dict[str, TaskSums]:
+        """The metric sums of a held answer that is to be masked, by task."""
+        if self._sealer is None:
+            return {}
+        more, tasks, groups = self._study.evaluate.metrics, self._study.tasks_by_name, names_of(self._study)
+        return {
+            name: sums_from(tasks[groups[name]], arrays)
+            if name in groups
+            else sums_of_arrays(more, tasks[name], arrays)
+            for name, arrays in update.metrics.items()
+        }
 
     def _is_last(self, turn: Turn) -> bool:
         return turn.exchange == last_exchange(self._study)

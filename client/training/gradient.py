@@ -73,6 +73,9 @@ def _train(
     if not groups or (len(groups[0]) < 2 and trains_norm_statistics(local_model, changes)):
         raise TooFewCases
     local_model.model.freeze(changes, fixed_norm_stats=not trains_norm_statistics(local_model, changes))
+    for parameter in local_model.parameters.values():
+        if not parameter.requires_grad:  # a method that looks at gradients must not find those of other steps
+            parameter.grad = None
     if not local_model.model.training:
         local_model.model.train()
     optimiser = optimiser_for(local_model, spec, changes)
@@ -84,7 +87,8 @@ def _train(
     body = loader.body(local_model.model)
     with dropout_seeded(local_model, derive(round_context.seed, "dropout")):
         for step, pair in enumerate(pairs(loader, groups, spec, round_context)):
-            progress = (round_context.round - 1 + step / len(groups)) / round_context.rounds
+            counted = step // ahead.length / (len(groups) // ahead.length)
+            progress = (round_context.round - 1 + counted) / round_context.rounds
             if spec.schedule != "constant" or spec.warmup:
                 factor = rate_factor(spec, progress)
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):

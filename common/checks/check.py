@@ -226,8 +226,6 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "distances" and local.private is not None:
         yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
-    if local.of == "distances" and study.split.val == 0:
-        yield "local.of: distances are those of validation images, and split.val is 0; give val a share"
     yield from _survival(study, stage, local)
     if local.of in _HEADS:
         yield from _other_kinds(study, stage, local)

@@ -49,6 +49,12 @@ def pinned(study: Study) -> Study:
     return study.model_copy(update={"plugins": (*study.plugins, *new)}) if new else study
 
 
+def renamed_code(study: Study, before: Study) -> Study:
+    """A changed study that names the code that it uses: of what `before` used and it does not, no longer."""
+    gone = set(plugins_of(before)) - set(plugins_of(study))
+    return pinned(study.model_copy(update={"plugins": tuple(one for one in study.plugins if one not in gone)}))
+
+
 def read_pinned(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Study, str | None]:
     """As `find_study`, for a simulation: `pinned`."""
     study, scenario = find_study(path, overrides)

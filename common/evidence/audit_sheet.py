@@ -20,7 +20,7 @@ def audit_in_words(audit: Mapping[str, Any]) -> list[str]:
         "Can it be told who was in training?",
     ]
     for row in audit["membership"]:
-        lines += list(_membership(row))
+        lines += list(membership_in_words(row))
     lines += [
         "",
         "Does a patient come back from the first update that left?",
@@ -43,7 +43,8 @@ def verdict(row: Mapping[str, Any]) -> str:
     )
 
 
-def _membership(row: Mapping[str, Any]) -> Iterator[str]:
+def membership_in_words(row: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of one attack on who was in training."""
     yield f"  {row['target']}, {row['attack']}: {verdict(row)}"
     if NOT_TESTED not in row:
         yield f"    AUC {row['auc']:.2f} ({_range(row['auc_interval'])}); chance is 0.50"

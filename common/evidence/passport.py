@@ -6,13 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.evidence.audit_sheet import NOT_TESTED, verdict
 from fedgraft.common.evidence.signed_parts import Document, parse_document, read_document
 from fedgraft.common.identity.keys import is_fingerprint_of
+from fedgraft.common.identity.persons import Signed, approval_words, fingerprint_of, release_words
 
-PARTS = ("study", "code", "egress", "ledger", "audit", "refusals")
+PARTS = ("study", "code", "egress", "releases", "ledger", "audit", "refusals")
 
 
 def read_passport(path: Path) -> Document:
@@ -31,6 +34,7 @@ def passport_faults(document: Document) -> tuple[str, ...]:
     if document.content("study").get("digest") != head.study:
         found.append("part study is of another study than head")
     found += _sheet_faults(document)
+    found += _signature_faults(document)
     if not found and not _can_be_read(document):
         found.append("its parts do not say what those of a passport say")
     return tuple(found)
@@ -67,13 +71,51 @@ def _sheet_faults(document: Document) -> Iterator[str]:
         yield "the sheet in part audit is of another site or study"
 
 
+def _signature_faults(document: Document) -> Iterator[str]:
+    """Signatures of persons that are not over what the passport says was signed."""
+    study = document.content("study")
+    try:
+        digest = str(study["digest"])
+        signed = [("part study: the approval", study.get("approval_signed"), approval_words(digest, study["approved"]))]
+        signed += [
+            (f"part releases: exchange {one['exchange']}", one["signed"], release_words(digest, one["exchange"], one))
+            for one in document.content("releases")["decided"]
+        ]
+    except (KeyError, TypeError, AttributeError):
+        yield "its parts do not say what those of a passport say"
+        return
+    for what, signature, words in signed:
+        if signature is not None and not _holds(signature, words):
+            yield f"{what} is not signed by the person that it names"
+
+
+def _holds(signature: Any, words: Mapping[str, Any]) -> bool:
+    try:
+        return Signed.model_validate(signature).holds(words)
+    except ValidationError:
+        return False
+
+
+def _approved(study: Mapping[str, Any]) -> str:
+    if not study["approved"]:
+        return "not on record"
+    return f"{study['approved']}, by {_person(study['approved_by'], study['approval_signed'])}"
+
+
+def _person(by: str | None, signature: Mapping[str, Any] | None) -> str:
+    """Who decided, and by which key."""
+    if signature is None:
+        return f"{by or 'nobody named'}, not signed"
+    return f"{signature['name']}, signed with {fingerprint_of(signature['key'])}"
+
+
 def passport_in_words(document: Document) -> list[str]:
     """The lines that a person reads."""
     head, egress = document.head(), document.content("egress")
     study, code, ledger = (document.content(name) for name in ("study", "code", "ledger"))
     lines = [
         f"Passport of site {head.site} for study {study['name']} ({head.study}), made {head.made}",
-        f"Approved at the site: {study['approved'] or 'not on record'}",
+        f"Approved at the site: {_approved(study)}",
         f"Code: fedgraft {code['fedgraft']}, digest {code['digest'][:12]}; plug-ins: {_pairs(code['plugins'])}",
         "What left:",
         *(
@@ -82,6 +124,7 @@ def passport_in_words(document: Document) -> list[str]:
         ),
         f"  on the grounds: {'; '.join(egress['grounds']) or 'none'}",
     ]
+    lines += list(releases_in_words(document.content("releases")))
     lines.append(f"Privacy: {ledger_in_words(ledger)}")
     sheet = sheet_of(document)
     if sheet is None:
@@ -92,6 +135,19 @@ def passport_in_words(document: Document) -> list[str]:
     refused = document.content("refusals")
     lines.append(f"Refused: instructions {_pairs(refused['instructions'])}; charges {_pairs(refused['charges'])}")
     return lines
+
+
+def releases_in_words(releases: Mapping[str, Any]) -> Iterator[str]:
+    """Who let the last that leaves go, from a passport's part; a line each."""
+    for one in releases["decided"]:
+        what = "released" if one["decision"] == "signed" else "NOT released"
+        who = _person(one["by"], one["signed"])
+        yield f"Answer {one['digest'][:12]} to exchange {one['exchange']}: {what} by {who}, {one['at']}"
+    for exchange in releases["waiting"]:
+        yield f"The answer to exchange {exchange} waits for a person's decision"
+    if not releases["decided"] and not releases["waiting"]:
+        held = releases["policy"] == "hold"
+        yield "Released: nothing was held" + (" yet, though policy holds the last that leaves" if held else "")
 
 
 def ledger_in_words(ledger: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from fedgraft.common.identity.keys import NodeKey, fingerprint, load_node_public
 
 HEAD = "head"
 _FIRST = "0" * 64
-Kind = Literal["audit", "passport"]
+Kind = Literal["audit", "passport", "release_audit"]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

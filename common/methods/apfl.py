@@ -47,6 +47,8 @@ class APFL(Method[Own, NoState]):
     summary: ClassVar[str] = "FedAvg beside a model of each site's own, mixed into its answers (Deng et al. 2020)"
     own_state: ClassVar[type[State]] = Own
     not_private: ClassVar[str] = "its steps take two gradients of the same cases, of which only one would be clipped"
+    not_heads_first: ClassVar[str] = ""
+    not_ahead: ClassVar[str] = "the site's own model would take a step with each of them, and none is taken back"
 
     @property
     def description(self) -> str:

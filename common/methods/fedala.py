@@ -47,6 +47,8 @@ class FedALA(Method[Mix, NoState]):
     summary: ClassVar[str] = "FedAvg whose sites begin with a learnt mix of the common model and theirs (Zhang et al.)"
     own_state: ClassVar[type[State]] = Mix
     not_private: ClassVar[str] = "the mix is learnt from the site's cases without noise"
+    not_heads_first: ClassVar[str] = ""
+    not_ahead: ClassVar[str] = ""
 
     @property
     def description(self) -> str:

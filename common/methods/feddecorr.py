@@ -36,6 +36,8 @@ class FedDecorr(Method[NoState, NoState]):
     sees_features: ClassVar[bool] = True
     per_batch: ClassVar[bool] = True
     not_private: ClassVar[str] = "it compares the cases of a batch, so no case has a gradient of its own to be clipped"
+    not_heads_first: ClassVar[str] = ""
+    not_ahead: ClassVar[str] = ""
 
     @property
     def description(self) -> str:

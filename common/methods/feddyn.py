@@ -50,6 +50,8 @@ class FedDyn(Method[Slopes, Slopes]):
     own_state: ClassVar[type[State]] = Slopes
     common_state: ClassVar[type[State]] = Slopes
     not_private: ClassVar[str] = ""
+    not_heads_first: ClassVar[str] = ""
+    not_ahead: ClassVar[str] = ""
 
     @property
     def description(self) -> str:

@@ -63,6 +63,8 @@ class FedProto(Method[NoState, Prototypes]):
     per_batch: ClassVar[bool] = True
     common_state: ClassVar[type[State]] = Prototypes
     not_private: ClassVar[str] = "sums of features by class would leave without noise"
+    not_heads_first: ClassVar[str] = ""
+    not_ahead: ClassVar[str] = ""
 
     @property
     def description(self) -> str:

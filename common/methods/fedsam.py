@@ -30,6 +30,8 @@ class FedSAM(Method[NoState, NoState]):
 
     summary: ClassVar[str] = "FedAvg by sharpness-aware steps, which end in flat places (Qu et al. 2022)"
     not_private: ClassVar[str] = "its steps take two gradients of the same cases, of which only one would be clipped"
+    not_heads_first: ClassVar[str] = ""
+    not_ahead: ClassVar[str] = ""
 
     @property
     def description(self) -> str:

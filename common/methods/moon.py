@@ -48,6 +48,8 @@ class Moon(Method[Previous, NoState]):
     per_batch: ClassVar[bool] = True
     own_state: ClassVar[type[State]] = Previous
     not_private: ClassVar[str] = "its loss beside the labels' is not built for gradients of single cases"
+    not_heads_first: ClassVar[str] = ""
+    not_ahead: ClassVar[str] = ""
 
     @property
     def description(self) -> str:

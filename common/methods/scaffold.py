@@ -55,6 +55,8 @@ class Scaffold(Method[Variates, Variates]):
     common_state: ClassVar[type[State]] = Variates
     travels: ClassVar[str] = "the coordinator's control variates come down"
     not_private: ClassVar[str] = "control variates are not built for private work; leave them out, or use feddyn"
+    not_heads_first: ClassVar[str] = ""
+    not_ahead: ClassVar[str] = ""
 
     @property
     def description(self) -> str:

@@ -4,7 +4,8 @@ An entry point of the group `fedgraft.metrics` is a class, made without argument
 for, `better` is "higher", "lower" or "near_0", and `low` and `high` are the ends of its values. `cases(outputs,
 targets)` gives what each case adds, (n, numbers), every number within `adds`; `value(sums)` makes the metric of the
 sums (numbers,) over any cases, None where it is not defined. Outputs and targets are those of cases that are known:
-logits (n, classes) and classes (n,); logits (n, labels) and 1, 0 or NaN; values (n,) in their unit.
+logits (n, classes) and classes (n,); logits (n, labels) and 1, 0 or NaN; values (n,) in their unit; logits (n, H, W)
+and masks of True and False. Masks are shown batch by batch, since all of them together would not fit into memory.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgraft.common.base.errors import ENDS, FedgraftError, InputError
-from fedgraft.common.metrics.sums.task_metrics import TaskSums
+from fedgraft.common.metrics.sums.mask_metrics import COLUMNS
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, parted, sums_from
+from fedgraft.common.metrics.support import is_exact
 from fedgraft.common.metrics.table import TABLE, Better, Metric
 from fedgraft.common.plugins.registry import Kind, load
 from fedgraft.common.study.tasks import AnyTask
 
 Floats = NDArray[np.float64]
-_KINDS = ("multiclass", "multilabel", "regression")
+_KINDS = ("multiclass", "multilabel", "regression", "segmentation")
 _SLACK = 1e-9
 
 
@@ -59,6 +62,8 @@ class PluggedMetric:
 
     def numbers(self, task: AnyTask) -> int:
         """How many sums it has of this task: of no cases it has as many."""
+        if task.kind == "segmentation":
+            return int(self.cases(np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.bool_)).shape[1])
         shape = (0,) if task.kind == "regression" else (0, task.outputs)
         targets = np.zeros(0, np.int64) if task.kind == "multiclass" else np.zeros(shape)
         return int(self.cases(np.zeros(shape), targets).shape[1])
@@ -110,17 +115,38 @@ def with_more(
 ) -> TaskSums:
     """The sums together with those of the plug-ins' metrics that are for the task."""
     there = _known(task, targets)
-    more = {
-        one.metric.name: one.cases(outputs[there], targets[there]).sum(axis=0)
-        for one in map(plugged_metric, names)
-        if task.kind in one.metric.tasks
-    }
+    if task.kind == "segmentation":
+        rows = outputs[there, len(COLUMNS) :].sum(axis=0)
+        ends = np.cumsum([one.numbers(task) for one in asked_of(names, task)])
+        parts = np.split(rows, ends[:-1]) if len(ends) else []
+        return replace(sums, more=dict(zip((o.metric.name for o in asked_of(names, task)), parts, strict=True)))
+    more = {one.metric.name: one.cases(outputs[there], targets[there]).sum(axis=0) for one in asked_of(names, task)}
     return replace(sums, more=more)
+
+
+def asked_of(names: tuple[str, ...], task: AnyTask) -> list[PluggedMetric]:
+    """Those of these metrics that are for the task, in their order."""
+    return [one for one in map(plugged_metric, names) if task.kind in one.metric.tasks]
+
+
+def more_of_masks(
+    names: tuple[str, ...], task: AnyTask, logits: NDArray[Any], targets: NDArray[Any]
+) -> NDArray[np.float64]:
+    """What images add to the plug-ins' metrics of a task of masks, (N, numbers of all together); NaN if not known.
+
+    These columns go behind those of `mask_rows`, where `with_more` finds them.
+    """
+    there, asked = targets[:, 0, 0] >= 0, asked_of(names, task)
+    rows = np.full((len(logits), sum(one.numbers(task) for one in asked)), np.nan)
+    if asked and there.any():
+        shown = logits[there], targets[there] == 1
+        rows[there] = np.concatenate([one.cases(*shown) for one in asked], axis=1)
+    return rows
 
 
 def read_more(names: tuple[str, ...], task: AnyTask, sums: TaskSums, arrays: Mapping[str, NDArray[Any]]) -> TaskSums:
     """The same, from what a site has sent. InputError for what no cases could have added up to."""
-    asked = {one.metric.name: one for one in map(plugged_metric, names) if task.kind in one.metric.tasks}
+    asked = {one.metric.name: one for one in asked_of(names, task)}
     if set(arrays) != set(asked):
         raise InputError(f"Metric sums: {sorted(arrays)} are not those of {sorted(asked)}.")
     for name, one in asked.items():
@@ -133,6 +159,16 @@ def read_more(names: tuple[str, ...], task: AnyTask, sums: TaskSums, arrays: Map
     return replace(sums, more={name: np.asarray(arrays[name], np.float64) for name in asked})
 
 
+def sums_of_arrays(names: tuple[str, ...], task: AnyTask, arrays: Mapping[str, NDArray[Any]]) -> TaskSums:
+    """The sums of one task from all arrays that are sent of it; those of plug-ins where exact figures are shown at all.
+
+    InputError for what no cases could have added up to.
+    """
+    own, more = parted(arrays)
+    sums = sums_from(task, own)
+    return read_more(names, task, sums, more) if names and is_exact(sums) else sums
+
+
 def values_of(sums: TaskSums) -> dict[str, float | None]:
     """All metrics by name, those of plug-ins too, plus `n`."""
     return {**sums.values(), **{name: plugged_metric(name).value(own) for name, own in sums.more.items()}}
@@ -140,4 +176,4 @@ def values_of(sums: TaskSums) -> dict[str, float | None]:
 
 def _known(task: AnyTask, targets: NDArray[Any]) -> NDArray[np.bool_]:
     known: NDArray[np.bool_] = targets >= 0 if task.kind == "multiclass" else ~np.isnan(targets)
-    return np.asarray(known.reshape(len(known), -1).any(axis=1))
+    return np.asarray(known.reshape(len(known), math.prod(known.shape[1:])).any(axis=1))

@@ -24,7 +24,7 @@ from fedgraft.common.models.model import (
 )
 from fedgraft.common.models.provenance import Provenance, learnt, pretrained
 from fedgraft.common.models.weights import KeyReport, fit
-from fedgraft.common.plugins.registry import version_here
+from fedgraft.common.plugins.registry import SESSION, version_here
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.model_spec import ENSEMBLE, Teacher
 from fedgraft.common.study.plan import Stage
@@ -81,6 +81,8 @@ def _demand_named(plan: Blueprint) -> None:
     for plugin in plan.plugins:
         if (here := version_here(plugin)) != plugin.version:
             fix = "Give that file with --plugin." if plugin.is_local else f"pip install {plugin}"
+            if plugin.distribution.startswith(SESSION):
+                fix = "It was typed in a session: use it there (run.export, run.model), or train with it in a file."
             raise InputError(f"The model needs {plugin}, and here is {here or 'none'}.", fix=fix)
     for plugin in plugins_behind(plan.base_models or (plan.backbone,)):
         if plugin not in plan.plugins:

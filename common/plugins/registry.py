@@ -65,7 +65,13 @@ _digests: dict[str, str] = {}
 
 
 def register(kind: Kind, name: str, thing: object) -> None:
-    """Let `thing` be found under this name in this process; again under the same name it takes the old one's place."""
+    """Let `thing` be found under this name in this process; again under the same name it takes the old one's place.
+
+    A file that was tried out with this, and has gone into a distribution whose entry point names the same, is that
+    distribution's and no second one.
+    """
+    if any(point.name == name and point.module == _caller().get("__name__") for point in _points(kind)):
+        return
     whose = _loading[-1] if _loading else _whose(_caller(), name, thing)
     _registered[kind, name] = PluginSource(name, whose, lambda: thing)
 

@@ -71,6 +71,10 @@ class Code(StrEnum):
     """The site does not mask with the sites that it was named."""
     MASK_REUSED = "mask_reused"
     """The site has masked under this number before, or has been greeted for another run since."""
+    HELD = "held"
+    """What the site would answer waits for a person there, who may let it go; asked again later it may be there."""
+    RELEASE_REFUSED = "release_refused"
+    """People at the site have decided that what the study would have is not let go: the study is over there."""
     # Said by the coordinator of a site, never by a site:
     DEADLINE = "deadline"
     UNREACHABLE = "unreachable"

@@ -14,14 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.metrics.plugged import asked_of, read_more, values_of
 from fedgraft.common.metrics.shown import shown
 from fedgraft.common.metrics.subgroups import names_of
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.metrics.sums.score_histogram import Counts, ScoreHistogram
 from fedgraft.common.metrics.sums.task_metrics import (
+    MORE,
     TaskSums,
     add,
+    parted,
     sums_from,
     usual,
     zero,
@@ -33,6 +36,7 @@ from fedgraft.common.secure_aggregation.masking import FEWEST
 from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import Mean, ServerOptimiser
 from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import AnyTask
 
 TENSORS, METRICS = "tensors", "metrics"
 """The two parts of a masked reply; each opens by itself."""
@@ -123,11 +127,18 @@ def metric_summands(
         if task in groups:
             arrays |= {f"{task}/{key}": array for key, array in whole.items()}
             continue
-        values = own.values() if support(own).effective >= floor else {}
+        whole |= _of_plugins(own, study, study.tasks_by_name[task]) if study else {}
+        values = values_of(own) if support(own).effective >= floor else {}
         told = [values.get(key) for key in (shown(study, task).names if study else usual(own))]
         whole[_MEANS] = np.array([[0.0 if v is None else v, 0.0 if v is None else 1.0] for v in told])
         arrays |= {f"{task}/{key}": array for key, array in whole.items()}
     return Summands(arrays, {})
+
+
+def _of_plugins(sums: TaskSums, study: Study, task: AnyTask) -> dict[str, np.ndarray]:
+    """The sums of plug-ins' metrics, in the shape that the study alone decides."""
+    asked = asked_of(study.evaluate.metrics, task)
+    return {MORE + one.metric.name: sums.more.get(one.metric.name, np.zeros(one.numbers(task))) for one in asked}
 
 
 def with_all_groups(sums: Mapping[str, TaskSums], study: Study) -> dict[str, TaskSums]:
@@ -172,6 +183,7 @@ def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
         asked = study.tasks_by_name[task]
         own = {key.partition("/")[2]: array for key, array in sums.items() if key.partition("/")[0] == name}
         means, grid = own.pop(_MEANS, None), own.pop("scores", None)
+        own, more = parted(own)
         floats = {key for key, array in zero(asked).arrays().items() if array.dtype.kind == "f"}
         plain = {key: array if key in floats else _counts(array) for key, array in own.items()}
         if grid is not None:
@@ -185,7 +197,8 @@ def pooled_metrics(sums: Arrays, study: Study) -> dict[str, Pooled]:
         macro = {
             key: float(t / sites[key]) if sites[key] >= FEWEST else None for key, t in zip(told, total, strict=True)
         }
-        found[name] = Pooled(sums_from(asked, plain), macro, sites)
+        pooled, names = sums_from(asked, plain), study.evaluate.metrics
+        found[name] = Pooled(read_more(names, asked, pooled, more) if names else pooled, macro, sites)
     return found
 
 

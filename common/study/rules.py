@@ -15,6 +15,8 @@ _LARGEST_CHANGE = 10.0
 _QUORUM, _FEWEST = 0.5, 2
 """What must answer in a study that does not say so: this share of the sites, and of several at least so many."""
 
+RELEASE_WAIT_H = 72.0
+"""So many hours a study waits for people who release what is held, if it does not say: over a weekend."""
 
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
 
@@ -29,12 +31,16 @@ class RoundRules(Value):
     norm of a site's change of the model relative to the model's own norm; 10 if absent. In a study with secure
     aggregation, where nobody sees a site's change, it cannot be given, and the bound of 10 holds for the aggregated
     change.
+
+    `release_wait_h` is how many hours the run waits for the people of sites whose policy says `release: hold`, in the
+    exchange that such a site holds. With 0 it waits for nobody, and these sites take no part.
     """
 
     quorum: Annotated[float, Field(gt=0, le=1)] | None = None
     min_sites: Annotated[int, Field(ge=1)] | None = None
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     max_change: Annotated[float, Field(gt=0)] | None = None
+    release_wait_h: Annotated[float, Field(ge=0, le=24 * 365, exclude_if=unless(RELEASE_WAIT_H))] = RELEASE_WAIT_H
 
     def needed(self, asked: int) -> int:
         """How many of so many sites must answer well for a round to count."""

@@ -13,7 +13,7 @@ from fedgraft.common.study.study import Study
 from fedgraft.server.agreement.tables import SupplyPage, supply_page
 from fedgraft.server.dossier.document import markdown_row, markdown_text
 
-_NONE = "Nothing stands against the study, by what the sites told."
+_WELL = "Nothing stands against the study, by what the sites told."
 
 
 def write_agreement(study: Study, agreement: SupplyAgreement, out: Path) -> tuple[Path, Path, Path]:
@@ -34,7 +34,7 @@ def as_html(page: SupplyPage) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("agreement.html.jinja").render(page=page, none=_NONE)
+    return environment.get_template("agreement.html.jinja").render(page=page, well=_WELL)
 
 
 def as_markdown(page: SupplyPage) -> str:
@@ -49,7 +49,7 @@ def _lines(page: SupplyPage) -> Iterator[str]:
     yield from ("## Verdict", "")
     yield from (f"- **{point.kind}**: {markdown_text(point.text)}" for point in page.points)
     if not any(point.kind == "against" for point in page.points):
-        yield from ("", _NONE)
+        yield from ("", _WELL)
     for title, table in page.tables:
         yield from ("", f"## {title}", "", markdown_row(table.columns))
         yield markdown_row(["---"] * len(table.columns), plain=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there
 from fedgraft.common.evidence.audit_sheet import NOT_TESTED, verdict
-from fedgraft.common.evidence.passport import ledger_in_words, sheet_of
+from fedgraft.common.evidence.passport import ledger_in_words, releases_in_words, sheet_of
 from fedgraft.common.evidence.signed_parts import Document
 from fedgraft.common.models.weights import WeightsManifest, load_manifest
 from fedgraft.common.study.study import Study
@@ -67,6 +67,7 @@ def left_by_site(evidence: Evidence) -> list[Block]:
     for site, document in evidence.passports.items():
         grounds = "; ".join(document.content("egress")["grounds"])
         blocks.append(Fact(f"{site} let it go on these grounds: {grounds or 'none'}."))
+        blocks += [Fact(f"{site}: {line}.") for line in releases_in_words(document.content("releases"))]
         whose = "its key in the consortium" if document.head().identity == "consortium" else "a key of its own"
         blocks.append(Fact(f"{site} signed its passport with {whose}, {document.fingerprint()}."))
     return [*blocks, *evidence.no_passport()]

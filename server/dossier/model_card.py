@@ -17,7 +17,7 @@ def model_card(evidence: Evidence) -> Chapter:
     """The chapter; intended use is left to a person."""
     return Chapter(
         "Model card",
-        "What the run shows of the model. Figures are of test cases of the sites, with 95 % intervals.",
+        "What the run shows of the model. Figures are of test cases of the sites, with 95 % intervals where known.",
         (
             Section("Model", (_model(evidence),)),
             Section(
@@ -128,7 +128,7 @@ def _limits(evidence: Evidence) -> Iterator[Block]:
     for task in evidence.record.tasks:
         final = evidence.record.final(task)
         if few := sorted(set(mapping(final.get("sites"))) - set(enough(final))):
-            yield Fact(f"Task {task}: {', '.join(few)} have too few test cases to say anything of them alone.")
+            yield Fact(f"Task {task}: too few test cases to say anything of each of {', '.join(few)} alone.")
     missing, more = tables.refusals(evidence.record)
     if missing.rows:
         yield Fact(f"Sites were missing or refused {len(missing.rows) + more} times:")

@@ -8,15 +8,21 @@ from __future__ import annotations
 from fedgraft.server.dossier.document import Block, Chapter, Fact, Missing, Section
 from fedgraft.server.dossier.evidence import Evidence
 from fedgraft.server.report import tables
-from fedgraft.server.report.history import text
+from fedgraft.server.report.history import mapping, text
 
 _CARD = "See the model card: "
 
 
 def ai_act(evidence: Evidence) -> Chapter:
     """Annex IV of the AI Act, heading by heading."""
-    shown = bool(evidence.record.tasks)
-    figures: Block = Fact(f"{_CARD}figures, operating point.") if shown else Missing("The run has no figures.")
+    there = {
+        "figures": evidence.record.tasks,
+        "operating point": any(mapping(evidence.result.get("operating_points")).values()),
+        "conformal sets": evidence.result.get("conformal"),
+        "subgroups": evidence.result.get("subgroups"),
+    }
+    shown = ", ".join(part for part, found in there.items() if found)
+    figures: Block = Fact(f"{_CARD}{shown}.") if shown else Missing("The run has no figures.")
     return Chapter(
         "Technical documentation, AI Act Annex IV",
         "The headings of Annex IV. A run fills few of them.",

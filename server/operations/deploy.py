@@ -133,7 +133,8 @@ def _start(home: ServerHome, out: Path, wait: Wait, *, asks: bool = False) -> in
     with RunControl(home) as control:
         number = control.start(out, {"patience_s": float(wait.patience_s), "away_s": float(wait.away_s)}, asks=asks)
     RunFolder(out).started_as(number)
-    write_json(home.studies / f"{number}.json", {"run": str(out)})
+    if not asks:  # there is nothing to watch, and nothing to continue
+        write_json(home.studies / f"{number}.json", {"run": str(out)})
     return number
 
 

@@ -48,7 +48,7 @@ def tiles(record: RunRecord, task: str) -> tuple[Tile, ...]:
     """The figures that answer "did it work": the final model on the test split."""
     final, told = record.final(task), record.shown(task)
     first, second = told.names[0], told.names[1]
-    named = [f"{metric.title}{_unit(record, task) if metric.in_unit else ''}" for metric in told.metrics[:2]]
+    named = [record.called(metric, task) for metric in told.metrics[:2]]
     sites, pooled = mapping(final.get("sites")), mapping(final.get("pooled"))
     lowest = lowest_site(record, task)
     secure_aggregation = bool(pooled) and not sites
@@ -135,7 +135,7 @@ def site_metrics(record: RunRecord, task: str) -> ReportTable:
     for site, own in sites.items():
         cells_ = _sure_cells(own, of_site(final, site), keys, kind)
         rows.append(TableLine((site, *cells_), "worst" if lowest and site == lowest[0] else ""))
-    return ReportTable(("site", "cases", *map(title, keys)), tuple(rows) if pooled else ())
+    return ReportTable(("site", "cases", *(record.called(one, task) for one in metrics)), tuple(rows) if pooled else ())
 
 
 def _macro(final: Row, key: str) -> float | None:
@@ -158,13 +158,6 @@ def _sure_cells(values: Row, sure: tuple[Row, Row], keys: Sequence[str], kind: s
     if is_too_few(support):
         return cases, TOO_FEW, *(NONE for _ in keys[1:])
     return cases, *(with_interval(decimal(number(values.get(key))), intervals.get(key)) for key in keys)
-
-
-def _unit(record: RunRecord, task: str) -> str:
-    """The unit of a task that asks for a value, in brackets."""
-    kind = mapping(record.result.get("task_kinds")).get(task)
-    names = sequence(mapping(record.result.get("task_classes")).get(task))
-    return f" ({text(names[0])})" if kind == "regression" and names else ""
 
 
 @dataclass(frozen=True)
@@ -251,11 +244,10 @@ def _set_cells(own: Row) -> tuple[str, ...]:
         return chosen, start, wanted, NONE, NONE, NONE, "no test cases"
     low, high = ends(test.get("interval"))
     asked = number(own.get("wanted")) or 0
-    # Whether it is less than chance explains: of test cases, and of the validation cases that it was chosen on.
-    short = high is not None and high < min(asked, number(own.get("low")) or 0)
-    said = (
-        "less than chance explains" if short else "within chance" if low is None or low <= asked else "more than wanted"
-    )
+    # Chance of the test cases, and of the validation cases that it was chosen on.
+    least, most = (number(own.get(key)) or asked for key in ("low", "high"))
+    short, wide = high is not None and high < least, low is not None and low > most
+    said = "less than chance explains" if short else "more than chance explains" if wide else "within chance"
     covered = with_interval(decimal(number(test.get("coverage"))), test.get("interval"))
     return chosen, start, wanted, covered, whole(test.get("n")), decimal(number(test.get("size"))), said
 

@@ -65,6 +65,12 @@ class RunRecord:
         own = {metric.name: metric for metric in self.shown(task).metrics}
         return [metric for name, metric in {**TABLE, **own}.items() if name in there]
 
+    def called(self, metric: Metric, task: str) -> str:
+        """The metric as people read it, with the unit of the task's values: "MAE (mm)"."""
+        values = mapping(self.result.get("task_kinds")).get(task) == "regression"
+        names = sequence(mapping(self.result.get("task_classes")).get(task))
+        return f"{metric.title} ({text(names[0])})" if values and metric.in_unit and names else metric.title
+
     def final(self, task: str) -> Row:
         """The final model's metrics on the test split: sites, pooled, macro, worst."""
         return mapping(mapping(self.result.get("metrics")).get(task))

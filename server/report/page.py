@@ -15,7 +15,7 @@ from fedgraft.common.base.files import write_atomic
 from fedgraft.common.metrics.sums.class_metrics import ClassificationSums
 from fedgraft.common.metrics.sums.label_metrics import LabelSums
 from fedgraft.common.metrics.support import TOO_FEW
-from fedgraft.common.metrics.table import drawn_of, title
+from fedgraft.common.metrics.table import TABLE, drawn_of
 from fedgraft.server.report import figures, plots, tables
 from fedgraft.server.report.audit import audited
 from fedgraft.server.report.history import (
@@ -153,7 +153,8 @@ def _task_view(record: RunRecord, task: str) -> TaskView:
     ranking = _ranking(record, task)
     ink = plots.inks(ranking)
     stages = spans(record)
-    drawn = {title(key): curves(record, task, key) for key in drawn_of(record.shown(task).names)}
+    told = {**TABLE, **{metric.name: metric for metric in record.shown(task).metrics}}
+    drawn = {record.called(told[key], task): curves(record, task, key) for key in drawn_of(record.shown(task).names)}
     if task == record.tasks[0]:  # a site reports one loss for all tasks
         drawn["training loss"] = training_loss(record)
     learning = [plots.curve_plot(name, of, ink, stages) for name, of in drawn.items() if of.macro or of.test_macro]

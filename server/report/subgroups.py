@@ -34,9 +34,9 @@ def _view(record: RunRecord, task: str, name: str, own: Row) -> AttributeView:
     groups = [text(group) for group in sequence(own.get("asked"))]
     pooled, sites = mapping(own.get("pooled")), mapping(own.get("sites"))
     shown = mapping(pooled.get("groups"))
-    keys = [one.name for one in record.metrics(task, mapping(record.final(task).get("pooled")))]
+    keys = _keys(record, task, shown)
     rows = [
-        TableLine((group, "all sites", *_cells(mapping(shown.get(group)), keys, kind)), "summary") for group in groups
+        TableLine((group, "together", *_cells(mapping(shown.get(group)), keys, kind)), "summary") for group in groups
     ]
     for site, there in sorted(sites.items()):
         known = mapping(mapping(there).get("groups"))
@@ -44,7 +44,15 @@ def _view(record: RunRecord, task: str, name: str, own: Row) -> AttributeView:
             TableLine((group, site, *_cells(mapping(known[group]), keys, kind))) for group in groups if group in known
         ]
     table = ReportTable((name, "site", "cases", *map(title, keys)), tuple(rows) if shown else (), words=2)
-    return AttributeView(name, table, tuple(_remarks(name, groups, own)))
+    everywhere = set(mapping(record.final(task).get("sites"))) <= set(sites)
+    return AttributeView(name, table, tuple(_remarks(name, groups, own, everywhere=everywhere)))
+
+
+def _keys(record: RunRecord, task: str, groups: Row) -> list[str]:
+    """The metrics that are shown first, and those of which some group has an interval: a wider table is not read."""
+    sure = {key for own in groups.values() for key in mapping(mapping(own).get("intervals"))}
+    there = record.metrics(task, mapping(record.final(task).get("pooled")))
+    return [one.name for one in there if one.name in sure.union(record.shown(task).names)]
 
 
 def _cells(own: Row, keys: list[str], kind: str) -> tuple[str, ...]:
@@ -57,7 +65,7 @@ def _cells(own: Row, keys: list[str], kind: str) -> tuple[str, ...]:
     return cases, *(with_interval(decimal(number(values.get(key))), intervals.get(key)) for key in keys)
 
 
-def _remarks(name: str, groups: list[str], own: Row) -> Iterator[str]:
+def _remarks(name: str, groups: list[str], own: Row, *, everywhere: bool) -> Iterator[str]:
     pooled, sites = mapping(own.get("pooled")), mapping(own.get("sites"))
     shown = mapping(pooled.get("groups"))
     if not shown:
@@ -69,9 +77,11 @@ def _remarks(name: str, groups: list[str], own: Row) -> Iterator[str]:
         group: {site for site, there in sites.items() if group in mapping(mapping(there).get("groups"))}
         for group in shown
     }
-    yield _gap_in_words(name, mapping(pooled.get("gap")), "Over all sites")
+    if sites and not everywhere:
+        yield f"Shown by {', '.join(sorted(sites))}; other sites show none by {name}."
+    yield _gap_in_words(name, mapping(pooled.get("gap")), "Together")
     if sites and len({frozenset(one) for one in whose.values()}) > 1:
-        yield "The groups are not of the same sites, so that a difference over all sites may be one between sites."
+        yield "The groups are not of the same sites, so that a difference between them may be one between sites."
     for site, there in sorted(sites.items()):
         if gap := mapping(mapping(there).get("gap")):
             yield _gap_in_words(name, gap, f"At {site}")
@@ -80,7 +90,7 @@ def _remarks(name: str, groups: list[str], own: Row) -> Iterator[str]:
 def _gap_in_words(name: str, gap: Row, where: str) -> str:
     """Which group is worst and by how much, if that can be said."""
     if not gap:
-        return f"{where} there are not two groups by {name} with enough cases: how far they differ is {TOO_FEW}."
+        return f"{where}, not two groups by {name} have enough cases: how far they differ is {TOO_FEW}."
     metric, (low, high) = title(text(gap.get("metric"))), ends(gap)
     pair = " and ".join(map(text, sequence(gap.get("between"))))
     apart = f"{where}, {pair} are {decimal(number(gap.get('value')))} apart in {metric}"

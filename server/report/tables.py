@@ -125,7 +125,7 @@ def cohorts(record: RunRecord) -> ReportTable:
                 )
             )
         )
-    columns = ("site", "training labels", "left out", "train", "val", "test")
+    columns = ("site", "training labels", "left out, missing or odd", "train", "val", "test")
     return ReportTable(columns, tuple(lines), words=3)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from fedgraft.common.metrics.shown import shown
-from fedgraft.common.metrics.table import Metric, title
+from fedgraft.common.metrics.table import Metric, title_with_unit
 from fedgraft.common.study.plan import Gradient
 from fedgraft.common.study.study import Study
+from fedgraft.common.study.tasks import AnyTask
 
 _LEAST = 0.003
 """A rise by less, from one quarter of the evaluations to the last, is none."""
@@ -31,12 +32,12 @@ def still_improving(study: Study, rows: Sequence[Row]) -> list[str]:
         for stage in study.plan
         if isinstance(stage.local, Gradient) and stage.early_stopping is None
         for task in study.tasks
-        for sentence in _sentences(stage.name, task.name, shown(study, task.name).first, rows)
+        for sentence in _sentences(stage.name, task, shown(study, task.name).first, rows)
     ]
 
 
-def _sentences(stage: str, task: str, metric: Metric, rows: Sequence[Row]) -> Iterator[str]:
-    figures = list(_figures(rows, stage, task, metric.name))
+def _sentences(stage: str, task: AnyTask, metric: Metric, rows: Sequence[Row]) -> Iterator[str]:
+    figures = list(_figures(rows, stage, task.name, metric.name))
     quarter = max(2, len(figures) // 4)
     if len(figures) < 2 * quarter:
         return
@@ -49,9 +50,9 @@ def _sentences(stage: str, task: str, metric: Metric, rows: Sequence[Row]) -> It
     was, now = reached[-2 * quarter : -quarter].mean(), reached[-quarter:].mean()
     first, latest = _span(figures[-2 * quarter : -quarter]), _span(figures[-quarter:])
     yield (
-        f"{task} was still improving when stage {stage} ended: {title(metric.name)} on validation went from {was:.3f} "
-        f"(rounds {first}) to {now:.3f} (rounds {latest}). More rounds may give more; early_stopping ends a stage when "
-        "they no longer do."
+        f"{task.name} was still improving when stage {stage} ended: {title_with_unit(metric, task)} on validation went "
+        f"from {was:.3f} (rounds {first}) to {now:.3f} (rounds {latest}). More rounds may give more; early_stopping "
+        "ends a stage when they no longer do."
     )
 
 

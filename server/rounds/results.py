@@ -48,6 +48,7 @@ def write_result(
         "headline": took_part.headline,
         "plan": plan_table(study, tags, {key: int(value.size) for key, value in state.items()}, rows),
         "remarks": [
+            *_pinned(folder),
             *_measured(study, source, tags),
             *_remarks(study, totals.undecided),
             *_no_points(study, outcome.points),
@@ -151,6 +152,15 @@ def overall(spent: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
         "one_site": {"epsilon": epsilons[0], "delta": deltas[0]},
         "two_sites": {"epsilon": sum(epsilons[:2]), "delta": sum(deltas[:2])},
     }
+
+
+def _pinned(folder: RunFolder) -> list[str]:
+    """That sites were held to what they answered before, if they were."""
+    agreement = folder.agreement()
+    if agreement is None:
+        return []
+    sites = ", ".join(agreement.answers)
+    return [f"Pinned to agreement {agreement.digest[:12]}: {sites} began with the cases over which they had answered."]
 
 
 def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:

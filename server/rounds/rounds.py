@@ -27,6 +27,7 @@ from fedgraft.server.rounds.exchange.agreed import demand_agreed, hello_of
 from fedgraft.server.rounds.exchange.attendance import asked_in, counts_absent
 from fedgraft.server.rounds.exchange.collect import Collected, Collector, headline
 from fedgraft.server.rounds.exchange.outages import Outages
+from fedgraft.server.rounds.exchange.release import Releases
 from fedgraft.server.rounds.exchange.secure_aggregation import SecureCollector, WantedSums
 from fedgraft.server.rounds.exchange.validation import Limits, greeting_fault
 from fedgraft.server.rounds.history_row import history_row
@@ -53,7 +54,9 @@ class Coordinator:
         self._greetings: dict[str, Greeting] = {}
         self._absent: dict[str, Code] = {}
         self._others: dict[str, Code] = {}
-        self._collector = Collector(study, fleet, self._greetings, folder.event)
+        wait_s = study.rounds.release_wait_h * 3600
+        releases = Releases(fleet, wait_s, folder.event, folder.held_since)
+        self._collector = Collector(study, fleet, self._greetings, folder.event, releases)
         self._outages = Outages(fleet, folder.event)
         self._secure: dict[str, SecureCollector] = {}
         self._first = 0

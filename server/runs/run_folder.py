@@ -28,6 +28,9 @@ NOTICE = "notice"
 WAITING = "waiting"
 """The event of a round that is repeated once some sites are back."""
 
+HELD = "held"
+"""The event of a site that holds its answer until its people have let it go."""
+
 _TAKE_S = 3.0
 """Whoever only looks whether a folder is taken holds it for a moment."""
 
@@ -163,6 +166,14 @@ class RunFolder:
             if kind != "reply" or now - self._told > _TELL_S:
                 self._watched.flush()
                 self._told = now
+
+    def held_since(self, site: str) -> float | None:
+        """When a site first held its answer in this run, in seconds since 1970; None if it never did."""
+        for line in self._events.read_bytes().split(b"\n")[:-1] if self._events.exists() else []:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # as below
+                if b'"event": "held"' in line and site in (found := json.loads(line))["sites"]:
+                    return float(found["time"])
+        return None
 
     def greeted(self) -> set[str]:
         """The sites that took part when the run was last begun; none if it never was."""

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from fedgraft.common.metrics.table import title
 from fedgraft.common.study.schedule import schedule
 from fedgraft.common.study.study import Study
-from fedgraft.server.runs.run_folder import NOTICE, WAITING
+from fedgraft.server.runs.run_folder import HELD, NOTICE, WAITING
 from fedgraft.server.watch.follow import followed
 
 
@@ -114,6 +114,9 @@ def _words(event: dict[str, Any]) -> str:
         away, count = event["sites"], event["needed"]
         who = ", ".join(away) if count == len(away) else f"{count} of {', '.join(away)}"
         return f"exchange {event['exchange']} waits for {who}, and is repeated then"
+    if event["event"] == HELD:
+        who, hours = ", ".join(event["sites"]), event["hours"]
+        return f"exchange {event['exchange']} waits for the people of {who}, who decide on its release: {hours:g} hours"
     return ""
 
 

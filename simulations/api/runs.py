@@ -111,10 +111,22 @@ class Run:
 
         InputError if there is no such site, or it keeps nothing.
         """
+        return TrainedModel(str(self.path), self._folder_of(site))
+
+    def export(self, to: str, out: Path | str, site: str | None = None) -> Path:
+        """Write the model for other programs into the new folder `out`, as `fedgraft export` does; the folder.
+
+        `to` is onnx, torchscript, safetensors or monai-bundle. InputError if `out` is in use or a package is missing.
+        """
+        from fedgraft.client.inference.command import exported
+
+        return exported(str(self.path), to, Path(out), self._folder_of(site))
+
+    def _folder_of(self, site: str | None) -> Path | None:
         folder = None if site is None else self.path / "sites" / site
         if folder is not None and not folder.is_dir():
             raise InputError(f"{self.path}: has no site {site!r} here; it has: {', '.join(self.sites)}.")
-        return TrainedModel(str(self.path), folder)
+        return folder
 
     def __repr__(self) -> str:
         return f"<Run {self.path}: {self.status}, {self.headline}>"

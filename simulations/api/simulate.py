@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedgraft.server.tracking.tracker import Tracker, tracked, trackers
 from fedgraft.server.watch.progress import shown
 from fedgraft.simulations.api.runs import Run, load_run
 from fedgraft.simulations.api.site_logs import SiteLogs, explained
+from fedgraft.simulations.engines.people import SimulatedDecision
 from fedgraft.simulations.engines.run import Engine, EngineName, check_hospitals, demand_simulated, prepare
 from fedgraft.simulations.engines.run import resume as resume_run
 from fedgraft.simulations.phantoms.hospitals import hospitals_of
@@ -54,19 +55,21 @@ def simulate(  # noqa: PLR0913 - they are what a simulation has
     threads: int = 1,
     track: Sequence[str] = (),
     progress: bool | None = None,
+    release: SimulatedDecision | None = None,
 ) -> Run:
     """Run a study over simulated hospitals on this machine, in the new folder `out` (`runs/STUDY` if not given).
 
     `scenario` may be left out where the study's file names one. `engine` is `inprocess`, `pool` (with `workers`
     processes) or `ray`; `threads` are torch's per site. `track` names trackers: csv, tensorboard, mlflow, or one of
     your own (entry point `fedgraft.trackers`). `progress` shows a bar: by itself on a terminal and in a
-    notebook. What is odd about the hospitals' data comes as warnings.
+    notebook. `release` says what the people of hospitals decide whose policy holds the last that leaves: sign, or
+    refuse. What is odd about the hospitals' data comes as warnings.
 
     InputError for what cannot work, with every reason; RunError if the run fails on the way, and IncompleteError if
     sites were missing and the study does not say that fewer will do: `load_run` has all the same what there is.
     """
     to = trackers(track)
-    run = set_up(choose(study, (), scenario), None if out is None else Path(out), warn)
+    run = set_up(choose(study, (), scenario), None if out is None else Path(out), warn, release=release)
     return _finished(run, Engine(name=engine, workers=workers, threads=threads), to, progress)
 
 
@@ -117,7 +120,11 @@ def open_study(study: AnyStudy) -> tuple[Study, str]:
 
 
 def set_up(
-    chosen: Chosen, out: Path | None, note: Callable[[str], object], agreement: SupplyAgreement | None = None
+    chosen: Chosen,
+    out: Path | None,
+    note: Callable[[str], object],
+    agreement: SupplyAgreement | None = None,
+    release: SimulatedDecision | None = None,
 ) -> Path:
     """The folder of a run that can begin: all hospitals have been looked at, and `note` heard what is odd.
 
@@ -129,7 +136,7 @@ def set_up(
     if run.exists() and any(run.iterdir()):
         raise InputError(f"{run} is not empty.", fix="Choose another --out, or continue that run with --resume.")
     demand_place(run)
-    hospitals = hospitals_of(chosen.scenario)
+    hospitals = replace(hospitals_of(chosen.scenario), release=release)
     check_hospitals(chosen.study, hospitals, note)
     prepare(chosen.study, hospitals, run)
     if agreement is not None:

@@ -25,6 +25,7 @@ from fedgraft.server.cli.outcome import demand_enough, show_result
 from fedgraft.server.tracking.tracker import tracked, trackers
 from fedgraft.simulations.api.simulate import carry_out, choose, set_up
 from fedgraft.simulations.api.site_logs import SiteLogs, explained
+from fedgraft.simulations.engines.people import SimulatedDecision
 from fedgraft.simulations.engines.run import Engine, EngineName, demand_simulated
 from fedgraft.simulations.partitions.parts import make_parts
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
@@ -42,6 +43,7 @@ class SimulateRequest:
     overrides: tuple[str, ...]
     track: tuple[str, ...] = ()
     agreement: Path | None = None
+    release: SimulatedDecision | None = None
 
 
 def engine(name: str, workers: int, threads: int) -> Engine:
@@ -61,8 +63,9 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
 
     to = trackers(request.track)
     if request.resume is not None:
-        if request.study or request.scenario or request.out or request.overrides or request.agreement:
-            raise InputError("--resume takes no other study, scenario, --out, --set or --agreement.")
+        given = (request.study, request.scenario, request.out, request.overrides, request.agreement, request.release)
+        if any(given):
+            raise InputError("--resume takes no other study, scenario, --out, --set, --agreement or --release.")
         run = request.resume
         demand_simulated(run)
     else:
@@ -70,7 +73,7 @@ def simulate(request: SimulateRequest, engine: Engine, *, as_json: bool) -> None
             raise InputError("Which study?", fix="Give a study file, or --resume with a run's folder.")
         chosen = choose(request.study, request.overrides, request.scenario)
         pinned = agreed(request.agreement, chosen.study) if request.agreement is not None else None
-        run = set_up(chosen, request.out, note, pinned)
+        run = set_up(chosen, request.out, note, pinned, request.release)
     logs = SiteLogs(run)
     with explained(logs), tracked(run, to, note):
         carry_out(run, engine, console)

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
+from fedgraft.common.checks.check_plugins import renamed_code
 from fedgraft.common.config.config_files import describe, put, read_mapping
 from fedgraft.common.models.weights import load_manifest
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
@@ -97,7 +98,7 @@ class Arm(Value):
         if self.method is not None:
             teacher = {} if self.method != "distill" else {"teacher": named[0] if len(named) == 1 else ensemble}
             data["plan"] = [stage.model_dump(mode="json") for stage in preset(study, self.method, teacher)]
-        return changed(data, self.keys, f"{source}, arm {self.name}")
+        return renamed_code(changed(data, self.keys, f"{source}, arm {self.name}"), study)
 
 
 def _control(backbone: str) -> Arm:

@@ -38,6 +38,7 @@ from fedgraft.simulations.engines.faults import Fault, FaultyGrid
 from fedgraft.simulations.engines.first_look import first_look
 from fedgraft.simulations.engines.grids import InProcessGrid, LocalGrid
 from fedgraft.simulations.engines.keys import make_keys
+from fedgraft.simulations.engines.people import SimulatedDecision, demand_decision, people
 from fedgraft.simulations.engines.workers.pool import PoolGrid
 
 OPEN = SitePolicy(
@@ -87,6 +88,8 @@ class Hospitals:
     synthetic: bool = True
     allow_missing_sites: bool = False
     """Go on without sites whose data cannot be used; else they stop a simulation before it begins."""
+    release: SimulatedDecision | None = None
+    """What the people of sites whose policy says `release: hold` decide; without it such sites are not simulated."""
 
     def specs(self, name: str) -> tuple[CohortSpec, ...]:
         """All that lies at a site."""
@@ -134,6 +137,7 @@ def prepare(study: Study, hospitals: Hospitals, out: Path) -> None:
     """Set up a run's folder, so that `resume` can start it."""
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty.", fix="Choose another --out, or continue that run with --resume.")
+    demand_decision(hospitals.policies, hospitals.release)
     with private_folder(out):
         _write_sites(study, hospitals, out)
 
@@ -165,6 +169,7 @@ def _write_sites(study: Study, hospitals: Hospitals, out: Path) -> None:
     write_json(sites / "index.json", sorted(hospitals.cohorts))
     faults = {name: fault.model_dump(mode="json") for name, fault in hospitals.faults.items()}
     facts: dict[str, Any] = {"synthetic": hospitals.synthetic, "faults": faults, "study": study.digest}
+    facts |= {"release": hospitals.release} if hospitals.release else {}
     facts |= {"partition": hospitals.partition} if hospitals.partition else {}
     write_json(out / _FACTS, facts)
     RunFolder(out).write_study(study)
@@ -200,7 +205,9 @@ def resume(out: Path, engine: Engine | None = None, *, report: bool = True) -> P
     demand_simulated(out)
     out = out.resolve()
     with private_folder(out), RunFolder(out).held():
-        _carry_out(out, engine, _facts(out))
+        facts = _facts(out)
+        with people([out / "sites" / name for name in _names(out)], str(facts["study"]), facts.get("release")):
+            _carry_out(out, engine, facts)
         if report:
             build_report(out)
     return out

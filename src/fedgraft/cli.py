@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fedgraft.client.cli.app import app as site
 from fedgraft.client.cli.passport_app import app as passport
+from fedgraft.client.cli.person_app import app as person
 from fedgraft.common.base.console.command_line import command_group, examples, run_command
 from fedgraft.common.base.switches import set_switches
 from fedgraft.common.plugins.option import Plugins
@@ -32,6 +33,7 @@ app.add_typer(passport, name="passport", rich_help_panel=_USE)
 app.add_typer(server, name="server", rich_help_panel=_DEPLOY)
 app.add_typer(kit, name="kit", rich_help_panel=_DEPLOY)
 app.add_typer(site, name="site", rich_help_panel=_DEPLOY)
+app.add_typer(person, name="person", rich_help_panel=_DEPLOY)
 
 
 def _say_version(asked: bool) -> None:
@@ -73,6 +75,10 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of pool and ray.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="torch threads per site.")] = 1,
     track: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, mlflow, or one of your own.")] = None,
+    release: Annotated[
+        Literal["sign", "refuse"] | None,
+        typer.Option(help="What the people of hospitals decide whose policy says `release: hold`."),
+    ] = None,
     agreement: Annotated[
         Path | None, typer.Option(help="What the sites answered to `study ask`: the run begins only if it still holds.")
     ] = None,
@@ -84,7 +90,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.simulations.cli import commands
 
     commands.simulate(
-        commands.SimulateRequest(study_file, scenario, out, resume, tuple(set_ or ()), tuple(track or ()), agreement),
+        commands.SimulateRequest(
+            study_file, scenario, out, resume, tuple(set_ or ()), tuple(track or ()), agreement, release
+        ),
         commands.engine(engine, workers, threads),
         as_json=as_json,
     )

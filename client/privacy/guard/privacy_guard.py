@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from fedgraft.client.privacy.guard.final_step import demand_final_step
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.guard.study_account import StudyAccount
@@ -124,7 +125,7 @@ class PrivacyGuard:
 
     def admit(self, tags: Tags) -> None:
         """Look at the whole study before its first round; raises Refused if the site could not go through with it."""
-        self.demand_secure_aggregation()
+        demand_final_step(self._study, self._policy, tags, self.asked_in)
         planned = self.planned(tags)
         events = [_event(privacy) for _, privacy in planned] + list(self.metrics_events())
         if not events:

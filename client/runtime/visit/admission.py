@@ -6,12 +6,12 @@ instruction that says otherwise, or comes out of turn, is refused, whatever its 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.masking.masked_upload import Accepted, Sealer
-from fedgraft.client.runtime.visit.local_state import LocalState
 from fedgraft.client.runtime.visit.progress import Progress
 from fedgraft.common.protocol.instructions import Code, Instruction
 from fedgraft.common.secure_aggregation.summing import METRICS
@@ -48,19 +48,22 @@ class Turn:
 
 
 class Admission:
-    """One site's door in one study. `guard` is None for an observer; `sealer` masks, if the study asks for it."""
+    """One site's door in one study. `guard` is None for an observer; `sealer` masks, if the study asks for it.
+
+    `begin_anew` puts away what an earlier course of the study has left.
+    """
 
     def __init__(
         self,
         study: Study,
         progress: Progress,
-        local_state: LocalState,
+        begin_anew: Callable[[], None],
         guard: PrivacyGuard | None,
         sealer: Sealer | None,
     ) -> None:
         self._study = study
         self._progress = progress
-        self._local_state = local_state
+        self._begin_anew = begin_anew
         self._guard = guard
         self._sealer = sealer
 
@@ -80,7 +83,7 @@ class Admission:
         if self._progress.begins_anew(step):
             # First, and here: a course whose record is new must find no entries of the one before, whatever becomes
             # of the rest of this visit.
-            self._local_state.set_aside()
+            self._begin_anew()
         self._progress.take_up(step, work=instruction.work)
         before = stage_before(self._study, step)
         # All sites are told the same, or their masks would not cancel; whoever masks no metrics need not find them.

@@ -73,7 +73,7 @@ class Objective:
         self.sees_features = sees_features(losses) or any(method.sees_features for method in visit.spec.methods)
         """Whether any of it looks at features."""
         self._around = [step.around for step in steps if step.around is not None]
-        self._parameters = visit.local_model.parameters
+        self._parameters = {key: visit.local_model.parameters[key] for key in visit.trained}
 
     def loss(self, step_context: StepContext) -> Tensor:
         """The weighted sum of what looks at cases; a loss alone that counts once is left as it is, to the last bit."""
@@ -96,7 +96,8 @@ class Objective:
         """Add the gradients of the other losses to those that a backward pass, or noise, has left."""
         for weight, add_regularisers in self._regularisers:
             for key, gradient in add_regularisers().items():
-                parameter = self._parameters[key]
+                if (parameter := self._parameters.get(key)) is None:  # frozen in this part of the visit
+                    continue
                 if parameter.grad is None:
                     leave_gradient(parameter, weight * gradient)
                 else:

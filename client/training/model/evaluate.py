@@ -11,6 +11,7 @@ from fedgraft.client.training.model.autocast import in_halves
 from fedgraft.client.training.model.errors import Diverged
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.metrics.plugged import asked_of, more_of_masks
 from fedgraft.common.metrics.sums.mask_metrics import COLUMNS, mask_rows
 from fedgraft.common.metrics.sums.task_metrics import TaskSums, sums_of
 from fedgraft.common.study.tasks import (
@@ -24,8 +25,8 @@ BATCH = 128
 
 
 Predictions = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""By task answers and targets: logits (N, outputs), values (N,) in the unit, or of masks rows (N, 5), see `mask_rows`,
-with a 0 for each image whose mask is known and a -1 for others."""
+"""By task answers and targets: logits (N, outputs), values (N,) in the unit, or of masks rows (N, 5 and those of
+plug-ins' metrics), see `mask_rows`, with a 0 for each image whose mask is known and a -1 for others."""
 
 
 def evaluate(local_model: LocalModel, loader: Loader, split: str) -> dict[str, TaskSums]:
@@ -46,7 +47,8 @@ def predictions(
     If that `passes`, zeros stand for what is not finite of a case: whether there is such a case does not show.
     """
     groups = in_order(loader.labelled(split) if labelled else loader.splits[split], BATCH)
-    found = {task: [_nothing(asked)] for task, asked in local_model.tasks.items()}
+    more = local_model.more_metrics
+    found = {task: [_nothing(asked, more)] for task, asked in local_model.tasks.items()}
     local_model.model.eval()
     body = loader.body(local_model.model)
     with torch.inference_mode():
@@ -60,29 +62,43 @@ def predictions(
                 if not (passes or finite.all()):
                     raise Diverged
                 given[~finite] = 0
-                found[task].append(_answered(asked, given, target, loader.spacings[batch.indices].numpy()))
+                if isinstance(asked, Segmentation):
+                    spacings = loader.spacings[batch.indices].numpy()
+                    found[task].append(_of_masks(asked, given, target, (spacings, more)))
+                else:
+                    found[task].append(_answered(asked, given, target))
     return {
         task: (np.concatenate([answers for answers, _ in pairs]), np.concatenate([target for _, target in pairs]))
         for task, pairs in found.items()
     }
 
 
-def _answered(
-    task: AnyTask, given: np.ndarray, target: np.ndarray, spacings: np.ndarray
+def _of_masks(
+    task: Segmentation, given: np.ndarray, target: np.ndarray, more: tuple[np.ndarray, tuple[str, ...]]
 ) -> tuple[np.ndarray, np.ndarray]:
+    """What counts of each mask, with the images' spacings and the metrics that are asked for besides.
+
+    Masks of all cases would not fit into memory; this does.
+    """
+    spacings, names = more
+    rows = mask_rows(given, target, spacings)
+    if names:
+        rows = np.concatenate([rows, more_of_masks(names, task, given, target)], axis=1)
+    return rows, np.minimum(target[:, 0, 0], 0).astype(np.int64)
+
+
+def _answered(task: AnyTask, given: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the head gave, in the words of `Predictions`."""
-    if isinstance(task, Segmentation):
-        # Masks of all cases would not fit into memory; what counts of each does.
-        return mask_rows(given, target, spacings), np.minimum(target[:, 0, 0], 0).astype(np.int64)
     if isinstance(task, Regression):
         return given[:, 0].astype(np.float64) * task.std + task.mean, target
     return given, target
 
 
-def _nothing(task: AnyTask) -> tuple[np.ndarray, np.ndarray]:
+def _nothing(task: AnyTask, more: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Answers and targets of no cases, of the shapes that the task's metrics take."""
     if isinstance(task, Segmentation):
-        return np.zeros((0, len(COLUMNS))), np.zeros(0, np.int64)
+        more_columns = sum(one.numbers(task) for one in asked_of(more, task))
+        return np.zeros((0, len(COLUMNS) + more_columns)), np.zeros(0, np.int64)
     if isinstance(task, Regression):
         return np.zeros(0), np.zeros(0, np.float32)
     answers = np.zeros((0, task.outputs), np.float32)

@@ -60,6 +60,8 @@ class LocalModel:
         if device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
         self.tasks = study.tasks_by_name
+        self.more_metrics = study.evaluate.metrics
+        """Names of plug-ins' metrics that the study asks for."""
         self.tags: Mapping[str, Tag] = self.model.tags()
         self.parameters = dict(self.model.named_parameters())
         self.digests = Digests()

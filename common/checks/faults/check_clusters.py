@@ -84,6 +84,11 @@ def _by_loss(study: Study, clusters: ByLoss, tags: Tags) -> Iterator[str]:
                 f"{place}local.private: which model a site chooses tells of its patients, and no noise hides it; "
                 "tell the clusters, by: name"
             )
+        if stage.compress.kind != "none":
+            yield (
+                f"{place}compress: what rounding leaves out is added to the next change of the same model, and a site "
+                "may choose another; leave it out"
+            )
         if stage.where == "unlabelled":
             yield f"{place}where: a site without labels cannot choose by loss; tell the clusters, by: name"
         if remembers := [method.kind for method in methods_of(stage)]:

@@ -32,9 +32,10 @@ def check_methods(on: Ground, local: Gradient) -> Iterator[str]:
         if on.study.secure_aggregation and method.not_secure:
             yield f"{key}: {method.not_secure}"
         yield from (f"{key}: {fault}" for fault in _unsaid(method))
-        for name, other in (("heads_first", local.heads_first), ("inner_steps", local.inner_steps)):
-            if other is not None:
-                yield f"local.{name}: {method.description} and steps of two kinds do not go together; leave one out"
+        if local.heads_first is not None and method.not_heads_first:
+            yield f"local.heads_first: not with {method.description}: {method.not_heads_first}; leave one out"
+        if local.inner_steps is not None and method.not_ahead:
+            yield f"local.inner_steps: not with {method.description}: {method.not_ahead}; leave one out"
     if found and (odd := sorted(key for key in on.tags if is_address(key))):
         yield f"local.methods: the model's entry {odd[0]!r} is named as what methods remember is; rename it"
 

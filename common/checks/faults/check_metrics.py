@@ -32,8 +32,6 @@ def _more(study: Study) -> Iterator[str]:
             yield f"{key}: {name} is worked out anyway; leave it out"
         else:
             yield from _found(key, name, {task.kind for task in study.tasks})
-    if study.evaluate.metrics and study.secure_aggregation:
-        yield "evaluate.metrics: sums of plug-ins' metrics are not built under masks; leave them out"
 
 
 def _headline(study: Study) -> Iterator[str]:

@@ -79,8 +79,14 @@ class Ground:
         return {key: np.zeros(*self.forms[key]) for key in keys}
 
     def way(self, key: str, number: int) -> float:
-        """The sum of an entry's learning rates over the steps of round `number`. Needs `steps`."""
-        return stepped(self.spec, self.tags[key], number, self.stage.rounds)
+        """The sum of an entry's learning rates over the steps of round `number`. Needs `steps`.
+
+        Steps ahead are no steps of it, and heads that are trained first have steps of their own.
+        """
+        spec = self.spec
+        if spec.heads_first is not None and self.tags[key].role in (Role.HEAD, Role.DOMAIN_DISCRIMINATOR):
+            spec = spec.model_copy(update={"steps": spec.heads_first})
+        return stepped(spec, self.tags[key], number, self.stage.rounds)
 
     def rate(self, key: str, progress: float) -> float:
         """An entry's learning rate when `progress` (0 to 1) of the stage is done."""
@@ -228,6 +234,10 @@ class Method(MethodValue, CommonSide[C], Generic[S, C]):
     """Why it cannot be part of private work; "" if it can: then it adds to steps what looks at no case, alone."""
     not_secure: ClassVar[str] = ""
     """Why it cannot be part of a study with secure aggregation; "" if it can."""
+    not_heads_first: ClassVar[str] = "it does not say that it works with steps on heads alone before the others"
+    """Why it cannot be part of a stage with `heads_first`; "" if it can: `step` is then asked once for each part."""
+    not_ahead: ClassVar[str] = "it does not say that it works with steps ahead, which are taken back"
+    """Why it cannot be part of a stage with `inner_steps`; "" if it can: what it adds is added to those as well."""
     travels: ClassVar[str] = ""
     """What `down` and `up` are, as `study explain` says it; "" if nothing travels beside the entries."""
 
@@ -257,7 +267,7 @@ class Method(MethodValue, CommonSide[C], Generic[S, C]):
         return visit.own, {}
 
     def step(self, visit: MethodVisit[S, C], machine: Machine) -> MethodStep[S]:
-        """What is added to each step of a visit; asked once for each visit."""
+        """What is added to each step of a visit; asked once for each visit, and for each part of it (`heads_first`)."""
         del visit, machine
         return MethodStep()
 

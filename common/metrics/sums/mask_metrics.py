@@ -93,8 +93,8 @@ class MaskSums(WithMore):
 
     @classmethod
     def of(cls, rows: Floats) -> MaskSums:
-        """Sums over rows (N, 5) as `COLUMNS` says; rows of NaN are left out."""
-        if rows.ndim != 2 or rows.shape[1] != len(COLUMNS):
+        """Sums over rows (N, 5 or more), whose first columns `COLUMNS` says; rows of NaN are left out."""
+        if rows.ndim != 2 or rows.shape[1] < len(COLUMNS):
             raise InputError(f"Metrics of rows {rows.shape}: shapes do not fit.")
         rows = rows[~np.isnan(rows[:, 0])]
         there, drawn = rows[:, 2] > 0, rows[:, 1] > 0

@@ -25,7 +25,7 @@ from fedgraft.common.study.tasks import (
 )
 
 TaskSums = ClassificationSums | LabelSums | ValueSums | MaskSums
-_MORE = "more:"
+MORE = "more:"
 """Begins the names of plug-ins' sums among a task's arrays."""
 
 
@@ -112,13 +112,13 @@ def add(left: TaskSums, right: TaskSums) -> TaskSums:
 
 def arrays_of(sums: TaskSums) -> dict[str, NDArray[Any]]:
     """The sums for the wire, those of plug-ins' metrics among them."""
-    return {**sums.arrays(), **{_MORE + name: array for name, array in sums.more.items()}}
+    return {**sums.arrays(), **{MORE + name: array for name, array in sums.more.items()}}
 
 
 def parted(arrays: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `arrays_of` gave: a task's own sums, and by name those of plug-ins' metrics."""
-    own = {key: array for key, array in arrays.items() if not str(key).startswith(_MORE)}
-    more = {key.removeprefix(_MORE): array for key, array in arrays.items() if key not in own}
+    own = {key: array for key, array in arrays.items() if not str(key).startswith(MORE)}
+    more = {key.removeprefix(MORE): array for key, array in arrays.items() if key not in own}
     return own, more
 
 

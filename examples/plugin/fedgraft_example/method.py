@@ -38,6 +38,8 @@ class Lookback(Method[Trail, NoState]):
     summary: ClassVar[str] = "FedAvg with a pull towards where each site has ended so far"
     own_state: ClassVar[type[State]] = Trail
     not_private: ClassVar[str] = ""
+    not_heads_first: ClassVar[str] = ""
+    not_ahead: ClassVar[str] = ""
 
     @property
     def description(self) -> str:

@@ -23,6 +23,7 @@ from fedgraft.common.secure_aggregation.summing import Pooled, mean_loss
 from fedgraft.common.study.study import Study
 from fedgraft.server.aggregation.joint import Joint
 from fedgraft.server.fleet.fleet import Fleet, Reply
+from fedgraft.server.rounds.exchange.release import Releases
 from fedgraft.server.rounds.exchange.validation import Limits, fault, metric_sums
 
 Tell = Callable[..., None]
@@ -71,8 +72,11 @@ class Collected:
 class Collector:
     """Sends instructions of one study, and takes in what comes back."""
 
-    def __init__(self, study: Study, fleet: Fleet, greetings: Mapping[str, Greeting], tell: Tell) -> None:
+    def __init__(
+        self, study: Study, fleet: Fleet, greetings: Mapping[str, Greeting], tell: Tell, releases: Releases
+    ) -> None:
         self._study = study
+        self._releases = releases
         self._fleet = fleet
         self._greetings = greetings
         self._tell = tell
@@ -109,10 +113,10 @@ class Collector:
     ) -> Iterator[Reply]:
         """One reply of each site, as they come. A site that has lost what it held is asked again, with everything.
 
-        `states` are by site.
+        A site whose people have not let its answer go yet is waited for. `states` are by site.
         """
         again: dict[str, Instruction] = {}
-        for reply in self._answers(instructions, again):
+        for reply in self._answers(instructions, again, states):
             got.bytes_up += reply.bytes_up
             got.bytes_down += reply.bytes_down
             instruction = instructions[reply.site]
@@ -123,11 +127,25 @@ class Collector:
             self._tell("reply", exchange=instruction.exchange, site=reply.site)
             yield reply
 
-    def _answers(self, instructions: Mapping[str, Instruction], again: Mapping[str, Instruction]) -> Iterator[Reply]:
-        """The replies to `instructions`, then those to the instructions that were put into `again` meanwhile."""
-        yield from self._fleet.exchange(instructions, self._study.rounds.deadline_s)
-        if again:
-            yield from self._fleet.exchange(dict(again), self._study.rounds.deadline_s)
+    def _answers(
+        self, instructions: Mapping[str, Instruction], again: dict[str, Instruction], states: Mapping[str, Arrays]
+    ) -> Iterator[Reply]:
+        """The replies to `instructions`, then those to the instructions that were put into `again` meanwhile.
+
+        Replies of sites that hold theirs come when they are let go.
+        """
+        deadline_s, held = self._study.rounds.deadline_s, dict[str, Instruction]()
+
+        def asked(some: Mapping[str, Instruction]) -> Iterator[Reply]:
+            for reply in self._fleet.exchange(some, deadline_s) if some else ():
+                if isinstance(reply.answer, Refusal) and reply.answer.code is Code.HELD:
+                    held[reply.site] = some[reply.site]
+                else:
+                    yield reply
+
+        yield from asked(instructions)
+        yield from asked(dict(again))
+        yield from self._releases.answers(held, states, deadline_s)
 
     def vetted(
         self, got: Collected, reply: Reply, instruction: Instruction, limits: Mapping[str, Limits]

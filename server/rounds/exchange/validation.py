@@ -15,9 +15,9 @@ from fedgraft.common.closed_form.survival import EXITS
 from fedgraft.common.closed_form.temperature import CASES
 from fedgraft.common.methods.memory.carried import methods_of, sums_of
 from fedgraft.common.methods.memory.method import Ground
-from fedgraft.common.metrics.plugged import read_more, values_of
+from fedgraft.common.metrics.plugged import sums_of_arrays, values_of
 from fedgraft.common.metrics.subgroups import names_of
-from fedgraft.common.metrics.sums.task_metrics import TaskSums, parted, sums_from
+from fedgraft.common.metrics.sums.task_metrics import TaskSums, sums_from
 from fedgraft.common.metrics.support import is_exact
 from fedgraft.common.protocol.instructions import (
     NOISE,
@@ -202,7 +202,8 @@ def metric_sums(update: Update, study: Study, instruction: Instruction) -> dict[
     tasks, groups = study.tasks_by_name.keys(), update.metrics.keys() - study.tasks_by_name.keys()
     if instruction.evaluate is None or not tasks <= update.metrics.keys():
         return None
-    sums = {task: _sums(study, task, update.metrics[task]) for task in tasks}
+    more, by_name = study.evaluate.metrics, study.tasks_by_name
+    sums = {task: sums_of_arrays(more, by_name[task], update.metrics[task]) for task in tasks}
     if groups and instruction.exchange != last_exchange(study):
         return None
     sums |= _of_groups(study, {name: update.metrics[name] for name in sorted(groups)}, sums)
@@ -233,11 +234,3 @@ def greeting_fault(greeting: Greeting, study: Study) -> Code | None:
 
 def _counted(task: AnyTask) -> tuple[str, ...]:
     return task.names if isinstance(task, Task | Multilabel) else ("known",)
-
-
-def _sums(study: Study, task: str, arrays: Arrays) -> TaskSums:
-    """Of one task, with those of plug-ins' metrics where the site shows exact figures at all."""
-    own, more = parted(arrays)
-    asked = study.tasks_by_name[task]
-    sums = sums_from(asked, own)
-    return read_more(study.evaluate.metrics, asked, sums, more) if study.evaluate.metrics and is_exact(sums) else sums

@@ -112,7 +112,7 @@ class Cell:
             "kept": self.job.finished and kept_digest(self.job.finished),
         }
         content |= {"base_models": [cell.digest for cell in self.base_models]} if self.base_models else {}
-        plugins = {str(plugin): loaded_digest(plugin) for plugin in self.job.study.plugins}
+        plugins = {str(plugin): loaded_digest(plugin) for plugin in self.job.code}
         content |= {"plugins": plugins} if plugins else {}
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
@@ -206,7 +206,7 @@ def run(
     missing = [cell for digest, cell in different.items() if not _is_done(out / digest[:16], asked=digest in asked)]
     done = len(different) - len(missing)
     failures: list[tuple[Cell, Exception]] = []
-    code = {plugin for cell in todo for plugin in cell.job.study.plugins}
+    code = {plugin for cell in todo for plugin in cell.job.code}
     with no_working_folder():
         size = min(workers, max(1, len(missing)))
         pool = ProcessPoolExecutor(size, process_server(), _made_ready, (threads, str(home()), places(code)))

@@ -22,6 +22,7 @@ from fedgraft.client.training.recalibrate import recalibrate
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.cluster_models import model_for
 from fedgraft.common.models.initialise import initialise
+from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.clusters import NamedClusters
 from fedgraft.common.study.methods.fit import Fit
@@ -35,6 +36,7 @@ from fedgraft.simulations.compare.running.folds import Fold, deal
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.engines.run import (
     Hospitals,
+    code_of,
     prepare,
     resume,
     simulated_cohort,
@@ -77,6 +79,11 @@ class ModelJob:
     def hospitals(self) -> tuple[str, ...]:
         """Names of the sites that hold patients, without those that hold public source data."""
         return tuple(site for site in self.cohorts if site not in self.public)
+
+    @property
+    def code(self) -> tuple[Plugin, ...]:
+        """The plug-ins that run at its sites, readers of their data among them."""
+        return code_of(self.study, (*self.cohorts.values(), *self.sources.values()))
 
 
 def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from fedgraft.client.agreement import answering
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.runtime.app import forget
-from fedgraft.common.protocol.answers import SiteAnswer
-from fedgraft.common.protocol.instructions import Code, Refusal
+from fedgraft.common.base.errors import DataError
+from fedgraft.common.protocol import wire
+from fedgraft.common.protocol.answers import SiteAnswer, TaskSupply
+from fedgraft.common.protocol.instructions import Code, Hello, Refusal
 from helpers.asked import BANDS, PRIVATE, SCALE, a_site, a_study, patients, write
 
 STUDY = a_study()
@@ -86,10 +89,43 @@ def test_other_columns_do_not_move_classes(tmp_path) -> None:
     assert with_dose.tasks["cls"].words["benign"] == (20, 29)
 
 
+def test_which_rare_labels_go_together_is_not_told(tmp_path) -> None:
+    """Eleven patients have one of two rare labels, and eleven are not known for either: neither is told of the two."""
+    columns = {f"cls.{label}": label for label in "abc"}
+    site, table = a_site(tmp_path / "north", [], label_columns=columns), tmp_path / "north" / "table.csv"
+    rows = [(1, 0, 0)] * 6 + [(0, 1, 0)] * 5 + [("", "", 1)] * 11 + [(0, 0, 0)] * 30
+    lines = [f"p{at},40,50,{a},{b},{c}" for at, (a, b, c) in enumerate(rows)]
+    table.write_text("\n".join(["PatientID,age,dose,a,b,c", *lines]) + "\n")
+
+    def told(*labels: str) -> TaskSupply:
+        task = {"name": "cls", "kind": "multilabel", "labels": list(labels)}
+        return answered(site, a_study(tasks=[task])).tasks["cls"]
+
+    one, two, three = told("a"), told("a", "b"), told("a", "b", "c")
+    assert (one.rest, one.unknown) == (two.rest, two.unknown) == (three.rest, three.unknown) == ((0, 69), (0, 69))
+    assert (two.words, three.words) == ({}, {"c": (10, 14)})
+
+
+def test_categories_of_a_study_move_no_number(tmp_path) -> None:
+    site = a_site(tmp_path / "north", [])
+    table = tmp_path / "north" / "table.csv"
+    write(table, patients(benign=30, malignant=30))
+    rows = table.read_text().splitlines()
+    odd = [f"{row},{'F' if at % 2 else 'M'}" for at, row in enumerate(rows[1:-11])] + [f"{row},X" for row in rows[-11:]]
+    table.write_text("\n".join([f"{rows[0]},sex", *odd]) + "\n")
+    answers = [
+        answered(site, a_study(input={"kind": "table", "categorical": {"sex": list(words)}}))
+        for words in (("F", "M"), ("F", "X"), ("F",))
+    ]
+    assert all(answer.missing == {"sex": (0, 9)} for answer in answers)
+    assert all(answer.facts["sex"]["F"] == (20, 29) for answer in answers)
+    assert [set(answer.facts["sex"]) for answer in answers] == [{"F", "M"}, {"F", "X"}, {"F"}]
+
+
 @pytest.mark.slow
 def test_the_price_does_not_follow_the_split(tmp_path) -> None:
     """Delta follows from a number of patients: were it of those who train, many splits would tell it exactly."""
-    site = a_site(tmp_path / "north", patients(benign=57, malignant=60))
+    site = a_site(tmp_path / "north", patients(benign=900, malignant=600))
     splits = [{"train": share, "val": 0.0, "test": 1 - share} for share in (0.05, 0.4, 0.9)]
     prices = [answered(site, a_study(plan=PRIVATE, split=split)).price for split in splits]
     assert prices[0].epsilon > 0
@@ -126,6 +162,19 @@ def test_no_column_is_counted_that_only_the_coordinator_names(tmp_path) -> None:
     study = a_study("yes", "no", task="secret")
     told = answered(site, study).tasks["secret"]
     assert (told.silent, dict(told.words)) == ("not_named", {})
+
+
+@pytest.mark.parametrize("error", [OSError(5, "/data/DOE"), KeyError("DOE"), DataError("/data/DOE: no such file")])
+def test_no_text_of_an_error_leaves(tmp_path, monkeypatch, error: Exception) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    site = a_site(tmp_path / "north", patients(benign=30, malignant=30))
+    monkeypatch.setattr(answering, "read_cohort", fails)
+    records = site.sends(wire.ASK, wire.pack_hello(Hello(STUDY.to_json()))).content
+    assert "DOE" not in repr([list(record.values()) for record in records.values()])
+    assert isinstance(refusal := wire.unpack_answer(records), Refusal)
+    assert refusal.code in (Code.FAILED, Code.BAD_DATA)
 
 
 def test_images_of_nobody_are_no_patients(tmp_path) -> None:

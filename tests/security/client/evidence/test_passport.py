@@ -12,10 +12,15 @@ import pytest
 
 from conftest import Command
 from fedgraft.client.enrolment.home import Joined, SiteHome
+from fedgraft.client.governance.approval import approve
 from fedgraft.common.base.files import read_json, write_json
 from fedgraft.common.evidence.passport import PARTS, passport_faults
 from fedgraft.common.evidence.signed_parts import Document, parse_document, read_document, signed_document
-from fedgraft.common.identity.keys import fingerprint, new_node_key, private_pem, public_pem
+from fedgraft.common.identity.author import Author
+from fedgraft.common.identity.keys import fingerprint, load_node_key, new_node_key, private_pem, public_pem
+from fedgraft.common.identity.person_book import PersonBook
+from fedgraft.common.identity.persons import fingerprint_of
+from fedgraft.common.study.study import find_study
 from fedgraft.server.provisioning.home import Enrolled, ServerHome
 
 Change = Callable[[list[dict[str, Any]]], object]
@@ -51,9 +56,14 @@ CHANGES: dict[str, tuple[Change, str]] = {
         for at, name in enumerate(PARTS)
     },
     "head": (lambda parts: parts[0]["content"].update(site="west"), "part head was changed"),
-    "less epsilon": (lambda parts: parts[4]["content"].update(study=0.1), "part ledger was changed"),
+    "less epsilon": (
+        lambda parts: parts[PARTS.index("ledger") + 1]["content"].update(study=0.1),
+        "part ledger was changed",
+    ),
     "the sheet": (
-        lambda parts: parts[5]["content"]["sheet"]["parts"][1]["content"]["membership"][0].update(auc=0.123456789),
+        lambda parts: parts[PARTS.index("audit") + 1]["content"]["sheet"]["parts"][1]["content"]["membership"][
+            0
+        ].update(auc=0.123456789),
         "part audit was changed",
     ),
     "left out": (lambda parts: parts.pop(), "part refusals is missing"),
@@ -82,7 +92,7 @@ def test_whatever_is_changed_is_named(what: str, passport: Path, command: Comman
 
 def test_who_seals_anew_has_not_the_sites_key(passport: Path, runs: dict[bool, Path], command: Command) -> None:
     content = json.loads(passport.read_text())
-    part = content["parts"][4]
+    part = content["parts"][PARTS.index("ledger") + 1]
     part["content"]["study"] = 0.1
     resealed(part)
     found = passport_faults(parse_document(content, "it"))
@@ -178,3 +188,27 @@ def test_records_that_do_not_agree_make_no_passport(runs: dict[bool, Path], comm
     assert code == 2
     assert "older copy" in err
     assert not Path("east.json").exists()
+
+
+def test_a_person_s_signature_under_another_approval_is_named(
+    runs: dict[bool, Path], tmp_path: Path, command: Command
+) -> None:
+    """A site that signs what it likes cannot say that a person has approved what they have not."""
+    home, run = runs[True] / "sites" / "east", runs[True]
+    book = PersonBook(tmp_path / "book")
+    book.add_with_passphrase("Anna Berg", "correct horse battery", None)
+    study = find_study(run / "study.yaml")[0]
+    anna = Author("Anna Berg", book, lambda: "correct horse battery", signs=True)
+    approved = approve(home, study.digest, study.name, anna)
+    written = tmp_path / "east.json"
+    assert command("site", "passport", run, "--out", written, "--home", home)[0] == 0
+    code, out, _ = command("passport", "verify", written)
+    assert code == 0
+    assert f"by Anna Berg, signed with {fingerprint_of(book.all()[0].key)}" in " ".join(out.split())
+    document = read_document(written)
+    key = load_node_key((home / "evidence.key").read_bytes(), "it")
+    parts = {name: document.content(name) for name in PARTS}
+    parts["study"] = parts["study"] | {"approved": "2020-01-01T00:00:00+00:00"}
+    forged = signed_document(document.head(), parts, key)
+    assert approved.signed is not None
+    assert passport_faults(forged) == ("part study: the approval is not signed by the person that it names",)

@@ -12,6 +12,8 @@ import pytest
 import fedgraft as fg
 from fedgraft.client.inference.model import LoadedModel
 from fedgraft.client.training.model.evaluate import predictions
+from fedgraft.client.training.model.loader import Loader
+from fedgraft.common.checks.check_plugins import pinned
 from fedgraft.common.study.study import Study
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.report import build_report
@@ -67,8 +69,6 @@ def test_it_is_seen_in_the_run_the_report_the_live_page_and_decides_when_a_stage
 
 
 def reader_loader(study: Study, run: Path, reader: LoadedModel):
-    from fedgraft.client.training.model.loader import Loader
-
     return Loader(simulated_cohort(study, run, "east"), study.input, reader.local_model.device)
 
 
@@ -88,6 +88,73 @@ def matthews(confusion) -> float:
     one, other = (np.eye(3)[[pair[at] for pair in pairs]] for at in (0, 1))
     a, b = one - one.mean(axis=0), other - other.mean(axis=0)
     return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+SITES = ("east", "north", "south", "west")
+
+
+class Inside:
+    """The mean probability of pixels inside findings, less that of pixels outside: of logits, and not of masks."""
+
+    tasks = ("segmentation",)
+    better = "higher"
+    low, high = -1.0, 1.0
+    adds = (0.0, 1e4)
+
+    def cases(self, outputs, targets):
+        import numpy as np
+
+        shares = 1 / (1 + np.exp(-outputs.astype(np.float64)))
+        parts = [shares * targets, targets, shares * ~targets, ~targets]
+        return np.stack([part.sum(axis=(1, 2)) for part in parts], axis=1)
+
+    def value(self, sums):
+        return float(sums[0] / sums[1] - sums[2] / sums[3]) if sums[1] and sums[3] else None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", [False, True])
+def test_of_masks_too_and_under_secure_aggregation(
+    hidden: bool, make_study: MakeStudy, tmp_path: Path, fresh: pytest.MonkeyPatch
+) -> None:
+    """Held against the saved model's own logits, of all sites' test images together."""
+    import numpy as np
+    import torch
+
+    from fedgraft.simulations.phantoms.hospitals import make_hospitals
+    from fedgraft.simulations.phantoms.scenario import Scenario
+
+    fg.register_metric("inside", Inside)
+    phantom = {"modality": ["xr"], "patients": 24, "images_per_patient": [1, 1]}
+    entries = [{"name": name, "phantom": phantom, "mask_images": name != "west"} for name in SITES]
+    scenario = Scenario.model_validate({"name": "small", "seed": 5, "sites": entries})
+    study = pinned(
+        make_study(
+            tasks=[{"name": "lesion", "kind": "segmentation"}],
+            method={"name": "fedavg", "rounds": 1, "local": {"steps": 2, "batch_size": 8}},
+            evaluate={"metrics": ["inside"], "every": 0, "floor": 1},
+            secure_aggregation=hidden,
+        )
+    )
+    run = simulate(study, Hospitals(make_hospitals(scenario, tmp_path / "hospitals")), tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())["metrics"]["lesion"]
+    reader, rows = LoadedModel(str(run), everything=True), {}
+    for site in SITES:
+        cohort = simulated_cohort(study, run, site)
+        loader = Loader(cohort, study.input, reader.local_model.device)
+        known = [case for case in cohort.splits["test"].tolist() if cohort.targets["lesion"][case, 0, 0] >= 0]
+        (batch,) = loader.batches([torch.tensor(known)]) if known else (None,)
+        if batch is not None:
+            with torch.inference_mode():
+                logits = reader.local_model.model(batch.inputs)["lesion"].numpy()
+            rows[site] = Inside().cases(logits, batch.targets["lesion"].numpy() == 1)
+    assert set(rows) == {*SITES[:3]}, "one site has no masks"
+    want = Inside().value(np.concatenate(list(rows.values())).sum(axis=0))
+    assert result["pooled"]["inside"] == pytest.approx(want, abs=1e-6)
+    assert result["sites"].keys() == (set() if hidden else {*SITES})
+    for site, own in result["sites"].items():
+        mine = Inside().value(rows[site].sum(axis=0)) if site in rows else None
+        assert own["inside"] == (None if mine is None else pytest.approx(mine, abs=1e-6))
 
 
 def test_arms_can_be_compared_by_it(

@@ -15,7 +15,10 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.cohort_request import cohort_request
 from fedgraft.client.enrolment.config import read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
+from fedgraft.client.governance.review import in_words, review
+from fedgraft.client.governance.verdict import judge
 from fedgraft.common.base.files import load_tensors
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study
 from fedgraft.server.dossier.document import as_markdown
 from fedgraft.server.dossier.evidence import Evidence
@@ -163,6 +166,8 @@ def test_report_and_dossier_say_it(run: Path) -> None:
     assert "no group is shown to be worse" in page
     card = as_markdown(dossier_of(Evidence.of(run)))
     assert "male is the worst" in card
+    assert "Shown by east, north; other sites show none by sex." in card
+    assert "See the model card: figures, conformal sets, subgroups." in card
     assert "For a coverage of 0.8" in card
     assert "Conformal sets, on test cases" in page
     assert "The run has no figures by sex" not in card
@@ -197,3 +202,22 @@ def test_noised_and_closed_sites_show_none_and_the_run_says_so(tmp_path: Path) -
     assert all(own["pooled"] == {"groups": {}, "gap": None} for own in subgroups(done).values())
     remarks = [view.remarks for view in by_attribute(read_run(done), "cls")]
     assert [own[0].split(":")[0] for own in remarks] == ["No site shows figures by sex", "No site shows figures by age"]
+
+
+def test_the_review_at_a_site_says_what_would_leave_by_subgroup_and_why_not(run: Path) -> None:
+    asked = Study.read(run / "study.yaml")
+    model = initialise(asked).model
+
+    def told(site: str, **policy: Any) -> str:
+        config = read_config(run / "sites" / site / "site.json")
+        config = config.model_copy(update={"policy": config.policy.model_copy(update=policy)})
+        verdict = judge(config, asked, model.tags(), 120)
+        return " ".join(in_words(review(asked, model, config, verdict, approved=False) | {"data": None}))
+
+    assert "metrics by sex: those of the test split once, of each group (female, male) with ten patients" in told(
+        "east"
+    )
+    assert "metrics by age: none, since `subgroups` of the policy lists other groups than [0.0, 40.0" in told("north")
+    assert "metrics by sex: none, since `subgroups` of the policy does not list it" in told("west")
+    assert "metrics by sex: none, since noised counts are not given group by group" in told("east", metrics="noised")
+    assert "of the val split once more at the end, for thresholds" in told("east")

@@ -77,6 +77,9 @@ def test_a_pinned_run_stops_before_round_1_when_a_site_has_changed(command, fold
     code, out, err = command("simulate", "study.yaml", "--agreement", "asked", "--out", "again")
     assert code == 0, err
     assert "pinned to agreement" in out
+    digest = json.loads((folder / "asked" / "agreement.json").read_text())["digest"]
+    remarks = json.loads((folder / "again" / "result.json").read_text())["remarks"]
+    assert remarks[0].startswith(f"Pinned to agreement {digest[:12]}: north, south, west began")
 
 
 @pytest.mark.slow
@@ -85,4 +88,7 @@ def test_asked_twice_they_say_the_same(command, folder: Path) -> None:
         code, _, err = command("study", "ask", "study.yaml", "--out", name, "--json")
         assert code == 0, err
     one, two = (json.loads((folder / name / "agreement.json").read_text())["agreement"] for name in ("one", "two"))
+    for site in SITES:
+        assert one["answers"][site].pop("state") != two["answers"][site].pop("state"), "who asks twice sees no change"
+        assert one["answers"][site].pop("seal") != two["answers"][site].pop("seal")
     assert one["answers"] == two["answers"]

@@ -17,6 +17,7 @@ from fedgraft.client.data.decoding.decoder import read_images
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.running.models import ModelJob
 from fedgraft.simulations.engines.run import OPEN, Engine, Hospitals, simulated_cohort
 from fedgraft.simulations.phantoms.scenario import Scenario
 from helpers.plugins import EXAMPLE, fresh, install, wheel_of
@@ -126,6 +127,8 @@ def test_a_site_with_rules_of_its_own_lists_its_reader_or_takes_no_part(
     typed = Hospitals({name: spec.model_copy(update={"kind": "typed"}) for name, spec in specs.items()})
     with pytest.raises(InputError, match="'typed' was registered in this session, and other processes do not know it"):
         simulate(study, typed, tmp_path / "pool", Engine(name="pool", workers=2))
+    compared = ModelJob(study, "together", typed.cohorts).code  # of which a comparison's digests are, and its processes
+    assert [plugin.distribution for plugin in compared] == ["session-typed"] * 3
 
 
 def test_names_that_are_taken_or_unknown_and_what_is_no_reader(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,11 @@ import fedgraft as fg
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.checks.check_plugins import pinned
 from fedgraft.common.checks.explain import check_study
+from fedgraft.common.plugins import registry
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.compare.question import BUILT_IN
 from fedgraft.simulations.engines.run import Engine, Hospitals
-from helpers.plugins import EXAMPLE, fresh, install, wheel_of
+from helpers.plugins import EXAMPLE, fresh, install, make_wheel, wheel_of
 from helpers.simulated import simulate
 
 assert fresh
@@ -139,7 +142,67 @@ def test_a_study_of_a_file_cannot_be_run_without_it_or_with_another(
         check_study(study, "study")
 
 
-def test_the_page_works_as_it_stands(command: Command, tmp_path: Path) -> None:
+BOTH = """
+import torch
+from torch import nn
+
+import fedgraft as fg
+
+
+@fg.register_backbone("own_net")
+class Net(nn.Module):
+    def __init__(self, channels, size):
+        super().__init__()
+        self.layer = nn.Conv2d(channels, 4, 3, stride=2)
+        self.feature_dim = 4
+
+    def forward(self, x):
+        return self.layer(x).relu().mean((2, 3))
+
+
+@fg.register_loss("own_loss")
+class Loss:
+    scope = "per_sample"
+    requires = ("labels",)
+    tasks = ("multiclass",)
+
+    def __call__(self, *, outputs, targets):
+        return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+"""
+
+
+def test_a_file_that_was_tried_out_goes_into_a_distribution_as_it_is(
+    make_study: MakeStudy, tmp_path: Path, fresh: pytest.MonkeyPatch
+) -> None:
+    """With its decorators: what they register is what the entry points name, and no second plug-in of that name."""
+    points = {"fedgraft.backbones": {"own_net": "own_code:Net"}, "fedgraft.losses": {"own_loss": "own_code:Loss"}}
+    wheel = make_wheel(tmp_path / "wheels", "own-code", "1.0", points, {"own_code.py": BOTH.encode()})
+    fresh.syspath_prepend(install(wheel, tmp_path / "here"))
+    work = METHOD["local"] | {"losses": [{"kind": "own_loss"}]}  # type: ignore[operator]
+    study = make_study(model={"backbone": "own_net"}, plugins=["own-code==1.0"], method=METHOD | {"local": work})
+    check_study(study, "study")
+    check_study(study, "study")
+
+
+def test_arms_that_do_without_a_loss_of_ones_own_name_no_code_for_it(
+    make_study: MakeStudy, tmp_path: Path, two: Hospitals
+) -> None:
+    """A preset has the losses of its method, so that a comparison with it must not fail for code that is not used."""
+    exec(compile(BOTH, "<cell>", "exec"), {"__name__": "__main__"})
+    work = METHOD["local"] | {"losses": [{"kind": "own_loss"}]}  # type: ignore[operator]
+    study = pinned(make_study(model={"backbone": "own_net"}, method=METHOD | {"local": work}))
+    assert [plugin.distribution for plugin in study.plugins] == ["session-own_net", "session-own_loss"]
+    for name, wanted in (("study", 2), ("fedbn", 1), ("fedprox", 1)):
+        arm = BUILT_IN[name].apply(study, "x")
+        check_study(arm, name)
+        assert len(arm.plugins) == wanted
+    run = fg.load_run(simulate(study, two, tmp_path / "run"))
+    assert (run.export("torchscript", tmp_path / "handed") / "model.json").is_file()
+    with pytest.raises(InputError, match="there is no such form"):
+        run.export("onyx", tmp_path / "none")
+
+
+def test_the_page_works_as_it_stands(command: Command, tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:
     page = (EXAMPLE.parents[1] / "docs" / "how_to" / "plugins.md").read_text(encoding="utf-8")
     for kind, name in (("python", "my_own.py"), ("yaml", "my_study.yaml")):
         (tmp_path / name).write_text(page.partition(f"```{kind}\n")[2].partition("```")[0])
@@ -148,6 +211,12 @@ def test_the_page_works_as_it_stands(command: Command, tmp_path: Path) -> None:
         code, said, errors = command(*words)
         assert code == 0, errors
     assert "smooth (amount 0.05)" in said
+    (tmp_path / "pyproject.toml").write_text(textwrap.dedent(page.partition("```toml\n")[2].partition("```")[0]))
+    fresh.syspath_prepend(install(wheel_of(tmp_path, tmp_path / "wheels"), tmp_path / "packages"))
+    for kept in ("_registered", "_places"):
+        fresh.setattr(registry, kept, type(getattr(registry, kept))())
+    asked = Study.read(tmp_path / "my_study.yaml", "plugins=[my-own==1.0.0]")
+    check_study(asked, "my_study.yaml")
 
 
 @pytest.mark.ray

@@ -15,9 +15,10 @@ from fedgraft.common.metrics.plugged import plugged_metric, read_more, values_of
 from fedgraft.common.metrics.shown import shown
 from fedgraft.common.metrics.sums.task_metrics import add, arrays_of, parted, sums_of, usual, zero
 from fedgraft.common.metrics.table import TABLE, Metric, drawn_of, headlines
+from fedgraft.common.secure_aggregation.summing import metric_shapes, metric_summands, pooled_metrics
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
-from fedgraft.server.report.figures import tiles
+from fedgraft.server.report.figures import site_metrics, tiles
 from fedgraft.server.report.history import RunRecord
 from fedgraft.simulations.planning.curve import headline_of
 from helpers.plugins import fresh
@@ -118,11 +119,32 @@ def test_a_plugins_sums_add_up_to_the_metric_of_all_cases_and_no_others_are_beli
             read_more(("gap",), task, sums_of(task, logits, truth), wrong)
 
 
+def test_masked_sums_of_a_plugins_metric_open_to_that_of_all_cases_and_no_others_are_believed() -> None:
+    """The shapes are those of the study alone, whatever a site has; and the mean over sites is there as well."""
+    fg.register_metric("gap", Gap)
+    study = a_study(evaluate={"metrics": ["gap"], "floor": 1}, secure_aggregation=True)
+    task, rng = study.tasks[0], np.random.default_rng(3)
+    cases = [(rng.normal(size=(n, 3)), rng.integers(0, 3, n)) for n in (20, 35, 50, 0)]
+    sites = [with_more(("gap",), task, sums_of(task, *own), *own) for own in cases]
+    terms = [metric_summands({"cls": own}, {}, 1, study).arrays for own in sites]
+    for own in terms:
+        assert {key: (array.shape, array.dtype.name) for key, array in own.items()} == metric_shapes(study)
+    total = {key: np.sum([own[key] for own in terms], axis=0).astype(np.float64) for key in terms[0]}
+    found = pooled_metrics(total, study)["cls"]
+    logits, truth = (np.concatenate([own[at] for own in cases]) for at in range(2))
+    assert values_of(found.sums)["gap"] == pytest.approx(np.abs(logits.argmax(axis=1) - truth).mean())
+    each = [np.abs(logits.argmax(axis=1) - truth).mean() for logits, truth in cases[:3]]
+    assert (found.macro["gap"], found.sites["gap"]) == (pytest.approx(np.mean(each)), 3)
+    bent = total | {"cls/more:gap": np.array([1000.0, 105.0])}
+    with pytest.raises(InputError, match="gap and the number of cases do not agree"):
+        pooled_metrics(bent, study)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"better": "up"}, "does not say which way is better. Set `better` to higher or lower or near_0"),
-        ({"tasks": ("segmentation",)}, "does not say what tasks it is for"),
+        ({"tasks": ("volume",)}, "does not say what tasks it is for"),
         ({"adds": (0.0, 1.0)}, "a case adds what is not from 0 to 1"),
         ({"high": 0.1}, "which is past its own ends"),
         ({"cases": lambda self, outputs, targets: np.zeros(3)}, "of 4 cases, not a row each"),
@@ -145,6 +167,7 @@ def test_a_metric_that_is_not_as_it_says_is_refused(change: dict[str, Any], says
 def test_a_study_is_told_which_metrics_cannot_be_had() -> None:
     fg.register_metric("gap", Gap)
     stop = {"early_stopping": {"patience": 1}}
+    check_study(a_study(evaluate={"metrics": ["gap"]}, secure_aggregation=True), "x")
     check_study(a_study(evaluate={"metrics": ["gap"], "headline": {"cls": "gap"}}, stage=stop), "x")
     for changes, says in (
         ({"evaluate": {"metrics": ["gpa"]}}, r"metrics\.0: there is no metric 'gpa'; did you mean gap\?"),
@@ -160,7 +183,6 @@ def test_a_study_is_told_which_metrics_cannot_be_had() -> None:
             r"size: MAE \(mm\), age: MAE \(years\)\), of which there is no mean",
         ),
         ({"stage": {"early_stopping": {"metric": "rmse"}}, "asked": (TASKS[2], AGE)}, "is counted in different units"),
-        ({"evaluate": {"metrics": ["gap"]}, "secure_aggregation": True}, "not built under masks"),
     ):
         with pytest.raises(StudyError, match=says):
             check_study(a_study(**changes), "x")
@@ -180,6 +202,8 @@ def test_only_what_is_counted_in_the_unit_of_the_values_has_that_unit_beside_it(
         "macro MAE (mm)",
         "pooled R²",
     ]
+    metrics["size"] |= {"pooled": {"n": 9, "mae": 2.0, "r2": 0.5}, "sites": {"one": {"n": 9, "mae": 2.0, "r2": 0.5}}}
+    assert site_metrics(record, "size").columns == ("site", "cases", "MAE (mm)", "R²")
     assert {name for name, metric in TABLE.items() if metric.in_unit} == {"mae", "rmse", "bias"}
 
 

@@ -101,7 +101,6 @@ def test_heads_learn_first_and_then_all_else(attack_target) -> None:
 FEDAVG = {"name": "one", "share": "all", "aggregate": {"kind": "mean"}}
 GRADIENT = {"kind": "gradient", "steps": 2}
 PRIVATE = {"fixed_norm_stats": True, "private": {"noise_multiplier": 1.0, "sample_rate": 0.1}}
-CONTROL_VARIATE = {"optimiser": "sgd", "momentum": 0, "methods": [{"kind": "scaffold"}]}
 
 
 @pytest.mark.parametrize(
@@ -125,10 +124,14 @@ CONTROL_VARIATE = {"optimiser": "sgd", "momentum": 0, "methods": [{"kind": "scaf
         ),
         ({"heads_first": 2, "train": "heads"}, {}, {}, "heads_first: alternates"),
         ({"heads_first": 2} | PRIVATE, {}, {}, "heads_first: is not built for private work"),
-        ({"heads_first": 2} | CONTROL_VARIATE, {}, {}, "heads_first: control variates"),
         ({"inner_steps": {}, "steps": None, "epochs": 1}, {}, {}, "give steps, not epochs"),
         ({"inner_steps": {}} | PRIVATE, {}, {}, "inner_steps: is not built for private work"),
-        ({"inner_steps": {}} | CONTROL_VARIATE, {}, {}, "inner_steps: control variates"),
+        (
+            {"inner_steps": {}, "methods": [{"kind": "apfl"}]},
+            {},
+            {},
+            "would take a step with each of them, and none is",
+        ),
     ],
 )
 def test_courses_that_cannot_work_are_refused(local, stage, more, words: str) -> None:

@@ -63,3 +63,9 @@ def test_names_from_sites_are_never_markup(tmp_path: Path) -> None:
     row = next(line for line in plain.read_text().splitlines() if line.startswith("| &lt;img"))
     assert row.replace("\\|", "").count("|") == len(supply_table(STUDY, an_agreement(NORTH)).columns) + 1
     assert "<script" not in plain.read_text()
+
+
+def test_a_page_says_so_if_nothing_stands_against_the_study(tmp_path: Path) -> None:
+    whole = replace(NORTH, tasks={"cls": TaskSupply({"benign": (50, 69), "malignant": (20, 29)})}, missing={})
+    _, *pages = write_agreement(STUDY, SupplyAgreement.of(STUDY, {"north": whole}, "now"), tmp_path)
+    assert all("Nothing stands against the study" in page.read_text() for page in pages)

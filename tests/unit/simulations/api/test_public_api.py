@@ -27,7 +27,7 @@ SIGNATURES = {
     "register_reader": "(name, kind)",
 }
 MEMBERS = {
-    "Run": "headline history metrics model path privacy report result sites status study",
+    "Run": "export headline history metrics model path privacy report result sites status study",
     "Comparison": "path report result rows to_pandas",
     "Explanation": "sentences stages study tasks",
     "Predictions": "answers classes names problems to_pandas",
