@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from rich.table import Table
 from fedgraft.common.base.console.terminal import figure
 from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.common.metrics.table import title
+
+_LEADING, _ONE = re.compile(r"(?<!\d)0\."), re.compile(r"^1\.000$")
+"""Of a share's digits the first says nothing; 130.4 is another thing than 13.4."""
 
 
 def task_table(task: str, values: Mapping[str, Any]) -> Table:
@@ -78,4 +82,6 @@ def _sides(support: Mapping[str, Any]) -> str:
 
 def _ends(interval: Sequence[float | None]) -> str:
     low, high = interval
-    return "" if low is None or high is None else f"{low:.3f}–{high:.3f}".replace("0.", ".").replace("1.000", "1")
+    if low is None or high is None:
+        return ""
+    return "–".join(_LEADING.sub(".", _ONE.sub("1", f"{end:.3f}")) for end in (low, high))
