@@ -1,4 +1,4 @@
-"""Who left in which bin of time at this site: the counts that a Kaplan-Meier curve follows from."""
+"""Who left in which bin of time at this site: counts for a Kaplan-Meier curve, and sums for Cox's regression."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedgraft.client.training.model.loader import Loader
+from fedgraft.common.closed_form.cox import hazard_sums
 from fedgraft.common.closed_form.survival import EXITS, exits
 from fedgraft.common.study.stages.survival import Survival
 from fedgraft.common.study.study import Study
@@ -24,6 +25,20 @@ def survival_sums(spec: Survival, study: Study, loader: Loader, patients: Sequen
     cases, groups = followed(spec, loader, patients)
     times, events = _of(spec.time, loader, cases), _of(spec.event, loader, cases).astype(np.int64)
     return {EXITS: exits(spec, times, events, groups, len(spec.groups(study.tasks_by_name)))}
+
+
+def cox_sums(
+    spec: Survival, study: Study, loader: Loader, patients: Sequence[str], now: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What a step from the coefficients `now` (d,) needs of all the site's patients; `loader` gives features (d)."""
+    cases, strata = followed(spec, loader, patients)
+    times, events = _of(spec.time, loader, cases), _of(spec.event, loader, cases).astype(np.int64)
+    features = np.zeros((0, len(now)))
+    if len(cases):
+        (batch,) = loader.batches([torch.from_numpy(cases)])
+        features = batch.inputs.double().cpu().numpy()
+    count = len(spec.groups(study.tasks_by_name))
+    return hazard_sums(spec, (times, events, strata), features, now, count)
 
 
 def followed(spec: Survival, loader: Loader, patients: Sequence[str]) -> tuple[Places, Places]:

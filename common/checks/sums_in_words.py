@@ -13,6 +13,10 @@ _COUNTED = {
     "distances": "count how far their validation images are from the mean of all sites' features, once",
     "survival": "count which of all their patients left in which bin of time, by the event or without, once",
 }
+_STEPPED = {
+    "curvature": "send sums of what the heads get wrong and of how that curves on their {}",
+    "hazards": "send sums over all their patients of features weighed by their hazard",
+}
 SOLVED = {
     "moments": "the mean and covariance of features, for later stages",
     "threshold": "from where on an image counts as unlike the sites' own, which goes out with the model",
@@ -23,6 +27,7 @@ SOLVED = {
     "newton": "each time a step towards a logistic head, equal to the pooled step",
     "logistic": "each time a step towards the pooled logistic regression, equal to the pooled step",
     "kaplan_meier": "a Kaplan-Meier curve of each group, equal to the pooled one",
+    "cox": "each time a step towards the pooled Cox regression, equal to the pooled step",
     "temper": "the temperature that fits all sites' cases best",
 }
 
@@ -41,8 +46,8 @@ def sums(local: Statistics, rounds: int) -> str:
         case "residuals":
             times = f"{rounds} times" if rounds > 1 else "once"
             return f"send sums of features and of what the heads get wrong on their {cases}, {times}"
-        case "curvature":
-            return f"send sums of what the heads get wrong and of how that curves on their {cases}, {rounds} times"
+        case "curvature" | "hazards":
+            return _STEPPED[local.of].format(cases) + f", {rounds} times"
         case _:
             noise = "" if local.private is None else ", with noise for differential privacy"
             over = f" of their {cases}" if local.split != "train" else ""

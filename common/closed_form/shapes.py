@@ -6,16 +6,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedgraft.common.closed_form.cox import hazard_shapes
 from fedgraft.common.closed_form.survival import EXITS, shape_of
 from fedgraft.common.closed_form.temperature import ANSWERS, BASE_MODELS, CASES, TEMPERATURES
 from fedgraft.common.protocol.instructions import NOISE
 from fedgraft.common.protocol.packed_symmetric import PACKED, cells
 from fedgraft.common.protocol.routing import BINS, DISTANCES, KINDS, Shapes, Tags, sent
 from fedgraft.common.study.plan import Stage, Statistics
+from fedgraft.common.study.stages.survival import Survival
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression
 
-_NOISE = {NOISE: ((1,), "float64")}
+Shape = tuple[tuple[int, ...], str]
+
+_NOISE: dict[str, Shape] = {NOISE: ((1,), "float64")}
 
 
 def cross_name(task: AnyTask) -> str:
@@ -48,10 +52,19 @@ def _other_sums(study: Study, local: Statistics, tags: Tags, state: Mapping[str,
     if local.of == "distances":
         return {DISTANCES: ((BINS,), "float64")}
     if local.survival is not None:
-        return {EXITS: (shape_of(local.survival, study), "float64"), **noise}
+        return _survival_shapes(study, local.survival, local.of, state) | noise
     if local.of in (BASE_MODELS, ANSWERS):
         return _loss_shapes(study, local.of)
     return _curvature_shapes(study, local.precision, state)
+
+
+def _survival_shapes(study: Study, spec: Survival, of: str, state: Mapping[str, np.ndarray]) -> dict[str, Shape]:
+    """Of counts of who left when, or of what a step of Cox's regression needs of them."""
+    if of == "survival":
+        return {EXITS: (shape_of(spec, study), "float64")}
+    strata, _, bins = shape_of(spec, study)
+    width = state[f"heads.{next(iter(study.heads))}.weight"].shape[1]
+    return {name: (shape, "float64") for name, shape in hazard_shapes(strata, bins - 1, width).items()}
 
 
 def _curvature_shapes(study: Study, precision: str, state: Mapping[str, np.ndarray]) -> Shapes:

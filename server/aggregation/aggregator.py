@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from fedgraft.common.closed_form.closed_form import automatic_penalties, heads_from_sums, scale_from_sums
+from fedgraft.common.closed_form.cox import take_step
 from fedgraft.common.closed_form.logistic import logistic_heads
 from fedgraft.common.closed_form.moments import FeatureMoments, moments_from_sums
 from fedgraft.common.closed_form.newton import stepped_heads
@@ -23,6 +24,7 @@ from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
     AdaptersProduct,
     ClippedMean,
+    Cox,
     Discriminant,
     KaplanMeier,
     Krum,
@@ -90,15 +92,15 @@ def _of_sums(stage: Stage, aggregate: Sums, states: States) -> Aggregator:
             return StandardiseAggregator()
         case Temper():
             return TemperAggregator()
-        case Moments() | Threshold() | KaplanMeier():
-            return _of_description(stage.name, aggregate, states)
+        case Moments() | Threshold() | KaplanMeier() | Cox():
+            return _of_description(stage, aggregate, states)
         case Logistic():
             return LogisticAggregator(aggregate)
         case _:
             return HeadAggregator(aggregate, penalties_for(stage), keep=retains_statistics(stage))
 
 
-def _of_description(stage: str, aggregate: Moments | Threshold | KaplanMeier, states: States) -> Aggregator:
+def _of_description(stage: Stage, aggregate: Moments | Threshold | KaplanMeier | Cox, states: States) -> Aggregator:
     """What changes no entry of the model, but is put among the `states`."""
     match aggregate:
         case Moments():
@@ -106,7 +108,9 @@ def _of_description(stage: str, aggregate: Moments | Threshold | KaplanMeier, st
         case Threshold(quantile=quantile):
             return ThresholdAggregator(quantile, states)
         case KaplanMeier():
-            return SurvivalAggregator(stage, states)
+            return SurvivalAggregator(stage.name, states)
+        case Cox():
+            return CoxAggregator(stage, states)
 
 
 class _SumAggregator:
@@ -235,6 +239,20 @@ class SurvivalAggregator(_SumAggregator):
     def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
         """No entry of the model changes."""
         keep_counts(self._stage, self._sums, self._states)
+        return {}
+
+
+class CoxAggregator(_SumAggregator):
+    """Sums of who was at risk, then the coefficients after a step of Newton's method, put among the `states`."""
+
+    def __init__(self, stage: Stage, states: States) -> None:
+        super().__init__()
+        self._stage = stage
+        self._states = states
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
+        """No entry of the model changes. RunError if there was no event."""
+        take_step(self._stage, self._sums, self._states)
         return {}
 
 

@@ -55,6 +55,19 @@ def survival_table(counted: Mapping[str, Any]) -> Table:
     return table
 
 
+def hazard_table(regression: Mapping[str, Any]) -> Table:
+    """A Cox regression, a line for each column, with its hazard ratio."""
+    table = Table()
+    for name in (regression["stage"], "coefficient", "error", "hazard ratio", "95 %"):
+        table.add_column(name, no_wrap=name in (regression["stage"], "95 %"), min_width=max(map(len, name.split())))
+    for one in regression["columns"]:
+        said = (f"{one[key]:.4g}" for key in ("coefficient", "error", "ratio"))
+        table.add_row(one["name"], *said, f"{one['low']:.4g}–{one['high']:.4g}")
+    settled = "" if regression["settled"] else "; it has not settled: more rounds"
+    table.caption = f"{regression['events']:g} events{settled}"
+    return table
+
+
 def at_point(task: str, point: Mapping[str, Any]) -> str:
     """An operating point in one line, with what it gives of all test cases."""
     said = f"{task}: {point['name']} from a probability of {point['probability']:.3g} on, by {point['rule']}"

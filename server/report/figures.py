@@ -189,6 +189,28 @@ def survival(record: RunRecord) -> list[SurvivalView]:
     return found
 
 
+def hazards(record: RunRecord) -> list[tuple[str, str, ReportTable]]:
+    """The Cox regressions of a run: stage, a remark, and the columns."""
+    found = []
+    for own in map(mapping, sequence(record.result.get("hazards"))):
+        lines = [
+            TableLine((text(one.get("name")), *(_short(one, key) for key in _RATIO)))
+            for one in map(mapping, sequence(own.get("columns")))
+        ]
+        settled = "" if own.get("settled") is True else " It has not settled: give it more rounds."
+        table = ReportTable(("column", *_RATIO.values()), tuple(lines))
+        found.append((text(own.get("stage")), f"{whole(own.get('events'))} events.{settled}", table))
+    return found
+
+
+_RATIO = {"coefficient": "coefficient", "error": "error", "ratio": "hazard ratio", "low": "from", "high": "to"}
+
+
+def _short(one: Row, key: str) -> str:
+    value = number(one.get(key))
+    return NONE if value is None else f"{value:.4g}"
+
+
 def _left_at(one: Row, at: int) -> str:
     """What is left after a bin with its interval, and below it events and numbers at risk."""
     left, low, high, events, at_risk = (

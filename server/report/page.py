@@ -123,6 +123,7 @@ def render(record: RunRecord) -> str:
         likeness=tables.likeness(record),
         clustered_by=_CLUSTERED.get(text(mapping(result.get("clusters")).get("by")), ""),
         survival=figures.survival(record),
+        hazards=figures.hazards(record),
         privacy=tables.privacy(record),
         private=any(mapping(own).get("dp") for own in mapping(record.result.get("privacy")).values()),
         missing=missing,

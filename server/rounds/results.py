@@ -61,7 +61,8 @@ def write_result(
         "subgroups": outcome.scores.subgroups(),
         "conformal": outcome.scores.conformal(outcome.validation),
         "operating_points": outcome.scores.at(outcome.points),
-        "survival": outcome.survival,
+        "survival": outcome.followed.get("survival", []),
+        "hazards": outcome.followed.get("hazards", []),
         "clusters": _clusters(study, outcome.totals),
         "sites": {
             site: {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,3 +91,23 @@ def by_hand(arm: str) -> list[tuple[int, int, float, float | None]]:
         spread += d / (n * (n - d)) if n > d else float("inf")
         found.append((n, d, left, left * spread**0.5 if 0 < left < 1 else None))
     return found
+
+
+@functools.cache
+def cox_by_hand(strata: bool) -> tuple[list[float], list[float]]:
+    """Coefficients and errors of Cox's regression on age and stage: event by event, over all patients' lines."""
+    lines = [row for site in SIZES for row in patients(site)]
+    x = np.array([row[3:] for row in lines])
+    ends = np.array([next((end for end in ENDS if row[0] <= end), 1e9) for row in lines])
+    arms = np.array([row[2] if strata else "" for row in lines])
+    came = [at for at, row in enumerate(lines) if row[1] and ends[at] <= ENDS[-1]]
+    beta, curvature = np.zeros(2), np.eye(2)
+    for _ in range(12):
+        slope, curvature, weights = np.zeros(2), np.zeros((2, 2)), np.exp(x @ beta)
+        for at in came:
+            risk = (ends >= ends[at]) & (arms == arms[at])
+            w, own = weights[risk] / weights[risk].sum(), x[risk]
+            slope += x[at] - w @ own
+            curvature += (own.T * w) @ own - np.outer(w @ own, w @ own)
+        beta = beta + np.linalg.solve(curvature, slope)
+    return beta.tolist(), np.sqrt(np.diag(np.linalg.inv(curvature))).tolist()

@@ -124,7 +124,9 @@ def test_tasks_that_say_no_survival_are_refused_before_round_1(change: dict[str,
 
 def test_what_counts_no_survival_has_no_such_key_and_the_other_way_round() -> None:
     for local in ({"kind": "statistics", "of": "survival"}, {"kind": "statistics", "survival": SURVIVAL}):
-        with pytest.raises(StudyError, match=r"local\.survival: time, event and ends belong to of: survival"):
+        with pytest.raises(
+            StudyError, match=r"local\.survival: time, event and ends are what of: survival or hazards needs"
+        ):
             check_study(study(COUNT | {"local": local}), "test")
     with pytest.raises(StudyError, match="each larger than the one before"):
         study(COUNT | {"local": COUNT["local"] | {"survival": SURVIVAL | {"ends": [30, 30]}}})

@@ -94,7 +94,7 @@ class Worker:
         if isinstance(local, Statistics):
             demand_figures(guard, place.study, stage)
             cases = CaseSource(place.loader, place.through_backbone, place.cohort.patients)
-            sums = site_sums(local, place.study, place.local_model, cases, States(place.received.came))
+            sums = site_sums(stage, place.study, place.local_model, cases, States(place.received.came))
             if EXITS in sums and guard.metrics == "suppressed":
                 sums[EXITS] = coarse(sums[EXITS])
             examples = {"examples": float(len(place.loader.labelled(local.split)))}

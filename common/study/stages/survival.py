@@ -29,7 +29,7 @@ class Survival(Value):
     ends: Annotated[tuple[float, ...], Field(min_length=1, max_length=MOST_BINS)]
     """Ends of the bins of time, in the unit of `time`, each larger than the one before; public numbers."""
     by: Annotated[str | None, Field(exclude_if=unless(None))] = None
-    """A task of classes, each of which gets a curve; one curve of all patients if absent."""
+    """A task of classes, each of which gets a curve, or a baseline of its own; one of all patients if absent."""
 
     @field_validator("ends")
     @classmethod
