@@ -14,7 +14,7 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.server.cli.outcome import show_result
 from helpers.followed import COUNT, SIZES, SURVIVAL, cox_by_hand, hospitals, study
 from helpers.runs import page_of
-from helpers.simulated import simulate
+from helpers.simulated import resume, simulate, stopped_at
 
 STRATA: dict[str, Any] = {
     "name": "hazards",
@@ -58,6 +58,16 @@ def test_under_masks_it_is_the_same_regression(tmp_path: Path) -> None:
     masked = study(ONE, secure_aggregation=True)
     check_study(masked, "test")
     assert_by_hand(simulate(masked, hospitals(tmp_path), tmp_path / "run"), strata=False, within=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exchange", [2, 5])
+def test_a_run_that_was_broken_off_ends_with_the_same_bits(exchange: int, run: Path, tmp_path: Path) -> None:
+    """What the steps have come to is in every checkpoint, and so are the counts."""
+    out = stopped_at(study(COUNT, ONE), hospitals(tmp_path), tmp_path / "run", exchange)
+    resume(out)
+    for key in ("hazards", "survival"):
+        assert read_json(out / "result.json")[key] == read_json(run / "result.json")[key]
 
 
 @pytest.mark.slow

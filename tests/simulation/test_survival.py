@@ -68,9 +68,10 @@ def test_under_masks_it_is_the_same_curve(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_noise_is_charged_and_the_curve_is_near(tmp_path: Path) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_noise_is_charged_and_the_curve_is_near(masked: bool, tmp_path: Path) -> None:
     local = COUNT["local"] | {"private": {"epsilon": 20.0}}
-    private = study(COUNT | {"local": local})
+    private = study(COUNT | {"local": local}, secure_aggregation=masked)
     check_study(private, "test")
     policy = SitePolicy(**(OPEN | {"allow_non_dp": False}))
     run = simulate(private, hospitals(tmp_path, dict.fromkeys(SIZES, policy)), tmp_path / "run")
