@@ -22,6 +22,7 @@ from fedgraft.client.governance.budget import guard_of
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.ledger.small_records import ANSWERED
 from fedgraft.client.privacy.policy import Reason
+from fedgraft.common.base.errors import ENDS
 from fedgraft.common.base.files import locked, make_folder, read_json, write_json
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.privacy.accountant import Event, epsilon
@@ -43,9 +44,9 @@ def answer_study(config: SiteConfig, study: Study) -> SiteAnswer:
     _demand_allowed(config, exact=exact)
     try:
         answer = _answer(config, study, exact=exact)
-    except Refused:
+    except (Refused, *ENDS):
         raise
-    except Exception:
+    except BaseException:
         # That a column cannot be read as a study asks may be due to one patient's cell, and so is an answer as well.
         if not exact:
             _once_more(config, f"not read {question(study)}")
