@@ -38,6 +38,8 @@ MEANINGS = {
     Code.NOT_APPROVED: "has not approved this study",
     Code.WRONG_NAME: "gave a name that is not that of its key",
     Code.POLICY: "does not allow it by its policy",
+    Code.HELD: "holds its answer until a person there has decided on it",
+    Code.RELEASE_REFUSED: "does not let go what the study would have, as people there have decided",
     Code.PLUGIN_NOT_LISTED: "does not list a plug-in of the study in its policy",
     Code.PLUGIN_VERSION: "has another version of a plug-in than the study names, or none",
     Code.PLUGIN_DIGEST: "has another plug-in installed than its policy lists",
