@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -54,6 +55,8 @@ class PluginSource:
     get: Callable[[], object]
 
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+
 _registered: dict[tuple[Kind, str], PluginSource] = {}
 _places: list[str] = []
 """Files and modules that were loaded here and register something, for processes that are to know the same."""
@@ -68,8 +71,12 @@ def register(kind: Kind, name: str, thing: object) -> None:
     """Let `thing` be found under this name in this process; again under the same name it takes the old one's place.
 
     A file that was tried out with this, and has gone into a distribution whose entry point names the same, is that
-    distribution's and no second one.
+    distribution's and no second one. InputError for a name that a study could not write.
     """
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise InputError(
+            f"{name!r} is no name for a {kind.word}.", fix="Letters, digits, '.', '_' and '-' make one, up to 64."
+        )
     if any(point.name == name and point.module == _caller().get("__name__") for point in _points(kind)):
         return
     whose = _loading[-1] if _loading else _whose(_caller(), name, thing)
