@@ -28,6 +28,15 @@ def test_a_name_that_no_study_could_write_is_refused(register: str, name: Any) -
         getattr(fg, f"register_{register}")(name, object)
 
 
+def test_a_name_is_refused_where_it_is_registered_and_not_by_the_study_that_has_it() -> None:
+    for register in (fg.register_loss, fg.register_metric):
+        with pytest.raises(fg.FedgraftError, match=r"'MyOwn' is no name .* small letters"):
+            register("MyOwn", object)
+    fg.register_backbone("My.Net-2", object)
+    values = {"name": "x", "tasks": [{"classes": ["a", "b"]}], "method": "fedavg"}
+    fg.Study.parse(values | {"model": {"backbone": "My.Net-2"}, "input": {"kind": "image", "size": 32}})
+
+
 @pytest.mark.parametrize("register", ["backbone", "loss", "method", "metric"])
 def test_what_cannot_be_called_is_refused(register: str) -> None:
     with pytest.raises(fg.FedgraftError, match=f"The {register} 'mine' is int, which cannot be called"):
