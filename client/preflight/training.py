@@ -19,6 +19,7 @@ from fedgraft.client.training.model.errors import Diverged, TooFewCases
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.client.training.statistics import column_sums, frozen_sums
+from fedgraft.client.training.survival import survival_sums
 from fedgraft.common.methods.memory.carried import down_shapes
 from fedgraft.common.protocol.routing import changed
 from fedgraft.common.protocol.states import States
@@ -127,6 +128,8 @@ def _measure(study: Study, stage: Stage, local_model: LocalModel, loader: Loader
         seconds = _timed(lambda: Microbatching(local_model).recalibrate(few, spec), local_model)
     elif stage.local.of == "columns":
         seconds = _timed(lambda: column_sums(study, few), local_model)
+    elif (asked := stage.local.survival) is not None:
+        seconds = _timed(lambda: survival_sums(asked, study, few, cohort.patients), local_model)
     else:
         # Distances take the same pass over the cases as features do.
         of = "features" if stage.local.of == "distances" else stage.local.of

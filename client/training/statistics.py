@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,8 @@ from fedgraft.client.training.curvature import curvature_sums
 from fedgraft.client.training.model.autocast import in_halves
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.client.training.survival import cox_sums, survival_sums
+from fedgraft.common.closed_form.cox import COEFFICIENTS, CoxSteps
 from fedgraft.common.closed_form.moments import COVARIANCE, MEAN, FeatureMoments
 from fedgraft.common.closed_form.ood import counted, distances
 from fedgraft.common.closed_form.shapes import cross_name
@@ -30,7 +32,7 @@ from fedgraft.common.models.model import Heads, TransferModel
 from fedgraft.common.protocol.routing import DISTANCES
 from fedgraft.common.protocol.states import States
 from fedgraft.common.study.inputs import Split, TableInput
-from fedgraft.common.study.plan import Statistics
+from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import (
     AnyTask,
@@ -49,12 +51,23 @@ class CaseSource:
 
     plain: Loader
     seen: Callable[[Split], Loader]
+    patients: Sequence[str]
+    """Whose each case is."""
 
 
 def site_sums(
-    local: Statistics, study: Study, local_model: LocalModel, cases: CaseSource, came: States
+    stage: Stage, study: Study, local_model: LocalModel, cases: CaseSource, came: States
 ) -> dict[str, np.ndarray]:
     """The sums that a stage asks for; `came` are the states that came beside the model."""
+    local = stage.local
+    assert isinstance(local, Statistics)
+    if local.survival is not None and local.of == "hazards":
+        steps = came.get(stage.name, CoxSteps)
+        assert steps is not None  # they came, or the instruction was refused
+        now = steps.coefficients[COEFFICIENTS]
+        return cox_sums(local.survival, study, cases.seen("all"), cases.patients, now)
+    if local.survival is not None:
+        return survival_sums(local.survival, study, cases.plain, cases.patients)
     match local.of:
         case "columns":
             return column_sums(study, cases.plain)

@@ -30,7 +30,9 @@ from fedgraft.common.study.plan import (
 )
 from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
+    Cox,
     Discriminant,
+    KaplanMeier,
     Logistic,
     Moments,
     NearestMean,
@@ -60,9 +62,13 @@ _AGGREGATED_BY = {
     "base_models": (Temper, "temper"),
     "answers": (Temper, "temper"),
     "distances": (Threshold, "threshold"),
+    "survival": (KaplanMeier, "kaplan_meier"),
+    "hazards": (Cox, "cox"),
 }
 _SINGLE = ("features", "residuals")
 """Sums that may travel with fewer digits."""
+_FOLLOWED = ("survival", "hazards")
+"""Sums over patients who are followed until an event comes."""
 _HEADS = (*_SINGLE, "curvature")
 """Sums that heads follow from."""
 
@@ -224,6 +230,7 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.of: columns are those of a table, but the study's input is images"
     if local.of == "distances" and local.private is not None:
         yield "local.private: counts of distances are not noised, and nor are the moments that they are from; not built"
+    yield from _survival(study, stage, local)
     if local.of in _HEADS:
         yield from _other_kinds(study, stage, local)
     yield from check_calibration(study, stage, local)
@@ -240,7 +247,7 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
             "can leave without a "
             "new run; use secure_aggregation: false, or leave it out"
         )
-    if stage.rounds > 1 and local.of not in ("residuals", "curvature"):
+    if stage.rounds > 1 and local.of not in ("residuals", "curvature", "hazards"):
         yield "rounds: sums do not change from round to round; one is enough"
     if local.of in _HEADS and stage.where == "unlabelled":
         yield "where: a closed-form head needs labels, but the stage is for unlabelled sites"
@@ -248,6 +255,22 @@ def _statistics(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
         yield "local.private: noised sums clip the features, so their moments would be of something else; not built"
     if local.of in _HEADS and Role.HEAD not in stage.share.roles and not isinstance(stage.aggregate, Moments):
         yield "share: the solved heads must reach the sites; share: heads"
+
+
+def _survival(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:
+    """What counts of who left when need."""
+    if (local.survival is None) == (local.of in _FOLLOWED):
+        yield "local.survival: time, event and ends are what of: survival or hazards needs, and nothing else"
+    if local.survival is not None:
+        yield from local.survival.faults(study.tasks_by_name)
+        if stage.where == "unlabelled":
+            yield "where: times and events are labels, but the stage is for unlabelled sites"
+        if local.of == "hazards" and local.private is not None:
+            yield "local.private: sums of exp(x b) x x' have no bound that could be noised; not built"
+        if local.of == "hazards" and not study.heads:
+            yield "local.of: hazards are of features, and nothing that has features is asked"
+        if local.split != "train":
+            yield "local.split: survival is counted over all patients, since no model learns from it; leave it out"
 
 
 def _other_kinds(study: Study, stage: Stage, local: Statistics) -> Iterator[str]:

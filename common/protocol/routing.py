@@ -100,7 +100,7 @@ def is_private(study: Study) -> bool:
 def frozen(stage: Stage, tags: Tags) -> bool:
     """Whether the backbone stays as it is in this stage, so that a case's features do too."""
     if isinstance(stage.local, Statistics):
-        return stage.local.of != "columns"
+        return stage.local.of not in ("columns", "survival")
     return isinstance(stage.local, Gradient) and all(tags[key].role is Role.HEAD for key in changed(stage, tags))
 
 

@@ -21,6 +21,7 @@ from fedgraft.common.study.stages.losses import SUPERVISED, Loss, PluggedLoss
 from fedgraft.common.study.stages.methods import AnyMethod
 from fedgraft.common.study.stages.private_sums import PrivateSums
 from fedgraft.common.study.stages.stopping import EarlyStopping, WeightAveraging
+from fedgraft.common.study.stages.survival import Survival
 from fedgraft.common.study.stages.training import (
     Augment,
     InnerSteps,
@@ -200,7 +201,8 @@ class Statistics(Value):
     Of `residuals` it is features with what the heads get wrong, label less probability, and may be asked again after
     each step; of `curvature` the same with how the loss curves, for exact steps. Of `base_models` (of an ensemble) and
     of `answers` (of the model's heads) it is the loss at each temperature of a fixed grid. Of `distances` it is counts
-    of how far features are from moments that were released before.
+    of how far features are from moments that were released before. Of `survival` it is how many patients left in which
+    bin of time, with the event or without; of `hazards` what a step of Cox's regression on features needs of them.
 
     `split` are the cases that are summed: what is to weigh or calibrate finished models must be cases that these have
     not learnt from, `val`. In `single` precision sums of features travel in half the bytes, with 7 digits in place of
@@ -209,7 +211,17 @@ class Statistics(Value):
     """
 
     kind: Literal["statistics"] = "statistics"
-    of: Literal["features", "residuals", "curvature", "columns", "base_models", "answers", "distances"] = "features"
+    of: Literal[
+        "features",
+        "residuals",
+        "curvature",
+        "columns",
+        "base_models",
+        "answers",
+        "distances",
+        "survival",
+        "hazards",
+    ] = "features"
     """What is summed."""
     private: PrivateSums | None = None
     """The noise that the sums get; none if absent."""
@@ -217,6 +229,8 @@ class Statistics(Value):
     precision: Annotated[Literal["double", "single"], Field(exclude_if=unless("double"))] = "double"
     """In how many digits sums of features travel."""
     retain_statistics: Annotated[bool, Field(exclude_if=unless(False))] = False
+    survival: Annotated[Survival | None, Field(exclude_if=unless(None))] = None
+    """Whose time to which event is counted, of `survival` and of `hazards`; of nothing else."""
 
 
 class Recalibrate(Value):

@@ -8,11 +8,13 @@ from typing import Protocol
 import numpy as np
 
 from fedgraft.common.closed_form.closed_form import automatic_penalties, heads_from_sums, scale_from_sums
+from fedgraft.common.closed_form.cox import take_step
 from fedgraft.common.closed_form.logistic import logistic_heads
 from fedgraft.common.closed_form.moments import FeatureMoments, moments_from_sums
 from fedgraft.common.closed_form.newton import stepped_heads
 from fedgraft.common.closed_form.ood import DistanceThreshold, threshold
 from fedgraft.common.closed_form.penalty import RIDGE_PENALTIES, penalties_for
+from fedgraft.common.closed_form.survival import keep_counts
 from fedgraft.common.closed_form.temperature import tempered
 from fedgraft.common.protocol.instructions import Arrays, Update
 from fedgraft.common.protocol.packed_symmetric import unpacked
@@ -22,7 +24,9 @@ from fedgraft.common.study.plan import Stage
 from fedgraft.common.study.stages.aggregates import (
     AdaptersProduct,
     ClippedMean,
+    Cox,
     Discriminant,
+    KaplanMeier,
     Krum,
     Logistic,
     Mean,
@@ -88,14 +92,25 @@ def _of_sums(stage: Stage, aggregate: Sums, states: States) -> Aggregator:
             return StandardiseAggregator()
         case Temper():
             return TemperAggregator()
-        case Moments():
-            return MomentsAggregator(states)
-        case Threshold(quantile=quantile):
-            return ThresholdAggregator(quantile, states)
+        case Moments() | Threshold() | KaplanMeier() | Cox():
+            return _of_description(stage, aggregate, states)
         case Logistic():
             return LogisticAggregator(aggregate)
         case _:
             return HeadAggregator(aggregate, penalties_for(stage), keep=retains_statistics(stage))
+
+
+def _of_description(stage: Stage, aggregate: Moments | Threshold | KaplanMeier | Cox, states: States) -> Aggregator:
+    """What changes no entry of the model, but is put among the `states`."""
+    match aggregate:
+        case Moments():
+            return MomentsAggregator(states)
+        case Threshold(quantile=quantile):
+            return ThresholdAggregator(quantile, states)
+        case KaplanMeier():
+            return SurvivalAggregator(stage.name, states)
+        case Cox():
+            return CoxAggregator(stage, states)
 
 
 class _SumAggregator:
@@ -210,6 +225,34 @@ class ThresholdAggregator(_SumAggregator):
         found = threshold(counts, self._quantile)
         facts = {"threshold": found, "quantile": self._quantile, "cases": np.rint(counts.sum())}
         self._states.put("", DistanceThreshold({name: np.array(value) for name, value in facts.items()}))
+        return {}
+
+
+class SurvivalAggregator(_SumAggregator):
+    """Counts of who left when, put among the `states`, from which the run's result has its curves."""
+
+    def __init__(self, stage: str, states: States) -> None:
+        super().__init__()
+        self._stage = stage
+        self._states = states
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
+        """No entry of the model changes."""
+        keep_counts(self._stage, self._sums, self._states)
+        return {}
+
+
+class CoxAggregator(_SumAggregator):
+    """Sums of who was at risk, then the coefficients after a step of Newton's method, put among the `states`."""
+
+    def __init__(self, stage: Stage, states: States) -> None:
+        super().__init__()
+        self._stage = stage
+        self._states = states
+
+    def result(self, state: Arrays) -> dict[str, np.ndarray]:  # noqa: ARG002 - the protocol's signature
+        """No entry of the model changes. RunError if there was no event."""
+        take_step(self._stage, self._sums, self._states)
         return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from rich.table import Table
 from fedgraft.common.base.console.terminal import figure
 from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.common.metrics.table import title
+
+_LEADING, _ONE = re.compile(r"(?<!\d)0\."), re.compile(r"^1\.000$")
+"""Of a share's digits the first says nothing; 130.4 is another thing than 13.4."""
 
 
 def task_table(task: str, values: Mapping[str, Any]) -> Table:
@@ -30,6 +34,37 @@ def task_table(task: str, values: Mapping[str, Any]) -> Table:
             first = found[keys[0]] or {}
             table.add_row(name, "", "", *map(figure, cells), _ends((first.get("low"), first.get("high"))))
     table.add_row("all cases", *_cells(values["pooled"], supports["pooled"], intervals["pooled"], keys))
+    return table
+
+
+def survival_table(counted: Mapping[str, Any]) -> Table:
+    """Kaplan-Meier curves of one stage, a line for each, with what is left at the last end that anybody reached."""
+    table = Table()
+    unit, last = counted["unit"], 0
+    for name in (counted["stage"], "at risk", "events", f"median ({unit})", f"until ({unit})", "left", "95 %"):
+        table.add_column(name, no_wrap=name in (counted["stage"], "95 %"), min_width=max(map(len, name.split())))
+    for one in counted["curves"]:
+        known = [at for at, left in enumerate(one["survival"]) if left is not None]
+        if not known:
+            table.add_row(one["name"], "0")
+            continue
+        last = known[-1]
+        cells = (one["at_risk"][0], sum(one["events"]), one["median"], counted["ends"][last])
+        said = ["\u2013" if value is None else f"{value:.6g}" for value in cells]
+        table.add_row(one["name"], *said, figure(one["survival"][last]), _ends((one["low"][last], one["high"][last])))
+    return table
+
+
+def hazard_table(regression: Mapping[str, Any]) -> Table:
+    """A Cox regression, a line for each column, with its hazard ratio."""
+    table = Table()
+    for name in (regression["stage"], "coefficient", "error", "hazard ratio", "95 %"):
+        table.add_column(name, no_wrap=name in (regression["stage"], "95 %"), min_width=max(map(len, name.split())))
+    for one in regression["columns"]:
+        said = (f"{one[key]:.4g}" for key in ("coefficient", "error", "ratio"))
+        table.add_row(one["name"], *said, f"{one['low']:.4g}–{one['high']:.4g}")
+    settled = "" if regression["settled"] else "; it has not settled: more rounds"
+    table.caption = f"{regression['events']:g} events{settled}"
     return table
 
 
@@ -60,4 +95,6 @@ def _sides(support: Mapping[str, Any]) -> str:
 
 def _ends(interval: Sequence[float | None]) -> str:
     low, high = interval
-    return "" if low is None or high is None else f"{low:.3f}–{high:.3f}".replace("0.", ".").replace("1.000", "1")
+    if low is None or high is None:
+        return ""
+    return "–".join(_LEADING.sub(".", _ONE.sub("1", f"{end:.3f}")) for end in (low, high))

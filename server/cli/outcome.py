@@ -8,7 +8,7 @@ from typing import Any
 from fedgraft.common.base.console.terminal import OUT, say
 from fedgraft.common.base.errors import IncompleteError
 from fedgraft.common.models.cluster_models import FOLDER, in_words
-from fedgraft.server.cli.figures import at_point, task_table
+from fedgraft.server.cli.figures import at_point, hazard_table, survival_table, task_table
 
 Row = dict[str, Any]
 
@@ -20,6 +20,10 @@ def show_result(run: Path, result: Row) -> None:
         say(remark)
     if result["clusters"]:
         say(f"Clusters of sites, each with its model in {run / FOLDER}: {in_words(result['clusters']['sites'])}")
+    for counted in result["survival"]:
+        OUT.print(survival_table(counted))
+    for regression in result["hazards"]:
+        OUT.print(hazard_table(regression))
     for task, values in result["metrics"].items():
         OUT.print(task_table(task, values))
         for point in result["operating_points"].get(task, []):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from fedgraft.common.metrics.over_sites import macro_mean, worst
 from fedgraft.common.metrics.support import TOO_FEW
 from fedgraft.common.metrics.table import Metric, title
+from fedgraft.server.report import plots
 from fedgraft.server.report.history import (
     Row,
     RunRecord,
@@ -29,6 +32,7 @@ from fedgraft.server.report.tables import NONE, ReportTable, TableLine, decimal,
 
 _REMARKS = {"accuracy": "of the likeliest class", "hd95_mm": "between outlines, where both are there"}
 _HIDDEN = "masks hide single sites"
+_MOST_TIMES = 20
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,71 @@ def _sure_cells(values: Row, sure: tuple[Row, Row], keys: Sequence[str], kind: s
     if is_too_few(support):
         return cases, TOO_FEW, *(NONE for _ in keys[1:])
     return cases, *(with_interval(decimal(number(values.get(key))), intervals.get(key)) for key in keys)
+
+
+@dataclass(frozen=True)
+class SurvivalView:
+    """Kaplan-Meier curves of one stage."""
+
+    event: str
+    noised: bool
+    plot: Markup
+    table: ReportTable
+
+
+def survival(record: RunRecord) -> list[SurvivalView]:
+    """The curves of a run, by stage that counted; of many bins of time the table has some, the last among them."""
+    found = []
+    for counted in map(mapping, sequence(record.result.get("survival"))):
+        ends = [number(end) or 0.0 for end in sequence(counted.get("ends"))]
+        drawn = [mapping(one) for one in sequence(counted.get("curves"))]
+        unit, step = text(counted.get("unit")), -(-len(ends) // _MOST_TIMES)
+        shown = sorted(range(len(ends) - 1, -1, -step))
+        lines = [TableLine((f"{ends[at]:g}", *(_left_at(one, at) for one in drawn))) for at in shown]
+        lines.append(
+            TableLine(("half are left", *(_median(one, unit) for one in drawn)), "summary"),
+        )
+        table = ReportTable((f"until ({unit})", *(text(one.get("name")) for one in drawn)), tuple(lines))
+        curves = {text(one.get("name")): [number(left) for left in sequence(one.get("survival"))] for one in drawn}
+        plot = Markup(plots.survival_plot(text(counted.get("stage")), ends, curves, unit))
+        found.append(SurvivalView(text(counted.get("event")), bool(counted.get("noised")), plot, table))
+    return found
+
+
+def hazards(record: RunRecord) -> list[tuple[str, str, ReportTable]]:
+    """The Cox regressions of a run: stage, a remark, and the columns."""
+    found = []
+    for own in map(mapping, sequence(record.result.get("hazards"))):
+        lines = [
+            TableLine((text(one.get("name")), *(_short(one, key) for key in _RATIO)))
+            for one in map(mapping, sequence(own.get("columns")))
+        ]
+        settled = "" if own.get("settled") is True else " It has not settled: give it more rounds."
+        table = ReportTable(("column", *_RATIO.values()), tuple(lines))
+        found.append((text(own.get("stage")), f"{whole(own.get('events'))} events.{settled}", table))
+    return found
+
+
+_RATIO = {"coefficient": "coefficient", "error": "error", "ratio": "hazard ratio", "low": "from", "high": "to"}
+
+
+def _short(one: Row, key: str) -> str:
+    value = number(one.get(key))
+    return NONE if value is None else f"{value:.4g}"
+
+
+def _left_at(one: Row, at: int) -> str:
+    """What is left after a bin with its interval, and below it events and numbers at risk."""
+    left, low, high, events, at_risk = (
+        number(sequence(one.get(key))[at]) for key in ("survival", "low", "high", "events", "at_risk")
+    )
+    within = "" if low is None or high is None else f" [{decimal(low)}, {decimal(high)}]"
+    return f"{decimal(left)}{within}\n{whole(events)} of {whole(at_risk)}"
+
+
+def _median(one: Row, unit: str) -> str:
+    median = number(one.get("median"))
+    return "not reached" if median is None else f"by {median:g} {unit}"
 
 
 def at_operating_points(record: RunRecord, task: str) -> ReportTable:

@@ -122,6 +122,8 @@ def render(record: RunRecord) -> str:
         clusters=tables.clusters(record),
         likeness=tables.likeness(record),
         clustered_by=_CLUSTERED.get(text(mapping(result.get("clusters")).get("by")), ""),
+        survival=figures.survival(record),
+        hazards=figures.hazards(record),
         privacy=tables.privacy(record),
         private=any(mapping(own).get("dp") for own in mapping(record.result.get("privacy")).values()),
         missing=missing,

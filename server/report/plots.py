@@ -123,6 +123,20 @@ def roc_plot(title: str, sums: Mapping[str, TaskSums], pooled: Ranked, row: int,
 
 
 @mpl.rc_context(STYLE)
+def survival_plot(name: str, ends: Sequence[float], curves: Mapping[str, Sequence[float | None]], unit: str) -> str:
+    """Kaplan-Meier curves as steps at the ends of bins of time, told apart by their own legend."""
+    figure, axes = panel(4.6, 3.0)
+    for at, (group, left) in enumerate(curves.items()):
+        known = [1.0, *(value for value in left if value is not None)]
+        times = [0.0, *ends][: len(known)]
+        style = "--" if at >= len(COLOURS) else "-"
+        axes.step(times, known, style, where="post", color=COLOURS[at % len(COLOURS)], label=label(group, 20))
+    axes.set(xlabel=f"time ({unit})", ylabel="left without the event", ylim=(-0.01, 1.01))
+    axes.legend(frameon=False, loc="lower left")
+    return svg(figure, f"Kaplan-Meier curves of {name}", f"survival{name}")
+
+
+@mpl.rc_context(STYLE)
 def confusion_plot(pooled: ClassificationSums, classes: Sequence[str]) -> str:
     """Cases by true and predicted class over all sites; shades are shares of the true class."""
     confusion = pooled.confusion

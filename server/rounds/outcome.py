@@ -54,3 +54,5 @@ class RunOutcome:
     """Of sites that were not asked at the start, those that came and did not take part, and why."""
     ood_model: OodModel | None = None
     """What the sites' images are like, if the plan asked."""
+    followed: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What patients were followed for: see `closed_form.cox.followed`; nothing where there are clusters."""

@@ -15,6 +15,7 @@ from fedgraft.common.models.provenance import Provenance, held_out, may_have_lea
 from fedgraft.common.models.weights import find, save_weights
 from fedgraft.common.protocol.routing import Tags, own, releases_plainly, stays
 from fedgraft.common.study.inputs import ImageInput, TableInput
+from fedgraft.common.study.plan import Statistics
 from fedgraft.common.study.study import Study, read_study
 from fedgraft.common.study.tasks import Task
 from fedgraft.server.rounds.exchange.attendance import attendance
@@ -53,12 +54,15 @@ def write_result(
             *_no_points(study, outcome.points),
             *still_improving(study, rows),
             *_choices(totals, rows),
+            *_untrained(study),
         ],
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
         "subgroups": outcome.scores.subgroups(),
         "conformal": outcome.scores.conformal(outcome.validation),
         "operating_points": outcome.scores.at(outcome.points),
+        "survival": outcome.followed.get("survival", []),
+        "hazards": outcome.followed.get("hazards", []),
         "clusters": _clusters(study, outcome.totals),
         "sites": {
             site: {
@@ -83,6 +87,14 @@ def write_result(
         "engine": engine,
     }
     folder.write("result.json", content)
+
+
+def _untrained(study: Study) -> list[str]:
+    """That figures say nothing of a model where all stages only describe the sites' cases."""
+    describes = [isinstance(stage.local, Statistics) and stage.local.survival is not None for stage in study.plan]
+    if not all(describes) or not describes:
+        return []
+    return ["No stage trains the model: survival is counted, and figures of the tasks are of heads as they began."]
 
 
 def _clusters(study: Study, totals: Totals) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from fedgraft.common.base.errors import QuorumError
+from fedgraft.common.closed_form.cox import followed
 from fedgraft.common.closed_form.ood import ood_model
 from fedgraft.common.protocol.instructions import (
     Arrays,
@@ -81,10 +82,11 @@ class Coordinator:
         late = frozenset(site for site in self._greetings if not self._fleet.expects(site))
         models = self._models.of_cluster
         ood = None if self._models.apart else ood_model(models[ALL].memory.states)
+        told = {} if self._models.apart else followed(self._study, models[ALL].memory.states, models[ALL].state)
         states = {name: model.state for name, model in models.items()}
         points = validation.operating_points(self._study.evaluate.operating_point)
         who = self._greetings, self._absent
-        return RunOutcome(states, *who, scores, self._totals, points, validation, late, self._others, ood)
+        return RunOutcome(states, *who, scores, self._totals, points, validation, late, self._others, ood, told)
 
     def _greet(self) -> None:
         started = time.monotonic()

@@ -19,6 +19,10 @@ which are many, their share of the bound; the count of rows, which the constant 
 to [-1, 1] by the study's public range and clipped there, and with it the row (b, v, v^2 - b), b = 1/2. Its square is
 1/4 + v^2 + (v^2 - 1/2)^2 = 1/2 + v^4 <= 3/2, so that one unit changes the sums of all d columns together by at most
 sqrt(3 d / 2). Counts and sums of squares follow from the rows' sums, which is post-processing.
+
+**Survival.** Every patient is in one count of those who left in a bin of time, by the event or without, so that adding
+or removing one changes all counts together by 1. An image that comes or goes can move its patient from one count to
+another: by sqrt(2). The numbers at risk are sums of these counts, which is post-processing.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ from fedgraft.client.privacy.dp.units import units_of
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.closed_form.survival import EXITS
+from fedgraft.common.privacy.accountant import Unit
 from fedgraft.common.protocol.instructions import NOISE
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.stages.private_sums import PrivateSums
@@ -97,6 +103,23 @@ def noised_columns(
     wide = np.zeros((3, columns.width))
     wide[:, : len(columns.numeric)] = half / CONSTANT, mean, square + half
     return dict(zip(("count", "sum", "squares"), wide, strict=True)) | {NOISE: np.array([deviation**2])}
+
+
+def exits_bound(unit: Unit) -> float:
+    """The most that one unit changes the counts of who left when, all together."""
+    return 1.0 if unit == "patient" else math.sqrt(2)
+
+
+def noised_exits(exits: Floats, private: PrivateSums) -> dict[str, np.ndarray]:
+    """The counts of patients who left in each bin of time with noise, and `NOISE` (1,), the variance of that.
+
+    InputError for terms that are not private.
+    """
+    if private.noise_multiplier is None or not private.noise_multiplier > 0:
+        raise InputError("Private sums need noise.")
+    bound_of = exits_bound(private.unit)
+    deviation = private.noise_multiplier * bound_of
+    return {EXITS: noised(exits, widened(deviation, bound_of, exits.size)), NOISE: np.array([deviation**2])}
 
 
 def noised_sums(

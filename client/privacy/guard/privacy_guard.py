@@ -14,6 +14,7 @@ from fedgraft.client.privacy.guard.final_step import demand_final_step
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.guard.study_account import StudyAccount
+from fedgraft.client.privacy.guard.survival_counts import demand_figures
 from fedgraft.client.privacy.ledger.hash_chain import Facts
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import AlreadyCharged, Caps, ChargeRefused
@@ -150,6 +151,7 @@ class PrivacyGuard:
             roles = frozenset(tags[key].role for key in changed(stage, tags))
             if releases_plainly(stage, tags):
                 self.allow_plain(roles, kept=retains_statistics(stage))
+                demand_figures(self._policy, self._study, stage)
             elif privacy_request(stage) is not None:
                 planned.append((stage, self._effective(request_of(self._study, stage, roles))))
         return planned

@@ -6,9 +6,10 @@ import logging
 from dataclasses import dataclass, replace
 from functools import partial
 
-from fedgraft.client.privacy.dp.dp_statistics import noised_columns, noised_sums
+from fedgraft.client.privacy.dp.dp_statistics import noised_columns, noised_exits, noised_sums
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.guard.survival_counts import coarse, demand_figures
 from fedgraft.client.privacy.ledger.reply_store import Replay
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.workplace import Workplace
@@ -18,7 +19,9 @@ from fedgraft.client.training.microbatching import Microbatching
 from fedgraft.client.training.model.bound import after, bound, starts
 from fedgraft.client.training.model.errors import Diverged
 from fedgraft.client.training.statistics import CaseSource, site_sums
+from fedgraft.client.training.survival import survival_sums
 from fedgraft.common.base.seeds import derive
+from fedgraft.common.closed_form.survival import EXITS
 from fedgraft.common.compression.changes import Residual, compressed_keys, written
 from fedgraft.common.compression.codecs import CompressionError
 from fedgraft.common.protocol.instructions import TRUNK, Arrays, Code
@@ -89,8 +92,11 @@ class Worker:
         if routing.plain:
             guard.allow_plain(routing.roles, kept=retains_statistics(stage))
         if isinstance(local, Statistics):
-            cases = CaseSource(place.loader, place.through_backbone)
-            sums = site_sums(local, place.study, place.local_model, cases, States(place.received.came))
+            demand_figures(guard, place.study, stage)
+            cases = CaseSource(place.loader, place.through_backbone, place.cohort.patients)
+            sums = site_sums(stage, place.study, place.local_model, cases, States(place.received.came))
+            if EXITS in sums and guard.metrics == "suppressed":
+                sums[EXITS] = coarse(sums[EXITS])
             examples = {"examples": float(len(place.loader.labelled(local.split)))}
             return WorkResult(packed(sums, KINDS[local.precision]), {}, _shown(examples, guard))
         begin = partial(place.local_model.begin, {**place.used, **self._starts(stage, context)}, routing.changed)
@@ -147,7 +153,10 @@ class Worker:
             return WorkResult(replay.shared, replay.own, {})
         if isinstance(private, PrivateSums):
             assert isinstance(stage.local, Statistics)
-            if isinstance(place.study.input, TableInput) and stage.local.of == "columns":
+            if stage.local.survival is not None:
+                counts = survival_sums(stage.local.survival, place.study, place.loader, place.cohort.patients)
+                sums = noised_exits(counts[EXITS], private)
+            elif isinstance(place.study.input, TableInput) and stage.local.of == "columns":
                 sums = noised_columns(place.study.input, place.loader, place.cohort.patients, private)
             else:
                 loader = place.through_backbone("train")

@@ -11,6 +11,8 @@ from fedgraft.common.study.clusters import AnyClusters, ByLoss, NamedClusters, b
 from fedgraft.common.study.plan import Role, Stage, Statistics
 from fedgraft.common.study.stages.aggregates import (
     ClosedForm,
+    Cox,
+    KaplanMeier,
     Logistic,
     Moments,
     Newton,
@@ -128,7 +130,7 @@ def _stage(stage: Stage, *, whole: bool) -> Iterator[str]:
     """What a stage after the clusters begin may not be; `whole` says that they share no entry."""
     if stage.where == "source" or stage.joint_lambda is not None:
         yield "where: a source is in no cluster; let its stage come before clusters begin, or leave joint_lambda out"
-    if isinstance(stage.aggregate, Moments | Threshold):
+    if isinstance(stage.aggregate, Moments | Threshold | KaplanMeier | Cox):
         yield (
             f"aggregate: {stage.aggregate.kind} describes the sites of one model; let it come before clusters begin, "
             "or leave it out (ood_detection)"

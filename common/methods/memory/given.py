@@ -6,14 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from fedgraft.common.base.errors import RunError
+from fedgraft.common.closed_form.cox import COEFFICIENTS, CoxSteps
 from fedgraft.common.closed_form.moments import COVARIANCE, MEAN, FeatureMoments
 from fedgraft.common.methods.memory.method import CommonSide, Ground
 from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.protocol.routing import Shapes, needs_moments
 from fedgraft.common.protocol.states import State
 from fedgraft.common.study.model_spec import Teacher
-from fedgraft.common.study.plan import FRESH, Gradient, Role
+from fedgraft.common.study.plan import FRESH, Gradient, Role, Statistics
 from fedgraft.common.study.stages.losses import Proximal
 
 
@@ -81,14 +84,35 @@ class MomentsSide(CommonSide[FeatureMoments]):
 
     def down(self, on: Ground) -> Mapping[str, Shapes]:
         """Mean and covariance of features."""
-        heads = (key for key, tag in on.tags.items() if tag.role is Role.HEAD)
-        dim = next(on.forms[key][0][1] for key in heads if len(on.forms[key][0]) == 2)
+        dim = _features(on)
         return {"moments": {MEAN: ((dim,), "float32"), COVARIANCE: ((dim, dim), "float32")}}
 
     def begin_common(self, on: Ground, start: Arrays) -> FeatureMoments:
         """RunError: they come from an earlier stage."""
         del start
         raise RunError(f"Stage {on.stage.name!r} needs moments that no stage before it has released.")
+
+
+@dataclass(frozen=True)
+class CoxSide(CommonSide[CoxSteps]):
+    """Coefficients of Cox's regression, at which the sites work out what the next step needs; they begin with 0."""
+
+    common_state: ClassVar[type[State]] = CoxSteps
+
+    def down(self, on: Ground) -> Mapping[str, Shapes]:
+        """One for each feature."""
+        return {COEFFICIENTS: {COEFFICIENTS: ((_features(on),), "float64")}}
+
+    def begin_common(self, on: Ground, start: Arrays) -> CoxSteps:
+        """No feature says anything."""
+        del start
+        return CoxSteps({COEFFICIENTS: np.zeros(_features(on))}, {})
+
+
+def _features(on: Ground) -> int:
+    """How many features a case has."""
+    heads = (key for key, tag in on.tags.items() if tag.role is Role.HEAD)
+    return next(on.forms[key][0][1] for key in heads if len(on.forms[key][0]) == 2)
 
 
 def given(on: Ground) -> Iterator[CommonSide[Any]]:
@@ -101,3 +125,5 @@ def given(on: Ground) -> Iterator[CommonSide[Any]]:
         yield TeacherSide(teacher)
     if needs_moments(on.stage):
         yield MomentsSide()
+    if isinstance(local, Statistics) and local.of == "hazards":
+        yield CoxSide()

@@ -183,6 +183,24 @@ class Standardise(Value):
     kind: Literal["standardise"] = "standardise"
 
 
+class KaplanMeier(Value):
+    """Kaplan-Meier curves from the sites' counts of who left in which bin of time, equal to those of all patients.
+
+    They come with Greenwood's intervals into the run's result, and no entry of the model changes.
+    """
+
+    kind: Literal["kaplan_meier"] = "kaplan_meier"
+
+
+class Cox(Value):
+    """A step of Newton's method for Cox's proportional hazards, from the sites' sums: equal to the pooled step.
+
+    Breslow's likelihood, times in bins; eight rounds are usually enough. The coefficients come into the run's result.
+    """
+
+    kind: Literal["cox"] = "cox"
+
+
 class Nothing(Value):
     """Nothing is aggregated: what the sites did stays with them."""
 
@@ -193,6 +211,6 @@ Robust = Median | TrimmedMean | Krum | ClippedMean
 """Aggregations that hold when a few sites send nonsense."""
 ClosedForm = Ridge | NearestMean | Discriminant
 """Aggregations that solve heads from sums of features and labels."""
-Sums = ClosedForm | Newton | Logistic | Moments | Temper | Threshold | Standardise
+Sums = ClosedForm | Newton | Logistic | Moments | Temper | Threshold | Standardise | KaplanMeier | Cox
 """Aggregations that add up sums, not entries."""
 Aggregation = Annotated[Mean | AdaptersProduct | ServerOptimiser | Robust | Sums | Nothing, Field(discriminator="kind")]

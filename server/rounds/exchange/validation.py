@@ -11,6 +11,8 @@ from itertools import starmap
 import numpy as np
 
 from fedgraft.common.base.errors import InputError
+from fedgraft.common.closed_form.cox import EVENTS
+from fedgraft.common.closed_form.survival import EXITS
 from fedgraft.common.closed_form.temperature import CASES
 from fedgraft.common.methods.memory.carried import methods_of, sums_of
 from fedgraft.common.methods.memory.method import Ground
@@ -147,7 +149,7 @@ def _bad_sums(tensors: Arrays, *, noised: bool) -> Code | None:
         return Code.TOO_LARGE
     if noised and not (tensors[NOISE] > 0).all():
         return Code.BAD_WEIGHT
-    counts = [array for key, array in tensors.items() if key in ("count", DISTANCES)]
+    counts = [array for key, array in tensors.items() if key in ("count", DISTANCES, EXITS, EVENTS)]
     halves = [(np.atleast_2d(half), _cases(tensors, key)) for key, half in tensors.items() if key.endswith(PACKED)]
     counts += [cases for _, cases in halves]
     least = -_MOST_CASES if noised else 0.0

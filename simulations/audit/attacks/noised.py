@@ -18,12 +18,23 @@ from numpy.typing import NDArray
 from fedgraft.client.attacks.attack_target import CPU
 from fedgraft.client.attacks.measurement import Measurement
 from fedgraft.client.data.cohorts.cohort import Cohort
-from fedgraft.client.privacy.dp.dp_statistics import CONSTANT, bound, columns_bound, noised_columns, noised_sums
+from fedgraft.client.privacy.dp.dp_statistics import (
+    CONSTANT,
+    bound,
+    columns_bound,
+    exits_bound,
+    noised_columns,
+    noised_exits,
+    noised_sums,
+)
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.client.training.survival import survival_sums
+from fedgraft.common.closed_form.survival import EXITS, survival_of
 from fedgraft.common.study.inputs import TableInput
 from fedgraft.common.study.plan import Stage, Statistics
 from fedgraft.common.study.stages.private_sums import PrivateSums
+from fedgraft.common.study.stages.survival import Survival
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.audit.findings import AttackAttempt
 
@@ -44,6 +55,8 @@ class _Sums:
 
     def released(self, patients: int, noise_multiplier: float, gone: int = -1) -> NDArray[np.float64]:
         """All numbers that leave, in the units of the noise and each once, flat; without the patient `gone`."""
+        if self._survival is not None:
+            return self._exits(self._survival, patients, noise_multiplier, gone)
         local_model, draw = LocalModel(self.study, CPU), torch.Generator().manual_seed(self.seed)
         two = torch.arange(2 * _PATIENTS) // 2  # cases of each patient
         kept = ((two < patients) & (two != gone)).nonzero()[:, 0]
@@ -70,6 +83,23 @@ class _Sums:
             parts += [np.diag(gram), gram[upper] * math.sqrt(2), cross.ravel()]
         return np.concatenate(parts)
 
+    def _exits(self, spec: Survival, patients: int, noise_multiplier: float, gone: int) -> NDArray[np.float64]:
+        """Those of counts of who left when; each patient has two cases, the second of which is the last."""
+        times = 2 * max(spec.ends) * torch.rand(2 * _PATIENTS, generator=torch.Generator().manual_seed(self.seed))
+        two = torch.arange(2 * _PATIENTS) // 2
+        kept = ((two < patients) & (two != gone)).nonzero()[:, 0]
+        targets = {task.name: (two % task.outputs)[kept] for task in self.study.tasks} | {spec.time: times[kept]}
+        names = tuple(map(str, two[kept].tolist()))
+        feed = Cohort("audit", torch.zeros(len(kept), 1), targets, names, {"train": torch.arange(len(kept))}, (), {})
+        loader = Loader(feed, TableInput(numeric=("a",)), CPU)
+        exits = survival_sums(spec, self.study, loader, names)[EXITS]
+        asked = self._private.model_copy(update={"noise_multiplier": noise_multiplier, "epsilon": None})
+        return noised_exits(exits, asked)[EXITS].ravel()
+
+    @property
+    def _survival(self) -> Survival | None:
+        return survival_of(self.stage)
+
     @property
     def _private(self) -> PrivateSums:
         assert isinstance(self.stage.local, Statistics)
@@ -86,6 +116,8 @@ class _Sums:
     def _bound(self) -> float:
         """What one patient may change, all numbers together."""
         columns = self._columns
+        if self._survival is not None:
+            return exits_bound(self._private.unit)
         return bound(len(self.study.tasks)) if columns is None else columns_bound(len(columns.numeric))
 
     def noise(self) -> Measurement:

@@ -38,6 +38,9 @@ def invert(study: Study, stage: Stage) -> Measurement:
     if isinstance(stage.local, Statistics) and stage.local.of == "distances":
         words = "two answers tell how far a patient's image is from the mean; no attack is built in that finds more"
         return Measurement(float("inf"), _BOUND_DB, words)
+    if isinstance(stage.local, Statistics) and stage.local.survival is not None:
+        words = "a patient's bin of time and event, of hazards the features too, are the difference of two answers"
+        return Measurement(float("inf"), _BOUND_DB, words)
     if isinstance(stage.local, Statistics) and stage.local.of in ("base_models", "answers"):
         words = "losses leave without noise: a case's is the difference of two answers; no attack on these is built in"
         return Measurement(float("inf"), _BOUND_DB, words)

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from fedgraft.client.privacy.dp import dp_statistics, noise, secret
+from fedgraft.client.training import survival as survival_counts
+from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.base.files import CONFIGS
 from fedgraft.common.study.study import Study, find_study
 from fedgraft.simulations.audit.attack import attack
 from fedgraft.simulations.audit.attacks.noised import sums_under_attack
+from helpers.followed import COUNT
+from helpers.followed import study as followed
 from helpers.work import MakeStudy
 
 Patch = pytest.MonkeyPatch
@@ -34,12 +38,19 @@ def columns() -> Study:
     return study
 
 
+@pytest.fixture
+def survival() -> Study:
+    """Curves of two arms."""
+    local = COUNT["local"] | {"private": {"noise_multiplier": 2.0}}
+    return followed(COUNT | {"local": local})
+
+
 def found(study: Study, name: str) -> bool | None:
     attempts = {one.name: one for one in sums_under_attack(study, study.plan[0], 2.0, 0)}
     return attempts[name].find().passed
 
 
-@pytest.mark.parametrize("kind", ["features", "columns"])
+@pytest.mark.parametrize("kind", ["features", "columns", "survival"])
 @pytest.mark.parametrize("name", [NOISE, SENSITIVITY])
 def test_sums_with_noise_hold(kind: str, name: str, request: pytest.FixtureRequest) -> None:
     assert found(request.getfixturevalue(kind), name)
@@ -65,6 +76,16 @@ def images_summed(patch: Patch) -> None:
     patch.setattr(dp_statistics, "_units", lambda labelled, *_: [np.array([at]) for at in range(len(labelled))])
 
 
+def cases_counted(patch: Patch) -> None:
+    """Every case leaves by itself, not every patient."""
+    patch.setattr(survival_counts, "followed", lambda _, loader, __: _every(loader))
+
+
+def _every(loader: Loader) -> tuple[np.ndarray, np.ndarray]:
+    every = loader.splits["all"].numpy()
+    return every, np.zeros_like(every)
+
+
 def columns_not_clipped(patch: Patch) -> None:
     patch.setattr(np, "clip", lambda values, *_: values)
 
@@ -76,6 +97,9 @@ def columns_not_clipped(patch: Patch) -> None:
         (half_the_noise, "columns", NOISE),
         (the_same_noise, "features", NOISE),
         (the_same_noise, "columns", NOISE),
+        (half_the_noise, "survival", NOISE),
+        (the_same_noise, "survival", NOISE),
+        (cases_counted, "survival", SENSITIVITY),
         (images_summed, "features", SENSITIVITY),
         (images_summed, "columns", SENSITIVITY),
         (columns_not_clipped, "columns", SENSITIVITY),
