@@ -34,6 +34,7 @@ from fedgraft.common.base.console.terminal import say
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.errors import InputError, RunError
 from fedgraft.common.base.files import is_there
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.metrics.plugged import metric_named
 from fedgraft.common.metrics.sums.task_metrics import usual
 from fedgraft.common.metrics.table import title_with_unit
@@ -130,7 +131,7 @@ def _chosen(cohort: Cohort, reader: LoadedModel, asked: AdaptRequest) -> torch.T
     """The training cases that are used: all labelled ones, or so many of each class. InputError if there are not."""
     tasks = reader.study.tasks_by_name
     if asked.task is not None and asked.task not in tasks:
-        raise InputError(f"The model has no task {asked.task!r}; it has: {', '.join(tasks)}.")
+        raise InputError(f"The model has no task {asked.task!r}{instead(asked.task, tasks)}.")
     if asked.shots is None:
         found = Loader(cohort, reader.input, reader.local_model.device).labelled("train")
         if not len(found):

@@ -21,7 +21,8 @@ from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
 from fedgraft.client.data.decoding.images import SUFFIXES
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.kinds import KINDS, kind_named, kinds_with
-from fedgraft.client.data.readers.reader import Case, Contents, Reader, open_reader
+from fedgraft.client.data.readers.opening import open_reader
+from fedgraft.client.data.readers.reader import Case, Contents, Reader
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.enrolment.config import read_config, read_site
 from fedgraft.common.base.errors import InputError, StudyError

@@ -75,9 +75,9 @@ def _predict(asked: PredictRequest) -> None:
     if asked.out.exists() and any(asked.out.iterdir()):
         raise InputError(f"{asked.out} is not empty.", fix="Choose another --out.")
     if wrong := [name for name in asked.heat if name not in HEATS]:
-        raise InputError(f"No heat map is called {wrong[0]!r}; there are: {', '.join(HEATS)}.")
+        raise InputError(f"No heat map is called {wrong[0]!r}{instead(wrong[0], HEATS)}.")
     if unknown := [kind for kind in asked.accept if kind not in DERIVED]:
-        raise InputError(f"No kind of DICOM object is called {unknown[0]!r}; there are: {', '.join(DERIVED)}.")
+        raise InputError(f"No kind of DICOM object is called {unknown[0]!r}{instead(unknown[0], DERIVED)}.")
     demand_place(asked.out)
     reader = LoadedModel(asked.model, asked.site, everything=True)
     reading = _reading(asked)
@@ -182,9 +182,9 @@ def _task(reader: LoadedModel, asked: PredictRequest) -> str:
         return ""
     name = asked.task or next(iter(tasks), "")
     if name not in tasks:
-        raise InputError(f"The model has no task {name!r}; it has: {', '.join(tasks)}.")
+        raise InputError(f"The model has no task {name!r}{instead(name, tasks)}.")
     if asked.of is not None and asked.of not in tasks[name]:
-        raise InputError(f"Task {name!r} has no class {asked.of!r}; it has: {', '.join(tasks[name])}.")
+        raise InputError(f"Task {name!r} has no class {asked.of!r}{instead(asked.of, tasks[name])}.")
     return name
 
 

@@ -10,7 +10,8 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -23,7 +24,7 @@ from fedgraft.client.inference.model import LoadedModel
 from fedgraft.client.inference.monai_bundle import bundle_files
 from fedgraft.common.base.disk import demand_place
 from fedgraft.common.base.environment import fedgraft_version
-from fedgraft.common.base.errors import InputError, RunError
+from fedgraft.common.base.errors import ENDS, FedgraftError, InputError, RunError
 from fedgraft.common.base.files import canonical_json, make_folder, private_folder, write_atomic
 from fedgraft.common.models.weights import find, load_for, load_manifest, save_weights
 from fedgraft.common.study.inputs import FeaturesInput, ImageInput, TableInput
@@ -63,9 +64,11 @@ def export(reader: LoadedModel, source: str, kind: Kind, out: Path) -> Path:
 def _write(reader: LoadedModel, source: str, kind: Kind, folder: Path, facts: dict[str, Any]) -> None:
     match kind:
         case "onnx":
-            _onnx(reader, folder / "model.onnx", facts)
+            with _in("ONNX"):
+                _onnx(reader, folder / "model.onnx", facts)
         case "torchscript":
-            _torchscript(reader, folder / "model.pt")
+            with _in("TorchScript"):
+                _torchscript(reader, folder / "model.pt")
         case "safetensors":
             _weights(source, folder)
             return
@@ -73,7 +76,8 @@ def _write(reader: LoadedModel, source: str, kind: Kind, folder: Path, facts: di
             if not isinstance(reader.input, ImageInput):
                 raise InputError("A MONAI bundle is for images, and this model is for tables.", fix="Use --to onnx.")
             make_folder(folder / "models")
-            _torchscript(reader, folder / "models/model.ts")
+            with _in("TorchScript, which a MONAI bundle holds"):
+                _torchscript(reader, folder / "models/model.ts")
             for name, content in bundle_files(reader.input, facts).items():
                 make_folder((folder / name).parent)
                 write_atomic(folder / name, content, private=True)
@@ -163,6 +167,21 @@ def _output(task: AnyTask) -> dict[str, Any]:
             return {"name": task.name, "is": "probability of each pixel", "mask": "above 0.5"}
         case _:
             assert_never(task)
+
+
+@contextmanager
+def _in(form: str) -> Iterator[None]:
+    """What torch says of a module that it cannot write is said in a line."""
+    try:
+        yield
+    except (FedgraftError, MemoryError, torch.OutOfMemoryError, OSError, *ENDS):
+        raise
+    except BaseException as error:  # exporters raise anything, about the code of others too
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise InputError(
+            f"This model cannot be written as {form} ({type(error).__name__}: {said}).",
+            fix="Use another form, such as --to safetensors, or change the backbone's code.",
+        ) from error
 
 
 def _onnx(reader: LoadedModel, path: Path, facts: Mapping[str, Any]) -> None:

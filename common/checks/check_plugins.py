@@ -87,6 +87,19 @@ def check_plugins(study: Study) -> Iterator[str]:
             yield f"plugins.{at}: nothing in the study is of {plugin}; leave it out (names of fedgraft are its own)"
 
 
+def loss_faults(study: Study) -> Iterator[str]:
+    """Every reason why a plug-in's loss is not what it says, each with its key; they are made and tried here."""
+    losses, tasks = list(plugged_losses(study.plan)), {task.name: task for task in study.tasks}
+    if losses:
+        from fedgraft.common.study.stages.tried_loss import TriedLoss  # torch takes a second
+
+        for key, loss in losses:
+            try:
+                TriedLoss(loss, tasks, None)
+            except InputError as error:
+                yield f"{key}: {error}"
+
+
 def _names(study: Study) -> Iterator[tuple[Kind, str, str, Callable[[str], bool]]]:
     """What of a study may name a plug-in: its kind, key and name, and whether a name is fedgraft's own.
 

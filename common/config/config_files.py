@@ -62,6 +62,9 @@ _Strict.add_implicit_resolver(
 )
 
 
+NO_MAPPING = "must be a mapping of keys to values"
+
+
 def parse_yaml(text: str) -> Any:
     """The value in a YAML text; YAMLError if it is none, or gives a key twice."""
     try:
@@ -105,7 +108,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise StudyError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(data, dict):
-        raise StudyError(str(path), ["must be a mapping of keys to values"])
+        raise StudyError(str(path), [NO_MAPPING])
     return data
 
 

@@ -53,20 +53,24 @@ class PluggedMetric:
 
     def value(self, sums: Floats) -> float | None:
         """The metric of these sums; None where it is not defined. InputError for what its own ends rule out."""
-        found = self._tried(lambda: self.made.value(sums), "value")
+        found = self._tried(lambda: _number(self.made.value(sums)), "value")
         if found is None or math.isnan(found):
             return None
-        if not math.isclose(self.metric.within(float(found)), float(found), abs_tol=1e-6):
+        if not math.isclose(self.metric.within(found), found, abs_tol=1e-6):
             raise InputError(f"The metric {self.metric.name!r} is {found:g}, which is past its own ends.")
-        return self.metric.within(float(found))
+        return self.metric.within(found)
+
+    def demand_works(self, task: AnyTask) -> None:
+        """InputError if it does not work on some made-up cases of this task."""
+        self.value(self.cases(*_made_up(task)).sum(axis=0))
 
     def numbers(self, task: AnyTask) -> int:
-        """How many sums it has of this task: of no cases it has as many."""
-        if task.kind == "segmentation":
-            return int(self.cases(np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.bool_)).shape[1])
-        shape = (0,) if task.kind == "regression" else (0, task.outputs)
-        targets = np.zeros(0, np.int64) if task.kind == "multiclass" else np.zeros(shape)
-        return int(self.cases(np.zeros(shape), targets).shape[1])
+        """How many sums it has of this task: as many as of made-up cases, since it may not know what none would be."""
+        return int(self.cases(*_made_up(task)).shape[1])
+
+    def summed(self, task: AnyTask, outputs: NDArray[Any], targets: NDArray[Any]) -> Floats:
+        """What these cases add up to; zeros of none."""
+        return self.cases(outputs, targets).sum(axis=0) if len(outputs) else np.zeros(self.numbers(task))
 
     def _tried(self, attempt: Any, what: str) -> Any:
         try:
@@ -76,6 +80,24 @@ class PluggedMetric:
         except BaseException as error:  # the code of others may raise anything
             said = f"{type(error).__name__}: {error}"
             raise InputError(f"The metric {self.metric.name!r}: `{what}` fails: {said}") from error
+
+
+def _number(found: Any) -> float | None:
+    return None if found is None else float(found)
+
+
+def _made_up(task: AnyTask) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Outputs and targets of some cases, as metrics are shown them; values are near their mean and almost right."""
+    draw, n = np.random.default_rng(0), 5
+    if task.kind == "segmentation":
+        return draw.normal(size=(n, 4, 4)).astype(np.float32), draw.random((n, 4, 4)) < 0.5
+    if task.kind == "regression":
+        values = task.mean + task.std * np.linspace(-0.1, 0.1, n)
+        return values + 0.01 * task.std, values
+    logits = draw.normal(size=(n, task.outputs))
+    if task.kind == "multiclass":
+        return logits, draw.integers(0, task.outputs, n)
+    return logits, (draw.random(logits.shape) < 0.5).astype(np.float64)
 
 
 def plugged_metric(name: str) -> PluggedMetric:
@@ -120,7 +142,7 @@ def with_more(
         ends = np.cumsum([one.numbers(task) for one in asked_of(names, task)])
         parts = np.split(rows, ends[:-1]) if len(ends) else []
         return replace(sums, more=dict(zip((o.metric.name for o in asked_of(names, task)), parts, strict=True)))
-    more = {one.metric.name: one.cases(outputs[there], targets[there]).sum(axis=0) for one in asked_of(names, task)}
+    more = {one.metric.name: one.summed(task, outputs[there], targets[there]) for one in asked_of(names, task)}
     return replace(sums, more=more)
 
 

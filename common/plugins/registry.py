@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,13 @@ class Kind(StrEnum):
         return self.removesuffix("es") if self.endswith("sses") else self.removesuffix("s")
 
     @property
+    def names(self) -> tuple[str, str]:
+        """What its names are like: a pattern, as studies hold them to it, and the same in words."""
+        if self in (Kind.LOSSES, Kind.METRICS):
+            return r"[a-z][a-z0-9_]{0,31}", "Up to 32 small letters, digits and '_', a letter first,"
+        return r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", "Up to 64 letters, digits, '.', '_' and '-'"
+
+    @property
     def sees_data(self) -> bool:
         """Whether its code runs at a site, on the site's data; a tracker runs where the coordinator is."""
         return self is not Kind.TRACKERS
@@ -68,8 +76,11 @@ def register(kind: Kind, name: str, thing: object) -> None:
     """Let `thing` be found under this name in this process; again under the same name it takes the old one's place.
 
     A file that was tried out with this, and has gone into a distribution whose entry point names the same, is that
-    distribution's and no second one.
+    distribution's and no second one. InputError for a name that a study could not write.
     """
+    pattern, letters = kind.names
+    if not (isinstance(name, str) and re.fullmatch(pattern, name)):
+        raise InputError(f"{name!r} is no name for a {kind.word}.", fix=f"{letters} make one.")
     if any(point.name == name and point.module == _caller().get("__name__") for point in _points(kind)):
         return
     whose = _loading[-1] if _loading else _whose(_caller(), name, thing)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fedgraft.common.base.value import Value, unless
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.plan import Gradient, Select, Stage, named
 
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
@@ -168,7 +169,7 @@ def begins_at(clusters: AnyClusters, plan: Sequence[Stage]) -> int:
     places = {stage.name: at for at, stage in enumerate(plan)}
     key, name = ("begin", clusters.begin) if isinstance(clusters, NamedClusters) else ("stage", clusters.stage)
     if name is not None and name not in places:
-        raise ValueError(f"clusters.{key}: no stage is called {name}; there are: {', '.join(places) or 'none'}")
+        raise ValueError(f"clusters.{key}: no stage is called {name}{instead(name, places)}")
     place = 0 if name is None else places[name] + (key == "stage")
     if isinstance(clusters, ByLoss) and name is None:
         place = next((at for at, stage in enumerate(plan) if _sends_entries(stage)), len(plan))

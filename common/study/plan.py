@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_serializer, model_validator
 
 from fedgraft.common.base.value import Value, unless
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.stages.aggregates import Aggregation, Nothing
 from fedgraft.common.study.stages.compression import WHOLE, Compression
 from fedgraft.common.study.stages.losses import SUPERVISED, Loss, PluggedLoss
@@ -110,7 +111,7 @@ class Select(Value):
         if not isinstance(value, str):
             return value
         if value not in SELECTIONS:
-            raise ValueError(f"no selection is called {value!r}; there are: {', '.join(SELECTIONS)}")
+            raise ValueError(f"no selection is called {value!r}{instead(value, SELECTIONS)}")
         return {"roles": SELECTIONS[value]}
 
     @model_serializer

@@ -15,7 +15,7 @@ from fedgraft.common.base.console.printable import obeyed
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value, unless
-from fedgraft.common.config.config_files import describe, of_overrides, override, read_mapping
+from fedgraft.common.config.config_files import NO_MAPPING, describe, of_overrides, override, read_mapping
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.plugins.plugin import Plugin
 from fedgraft.common.plugins.registry import Kind, names
@@ -176,9 +176,17 @@ class Study(Value):
 
 
 def locate(path: Path) -> Path:
-    """A study's file: the path itself, or the file of the study of that name that ships."""
+    """A study's file: the path itself, or the file of the study of that name that ships.
+
+    StudyError for what can only be such a name, and is none.
+    """
     shipped = CONFIGS / "studies" / f"{path}.yaml"
-    return shipped if not path.exists() and path.parent == Path() and shipped.exists() else path
+    if path.exists() or path.parent != Path():
+        return path
+    if not shipped.exists() and not path.suffix:
+        names = [file.stem for file in shipped.parent.glob("*.yaml")]
+        raise StudyError(str(path), [f"is no file, and no study of that name ships{instead(str(path), names)}"])
+    return shipped if shipped.exists() else path
 
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, str | None]:
@@ -225,6 +233,8 @@ def parse_study(data: Mapping[str, Any], source: str) -> Study:
 
     Whoever sends a study writes the words that people at a site review it by: none may hold what a terminal obeys.
     """
+    if not isinstance(data, Mapping):
+        raise StudyError(source, [NO_MAPPING])
     if odd := list(_obeyed(data, "")):
         raise StudyError(source, odd)
     plain, faults = _expand_method(dict(data))

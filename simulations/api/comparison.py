@@ -12,7 +12,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
 from fedgraft.common.study.study import find_study, locate
 from fedgraft.simulations.api.frames import data_frame
-from fedgraft.simulations.api.simulate import AnyScenario, AnyStudy, bar, open_study, warn
+from fedgraft.simulations.api.simulate import AnyScenario, AnyStudy, bar, engine_of, listed, open_study, warn
 from fedgraft.simulations.compare.command import CompareRequest, carry_out
 from fedgraft.simulations.compare.question import read_comparison, usual_questions
 from fedgraft.simulations.phantoms.scenario import Scenario
@@ -82,7 +82,7 @@ def compare(  # noqa: PLR0913 - they are what a comparison has
     if not given, or as the file says. `track` names trackers, as for `simulate`: a run of theirs for each arm and
     seed, and one for what is concluded. InputError for what cannot be compared; RunError if a run fails on the way.
     """
-    shown = bar(progress)
+    how, shown = engine_of("pool", workers, threads), bar(progress)
     found, source = open_study(study)
     shipped, questions = None, usual_questions()
     if isinstance(study, Path | str):
@@ -95,12 +95,12 @@ def compare(  # noqa: PLR0913 - they are what a comparison has
         scenario=str(hospitals) if isinstance(hospitals, Path) else hospitals,
         overrides=(),
         seeds=seeds,
-        arms=tuple(arms),
-        only=tuple(only),
+        arms=listed(arms),
+        only=listed(only),
         quick=quick,
-        workers=workers,
-        threads=threads,
-        track=tuple(track),
+        workers=how.workers,
+        threads=how.threads,
+        track=listed(track),
     )
 
     def tell(line: str) -> None:

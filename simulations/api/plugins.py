@@ -64,7 +64,7 @@ def register_reader(name: str, kind: DataKind) -> DataKind:
         raise InputError(f"fedgraft has a kind of data {name!r} itself.", fix="Call yours something else.")
     if not isinstance(kind, DataKind):
         raise InputError(
-            f"The reader {name!r} is no fedgraft.client.data.kinds.DataKind.", fix="See docs/how_to/data.md."
+            f"The reader {name!r} is no fedgraft.client.data.kinds.DataKind.", fix="See docs/how_to/plugins.md."
         )
     register(Kind.READERS, name, kind)
     return kind
@@ -96,6 +96,11 @@ def register_metric(name: str, made: Thing | None = None) -> Any:
 
 def _registered(kind: Kind, name: str, thing: Thing | None) -> Any:
     def keep(found: Thing) -> Thing:
+        if not callable(found):
+            raise InputError(
+                f"The {kind.word} {name!r} is {type(found).__name__}, which cannot be called.",
+                fix="Give a class or a function; see docs/how_to/plugins.md.",
+            )
         register(kind, name, found)
         return found
 

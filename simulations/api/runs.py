@@ -10,6 +10,7 @@ from typing import Any, overload
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import is_there, read_json
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.study import Study
 from fedgraft.server.runs.run_folder import RunFolder
 from fedgraft.server.tracking.numbers import numbers
@@ -123,9 +124,11 @@ class Run:
         return exported(str(self.path), to, Path(out), self._folder_of(site))
 
     def _folder_of(self, site: str | None) -> Path | None:
-        folder = None if site is None else self.path / "sites" / site
-        if folder is not None and not folder.is_dir():
-            raise InputError(f"{self.path}: has no site {site!r} here; it has: {', '.join(self.sites)}.")
+        if site is None:
+            return None
+        folder = self.path / "sites" / str(site)
+        if not folder.is_dir():
+            raise InputError(f"{self.path}: has no site {site!r} here{instead(str(site), self.sites)}.")
         return folder
 
     def __repr__(self) -> str:

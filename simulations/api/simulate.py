@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from fedgraft.common.agreement.agreement import SupplyAgreement, remarks
 from fedgraft.common.base.console.terminal import Terminal
@@ -18,6 +19,7 @@ from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.base.files import read_json, write_atomic
 from fedgraft.common.checks.check_plugins import pinned, read_pinned
 from fedgraft.common.checks.explain import check_study
+from fedgraft.common.config.config_files import describe
 from fedgraft.common.study.study import Study
 from fedgraft.server.cli.outcome import demand_enough
 from fedgraft.server.runs.run_folder import RunFolder
@@ -34,6 +36,7 @@ from fedgraft.simulations.phantoms.scenario import Scenario, find_scenario, sour
 AnyStudy = Study | Mapping[str, Any] | Path | str
 """A study, its plain values, its file, or the name of one that ships."""
 AnyScenario = Scenario | Mapping[str, Any] | Path | str
+_GIVE = "Give plain values as a file has them, a file, or the name of one that ships."
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ def simulate(  # noqa: PLR0913 - they are what a simulation has
     InputError for what cannot work, with every reason; RunError if the run fails on the way, and IncompleteError if
     sites were missing and the study does not say that fewer will do: `load_run` has all the same what there is.
     """
-    to = trackers(track)
+    how, to = engine_of(engine, workers, threads), trackers(listed(track))
     run = set_up(choose(study, (), scenario), None if out is None else Path(out), warn, release=release)
-    return _finished(run, Engine(name=engine, workers=workers, threads=threads), to, progress)
+    return _finished(run, how, to, progress)
 
 
 def resume(
@@ -84,7 +87,20 @@ def resume(
 ) -> Run:
     """Continue an interrupted run in its folder; it ends with the same bits as one that was not. Errors as above."""
     demand_simulated(Path(run))
-    return _finished(Path(run), Engine(name=engine, workers=workers, threads=threads), trackers(track), progress)
+    return _finished(Path(run), engine_of(engine, workers, threads), trackers(listed(track)), progress)
+
+
+def engine_of(name: str, workers: int, threads: int) -> Engine:
+    """How to carry out a simulation. StudyError for an engine that there is not, or of no workers or threads."""
+    try:
+        return Engine.model_validate({"name": name, "workers": workers, "threads": threads})
+    except ValidationError as error:
+        raise StudyError("the engine", describe(error, Engine)) from None
+
+
+def listed(names: Sequence[str]) -> tuple[str, ...]:
+    """Names that were given as a list, or one by itself, which Python takes for a list of letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def choose(study: AnyStudy, overrides: tuple[str, ...], scenario: AnyScenario | None) -> Chosen:
@@ -95,6 +111,8 @@ def choose(study: AnyStudy, overrides: tuple[str, ...], scenario: AnyScenario | 
         raise InputError(f"{source} names no scenario.", fix="Say which hospitals to simulate: --scenario FILE.")
     if isinstance(scenario, Mapping):
         hospitals = Scenario.parse(scenario)
+    elif not isinstance(scenario, Scenario | Path | str | None):
+        raise InputError(f"{type(scenario).__name__} is no scenario.", fix=_GIVE)
     else:
         hospitals = find_scenario(named or "", base) if scenario is None else find_scenario(scenario, Path())
     if faults := source_faults(found, hospitals):
@@ -108,6 +126,8 @@ def _study(study: AnyStudy, overrides: tuple[str, ...]) -> tuple[Study, str | No
         return pinned(study), None, study.name, Path()
     if isinstance(study, Mapping):
         return pinned(Study.parse(study)), None, "the study", Path()
+    if not isinstance(study, Path | str):
+        raise InputError(f"{type(study).__name__} is no study.", fix=_GIVE)
     path = Path(study)
     return *read_pinned(path, overrides), str(path), path.parent
 

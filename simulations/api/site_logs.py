@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from fedgraft.common.base.disk import DISK_FULL, in_words
 from fedgraft.common.base.errors import FedgraftError, RunError
 
 _TROUBLE = re.compile(r"^\S+ \S+ (?:WARNING|ERROR) (.*)$")
+_ENTRY = re.compile(r"^\d{4}-\d\d-\d\d \S+ [A-Z]+ ")
+_RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:: |$)")
+_OURS = re.compile(r"^fedgraft\.[\w.]*: ")
 _CODE = re.compile(r": refused, \w+$")
 _MOST = 5
 
@@ -37,13 +40,22 @@ class SiteLogs:
             with path.open("rb") as file:
                 file.seek(min(self._sizes.get(path, 0), path.stat().st_size))
                 lines = file.read().decode("utf-8", "replace").splitlines()
-            found = [match[1] for line in lines if (match := _TROUBLE.match(line))]
+            found = list(_entries(lines))
             # The code stands in the error already; the line before says why.
             if words := [one for one in found if not _CODE.search(one)] or found:
                 yield f"{path.parent.name}: {words[-1]} ({path})"
 
     def _paths(self) -> list[Path]:
         return [path for path in sorted(self.run.glob("sites/*/site.log")) if path.is_file()]
+
+
+def _entries(lines: Sequence[str]) -> Iterator[str]:
+    """Each trouble in words; of one with a trace also how that ends, which says what was raised."""
+    starts = [at for at, line in enumerate(lines) if _ENTRY.match(line)]
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        if match := _TROUBLE.match(lines[start]):
+            raised = [line for line in lines[start + 1 : end] if _RAISED.match(line)]
+            yield f"{match[1]}: {_OURS.sub('', raised[-1])}" if raised else match[1]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from fedgraft.simulations.planning.pricing import price as price_study
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a study will train, share and move. Printed, it is a sentence a stage."""
+    """What a study will train, share and move. Printed, or shown in a notebook, it is a sentence a stage."""
 
     study: Study
     tasks: tuple[str, ...]
@@ -28,6 +28,8 @@ class Explanation:
     def __str__(self) -> str:
         lines = [f"{number}. {line}" for number, line in enumerate(self.sentences, start=1)]
         return "\n".join([f"Study {self.study.name}, digest {self.study.digest}", *self.tasks, *lines])
+
+    __repr__ = __str__
 
 
 def explain(study: AnyStudy) -> Explanation:

@@ -111,6 +111,11 @@ class TrainedModel(nn.Module):
         reading = Reading.of(cohort)
         if isinstance(inputs, Path | str):
             return self._of(read_cases(Path(inputs), self.input, reading))
+        if odd := [one for one in inputs if not isinstance(one, Path | str)]:
+            raise InputError(
+                f"A list of files is wanted, not of {type(odd[0]).__name__}.",
+                fix="Give images as one array (N, H, W): numpy.stack(them).",
+            )
         files = [(Path(path), str(path), Path(path).parent) for path in inputs]
         return self._of(read_files(files, self.input, reading))
 

@@ -27,6 +27,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import make_folder, make_private, read_json, write_atomic, write_json
 from fedgraft.common.checks.check_plugins import read_pinned
 from fedgraft.common.config.config_files import describe
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.study import Study, locate
 from fedgraft.server.report import build_comparison_page
@@ -140,8 +141,8 @@ def asked_for(comparison: Questions, asked: CompareRequest) -> Questions:
     """The questions that are asked for; with other arms, if some are named."""
     unknown = sorted(set(asked.only) - {question.name for question in comparison.questions})
     if unknown:
-        known = ", ".join(question.name for question in comparison.questions)
-        raise InputError(f"No question is called {', '.join(unknown)}; there are: {known}.")
+        known = [question.name for question in comparison.questions]
+        raise InputError(f"No question is called {unknown[0]}{instead(unknown[0], known)}.")
     questions = [one for one in comparison.questions if (one.name in asked.only if asked.only else not one.by_name)]
     if asked.cases:
         questions = [_at(one, asked.cases) if one.cases else one for one in questions]

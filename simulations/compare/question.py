@@ -13,6 +13,7 @@ from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.value import Value
 from fedgraft.common.checks.check_plugins import renamed_code
 from fedgraft.common.config.config_files import describe, put, read_mapping
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.models.weights import load_manifest
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.fit import Fit
@@ -296,7 +297,7 @@ def _arm(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value not in BUILT_IN:
-        raise ValueError(f"no arm is called {value!r}; there are: {', '.join(BUILT_IN)}")
+        raise ValueError(f"no arm is called {value!r}{instead(value, BUILT_IN)}")
     return BUILT_IN[value]
 
 

@@ -144,7 +144,7 @@ def _place(study: Study, spec: CohortSpec, line: FindingLine) -> str:
     """The file that a line is about, and its column where there is one."""
     file = spec.labels or spec.root
     task = line.name.partition("_")[2]
-    if not line.name.startswith(("labels_", "classes_")) or (spec.labels is None and not spec.what.one_file):
+    if not line.name.startswith(("labels_", "classes_")) or (spec.labels is None and spec.kind != "table"):
         return str(file)
     columns = [name for key, name in _columns(study, spec, file) if key.partition(".")[0] == task]
     return f"{file}, column {', '.join(map(repr, columns))}" if columns else str(file)

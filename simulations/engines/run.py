@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
+from pydantic import PositiveInt
 
 from fedgraft.client.data.cohorts.cohort import Cohort, load_cohort
 from fedgraft.client.data.kinds import reader_plugin
@@ -65,8 +66,8 @@ class Engine(Value):
     """
 
     name: EngineName = "inprocess"
-    workers: int = 2
-    threads: int = 1
+    workers: PositiveInt = 2
+    threads: PositiveInt = 1
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import StudyError
 from fedgraft.common.base.files import CONFIGS, canonical_json
 from fedgraft.common.base.value import Value
-from fedgraft.common.config.config_files import describe, read_mapping
+from fedgraft.common.config.config_files import NO_MAPPING, describe, read_mapping
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.protocol.routing import requires_source
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.engines.faults import Fault
@@ -181,6 +182,8 @@ class Scenario(Value):
 
         StudyError lists every fault.
         """
+        if not isinstance(values, Mapping):
+            raise StudyError("the scenario", [NO_MAPPING])
         return _parsed(copy.deepcopy(dict(values)), Path.cwd(), "the scenario")
 
     @model_validator(mode="after")
@@ -268,8 +271,8 @@ def _find(path: Path) -> Path:
         return path
     shipped = SCENARIOS / f"{path}.yaml"
     if not shipped.is_file():
-        names = ", ".join(sorted(file.stem for file in SCENARIOS.glob("*.yaml")))
-        raise StudyError(str(path), [f"is no file, and no scenario of that name ships; there are: {names}"])
+        names = [file.stem for file in SCENARIOS.glob("*.yaml")]
+        raise StudyError(str(path), [f"is no file, and no scenario of that name ships{instead(str(path), names)}"])
     return shipped
 
 

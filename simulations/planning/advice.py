@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.checks.check import only_heads_because
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.protocol.routing import Tags
 from fedgraft.common.study.plan import (
     Gradient,
@@ -60,7 +61,7 @@ def chosen(name: str, tags: Tags) -> Select:
     if name == "last_block":
         return Select(min_depth=max((tag.depth for tag in tags.values() if tag.role is not Role.HEAD), default=0))
     if name not in (*SETS, ADAPTED):
-        raise InputError(f"No set of entries is called {name!r}; there are: {', '.join((*SETS, ADAPTED))}.")
+        raise InputError(f"No set of entries is called {name!r}{instead(name, (*SETS, ADAPTED))}.")
     return named(name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fedgraft.common.base.errors import InputError
 from fedgraft.common.privacy.accountant import (
     Event,
     default_delta,
@@ -58,6 +59,8 @@ def price(
     `longer` multiplies the steps and `larger` the share of patients in each, while the noise stays: what if?
     `metrics_epsilon` is that of a policy with `metrics: noised`, which counts test cases once, at the end.
     """
+    if patients < 1:
+        raise InputError(f"A site of {patients} patients cannot be priced.", fix="Give the number of one, from 1.")
     delta = default_delta(patients)
     lines = []
     for stage, private, steps in private_stages(study):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from fedgraft.common.base.errors import DataError, InputError
 from fedgraft.simulations.starting.columns import Columns, guess
 
 _SAMPLE = 20
+_LONGEST = 28
+"""Of a hospital's name, which has 32 letters at most, with the number that tells two apart."""
 _MAGIC, _MAGIC_AT = b"DICM", 128
 
 
@@ -47,7 +52,8 @@ def places(folder: Path) -> dict[str, FoundPlace]:
         return {"": look(folder)}
     below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     if len(below) > 1 and not _is_one_site(folder, below):
-        found = {path.name: look(path) for path in below}
+        names = _site_names([path.name for path in below])
+        found = {name: look(path) for name, path in zip(names, below, strict=True)}
         usable = {name: place for name, place in found.items() if place.kind}
         if len(usable) > 1 and len({place.kind for place in usable.values()}) == 1:
             for name in found.keys() - usable.keys():
@@ -65,10 +71,22 @@ def _tables_alike(folder: Path) -> dict[str, FoundPlace]:
         headers = {tuple(read_csv(path).rows[0]) for path in files}
     except DataError:
         return {}
-    names = [re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem) for path in files]
-    if len(headers) != 1 or len({name.lower() for name in names}) < len(names):
+    if len(headers) != 1:
         return {}
+    names = _site_names([path.stem for path in files])
     return {name: look(path) for name, path in zip(names, files, strict=True)}
+
+
+def _site_names(called: Sequence[str]) -> list[str]:
+    """Names that sites can have, in order, for whatever folders and files are called; each once."""
+    names: list[str] = []
+    for word in called:
+        ascii_word = unicodedata.normalize("NFKD", word).encode("ascii", "ignore").decode()
+        plain = re.sub(r"[^A-Za-z0-9_-]+", "_", ascii_word).strip("_-")[:_LONGEST].rstrip("_-") or "site"
+        taken = {name.lower() for name in names}
+        tries = (f"{plain}{'' if number == 1 else f'_{number}'}" for number in count(1))
+        names.append(next(name for name in tries if name.lower() not in taken))
+    return names
 
 
 def _is_one_site(folder: Path, below: list[Path]) -> bool:

@@ -22,7 +22,8 @@ from fedgraft.client.data.cohorts.own_splits import WITHOUT_SPLIT, OwnSplits
 from fedgraft.client.data.decoding.dicom.dicom_file import DERIVED_FRAMES
 from fedgraft.client.data.decoding.dicom.facts import BY_PATIENT
 from fedgraft.client.data.decoding.unusable import UnusableError
-from fedgraft.client.data.readers.reader import Case, Contents, open_reader
+from fedgraft.client.data.readers.opening import open_reader
+from fedgraft.client.data.readers.reader import Case, Contents
 from fedgraft.client.data.readers.subgroups import SubgroupReader
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.patient_ids import odd_ids

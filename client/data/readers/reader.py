@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,12 +98,3 @@ class Reader(Protocol):
 def chosen_slices(volume: NDArray[np.float32], which: Literal["all", "middle", "first"]) -> list[NDArray[np.float32]]:
     """The slices of a volume (D, ...) that `frames` of a cohort asks for."""
     return {"all": list(volume), "middle": [volume[len(volume) // 2]], "first": [volume[0]]}[which]
-
-
-def open_reader(spec: CohortSpec, tasks: Sequence[AnyTask], wanted: InputSpec) -> Reader:
-    """The reader of a cohort's kind."""
-    make = spec.what.reader
-    if isinstance(make, str):
-        module, _, name = make.partition(":")
-        make = getattr(import_module(module), name)
-    return cast(Reader, make(spec, tasks, wanted))

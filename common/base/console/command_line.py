@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import typer
 
 from fedgraft.common.base.console.printable import harmless
@@ -28,6 +29,7 @@ def command_group(description: str) -> typer.Typer:
     return typer.Typer(
         help=description,
         no_args_is_help=True,
+        suggest_commands=not hasattr(click.exceptions, "NoSuchCommand"),  # newer ones of click say it themselves
         pretty_exceptions_enable=False,
         pretty_exceptions_show_locals=False,
     )

@@ -8,7 +8,7 @@ from fedgraft.common.base.errors import InputError
 from fedgraft.common.config.suggest import instead
 from fedgraft.common.metrics.conformal import parts_of
 from fedgraft.common.metrics.operating_point import names_of
-from fedgraft.common.metrics.plugged import metric_named
+from fedgraft.common.metrics.plugged import metric_named, plugged_metric
 from fedgraft.common.metrics.shown import shown
 from fedgraft.common.metrics.table import TABLE, Metric, title_with_unit
 from fedgraft.common.plugins.registry import Kind, names
@@ -31,7 +31,18 @@ def _more(study: Study) -> Iterator[str]:
         if name in TABLE:
             yield f"{key}: {name} is worked out anyway; leave it out"
         else:
-            yield from _found(key, name, {task.kind for task in study.tasks})
+            faults = list(_found(key, name, {task.kind for task in study.tasks}))
+            yield from faults or _tried(key, name, study)
+
+
+def _tried(key: str, name: str, study: Study) -> Iterator[str]:
+    try:
+        metric = plugged_metric(name)
+        for task in study.tasks:
+            if task.kind in metric.metric.tasks:
+                metric.demand_works(task)
+    except InputError as error:
+        yield f"{key}: {error}"
 
 
 def _headline(study: Study) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from fedgraft.common.config.suggest import instead
 from fedgraft.common.plugins.registry import Kind, names
 from fedgraft.common.study.methods.ensembles import ENSEMBLES
 from fedgraft.common.study.methods.recipes import (
@@ -254,7 +255,7 @@ def expand(method: NamedMethod, *, table: bool) -> tuple[Stage, ...]:
     """Stages of a preset, after the sums that a `table` needs; ValueError with the list of names for an unknown one."""
     known, plugged = presets(), names(Kind.METHODS)
     if method.name not in [*known, *plugged]:
-        raise ValueError(f"no method is called {method.name!r}; there are: {', '.join([*known, *plugged])}")
+        raise ValueError(f"no method is called {method.name!r}{instead(method.name, [*known, *plugged])}")
     stages = known[method.name][1](method) if method.name in known else method_class(method.name).stages(method)
     stages = with_ood_detection(stages) if method.ood_detection else stages
     stages = personalised(method, stages) if method.personalise == "best" else stages

@@ -73,7 +73,9 @@ def _plugged(kind: str) -> type[MethodValue]:
     except InputError as error:
         raise ValueError(str(error)) from None
     if not (isinstance(found, type) and issubclass(found, MethodValue)):
-        raise ValueError(f"the method {kind!r} of a plug-in is no MethodValue")
+        raise ValueError(f"the method {kind!r} of a plug-in is no class of Method (docs/how_to/plugins.md)")
+    if (own := found.model_fields["kind"].default) != kind:
+        raise ValueError(f"the method {kind!r} of a plug-in calls itself {own!r} (its `kind`); use one name for both")
     return found
 
 

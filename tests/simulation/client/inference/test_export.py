@@ -18,6 +18,7 @@ from PIL import Image
 import fedgraft as fg
 from conftest import Command
 from fedgraft.client.inference import export as exporting
+from fedgraft.common.base.errors import InputError
 from fedgraft.simulations.engines.run import Hospitals
 from fedgraft.simulations.phantoms.hospitals import hospitals_of, make_hospitals
 from fedgraft.simulations.phantoms.scenario import Scenario, load_scenario
@@ -211,3 +212,23 @@ def test_a_missing_package_is_named(images_run: Path, command: Command, monkeypa
     assert (code, Path("out").exists()) == (2, False)
     assert "onnxruntime is not installed" in err
     assert "fedgraft[export]" in err
+
+
+def test_a_module_that_torch_cannot_write_is_an_error_in_a_line(tmp_path: Path) -> None:
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleDict({"Ω": torch.nn.Linear(4, 4)})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers["Ω"](x)
+
+    def write() -> None:
+        with exporting._in("TorchScript"):
+            torch.jit.save(torch.jit.trace(Odd(), torch.zeros(1, 4)), tmp_path / "odd.pt")
+            torch.jit.load(tmp_path / "odd.pt")
+
+    with pytest.raises(InputError, match=r"cannot be written as TorchScript \(RuntimeError: .+\)\. Use another form"):
+        write()
+    with pytest.raises(MemoryError), exporting._in("ONNX"):
+        raise MemoryError

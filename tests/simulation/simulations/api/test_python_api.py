@@ -155,6 +155,20 @@ def test_what_is_wrong_is_an_error_that_a_person_can_read(
         (lambda: fg.load_run(tmp_path), "no run's folder"),
         (lambda: fg.load_comparison(tmp_path), "no finished comparison"),
         (lambda: run.model("nowhere"), "no site 'nowhere'"),
+        (lambda: run.model(2), "no site 2"),  # type: ignore[arg-type]
+        (lambda: run.model().predict([np.zeros((8, 8), np.uint8)]), "one array"),  # type: ignore[list-item]
+        (lambda: fg.simulate(study, scenario, out=tmp_path / "new", engine="dask"), "'ray'"),  # type: ignore[arg-type]
+        (lambda: fg.simulate(study, scenario, out=tmp_path / "new", workers=0), "workers"),
+        (lambda: fg.compare(study, scenario, out=tmp_path / "new", threads=0), "threads"),
+        (lambda: fg.compare(study, scenario, out=tmp_path / "new", arms="fedbnn"), "'fedbnn'; did you mean fedbn"),
+        (lambda: fg.simulate(study, scenario, out=tmp_path / "new", track="cvs"), "'cvs'; did you mean csv"),
+        (lambda: fg.simulate(3, scenario), "int is no study"),  # type: ignore[arg-type]
+        (lambda: fg.simulate(study, 4), "int is no scenario"),  # type: ignore[arg-type]
+        (lambda: fg.Study.parse(None), "must be a mapping"),  # type: ignore[arg-type]
+        (lambda: fg.Scenario.parse([]), "must be a mapping"),  # type: ignore[arg-type]
+        (lambda: fg.Study.read("quickstrt"), "did you mean quickstart"),
+        (lambda: fg.Study.read("quickstart", "method.name=fedbnn"), "did you mean fedbn"),
+        (lambda: fg.price("quickstart", patients=0), "0 patients"),
         (lambda: fg.explain(study.model_copy(update={"model": study.model.model_copy(update={"backbone": "x"})})), "x"),
     ):
         with pytest.raises(fg.FedgraftError, match=words):

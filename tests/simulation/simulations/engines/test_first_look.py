@@ -13,7 +13,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
-from fedgraft.simulations.engines.run import Hospitals, simulate
+from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.run import Hospitals, check_hospitals, simulate
+from fedgraft.simulations.phantoms.hospitals import hospitals_of
+from fedgraft.simulations.phantoms.scenario import Scenario
 from helpers.tables import sgd, study, tables
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -167,3 +170,25 @@ def test_compare_looks_as_well(command, tmp_path, sites):
     file = files_from(tmp_path, IMAGES | {"compare": comparison}, sites)
     code, _, err = command("compare", file, "--arm", "fedavg", "--arm", "local", "--out", tmp_path / "out")
     assert (code, "1 of 2 sites cannot take part" in err) == (2, True), err
+
+
+def test_a_file_of_arrays_is_no_table_whose_column_could_be_named(tmp_path):
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = np.random.default_rng(0).integers(0, 255, (8, 16, 16), np.uint8)
+        arrays[f"{split}_labels"] = np.zeros((8, 1), np.int64)
+    np.savez(tmp_path / "one_class.npz", **arrays)
+    sites = [{"name": name, "cohort": {"kind": "npz", "root": str(tmp_path / "one_class.npz")}} for name in "ab"]
+    asked = Study.parse(
+        {
+            "name": "x",
+            "tasks": [{"classes": ["none", "nodule"]}],
+            "input": {"kind": "image", "size": 16},
+            "model": {"backbone": "slim_resnet", "weights": None},
+            "method": "fedavg",
+        }
+    )
+    hospitals = hospitals_of(Scenario.parse({"name": "x", "sites": sites}))
+    with pytest.raises(DataError, match=r"a: .*one_class\.npz: .*class.*\n.*b: ") as caught:
+        check_hospitals(asked, hospitals, lambda _: None)
+    assert "UTF-8" not in str(caught.value)

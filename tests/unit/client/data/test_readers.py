@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from fedgraft.client.data.cohorts.cohort import Cohort, CohortRequest, Place, load_cohort
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.kinds import KINDS, DataKind
-from fedgraft.client.data.readers.reader import Case, Contents, Geometry, open_reader
+from fedgraft.client.data.readers.opening import open_reader
+from fedgraft.client.data.readers.reader import Case, Contents, Geometry
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.inputs import Extractor, FeaturesInput, ImageInput, SplitSpec, TableInput

@@ -185,6 +185,19 @@ def study_of(make_study: MakeStudy, loss: dict[str, Any], **changes: Any) -> Stu
     return pinned(make_study(method=method, **changes))
 
 
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (Wrong, r"losses\.1: The loss 'mine' is per_sample and gives \(\), not \(3,\)"),
+        (Entropy, r"losses\.1: The loss 'mine' cannot be made: TypeError: .*'wrong'"),
+    ],
+)
+def test_what_is_not_as_it_says_is_a_fault_of_the_study(loss: Any, says: str, make_study: MakeStudy) -> None:
+    fg.register_loss("mine", loss)
+    with pytest.raises(StudyError, match=says):
+        check_study(study_of(make_study, {"kind": "mine", "options": {"wrong": "mean"}}), "study")
+
+
 def test_a_study_is_checked_before_round_1(make_study: MakeStudy) -> None:
     class Spread:
         scope = "per_batch"

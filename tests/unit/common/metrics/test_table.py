@@ -11,6 +11,7 @@ import fedgraft as fg
 from fedgraft.common.base.errors import InputError, StudyError
 from fedgraft.common.checks.check_plugins import pinned
 from fedgraft.common.checks.explain import check_study
+from fedgraft.common.checks.faults.check_metrics import check_metrics
 from fedgraft.common.metrics.plugged import plugged_metric, read_more, values_of, with_more
 from fedgraft.common.metrics.shown import shown
 from fedgraft.common.metrics.sums.task_metrics import add, arrays_of, parted, sums_of, usual, zero
@@ -162,6 +163,41 @@ def test_a_metric_that_is_not_as_it_says_is_refused(change: dict[str, Any], says
     with pytest.raises(InputError) as caught:
         asked()
     assert says in str(caught.value)
+
+
+def _ends(*_: Any) -> Any:
+    raise KeyError("own")
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"value": lambda self, sums: "high"}, "`value` fails: ValueError"),
+        ({"value": _ends}, "`value` fails: KeyError: 'own'"),
+        ({"cases": _ends}, "`cases` fails: KeyError: 'own'"),
+        ({"cases": lambda self, outputs, targets: np.full((len(outputs), 1), 7.0)}, "adds what is not from 0 to 2"),
+        ({}, None),
+    ],
+)
+def test_a_metric_of_ones_own_is_tried_before_round_1(task: AnyTask, change: dict[str, Any], says: str | None) -> None:
+    class Counts(Gap):
+        tasks = (task.kind,)
+
+        def cases(self, outputs: Any, targets: Any) -> Any:
+            wrong = (outputs.reshape(len(outputs), -1)[:, 0] > 0) != (targets.reshape(len(targets), -1)[:, 0] > 0)
+            return np.stack([wrong, np.ones(len(targets))], axis=1)
+
+    fg.register_metric("odd", type("Odd", (Counts,), change))
+    asked = a_study(evaluate={"metrics": ["odd"]}, asked=(task,))
+    if says is None:
+        assert not list(check_metrics(asked))
+        nobody = np.zeros((0, 4, 4)) if task.kind == "segmentation" else np.zeros((0, 3))
+        assert plugged_metric("odd").summed(task, nobody, nobody).tolist() == [0, 0]  # asked of no cases it would fail
+    else:
+        (fault,) = check_metrics(asked)
+        assert fault.startswith("evaluate.metrics.0: The metric 'odd'")
+        assert says in fault
 
 
 def test_a_study_is_told_which_metrics_cannot_be_had() -> None:

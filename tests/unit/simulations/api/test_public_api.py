@@ -8,7 +8,8 @@ import fedgraft as fg
 
 SIGNATURES = {
     "simulate": (
-        "(study, scenario=None, *, out=None, engine='inprocess', workers=2, threads=1, track=(), progress=None)"
+        "(study, scenario=None, *, out=None, engine='inprocess', workers=2, threads=1, track=(), progress=None, "
+        "release=None)"
     ),
     "resume": "(run, *, engine='inprocess', workers=2, threads=1, track=(), progress=None)",
     "compare": (
