@@ -15,6 +15,7 @@ from PIL import Image
 
 from fedgraft import cli
 from fedgraft.client.data.spec import CohortSpec
+from fedgraft.common.plugins import registry
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.engines.run import Hospitals
 from helpers import no_skips
@@ -54,6 +55,18 @@ def _no_weights_left() -> Iterator[None]:
     home = os.environ["FEDGRAFT_HOME"]
     yield
     assert not Path(home, "weights").exists(), "this test left weights in the home that all tests share"
+
+
+@pytest.fixture(autouse=True)
+def _no_plugins_left() -> Iterator[None]:
+    """What one test registers is nothing that the workers of another test's run would have to load."""
+    kept = [(known, known.copy()) for known in (registry._registered, registry._digests)]
+    places, before = registry._places, list(registry._places)
+    yield
+    places[:] = before
+    for known, copy in kept:
+        known.clear()
+        known.update(copy)
 
 
 def write_images(root: Path, seed: int, cases: int, size: int = 32) -> None:

@@ -149,6 +149,7 @@ class InputCases:
 
     all: list[InputCase]
     odd: Counter[str]
+    place: str = "the files that were named"
 
     @property
     def usable(self) -> list[InputCase]:
@@ -156,14 +157,17 @@ class InputCases:
         found = [one for one in self.all if one.stored is not None]
         if not found:
             reasons = ", ".join(sorted({one.problem for one in self.all})) or "no files"
-            raise InputError(f"Nothing can be used ({reasons}).", fix="Is the path right, and the --kind of data?")
+            raise InputError(
+                f"{self.place}: nothing in it can be used ({reasons}).",
+                fix="Is the path right, and the --kind of data?",
+            )
         return found
 
 
 def read_cases(data: Path, wanted: InputSpec, reading: Reading) -> InputCases:
     """All cases of a folder, or of a file. DataError if there is no such folder, or a file must not be used."""
     if not data.is_dir() and (data.is_file() or isinstance(wanted, TableInput)):
-        return read_files([(data, data.name, data.parent)], wanted, reading)
+        return replace(read_files([(data, data.name, data.parent)], wanted, reading), place=str(data))
     told = reading.kind or (wanted.kind if isinstance(wanted, TableInput) else None)
     if told is not None and kind_named(told).one_file:
         raise InputError(f"{data}: is a folder, and data of kind {told} are one file.", fix="Name the file.")
@@ -173,7 +177,8 @@ def read_cases(data: Path, wanted: InputSpec, reading: Reading) -> InputCases:
     files = [path for path in found.files if not (mine and path.suffix.lower() == ".csv")]
     cases = read_files(((path, name_below(path, data), data) for path in files), wanted, reading)
     passed = [(name_below(path, data), reason) for path, reason in found.passed_over if reason != HIDDEN]
-    return InputCases([*cases.all, *(InputCase(name, 0, None, reason) for name, reason in passed)], cases.odd)
+    rest = [InputCase(name, 0, None, reason) for name, reason in passed]
+    return InputCases([*cases.all, *rest], cases.odd, str(data))
 
 
 def read_files(paths: Iterable[tuple[Path, str, Path]], wanted: InputSpec, reading: Reading) -> InputCases:

@@ -16,7 +16,7 @@ from fedgraft.client.privacy.masking.masked_upload import Sealer
 from fedgraft.client.runtime.greeting import counts_of
 from fedgraft.client.runtime.log import site_log
 from fedgraft.client.runtime.visit.admission import Admission, Turn
-from fedgraft.client.runtime.visit.choice import receive
+from fedgraft.client.runtime.visit.choice import choose, receive
 from fedgraft.client.runtime.visit.evaluation import evaluate, released
 from fedgraft.client.runtime.visit.hold import ReleaseHold
 from fedgraft.client.runtime.visit.local_state import LocalState
@@ -149,8 +149,9 @@ class Site:
         if self._hold is not None:
             self._hold.demand_decided()
         turn = self._admission.admit(instruction)
+        receive(self._place, turn)  # first: what is refused leaves the site as it was
         before = self._local_state.before(turn.exchange)
-        taken = receive(self._place, turn, before)
+        taken = choose(self._place, turn, before)
         if self._hold is not None and (released := self._hold.signed(turn.exchange)) is not None:
             return self._seal(turn, released, self._sums(released))
         metrics = evaluate(self._place, turn, before, shows=self._shows_metrics)

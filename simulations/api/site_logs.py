@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from fedgraft.common.base.disk import DISK_FULL, in_words
@@ -52,7 +53,7 @@ class SiteLogs:
 def _entries(lines: Sequence[str]) -> Iterator[str]:
     """Each trouble in words; of one with a trace also how that ends, which says what was raised."""
     starts = [at for at, line in enumerate(lines) if _ENTRY.match(line)]
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+    for start, end in pairwise([*starts, len(lines)]):
         if match := _TROUBLE.match(lines[start]):
             raised = [line for line in lines[start + 1 : end] if _RAISED.match(line)]
             yield f"{match[1]}: {_OURS.sub('', raised[-1])}" if raised else match[1]

@@ -90,13 +90,13 @@ def test_a_masked_study_is_the_simulated_one_and_sites_that_want_masks_take_part
     config = federation.site("south") / "site.yaml"
     before = yaml.safe_load(config.read_text())
 
-    def restart(**policy: bool) -> None:
+    def restart(**policy: bool | str) -> None:
         federation.processes["south"].terminate()
         federation.processes["south"].wait(60)
         config.write_text(yaml.safe_dump(before | {"policy": before["policy"] | policy}))
         federation.start_site("south")
 
-    restart(secure_aggregation_only=True)
+    restart(secure_aggregation_only=True, agreement="none")
     try:
         federation.run(study, "secure_aggregation")
         federation.run(plain, "open")

@@ -21,7 +21,7 @@ from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.ledger.ledger import Ledger
 from fedgraft.client.privacy.ledger.ledger_file import sound
 from fedgraft.client.privacy.ledger.public_counts import PublicCounts
-from fedgraft.client.runtime import app, greeting, sessions, site
+from fedgraft.client.runtime import greeting, sessions, site
 from fedgraft.client.runtime.sessions import Session
 from fedgraft.client.runtime.visit import evaluation
 from fedgraft.client.runtime.visit.admission import Turn
@@ -103,7 +103,7 @@ def rules_read_once(patch: Patch) -> None:
 
 
 def approvals_read_once(patch: Patch) -> None:
-    patch.setattr(app, "is_approved", lambda home, digest: True)
+    patch.setattr(Session, "approves", lambda self, digest: True)
 
 
 def errors_are_told(patch: Patch) -> None:

@@ -8,6 +8,7 @@ site keeps for itself in place.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 
 from fedgraft.client.runtime.visit.admission import Turn
 from fedgraft.client.runtime.visit.evaluation import counted, predict
@@ -20,15 +21,17 @@ from fedgraft.common.protocol.instructions import Arrays
 from fedgraft.common.study.tasks import Regression
 
 
-def receive(place: Workplace, turn: Turn, local_state: Arrays) -> str:
-    """Take in what came; the name of the model that the site has taken, "" where there was no choice.
+def receive(place: Workplace, turn: Turn) -> None:
+    """Take in what came. Raises Refused for what does not fit, and then nothing at the site has changed."""
+    place.received.take(turn.instruction, turn.stage, *_offered(place, turn))
 
-    Raises Refused for what does not fit, and Diverged if no model gives finite numbers.
+
+def choose(place: Workplace, turn: Turn, local_state: Arrays) -> str:
+    """The name of the model that the site takes of those that came, "" where there was no choice.
+
+    Raises Diverged if no model gives finite numbers.
     """
-    study, tags, received = place.study, place.local_model.tags, place.received
-    names = choices(study, turn.step, tags)
-    own = study.clusters.own.keys(tags) if names and study.clusters is not None else ()
-    received.take(turn.instruction, turn.stage, names, own)
+    received, (names, own) = place.received, _offered(place, turn)
     losses = {}
     for name in names:
         received.choose(name, own)
@@ -40,6 +43,13 @@ def receive(place: Workplace, turn: Turn, local_state: Arrays) -> str:
         raise Diverged
     received.choose(best, own)
     return best
+
+
+def _offered(place: Workplace, turn: Turn) -> tuple[Sequence[str], Collection[str]]:
+    """The models to choose from, none if there is one alone, and the entries that each has for itself."""
+    study, tags = place.study, place.local_model.tags
+    names = choices(study, turn.step, tags)
+    return names, study.clusters.own.keys(tags) if names and study.clusters is not None else ()
 
 
 def _loss(place: Workplace, turn: Turn, local_state: Arrays) -> float:

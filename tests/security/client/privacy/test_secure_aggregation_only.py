@@ -28,7 +28,7 @@ from fedgraft.simulations.engines.run import OPEN, Hospitals
 from helpers.simulated import simulate
 from helpers.work import CPU, MakeStudy, cohort, images
 
-ONLY = OPEN.model_copy(update={"secure_aggregation_only": True})
+ONLY = OPEN.model_copy(update={"secure_aggregation_only": True, "agreement": "none"})
 PROBE = {"name": "linear_probe", "rounds": 2, "local": {"steps": 1, "batch_size": 8, "lr": 0.01}}
 PLANS = {
     "plain": {"method": PROBE},

@@ -33,7 +33,8 @@ def test_a_document_is_whole_as_it_was_signed_and_not_with_parts_of_another() ->
 
 
 def test_what_a_site_signs_under_the_names_of_a_passport_is_not_always_one() -> None:
-    parts: dict[str, dict[str, Any]] = {name: {} for name in PARTS} | {"study": {"digest": "ab" * 32}}
+    parts: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
+    parts |= {"study": {"digest": "ab" * 32, "approved": None}, "releases": {"decided": []}}
     assert passport_faults(signed_document(head(*PARTS), parts, KEY)) == ("the part audit holds no audit sheet",)
     parts["audit"] = {"not_tested": "no"}
     assert passport_faults(signed_document(head(*PARTS), parts, KEY)) == (

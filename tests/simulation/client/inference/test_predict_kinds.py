@@ -22,7 +22,6 @@ from fedgraft.client.data.readers.reader import Case, Contents
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.common.base.files import read_json
 from fedgraft.common.metrics.sums.task_metrics import sums_of
-from fedgraft.common.plugins import registry
 from fedgraft.common.study.study import Study, parse_study
 from fedgraft.simulations.engines.run import Hospitals, simulated_cohort
 from fedgraft.simulations.phantoms.hospitals import make_hospitals
@@ -162,7 +161,6 @@ def test_every_kind_is_here() -> None:
 def test_what_predict_says_gives_the_figures_of_the_run(
     kind: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
     fg.register_reader("halves", DataKind(Halved, folder_labels=True))
     cohorts = {}
     for site in ("east", "west"):
