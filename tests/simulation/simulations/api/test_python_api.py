@@ -123,7 +123,7 @@ def test_files_that_cannot_be_used_are_named(run: fg.Run, hospitals: Hospitals, 
     said = run.model().predict([good, tmp_path / "broken.png"])
     assert said.names == (str(good),)
     assert list(said.problems) == [str(tmp_path / "broken.png")]
-    with pytest.raises(fg.FedgraftError, match="Nothing can be used"):
+    with pytest.raises(fg.FedgraftError, match="nothing in it can be used"):
         run.model().predict([tmp_path / "broken.png"])
 
 
