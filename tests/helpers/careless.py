@@ -86,9 +86,9 @@ def strangers_taken(patch: Patch) -> None:
     """Entries that the model does not have are passed over in silence."""
     real = ReceivedState.take
 
-    def lax(self: ReceivedState, asked: Instruction, stage: Stage) -> None:
+    def lax(self: ReceivedState, asked: Instruction, *rest: Any) -> None:
         known = {key: array for key, array in asked.tensors.items() if key != "stranger"}
-        real(self, replace(asked, tensors=known), stage)
+        real(self, replace(asked, tensors=known), *rest)
 
     patch.setattr(ReceivedState, "take", lax)
 
