@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv
 
 from fedgraft.common.base.value import Value
 from fedgraft.common.metrics.intervals import wilson
@@ -68,6 +67,8 @@ def thresholds(
     (`pooled`: by as much as masked sums blur scores, too), so that it is no patient's own score; that makes sets
     larger, and never too small.
     """
+    from scipy.special import betaincinv  # slow to import, and a check of a study needs it not
+
     if not isinstance(sums, ClassificationSums | LabelSums) or not is_exact(sums):
         return [None for _ in parts_of(task)]
     found: list[ConformalThreshold | None] = []

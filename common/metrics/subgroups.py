@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.special import ndtri
-
 from fedgraft.common.metrics.intervals import Interval, Z
 from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.metrics.support import intervals, support
@@ -97,6 +95,8 @@ def gap(metric: Metric, values: Mapping[str, float], intervals: Mapping[str, Int
     low, high = order[0], order[-1]
     worst = min(sorted(values), key=lambda group: metric.goodness(values[group]))
     found = None
+    from scipy.special import ndtri  # slow to import, and a check of a study needs it not
+
     if all(group in intervals for group in values):
         pairs = len(values) * (len(values) - 1) // 2
         wider = -float(ndtri(_LEVEL / pairs / 2)) / Z
