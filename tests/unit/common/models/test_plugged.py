@@ -121,13 +121,17 @@ def test_a_module_that_is_no_backbone_is_refused_with_the_reason(wrong: str, say
         (lambda width: None, r"takes \(width\)\. A factory takes `channels` and `size` for images, or `columns`"),
         (lambda channels, size: 3, "its factory gives int, and no nn.Module"),
         (lambda columns: Mixed(1, 16), "is for tables"),
-        (7, "int is no factory of modules"),
     ],
 )
 def test_a_factory_that_is_none_is_refused_with_the_reason(factory: Any, says: str) -> None:
     fg.register_backbone("own", factory)
     with pytest.raises(InputError, match=says):
         build_model("own", {"cls": 2}, channels=1, seed=0, size=16)
+
+
+def test_what_cannot_be_called_is_refused_where_it_is_registered() -> None:
+    with pytest.raises(InputError, match="'own' is int, which cannot be called"):
+        fg.register_backbone("own", 7)
 
 
 def test_what_is_drawn_follows_from_the_seed_alone_and_looking_at_it_draws_nothing() -> None:
