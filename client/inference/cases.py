@@ -122,7 +122,7 @@ class Reading:
 
     def spec(self, path: Path, root: Path, wanted: InputSpec) -> CohortSpec:
         """The cohort that a file is read as part of. InputError if its kind is not what the model is for."""
-        name = self.kind or _told(path, wanted)
+        name = self.kind or _kind_of(path, wanted)
         if self.kind is None and (wrong := [key for key in self.keys if not _is_for(key, wanted)]):
             raise InputError(f"{wrong[0]}: is for data of kind {', '.join(kinds_with(wrong[0]))}, and none are here.")
         keys = {key: value for key, value in self.keys.items() if self.kind is not None or _applies(key, name)}
@@ -221,7 +221,7 @@ def _source(path: Path, case: Case, contents: Contents, frames: int) -> ImageSou
     return ImageSource(path, (height, width), case.geometry.pixel_aspect, frames, DERIVED_FRAMES in contents.problems)
 
 
-def _told(path: Path, wanted: InputSpec) -> str:
+def _kind_of(path: Path, wanted: InputSpec) -> str:
     """The kind of data that a file is, by the model's input and the file's name."""
     if isinstance(wanted, TableInput):
         return wanted.kind

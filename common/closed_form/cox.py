@@ -147,10 +147,10 @@ def hazards(study: Study, states: States, state: Arrays) -> list[dict[str, Any]]
     known = states.get("", HazardRatios)
     if known is None:
         return []
-    return [_told(study, stage.name, known, state) for stage in study.plan if stage.name in known.coefficients]
+    return [_described(study, stage.name, known, state) for stage in study.plan if stage.name in known.coefficients]
 
 
-def _told(study: Study, stage: str, known: HazardRatios, state: Arrays) -> dict[str, Any]:
+def _described(study: Study, stage: str, known: HazardRatios, state: Arrays) -> dict[str, Any]:
     value, error = known.coefficients[stage], known.errors[stage]
     names = [f"feature {at}" for at in range(len(value))]
     if study.model.backbone == "table_linear" and isinstance(study.input, TableInput):

@@ -89,14 +89,14 @@ def gap(metric: Metric, values: Mapping[str, float], intervals: Mapping[str, Int
     Give it groups with enough cases alone. The interval of a difference is from those of both (MOVER; Zou and Donner
     2008), each widened to the level that all pairs need together (Bonferroni). Groups share no cases.
     """
+    from scipy.special import ndtri  # slow to import, and a check of a study needs it not
+
     if len(values) < 2:
         return None
     order = sorted(values, key=lambda group: (values[group], group))
     low, high = order[0], order[-1]
     worst = min(sorted(values), key=lambda group: metric.goodness(values[group]))
     found = None
-    from scipy.special import ndtri  # slow to import, and a check of a study needs it not
-
     if all(group in intervals for group in values):
         pairs = len(values) * (len(values) - 1) // 2
         wider = -float(ndtri(_LEVEL / pairs / 2)) / Z

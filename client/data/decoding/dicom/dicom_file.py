@@ -37,7 +37,7 @@ from fedgraft.client.data.decoding.dicom.facts import facts, subgroup_tags
 from fedgraft.client.data.decoding.dicom.grey import functional_group, grey, stored_bits
 from fedgraft.client.data.decoding.dicom.lookup import palette
 from fedgraft.client.data.decoding.dicom.numbers import pair, whole
-from fedgraft.client.data.decoding.dicom.read_tags import READ_TAGS
+from fedgraft.client.data.decoding.dicom.read_tags import IMAGE_TAGS
 from fedgraft.client.data.decoding.shades import Floats, Picture, image, shades
 from fedgraft.client.data.decoding.unusable import UnusableError
 from fedgraft.client.data.decoding.wall import wall
@@ -119,9 +119,9 @@ def _open(path: Path) -> Dataset:
             if path.stat().st_size == 0:
                 raise UnusableError("empty_file")
             try:
-                dataset = pydicom.dcmread(path, specific_tags=READ_TAGS)
+                dataset = pydicom.dcmread(path, specific_tags=IMAGE_TAGS)
             except InvalidDicomError:  # old files have no preamble: accept them if what is read makes sense
-                dataset = pydicom.dcmread(path, specific_tags=READ_TAGS, force=True)
+                dataset = pydicom.dcmread(path, specific_tags=IMAGE_TAGS, force=True)
                 if "SOPClassUID" not in dataset and "Rows" not in dataset:
                     raise UnusableError("not_dicom") from None
         except PermissionError:

@@ -1,4 +1,4 @@
-"""What is read of a DICOM file of images."""
+"""What is read of DICOM files, of images and of segmentations."""
 
 from __future__ import annotations
 
@@ -6,17 +6,7 @@ from pydicom.tag import Tag
 
 from fedgraft.common.study.subgroups import TAGS
 
-READ = [
-    "PatientID",
-    *TAGS,
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SOPInstanceUID",
-    "SOPClassUID",
-    "ImageType",
-    "Modality",
-    "BurnedInAnnotation",
-    "SpecificCharacterSet",
+_FORM = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "PlanarConfiguration",
@@ -27,6 +17,21 @@ READ = [
     "BitsStored",
     "HighBit",
     "PixelRepresentation",
+)
+"""What the numbers of an object are like."""
+
+IMAGE = [
+    "PatientID",
+    *TAGS,
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "ImageType",
+    "Modality",
+    "BurnedInAnnotation",
+    "SpecificCharacterSet",
+    *_FORM,
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
     "FloatPixelPaddingValue",
@@ -61,5 +66,22 @@ READ = [
     "PerFrameFunctionalGroupsSequence",
 ]
 """All that is read; names, birth dates, addresses and the like are not among it."""
-READ_TAGS = [Tag(name) for name in READ]
+IMAGE_TAGS = [Tag(name) for name in IMAGE]
 """The same as pydicom looks them up without translating each name for each file."""
+
+SEGMENTATION = [
+    "SOPClassUID",
+    "SpecificCharacterSet",
+    "SegmentationType",
+    "MaximumFractionalValue",
+    "SegmentSequence",
+    "ReferencedSeriesSequence",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    *_FORM,
+    "PixelData",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+]
+"""All that is read of a segmentation: not whose it is, which the images say that it refers to."""
+SEGMENTATION_TAGS = [Tag(name) for name in SEGMENTATION]

@@ -13,35 +13,11 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
 from fedgraft.client.data.decoding.dicom.dicom_file import quiet
+from fedgraft.client.data.decoding.dicom.read_tags import SEGMENTATION_TAGS
 from fedgraft.client.data.decoding.unusable import UnusableError
 
 _CLASSES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 NO_SEGMENTATION = "no_segmentation"
-_TAGS = [
-    "SOPClassUID",
-    "SpecificCharacterSet",
-    "SegmentationType",
-    "MaximumFractionalValue",
-    "SegmentSequence",
-    "ReferencedSeriesSequence",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelData",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-]
-"""All that is read of a segmentation: not whose it is, which the images say that it refers to."""
-
 Key = tuple[str, int, str]
 """The image's SOP instance UID, its frame (counted from 1; 0 where none is named), and the segment's label."""
 
@@ -53,7 +29,7 @@ def read(path: Path, options: object) -> tuple[dict[str, Any], list[NDArray[np.u
     found nothing, and `unplaced`: how many frames name no image. A fractional mask is inside from a half on.
     """
     with quiet():
-        dataset = pydicom.dcmread(path, specific_tags=list(_TAGS))
+        dataset = pydicom.dcmread(path, specific_tags=SEGMENTATION_TAGS)
         if str(dataset.get("SOPClassUID")) not in _CLASSES:
             raise UnusableError(NO_SEGMENTATION)
         labels = {int(one.SegmentNumber): str(one.SegmentLabel).strip() for one in dataset.SegmentSequence}

@@ -97,11 +97,11 @@ def test_which_rare_labels_go_together_is_not_told(tmp_path) -> None:
     lines = [f"p{at},40,50,{a},{b},{c}" for at, (a, b, c) in enumerate(rows)]
     table.write_text("\n".join(["PatientID,age,dose,a,b,c", *lines]) + "\n")
 
-    def told(*labels: str) -> TaskSupply:
+    def supply_of(*labels: str) -> TaskSupply:
         task = {"name": "cls", "kind": "multilabel", "labels": list(labels)}
         return answered(site, a_study(tasks=[task])).tasks["cls"]
 
-    one, two, three = told("a"), told("a", "b"), told("a", "b", "c")
+    one, two, three = supply_of("a"), supply_of("a", "b"), supply_of("a", "b", "c")
     assert (one.rest, one.unknown) == (two.rest, two.unknown) == (three.rest, three.unknown) == ((0, 69), (0, 69))
     assert (two.words, three.words) == ({}, {"c": (10, 14)})
 

@@ -208,16 +208,20 @@ def test_the_review_at_a_site_says_what_would_leave_by_subgroup_and_why_not(run:
     asked = Study.read(run / "study.yaml")
     model = initialise(asked).model
 
-    def told(site: str, **policy: Any) -> str:
+    def reviewed(site: str, **policy: Any) -> str:
         config = read_config(run / "sites" / site / "site.json")
         config = config.model_copy(update={"policy": config.policy.model_copy(update=policy)})
         verdict = judge(config, asked, model.tags(), 120)
         return " ".join(in_words(review(asked, model, config, verdict, approved=False) | {"data": None}))
 
-    assert "metrics by sex: those of the test split once, of each group (female, male) with ten patients" in told(
+    assert "metrics by sex: those of the test split once, of each group (female, male) with ten patients" in reviewed(
         "east"
     )
-    assert "metrics by age: none, since `subgroups` of the policy lists other groups than [0.0, 40.0" in told("north")
-    assert "metrics by sex: none, since `subgroups` of the policy does not list it" in told("west")
-    assert "metrics by sex: none, since noised counts are not given group by group" in told("east", metrics="noised")
-    assert "of the val split once more at the end, for thresholds" in told("east")
+    assert "metrics by age: none, since `subgroups` of the policy lists other groups than [0.0, 40.0" in reviewed(
+        "north"
+    )
+    assert "metrics by sex: none, since `subgroups` of the policy does not list it" in reviewed("west")
+    assert "metrics by sex: none, since noised counts are not given group by group" in reviewed(
+        "east", metrics="noised"
+    )
+    assert "of the val split once more at the end, for thresholds" in reviewed("east")

@@ -16,7 +16,9 @@ LOCAL = {"rounds": 1, "local": {"epochs": 1}}
 STILL = {"rounds": 1, "local": {"epochs": 1, "fixed_norm_stats": True}}
 
 
-def told(make_study: MakeStudy, trained_on: str = "photographs", how: str = "imported from a.pth", **asked: Any) -> str:
+def advice_for(
+    make_study: MakeStudy, trained_on: str = "photographs", how: str = "imported from a.pth", **asked: Any
+) -> str:
     manifest = WeightsManifest(
         id="far",
         backbone="slim_resnet",
@@ -43,7 +45,7 @@ def told(make_study: MakeStudy, trained_on: str = "photographs", how: str = "imp
     ],
 )
 def test_what_would_tear_is_named(make_study: MakeStudy, method: dict[str, Any], heads: bool, statistics: bool) -> None:
-    said = told(make_study, method=method)
+    said = advice_for(make_study, method=method)
     assert "photographs" in said
     assert "method: probe_finetune" in said
     assert ("heads are still random" in said, "norm statistics move" in said) == (heads, statistics)
@@ -51,10 +53,10 @@ def test_what_would_tear_is_named(make_study: MakeStudy, method: dict[str, Any],
 
 @pytest.mark.parametrize("name", ["probe_finetune", "ridge_probe", "linear_probe"])
 def test_two_steps_and_frozen_features_are_let_be(make_study: MakeStudy, name: str) -> None:
-    assert told(make_study, method={"name": name, **LOCAL}) == ""
+    assert advice_for(make_study, method={"name": name, **LOCAL}) == ""
 
 
 def test_weights_of_a_study_are_not_from_elsewhere(make_study: MakeStudy) -> None:
     fedavg = {"name": "fedavg", **LOCAL}
-    assert told(make_study, "study one over 3 sites", method=fedavg) == ""
-    assert told(make_study, "study a and study b", "mean of a (00) and b (11)", method=fedavg) == ""
+    assert advice_for(make_study, "study one over 3 sites", method=fedavg) == ""
+    assert advice_for(make_study, "study a and study b", "mean of a (00) and b (11)", method=fedavg) == ""
