@@ -93,13 +93,8 @@ class Evaluation(Value):
     @field_validator("subgroups")
     @classmethod
     def _tells_them_apart(cls, subgroups: tuple[Subgroup, ...]) -> tuple[Subgroup, ...]:
-        """Two sets of groups of one column would tell of the cases between their ends, by subtraction."""
-        for what, own in (
-            ("name", [one.name for one in subgroups]),
-            ("column", [one.column or one.name for one in subgroups]),
-        ):
-            if twice := sorted({one for one in own if own.count(one) > 1}):
-                raise ValueError(
-                    f"two subgroups of one {what}, {', '.join(twice)}, would tell of the cases between them"
-                )
+        """Two sets of groups of one attribute would tell of the cases between their ends, by subtraction."""
+        names = [one.name for one in subgroups]
+        if twice := sorted({one for one in names if names.count(one) > 1}):
+            raise ValueError(f"two subgroups of one name, {', '.join(twice)}, would tell of the cases between them")
         return subgroups

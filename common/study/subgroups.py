@@ -28,9 +28,8 @@ class Subgroup(Value):
     """One attribute. No case is in two of its groups, and cases of other or unknown values are in none."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
-    """What the attribute is called, here and in the policies of the sites."""
-    column: Annotated[str | None, Field(min_length=1, max_length=64, exclude_if=unless(None))] = None
-    """The column of the sites' tables that says it; its own name if absent. A site may call it otherwise."""
+    """What the attribute is called, here, in the policies of the sites and in their tables, unless a site says
+    otherwise. A study names no column: by it a coordinator could look at another one than the policy means."""
     values: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=64)], ...],
         Field(max_length=MOST_GROUPS, exclude_if=unless(())),

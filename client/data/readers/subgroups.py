@@ -92,7 +92,7 @@ class _Cells:
         table, keyed = _table(spec, asked[0].name)
         columns = {}
         for one in asked:
-            name = spec.subgroup_columns.get(one.name, one.column or one.name)
+            name = spec.subgroup_columns.get(one.name, one.name)
             if name not in table.rows[0]:
                 raise DataError(
                     f"{table.path}: has no column {name!r} for the subgroup {one.name!r}, which the policy allows.",

@@ -98,10 +98,7 @@ def test_without_intervals_nothing_is_decided() -> None:
         ([{"name": "age", "bands": [0, 40, 40]}], "each larger than the one before"),
         ([{"name": "sex", "values": ["f", "f"]}], "values must differ"),
         ([{"name": "age", "bands": [0, 40]}, {"name": "age", "bands": [0, 41]}], "two subgroups of one name, age"),
-        (
-            [{"name": "age", "bands": [0, 40]}, {"name": "old", "column": "age", "bands": [0, 41]}],
-            "two subgroups of one column, age",
-        ),
+        ([{"name": "age", "column": "age_at_diagnosis", "bands": [0, 40]}], "column: there is no such key"),
         ([{"name": "ward", "values": list(map(str, range(9)))}], "at most 8"),
     ],
 )
