@@ -147,7 +147,7 @@ class EgressLog:
         """
         first, *others = self._witnesses
         copies = [path for path in others if os.path.exists(path)]  # noqa: PTH110 - asked at every visit
-        if not os.path.exists(first) and not self._files.size():  # noqa: PTH110
+        if not os.path.exists(first) and not any(self._files.sizes().values()):  # noqa: PTH110
             return [read_witness(path) for path in copies]
         return [read_witness(path) for path in (first, *copies)]
 
@@ -206,12 +206,12 @@ class EgressLog:
 
     def after(self, mark: Mark, size: int) -> Iterator[tuple[EgressEntry, int]]:
         """The messages after the one of `mark`, which ends at byte `size`; each checked, with the byte it ends at."""
-        if not (files := self._files.all()):
+        if not (files := self._files.sizes()):
             if size:
                 raise LedgerError(f"{self._path}: is gone.", fix=STUCK)
             return
-        if sum(os.stat(path).st_size for path in files) < size:  # noqa: PTH116 - asked at every visit
-            raise LedgerError(f"{files[-1]}: is shorter than it was.", fix=STUCK)
+        if sum(files.values()) < size:
+            raise LedgerError(f"{[*files][-1]}: is shorter than it was.", fix=STUCK)
         for line in self._files.lines(size):
             if not line.endswith(b"\n"):
                 return  # a message that was being written when the site was killed, and so never left

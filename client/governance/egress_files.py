@@ -36,18 +36,15 @@ class EgressFiles:
             return []
         return [folder / name for name in sorted(names) if _SEALED.fullmatch(name)]
 
-    def all(self) -> list[Path]:
-        """All files that there are, in order."""
-        there = os.path.exists(self.active)  # noqa: PTH110 - as above
-        return [*self.sealed(), *([self.active] if there else [])]
-
-    def sealed_bytes(self) -> int:
-        """How long the sealed ones are together."""
-        return sum(path.stat().st_size for path in self.sealed())
-
-    def size(self) -> int:
-        """How long the log is."""
-        return sum(path.stat().st_size for path in self.all())
+    def sizes(self) -> dict[Path, int]:
+        """All files that there are, in order, each with its bytes; also while others write and seal."""
+        while True:
+            sealed = self.sealed()
+            found = {path: path.stat().st_size for path in sealed}
+            with contextlib.suppress(FileNotFoundError):
+                found[self.active] = os.stat(self.active).st_size  # noqa: PTH116 - as above
+            if self.sealed() == sealed:  # else the file that is written became one of them meanwhile
+                return found
 
     @contextlib.contextmanager
     def appending(self) -> Iterator[int]:

@@ -99,7 +99,7 @@ def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Set
 def settle(config: SiteConfig, settlement: Settlement, by: str) -> None:
     """Put a settlement on record. What is spent comes first, and the line in the egress log last: then it is done."""
     held, log = Held.of(config.state, config.witness), EgressFiles(config.state)
-    broken = [] if _unbroken(config) else log.all()
+    broken = [] if _unbroken(config) else [*log.sizes()]
     set_aside = [path for one in broken if (path := _set_aside(one)) is not None]
     words: dict[str, Any] = {
         "by": by,

@@ -35,7 +35,7 @@ def test_no_file_grows_for_ever_and_all_can_be_read(state: Path):
     files = EgressFiles(state)
     assert [path.name for path in files.sealed()][:2] == ["egress-000001.jsonl", "egress-000002.jsonl"]
     assert all(2_000 < path.stat().st_size < 3_000 for path in files.sealed())
-    assert all(path.stat().st_mode & 0o777 == 0o600 for path in files.all())
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in files.sizes())
     entries = list(EgressLog(state).entries())
     assert [entry.seq for entry in entries] == list(range(1, MESSAGES + 1))
     assert [entry.exchange for entry in entries] == list(range(MESSAGES))
@@ -91,3 +91,20 @@ def test_many_at_once_lose_no_line(tmp_path: Path):
         assert numbers == list(range(1, len(numbers) + 1))
     assert len(list(EgressLog(tmp_path / "state").entries())) == 40
     assert len(EgressFiles(tmp_path / "state").sealed()) > 3
+
+
+def test_a_file_that_is_sealed_while_it_is_measured_counts_once(state: Path, monkeypatch: pytest.MonkeyPatch):
+    """A process of the same site seals it between this one's looks; the log then has no file that is written."""
+    files, seen = EgressFiles(state), [entry.seq for entry in EgressLog(state).entries()]
+    listed, looks = EgressFiles.sealed, []
+
+    def sealed(self: EgressFiles) -> list[Path]:
+        found = listed(self)
+        looks.append(len(found))
+        if len(looks) == 1:
+            files.active.rename(state / f"egress-{len(found) + 1:06d}.jsonl")
+        return found
+
+    monkeypatch.setattr(EgressFiles, "sealed", sealed)
+    assert [entry.seq for entry in EgressLog(state).entries()] == seen
+    assert looks[0] + 1 == looks[-1]
