@@ -190,7 +190,8 @@ def _job(job: ModelJob, sites: Hospitals, arm: Arm) -> ModelJob:
     A finished model that learnt elsewhere is new to them; sites of that name there are others.
     """
     finished = None if arm.elsewhere else arm.weights
-    return replace(job, sources=sites.sources, faults=sites.faults, policies=sites.policies, finished=finished)
+    job = replace(job, sources=sites.sources, faults=sites.faults, policies=sites.policies)
+    return replace(job, synthetic=sites.synthetic, finished=finished)
 
 
 def run(

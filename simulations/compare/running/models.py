@@ -72,6 +72,8 @@ class ModelJob:
     faults: Mapping[str, Fault] = field(default_factory=dict)
     policies: Mapping[str, SitePolicy] = field(default_factory=dict)
     """By site what goes wrong there and its rules, where it has any, as in a simulation of the same hospitals."""
+    synthetic: bool = True
+    """Whether the images are phantoms."""
     finished: str | None = None
     """Of a run of these hospitals that is measured: its folder, in which lies what each of them keeps."""
 
@@ -188,7 +190,9 @@ def prepared(job: ModelJob, cohorts: Mapping[str, CohortSpec], home: Path) -> Pa
         sources = {site: spec for site, spec in job.sources.items() if site in cohorts}
         faults = {site: fault for site, fault in job.faults.items() if site in cohorts}
         policies = {site: policy for site, policy in job.policies.items() if site in cohorts}
-        there = Hospitals(cohorts, faults, public_sources=job.public, sources=sources, policies=policies)
+        there = Hospitals(
+            cohorts, faults, public_sources=job.public, sources=sources, policies=policies, synthetic=job.synthetic
+        )
         prepare(job.study, there, home)
     if job.fold is not None:
         for site in cohorts:

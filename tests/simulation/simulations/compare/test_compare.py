@@ -80,7 +80,7 @@ def test_hospitals_have_their_rules_and_their_faults_in_a_comparison_too(
     some = {site: hospitals.cohorts[site] for site in ("east", "north", "west")}
     closed = OPEN.model_copy(update={"min_patients": 1000})
     crash = {"east": Fault(kind="nan", rounds=(1,))}
-    there = Hospitals(some, crash, policies={"north": closed})
+    there = Hospitals(some, crash, policies={"north": closed}, synthetic=False)
     study = make_study(
         rounds={"min_sites": 1, "quorum": 0.3},
         evaluate={"every": 0},
@@ -92,6 +92,8 @@ def test_hospitals_have_their_rules_and_their_faults_in_a_comparison_too(
     ended, made = outcome(cell, tmp_path), simulate(study, there, tmp_path / "run")
     assert ended.model == read_json(made / "model.json")["sha256"]
     assert ended.troubles == (read_json(made / "result.json")["headline"],)
+    own = read_json(tmp_path / cell.digest[:16] / "result.json")
+    assert own["synthetic"] is read_json(made / "result.json")["synthetic"] is False
     bare = simulate(study, Hospitals(some), tmp_path / "bare")
     assert ended.model != read_json(bare / "model.json")["sha256"]
 
