@@ -19,7 +19,7 @@ from fedgraft.common.study.study import Study
 
 def cohort_request(config: SiteConfig, study: Study) -> CohortRequest:
     """The study's request, under this site's policy."""
-    rule, subgroups = split_rule(config.policy, study), config.policy.subgroups_of(study)
+    rule, subgroups = split_rule(config.policy, study), config.policy.subgroups_judged(study)
     return CohortRequest(study.tasks, study.input, study.split, study.seed, rule, subgroups)
 
 

@@ -26,7 +26,7 @@ from fedgraft.common.privacy.accountant import (
 )
 from fedgraft.common.study.plan import Role
 from fedgraft.common.study.study import Study
-from fedgraft.common.study.subgroups import Subgroup
+from fedgraft.common.study.subgroups import Groups, Subgroup
 
 # Strict, because a rule that was read as something else than its author wrote is worse than none.
 _Switch = Annotated[bool, Field(strict=True)]
@@ -87,10 +87,11 @@ class SitePolicy(Value):
     metrics_studies: _Count = 2
     keep_features: _Switch = True
     retain_statistics: _Switch = False
-    subgroups: dict[str, tuple[str, ...] | tuple[float, ...]] = Field(default={})
+    subgroups: dict[str, Groups] = Field(default={})
     """Attributes by which figures may be given as well, each with its groups, as `sex: [female, male]` or `age: [0, 40,
     65, 120]`. A study that asks for other groups of an attribute gets none of it: figures by two sets of groups would
-    together tell of the few cases between their ends."""
+    together tell of the few cases between their ends. What may be shown is judged over all that is listed here,
+    whatever a study asks; where that is too much, the first ones by name are shown."""
     agreement: Agreement = "none"
     agreement_answers: _Count = 3
     plugins: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default={})
@@ -105,6 +106,16 @@ class SitePolicy(Value):
     @classmethod
     def _as_packaging_compares(cls, plugins: dict[str, str]) -> dict[str, str]:
         return {canonical(name): digest for name, digest in plugins.items()}
+
+    @field_validator("subgroups")
+    @classmethod
+    def _makes_groups(cls, subgroups: dict[str, Groups]) -> dict[str, Groups]:
+        for name, groups in subgroups.items():
+            try:
+                Subgroup.of(name, groups)
+            except ValidationError as error:
+                raise ValueError(f"{name}: {'; '.join(fault['msg'] for fault in error.errors())}") from None
+        return subgroups
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> SitePolicy:
@@ -125,6 +136,15 @@ class SitePolicy(Value):
         """The study's subgroups of which figures may leave."""
         withheld = self.subgroups_withheld(study)
         return tuple(one for one in study.evaluate.subgroups if one.name not in withheld)
+
+    def subgroups_judged(self, study: Study) -> tuple[Subgroup, ...]:
+        """All that are looked at before figures by any of the study's leave: those that any other study may ask for.
+
+        If they were judged for each study alone, two studies by attributes that are nearly the same would tell of few.
+        """
+        if not self.subgroups_of(study):
+            return ()
+        return tuple(Subgroup.of(name, groups) for name, groups in self.subgroups.items())
 
     def subgroups_withheld(self, study: Study) -> dict[str, str]:
         """By name the study's other subgroups, and why figures of them do not leave."""

@@ -100,7 +100,9 @@ class Session:
             site_log(config.state).warning("%d cases; left out or odd: %s", len(cohort.inputs), odd)
         if config.source is not None and requires_source(study):
             beside = replace(place, state=place.state / "source")
-            cohort = replace(cohort, source=load_cohort(config.name, config.source, wanted, beside))
+            cohort = replace(
+                cohort, source=load_cohort(config.name, config.source, replace(wanted, subgroups=()), beside)
+            )
         guard = None if config.observer else _guard(study, config, cohort)
         model = self._models.of(study, _device(config), config.threads)
         hold = None if guard is None else _hold(study, self, guard, model)

@@ -55,6 +55,12 @@ class Subgroup(Value):
             raise ValueError("bands are two or more numbers, each larger than the one before")
         return self
 
+    @classmethod
+    def of(cls, name: str, listed: Groups) -> Subgroup:
+        """The attribute of this name with groups as a site's policy lists them: words are values, numbers bands."""
+        words = tuple(one for one in listed if isinstance(one, str))
+        return cls(name=name, values=words) if words else cls(name=name, bands=tuple(map(float, listed)))
+
     @property
     def groups(self) -> tuple[str, ...]:
         """What people read: the values, or "40 to under 65"."""

@@ -85,7 +85,8 @@ class CohortRequest:
     seed: int
     rule: SplitRule | None = None
     subgroups: Sequence[Subgroup] = ()
-    """The study's subgroups that the site's policy allows."""
+    """All that the site's policy allows, where the study may have figures by one of them: what is shown is judged over
+    all, so that it does not depend on which study asks."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ class Cohort:
     studies: tuple[int, ...] = ()
     spacings: tuple[float, ...] = ()
     """Sizes in mm of a pixel of each image as the model sees it, 0 where it is not known; empty for other data."""
-    subgroups: Mapping[str, Tensor] = field(default_factory=dict)
-    """By attribute that policy allows the position of each case's group, (cases,) int64, -1 for none."""
+    subgroups: Mapping[Subgroup, Tensor] = field(default_factory=dict)
+    """By attribute that policy allows, in its order, the position of each case's group, (cases,) int64, -1 for none."""
     described: tuple[Described, ...] = ()
     """Of each case what its file says of itself that patients are counted by: pairs of fact and word."""
     source: Cohort | None = None
@@ -172,7 +173,7 @@ def load_cohort(name: str, spec: CohortSpec, wanted: CohortRequest, place: Place
         origins=decoded.origins,
         studies=decoded.studies,
         spacings=decoded.spacings,
-        subgroups={name: torch.tensor(own, dtype=torch.int64) for name, own in decoded.subgroups.items()},
+        subgroups={one: torch.tensor(decoded.subgroups[one.name], dtype=torch.int64) for one in wanted.subgroups},
         described=decoded.described,
         split_rule=rule,
     )

@@ -22,7 +22,7 @@ from fedgraft.common.base.errors import DataError
 from fedgraft.common.study.subgroups import NO_GROUP, Subgroup
 
 IN_NO_GROUP = "in_no_subgroup"
-"""Cases whose value is known and makes none of the study's groups."""
+"""Cases whose value is known and makes none of the groups."""
 
 _AGE = re.compile(r"(\d{1,3})([DWMY])")
 _YEARS = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
@@ -40,7 +40,7 @@ class SubgroupReader:
             for word, value in spec.subgroup_map.get(one.name, {}).items():
                 if value and one.values and meant(value, one.values) is None:
                     raise DataError(
-                        f"subgroup_map of {one.name!r}: {word!r} becomes {value!r}, which is no group of the study.",
+                        f"subgroup_map of {one.name!r}: {word!r} becomes {value!r}, which is no group of the policy.",
                         fix=f"Groups are {', '.join(one.values)}, and '' for what is not known.",
                     )
 

@@ -28,7 +28,7 @@ def open_groups(
 
     `by` has each case's group (N,), -1 for none, by attribute; `people` (N,) whose a case is; `strata` are sets of
     cases (N,) of each of which a shown group must have at least `least` people, such as positives and negatives. Cases
-    in no stratum count nowhere.
+    in no stratum count nowhere. Of attributes that tell of few together the later ones in `by` are not shown.
     """
     counted: Cases = np.logical_or.reduce(strata)
     whole = {name: _alone(group, people, strata, counted, least) for name, group in by.items()}

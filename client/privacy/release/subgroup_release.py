@@ -4,7 +4,7 @@ subtraction (see `open_groups`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from fedgraft.client.privacy.release.metric_release_kinds import LEAST, counted
 from fedgraft.client.privacy.release.open_groups import Cases, Places, open_groups
 from fedgraft.common.metrics.subgroups import named
 from fedgraft.common.metrics.sums.task_metrics import TaskSums, sums_of
+from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import UNKNOWN, AnyTask, Multilabel, Segmentation, Task
 
 Answers = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
@@ -25,17 +26,23 @@ Coarsen = Callable[[TaskSums], TaskSums]
 
 @dataclass(frozen=True)
 class CaseGroups:
-    """Of the cases that are answered for, in their order: by attribute the position of the group, and whose each is."""
+    """Of the cases that are answered for, in their order: by attribute the position of the group, and whose each is.
+
+    `by` has all attributes that policy allows, and what may be shown is judged over all of them. Figures are given of
+    those that are `asked` alone.
+    """
 
     by: Mapping[str, Places]
     people: Places
+    asked: Collection[str]
 
     @classmethod
-    def of(cls, cohort: Cohort, cases: Tensor) -> CaseGroups:
-        """Those of a cohort's `cases`, given by position; none where policy allows no attribute."""
-        by = {name: group[cases].numpy() for name, group in cohort.subgroups.items()}
+    def of(cls, cohort: Cohort, cases: Tensor, study: Study) -> CaseGroups:
+        """Those of a cohort's `cases`, given by position; none where policy allows no attribute of the study."""
+        by = {one.name: group[cases].numpy() for one, group in cohort.subgroups.items()}
         patients = [cohort.patients[at] for at in cases.tolist()] if by else []
-        return cls(by, np.unique(np.array(patients, dtype=str), return_inverse=True)[1])
+        asked = [one.name for one in study.evaluate.subgroups if one in cohort.subgroups]
+        return cls(by, np.unique(np.array(patients, dtype=str), return_inverse=True)[1], asked)
 
     def exact(self, answers: Answers, tasks: Mapping[str, AnyTask]) -> dict[str, TaskSums]:
         """Sums by `named` group."""
@@ -48,18 +55,19 @@ class CaseGroups:
     def _released(
         self, answers: Answers, tasks: Mapping[str, AnyTask], *, by_class: bool
     ) -> Iterator[tuple[str, TaskSums]]:
-        for name, (given, targets) in answers.items() if self.by else ():
-            asked = tasks[name]
-            questions = list(_strata(asked, given, targets, by_class=by_class))
+        for name, (given, targets) in answers.items() if self.asked else ():
+            task = tasks[name]
+            questions = list(_strata(task, given, targets, by_class=by_class))
             shown = [open_groups(self.by, self.people, strata, LEAST) for strata in questions]
-            for attribute, group in self.by.items():
+            for attribute in self.asked:
+                group = self.by[attribute]
                 told = [set(own[attribute]) for own in shown]
                 for at in sorted(set().union(*told)):
                     here = group == at
                     truth = targets[here]
-                    if isinstance(asked, Multilabel):
+                    if isinstance(task, Multilabel):
                         truth = np.where([at in own for own in told], truth, np.nan)
-                    yield named(name, attribute, at), sums_of(asked, given[here], truth)
+                    yield named(name, attribute, at), sums_of(task, given[here], truth)
 
 
 def _strata(

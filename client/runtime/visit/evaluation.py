@@ -28,7 +28,7 @@ def evaluate(place: Workplace, turn: Turn, local_state: Arrays, *, shows: bool) 
     sums = counted(place, found)
     if turn.exchange != last_exchange(place.study):
         return sums
-    groups = CaseGroups.of(place.cohort, place.loader.labelled(turn.evaluate))
+    groups = CaseGroups.of(place.cohort, place.loader.labelled(turn.evaluate), place.study)
     return sums | groups.exact(found, place.study.tasks_by_name)
 
 
@@ -64,7 +64,7 @@ def released(
     if guard.metrics == "noised" and (bare := place.bare(worked, turn.before)):
         raise Refused(Code.POLICY, f"own entries without noise are in the model: {', '.join(sorted(bare)[:3])}, ...")
     labelled = place.loader.labelled("test")
-    groups = CaseGroups.of(place.cohort, labelled)
+    groups = CaseGroups.of(place.cohort, labelled, place.study)
     cases = TestCases(labelled, units_of(labelled, place.cohort.patients, guard.unit), groups)
     model = place.local_model.digests.of(place.received.entries)
     tasks = place.study.tasks_by_name

@@ -28,7 +28,7 @@ def answers(classes: int, cases: int, seed: int = 0) -> tuple[np.ndarray, np.nda
 def shown_of(
     by: dict[str, np.ndarray], people: np.ndarray, pair: tuple[np.ndarray, np.ndarray], task: AnyTask = TWO
 ) -> dict[str, TaskSums]:
-    return CaseGroups(by, people).exact({task.name: pair}, {task.name: task})
+    return CaseGroups(by, people, by).exact({task.name: pair}, {task.name: task})
 
 
 def unions(sets: list[frozenset[int]]) -> set[frozenset[int]]:
@@ -159,7 +159,7 @@ def test_of_coarse_counts_every_class_is_large_inside_and_outside() -> None:
     truth = np.array([1] * 40 + [0] * 60 + [1] * 5 + [0] * 40)
     sex = np.array([0] * 100 + [1] * 45)
     logits = np.stack([np.zeros(145), np.linspace(-2, 2, 145)], axis=1)
-    groups = CaseGroups({"sex": sex}, np.arange(145))
+    groups = CaseGroups({"sex": sex}, np.arange(145), ["sex"])
     assert groups.coarse({"cls": (logits, truth)}, {"cls": TWO}, without_confusion) == {}
     more = np.array([1] * 40 + [0] * 60 + [1] * 15 + [0] * 30)
     found = groups.coarse({"cls": (logits, more)}, {"cls": TWO}, without_confusion)
@@ -248,6 +248,7 @@ def test_errors_of_a_group_do_not_leave_those_of_the_rest() -> None:
     logits = np.stack([1.0 - said, said], axis=1)
     sex = np.array([0] * 80 + [1] * 80)
     assert (sums_of(TWO, logits, truth).confusion >= LEAST).all()
-    found = CaseGroups({"sex": sex}, np.arange(160)).coarse({"cls": (logits, truth)}, {"cls": TWO}, without_confusion)
+    groups = CaseGroups({"sex": sex}, np.arange(160), ["sex"])
+    found = groups.coarse({"cls": (logits, truth)}, {"cls": TWO}, without_confusion)
     assert found
     assert not any(sums.confusion.any() for sums in found.values())

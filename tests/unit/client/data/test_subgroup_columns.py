@@ -36,7 +36,7 @@ def table(folder: Path, **more: Any) -> CohortSpec:
 
 
 def groups(cohort: Cohort, name: str) -> list[int]:
-    return cohort.subgroups[name].tolist()
+    return next(own.tolist() for one, own in cohort.subgroups.items() if one.name == name)
 
 
 def test_a_table_says_it_in_its_own_words(tmp_path: Path) -> None:
