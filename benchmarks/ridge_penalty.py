@@ -1,7 +1,9 @@
 """Rules for the ridge penalty on real chest X-rays: macro AUROC on validation patients, those of the test left alone.
 
-`python -m benchmarks.ridge_penalty slim` or `lite`. Two hospitals divided by patient into four sites. Two patients of
-five are never looked at; of the others so many cases a site train, in three draws, and the rest is validation.
+`python -m benchmarks.ridge_penalty slim` or `lite`, then perhaps how many pixels are left of an image's side (64), and
+how many of them the backbone is shown (as many): `lite 64 224` enlarges. Two hospitals divided by patient into four
+sites. Two patients of five are never looked at; of the others so many cases a site train, in three draws, and the rest
+is validation.
 """
 
 from __future__ import annotations
@@ -24,21 +26,21 @@ from fedgraft.common.study.study import Study, parse_study
 from fedgraft.server.aggregation.ridge_penalty import choose
 
 Floats = NDArray[np.float64]
-SIZE, DRAWS, CASES = 64, 3, (30, 100, 150)
+DRAWS, CASES = 3, (30, 100, 150)
 MODELS = {
     "slim": ("slim_resnet", "slim-ctmr-synthetic", {"normalise": "zscore"}),
     "lite": ("efficientnet_lite0", "imagenet-lite0", {"normalise": "fixed", "mean": [0.498], "std": [0.502]}),
 }
 
 
-def study(model: str) -> Study:
+def study(model: str, size: int) -> Study:
     """A study whose only use is its backbone."""
     backbone, weights, prepared = MODELS[model]
     return parse_study(
         {
             "name": "features",
             "tasks": [{"name": "cls", "classes": ["normal", "pneumonia"]}],
-            "input": {"kind": "image", "size": SIZE, "channels": 1, **prepared},
+            "input": {"kind": "image", "size": size, "channels": 1, **prepared},
             "model": {"backbone": backbone, "weights": weights},
             "method": {"name": "ridge_probe"},
         },
@@ -46,12 +48,13 @@ def study(model: str) -> Study:
     )
 
 
-def features(model: str, files: list[Path]) -> Floats:
-    """What the frozen backbone says of each image (N, d)."""
-    backbone = initialise(study(model)).model.backbone.eval()
+def features(model: str, files: list[Path], left: int, shown: int) -> Floats:
+    """What the frozen backbone says of each image (N, d), made `left` pixels wide and then `shown`."""
+    backbone = initialise(study(model, shown)).model.backbone.eval()
     found = []
     for file in files:
-        pixels = np.asarray(Image.open(file).convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)) / 255
+        image = Image.open(file).convert("L").resize((left, left), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image.resize((shown, shown), Image.Resampling.BILINEAR)) / 255
         scaled = (pixels - pixels.mean()) / pixels.std() if model == "slim" else (pixels - 0.498) / 0.502
         with torch.inference_mode():
             found.append(backbone(torch.tensor(scaled[None, None], dtype=torch.float32))[0].double().numpy())
@@ -102,18 +105,25 @@ def drawn(x: Floats, y: NDArray[np.int64], sites: dict[str, list[NDArray[np.int6
     return {rule: float(np.mean(values)) for rule, values in found.items()}
 
 
+def sizes(words: list[str]) -> tuple[int, int]:
+    """How many pixels are left, and how many are shown."""
+    left = int(words[0]) if words else 64
+    return left, int(words[1]) if len(words) > 1 else left
+
+
 def main() -> None:
     """Print a line per number of cases."""
     torch.set_num_threads(1)
     root = Path(os.environ["FEDGRAFT_REAL_DATA"], "cxr-pneumonia")
     with (root / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    x = features(sys.argv[1], [root / "images" / row["file"] for row in rows])
+    model, left, shown = sys.argv[1], *sizes(sys.argv[2:])
+    x = features(model, [root / "images" / row["file"] for row in rows], left, shown)
     y = np.array([int(row["label"] == "pneumonia") for row in rows])
     sites = sites_of([row["site"] for row in rows], [row["patient"] for row in rows])
     for cases in CASES:
         told = drawn(x, y, sites, cases)
-        print(f"{sys.argv[1]}, {x.shape[1]} features, {cases} cases a site:", end=" ")
+        print(f"{model}, {left} pixels shown as {shown}, {x.shape[1]} features, {cases} cases a site:", end=" ")
         print(", ".join(f"{rule} {value:.3f}" for rule, value in told.items()), flush=True)
 
 

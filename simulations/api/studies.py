@@ -7,7 +7,7 @@ from typing import Any
 
 from fedgraft.common.checks.explain import describe_task, sentence
 from fedgraft.common.checks.explain import explain as explain_study
-from fedgraft.common.checks.far_source import torn
+from fedgraft.common.checks.far_source import weights_advice
 from fedgraft.common.checks.together import who_is_together
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.api.simulate import AnyStudy, open_study
@@ -39,8 +39,8 @@ def explain(study: AnyStudy) -> Explanation:
     rows = explained.rows
     said = tuple(f"{stage.name}: {sentence(stage, row)}" for stage, row in zip(found.plan, rows, strict=True))
     start = explained.start
-    advised = torn(found, start.provenance.manifest, start.architecture.tags)
-    said += (*who_is_together(found, start.architecture.entries), *filter(None, (advised,)))
+    advised = weights_advice(found, start.provenance.manifest, start.architecture.tags)
+    said += (*who_is_together(found, start.architecture.entries), *advised)
     return Explanation(found, tuple(map(describe_task, found.tasks)), said, tuple(rows))
 
 

@@ -20,7 +20,7 @@ from fedgraft.common.checks.explain import (
     explain,
     sentence,
 )
-from fedgraft.common.checks.far_source import torn
+from fedgraft.common.checks.far_source import weights_advice
 from fedgraft.common.checks.together import who_is_together
 from fedgraft.common.protocol.routing import releases_plainly
 from fedgraft.common.secure_aggregation.masking import FEWEST
@@ -44,10 +44,10 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *
     prices = [price(study, count, metrics_epsilon=sites.metrics_epsilon) for count in sites.patients]
     advice = [one for count in sites.patients for one in _advice(study, explained.start, count)]
     together = who_is_together(study, explained.start.architecture.entries)
-    advised = torn(study, explained.start.provenance.manifest, explained.start.architecture.tags)
+    advised = weights_advice(study, explained.start.provenance.manifest, explained.start.architecture.tags)
     if as_json:
         facts = {"study": study.name, "digest": study.digest, "plan": explained.rows, "clusters": together}
-        facts |= {"two_steps": advised}
+        facts |= {"weights_advice": advised}
         facts |= {"prices": [asdict(one) for one in prices], "advice": [asdict(one) for one in advice]}
         sys.stdout.write(json.dumps(facts) + "\n")
         return
@@ -60,7 +60,7 @@ def explain_study(path: Path, overrides: tuple[str, ...], sites: AssumedSites, *
         say(f"Asks for {describe_task(task)}")
     for number, (stage, row) in enumerate(zip(study.plan, explained.rows, strict=True), start=1):
         say(f"{number}. {stage.name}: {sentence(stage, row)}")
-    for sentence_ in (*together, *filter(None, (advised,))):
+    for sentence_ in (*together, *advised):
         say(sentence_)
     if not study.plan:
         say("Nobody trains, and no entry leaves a site: each measures this model on its test cases, and sends figures.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedgraft.common.checks.far_source import torn
+from fedgraft.common.checks.far_source import torn, weights_advice
 from fedgraft.common.models.initialise import make_model
 from fedgraft.common.models.weights import WeightsManifest
 from fedgraft.common.study.inputs import ImageInput
@@ -33,6 +33,19 @@ def advice_for(
     )
     study = make_study(**asked)
     return torn(study, manifest, make_model(study).tags())
+
+
+@pytest.mark.parametrize(("shown", "trained_at", "said"), [(64, 224, True), (112, 224, False), (224, 64, False)])
+def test_images_much_smaller_than_what_weights_were_trained_on_are_named(
+    make_study: MakeStudy, shown: int, trained_at: int, said: bool
+) -> None:
+    study = make_study(input={"kind": "image", "size": shown, "channels": 1}, method={"name": "ridge_probe"})
+    facts = {"id": "far", "backbone": "slim_resnet", "sha256": "0" * 64, "keys": 1, "classes": {}, "licence": "none"}
+    facts |= {"input": ImageInput(size=trained_at), "trained_on": "photographs", "synthetic": False, "how": "imported"}
+    tags = make_model(study).tags()
+    advised = weights_advice(study, WeightsManifest(**facts), tags)
+    assert any(f"{trained_at} pixels, and the study shows it {shown}" in sentence for sentence in advised) is said
+    assert weights_advice(study, WeightsManifest(**facts | {"trained_on": "study other"}), tags) == ()
 
 
 @pytest.mark.parametrize(
