@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedgraft.client.data.cohorts.cohort import Place
 from fedgraft.client.enrolment.config import SiteConfig
+from fedgraft.common.base.disk import listed
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.base.files import make_folder, write_atomic
 
@@ -29,7 +30,7 @@ def patient_key(state: Path) -> bytes:
     """The key in a site's state folder. DataError if it is damaged, or gone while patients are known by it."""
     path = state / _NAME
     if not path.exists():
-        if any(state.rglob(_SPLITS)):
+        if listed(state, f"**/{_SPLITS}"):
             raise DataError(
                 f"{path}: is gone, but patients were split under it.",
                 fix="Restore it from a backup: under another key every patient would be somebody new.",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
+from fedgraft.common.base.disk import oldest_first
 from fedgraft.common.base.errors import InputError
-from fedgraft.common.base.files import make_folder, write_atomic
+from fedgraft.common.base.files import make_folder, read_json, write_atomic
 from fedgraft.common.study.study import (
     Study,
     locate,
@@ -26,8 +26,8 @@ def keep_pending(folder: Path, study: Study) -> None:
     pending = folder / _FOLDER
     make_folder(pending)
     write_atomic(pending / f"{study.digest}.json", study.to_json(), private=True)
-    for old in sorted(pending.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)[:-_MOST]:
-        old.unlink()
+    for old in oldest_first(pending.glob("*.json"))[:-_MOST]:
+        old.unlink(missing_ok=True)  # another process of the site may have been asked as well
 
 
 def find_study(folder: Path, ref: str, *, whole: bool = False) -> Study:
@@ -44,7 +44,7 @@ def find_study(folder: Path, ref: str, *, whole: bool = False) -> Study:
         if len(found) != 1:
             known = ", ".join(path.stem[:12] for path in sorted((folder / _FOLDER).glob("*.json"))) or "none"
             raise InputError(f"{len(found)} offered studies begin with {ref}.", fix=f"Offered here: {known}.")
-        study = parse_study(json.loads(found[0].read_bytes()), str(found[0]))
+        study = parse_study(read_json(found[0]), str(found[0]))
         if study.digest != found[0].stem:
             raise InputError(f"{found[0]}: is not the study that was offered.", fix="Ask the coordinator for its file.")
         return study

@@ -21,6 +21,7 @@ from fedgraft.client.privacy.ledger.hash_chain import Mark, Row
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.small_records import small_records
 from fedgraft.client.privacy.masking.used_masks import MaskBook
+from fedgraft.common.base.disk import listed
 from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.protocol.instructions import Code
 
@@ -177,5 +178,5 @@ def kept_answers(state: Path) -> set[tuple[str, int]]:
     folder = state / "replies"
     if not os.path.isdir(folder):  # noqa: PTH112 - asked at every visit
         return set()
-    found = ((path.parent.name, path.stem) for path in folder.glob("*/*.safetensors"))
+    found = ((path.parent.name, path.stem) for path in listed(folder, "*/*.safetensors"))
     return {(study, int(number)) for study, number in found if number.isdigit()}

@@ -17,6 +17,7 @@ from fedgraft.client.enrolment.config import SITE_FILE, SiteConfig
 from fedgraft.client.governance.records import SETTLE, Records
 from fedgraft.client.preflight.report import Findings, counted
 from fedgraft.client.runtime.sessions import exchanges_of
+from fedgraft.common.base.disk import listed
 from fedgraft.common.base.environment import code_digest, environment
 from fedgraft.common.base.files import make_folder
 
@@ -159,7 +160,7 @@ def _writable(folder: Path) -> bool:
 def _private(found: Findings, config: SiteConfig, home: Path) -> None:
     """Keys and patients' splits are for one account; site.yaml may be read, but not written, by others."""
     closed = not config.state.is_dir() or not config.state.stat().st_mode & 0o077
-    open_ = [] if closed else [path for path in config.state.rglob("*") if path.is_file() and _open(path)]
+    open_ = [] if closed else [path for path in listed(config.state, "**/*") if path.is_file() and _open(path)]
     if (home / SITE_FILE).is_file() and (home / SITE_FILE).stat().st_mode & 0o022:
         open_.append(home / SITE_FILE)
     if not open_:
@@ -184,7 +185,10 @@ def _records(found: Findings, config: SiteConfig) -> None:
 
 
 def _open(path: Path) -> bool:
-    return bool(path.stat().st_mode & 0o077)
+    try:
+        return bool(path.stat().st_mode & 0o077)
+    except FileNotFoundError:  # a site at work replaces its files
+        return False
 
 
 def _memory(found: Findings) -> None:

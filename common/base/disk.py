@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedgraft.common.base.errors import InputError
@@ -112,6 +112,22 @@ def understood(path: Path, what: str, fix: str = "") -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError):
         raise InputError(f"{path}: is not {what}, or is damaged.", fix=fix) from None
+
+
+def listed(folder: Path, *patterns: str) -> list[Path]:
+    """What is below a folder and fits one of the patterns, in order; also while others take folders there away."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):  # one was listed and gone before it was looked into
+            return sorted({path for pattern in patterns for path in folder.glob(pattern)})
+
+
+def oldest_first(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that are there, by the time of their last change: others may delete what was just listed."""
+    changed = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            changed[path] = path.stat().st_mtime_ns
+    return sorted(changed, key=changed.__getitem__)
 
 
 def why_no_file(path: Path) -> str:

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fedgraft.common.base.disk import oldest_first
 from fedgraft.common.base.environment import code_digest
 from fedgraft.common.base.files import canonical_json, home, write_atomic
 from fedgraft.common.models.architecture import Architecture, Blueprint, Entry
@@ -60,8 +61,7 @@ def remember(blueprint: Blueprint, architecture: Architecture) -> None:
     """Keep an architecture for `recall`. OSError if it cannot be written, PackageNotFoundError as `_path`."""
     path, content = _path(blueprint), canonical_json(_plain(architecture))
     write_atomic(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-    kept = sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in kept[_MOST:]:
+    for file in oldest_first(path.parent.glob("*.json"))[:-_MOST]:
         file.unlink(missing_ok=True)
 
 

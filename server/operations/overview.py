@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedgraft.common.base.disk import read_bytes, understood
+from fedgraft.common.base.disk import oldest_first, read_bytes, understood
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.study.schedule import last_exchange
@@ -71,7 +71,7 @@ def runs(home: ServerHome) -> list[RunRow]:
     with RunControl(home) as control:
         states = control.states()
     rows: dict[str, RunRow] = {}
-    for path in sorted(home.studies.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in reversed(oldest_first(home.studies.glob("*.json"))):
         number, folder = int(path.stem), run_of(path)
         if folder not in rows and Path(folder).is_dir():
             state = states.get(number, "unknown")

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fedgraft.common.base.disk import oldest_first
 from fedgraft.common.base.errors import FedgraftError, InputError
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.runs.run_folder import run_of
@@ -95,7 +96,7 @@ class Board:
 
 def _newest(home: ServerHome | None) -> Path | None:
     """The folder of the run that the server started last, if it is there still."""
-    notes = sorted(home.studies.glob("*.json"), key=lambda path: path.stat().st_mtime) if home else []
+    notes = oldest_first(home.studies.glob("*.json")) if home else []
     folders = (Path(run_of(note)) for note in reversed(notes))
     return next((folder for folder in folders if folder.is_dir()), None)
 

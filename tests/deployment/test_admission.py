@@ -79,6 +79,7 @@ def test_a_clock_that_is_ten_minutes_off_is_named(federation, copy, tmp_path):
 
 
 def test_two_sites_with_one_key_are_one_too_many(federation, copy):
+    until(lambda: "connected" in federation.output("north"), 120, "north itself, who else would come second")
     code, words = ended(federation, "double", copy)
     assert code == 1
     assert "Is the site started twice" in words

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ class Person:
         """End whatever was typed and still runs, and wait for it."""
         running = [process for process in self._processes if process.poll() is None]
         for process in reversed(running):
+            process.send_signal(signal.SIGCONT)
             process.terminate()
         for process in running:
             try:
@@ -157,7 +159,7 @@ def test_the_guide(people: dict[str, Person]):
         person.types(JOIN[1])
         sites.append(person.starts(JOIN[2]))
 
-    _study(coordinator)
+    _study(coordinator, sites[1])
     result = json.loads((coordinator.folder / "runs" / "trial" / "result.json").read_text())
     assert set(result["sites"]) == {"north", "south"}
     for name in ("result.json", "model.safetensors", "report.html"):
@@ -187,13 +189,17 @@ def _evidence(coordinator: Person, sites: dict[str, Person], fingerprints: list[
     assert all(name in dossier for name in sites)
 
 
-def _study(coordinator: Person) -> None:
-    """The commands of section 4: the study is watched, looked at, stopped and continued."""
+def _study(coordinator: Person, site: Process) -> None:
+    """The commands of section 4: the study is watched, looked at, stopped and continued.
+
+    A site halts while all that is typed: else a study of so few rounds could be over before it is stopped.
+    """
     events = coordinator.folder / "runs" / "trial" / "events.jsonl"
     for line in RUN:
         if line.startswith("fedgraft server run study.yaml"):
             running = coordinator.starts(line)
             until(lambda: events.exists() and '"done"' in events.read_text(), 240, "the first round")
+            site.send_signal(signal.SIGSTOP)
         elif "--web" in line:
             page = coordinator.starts(line)
             number = coordinator._started
@@ -209,6 +215,7 @@ def _study(coordinator: Person) -> None:
             coordinator.types(line)
         if " stop " in line:
             assert running.wait(60 * SLOW) == 1
+            site.send_signal(signal.SIGCONT)
 
 
 def _later(people: dict[str, Person], kits: Path, site: Process) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 import yaml
@@ -219,6 +220,13 @@ class Federation:
 
     def children(self, name: str) -> list[int]:
         return children(self.processes["server"].pid, name)
+
+    def kill(self, name: str, chance: Random) -> bool:
+        """Kill a process of the server whose command line contains `name`; whether there was one to kill."""
+        with contextlib.suppress(ProcessLookupError, IndexError):  # it may end between being found and being killed
+            os.kill(chance.choice(self.children(name)), signal.SIGKILL)
+            return True
+        return False
 
     def end(self) -> None:
         """End all that was started here, and all that this started in turn; what ends only by force is named."""

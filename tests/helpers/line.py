@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-import time
+from collections.abc import Iterator
 
 
 class Line:
@@ -22,11 +23,12 @@ class Line:
         self._thread.start()
         started.wait(10)
 
-    def cut(self, seconds: float) -> None:
-        """Break all connections, and accept none for a while."""
+    @contextlib.contextmanager
+    def cut(self) -> Iterator[None]:
+        """Break all connections, and accept none meanwhile."""
         self._cut = True
         self._loop.call_soon_threadsafe(self._break)
-        time.sleep(seconds)
+        yield
         self._cut = False
 
     def close(self) -> None:

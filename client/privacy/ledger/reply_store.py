@@ -33,7 +33,7 @@ class Replies:
         entries |= {f"own/{key}": array for key, array in own.items()}
         save_tensors(self._path(exchange), entries, private=True)
         for old in sorted(self._folder.glob("*.safetensors"))[:-_KEPT]:
-            old.unlink()
+            old.unlink(missing_ok=True)  # by another process of the site, say
 
     def of(self, exchange: int) -> Replay | None:
         """What was answered then; None if nothing is known of it."""

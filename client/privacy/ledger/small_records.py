@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedgraft.common.base.disk import listed
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import locked, read_json, write_json
 
@@ -25,7 +26,7 @@ def small_records(state: Path) -> SmallRecords:
     public, shown, answered = (_content(state / name) for name in (PUBLIC, SHOWN, ANSWERED))
     folder = state / RELEASES
     there = os.path.isdir(folder)  # noqa: PTH112 - asked at every visit
-    released = (path.relative_to(folder) for path in (folder.glob("*/*.safetensors") if there else ()))
+    released = (path.relative_to(folder) for path in (listed(folder, "*/*.safetensors") if there else ()))
     return {
         PUBLIC: frozenset(f"{unit}={count}" for unit, count in public.items()) if isinstance(public, dict) else _NONE,
         SHOWN: frozenset(map(str, shown)) if isinstance(shown, list) else _NONE,

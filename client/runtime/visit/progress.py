@@ -6,6 +6,7 @@ one per greeting. A line that was torn by a crash never led to an answer.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,18 +111,16 @@ def progress_file(folder: Path, digest: str) -> Path:
 
 def taken_up(path: Path) -> frozenset[int]:
     """All exchanges on a record, those of earlier courses of the study as well."""
-    found = set()
-    try:
-        names = os.listdir(path.parent)  # noqa: PTH208 - asked at every visit
-    except FileNotFoundError:
-        return frozenset()
-    for name in names:
-        if name == path.name or name.startswith(f"{path.name}.before-"):
-            for line in read_bytes(path.with_name(name)).decode("ascii", "replace").splitlines():
-                number, _, stage = line.partition(" ")
-                if number.isdigit() and stage:
-                    found.add(int(number))
-    return frozenset(found)
+    while True:
+        try:
+            names = os.listdir(path.parent)  # noqa: PTH208 - asked at every visit
+        except FileNotFoundError:
+            return frozenset()
+        own = [name for name in names if name == path.name or name.startswith(f"{path.name}.before-")]
+        with contextlib.suppress(FileNotFoundError):  # another process has set one aside, under a name that is new
+            contents = [read_bytes(path.with_name(name)).decode("ascii", "replace") for name in own]
+            words = [line.partition(" ") for content in contents for line in content.splitlines()]
+            return frozenset(int(number) for number, _, stage in words if number.isdigit() and stage)
 
 
 def _after(known: _Known, words: list[str]) -> _Known:

@@ -19,6 +19,7 @@ from fedgraft.client.training.model.autocast import features_in_halves
 from fedgraft.client.training.model.evaluate import BATCH
 from fedgraft.client.training.model.loader import Loader, in_order
 from fedgraft.client.training.model.local_model import LocalModel
+from fedgraft.common.base.disk import listed
 from fedgraft.common.base.errors import InputError
 from fedgraft.common.base.files import (
     canonical_json,
@@ -36,7 +37,7 @@ def forget_features(state: Path, but: str = "") -> None:
 
     A study that was broken off never says that it is over. One that still runs loses time and nothing else.
     """
-    for folder in [*state.glob(f"{_FOLDER}/*"), *state.glob(f"*/{_FOLDER}/*")]:
+    for folder in listed(state, f"{_FOLDER}/*", f"*/{_FOLDER}/*"):
         if not but or folder.name != but:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -8,6 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Protocol
 
+from fedgraft.common.base.disk import listed, oldest_first
 from fedgraft.common.study.schedule import schedule
 from fedgraft.simulations.compare.running.models import ModelJob
 
@@ -61,9 +62,10 @@ def _at_work(cells: Sequence[Running], out: Path) -> str:
 
 def _how_far(cell: Running, runs: Path) -> str:
     """Exchanges done of the run that the cell is at; nothing where no run is kept, as for a model of one site alone."""
-    histories = sorted(runs.glob("*/history.jsonl"), key=lambda path: path.stat().st_mtime_ns)
-    if not histories:
+    histories = oldest_first(listed(runs, "*/history.jsonl"))
+    try:
+        done = histories[-1].read_bytes().count(b"\n")
+    except (IndexError, FileNotFoundError):  # a cell that is done takes its runs away
         return ""
     total = sum(1 for _ in schedule(cell.job.study))
-    done = histories[-1].read_bytes().count(b"\n")
     return f" (exchange {done} of {total})"

@@ -49,9 +49,13 @@ class ExchangeFolder:
         base = _MEMORY if in_memory else Path(tempfile.gettempdir())
         for left in base.glob(f"{_PREFIX}*"):
             _remove_abandoned(left)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
-        self._lock = (self.path / _LOCK).open("wb")
-        lock(self._lock)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+            self._lock = (self.path / _LOCK).open("wb")
+            lock(self._lock)
+            if (self.path / _LOCK).exists():
+                return
+            self._lock.close()  # whoever looked before it was locked took it for abandoned
 
     def close(self) -> None:
         """Remove the folder with all that is in it."""

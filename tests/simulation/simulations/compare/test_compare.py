@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from conftest import Command
+from fedgraft.common.base.disk import oldest_first
 from fedgraft.common.base.errors import InputError, RunError, StudyError
 from fedgraft.common.base.files import load_tensors, read_json
 from fedgraft.common.models.initialise import initialise
@@ -24,6 +26,7 @@ from fedgraft.common.study.study import Study
 from fedgraft.simulations.compare.bootstrap import ONE_SEED
 from fedgraft.simulations.compare.measures.answers import MERGED
 from fedgraft.simulations.compare.question import BUILT_IN, Question
+from fedgraft.simulations.compare.running import progress
 from fedgraft.simulations.compare.running.cells import (
     Cell,
     cells,
@@ -197,6 +200,26 @@ def test_it_is_said_what_is_at_work_while_nothing_ends(asked: list[Cell], tmp_pa
     assert lines == [f"at work: study: study, seed {cell.seed} (exchange 2 of {total})"] * 2
     assert time_left(3, 9, time.monotonic() - 40, already=1) == ", about 2 min left"
     assert time_left(1, 9, time.monotonic(), already=1) == time_left(9, 9, 0.0, already=0) == ""
+
+
+def test_a_cell_that_ends_while_it_is_looked_at_takes_nothing_down(
+    asked: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process removes the runs between a look at their names and one into them."""
+    history = tmp_path / asked[0].digest[:16] / "runs" / "all" / "history.jsonl"
+    history.parent.mkdir(parents=True)
+    history.write_text("{}\n")
+    ends: Future[None] = Future()
+
+    def found(paths: Iterable[Path]) -> list[Path]:
+        there = oldest_first(paths)
+        shutil.rmtree(history.parents[1])
+        return there
+
+    monkeypatch.setattr(progress, "oldest_first", found)
+    lines = []
+    assert [*as_they_end({ends: asked[0]}, tmp_path, lambda line: [lines.append(line), ends.set_result(None)], 0.02)]
+    assert lines == [f"at work: study: study, seed {asked[0].seed}"]
 
 
 def test_what_is_done_is_not_done_again(asked: list[Cell], done: Path) -> None:

@@ -155,7 +155,7 @@ def test_the_limits_are_the_cohorts(tmp_path):
 
 
 @pytest.mark.parametrize(("how", "word"), [(signal.SIGSEGV, "undecodable"), (signal.SIGKILL, "too_large")])
-def test_a_process_that_dies_costs_the_file_at_hand(tmp_path, how, word):
+def test_a_process_that_dies_costs_the_file_at_hand(tmp_path, how, word, monkeypatch):
     """As when a decoder in C reads where it must not, or the system ends what takes too much memory."""
     path = tmp_path / "a.png"
     Image.fromarray(RAMP).save(path)
@@ -163,12 +163,17 @@ def test_a_process_that_dies_costs_the_file_at_hand(tmp_path, how, word):
     process = worker()
     os.kill(process, signal.SIGSTOP)  # so that it does not answer first
 
-    def end() -> None:
+    read = decoder.messages.read
+
+    def ended(stream: object) -> object:
+        """The process ends when it was asked, and has not answered."""
         os.kill(process, how)
         os.kill(process, signal.SIGCONT)
+        return read(stream)
 
-    threading.Timer(0.2, end).start()
-    assert reason(path) == word
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder.messages, "read", ended)
+        assert reason(path) == word
     assert worker_after(path) != process
 
 

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from fedgraft.client.governance import pending_studies
 from fedgraft.client.governance.approval import (
     approve,
     is_approved,
@@ -14,6 +15,7 @@ from fedgraft.client.governance.approval import (
     withdraw,
 )
 from fedgraft.client.governance.pending_studies import find_study, keep_pending
+from fedgraft.common.base.disk import oldest_first
 from fedgraft.common.base.errors import InputError, StudyError
 
 
@@ -93,6 +95,24 @@ def test_only_the_newest_offers_are_kept(tmp_path, make_study):
     assert len(kept) == 20
     assert make_study(seed=99).digest in kept
     assert make_study(seed=0).digest not in kept
+
+
+def test_offers_that_come_at_once_are_all_answered(tmp_path, make_study, monkeypatch):
+    """Two processes of a site are asked at the same moment, and both find the same ones too many."""
+
+    def found(paths):
+        there = oldest_first(paths)
+        for path in there[:-20]:
+            path.unlink()
+        return there
+
+    for seed in range(21):
+        (tmp_path / "pending_studies").mkdir(exist_ok=True)
+        (tmp_path / "pending_studies" / f"{seed}.json").touch()
+    monkeypatch.setattr(pending_studies, "oldest_first", found)
+    keep_pending(tmp_path, make_study())
+    assert find_study(tmp_path, make_study().digest) == make_study()
+    assert len(list((tmp_path / "pending_studies").iterdir())) == 20
 
 
 def test_a_file_that_was_edited_in_place_is_read_again_whatever_its_time_says(tmp_path, make_study):

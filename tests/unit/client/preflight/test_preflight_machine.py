@@ -98,6 +98,23 @@ def test_files_that_others_may_read_fail(hospital: Hospital) -> None:
     assert hospital.lines("environment")["private"].figures == {"files": 1}
 
 
+def test_a_file_that_a_site_at_work_replaces_is_not_open(hospital: Hospital, monkeypatch) -> None:
+    state, is_file = hospital.home / "state", Path.is_file
+    hospital.lines("data")
+    (state / ".passing.json.0a1b").touch(0o644)
+    state.chmod(0o755)
+
+    def there(path: Path) -> bool:
+        found = is_file(path)
+        if path.name == ".passing.json.0a1b":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", there)
+    assert hospital.lines("environment")["private"].level is Level.FINE
+    assert not (state / ".passing.json.0a1b").exists()
+
+
 def test_too_little_memory_fails(hospital: Hospital, monkeypatch) -> None:
     monkeypatch.setattr(environment, "_memory_bytes", lambda: (8e9, 1.5e9))
     line = hospital.lines("environment")["memory"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fedgraft.common.base.disk import demand_place
+from fedgraft.common.base.disk import demand_place, listed, oldest_first
 from fedgraft.common.base.files import write_atomic
 
 
@@ -97,3 +98,28 @@ def test_a_name_as_long_as_names_may_be_is_written(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 255)
     write_atomic(path, b"content")
     assert path.read_bytes() == b"content"
+
+
+def test_what_is_taken_away_while_it_is_listed_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process of the same site puts away one study's folder between a look at the names and one into it."""
+    for study in ("a", "b", "c"):
+        (tmp_path / study / "kept").mkdir(parents=True)
+        (tmp_path / study / "kept" / "1.json").touch()
+    look = os.scandir
+
+    def scandir(place: str | Path) -> object:
+        if str(place) == str(tmp_path / "b" / "kept"):
+            shutil.rmtree(tmp_path / "b", ignore_errors=True)
+        return look(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert listed(tmp_path, "*/kept/*", "*/1.json") == [tmp_path / study / "kept" / "1.json" for study in "ac"]
+
+
+def test_the_oldest_of_what_is_still_there_comes_first(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "dacb"]
+    for at, path in enumerate(paths):
+        path.touch()
+        os.utime(path, ns=(at, at))
+    paths[1].unlink()
+    assert [path.name for path in oldest_first(sorted(paths))] == ["d", "c", "b"]

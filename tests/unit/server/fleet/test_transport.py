@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,12 +57,29 @@ class Site(Grid):
     def send_and_receive(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
+class Clock:
+    """Time that passes only while somebody sleeps, so that no other process of the machine has a say in it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(post, "time", made)
+    monkeypatch.setattr(presence, "time", made)
     monkeypatch.setattr(post, "_POLL_S", 0.01)
     monkeypatch.setattr(post, "_PROBE_S", 0.1)
     monkeypatch.setattr(post, "_GRACE_S", 0.05)
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    return made
 
 
 def instruction() -> dict[int, Message]:
@@ -160,7 +176,9 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def seen(grid: Flower, sight: Sight, deadline_s: float | None = None, patience_s: float = 5.0) -> list[Any]:
-    found = collect(grid, instruction(), deadline_s, probe, presence=Presence(sight, patience_s, 0.3))
+    found = collect(
+        grid, instruction(), deadline_s, probe, presence=Presence(sight, patience_s, 0.3, post.time.monotonic)
+    )
     return [reply if isinstance(reply, Code) else str(dict(reply.content["n"])) for _, reply in found]
 
 
@@ -189,21 +207,21 @@ def test_a_site_that_does_not_come_back_costs_the_round_its_part_alone():
 
 
 @pytest.mark.usefixtures("_at_once")
-def test_one_that_has_long_been_away_is_sent_nothing_to_run_after():
+def test_one_that_has_long_been_away_is_sent_nothing_to_run_after(clock: Clock):
     grid = Flower({"train.visit": 1})
-    there = Presence(Sight(grid, range(1, 10**6)), 5.0, 0.3)
-    time.sleep(0.4)
+    there = Presence(Sight(grid, range(1, 10**6)), 5.0, 0.3, clock.monotonic)
+    clock.sleep(0.4)
     assert [reply for _, reply in collect(grid, instruction(), None, probe, presence=there)] == [Code.UNREACHABLE]
     assert grid.sent == []
 
 
 @pytest.mark.usefixtures("_at_once")
-def test_an_outage_of_all_is_waited_out_and_the_deadline_does_not_run():
+def test_an_outage_of_all_is_waited_out_and_the_deadline_does_not_run(clock: Clock):
     """Away for longer than a site alone may be, and for longer than the deadline."""
     grid = Flower({"train.visit": 12, "query.hello": 1})
-    sight, began = Sight(grid, range(3, 200), others=False), time.monotonic()
+    sight, began = Sight(grid, range(3, 200), others=False), clock.now
     assert seen(grid, sight, deadline_s=0.5) == ["{'id': 'm1'}"]
-    assert time.monotonic() - began > 0.6
+    assert clock.now - began > 0.6
 
 
 @pytest.mark.usefixtures("_at_once")

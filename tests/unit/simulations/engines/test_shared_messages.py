@@ -78,3 +78,21 @@ os.kill(os.getpid(), 9)
     for folder in (in_use, other):
         folder.close()
     assert not list(tmp_path.glob("fedgraft-exchange-*"))
+
+
+def test_a_run_that_begins_takes_no_other_that_begins_for_abandoned(tmp_path, monkeypatch):
+    """The second one looks after the first has made its file, and before it has locked it."""
+    lock, others = frames.lock, []
+
+    def locked_late(file):
+        if not others:
+            others.append(None)
+            others[0] = ExchangeFolder()
+        lock(file)
+
+    monkeypatch.setattr(frames, "lock", locked_late)
+    first = ExchangeFolder()
+    (first.path / "tensors").write_bytes(b"x")
+    for folder in (first, *others):
+        folder.close()
+    assert not list(tmp_path.glob("fedgraft-exchange-*"))
