@@ -30,11 +30,11 @@ def _arm_plan(question: Question, arm: Arm, against: Arm, studies: Mapping[str, 
         "labels": arm.labels,
         "fit": arm.fit.model_dump(mode="json") if question.shots else None,
         "work": {"words": "nobody trains", "times": 0.0}
-        if arm.who == "nobody"
+        if arm.who == "nobody" or arm.shortcut
         else work_of(own, studies[against.name]),
         "control": arm.control,
         "model": plain["model"],
-        "plan": plain["plan"],
+        "plan": [] if arm.shortcut else plain["plan"],
         "clusters": plain.get("clusters"),
         "differs": [] if arm is against else differs,
     }
@@ -63,6 +63,8 @@ def _losses(study: Study) -> list[Loss]:
 
 def _of_arm(question: Question, arm: Arm, against: Arm) -> Iterator[str]:
     """What an arm says beside its study."""
+    if arm.shortcut is not None:
+        yield f"answers: {arm.shortcut.replace('_', ' ')} of training cases, no model"
     keys = ("who", "labels", *(("fit",) if question.shots else ()))
     for key in keys:
         one, other = getattr(arm, key), getattr(against, key)

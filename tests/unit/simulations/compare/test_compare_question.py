@@ -146,7 +146,7 @@ def test_what_an_arm_differs_in_is_all_that_it_differs_in(make_study: MakeStudy)
 
 
 def test_a_loss_of_the_study_that_presets_do_without_is_named(make_study: MakeStudy) -> None:
-    """Also where no arm is the study itself, so that no difference of two arms tells of it; not of arms that have it."""
+    """Also where no arm is the study itself, so that no difference of arms tells of it; not of arms that have it."""
     losses = [{"kind": "supervised"}, {"kind": "proximal", "to": "round", "weight": 3.0}]
     study = make_study(method={"name": "fedavg", "rounds": 2, "local": {"steps": 3, "losses": losses}})
     with_it = {"name": "mine", "method": "fedavg", "set": {"plan.0.local.losses": losses}}
