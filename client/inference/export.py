@@ -219,11 +219,22 @@ def _torchscript(reader: LoadedModel, path: Path) -> None:
         warnings.simplefilter("ignore")  # torch would rather have another form than this one, which others still read
         traced = torch.jit.trace(module, example, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
         size = reader.input if isinstance(reader.input, ImageInput) else None
-        whole = torch.jit.script(WithGeometry(traced, size))
-        torch.jit.save(whole, str(path))
-        again = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+        whole = torch.jit.script(WithGeometry(traced, size).eval())
+        try:
+            again = _written(whole, path)
+        except (RuntimeError, UnicodeError):
+            # The file is program text, which cannot hold every name of a part that Python can: Greek, quotes, "class".
+            # Without parts there are no names; weights are constants then.
+            again = _written(torch.jit.freeze(whole, optimize_numerics=False), path)
     path.chmod(0o600)
     _demand_the_same(lambda x: {name: found.numpy() for name, found in again(x).items()}, reader, path.name)
+
+
+def _written(whole: torch.jit.ScriptModule, path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The module as it is read back from its file."""
+    torch.jit.save(whole, str(path))
+    again: Callable[[Tensor], dict[str, Tensor]] = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    return again
 
 
 def _demand_the_same(ask: Callable[[Tensor], Mapping[str, np.ndarray]], reader: LoadedModel, name: str) -> None:

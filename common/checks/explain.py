@@ -12,6 +12,7 @@ from fedgraft.common.checks.adapter_words import mean_of_adapters
 from fedgraft.common.checks.check import check
 from fedgraft.common.checks.check_input import input_faults
 from fedgraft.common.checks.check_plugins import check_plugins, loss_faults
+from fedgraft.common.checks.faults.check_adapters import check_separated
 from fedgraft.common.checks.faults.check_methods import check_memory
 from fedgraft.common.checks.local_work import describe_local
 from fedgraft.common.checks.sums_in_words import solved, sums
@@ -62,6 +63,7 @@ def check_study(study: Study, source: str) -> Checked:
         raise StudyError(source, [f"model: {error}"]) from None
     entries = begin.architecture.entries
     faults = check(study, begin.architecture.tags)
+    faults += check_separated(study, begin.architecture.tags, begin.architecture.unseparated)
     faults += loss_faults(study)
     if not faults:
         forms = {key: (entry.shape, entry.dtype) for key, entry in entries.items()}

@@ -66,6 +66,8 @@ class Architecture:
 
     entries: Mapping[str, Entry]
     base_models: tuple[Architecture, ...] = ()
+    unseparated: str = ""
+    """A layer whose adapter does not see each case once, by itself, so that no case has a gradient there."""
 
     @property
     def tags(self) -> dict[str, Tag]:

@@ -74,11 +74,12 @@ def _path(blueprint: Blueprint) -> Path:
 
 def _plain(architecture: Architecture) -> dict[str, Any]:
     entries = [[key, entry.shape, entry.dtype, *astuple(entry.tag)] for key, entry in architecture.entries.items()]
-    return {"entries": entries, "base_models": [_plain(one) for one in architecture.base_models]}
+    bases = [_plain(one) for one in architecture.base_models]
+    return {"entries": entries, "base_models": bases, "unseparated": architecture.unseparated}
 
 
 def _parsed(plain: dict[str, Any]) -> Architecture:
     entries = {
         key: Entry(tuple(shape), dtype, Tag(Role(role), *rest)) for key, shape, dtype, role, *rest in plain["entries"]
     }
-    return Architecture(entries, tuple(_parsed(one) for one in plain["base_models"]))
+    return Architecture(entries, tuple(_parsed(one) for one in plain["base_models"]), plain["unseparated"])

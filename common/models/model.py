@@ -270,7 +270,8 @@ def describe(model: TransferModel) -> Architecture:
     tags, own = model.tags(), state_arrays(model)
     base_models = model.backbone.base_models if isinstance(model.backbone, Ensemble) else ()
     parts = tuple(describe(part) for part in base_models if isinstance(part, TransferModel))
-    return Architecture({key: Entry(array.shape, array.dtype.name, tags[key]) for key, array in own.items()}, parts)
+    entries = {key: Entry(array.shape, array.dtype.name, tags[key]) for key, array in own.items()}
+    return Architecture(entries, parts, model.unseparated)
 
 
 def load_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:

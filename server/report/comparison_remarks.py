@@ -17,6 +17,7 @@ def remarks(question: Row) -> Iterator[str]:
     rows = [mapping(row) for row in sequence(question.get("rows"))]
     yield from _controls(rows, "below" if question.get("better") == "lower" else "above")
     yield from _work(question)
+    yield from map(text, sequence(question.get("losses_left")))
     yield from _seeds(rows, number(question.get("margin")) or 0.0, text(question.get("against")))
 
 

@@ -32,6 +32,7 @@ from fedgraft.common.study.inputs import InputSpec
 from fedgraft.common.study.study import Study, locate
 from fedgraft.server.report import build_comparison_page
 from fedgraft.server.report.comparison_remarks import remarks
+from fedgraft.simulations.compare.arm_plans import losses_left
 from fedgraft.simulations.compare.question import Question, Questions, changed, read_comparison
 from fedgraft.simulations.compare.result import answered, groups, lines
 from fedgraft.simulations.compare.running.cells import Cell, cells, run
@@ -101,6 +102,12 @@ def carry_out(
     demand_place(out)
     to = ComparisonTrackers(asked.track, out, warn or tell)
     todo, where, synthetic = _cells(study, comparison, asked, shipped)
+    questions = [one for one in comparison.questions if one.name in todo]
+    left_out = {
+        one.name: losses_left(one, study, {cell.arm: cell.job.study for cell in todo[one.name]}) for one in questions
+    }
+    for line in dict.fromkeys(line for own in left_out.values() for line in own):
+        tell(line)
     _take(out, study)
     out.chmod(0o700)
     facts = {
@@ -114,9 +121,11 @@ def carry_out(
     }
     with to.concluding(study):
         _run([cell for own in todo.values() for cell in own], out / "cells", (asked, to), tell)
-        questions = [one for one in comparison.questions if one.name in todo]
         found = {one.name: groups(todo[one.name], out / "cells") for one in questions}
-        said = [answered(one, found[one.name]) | {"scenario": where[one.name]} for one in questions]
+        said = [
+            answered(one, found[one.name]) | {"scenario": where[one.name], "losses_left": left_out[one.name]}
+            for one in questions
+        ]
         rows = [line for one in questions for line in lines(one, found[one.name])]
         write_json(out / "compare.json", facts | {"questions": said, "seconds": round(time.monotonic() - started, 1)})
         write_atomic(out / "compare.csv", _csv(rows))

@@ -16,8 +16,9 @@ Drawn = Mapping[Replicate, Mapping[str, Floats]]
 
 
 def alone_in(question: Question) -> str | None:
-    """The arm in which each site trains alone; None if the question has none."""
-    return next((arm.name for arm in question.arms if arm.who == "alone" and arm.labels == "known"), None)
+    """The arm in which each site trains alone, which no control is; None if the question has none."""
+    alone = (arm for arm in question.arms if arm.who == "alone" and arm.labels == "known" and not arm.control)
+    return next((arm.name for arm in alone), None)
 
 
 def gains(measure: Measure, mine: Drawn, alone: Drawn) -> dict[str, dict[str, Any]] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -24,6 +24,7 @@ from fedgraft.simulations.compare.measures.measure import RANKED, metric_faults
 from fedgraft.simulations.compare.work import preset
 
 Who = Literal["together", "alone", "pooled", "nobody", "new_site"]
+Shortcut = Literal["mean_mask", "mean_shade"]
 _NAME = r"^[a-z][a-z0-9_]{0,31}$"
 _NONE: Mapping[str, Study] = MappingProxyType({})
 ARM = "arm:"
@@ -53,6 +54,8 @@ class Arm(Value):
     """A finished model, as a run's folder or the id of weights, which is measured as it is; nobody trains."""
     control: bool = False
     """Whether it is a shortcut, which a model that has learnt something of the matter must clearly beat."""
+    shortcut: Shortcut | None = None
+    """Masks from nothing but where those of the training cases lie, or how bright they are; counted, not trained."""
     elsewhere: bool = False
     """Whether it learnt from none of these hospitals' patients. Else it must have held out those that are tested."""
     fit: Fit = Fit()
@@ -124,6 +127,7 @@ BUILT_IN: Mapping[str, Arm] = {
         Arm(name="shuffled", labels="shuffled"),
         Arm(name="new_site", who="new_site"),
         *(_control(name) for name in ("thumbnail", "intensity")),
+        *(Arm(name=name, who="alone", control=True, shortcut=name) for name in get_args(Shortcut)),
         *(Arm(name=name, method=name) for name in presets() if name not in ENSEMBLES),
     )
 }

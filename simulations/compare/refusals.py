@@ -34,6 +34,14 @@ def refuse_unmeasured(study: Study, arm: Arm, decides: Measure, where: str) -> N
     name = decides.task.name
     if study.tasks_by_name.get(name) != decides.task:
         raise StudyError(where, [f"tasks: the arm asks {name} in another way than the question, so nothing is alike"])
+    if arm.shortcut is not None:
+        if not isinstance(decides.task, Segmentation):
+            raise StudyError(
+                where, [f"shortcut: {arm.shortcut} answers masks, and {name} asks for none; thumbnail does"]
+            )
+        if arm.who not in ("alone", "pooled"):
+            raise StudyError(where, [f"who: {arm.shortcut} is counted at each site, alone, or where all are pooled"])
+        return
     trains = arm.who == "nobody" or any(isinstance(stage.local, Gradient) for stage in study.plan)
     if isinstance(decides.task, Segmentation) and not trains:
         raise StudyError(

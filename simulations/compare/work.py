@@ -80,13 +80,14 @@ def _other(values: Mapping[str, Any], key: str) -> str:
 
 
 def _said(values: Mapping[str, Any], key: str) -> str:
-    return "not given" if (value := values.get(key)) is None else _words(value)
+    return "not given" if (value := values.get(key)) is None else in_words(value)
 
 
-def _words(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """A plain value of a study as a reader takes it in: kinds first, then keys with their values."""
     if isinstance(value, list):
-        return ", ".join(map(_words, value))
+        return ", ".join(map(in_words, value))
     if isinstance(value, dict):
-        rest = " ".join(f"{key} {_words(one)}" for key, one in value.items() if key != "kind")
-        return " ".join(word for word in (_words(value.get("kind", "")), rest) if word)
+        rest = " ".join(f"{key} {in_words(one)}" for key, one in value.items() if key != "kind")
+        return " ".join(word for word in (in_words(value.get("kind", "")), rest) if word)
     return str(value)

@@ -18,9 +18,21 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study
 from fedgraft.simulations.phantoms.scenario import Scenario
 from fedgraft.simulations.starting.look import demand_something, places
+from fedgraft.simulations.starting.notebooks import bring
 from fedgraft.simulations.starting.propose import propose
 
 STUDY, SCENARIO = "study.yaml", "hospitals.yaml"
+
+
+def begin(folder: Path | None, notebook: str | None, out: Path) -> None:
+    """Begin with the data in a folder, or with a notebook. InputError if both are given, or neither."""
+    if folder is not None and notebook is None:
+        init(folder, out)
+    elif notebook is not None and folder is None:
+        bring(notebook, out)
+    else:
+        given = "Both a folder and --notebook are given" if folder is not None else "No folder with data is given"
+        raise InputError(f"{given}.", fix="Give your data (fedgraft init FOLDER), or --notebook own_images alone.")
 
 
 def init(folder: Path, out: Path) -> None:

@@ -103,16 +103,20 @@ def simulate(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     epilog=examples(
         "fedgraft init my_images",
         "fedgraft init cases.csv --out first",
+        "fedgraft init --notebook own_images",
     ),
 )
 def init(
-    folder: Annotated[Path, typer.Argument(help="Your data: a folder, or a .csv or .npz file.")],
-    out: Annotated[Path, typer.Option(help="Where study.yaml and hospitals.yaml go.")] = Path(),
+    folder: Annotated[Path | None, typer.Argument(help="Your data: a folder, or a .csv or .npz file.")] = None,
+    out: Annotated[Path, typer.Option(help="Where study.yaml and hospitals.yaml go, or the notebook.")] = Path(),
+    notebook: Annotated[
+        str | None, typer.Option(help="A notebook to begin with: own_images, chest_xrays or privacy.")
+    ] = None,
 ) -> None:
     """Look at your data, and write a first study and scenario that run. Nothing is overwritten."""
-    from fedgraft.simulations.starting.command import init as carry_out
+    from fedgraft.simulations.starting.command import begin
 
-    carry_out(folder, out)
+    begin(folder, notebook, out)
 
 
 @app.command(

@@ -34,6 +34,7 @@ DATA = (
     "configs/studies/quickstart.yaml",
     "configs/scenarios/xray5.yaml",
     "configs/sites/hospital.yaml",
+    "configs/notebooks/own_images.ipynb",
     "configs/weights/slim-ctmr-synthetic/model.json",
     "configs/weights/slim-ctmr-synthetic/model.safetensors",
     "server/report/page.html.jinja",

@@ -48,7 +48,7 @@ def predictions(
     """
     groups = in_order(loader.labelled(split) if labelled else loader.splits[split], BATCH)
     more = local_model.more_metrics
-    found = {task: [_nothing(asked, more)] for task, asked in local_model.tasks.items()}
+    found = {task: [nothing(asked, more)] for task, asked in local_model.tasks.items()}
     local_model.model.eval()
     body = loader.body(local_model.model)
     with torch.inference_mode():
@@ -64,7 +64,7 @@ def predictions(
                 given[~finite] = 0
                 if isinstance(asked, Segmentation):
                     spacings = loader.spacings[batch.indices].numpy()
-                    found[task].append(_of_masks(asked, given, target, (spacings, more)))
+                    found[task].append(of_masks(asked, given, target, (spacings, more)))
                 else:
                     found[task].append(_answered(asked, given, target))
     return {
@@ -73,7 +73,7 @@ def predictions(
     }
 
 
-def _of_masks(
+def of_masks(
     task: Segmentation, given: np.ndarray, target: np.ndarray, more: tuple[np.ndarray, tuple[str, ...]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """What counts of each mask, with the images' spacings and the metrics that are asked for besides.
@@ -94,7 +94,7 @@ def _answered(task: AnyTask, given: np.ndarray, target: np.ndarray) -> tuple[np.
     return given, target
 
 
-def _nothing(task: AnyTask, more: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def nothing(task: AnyTask, more: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Answers and targets of no cases, of the shapes that the task's metrics take."""
     if isinstance(task, Segmentation):
         more_columns = sum(one.numbers(task) for one in asked_of(more, task))

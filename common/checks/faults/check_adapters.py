@@ -33,3 +33,16 @@ def check_product(stage: Stage, tags: Tags) -> Iterator[str]:
             "aggregate: adapters_product averages what A and B give together, so both must be trained and shared; "
             "share: adapters or adapters_and_heads, or use aggregate: mean"
         )
+
+
+def check_separated(study: Study, tags: Tags, unseparated: str) -> Iterator[str]:
+    """Private work needs each case's own gradient, which adapters of the layer `unseparated` have not; "" has all."""
+    for index, stage in enumerate(study.plan if unseparated else ()):
+        if not (isinstance(stage.local, Gradient) and stage.local.private is not None):
+            continue
+        if any(tags[key].role in ADAPTERS for key in changed(stage, tags)):
+            yield (
+                f"plan.{index} ({stage.name}).local.train: {unseparated} of {study.model.backbone} does not see each "
+                "case once, by itself, as in attention over windows, where parts of a case stand as rows of their own: "
+                "its adapter has no gradient by case to clip; train heads, or take a backbone without windows"
+            )

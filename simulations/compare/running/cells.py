@@ -110,6 +110,7 @@ class Cell:
             "faults": {site: fault.model_dump(mode="json") for site, fault in sorted(self.job.faults.items())},
             "policies": {site: policy.model_dump(mode="json") for site, policy in sorted(self.job.policies.items())},
             "kept": self.job.finished and kept_digest(self.job.finished),
+            "shortcut": self.job.shortcut,
         }
         content |= {"base_models": [cell.digest for cell in self.base_models]} if self.base_models else {}
         plugins = {str(plugin): loaded_digest(plugin) for plugin in self.job.code}
@@ -191,7 +192,7 @@ def _job(job: ModelJob, sites: Hospitals, arm: Arm) -> ModelJob:
     """
     finished = None if arm.elsewhere else arm.weights
     job = replace(job, sources=sites.sources, faults=sites.faults, policies=sites.policies)
-    return replace(job, synthetic=sites.synthetic, finished=finished)
+    return replace(job, synthetic=sites.synthetic, finished=finished, shortcut=arm.shortcut)
 
 
 def run(

@@ -15,7 +15,7 @@ from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.preflight.baseline import fit_alone
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.training.model.errors import Diverged, TooFewCases
-from fedgraft.client.training.model.evaluate import predictions
+from fedgraft.client.training.model.evaluate import Predictions, predictions
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel, device_named
 from fedgraft.client.training.recalibrate import recalibrate
@@ -30,9 +30,10 @@ from fedgraft.common.study.plan import Recalibrate
 from fedgraft.common.study.study import Study
 from fedgraft.common.study.tasks import AnyTask, Multilabel, Regression, Segmentation, Task
 from fedgraft.simulations.compare.measures.answers import MERGED, Answers, Found
-from fedgraft.simulations.compare.question import Who
+from fedgraft.simulations.compare.question import Shortcut, Who
 from fedgraft.simulations.compare.running.finished import kept, kept_there
 from fedgraft.simulations.compare.running.folds import Fold, deal
+from fedgraft.simulations.compare.running.mask_controls import shortcut_predictions
 from fedgraft.simulations.engines.faults import Fault
 from fedgraft.simulations.engines.run import (
     Hospitals,
@@ -77,6 +78,9 @@ class ModelJob:
     finished: str | None = None
     """Of a run of these hospitals that is measured: its folder, in which lies what each of them keeps."""
 
+    shortcut: Shortcut | None = None
+    """What answers masks in place of a model, if anything does."""
+
     @property
     def hospitals(self) -> tuple[str, ...]:
         """Names of the sites that hold patients, without those that hold public source data."""
@@ -111,14 +115,28 @@ def carry_out(job: ModelJob, folder: Path) -> tuple[Found, list[str]]:
     found: Found = {}
     troubles = []
     for name, trainer, sites in _trainers(job, cohorts):
+        asked = {site: cohort for site, cohort in counted.items() if site in sites}
         try:
-            local_model, _, _ = fit_alone(job.study, trainer, device, lambda _: None)
+            own = _alone(job, trainer, asked, device)
         except (TooFewCases, Diverged) as error:
             troubles.append(f"{name}: {'too few cases' if isinstance(error, TooFewCases) else 'diverged'}")
             continue
-        own = {site: answers_of(local_model, job.study, cohort) for site, cohort in counted.items() if site in sites}
         found[name] = found.get(name, {}) | own
     return found, troubles
+
+
+def _alone(
+    job: ModelJob, trainer: Cohort, asked: Mapping[str, Cohort], device: torch.device
+) -> dict[str, dict[str, Answers]]:
+    """By site what is answered by what one cohort has taught. Raises TooFewCases, Diverged."""
+    if job.shortcut is not None:
+        said = shortcut_predictions(job.shortcut, job.study, trainer, list(asked.values()))
+        return {
+            site: _of_patients(found, Loader(asked[site], job.study.input, torch.device("cpu")), job.study, asked[site])
+            for site, found in zip(asked, said, strict=True)
+        }
+    local_model, _, _ = fit_alone(job.study, trainer, device, lambda _: None)
+    return {site: answers_of(local_model, job.study, cohort) for site, cohort in asked.items()}
 
 
 def _trainers(job: ModelJob, cohorts: Mapping[str, Cohort]) -> Iterator[tuple[str, Cohort, Collection[str]]]:
@@ -215,11 +233,16 @@ def _ask(local_model: LocalModel, state: Arrays, study: Study, cohort: Cohort) -
 def answers_of(local_model: LocalModel, study: Study, cohort: Cohort) -> dict[str, Answers]:
     """What the model in `local_model` says of the cohort's test cases, by task."""
     loader = Loader(cohort, study.input, local_model.device)
+    return _of_patients(predictions(local_model, loader, "test"), loader, study, cohort)
+
+
+def _of_patients(said: Predictions, loader: Loader, study: Study, cohort: Cohort) -> dict[str, Answers]:
+    """Predictions of the test cases, those with a known target, with whose cases they are."""
     names = [cohort.patients[case] for case in loader.labelled("test").tolist()]
     numbers = {name: number for number, name in enumerate(sorted(set(names)))}
     patients = np.array([numbers[name] for name in names], np.int64)
     found = {}
-    for task, (outputs, targets) in predictions(local_model, loader, "test").items():
+    for task, (outputs, targets) in said.items():
         known = _known(study.tasks_by_name[task], targets)
         found[task] = Answers(outputs[known], targets[known], patients[known])
     return found

@@ -12,7 +12,8 @@ from fedgraft.client.privacy.dp.gradients.trainer import attached
 from fedgraft.client.privacy.dp.units import Rows
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.client.training.model.local_model import LocalModel
-from fedgraft.common.base.errors import InputError
+from fedgraft.common.base.errors import InputError, StudyError
+from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.study import Study
 from helpers.adapted import TinyConvNeXt, TinyViT, plugged, randomise
 from helpers.dp import quiet
@@ -111,3 +112,21 @@ def test_layers_that_see_parts_of_cases_are_refused(make_study: MakeStudy) -> No
     with pytest.raises(InputError, match="layer does not see each case once"):
         dp_twin(local_model.model, ["backbone.layer.lora_a.weight"])
     assert dp_twin(local_model.model, ["heads.cls.weight"]) is local_model.model
+
+
+def test_a_study_that_would_train_them_is_refused_before_a_site_hears_of_it(make_study: MakeStudy) -> None:
+    size = {"kind": "image", "size": 16, "channels": 1}
+    private = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "sample_rate": 0.5}
+    work = {"kind": "gradient", "steps": 1, "lr": 0.1, "optimiser": "sgd", "private": private}
+
+    def of(train: str) -> Study:
+        stage = {"name": "one", "local": work | {"train": train}, "share": train, "aggregate": {"kind": "mean"}}
+        return make_study(input=size, plan=[stage], **plugged("windows", Windows))
+
+    with pytest.raises(
+        StudyError, match=r"plan\.0 \(one\)\.local\.train: layer of windows does not see each case once"
+    ):
+        check_study(of("adapters_and_heads"), "x")
+    with pytest.raises(StudyError, match="no stage trains them") as heads:
+        check_study(of("heads"), "x")
+    assert "does not see" not in str(heads.value)

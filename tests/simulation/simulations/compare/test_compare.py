@@ -321,6 +321,21 @@ def test_the_command_says_what_the_files_say(command: Command, files: Path) -> N
     assert "1/6" not in out  # nothing was run again
 
 
+@pytest.mark.slow
+def test_it_is_said_before_and_after_whose_losses_arms_have(command: Command, files: Path) -> None:
+    study = yaml.safe_load(files.read_text())
+    losses = [{"kind": "supervised"}, {"kind": "proximal", "to": "round", "weight": 3.0}]
+    study["method"] |= {"rounds": 1, "local": {"steps": 1, "batch_size": 4, "lr": 0.003, "losses": losses}}
+    arms = {"arms": ["fedavg", "fedbn"], "against": "fedavg", "metric": "accuracy"}
+    files.write_text(yaml.safe_dump(study | {"compare": {"questions": [arms]}}))
+    code, out, err = command("compare", files, "--seeds", "1", "--out", "d")
+    assert code == 0, err
+    line = "Without the study's loss (proximal weight 3.0"
+    before, _, after = " ".join(out.split()).partition(" runs, ")
+    assert (line in before, line in after) == (True, True)
+    assert "(proximal weight 3.0" in Path("d/compare.html").read_text(encoding="utf-8")
+
+
 def test_what_cannot_be_asked_is_refused_before_anything_runs(command: Command, files: Path) -> None:
     for words, fault in (
         (("--arm", "study", "--arm", "fedwhat"), "no arm is called 'fedwhat'"),

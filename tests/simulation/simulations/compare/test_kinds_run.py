@@ -146,11 +146,38 @@ def test_each_kind_is_compared_by_its_headline_and_as_the_saved_answers_say(comm
     assert "AUROC" not in out
 
 
+@pytest.mark.slow
+def test_masks_are_held_against_what_says_them_without_a_model(command: Command, files: Path) -> None:
+    """Three steps teach nothing, so that where lesions usually lie is as good, and the report says so."""
+    data = yaml.safe_load(files.read_text())
+    data["tasks"] = [task for task in TASKS if task["name"] in ("lesion", "diagnosis")]
+    arms = ["study", "mean_mask", "mean_shade", "local"]
+    data["compare"] = {"seeds": 1, "questions": [{"name": "masks", "task": "lesion", "arms": arms}]}
+    files.with_name("masks.yaml").write_text(yaml.safe_dump(data))
+    code, out, err = command("compare", files.with_name("masks.yaml"), "--out", "m", "--json", "--workers", "1")
+    assert code == 0, err
+    (question,) = json.loads(out)["questions"]
+    rows = {row["arm"]: row for row in question["rows"]}
+    assert rows["mean_mask"]["macro"]["value"] > 0.05
+    assert rows["study"]["control"]["control"] in ("mean_mask", "mean_shade")
+    assert rows["study"]["control"]["clear"] is False
+    assert question["alone"] == "local", "a control is nobody's own model"
+    plans = {one["arm"]: one for one in question["arms"]}
+    assert plans["mean_mask"]["work"]["words"] == "nobody trains"
+    assert plans["mean_mask"]["differs"][0] == "answers: mean mask of training cases, no model"
+    assert "study is not clearly above the control" in Path("m/compare.html").read_text(encoding="utf-8")
+
+
 def test_what_a_kind_cannot_be_asked_is_refused_before_anything_is_made(command: Command, files: Path) -> None:
     data = yaml.safe_load(files.read_text())
     for question, fault in (
         ({"task": "lesion", "arms": ["study", "ridge_probe"]}, "sums over features solve no masks"),
         ({"task": "lesion", "arms": ["study", "thumbnail"]}, "sums over features solve no masks"),
+        ({"task": "size_mm", "arms": ["study", "mean_mask"]}, "mean_mask answers masks, and size_mm asks for none"),
+        (
+            {"task": "lesion", "arms": ["study", {"name": "mine", "shortcut": "mean_mask"}]},
+            "who: mean_mask is counted at each site, alone",
+        ),
         ({"task": "size_mm", "metric": "auroc", "arms": ["study", "local"]}, "auroc is for multiclass and multilabel"),
         ({"task": "sizes", "arms": ["study", "local"]}, "there is no task 'sizes'"),
         (

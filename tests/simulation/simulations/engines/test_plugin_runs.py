@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import fedgraft as fg
 from fedgraft.common.base.errors import InputError, StudyError
@@ -200,6 +202,40 @@ def test_arms_that_do_without_a_loss_of_ones_own_name_no_code_for_it(
     assert (run.export("torchscript", tmp_path / "handed") / "model.json").is_file()
     with pytest.raises(InputError, match="there is no such form"):
         run.export("onyx", tmp_path / "none")
+
+
+NAMES = """
+import fedgraft as fg
+from torch import nn
+
+
+@fg.register_backbone("own_names")
+class Größe(nn.Module):
+    def __init__(self, channels, size):
+        super().__init__()
+        self.größe = nn.Conv2d(channels, 4, 3, stride=2)
+        self.parts = nn.ModuleDict({"Ω": nn.Conv2d(4, 4, 3), "class": nn.Conv2d(4, 4, 1), 'a"b': nn.Conv2d(4, 4, 1)})
+        self.feature_dim = 4
+
+    def forward(self, x):
+        x = self.größe(x)
+        for part in self.parts.values():
+            x = part(x).relu()
+        return x.mean((2, 3))
+"""
+
+
+def test_parts_may_have_names_that_torchscript_has_no_words_for(
+    make_study: MakeStudy, tmp_path: Path, two: Hospitals
+) -> None:
+    """Greek and German, a word of Python's, a quote: torch wrote such a file, and could not read it back."""
+    exec(compile(NAMES, "<cell>", "exec"), {"__name__": "__main__"})
+    study = pinned(make_study(model={"backbone": "own_names"}, method=METHOD, evaluate={"every": 0, "floor": 1}))
+    run = fg.load_run(simulate(study, two, tmp_path / "run"))
+    pixels = np.random.default_rng(0).random((3, 32, 32), dtype=np.float32)
+    whole = torch.jit.load(run.export("torchscript", tmp_path / "handed") / "model.pt")
+    found = whole(torch.from_numpy(pixels)[:, None])["cls"]
+    np.testing.assert_allclose(found, run.model().predict(pixels).answers["cls"], atol=1e-4)
 
 
 def test_the_page_works_as_it_stands(command: Command, tmp_path: Path, fresh: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from fedgraft.common.checks.explain import check_study
 from fedgraft.common.study.plan import Gradient, Recalibrate
 from fedgraft.common.study.stages.aggregates import ServerOptimiser
 from fedgraft.common.study.study import read_study
-from fedgraft.simulations.compare.arm_plans import arm_plans
+from fedgraft.simulations.compare.arm_plans import arm_plans, losses_left
 from fedgraft.simulations.compare.command import CompareRequest, asked_for
 from fedgraft.simulations.compare.question import (
     BUILT_IN,
@@ -143,6 +143,19 @@ def test_what_an_arm_differs_in_is_all_that_it_differs_in(make_study: MakeStudy)
     assert losses.startswith("plan.0.local.losses: supervised ")
     assert "proximal weight" in losses
     assert told["fedprox"]["plan"] == BUILT_IN["fedprox"].apply(study, "x").model_dump(mode="json")["plan"]
+
+
+def test_a_loss_of_the_study_that_presets_do_without_is_named(make_study: MakeStudy) -> None:
+    """Also where no arm is the study itself, so that no difference of arms tells of it; not of arms that have it."""
+    losses = [{"kind": "supervised"}, {"kind": "proximal", "to": "round", "weight": 3.0}]
+    study = make_study(method={"name": "fedavg", "rounds": 2, "local": {"steps": 3, "losses": losses}})
+    with_it = {"name": "mine", "method": "fedavg", "set": {"plan.0.local.losses": losses}}
+    question = Question.model_validate({"arms": ["fedbn", "fedprox", "local", with_it], "against": "fedbn"})
+    (said,) = losses_left(question, study, {arm.name: arm.apply(study, "x") for arm in question.arms})
+    assert said.startswith("Without the study's loss (proximal weight 3.0")
+    assert "): fedbn, fedprox. " in said
+    plain = make_study(method={"name": "fedavg", "rounds": 2, "local": {"steps": 3}})
+    assert losses_left(question, plain, {arm.name: arm.apply(plain, "x") for arm in question.arms}) == []
 
 
 def test_an_arm_changes_what_it_says_and_nothing_else(make_study: MakeStudy) -> None:
