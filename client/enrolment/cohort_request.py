@@ -23,6 +23,11 @@ def cohort_request(config: SiteConfig, study: Study) -> CohortRequest:
     return CohortRequest(study.tasks, study.input, study.split, study.seed, rule, subgroups)
 
 
+def source_request(config: SiteConfig, study: Study) -> CohortRequest:
+    """The same of a source's cases, of which no figures leave: nothing need say their subgroups."""
+    return replace(cohort_request(config, study), subgroups=())
+
+
 def split_rule(policy: SitePolicy, study: Study) -> SplitRule:
     """`independent` if anything with differential privacy may follow: a private stage, a site that lets nothing else
     out, noised metrics. Else `stratified`.

@@ -12,7 +12,7 @@ import torch
 
 from fedgraft.client.data.cohorts.cohort import Cohort, learning_patients, load_cohort
 from fedgraft.client.data.cohorts.splits import TiedSplits
-from fedgraft.client.enrolment.cohort_request import cohort_request
+from fedgraft.client.enrolment.cohort_request import cohort_request, source_request
 from fedgraft.client.enrolment.config import SiteConfig, read_config
 from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.governance.approval import is_approved
@@ -100,9 +100,8 @@ class Session:
             site_log(config.state).warning("%d cases; left out or odd: %s", len(cohort.inputs), odd)
         if config.source is not None and requires_source(study):
             beside = replace(place, state=place.state / "source")
-            cohort = replace(
-                cohort, source=load_cohort(config.name, config.source, replace(wanted, subgroups=()), beside)
-            )
+            source = load_cohort(config.name, config.source, source_request(config, study), beside)
+            cohort = replace(cohort, source=source)
         guard = None if config.observer else _guard(study, config, cohort)
         model = self._models.of(study, _device(config), config.threads)
         hold = None if guard is None else _hold(study, self, guard, model)

@@ -15,7 +15,7 @@ from fedgraft.client.data.cohorts.scan import names_of
 from fedgraft.client.data.spec import CohortSpec
 from fedgraft.client.data.tables.csv_tables import read_csv
 from fedgraft.client.data.tables.table import label_columns
-from fedgraft.client.enrolment.cohort_request import read_cohort
+from fedgraft.client.enrolment.cohort_request import read_cohort, source_request
 from fedgraft.client.enrolment.config import SiteConfig, read_site
 from fedgraft.client.preflight.data import check_data
 from fedgraft.client.preflight.report import FindingLine, Level
@@ -88,7 +88,8 @@ def _look(study: Study, config: SiteConfig) -> SiteLook:
 
 def _cohort(study: Study, config: SiteConfig, spec: CohortSpec) -> Cohort:
     try:
-        return read_cohort(config.model_copy(update={"cohort": spec}), study, [])
+        wanted = source_request(config, study) if spec is config.source else None
+        return read_cohort(config.model_copy(update={"cohort": spec}), study, [], wanted)
     except OSError as error:
         raise DataError(f"{error.filename or spec.root}: cannot be read: {error.strerror}.") from None
 

@@ -18,17 +18,20 @@ from fedgraft.client.enrolment.pseudonyms import place_of
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.client.privacy.release.metric_release import LEAST, without_confusion
 from fedgraft.client.privacy.release.subgroup_release import CaseGroups
+from fedgraft.client.runtime.sessions import Models, Session
 from fedgraft.common.base.errors import DataError
 from fedgraft.common.metrics.subgroups import named
 from fedgraft.common.metrics.sums.task_metrics import TaskSums
 from fedgraft.common.study.study import Study
+from fedgraft.simulations.engines.first_look import first_look
+from fedgraft.simulations.engines.run import OPEN
 from helpers.tables import sgd, study
 
 YES = ("yes", "no")
 
 
-def asking(*subgroups: Mapping[str, Any]) -> Study:
-    stage = {"name": "train", "rounds": 1, "local": sgd(), "share": "all", "aggregate": {"kind": "mean"}}
+def asking(*subgroups: Mapping[str, Any], **local: Any) -> Study:
+    stage = {"name": "train", "rounds": 1, "local": sgd(**local), "share": "all", "aggregate": {"kind": "mean"}}
     return study(stage, evaluate={"every": 0, "subgroups": list(subgroups)})
 
 
@@ -141,6 +144,23 @@ def test_an_attribute_that_nothing_says_is_no_way_round(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no column 'region' for the subgroup 'region', which the policy allows"):
         one.asks("sex")
     assert one.asks() == {}
+
+
+def test_nothing_need_say_the_subgroups_of_a_source(tmp_path: Path) -> None:
+    """No figures of its cases leave, and its table has no such column; neither a run's first look nor the site asks."""
+    one = Coordinator(tmp_path, {"sex": of((0, 50), count=100)})
+    path = tmp_path / "source.csv"
+    path.write_text("PatientID,cls,one,two\n" + "".join(f"s{at},{'ab'[at % 2]},0,1\n" for at in range(60)))
+    spec = CohortSpec(kind="table", root=path, patient_column="PatientID")
+    mine = one.config.cohort.model_copy(update={"split_column": None})
+    open_ = OPEN.model_copy(update={"subgroups": {"sex": YES}})
+    config = one.config.model_copy(update={"cohort": mine, "source": spec, "policy": open_})
+    home = tmp_path / "sites" / "north" / "site.json"
+    config.write(home)
+    losses = [{"kind": "supervised"}, {"kind": "discrepancy", "measure": "mmd", "weight": 0.1}]
+    asked = asking({"name": "sex", "values": YES}, losses=losses)
+    first_look(asked, tmp_path, print, allow_missing_sites=False)
+    assert Session(home, Models()).site(asked).name == "north"
 
 
 @pytest.mark.parametrize("groups", [(), ("female", "female"), (40.0, 20.0), (40.0,)])
