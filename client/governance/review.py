@@ -102,12 +102,22 @@ def review(
             else [],
             "by_subgroup": {one.name: list(one.groups) for one in config.policy.subgroups_of(study)},
             "not_by_subgroup": config.policy.subgroups_withheld(study),
-            "once": "" if exact or secure_aggregation else _ONCE.get(config.policy.metrics, ""),
+            "once": "" if exact or secure_aggregation else _once(config, study),
         },
         "cost": _cost(config, verdict),
         "refused": verdict.refused if verdict else "",
         "fix": verdict.fix if verdict else "",
     }
+
+
+def _once(config: SiteConfig, study: Study) -> str:
+    """What leaves once; a plug-in's metric adds up what it likes of a case, which is neither noised nor coarse."""
+    counts, own = _ONCE.get(config.policy.metrics, ""), ", ".join(study.evaluate.metrics)
+    return (
+        f"{counts}; nothing of {own}, since a plug-in's metric follows from no such counts"
+        if counts and own
+        else counts
+    )
 
 
 def _of_plugins(study: Study) -> list[str]:

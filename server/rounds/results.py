@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -55,6 +55,7 @@ def write_result(
             *still_improving(study, rows),
             *_choices(totals, rows),
             *_untrained(study),
+            *_without_plugins(outcome.scores.values()),
         ],
         "metrics": outcome.scores.values(),
         "sums": outcome.scores.sums(),
@@ -179,6 +180,17 @@ def _remarks(study: Study, undecided: Mapping[str, int]) -> list[str]:
         for stage in study.plan
         if undecided.get(stage.name)
     ]
+
+
+def _without_plugins(metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Which sites' figures came without a plug-in's metric that was asked for, as it is not made of noised counts."""
+    for task, figures in metrics.items():
+        for name in figures.get("facts", ()):
+            if without := [site for site, own in figures["sites"].items() if name not in own]:
+                yield (
+                    f"{task}: no {name} of {', '.join(without)}, whose policies let counts out once, noised or coarse, "
+                    "and a plug-in's metric follows from no such counts."
+                )
 
 
 def _measured(study: Study, source: Provenance, tags: Tags) -> list[str]:

@@ -10,17 +10,21 @@ from pathlib import Path
 import pytest
 
 import fedgraft as fg
+from fedgraft.client.enrolment.config import read_config
+from fedgraft.client.governance.review import in_words, review
+from fedgraft.client.governance.verdict import judge
 from fedgraft.client.inference.model import LoadedModel
 from fedgraft.client.training.model.evaluate import predictions
 from fedgraft.client.training.model.loader import Loader
 from fedgraft.common.checks.check_plugins import pinned
+from fedgraft.common.models.initialise import initialise
 from fedgraft.common.study.study import Study
 from fedgraft.server.provisioning.home import ServerHome
 from fedgraft.server.report import build_report
 from fedgraft.server.rounds.scores import Scores
 from fedgraft.server.watch.board import Board
 from fedgraft.server.watch.screen import figures_of
-from fedgraft.simulations.engines.run import Engine, Hospitals, simulated_cohort
+from fedgraft.simulations.engines.run import OPEN, Engine, Hospitals, simulated_cohort
 from helpers.plugins import EXAMPLE, fresh, install, wheel_of
 from helpers.simulated import simulate
 
@@ -88,6 +92,26 @@ def matthews(confusion) -> float:
     one, other = (np.eye(3)[[pair[at] for pair in pairs]] for at in (0, 1))
     a, b = one - one.mean(axis=0), other - other.mean(axis=0)
     return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+@pytest.mark.slow
+def test_where_policies_let_counts_out_once_it_is_said_that_there_is_none_of_it(
+    hospitals: Hospitals, make_study: MakeStudy, tmp_path: Path, fresh: pytest.MonkeyPatch
+) -> None:
+    """To the site before it approves, and to the coordinator, who would else read an empty column as too few cases."""
+    fresh.syspath_prepend(install(wheel_of(EXAMPLE, tmp_path / "wheels"), tmp_path / "here"))
+    stage = {key: value for key, value in STAGE.items() if key != "early_stopping"} | {"rounds": 1}
+    study = make_study(plan=[stage], evaluate=EVALUATE, plugins=["fedgraft-example==1.0.0"])
+    policies = {"east": OPEN.model_copy(update={"metrics": "suppressed"})}
+    cohorts = {name: hospitals.cohorts[name] for name in ("east", "north")}
+    run = simulate(study, replace(hospitals, cohorts=cohorts, policies=policies), tmp_path / "run")
+    (said,) = [line for line in json.loads((run / "result.json").read_text())["remarks"] if "matthews" in line]
+    assert said.startswith("cls: no matthews of east, whose policies let counts out once")
+    model = initialise(study).model
+    for site, told in (("east", True), ("north", False)):
+        config = read_config(run / "sites" / site / "site.json")
+        content = review(study, model, config, judge(config, study, model.tags(), 120), approved=False)
+        assert ("nothing of matthews" in " ".join(in_words(content | {"data": None}))) is told
 
 
 SITES = ("east", "north", "south", "west")
