@@ -68,7 +68,7 @@ from fedgraft.simulations.compare.running.rounds import keep_rounds
 from fedgraft.simulations.compare.running.shots import few_shot, part_of
 from fedgraft.simulations.engines.child_path import no_working_folder
 from fedgraft.simulations.engines.run import Hospitals
-from fedgraft.simulations.engines.workers.process_server import process_server
+from fedgraft.simulations.engines.workers.process_server import end_with_parent, process_server
 
 _ANSWERS, _FACTS, _MODEL = "answers.safetensors", "cell.json", "model"
 
@@ -314,6 +314,7 @@ def _folds(question: Question) -> list[Fold | None]:
 
 
 def _made_ready(threads: int, home: str, plugins: tuple[str, ...]) -> None:
+    end_with_parent()
     load_plugins(plugins)
     torch.set_num_threads(threads)
     os.environ["FEDGRAFT_HOME"] = home  # as it is now, and not as it was when the process server started

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 
 # torch imports the last of these with the first optimiser: 1.3 s of every worker, unless it is there before the fork.
@@ -17,3 +20,18 @@ def process_server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
     return context
+
+
+def end_with_parent() -> None:
+    """In a worker: end as soon as whoever started it is gone, however that ended.
+
+    Else it would work on, for nobody, in folders that the next to continue the work writes as well.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

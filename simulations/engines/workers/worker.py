@@ -10,6 +10,7 @@ import torch
 
 from fedgraft.common.plugins.loading import load_plugins
 from fedgraft.simulations.engines.node import answer, context_for
+from fedgraft.simulations.engines.workers.process_server import end_with_parent
 from fedgraft.simulations.engines.workers.shared_messages import SharedMessages
 
 
@@ -18,6 +19,7 @@ def work(line: Connection, folder: str, name: str, threads: int, plugins: tuple[
 
     `plugins` are files and modules to load before.
     """
+    end_with_parent()
     os.umask(0o077)  # what a site writes is below the run's folder
     torch.set_num_threads(threads)
     load_plugins(plugins)
