@@ -29,7 +29,7 @@ class LocalState:
         earlier = None
         for path in self._paths():
             if int(path.stem) >= exchange:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process of the site may have been asked as well
             else:
                 earlier = path
         number = int(earlier.stem) if earlier else 0
@@ -49,7 +49,7 @@ class LocalState:
         save_tensors(self._folder / f"{exchange:06d}.safetensors", dict(entries), private=True)
         self._latest = (exchange, dict(entries))
         for path in self._paths()[:-_VERSIONS]:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
         try:

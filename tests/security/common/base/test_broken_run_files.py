@@ -7,15 +7,14 @@ a link to the process's own memory is a file that is there and cannot be read.
 from __future__ import annotations
 
 import json
-import resource
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fedgraft.simulations.engines.run import Hospitals
+from helpers.no_room import files_up_to
 from helpers.simulated import simulate
 
 Command = Callable[..., tuple[int, str, str]]
@@ -207,23 +206,14 @@ def _study() -> dict[str, object]:
     }
 
 
-@pytest.fixture
-def small_files(own: Path) -> Iterator[Path]:
-    """No file may grow beyond 400 kB: as on a full disk, writing fails in the middle of a file, which names none."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
-    yield own
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_disk_that_takes_no_more_is_told_with_the_file(command: Command, small_files: Path):
-    code, _, err = command("simulate", "--resume", small_files)
+def test_a_disk_that_takes_no_more_is_told_with_the_file(command: Command, own: Path):
+    """Writing fails in the middle of a file, which names none."""
+    with files_up_to(400_000):
+        code, _, err = command("simulate", "--resume", own)
     assert code in (1, 2)
     assert "should not have happened" not in err
-    assert f"{small_files / 'model.safetensors'}: File too large. Files may not be so large there" in err
-    assert f"Then continue with `fedgraft simulate --resume {small_files}`." in err
+    assert f"{own / 'model.safetensors'}: File too large. Files may not be so large there" in err
+    assert f"Then continue with `fedgraft simulate --resume {own}`." in err
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
 """What a site keeps for itself is what its last exchange left, whoever carried it out and however often."""
 
+from pathlib import Path
+
 import numpy as np
 
+from fedgraft.client.privacy.ledger.reply_store import Replies
 from fedgraft.client.runtime.visit.local_state import LocalState
 
 
@@ -47,3 +50,20 @@ def test_it_is_the_owners_alone(tmp_path):
     LocalState(tmp_path / "local_state").save(1, entries(1))
     assert (tmp_path / "local_state").stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "local_state").iterdir()} == {0o600}
+
+
+def test_what_another_process_has_deleted_already_is_deleted(tmp_path, monkeypatch):
+    kept, replies = LocalState(tmp_path / "local_state"), Replies(tmp_path / "replies")
+    unlink = Path.unlink
+
+    def late(path, missing_ok=False):
+        unlink(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", late)
+    for exchange in range(1, 6):
+        kept.save(exchange, entries(exchange))
+        replies.keep(exchange, entries(exchange), {})
+    assert value(kept.before(4)) == 3
+    assert [path.stem for path in (tmp_path / "local_state").iterdir()] == ["000003"]
+    assert sorted(path.stem for path in (tmp_path / "replies").iterdir()) == ["000003", "000004", "000005"]

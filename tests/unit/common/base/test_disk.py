@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import resource
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fedgraft.common.base.disk import demand_place, listed, oldest_first
 from fedgraft.common.base.files import write_atomic
+from helpers.no_room import files_up_to
 
 
 def everything(folder: Path) -> list[str]:
@@ -57,37 +56,24 @@ def test_what_cannot_be_written_is_told_by_its_own_name(tmp_path: Path, place: s
     assert everything(tmp_path) == before
 
 
-@pytest.fixture
-def no_room() -> Iterator[None]:
-    """No byte can be written, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-@pytest.mark.usefixtures("no_room")
 def test_a_full_disk_is_found_out_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="File too large") as failed:
+    with files_up_to(0), pytest.raises(OSError, match="File too large") as failed:
         demand_place(tmp_path / "run")
     assert failed.value.filename == str(tmp_path / "run")
     assert everything(tmp_path) == []
 
 
 @pytest.mark.parametrize("what", ["no room", "a folder in its place", "below a file"])
-def test_a_write_that_fails_names_the_file_and_not_the_passing_one(tmp_path: Path, what: str, request) -> None:
+def test_a_write_that_fails_names_the_file_and_not_the_passing_one(tmp_path: Path, what: str) -> None:
     """It named `.result.json.3fa94c01`, which nobody had heard of."""
     path = tmp_path / "result.json"
-    if what == "no room":
-        request.getfixturevalue("no_room")
-    elif what == "a folder in its place":
+    if what == "a folder in its place":
         (path / "x").mkdir(parents=True)
-    else:
+    elif what == "below a file":
         path.write_text("x")
         path /= "below"
-    with pytest.raises(OSError, match=r".") as failed:
+    room = files_up_to(0) if what == "no room" else contextlib.nullcontext()
+    with room, pytest.raises(OSError, match=r".") as failed:
         write_atomic(path, b"content")
     assert failed.value.filename == str(path) or what == "below a file"
     assert not list(tmp_path.glob(".*"))
