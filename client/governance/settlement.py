@@ -21,7 +21,7 @@ from fedgraft.client.governance.egress_files import EgressFiles
 from fedgraft.client.governance.records import Records, TakenUp, kept_answers
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import Ledger, read_account, salvage
-from fedgraft.client.privacy.ledger.small_records import ANSWERED, PUBLIC, SHOWN, remember
+from fedgraft.client.privacy.ledger.small_records import ANSWERED, PUBLIC, SHOWN, SURVIVAL, UNKNOWN, remember
 from fedgraft.client.privacy.ledger.spending import Account, Spending, largest, missing
 from fedgraft.common.base.errors import InputError, LedgerError
 from fedgraft.common.base.files import sha256_file
@@ -91,6 +91,8 @@ def propose_settlement(config: SiteConfig, home: Path, taken_up: TakenUp) -> Set
     spent = kept.spent if kept is not None and sound else {}
     assumed = missing(largest(wanted), spent)
     shown = {*_small(lines, SHOWN), *(begun if config.policy.metrics == "suppressed" else ())}
+    if begun and config.policy.metrics == "suppressed" and not any(word.startswith(SURVIVAL) for word in shown):
+        shown.add(SURVIVAL + UNKNOWN)
     closed, public = tuple(sorted(begun)), tuple(_small(lines, PUBLIC))
     answered = tuple(sorted(set(_small(lines, ANSWERED))))
     return Settlement(found, delta, unit, spent, assumed, closed, public, tuple(sorted(shown)), answered, sound)

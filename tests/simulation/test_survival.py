@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedgraft.client.privacy.ledger.held import Held
+from fedgraft.client.privacy.ledger.small_records import SHOWN
 from fedgraft.client.privacy.policy import SitePolicy
 from fedgraft.common.base.errors import QuorumError, StudyError
 from fedgraft.common.base.files import read_json
 from fedgraft.common.checks.explain import check_study
+from fedgraft.common.study.study import Study
 from fedgraft.server.cli.outcome import show_result
+from fedgraft.simulations.engines.run import prepare, resume
 from helpers.followed import COUNT, ENDS, SIZES, SURVIVAL, by_hand, hospitals, study
 from helpers.runs import page_of
 from helpers.simulated import simulate
@@ -107,6 +112,34 @@ def test_a_site_that_suppresses_small_counts_is_not_counted_by_two_sets_of_bins(
     policy = SitePolicy.model_validate(OPEN | {"metrics": "suppressed"})
     with pytest.raises(QuorumError, match="policy"):
         simulate(study(COUNT, other), hospitals(tmp_path, dict.fromkeys(SIZES, policy)), tmp_path / "run")
+
+
+def left_by(run: Path) -> dict[str, list[list[int]]]:
+    (counted,) = read_json(run / "result.json")["survival"]
+    return {one["name"]: [one["at_risk"], one["events"]] for one in counted["curves"]}
+
+
+def test_two_studies_do_not_count_by_two_sets_of_bins_either(tmp_path: Path) -> None:
+    """In the second the first bin ends some days sooner: between them they tell of few who left on those days."""
+    there = hospitals(tmp_path, dict.fromkeys(SIZES, SitePolicy.model_validate(OPEN | {"metrics": "suppressed"})))
+    first = simulate(study(), there, tmp_path / "first")
+
+    def after_the_first(name: str, asked: Study) -> Path:
+        """A run at the same sites, which know what they have shown."""
+        prepare(asked, there, tmp_path / name)
+        for site in SIZES:
+            shutil.copy(first / "sites" / site / SHOWN, tmp_path / name / "sites" / site / SHOWN)
+        resume(tmp_path / name)
+        return tmp_path / name
+
+    sooner = [22.0, *ENDS[1:]]
+    other = study(COUNT | {"local": COUNT["local"] | {"survival": SURVIVAL | {"ends": sooner}}})
+    alone = left_by(simulate(other, there, tmp_path / "alone"))
+    told = np.abs([np.subtract(own, alone[arm]) for arm, own in left_by(first).items()])
+    assert np.any((told > 0) & (told < 10)), "the attack would tell nothing"
+    with pytest.raises(QuorumError, match="policy"):
+        after_the_first("second", other)
+    assert left_by(after_the_first("again", study(COUNT | {"name": "once_more"}))) == left_by(first)
 
 
 @pytest.mark.parametrize(

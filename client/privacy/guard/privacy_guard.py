@@ -6,15 +6,16 @@ The order matters: policy, charge, work, reply kept, reply sent. A crash in betw
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from fedgraft.client.privacy.guard.final_step import demand_final_step
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
 from fedgraft.client.privacy.guard.refused import Refused
+from fedgraft.client.privacy.guard.shown_counts import ShownCounts
 from fedgraft.client.privacy.guard.study_account import StudyAccount
-from fedgraft.client.privacy.guard.survival_counts import demand_figures
+from fedgraft.client.privacy.guard.survival_counts import demand_figures, question
 from fedgraft.client.privacy.ledger.hash_chain import Facts
 from fedgraft.client.privacy.ledger.held import Held
 from fedgraft.client.privacy.ledger.ledger import AlreadyCharged, Caps, ChargeRefused
@@ -30,7 +31,6 @@ from fedgraft.client.privacy.policy import (
     effective,
 )
 from fedgraft.common.base.errors import LedgerError
-from fedgraft.common.base.files import locked, read_json, write_json
 from fedgraft.common.privacy.accountant import (
     Event,
     Spend,
@@ -79,7 +79,7 @@ class PrivacyGuard:
         self._study = study
         self._policy = policy
         self._account = StudyAccount(study, Held.of(folder, witness), policy.epsilon_lifetime)
-        self._shown = folder / SHOWN
+        self._shown = ShownCounts(folder / SHOWN)
         self._replies = Replies(folder / "replies" / study.digest)
         # Once in a study is once: what was released is never pushed out by later replies.
         self._releases = Replies(folder / RELEASES / study.digest)
@@ -245,13 +245,11 @@ class PrivacyGuard:
         There is no budget for what is exact: many such counts together give single labels away.
         """
         self._answered_once(exchange)
-        with locked(self._shown):
-            known = read_json(self._shown) if self._shown.exists() else []
-            if self._study.digest in known:
-                raise Refused(Code.POLICY, "coarse counts were shown in this study before, and that answer is lost")
-            if len(known) >= self._policy.metrics_studies:
-                raise Refused(Code.POLICY, "metrics_studies of the policy were shown coarse counts before")
-            write_json(self._shown, [*known, self._study.digest], private=True)
+        self._shown.admit(self._study.digest, self._policy.metrics_studies)
+
+    def admit_survival(self, stage: Stage, patients: Sequence[str]) -> None:
+        """Let coarse counts out of who left when, by one question for ever. Raises Refused."""
+        self._shown.admit_survival(question(self._study, stage, patients))
 
     def keep_metrics(self, exchange: int, shown: Arrays) -> None:
         """Put the study's only release of figures on disk, before it is sent."""

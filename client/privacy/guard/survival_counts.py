@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.policy import Metrics
+from fedgraft.common.base.files import canonical_json
 from fedgraft.common.closed_form.survival import survival_of
 from fedgraft.common.protocol.instructions import Code
 from fedgraft.common.protocol.routing import privacy_request
@@ -40,6 +43,16 @@ def demand_figures(policy: Shows, study: Study, stage: Stage) -> None:
     coarse_ = policy.metrics == "suppressed" and not masked and alone and stage.local.of == "survival"
     if not shown and not coarse_:
         raise Refused(Code.POLICY, f"survival is counted in stage {stage.name}, and `metrics` lets no such figures out")
+
+
+def question(study: Study, stage: Stage, patients: Sequence[str]) -> str:
+    """What tells whether two studies count the same: a digest of bins, tasks, input, and of whom cases are."""
+    survival = survival_of(stage)
+    assert survival is not None
+    asked = {"survival": survival, "input": study.input}
+    words: dict[str, Any] = {name: one.model_dump(mode="json") for name, one in asked.items()}
+    words |= {"tasks": [task.model_dump(mode="json") for task in study.tasks], "cases": sorted(patients)}
+    return hashlib.sha256(canonical_json(words)).hexdigest()
 
 
 def coarse(exits: np.ndarray) -> np.ndarray:

@@ -18,6 +18,10 @@ PUBLIC, SHOWN, RELEASES, ANSWERED = "public_counts.json", "shown.json", "release
 """Names in the state folder: public numbers by unit; studies that were shown coarse counts; figures as they left;
 digests of what was answered to those who asked what the site could supply."""
 
+SURVIVAL, UNKNOWN = "survival:", "?"
+"""Among those studies what begins like this is the question by which it was counted who left when; UNKNOWN if that is
+lost."""
+
 SmallRecords = Mapping[str, frozenset[str]]
 
 
