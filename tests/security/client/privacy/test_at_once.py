@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fedgraft.client.privacy.guard import privacy_guard as module
+from fedgraft.client.privacy.guard import shown_counts as module
 from fedgraft.client.privacy.guard.privacy_guard import PrivacyGuard
 from fedgraft.client.privacy.guard.refused import Refused
 from fedgraft.client.privacy.guard.study_account import StudyAccount
