@@ -139,6 +139,13 @@ def test_two_studies_do_not_count_by_two_sets_of_bins_either(tmp_path: Path) -> 
     assert np.any((told > 0) & (told < 10)), "the attack would tell nothing"
     with pytest.raises(QuorumError, match="policy"):
         after_the_first("second", other)
+    table = there.cohorts["east"].root
+    whole = table.read_text()
+    assert "\np1," in whole
+    table.write_text(whole.replace("\np1,", "\np1,1"))  # one patient is followed for longer
+    with pytest.raises(QuorumError, match="east, policy"):
+        after_the_first("later", study(COUNT | {"name": "later"}, rounds={"quorum": 1.0}))
+    table.write_text(whole)
     assert left_by(after_the_first("again", study(COUNT | {"name": "once_more"}))) == left_by(first)
 
 

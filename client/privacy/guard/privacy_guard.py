@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from fedgraft.client.privacy.guard.final_step import demand_final_step
 from fedgraft.client.privacy.guard.privacy_request import request_of, steps_of
 from fedgraft.client.privacy.guard.refused import Refused
@@ -247,9 +249,9 @@ class PrivacyGuard:
         self._answered_once(exchange)
         self._shown.admit(self._study.digest, self._policy.metrics_studies)
 
-    def admit_survival(self, stage: Stage, patients: Sequence[str]) -> None:
+    def admit_survival(self, stage: Stage, patients: Sequence[str], exits: np.ndarray) -> None:
         """Let coarse counts out of who left when, by one question for ever. Raises Refused."""
-        self._shown.admit_survival(question(self._study, stage, patients))
+        self._shown.admit_survival(question(self._study, stage, patients, exits))
 
     def keep_metrics(self, exchange: int, shown: Arrays) -> None:
         """Put the study's only release of figures on disk, before it is sent."""

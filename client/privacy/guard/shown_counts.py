@@ -29,7 +29,7 @@ class ShownCounts:
     def admit_survival(self, question: str) -> None:
         """Let counts of who left when out, by the first question for ever, in whichever study. Raises Refused.
 
-        By other bins, or over other patients, they would tell of few by subtraction.
+        By other bins, over other patients, or after more of them had left, they would tell of few by subtraction.
         """
         with locked(self._path):
             known = self._known()
@@ -37,7 +37,10 @@ class ShownCounts:
             if before == [SURVIVAL + question]:
                 return
             if before:
-                raise Refused(Code.POLICY, "who left when was counted before, by other bins, tasks, input or patients")
+                raise Refused(
+                    Code.POLICY,
+                    "who left when was counted before, by other bins, tasks, input or patients, or of other times",
+                )
             write_json(self._path, [*known, SURVIVAL + question], private=True)
 
     def _known(self) -> list[str]:

@@ -45,13 +45,17 @@ def demand_figures(policy: Shows, study: Study, stage: Stage) -> None:
         raise Refused(Code.POLICY, f"survival is counted in stage {stage.name}, and `metrics` lets no such figures out")
 
 
-def question(study: Study, stage: Stage, patients: Sequence[str]) -> str:
-    """What tells whether two studies count the same: a digest of bins, tasks, input, and of whom cases are."""
+def question(study: Study, stage: Stage, patients: Sequence[str], exits: np.ndarray) -> str:
+    """What tells whether two studies are told the same: a digest of bins, tasks, input, whom cases are, and counts.
+
+    `exits` (curves, 2, bins + 1) are exact: a patient who was followed for longer meanwhile makes another question.
+    """
     survival = survival_of(stage)
     assert survival is not None
     asked = {"survival": survival, "input": study.input}
     words: dict[str, Any] = {name: one.model_dump(mode="json") for name, one in asked.items()}
     words |= {"tasks": [task.model_dump(mode="json") for task in study.tasks], "cases": sorted(patients)}
+    words["exits"] = exits.tolist()
     return hashlib.sha256(canonical_json(words)).hexdigest()
 
 

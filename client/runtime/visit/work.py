@@ -94,10 +94,9 @@ class Worker:
         if isinstance(local, Statistics):
             demand_figures(guard, place.study, stage)
             cases = CaseSource(place.loader, place.through_backbone, place.cohort.patients)
-            if local.survival is not None and guard.metrics == "suppressed":
-                guard.admit_survival(stage, place.cohort.patients)
             sums = site_sums(stage, place.study, place.local_model, cases, States(place.received.came))
             if EXITS in sums and guard.metrics == "suppressed":
+                guard.admit_survival(stage, place.cohort.patients, sums[EXITS])
                 sums[EXITS] = coarse(sums[EXITS])
             examples = {"examples": float(len(place.loader.labelled(local.split)))}
             return WorkResult(packed(sums, KINDS[local.precision]), {}, _shown(examples, guard))

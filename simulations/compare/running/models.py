@@ -77,7 +77,6 @@ class ModelJob:
     """Whether the images are phantoms."""
     finished: str | None = None
     """Of a run of these hospitals that is measured: its folder, in which lies what each of them keeps."""
-
     shortcut: Shortcut | None = None
     """What answers masks in place of a model, if anything does."""
 
