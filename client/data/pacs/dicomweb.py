@@ -25,6 +25,8 @@ _JSON_BYTES, _MOST_FOUND = 64 << 20, 200_000
 _UNCAPPED = 50
 """Servers that show no more than some number at once do not always say so; none has so few."""
 _LONGEST_WAIT_S = 900.0
+_AWAY_TIMES = 3
+"""After so many things in a row that could not be had, however often they were asked for, an archive counts as away."""
 _AGAIN = frozenset({httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS})
 
 
@@ -35,7 +37,7 @@ class NotGivenError(RunError):
         super().__init__(f"The PACS {why}.")
         self.why = why
         self.away = away
-        """Whether nothing may be wrong with what was asked for: the archive was away, or had too much to do."""
+        """Whether that holds for whatever is asked for: the archive is away, or has too much to do."""
 
 
 class _AgainError(Exception):
@@ -53,6 +55,7 @@ class Dicomweb:
     def __init__(self, client: httpx.Client, pace: Pace, first_wait_s: float = 1.0) -> None:
         self._client, self._pace, self._waits = client, pace, waits(first_wait_s)
         self._host, self._heard = client.base_url.host, False
+        self._in_vain = 0
 
     def search(self, path: str, keys: Mapping[str, str] | None = None) -> list[Entry]:
         """All that fits the keys, by DICOM's keywords. NotGivenError if it cannot be had whole."""
@@ -91,11 +94,15 @@ class Dicomweb:
         left = iter(self._waits)
         while True:
             try:
-                return self._once(path, keys, accept, use)
+                answer = self._once(path, keys, accept, use)
             except _AgainError as again:
                 if (wait_s := next(left, None)) is None:
-                    raise NotGivenError(again.why, away=True) from None
+                    self._in_vain += 1
+                    raise NotGivenError(again.why, away=self._in_vain >= _AWAY_TIMES) from None
                 time.sleep(max(wait_s, again.after_s))
+            else:
+                self._in_vain = 0
+                return answer
 
     def _once(self, path: str, keys: Mapping[str, str], accept: str, use: Callable[[httpx.Response], Answer]) -> Answer:
         self._pace.request()

@@ -12,9 +12,6 @@ from fedgraft.client.data.pacs.store import Place, PulledObject, Store, StudyRec
 from fedgraft.client.data.pacs.work_list import MODALITY, wishes
 from fedgraft.common.base.errors import InputError, RunError
 
-_AWAY_TIMES = 3
-"""After so many studies in a row an archive that does not answer is left alone."""
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -97,7 +94,6 @@ def _studies(pacs: Dicomweb, store: Store, wanted: Wanted, outcome: Outcome) -> 
 def _pull_all(
     pacs: Dicomweb, store: Store, left: Mapping[str, str], outcome: Outcome, progress: Callable[[str], None]
 ) -> None:
-    away = 0
     for number, (study, modality) in enumerate(left.items(), 1):
         progress(f"study {number} of {len(left)}: {study}")
         try:
@@ -105,12 +101,10 @@ def _pull_all(
         except NotGivenError as error:
             outcome.failed[study] = error.why
             store.note(study, StudyRecord(state="failed", why=error.why, modality=modality))
-            away = away + 1 if error.away else 0
-            if away >= _AWAY_TIMES:
+            if error.away:
                 outcome.waiting = len(left) - number
                 return
             continue
-        away = 0
         store.note(study, StudyRecord(state="done", modality=modality, objects=tuple(objects)))
         outcome.pulled += bool(objects)
         outcome.empty += not objects

@@ -3,7 +3,7 @@
 OUT/images/STUDY/SERIES/OBJECT.dcm   what a cohort points at
 OUT/studies/STUDY.json               waiting, done or failed, and why; no patient is named
 OUT/manifest.csv                     every object of the studies that are done, with its digest
-OUT/partial                          what is on its way; emptied at each start
+OUT/partial                          what is on its way; empty when nothing is
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PulledObject(Value):
 
 
 class StudyRecord(Value):
-    """How far a study is; `modality` is the only one that is wanted of it."""
+    """How far a study is; `modality` is the only one that is wanted of it. Objects are listed once all are there."""
 
     state: Literal["waiting", "done", "failed"] = "waiting"
     why: str = ""
@@ -71,15 +71,17 @@ class Store:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other pulls out, and throw away what one that was killed has left half. RunError if one is at work."""
+        """Keep other pulls out; in the end nothing half is left of this or an earlier one. RunError if one works."""
         for folder in (self.images, self._records, self._partial):
             make_folder(folder)
         with open_private(self._partial.parent / ".lock", "ab") as file:
             if not try_lock(file):
                 raise RunError(f"{self._partial.parent}: another pull is at work there.", fix="Wait, or use another.")
-            for left in self._partial.iterdir():
-                left.unlink()
-            yield
+            try:
+                yield
+            finally:
+                for left in self._partial.iterdir():
+                    left.unlink()
 
     def record(self, study: str) -> StudyRecord | None:
         """What is known of a study; None if it was never asked for."""
@@ -151,7 +153,7 @@ class Store:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("path", *_NAMED, "bytes", "sha256"))
         for study, record in self.known().items():
-            for one in record.objects if record.state == "done" else ():
+            for one in record.objects:
                 path = self._path((study, one.series, one.sop)).relative_to(self.images)
                 writer.writerow((path.as_posix(), study, one.series, one.sop, one.bytes, one.sha256))
         write_atomic(self._manifest, text.getvalue().encode())

@@ -36,7 +36,7 @@ ALL = Wanted(keys={"PatientName": "*"})
 
 @pytest.fixture
 def archive() -> Iterator[PlayedArchive]:
-    with played(FIRST, SECOND, THIRD) as made:
+    with played(SECOND, FIRST, THIRD) as made:
         yield made
 
 
@@ -111,7 +111,7 @@ def _gone(handler: Handler) -> None:
 def test_what_was_not_asked_for_is_not_kept(
     archive: PlayedArchive, tmp_path: Path, answer: Callable[[Handler], None]
 ) -> None:
-    """And all else is: the first object of the study, and the other study."""
+    """And all else is: the study's other object, which comes after it, and the other study."""
     archive.instead["/1.2.3.1.2"] = [answer]
     outcome = fetch(archive, tmp_path / "got")
     assert (list(outcome.failed), outcome.pulled) == ([STUDY], 1)
@@ -123,6 +123,13 @@ def test_what_was_not_asked_for_is_not_kept(
     assert fetch(archive, tmp_path / "got", Wanted()).pulled == 1
     assert pulled(tmp_path / "got") == dict([FIRST, SECOND, THIRD])
     assert len([path for path in archive.paths("instances") if path.endswith("/1.2.3.1.1")]) == 1
+
+
+def test_an_object_of_somebody_else_is_kept_nowhere(tmp_path: Path) -> None:
+    with played(SECOND) as archive:
+        archive.instead["/1.2.3.1.2"] = [_another]
+        assert list(fetch(archive, tmp_path / "got").failed) == [STUDY]
+    assert list((tmp_path / "got").rglob("*.dcm")) == []
 
 
 def _cut_by_length(handler: Handler) -> None:
@@ -349,6 +356,8 @@ def test_an_archive_that_does_not_search_by_patient_gives_none_of_others(
 
 
 def test_one_that_is_killed_in_an_object_leaves_no_half(archive: PlayedArchive, tmp_path: Path) -> None:
+    archive.objects = dict([FIRST, SECOND, THIRD])
+
     def stalls(handler: Handler) -> None:
         handler.begin(MULTIPART)
         handler.wfile.write(HEAD + SECOND[1] * 40)

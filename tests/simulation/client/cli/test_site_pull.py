@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +25,7 @@ from helpers.site_home import Hospital
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not HAS_ORTHANC, reason="needs Orthanc and its DICOMweb")]
 
+ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
 FAST = ("--rate", 1000)
 CHEST, HEAD, OLD, LONG = (f"1.2.826.0.1.3680043.8.498.{number}" for number in (1, 2, 3, 4))
 OBJECTS: Objects = dict(
@@ -148,6 +152,19 @@ def test_who_asks_must_be_known(
     (tmp_path / "netrc").write_text(f'machine localhost login {USER[0]} password "{USER[1]}"\n')
     assert command(*words)[0] == 0
     assert pulled(tmp_path / "got") == of(CHEST)
+
+
+@pytest.mark.usefixtures("known")
+def test_what_the_page_types_works(
+    command: Command, orthanc: Orthanc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACS", orthanc.url)
+    (tmp_path / "studies.csv").write_text(f"StudyInstanceUID,finding\n{CHEST},no\n{OLD},yes\n")
+    (block,) = re.findall(r"```console\n(.*?)```", (ROOT / "docs" / "how_to" / "pacs.md").read_text(), re.DOTALL)
+    for line in block.splitlines():
+        code, out, err = command(*map(os.path.expandvars, shlex.split(line.removeprefix("$ fedgraft "))))
+        assert code == 0, f"{line}: {out}{err}"
+    assert pulled(tmp_path / "pulled") == of(CHEST, OLD)
 
 
 @pytest.mark.usefixtures("known")
