@@ -46,6 +46,7 @@ def pull(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
     from fedgraft.client.data.pacs.pull import pull as carry_out
     from fedgraft.client.data.pacs.store import Store
     from fedgraft.client.data.pacs.work_list import keys_of
+    from fedgraft.common.base.errors import RunError
 
     address = PacsAddress(source, token_file, certificate, key, ca, plain_http)
     wanted, store = Wanted(worklist, keys_of(query or ())), Store(out, object_mb)
@@ -56,6 +57,8 @@ def pull(  # noqa: PLR0913, PLR0917 - a command's options are its parameters
         sys.stdout.write(json.dumps(asdict(outcome) | {"images": str(store.images), "dry_run": dry_run}) + "\n")
     else:
         _show(outcome, store.images, dry=dry_run)
+    if outcome.stopped:
+        raise RunError(outcome.stopped)
     return 0 if outcome.is_complete or (dry_run and not outcome.not_found) else 1
 
 
@@ -84,9 +87,7 @@ def _show(outcome: Outcome, images: Path, *, dry: bool) -> None:
         say("Nothing was pulled (--dry-run).")
         return
     say(f"{outcome.objects} objects, {outcome.bytes / 1e6:.1f} MB. For `cohort.root` of site.yaml: {images}")
-    if outcome.waiting:
-        say("The PACS does not answer; the rest was not asked for.")
-    if not outcome.is_complete:
+    if outcome.failed:
         say("Repeat the command later for what failed: it goes on where it was.")
 
 

@@ -65,6 +65,8 @@ class Dicomweb:
             page, more = self._ask(path, asked, _JSON, self._page)
             fresh = {key: entry for entry in page if (key := json.dumps(entry, sort_keys=True)) not in found}
             found |= fresh
+            if more and not fresh:
+                raise NotGivenError("shows only a part of what it finds; search for fewer at once")
             if not fresh or (not more and len(page) < _UNCAPPED):
                 return list(found.values())
         raise NotGivenError(f"finds more than {_MOST_FOUND} objects; search for fewer at once")

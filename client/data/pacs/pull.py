@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from fedgraft.client.data.pacs.dicomweb import Dicomweb, NotGivenError, is_uid, uid, values
+from fedgraft.client.data.pacs.dicomweb import Dicomweb, Entry, NotGivenError, is_uid, uid, values
 from fedgraft.client.data.pacs.store import Place, PulledObject, Store, StudyRecord
 from fedgraft.client.data.pacs.work_list import MODALITY, wishes
 from fedgraft.common.base.errors import InputError, RunError
+
+_LATER = "Repeat the command later: it goes on where it was."
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Outcome:
     waiting: int = 0
     objects: int = 0
     bytes: int = 0
+    stopped: str = ""
+    """Why the rest was not asked for: the archive is away, or denies this site."""
     failed: dict[str, str] = field(default_factory=dict)
     not_found: dict[str, str] = field(default_factory=dict)
 
@@ -45,10 +49,7 @@ class Outcome:
 
 
 def pull(pacs: Dicomweb, store: Store, wanted: Wanted, progress: Callable[[str], None], *, dry: bool) -> Outcome:
-    """Search, then retrieve. A `dry` one says what it would do, and writes nothing.
-
-    RunError where nothing more can be had: the archive is away, or denies this site. What was pulled by then stays.
-    """
+    """Search, then retrieve. A `dry` one says what it would do, and writes nothing. RunError if the search fails."""
     outcome = Outcome()
     if dry:
         studies = _studies(pacs, store, wanted, outcome)
@@ -63,6 +64,9 @@ def pull(pacs: Dicomweb, store: Store, wanted: Wanted, progress: Callable[[str],
             store.note(study, StudyRecord(modality=modality))
         try:
             _pull_all(pacs, store, left, outcome, progress)
+        except RunError as error:
+            outcome.stopped = str(error)
+            outcome.waiting = len(left) - outcome.pulled - outcome.empty - len(outcome.failed)
         finally:
             store.write_manifest()
     return outcome
@@ -86,7 +90,7 @@ def _studies(pacs: Dicomweb, store: Store, wanted: Wanted, outcome: Outcome) -> 
             except NotGivenError as error:
                 outcome.not_found[wish.where] = error.why
                 if error.away:
-                    raise RunError(str(error), fix="Repeat the command later.") from None
+                    raise RunError(str(error), fix=_LATER) from None
     outcome.asked = len(found) + len(outcome.not_found)
     return found
 
@@ -102,8 +106,7 @@ def _pull_all(
             outcome.failed[study] = error.why
             store.note(study, StudyRecord(state="failed", why=error.why, modality=modality))
             if error.away:
-                outcome.waiting = len(left) - number
-                return
+                raise RunError(f"{error} The rest was not asked for.", fix=_LATER) from None
             continue
         store.note(study, StudyRecord(state="done", modality=modality, objects=tuple(objects)))
         outcome.pulled += bool(objects)
@@ -118,14 +121,26 @@ def _pull(pacs: Dicomweb, store: Store, study: str, modality: str) -> list[Pulle
     listed = pacs.search(at)
     if not listed:
         raise NotGivenError("has no such study")
-    wanted = [uid(one, "SeriesInstanceUID") for one in listed if not modality or modality in values(one, MODALITY)]
+    wanted = [one for one in listed if not modality or modality in values(one, MODALITY)]
     places: list[Place] = []
-    for series in wanted:
-        objects = [uid(one, "SOPInstanceUID") for one in pacs.search(f"{at}/{series}/instances")]
-        places += [(study, series, sop) for sop in dict.fromkeys(objects)]
+    unlisted = 0
+    for one in wanted:
+        series = uid(one, "SeriesInstanceUID")
+        objects = {uid(two, "SOPInstanceUID"): None for two in pacs.search(f"{at}/{series}/instances")}
+        places += [(study, series, sop) for sop in objects]
+        unlisted += max(0, _counted(one) - len(objects))
+    pulled = _pull_objects(pacs, store, places)
+    if unlisted:
+        raise NotGivenError(f"lists {len(places)} of {len(places) + unlisted} objects of the study")
     if wanted and not places:
-        raise NotGivenError("lists no objects of the study")
-    return _pull_objects(pacs, store, places)
+        raise NotGivenError("lists no object of the study")
+    return pulled
+
+
+def _counted(series: Entry) -> int:
+    """How many objects a series has, as the archive counts them; 0 where it does not say."""
+    told = values(series, "NumberOfSeriesRelatedInstances")
+    return int(told[0]) if told and told[0].isascii() and told[0].isdigit() and len(told[0]) < 10 else 0
 
 
 def _pull_objects(pacs: Dicomweb, store: Store, places: Iterable[Place]) -> list[PulledObject]:

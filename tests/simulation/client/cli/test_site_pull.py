@@ -114,20 +114,23 @@ def test_a_work_list_names_studies_in_three_ways(command: Command, orthanc: Orth
 
 @pytest.mark.usefixtures("known")
 def test_a_pull_that_is_killed_goes_on_where_it_was(command: Command, orthanc: Orthanc, tmp_path: Path) -> None:
-    words = ["site", "pull", "--from", orthanc.url, "--out", str(tmp_path / "got"), "--query", "AccessionNumber=A4"]
-    process = Started([sys.executable, "-m", "fedgraft", *words, "--rate", "15"], stderr=subprocess.DEVNULL)
-    while len(pulled(tmp_path / "got")) < 3 and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    half = pulled(tmp_path / "got")
+    for number in range(5):  # on a busy machine one may be done before it is killed
+        got = tmp_path / str(number)
+        words = ["site", "pull", "--from", orthanc.url, "--out", str(got), "--query", "AccessionNumber=A4"]
+        process = Started([sys.executable, "-m", "fedgraft", *words, "--rate", "15"], stdout=subprocess.DEVNULL)
+        while len(pulled(got)) < 3 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if 3 <= len(half := pulled(got)) < 12:
+            break
     assert 3 <= len(half) < 12
     assert half.items() <= of(LONG).items()
-    written = {path: path.stat().st_ino for path in (tmp_path / "got" / "images").rglob("*.dcm")}
+    written = {path: path.stat().st_ino for path in (got / "images").rglob("*.dcm")}
 
-    code, out, err = command("site", "pull", "--from", orthanc.url, "--out", tmp_path / "got", *FAST, "--json")
+    code, out, err = command("site", "pull", "--from", orthanc.url, "--out", got, *FAST, "--json")
     assert (code, json.loads(out)["pulled"]) == (0, 1), err
-    assert pulled(tmp_path / "got") == of(LONG)
+    assert pulled(got) == of(LONG)
     assert {path: path.stat().st_ino for path in written} == written, "none was pulled twice"
 
 
